@@ -1,0 +1,57 @@
+"""saeval: how good is a sparse autoencoder, and is a difference real?
+
+Names are imported when first used, so that `import saeval` and `saeval --help` stay fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saeval.api import Results, evaluate, run
+    from saeval.errors import SaevalError, Undefined
+    from saeval.estimate import Estimate
+    from saeval.evidence import Ever, Evidence, Histogram, Mean, Moments, Ratio, Sample
+    from saeval.hookspecs import hookimpl
+    from saeval.metric import Metric
+    from saeval.quantities import fit_split, rebound
+    from saeval.values import Curve, Scalar, Table
+
+_HOMES = {
+    "Curve": "values",
+    "Estimate": "estimate",
+    "Ever": "evidence",
+    "Evidence": "evidence",
+    "Histogram": "evidence",
+    "Mean": "evidence",
+    "Metric": "metric",
+    "Moments": "evidence",
+    "Ratio": "evidence",
+    "Results": "api",
+    "SaevalError": "errors",
+    "Sample": "evidence",
+    "Scalar": "values",
+    "Table": "values",
+    "Undefined": "errors",
+    "evaluate": "api",
+    "fit_split": "quantities",
+    "hookimpl": "hookspecs",
+    "rebound": "quantities",
+    "run": "api",
+}
+
+__all__ = [
+    "Curve", "Estimate", "Ever", "Evidence", "Histogram", "Mean", "Metric", "Moments", "Ratio", "Results",
+    "SaevalError", "Sample", "Scalar", "Table", "Undefined", "evaluate", "fit_split", "hookimpl", "rebound", "run",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'saeval' has no attribute '{name}'")
+    return getattr(import_module(f"saeval.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,182 @@
+"""The quantities that saeval itself supplies. Whatever a metric names is computed once and shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saeval.data import Batch
+from saeval.errors import Undefined
+from saeval.evidence import Moments
+from saeval.hookspecs import hookimpl
+from saeval.model import Model
+from saeval.quantities import gathered, rebound
+from saeval.scores import TokenScores, head_is_exact, score_tokens
+from saeval.substitute import Encoding, Substitute
+
+
+def tokens(batch: Batch) -> Int[Tensor, "batch seq"]:
+    """Input token ids."""
+    return batch.tokens
+
+
+def targets(batch: Batch) -> Int[Tensor, "batch seq"]:
+    """The token after each input."""
+    return batch.targets
+
+
+def mask(batch: Batch) -> Bool[Tensor, "batch seq"]:
+    """The one mask: input real and not excluded, target real and of the same document."""
+    return batch.mask
+
+
+def encoding(sae: Substitute, activations: Float[Tensor, "batch seq d_in"]) -> Encoding | None:
+    """Feature activations with the context that decoding needs; None for substitutes without features."""
+    return sae.encode(activations) if sae.has_features else None
+
+
+def feature_acts(sae: Substitute, encoding: Encoding | None) -> Float[Tensor, "batch seq d_sae"]:
+    """Feature activations; undefined for substitutes without features."""
+    if encoding is None:
+        raise Undefined(f"{sae.name} has no features")
+    return encoding.feature_acts
+
+
+def reconstruction(
+    sae: Substitute, encoding: Encoding | None, activations: Float[Tensor, "batch seq d_in"]
+) -> Float[Tensor, "batch seq d_out"]:
+    """What the substitute puts in the activations' place."""
+    return sae.decode(encoding, activations)
+
+
+def spliced_activations(
+    activations: Float[Tensor, "batch seq d"],
+    reconstruction: Float[Tensor, "batch seq d"],
+    mask: Bool[Tensor, "batch seq"],
+) -> Float[Tensor, "batch seq d"]:
+    """The reconstruction inside the mask, the activations themselves outside."""
+    if reconstruction.shape != activations.shape:
+        raise ValueError(
+            f"the reconstruction is {list(reconstruction.shape)}, the activations {list(activations.shape)}"
+        )
+    return torch.where(mask[..., None], reconstruction.to(activations.dtype), activations)
+
+
+def spliced_final(resume: Callable[[Tensor], Tensor], spliced_activations: Float[Tensor, "batch seq d"]) -> Tensor:
+    """Final hidden state (or reward) with the substitute spliced in."""
+    return resume(spliced_activations)
+
+
+@gathered
+def token_scores(
+    model: Model, batch: Batch, clean_final: Float[Tensor, "batch seq d_model"], final: Sequence[Tensor]
+) -> list[TokenScores]:
+    """Scores of every final hidden state of the batch, in one chunked call of the unembedding."""
+    if model.kind != "causal":
+        raise Undefined("a reward model has no next-token scores")
+    if not hasattr(model, "chunked_head"):  # once a model, on 16 tokens of the first batch
+        model.chunked_head = head_is_exact(model, batch, clean_final)
+    return score_tokens(model, batch, clean_final, final, full_logits=not model.chunked_head)
+
+
+@rebound(final="clean_final")
+def clean_scores(token_scores: TokenScores) -> TokenScores:
+    """Scores of the clean pass."""
+    return token_scores
+
+
+@rebound(final="spliced_final")
+def spliced_scores(token_scores: TokenScores) -> TokenScores:
+    """Scores with the substitute spliced in."""
+    return token_scores
+
+
+@rebound(subject="ablation")
+def ablated_scores(spliced_scores: TokenScores) -> TokenScores:
+    """Scores with the control spliced in that the metric's parameter `ablation` names."""
+    return spliced_scores
+
+
+def clean_logits(model: Model, batch: Batch, clean_final: Tensor) -> Float[Tensor, "batch seq vocab"]:
+    """All logits of the clean pass: large, so only for metrics that cannot do with scores."""
+    return model.head(clean_final, batch)
+
+
+def clean_reward(clean_final: Tensor) -> Float[Tensor, "batch"]:
+    """Reward models: the reward of each row."""
+    return clean_final
+
+
+def spliced_reward(spliced_final: Tensor) -> Float[Tensor, "batch"]:
+    """Reward models: the reward of each row with the substitute spliced in."""
+    return spliced_final
+
+
+def gradient(
+    model: Model, batch: Batch, resume: Callable[[Tensor], Tensor], activations: Float[Tensor, "batch seq d_in"]
+) -> Float[Tensor, "batch seq d_in"]:
+    """Gradient at the hook of the reward, or for causal models of the summed log-likelihood over the mask.
+
+    It belongs to the hook alone: one backward pass serves every SAE there.
+    """
+    with torch.enable_grad():
+        start = activations.detach().clone().requires_grad_()
+        final = resume(start)
+        if model.kind == "causal":
+            logp = model.unembed(final[batch.mask]).float().log_softmax(-1)
+            output = logp.gather(-1, batch.targets[batch.mask][:, None]).sum()
+        else:
+            output = final.sum()
+        (found,) = torch.autograd.grad(output, start)
+    return found
+
+
+def activation_moments(activations: Float[Tensor, "batch seq d_in"], mask: Bool[Tensor, "batch seq"]) -> Moments:
+    """Fold: count and sum of the activations over the mask of the planned tokens."""
+    return Moments.of(activations, mask)
+
+
+def activation_mean(activation_moments: Moments, model: Model) -> Float[Tensor, "d_in"]:
+    """Mean activation at the hook over the planned tokens, float64: FVU's reference, the mean ablation, the mean control."""
+    if activation_moments.n == 0:
+        raise Undefined("no token is in the mask, so there is no mean activation")
+    return torch.from_numpy(activation_moments.mean).to(model.device)
+
+
+def _weight(sae: Substitute, name: str) -> Tensor:
+    if name not in sae.weights:
+        raise Undefined(f"{sae.name} has no {name}")
+    return sae.weights[name]
+
+
+def W_enc(sae: Substitute) -> Float[Tensor, "d_in d_sae"]:  # noqa: N802
+    """Encoder weights."""
+    return _weight(sae, "W_enc")
+
+
+def b_enc(sae: Substitute) -> Float[Tensor, "d_sae"]:
+    """Encoder bias."""
+    return _weight(sae, "b_enc")
+
+
+def W_dec(sae: Substitute) -> Float[Tensor, "d_sae d_out"]:  # noqa: N802
+    """Decoder weights: a feature's direction is a row."""
+    return _weight(sae, "W_dec")
+
+
+def b_dec(sae: Substitute) -> Float[Tensor, "d_out"]:
+    """Decoder bias."""
+    return _weight(sae, "b_dec")
+
+
+@hookimpl
+def saeval_quantities() -> list[Callable[..., Any]]:
+    return [
+        W_dec, W_enc, ablated_scores, activation_mean, activation_moments, b_dec, b_enc, clean_logits, clean_reward,
+        clean_scores, encoding, feature_acts, gradient, mask, reconstruction, spliced_activations,
+        spliced_final, spliced_reward, spliced_scores, targets, token_scores, tokens,
+    ]  # fmt: skip

@@ -1,0 +1,132 @@
+"""What the engine asks of data: rows of context+1 tokens, one mask, the document as the cluster."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Kind = Literal["text", "tokens", "pair", "activations"]
+
+
+@dataclass
+class Batch:
+    """Rows of one stream on the model's device.
+
+    `mask` is the one mask: the input is a real token and not excluded, and its target is a real
+    token of the same document. It drives intervention, ablation and every average. `real` says
+    which inputs are tokens at all (attention).
+    """
+
+    tokens: Int[Tensor, "batch seq"]
+    targets: Int[Tensor, "batch seq"]
+    mask: Bool[Tensor, "batch seq"]
+    real: Bool[Tensor, "batch seq"]
+    sequence_ids: Int[np.ndarray, "batch"]
+    clusters: Int[np.ndarray, "batch"]
+    supplied: Mapping[str, Tensor] = field(default_factory=dict)
+    """What else the source supplies by name, `[batch, ...]`: quantities that replace the model's."""
+
+
+@dataclass
+class PairBatch:
+    """Preference pairs: two batches of equal rows and where each pair first differs."""
+
+    sides: tuple[Batch, Batch]
+    """Chosen, rejected."""
+    divergence: Int[Tensor, "batch"]
+    """First differing position; one earlier when one is a prefix of the other."""
+
+    @property
+    def sequence_ids(self) -> Int[np.ndarray, "batch"]:
+        return self.sides[0].sequence_ids
+
+    @property
+    def clusters(self) -> Int[np.ndarray, "batch"]:
+        return self.sides[0].clusters
+
+
+class Dataset(ABC):
+    """Rows ready to stream: fixed, numbered, hashed."""
+
+    pair: bool = False
+    supplies: frozenset[str] = frozenset()
+    """Names of the quantities that come with the data."""
+    needs_model: bool = True
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of the rows: tokens, documents, mask policy."""
+
+    @property
+    @abstractmethod
+    def clusters(self) -> Int[np.ndarray, "n"]:
+        """Cluster of each row, 0 .. n_clusters - 1."""
+
+    @property
+    def n_clusters(self) -> int:
+        return int(self.clusters.max()) + 1 if len(self) else 0
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Rows."""
+
+    @abstractmethod
+    def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> Batch | PairBatch:
+        """These rows, in this order."""
+
+    def describe(self) -> Mapping[str, Any]:
+        """Facts for the provenance: documents, tokens, corpus fingerprint."""
+        return {"sequences": len(self), "clusters": self.n_clusters}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A unit of independent text: its name is its cluster. `text`, or `tokens` where already tokenised."""
+
+    name: str
+    text: str | None = None
+    tokens: Sequence[int] | np.ndarray | None = None
+
+
+class Source(ABC):
+    """Where text comes from, chosen by `use:` in `data:`. `__init__` is the YAML schema of its own parameters.
+
+    Context, packing, BOS, exclusion, the number of sequences and the seed are every text source's
+    and are handled by the core (`saeval.tokens`).
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind] = "text"
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of the documents this source will yield, cheap enough to take at every plan."""
+
+    def documents(self, split: Literal["evaluation", "fit"]) -> Iterator[Document]:
+        """The documents, always in the same order; `fit` ones are disjoint from the evaluated.
+
+        A source without a fit split of its own yields all documents for both: the core then cuts
+        them by a hash of the name.
+        """
+        raise NotImplementedError
+
+    splits_itself: ClassVar[bool] = False
+    """Whether `documents("fit")` is already disjoint from `documents("evaluation")`."""
+
+    def dataset(self) -> Dataset:
+        """For kinds `pair` and `activations`: the rows themselves."""
+        raise NotImplementedError
+
+    def facts(self) -> Mapping[str, Any]:
+        """What to record in the provenance (version of the corpus, path, revision)."""
+        return {}

@@ -1,0 +1,46 @@
+"""What goes wrong, by whose fault: the user's (`SaevalError`), or the data's (`Undefined`)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class SaevalError(Exception):
+    """A mistake of the user's: one sentence that says what was found and what to do. Exit code 2, no traceback."""
+
+
+class Undefined(Exception):
+    """A value that does not exist for this data, such as the L0 of a substitute without features.
+
+    Raised by a metric or a quantity, it makes the cell `undefined` with this reason, not `failed`.
+    """
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a suite: where it stands (`file:line:col`, or nothing) and what is wrong."""
+
+    message: str
+    where: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}" if self.where else self.message
+
+
+class SuiteError(SaevalError):
+    """Everything wrong with a suite, all at once, one line a problem."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'ce'?` for the nearest known word, else the list of all known words."""
+    words = sorted(set(known))
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; known: {', '.join(words)}" if words else ""

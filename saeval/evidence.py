@@ -1,0 +1,307 @@
+"""Evidence: what a metric observes of one batch, a value with `+`. All sums are float64 on the CPU.
+
+A plugin's own evidence is a dataclass derived from `Evidence` whose fields are arrays and numbers:
+storing, checkpoints and resume then come for free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from saeval.estimate import Estimate
+
+
+@dataclasses.dataclass(frozen=True)
+class Stamp:
+    """Where the rows of a batch come from: its sequence ids and clusters, and the stream's cluster count."""
+
+    sequence_ids: Int[np.ndarray, "batch"]
+    clusters: Int[np.ndarray, "batch"]
+    n_clusters: int
+
+
+class Evidence:
+    """Base of all evidence: `a + b` is the evidence of both batches. Subclasses are dataclasses of arrays."""
+
+    def __add__(self, other: Self) -> Self:
+        """Sum field by field; override where that is not what joining two batches means."""
+        summed = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in _fields(self)}
+        return type(self)(**summed)
+
+    def stamp(self, stamp: Stamp) -> Self:
+        """Told by the engine where the rows come from; evidence without clusters stays as it is."""
+        return self
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The fields as arrays, from which `from_state` restores an equal value, bit for bit."""
+        return {f.name: np.asarray(getattr(self, f.name)) for f in _fields(self)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
+        return cls(**{name: array.item() if array.ndim == 0 else array for name, array in state.items()})
+
+    def components(self) -> dict[str, Any]:
+        """The raw sums for the result file, from which its values can be recomputed; small and JSON-able."""
+        return {}
+
+
+def _fields(evidence: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(evidence)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ratio(Evidence):
+    """A ratio of two sums over the mask, kept for each cluster: the sum of numerators over that of denominators.
+
+    Before the engine stamps it every sequence is a cluster of its own. Trailing dimensions are
+    independent ratios: `evidence[k]` is the k-th.
+    """
+
+    numerator: Float[np.ndarray, "clusters *k"]
+    denominator: Float[np.ndarray, "clusters *k"]
+    n: Int[np.ndarray, "clusters"]
+
+    @classmethod
+    def of(
+        cls,
+        numerator: Float[Tensor, "batch seq *k"],
+        denominator: Float[Tensor, "batch seq *k"],
+        mask: Bool[Tensor, "batch seq"] | None = None,
+    ) -> Self:
+        """Sums of both over `mask`; without one, over all positions. Values outside the mask are never read."""
+        top, n = _row_sums(numerator, mask)
+        below, _ = _row_sums(denominator, mask)
+        return cls(top, below, n)
+
+    def stamp(self, stamp: Stamp) -> Self:
+        if len(self.n) != len(stamp.clusters):
+            raise ValueError(f"evidence has {len(self.n)} rows for a batch of {len(stamp.clusters)} sequences")
+
+        def scattered(rows: np.ndarray) -> np.ndarray:
+            total = np.zeros((stamp.n_clusters, *rows.shape[1:]), dtype=rows.dtype)
+            np.add.at(total, stamp.clusters, rows)
+            return total
+
+        return dataclasses.replace(
+            self,
+            numerator=scattered(self.numerator),
+            denominator=scattered(self.denominator),
+            n=scattered(self.n),
+        )
+
+    def __getitem__(self, k: int) -> Self:
+        return dataclasses.replace(self, numerator=self.numerator[:, k], denominator=self.denominator[:, k])
+
+    def __len__(self) -> int:
+        return int(self.numerator.shape[1])
+
+    @property
+    def value(self) -> Estimate:
+        """The ratio of the sums as an `Estimate`; NaN where the denominators sum to 0."""
+        if self.numerator.ndim != 1:
+            raise ValueError("this evidence holds several ratios: index it first, as in evidence[0].value")
+        top, below = float(self.numerator.sum()), float(self.denominator.sum())
+        value = top / below if below else float("nan")
+        with np.errstate(invalid="ignore", divide="ignore"):
+            influence = (self.numerator - value * self.denominator) / below
+        return Estimate(value, influence, self.n > 0, int(self.n.sum()))
+
+    def components(self) -> dict[str, Any]:
+        return {
+            "numerator": self.numerator.sum(0).tolist(),
+            "denominator": self.denominator.sum(0).tolist(),
+            "n": int(self.n.sum()),
+        }
+
+
+class Mean(Ratio):
+    """A mean over the mask: one (sum, count) for each cluster."""
+
+    @classmethod
+    def of(  # type: ignore[override]
+        cls, x: Float[Tensor, "batch seq *k"], mask: Bool[Tensor, "batch seq"] | None = None
+    ) -> Self:
+        """Sum and count of `x` over `mask`; without one, over all. Values outside the mask are never read.
+
+        `x` may also be `[batch]`, one value a sequence or pair.
+        """
+        top, n = _row_sums(x, mask)
+        count = n.astype(np.float64).reshape(-1, *([1] * (top.ndim - 1)))
+        return cls(top, np.broadcast_to(count, top.shape).copy(), n)
+
+
+def _row_sums(x: Tensor, mask: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    """Float64 sums over positions, `[batch, *k]`, and how many positions counted, `[batch]`."""
+    x = x.detach()
+    if x.ndim == 1:
+        x = x[:, None]
+        mask = mask[:, None] if mask is not None and mask.ndim == 1 else mask
+    if mask is None:
+        mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    if mask.shape != x.shape[:2]:
+        raise ValueError(f"mask is {list(mask.shape)}, values are {list(x.shape)}: expected [batch, seq, ...]")
+    wide = mask.reshape(*mask.shape, *([1] * (x.ndim - 2)))
+    sums = torch.where(wide, x, torch.zeros((), dtype=x.dtype, device=x.device)).double().sum(1)
+    return sums.cpu().numpy(), mask.sum(1).cpu().numpy()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moments(Evidence):
+    """Count, sum and, where asked for, summed outer product of vectors over the mask."""
+
+    n: int
+    sum: Float[np.ndarray, "d"]
+    outer: Float[np.ndarray, "d d"] | float = 0.0
+
+    @classmethod
+    def of(
+        cls, x: Float[Tensor, "batch seq d"], mask: Bool[Tensor, "batch seq"], covariance: bool = False
+    ) -> Self:
+        """`covariance=True` also keeps the d x d second moment."""
+        rows = x.detach()[mask].double()
+        outer = (rows.T @ rows).cpu().numpy() if covariance else 0.0
+        return cls(rows.shape[0], rows.sum(0).cpu().numpy(), outer)
+
+    @property
+    def mean(self) -> Float[np.ndarray, "d"]:
+        """Mean vector; zeros where nothing was counted."""
+        return self.sum / max(self.n, 1)
+
+    @property
+    def covariance(self) -> Float[np.ndarray, "d d"]:
+        """Centred covariance, divided by the count."""
+        if isinstance(self.outer, float):
+            raise ValueError("these moments were taken without covariance=True")
+        return self.outer / max(self.n, 1) - np.outer(self.mean, self.mean)
+
+    def components(self) -> dict[str, Any]:
+        return {"n": self.n}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Histogram(Evidence):
+    """Counts between fixed, ascending edges. Values below the first or above the last count in the outer bins."""
+
+    edges: Float[np.ndarray, "bins+1"]
+    counts: Int[np.ndarray, "bins"]
+
+    @classmethod
+    def of(
+        cls,
+        x: Float[Tensor, "batch seq"],
+        mask: Bool[Tensor, "batch seq"],
+        edges: Float[np.ndarray, "bins+1"],
+    ) -> Self:
+        """Bins are half-open, [edge, next edge)."""
+        edges = np.asarray(edges, dtype=np.float64)
+        values = x.detach()[mask].double().cpu().numpy()
+        bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+        return cls(edges, np.bincount(bins, minlength=len(edges) - 1))
+
+    def __add__(self, other: Self) -> Self:
+        if not np.array_equal(self.edges, other.edges):
+            raise ValueError("histograms with different edges cannot be added")
+        return type(self)(self.edges, self.counts + other.counts)
+
+    def quantile(self, q: float) -> float:
+        """Lower edge of the bin that holds the q-quantile: exact where every bin holds one value."""
+        total = self.counts.sum()
+        if total == 0:
+            return float("nan")
+        rank = int(np.searchsorted(np.cumsum(self.counts), q * total, side="left"))
+        return float(self.edges[min(rank, len(self.counts) - 1)])
+
+    def components(self) -> dict[str, Any]:
+        return {"edges": self.edges.tolist(), "counts": self.counts.tolist()}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Ever(Evidence):
+    """Which of the last dimension's entries were ever true on the mask, and over how many tokens."""
+
+    true: Bool[np.ndarray, "d"]
+    n: int
+
+    @classmethod
+    def of(cls, x: Bool[Tensor, "batch seq d"], mask: Bool[Tensor, "batch seq"]) -> Self:
+        rows = x.detach()[mask]
+        return cls(rows.any(0).cpu().numpy(), rows.shape[0])
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(self.true | other.true, self.n + other.n)
+
+    @property
+    def count(self) -> int:
+        """How many entries were ever true."""
+        return int(self.true.sum())
+
+    @property
+    def share(self) -> float:
+        """Share of the entries that were ever true; depends on `n`, so state it."""
+        return self.count / max(self.true.size, 1)
+
+    def components(self) -> dict[str, Any]:
+        return {"count": self.count, "of": int(self.true.size), "n": self.n}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample(Evidence):
+    """A uniform sample of rows of the mask: those whose keyed hash is smallest.
+
+    Which rows it holds depends on (seed, sequence id, position) alone, so batch size, order and
+    resume cannot change it.
+    """
+
+    rows: np.ndarray
+    sequence_ids: Int[np.ndarray, "n"]
+    positions: Int[np.ndarray, "n"]
+    size: int
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls, x: Tensor, mask: Bool[Tensor, "batch seq"], size: int, seed: int = 0
+    ) -> Self:
+        """`x` is `[batch, seq, *k]`; at most `size` of its masked rows are kept."""
+        row, position = (index.cpu().numpy() for index in mask.nonzero(as_tuple=True))
+        return cls(x.detach()[mask].cpu().numpy(), row, position, size, seed)
+
+    def stamp(self, stamp: Stamp) -> Self:
+        return dataclasses.replace(self, sequence_ids=stamp.sequence_ids[self.sequence_ids])._smallest()
+
+    def __add__(self, other: Self) -> Self:
+        joined = {
+            name: np.concatenate([getattr(self, name), getattr(other, name)])
+            for name in ("rows", "sequence_ids", "positions")
+        }
+        return dataclasses.replace(self, **joined)._smallest()
+
+    def _smallest(self) -> Self:
+        priority = hashed(self.seed, self.sequence_ids, self.positions)
+        keep = np.argsort(priority, kind="stable")[: self.size]
+        return dataclasses.replace(
+            self, rows=self.rows[keep], sequence_ids=self.sequence_ids[keep], positions=self.positions[keep]
+        )
+
+    def components(self) -> dict[str, Any]:
+        return {"n": len(self.rows), "size": self.size, "seed": self.seed}
+
+
+def hashed(*keys: int | Int[np.ndarray, "n"]) -> np.ndarray:
+    """A 64-bit hash of integer keys, elementwise (splitmix64): the source of everything keyed, never a batch row."""
+    arrays = np.broadcast_arrays(*(np.asarray(key).astype(np.uint64) for key in keys))
+    state = np.full(arrays[0].shape, 0x9E3779B97F4A7C15, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for array in arrays:
+            state = (state ^ array) + np.uint64(0x9E3779B97F4A7C15)
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = state ^ (state >> np.uint64(31))
+    return state

@@ -1,0 +1,340 @@
+"""The graph of a suite: every request resolved to a node, equal requests to the same node."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from saeval.errors import SaevalError, suggestion
+from saeval.metric import Metric, conclude_requests, observe_requests, substitute_requests
+from saeval.plugins import Origin
+from saeval.quantities import Quantity
+from saeval.substitute import Subject
+
+LEAVES = {
+    "model": "the loaded model",
+    "batch": "the batch: tokens, targets, mask, real, sequence_ids, clusters",
+    "divergence": "pairs: the first differing position, [batch]",
+    "hook_name": "the canonical hook name",
+    "d_in": "width of the hook",
+    "sae": "the substitute: an SAE, a control",
+    "subject_name": "the substitute's name in the suite",
+    "activations": "activations at the hook, [batch, seq, d_in]",
+    "clean_final": "final hidden state of the clean pass, [batch, seq, d_model]; for reward models the reward, [batch]",
+    "resume": "function: activations at the hook -> final, running only what comes after the hook",
+}
+"""Requests that the engine itself answers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A quantity with its requests resolved. Its roots, of model, batch, hook and subject, follow from them."""
+
+    quantity: Quantity
+    args: Mapping[str, Argument]
+    roots: frozenset[str]
+    serial: int
+    digest: str
+    """Hash of everything that determines the value: code, arguments, weights, tokens."""
+    stage: int
+    """The first pass in which it can be computed: one more than those of the folds it needs."""
+    side: int = 0
+    hook_name: str | None = None
+    other_sides: tuple[Mapping[str, Argument], ...] = ()
+    """A fold over pairs: its arguments on the sides after the first."""
+
+    @property
+    def name(self) -> str:
+        return self.quantity.name
+
+    @property
+    def inputs(self) -> list[Node]:
+        """The nodes whose values this one's computation takes."""
+        return [a for a in self.args.values() if isinstance(a, Node)]
+
+    @property
+    def available(self) -> int:
+        """The first pass that can use the value: a fold's is whole only after its own pass."""
+        return self.stage + 1 if self.quantity.fold else self.stage
+
+
+@dataclass(frozen=True)
+class Constant:
+    value: Any
+
+
+Argument: TypeAlias = "Node | Constant"
+Arguments: TypeAlias = "Mapping[str, Argument | list[Any]]"
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What the names of one configured metric mean: its subject, its parameters, the side of a pair."""
+
+    subject: Subject | None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    side: int = 0
+    renamed: Mapping[str, Argument | str] = field(default_factory=dict)
+    hook_name: str | None = None
+
+    @property
+    def hook(self) -> str | None:
+        return self.subject.hook_name if self.subject else self.hook_name
+
+
+class Graph:
+    """Resolves requests. `ablation` gives the control of a name at a hook; `identities` hash the roots."""
+
+    def __init__(
+        self,
+        quantities: Callable[[str], Quantity],
+        known: Iterable[str],
+        *,
+        widths: Mapping[str, int],
+        control: Callable[[str, str], Subject],
+        model_digest: str,
+        data_digest: str,
+        fit_digest: str = "",
+        pair: bool = False,
+        supplies: Iterable[str] = (),
+    ) -> None:
+        self._quantity = quantities
+        self._known = set(known) | set(LEAVES)
+        self._widths = widths
+        self._control = control
+        self._digests = {"model": model_digest, "batch": data_digest, "fit": fit_digest}
+        self.sides = 2 if pair else 1
+        self._pair = pair
+        self._supplies = frozenset(supplies)
+        self._interned: dict[Any, Node] = {}
+        self._open: list[str] = []
+
+    def resolve(self, name: str, binding: Binding) -> Argument:
+        """The node (or constant) that `name` means under `binding`; `SaevalError` for a name nobody knows."""
+        renamed = binding.renamed.get(name)
+        if isinstance(renamed, str):
+            return self.resolve(renamed, replace(binding, renamed={**binding.renamed, name: name}))
+        if renamed is not None:
+            return renamed
+        if name in self._supplies:
+            return self._leaf(Quantity(name, _no_function, {}), {"batch"}, binding)
+        if name in LEAVES:
+            return self._resolve_leaf(name, binding)
+        if name in binding.params:
+            return Constant(binding.params[name])
+        if name in self._open:
+            raise SaevalError(f"quantity '{name}' asks for itself: {' -> '.join([*self._open, name])}")
+        try:
+            quantity = self._quantity(name)
+        except SaevalError:
+            asked = f" (asked for by {self._open[-1]})" if self._open else ""
+            known = self._known | set(binding.params) | self._supplies
+            raise SaevalError(f"unknown quantity '{name}'{asked}{suggestion(name, known)}") from None
+        self._open.append(name)
+        try:
+            return self._apply(quantity, binding)
+        finally:
+            self._open.pop()
+
+    def _apply(self, quantity: Quantity, binding: Binding) -> Node:
+        for name, target in quantity.rebinds.items():
+            if name == "subject":
+                control = str(binding.params.get(target, target))
+                if binding.hook is None:
+                    raise SaevalError(f"quantity '{quantity.name}' needs a hook")
+                binding = replace(binding, subject=self._control(control, binding.hook))
+            else:
+                binding = replace(binding, renamed={**binding.renamed, name: target})
+        sides = [binding]
+        if quantity.fold and self._pair:
+            sides = [replace(binding, side=side) for side in range(self.sides)]
+        args, *others = [self._arguments(quantity, side) for side in sides]
+        return self._intern(quantity, args, tuple(others))
+
+    def _arguments(self, quantity: Quantity, binding: Binding) -> dict[str, Argument]:
+        args: dict[str, Argument] = {}
+        for name, default in quantity.parameters.items():
+            mine = name in binding.params or name in binding.renamed or name in self._known | self._supplies
+            if not mine and default is not inspect.Parameter.empty:
+                args[name] = Constant(default)
+            else:
+                args[name] = self.resolve(name, binding)
+        return args
+
+    def _intern(
+        self, quantity: Quantity, args: dict[str, Argument], others: tuple[dict[str, Argument], ...] = ()
+    ) -> Node:
+        key = (quantity.name, quantity.identity, *(_keys(a) for a in (args, *others)))
+        if key in self._interned:
+            return self._interned[key]
+        nodes = [a for side in (args, *others) for a in side.values() if isinstance(a, Node)]
+        roots = frozenset().union(*(n.roots for n in nodes)) if nodes else frozenset()
+        stream = "fit" if quantity.on_fit else "batch"
+        words = [quantity.name, quantity.identity, *(_digests(a) for a in (args, *others))]
+        if quantity.fold:
+            if "batch" not in roots:
+                raise SaevalError(f"fold '{quantity.name}' asks for nothing of a batch, so there is nothing to sum")
+            roots -= {"batch"}
+            words.append(self._digests[stream])
+        stage = max((n.available for n in nodes), default=0)
+        sides = {n.side for n in nodes if "batch" in n.roots} or {0}
+        hooks = {n.hook_name for n in nodes if n.hook_name}
+        node = Node(
+            quantity, args, roots, len(self._interned), digest_of(words), stage,
+            side=min(sides), hook_name=hooks.pop() if len(hooks) == 1 else None, other_sides=others,
+        )  # fmt: skip
+        self._interned[key] = node
+        return node
+
+    def _leaf(self, quantity: Quantity, roots: set[str], binding: Binding, extra: str = "") -> Node:
+        side = binding.side if "batch" in roots else 0
+        hook = binding.hook if "hook" in roots else None
+        key = ("leaf", quantity.name, side, hook, extra)
+        if key not in self._interned:
+            words = [quantity.name, side, hook, extra]
+            words += [self._digests[root] for root in sorted(roots & {"model"})]
+            self._interned[key] = Node(
+                quantity, {}, frozenset(roots), len(self._interned), digest_of(words), 0, side=side, hook_name=hook
+            )
+        return self._interned[key]
+
+    def _resolve_leaf(self, name: str, binding: Binding) -> Argument:
+        if name in ("model", "batch", "divergence", "clean_final"):
+            roots = {"model": {"model"}, "clean_final": {"model", "batch"}}.get(name, {"batch"})
+            if name == "divergence" and not self._pair:
+                raise SaevalError("'divergence' exists for data of kind 'pair' only")
+            if name == "divergence":
+                binding = replace(binding, side=0)
+            return self._leaf(Quantity(name, _no_function, {}), roots, binding)
+        if binding.hook is None:
+            raise SaevalError(f"'{name}' belongs to a hook, and this request has none")
+        if name == "hook_name":
+            return Constant(binding.hook)
+        if name == "d_in":
+            return Constant(self._widths[binding.hook])
+        if name in ("activations", "resume"):
+            return self._leaf(Quantity(name, _no_function, {}), {"model", "batch", "hook"}, binding)
+        subject = binding.subject
+        if subject is None:
+            raise SaevalError(f"'{name}' belongs to an SAE, and this request has none")
+        if name == "subject_name":
+            return Constant(subject.name)
+        within = Binding(subject.parent, subject.build_params, binding.side, hook_name=subject.hook_name)
+        args = {need: self.resolve(need, within) for need in subject.needs}
+        for need, arg in args.items():
+            if isinstance(arg, Node) and "batch" in arg.roots:
+                raise SaevalError(f"{subject.name}: a control cannot be built from '{need}', which belongs to a batch")
+        quantity = Quantity("sae", subject.load, dict.fromkeys(subject.needs), identity=subject.key)
+        node = self._intern(quantity, args)
+        if not node.roots >= {"hook", "subject"}:  # its weights are its own, whatever it was built from
+            node = replace(node, roots=node.roots | {"hook", "subject"}, hook_name=subject.hook_name)
+            self._interned[(quantity.name, quantity.identity, _keys(args))] = node
+        return node
+
+    def request(self, names: Iterable[str], bindings: list[Binding], metric: Metric) -> dict[str, Any]:
+        """A metric's requests: lists over members for groups, over the two sides for pairs, as its kind says."""
+        return {name: self._shaped(name, bindings, metric) for name in names}
+
+    def _shaped(self, name: str, bindings: list[Binding], metric: Metric) -> Any:
+        def sides(binding: Binding) -> Any:
+            first = self.resolve(name, binding)
+            if metric.data == "pair" and name != "divergence" and isinstance(first, Node) and "batch" in first.roots:
+                return [first, *(self.resolve(name, replace(binding, side=s)) for s in range(1, self.sides))]
+            return first
+
+        if metric.subject != "group":
+            return sides(bindings[0])
+        first = self.resolve(name, bindings[0])
+        belongs = isinstance(first, Node) and bool(first.roots & {"hook", "subject"})
+        if belongs or name in ("hook_name", "d_in", "subject_name"):
+            return [sides(binding) for binding in bindings]
+        return sides(bindings[0])
+
+    def observe(self, metric: Metric, bindings: list[Binding]) -> dict[str, Any]:
+        """The arguments of `observe`, with `substitute_scores` made from the metric's own substitutes."""
+        names = observe_requests(metric)
+        if "substitute_scores" in names:
+            scores = self._substitute_scores(metric, bindings[0])
+            rest = [name for name in names if name != "substitute_scores"]
+            return {**self.request(rest, bindings, metric), "substitute_scores": scores}
+        return self.request(names, bindings, metric)
+
+    def _substitute_scores(self, metric: Metric, binding: Binding) -> Node:
+        if not metric.interventions:
+            raise SaevalError(f"metric '{metric.name}' asks for substitute_scores but declares no interventions")
+        made = Quantity(
+            f"{metric.name}.substitutes", metric.substitutes, dict.fromkeys(substitute_requests(metric)),  # type: ignore[attr-defined]
+            identity=json.dumps(dict(binding.params), sort_keys=True, default=str),
+        )  # fmt: skip
+        source = self._intern(made, self._arguments(made, binding))
+        scores: dict[str, Argument] = {}
+        for name in metric.interventions:
+            pick = Quantity(f"{made.name}[{name}]", _picker(name), {"made": inspect.Parameter.empty})
+            replacement = self._intern(pick, {"made": source})
+            scores[name] = self.resolve("spliced_scores", replace(binding, renamed={"reconstruction": replacement}))
+        return self._intern(Quantity("substitute_scores", dict, dict.fromkeys(scores)), scores)
+
+    def conclude(self, metric: Metric, bindings: list[Binding]) -> dict[str, Any]:
+        """The arguments of `conclude` beside the total; none may belong to a batch."""
+        args = self.request(conclude_requests(metric), bindings, metric)
+        for name, node in ((n, a) for n, arg in args.items() for a in flattened(arg)):
+            if "batch" in node.roots:
+                raise SaevalError(
+                    f"conclude of metric '{metric.name}' asks for '{name}', which belongs to a batch; "
+                    f"ask for it in observe, or for a fold"
+                )
+        return args
+
+
+def flattened(argument: Any) -> list[Node]:
+    """The nodes in an argument, which may be nested lists."""
+    if isinstance(argument, Node):
+        return [argument]
+    return [node for one in argument for node in flattened(one)] if isinstance(argument, list) else []
+
+
+def closure(nodes: Iterable[Node]) -> dict[int, Node]:
+    """All nodes needed for `nodes`, those behind folds included, by serial."""
+    found: dict[int, Node] = {}
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node.serial in found:
+            continue
+        found[node.serial] = node
+        waiting += node.inputs
+        waiting += [a for side in node.other_sides for a in side.values() if isinstance(a, Node)]
+    return found
+
+
+def digest_of(value: Any) -> str:
+    """Hash of plain data, the same in every process."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _keys(args: Mapping[str, Argument]) -> tuple[Any, ...]:
+    return tuple((name, a.serial if isinstance(a, Node) else ("=", repr(a.value))) for name, a in args.items())
+
+
+def _digests(args: Mapping[str, Argument]) -> list[Any]:
+    return [[name, a.digest if isinstance(a, Node) else repr(a.value)] for name, a in args.items()]
+
+
+def _picker(name: str) -> Callable[..., Any]:
+    def pick(made: Mapping[str, Any]) -> Any:
+        if name not in made:
+            raise KeyError(f"substitutes returned {sorted(made)}, but interventions declares '{name}'")
+        return made[name]
+
+    return pick
+
+
+def _no_function() -> None:
+    raise AssertionError("leaves are answered by the engine")
+
+
+__all__ = ["LEAVES", "Argument", "Binding", "Constant", "Graph", "Node", "Origin", "closure", "digest_of", "flattened"]

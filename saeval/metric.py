@@ -1,0 +1,52 @@
+"""`Metric`: observe a batch, sum, conclude. It says what it wants by the names of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+from saeval.parameters import parameter_names
+
+
+class Metric:
+    """Base class of all metrics.
+
+    Subclasses set `name` and `version` and define
+
+    - `conclude(self, total, ...)`: named values from the sum of all batches' evidence; its other
+      parameters name quantities that belong to no batch (`W_dec`, folds);
+    - `observe(self, ...)`: the evidence of one batch (an `Evidence` or a dict of them); its
+      parameters name quantities (`feature_acts`, `mask`). Without it no forward pass is made for
+      this metric and `conclude` has no `total`;
+    - `substitutes(self, ...)`: activations to put in the hook's place, by the names that
+      `interventions` declares; `observe` gets their scores as `substitute_scores`.
+
+    `__init__` is the schema of the parameters a suite may set. A metric keeps no state between batches.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    subject: ClassVar[Literal["sae", "group"]] = "sae"
+    """`group`: everything that belongs to a hook or an SAE comes as a list in member order."""
+    data: ClassVar[Literal["stream", "pair"]] = "stream"
+    """`pair`: everything that belongs to a batch comes as the list [chosen, rejected]."""
+    interventions: Sequence[str] = ()
+    """Names of the substitutes that `substitutes` returns; known before the run, so that passes can be counted."""
+
+
+def observe_requests(metric: Metric) -> list[str]:
+    """What `observe` asks for; empty for a metric that sees no batch."""
+    method = getattr(metric, "observe", None)
+    return list(parameter_names(method)) if method else []
+
+
+def substitute_requests(metric: Metric) -> list[str]:
+    """What `substitutes` asks for."""
+    method = getattr(metric, "substitutes", None)
+    return list(parameter_names(method)) if method else []
+
+
+def conclude_requests(metric: Metric) -> list[str]:
+    """What `conclude` asks for beside the metric's own total."""
+    method: Callable[..., Any] = metric.conclude  # type: ignore[attr-defined]
+    return list(parameter_names(method))[1 if hasattr(metric, "observe") else 0 :]

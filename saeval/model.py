@@ -1,0 +1,134 @@
+"""What the engine asks of a model: capture activations once, resume from a hook. Adapters are plugins."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from jaxtyping import Float
+
+if TYPE_CHECKING:  # annotations only: listing models must not import torch
+    import torch
+    from torch import Tensor
+
+    from saeval.data import Batch
+
+
+@dataclass
+class Capture:
+    """One clean pass over one batch.
+
+    `final` is the hidden state the unembedding reads, `[batch, seq, d_model]` (after the final
+    norm), or for a reward model the reward `[batch]`; None when the pass was cut before it.
+    """
+
+    activations: dict[str, Float[Tensor, "batch seq d"]]
+    final: Tensor | None = None
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    """Inputs of the blocks that a resume at a hook inside them will need, by block index."""
+
+
+class Model(ABC):
+    """A loaded model. Every forward pass goes through `capture`, `resume` or `logits`."""
+
+    kind: ClassVar[Literal["causal", "reward"]] = "causal"
+    device: torch.device
+    dtype: torch.dtype
+
+    @abstractmethod
+    def capture(self, batch: Batch, hooks: Iterable[str], final: bool, resumable: Iterable[str] = ()) -> Capture:
+        """Run the model once, keeping the activations at `hooks`.
+
+        Without `final` the pass is cut as soon as the deepest hook has been seen. `resumable`
+        names the hooks that `resume` will be called for with this capture.
+        """
+
+    @abstractmethod
+    def resume(
+        self, batch: Batch, captured: Capture, hook_name: str, activations: Float[Tensor, "batch seq d"]
+    ) -> Tensor:
+        """`final` with the hook's activations replaced, running only what comes after the hook.
+
+        Differentiable with respect to `activations` when gradients are enabled.
+        """
+
+    @abstractmethod
+    def unembed(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
+        """Logits of final hidden states; causal models only."""
+
+    @abstractmethod
+    def logits(self, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
+        """The model's own logits, for the check that `unembed` equals them."""
+
+    def head(self, final: Tensor, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
+        """All logits of a final hidden state, used only where `unembed` fails its check."""
+        raise NotImplementedError(f"{type(self).__name__} has no full-logits path")
+
+
+class ModelSpec(ABC):
+    """A model that can be loaded: everything here is known before any weight is read."""
+
+    name: str
+    kind: Literal["causal", "reward"] = "causal"
+
+    @abstractmethod
+    def identity(self) -> Mapping[str, Any]:
+        """Plain data that determines the numbers: adapter, weights hash or revision, processing, dtype."""
+
+    @abstractmethod
+    def hooks(self) -> Mapping[str, int]:
+        """Every canonical hook name with its width, from the config or a meta-device model."""
+
+    @abstractmethod
+    def canonical(self, hook_name: str) -> str:
+        """The canonical spelling of a hook name (`blocks.6.hook_resid_pre`); unknown names come back unchanged."""
+
+    @abstractmethod
+    def tokenizer(self) -> Any:
+        """A Hugging Face tokenizer; `SaevalError` where the model has none."""
+
+    @abstractmethod
+    def tokenizer_identity(self) -> str:
+        """Hash or revision of the tokenizer, known without loading it."""
+
+    @property
+    @abstractmethod
+    def context(self) -> int | None:
+        """Longest context the model accepts, or None where unknown."""
+
+    @abstractmethod
+    def load(self, device: str) -> Model:
+        """Read the weights."""
+
+
+class ModelAdapter(ABC):
+    """A way to load models, chosen by `use:` (or by `adapter:` for a registered model)."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def spec(self, reference: Mapping[str, Any]) -> ModelSpec:
+        """The model that a suite's `model:` entry names: the entry without `use` and `adapter`.
+
+        A pydantic model inside gives clear errors for wrong keys: raise `SaevalError`.
+        """
+
+    def accepts(self, live: object) -> bool:
+        """Whether `wrap` takes this object, a user's own loaded model."""
+        return False
+
+    def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
+        """A spec around a live object, for `saeval.evaluate`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A named model: `reference` is what its `adapter` would find in a suite."""
+
+    name: str
+    adapter: str
+    reference: Mapping[str, Any]
+    description: str = ""

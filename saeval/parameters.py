@@ -1,0 +1,71 @@
+"""A class's `__init__` as the schema of its YAML parameters."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from saeval.errors import suggestion
+
+
+class ParameterError(ValueError):
+    """Wrong parameters: `faults` are (key, sentence) pairs."""
+
+    def __init__(self, faults: list[tuple[str, str]]) -> None:
+        self.faults = faults
+        super().__init__("; ".join(sentence for _, sentence in faults))
+
+
+def schema(cls: type) -> type[BaseModel]:
+    """A pydantic model with one field for each parameter of `cls.__init__`."""
+    init = cls.__init__  # type: ignore[misc]
+    if init is object.__init__:
+        return create_model(cls.__name__, __config__=_CONFIG)
+    hints = typing.get_type_hints(init)
+    fields: dict[str, Any] = {}
+    for name, parameter in list(inspect.signature(init).parameters.items())[1:]:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise TypeError(f"{cls.__qualname__}.__init__ takes *{name}: parameters must be named to be a schema")
+        default = ... if parameter.default is parameter.empty else parameter.default
+        fields[name] = (hints.get(name, Any), default)
+    return create_model(cls.__name__, __config__=_CONFIG, **fields)
+
+
+_CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, strict=False, protected_namespaces=())
+
+
+def validated(cls: type, given: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The parameters of `cls`, defaults filled in; `ParameterError` lists every fault of `given`."""
+    model = schema(cls)
+    try:
+        return {name: getattr(model(**given), name) for name in model.model_fields}
+    except ValidationError as error:
+        raise ParameterError([_fault(e, model, what) for e in error.errors()]) from None
+
+
+def _fault(error: Any, model: type[BaseModel], what: str) -> tuple[str, str]:
+    path = [str(part) for part in error["loc"]]
+    key = path[0] if path else ""
+    if error["type"] == "extra_forbidden":
+        return key, f"unknown parameter '{key}' of {what}{suggestion(key, model.model_fields)}"
+    if error["type"] == "missing":
+        return "", f"{what} needs the parameter '{key}'"
+    return key, f"'{'.'.join(path)}' of {what}: {lowered(error['msg'])}, got {error['input']!r}"
+
+
+def lowered(message: str) -> str:
+    """A pydantic sentence as the middle of ours."""
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def parameter_names(function: Any, *, skip: int = 0) -> dict[str, Any]:
+    """Parameter names of a function with their defaults (`inspect.Parameter.empty` where none)."""
+    parameters = list(inspect.signature(function).parameters.values())[skip:]
+    return {
+        p.name: p.default for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY)
+    }

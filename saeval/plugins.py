@@ -1,0 +1,173 @@
+"""Finds plugins, loads each behind a guard, and calls their hooks one by one so that every name has an owner."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from saeval import hookspecs
+from saeval.errors import SaevalError, suggestion
+
+GROUP = "saeval"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who supplies a thing: `distribution:entry-point`, or the file of `--plugin`."""
+
+    distribution: str
+    entry_point: str
+    version: str = ""
+    editable: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.distribution}:{self.entry_point}"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A plugin that could not be loaded or called; `error` is one line, `details` the traceback."""
+
+    origin: Origin
+    error: str
+    details: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.origin} failed: {self.error}"
+
+
+class Plugins:
+    """All plugins of this process. Loading never raises for a broken one: it is kept in `failures`."""
+
+    def __init__(self, files: Sequence[Path | str] = (), *, discover: bool = True) -> None:
+        self._manager = pluggy.PluginManager("saeval")
+        self._manager.add_hookspecs(hookspecs)
+        self.origins: dict[str, Origin] = {}
+        self.failures: list[Failure] = []
+        self._register(Origin("saeval", "core", _own_version(), _is_editable(None)), _core)
+        if discover:
+            for entry_point in sorted(entry_points(group=GROUP), key=lambda e: (_distribution(e), e.name)):
+                self._register(_origin(entry_point), entry_point.load)
+        for file in files:
+            path = Path(file)
+            if not path.is_file():
+                raise SaevalError(f"--plugin {path}: no such file")
+            origin = Origin(str(path), path.stem, hashlib.sha256(path.read_bytes()).hexdigest()[:16], True)
+            self._register(origin, lambda path=path: _load_file(path))
+
+    def add(self, plugin: object, name: str) -> None:
+        """Register an object with hook implementations, such as a test's own module."""
+        self._register(Origin(name, name, "", True), lambda: plugin)
+
+    def _register(self, origin: Origin, load: Callable[[], object]) -> None:
+        name = str(origin)
+        try:
+            plugin = load()
+            self._manager.register(plugin, name=name)
+        except Exception as error:  # whatever a plugin does while loading is the plugin's failure, never the host's
+            if self._manager.has_plugin(name):
+                self._manager.unregister(name=name)
+            self._fail(origin, error)
+            return
+        self.origins[name] = origin
+        known = [hook for hook in dir(hookspecs) if hook.startswith("saeval_")]
+        for hook in dir(plugin):
+            marked = getattr(getattr(plugin, hook, None), "saeval_impl", None)
+            if marked and hook not in known:
+                self.failures.append(Failure(origin, f"implements an unknown hook '{hook}'{suggestion(hook, known)}"))
+
+    def _fail(self, origin: Origin, error: BaseException) -> None:
+        line = str(error).strip().splitlines()
+        details = "".join(traceback.format_exception(error))
+        self.failures.append(Failure(origin, f"{type(error).__name__}: {line[0] if line else ''}", details))
+
+    def collect(self, hook: str) -> list[tuple[Any, Origin]]:
+        """What every plugin returns from a collecting hook, each thing with its origin, in loading order."""
+        found: list[tuple[Any, Origin]] = []
+        for origin, returned in self._call_each(hook):
+            if not isinstance(returned, list | tuple):
+                error = f"{hook} returned {type(returned).__name__}; return a list"
+                self.failures.append(Failure(origin, error))
+                continue
+            found += [(thing, origin) for thing in returned]
+        return found
+
+    def notify(self, hook: str, **arguments: Any) -> None:
+        """Call a notification hook of every plugin; one that raises is a failure of its own."""
+        self._call_each(hook, **arguments)
+
+    def _call_each(self, hook: str, **arguments: Any) -> list[tuple[Origin, Any]]:
+        results = []
+        plugins = dict(self._manager.list_name_plugin())
+        for name, origin in self.origins.items():
+            others = [plugin for other, plugin in plugins.items() if other != name and plugin is not None]
+            try:
+                returned = self._manager.subset_hook_caller(hook, others)(**arguments)
+            except Exception as error:  # a hook that raises costs its own plugin only
+                self._fail(origin, error)
+                continue
+            results += [(origin, one) for one in returned or []]
+        return results
+
+
+def code_identity(thing: object, origin: Origin) -> str:
+    """What makes the code behind a name the same: the distribution's version, or its source's hash when editable."""
+    if not origin.editable:
+        return f"{origin.distribution}=={origin.version}"
+    try:
+        source = Path(inspect.getsourcefile(thing) or "")  # type: ignore[arg-type]
+        return f"{origin.distribution}:{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
+    except (TypeError, OSError):
+        return f"{origin.distribution}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+
+
+def _core() -> ModuleType:
+    from saeval import builtin  # late: it imports torch, which `--help` must not
+
+    return builtin
+
+
+def _load_file(path: Path) -> ModuleType:
+    name = f"saeval_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _origin(entry_point: EntryPoint) -> Origin:
+    version = entry_point.dist.version if entry_point.dist else ""
+    return Origin(_distribution(entry_point), entry_point.name, version, _is_editable(entry_point))
+
+
+def _distribution(entry_point: EntryPoint) -> str:
+    return entry_point.dist.name if entry_point.dist else "unknown"
+
+
+def _is_editable(entry_point: EntryPoint | None) -> bool:
+    if entry_point is None:
+        own = [e for e in entry_points(group=GROUP) if e.dist and e.dist.name == "saeval"]
+        return _is_editable(own[0]) if own else True
+    text = entry_point.dist.read_text("direct_url.json") if entry_point.dist else None
+    return bool(text and json.loads(text).get("dir_info", {}).get("editable"))
+
+
+def _own_version() -> str:
+    from saeval.provenance import version  # late: keeps this module's import light
+
+    return version()

@@ -1,0 +1,96 @@
+"""`Quantity`: a function whose parameters are requests, as a pytest fixture's are."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from saeval.evidence import Evidence
+from saeval.parameters import parameter_names
+from saeval.plugins import Origin, code_identity
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A named function. Its annotation tells a fold (it returns `Evidence`) from a value of one batch."""
+
+    name: str
+    function: Callable[..., Any]
+    parameters: Mapping[str, Any]
+    """Requests, with the function's own defaults (`inspect.Parameter.empty` where none)."""
+    fold: bool = False
+    on_fit: bool = False
+    gathered: bool = False
+    rebinds: Mapping[str, str] = field(default_factory=dict)
+    identity: str = ""
+    """What makes its code the same, part of every key."""
+    origin: Origin | None = None
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], origin: Origin) -> Quantity:
+        marks = getattr(function, "__saeval__", {})
+        return cls(
+            name=getattr(function, "__name__", type(function).__name__),
+            function=function,
+            parameters=parameter_names(function),
+            fold=_returns_evidence(function),
+            identity=code_identity(function, origin),
+            origin=origin,
+            **marks,
+        )
+
+    @property
+    def doc(self) -> str:
+        return (inspect.getdoc(self.function) or "").split("\n")[0]
+
+    @property
+    def shape(self) -> str:
+        """The return annotation as written."""
+        annotation = getattr(self.function, "__annotations__", {}).get("return", "")
+        return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
+
+
+def fit_split(function: F) -> F:
+    """Mark a fold as taken over documents disjoint from the evaluated ones."""
+    return _mark(function, on_fit=True)
+
+
+def rebound(**names: str) -> Callable[[F], F]:
+    """Resolve the function's requests with names rebound.
+
+    `rebound(final="clean_final")`: wherever `final` is asked for, down to any depth, it is
+    `clean_final`. `rebound(subject="ablation")`: the SAE is the control that the metric's
+    parameter `ablation` names.
+    """
+    return lambda function: _mark(function, rebinds=names)
+
+
+def gathered(function: F) -> F:
+    """Compute all of a batch's instances in one call.
+
+    Instances that agree in all parameters but the last are computed together: the last
+    parameter is the list of their values, and the function returns a list in the same order.
+    """
+    return _mark(function, gathered=True)
+
+
+def _mark(function: F, **marks: Any) -> F:
+    function.__saeval__ = {**getattr(function, "__saeval__", {}), **marks}  # type: ignore[attr-defined]
+    return function
+
+
+def _returns_evidence(function: Callable[..., Any]) -> bool:
+    annotation = getattr(function, "__annotations__", {}).get("return")
+    if isinstance(annotation, str):
+        holder = SimpleNamespace(__annotations__={"return": annotation})
+        try:
+            annotation = typing.get_type_hints(holder, getattr(function, "__globals__", {}))["return"]
+        except (NameError, AttributeError, TypeError, SyntaxError):
+            return False  # a name imported for annotations only: no evidence, since that must exist to be returned
+    return isinstance(annotation, type) and issubclass(annotation, Evidence)

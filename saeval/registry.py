@@ -1,0 +1,135 @@
+"""Everything that has a name: metrics, quantities, SAEs, models, data, controls, suites, reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar
+
+from saeval.data import Source
+from saeval.errors import SaevalError, suggestion
+from saeval.metric import Metric
+from saeval.model import ModelAdapter, RegisteredModel
+from saeval.plugins import Failure, Origin, Plugins
+from saeval.quantities import Quantity
+from saeval.reports import Report
+from saeval.sae import RegisteredSAE, SAELoader
+from saeval.substitute import Control
+from saeval.suite import RegisteredSuite
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    name: str
+    thing: T
+    origin: Origin
+
+
+class Names(Generic[T]):
+    """One kind of named thing. A name claimed twice is refused when it is asked for, naming both claimants."""
+
+    def __init__(self, kind: str, entries: list[Entry[T]], failures: list[Failure]) -> None:
+        self.kind = kind
+        self._claims: dict[str, list[Entry[T]]] = {}
+        for entry in entries:
+            self._claims.setdefault(entry.name, []).append(entry)
+        self._failures = failures
+
+    def __iter__(self) -> Iterator[Entry[T]]:
+        return (claims[0] for _, claims in sorted(self._claims.items()))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._claims
+
+    def names(self) -> list[str]:
+        return sorted(self._claims)
+
+    def duplicates(self) -> dict[str, list[Origin]]:
+        return {name: [c.origin for c in claims] for name, claims in self._claims.items() if len(claims) > 1}
+
+    def entry(self, name: str) -> Entry[T]:
+        """The one claim on `name`; `SaevalError` with a suggestion for a miss, with both claimants for two."""
+        claims = self._claims.get(name, [])
+        if len(claims) > 1:
+            both = " and ".join(str(claim.origin) for claim in claims)
+            raise SaevalError(f"{self.kind} '{name}' is supplied by both {both}; uninstall one")
+        if not claims:
+            broken = "".join(f" (plugin {failure})" for failure in self._failures)
+            raise SaevalError(f"unknown {self.kind} '{name}'{suggestion(name, self._claims)}{broken}")
+        return claims[0]
+
+    def __getitem__(self, name: str) -> T:
+        return self.entry(name).thing
+
+
+class Registry:
+    """All names that the plugins of this process supply."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        self.plugins = plugins
+
+    def _names(self, kind: str, hook: str, accept: Callable[[Any], bool], wrap: Callable[..., Any]) -> Names[Any]:
+        entries = []
+        for thing, origin in self.plugins.collect(hook):
+            if not accept(thing):
+                if hook != "saeval_models":  # the one hook with two kinds of things
+                    self.plugins.failures.append(Failure(origin, f"{hook} returned {thing!r}, which is no {kind}"))
+                continue
+            made = wrap(thing, origin)
+            entries.append(Entry(made.name, made, origin))
+        return Names(kind, entries, self.plugins.failures)
+
+    @cached_property
+    def metrics(self) -> Names[type[Metric]]:
+        return self._names("metric", "saeval_metrics", _subclass(Metric), _same)
+
+    @cached_property
+    def quantities(self) -> Names[Quantity]:
+        return self._names("quantity", "saeval_quantities", callable, Quantity.of)
+
+    @cached_property
+    def loaders(self) -> Names[type[SAELoader]]:
+        return self._names("SAE format", "saeval_sae_loaders", _subclass(SAELoader), _same)
+
+    @cached_property
+    def saes(self) -> Names[RegisteredSAE]:
+        return self._names("SAE", "saeval_saes", _instance(RegisteredSAE), _same)
+
+    @cached_property
+    def adapters(self) -> Names[type[ModelAdapter]]:
+        return self._names("model adapter", "saeval_models", _subclass(ModelAdapter), _same)
+
+    @cached_property
+    def models(self) -> Names[RegisteredModel]:
+        return self._names("model", "saeval_models", _instance(RegisteredModel), _same)
+
+    @cached_property
+    def data(self) -> Names[type[Source]]:
+        return self._names("data source", "saeval_data", _subclass(Source), _same)
+
+    @cached_property
+    def controls(self) -> Names[type[Control]]:
+        return self._names("control", "saeval_controls", _subclass(Control), _same)
+
+    @cached_property
+    def suites(self) -> Names[RegisteredSuite]:
+        return self._names("suite", "saeval_suites", _instance(RegisteredSuite), _same)
+
+    @cached_property
+    def reports(self) -> Names[Report]:
+        return self._names("report format", "saeval_reports", _instance(Report), _same)
+
+
+def _same(thing: Any, origin: Origin) -> Any:
+    return thing
+
+
+def _subclass(base: type) -> Callable[[Any], bool]:
+    return lambda thing: isinstance(thing, type) and issubclass(thing, base)
+
+
+def _instance(base: type) -> Callable[[Any], bool]:
+    return lambda thing: isinstance(thing, base)

@@ -1,0 +1,102 @@
+"""What the engine asks of SAEs and their loaders."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from saeval.errors import SaevalError
+from saeval.substitute import Encoding, Substitute
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SAEInfo:
+    """What a checkpoint's headers tell, without reading the weights."""
+
+    hook_name: str | None
+    d_in: int
+    d_sae: int
+    sha256: str
+    """Hash of the weights, or a hub revision: what makes two checkpoints the same."""
+    architecture: str = ""
+    d_out: int | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """The checkpoint's own words about itself (model name, context size, L1, k, ...)."""
+
+
+class SAELoader(ABC):
+    """A checkpoint format, chosen by `use:` in a suite's `saes:` entry."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def info(self, reference: Mapping[str, Any]) -> SAEInfo:
+        """From the file's header only. `SaevalError` names the file, the key, what was found and what expected."""
+
+    @abstractmethod
+    def load(self, reference: Mapping[str, Any], device: str, dtype: torch.dtype) -> Substitute:
+        """Read the weights. Nothing that the checkpoint carries is ever executed."""
+
+
+@dataclass(frozen=True)
+class RegisteredSAE:
+    """A named SAE: `reference` is what its `loader` would find in a suite."""
+
+    name: str
+    loader: str
+    reference: Mapping[str, Any]
+    description: str = ""
+
+
+class LiveSAE(Substitute):
+    """Any object with `encode(x)` and `decode(acts)`; encode may also return `(acts, context)`."""
+
+    def __init__(self, module: Any, hook_name: str | None = None, name: str = "sae") -> None:
+        for method in ("encode", "decode"):
+            if not callable(getattr(module, method, None)):
+                raise SaevalError(f"{name}: a live SAE needs the method '{method}'; {type(module).__name__} has none")
+        hook_name = hook_name or getattr(module, "hook_name", None) or _metadata_hook(module)
+        if not hook_name:
+            raise SaevalError(f"{name}: give the SAE's hook, as in saes=[(sae, 'blocks.2.hook_resid_pre')]")
+        self.module = module
+        self.hook_name = str(hook_name)
+        found = {key: getattr(module, key, None) for key in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        self._weights = {key: value.detach() for key, value in found.items() if hasattr(value, "detach")}
+        decoder = self._weights.get("W_dec")
+        self.d_in = int(decoder.shape[1] if decoder is not None else getattr(module, "d_in", 0))
+        self.d_sae = int(decoder.shape[0]) if decoder is not None else getattr(module, "d_sae", None)
+
+    def encode(self, activations: Tensor) -> Encoding:
+        encoded = self.module.encode(activations)
+        return Encoding(*encoded) if isinstance(encoded, tuple) else Encoding(encoded)
+
+    def decode(self, encoding: Encoding | None, activations: Tensor) -> Tensor:
+        assert encoding is not None
+        if encoding.context is None:
+            return self.module.decode(encoding.feature_acts)  # type: ignore[no-any-return]
+        return self.module.decode(encoding.feature_acts, encoding.context)  # type: ignore[no-any-return]
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        return self._weights
+
+    def fingerprint(self) -> str:
+        """Hash of the module's `state_dict`; of its class and identity where it has none."""
+        digest = hashlib.sha256(type(self.module).__qualname__.encode())
+        state = self.module.state_dict() if hasattr(self.module, "state_dict") else self._weights
+        for key, value in sorted(state.items()):
+            digest.update(key.encode())
+            digest.update(str((tuple(value.shape), value.dtype)).encode())
+            digest.update(value.detach().double().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _metadata_hook(module: Any) -> str | None:
+    return getattr(getattr(getattr(module, "cfg", None), "metadata", None), "hook_name", None)

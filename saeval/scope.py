@@ -1,0 +1,276 @@
+"""The memo of one pass: each node computed once a batch, kept until its last consumer has had it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from saeval.data import Batch, PairBatch
+from saeval.evidence import Evidence, Stamp
+from saeval.graph import Argument, Constant, Node, flattened
+from saeval.model import Capture, Model
+
+EvidenceTree = Evidence | dict[str, Evidence]
+
+
+@dataclass(eq=False)
+class Target:
+    """Something a pass sums: a cell's `observe`, or a fold."""
+
+    key: str
+    function: Callable[..., Any]
+    arguments: list[Mapping[str, Any]]
+    """One mapping of requests for each call a batch: one, or one a side for folds over pairs."""
+    order: int = 0
+    """Targets of one SAE stand together, so that its activations need not outlive them."""
+    total: EvidenceTree | None = None
+    error: Exception | None = None
+    node: Node | None = None
+    """The fold, where this is one."""
+
+    def nodes(self) -> list[Node]:
+        return [n for call in self.arguments for a in call.values() for n in flattened(a)]
+
+
+@dataclass
+class _Failed:
+    error: Exception
+
+
+@dataclass
+class Scope:
+    """Evaluates a pass's targets batch by batch."""
+
+    model: Model | None
+    targets: Sequence[Target]
+    totals: Mapping[int, EvidenceTree | Exception]
+    """Folds of earlier passes by node serial."""
+    n_clusters: int
+    _lasting: dict[int, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._arrange([t for t in self.targets if t.error is None])
+
+    def _arrange(self, targets: list[Target]) -> None:
+        """Count every node's consumers and fix the order: SAE by SAE, then all that needs scores."""
+        self._alive = targets
+        self._uses: Counter[int] = Counter()
+        self._nodes: dict[int, Node] = {}
+        gathered_by: dict[int, set[int]] = {}
+        first: dict[int, int] = {}
+        for target in targets:
+            reached = self._reach(target)
+            gathered = [n for n in reached if n.quantity.gathered]
+            gathered_by[id(target)] = {n.serial for n in gathered}
+            for node in gathered:
+                first[node.serial] = min(first.get(node.serial, target.order), target.order)
+        self._gathered = [self._nodes[serial] for serial in first]
+        # A gathered node's own input is computed in its SAE's turn, though it is used only at the end.
+        early: list[tuple[int, int, Target | Node]] = [
+            (first[n.serial], 1, n.inputs[-1]) for n in self._gathered if n.inputs
+        ]
+        early += [(t.order, 0, t) for t in targets if not gathered_by[id(t)]]
+        late = [(t.order, 2, t) for t in targets if gathered_by[id(t)]]
+        self._program = [x for *_, x in sorted(early, key=_turn)] + [x for *_, x in sorted(late, key=_turn)]
+        leaves = [n for n in self._nodes.values() if not n.inputs]
+        self.hooks = {n.hook_name for n in leaves if n.name == "activations" and n.hook_name}
+        self.resumable = {n.hook_name for n in leaves if n.name == "resume" and n.hook_name}
+        self.final = any(n.name == "clean_final" for n in leaves)
+
+    def _reach(self, target: Target) -> list[Node]:
+        """The nodes a target needs in this pass (not those behind folds), counting each new edge once."""
+        found: dict[int, Node] = {}
+        waiting = target.nodes()
+        self._uses.update(node.serial for node in waiting)
+        while waiting:
+            node = waiting.pop()
+            if node.serial in found:
+                continue
+            found[node.serial] = node
+            if node.quantity.fold:
+                continue
+            if node.serial not in self._nodes:
+                self._uses.update(n.serial for n in node.inputs)
+                self._nodes[node.serial] = node
+            waiting += node.inputs
+        return list(found.values())
+
+    @property
+    def resumes(self) -> int:
+        """Resumed passes a batch, as the plan knows them."""
+        return sum(1 for n in self._nodes.values() if n.name in ("spliced_final", "gradient"))
+
+    def run(self, batch: Batch | PairBatch) -> Iterator[tuple[Target, EvidenceTree]]:
+        """Evidence of every target that has not failed; a target that fails keeps its error and drops out."""
+        self._memo: dict[int, Any] = {}
+        self._left = self._uses.copy()
+        self._batch = batch
+        self._captures: dict[int, Capture] = {}
+        stamp = Stamp(batch.sequence_ids, batch.clusters, self.n_clusters)
+        for item in self._program:
+            if isinstance(item, Node):
+                try:
+                    self._value(item)
+                except Exception:  # kept in the memo: it is the cells' that need it
+                    continue
+                continue
+            try:
+                yield item, self._observe(item, stamp)
+            except Exception as error:  # one bad cell fails alone
+                item.error = error
+            for node in item.nodes():
+                self._release(node)
+        self._memo.clear()
+        self._captures.clear()
+        if any(t.error is not None for t in self._alive):
+            self._arrange([t for t in self._alive if t.error is None])
+
+    def _observe(self, target: Target, stamp: Stamp) -> EvidenceTree:
+        total: EvidenceTree | None = None
+        for call in target.arguments:
+            observed = target.function(**{name: self._argument(a) for name, a in call.items()})
+            part = stamped(observed, stamp)
+            total = part if total is None else added(total, part)
+        assert total is not None
+        return total
+
+    def conclude(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of requests that belong to no batch."""
+        return {name: self._argument(a) for name, a in arguments.items()}
+
+    def _argument(self, argument: Any) -> Any:
+        if isinstance(argument, list):
+            return [self._argument(one) for one in argument]
+        if isinstance(argument, Constant):
+            return argument.value
+        return self._value(argument)
+
+    def _value(self, node: Node) -> Any:
+        memo = self._memo if "batch" in node.roots else self._lasting
+        if node.serial not in memo:
+            if node.quantity.fold:
+                memo[node.serial] = self._total(node)
+            elif node.quantity.gathered:
+                self._gather(node)
+            else:
+                try:
+                    memo[node.serial] = self._compute(node)
+                except Exception as error:  # kept, so that every consumer fails with the same reason
+                    memo[node.serial] = _Failed(error)
+                for used in node.inputs:
+                    self._release(used)
+        value = memo[node.serial]
+        if isinstance(value, _Failed):
+            raise value.error
+        return value
+
+    def _total(self, node: Node) -> Any:
+        if node.serial not in self.totals:
+            return _Failed(RuntimeError(f"fold '{node.name}' was not taken in an earlier pass"))
+        total = self.totals[node.serial]
+        return _Failed(total) if isinstance(total, Exception) else total
+
+    def _compute(self, node: Node) -> Any:
+        if node.inputs or node.args or node.quantity.name == "sae":
+            return node.quantity.function(**{name: self._argument(a) for name, a in node.args.items()})
+        return self._leaf(node)
+
+    def _leaf(self, node: Node) -> Any:
+        name = node.name
+        if name == "model":
+            return self.model
+        if name == "divergence":
+            assert isinstance(self._batch, PairBatch)
+            return self._batch.divergence
+        side = self._batch.sides[node.side] if isinstance(self._batch, PairBatch) else self._batch
+        if name == "batch":
+            return side
+        if name in side.supplied:
+            return side.supplied[name]
+        captured = self._capture(node.side, side)
+        if name == "clean_final":
+            return captured.final
+        assert node.hook_name is not None
+        if name == "activations":
+            return captured.activations.pop(node.hook_name)  # the memo holds it from here on
+        return _resumer(self._model, side, captured, node.hook_name)
+
+    @property
+    def _model(self) -> Model:
+        if self.model is None:
+            raise RuntimeError("this suite has no model")
+        return self.model
+
+    def _capture(self, index: int, side: Batch) -> Capture:
+        if index not in self._captures:
+            self._captures[index] = self._model.capture(side, sorted(self.hooks), self.final, sorted(self.resumable))
+        return self._captures[index]
+
+    def _gather(self, wanted: Node) -> None:
+        """Compute every instance that shares all arguments but the last with `wanted`, in one call."""
+        group = [n for n in self._gathered if _leading(n) == _leading(wanted) and n.serial not in self._memo]
+        if wanted not in group:
+            group.append(wanted)
+        ready, last = [], []
+        for node in group:
+            try:
+                last.append(self._argument(_last(node)))
+                ready.append(node)
+            except Exception as error:  # this instance fails, the others are scored
+                self._memo[node.serial] = _Failed(error)
+        if ready:
+            *names, over = ready[0].args
+            try:
+                leading = {name: self._argument(ready[0].args[name]) for name in names}
+                values = ready[0].quantity.function(**leading, **{over: last})
+            except Exception as error:  # the common part failed: so has every instance
+                values = [_Failed(error)] * len(ready)
+            for node, value in zip(ready, values, strict=True):
+                self._memo[node.serial] = value
+        for node in group:
+            for used in node.inputs:
+                self._release(used)
+
+    def _release(self, node: Node) -> None:
+        self._left[node.serial] -= 1
+        if self._left[node.serial] <= 0:
+            self._memo.pop(node.serial, None)
+
+
+def _turn(entry: tuple[int, int, Any]) -> tuple[int, int]:
+    return entry[0], entry[1]
+
+
+def _leading(node: Node) -> tuple[Any, ...]:
+    *names, _ = node.args
+    return (node.name, *(a.serial if isinstance(a := node.args[n], Node) else repr(a.value) for n in names))
+
+
+def _last(node: Node) -> Argument:
+    return node.args[list(node.args)[-1]]
+
+
+def _resumer(model: Model, batch: Batch, captured: Capture, hook_name: str) -> Callable[[Any], Any]:
+    return lambda activations: model.resume(batch, captured, hook_name, activations)
+
+
+def stamped(observed: Any, stamp: Stamp) -> EvidenceTree:
+    """An observation with its clusters; `TypeError` for what is no evidence."""
+    if isinstance(observed, Evidence):
+        return observed.stamp(stamp)
+    if isinstance(observed, dict) and observed and all(isinstance(v, Evidence) for v in observed.values()):
+        return {name: value.stamp(stamp) for name, value in observed.items()}
+    raise TypeError(f"observe returned {type(observed).__name__}; return an Evidence such as Mean, or a dict of them")
+
+
+def added(total: EvidenceTree, part: EvidenceTree) -> EvidenceTree:
+    """The evidence of both; dicts are added name by name."""
+    if isinstance(total, dict) and isinstance(part, dict):
+        if total.keys() != part.keys():
+            raise TypeError(f"observe returned {sorted(part)} after {sorted(total)}: names may not change")
+        return {name: total[name] + part[name] for name in total}
+    if isinstance(total, Evidence) and isinstance(part, Evidence):
+        return total + part
+    raise TypeError("observe returned an Evidence once and a dict another time")

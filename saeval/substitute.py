@@ -1,0 +1,96 @@
+"""Anything that replaces an activation: an SAE, an ablation, a control. Splicing them is one mechanism."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from jaxtyping import Float
+
+from saeval.errors import Undefined
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Encoding(NamedTuple):
+    """Feature activations and whatever decoding needs besides (norms, scales), which the SAE itself keeps nowhere."""
+
+    feature_acts: Float[Tensor, "batch seq d_sae"]
+    context: Any = None
+
+
+class Substitute(ABC):
+    """A named function of the activations at a hook."""
+
+    hook_name: str
+    d_in: int
+    d_sae: int | None = None
+
+    @abstractmethod
+    def decode(
+        self, encoding: Encoding | None, activations: Float[Tensor, "batch seq d"]
+    ) -> Float[Tensor, "batch seq d"]:
+        """What replaces `activations`. `encoding` is None for substitutes without features."""
+
+    def encode(self, activations: Float[Tensor, "batch seq d"]) -> Encoding:
+        """Feature activations; `Undefined` where the substitute has none."""
+        raise Undefined(f"{self.name} has no features")
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return type(self).__name__.lower()
+
+    @property
+    def has_features(self) -> bool:
+        return type(self).encode is not Substitute.encode
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """`W_enc [d_in, d_sae]`, `b_enc [d_sae]`, `W_dec [d_sae, d_out]`, `b_dec [d_out]`, those it has."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A substitute in a suite: what a cell is about. `key` determines its numbers; `name` is for people."""
+
+    name: str
+    hook_name: str
+    key: str
+    load: Callable[..., Substitute]
+    """Called once a pass with the values of the quantities named by `needs`."""
+    needs: tuple[str, ...] = ()
+    """Quantities that `load` takes by keyword; they may not depend on a batch except through folds."""
+    build_params: Mapping[str, Any] = field(default_factory=dict)
+    """Constants that `needs` may name, such as the control's own parameters."""
+    parent: Subject | None = None
+    """For a control built from an SAE: that SAE, in whose place `needs` are resolved."""
+    copy: int = 0
+    """Which independent draw of its control this is."""
+    kind: Literal["sae", "control", "ablation"] = "sae"
+    d_in: int | None = None
+    d_sae: int | None = None
+    facts: Mapping[str, Any] | None = None
+    """What the checkpoint says of itself, recorded with the results."""
+
+
+class Control(ABC):
+    """A substitute nobody trained: a class whose `__init__` is the YAML schema of its parameters.
+
+    `build` asks by its parameters' names for what it needs: `hook_name`, `d_in`, folds such as
+    `activation_mean`, and for `per = "sae"` quantities of the parent SAE.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    per: ClassVar[Literal["hook", "sae"]] = "hook"
+    build: Callable[..., Substitute]
+
+    @property
+    def copies(self) -> int:
+        """How many independent draws of this control there are; their spread enters the error bar."""
+        return 1

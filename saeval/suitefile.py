@@ -1,0 +1,164 @@
+"""Reads YAML with the mark of every node, so that a problem can say file:line:col. Nothing in it is executed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from saeval.errors import Problem, SaevalError, SuiteError, suggestion
+
+Location = tuple[str | int, ...]
+MAX_NODES = 100_000
+
+
+@dataclass
+class Marks:
+    """Where each key and value of a suite stands."""
+
+    source: str
+    values: dict[Location, tuple[int, int]] = field(default_factory=dict)
+    keys: dict[Location, tuple[int, int]] = field(default_factory=dict)
+
+    def where(self, location: Location, *, key: bool = False) -> str:
+        """`file:line:col` of a value (or of its key), or of the nearest thing around it."""
+        if key and location in self.keys:
+            return self._show(self.keys[location])
+        for length in range(len(location), -1, -1):
+            if location[:length] in self.values:
+                return self._show(self.values[location[:length]])
+        return self.source
+
+    def _show(self, mark: tuple[int, int]) -> str:
+        line, column = mark
+        return f"{self.source}:{line}:{column}" if line else self.source
+
+
+def read(path: Path | str) -> tuple[dict[str, Any], Marks]:
+    """The suite as plain data, with its marks. `SuiteError` for anything that is not a mapping of plain data."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SuiteError([Problem("no such file", str(path))]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SuiteError([Problem(f"cannot be read: {error}", str(path))]) from None
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str) -> tuple[dict[str, Any], Marks]:
+    """Like `read`, from a string."""
+    marks = Marks(source)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        problem = (error.problem or str(error)).strip()
+        if "'\\t'" in problem:
+            problem = "a tab cannot indent YAML; use spaces"
+        raise SuiteError([Problem(problem, where)]) from None
+    except yaml.YAMLError as error:
+        raise SuiteError([Problem(str(error).split("\n")[0], source)]) from None
+    if root is None:
+        raise SuiteError([Problem("the file is empty; a suite needs at least 'suite', 'data' and 'metrics'", f"{source}:1:1")])
+    builder = _Builder(marks)
+    data = builder.build(root, ())
+    if builder.problems:
+        raise SuiteError(builder.problems)
+    if not isinstance(data, dict):
+        raise SuiteError([Problem(f"a suite is a mapping, found {_kind(data)}", marks.where(()))])
+    return data, marks
+
+
+class _Builder:
+    def __init__(self, marks: Marks) -> None:
+        self.marks = marks
+        self.problems: list[Problem] = []
+        self._scalars = yaml.constructor.SafeConstructor()
+        self._count = 0
+
+    def build(self, node: Any, location: Location) -> Any:
+        self._count += 1
+        if self._count > MAX_NODES:
+            raise SuiteError([Problem(f"more than {MAX_NODES} nodes after expanding aliases", self.marks.source)])
+        self.marks.values[location] = _mark(node)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(child, (*location, i)) for i, child in enumerate(node.value)]
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, location)
+        try:
+            return self._scalars.construct_object(node)  # type: ignore[no-untyped-call]
+        except (yaml.YAMLError, ValueError) as error:
+            detail = str(getattr(error, "problem", error))
+            self.problems.append(Problem(detail, self.marks.where(location)))
+            return None
+
+    def _mapping(self, node: Any, location: Location) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            line, column = _mark(key_node)
+            where = f"{self.marks.source}:{line}:{column}"
+            if not isinstance(key, str):
+                self.problems.append(Problem("a key must be a plain word", where))
+                continue
+            if key in found:
+                first = self.marks.keys[(*location, key)][0]
+                self.problems.append(Problem(f"duplicate key '{key}', first set in line {first}; keep one", where))
+                continue
+            self.marks.keys[(*location, key)] = (line, column)
+            found[key] = self.build(value_node, (*location, key))
+        return found
+
+
+def override(data: dict[str, Any], marks: Marks, assignment: str) -> None:
+    """Apply `--set key.path=value`; the value is YAML. Lists are indexed by number."""
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise SaevalError(f"--set {assignment}: expected key=value, such as --set data.sequences=64")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SaevalError(f"--set {assignment}: the value is not YAML") from None
+    place: Any = data
+    *parents, last = path.split(".")
+    location: Location = ()
+    for part in parents:
+        key = _step(place, part, assignment)
+        location = (*location, key)
+        if isinstance(place, dict) and not isinstance(place.get(key), dict | list):
+            shorthand = place.get(key)  # `data: python-stdlib` means `data: {use: python-stdlib}`
+            place[key] = {"use": shorthand} if isinstance(shorthand, str) else {}
+        place = place[key]
+    key = _step(place, last, assignment)
+    place[key] = value
+    stale = (*location, key)
+    for table in (marks.values, marks.keys):
+        for known in [k for k in table if k[: len(stale)] == stale]:
+            del table[known]
+    marks.values[stale] = (0, 0)
+
+
+def _step(place: Any, part: str, assignment: str) -> str | int:
+    if isinstance(place, list):
+        if not part.isdigit() or int(part) >= len(place):
+            raise SaevalError(f"--set {assignment}: '{part}' is no index of a list of {len(place)}")
+        return int(part)
+    if not isinstance(place, dict):
+        raise SaevalError(f"--set {assignment}: there is nothing below '{part}'{suggestion(part, [])}")
+    return part
+
+
+def _mark(node: Any) -> tuple[int, int]:
+    return node.start_mark.line + 1, node.start_mark.column + 1
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "a string", int: "a number", float: "a number"}.get(type(value), "something else")
+
+
+__all__ = ["Location", "Mapping", "Marks", "override", "parse", "read"]

@@ -1,0 +1,133 @@
+"""What a metric concludes: `Scalar`, `Curve`, `Table`, or a dict of them by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from saeval.errors import Undefined
+from saeval.estimate import Estimate
+
+Better: TypeAlias = Literal["lower", "higher"] | None
+
+
+class Scalar:
+    """One number with its unit, its direction and, if it came as an `Estimate`, its error.
+
+    `Scalar(value, unit="nats", better="lower")` takes an `Estimate` or a plain number. A number
+    that is not finite is recorded as undefined; give the reason with `Scalar.undefined`.
+    """
+
+    def __init__(
+        self,
+        value: Estimate | float | None,
+        *,
+        unit: str = "",
+        better: Better = None,
+        n: int | None = None,
+        reason: str | None = None,
+    ) -> None:
+        self.estimate = value if isinstance(value, Estimate) else None
+        number = None if value is None else float(value)
+        if number is not None and not math.isfinite(number):
+            number, reason = None, reason or f"the value is {number}"
+        self.value = number
+        self.unit = unit
+        self.better = better
+        self.n = n if n is not None else (self.estimate.n if self.estimate else None)
+        self.reason = reason
+
+    @classmethod
+    def undefined(cls, reason: str, *, unit: str = "", better: Better = None) -> Scalar:
+        """A value that does not exist here, with the reason."""
+        return cls(None, unit=unit, better=better, reason=reason)
+
+    def record(self) -> dict[str, Any]:
+        """`{value, stderr, ci95, n, unit, better}`, and `reason` where something is missing."""
+        shown = self.estimate if self.value is not None else None
+        stderr = shown.stderr if shown else None
+        interval = shown.ci95 if shown else None
+        if stderr is not None and not math.isfinite(stderr):
+            stderr, interval = None, None
+        reason = self.reason
+        if self.value is not None and stderr is None:
+            reason = reason or (
+                "fewer than two clusters" if shown else "not a mean over clusters: no standard error"
+            )
+        return {
+            "value": self.value,
+            "stderr": stderr,
+            "ci95": list(interval) if interval else None,
+            "n": self.n,
+            "unit": self.unit,
+            "better": self.better,
+            **({"reason": reason} if reason else {}),
+        }
+
+    def __repr__(self) -> str:
+        return f"Scalar({self.estimate or self.value}{', ' + self.unit if self.unit else ''})"
+
+
+@dataclass
+class Curve:
+    """A function given by points: `y` against `x`, each y a number or an `Estimate`."""
+
+    x: Sequence[float]
+    y: Sequence[Estimate | float]
+    x_unit: str = ""
+    unit: str = ""
+    better: Better = None
+
+    def record(self) -> dict[str, Any]:
+        points = [Scalar(value).record() for value in self.y]
+        return {
+            "kind": "curve",
+            "x": [float(value) for value in self.x],
+            "y": [point["value"] for point in points],
+            "stderr": [point["stderr"] for point in points],
+            "x_unit": self.x_unit,
+            "unit": self.unit,
+            "better": self.better,
+        }
+
+
+@dataclass
+class Table:
+    """Rows of named columns; cells are numbers, strings or None."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        return {"kind": "table", "columns": list(self.columns), "rows": [[_plain(c) for c in r] for r in self.rows]}
+
+
+def _plain(cell: Any) -> Any:
+    if isinstance(cell, Estimate):
+        cell = cell.value
+    if isinstance(cell, np.generic):
+        cell = cell.item()
+    if isinstance(cell, float) and not math.isfinite(cell):
+        return None
+    return cell
+
+
+Value: TypeAlias = Scalar | Curve | Table
+
+
+def named_values(name: str, conclusion: Value | Mapping[str, Value] | Estimate | float) -> dict[str, Value]:
+    """A conclusion as values by name; a single value bears the metric's `name`."""
+    if isinstance(conclusion, Scalar | Curve | Table):
+        return {name: conclusion}
+    if isinstance(conclusion, Estimate | float | int):
+        return {name: Scalar(conclusion)}
+    if isinstance(conclusion, Mapping) and all(isinstance(v, Scalar | Curve | Table) for v in conclusion.values()):
+        return dict(conclusion)
+    raise TypeError(f"conclude returned {type(conclusion).__name__}; return a Scalar, a Curve, a Table or a dict of them")
+
+
+__all__ = ["Better", "Curve", "Scalar", "Table", "Undefined", "Value", "named_values"]
