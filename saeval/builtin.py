@@ -78,7 +78,7 @@ def token_scores(
     """Scores of every final hidden state of the batch, in one chunked call of the unembedding."""
     if model.kind != "causal":
         raise Undefined("a reward model has no next-token scores")
-    if not hasattr(model, "chunked_head"):  # once a model, on 16 tokens of the first batch
+    if model.chunked_head is None:  # once a model, on 16 tokens of the first batch
         model.chunked_head = head_is_exact(model, batch, clean_final)
     return score_tokens(model, batch, clean_final, final, full_logits=not model.chunked_head)
 
@@ -141,7 +141,7 @@ def activation_moments(activations: Float[Tensor, "batch seq d_in"], mask: Bool[
 
 
 def activation_mean(activation_moments: Moments, model: Model) -> Float[Tensor, "d_in"]:
-    """Mean activation at the hook over the planned tokens, float64: FVU's reference, the mean ablation, the mean control."""
+    """Mean activation over the planned tokens, float64: FVU's reference, the mean ablation and control."""
     if activation_moments.n == 0:
         raise Undefined("no token is in the mask, so there is no mean activation")
     return torch.from_numpy(activation_moments.mean).to(model.device)

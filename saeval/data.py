@@ -123,8 +123,8 @@ class Source(ABC):
     splits_itself: ClassVar[bool] = False
     """Whether `documents("fit")` is already disjoint from `documents("evaluation")`."""
 
-    def dataset(self) -> Dataset:
-        """For kinds `pair` and `activations`: the rows themselves."""
+    def dataset(self, split: Literal["evaluation", "fit"]) -> Dataset:
+        """For kinds `pair` and `activations`: the rows themselves; `SaevalError` for a split there is not."""
         raise NotImplementedError
 
     def facts(self) -> Mapping[str, Any]:

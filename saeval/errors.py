@@ -11,7 +11,7 @@ class SaevalError(Exception):
     """A mistake of the user's: one sentence that says what was found and what to do. Exit code 2, no traceback."""
 
 
-class Undefined(Exception):
+class Undefined(Exception):  # noqa: N818 - a state of the data, not an error
     """A value that does not exist for this data, such as the L0 of a substitute without features.
 
     Raised by a metric or a quantity, it makes the cell `undefined` with this reason, not `failed`.

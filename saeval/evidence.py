@@ -161,9 +161,7 @@ class Moments(Evidence):
     outer: Float[np.ndarray, "d d"] | float = 0.0
 
     @classmethod
-    def of(
-        cls, x: Float[Tensor, "batch seq d"], mask: Bool[Tensor, "batch seq"], covariance: bool = False
-    ) -> Self:
+    def of(cls, x: Float[Tensor, "batch seq d"], mask: Bool[Tensor, "batch seq"], covariance: bool = False) -> Self:
         """`covariance=True` also keeps the d x d second moment."""
         rows = x.detach()[mask].double()
         outer = (rows.T @ rows).cpu().numpy() if covariance else 0.0
@@ -219,7 +217,8 @@ class Histogram(Evidence):
         return float(self.edges[min(rank, len(self.counts) - 1)])
 
     def components(self) -> dict[str, Any]:
-        return {"edges": self.edges.tolist(), "counts": self.counts.tolist()}
+        filled = np.flatnonzero(self.counts)
+        return {"from": self.edges[filled].tolist(), "counts": self.counts[filled].tolist()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -266,9 +265,7 @@ class Sample(Evidence):
     seed: int = 0
 
     @classmethod
-    def of(
-        cls, x: Tensor, mask: Bool[Tensor, "batch seq"], size: int, seed: int = 0
-    ) -> Self:
+    def of(cls, x: Tensor, mask: Bool[Tensor, "batch seq"], size: int, seed: int = 0) -> Self:
         """`x` is `[batch, seq, *k]`; at most `size` of its masked rows are kept."""
         row, position = (index.cpu().numpy() for index in mask.nonzero(as_tuple=True))
         return cls(x.detach()[mask].cpu().numpy(), row, position, size, seed)
@@ -277,11 +274,12 @@ class Sample(Evidence):
         return dataclasses.replace(self, sequence_ids=stamp.sequence_ids[self.sequence_ids])._smallest()
 
     def __add__(self, other: Self) -> Self:
-        joined = {
-            name: np.concatenate([getattr(self, name), getattr(other, name)])
-            for name in ("rows", "sequence_ids", "positions")
-        }
-        return dataclasses.replace(self, **joined)._smallest()
+        return dataclasses.replace(
+            self,
+            rows=np.concatenate([self.rows, other.rows]),
+            sequence_ids=np.concatenate([self.sequence_ids, other.sequence_ids]),
+            positions=np.concatenate([self.positions, other.positions]),
+        )._smallest()
 
     def _smallest(self) -> Self:
         priority = hashed(self.seed, self.sequence_ids, self.positions)

@@ -98,7 +98,7 @@ class Graph:
         control: Callable[[str, str], Subject],
         model_digest: str,
         data_digest: str,
-        fit_digest: str = "",
+        fit_digest: Callable[[], str] = str,
         pair: bool = False,
         supplies: Iterable[str] = (),
     ) -> None:
@@ -106,7 +106,8 @@ class Graph:
         self._known = set(known) | set(LEAVES)
         self._widths = widths
         self._control = control
-        self._digests = {"model": model_digest, "batch": data_digest, "fit": fit_digest}
+        self._digests = {"model": model_digest, "batch": data_digest}
+        self._fit_digest = fit_digest
         self.sides = 2 if pair else 1
         self._pair = pair
         self._supplies = frozenset(supplies)
@@ -173,13 +174,12 @@ class Graph:
             return self._interned[key]
         nodes = [a for side in (args, *others) for a in side.values() if isinstance(a, Node)]
         roots = frozenset().union(*(n.roots for n in nodes)) if nodes else frozenset()
-        stream = "fit" if quantity.on_fit else "batch"
         words = [quantity.name, quantity.identity, *(_digests(a) for a in (args, *others))]
         if quantity.fold:
             if "batch" not in roots:
                 raise SaevalError(f"fold '{quantity.name}' asks for nothing of a batch, so there is nothing to sum")
             roots -= {"batch"}
-            words.append(self._digests[stream])
+            words.append(self._fit_digest() if quantity.on_fit else self._digests["batch"])
         stage = max((n.available for n in nodes), default=0)
         sides = {n.side for n in nodes if "batch" in n.roots} or {0}
         hooks = {n.hook_name for n in nodes if n.hook_name}

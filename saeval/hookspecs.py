@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from saeval.reports import Report
     from saeval.result import Result
     from saeval.sae import RegisteredSAE, SAELoader
-    from saeval.suite import RegisteredSuite
     from saeval.substitute import Control
+    from saeval.suite import RegisteredSuite
 
 hookspec = pluggy.HookspecMarker("saeval")
 hookimpl = pluggy.HookimplMarker("saeval")

@@ -36,6 +36,8 @@ class Model(ABC):
     kind: ClassVar[Literal["causal", "reward"]] = "causal"
     device: torch.device
     dtype: torch.dtype
+    chunked_head: bool | None = None
+    """Whether `unembed` was seen to equal the model's own logits; None before the check."""
 
     @abstractmethod
     def capture(self, batch: Batch, hooks: Iterable[str], final: bool, resumable: Iterable[str] = ()) -> Capture:

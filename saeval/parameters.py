@@ -66,6 +66,4 @@ def lowered(message: str) -> str:
 def parameter_names(function: Any, *, skip: int = 0) -> dict[str, Any]:
     """Parameter names of a function with their defaults (`inspect.Parameter.empty` where none)."""
     parameters = list(inspect.signature(function).parameters.values())[skip:]
-    return {
-        p.name: p.default for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY)
-    }
+    return {p.name: p.default for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -65,7 +66,7 @@ class Plugins:
             if not path.is_file():
                 raise SaevalError(f"--plugin {path}: no such file")
             origin = Origin(str(path), path.stem, hashlib.sha256(path.read_bytes()).hexdigest()[:16], True)
-            self._register(origin, lambda path=path: _load_file(path))
+            self._register(origin, functools.partial(_load_file, path))
 
     def add(self, plugin: object, name: str) -> None:
         """Register an object with hook implementations, such as a test's own module."""
@@ -93,10 +94,10 @@ class Plugins:
         details = "".join(traceback.format_exception(error))
         self.failures.append(Failure(origin, f"{type(error).__name__}: {line[0] if line else ''}", details))
 
-    def collect(self, hook: str) -> list[tuple[Any, Origin]]:
+    def collect(self, hook: str, **arguments: Any) -> list[tuple[Any, Origin]]:
         """What every plugin returns from a collecting hook, each thing with its origin, in loading order."""
         found: list[tuple[Any, Origin]] = []
-        for origin, returned in self._call_each(hook):
+        for origin, returned in self._call_each(hook, **arguments):
             if not isinstance(returned, list | tuple):
                 error = f"{hook} returned {type(returned).__name__}; return a list"
                 self.failures.append(Failure(origin, error))
@@ -123,14 +124,30 @@ class Plugins:
 
 
 def code_identity(thing: object, origin: Origin) -> str:
-    """What makes the code behind a name the same: the distribution's version, or its source's hash when editable."""
+    """What makes the code behind a name the same: the distribution's version, or its package's source when editable."""
     if not origin.editable:
         return f"{origin.distribution}=={origin.version}"
     try:
-        source = Path(inspect.getsourcefile(thing) or "")  # type: ignore[arg-type]
-        return f"{origin.distribution}:{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}"
+        source = Path(inspect.getsourcefile(thing) or "").resolve()  # type: ignore[arg-type]
+        return f"{origin.distribution}:{_source_hash(source)}"
     except (TypeError, OSError):
         return f"{origin.distribution}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+
+
+@functools.cache
+def _source_hash(source: Path) -> str:
+    """Hash of a module's whole package, or of the module alone where it stands in none."""
+    package = source.parent
+    if not (package / "__init__.py").exists():
+        files = [source]
+    else:
+        while (package.parent / "__init__.py").exists():
+            package = package.parent
+        files = sorted(package.rglob("*.py"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _core() -> ModuleType:

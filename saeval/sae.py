@@ -66,8 +66,9 @@ class LiveSAE(Substitute):
         if not hook_name:
             raise SaevalError(f"{name}: give the SAE's hook, as in saes=[(sae, 'blocks.2.hook_resid_pre')]")
         self.module = module
+        self.name = name
         self.hook_name = str(hook_name)
-        found = {key: getattr(module, key, None) for key in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        found: dict[str, Any] = {key: getattr(module, key, None) for key in ("W_enc", "b_enc", "W_dec", "b_dec")}
         self._weights = {key: value.detach() for key, value in found.items() if hasattr(value, "detach")}
         decoder = self._weights.get("W_dec")
         self.d_in = int(decoder.shape[1] if decoder is not None else getattr(module, "d_in", 0))

@@ -34,9 +34,15 @@ class Target:
         return [n for call in self.arguments for a in call.values() for n in flattened(a)]
 
 
-@dataclass
 class _Failed:
-    error: Exception
+    """An error kept in place of a value; raised anew for each consumer with its first traceback only."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error, self._traceback = error, error.__traceback__
+
+    @property
+    def error(self) -> Exception:
+        return self._error.with_traceback(self._traceback)
 
 
 @dataclass
@@ -51,11 +57,11 @@ class Scope:
     _lasting: dict[int, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._arrange([t for t in self.targets if t.error is None])
+        self.arrange()
 
-    def _arrange(self, targets: list[Target]) -> None:
+    def arrange(self) -> None:
         """Count every node's consumers and fix the order: SAE by SAE, then all that needs scores."""
-        self._alive = targets
+        targets = self._alive = [t for t in self.targets if t.error is None]
         self._uses: Counter[int] = Counter()
         self._nodes: dict[int, Node] = {}
         gathered_by: dict[int, set[int]] = {}
@@ -98,6 +104,11 @@ class Scope:
         return list(found.values())
 
     @property
+    def touches_model(self) -> bool:
+        """Whether a batch goes through the model at all."""
+        return bool(self.hooks or self.resumable or self.final)
+
+    @property
     def resumes(self) -> int:
         """Resumed passes a batch, as the plan knows them."""
         return sum(1 for n in self._nodes.values() if n.name in ("spliced_final", "gradient"))
@@ -125,7 +136,7 @@ class Scope:
         self._memo.clear()
         self._captures.clear()
         if any(t.error is not None for t in self._alive):
-            self._arrange([t for t in self._alive if t.error is None])
+            self.arrange()
 
     def _observe(self, target: Target, stamp: Stamp) -> EvidenceTree:
         total: EvidenceTree | None = None

@@ -85,7 +85,7 @@ def _chunks(model: Model, clean: Tensor, batch: Batch) -> list[tuple[tuple[Tenso
         return []
     vocabulary = model.unembed(clean[rows[:1], positions[:1]]).shape[-1]
     size = max(1, CHUNK_ELEMENTS // vocabulary)
-    return [((r, p), None) for r, p in zip(rows.split(size), positions.split(size), strict=True)]
+    return [((r, p), None) for r, p in zip(torch.split(rows, size), torch.split(positions, size), strict=True)]
 
 
 def _rows(batch: Batch) -> list[tuple[tuple[Tensor, Tensor], Batch]]:

@@ -25,6 +25,8 @@ class Encoding(NamedTuple):
 class Substitute(ABC):
     """A named function of the activations at a hook."""
 
+    name: str = "the substitute"
+    """For messages."""
     hook_name: str
     d_in: int
     d_sae: int | None = None
@@ -38,11 +40,6 @@ class Substitute(ABC):
     def encode(self, activations: Float[Tensor, "batch seq d"]) -> Encoding:
         """Feature activations; `Undefined` where the substitute has none."""
         raise Undefined(f"{self.name} has no features")
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return type(self).__name__.lower()
 
     @property
     def has_features(self) -> bool:

@@ -74,6 +74,8 @@ class Suite:
     body: SuiteModel
     marks: Marks
     live: dict[str, Any] = field(default_factory=dict)
+    live_model: Any = None
+    """A spec around a user's own model, in place of `model:`."""
 
     @property
     def name(self) -> str:

@@ -64,7 +64,9 @@ def parse(text: str, source: str) -> tuple[dict[str, Any], Marks]:
     except yaml.YAMLError as error:
         raise SuiteError([Problem(str(error).split("\n")[0], source)]) from None
     if root is None:
-        raise SuiteError([Problem("the file is empty; a suite needs at least 'suite', 'data' and 'metrics'", f"{source}:1:1")])
+        raise SuiteError(
+            [Problem("the file is empty; a suite needs at least 'suite', 'data' and 'metrics'", f"{source}:1:1")]
+        )
     builder = _Builder(marks)
     data = builder.build(root, ())
     if builder.problems:
@@ -91,7 +93,7 @@ class _Builder:
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, location)
         try:
-            return self._scalars.construct_object(node)  # type: ignore[no-untyped-call]
+            return self._scalars.construct_object(node)
         except (yaml.YAMLError, ValueError) as error:
             detail = str(getattr(error, "problem", error))
             self.problems.append(Problem(detail, self.marks.where(location)))

@@ -55,9 +55,7 @@ class Scalar:
             stderr, interval = None, None
         reason = self.reason
         if self.value is not None and stderr is None:
-            reason = reason or (
-                "fewer than two clusters" if shown else "not a mean over clusters: no standard error"
-            )
+            reason = reason or ("fewer than two clusters" if shown else "not a mean over clusters: no standard error")
         return {
             "value": self.value,
             "stderr": stderr,
@@ -127,7 +125,9 @@ def named_values(name: str, conclusion: Value | Mapping[str, Value] | Estimate |
         return {name: Scalar(conclusion)}
     if isinstance(conclusion, Mapping) and all(isinstance(v, Scalar | Curve | Table) for v in conclusion.values()):
         return dict(conclusion)
-    raise TypeError(f"conclude returned {type(conclusion).__name__}; return a Scalar, a Curve, a Table or a dict of them")
+    raise TypeError(
+        f"conclude returned {type(conclusion).__name__}; return a Scalar, a Curve, a Table or a dict of them"
+    )
 
 
 __all__ = ["Better", "Curve", "Scalar", "Table", "Undefined", "Value", "named_values"]

@@ -1,0 +1,24 @@
+"""Substitutes nobody trained, for a trained SAE to be read against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from saeval.hookspecs import hookimpl
+from saeval.substitute import Control
+
+
+@hookimpl
+def saeval_controls() -> list[type[Control]]:
+    from saeval_controls.constant import Identity, Mean, Zero
+    from saeval_controls.untrained import Random
+
+    return [Identity, Zero, Mean, Random]
+
+
+@hookimpl
+def saeval_quantities() -> list[Callable[..., Any]]:
+    from saeval_controls.untrained import fit_activations, parent_l0
+
+    return [fit_activations, parent_l0]

@@ -1,0 +1,15 @@
+"""How faithfully a substitute stands in for the activations."""
+
+from __future__ import annotations
+
+from saeval.hookspecs import hookimpl
+from saeval.metric import Metric
+
+
+@hookimpl
+def saeval_metrics() -> list[type[Metric]]:
+    from saeval_fidelity.features import L0, Density
+    from saeval_fidelity.prediction import CrossEntropy, KLDivergence
+    from saeval_fidelity.reconstruction import Reconstruction
+
+    return [L0, Density, Reconstruction, CrossEntropy, KLDivergence]

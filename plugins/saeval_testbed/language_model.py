@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -152,7 +153,7 @@ def _count_models(train: list[Tensor], held: Tensor, vocabulary: int, bos: int) 
     for ids in train:
         listed = [bos, *ids.tolist()]
         ones.update(listed[1:])
-        twos.update(zip(listed, listed[1:], strict=False))
+        twos.update(pairwise(listed))
     total = sum(ones.values())
     after: Counter[int] = Counter()
     kinds: Counter[int] = Counter()
@@ -161,7 +162,7 @@ def _count_models(train: list[Tensor], held: Tensor, vocabulary: int, bos: int) 
         kinds[first] += 1
     unigram_loss = bigram_loss = 0.0
     for row in held.tolist():
-        for first, second in zip(row, row[1:], strict=False):
+        for first, second in pairwise(row):
             unigram = (ones[second] + 1) / (total + vocabulary)
             unigram_loss -= math.log(unigram)
             if after[first]:

@@ -1,0 +1,104 @@
+"""An SAE with random directions and its parent's sparsity."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from saeval.errors import Undefined
+from saeval.evidence import Sample
+from saeval.model import Model
+from saeval.quantities import fit_split
+from saeval.substitute import Control, Encoding, Substitute
+
+SAMPLE = 8192
+
+
+@fit_split
+def fit_activations(activations: Float[Tensor, "batch seq d_in"], mask: Bool[Tensor, "batch seq"]) -> Sample:
+    """Fold over the fit split: up to 8192 rows of activations, chosen by hash."""
+    return Sample.of(activations, mask, SAMPLE)
+
+
+def parent_l0(sae: Substitute, fit_activations: Sample) -> float:
+    """Mean number of features that fire on a token of the fit split."""
+    if not sae.has_features:
+        raise Undefined(f"{sae.name} has no features")
+    rows = torch.from_numpy(fit_activations.rows)
+    if len(rows) == 0:
+        raise Undefined("the fit split has no token in its mask")
+    weights = list(sae.weights.values())
+    device = weights[0].device if weights else rows.device
+    total = 0.0
+    for part in rows.to(device).split(1024):
+        total += float((sae.encode(part[None]).feature_acts != 0).sum())
+    return total / len(rows)
+
+
+class UntrainedSAE(Substitute):
+    """x̂ = scale · TopK((x − b_dec) W_enc) W_dec + b_dec with W_enc = W_decᵀ and unit decoder rows."""
+
+    name = "random"
+
+    def __init__(self, W_dec: Tensor, b_dec: Tensor, k: int) -> None:
+        self.W_dec, self.b_dec, self.k = W_dec, b_dec, k
+        self.scale = 1.0
+        self.d_sae, self.d_in = W_dec.shape
+
+    def encode(self, activations: Float[Tensor, "batch seq d"]) -> Encoding:
+        pre = (activations.to(self.W_dec.dtype) - self.b_dec) @ self.W_dec.T
+        values, indices = pre.topk(self.k, dim=-1)
+        return Encoding(torch.zeros_like(pre).scatter(-1, indices, values.relu() * self.scale))
+
+    def decode(self, encoding: Encoding | None, activations: Tensor) -> Tensor:
+        assert encoding is not None
+        return (encoding.feature_acts @ self.W_dec + self.b_dec).to(activations.dtype)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return {
+            "W_enc": self.W_dec.T,
+            "b_enc": -self.b_dec @ self.W_dec.T,
+            "W_dec": self.scale * self.W_dec,
+            "b_dec": self.b_dec,
+        }
+
+
+class Random(Control):
+    """An untrained SAE of its parent's width and L0.
+
+    iid unit decoder rows, W_enc = W_decᵀ, b_dec = mean of the fit split, per-token TopK with
+    k = round(L0 of the parent), one least-squares scale from the fit split. `seeds` independent
+    draws stand in the leaderboard as one row, their variance in its error.
+    """
+
+    name, version, per = "random", 1, "sae"
+
+    def __init__(self, seeds: int = 5, seed: int = 0) -> None:
+        if seeds < 1:
+            raise ValueError(f"control 'random': seeds must be at least 1, got {seeds}")
+        self.seeds, self.seed = seeds, seed
+
+    @property
+    def copies(self) -> int:
+        return self.seeds
+
+    def build(
+        self, sae: Substitute, parent_l0: float, fit_activations: Sample, model: Model, copy: int
+    ) -> UntrainedSAE:
+        x = torch.from_numpy(fit_activations.rows).to(model.device, torch.float32)
+        if sae.d_sae is None:
+            raise Undefined(f"{sae.name} does not say its width")
+        k = min(max(round(parent_l0), 1), sae.d_sae)
+        generator = torch.Generator().manual_seed(1000 * self.seed + copy)
+        W_dec = torch.randn(sae.d_sae, x.shape[-1], generator=generator)
+        W_dec = (W_dec / W_dec.norm(dim=1, keepdim=True)).to(x.device)
+        untrained = UntrainedSAE(W_dec, x.double().mean(0).float(), k)
+        above = below = 0.0
+        for part in x.split(1024):
+            guess = untrained.decode(untrained.encode(part), part) - untrained.b_dec
+            above += float((guess * (part - untrained.b_dec)).double().sum())
+            below += float(guess.square().double().sum())
+        untrained.scale = above / below if below else 1.0
+        return untrained

@@ -1,0 +1,129 @@
+"""Text tokenised before: one row or line a document."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from saeval.data import Document, Kind, Source
+from saeval.errors import SaevalError, suggestion
+from saeval.fingerprint import sha256_file
+from saeval_data import files
+
+_FIELDS = ("tokens", "input_ids")
+_LARGEST_ID = 2**31 - 1
+
+
+class Tokens(Source):
+    """Token ids from a `.npy` array `[documents, length]`, or lists in `.jsonl` or `.parquet`.
+
+    `field` names the list (`tokens` or `input_ids` by default). `documents` says whose rows are whose:
+    the field with the document's name, or for `.npy` the path of a 1-D `.npy` array. Rows of one
+    document are one cluster; without it every row is a document.
+    """
+
+    name = "tokens"
+    kind: ClassVar[Kind] = "tokens"
+
+    def __init__(self, path: str, field: str | None = None, documents: str | None = None) -> None:
+        self.path = files.existing(path, self.name)
+        if self.path.suffix not in (".npy", ".jsonl", ".parquet"):
+            raise SaevalError(f"data 'tokens': expected a .npy, .jsonl or .parquet file, found {self.path}")
+        if self.path.suffix == ".npy" and field is not None:
+            raise SaevalError(f"data 'tokens': 'field' is for .jsonl and .parquet files, and {self.path} has no fields")
+        self.field = field
+        self.owners = documents
+        if documents is not None and self.path.suffix == ".npy":
+            files.existing(documents, self.name)
+
+    def fingerprint(self) -> str:
+        names = self.owners
+        if names is not None and self.path.suffix == ".npy":
+            names = sha256_file(Path(names).expanduser())
+        parts = [self.path.name, sha256_file(self.path), self.field, names]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def documents(self, split: Literal["evaluation", "fit"]) -> Iterator[Document]:
+        yield from self._of_array() if self.path.suffix == ".npy" else self._of_records()
+
+    def _of_array(self) -> Iterator[Document]:
+        rows = _array(self.path)
+        if rows.ndim != 2:
+            raise SaevalError(f"{self.path}: expected an array [documents, length], found shape {list(rows.shape)}")
+        names = self._names(len(rows))
+        for index, row in enumerate(rows):
+            yield Document(names[index], tokens=_ids(row, f"{self.path}: row {index + 1}"))
+
+    def _names(self, rows: int) -> list[str]:
+        if self.owners is None:
+            return [f"{self.path.name}:{index + 1}" for index in range(rows)]
+        path = Path(self.owners).expanduser()
+        owners = _array(path)
+        if owners.shape != (rows,):
+            raise SaevalError(
+                f"{path}: expected one document for each of {rows} rows, found shape {list(owners.shape)}"
+            )
+        return [str(owner) for owner in owners.tolist()]
+
+    def _of_records(self) -> Iterator[Document]:
+        jsonl = self.path.suffix == ".jsonl"
+        field = self.field
+        if field is None and not jsonl:
+            field = _default_field(files.parquet_columns(self.path), str(self.path))
+        wanted = [name for name in (field, self.owners) if name is not None]
+        records = files.jsonl_records(self.path) if jsonl else files.parquet_records(self.path, wanted)
+        for number, record in records:
+            where = f"{self.path}:{number}" if jsonl else f"{self.path}: row {number}"
+            field = field or _default_field(list(record), where)
+            tokens = files.field_of(record, field, where)
+            if not isinstance(tokens, list):
+                raise SaevalError(f"{where}: expected a list of token ids in '{field}', found {type(tokens).__name__}")
+            owner = None if self.owners is None else files.field_of(record, self.owners, where)
+            name = f"{self.path.name}:{number}" if owner is None else str(owner)
+            yield Document(name, tokens=_ids(_integers(tokens, where), where))
+
+
+def _default_field(there: list[str], where: str) -> str:
+    for field in _FIELDS:
+        if field in there:
+            return field
+    near = suggestion("tokens", there)
+    raise SaevalError(f"{where}: expected a field 'tokens' or 'input_ids'{near}; name it with 'field'")
+
+
+def _array(path: Path) -> np.ndarray[Any, Any]:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except (ValueError, OSError, EOFError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise SaevalError(f"{path}: not a readable .npy array of plain numbers ({reason}); save it again") from None
+
+
+def _integers(tokens: list[Any], where: str) -> np.ndarray[Any, Any]:
+    for position, token in enumerate(tokens):
+        if not isinstance(token, int) or isinstance(token, bool):
+            raise SaevalError(f"{where}: expected integer token ids, found {token!r} at position {position}")
+    try:
+        return np.array(tokens, dtype=np.int64)
+    except OverflowError:
+        raise SaevalError(f"{where}: a token id is larger than {_LARGEST_ID}; check the file") from None
+
+
+def _ids(tokens: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, Any]:
+    """As int32; `SaevalError` for anything that cannot be a token id."""
+    if not np.issubdtype(tokens.dtype, np.integer):
+        raise SaevalError(f"{where}: expected integer token ids, found dtype {tokens.dtype}")
+    if tokens.size and int(tokens.min()) < 0:
+        position = int(np.argmax(tokens < 0))
+        raise SaevalError(
+            f"{where}: found the negative token id {int(tokens[position])} at position {position}; "
+            "leave padding out (documents of unequal length go into .jsonl or .parquet)"
+        )
+    if tokens.size and int(tokens.max()) > _LARGEST_ID:
+        raise SaevalError(f"{where}: a token id is larger than {_LARGEST_ID}; check the file")
+    return tokens.astype(np.int32)

@@ -1,0 +1,79 @@
+"""How many features fire, and how often each."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from saeval.evidence import Evidence, Histogram, Mean, Moments
+from saeval.metric import Metric
+from saeval.values import Curve, Scalar, Table, Value
+
+
+class L0(Metric):
+    """Features that fire on a token.
+
+    l0 = mean over the mask of #{j : f_j != 0}; also its quantiles over tokens and its mean by
+    position. Unit: features. Range 0 .. d_sae. Undefined for substitutes without features.
+    """
+
+    name, version = "l0", 1
+
+    def observe(
+        self, feature_acts: Float[Tensor, "batch seq d_sae"], mask: Bool[Tensor, "batch seq"]
+    ) -> dict[str, Evidence]:
+        fired = (feature_acts != 0).sum(-1)
+        edges = np.arange(feature_acts.shape[-1] + 2)
+        rows = torch.ones(len(mask), 1, dtype=torch.bool, device=mask.device)
+        return {
+            "l0": Mean.of(fired, mask),
+            "counts": Histogram.of(fired, mask, edges),
+            "by_position": Moments.of((fired * mask)[:, None, :], rows),
+            "tokens": Moments.of(mask[:, None, :], rows),
+        }
+
+    def conclude(self, total: dict[str, Evidence]) -> dict[str, Value]:
+        unit = "features"
+        quantiles = {f"l0_p{q}": Scalar(total["counts"].quantile(q / 100), unit=unit) for q in (5, 50, 95)}
+        tokens = total["tokens"].sum
+        seen = np.flatnonzero(tokens)
+        curve = Curve(seen.tolist(), (total["by_position"].sum[seen] / tokens[seen]).tolist(), "position", unit)
+        return {"l0": Scalar(total["l0"].value, unit=unit), **quantiles, "by_position": curve}
+
+
+class Density(Metric):
+    """How often each feature fires.
+
+    density_j = share of the mask's N tokens with f_j != 0. dead = features with none;
+    frac_above_1pct and frac_above_10pct = shares of features that fire on more than 1% and 10%
+    of tokens; histogram over log10 density. N is stated with every value and densities of
+    different N are not comparable. No error bars: these are counts of features, not token means.
+    """
+
+    name, version = "density", 1
+
+    def observe(self, feature_acts: Float[Tensor, "batch seq d_sae"], mask: Bool[Tensor, "batch seq"]) -> Moments:
+        return Moments.of((feature_acts != 0).float(), mask)
+
+    def conclude(self, total: Moments) -> dict[str, Value]:
+        density, n = total.mean, total.n
+        edges = np.arange(-8, 0.5, 0.5)
+        alive = density[density > 0]
+        counts, _ = np.histogram(np.log10(alive), bins=edges) if alive.size else (np.zeros(len(edges) - 1, int), edges)
+        histogram = Table(
+            ["log10_density_from", "log10_density_to", "features"],
+            [[float(a), float(b), int(c)] for a, b, c in zip(edges, edges[1:], counts, strict=False)],
+        )
+
+        def share(which: np.ndarray) -> float:
+            return float(which.mean())
+
+        return {
+            "dead": Scalar(float((density == 0).sum()), unit="features", better="lower", n=n),
+            "frac_dead": Scalar(share(density == 0), unit="share of features", better="lower", n=n),
+            "frac_above_1pct": Scalar(share(density > 0.01), unit="share of features", n=n),
+            "frac_above_10pct": Scalar(share(density > 0.1), unit="share of features", n=n),
+            "histogram": histogram,
+        }

@@ -1,0 +1,106 @@
+"""What the substitute does to the model's predictions."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool
+from torch import Tensor
+
+from saeval.errors import Undefined
+from saeval.estimate import Estimate
+from saeval.evidence import Evidence, Histogram, Mean
+from saeval.metric import Metric
+from saeval.scores import TokenScores
+from saeval.values import Scalar, Value
+
+# 1% wide, below 1e-12 in one bin: float32 tells nothing there.
+_LOG_KL_EDGES = np.concatenate([[-30.0], np.linspace(-12, 2, 3242)])
+
+
+class CrossEntropy(Metric):
+    """Loss of next-token prediction with the substitute spliced in.
+
+    delta_ce = ce_sae − ce_clean; recovered = (ce_ablated − ce_sae) / (ce_ablated − ce_clean), where
+    the ablation is the control that `ablation` names (zero, mean). Losses in nats a token over the
+    mask. recovered is 1 for a perfect substitute, 0 for one as bad as the ablation, negative for a
+    worse one; it flatters where the ablation is very bad, so the parts always stand beside it. It
+    is defined only when ce_ablated − ce_clean exceeds two standard errors.
+    """
+
+    name, version = "ce", 1
+
+    def __init__(self, ablation: str = "mean") -> None:
+        self.ablation = ablation
+
+    def observe(
+        self,
+        clean_scores: TokenScores,
+        spliced_scores: TokenScores,
+        ablated_scores: TokenScores,
+        mask: Bool[Tensor, "batch seq"],
+    ) -> dict[str, Evidence]:
+        return {
+            "clean": Mean.of(clean_scores.nll, mask),
+            "sae": Mean.of(spliced_scores.nll, mask),
+            "ablated": Mean.of(ablated_scores.nll, mask),
+        }
+
+    def conclude(self, total: dict[str, Mean]) -> dict[str, Scalar]:
+        if int(total["clean"].n.sum()) == 0:
+            raise Undefined("no token is in the mask")
+        clean, sae, ablated = (total[name].value for name in ("clean", "sae", "ablated"))
+        return {
+            "ce_clean": Scalar(clean, unit="nats", better="lower"),
+            "ce_sae": Scalar(sae, unit="nats", better="lower"),
+            "ce_ablated": Scalar(ablated, unit="nats"),
+            "delta_ce": Scalar(sae - clean, unit="nats", better="lower"),
+            "recovered": _share((ablated - sae), ablated - clean, "ce_ablated − ce_clean"),
+        }
+
+
+class KLDivergence(Metric):
+    """How far the next-token distribution moves when the substitute is spliced in.
+
+    kl_sae = mean over the mask of KL(p‖q), p the clean distribution and q the spliced one, in nats;
+    kl_score = 1 − kl_sae / kl_ablated, defined only when kl_ablated exceeds two standard errors;
+    kl_p50, kl_p95 and kl_p99 are quantiles over tokens (bins 1% wide); top1_agreement is the share
+    of tokens whose most likely next token stays the same.
+    """
+
+    name, version = "kl", 1
+
+    def __init__(self, ablation: str = "mean") -> None:
+        self.ablation = ablation
+
+    def observe(
+        self, spliced_scores: TokenScores, ablated_scores: TokenScores, mask: Bool[Tensor, "batch seq"]
+    ) -> dict[str, Evidence]:
+        return {
+            "sae": Mean.of(spliced_scores.kl, mask),
+            "ablated": Mean.of(ablated_scores.kl, mask),
+            "agreement": Mean.of(spliced_scores.top1_agreement.double(), mask),
+            "log10": Histogram.of(spliced_scores.kl.clamp_min(1e-30).log10(), mask, _LOG_KL_EDGES),
+        }
+
+    def conclude(self, total: dict[str, Evidence]) -> dict[str, Value]:
+        if int(total["sae"].n.sum()) == 0:
+            raise Undefined("no token is in the mask")
+        sae, ablated = total["sae"].value, total["ablated"].value
+        quantiles = {f"kl_p{q}": Scalar(10 ** total["log10"].quantile(q / 100), unit="nats") for q in (50, 95, 99)}
+        return {
+            "kl_sae": Scalar(sae, unit="nats", better="lower"),
+            "kl_ablated": Scalar(ablated, unit="nats"),
+            "kl_score": _share(ablated - sae, ablated, "kl_ablated"),
+            **quantiles,
+            "top1_agreement": Scalar(total["agreement"].value, unit="share of tokens", better="higher"),
+        }
+
+
+def _share(part: Estimate, whole: Estimate, name: str) -> Scalar:
+    """part / whole, where the whole is clearly positive."""
+    unit = "share"
+    error = whole.stderr
+    if whole.value <= 0 or (error is not None and whole.value <= 2 * error):
+        shown = f"{whole.value:.3g}" + (f" ± {error:.2g}" if error is not None else "")
+        return Scalar.undefined(f"{name} is {shown}, not clearly above 0", unit=unit, better="higher")
+    return Scalar(part / whole, unit=unit, better="higher")

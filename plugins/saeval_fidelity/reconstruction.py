@@ -1,0 +1,69 @@
+"""How close the reconstruction is to the activations, before the rest of the model sees it."""
+
+from __future__ import annotations
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from saeval.errors import Undefined
+from saeval.evidence import Evidence, Mean, Ratio
+from saeval.metric import Metric
+from saeval.values import Scalar
+
+
+class Reconstruction(Metric):
+    """Error of the reconstruction x̂ of the activations x, with e = x − x̂ and μ the mean of x over the mask.
+
+    fvu = Σ‖e‖² / Σ‖x−μ‖² (0 is perfect, 1 is predicting the mean, no upper bound);
+    explained_variance = 1 − fvu; mse = mean ‖e‖² over tokens, mse_per_dim = mse / d_in;
+    cosine and norm_ratio = ‖x̂‖/‖x‖ are token means over nonzero norms, the excluded tokens
+    counted; reconstruction_bias = Σ‖x̂‖² / Σx·x̂ (1 is unbiased); error_norm = mean ‖e‖.
+    Source of the bias: Rajamanoharan et al. 2024, relative reconstruction bias. The error is not
+    centred, so a constant offset counts.
+    """
+
+    name, version = "reconstruction", 1
+
+    def observe(
+        self,
+        activations: Float[Tensor, "batch seq d_in"],
+        reconstruction: Float[Tensor, "batch seq d_in"],
+        mask: Bool[Tensor, "batch seq"],
+        activation_mean: Float[Tensor, "d_in"],
+    ) -> dict[str, Evidence]:
+        x, x_hat = activations.double(), reconstruction.double()
+        squared = (x - x_hat).square().sum(-1)
+        norm, norm_hat, dot = x.norm(dim=-1), x_hat.norm(dim=-1), (x * x_hat).sum(-1)
+        # Out of a zero vector there is no direction, and to a zero norm no ratio.
+        directed, based = mask & (norm > 0) & (norm_hat > 0), mask & (norm > 0)
+        return {
+            "fvu": Ratio.of(squared, (x - activation_mean.to(x)).square().sum(-1), mask),
+            "mse": Mean.of(squared, mask),
+            "mse_per_dim": Mean.of(squared / x.shape[-1], mask),
+            "cosine": Mean.of(dot / (norm * norm_hat), directed),
+            "norm_ratio": Mean.of(norm_hat / norm, based),
+            "bias": Ratio.of(norm_hat.square(), dot, mask),
+            "error_norm": Mean.of(squared.sqrt(), mask),
+            "without_direction": Mean.of((mask & ~directed).double(), mask),
+        }
+
+    def conclude(self, total: dict[str, Ratio]) -> dict[str, Scalar]:
+        if int(total["mse"].n.sum()) == 0:
+            raise Undefined("no token is in the mask")
+        fvu = total["fvu"].value
+        undirected = total["without_direction"]
+        excluded = Scalar(float(undirected.numerator.sum()), unit="tokens", n=int(undirected.n.sum()))
+        nothing = "every token's reconstruction or activation is zero"
+        return {
+            "explained_variance": Scalar(1 - fvu, unit="share of variance", better="higher"),
+            "fvu": Scalar(fvu, unit="share of variance", better="lower"),
+            "mse": Scalar(total["mse"].value, unit="squared activation", better="lower"),
+            "mse_per_dim": Scalar(total["mse_per_dim"].value, unit="squared activation per dimension", better="lower"),
+            "cosine": Scalar(total["cosine"].value, unit="cosine", better="higher", reason=nothing)
+            if total["cosine"].n.sum()
+            else Scalar.undefined(nothing, unit="cosine", better="higher"),
+            "norm_ratio": Scalar(total["norm_ratio"].value, unit="ratio"),
+            "reconstruction_bias": Scalar(total["bias"].value, unit="ratio"),
+            "error_norm": Scalar(total["error_norm"].value, unit="activation", better="lower"),
+            "without_direction": excluded,
+        }

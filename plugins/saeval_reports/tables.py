@@ -1,0 +1,116 @@
+"""Leaderboards as Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from saeval.leaderboard import Board, Column, Entry, Row
+
+
+def markdown(boards: Sequence[Board]) -> str:
+    """A table a board, numbers with their standard errors, then what is missing and why."""
+    return "\n\n".join(_markdown(board) for board in boards)
+
+
+def _markdown(board: Board) -> str:
+    from tabulate import tabulate  # late: only this writer needs it
+
+    hooks = {row.hook_name for row in board.rows}
+    headers = ["rank", "SAE", *(["hook"] if len(hooks) > 1 else []), *(_header(c) for c in board.columns)]
+    lines = []
+    for row in board.rows:
+        name = row.name if row.copies == 1 else f"{row.name} ×{row.copies}"
+        shown = f"*{name}*" if row.kind == "control" else name
+        hook = [row.hook_name] if len(hooks) > 1 else []
+        lines.append([row.rank or "", shown, *hook, *(_number(row.entries.get(c.name)) for c in board.columns)])
+    table = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+    data = board.data
+    facts = [f"model {board.model}", f"data {data.get('use')}"]
+    facts += [f"{data[k]} {k}" for k in ("sequences", "clusters", "scored_tokens") if k in data]
+    where = f"All at {next(iter(hooks))}. " if len(hooks) == 1 else ""
+    text = [f"## {board.title}", f"{', '.join(facts)}.", table]
+    if board.limited:
+        text.insert(1, "**Limited run: not comparable with others.**")
+    legend = "± is one standard error, clustered by document; ↓ lower is better, ↑ higher is better"
+    ranked = f"; ranks by {board.rank_by}, ties share a rank" if any(r.rank for r in board.rows) else ""
+    controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
+    text.append(f"{where}{legend}{ranked}{controls}.")
+    text += [f"- {note}" for note in board.notes]
+    return "\n\n".join(text[:-len(board.notes)] if board.notes else text) + (
+        "\n\n" + "\n".join(text[-len(board.notes):]) if board.notes else ""
+    )  # fmt: skip
+
+
+def _header(column: Column) -> str:
+    arrow = {"lower": " ↓", "higher": " ↑"}.get(column.better or "", "")
+    return f"{column.name}{arrow}"
+
+
+def _number(entry: Entry | None) -> str:
+    if entry is None:
+        return ""
+    if entry.value is None:
+        return {"failed": "FAILED", "undefined": "–"}.get(entry.status, "")
+    if entry.stderr is None:
+        return f"{entry.value:.4g}"
+    if entry.stderr == 0:
+        return f"{entry.value:.4g} ± 0"
+    digits = max(0, 1 - math.floor(math.log10(entry.stderr)))
+    if digits > 7:  # an error far below what is worth reading
+        return f"{entry.value:.4g} ± {entry.stderr:.0e}"
+    return f"{entry.value:.{digits}f} ± {entry.stderr:.{digits}f}"
+
+
+def rows(boards: Sequence[Board]) -> list[dict[str, Any]]:
+    """One flat record a row: `METRIC.VALUE`, its `.stderr` and `.ci95`, and reasons for what is missing."""
+    return [_row(board, row) for board in boards for row in board.rows]
+
+
+def _row(board: Board, row: Row) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "suite": board.title,
+        "model": board.model,
+        "data": board.data.get("fingerprint"),
+        "name": row.name,
+        "hook_name": row.hook_name,
+        "kind": row.kind,
+        "rank": row.rank,
+        "limited": board.limited,
+    }
+    missing = {}
+    for column in board.columns:
+        entry = row.entries.get(column.name) or Entry()
+        record[column.name] = entry.value
+        record[f"{column.name}.stderr"] = entry.stderr
+        record[f"{column.name}.ci95"] = list(entry.ci95) if entry.ci95 else None
+        if entry.value is None:
+            missing[column.name] = f"{entry.status}: {entry.reason}" if entry.reason else entry.status
+    record["missing"] = missing
+    return record
+
+
+def csv(boards: Sequence[Board]) -> str:
+    """The rows as CSV, full precision; intervals as two columns."""
+    import pandas as pd  # late: slow to import
+
+    flat = []
+    for record in rows(boards):
+        line = {}
+        for name, value in record.items():
+            if name.endswith(".ci95"):
+                low, high = value or (None, None)
+                line |= {f"{name}.low": low, f"{name}.high": high}
+            elif name == "missing":
+                line[name] = "; ".join(f"{k}: {v}" for k, v in value.items())
+            else:
+                line[name] = value
+        flat.append(line)
+    return str(pd.DataFrame(flat).to_csv(index=False)).rstrip("\n")
+
+
+def as_json(boards: Sequence[Board]) -> str:
+    """The rows as a JSON list."""
+    return json.dumps(rows(boards), indent=1)

@@ -1,0 +1,222 @@
+"""`run` and `evaluate`: saeval from Python. The command line is a thin layer over these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saeval.engine import Engine, Progress
+from saeval.errors import Problem, SaevalError, SuiteError, suggestion
+from saeval.leaderboard import Board, from_results
+from saeval.model import ModelSpec
+from saeval.plan import Options, Plan, plan
+from saeval.plugins import Plugins
+from saeval.registry import Registry
+from saeval.result import Result
+from saeval.sae import LiveSAE
+from saeval.store import Store
+from saeval.suite import load, validate
+from saeval.suitefile import Marks
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Results(Sequence[Result]):
+    """The results of a run, in the suite's order."""
+
+    def __init__(self, results: Iterable[Result], board: Mapping[str, Any], title: str, folder: Path) -> None:
+        self._results = list(results)
+        self._board = board
+        self.title = title
+        self.folder = folder
+        self.forward_passes = 0
+        """Clean and resumed passes this run made; 0 when everything came from the store."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._results[index]
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    @property
+    def failed(self) -> list[Result]:
+        return [r for r in self._results if r.status == "failed"]
+
+    def value(self, name: str, subject: str | None = None) -> Any:
+        """The record of `metric.value`, for the SAE named or the only one that has it."""
+        metric, _, value = name.partition(".")
+        found = [r for r in self._results if r.metric == metric and (subject is None or r.subject == subject)]
+        if len(found) != 1:
+            raise KeyError(f"{name}: {len(found)} results match; name one of {[r.subject for r in found]}")
+        return found[0].values[value or metric]
+
+    def boards(self) -> list[Board]:
+        """The boards of these results, ranks from the influences beside them."""
+        return from_results(self._results, self.title, self._board)
+
+    def leaderboard(self, format: str = "md") -> str:
+        """The leaderboard as text, in a format that some plugin writes."""
+        return Registry(Plugins()).reports[format].write(self.boards())
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a value: name, hook_name, metric, value name, number, error, interval, unit, status."""
+        import pandas as pd  # late: slow to import
+
+        rows = []
+        for result in self._results:
+            subjects = result.cell["subjects"]
+            common = {
+                "name": result.subject,
+                "hook_name": subjects[0]["hook_name"] if subjects else None,
+                "metric": result.metric,
+                "status": result.status,
+                "reason": result.reason,
+            }
+            scalars = {n: v for n, v in result.values.items() if "kind" not in v}
+            for name, record in scalars.items():
+                low, high = record["ci95"] or (None, None)
+                numbers = {k: record[k] for k in ("value", "stderr", "n", "unit", "better")}
+                rows.append({**common, "quantity": name, **numbers, "ci95_low": low, "ci95_high": high})
+            if not scalars:
+                rows.append({**common, "quantity": None, "value": None})
+        return pd.DataFrame(rows)
+
+    def _repr_markdown_(self) -> str:
+        return self.leaderboard("md")
+
+    def __repr__(self) -> str:
+        return f"<Results of {self.title}: {len(self)} cells, {len(self.failed)} failed>"
+
+
+def find_suite(name: str | Path, registry: Registry) -> Path:
+    """The file of a suite: a path as it stands, else the registered suite of that name."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
+    if str(name) in registry.suites:
+        return registry.suites[str(name)].path
+    near = suggestion(str(name), registry.suites.names())
+    raise SuiteError([Problem(f"no such file, and no suite has this name{near}", str(name))])
+
+
+def prepare(
+    suite: str | Path | Mapping[str, Any], registry: Registry, options: Options, overrides: Iterable[str] = ()
+) -> Plan:
+    """Parse and plan a suite: a path, a registered name, or the suite itself as a mapping."""
+    if isinstance(suite, Mapping):
+        return plan(validate(dict(suite), Marks("suite")), registry, options)
+    return plan(load(find_suite(suite, registry), overrides), registry, options)
+
+
+def execute(made: Plan, out: str | Path, progress: Progress | None = None) -> Results:
+    """Run a plan into `out/<suite>`."""
+    store = Store(Path(out) / made.name)
+    engine = Engine(made, store, progress)
+    results = Results(engine.run(), made.suite.body.leaderboard.model_dump(), made.name, store.folder)
+    results.forward_passes = engine.forward_passes
+    return results
+
+
+def run(
+    suite: str | Path | Mapping[str, Any],
+    *,
+    out: str | Path = "results",
+    limit: int | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    batch_size: int = 16,
+    fresh: bool = False,
+    checkpoint_seconds: float = 60.0,
+    overrides: Iterable[str] = (),
+    plugins: Plugins | None = None,
+    progress: Progress | None = None,
+) -> Results:
+    """Run a suite: a YAML file, a registered name, or a mapping of the same form.
+
+    Finished cells are taken from `out/<suite>`. Raises `SuiteError` for whatever is wrong with the
+    suite, before any weight is loaded.
+    """
+    registry = Registry(plugins or Plugins())
+    options = Options(limit, device, dtype, batch_size, fresh, checkpoint_seconds)
+    return execute(prepare(suite, registry, options, overrides), out, progress)
+
+
+def evaluate(
+    *,
+    model: Any = None,
+    saes: Sequence[Any] | Mapping[str, Any],
+    data: str | Mapping[str, Any],
+    metrics: Sequence[str | Mapping[str, Any]],
+    controls: Sequence[str | Mapping[str, Any]] = (),
+    groups: Mapping[str, Sequence[str]] | None = None,
+    tokenizer: Any = None,
+    out: str | Path | None = None,
+    name: str = "evaluate",
+    plugins: Plugins | None = None,
+    **options: Any,
+) -> Results:
+    """Evaluate live objects.
+
+    `model` is a loaded transformers model, a TransformerBridge, or what a suite's `model:` takes;
+    `saes` a list (or a mapping by name) of registered names, `saes:` entries, objects with `encode`
+    and `decode`, or `(object, hook_name)` pairs. The rest is as in a suite. Without `out` nothing
+    is kept.
+    """
+    import tempfile
+
+    registry = Registry(plugins or Plugins())
+    body: dict[str, Any] = {
+        "suite": name,
+        "data": data if isinstance(data, str) else dict(data),
+        "metrics": [m if isinstance(m, str) else dict(m) for m in metrics],
+        "controls": [c if isinstance(c, str) else dict(c) for c in controls],
+        "groups": {k: list(v) for k, v in (groups or {}).items()},
+    }
+    entries, live = _split(saes)
+    live_model = model if model is not None and not isinstance(model, str | Mapping) else None
+    if live_model is None and model is not None:
+        body["model"] = model if isinstance(model, str) else dict(model)
+    body["saes"] = entries or ["live"]
+    suite = validate(body, Marks("evaluate"), live)
+    if not entries:
+        suite.body.saes = []
+    if live_model is not None:
+        suite.live_model = _wrap(live_model, tokenizer, registry)
+    made = plan(suite, registry, Options(**options))
+    if out is not None:
+        return execute(made, out)
+    with tempfile.TemporaryDirectory() as folder:
+        return execute(made, folder)
+
+
+def _split(saes: Sequence[Any] | Mapping[str, Any]) -> tuple[list[Any], dict[str, LiveSAE]]:
+    """Suite entries, and live objects by name."""
+    named = list(saes.items()) if isinstance(saes, Mapping) else [(None, sae) for sae in saes]
+    entries: list[Any] = []
+    live: dict[str, LiveSAE] = {}
+    for name, sae in named:
+        if isinstance(sae, str):
+            entries.append(sae)
+        elif isinstance(sae, Mapping):
+            entries.append({**sae, **({"name": name} if name else {})})
+        else:
+            module, hook_name = sae if isinstance(sae, tuple) else (sae, None)
+            base = name or type(module).__name__.lower()
+            label = base if base not in live else f"{base}-{sum(n.startswith(base) for n in live)}"
+            live[label] = LiveSAE(module, hook_name, label)
+    return entries, live
+
+
+def _wrap(model: Any, tokenizer: Any, registry: Registry) -> ModelSpec:
+    if isinstance(model, ModelSpec):
+        return model
+    for entry in registry.adapters:
+        adapter = entry.thing()
+        if adapter.accepts(model):
+            return adapter.wrap(model, tokenizer)
+    raise SaevalError(
+        f"no adapter takes a {type(model).__name__}; pass a transformers model, a TransformerBridge, "
+        f"or what a suite's 'model:' takes"
+    )

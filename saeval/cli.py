@@ -1,0 +1,216 @@
+"""The command line: `saeval run | check | ls | show | leaderboard`, and the verbs of plugins.
+
+Imports stand inside the verbs: `saeval --help` must load neither torch nor a plugin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saeval.errors import SaevalError
+
+if TYPE_CHECKING:
+    from saeval.plan import Options
+    from saeval.registry import Registry
+
+COMMANDS = "saeval.commands"
+KINDS = ("metrics", "saes", "models", "data", "controls", "suites", "plugins", "quantities", "formats", "reports")
+OK, SOME_FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb and return the exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments and arguments[0] in (verbs := _plugin_verbs()):
+        return _guarded(lambda: int(verbs[arguments[0]].load()(arguments[1:]) or 0))
+    parser = _parser(sorted(_plugin_verbs()))
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "verb"):
+        parser.print_help()
+        return WRONG
+    return _guarded(lambda: int(options.verb(options)))
+
+
+def _guarded(call: Any) -> int:
+    try:
+        return int(call())
+    except SaevalError as error:
+        print(error, file=sys.stderr)
+        return WRONG
+    except BrokenPipeError:  # the reader of a pipe has gone, such as `| head`
+        sys.stderr.close()
+        return OK
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _plugin_verbs() -> dict[str, EntryPoint]:
+    return {e.name: e for e in entry_points(group=COMMANDS)}
+
+
+def _parser(verbs: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="saeval", description="Evaluate sparse autoencoders, with error bars.")
+    from saeval.provenance import version
+
+    parser.add_argument("--version", action="version", version=f"saeval {version()}")
+    if verbs:
+        parser.epilog = f"Verbs of plugins: {', '.join(verbs)} (saeval VERB --help)."
+    subparsers = parser.add_subparsers(title="verbs", metavar="VERB")
+
+    run = subparsers.add_parser("run", help="run one or more suites and print their leaderboards")
+    _suite_options(run)
+    run.add_argument("--out", default="results", help="folder for results, one subfolder a suite (default: results)")
+    run.add_argument("--fresh", action="store_true", help="compute everything again, whatever is stored")
+    run.add_argument(
+        "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="how often a pass saves itself"
+    )
+    run.add_argument("--format", default="md", help="format of the printed leaderboard")
+    run.set_defaults(verb=_run)
+
+    check = subparsers.add_parser("check", help="find a suite's problems and print what a run would do")
+    _suite_options(check)
+    check.add_argument("--out", default="results", help="folder whose finished cells need no computing")
+    check.set_defaults(verb=_check)
+
+    ls = subparsers.add_parser("ls", help="list what the plugins supply")
+    ls.add_argument("kind", choices=KINDS)
+    ls.add_argument("--json", action="store_true", help="machine-readable")
+    _plugin_option(ls)
+    ls.set_defaults(verb=_ls)
+
+    show = subparsers.add_parser("show", help="show a results folder, one result, or the documentation of a name")
+    show.add_argument("what", help="OUT/SUITE, a result's JSON file, or a name that `ls` lists")
+    _plugin_option(show)
+    show.set_defaults(verb=_show)
+
+    board = subparsers.add_parser("leaderboard", help="print the leaderboard of one or more results folders")
+    board.add_argument("folders", nargs="+", metavar="OUT/SUITE")
+    board.add_argument("--format", default="md", help="md, csv, json, or a plugin's")
+    board.add_argument("--include-limited", action="store_true", help="also runs made with --limit")
+    _plugin_option(board)
+    board.set_defaults(verb=_leaderboard)
+    return parser
+
+
+def _suite_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("suites", nargs="+", metavar="SUITE", help="a YAML file, or the name of a registered suite")
+    parser.add_argument(
+        "--limit", type=_count, metavar="N", help="only the first N sequences; stays out of leaderboards"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, as data.sequences=64"
+    )
+    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    parser.add_argument("--dtype", help="dtype of the model, such as bfloat16")
+    parser.add_argument("--batch-size", type=_count, default=16, metavar="N", help="sequences a batch (default: 16)")
+    _plugin_option(parser)
+
+
+def _plugin_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="also load this plugin file")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got '{text}'")
+    return int(text)
+
+
+def _registry(arguments: argparse.Namespace) -> Registry:
+    from saeval.plugins import Plugins
+    from saeval.registry import Registry
+
+    return Registry(Plugins(arguments.plugin))
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    from saeval.plan import Options
+
+    return Options(
+        limit=arguments.limit,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        batch_size=arguments.batch_size,
+        fresh=getattr(arguments, "fresh", False),
+        checkpoint_seconds=getattr(arguments, "checkpoint_seconds", 60.0),
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from saeval.api import execute, prepare
+    from saeval.progress import progress
+
+    registry = _registry(arguments)
+    writer = registry.reports[arguments.format]
+    # Every suite is planned before the first one runs, so that a mistake in the last costs nothing.
+    plans = [prepare(suite, registry, _options(arguments), arguments.set) for suite in arguments.suites]
+    for failure in registry.plugins.failures:
+        print(f"plugin {failure}", file=sys.stderr)
+    code = OK
+    try:
+        for made in plans:
+            results = execute(made, arguments.out, progress())
+            print(writer.write(results.boards()))
+            done = f"{len(results)} cells, {results.forward_passes} forward passes; results in {results.folder}"
+            print(f"\n{done}" if arguments.format == "md" else done, file=sys.stderr)
+            for failed in results.failed:
+                print(f"failed: {failed.metric} of {failed.subject}: {failed.reason}", file=sys.stderr)
+                code = SOME_FAILED
+    except KeyboardInterrupt:
+        words = " ".join(sys.argv[1:])
+        print(f"\ninterrupted; finished work is kept. Resume with: saeval {words}", file=sys.stderr)
+        return INTERRUPTED
+    return code
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from saeval.api import prepare
+    from saeval.outline import outline
+    from saeval.store import Store
+
+    registry = _registry(arguments)
+    for suite in arguments.suites:
+        made = prepare(suite, registry, _options(arguments), arguments.set)
+        made.verify()
+        print(outline(made, Store(Path(arguments.out) / made.name)))
+    return OK
+
+
+def _ls(arguments: argparse.Namespace) -> int:
+    from saeval.listing import listing
+
+    rows = listing(_registry(arguments), arguments.kind)
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return OK
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        print(f"{row['name']:<{width}}  {row['description']}  [{row['from']}]")
+    return OK
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from saeval.listing import show
+
+    print(show(arguments.what, lambda: _registry(arguments)))
+    return OK
+
+
+def _leaderboard(arguments: argparse.Namespace) -> int:
+    from saeval.leaderboard import boards
+
+    registry = _registry(arguments)
+    writer = registry.reports[arguments.format]
+    print(writer.write(boards(arguments.folders, include_limited=arguments.include_limited)))
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

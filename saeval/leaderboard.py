@@ -1,0 +1,258 @@
+"""Leaderboards: a pure function of results folders. One board is one (model, data, mask)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from saeval.errors import SaevalError, suggestion
+from saeval.estimate import Estimate
+from saeval.graph import digest_of
+from saeval.result import Result
+from saeval.store import Store
+
+
+@dataclass(frozen=True)
+class Column:
+    """One value of one configured metric."""
+
+    name: str
+    """`alias.value`, as suites write it."""
+    unit: str = ""
+    better: str | None = None
+
+    @property
+    def metric(self) -> str:
+        return self.name.split(".", 1)[0]
+
+    @property
+    def value(self) -> str:
+        return self.name.split(".", 1)[-1]
+
+
+@dataclass
+class Entry:
+    """One number of a row; without a value, `reason` says why."""
+
+    value: float | None = None
+    stderr: float | None = None
+    ci95: tuple[float, float] | None = None
+    n: int | None = None
+    status: str = "missing"
+    reason: str | None = None
+    estimate: Estimate | None = None
+
+
+@dataclass
+class Row:
+    """One subject at one hook."""
+
+    name: str
+    hook_name: str
+    kind: str
+    entries: dict[str, Entry] = field(default_factory=dict)
+    rank: int | None = None
+    """1 + the trained rows that are better by more than the paired difference's 95% interval; ties share a rank."""
+    copies: int = 1
+
+
+@dataclass
+class Board:
+    """A table of comparable rows."""
+
+    title: str
+    model: str
+    data: Mapping[str, Any]
+    columns: list[Column]
+    rows: list[Row]
+    rank_by: str | None
+    limited: bool = False
+
+    @property
+    def notes(self) -> list[str]:
+        """Why numbers are missing, each reason once."""
+        notes: dict[str, list[str]] = {}
+        for row in self.rows:
+            for column in self.columns:
+                entry = row.entries.get(column.name)
+                if entry is not None and entry.value is None and entry.reason:
+                    where = f"{column.metric} of {row.name}"
+                    places = notes.setdefault(f"{entry.status}: {entry.reason}", [])
+                    if where not in places:
+                        places.append(where)
+        return [f"{reason} ({', '.join(places)})" for reason, places in notes.items()]
+
+
+def boards(folders: Iterable[Path | str], *, include_limited: bool = False) -> list[Board]:
+    """The boards of one or more results folders; rows are merged only where model and data agree.
+
+    Raises `SaevalError` for a folder without a manifest, and for runs with `--limit` unless
+    `include_limited`.
+    """
+    results: list[Result] = []
+    settings: dict[str, Any] = {}
+    limited = False
+    titles: list[str] = []
+    for folder in folders:
+        store = Store(folder)
+        manifest = store.manifest()
+        if manifest["limit"] is not None:
+            if not include_limited:
+                raise SaevalError(
+                    f"{folder}: this run was limited to {manifest['limit']} sequences and stays out of leaderboards; "
+                    f"run it without --limit, or ask with --include-limited"
+                )
+            limited = True
+        titles.append(manifest["suite"])
+        settings = settings or manifest["leaderboard"]
+        for listed in manifest["cells"]:
+            result = store.read(listed["key"], arrays=True)
+            result = result or Result(listed["key"], "failed", {}, reason="not computed: the run did not finish")
+            result.cell = listed["cell"]
+            results.append(result)
+    return from_results(results, " + ".join(dict.fromkeys(titles)), settings, limited)
+
+
+def from_results(
+    results: Sequence[Result], title: str, settings: Mapping[str, Any], limited: bool = False
+) -> list[Board]:
+    """Boards from results in hand; results of groups have no row of their own subject and form rows of members."""
+    tables: dict[str, list[Result]] = {}
+    for result in results:
+        data = result.cell["data"]
+        tables.setdefault(digest_of([result.cell["model"], data["fingerprint"]]), []).append(result)
+    return [_board(table, title, settings, limited) for table in tables.values()]
+
+
+def _board(results: list[Result], title: str, settings: Mapping[str, Any], limited: bool) -> Board:
+    columns = _columns(results, settings.get("columns") or [])
+    rows: dict[tuple[str, str], Row] = {}
+    for result in results:
+        subjects = result.cell["subjects"]
+        name = subjects[0]["name"] if len(subjects) == 1 else f"{result.cell.get('over') or 'group'} ({len(subjects)})"
+        hooks = " + ".join(dict.fromkeys(s["hook_name"] for s in subjects))
+        kind = subjects[0].get("kind", "sae") if len(subjects) == 1 else "group"
+        row = rows.setdefault((name, hooks), Row(name, hooks, kind))
+        for column in columns:
+            if column.metric == result.metric:
+                row.entries[column.name] = _entry(result, column.value)
+    merged = _merge_copies(list(rows.values()), results)
+    rank_by = settings.get("rank_by") or (columns[0].name if columns else None)
+    _rank(merged, next((c for c in columns if c.name == rank_by), None))
+    cell = results[0].cell
+    model = (cell["model"] or {}).get("name", "no model")
+    return Board(
+        title,
+        model,
+        cell["data"],
+        [c for c in columns if c.name in _shown(columns, settings)],
+        merged,
+        rank_by,
+        limited,
+    )
+
+
+def _shown(columns: list[Column], settings: Mapping[str, Any]) -> set[str]:
+    asked = settings.get("columns") or []
+    return {c.name for c in columns if not asked or c.name in asked}
+
+
+def _columns(results: list[Result], asked: Sequence[str]) -> list[Column]:
+    """Every scalar of every metric; those asked for come first, in their order, with unknown ones refused."""
+    found: dict[str, Column] = {}
+    complete: set[str] = set()
+    for result in results:
+        if result.values:
+            complete.add(result.metric)
+        for name, record in result.values.items():
+            if "kind" not in record:
+                column = f"{result.metric}.{name}"
+                found.setdefault(column, Column(column, record["unit"], record["better"]))
+    for name in asked:
+        metric, _, value = name.partition(".")
+        if name not in found and metric in complete:
+            values = [c.value for c in found.values() if c.metric == metric]
+            raise SaevalError(f"leaderboard: metric '{metric}' has no value '{value}'{suggestion(value, values)}")
+        found.setdefault(name, Column(name))
+    for result in results:  # a metric that failed everywhere still has its column, which says so
+        if result.metric not in {c.metric for c in found.values()}:
+            found[f"{result.metric}.{result.cell['metric']}"] = Column(f"{result.metric}.{result.cell['metric']}")
+    order = {name: index for index, name in enumerate(asked)}
+    return sorted(found.values(), key=lambda c: order.get(c.name, len(order)))
+
+
+def _entry(result: Result, name: str) -> Entry:
+    record = result.values.get(name)
+    if record is None:
+        return Entry(status=result.status, reason=result.reason)
+    status = "ok" if record["value"] is not None else "undefined"
+    interval = record["ci95"]
+    return Entry(
+        record["value"], record["stderr"], tuple(interval) if interval else None, record["n"], status,
+        record.get("reason"), result.estimate(name),
+    )  # fmt: skip
+
+
+def _merge_copies(rows: list[Row], results: list[Result]) -> list[Row]:
+    """Independent draws of one control become one row: their mean, with their spread in the error."""
+    facts = {(s["name"], s["hook_name"]): s for r in results for s in r.cell["subjects"]}
+    families: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        fact = facts.get((row.name, row.hook_name), {})
+        copied = fact.get("kind") == "control" and "copy" in fact
+        words = {k: v for k, v in fact.items() if k not in ("name", "key", "copy")}
+        family = digest_of(words) if copied else (row.name, row.hook_name)
+        families.setdefault((family,), []).append(row)
+    return [family[0] if len(family) == 1 else _averaged(family) for family in families.values()]
+
+
+def _averaged(family: list[Row]) -> Row:
+    first, count = family[0], len(family)
+    row = Row(first.name, first.hook_name, first.kind, copies=count)
+    for name in first.entries:
+        entries = [r.entries[name] for r in family if name in r.entries]
+        values = [e.value for e in entries if e.value is not None]
+        if len(values) < count:
+            row.entries[name] = next(e for e in entries if e.value is None) if len(entries) == count else Entry()
+            continue
+        mean = sum(values) / count
+        spread = sum((v - mean) ** 2 for v in values) / (count - 1) / count
+        estimates = [e.estimate for e in entries if e.estimate is not None]
+        stderr = None
+        if len(estimates) == count:
+            sampling = (sum(estimates[1:], estimates[0]) / count).stderr
+            stderr = math.sqrt((sampling or 0.0) ** 2 + spread)
+        row.entries[name] = Entry(mean, stderr, None, entries[0].n, "ok", None, None)
+    return row
+
+
+def _rank(rows: list[Row], column: Column | None) -> None:
+    """Order rows, best first, trained before controls; a row's rank counts those significantly better."""
+    if column is None:
+        return
+    sign = -1.0 if column.better == "higher" else 1.0
+
+    def value(row: Row) -> float:
+        entry = row.entries.get(column.name)
+        return sign * entry.value if entry is not None and entry.value is not None else math.inf
+
+    trained = [r for r in rows if r.kind == "sae" and math.isfinite(value(r))]
+    if column.better is not None:
+        for row in trained:
+            row.rank = 1 + sum(_better(other.entries[column.name], row.entries[column.name], sign) for other in trained)
+    kinds = {"sae": 0, "group": 1, "control": 2}
+    rows.sort(key=lambda r: (kinds.get(r.kind, 3), value(r)))
+
+
+def _better(a: Entry, b: Entry, sign: float) -> bool:
+    if a is b or a.value is None or b.value is None:
+        return False
+    if a.estimate is None or b.estimate is None:
+        return sign * a.value < sign * b.value
+    interval = (a.estimate - b.estimate).ci95
+    if interval is None:
+        return False
+    return interval[1] < 0 if sign > 0 else interval[0] > 0

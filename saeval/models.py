@@ -1,0 +1,48 @@
+"""The `model:` of a suite: the adapter asked what it would load."""
+
+from __future__ import annotations
+
+from saeval.errors import Problem, SaevalError
+from saeval.model import ModelSpec
+from saeval.registry import Registry
+from saeval.suite import Suite
+
+
+def model_spec(suite: Suite, registry: Registry, dtype: str | None, problems: list[Problem]) -> ModelSpec | None:
+    """The model's spec; None for a suite without one, or where its entry is wrong."""
+    if suite.live_model is not None:
+        return suite.live_model  # type: ignore[no-any-return]
+    raw = suite.body.model
+    if raw is None:
+        return None
+    entry = {"use": raw} if isinstance(raw, str) else dict(raw)
+    use, adapter = entry.pop("use", None), entry.pop("adapter", None)
+    known = sorted({*registry.models.names(), *registry.adapters.names()})
+    if not isinstance(use, str):
+        problems.append(suite.problem(f"'model' needs 'use', one of: {', '.join(known)}", "model"))
+        return None
+    try:
+        if use in registry.models:
+            registered = registry.models[use]
+            entry = {**registered.reference, **entry}
+            chosen = adapter or registered.adapter
+        elif use in registry.adapters:
+            chosen = use
+        else:
+            raise SaevalError(_unknown(registry, use))
+        if dtype is not None:
+            entry["dtype"] = dtype
+        return registry.adapters[chosen]().spec(entry)
+    except SaevalError as error:
+        place = "adapter" if adapter and "adapter" in str(error) else "use"
+        problems.append(suite.problem(str(error), "model", place))
+        return None
+
+
+def _unknown(registry: Registry, use: str) -> str:
+    try:
+        registry.models[use]
+    except SaevalError as error:
+        adapters = ", ".join(registry.adapters.names())
+        return f"{error}; or an adapter: {adapters}"
+    raise AssertionError("only called for a name nobody supplies")

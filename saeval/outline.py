@@ -1,0 +1,43 @@
+"""What `saeval check` prints: passes, forward passes, quantities, memory."""
+
+from __future__ import annotations
+
+from saeval.graph import closure
+from saeval.passes import passes
+from saeval.plan import Plan
+from saeval.scope import Scope
+from saeval.store import Store
+
+
+def outline(plan: Plan, store: Store) -> str:
+    """A text: what a run would do now, given what is stored."""
+    pending = [c for c in plan.cells if plan.options.fresh or not store.has(c.key)]
+    folds = plan.folds(pending)
+    stored = {n.digest for n in folds.values() if not plan.options.fresh and store.fold(n.digest) is not None}
+    rows = len(plan.streams.evaluation)
+    lines = [
+        f"suite {plan.name}: no problems found",
+        f"  {len(plan.cells)} cells, {len(plan.cells) - len(pending)} of them stored; {len(plan.subjects)} substitutes",
+        f"  data: {rows} sequences of {plan.streams.evaluation.n_clusters} documents",
+    ]
+    total = 0
+    for index, one in enumerate(passes(plan, pending, stored), 1):
+        dataset = one.dataset(plan)
+        batches = -(-len(dataset) // plan.options.batch_size)
+        scope = Scope(None, one.targets, {}, dataset.n_clusters)
+        clean = batches if scope.touches_model else 0
+        resumes = batches * scope.resumes
+        total += clean + resumes
+        cut = "" if scope.final or not scope.hooks else ", cut at the deepest hook"
+        hooks = f" at {', '.join(sorted(scope.hooks))}" if scope.hooks else ""
+        lines.append(f"  pass {index}: {one.title}: {clean} clean passes{cut}{hooks}, {resumes} resumes")
+    names = sorted({n.name for n in closure([n for c in pending for n in c.nodes()]).values() if n.args})
+    weights = sum(8 * (s.d_in or 0) * (s.d_sae or 0) for s in plan.subjects if s.kind == "sae")
+    widest = max((s.d_sae or 0 for s in plan.subjects), default=0)
+    context = plan.streams.options.context if plan.streams.options else 0
+    alive = 4 * widest * context * plan.options.batch_size
+    lines.append(f"  forward passes in all: {total}")
+    if names:
+        lines.append(f"  quantities: {', '.join(names)}")
+    lines.append(f"  memory: {weights / 2**20:.1f} MiB of SAE weights, {alive / 2**20:.1f} MiB of feature activations")
+    return "\n".join(lines)

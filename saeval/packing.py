@@ -1,0 +1,216 @@
+"""Documents to rows of tokens: tokenised in batches, cut or concatenated, the wanted ones chosen by a keyed hash."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from saeval.data import Document, Source
+from saeval.errors import SaevalError
+
+if TYPE_CHECKING:
+    from saeval.tokens import TokenOptions
+
+Split = Literal["evaluation", "fit"]
+
+FIT_SHARE = 0.2
+PADDING = -1
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 4_000_000
+
+
+class Packed(NamedTuple):
+    """Rows in their order, padded on the right; `documents` is -1 where there is no token."""
+
+    tokens: Int[np.ndarray, "n context+1"]
+    documents: Int[np.ndarray, "n context+1"]
+    clusters: Int[np.ndarray, "n"]
+    excluded: list[int]
+    cluster_names: list[str]
+
+
+@dataclass(frozen=True)
+class _Row:
+    tokens: Int[np.ndarray, "context+1"]
+    documents: Int[np.ndarray, "context+1"]
+    name: str
+    order: bytes
+
+
+def mask_of(
+    tokens: Int[np.ndarray, "*n length"], documents: Int[np.ndarray, "*n length"], excluded: Sequence[int]
+) -> Bool[np.ndarray, "*n length-1"]:
+    """The one mask: the input is a real token, not excluded, and its target is a token of the same document."""
+    inputs, owners = tokens[..., :-1], documents[..., :-1]
+    mask = (owners >= 0) & (owners == documents[..., 1:])
+    for token in excluded:
+        mask &= inputs != token
+    return np.asarray(mask)
+
+
+class Packer:
+    """Makes the rows of one source as its documents stream by.
+
+    `tokenizer` returns a Hugging Face tokenizer; for a source of tokens it may raise `SaevalError`.
+    `SaevalError` where the options need a special token that neither they nor the tokenizer give.
+    """
+
+    def __init__(self, source: Source, options: TokenOptions, tokenizer: Callable[[], Any]) -> None:
+        self.source = source
+        self.options = options
+        self.tokenizer: Any = None
+        missing = "the tokenizer has none"
+        try:
+            self.tokenizer = tokenizer()
+        except SaevalError as error:
+            if source.kind != "tokens":
+                raise
+            missing = f"there is no tokenizer ({error})"
+        bos, eos = self._special("bos"), self._special("eos")
+        if options.bos and bos is None:
+            raise SaevalError(f"data: 'bos: true' needs a BOS token, but {missing}; give 'bos_id' or say 'bos: false'")
+        if options.packing == "concat" and bos is None and eos is None:
+            raise SaevalError(f"data: 'packing: concat' needs an EOS or BOS token, but {missing}; give 'eos_id'")
+        self.prefix = [bos] if options.bos else []
+        self.separator = bos if eos is None else eos
+        named = [self._special(word) if isinstance(word, str) else word for word in options.exclude]
+        self.excluded = sorted({token for token in named if token is not None})
+        self._names: list[str] = []
+
+    def _special(self, word: str) -> int | None:
+        given: int | None = getattr(self.options, f"{word}_id", None)
+        return given if given is not None else getattr(self.tokenizer, f"{word}_token_id", None)
+
+    def pack(self, split: Split) -> Packed:
+        """The rows whose keyed hash is smallest, in the order of that hash."""
+        tokenised = self._tokenised(_documents(self.source, split))
+        rows = self._of_documents(tokenised) if self.options.packing == "documents" else self._of_stream(tokenised)
+        wanted = self.options.sequences
+        kept = sorted(rows, key=_order) if wanted is None else heapq.nsmallest(wanted, rows, key=_order)
+        if len(kept) < (wanted or 1):
+            asked = f"'sequences: {wanted}' were asked for" if wanted else "at least one sequence is needed"
+            raise SaevalError(
+                f"data '{self.source.name}': {asked}, but its {split} documents give {len(kept)} "
+                f"of context {self.options.context}; ask for fewer, shorten 'context' or add documents"
+            )
+        number = {name: i for i, name in enumerate(dict.fromkeys(row.name for row in kept))}
+        return Packed(
+            tokens=np.stack([row.tokens for row in kept]),
+            documents=np.stack([row.documents for row in kept]),
+            clusters=np.array([number[row.name] for row in kept], dtype=np.int64),
+            excluded=self.excluded,
+            cluster_names=list(number),
+        )
+
+    def _tokenised(self, documents: Iterable[Document]) -> Iterator[tuple[int, np.ndarray]]:
+        """Number and tokens of each document that has any; the number indexes `_names`."""
+        for batch in _batches(documents):
+            texts = [document.text for document in batch if document.tokens is None]
+            # verbose=False: a document longer than the model's context is no cause for a warning, it is cut below.
+            encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+            ids = iter(encoded)
+            for document in batch:
+                tokens = np.asarray(next(ids) if document.tokens is None else document.tokens, dtype=np.int32)
+                if len(tokens):
+                    self._names.append(document.name)
+                    yield len(self._names) - 1, tokens
+
+    def _of_documents(self, tokenised: Iterable[tuple[int, np.ndarray]]) -> Iterator[_Row]:
+        """Rows of single documents. After a BOS they abut, without one they share a token: each is a target once."""
+        context, bos = self.options.context, bool(self.prefix)
+        chunks: Counter[str] = Counter()  # documents of one name number their chunks on, so every row has its own key
+        for number, tokens in tokenised:
+            name = self._names[number]
+            for start in range(0, len(tokens) if bos else len(tokens) - 1, context):
+                chunk = tokens[start : start + context + (0 if bos else 1)]
+                row = self._row(chunk, np.full(len(chunk), number, dtype=np.int32), name, chunks[name])
+                chunks[name] += 1
+                if row is not None:
+                    yield row
+
+    def _of_stream(self, tokenised: Iterable[tuple[int, np.ndarray]]) -> Iterator[_Row]:
+        """Full rows of all documents, one after the other; a separator belongs to the document before it."""
+        context = self.options.context
+        width = context if self.prefix else context + 1
+        tokens, documents = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int32)
+        index, last = 0, None
+        for number, added in tokenised:
+            between = [] if last is None else [(self.separator, last)]
+            tokens = np.concatenate([tokens, np.array([t for t, _ in between], dtype=np.int32), added])
+            owned = np.full(len(added), number, dtype=np.int32)
+            documents = np.concatenate([documents, np.array([d for _, d in between], dtype=np.int32), owned])
+            last, start = number, 0
+            while start + width <= len(tokens):
+                piece = slice(start, start + width)
+                owners = Counter(self._names[document] for document in documents[piece].tolist())
+                row = self._row(tokens[piece], documents[piece], owners.most_common(1)[0][0], index)
+                index, start = index + 1, start + context
+                if row is not None:
+                    yield row
+            tokens, documents = tokens[start:], documents[start:]
+
+    def _row(self, tokens: np.ndarray, documents: np.ndarray, name: str, index: int) -> _Row | None:
+        """BOS before (it belongs to the document that follows), padding after; None where the mask is empty."""
+        first = len(self.prefix)
+        row = np.zeros(self.options.context + 1, dtype=np.int32)
+        owner = np.full(self.options.context + 1, PADDING, dtype=np.int32)
+        row[:first], owner[:first] = self.prefix, documents[0]
+        row[first : first + len(tokens)], owner[first : first + len(tokens)] = tokens, documents
+        if not mask_of(row, owner, self.excluded).any():
+            return None
+        return _Row(row, owner, name, hashlib.sha256(f"{self.options.seed}\0{name}\0{index}".encode()).digest())
+
+
+def _order(row: _Row) -> bytes:
+    return row.order
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text or "")
+        if len(batch) >= _BATCH_DOCUMENTS or size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _documents(source: Source, split: Split) -> Iterator[Document]:
+    """The split's documents; a source that does not split itself is cut by a hash of its documents' names."""
+    if source.splits_itself:
+        return source.documents(split)
+    is_fit = _fit_rule(source, split)
+    return (document for document in source.documents(split) if is_fit(document.name) == (split == "fit"))
+
+
+def _fit_rule(source: Source, split: Split) -> Callable[[str], bool]:
+    """Which names are the fit split's: those that hash low, or the lowest alone where they all fall on one side."""
+    shares: dict[str, float] = {}
+    sides: set[bool] = set()
+    for document in source.documents(split):
+        share = shares.setdefault(document.name, _share(document.name))
+        sides.add(share < FIT_SHARE)
+        if len(sides) == 2:  # a few documents suffice to know, so a large corpus is not read twice
+            return lambda name: _share(name) < FIT_SHARE
+    if len(shares) > 1:
+        lowest = min(shares, key=lambda name: (shares[name], name))
+        return lambda name: name == lowest
+    if split == "fit":
+        raise SaevalError(
+            f"data '{source.name}': a fit split needs at least 2 documents, found {len(shares)}; "
+            "give more documents, or cut the text into several"
+        )
+    return lambda name: False
+
+
+def _share(name: str) -> float:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

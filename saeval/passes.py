@@ -1,0 +1,107 @@
+"""The passes a plan needs: folds in the earliest that can feed them, all cells in the last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from saeval.data import Dataset
+from saeval.graph import Node, digest_of, flattened
+from saeval.plan import Cell, Plan
+from saeval.scope import Target
+
+
+@dataclass
+class Pass:
+    """One stream through the model: of the evaluated rows, or of the fit split."""
+
+    stage: int
+    on_fit: bool
+    targets: list[Target]
+    cells: list[Cell]
+
+    def dataset(self, plan: Plan) -> Dataset:
+        return plan.streams.fit if self.on_fit else plan.streams.evaluation
+
+    def key(self, plan: Plan) -> str:
+        """Names its checkpoint: what is summed, over which rows."""
+        return digest_of([sorted(t.key for t in self.targets), self.dataset(plan).fingerprint])[:24]
+
+    @property
+    def title(self) -> str:
+        if self.cells:
+            return f"{len(self.cells)} cells"
+        names = sorted({t.node.name for t in self.targets if t.node})
+        return f"{', '.join(names)} {'on the fit split' if self.on_fit else 'over the planned tokens'}"
+
+
+def passes(plan: Plan, cells: Sequence[Cell], stored: Iterable[str], memory: int | None = None) -> list[Pass]:
+    """Passes for the unfinished `cells`, in order. `stored` are the digests of folds already on disk.
+
+    A fold that an `observe` or another fold needs runs as early as it can; one asked for by a
+    `conclude` alone runs beside the cells. Cells whose SAEs do not fit in `memory` bytes together
+    go to further passes.
+    """
+    stored = set(stored)
+    streaming = [c for c in cells if c.observe is not None]
+    folds = {s: n for s, n in plan.folds(cells, stored).items() if n.digest not in stored}
+    early = _needed_before(streaming, folds)
+    late = {s: n for s, n in folds.items() if s not in early and not n.quantity.on_fit}
+    last = max([c.stage for c in streaming] + [n.stage for n in late.values()], default=0)
+    made: dict[tuple[int, bool], Pass] = {}
+    for serial, node in folds.items():
+        stage = last if serial in late else node.stage
+        place = made.setdefault((stage, node.quantity.on_fit), Pass(stage, node.quantity.on_fit, [], []))
+        place.targets.append(fold_target(node))
+    waves = _waves(streaming, memory)
+    if waves:
+        place = made.setdefault((last, False), Pass(last, False, [], []))
+        place.cells = waves[0]
+        place.targets += [cell_target(c) for c in waves[0]]
+    ordered = [made[key] for key in sorted(made)]
+    return ordered + [Pass(last, False, [cell_target(c) for c in wave], wave) for wave in waves[1:]]
+
+
+def cell_target(cell: Cell) -> Target:
+    assert cell.observe is not None
+    return Target(cell.key, cell.metric.observe, [cell.observe], cell.order)  # type: ignore[attr-defined]
+
+
+def fold_target(node: Node) -> Target:
+    return Target(node.digest, node.quantity.function, [node.args, *node.other_sides], -1, node=node)
+
+
+def _needed_before(cells: Sequence[Cell], folds: Mapping[int, Node]) -> set[int]:
+    """Folds that must be whole before some batch is observed, or before another fold is taken."""
+    waiting = [n for c in cells for a in (c.observe or {}).values() for n in flattened(a)]
+    for fold in folds.values():
+        waiting += [a for side in (fold.args, *fold.other_sides) for a in side.values() if isinstance(a, Node)]
+    seen: set[int] = set()
+    needed: set[int] = set()
+    while waiting:
+        node = waiting.pop()
+        if node.serial in seen:
+            continue
+        seen.add(node.serial)
+        if node.quantity.fold:
+            needed.add(node.serial)
+        else:
+            waiting += node.inputs
+    return needed
+
+
+def _waves(cells: Sequence[Cell], memory: int | None) -> list[list[Cell]]:
+    """Cells in groups whose SAEs fit in memory together; one group where all do."""
+    if memory is None:
+        return [list(cells)] if cells else []
+    waves: list[list[Cell]] = []
+    held: dict[str, int] = {}
+    for cell in sorted(cells, key=lambda c: c.order):
+        sizes = {s.key: 8 * (s.d_in or 0) * (s.d_sae or 0) for s in cell.subjects}
+        new = sum(size for key, size in sizes.items() if key not in held)
+        if not waves or (held and sum(held.values()) + new > memory):
+            waves.append([])
+            held = {}
+        held.update(sizes)
+        waves[-1].append(cell)
+    return waves

@@ -1,0 +1,308 @@
+"""Suite -> Plan: cells with content keys, the passes they need, and every problem found before weights load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from saeval.errors import Problem, SaevalError, SuiteError
+from saeval.graph import LEAVES, Binding, Graph, Node, closure, digest_of, flattened
+from saeval.metric import Metric, substitute_requests
+from saeval.model import ModelSpec
+from saeval.models import model_spec
+from saeval.parameters import ParameterError, validated
+from saeval.plugins import code_identity
+from saeval.registry import Registry
+from saeval.result import SCHEMA
+from saeval.streams import Streams, streams
+from saeval.subjects import Subjects
+from saeval.substitute import Subject
+from saeval.suite import MetricEntry, Suite
+
+
+@dataclass(eq=False)
+class Cell:
+    """One metric, configured, on one subject or group."""
+
+    key: str
+    metric: Metric
+    entry: MetricEntry
+    params: Mapping[str, Any]
+    subjects: list[Subject]
+    observe: Mapping[str, Any] | None
+    conclude: Mapping[str, Any]
+    record: Mapping[str, Any]
+    """The `cell` of its result."""
+    order: int = 0
+
+    @property
+    def stage(self) -> int:
+        """The first pass that can feed it."""
+        return max((n.available for a in (self.observe or {}).values() for n in flattened(a)), default=0)
+
+    def nodes(self) -> list[Node]:
+        arguments = [*(self.observe or {}).values(), *self.conclude.values()]
+        return [n for a in arguments for n in flattened(a)]
+
+
+@dataclass
+class Plan:
+    """All a run will do, and a `check` will print."""
+
+    suite: Suite
+    registry: Registry
+    spec: ModelSpec | None
+    streams: Streams
+    subjects: list[Subject]
+    cells: list[Cell]
+    options: Options
+    check_hooks: Any = None
+
+    @property
+    def name(self) -> str:
+        return self.suite.name
+
+    def verify(self) -> None:
+        """The checks that look at the model's config and at plugins' own conditions; `SuiteError` if any fails."""
+        problems: list[Problem] = []
+        if self.check_hooks:
+            problems += self.check_hooks()
+        problems += [problem for problem, _ in self.registry.plugins.collect("saeval_check", plan=self)]
+        if problems:
+            raise SuiteError(problems)
+
+    def folds(self, cells: Iterable[Cell], stored: Iterable[str] = ()) -> dict[int, Node]:
+        """Folds that `cells` need, by serial; those `stored` (by digest) hide what they were made of."""
+        known = set(stored)
+        found: dict[int, Node] = {}
+        waiting = [n for cell in cells for n in cell.nodes()]
+        seen: set[int] = set()
+        while waiting:
+            node = waiting.pop()
+            if node.serial in seen:
+                continue
+            seen.add(node.serial)
+            if node.quantity.fold:
+                found[node.serial] = node
+                if node.digest in known:
+                    continue
+            waiting += node.inputs
+            waiting += [a for side in node.other_sides for a in side.values() if isinstance(a, Node)]
+        return found
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, none of it part of a key, save `limit` and `dtype`, which change the numbers."""
+
+    limit: int | None = None
+    device: str = "cpu"
+    dtype: str | None = None
+    batch_size: int = 16
+    fresh: bool = False
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass
+class _Planner:
+    suite: Suite
+    registry: Registry
+    options: Options
+    problems: list[Problem] = field(default_factory=list)
+
+    def plan(self) -> Plan:
+        entries = self.suite.metrics(self.problems)
+        metrics = [(entry, made) for entry in entries if (made := self._metric(entry)) is not None]
+        spec = model_spec(self.suite, self.registry, self.options.dtype, self.problems)
+        found = streams(self.suite, self.registry, spec, self.options.limit, self.problems)
+        subjects = Subjects(self.suite, self.registry, spec, self.problems, self.options.device)
+        saes = subjects.saes()
+        controls = subjects.controls(saes)
+        groups = self._groups(saes)
+        self._columns(entries)
+        if self.suite.body.precision:
+            message = "'precision' (adaptive stopping) is not supported in this version; remove it"
+            self.problems.append(self.suite.problem(message, "precision", key=True))
+        if self.problems or found is None:
+            self._raise(subjects, saes)
+        assert found is not None
+        graph = self._graph(spec, found, subjects)
+        subjects_of = {entry.alias: self._subjects_of(made, entry, saes, controls, groups) for entry, made in metrics}
+        order = {s.key: i for i, s in enumerate([*saes, *controls])}
+        cells = []
+        for entry, made in metrics:
+            for members in subjects_of[entry.alias]:
+                cell = self._cell(graph, spec, found, entry, made, members)
+                if cell:
+                    cell.order = min(order[s.key] for s in members)
+                    cells.append(cell)
+        if self.problems:
+            self._raise(subjects, saes)
+
+        def check_hooks() -> list[Problem]:
+            before = len(self.problems)
+            subjects.check_hooks(saes)
+            return self.problems[before:]
+
+        return Plan(self.suite, self.registry, spec, found, [*saes, *controls], cells, self.options, check_hooks)
+
+    def _raise(self, subjects: Subjects, saes: list[Subject]) -> None:
+        if subjects.spec is not None:  # a wrong hook should not wait for the other problems to be mended
+            subjects.check_hooks(saes)
+        raise SuiteError(self.problems)
+
+    def _metric(self, entry: MetricEntry) -> Metric | None:
+        try:
+            cls = self.registry.metrics[entry.name]
+            params = validated(cls, entry.params, f"metric '{entry.name}'")
+            metric = cls(**params)
+        except ParameterError as error:
+            for key, sentence in error.faults:
+                place = (*entry.location, key) if key else entry.location
+                unknown = sentence.startswith("unknown")
+                self.problems.append(self.suite.problem(sentence, *place, key=unknown))
+            return None
+        except (SaevalError, ValueError) as error:
+            self.problems.append(self.suite.problem(str(error), *entry.location, key=True))
+            return None
+        if (entry.over is None) == (metric.subject == "group"):
+            wanted = "needs 'over: GROUP'" if metric.subject == "group" else "is about single SAEs and takes no 'over'"
+            self.problems.append(self.suite.problem(f"metric '{entry.name}' {wanted}", *entry.location))
+            return None
+        return metric
+
+    def _groups(self, saes: list[Subject]) -> dict[str, list[Subject]]:
+        import fnmatch
+
+        groups: dict[str, list[Subject]] = {}
+        for name, patterns in self.suite.body.groups.items():
+            groups[name] = []
+            for index, pattern in enumerate(patterns):
+                members = [s for s in saes if fnmatch.fnmatchcase(s.name, pattern)]
+                if not members and not self.problems:
+                    message = f"group '{name}': no SAE of 'saes:' matches '{pattern}'"
+                    self.problems.append(self.suite.problem(message, "groups", name, index))
+                groups[name] += [m for m in members if m not in groups[name]]
+        return groups
+
+    def _columns(self, entries: list[MetricEntry]) -> None:
+        """Leaderboard columns name configured metrics."""
+        from saeval.errors import suggestion
+
+        board = self.suite.body.leaderboard
+        aliases = [e.alias for e in entries]
+        named: list[tuple[tuple[str | int, ...], str]] = [(("columns", i), c) for i, c in enumerate(board.columns)]
+        named += [(("rank_by",), board.rank_by)] if board.rank_by else []
+        for place, column in named:
+            alias = column.split(".")[0]
+            if alias not in aliases and not self.problems:
+                message = f"column '{column}': no metric '{alias}' in this suite{suggestion(alias, aliases)}"
+                self.problems.append(self.suite.problem(message, "leaderboard", *place))
+
+    def _graph(self, spec: ModelSpec | None, found: Streams, subjects: Subjects) -> Graph:
+        try:
+            evaluation = found.evaluation
+        except SaevalError as error:
+            raise SuiteError([self.suite.problem(str(error), "data")]) from None
+        if spec is not None and spec.context is not None and found.options and found.options.context > spec.context:
+            message = f"context {found.options.context} is longer than the {spec.context} positions of '{spec.name}'"
+            raise SuiteError([self.suite.problem(message, "data", "context")])
+        if spec is None and evaluation.needs_model:
+            raise SuiteError([self.suite.problem("this data needs a model; add 'model:'", "data")])
+        return Graph(
+            self.registry.quantities.__getitem__,
+            self.registry.quantities.names(),
+            widths=_Lazily(lambda: spec.hooks() if spec else {}),
+            control=subjects.ablation,
+            model_digest=digest_of(dict(spec.identity())) if spec else "",
+            data_digest=evaluation.fingerprint,
+            fit_digest=lambda: found.fit.fingerprint,
+            pair=evaluation.pair,
+            supplies=evaluation.supplies,
+        )
+
+    def _subjects_of(
+        self, metric: Metric, entry: MetricEntry, saes: list[Subject], controls: list[Subject],
+        groups: Mapping[str, list[Subject]],
+    ) -> list[list[Subject]]:  # fmt: skip
+        if metric.subject == "group":
+            return [groups[entry.over]] if entry.over else []
+        return [[s] for s in [*saes, *controls]]
+
+    def _cell(
+        self, graph: Graph, spec: ModelSpec | None, found: Streams, entry: MetricEntry, metric: Metric,
+        members: list[Subject],
+    ) -> Cell | None:  # fmt: skip
+        params = validated(type(metric), entry.params, f"metric '{entry.name}'")
+        bindings = [Binding(subject, params) for subject in members]
+        needs_pair = metric.data == "pair"
+        if needs_pair != found.evaluation.pair and hasattr(metric, "observe"):
+            wanted = "pairs" if needs_pair else "a stream of text"
+            self._once(f"metric '{entry.name}' observes {wanted}; the data '{found.source.name}' is not", entry)
+            return None
+        try:
+            observe = graph.observe(metric, bindings) if hasattr(metric, "observe") else None
+            conclude = graph.conclude(metric, bindings)
+        except SaevalError as error:
+            self._once(f"metric '{entry.name}': {error}", entry)
+            return None
+        origin = self.registry.metrics.entry(entry.name).origin
+        record = {
+            "suite": self.suite.name,
+            "subjects": [_subject_record(s) for s in members],
+            "model": dict(spec.identity()) | {"name": spec.name} if spec else None,
+            "data": found.describe(),
+            "metric": metric.name,
+            "alias": entry.alias,
+            "metric_version": metric.version,
+            "params": params,
+            "over": entry.over,
+            "supplied_by": str(origin),
+        }
+        nodes = [n for a in [*(observe or {}).values(), *conclude.values()] for n in flattened(a)]
+        roots = {r for n in closure(nodes).values() for r in n.roots}
+        words = [
+            SCHEMA, metric.name, metric.version, code_identity(type(metric), origin), params,
+            [[s.key, s.hook_name] for s in members],
+            [
+                [name, [n.digest for n in flattened(a)]]
+                for part in (observe or {}, conclude)
+                for name, a in part.items()
+            ],
+            substitute_requests(metric),
+            found.evaluation.fingerprint if "batch" in roots or observe is not None else "",
+        ]  # fmt: skip
+        return Cell(digest_of(words)[:24], metric, entry, params, members, observe, conclude, record)
+
+    def _once(self, message: str, entry: MetricEntry) -> None:
+        problem = self.suite.problem(message, *entry.location)
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+
+def _subject_record(subject: Subject) -> dict[str, Any]:
+    facts = dict(subject.facts or {})
+    return {"name": subject.name, "hook_name": subject.hook_name, "kind": subject.kind, "key": subject.key, **facts}
+
+
+class _Lazily(dict[str, int]):
+    """A mapping made at the first look: a config is read only where something asks for a width."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: str) -> int:
+        self.update(self._make())
+        if key not in self:
+            raise SaevalError(f"the model has no hook '{key}'")
+        return self[key]
+
+
+def plan(suite: Suite, registry: Registry, options: Options) -> Plan:
+    """Resolve everything a suite names; `SuiteError` lists all problems at once."""
+    return _Planner(suite, registry, options).plan()
+
+
+__all__ = ["LEAVES", "Cell", "Options", "Plan", "plan"]

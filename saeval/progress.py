@@ -1,0 +1,56 @@
+"""How far a run is: a bar on a terminal, plain lines otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from saeval.engine import Progress
+
+
+class Lines:
+    """A line at the start and end of each pass, and every ten seconds between."""
+
+    def __init__(self) -> None:
+        self._title, self._done, self._total, self._last = "", 0, 0, 0.0
+
+    def started(self, title: str, batches: int, done: int) -> None:
+        self._title, self._done, self._total, self._last = title, done, batches, time.monotonic()
+        resumed = f", from batch {done}" if done else ""
+        print(f"pass: {title}: {batches} batches{resumed}", file=sys.stderr, flush=True)
+
+    def advanced(self) -> None:
+        self._done += 1
+        if time.monotonic() - self._last > 10:
+            self._last = time.monotonic()
+            print(f"pass: {self._title}: {self._done}/{self._total}", file=sys.stderr, flush=True)
+
+    def finished(self) -> None:
+        print(f"pass: {self._title}: {self._done}/{self._total} done", file=sys.stderr, flush=True)
+
+
+class Bar:
+    """A rich progress bar for each pass."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def started(self, title: str, batches: int, done: int) -> None:
+        from rich.console import Console
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(console=Console(stderr=True))
+        self._bar.start()
+        self._task = self._bar.add_task(title, total=batches, completed=done)
+
+    def advanced(self) -> None:
+        self._bar.advance(self._task)
+
+    def finished(self) -> None:
+        self._bar.stop()
+
+
+def progress() -> Progress:
+    """What suits the standard error stream."""
+    return Bar() if sys.stderr.isatty() else Lines()

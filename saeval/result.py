@@ -1,0 +1,74 @@
+"""`Result`: one cell's outcome, as it stands in its JSON file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from saeval.estimate import Estimate
+
+SCHEMA = 1
+Status = Literal["ok", "undefined", "failed"]
+
+
+@dataclass
+class Result:
+    """A finished cell. `undefined` and `failed` ones say why in `reason`."""
+
+    key: str
+    status: Status
+    cell: Mapping[str, Any]
+    reason: str | None = None
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    components: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    traceback: str | None = None
+    arrays: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    """Influences of each value by cluster, `influence/NAME` and `present/NAME`; kept beside the JSON."""
+
+    def record(self) -> dict[str, Any]:
+        """The content of the JSON file."""
+        return {
+            "schema": SCHEMA,
+            "key": self.key,
+            "status": self.status,
+            "reason": self.reason,
+            "cell": dict(self.cell),
+            "values": self.values,
+            "components": self.components,
+            "provenance": self.provenance,
+            **({"traceback": self.traceback} if self.traceback else {}),
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Result:
+        return cls(
+            key=record["key"],
+            status=record["status"],
+            reason=record["reason"],
+            cell=record["cell"],
+            values=dict(record["values"]),
+            components=dict(record["components"]),
+            provenance=dict(record["provenance"]),
+            traceback=record.get("traceback"),
+        )
+
+    @property
+    def metric(self) -> str:
+        """The metric's name in the suite: its alias where it has one."""
+        return str(self.cell.get("alias", self.cell["metric"]))
+
+    @property
+    def subject(self) -> str:
+        return ", ".join(s["name"] for s in self.cell["subjects"])
+
+    def estimate(self, name: str) -> Estimate | None:
+        """The value as an `Estimate`, where its influences were kept."""
+        value = self.values.get(name, {}).get("value")
+        if value is None or f"influence/{name}" not in self.arrays:
+            return None
+        influence, present = self.arrays[f"influence/{name}"], self.arrays[f"present/{name}"]
+        return Estimate(value, influence, present, self.values[name].get("n") or 0)

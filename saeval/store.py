@@ -1,0 +1,165 @@
+"""The results folder: every file is whole or absent, whatever happens to the process."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saeval.errors import SaevalError
+from saeval.evidence import Evidence
+from saeval.result import SCHEMA, Result
+from saeval.scope import EvidenceTree
+
+MANIFEST = "manifest.json"
+
+
+class Store:
+    """One suite's folder: `<key>.json` and `<key>.npz`, `folds/`, `passes/`, and the manifest of the last run."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    def has(self, key: str) -> bool:
+        """Whether a cell is finished. Failed ones are tried again; undefined ones are an outcome."""
+        result = self.read(key)
+        return result is not None and result.status != "failed"
+
+    def read(self, key: str, arrays: bool = False) -> Result | None:
+        """A stored result; None where there is none or where the file is not one of ours."""
+        try:
+            record = json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
+            if record["schema"] != SCHEMA or record["key"] != key:
+                return None
+            result = Result.from_record(record)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if arrays:
+            result.arrays = dict(_load(self.folder / f"{key}.npz") or {})
+        return result
+
+    def write(self, result: Result) -> None:
+        """Arrays first, so that a JSON never stands without them."""
+        if result.arrays:
+            _save(self.folder / f"{result.key}.npz", result.arrays)
+        text = json.dumps(result.record(), indent=1, allow_nan=False, default=_plain) + "\n"
+        _write(self.folder / f"{result.key}.json", text.encode())
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        _write(self.folder / MANIFEST, (json.dumps(manifest, indent=1, default=_plain) + "\n").encode())
+
+    def manifest(self) -> dict[str, Any]:
+        """The last run's manifest; `SaevalError` where the folder holds none."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+            return found
+        except FileNotFoundError:
+            raise SaevalError(f"{self.folder}: no {MANIFEST} here; run a suite first, or name its folder") from None
+        except (OSError, ValueError) as error:
+            raise SaevalError(f"{self.folder / MANIFEST}: not readable ({error}); run the suite again") from None
+
+    def fold(self, digest: str) -> EvidenceTree | None:
+        """A stored fold; None where there is none."""
+        found = self.checkpoint(digest, kind="folds")
+        return found[1].get("fold") if found else None
+
+    def write_fold(self, digest: str, total: EvidenceTree) -> None:
+        self.write_checkpoint(digest, {}, {"fold": total}, kind="folds")
+
+    def checkpoint(self, key: str, kind: str = "passes") -> tuple[dict[str, Any], dict[str, EvidenceTree]] | None:
+        """A pass's facts and evidence so far."""
+        arrays = _load(self.folder / kind / f"{key}.npz")
+        if arrays is None:
+            return None
+        try:
+            header = json.loads(str(arrays["header"]))
+            return header["facts"], {name: _thaw(form, arrays) for name, form in header["evidence"].items()}
+        except (KeyError, ValueError, TypeError):
+            return None
+
+    def write_checkpoint(
+        self, key: str, facts: Mapping[str, Any], evidence: Mapping[str, EvidenceTree], kind: str = "passes"
+    ) -> None:
+        arrays: dict[str, np.ndarray] = {}
+        forms = {name: _freeze(tree, f"{index}", arrays) for index, (name, tree) in enumerate(evidence.items())}
+        header = json.dumps({"facts": dict(facts), "evidence": forms})
+        _save(self.folder / kind / f"{key}.npz", {"header": np.array(header), **arrays})
+
+    def drop_checkpoint(self, key: str) -> None:
+        (self.folder / "passes" / f"{key}.npz").unlink(missing_ok=True)
+
+
+def _freeze(tree: EvidenceTree, prefix: str, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(tree, dict):
+        return {"names": {name: _freeze(one, f"{prefix}/{name}", arrays) for name, one in tree.items()}}
+    state = tree.state()
+    arrays.update({f"{prefix}:{name}": array for name, array in state.items()})
+    return {"class": _class_name(type(tree)), "prefix": prefix, "fields": list(state)}
+
+
+def _thaw(form: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Any:
+    if "names" in form:
+        return {name: _thaw(one, arrays) for name, one in form["names"].items()}
+    known = {_class_name(cls): cls for cls in _subclasses(Evidence)}
+    cls = known[form["class"]]  # only classes that plugins have already defined: nothing is imported from a file
+    return cls.from_state({name: arrays[f"{form['prefix']}:{name}"] for name in form["fields"]})
+
+
+def _class_name(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _subclasses(cls: type[Evidence]) -> Iterable[type[Evidence]]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    _write(path, buffer.getvalue())
+
+
+def _load(path: Path) -> dict[str, np.ndarray] | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+    except Exception as error:  # zipfile.BadZipFile and zlib.error: a foreign or damaged file counts as absent
+        if type(error).__module__ in ("zipfile", "zlib"):
+            return None
+        raise
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write to a temporary name, fsync, rename: a reader sees the old file or the new one, never a part."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    except OSError as error:
+        raise SaevalError(f"{path.parent}: cannot be written ({error.strerror}); choose another --out") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return str(value)

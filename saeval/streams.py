@@ -1,0 +1,142 @@
+"""The `data:` of a suite as rows ready to stream: the evaluated documents, and the fit split beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+from saeval.data import Dataset, Source
+from saeval.errors import Problem, SaevalError, suggestion
+from saeval.model import ModelSpec
+from saeval.parameters import ParameterError, schema, validated
+from saeval.registry import Registry
+from saeval.suite import Suite
+
+FIT_SEQUENCES = 64
+
+
+class Streams:
+    """The suite's one data source. Tokenising happens at the first look at `evaluation` or `fit`."""
+
+    def __init__(self, source: Source, common: Mapping[str, Any], spec: ModelSpec | None, limit: int | None) -> None:
+        from saeval.tokens import TokenOptions  # late: it imports torch
+
+        self.source = source
+        self.spec = spec
+        self.limit = limit
+        self.fit_sequences = int(common.get("fit_sequences", FIT_SEQUENCES))
+        self.options = (
+            TokenOptions(**{k: v for k, v in common.items() if k != "fit_sequences"}) if self.textual else None
+        )
+
+    @property
+    def textual(self) -> bool:
+        return self.source.kind in ("text", "tokens")
+
+    @cached_property
+    def evaluation(self) -> Dataset:
+        if not self.textual:
+            return self.source.dataset("evaluation")
+        return self._tokens("evaluation", self.limit)
+
+    @cached_property
+    def fit(self) -> Dataset:
+        """At most `fit_sequences` rows of documents that are not evaluated; all there are if fewer."""
+        if not self.textual:
+            return self.source.dataset("fit")
+        try:
+            return self._tokens("fit", None, self.fit_sequences)
+        except SaevalError as error:
+            if "sequences" not in str(error):
+                raise
+            return self._tokens("fit", None, None)
+
+    def _tokens(self, split: str, limit: int | None, sequences: int | str | None = "as asked") -> Dataset:
+        from saeval.tokens import build_tokens  # late: it imports torch
+
+        assert self.options is not None
+        options = self.options
+        if sequences != "as asked":
+            options = options.model_copy(update={"sequences": sequences})
+        if limit is not None:
+            wanted = limit if options.sequences is None else min(limit, options.sequences)
+            options = options.model_copy(update={"sequences": wanted})
+        tokenizer = self.spec.tokenizer if self.spec else _no_tokenizer
+        identity = self.spec.tokenizer_identity() if self.spec else ""
+        return build_tokens(self.source, options, tokenizer, identity, split)  # type: ignore[arg-type]
+
+    def describe(self) -> dict[str, Any]:
+        """What results record of the data."""
+        own = {"use": self.source.name, "fingerprint": self.evaluation.fingerprint}
+        common = self.options.model_dump() if self.options else {}
+        limit = {"limit": self.limit} if self.limit is not None else {}
+        return {**own, **common, **limit, **dict(self.evaluation.describe()), **dict(self.source.facts())}
+
+
+def _no_tokenizer() -> Any:
+    raise SaevalError("text data needs a model for its tokenizer; add 'model:'")
+
+
+def streams(
+    suite: Suite, registry: Registry, spec: ModelSpec | None, limit: int | None, problems: list[Problem]
+) -> Streams | None:
+    """The suite's streams; None, with problems, where the entry is wrong."""
+    from saeval.tokens import TokenOptions  # late: it imports torch
+
+    raw = suite.body.data
+    entry = {"use": raw} if isinstance(raw, str) else dict(raw)
+    use = entry.pop("use", None)
+    if not isinstance(use, str):
+        message = f"'data' needs 'use', one of: {', '.join(registry.data.names())}"
+        problems.append(suite.problem(message, "data"))
+        return None
+    try:
+        source_class = registry.data[use]
+    except SaevalError as error:
+        problems.append(suite.problem(str(error), "data", "use"))
+        return None
+    textual = source_class.kind in ("text", "tokens")
+    shared = {*TokenOptions.model_fields, "fit_sequences"} if textual else set()
+    own_names = set(schema(source_class).model_fields)
+    unknown = [key for key in entry if key not in shared | own_names]
+    for key in unknown:
+        message = f"unknown parameter '{key}' of data '{use}'{suggestion(key, shared | own_names)}"
+        problems.append(suite.problem(message, "data", key, key=True))
+    if unknown:
+        return None
+    try:
+        own = validated(source_class, {k: v for k, v in entry.items() if k in own_names}, f"data '{use}'")
+        common = {k: v for k, v in entry.items() if k in shared - own_names}
+        if textual:
+            _check_common(common)
+        return Streams(source_class(**own), common, spec, limit)
+    except ParameterError as error:
+        for key, sentence in error.faults:
+            problems.append(suite.problem(sentence, "data", *([key] if key else [])))
+    except SaevalError as error:
+        problems.append(suite.problem(str(error), "data"))
+    return None
+
+
+def _check_common(common: Mapping[str, Any]) -> None:
+    from pydantic import ValidationError
+
+    from saeval.parameters import lowered
+    from saeval.tokens import TokenOptions  # late: it imports torch
+
+    faults = []
+    fit = common.get("fit_sequences", FIT_SEQUENCES)
+    if not isinstance(fit, int) or isinstance(fit, bool) or fit < 1:
+        faults.append(("fit_sequences", f"'fit_sequences' of data: a number of sequences, got {fit!r}"))
+    try:
+        TokenOptions(**{k: v for k, v in common.items() if k != "fit_sequences"})
+    except ValidationError as error:
+        for e in error.errors():
+            key = str(e["loc"][0]) if e["loc"] else ""
+            if e["type"] == "missing":
+                faults.append(("", f"data needs '{key}'"))
+            else:
+                faults.append((key, f"'{key}' of data: {lowered(e['msg'])}, got {e['input']!r}"))
+    if faults:
+        raise ParameterError(faults)

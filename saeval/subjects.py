@@ -1,0 +1,201 @@
+"""The `saes:` and `controls:` of a suite as subjects: names looked up, headers read, no weights loaded."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from typing import Any
+
+from saeval.errors import Problem, SaevalError, suggestion
+from saeval.graph import digest_of
+from saeval.model import ModelSpec
+from saeval.parameters import ParameterError, parameter_names, validated
+from saeval.plugins import code_identity
+from saeval.registry import Registry
+from saeval.sae import LiveSAE
+from saeval.substitute import Control, Subject
+from saeval.suite import Suite
+
+
+class Subjects:
+    """Turns suite entries into `Subject`s; whatever is wrong is added to `problems` with its place."""
+
+    def __init__(
+        self, suite: Suite, registry: Registry, spec: ModelSpec | None, problems: list[Problem], device: str
+    ) -> None:
+        self.suite = suite
+        self.registry = registry
+        self.spec = spec
+        self.problems = problems
+        self.device = device
+        self.places: dict[str, tuple[str | int, ...]] = {}
+        """Where each SAE stands in the suite, for problems found later."""
+        self._ablations: dict[tuple[str, str], Subject] = {}
+
+    def saes(self) -> list[Subject]:
+        """Every SAE of the suite, globs expanded, in the suite's order."""
+        found: dict[str, Subject] = {}
+        for index, entry in enumerate(self.suite.body.saes):
+            place: tuple[str | int, ...] = ("saes", index)
+            try:
+                subjects = self._registered(entry) if isinstance(entry, str) else [self._described(entry)]
+            except SaevalError as error:
+                if isinstance(entry, dict) and "unknown SAE format" in str(error):
+                    place = (*place, "use")
+                self.problems.append(self.suite.problem(str(error), *place))
+                continue
+            for subject in subjects:
+                if subject.name in found and isinstance(entry, str):
+                    continue  # two globs may overlap
+                if subject.name in found:
+                    message = f"two SAEs are called '{subject.name}'; give one another 'name:'"
+                    self.problems.append(self.suite.problem(message, *place))
+                found[subject.name] = subject
+                self.places[subject.name] = place
+        for name, live in self.suite.live.items():
+            found[name] = self._live(name, live)
+        return list(found.values())
+
+    def _registered(self, pattern: str) -> list[Subject]:
+        names = self.registry.saes.names()
+        matches = fnmatch.filter(names, pattern) if any(c in pattern for c in "*?[") else [pattern]
+        if not matches:
+            raise SaevalError(f"no registered SAE matches '{pattern}'{suggestion(pattern, names)}")
+        subjects = []
+        for name in matches:
+            sae = self.registry.saes[name]
+            subjects.append(self._load_later(name, sae.loader, dict(sae.reference)))
+        return subjects
+
+    def _described(self, entry: Mapping[str, Any]) -> Subject:
+        reference = dict(entry)
+        use, name, hook_name = (reference.pop(key, None) for key in ("use", "name", "hook_name"))
+        if not isinstance(use, str):
+            known = ", ".join(self.registry.loaders.names())
+            raise SaevalError(f"an SAE entry needs 'use', one of: {known}")
+        if name is None:
+            path = reference.get("path")
+            name = str(path).rstrip("/").split("/")[-1] if path else use
+        return self._load_later(str(name), use, reference, hook_name)
+
+    def _load_later(self, name: str, use: str, reference: dict[str, Any], hook_name: str | None = None) -> Subject:
+        loader = self.registry.loaders[use]()
+        info = loader.info(reference)
+        hook_name = hook_name or info.hook_name
+        if not hook_name:
+            raise SaevalError(f"{name}: the checkpoint does not say its hook; add 'hook_name: blocks.N.hook_resid_pre'")
+        hook_name = self.spec.canonical(hook_name) if self.spec else hook_name
+
+        def load() -> Any:
+            import torch  # late: planning needs no torch
+
+            return loader.load(reference, self.device, torch.float32)
+
+        facts = {"format": use, "architecture": info.architecture, "sha256": info.sha256, **dict(info.facts)}
+        key = digest_of(["sae", info.sha256, info.architecture, use, hook_name, _without_path(reference)])
+        return Subject(name, hook_name, key, load, d_in=info.d_in, d_sae=info.d_sae, facts=facts)
+
+    def _live(self, name: str, live: LiveSAE) -> Subject:
+        hook_name = self.spec.canonical(live.hook_name) if self.spec else live.hook_name
+        sha256 = live.fingerprint()
+        key = digest_of(["live", sha256, hook_name])
+        facts = {"format": "live", "architecture": type(live.module).__qualname__, "sha256": sha256}
+        return Subject(name, hook_name, key, lambda: live, d_in=live.d_in or None, d_sae=live.d_sae, facts=facts)
+
+    def controls(self, saes: list[Subject]) -> list[Subject]:
+        """Every control: one a hook, or one an SAE, times its copies."""
+        found: list[Subject] = []
+        for index, entry in enumerate(self.suite.body.controls):
+            place: tuple[str | int, ...] = ("controls", index)
+            given = {"use": entry} if isinstance(entry, str) else dict(entry)
+            use, of, name = given.pop("use", None), given.pop("of", None), given.pop("name", None)
+            try:
+                if not isinstance(use, str):
+                    raise SaevalError(f"a control needs 'use', one of: {', '.join(self.registry.controls.names())}")
+                control = self.registry.controls[use]
+                params = validated(control, given, f"control '{use}'")
+                parents = _chosen(saes, of, use)
+            except ParameterError as error:
+                for key, sentence in error.faults:
+                    self.problems.append(self.suite.problem(sentence, *place, *([key] if key else [])))
+                continue
+            except SaevalError as error:
+                self.problems.append(self.suite.problem(str(error), *place))
+                continue
+            if control.per == "sae":
+                sites: list[tuple[str, Subject | None]] = [(parent.hook_name, parent) for parent in parents]
+            else:
+                sites = [(hook, None) for hook in dict.fromkeys(s.hook_name for s in parents)]
+            for hook_name, parent in sites:
+                for copy in range(control(**params).copies):
+                    found.append(self._control(control, params, hook_name, parent, copy, name or use))
+        return found
+
+    def ablation(self, name: str, hook_name: str) -> Subject:
+        """The control that an `ablation:` parameter names, at a hook; the same subject as the control's own row."""
+        if (name, hook_name) not in self._ablations:
+            control = self.registry.controls[name]
+            if control.per != "hook":
+                usable = [e.name for e in self.registry.controls if e.thing.per == "hook"]
+                raise SaevalError(f"ablation: '{name}' is built from an SAE; use one of {', '.join(usable)}")
+            params = validated(control, {}, f"control '{name}'")
+            self._ablations[name, hook_name] = self._control(control, params, hook_name, None, 0, name)
+        return self._ablations[name, hook_name]
+
+    def _control(
+        self,
+        cls: type[Control],
+        params: Mapping[str, Any],
+        hook_name: str,
+        parent: Subject | None,
+        copy: int,
+        name: str,
+    ) -> Subject:
+        control = cls(**params)
+        origin = self.registry.controls.entry(cls.name).origin
+        constants = {**params, "copy": copy}
+        words = ["control", cls.name, cls.version, constants, parent.key if parent else hook_name]
+        key = digest_of([*words, code_identity(cls, origin)])
+        shown = f"{name}({parent.name})" if parent else name
+        return Subject(
+            shown if copy == 0 else f"{shown}#{copy}", hook_name, key, control.build,
+            needs=tuple(parameter_names(control.build)), build_params=constants, parent=parent, copy=copy, kind="control",
+            d_in=parent.d_in if parent else None,
+            facts={"control": name, "of": parent.name if parent else None, "copy": copy, **params},
+        )  # fmt: skip
+
+    def check_hooks(self, subjects: list[Subject]) -> None:
+        """Refuse hooks the model lacks and widths that do not fit, from the config and the headers."""
+        if self.spec is None:
+            return
+        hooks = self.spec.hooks()
+        for subject in subjects:
+            if subject.kind != "sae":
+                continue
+            place = self.places.get(subject.name, ("saes",))
+            if subject.hook_name not in hooks:
+                message = f"{subject.name}: model '{self.spec.name}' has no hook '{subject.hook_name}'"
+                near = suggestion(subject.hook_name, hooks)
+                self.problems.append(self.suite.problem(message + near[:400], *place))
+            elif subject.d_in is not None and subject.d_in != hooks[subject.hook_name]:
+                message = (
+                    f"{subject.name}: the SAE takes {subject.d_in} inputs, but {subject.hook_name} of model "
+                    f"'{self.spec.name}' is {hooks[subject.hook_name]} wide; check the hook or the model"
+                )
+                self.problems.append(self.suite.problem(message, *place))
+
+
+def _chosen(saes: list[Subject], of: Any, control: str) -> list[Subject]:
+    """The SAEs that a control's `of:` names; all without it."""
+    if of is None:
+        return saes
+    patterns = [of] if isinstance(of, str) else list(of)
+    chosen = [s for s in saes if any(fnmatch.fnmatchcase(s.name, str(p)) for p in patterns)]
+    if not chosen:
+        raise SaevalError(f"control '{control}': no SAE of this suite matches {patterns}")
+    return chosen
+
+
+def _without_path(reference: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the files lie does not change what they are."""
+    return {key: value for key, value in reference.items() if key != "path"}
