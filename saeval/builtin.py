@@ -127,7 +127,8 @@ def gradient(
         start = activations.detach().clone().requires_grad_()
         final = resume(start)
         if model.kind == "causal":
-            logp = model.unembed(final[batch.mask]).float().log_softmax(-1)
+            logits = model.unembed(final[batch.mask])
+            logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
             output = logp.gather(-1, batch.targets[batch.mask][:, None]).sum()
         else:
             output = final.sum()

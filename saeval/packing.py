@@ -77,8 +77,8 @@ class Packer:
             raise SaevalError(f"data: 'bos: true' needs a BOS token, but {missing}; give 'bos_id' or say 'bos: false'")
         if options.packing == "concat" and bos is None and eos is None:
             raise SaevalError(f"data: 'packing: concat' needs an EOS or BOS token, but {missing}; give 'eos_id'")
-        self.prefix = [bos] if options.bos else []
-        self.separator = bos if eos is None else eos
+        self.prefix = [bos] if options.bos and bos is not None else []
+        self.separator = next((token for token in (eos, bos) if token is not None), 0)
         named = [self._special(word) if isinstance(word, str) else word for word in options.exclude]
         self.excluded = sorted({token for token in named if token is not None})
         self._names: list[str] = []
@@ -139,12 +139,13 @@ class Packer:
         context = self.options.context
         width = context if self.prefix else context + 1
         tokens, documents = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int32)
+        separator = np.int32(self.separator)
         index, last = 0, None
         for number, added in tokenised:
-            between = [] if last is None else [(self.separator, last)]
-            tokens = np.concatenate([tokens, np.array([t for t, _ in between], dtype=np.int32), added])
-            owned = np.full(len(added), number, dtype=np.int32)
-            documents = np.concatenate([documents, np.array([d for _, d in between], dtype=np.int32), owned])
+            if last is not None:
+                tokens, documents = np.append(tokens, separator), np.append(documents, np.int32(last))
+            tokens = np.concatenate([tokens, added])
+            documents = np.concatenate([documents, np.full(len(added), number, dtype=np.int32)])
             last, start = number, 0
             while start + width <= len(tokens):
                 piece = slice(start, start + width)

@@ -245,6 +245,8 @@ class Scope:
                 self._release(used)
 
     def _release(self, node: Node) -> None:
+        if "batch" not in node.roots:  # weights and folds stay for the whole pass
+            return
         self._left[node.serial] -= 1
         if self._left[node.serial] <= 0:
             self._memo.pop(node.serial, None)

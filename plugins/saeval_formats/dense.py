@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,17 +21,11 @@ _LAYER_NORM_EPS = 1e-5
 
 
 class Activation(ABC):
-    """From x̃ W_enc and b_enc to feature activations. Its tensors move with the SAE."""
+    """From x̃ W_enc and b_enc to feature activations."""
 
     @abstractmethod
     def __call__(self, projected: Float[Tensor, "*batch d_sae"], b_enc: Float[Tensor, "d_sae"]) -> Tensor:
         """`[*batch, d_sae]`, none negative."""
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
-        """With its tensors moved and cast."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        moved = {name: t.to(device, dtype) for name, t in tensors.items() if isinstance(t, Tensor)}
-        return replace(self, **moved)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +71,12 @@ class Gated(Activation):
 
 
 class DenseSAE(Substitute):
-    """x̃ = normalise(x) − b_dec where `apply_b_dec_to_input`; acts = activation(x̃ W_enc); x̂ = denormalise(acts W_dec + b_dec).
+    """acts = activation(x̃ W_enc + b_enc); x̂ = denormalise(acts W_dec + b_dec).
 
-    It computes in the dtype of its weights and returns reconstructions in that of the activations. What
-    normalisation took away travels in the encoding's context, so nothing is kept between calls.
-    With `rescale_acts_by_decoder_norm` (TopK alone) the decoder's row norms are folded into the encoder, so that
-    `feature_acts` and `weights` belong together.
+    x̃ = normalise(x), less b_dec where `apply_b_dec_to_input`. Computed in the dtype of the weights; reconstructions
+    come in that of the activations. What normalisation took away travels in the encoding's context, so nothing is
+    kept between calls. With `rescale_acts_by_decoder_norm` (TopK alone) the decoder's row norms are folded into
+    the encoder, so that `feature_acts` and `weights` belong together.
     """
 
     def __init__(
@@ -136,8 +130,12 @@ class DenseSAE(Substitute):
             x = x - self.b_dec
         return Encoding(self.activation(x @ self.W_enc, self.b_enc), context)
 
-    def decode(self, encoding: Encoding, activations: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d_out"]:
-        """`encoding` may hold changed feature activations; its context must be that of `activations`."""
+    def decode(
+        self, encoding: Encoding | None, activations: Float[Tensor, "*batch d_in"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        """`encoding` may hold changed feature activations, but the context of these `activations`."""
+        if encoding is None:
+            encoding = self.encode(activations)
         x_hat = encoding.feature_acts.to(self.dtype) @ self.W_dec + self.b_dec
         return self._denormalise(x_hat, encoding.context).to(activations.dtype)
 
@@ -155,7 +153,7 @@ class DenseSAE(Substitute):
     def _denormalise(self, x_hat: Tensor, context: Any) -> Tensor:
         if self.normalization == "layer_norm":
             mean, std = context
-            return x_hat * std + mean
+            x_hat = x_hat * std + mean
         if self.normalization == "constant_norm_rescale":
-            return x_hat / context
+            x_hat = x_hat / context
         return x_hat

@@ -56,11 +56,9 @@ def _number(entry: Entry | None) -> str:
         return {"failed": "FAILED", "undefined": "–"}.get(entry.status, "")
     if entry.stderr is None:
         return f"{entry.value:.4g}"
-    if entry.stderr == 0:
+    if entry.stderr <= 1e-9 * max(1.0, abs(entry.value)):  # rounding, not sampling
         return f"{entry.value:.4g} ± 0"
     digits = max(0, 1 - math.floor(math.log10(entry.stderr)))
-    if digits > 7:  # an error far below what is worth reading
-        return f"{entry.value:.4g} ± {entry.stderr:.0e}"
     return f"{entry.value:.{digits}f} ± {entry.stderr:.{digits}f}"
 
 

@@ -21,8 +21,8 @@ LAYER = 2
 D_SAE = 1024
 CONTEXT = 128
 ACTIVATIONS = 2_000_000
-TRAINING_TOKENS = 5_000_000
-BATCH = 4096
+TRAINING_TOKENS = 4_000_000
+BATCH = 2048
 LEARNING_RATE = 1e-3
 
 
@@ -37,7 +37,7 @@ class Recipe:
     seed: int = 0
 
 
-LADDER = (0.6, 1.2, 2.4, 4.8, 9.6, 19.2)
+LADDER = (0.5, 0.9, 1.5, 2.5, 4.0, 6.0)
 RECIPES = (
     *(Recipe(f"relu-{i}", "standard", l1) for i, l1 in enumerate(LADDER, 1)),
     *(Recipe(f"relu-3-seed{seed}", "standard", LADDER[2], seed) for seed in (1, 2)),
@@ -104,6 +104,7 @@ def train_sae(recipe: Recipe, data: Tensor, out: Path) -> None:
             total_training_samples=steps * BATCH,
             train_batch_size_samples=BATCH,
             lr=LEARNING_RATE,
+            lr_end=LEARNING_RATE / 10,
             lr_warm_up_steps=steps // 20,
             lr_decay_steps=steps // 3,
             dead_feature_window=steps // 10,

@@ -1,0 +1,287 @@
+"""The SAELens loader against SAELens itself: same features, same reconstructions, and nothing kept between calls."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from saeval_formats.saelens import SAELens
+from safetensors.torch import load_file, save_file
+
+from saeval.errors import SaevalError
+from saeval.substitute import Encoding
+
+sae_lens = pytest.importorskip("sae_lens")
+
+D_IN, D_SAE, K = 12, 40, 6
+HOOK = "blocks.1.hook_resid_pre"
+KINDS = {
+    "standard": (sae_lens.StandardSAE, sae_lens.StandardSAEConfig, {}),
+    "topk": (sae_lens.TopKSAE, sae_lens.TopKSAEConfig, {"k": K}),
+    "topk-rescaled": (sae_lens.TopKSAE, sae_lens.TopKSAEConfig, {"k": K, "rescale_acts_by_decoder_norm": True}),
+    "jumprelu": (sae_lens.JumpReLUSAE, sae_lens.JumpReLUSAEConfig, {}),
+    "gated": (sae_lens.GatedSAE, sae_lens.GatedSAEConfig, {}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+
+
+def random_sae(kind: str, seed: int = 0, **config):
+    """A SAELens object whose every parameter matters."""
+    sae_class, config_class, extra = KINDS[kind]
+    torch.manual_seed(seed)
+    metadata = sae_lens.saes.sae.SAEMetadata(hook_name=HOOK, model_name="tiny", context_size=32, prepend_bos=False)
+    sae = sae_class(config_class(d_in=D_IN, d_sae=D_SAE, metadata=metadata, **extra, **config))
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.5 if name.startswith("W") else 0.3))
+        if kind == "jumprelu":
+            sae.threshold.abs_()
+    return sae
+
+
+def saved(sae, folder: Path) -> Path:
+    sae.save_model(folder)
+    return folder
+
+
+def edit_config(folder: Path, remove: tuple[str, ...] = (), **changes) -> None:
+    path = folder / "cfg.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in config.items() if key not in remove}))
+
+
+def edit_weights(folder: Path, change) -> None:
+    tensors = load_file(folder / "sae_weights.safetensors")
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "sae_weights.safetensors")
+
+
+def load(folder: Path, **reference):
+    return SAELens().load({"path": str(folder), **reference}, "cpu", torch.float32)
+
+
+def activations(seed: int = 1) -> torch.Tensor:
+    return torch.randn(3, 7, D_IN, generator=torch.Generator().manual_seed(seed)) * 2 + 0.5
+
+
+def assert_same(ours, theirs, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        expected_acts = theirs.encode(x)
+        expected = theirs.decode(expected_acts)
+        encoding = ours.encode(x)
+        found = ours.decode(encoding, x)
+    assert 0 < (expected_acts > 0).float().mean() < 1  # the comparison has both active and silent features
+    assert torch.equal(encoding.feature_acts > 0, expected_acts > 0)
+    torch.testing.assert_close(encoding.feature_acts, expected_acts, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalization", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_library(tmp_path, kind, apply_b_dec_to_input, normalization):
+    sae = random_sae(kind, apply_b_dec_to_input=apply_b_dec_to_input, normalize_activations=normalization)
+    ours = load(saved(sae, tmp_path))
+    assert_same(ours, type(sae).load_from_disk(tmp_path), activations())
+
+
+def test_b_dec_to_input_matters(tmp_path):
+    sae = random_sae("standard", apply_b_dec_to_input=True)
+    saved(sae, tmp_path)
+    x = activations()
+    with_bias = load(tmp_path).encode(x).feature_acts
+    edit_config(tmp_path, apply_b_dec_to_input=False)
+    assert (load(tmp_path).encode(x).feature_acts - with_bias).abs().max() > 0.1
+
+
+def test_exported_batch_topk(tmp_path):
+    """A training class exported as jumprelu with one threshold."""
+    torch.manual_seed(0)
+    config = sae_lens.BatchTopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K)
+    config.metadata.hook_name = HOOK
+    trained = sae_lens.BatchTopKTrainingSAE(config)
+    with torch.no_grad():
+        trained.W_enc.copy_(torch.randn_like(trained.W_enc))
+        trained.b_dec.copy_(torch.randn_like(trained.b_dec))
+    trained.topk_threshold.fill_(0.4)
+    trained.save_inference_model(tmp_path)
+    assert SAELens().info({"path": str(tmp_path)}).architecture == "jumprelu"
+    assert_same(load(tmp_path), sae_lens.SAE.load_from_disk(tmp_path), activations())
+
+    trained.save_model(tmp_path / "checkpoint")
+    with pytest.raises(SaevalError, match="save_inference_model"):
+        SAELens().info({"path": str(tmp_path / "checkpoint")})
+
+
+def test_decoding_is_stateless(tmp_path):
+    """Two batches may be encoded before either is decoded, and features may be changed in between."""
+    sae = random_sae("topk", normalize_activations="layer_norm")
+    ours = load(saved(sae, tmp_path))
+    first, second = activations(1), activations(2) * 5
+    encoding = ours.encode(first)
+    expected = ours.decode(encoding, first)
+    ours.decode(ours.encode(second), second)
+    assert torch.equal(ours.decode(encoding, first), expected)
+
+    pruned = ours.decode(Encoding(torch.zeros_like(encoding.feature_acts), encoding.context), first)
+    with torch.no_grad():
+        sae.encode(first)
+        torch.testing.assert_close(pruned, sae.decode(torch.zeros(3, 7, D_SAE)), atol=1e-5, rtol=1e-5)
+
+
+def test_rescaled_weights_belong_to_the_features(tmp_path):
+    ours = load(saved(random_sae("topk-rescaled"), tmp_path))
+    x = activations()
+    encoding = ours.encode(x)
+    by_hand = encoding.feature_acts @ ours.weights["W_dec"] + ours.weights["b_dec"]
+    torch.testing.assert_close(ours.decode(encoding, x), by_hand)
+    torch.testing.assert_close(ours.weights["W_dec"].norm(dim=-1), torch.ones(D_SAE))
+
+
+@pytest.mark.parametrize("normalization", ["layer_norm", "constant_norm_rescale"])
+def test_zero_activations_give_finite_reconstructions(tmp_path, normalization):
+    ours = load(saved(random_sae("standard", normalize_activations=normalization), tmp_path))
+    x = torch.zeros(1, 2, D_IN)
+    assert torch.isfinite(ours.decode(ours.encode(x), x)).all()
+
+
+def test_hook_z_takes_flattened_heads(tmp_path):
+    metadata = sae_lens.saes.sae.SAEMetadata(hook_name="blocks.0.attn.hook_z")
+    torch.manual_seed(0)
+    theirs = sae_lens.StandardSAE(
+        sae_lens.StandardSAEConfig(d_in=D_IN, d_sae=D_SAE, reshape_activations="hook_z", metadata=metadata)
+    )
+    ours = load(saved(theirs, tmp_path))
+    x = activations()
+    with torch.no_grad():
+        heads = x.reshape(3, 7, 4, D_IN // 4)
+        expected = theirs.decode(theirs.encode(heads)).reshape(3, 7, D_IN)
+    assert ours.d_in == D_IN
+    assert ours.hook_name == "blocks.0.attn.hook_z"
+    torch.testing.assert_close(ours.decode(ours.encode(x), x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_dtypes(tmp_path):
+    """float16 files are computed with in float32; reconstructions come in the dtype of the activations."""
+    saved(random_sae("standard"), tmp_path)
+    x = activations()
+    exact = load(tmp_path).encode(x).feature_acts
+    edit_weights(tmp_path, lambda tensors: tensors.update({n: t.half() for n, t in tensors.items()}))
+    ours = SAELens().load({"path": str(tmp_path)})
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.encode(x).feature_acts, exact, atol=2e-2, rtol=2e-2)
+    assert ours.decode(ours.encode(x.bfloat16()), x.bfloat16()).dtype == torch.bfloat16
+    assert SAELens().load({"path": str(tmp_path)}, "cpu", torch.float64).weights["W_enc"].dtype == torch.float64
+
+
+def test_overflow_of_a_narrow_dtype(tmp_path):
+    saved(random_sae("standard"), tmp_path)
+    edit_weights(tmp_path, lambda tensors: tensors["W_enc"].mul_(1e6))
+    with pytest.raises(SaevalError, match=r"'W_enc' overflows torch\.float16"):
+        SAELens().load({"path": str(tmp_path)}, "cpu", torch.float16)
+
+
+FLAT = {
+    "model_name": "tiny", "hook_layer": 1, "d_in": D_IN, "d_sae": D_SAE, "dtype": "torch.float32", "device": "cpu",
+    "apply_b_dec_to_input": True, "finetuning_scaling_factor": False, "normalize_activations": False,
+    "context_size": 16, "sae_lens_training_version": "3.20.0", "activation_fn_kwargs": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("standard", {"activation_fn_str": "relu", "hook_name": HOOK}),
+        ("standard", {"activation_fn_str": "relu", "hook_point": HOOK}),
+        ("topk", {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}, "hook_name": HOOK}),
+        ("jumprelu", {"architecture": "jumprelu", "activation_fn_str": "relu", "hook_name": HOOK}),
+        ("gated", {"architecture": "gated", "activation_fn_str": "relu", "hook_name": HOOK}),
+    ],
+)
+def test_flat_configs(tmp_path, kind, said):
+    """The layout before version 6, which the library still reads."""
+    saved(random_sae(kind), tmp_path)
+    (tmp_path / "cfg.json").write_text(json.dumps({**FLAT, **said}))
+    info = SAELens().info({"path": str(tmp_path)})
+    assert (info.hook_name, info.architecture, info.d_in, info.d_sae) == (HOOK, kind, D_IN, D_SAE)
+    assert info.facts["model_name"] == "tiny"
+    assert info.facts["context_size"] == 16
+    assert_same(load(tmp_path), sae_lens.SAE.load_from_disk(tmp_path), activations())
+
+
+def test_flat_activations_that_the_library_would_ignore(tmp_path):
+    saved(random_sae("standard"), tmp_path)
+    (tmp_path / "cfg.json").write_text(json.dumps({**FLAT, "activation_fn_str": "tanh-relu", "hook_name": HOOK}))
+    with pytest.raises(SaevalError, match="'tanh-relu' of a standard SAE is not supported"):
+        SAELens().info({"path": str(tmp_path)})
+
+
+def test_scaling_factor_of_old_files(tmp_path):
+    saved(random_sae("standard"), tmp_path)
+    plain = load(tmp_path).encode(activations()).feature_acts
+    edit_weights(tmp_path, lambda tensors: tensors.update(scaling_factor=torch.ones(D_SAE)))
+    assert torch.equal(load(tmp_path).encode(activations()).feature_acts, plain)
+    edit_weights(tmp_path, lambda tensors: tensors["scaling_factor"].mul_(1.1))
+    with pytest.raises(SaevalError, match="'scaling_factor' is not all ones"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_input_scale(tmp_path, kind):
+    """No-op as in the library without the factor; with the factor of an unfinished run, what folding it gives."""
+    sae = random_sae(kind, normalize_activations="expected_average_only_in")
+    saved(sae, tmp_path)
+    assert "not folded" in SAELens().info({"path": str(tmp_path)}).facts["activation_scale"]
+    assert_same(load(tmp_path), sae, activations())
+    before = SAELens().info({"path": str(tmp_path)}).sha256
+
+    (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 1.7, "has_whitening": False}))
+    sae.fold_activation_norm_scaling_factor(1.7)
+    assert_same(load(tmp_path), sae, activations())
+    assert SAELens().info({"path": str(tmp_path)}).sha256 != before
+
+    (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": -2}))
+    with pytest.raises(SaevalError, match="expected a positive number in 'scaling_factor', found -2"):
+        load(tmp_path)
+    (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": None, "has_whitening": True}))
+    with pytest.raises(SaevalError, match="whitening"):
+        load(tmp_path)
+
+
+def test_info_reads_no_weights(tmp_path):
+    saved(random_sae("topk"), tmp_path)
+    info = SAELens().info({"path": str(tmp_path)})
+    assert (info.hook_name, info.d_in, info.d_out, info.d_sae, info.architecture) == (HOOK, D_IN, D_IN, D_SAE, "topk")
+    assert info.facts["k"] == K
+    assert info.facts["prepend_bos"] is False
+    edit_weights(tmp_path, lambda tensors: tensors["W_enc"].fill_(float("nan")))
+    SAELens().info({"path": str(tmp_path)})  # values are not looked at
+    with pytest.raises(SaevalError, match=r"'W_enc' holds 480 NaN or infinite values of 480"):
+        load(tmp_path)
+
+
+def test_identity(tmp_path):
+    """The hash follows the numbers, not the name or the place."""
+    info = SAELens().info
+    one = {"path": str(saved(random_sae("topk"), tmp_path / "one"))}
+    two = {"path": str(saved(random_sae("topk"), tmp_path / "two"))}
+    other = {"path": str(saved(random_sae("topk", seed=1), tmp_path / "other"))}
+    assert info(one).sha256 == info(two).sha256 != info(other).sha256
+    edit_config(tmp_path / "two", metadata={"hook_name": "blocks.0.hook_resid_pre", "neuronpedia_id": "x"})
+    assert info(one).sha256 == info(two).sha256
+    edit_config(tmp_path / "two", k=K - 1)
+    assert info(one).sha256 != info(two).sha256
+
+
+def test_hook_name_of_the_reference_wins(tmp_path):
+    saved(random_sae("standard"), tmp_path)
+    assert load(tmp_path, hook_name="blocks.9.hook_mlp_out").hook_name == "blocks.9.hook_mlp_out"
+    assert SAELens().info({"path": str(tmp_path), "hook_name": "x"}).hook_name == "x"
+    edit_config(tmp_path, metadata={})
+    assert SAELens().info({"path": str(tmp_path)}).hook_name is None
