@@ -160,8 +160,9 @@ def _run(arguments: argparse.Namespace) -> int:
             print(writer.write(results.boards()))
             done = f"{len(results)} cells, {results.forward_passes} forward passes; results in {results.folder}"
             print(f"\n{done}" if arguments.format == "md" else done, file=sys.stderr)
-            for failed in results.failed:
-                print(f"failed: {failed.metric} of {failed.subject}: {failed.reason}", file=sys.stderr)
+            if results.failed:
+                hint = f"saeval show {results.folder}/KEY.json has the traceback"
+                print(f"{len(results.failed)} of {len(results)} cells failed; {hint}", file=sys.stderr)
                 code = SOME_FAILED
     except KeyboardInterrupt:
         words = " ".join(sys.argv[1:])

@@ -111,8 +111,8 @@ class Engine:
         scope = Scope(self.model, one.targets, self._totals, dataset.n_clusters)
         for target in one.targets:
             target.total = evidence.get(target.key)
-            if begin and target.total is None:  # it failed before the interruption, so it is not carried on
-                target.error = RuntimeError("failed before this run was interrupted; run with --fresh for the error")
+            if begin and target.total is None:  # it dropped out before the interruption
+                target.error = _restored(header["dropped"].get(target.key, [False, "not in the checkpoint"]))
         scope.arrange()
         started = saved = time.monotonic()
         self.progress.started(one.title, len(batches), begin)
@@ -149,7 +149,9 @@ class Engine:
         self, key: str, next_batch: int, totals: Mapping[Target, EvidenceTree | None], batch_size: int
     ) -> None:
         evidence = {t.key: total for t, total in totals.items() if total is not None and t.error is None}
-        self.store.write_checkpoint(key, {"next_batch": next_batch, "batch_size": batch_size}, evidence)
+        dropped = {t.key: [isinstance(t.error, Undefined), str(t.error)] for t in totals if t.error is not None}
+        facts = {"next_batch": next_batch, "batch_size": batch_size, "dropped": dropped}
+        self.store.write_checkpoint(key, facts, evidence)
 
     def _keep_fold(self, target: Target) -> None:
         assert target.node is not None
@@ -207,6 +209,12 @@ class Engine:
             **self._notes,
             **({"plugin_facts": extra} if extra else {}),
         }
+
+
+def _restored(dropped: list[Any]) -> Exception:
+    """The error of a target that had dropped out of a pass when it was interrupted."""
+    undefined, reason = dropped
+    return Undefined(reason) if undefined else RuntimeError(f"{reason} (before this run was interrupted)")
 
 
 def manifest(plan: Plan) -> dict[str, Any]:

@@ -32,7 +32,10 @@ def model_spec(suite: Suite, registry: Registry, dtype: str | None, problems: li
             raise SaevalError(_unknown(registry, use))
         if dtype is not None:
             entry["dtype"] = dtype
-        return registry.adapters[chosen]().spec(entry)
+        spec = registry.adapters[chosen]().spec(entry)
+        if use in registry.models:
+            spec.name = use
+        return spec
     except SaevalError as error:
         place = "adapter" if adapter and "adapter" in str(error) else "use"
         problems.append(suite.problem(str(error), "model", place))

@@ -127,7 +127,7 @@ class Packer:
         chunks: Counter[str] = Counter()  # documents of one name number their chunks on, so every row has its own key
         for number, tokens in tokenised:
             name = self._names[number]
-            for start in range(0, len(tokens) if bos else len(tokens) - 1, context):
+            for start in range(0, len(tokens), context):
                 chunk = tokens[start : start + context + (0 if bos else 1)]
                 row = self._row(chunk, np.full(len(chunk), number, dtype=np.int32), name, chunks[name])
                 chunks[name] += 1

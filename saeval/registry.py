@@ -35,7 +35,9 @@ class Names(Generic[T]):
         self.kind = kind
         self._claims: dict[str, list[Entry[T]]] = {}
         for entry in entries:
-            self._claims.setdefault(entry.name, []).append(entry)
+            claims = self._claims.setdefault(entry.name, [])
+            if all(claim.thing is not entry.thing for claim in claims):  # one class supplied twice is no quarrel
+                claims.append(entry)
         self._failures = failures
 
     def __iter__(self) -> Iterator[Entry[T]]:

@@ -7,7 +7,8 @@ import weakref
 
 import pytest
 import torch
-from saeval import Mean, Metric, Moments, Scalar, SaevalError, rebound
+
+from saeval import Mean, Metric, Moments, SaevalError, Scalar, rebound
 from saeval.testing import TinyModel, TinyPairs, TinySAE, evaluate_tiny, tiny_tokens
 
 ALL = ["l0", "density", "reconstruction", "ce", {"ce": {"ablation": "zero", "as": "ce_zero"}}, "kl"]
@@ -76,7 +77,10 @@ class FiringOverlap(Metric):
     def observe(self, feature_acts, activations, mask, hook_name):
         assert len(feature_acts) == len(activations) == len(hook_name) == 2
         both = (feature_acts[0].amax(-1) > 1) & (feature_acts[1].amax(-1) > 1)
-        return {"both": Mean.of(both.double(), mask), "gap": Mean.of((activations[0] - activations[1]).norm(dim=-1), mask)}
+        return {
+            "both": Mean.of(both.double(), mask),
+            "gap": Mean.of((activations[0] - activations[1]).norm(dim=-1), mask),
+        }
 
     def conclude(self, total, W_dec):
         assert isinstance(W_dec, list)

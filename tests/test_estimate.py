@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from saeval import Estimate, Mean, Ratio
 from scipy import stats
+
+from saeval import Estimate, Mean, Ratio
 
 
 def estimate(x):

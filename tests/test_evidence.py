@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from saeval import Ever, Histogram, Mean, Moments, Ratio, Sample
 from saeval.evidence import Stamp
 from saeval.store import Store

@@ -20,6 +20,7 @@ HOOK = "blocks.1.hook_resid_pre"
 KINDS = {
     "standard": (sae_lens.StandardSAE, sae_lens.StandardSAEConfig, {}),
     "topk": (sae_lens.TopKSAE, sae_lens.TopKSAEConfig, {"k": K}),
+    "topk-wide": (sae_lens.TopKSAE, sae_lens.TopKSAEConfig, {"k": 30}),  # more than are positive: relu matters
     "topk-rescaled": (sae_lens.TopKSAE, sae_lens.TopKSAEConfig, {"k": K, "rescale_acts_by_decoder_norm": True}),
     "jumprelu": (sae_lens.JumpReLUSAE, sae_lens.JumpReLUSAEConfig, {}),
     "gated": (sae_lens.GatedSAE, sae_lens.GatedSAEConfig, {}),

@@ -1,0 +1,118 @@
+"""Where each model family keeps what TransformerLens names, and the translation of hook names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+End = Literal["in", "out"]
+Place = tuple[str, End]
+"""A module's path relative to its block (empty: the block itself), and which end of the module."""
+
+RESID_PRE, RESID_MID, RESID_POST, ATTN_OUT = "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out"
+SUFFIXES = (RESID_PRE, RESID_MID, RESID_POST, ATTN_OUT, "hook_mlp_out", "attn.hook_z", "mlp.hook_post")
+
+_BRIDGE_SPELLINGS = {
+    "hook_in": RESID_PRE,
+    "hook_out": RESID_POST,
+    "attn.o.hook_in": "attn.hook_z",
+    "mlp.out.hook_in": "mlp.hook_post",
+}
+_BOUNDARIES: Mapping[str, tuple[Place, ...]] = {RESID_PRE: (("", "in"),), RESID_POST: (("", "out"),)}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The module names of a family."""
+
+    base: str
+    """Attribute of the full model that holds the base model."""
+    blocks: str
+    """Path of the list of blocks in the base model."""
+    sites: Mapping[str, tuple[Place, ...]]
+    """TransformerLens suffix -> the places that hold it; the first one is hooked, the others are its aliases."""
+
+    def canonical(self, hook_name: str) -> str:
+        """The one spelling of a site: its TransformerLens name, else the module path from the full model's root.
+
+        A path is the module's output, with `:in` its input, and may start at the base model. Names
+        of nothing inside a block come back unchanged.
+        """
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
+        if match:
+            suffix = _BRIDGE_SPELLINGS.get(match[2], match[2])
+            return f"blocks.{int(match[1])}.{suffix}" if suffix in self.sites else hook_name
+        path, _, end = hook_name.partition(":")
+        match = re.fullmatch(rf"{re.escape(self.blocks)}\.(\d+)(?:\.(.+))?", path.removeprefix(f"{self.base}."))
+        if not match or end not in ("", "in", "out"):
+            return hook_name
+        return self.name(int(match[1]), (match[2] or "", "in" if end == "in" else "out"))
+
+    def name(self, block: int, place: Place) -> str:
+        """The canonical name of a place in a block."""
+        for suffix, places in self.sites.items():
+            if place in places:
+                return f"blocks.{block}.{suffix}"
+        path, end = place
+        return f"{self.base}.{self.blocks}.{block}.{path}" + (":in" if end == "in" else "")
+
+
+def bare_layout(base: str, blocks: str) -> Layout:
+    """A layout that knows of nothing inside the blocks."""
+    return Layout(base, blocks, _BOUNDARIES)
+
+
+def _layout(
+    base: str, blocks: str, attn: str, proj: str, down: str, *, norm: str | None, act: str | None = None,
+    attn_norm: str | None = None, mlp_norm: str | None = None,
+) -> Layout:  # fmt: skip
+    """`norm` reads the residual stream between attention and MLP, None for parallel blocks.
+
+    `proj` and `down` are the last projections of attention and MLP, `act` the module whose output
+    `down` reads; `attn_norm` and `mlp_norm` come between a branch and its sum with the residual stream.
+    """
+    sites: dict[str, tuple[Place, ...]] = {
+        RESID_PRE: (("", "in"),),
+        **({RESID_MID: ((f"{norm}", "in"),)} if norm else {}),
+        RESID_POST: (("", "out"),),
+        ATTN_OUT: ((attn_norm, "out"),) if attn_norm else ((attn, "out"), (f"{attn}.{proj}", "out")),
+        "hook_mlp_out": ((mlp_norm, "out"),) if mlp_norm else (("mlp", "out"), (f"mlp.{down}", "out")),
+        "attn.hook_z": ((f"{attn}.{proj}", "in"),),
+        "mlp.hook_post": ((f"mlp.{down}", "in"), *(((f"mlp.{act}", "out"),) if act else ())),
+    }
+    return Layout(base, blocks, sites)
+
+
+_GPT2 = _layout("transformer", "h", "attn", "c_proj", "c_proj", norm="ln_2", act="act")
+_GPTJ = _layout("transformer", "h", "attn", "out_proj", "fc_out", norm=None, act="act")
+_LLAMA = _layout("model", "layers", "self_attn", "o_proj", "down_proj", norm="post_attention_layernorm")
+_GEMMA2 = _layout(
+    "model", "layers", "self_attn", "o_proj", "down_proj", norm="pre_feedforward_layernorm",
+    attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm",
+)  # fmt: skip
+
+
+def _neox(norm: str | None) -> Layout:
+    return _layout("gpt_neox", "layers", "attention", "dense", "dense_4h_to_h", norm=norm, act="act")
+
+
+_FAMILIES = {
+    "gpt2": _GPT2,
+    "gptj": _GPTJ,
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA2,
+}
+
+
+def known_layout(model_type: str, config: Mapping[str, Any]) -> Layout | None:
+    """The layout of a Hugging Face `model_type`; None for a family that is not in the table."""
+    if model_type == "gpt_neox":
+        return _neox(None if config.get("use_parallel_residual", True) else "post_attention_layernorm")
+    return _FAMILIES.get(model_type)

@@ -1,0 +1,134 @@
+"""A Hugging Face model as a `HookedModel`: its passes, its head, its padding."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from saeval.data import Batch
+from saeval.errors import SaevalError
+from saeval_models.hooked import HookedModel, Site
+from saeval_models.layouts import Layout, bare_layout, known_layout
+
+
+def layout_of(module: PreTrainedModel) -> Layout:
+    """The layout from the table, else one found by looking for the list of blocks."""
+    config = module.config.get_text_config()
+    known = known_layout(config.model_type, config.to_dict())
+    if known is not None:
+        return known
+    for path, part in module.base_model.named_modules():
+        if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers:
+            return bare_layout(module.base_model_prefix, path)
+    raise SaevalError(f"{type(module).__name__} has no list of {config.num_hidden_layers} blocks to hook")
+
+
+def module_sites(blocks: nn.ModuleList, layout: Layout) -> dict[str, Site]:
+    """Every site of the layout, and either end of every other module in the blocks."""
+    sites: dict[str, Site] = {}
+    for index, block in enumerate(blocks):
+        for suffix, ((path, end), *_) in layout.sites.items():
+            sites[f"blocks.{index}.{suffix}"] = Site(block.get_submodule(path), end, index, suffix)
+        for path, part in block.named_modules():
+            if path and not isinstance(part, nn.Dropout | nn.Identity):  # these do nothing in evaluation
+                for end in ("in", "out"):
+                    sites.setdefault(layout.name(index, (path, end)), Site(part, end, index))
+    return sites
+
+
+class _Final(nn.Module):
+    """Stands where the base model was: its output is the given hidden state, and so is that of its parts."""
+
+    def __init__(self, base: nn.Module, hidden: Tensor) -> None:
+        super().__init__()
+        self.__dict__.update(_base=base, _hidden=hidden)  # past nn.Module, which would adopt the base as a child
+
+    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=self._hidden)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.__dict__["_base"], name)
+        return self if isinstance(found, nn.Module) else found  # OPT's head calls `model.decoder`
+
+
+class PretrainedCausal(HookedModel):
+    """A `*ForCausalLM`, plain or inside a TransformerBridge, whose components stand in the model's own places."""
+
+    def __init__(self, module: PreTrainedModel, blocks: nn.ModuleList, sites: Mapping[str, Site]) -> None:
+        super().__init__(module, blocks, sites)
+        accepted = inspect.signature(module.base_model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+
+    def _forward(self, tokens: Int[Tensor, "batch seq"], **inputs: Any) -> Float[Tensor, "batch seq d_model"]:
+        output = self.module.base_model(input_ids=tokens, use_cache=False, return_dict=True, **inputs)
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        # Causal attention never looks right, so only padding before a token needs a mask and shifted positions.
+        if not bool((~batch.real[:, :-1] & batch.real[:, 1:]).any()):
+            return {}
+        attention_mask = batch.real.long()
+        if not self._takes_positions:
+            return {"attention_mask": attention_mask}
+        return {"attention_mask": attention_mask, "position_ids": (attention_mask.cumsum(1) - 1).clamp_min(0)}
+
+    def head(self, final: Float[Tensor, "batch seq d_model"], batch: Batch | None = None) -> Tensor:
+        """Logits by the model's own forward with its base model replaced, so that nothing in its head is missed."""
+        with _replaced(self.module, self.module.base_model_prefix, _Final(self.module.base_model, final)):
+            return self.module(use_cache=False, return_dict=True).logits  # type: ignore[no-any-return]
+
+    def unembed(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
+        return self.head(hidden[None])[0]
+
+    def logits(self, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
+        inputs = self._inputs(batch)
+        return self.module(input_ids=batch.tokens, use_cache=False, return_dict=True, **inputs).logits  # type: ignore[no-any-return]
+
+
+class PretrainedReward(PretrainedCausal):
+    """A `*ForSequenceClassification` with one label: `final` is the reward of each row's last real token."""
+
+    kind = "reward"
+
+    def __init__(self, module: PreTrainedModel, blocks: nn.ModuleList, sites: Mapping[str, Site]) -> None:
+        super().__init__(module, blocks, sites)
+        if module.config.num_labels != 1:
+            raise SaevalError(
+                f"{type(module).__name__} has {module.config.num_labels} labels; a reward model has num_labels 1"
+            )
+        if not isinstance(getattr(module, "score", None), nn.Module):
+            raise SaevalError(
+                f"{type(module).__name__} has no 'score' head on its last token: not a supported reward model"
+            )
+
+    def _finish(self, hidden: Float[Tensor, "batch seq d_model"], batch: Batch) -> Float[Tensor, "batch"]:
+        positions = torch.arange(hidden.shape[1], device=hidden.device)
+        last = (batch.real * positions).argmax(1)
+        return self.module.score(hidden[torch.arange(len(hidden), device=hidden.device), last])[:, 0]  # type: ignore[no-any-return]
+
+
+def hooked(module: PreTrainedModel, layout: Layout) -> PretrainedCausal:
+    """The model ready for capture and resume, its kind by its class."""
+    if module.base_model is module:
+        raise SaevalError(f"{type(module).__name__} has no head; load it with AutoModelForCausalLM")
+    blocks = module.base_model.get_submodule(layout.blocks)
+    reward = type(module).__name__.endswith("ForSequenceClassification")
+    return (PretrainedReward if reward else PretrainedCausal)(module, blocks, module_sites(blocks, layout))
+
+
+@contextmanager
+def _replaced(parent: nn.Module, name: str, stand_in: nn.Module) -> Iterator[None]:
+    original = getattr(parent, name)
+    setattr(parent, name, stand_in)
+    try:
+        yield
+    finally:
+        setattr(parent, name, original)

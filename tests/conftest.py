@@ -1,0 +1,49 @@
+"""Shared fixtures. The token and hash caches of tests are their own."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    os.environ["SAEVAL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def saelens_folder(tmp_path):
+    """Writes a random SAE as SAELens does; returns its folder."""
+
+    def write(d_in=128, d_sae=64, seed=0, hook_name="blocks.2.hook_resid_pre", name=None):
+        generator = torch.Generator().manual_seed(seed)
+        folder = tmp_path / (name or f"sae-{d_in}-{d_sae}-{seed}")
+        folder.mkdir(exist_ok=True)
+        decoder = torch.randn(d_sae, d_in, generator=generator)
+        decoder /= decoder.norm(dim=1, keepdim=True)
+        weights = {
+            "W_enc": decoder.T.contiguous(),
+            "b_enc": torch.zeros(d_sae),
+            "W_dec": decoder,
+            "b_dec": torch.zeros(d_in),
+        }
+        save_file(weights, folder / "sae_weights.safetensors")
+        config = {
+            "architecture": "standard",
+            "d_in": d_in,
+            "d_sae": d_sae,
+            "dtype": "float32",
+            "device": "cpu",
+            "apply_b_dec_to_input": True,
+            "normalize_activations": "none",
+            "reshape_activations": "none",
+            "metadata": {"hook_name": hook_name},
+        }
+        (folder / "cfg.json").write_text(json.dumps(config))
+        return folder
+
+    return write

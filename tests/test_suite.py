@@ -1,0 +1,139 @@
+"""Suites: every mistake is one line with its place and a remedy, before anything is loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from saeval import cli
+from saeval.errors import SuiteError
+from saeval.suitefile import override, parse
+
+GOOD = """\
+suite: mine
+model: {use: testbed}
+data: {use: python-stdlib, context: 32, sequences: 4}
+saes:
+  - testbed/relu-3
+metrics:
+  - l0
+  - ce: {ablation: mean}
+"""
+
+
+def problems(tmp_path, capsys, monkeypatch, text, *arguments):
+    """What `saeval check` prints for a suite; nothing may be loaded for it."""
+    monkeypatch.setattr("saeval_models.huggingface.HuggingFaceSpec.load", refuse)
+    monkeypatch.setattr("saeval_formats.saelens.SAELens.load", refuse)
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    code = cli.main(["run", str(path), "--out", str(tmp_path / "out"), *arguments])
+    captured = capsys.readouterr()
+    assert code == 2, captured.err
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "out").exists()
+    return captured.err.strip().replace(str(tmp_path) + "/", "").splitlines()
+
+
+def refuse(*_, **__):
+    raise AssertionError("weights were loaded for a wrong suite")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "where", "what"),
+    [
+        ("- l0", "- lo", "s.yaml:7:5", "unknown metric 'lo'; did you mean 'l0'?"),
+        ("ablation: mean", "ablaton: mean", "s.yaml:8:10", "unknown parameter 'ablaton' of metric 'ce'; did you mean 'ablation'?"),
+        ("ablation: mean", "ablation: 3", "s.yaml:8:20", "'ablation' of metric 'ce': input should be a valid string, got 3"),
+        ("ablation: mean", "ablation: meen", "s.yaml:8:9", "unknown control 'meen'; did you mean 'mean'?"),
+        ("relu-3", "relu-33", "s.yaml:5:5", "unknown SAE 'testbed/relu-33'; did you mean 'testbed/relu-3'?"),
+        ("testbed/relu-3", "testbed/rulu-*", "s.yaml:5:5", "no registered SAE matches 'testbed/rulu-*'"),
+        ("suite: mine", "suite: mine\nsuite: two", "s.yaml:2:1", "duplicate key 'suite', first set in line 1; keep one"),
+        ("  - l0", "\t- l0", "s.yaml:7:1", "a tab cannot indent YAML; use spaces"),
+        ("context: 32", "context: many", "s.yaml:3:38", "'context' of data"),
+        ("context: 32", "context: 9999", "s.yaml:3:38", "context 9999 is longer than the 256 positions of"),
+        ("context", "contxt", "s.yaml:3:29", "unknown parameter 'contxt' of data 'python-stdlib'; did you mean 'context'?"),
+        ("python-stdlib", "python-stdlb", "s.yaml:3:13", "unknown data source 'python-stdlb'; did you mean 'python-stdlib'?"),
+        ("use: testbed", "use: testbet", "s.yaml:2:14", "unknown model 'testbet'; did you mean 'testbed'?"),
+        ("metrics:", "metrix:", "s.yaml:6:1", "unknown key 'metrix'; did you mean 'metrics'?"),
+        ("suite: mine", "suite: a/b", "s.yaml:1:8", "a suite's name becomes a folder"),
+        ("  - testbed/relu-3", "  - {use: saelens}", "s.yaml:5:5", "needs"),
+        (
+            "  - testbed/relu-3",
+            "  - {use: saelens, path: nowhere}",
+            "s.yaml:5:5",
+            "nowhere",
+        ),
+    ],
+)  # fmt: skip
+def test_each_mistake_is_one_line_with_its_place_and_the_remedy(tmp_path, capsys, monkeypatch, old, new, where, what):
+    assert old in GOOD
+    lines = problems(tmp_path, capsys, monkeypatch, GOOD.replace(old, new, 1))
+    fitting = [line for line in lines if line.startswith(f"{where}: ")]
+    assert len(fitting) == 1, lines
+    assert what in fitting[0]
+
+
+def test_all_problems_are_told_at_once(tmp_path, capsys, monkeypatch):
+    text = GOOD.replace("- l0", "- lo").replace("relu-3", "relo-3").replace("context", "contxt")
+    assert len(problems(tmp_path, capsys, monkeypatch, text)) == 3
+
+
+def test_a_hook_the_model_lacks_and_a_width_that_does_not_fit(tmp_path, capsys, monkeypatch, saelens_folder):
+    entry = f"{{use: saelens, path: {saelens_folder(d_in=128)}, hook_name: blocks.9.hook_resid_pre}}"
+    (line,) = problems(tmp_path, capsys, monkeypatch, GOOD.replace("testbed/relu-3", entry))
+    assert line.startswith("s.yaml:5:5: ")
+    assert "has no hook 'blocks.9.hook_resid_pre'; did you mean" in line
+
+    entry = f"{{use: saelens, path: {saelens_folder(d_in=64)}}}"
+    (line,) = problems(tmp_path, capsys, monkeypatch, GOOD.replace("testbed/relu-3", entry))
+    assert line.startswith("s.yaml:5:5: ")
+    assert "takes 64 inputs, but blocks.2.hook_resid_pre of model" in line
+    assert "is 128 wide" in line
+
+
+def test_empty_missing_and_foreign_files(tmp_path, capsys, monkeypatch):
+    (line,) = problems(tmp_path, capsys, monkeypatch, "")
+    assert line.startswith("s.yaml:1:1: the file is empty")
+    (line,) = problems(tmp_path, capsys, monkeypatch, "# nothing but a comment\n")
+    assert "the file is empty" in line
+    (line,) = problems(tmp_path, capsys, monkeypatch, "- a\n- b\n")
+    assert line == "s.yaml:1:1: a suite is a mapping, found a list"
+    assert cli.main(["run", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml: no such file" in capsys.readouterr().err
+    assert cli.main(["run", "quickstat"]) == 2
+    assert "did you mean 'quickstart'?" in capsys.readouterr().err
+
+
+def test_nothing_in_a_suite_is_executed(tmp_path, capsys, monkeypatch):
+    text = GOOD.replace("mine", f"!!python/object/apply:os.system ['touch {tmp_path}/ran']", 1)
+    lines = problems(tmp_path, capsys, monkeypatch, text)
+    assert not (tmp_path / "ran").exists()
+    assert lines[0].startswith("s.yaml:1:8: ")
+
+
+def test_aliases_may_not_expand_without_end():
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x, x]\n"
+    for previous, name in zip("abcdef", "bcdefg", strict=True):
+        bomb += f"{name}: &{name} [{', '.join([f'*{previous}'] * 10)}]\n"
+    with pytest.raises(SuiteError, match="more than"):
+        parse(bomb, "bomb.yaml")
+
+
+def test_set_overrides_a_value_and_names_itself_in_errors(tmp_path, capsys, monkeypatch):
+    data, marks = parse(GOOD, "s.yaml")
+    override(data, marks, "data.sequences=64")
+    override(data, marks, "metrics.0=kl")
+    override(data, marks, "leaderboard.rank_by=ce.recovered")
+    assert data["data"]["sequences"] == 64
+    assert data["metrics"][0] == "kl"
+    assert data["leaderboard"] == {"rank_by": "ce.recovered"}
+    (line,) = problems(tmp_path, capsys, monkeypatch, GOOD, "--set", "data.contxt=3")
+    assert "unknown parameter 'contxt'" in line
+    (line,) = problems(tmp_path, capsys, monkeypatch, GOOD, "--set", "nonsense")
+    assert "expected key=value" in line
+
+
+def test_an_unknown_leaderboard_column_is_found_before_the_run(tmp_path, capsys, monkeypatch):
+    text = GOOD + "leaderboard: {columns: [l0.l0, cee.recovered]}\n"
+    (line,) = problems(tmp_path, capsys, monkeypatch, text)
+    assert line.startswith("s.yaml:9:32: column 'cee.recovered': no metric 'cee' in this suite; did you mean 'ce'?")
