@@ -15,8 +15,8 @@ import torch
 
 from saeval import provenance
 from saeval.errors import Undefined
-from saeval.graph import closure
 from saeval.model import Model
+from saeval.nodes import closure
 from saeval.passes import Pass, passes
 from saeval.plan import Cell, Plan
 from saeval.result import Result

@@ -2,88 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any
 
 from saeval.errors import SaevalError, suggestion
 from saeval.metric import Metric, conclude_requests, observe_requests, substitute_requests
-from saeval.plugins import Origin
+from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, digest_of, flattened
 from saeval.quantities import Quantity
 from saeval.substitute import Subject
-
-LEAVES = {
-    "model": "the loaded model",
-    "batch": "the batch: tokens, targets, mask, real, sequence_ids, clusters",
-    "divergence": "pairs: the first differing position, [batch]",
-    "hook_name": "the canonical hook name",
-    "d_in": "width of the hook",
-    "sae": "the substitute: an SAE, a control",
-    "subject_name": "the substitute's name in the suite",
-    "activations": "activations at the hook, [batch, seq, d_in]",
-    "clean_final": "final hidden state of the clean pass, [batch, seq, d_model]; for reward models the reward, [batch]",
-    "resume": "function: activations at the hook -> final, running only what comes after the hook",
-}
-"""Requests that the engine itself answers."""
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """A quantity with its requests resolved. Its roots, of model, batch, hook and subject, follow from them."""
-
-    quantity: Quantity
-    args: Mapping[str, Argument]
-    roots: frozenset[str]
-    serial: int
-    digest: str
-    """Hash of everything that determines the value: code, arguments, weights, tokens."""
-    stage: int
-    """The first pass in which it can be computed: one more than those of the folds it needs."""
-    side: int = 0
-    hook_name: str | None = None
-    other_sides: tuple[Mapping[str, Argument], ...] = ()
-    """A fold over pairs: its arguments on the sides after the first."""
-
-    @property
-    def name(self) -> str:
-        return self.quantity.name
-
-    @property
-    def inputs(self) -> list[Node]:
-        """The nodes whose values this one's computation takes."""
-        return [a for a in self.args.values() if isinstance(a, Node)]
-
-    @property
-    def available(self) -> int:
-        """The first pass that can use the value: a fold's is whole only after its own pass."""
-        return self.stage + 1 if self.quantity.fold else self.stage
-
-
-@dataclass(frozen=True)
-class Constant:
-    value: Any
-
-
-Argument: TypeAlias = "Node | Constant"
-Arguments: TypeAlias = "Mapping[str, Argument | list[Any]]"
-
-
-@dataclass(frozen=True)
-class Binding:
-    """What the names of one configured metric mean: its subject, its parameters, the side of a pair."""
-
-    subject: Subject | None
-    params: Mapping[str, Any] = field(default_factory=dict)
-    side: int = 0
-    renamed: Mapping[str, Argument | str] = field(default_factory=dict)
-    hook_name: str | None = None
-
-    @property
-    def hook(self) -> str | None:
-        return self.subject.hook_name if self.subject else self.hook_name
 
 
 class Graph:
@@ -290,32 +219,6 @@ class Graph:
         return args
 
 
-def flattened(argument: Any) -> list[Node]:
-    """The nodes in an argument, which may be nested lists."""
-    if isinstance(argument, Node):
-        return [argument]
-    return [node for one in argument for node in flattened(one)] if isinstance(argument, list) else []
-
-
-def closure(nodes: Iterable[Node]) -> dict[int, Node]:
-    """All nodes needed for `nodes`, those behind folds included, by serial."""
-    found: dict[int, Node] = {}
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node.serial in found:
-            continue
-        found[node.serial] = node
-        waiting += node.inputs
-        waiting += [a for side in node.other_sides for a in side.values() if isinstance(a, Node)]
-    return found
-
-
-def digest_of(value: Any) -> str:
-    """Hash of plain data, the same in every process."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def _keys(args: Mapping[str, Argument]) -> tuple[Any, ...]:
     return tuple((name, a.serial if isinstance(a, Node) else ("=", repr(a.value))) for name, a in args.items())
 
@@ -335,6 +238,3 @@ def _picker(name: str) -> Callable[..., Any]:
 
 def _no_function() -> None:
     raise AssertionError("leaves are answered by the engine")
-
-
-__all__ = ["LEAVES", "Argument", "Binding", "Constant", "Graph", "Node", "Origin", "closure", "digest_of", "flattened"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval.errors import SaevalError, suggestion
-from saeval.graph import LEAVES
+from saeval.nodes import LEAVES
 from saeval.parameters import schema
 from saeval.registry import Entry, Names, Registry
 from saeval.store import MANIFEST, Store

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeval.graph import closure
+from saeval.nodes import closure
 from saeval.passes import passes
 from saeval.plan import Plan
 from saeval.scope import Scope

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from saeval.data import Dataset
-from saeval.graph import Node, digest_of, flattened
+from saeval.nodes import Node, digest_of, flattened
 from saeval.plan import Cell, Plan
 from saeval.scope import Target
 

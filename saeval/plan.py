@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from saeval.cell import Cell, subject_record
 from saeval.errors import Problem, SaevalError, SuiteError
-from saeval.graph import LEAVES, Binding, Graph, Node, closure, digest_of, flattened
+from saeval.graph import Graph
 from saeval.metric import Metric, substitute_requests
 from saeval.model import ModelSpec
 from saeval.models import model_spec
+from saeval.nodes import LEAVES, Binding, Node, closure, digest_of, flattened
 from saeval.parameters import ParameterError, validated
 from saeval.plugins import code_identity
 from saeval.registry import Registry
@@ -19,31 +21,6 @@ from saeval.streams import Streams, streams
 from saeval.subjects import Subjects
 from saeval.substitute import Subject
 from saeval.suite import MetricEntry, Suite
-
-
-@dataclass(eq=False)
-class Cell:
-    """One metric, configured, on one subject or group."""
-
-    key: str
-    metric: Metric
-    entry: MetricEntry
-    params: Mapping[str, Any]
-    subjects: list[Subject]
-    observe: Mapping[str, Any] | None
-    conclude: Mapping[str, Any]
-    record: Mapping[str, Any]
-    """The `cell` of its result."""
-    order: int = 0
-
-    @property
-    def stage(self) -> int:
-        """The first pass that can feed it."""
-        return max((n.available for a in (self.observe or {}).values() for n in flattened(a)), default=0)
-
-    def nodes(self) -> list[Node]:
-        arguments = [*(self.observe or {}).values(), *self.conclude.values()]
-        return [n for a in arguments for n in flattened(a)]
 
 
 @dataclass
@@ -250,7 +227,7 @@ class _Planner:
         origin = self.registry.metrics.entry(entry.name).origin
         record = {
             "suite": self.suite.name,
-            "subjects": [_subject_record(s) for s in members],
+            "subjects": [subject_record(s) for s in members],
             "model": dict(spec.identity()) | {"name": spec.name} if spec else None,
             "data": found.describe(),
             "metric": metric.name,
@@ -279,11 +256,6 @@ class _Planner:
         problem = self.suite.problem(message, *entry.location)
         if problem not in self.problems:
             self.problems.append(problem)
-
-
-def _subject_record(subject: Subject) -> dict[str, Any]:
-    facts = dict(subject.facts or {})
-    return {"name": subject.name, "hook_name": subject.hook_name, "kind": subject.kind, "key": subject.key, **facts}
 
 
 class _Lazily(dict[str, int]):

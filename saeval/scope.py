@@ -9,8 +9,8 @@ from typing import Any
 
 from saeval.data import Batch, PairBatch
 from saeval.evidence import Evidence, Stamp
-from saeval.graph import Argument, Constant, Node, flattened
 from saeval.model import Capture, Model
+from saeval.nodes import Argument, Constant, Node, flattened
 
 EvidenceTree = Evidence | dict[str, Evidence]
 

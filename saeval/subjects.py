@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from saeval.errors import Problem, SaevalError, suggestion
-from saeval.graph import digest_of
 from saeval.model import ModelSpec
+from saeval.nodes import digest_of
 from saeval.parameters import ParameterError, parameter_names, validated
 from saeval.plugins import code_identity
 from saeval.registry import Registry
@@ -159,8 +159,8 @@ class Subjects:
         shown = f"{name}({parent.name})" if parent else name
         return Subject(
             shown if copy == 0 else f"{shown}#{copy}", hook_name, key, control.build,
-            needs=tuple(parameter_names(control.build)), build_params=constants, parent=parent, copy=copy, kind="control",
-            d_in=parent.d_in if parent else None,
+            needs=tuple(parameter_names(control.build)), build_params=constants, parent=parent, copy=copy,
+            kind="control", d_in=parent.d_in if parent else None,
             facts={"control": name, "of": parent.name if parent else None, "copy": copy, **params},
         )  # fmt: skip
 

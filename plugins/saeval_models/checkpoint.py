@@ -1,0 +1,144 @@
+"""Where a model's files are, and what they hash to; known before any weight is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from saeval.errors import SaevalError
+from saeval.fingerprint import sha256_file
+from saeval.parameters import ParameterError, validated
+
+DType = Literal["float32", "float64", "bfloat16", "float16"]
+Task = Literal["causal", "reward"]
+
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a suite's `model:` may say, besides `use` and `adapter`."""
+
+    path: str | None = None
+    """A local folder in Hugging Face's format."""
+    name: str | None = None
+    """A model of the Hugging Face hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: DType = "float32"
+    attn_implementation: str | None = None
+    """`eager`, `sdpa`, ...: transformers' own choice by default."""
+    task: Task | None = None
+    """By default read from the config: `*ForSequenceClassification` is a reward model."""
+
+
+def parsed(given: Mapping[str, Any], adapter: str) -> Reference:
+    """A checked reference; `SaevalError` names the wrong key."""
+    try:
+        reference = Reference(**validated(Reference, given, f"the model '{adapter}'"))
+    except ParameterError as error:
+        raise SaevalError(str(error)) from None
+    if (reference.path is None) == (reference.name is None):
+        raise SaevalError(f"the model '{adapter}' needs either 'path' (a local folder) or 'name' (a hub model)")
+    if reference.path is not None and reference.revision is not None:
+        raise SaevalError(f"'revision' of the model '{adapter}' belongs to a hub model's 'name', not to a 'path'")
+    return reference
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's files: a local folder, or a hub model at a commit."""
+
+    source: str
+    """What `from_pretrained` takes."""
+    revision: str | None
+    config_file: Path
+    local: bool
+
+    @property
+    def name(self) -> str:
+        return Path(self.source).resolve().name if self.local else self.source
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The raw `config.json`."""
+        try:
+            config = json.loads(self.config_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise SaevalError(f"{self.config_file} is not JSON ({error}); save the model again") from None
+        if not isinstance(config, dict) or "model_type" not in config:
+            raise SaevalError(f"{self.config_file} has no 'model_type': it is not a transformers model's config")
+        return config
+
+    @property
+    def task(self) -> Task:
+        architectures = self.config.get("architectures") or []
+        return "reward" if any(name.endswith("ForSequenceClassification") for name in architectures) else "causal"
+
+    @cached_property
+    def weights(self) -> str:
+        """What makes two models the same: a hash of config and weight files, or a hub commit."""
+        if not self.local:
+            return f"{self.source}@{self.revision}"
+        return _combined([self.config_file, *weight_files(self.config_file.parent)])
+
+    @cached_property
+    def tokenizer(self) -> str:
+        """Hash or hub commit of the tokenizer; empty where the folder has none."""
+        if not self.local:
+            return f"{self.source}@{self.revision}"
+        files = [self.config_file.parent / name for name in _TOKENIZER_FILES]
+        found = [file for file in files if file.is_file()]
+        return _combined(found) if found else ""
+
+
+def located(reference: Reference) -> Checkpoint:
+    """The files a reference names. `SaevalError` where they cannot be found."""
+    if reference.path is not None:
+        folder = Path(reference.path).expanduser()
+        if not folder.is_dir():
+            raise SaevalError(f"{folder} is not a folder; 'path' is a local Hugging Face folder, 'name' a hub model")
+        if not (folder / "config.json").is_file():
+            raise SaevalError(f"{folder} has no config.json; expected a folder written by save_pretrained")
+        weight_files(folder)
+        return Checkpoint(str(folder), None, folder / "config.json", local=True)
+    assert reference.name is not None
+    config_file = _hub_file(reference.name, reference.revision)
+    # In the hub's cache a file's folder is named by its commit, which then pins the weights too.
+    in_snapshot = config_file.parent.parent.name == "snapshots"
+    revision = config_file.parent.name if in_snapshot else reference.revision or "main"
+    return Checkpoint(reference.name, revision, config_file, local=False)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weights that transformers would read; `SaevalError` where there are none."""
+    for pattern in ("model*.safetensors*", "pytorch_model*.bin*"):
+        found = sorted(file for file in folder.glob(pattern) if file.is_file())
+        if found:
+            return found
+    raise SaevalError(f"{folder} has no weights: expected model.safetensors or pytorch_model.bin, or their shards")
+
+
+def _hub_file(name: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache  # late: not needed to list adapters
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        return Path(cached if isinstance(cached, str) else hf_hub_download(name, "config.json", revision=revision))
+    except (OSError, ValueError) as error:
+        at = f" at revision '{revision}'" if revision else ""
+        remedy = f"'{name}' is a local folder: give it as 'path'" if Path(name).is_dir() else "check name and network"
+        raise SaevalError(f"hub model '{name}'{at} could not be had ({type(error).__name__}); {remedy}") from None
+
+
+def _combined(files: Iterable[Path]) -> str:
+    lines = [f"{file.name} {sha256_file(file)}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,101 @@
+"""A user's own loaded model as a spec."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from saeval.errors import SaevalError
+from saeval.model import Model, ModelSpec
+from saeval_models.layouts import Layout
+
+if TYPE_CHECKING:  # annotations only: torch is not needed to list adapters
+    from torch import nn
+
+    from saeval_models.hooked import HookedModel
+
+_NOT_NUMBERS = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+
+
+def inherits(live: object, package: str, class_name: str) -> bool:
+    """Whether an object's class descends from a library's, asked without importing the library."""
+    return any(c.__name__ == class_name and c.__module__.split(".")[0] == package for c in type(live).__mro__)
+
+
+class LiveSpec(ModelSpec):
+    """A model in memory. It is put in evaluation mode and moved to the device asked for; its weights stay as they are."""
+
+    def __init__(
+        self, adapter: str, model: HookedModel, layout: Layout, tokenizer: Any, name: str, owner: nn.Module | None = None
+    ) -> None:
+        self.name = name
+        self.kind = model.kind
+        self._adapter = adapter
+        self._model = model
+        self._layout = layout
+        self._tokenizer = tokenizer
+        self._owner = owner if owner is not None else model.module
+        """The user's object, where the hooked module is a part of it."""
+
+    def identity(self) -> Mapping[str, Any]:
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        config = getattr(self._owner, "config", None) or self._model.module.config  # type: ignore[union-attr]
+        plain = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+        kept = {key: value for key, value in plain.items() if key not in _NOT_NUMBERS}
+        return {
+            "adapter": self._adapter,
+            "class": type(self._owner).__name__,
+            "config": hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest(),
+            "weights": state_sha256(self._owner),
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "processing": "as given",
+        }
+
+    def hooks(self) -> Mapping[str, int]:
+        return self._hooks
+
+    @cached_property
+    def _hooks(self) -> dict[str, int]:
+        return self._model.widths()
+
+    def canonical(self, hook_name: str) -> str:
+        return self._layout.canonical(hook_name)
+
+    @property
+    def context(self) -> int | None:
+        return self._model.context
+
+    def tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            raise SaevalError("the live model came without a tokenizer; pass tokenizer=... or data that is tokenised")
+        return self._tokenizer
+
+    def tokenizer_identity(self) -> str:
+        if self._tokenizer is None:
+            return ""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        content = backend.to_str() if backend is not None else json.dumps(self._tokenizer.get_vocab(), sort_keys=True)
+        special = json.dumps(self._tokenizer.special_tokens_map, sort_keys=True, default=str)
+        return hashlib.sha256(f"{content}\n{special}".encode()).hexdigest()
+
+    def load(self, device: str) -> Model:
+        self._owner.to(device)
+        return self._model
+
+
+def state_sha256(module: nn.Module) -> str:
+    """Hash of a module's parameters and buffers: names, shapes, dtypes, bytes."""
+    import torch  # late: torch is not needed to list adapters
+
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

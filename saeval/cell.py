@@ -1,0 +1,43 @@
+"""`Cell`: one metric, configured, on one subject or group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from saeval.metric import Metric
+from saeval.nodes import Node, flattened
+from saeval.substitute import Subject
+from saeval.suite import MetricEntry
+
+
+@dataclass(eq=False)
+class Cell:
+    """One metric, configured, on one subject or group."""
+
+    key: str
+    metric: Metric
+    entry: MetricEntry
+    params: Mapping[str, Any]
+    subjects: list[Subject]
+    observe: Mapping[str, Any] | None
+    conclude: Mapping[str, Any]
+    record: Mapping[str, Any]
+    """The `cell` of its result."""
+    order: int = 0
+
+    @property
+    def stage(self) -> int:
+        """The first pass that can feed it."""
+        return max((n.available for a in (self.observe or {}).values() for n in flattened(a)), default=0)
+
+    def nodes(self) -> list[Node]:
+        arguments = [*(self.observe or {}).values(), *self.conclude.values()]
+        return [n for a in arguments for n in flattened(a)]
+
+
+def subject_record(subject: Subject) -> dict[str, Any]:
+    """What a result says of a subject."""
+    facts = dict(subject.facts or {})
+    return {"name": subject.name, "hook_name": subject.hook_name, "kind": subject.kind, "key": subject.key, **facts}

@@ -1,0 +1,185 @@
+"""A tiny model, SAE and rows in plain torch, for tests: nothing to download, every pass counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saeval.data import Batch, Dataset, PairBatch
+from saeval.model import Capture, Model, ModelSpec
+from saeval.nodes import digest_of
+from saeval.tokens import TokenDataset
+
+
+class TinyModel(Model, ModelSpec):
+    """A random causal model in plain torch, its own spec: residual blocks over a causal mean of the past.
+
+    Its hooks are `blocks.{i}.hook_resid_pre`. `passes` counts clean, cut and resumed passes, and
+    `blocks_run` each block's runs.
+    """
+
+    def __init__(
+        self, layers: int = 3, d_model: int = 16, vocab: int = 50, seed: int = 0,
+        dtype: torch.dtype = torch.float32, kind: Literal["causal", "reward"] = "causal",
+    ) -> None:  # fmt: skip
+        generator = torch.Generator().manual_seed(seed)
+
+        def random(*shape: int) -> Tensor:
+            drawn: Tensor = torch.randn(*shape, generator=generator) / shape[0] ** 0.5
+            return drawn.to(dtype)
+
+        self.name, self.kind = "tiny", kind  # type: ignore[misc]
+        self.device, self.dtype = torch.device("cpu"), dtype
+        self.embed = random(vocab, d_model) * vocab**0.5
+        self.blocks = [(random(d_model, 4 * d_model), random(4 * d_model, d_model)) for _ in range(layers)]
+        self.head_weight = random(d_model, 1 if kind == "reward" else vocab)
+        self.passes = {"clean": 0, "cut": 0, "resumed": 0}
+        self.blocks_run = [0] * layers
+        self._identity = {"adapter": "tiny", "layers": layers, "d": d_model, "vocab": vocab, "seed": seed, "kind": kind}
+
+    def identity(self) -> Mapping[str, Any]:
+        return {**self._identity, "dtype": str(self.dtype)}
+
+    def hooks(self) -> Mapping[str, int]:
+        return {f"blocks.{i}.hook_resid_pre": self.embed.shape[1] for i in range(len(self.blocks))}
+
+    def canonical(self, hook_name: str) -> str:
+        return hook_name
+
+    def tokenizer(self) -> Any:
+        return None
+
+    def tokenizer_identity(self) -> str:
+        return "tiny"
+
+    @property
+    def context(self) -> int | None:
+        return None
+
+    def load(self, device: str) -> Model:
+        return self
+
+    def _block(self, index: int, x: Tensor) -> Tensor:
+        self.blocks_run[index] += 1
+        steps = torch.arange(1, x.shape[1] + 1, dtype=x.dtype)[:, None]
+        first, second = self.blocks[index]
+        return x + torch.matmul(torch.tanh((x + x.cumsum(1) / steps) @ first), second)
+
+    def _finish(self, x: Tensor, batch: Batch) -> Tensor:
+        x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-6) * x.shape[-1] ** 0.5
+        if self.kind != "reward":
+            return x
+        last = batch.real.sum(1) - 1
+        return torch.matmul(x[torch.arange(len(x)), last], self.head_weight)[:, 0]
+
+    def capture(self, batch: Batch, hooks: Iterable[str], final: bool, resumable: Iterable[str] = ()) -> Capture:
+        wanted = {int(hook.split(".")[1]): hook for hook in hooks}
+        self.passes["clean" if final else "cut"] += 1
+        found = {}
+        x = self.embed[batch.tokens]
+        for index in range(len(self.blocks) if final else max(wanted) + 1):
+            if index in wanted:
+                found[wanted[index]] = x
+            if final or index < max(wanted):
+                x = self._block(index, x)
+        return Capture(found, self._finish(x, batch) if final else None)
+
+    def resume(self, batch: Batch, captured: Capture, hook_name: str, activations: Tensor) -> Tensor:
+        self.passes["resumed"] += 1
+        x = activations
+        for index in range(int(hook_name.split(".")[1]), len(self.blocks)):
+            x = self._block(index, x)
+        return self._finish(x, batch)
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        return torch.matmul(hidden, self.head_weight)
+
+    def head(self, final: Tensor, batch: Batch) -> Tensor:
+        return torch.matmul(final, self.head_weight)
+
+    def logits(self, batch: Batch) -> Tensor:
+        captured = self.capture(batch, [], True)
+        assert captured.final is not None
+        return self.unembed(captured.final)
+
+
+class TinySAE:
+    """A random ReLU SAE with the plain `encode`/`decode` that any live SAE has."""
+
+    def __init__(
+        self, hook_name: str = "blocks.1.hook_resid_pre", d_in: int = 16, d_sae: int = 32, seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        generator = torch.Generator().manual_seed(seed)
+        self.hook_name = hook_name
+        decoder = torch.randn(d_sae, d_in, generator=generator, dtype=torch.float64)
+        self.W_dec = (decoder / decoder.norm(dim=1, keepdim=True)).to(dtype)
+        self.W_enc = self.W_dec.T.clone()
+        self.b_enc = torch.full((d_sae,), -0.5, dtype=dtype)
+        self.b_dec = torch.zeros(d_in, dtype=dtype)
+
+    def encode(self, x: Float[Tensor, "*b d_in"]) -> Float[Tensor, "*b d_sae"]:
+        return torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
+
+    def decode(self, feature_acts: Float[Tensor, "*b d_sae"]) -> Float[Tensor, "*b d_in"]:
+        return feature_acts @ self.W_dec + self.b_dec
+
+
+def tiny_tokens(
+    rows: int = 24, context: int = 12, vocab: int = 50, documents: int = 8, seed: int = 0, order_seed: int | None = None,
+    extra_padding: int = 0,
+) -> TokenDataset:  # fmt: skip
+    """Random rows of several documents, some of them shorter than the context, in an order and padding of choice."""
+    random = np.random.default_rng(seed)
+    tokens = random.integers(0, vocab, (rows, context + 1)).astype(np.int32)
+    cluster = np.sort(random.integers(0, documents, rows))
+    cluster = np.unique(cluster, return_inverse=True)[1].astype(np.int32)
+    owner = np.repeat(cluster[:, None], context + 1, axis=1)
+    lengths = random.integers(context // 2, context + 2, rows)
+    owner[np.arange(context + 1)[None] >= lengths[:, None]] = -1
+    if order_seed is not None:
+        order = np.random.default_rng(order_seed).permutation(rows)
+        tokens, owner, cluster = tokens[order], owner[order], cluster[order]
+    dataset = TokenDataset.from_arrays(tokens, owner.astype(np.int32), cluster, excluded=(0,))
+    return dataset.padded(extra_padding) if extra_padding else dataset
+
+
+class TinyPairs(Dataset):
+    """Random preference pairs that share a prefix; some sides are padded."""
+
+    pair = True
+
+    def __init__(self, pairs: int = 10, length: int = 8, vocab: int = 50, seed: int = 0) -> None:
+        random = np.random.default_rng(seed)
+        self._tokens = random.integers(1, vocab, (2, pairs, length))
+        self._divergence = random.integers(1, length - 2, pairs)
+        for index, first in enumerate(self._divergence):
+            self._tokens[1, index, :first] = self._tokens[0, index, :first]
+        self._lengths = random.integers(length - 1, length + 1, (2, pairs))
+
+    @property
+    def fingerprint(self) -> str:
+        return digest_of([self._tokens.tolist(), self._lengths.tolist()])
+
+    @property
+    def clusters(self) -> np.ndarray:
+        return np.arange(self._tokens.shape[1])
+
+    def __len__(self) -> int:
+        return int(self._tokens.shape[1])
+
+    def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> PairBatch:
+        rows = np.asarray(rows)
+        divergence = torch.from_numpy(self._divergence[rows])
+        sides = []
+        for side in (0, 1):
+            tokens = torch.from_numpy(self._tokens[side, rows])
+            real = torch.arange(tokens.shape[1]) < torch.from_numpy(self._lengths[side, rows])[:, None]
+            mask = real & (torch.arange(tokens.shape[1]) >= divergence[:, None])
+            sides.append(Batch(tokens, tokens, mask, real, rows, rows))
+        return PairBatch((sides[0], sides[1]), divergence)

@@ -1,0 +1,130 @@
+"""Leaderboards: pure functions of results."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from saeval_reports import tables
+
+from saeval import SaevalError
+from saeval.leaderboard import from_results
+from saeval.result import Result
+from saeval.store import Store
+from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
+
+
+def result(name, value, influence, better="lower", metric="m", kind="sae", status="ok", reason=None, data="d", **facts):
+    """A result of one scalar `v` with its influences."""
+    influence = np.asarray(influence, dtype=float)
+    error = float(np.sqrt((influence**2).sum() * len(influence) / max(len(influence) - 1, 1)))
+    record = {"value": value, "stderr": error, "ci95": [value - 2 * error, value + 2 * error], "n": 9}
+    cell = {
+        "model": None,
+        "data": {"fingerprint": data, "use": "x"},
+        "metric": metric,
+        "alias": metric,
+        "subjects": [{"name": name, "hook_name": "h", "kind": kind, **facts}],
+    }
+    values = {"v": {**record, "unit": "nats", "better": better}} if status == "ok" else {}
+    arrays = {"influence/v": influence, "present/v": np.ones(len(influence), bool)}
+    return Result(f"{name}-{metric}", status, cell, reason, values, arrays=arrays)
+
+
+NOISE = np.array([0.1, -0.1, 0.05, -0.05])
+
+
+def test_ties_by_the_paired_difference_share_a_rank():
+    # a and b differ by less than their own errors, but the difference is sure; c differs from b by noise of its own.
+    results = [
+        result("b", 1.01, NOISE + np.array([1e-4, -1e-4, 0, 0])),
+        result("a", 1.00, NOISE),
+        result("c", 1.05, -NOISE),
+    ]
+    (board,) = from_results(results, "t", {})
+    assert [(r.name, r.rank) for r in board.rows] == [("a", 1), ("b", 2), ("c", 1)]
+
+
+def test_higher_may_be_better_and_controls_stand_below_without_rank():
+    results = [
+        result("low", 0.1, 0 * NOISE, "higher"),
+        result("high", 0.9, 0 * NOISE, "higher"),
+        result("zero", 1.0, 0 * NOISE, "higher", kind="control", control="zero", of=None, copy=0),
+    ]
+    (board,) = from_results(results, "t", {"rank_by": "m.v"})
+    assert [(r.name, r.rank) for r in board.rows] == [("high", 1), ("low", 2), ("zero", None)]
+
+
+def test_copies_of_a_control_are_one_row_with_their_spread_in_its_error():
+    facts = {"control": "random", "of": "a", "seeds": 3}
+    results = [
+        result("r" + (f"#{i}" if i else ""), value, NOISE, kind="control", copy=i, **facts)
+        for i, value in enumerate([1.0, 2.0, 3.0])
+    ]
+    (board,) = from_results(results, "t", {})
+    (row,) = board.rows
+    assert row.copies == 3
+    sampling = results[0].estimate("v").stderr
+    assert row.entries["m.v"].value == 2
+    assert row.entries["m.v"].stderr == pytest.approx(np.sqrt(sampling**2 + 1 / 3))
+
+
+def test_different_data_make_different_boards():
+    boards = from_results([result("a", 1, NOISE), result("a", 2, NOISE, data="e")], "t", {})
+    assert [b.rows[0].entries["m.v"].value for b in boards] == [1, 2]
+
+
+def test_failures_and_undefined_values_show_with_their_reason():
+    results = [
+        result("a", 1.0, NOISE),
+        result("b", 0, NOISE, status="failed", reason="RuntimeError: planted"),
+        result("c", 0, NOISE, status="undefined", reason="c has no features"),
+    ]
+    boards = from_results(results, "t", {})
+    text = tables.markdown(boards)
+    assert "FAILED" in text
+    assert "failed: RuntimeError: planted (m of b)" in text
+    assert "undefined: c has no features (m of c)" in text
+    rows = {r["name"]: r for r in json.loads(tables.as_json(boards))}
+    assert rows["b"]["m.v"] is None
+    assert rows["b"]["missing"] == {"m.v": "failed: RuntimeError: planted"}
+    assert rows["a"]["missing"] == {}
+    assert "planted" in tables.csv(boards)
+
+
+def test_an_unknown_column_is_refused_with_the_nearest():
+    with pytest.raises(SaevalError, match="metric 'm' has no value 'w'"):
+        from_results([result("a", 1, NOISE)], "t", {"columns": ["m.w"]})
+
+
+def test_folders_merge_where_model_and_data_agree(tmp_path):
+    from saeval.leaderboard import boards
+
+    rows = tiny_tokens()
+    for name, seed in (("first", 1), ("second", 2)):
+        evaluate_tiny(["l0"], model=TinyModel(), rows=rows, saes={name: TinySAE(seed=seed)}, out=tmp_path, name=name)
+    (board,) = boards([tmp_path / "first", tmp_path / "second"])
+    assert {r.name for r in board.rows} == {"first", "second"}
+    assert board.title == "first + second"
+
+
+def test_an_unfinished_cell_has_a_row_that_says_so(tmp_path):
+    from saeval.leaderboard import boards
+
+    results = evaluate_tiny(["l0", "density"], out=tmp_path)
+    (tmp_path / "evaluate" / f"{results[0].key}.json").unlink()
+    (board,) = boards([tmp_path / "evaluate"])
+    assert Store(tmp_path / "evaluate").read(results[0].key) is None
+    assert any("did not finish" in note for note in board.notes)
+
+
+def test_results_as_a_frame():
+    results = evaluate_tiny(["l0", "reconstruction"], controls=["zero"])
+    frame = results.to_frame()
+    l0 = frame[(frame.metric == "l0") & (frame.quantity == "l0") & (frame.name == "tinysae")]
+    assert len(l0) == 1
+    assert l0.ci95_low.item() < l0.value.item() < l0.ci95_high.item()
+    undefined = frame[(frame.metric == "l0") & (frame.name == "zero")]
+    assert undefined.status.item() == "undefined"
+    assert results._repr_markdown_().startswith("## evaluate")
