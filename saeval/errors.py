@@ -40,7 +40,7 @@ class SuiteError(SaevalError):
 def suggestion(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'ce'?` for the nearest known word, else the list of all known words."""
     words = sorted(set(known))
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6 if len(word) > 3 else 0.5)
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; known: {', '.join(words)}" if words else ""

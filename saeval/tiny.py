@@ -68,7 +68,8 @@ class TinyModel(Model, ModelSpec):
         self.blocks_run[index] += 1
         steps = torch.arange(1, x.shape[1] + 1, dtype=x.dtype)[:, None]
         first, second = self.blocks[index]
-        return x + torch.matmul(torch.tanh((x + x.cumsum(1) / steps) @ first), second)
+        moved: Tensor = x + torch.matmul(torch.tanh((x + x.cumsum(1) / steps) @ first), second)
+        return moved
 
     def _finish(self, x: Tensor, batch: Batch) -> Tensor:
         x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-6) * x.shape[-1] ** 0.5
@@ -127,11 +128,13 @@ class TinySAE:
         return torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc)
 
     def decode(self, feature_acts: Float[Tensor, "*b d_sae"]) -> Float[Tensor, "*b d_in"]:
-        return feature_acts @ self.W_dec + self.b_dec
+        decoded: Tensor = feature_acts @ self.W_dec + self.b_dec
+        return decoded
 
 
 def tiny_tokens(
-    rows: int = 24, context: int = 12, vocab: int = 50, documents: int = 8, seed: int = 0, order_seed: int | None = None,
+    rows: int = 24, context: int = 12, vocab: int = 50, documents: int = 8, seed: int = 0,
+    order_seed: int | None = None,
     extra_padding: int = 0,
 ) -> TokenDataset:  # fmt: skip
     """Random rows of several documents, some of them shorter than the context, in an order and padding of choice."""

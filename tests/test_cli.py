@@ -17,7 +17,7 @@ SUITE = """\
 suite: small
 model: {use: testbed}
 data: {use: python-stdlib, context: 32, sequences: 12}
-saes: [testbed/relu-1, testbed/topk-8]
+saes: [testbed/relu-5, testbed/topk-8]
 controls: [identity, mean]
 metrics: [l0, ce]
 leaderboard: {rank_by: ce.delta_ce, columns: [l0.l0, ce.delta_ce, ce.recovered]}
@@ -39,7 +39,7 @@ def test_run_check_show_and_leaderboard(suite, tmp_path, capsys):
 
     assert cli.main(["run", suite, "--batch-size", "4"]) == 0
     ran = capsys.readouterr()
-    assert "testbed/relu-1" in ran.out
+    assert "testbed/relu-5" in ran.out
     assert "±" in ran.out
     # 3 batches: 3 cut passes for the mean, 3 clean ones, 4 substitutes resumed in each.
     assert "8 cells, 18 forward passes" in ran.err
@@ -59,9 +59,9 @@ def test_run_check_show_and_leaderboard(suite, tmp_path, capsys):
     by_name = {row["name"]: row for row in rows}
     assert by_name["identity"]["ce.recovered"] == pytest.approx(1, abs=1e-5)
     assert by_name["mean"]["ce.recovered"] == 0
-    assert by_name["testbed/relu-1"]["ce.delta_ce.stderr"] > 0
-    low, high = by_name["testbed/relu-1"]["ce.delta_ce.ci95"]
-    assert low < by_name["testbed/relu-1"]["ce.delta_ce"] < high
+    assert by_name["testbed/relu-5"]["ce.delta_ce.stderr"] > 0
+    low, high = by_name["testbed/relu-5"]["ce.delta_ce.ci95"]
+    assert low < by_name["testbed/relu-5"]["ce.delta_ce"] < high
     assert "no features" in by_name["identity"]["missing"]["l0.l0"]
 
     assert cli.main(["leaderboard", "results/small", "--format", "csv"]) == 0
@@ -72,7 +72,7 @@ def test_run_check_show_and_leaderboard(suite, tmp_path, capsys):
     assert cli.main(["show", "results/small"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 8
-    key = next(line.split()[0] for line in shown if "testbed/relu-1" in line)
+    key = next(line.split()[0] for line in shown if "testbed/relu-5" in line)
     assert cli.main(["show", f"results/small/{key}.json"]) == 0
     assert json.loads(capsys.readouterr().out)["key"] == key
 
@@ -121,7 +121,7 @@ def test_every_kind_is_listed(kind, capsys):
     assert all({"name", "description", "from"} <= set(row) for row in rows)
 
 
-@pytest.mark.parametrize("name", ["ce", "feature_acts", "activations", "testbed/relu-1", "python-stdlib", "mean"])
+@pytest.mark.parametrize("name", ["ce", "feature_acts", "activations", "testbed/relu-5", "python-stdlib", "mean"])
 def test_every_name_can_be_shown(name, capsys):
     assert cli.main(["show", name]) == 0
     assert name in capsys.readouterr().out

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from test_data_tokens import Documents, Ids, _own_cache, build, corpus  # noqa: F401
 
 from saeval.tokens import TokenDataset, TokenOptions, build_tokens
+from test_data_tokens import Documents, Ids, _own_cache, build, corpus  # noqa: F401
 
 
 def never():

@@ -10,13 +10,13 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+
+from saeval.errors import SaevalError
+from saeval.tokens import TokenOptions, build_tokens
 from saeval_data import saeval_data as sources
 from saeval_data.stdlib import PythonStdlib, stdlib_modules
 from saeval_data.text import Text
 from saeval_data.tokens import Tokens
-
-from saeval.errors import SaevalError
-from saeval.tokens import TokenOptions, build_tokens
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from test_data_tokens import Documents, _own_cache, build, corpus  # noqa: F401
 
 from saeval.errors import SaevalError
+from test_data_tokens import Documents, _own_cache, build, corpus  # noqa: F401
 
 
 def test_splits_of_a_source_that_does_not_split_itself():

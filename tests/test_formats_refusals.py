@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from saeval_formats.saelens import SAELens
-from test_formats_saelens import D_SAE, _own_cache, edit_config, edit_weights, load, random_sae, saved  # noqa: F401
 
 from saeval.errors import SaevalError
+from saeval_formats.saelens import SAELens
+from test_formats_saelens import D_SAE, _own_cache, edit_config, edit_weights, load, random_sae, saved  # noqa: F401
 
 
 def transposed(tensors):

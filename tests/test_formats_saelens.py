@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from saeval_formats.saelens import SAELens
 from safetensors.torch import load_file, save_file
 
 from saeval.errors import SaevalError
 from saeval.substitute import Encoding
+from saeval_formats.saelens import SAELens
 
 sae_lens = pytest.importorskip("sae_lens")
 

@@ -6,13 +6,13 @@ import json
 
 import numpy as np
 import pytest
-from saeval_reports import tables
 
 from saeval import SaevalError
 from saeval.leaderboard import from_results
 from saeval.result import Result
 from saeval.store import Store
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
+from saeval_reports import tables
 
 
 def result(name, value, influence, better="lower", metric="m", kind="sae", status="ok", reason=None, data="d", **facts):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,38 +16,14 @@ from saeval.plugins import Plugins
 from saeval.registry import Registry
 from saeval.testing import check_metric, tiny_plugins
 
-DEAD = '''\
-"""Share of features that never fire."""
-from jaxtyping import Bool, Float
-from torch import Tensor
-from saeval import Ever, Metric, Scalar, hookimpl
-
-
-class DeadFeatures(Metric):
-    """Share of features that stay at or below `floor` on every scored token."""
-
-    name, version = "dead_features", 1
-
-    def __init__(self, floor: float = 0.0):
-        self.floor = floor
-
-    def observe(self, feature_acts: Float[Tensor, "batch seq d_sae"], mask: Bool[Tensor, "batch seq"]) -> Ever:
-        return Ever.of(feature_acts > self.floor, mask)
-
-    def conclude(self, total: Ever) -> Scalar:
-        return Scalar(1 - total.share, unit="share of features", better="lower")
-
-
-@hookimpl
-def saeval_metrics():
-    return [DeadFeatures]
-'''
+README = (Path(__file__).parent.parent / "README.md").read_text()
+DEAD = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class DeadFeatures" in block)
 
 SUITE = """\
 suite: third-party
 model: {use: testbed}
 data: {use: python-stdlib, context: 32, sequences: 8}
-saes: [testbed/relu-1, testbed/topk-8]
+saes: [testbed/relu-5, testbed/topk-8]
 metrics: [dead_features, l0]
 leaderboard: {rank_by: dead_features.dead_features}
 """
@@ -105,7 +83,7 @@ def test_an_installed_plugin_runs_and_a_broken_one_beside_it_harms_nothing(tmp_p
     for row in rows.values():
         assert 0 <= row["dead_features.dead_features"] <= 1
         assert row["l0.l0"] > 0
-    assert set(rows) == {"testbed/relu-1", "testbed/topk-8"}
+    assert set(rows) == {"testbed/relu-5", "testbed/topk-8"}
 
     missing = saeval("run", "s.yaml", "--set", "metrics.0=absent", path=site, cwd=tmp_path)
     assert missing.returncode == 2

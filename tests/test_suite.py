@@ -22,7 +22,7 @@ metrics:
 
 def problems(tmp_path, capsys, monkeypatch, text, *arguments):
     """What `saeval check` prints for a suite; nothing may be loaded for it."""
-    monkeypatch.setattr("saeval_models.huggingface.HuggingFaceSpec.load", refuse)
+    monkeypatch.setattr("saeval_models.huggingface.PretrainedSpec.load", refuse)
     monkeypatch.setattr("saeval_formats.saelens.SAELens.load", refuse)
     path = tmp_path / "s.yaml"
     path.write_text(text)
@@ -49,14 +49,14 @@ def refuse(*_, **__):
         ("testbed/relu-3", "testbed/rulu-*", "s.yaml:5:5", "no registered SAE matches 'testbed/rulu-*'"),
         ("suite: mine", "suite: mine\nsuite: two", "s.yaml:2:1", "duplicate key 'suite', first set in line 1; keep one"),
         ("  - l0", "\t- l0", "s.yaml:7:1", "a tab cannot indent YAML; use spaces"),
-        ("context: 32", "context: many", "s.yaml:3:38", "'context' of data"),
-        ("context: 32", "context: 9999", "s.yaml:3:38", "context 9999 is longer than the 256 positions of"),
-        ("context", "contxt", "s.yaml:3:29", "unknown parameter 'contxt' of data 'python-stdlib'; did you mean 'context'?"),
+        ("context: 32", "context: many", "s.yaml:3:37", "'context' of data"),
+        ("context: 32", "context: 9999", "s.yaml:3:37", "context 9999 is longer than the 256 positions of"),
+        ("context", "contxt", "s.yaml:3:28", "unknown parameter 'contxt' of data 'python-stdlib'; did you mean 'context'?"),
         ("python-stdlib", "python-stdlb", "s.yaml:3:13", "unknown data source 'python-stdlb'; did you mean 'python-stdlib'?"),
         ("use: testbed", "use: testbet", "s.yaml:2:14", "unknown model 'testbet'; did you mean 'testbed'?"),
         ("metrics:", "metrix:", "s.yaml:6:1", "unknown key 'metrix'; did you mean 'metrics'?"),
         ("suite: mine", "suite: a/b", "s.yaml:1:8", "a suite's name becomes a folder"),
-        ("  - testbed/relu-3", "  - {use: saelens}", "s.yaml:5:5", "needs"),
+        ("  - testbed/relu-3", "  - {use: saelens}", "s.yaml:5:5", "expected the key 'path'"),
         (
             "  - testbed/relu-3",
             "  - {use: saelens, path: nowhere}",

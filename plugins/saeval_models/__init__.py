@@ -1,0 +1,16 @@
+"""Model adapters: `huggingface` and `transformer_lens`. Importing this package imports neither library, nor torch."""
+
+from __future__ import annotations
+
+from saeval.hookspecs import hookimpl
+from saeval.model import ModelAdapter
+from saeval_models.huggingface import HuggingFace
+from saeval_models.transformer_lens import TransformerLens
+
+
+@hookimpl
+def saeval_models() -> list[type[ModelAdapter]]:
+    return [HuggingFace, TransformerLens]
+
+
+__all__ = ["HuggingFace", "TransformerLens", "saeval_models"]

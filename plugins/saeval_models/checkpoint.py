@@ -127,6 +127,13 @@ def weight_files(folder: Path) -> list[Path]:
     raise SaevalError(f"{folder} has no weights: expected model.safetensors or pytorch_model.bin, or their shards")
 
 
+def longest_context(config: Any) -> int | None:
+    """Positions that a transformers config allows; None where it sets no bound."""
+    config = config.get_text_config()
+    found = (getattr(config, key, None) for key in ("max_position_embeddings", "max_seq_len", "seq_length"))
+    return next((int(n) for n in found if n), None)
+
+
 def _hub_file(name: str, revision: str | None) -> Path:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache  # late: not needed to list adapters
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from saeval_models.layouts import ATTN_OUT, RESID_MID, RESID_POST, RESID_PRE, En
 _PROBE_LENGTH = 13  # unlike any plausible number of heads, so that only [batch, seq, ...] tensors pass for activations
 
 
-class _Cut(Exception):
+class _Cut(Exception):  # noqa: N818 (not an error)
     """Ends a forward pass whose wanted activations have all been seen."""
 
 
@@ -137,10 +137,8 @@ class HookedModel(Model):
                 stack.callback(Site(self.blocks[index], "in", index).watch(keep(captured.inputs, index)).remove)
             for name, site in wanted.items():
                 stack.callback(site.watch(keep(captured.activations, name)).remove)
-            try:
+            with suppress(_Cut):
                 captured.final = self._finish(self._forward(batch.tokens, **self._inputs(batch)), batch)
-            except _Cut:
-                pass
         return captured
 
     def resume(

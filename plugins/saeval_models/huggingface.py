@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from saeval.errors import SaevalError
 from saeval.model import Model, ModelAdapter, ModelSpec
-from saeval_models.checkpoint import Reference, located, parsed
+from saeval_models.checkpoint import Reference, located, longest_context, parsed
 from saeval_models.layouts import RESID_POST, RESID_PRE, Layout, known_layout
 from saeval_models.live import LiveSpec, inherits
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:  # annotations only: transformers is slow to import
     from transformers import PretrainedConfig, PreTrainedModel
 
     from saeval_models.hooked import HookedModel
-
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
 class PretrainedSpec(ModelSpec):
@@ -64,7 +63,7 @@ class PretrainedSpec(ModelSpec):
             with torch.device("meta"):
                 module = self._auto_class.from_config(self._config, attn_implementation="eager")
         except (ValueError, ImportError) as error:
-            raise SaevalError(f"transformers has no {self.kind} model for '{self.name}': {_line(error)}") from None
+            raise SaevalError(f"transformers has no {self.kind} model for '{self.name}': {first_line(error)}") from None
         return hooked(module, layout_of(module))
 
     @cached_property
@@ -84,7 +83,7 @@ class PretrainedSpec(ModelSpec):
         try:
             return AutoConfig.from_pretrained(**self._source)
         except (OSError, ValueError, KeyError) as error:
-            raise SaevalError(f"{self.checkpoint.config_file} cannot be read: {_line(error)}") from None
+            raise SaevalError(f"{self.checkpoint.config_file} cannot be read: {first_line(error)}") from None
 
     @property
     def _source(self) -> dict[str, Any]:
@@ -103,9 +102,7 @@ class PretrainedSpec(ModelSpec):
 
     @property
     def context(self) -> int | None:
-        config = self._config.get_text_config()
-        found = (getattr(config, key, None) for key in _CONTEXT_KEYS)
-        return next((int(n) for n in found if n), None)
+        return longest_context(self._config)
 
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer  # late: slow to import
@@ -115,7 +112,7 @@ class PretrainedSpec(ModelSpec):
         try:
             return AutoTokenizer.from_pretrained(**self._source)
         except (OSError, ValueError, KeyError) as error:
-            raise SaevalError(f"the tokenizer of '{self.name}' cannot be loaded: {_line(error)}") from None
+            raise SaevalError(f"the tokenizer of '{self.name}' cannot be loaded: {first_line(error)}") from None
 
     def tokenizer_identity(self) -> str:
         return self.checkpoint.tokenizer
@@ -136,7 +133,7 @@ class PretrainedSpec(ModelSpec):
             with _quietly():
                 module, report = self._auto_class.from_pretrained(**self._source, **options)
         except (OSError, ValueError, ImportError, SafetensorError) as error:
-            raise SaevalError(f"the weights of '{self.name}' cannot be loaded: {_line(error)}") from None
+            raise SaevalError(f"the weights of '{self.name}' cannot be loaded: {first_line(error)}") from None
         if report["missing_keys"]:  # transformers would fill them with random numbers
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise SaevalError(f"the weights of '{self.name}' lack {missing}: is 'task: {self.kind}' what they are?")
@@ -157,26 +154,26 @@ class HuggingFace(ModelAdapter):
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
         from saeval_models.pretrained import hooked, layout_of
 
-        layout = layout_of(live)  # type: ignore[arg-type]
-        return LiveSpec(self.name, hooked(live, layout), layout, tokenizer, name)  # type: ignore[arg-type]
+        module: Any = live
+        layout = layout_of(module)
+        model, config = hooked(module, layout), module.config
+        return LiveSpec(self.name, module, model, layout, config.to_dict(), longest_context(config), tokenizer, name)
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of a library's message: the rest is advice for its own users."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-class _quietly:  # noqa: N801
-    """No progress bar of transformers while weights load."""
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """No progress bar of transformers' while weights load: the command line has its own."""
+    from transformers.utils import logging
 
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self._shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *exc: object) -> None:
-        from transformers.utils import logging
-
-        if self._shown:
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
             logging.enable_progress_bar()

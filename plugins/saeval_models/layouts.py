@@ -20,7 +20,8 @@ _BRIDGE_SPELLINGS = {
     "attn.o.hook_in": "attn.hook_z",
     "mlp.out.hook_in": "mlp.hook_post",
 }
-_BOUNDARIES: Mapping[str, tuple[Place, ...]] = {RESID_PRE: (("", "in"),), RESID_POST: (("", "out"),)}
+BOUNDARIES: Mapping[str, tuple[Place, ...]] = {RESID_PRE: (("", "in"),), RESID_POST: (("", "out"),)}
+"""What can be said of any family."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Layout:
 
 def bare_layout(base: str, blocks: str) -> Layout:
     """A layout that knows of nothing inside the blocks."""
-    return Layout(base, blocks, _BOUNDARIES)
+    return Layout(base, blocks, BOUNDARIES)
 
 
 def _layout(

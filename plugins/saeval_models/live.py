@@ -26,28 +26,29 @@ def inherits(live: object, package: str, class_name: str) -> bool:
 
 
 class LiveSpec(ModelSpec):
-    """A model in memory. It is put in evaluation mode and moved to the device asked for; its weights stay as they are."""
+    """A model in memory. It is put in evaluation mode and moved to the device asked for, and not changed otherwise."""
 
     def __init__(
-        self, adapter: str, model: HookedModel, layout: Layout, tokenizer: Any, name: str, owner: nn.Module | None = None
-    ) -> None:
+        self, adapter: str, owner: nn.Module, model: HookedModel, layout: Layout, config: Mapping[str, Any],
+        context: int | None, tokenizer: Any, name: str,
+    ) -> None:  # fmt: skip
         self.name = name
         self.kind = model.kind
         self._adapter = adapter
+        self._owner = owner
+        """The user's object; the hooked module may be a part of it."""
         self._model = model
         self._layout = layout
+        self._config = config
+        self._context = context
         self._tokenizer = tokenizer
-        self._owner = owner if owner is not None else model.module
-        """The user's object, where the hooked module is a part of it."""
 
     def identity(self) -> Mapping[str, Any]:
         return self._identity
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        config = getattr(self._owner, "config", None) or self._model.module.config  # type: ignore[union-attr]
-        plain = config.to_dict() if hasattr(config, "to_dict") else vars(config)
-        kept = {key: value for key, value in plain.items() if key not in _NOT_NUMBERS}
+        kept = {key: value for key, value in self._config.items() if key not in _NOT_NUMBERS}
         return {
             "adapter": self._adapter,
             "class": type(self._owner).__name__,
@@ -69,7 +70,7 @@ class LiveSpec(ModelSpec):
 
     @property
     def context(self) -> int | None:
-        return self._model.context
+        return self._context
 
     def tokenizer(self) -> Any:
         if self._tokenizer is None:

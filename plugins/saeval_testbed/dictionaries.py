@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from saeval_data.stdlib import stdlib_modules
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from saeval_data.stdlib import stdlib_modules
 from saeval_testbed.language_model import encode
 
 LAYER = 2
@@ -37,10 +37,10 @@ class Recipe:
     seed: int = 0
 
 
-LADDER = (0.5, 0.9, 1.5, 2.5, 4.0, 6.0)
+LADDER = (0.12, 0.25, 0.5, 0.9, 1.5, 2.5)
 RECIPES = (
     *(Recipe(f"relu-{i}", "standard", l1) for i, l1 in enumerate(LADDER, 1)),
-    *(Recipe(f"relu-3-seed{seed}", "standard", LADDER[2], seed) for seed in (1, 2)),
+    *(Recipe(f"relu-5-seed{seed}", "standard", LADDER[4], seed) for seed in (1, 2)),
     *(Recipe(f"topk-{k}", "topk", k) for k in (8, 16, 32)),
 )
 

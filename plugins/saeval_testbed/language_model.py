@@ -10,10 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from saeval_data.stdlib import stdlib_modules
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from saeval_data.stdlib import stdlib_modules
 
 VOCABULARY = 4096
 CONTEXT = 256

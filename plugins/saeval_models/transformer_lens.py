@@ -1,0 +1,69 @@
+"""The `transformer_lens` adapter: the same checkpoints, run through a TransformerBridge's own hook points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from saeval.errors import SaevalError
+from saeval.model import Model, ModelAdapter, ModelSpec
+from saeval_models.checkpoint import Reference, longest_context, parsed
+from saeval_models.huggingface import PretrainedSpec, first_line
+from saeval_models.layouts import BOUNDARIES, SUFFIXES, Layout
+from saeval_models.live import LiveSpec, inherits
+
+
+class BridgeSpec(PretrainedSpec):
+    """A checkpoint that transformers loads and a TransformerBridge wraps, its weights neither folded nor centred."""
+
+    adapter: ClassVar[str] = "transformer_lens"
+
+    def __init__(self, reference: Reference) -> None:
+        # The bridge computes attention itself, in full; `eager` is what it stands in for.
+        super().__init__(replace(reference, attn_implementation=reference.attn_implementation or "eager"))
+        if self.kind == "reward":
+            raise SaevalError(f"'{self.name}' is a reward model, which transformer_lens cannot wrap; use 'huggingface'")
+
+    def hooks(self) -> Mapping[str, int]:
+        # From the model without a bridge: a bridge splits fused weights, which have no values on the meta device.
+        return {name: width for name, width in super().hooks().items() if name.startswith("blocks.")}
+
+    def load(self, device: str) -> Model:
+        from transformer_lens.model_bridge.sources import build_bridge_from_module  # late: slow to import
+
+        from saeval_models.lens import bridged
+
+        module = self._pretrained(device)
+        try:
+            bridge = build_bridge_from_module(module, type(module).__name__, hf_config=module.config)
+        except ValueError as error:
+            raise SaevalError(f"transformer_lens cannot wrap '{self.name}': {first_line(error)}") from None
+        return bridged(bridge, self._layout)
+
+
+class TransformerLens(ModelAdapter):
+    """`model: {use: transformer_lens, path: folder}`, or a live TransformerBridge or HookedTransformer."""
+
+    name = "transformer_lens"
+
+    def spec(self, reference: Mapping[str, Any]) -> ModelSpec:
+        return BridgeSpec(parsed(reference, self.name))
+
+    def accepts(self, live: object) -> bool:
+        return any(inherits(live, "transformer_lens", name) for name in ("TransformerBridge", "HookedTransformer"))
+
+    def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
+        from saeval_models.lens import HookedTransformerModel, bridged  # late: torch and transformers
+        from saeval_models.pretrained import layout_of
+
+        owner: Any = live
+        tokenizer = tokenizer if tokenizer is not None else getattr(owner, "tokenizer", None)
+        if inherits(live, "transformer_lens", "HookedTransformer"):
+            layout = Layout("", "blocks", {**dict.fromkeys(SUFFIXES, ()), **BOUNDARIES})
+            model, config, context = HookedTransformerModel(owner), owner.cfg.to_dict(), owner.cfg.n_ctx
+            return LiveSpec(self.name, owner, model, layout, config, context, tokenizer, name)
+        layout = layout_of(owner.original_model)
+        config = owner.original_model.config
+        model = bridged(owner, layout)
+        return LiveSpec(self.name, owner, model, layout, config.to_dict(), longest_context(config), tokenizer, name)

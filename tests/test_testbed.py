@@ -1,0 +1,122 @@
+"""The testbed: the whole road on a really trained model and really trained SAEs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import saeval
+import saeval_testbed
+
+DATA = {"use": "python-stdlib", "context": 64, "sequences": 48}
+MODEL = {"use": "testbed"}
+
+
+def value(results, name, subject):
+    return results.value(name, subject)["value"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    suite = {
+        "suite": "truths",
+        "model": MODEL,
+        "data": DATA,
+        "saes": ["testbed/relu-*", "testbed/topk-*"],
+        "controls": ["identity", "zero", "mean", {"use": "random", "seeds": 2, "of": "testbed/relu-5"}],
+        "metrics": ["l0", "density", "reconstruction", "ce", {"ce": {"ablation": "zero", "as": "ce_zero"}}, "kl"],
+    }
+    found = saeval.run(suite, out=tmp_path_factory.mktemp("out"))
+    assert not found.failed, found.failed[0].traceback
+    return found
+
+
+def test_the_truths_hold_on_a_trained_model(results):
+    assert value(results, "ce.recovered", "identity") == pytest.approx(1, abs=1e-5)
+    assert value(results, "kl.kl_sae", "identity") == pytest.approx(0, abs=1e-6)
+    assert value(results, "reconstruction.explained_variance", "identity") == 1
+    assert value(results, "ce.recovered", "mean") == 0
+    assert value(results, "ce_zero.recovered", "zero") == 0
+    assert value(results, "kl.kl_score", "mean") == 0
+    assert value(results, "reconstruction.explained_variance", "mean") == pytest.approx(0, abs=1e-6)
+
+
+def test_the_ladder_trades_l0_for_loss(results):
+    ladder = [f"testbed/relu-{i}" for i in range(1, 7)]
+    l0 = [value(results, "l0.l0", name) for name in ladder]
+    loss = [value(results, "ce.delta_ce", name) for name in ladder]
+    assert l0 == sorted(l0, reverse=True)
+    assert loss == sorted(loss)
+    topk = [f"testbed/topk-{k}" for k in (8, 16, 32)]
+    assert [value(results, "l0.l0", name) for name in topk] == pytest.approx([8, 16, 32], rel=0.02)
+    loss = [value(results, "ce.delta_ce", name) for name in topk]
+    assert loss == sorted(loss, reverse=True)
+
+
+def test_training_beats_no_training(results):
+    trained, untrained = "testbed/relu-5", "random(testbed/relu-5)"
+    assert value(results, "l0.l0", trained) == pytest.approx(value(results, "l0.l0", untrained), rel=0.1)
+    assert value(results, "ce.recovered", trained) > value(results, "ce.recovered", untrained) + 0.05
+
+
+def test_seeds_differ_by_less_than_settings(results):
+    seeds = [value(results, "ce.delta_ce", f"testbed/relu-5{s}") for s in ("", "-seed1", "-seed2")]
+    neighbour = value(results, "ce.delta_ce", "testbed/relu-4")
+    assert len(set(seeds)) == 3
+    assert max(seeds) - min(seeds) < abs(seeds[0] - neighbour)
+
+
+def test_the_model_beats_the_bigram_clearly():
+    report = json.loads((saeval_testbed.WEIGHTS / "model" / "report.json").read_text())
+    assert report["held_out_ce"] < report["bigram_ce"] - 1 < report["unigram_ce"]
+
+
+def test_the_recorded_loss_is_the_one_measured_here(results):
+    report = json.loads((saeval_testbed.WEIGHTS / "model" / "report.json").read_text())
+    clean = value(results, "ce.ce_clean", "identity")
+    # Shorter contexts see less, and another Python has other modules.
+    assert clean == pytest.approx(report["held_out_ce"], abs=0.5)
+
+
+def test_both_adapters_agree():
+    runs = [
+        saeval.evaluate(
+            model={**MODEL, "adapter": adapter},
+            saes=["testbed/relu-5"],
+            data={**DATA, "sequences": 8},
+            metrics=["l0", "reconstruction", "ce", "kl"],
+            controls=["mean"],
+        )
+        for adapter in ("huggingface", "transformer_lens")
+    ]
+    for ours, theirs in zip(*runs, strict=True):
+        assert ours.status == theirs.status
+        for name, record in ours.values.items():
+            if record.get("value") is not None and not name.startswith("kl_p"):
+                assert theirs.values[name]["value"] == pytest.approx(record["value"], abs=2e-4), (ours.metric, name)
+
+
+def test_live_objects_give_what_their_files_give():
+    from sae_lens import SAE
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = saeval_testbed.WEIGHTS / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    sae = SAE.load_from_disk(str(saeval_testbed.WEIGHTS / "saes" / "relu-5"))
+    data, metrics = {**DATA, "sequences": 8}, ["l0", "reconstruction", "ce"]
+    live = saeval.evaluate(
+        model=model, tokenizer=AutoTokenizer.from_pretrained(folder), saes=[sae], data=data, metrics=metrics
+    )
+    stored = saeval.evaluate(model=MODEL, saes=["testbed/relu-5"], data=data, metrics=metrics)
+    for a, b in zip(live, stored, strict=True):
+        assert a.status == b.status == "ok", (a.reason, a.traceback)
+        for name, record in b.values.items():
+            if record.get("value") is not None:
+                assert a.values[name]["value"] == pytest.approx(record["value"], rel=1e-4, abs=1e-5)
+
+
+def test_the_package_stays_small():
+    total = sum(f.stat().st_size for f in Path(saeval_testbed.WEIGHTS).rglob("*") if f.is_file())
+    assert total < 25 * 2**20

@@ -1,0 +1,108 @@
+"""Tiny random Hugging Face models of many families, with a tokenizer, for any test that needs a real one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from saeval.data import Batch
+
+VOCABULARY = 97
+CONTEXT = 64
+_BOTH = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+_COMMON = {
+    **_BOTH, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": CONTEXT,
+}  # fmt: skip
+_GROUPED = {**_COMMON, "num_key_value_heads": 2}
+_GPT = {**_BOTH, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": CONTEXT}
+
+SIX_FAMILIES: dict[str, dict] = {
+    "gpt2": {**_GPT},
+    "gpt_neox": {**_COMMON},
+    "gptj": {**_GPT, "rotary_dim": 4},
+    "llama": {**_GROUPED},
+    "gemma2": {**_GROUPED, "head_dim": 16, "sliding_window": 4, "final_logit_softcapping": 3.0},
+    "qwen2": {**_GROUPED},
+}
+"""What the adapters promise. Gemma 2 caps its logits hard, and its window is shorter than the rows of a test."""
+MORE_FAMILIES: dict[str, dict] = {
+    "mistral": {**_GROUPED, "sliding_window": 4},
+    "qwen3": {**_GROUPED, "head_dim": 16},
+    "gemma": {**_GROUPED, "head_dim": 16},
+    "gemma3_text": {**_GROUPED, "head_dim": 16, "sliding_window": 4},
+    "gpt_neox-sequential": {**_COMMON, "use_parallel_residual": False},
+}
+UNKNOWN_FAMILIES: dict[str, dict] = {
+    "opt": {**_COMMON, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    "granite": {**_GROUPED, "residual_multiplier": 0.3, "logits_scaling": 7.0},
+}
+"""Families without an entry in the table of layouts."""
+FAMILIES = {**SIX_FAMILIES, **MORE_FAMILIES, **UNKNOWN_FAMILIES}
+
+
+def tiny_model(family: str = "gpt2", kind: str = "causal", seed: int = 0, **config: object) -> PreTrainedModel:
+    """A random model in evaluation mode, 3 blocks, d_model 32; no parameter is left at 0 or 1."""
+    made = AutoConfig.for_model(family.split("-")[0], **{**FAMILIES[family], **config})
+    torch.manual_seed(seed)
+    if kind == "reward":
+        made.num_labels = 1
+        model = AutoModelForSequenceClassification.from_config(made)
+    else:
+        model = AutoModelForCausalLM.from_config(made)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.15 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Words `w1` .. `w96`; token 0 is BOS, EOS, padding and every unknown word."""
+    vocabulary = {"<|endoftext|>": 0} | {f"w{i}": i for i in range(1, VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "<|endoftext|>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=CONTEXT, **special)
+
+
+def tiny_folder(path: Path, family: str = "gpt2", kind: str = "causal", seed: int = 0, **config: object) -> Path:
+    """Save a tiny model and its tokenizer as a Hugging Face folder; returns `path`."""
+    tiny_model(family, kind, seed, **config).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def tiny_batch(rows: int = 3, length: int = 10, seed: int = 0) -> Batch:
+    """Random rows without padding; each row is its own document."""
+    tokens = torch.randint(1, VOCABULARY, (rows, length + 1), generator=torch.Generator().manual_seed(seed))
+    return batch_of(tokens[:, :-1], torch.ones(rows, length, dtype=torch.bool), tokens[:, 1:])
+
+
+def batch_of(tokens: Tensor, real: Tensor, targets: Tensor | None = None) -> Batch:
+    """A batch of these tokens; the mask is `real`."""
+    targets = torch.zeros_like(tokens) if targets is None else targets
+    rows = np.arange(len(tokens))
+    return Batch(tokens, targets, real.clone(), real, rows, rows)
+
+
+def padded(batch: Batch, left: list[int], right: list[int], seed: int = 1) -> Batch:
+    """The rows of a batch with so many random tokens before and after each, none of them real."""
+    longest = max(a + batch.tokens.shape[1] + b for a, b in zip(left, right, strict=True))
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(1, VOCABULARY, (len(left), longest), generator=generator)
+    real = torch.zeros(tokens.shape, dtype=torch.bool)
+    for row, start in enumerate(left):
+        end = start + batch.tokens.shape[1]
+        tokens[row, start:end], real[row, start:end] = batch.tokens[row], True
+    return batch_of(tokens, real)
