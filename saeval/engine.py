@@ -123,7 +123,10 @@ class Engine:
                 totals = dict(state[1])
                 for target, part in scope.run(batch):
                     before = totals[target]
-                    totals[target] = part if before is None else added(before, part)
+                    try:
+                        totals[target] = part if before is None else added(before, part)
+                    except Exception as error:  # evidence that does not add up is its own cell's failure
+                        target.error = error
                 state = index + 1, totals  # at once, so that an interruption never sees half a batch
                 self.forward_passes += 1 + scope.resumes if scope.touches_model else 0
                 self.progress.advanced()

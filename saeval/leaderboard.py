@@ -94,18 +94,15 @@ def boards(folders: Iterable[Path | str], *, include_limited: bool = False) -> l
     """
     results: list[Result] = []
     settings: dict[str, Any] = {}
-    limited = False
     titles: list[str] = []
     for folder in folders:
         store = Store(folder)
         manifest = store.manifest()
-        if manifest["limit"] is not None:
-            if not include_limited:
-                raise SaevalError(
-                    f"{folder}: this run was limited to {manifest['limit']} sequences and stays out of leaderboards; "
-                    f"run it without --limit, or ask with --include-limited"
-                )
-            limited = True
+        if manifest["limit"] is not None and not include_limited:
+            raise SaevalError(
+                f"{folder}: this run was limited to {manifest['limit']} sequences and stays out of leaderboards; "
+                f"run it without --limit, or ask with --include-limited"
+            )
         titles.append(manifest["suite"])
         settings = settings or manifest["leaderboard"]
         for listed in manifest["cells"]:
@@ -113,21 +110,19 @@ def boards(folders: Iterable[Path | str], *, include_limited: bool = False) -> l
             result = result or Result(listed["key"], "failed", {}, reason="not computed: the run did not finish")
             result.cell = listed["cell"]
             results.append(result)
-    return from_results(results, " + ".join(dict.fromkeys(titles)), settings, limited)
+    return from_results(results, " + ".join(dict.fromkeys(titles)), settings)
 
 
-def from_results(
-    results: Sequence[Result], title: str, settings: Mapping[str, Any], limited: bool = False
-) -> list[Board]:
+def from_results(results: Sequence[Result], title: str, settings: Mapping[str, Any]) -> list[Board]:
     """Boards from results in hand; results of groups have no row of their own subject and form rows of members."""
     tables: dict[str, list[Result]] = {}
     for result in results:
         data = result.cell["data"]
         tables.setdefault(digest_of([result.cell["model"], data["fingerprint"]]), []).append(result)
-    return [_board(table, title, settings, limited) for table in tables.values()]
+    return [_board(table, title, settings) for table in tables.values()]
 
 
-def _board(results: list[Result], title: str, settings: Mapping[str, Any], limited: bool) -> Board:
+def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Board:
     columns = _columns(results, settings.get("columns") or [])
     rows: dict[tuple[str, str], Row] = {}
     for result in results:
@@ -144,15 +139,10 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any], limit
     _rank(merged, next((c for c in columns if c.name == rank_by), None))
     cell = results[0].cell
     model = (cell["model"] or {}).get("name", "no model")
-    return Board(
-        title,
-        model,
-        cell["data"],
-        [c for c in columns if c.name in _shown(columns, settings)],
-        merged,
-        rank_by,
-        limited,
-    )
+    shown = _shown(columns, settings)
+    data = cell["data"]
+    columns = [c for c in columns if c.name in shown]
+    return Board(title, model, data, columns, merged, rank_by, limited=data.get("limit") is not None)
 
 
 def _shown(columns: list[Column], settings: Mapping[str, Any]) -> set[str]:

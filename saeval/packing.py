@@ -54,6 +54,10 @@ def mask_of(
     return np.asarray(mask)
 
 
+class TooFewSequencesError(SaevalError):
+    """The documents give fewer rows than were asked for."""
+
+
 class Packer:
     """Makes the rows of one source as its documents stream by.
 
@@ -95,7 +99,7 @@ class Packer:
         kept = sorted(rows, key=_order) if wanted is None else heapq.nsmallest(wanted, rows, key=_order)
         if len(kept) < (wanted or 1):
             asked = f"'sequences: {wanted}' were asked for" if wanted else "at least one sequence is needed"
-            raise SaevalError(
+            raise TooFewSequencesError(
                 f"data '{self.source.name}': {asked}, but its {split} documents give {len(kept)} "
                 f"of context {self.options.context}; ask for fewer, shorten 'context' or add documents"
             )

@@ -229,7 +229,7 @@ class _Planner:
             "suite": self.suite.name,
             "subjects": [subject_record(s) for s in members],
             "model": dict(spec.identity()) | {"name": spec.name} if spec else None,
-            "data": found.describe(),
+            "data": found.description,
             "metric": metric.name,
             "alias": entry.alias,
             "metric_version": metric.version,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,10 +123,8 @@ class Scope:
         stamp = Stamp(batch.sequence_ids, batch.clusters, self.n_clusters)
         for item in self._program:
             if isinstance(item, Node):
-                try:
+                with suppress(Exception):  # kept in the memo for the cells that need it
                     self._value(item)
-                except Exception:  # kept in the memo: it is the cells' that need it
-                    continue
                 continue
             try:
                 yield item, self._observe(item, stamp)

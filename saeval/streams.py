@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from pydantic import ValidationError
+
 from saeval.data import Dataset, Source
 from saeval.errors import Problem, SaevalError, suggestion
 from saeval.model import ModelSpec
-from saeval.parameters import ParameterError, schema, validated
+from saeval.packing import Split, TooFewSequencesError
+from saeval.parameters import ParameterError, lowered, schema, validated
 from saeval.registry import Registry
 from saeval.suite import Suite
+from saeval.tokens import TokenOptions, build_tokens
 
 FIT_SEQUENCES = 64
 
@@ -20,8 +24,6 @@ class Streams:
     """The suite's one data source. Tokenising happens at the first look at `evaluation` or `fit`."""
 
     def __init__(self, source: Source, common: Mapping[str, Any], spec: ModelSpec | None, limit: int | None) -> None:
-        from saeval.tokens import TokenOptions  # late: it imports torch
-
         self.source = source
         self.spec = spec
         self.limit = limit
@@ -36,37 +38,31 @@ class Streams:
 
     @cached_property
     def evaluation(self) -> Dataset:
-        if not self.textual:
+        if self.options is None:
             return self.source.dataset("evaluation")
-        return self._tokens("evaluation", self.limit)
+        asked = self.options.sequences
+        limited = asked if self.limit is None else min(self.limit, asked or self.limit)
+        return self._tokens("evaluation", limited)
 
     @cached_property
     def fit(self) -> Dataset:
         """At most `fit_sequences` rows of documents that are not evaluated; all there are if fewer."""
-        if not self.textual:
+        if self.options is None:
             return self.source.dataset("fit")
         try:
-            return self._tokens("fit", None, self.fit_sequences)
-        except SaevalError as error:
-            if "sequences" not in str(error):
-                raise
-            return self._tokens("fit", None, None)
+            return self._tokens("fit", self.fit_sequences)
+        except TooFewSequencesError:
+            return self._tokens("fit", None)
 
-    def _tokens(self, split: str, limit: int | None, sequences: int | str | None = "as asked") -> Dataset:
-        from saeval.tokens import build_tokens  # late: it imports torch
-
+    def _tokens(self, split: Split, sequences: int | None) -> Dataset:
         assert self.options is not None
-        options = self.options
-        if sequences != "as asked":
-            options = options.model_copy(update={"sequences": sequences})
-        if limit is not None:
-            wanted = limit if options.sequences is None else min(limit, options.sequences)
-            options = options.model_copy(update={"sequences": wanted})
+        options = self.options.model_copy(update={"sequences": sequences})
         tokenizer = self.spec.tokenizer if self.spec else _no_tokenizer
         identity = self.spec.tokenizer_identity() if self.spec else ""
-        return build_tokens(self.source, options, tokenizer, identity, split)  # type: ignore[arg-type]
+        return build_tokens(self.source, options, tokenizer, identity, split)
 
-    def describe(self) -> dict[str, Any]:
+    @cached_property
+    def description(self) -> dict[str, Any]:
         """What results record of the data."""
         own = {"use": self.source.name, "fingerprint": self.evaluation.fingerprint}
         common = self.options.model_dump() if self.options else {}
@@ -82,8 +78,6 @@ def streams(
     suite: Suite, registry: Registry, spec: ModelSpec | None, limit: int | None, problems: list[Problem]
 ) -> Streams | None:
     """The suite's streams; None, with problems, where the entry is wrong."""
-    from saeval.tokens import TokenOptions  # late: it imports torch
-
     raw = suite.body.data
     entry = {"use": raw} if isinstance(raw, str) else dict(raw)
     use = entry.pop("use", None)
@@ -120,11 +114,6 @@ def streams(
 
 
 def _check_common(common: Mapping[str, Any]) -> None:
-    from pydantic import ValidationError
-
-    from saeval.parameters import lowered
-    from saeval.tokens import TokenOptions  # late: it imports torch
-
     faults = []
     fit = common.get("fit_sequences", FIT_SEQUENCES)
     if not isinstance(fit, int) or isinstance(fit, bool) or fit < 1:

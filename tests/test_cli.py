@@ -105,6 +105,33 @@ def test_a_crashing_metric_exits_1_and_the_table_shows_it(suite, tmp_path, capsy
     assert all("±" in row for row in rows)
 
 
+def test_an_interruption_keeps_what_is_done_and_says_how_to_resume(suite, tmp_path, capsys, monkeypatch):
+    (tmp_path / "stop.py").write_text(
+        "from pathlib import Path\n"
+        "from saeval import Mean, Metric, Scalar, hookimpl\n"
+        "batches, stopped = [], Path('stopped')\n"
+        "class Stop(Metric):\n"
+        "    name, version = 'stop', 1\n"
+        "    def observe(self, mask):\n"
+        "        batches.append(1)\n"
+        "        if len(batches) == 5 and not stopped.exists():\n"
+        "            stopped.touch()\n"
+        "            raise KeyboardInterrupt\n"
+        "        return Mean.of(mask.double(), mask)\n"
+        "    def conclude(self, total): return Scalar(total.value)\n"
+        "@hookimpl\n"
+        "def saeval_metrics(): return [Stop]\n"
+    )
+    arguments = ["run", suite, "--plugin", "stop.py", "--batch-size", "2", "--set", "controls=[]"]
+    arguments += ["--set", "metrics=[stop]", "--set", "leaderboard={}"]
+    monkeypatch.setattr("sys.argv", ["saeval", *arguments])
+    assert cli.main(arguments) == 130
+    assert f"Resume with: saeval {' '.join(arguments[:3])}" in capsys.readouterr().err
+    assert cli.main(arguments) == 0
+    # Two SAEs, six batches: the third batch was interrupted in its first cell, and is all that is repeated.
+    assert "from batch 2" in capsys.readouterr().err
+
+
 def test_several_suites_are_planned_before_the_first_runs(suite, tmp_path, capsys):
     (tmp_path / "wrong.yaml").write_text(SUITE.replace("l0, ce", "l0, cee"))
     assert cli.main(["run", suite, "wrong.yaml"]) == 2

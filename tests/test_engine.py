@@ -267,6 +267,31 @@ def test_a_crash_costs_its_own_cells_only():
     assert results.value("ce.delta_ce") == clean.value("ce.delta_ce")
 
 
+def test_evidence_that_does_not_add_up_costs_its_own_cell():
+    class Fickle(Metric):
+        name, version = "fickle", 1
+
+        def observe(self, mask, batch):
+            return {f"from-{batch.sequence_ids[0]}": Mean.of(mask.double())}
+
+        def conclude(self, total):
+            return Scalar(0.0)
+
+    class Plain(Metric):
+        name, version = "plain", 1
+
+        def observe(self, mask):
+            return 3.0
+
+        def conclude(self, total):
+            return Scalar(total)
+
+    results = evaluate_tiny(["fickle", "plain", "l0"], Fickle, Plain, batch_size=8)
+    assert [r.status for r in results] == ["failed", "failed", "ok"]
+    assert "names may not change" in results[0].reason
+    assert "return an Evidence" in results[1].reason
+
+
 def test_a_crashing_sae_spares_the_others_of_its_batch():
     class Broken(TinySAE):
         def decode(self, feature_acts):

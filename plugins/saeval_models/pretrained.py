@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from saeval.data import Batch
 from saeval.errors import SaevalError
@@ -51,8 +51,8 @@ class _Final(nn.Module):
         super().__init__()
         self.__dict__.update(_base=base, _hidden=hidden)  # past nn.Module, which would adopt the base as a child
 
-    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=self._hidden)
+    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self._hidden)
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.__dict__["_base"], name)
