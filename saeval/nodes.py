@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -89,8 +89,8 @@ def flattened(argument: Any) -> list[Node]:
     return [node for one in argument for node in flattened(one)] if isinstance(argument, list) else []
 
 
-def closure(nodes: Iterable[Node]) -> dict[int, Node]:
-    """All nodes needed for `nodes`, those behind folds included, by serial."""
+def closure(nodes: Iterable[Node], beyond: Callable[[Node], bool] = lambda node: True) -> dict[int, Node]:
+    """All nodes needed for `nodes`, by serial; what a node was made of only where `beyond` says so."""
     found: dict[int, Node] = {}
     waiting = list(nodes)
     while waiting:
@@ -98,8 +98,9 @@ def closure(nodes: Iterable[Node]) -> dict[int, Node]:
         if node.serial in found:
             continue
         found[node.serial] = node
-        waiting += node.inputs
-        waiting += [a for side in node.other_sides for a in side.values() if isinstance(a, Node)]
+        if beyond(node):
+            waiting += node.inputs
+            waiting += [a for side in node.other_sides for a in side.values() if isinstance(a, Node)]
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from saeval.data import Dataset
-from saeval.nodes import Node, digest_of, flattened
+from saeval.nodes import Node, closure, digest_of, flattened
 from saeval.plan import Cell, Plan
 from saeval.scope import Target
 
@@ -76,18 +76,8 @@ def _needed_before(cells: Sequence[Cell], folds: Mapping[int, Node]) -> set[int]
     waiting = [n for c in cells for a in (c.observe or {}).values() for n in flattened(a)]
     for fold in folds.values():
         waiting += [a for side in (fold.args, *fold.other_sides) for a in side.values() if isinstance(a, Node)]
-    seen: set[int] = set()
-    needed: set[int] = set()
-    while waiting:
-        node = waiting.pop()
-        if node.serial in seen:
-            continue
-        seen.add(node.serial)
-        if node.quantity.fold:
-            needed.add(node.serial)
-        else:
-            waiting += node.inputs
-    return needed
+    needed = closure(waiting, beyond=lambda n: not n.quantity.fold)
+    return {serial for serial, node in needed.items() if node.quantity.fold}
 
 
 def _waves(cells: Sequence[Cell], memory: int | None) -> list[list[Cell]]:

@@ -52,21 +52,8 @@ class Plan:
     def folds(self, cells: Iterable[Cell], stored: Iterable[str] = ()) -> dict[int, Node]:
         """Folds that `cells` need, by serial; those `stored` (by digest) hide what they were made of."""
         known = set(stored)
-        found: dict[int, Node] = {}
-        waiting = [n for cell in cells for n in cell.nodes()]
-        seen: set[int] = set()
-        while waiting:
-            node = waiting.pop()
-            if node.serial in seen:
-                continue
-            seen.add(node.serial)
-            if node.quantity.fold:
-                found[node.serial] = node
-                if node.digest in known:
-                    continue
-            waiting += node.inputs
-            waiting += [a for side in node.other_sides for a in side.values() if isinstance(a, Node)]
-        return found
+        needed = closure([n for cell in cells for n in cell.nodes()], beyond=lambda n: n.digest not in known)
+        return {serial: node for serial, node in needed.items() if node.quantity.fold}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from saeval.data import Batch, PairBatch
 from saeval.evidence import Evidence, Stamp
 from saeval.model import Capture, Model
-from saeval.nodes import Argument, Constant, Node, flattened
+from saeval.nodes import Argument, Constant, Node, closure, flattened
 
 EvidenceTree = Evidence | dict[str, Evidence]
 
@@ -88,21 +88,13 @@ class Scope:
 
     def _reach(self, target: Target) -> list[Node]:
         """The nodes a target needs in this pass (not those behind folds), counting each new edge once."""
-        found: dict[int, Node] = {}
-        waiting = target.nodes()
-        self._uses.update(node.serial for node in waiting)
-        while waiting:
-            node = waiting.pop()
-            if node.serial in found:
-                continue
-            found[node.serial] = node
-            if node.quantity.fold:
-                continue
-            if node.serial not in self._nodes:
+        reached = closure(target.nodes(), beyond=lambda n: not n.quantity.fold)
+        self._uses.update(node.serial for node in target.nodes())
+        for serial, node in reached.items():
+            if serial not in self._nodes and not node.quantity.fold:
+                self._nodes[serial] = node
                 self._uses.update(n.serial for n in node.inputs)
-                self._nodes[node.serial] = node
-            waiting += node.inputs
-        return list(found.values())
+        return list(reached.values())
 
     @property
     def touches_model(self) -> bool:

@@ -18,6 +18,8 @@ from transformers import (
 
 from saeval.data import Batch
 
+torch.set_num_threads(1)  # for tensors this small, threads only wait for each other
+
 VOCABULARY = 97
 CONTEXT = 64
 _BOTH = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
@@ -49,12 +51,14 @@ UNKNOWN_FAMILIES: dict[str, dict] = {
     "granite": {**_GROUPED, "residual_multiplier": 0.3, "logits_scaling": 7.0},
 }
 """Families without an entry in the table of layouts."""
+EXPERTS: dict[str, dict] = {"mixtral": {**_GROUPED, "num_local_experts": 2, "num_experts_per_tok": 1}}
+"""Its forward cannot run on the meta device."""
 FAMILIES = {**SIX_FAMILIES, **MORE_FAMILIES, **UNKNOWN_FAMILIES}
 
 
 def tiny_model(family: str = "gpt2", kind: str = "causal", seed: int = 0, **config: object) -> PreTrainedModel:
     """A random model in evaluation mode, 3 blocks, d_model 32; no parameter is left at 0 or 1."""
-    made = AutoConfig.for_model(family.split("-")[0], **{**FAMILIES[family], **config})
+    made = AutoConfig.for_model(family.split("-")[0], **{**(FAMILIES | EXPERTS)[family], **config})
     torch.manual_seed(seed)
     if kind == "reward":
         made.num_labels = 1

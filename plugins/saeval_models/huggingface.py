@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from saeval.errors import SaevalError
 from saeval.model import Model, ModelAdapter, ModelSpec
 from saeval_models.checkpoint import Reference, located, longest_context, parsed
-from saeval_models.layouts import RESID_POST, RESID_PRE, Layout, known_layout
+from saeval_models.layouts import BOUNDARIES, Layout, known_layout
 from saeval_models.live import LiveSpec, inherits
 
 if TYPE_CHECKING:  # annotations only: transformers is slow to import
@@ -48,9 +48,12 @@ class PretrainedSpec(ModelSpec):
         model = self._empty
         try:
             return model.widths()
-        except Exception:  # whatever a family's forward does that cannot be done without data
+        except Exception:
+            # Some forwards cannot run without values, as those that route tokens to experts.
+            if self._layout.sites is not BOUNDARIES:
+                raise
             width = int(self._config.get_text_config().hidden_size)
-            return {name: width for name, site in model.sites.items() if site.suffix in (RESID_PRE, RESID_POST)}
+            return {name: width for name, site in model.sites.items() if site.suffix in BOUNDARIES}
 
     @cached_property
     def _empty(self) -> HookedModel:
@@ -137,6 +140,8 @@ class PretrainedSpec(ModelSpec):
         if report["missing_keys"]:  # transformers would fill them with random numbers
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise SaevalError(f"the weights of '{self.name}' lack {missing}: is 'task: {self.kind}' what they are?")
+        # Nothing here pools by token id; a padding id only makes transformers warn of right padding without a mask.
+        module.config.pad_token_id = None
         return module.requires_grad_(False).eval().to(device)  # type: ignore[no-any-return]
 
 

@@ -86,7 +86,11 @@ class LiveSpec(ModelSpec):
         return hashlib.sha256(f"{content}\n{special}".encode()).hexdigest()
 
     def load(self, device: str) -> Model:
-        self._owner.to(device)
+        import torch  # late: torch is not needed to list adapters
+
+        wanted, here = torch.device(device), self._model.device
+        if wanted.type != here.type or wanted.index not in (None, here.index):
+            self._owner.to(wanted)
         return self._model
 
 
