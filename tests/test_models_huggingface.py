@@ -1,21 +1,17 @@
-"""The `huggingface` adapter against plain PyTorch: activations, resuming, padding, heads, rewards."""
+"""The `huggingface` adapter against plain PyTorch: what it captures, and what it resumes to."""
 
 from __future__ import annotations
-
-import dataclasses
 
 import pytest
 import torch
 
-from saeval.errors import SaevalError
 from saeval_models import HuggingFace
 from tinymodels import (
-    FAMILIES,
     MORE_FAMILIES,
     SIX_FAMILIES,
     UNKNOWN_FAMILIES,
-    batch_of,
-    padded,
+    forward,
+    place,
     tiny_batch,
     tiny_folder,
     tiny_model,
@@ -24,67 +20,11 @@ from tinymodels import (
 KNOWN = [*SIX_FAMILIES, *MORE_FAMILIES]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
-_LLAMA = ("model.layers", "self_attn", "self_attn.o_proj", "mlp", "mlp.down_proj")
-_GEMMA2 = (
-    "model.layers",
-    "post_attention_layernorm",
-    "self_attn.o_proj",
-    "post_feedforward_layernorm",
-    "mlp.down_proj",
-)
-_NEOX = ("gpt_neox.layers", "attention", "attention.dense", "mlp", "mlp.dense_4h_to_h")
-PLACES = {
-    "gpt2": ("transformer.h", "attn", "attn.c_proj", "mlp", "mlp.c_proj"),
-    "gptj": ("transformer.h", "attn", "attn.out_proj", "mlp", "mlp.fc_out"),
-    "gpt_neox": _NEOX, "gpt_neox-sequential": _NEOX, "gemma2": _GEMMA2, "gemma3_text": _GEMMA2,
-    "llama": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "mistral": _LLAMA, "gemma": _LLAMA,
-}  # fmt: skip
 PARALLEL = ("gptj", "gpt_neox")
 SUFFIXES = (
     "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z", "mlp.hook_post",
 )  # fmt: skip
 CASES = [(f, s) for f in KNOWN for s in SUFFIXES if not (s == "hook_resid_mid" and f in PARALLEL)]
-
-
-def place(model, family, block, suffix):
-    """The module of a hook and whether the hook is its input, written down apart from the adapter's table."""
-    blocks, attn, proj, mlp, down = PLACES[family]
-    paths = {
-        "hook_resid_pre": ("", True), "hook_resid_post": ("", False), "hook_attn_out": (attn, False),
-        "hook_mlp_out": (mlp, False), "attn.hook_z": (proj, True), "mlp.hook_post": (down, True),
-    }  # fmt: skip
-    path, is_input = paths[suffix]
-    return model.get_submodule(f"{blocks}.{block}.{path}".rstrip(".")), is_input
-
-
-def forward(model, tokens, module=None, is_input=False, change=None, **inputs):
-    """The final hidden state of a full pass in which `change` has been applied at a module, and what was there."""
-    seen = []
-
-    def apply(tensor):
-        seen.append(tensor)
-        return tensor if change is None else change(tensor)
-
-    def before(_, args, kwargs):
-        if args:
-            return (apply(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": apply(kwargs["hidden_states"])}
-
-    def after(_, args, output):
-        return (apply(output[0]), *output[1:]) if isinstance(output, tuple) else apply(output)
-
-    handle = None
-    if module is not None:
-        handle = (
-            module.register_forward_pre_hook(before, with_kwargs=True)
-            if is_input
-            else module.register_forward_hook(after)
-        )
-    with torch.no_grad():
-        final = model.base_model(input_ids=tokens, use_cache=False, **inputs).last_hidden_state
-    if handle is not None:
-        handle.remove()
-    return final, seen[0] if seen else None
 
 
 def truth(model, family, block, suffix, tokens, new=None):
@@ -232,85 +172,6 @@ def test_the_gradient_inside_a_block_leaves_out_the_path_around_the_hook(loaded,
     assert float((gradient * step).sum()) == pytest.approx(float(ends[0] - ends[1]) / 2, rel=2e-2, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("family", "kind"),
-    [(f, "causal") for f in FAMILIES] + [(f, "reward") for f in (*SIX_FAMILIES, "opt")],
-)
-@pytest.mark.parametrize(("left", "right"), [([0, 0, 0], [5, 2, 0]), ([5, 2, 0], [0, 3, 5]), ([1, 1, 1], [0, 0, 0])])
-def test_padding_changes_nothing_at_real_tokens(loaded, family, kind, left, right):
-    spec, model, _ = loaded(family, kind)
-    bare = tiny_batch()
-    wide = padded(bare, left, right)
-    names = [name for name in spec.hooks() if name.startswith("blocks.")]
-    expected = model.capture(bare, names, final=True, resumable=names)
-    found = model.capture(wide, names, final=True, resumable=names)
-
-    def real(tensor):
-        return tensor[wide.real].reshape(3, 10, -1) if kind == "causal" else tensor
-
-    for name in names:
-        at_real = found.activations[name][wide.real].reshape(expected.activations[name].shape)
-        torch.testing.assert_close(at_real, expected.activations[name], **CLOSE)
-    torch.testing.assert_close(real(found.final), expected.final, **CLOSE)
-    for name in (n for n in names if n.startswith("blocks.1.")):
-        resumed = model.resume(wide, found, name, 2 * found.activations[name])
-        again = model.resume(bare, expected, name, 2 * expected.activations[name])
-        torch.testing.assert_close(real(resumed), again, **CLOSE)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_head_gives_the_models_own_logits(loaded, family):
-    _, model, plain = loaded(family)
-    batch = tiny_batch()
-    with torch.no_grad():
-        expected = plain(batch.tokens).logits
-    final = model.capture(batch, [], final=True).final
-    torch.testing.assert_close(model.logits(batch), expected, **CLOSE)
-    torch.testing.assert_close(model.head(final, batch), expected, **CLOSE)
-    torch.testing.assert_close(model.unembed(final[batch.mask]), expected[batch.mask], **CLOSE)
-
-
-def test_gemma_2s_logits_are_capped(loaded):
-    _, model, plain = loaded("gemma2")
-    final = model.capture(tiny_batch(), [], final=True).final
-    uncapped = final @ plain.get_output_embeddings().weight.detach().T
-    assert float(uncapped.abs().max()) > 3
-    torch.testing.assert_close(model.head(final, tiny_batch()), 3 * torch.tanh(uncapped / 3), **CLOSE)
-
-
-@pytest.mark.parametrize("family", SIX_FAMILIES)
-def test_a_reward_is_the_score_of_the_last_real_token(loaded, family):
-    spec, model, plain = loaded(family, "reward")
-    batch = tiny_batch()
-    assert (spec.kind, model.kind) == ("reward", "reward")
-    with torch.no_grad():
-        expected = plain(batch.tokens).logits[:, 0]  # no row holds padding, so this pools the last token
-    torch.testing.assert_close(model.capture(batch, [], final=True).final, expected, **CLOSE)
-    # A row that ends in real tokens equal to pad_token_id: transformers would pool before them.
-    tokens = batch.tokens.clone()
-    tokens[0, -2:] = plain.config.pad_token_id
-    found = model.capture(batch_of(tokens, batch.real), [], final=True).final
-    hidden, _ = forward(plain, tokens)
-    torch.testing.assert_close(found, plain.score(hidden[:, -1])[:, 0].detach(), **CLOSE)
-    with torch.no_grad():
-        assert not torch.isclose(found[0], plain(tokens).logits[0, 0], atol=1e-3)
-    name = "blocks.1.hook_resid_pre"
-    captured = model.capture(batch, [name], final=False)
-    new = 1.5 * captured.activations[name]
-    hidden, _ = forward(plain, batch.tokens, *place(plain, family, 1, "hook_resid_pre"), lambda _: new)
-    resumed = model.resume(batch, captured, name, new)
-    torch.testing.assert_close(resumed, plain.score(hidden[:, -1])[:, 0].detach(), **CLOSE)
-
-
-def test_a_classifier_of_two_labels_is_no_reward_model(tmp_path):
-    model = tiny_model("gpt2", "reward")
-    model.config.num_labels = 2
-    model.score = torch.nn.Linear(32, 2, bias=False)
-    model.save_pretrained(tmp_path)
-    with pytest.raises(SaevalError, match="has 2 labels; a reward model has num_labels 1"):
-        HuggingFace().spec({"path": str(tmp_path)}).hooks()
-
-
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gptj", "gemma2"])
 def test_module_paths_are_hooks_too(loaded, family):
     spec, model, plain = loaded(family)
@@ -374,12 +235,3 @@ def test_the_dtype_asked_for_is_the_activations(tmp_path):
     assert {model.dtype, captured.activations[name].dtype, captured.final.dtype} == {torch.bfloat16}
     resumed = model.resume(batch, captured, name, captured.activations[name].float())
     torch.testing.assert_close(resumed, captured.final)
-
-
-def test_rows_of_nothing_real_have_a_reward_all_the_same(loaded):
-    _, model, _ = loaded("llama", "reward")
-    batch = tiny_batch()
-    real = batch.real.clone()
-    real[1] = False
-    found = model.capture(dataclasses.replace(batch, real=real), [], final=True).final
-    assert found.isfinite().all()

@@ -110,3 +110,62 @@ def padded(batch: Batch, left: list[int], right: list[int], seed: int = 1) -> Ba
         end = start + batch.tokens.shape[1]
         tokens[row, start:end], real[row, start:end] = batch.tokens[row], True
     return batch_of(tokens, real)
+
+
+_LLAMA = ("model.layers", "self_attn", "self_attn.o_proj", "mlp", "mlp.down_proj")
+_GEMMA2 = (
+    "model.layers",
+    "post_attention_layernorm",
+    "self_attn.o_proj",
+    "post_feedforward_layernorm",
+    "mlp.down_proj",
+)
+_NEOX = ("gpt_neox.layers", "attention", "attention.dense", "mlp", "mlp.dense_4h_to_h")
+PLACES = {
+    "gpt2": ("transformer.h", "attn", "attn.c_proj", "mlp", "mlp.c_proj"),
+    "gptj": ("transformer.h", "attn", "attn.out_proj", "mlp", "mlp.fc_out"),
+    "gpt_neox": _NEOX, "gpt_neox-sequential": _NEOX, "gemma2": _GEMMA2, "gemma3_text": _GEMMA2,
+    "llama": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "mistral": _LLAMA, "gemma": _LLAMA,
+}  # fmt: skip
+"""Where each known family keeps blocks, attention output, its projection, MLP output, its projection."""
+
+
+def place(model, family, block, suffix):
+    """The module of a hook and whether the hook is its input, written down apart from the adapter's table."""
+    blocks, attn, proj, mlp, down = PLACES[family]
+    paths = {
+        "hook_resid_pre": ("", True), "hook_resid_post": ("", False), "hook_attn_out": (attn, False),
+        "hook_mlp_out": (mlp, False), "attn.hook_z": (proj, True), "mlp.hook_post": (down, True),
+    }  # fmt: skip
+    path, is_input = paths[suffix]
+    return model.get_submodule(f"{blocks}.{block}.{path}".rstrip(".")), is_input
+
+
+def forward(model, tokens, module=None, is_input=False, change=None, **inputs):
+    """The final hidden state of a full pass in which `change` has been applied at a module, and what was there."""
+    seen = []
+
+    def apply(tensor):
+        seen.append(tensor)
+        return tensor if change is None else change(tensor)
+
+    def before(_, args, kwargs):
+        if args:
+            return (apply(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": apply(kwargs["hidden_states"])}
+
+    def after(_, args, output):
+        return (apply(output[0]), *output[1:]) if isinstance(output, tuple) else apply(output)
+
+    handle = None
+    if module is not None:
+        handle = (
+            module.register_forward_pre_hook(before, with_kwargs=True)
+            if is_input
+            else module.register_forward_hook(after)
+        )
+    with torch.no_grad():
+        final = model.base_model(input_ids=tokens, use_cache=False, **inputs).last_hidden_state
+    if handle is not None:
+        handle.remove()
+    return final, seen[0] if seen else None

@@ -84,7 +84,7 @@ class HookedModel(Model):
     """
 
     def __init__(self, module: nn.Module, blocks: nn.ModuleList, sites: Mapping[str, Site]) -> None:
-        self.module = module.eval()
+        self.module: Any = module.eval()
         self.blocks = blocks
         self.sites = sites
         self._tuple_length: int | None = None
@@ -92,11 +92,11 @@ class HookedModel(Model):
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        return next(self.module.parameters()).device
+        return next(self.module.parameters()).device  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
-        return next(self.module.parameters()).dtype
+        return next(self.module.parameters()).dtype  # type: ignore[no-any-return]
 
     @abstractmethod
     def _forward(self, tokens: Int[Tensor, "batch seq"], **inputs: Any) -> Float[Tensor, "batch seq d_model"]:
@@ -180,10 +180,14 @@ class HookedModel(Model):
     def widths(self) -> dict[str, int]:
         """Width of every site that one short pass shows to hold one `[batch, seq, ...]` tensor."""
         shapes: dict[str, list[torch.Size]] = {name: [] for name in self.sites}
+
+        def note(seen: list[torch.Size]) -> Callable[[Tensor], None]:
+            return lambda tensor: seen.append(tensor.shape)
+
         tokens = torch.zeros((1, _PROBE_LENGTH), dtype=torch.long, device=self.device)
         with ExitStack() as stack:
             for name, site in self.sites.items():
-                stack.callback(site.watch(lambda tensor, seen=shapes[name]: seen.append(tensor.shape)).remove)
+                stack.callback(site.watch(note(shapes[name])).remove)
             self._forward(tokens, attention_mask=torch.ones_like(tokens))
         return {
             name: math.prod(seen[0][2:])

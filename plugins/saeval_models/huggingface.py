@@ -74,7 +74,7 @@ class PretrainedSpec(ModelSpec):
         from saeval_models.pretrained import layout_of
 
         config = self.checkpoint.config
-        return known_layout(config["model_type"], config) or layout_of(self._empty.module)  # type: ignore[arg-type]
+        return known_layout(config["model_type"], config) or layout_of(self._empty.module)
 
     def canonical(self, hook_name: str) -> str:
         return self._layout.canonical(hook_name)
@@ -84,7 +84,7 @@ class PretrainedSpec(ModelSpec):
         from transformers import AutoConfig  # late: slow to import
 
         try:
-            return AutoConfig.from_pretrained(**self._source)
+            return AutoConfig.from_pretrained(**self._source)  # type: ignore[no-any-return]
         except (OSError, ValueError, KeyError) as error:
             raise SaevalError(f"{self.checkpoint.config_file} cannot be read: {first_line(error)}") from None
 
@@ -105,7 +105,9 @@ class PretrainedSpec(ModelSpec):
 
     @property
     def context(self) -> int | None:
-        return longest_context(self._config)
+        raw = self.checkpoint.config  # read without transformers where it suffices: a finished suite needs no more
+        found = raw.get("max_position_embeddings") or raw.get("n_positions")
+        return int(found) if found else longest_context(self._config)
 
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer  # late: slow to import
@@ -173,12 +175,12 @@ def first_line(error: BaseException) -> str:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """No progress bar of transformers' while weights load: the command line has its own."""
-    from transformers.utils import logging
+    from transformers.utils import logging  # late: slow to import
 
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -61,7 +61,7 @@ class HookedTransformerModel(HookedModel):
         return {"attention_mask": batch.real.long()}
 
     def head(self, final: Float[Tensor, "batch seq d_model"], batch: Batch | None = None) -> Tensor:
-        logits = self.module.unembed(final)
+        logits: Tensor = self.module.unembed(final)
         cap = self.module.cfg.output_logits_soft_cap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 

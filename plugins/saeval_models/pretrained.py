@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -119,7 +119,7 @@ def hooked(module: PreTrainedModel, layout: Layout) -> PretrainedCausal:
     """The model ready for capture and resume, its kind by its class."""
     if module.base_model is module:
         raise SaevalError(f"{type(module).__name__} has no head; load it with AutoModelForCausalLM")
-    blocks = module.base_model.get_submodule(layout.blocks)
+    blocks = cast(nn.ModuleList, module.base_model.get_submodule(layout.blocks))
     reward = type(module).__name__.endswith("ForSequenceClassification")
     return (PretrainedReward if reward else PretrainedCausal)(module, blocks, module_sites(blocks, layout))
 

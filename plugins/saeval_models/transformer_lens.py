@@ -61,9 +61,8 @@ class TransformerLens(ModelAdapter):
         tokenizer = tokenizer if tokenizer is not None else getattr(owner, "tokenizer", None)
         if inherits(live, "transformer_lens", "HookedTransformer"):
             layout = Layout("", "blocks", {**dict.fromkeys(SUFFIXES, ()), **BOUNDARIES})
-            model, config, context = HookedTransformerModel(owner), owner.cfg.to_dict(), owner.cfg.n_ctx
-            return LiveSpec(self.name, owner, model, layout, config, context, tokenizer, name)
-        layout = layout_of(owner.original_model)
-        config = owner.original_model.config
-        model = bridged(owner, layout)
-        return LiveSpec(self.name, owner, model, layout, config.to_dict(), longest_context(config), tokenizer, name)
+            old, cfg = HookedTransformerModel(owner), owner.cfg
+            return LiveSpec(self.name, owner, old, layout, cfg.to_dict(), cfg.n_ctx, tokenizer, name)
+        config, layout = owner.original_model.config, layout_of(owner.original_model)
+        model, context = bridged(owner, layout), longest_context(config)
+        return LiveSpec(self.name, owner, model, layout, config.to_dict(), context, tokenizer, name)

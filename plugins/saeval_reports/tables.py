@@ -57,7 +57,7 @@ def _number(entry: Entry | None) -> str:
     if entry.stderr is None:
         return f"{entry.value:.4g}"
     if entry.stderr <= 1e-9 * max(1.0, abs(entry.value)):  # rounding, not sampling
-        return f"{entry.value:.4g} ± 0"
+        return f"{round(entry.value, 9) + 0.0:.4g} ± 0"
     digits = max(0, 1 - math.floor(math.log10(entry.stderr)))
     return f"{entry.value:.{digits}f} ± {entry.stderr:.{digits}f}"
 
