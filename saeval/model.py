@@ -60,12 +60,11 @@ class Model(ABC):
     def unembed(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
         """Logits of final hidden states; causal models only."""
 
-    @abstractmethod
-    def logits(self, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
-        """The model's own logits, for the check that `unembed` equals them."""
-
     def head(self, final: Tensor, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
-        """All logits of a final hidden state, used only where `unembed` fails its check."""
+        """All logits of a final hidden state by the model's own head, whatever that does; no block is run.
+
+        `unembed` is checked against it on 16 tokens, and it is used instead where they differ.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no full-logits path")
 
 
