@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from torch.nn.modules.module import register_module_forward_hook
 
 import saeval
 import saeval_testbed
@@ -78,6 +80,32 @@ def test_the_recorded_loss_is_the_one_measured_here(results):
     clean = value(results, "ce.ce_clean", "identity")
     # Shorter contexts see less, and another Python has other modules.
     assert clean == pytest.approx(report["held_out_ce"], abs=0.5)
+
+
+def test_the_real_model_runs_no_block_more_than_the_count_says(tmp_path):
+    runs = Counter()
+
+    def count(module, *_):
+        # On the meta device, where hook widths are found, nothing is computed.
+        if type(module).__name__ == "GPT2Block" and not next(module.parameters()).is_meta:
+            runs[module.attn.layer_idx] += 1
+
+    handle = register_module_forward_hook(count)
+    try:
+        found = saeval.evaluate(
+            model=MODEL,
+            saes=["testbed/relu-5", "testbed/topk-8", "testbed/topk-16"],
+            data={**DATA, "sequences": 12},
+            metrics=["l0", "density", "reconstruction", "ce", {"ce": {"ablation": "zero", "as": "ce_zero"}}, "kl"],
+            controls=["identity", "zero", "mean"],
+            batch_size=4,
+        )
+    finally:
+        handle.remove()
+    batches, substitutes = 3, 3 + 3
+    assert found.forward_passes == batches * (1 + 1 + substitutes)
+    # Blocks 0 and 1 lie before the hook: a clean pass and, for the mean, a cut one. Blocks 2 and 3: clean and resumed.
+    assert runs == {0: 2 * batches, 1: 2 * batches, 2: batches * (1 + substitutes), 3: batches * (1 + substitutes)}
 
 
 def test_both_adapters_agree():
