@@ -99,6 +99,11 @@ class ModelSpec(ABC):
     def context(self) -> int | None:
         """Longest context the model accepts, or None where unknown."""
 
+    @property
+    def parameters(self) -> int | None:
+        """How many parameters the model has, for estimates of time; None where unknown."""
+        return None
+
     @abstractmethod
     def load(self, device: str) -> Model:
         """Read the weights."""

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import time
+
+import torch
+
 from saeval.nodes import closure
 from saeval.passes import passes
 from saeval.plan import Plan
 from saeval.scope import Scope
 from saeval.store import Store
+
+
+def _operations_a_second(device: str) -> float:
+    """What a matrix product reaches here: an upper bound on a model's speed."""
+    a = torch.ones(1024, 1024, device=device)
+    best = 0.0
+    for _ in range(4):
+        started = time.perf_counter()
+        float((a @ a)[0, 0])  # reading a number waits for the device
+        best = max(best, 2 * 1024**3 / (time.perf_counter() - started))
+    return best
 
 
 def outline(plan: Plan, store: Store) -> str:
@@ -39,5 +54,9 @@ def outline(plan: Plan, store: Store) -> str:
     lines.append(f"  forward passes in all: {total}")
     if names:
         lines.append(f"  quantities: {', '.join(names)}")
+    if total and plan.spec is not None and plan.spec.parameters is not None:
+        speed = _operations_a_second(plan.options.device)
+        seconds = 2 * plan.spec.parameters * context * min(plan.options.batch_size, rows) * total / speed
+        lines.append(f"  time: roughly {seconds:.0f} s of model passes at the {speed / 1e9:.0f} GFLOP/s measured here")
     lines.append(f"  memory: {weights / 2**20:.1f} MiB of SAE weights, {alive / 2**20:.1f} MiB of feature activations")
     return "\n".join(lines)

@@ -109,6 +109,10 @@ class PretrainedSpec(ModelSpec):
         found = raw.get("max_position_embeddings") or raw.get("n_positions")
         return int(found) if found else longest_context(self._config)
 
+    @property
+    def parameters(self) -> int | None:
+        return sum(p.numel() for p in self._empty.module.parameters())
+
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer  # late: slow to import
 
