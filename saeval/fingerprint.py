@@ -1,4 +1,4 @@
-"""Hashes of files, remembered between runs."""
+"""Hashes: of files (remembered between runs), of tensors, of plain data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _SETTLED_SECONDS = 2.0
 
@@ -49,3 +51,20 @@ def _remember(entry: Path, content: dict[str, object]) -> None:
         os.replace(temporary, entry)
     except OSError:  # a cache that cannot be written costs time, not results
         return
+
+
+def tensors_sha256(tensors: Mapping[str, Any]) -> str:
+    """Hash of named tensors: names, shapes, dtypes, bytes. What is no tensor is passed over."""
+    import torch  # late: files are hashed without it
+
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Hash of plain data, the same in every process."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

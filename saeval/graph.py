@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from saeval.errors import SaevalError, suggestion
+from saeval.fingerprint import digest_of
 from saeval.metric import Metric, conclude_requests, observe_requests, substitute_requests
-from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, digest_of, flattened
+from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, flattened
 from saeval.quantities import Quantity
 from saeval.substitute import Subject
 

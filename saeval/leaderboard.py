@@ -10,7 +10,7 @@ from typing import Any
 
 from saeval.errors import SaevalError, suggestion
 from saeval.estimate import Estimate
-from saeval.nodes import digest_of
+from saeval.fingerprint import digest_of
 from saeval.result import Result
 from saeval.store import Store
 

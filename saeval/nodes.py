@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -102,8 +100,3 @@ def closure(nodes: Iterable[Node], beyond: Callable[[Node], bool] = lambda node:
             waiting += node.inputs
             waiting += [a for side in node.other_sides for a in side.values() if isinstance(a, Node)]
     return found
-
-
-def digest_of(value: Any) -> str:
-    """Hash of plain data, the same in every process."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

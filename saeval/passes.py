@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from saeval.data import Dataset
-from saeval.nodes import Node, closure, digest_of, flattened
+from saeval.fingerprint import digest_of
+from saeval.nodes import Node, closure, flattened
 from saeval.plan import Cell, Plan
 from saeval.scope import Target
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from saeval.cell import Cell, subject_record
 from saeval.errors import Problem, SaevalError, SuiteError
+from saeval.fingerprint import digest_of
 from saeval.graph import Graph
 from saeval.metric import Metric, substitute_requests
 from saeval.model import ModelSpec
 from saeval.models import model_spec
-from saeval.nodes import LEAVES, Binding, Node, closure, digest_of, flattened
+from saeval.nodes import LEAVES, Binding, Node, closure, flattened
 from saeval.parameters import ParameterError, validated
 from saeval.plugins import code_identity
 from saeval.registry import Registry

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from saeval.errors import SaevalError
+from saeval.fingerprint import digest_of, tensors_sha256
 from saeval.substitute import Encoding, Substitute
 
 if TYPE_CHECKING:
@@ -89,14 +89,9 @@ class LiveSAE(Substitute):
         return self._weights
 
     def fingerprint(self) -> str:
-        """Hash of the module's `state_dict`; of its class and identity where it has none."""
-        digest = hashlib.sha256(type(self.module).__qualname__.encode())
+        """Hash of the module's class and `state_dict`, or of its weights where it has none."""
         state = self.module.state_dict() if hasattr(self.module, "state_dict") else self._weights
-        for key, value in sorted(state.items()):
-            digest.update(key.encode())
-            digest.update(str((tuple(value.shape), value.dtype)).encode())
-            digest.update(value.detach().double().cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return digest_of([type(self.module).__qualname__, tensors_sha256(state)])
 
 
 def _metadata_hook(module: Any) -> str | None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from saeval.errors import Problem, SaevalError, suggestion
+from saeval.fingerprint import digest_of
 from saeval.model import ModelSpec
-from saeval.nodes import digest_of
 from saeval.parameters import ParameterError, parameter_names, validated
 from saeval.plugins import code_identity
 from saeval.registry import Registry

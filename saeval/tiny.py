@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saeval.data import Batch, Dataset, PairBatch
+from saeval.fingerprint import digest_of
 from saeval.model import Capture, Model, ModelSpec
-from saeval.nodes import digest_of
 from saeval.tokens import TokenDataset
 
 

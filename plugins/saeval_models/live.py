@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from saeval.errors import SaevalError
+from saeval.fingerprint import tensors_sha256
 from saeval.model import Model, ModelSpec
 from saeval_models.layouts import Layout
 
@@ -53,7 +54,7 @@ class LiveSpec(ModelSpec):
             "adapter": self._adapter,
             "class": type(self._owner).__name__,
             "config": hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest(),
-            "weights": state_sha256(self._owner),
+            "weights": tensors_sha256(self._owner.state_dict()),
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "processing": "as given",
         }
@@ -92,15 +93,3 @@ class LiveSpec(ModelSpec):
         if wanted.type != here.type or wanted.index not in (None, here.index):
             self._owner.to(wanted)
         return self._model
-
-
-def state_sha256(module: nn.Module) -> str:
-    """Hash of a module's parameters and buffers: names, shapes, dtypes, bytes."""
-    import torch  # late: torch is not needed to list adapters
-
-    digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        if isinstance(value, torch.Tensor):
-            digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
