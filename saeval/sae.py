@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field, is_dataclass
+from types import FunctionType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
 
 from saeval.errors import SaevalError
 from saeval.fingerprint import digest_of, tensors_sha256
 from saeval.substitute import Encoding, Substitute
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,46 @@ class LiveSAE(Substitute):
         return self._weights
 
     def fingerprint(self) -> str:
-        """Hash of the module's class and `state_dict`, or of its weights where it has none."""
-        state = self.module.state_dict() if hasattr(self.module, "state_dict") else self._weights
-        return digest_of([type(self.module).__qualname__, tensors_sha256(state)])
+        """Hash of everything the object holds: tensors, numbers, names, configs, plain functions.
+
+        An object that holds anything else is never taken for another, nor for itself in a later run.
+        """
+        parts = list(self.module.modules()) if hasattr(self.module, "modules") else [self.module]
+        state = self.module.state_dict() if hasattr(self.module, "state_dict") else {}
+        traits = [[type(part).__qualname__, _traits(part)] for part in parts]
+        return digest_of([traits, tensors_sha256(state)])
+
+
+_MODULE_INTERNALS = set(vars(nn.Module())) | {"training"}
+
+
+def _traits(thing: Any) -> list[Any]:
+    """An object's own attributes as plain data, in the order of their names."""
+    own = {k: v for k, v in getattr(thing, "__dict__", {}).items() if k not in _MODULE_INTERNALS}
+    return [[name, _plain(value)] for name, value in sorted(own.items())]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return tensors_sha256({"": value})
+    if isinstance(value, bool | int | float | str | bytes | None | torch.dtype | torch.device):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return [[str(k), _plain(v)] for k, v in value.items()]
+    if isinstance(value, FunctionType) and value.__closure__ is None:
+        return [
+            value.__qualname__,
+            value.__code__.co_code.hex(),
+            repr(value.__code__.co_consts),
+            repr(value.__defaults__),
+        ]
+    if callable(getattr(value, "to_dict", None)):
+        return _plain(value.to_dict())
+    if is_dataclass(value):
+        return _traits(value)
+    return uuid.uuid4().hex
 
 
 def _metadata_hook(module: Any) -> str | None:

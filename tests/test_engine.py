@@ -386,3 +386,32 @@ def test_saes_that_do_not_fit_together_go_to_further_passes(monkeypatch):
     assert model.passes["clean"] == 2
     for a, b in zip(together, apart, strict=True):
         assert a.values == b.values
+
+
+def test_live_saes_that_differ_in_anything_are_told_apart():
+    """A number, a function, a config: whatever changes what an object computes changes its key."""
+
+    class Scaled(TinySAE):
+        def __init__(self, scale=1.0, function=torch.relu):
+            super().__init__()
+            self.scale, self.function = scale, function
+
+        def decode(self, acts):
+            return self.scale * super().decode(self.function(acts))
+
+    def shifted(by):
+        return lambda acts: acts + by
+
+    saes = {
+        "one": Scaled(),
+        "half": Scaled(0.5),
+        "zeroed": Scaled(function=lambda acts: 0 * acts),
+        "doubled": Scaled(function=lambda acts: 2 * acts),
+        "near": Scaled(function=shifted(0.1)),
+        "far": Scaled(function=shifted(5.0)),
+    }
+    results = evaluate_tiny(["reconstruction"], saes=saes)
+    assert len({r.key for r in results}) == len(saes)
+    assert len({r.values["mse"]["value"] for r in results}) == len(saes)
+    again = evaluate_tiny(["reconstruction"], saes={"one": Scaled(), "half": Scaled(0.5)})
+    assert [r.cell["subjects"][0]["key"] for r in again] == [r.cell["subjects"][0]["key"] for r in results[:2]]

@@ -31,9 +31,6 @@ class Map(TinySAE):
     def decode(self, x):
         return self.function(x)
 
-    def state_dict(self):  # two maps must not look alike to the store
-        return {"seed": torch.tensor([id(self)])}
-
 
 def strong_model(**options):
     """A tiny model whose loss truly depends on its activations: its tokens are its own most likely ones."""
