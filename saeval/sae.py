@@ -119,12 +119,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return [[str(k), _plain(v)] for k, v in value.items()]
     if isinstance(value, FunctionType) and value.__closure__ is None:
-        return [
-            value.__qualname__,
-            value.__code__.co_code.hex(),
-            repr(value.__code__.co_consts),
-            repr(value.__defaults__),
-        ]
+        code = value.__code__
+        return [code.co_code.hex(), repr(code.co_names), repr(code.co_consts), repr(value.__defaults__)]
+    if isinstance(value, BuiltinFunctionType | type):
+        return f"{value.__module__}.{value.__qualname__}"
     if callable(getattr(value, "to_dict", None)):
         return _plain(value.to_dict())
     if is_dataclass(value):
