@@ -9,6 +9,8 @@ from typing import Any
 
 from saeval.leaderboard import Board, Column, Entry, Row
 
+FEW_CLUSTERS = 20
+
 
 def markdown(boards: Sequence[Board]) -> str:
     """A table a board, numbers with their standard errors, then what is missing and why."""
@@ -19,13 +21,26 @@ def _markdown(board: Board) -> str:
     from tabulate import tabulate  # late: only this writer needs it
 
     hooks = {row.hook_name for row in board.rows}
-    headers = ["rank", "SAE", *(["hook"] if len(hooks) > 1 else []), *(_header(c) for c in board.columns)]
+    ranked = any(row.rank for row in board.rows)
+    headers = [
+        *(["rank"] if ranked else []),
+        "SAE",
+        *(["hook"] if len(hooks) > 1 else []),
+        *(_header(c) for c in board.columns),
+    ]
     lines = []
     for row in board.rows:
         name = row.name if row.copies == 1 else f"{row.name} ×{row.copies}"
         shown = f"*{name}*" if row.kind == "control" else name
         hook = [row.hook_name] if len(hooks) > 1 else []
-        lines.append([row.rank or "", shown, *hook, *(_number(row.entries.get(c.name)) for c in board.columns)])
+        lines.append(
+            [
+                *([row.rank or ""] if ranked else []),
+                shown,
+                *hook,
+                *(_number(row.entries.get(c.name)) for c in board.columns),
+            ]
+        )
     table = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
     data = board.data
     facts = [f"model {board.model}", f"data {data.get('use')}"]
@@ -35,13 +50,13 @@ def _markdown(board: Board) -> str:
     if board.limited:
         text.insert(1, "**Limited run: not comparable with others.**")
     legend = "± is one standard error, clustered by document; ↓ lower is better, ↑ higher is better"
-    ranked = f"; ranks by {board.rank_by}, ties share a rank" if any(r.rank for r in board.rows) else ""
+    ranks = f"; ranks by {board.rank_by}, ties share a rank" if ranked else ""
     controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
-    text.append(f"{where}{legend}{ranked}{controls}.")
-    text += [f"- {note}" for note in board.notes]
-    return "\n\n".join(text[:-len(board.notes)] if board.notes else text) + (
-        "\n\n" + "\n".join(text[-len(board.notes):]) if board.notes else ""
-    )  # fmt: skip
+    text.append(f"{where}{legend}{ranks}{controls}.")
+    notes = [f"- {note}" for note in board.notes]
+    if (data.get("clusters") or FEW_CLUSTERS) < FEW_CLUSTERS:
+        notes.insert(0, f"- fewer than {FEW_CLUSTERS} documents: error bars and intervals are themselves unreliable")
+    return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
 
 
 def _header(column: Column) -> str:
