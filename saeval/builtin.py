@@ -78,9 +78,13 @@ def token_scores(
     """Scores of every final hidden state of the batch, in one chunked call of the unembedding."""
     if model.kind != "causal":
         raise Undefined("a reward model has no next-token scores")
+    return score_tokens(model, batch, clean_final, final, full_logits=not _chunked(model, batch, clean_final))
+
+
+def _chunked(model: Model, batch: Batch, final: Tensor) -> bool:
     if model.chunked_head is None:  # once a model, on 16 tokens of the first batch
-        model.chunked_head = head_is_exact(model, batch, clean_final)
-    return score_tokens(model, batch, clean_final, final, full_logits=not model.chunked_head)
+        model.chunked_head = head_is_exact(model, batch, final.detach())
+    return model.chunked_head
 
 
 @rebound(final="clean_final")
@@ -106,14 +110,20 @@ def clean_logits(model: Model, batch: Batch, clean_final: Tensor) -> Float[Tenso
     return model.head(clean_final, batch)
 
 
-def clean_reward(clean_final: Tensor) -> Float[Tensor, "batch"]:
+def _reward(model: Model, final: Tensor) -> Tensor:
+    if model.kind != "reward":
+        raise Undefined("a causal model gives no reward")
+    return final
+
+
+def clean_reward(model: Model, clean_final: Tensor) -> Float[Tensor, "batch"]:
     """Reward models: the reward of each row."""
-    return clean_final
+    return _reward(model, clean_final)
 
 
-def spliced_reward(spliced_final: Tensor) -> Float[Tensor, "batch"]:
+def spliced_reward(model: Model, spliced_final: Tensor) -> Float[Tensor, "batch"]:
     """Reward models: the reward of each row with the substitute spliced in."""
-    return spliced_final
+    return _reward(model, spliced_final)
 
 
 def gradient(
@@ -127,7 +137,8 @@ def gradient(
         start = activations.detach().clone().requires_grad_()
         final = resume(start)
         if model.kind == "causal":
-            logits = model.unembed(final[batch.mask])
+            chunked = _chunked(model, batch, final)
+            logits = model.unembed(final[batch.mask]) if chunked else model.head(final, batch)[batch.mask]
             logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
             output = logp.gather(-1, batch.targets[batch.mask][:, None]).sum()
         else:
@@ -141,11 +152,11 @@ def activation_moments(activations: Float[Tensor, "batch seq d_in"], mask: Bool[
     return Moments.of(activations, mask)
 
 
-def activation_mean(activation_moments: Moments, model: Model) -> Float[Tensor, "d_in"]:
+def activation_mean(activation_moments: Moments) -> Float[Tensor, "d_in"]:
     """Mean activation over the planned tokens, float64: FVU's reference, the mean ablation and control."""
     if activation_moments.n == 0:
         raise Undefined("no token is in the mask, so there is no mean activation")
-    return torch.from_numpy(activation_moments.mean).to(model.device)
+    return torch.from_numpy(activation_moments.mean)
 
 
 def _weight(sae: Substitute, name: str) -> Tensor:

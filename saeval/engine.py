@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from saeval import provenance
+from saeval.data import Dataset
 from saeval.errors import Undefined
 from saeval.model import Model
 from saeval.nodes import closure
 from saeval.passes import Pass, passes
 from saeval.plan import Cell, Plan
+from saeval.plugins import Failure
 from saeval.result import Result
 from saeval.scope import EvidenceTree, Scope, Target, added
 from saeval.store import Store
@@ -53,7 +55,7 @@ class Engine:
         self.model: Model | None = None
         self.forward_passes = 0
         self._totals: dict[int, EvidenceTree | Exception] = {}
-        self._notes: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {}
 
     def run(self) -> list[Result]:
         """Every cell's result, in the plan's order: from the store where it is finished, else computed."""
@@ -66,6 +68,7 @@ class Engine:
         if pending:
             with torch.no_grad():
                 self._compute(pending)
+        self.store.drop_checkpoints()
         results = []
         for cell in plan.cells:
             result = self.store.read(cell.key, arrays=True)
@@ -78,16 +81,14 @@ class Engine:
     def _compute(self, pending: list[Cell]) -> None:
         unique = list({c.key: c for c in pending}.values())
         stored = self._stored_folds(unique)
+        self._facts = self._run_facts()
         if any("model" in n.roots for n in closure([n for c in unique for n in c.nodes()]).values()):
             assert self.plan.spec is not None
             self.model = self.plan.spec.load(self.plan.options.device)
-        scope = Scope(self.model, [], self._totals, self.plan.streams.evaluation.n_clusters)
-        for cell in (c for c in unique if c.observe is None and not self.plan.folds([c], stored)):
-            self._conclude(cell, None, scope)
         for one in passes(self.plan, unique, stored, memory_budget(self.plan.options.device)):
             self._stream(one)
-        for cell in (c for c in unique if c.observe is None and self.plan.folds([c], stored)):
-            self._conclude(cell, None, scope)
+        for cell in (c for c in unique if c.observe is None):  # each with its own weights, let go of at once
+            self._conclude(cell, None, Scope(self.model, [], self._totals, 0), {})
 
     def _stored_folds(self, cells: list[Cell]) -> set[str]:
         found = set()
@@ -101,19 +102,14 @@ class Engine:
     def _stream(self, one: Pass) -> None:
         """One pass, from its checkpoint on where it has one, with the batch partition of that checkpoint."""
         dataset, key = one.dataset(self.plan), one.key(self.plan)
-        found = None if self.plan.options.fresh else self.store.checkpoint(key)
-        evidence: dict[str, EvidenceTree] = {}
-        begin, size = 0, self.plan.options.batch_size
-        if found is not None:
-            header, evidence = found
-            begin, size = header["next_batch"], header["batch_size"]
+        header, evidence = self._resumed(one, dataset)
+        begin, size = header.get("next_batch", 0), header.get("batch_size", self.plan.options.batch_size)
         batches = [np.arange(i, min(i + size, len(dataset))) for i in range(0, len(dataset), size)]
-        scope = Scope(self.model, one.targets, self._totals, dataset.n_clusters)
         for target in one.targets:
             target.total = evidence.get(target.key)
-            if begin and target.total is None:  # it dropped out before the interruption
-                target.error = _restored(header["dropped"].get(target.key, [False, "not in the checkpoint"]))
-        scope.arrange()
+            if target.key in header.get("dropped", {}):
+                target.error = _restored(header["dropped"][target.key])
+        scope = Scope(self.model, one.targets, self._totals, dataset.n_clusters)
         started = saved = time.monotonic()
         self.progress.started(one.title, len(batches), begin)
         state = begin, {t: t.total for t in one.targets}
@@ -128,32 +124,43 @@ class Engine:
                     except Exception as error:  # evidence that does not add up is its own cell's failure
                         target.error = error
                 state = index + 1, totals  # at once, so that an interruption never sees half a batch
-                self.forward_passes += 1 + scope.resumes if scope.touches_model else 0
                 self.progress.advanced()
-                if time.monotonic() - saved > self.plan.options.checkpoint_seconds and index + 1 < len(batches):
-                    self._checkpoint(key, *state, size)
+                due = time.monotonic() - saved > self.plan.options.checkpoint_seconds
+                if due or index + 1 == len(batches):  # the last, too: concluding can be interrupted as well
+                    self._checkpoint(key, dataset, *state, size)
                     saved = time.monotonic()
         except KeyboardInterrupt:
-            self._checkpoint(key, *state, size)
+            self._checkpoint(key, dataset, *state, size)
             raise
         finally:
+            self.forward_passes += scope.passes
             self.progress.finished()
         for target, total in state[1].items():
             target.total = total
-        self._notes = {"seconds": round(time.monotonic() - started, 3), "batch_size": size, "batches": len(batches)}
+        notes = {"seconds": round(time.monotonic() - started, 3), "batch_size": size, "batches": len(batches)}
         for target in (t for t in one.targets if t.node is not None):
             self._keep_fold(target)
         by_key = {t.key: t for t in one.targets}
         for cell in one.cells:
-            self._conclude(cell, by_key[cell.key], scope)
-        self.store.drop_checkpoint(key)
+            self._conclude(cell, by_key[cell.key], scope, notes)
+
+    def _resumed(self, one: Pass, dataset: Dataset) -> tuple[dict[str, Any], dict[str, EvidenceTree]]:
+        """The furthest checkpoint over these rows that holds all of the pass's targets, and perhaps finished ones."""
+        best: tuple[dict[str, Any], dict[str, EvidenceTree]] = ({}, {})
+        wanted = {t.key for t in one.targets}
+        for key in [] if self.plan.options.fresh else self.store.checkpoints():
+            facts, evidence = self.store.checkpoint(key) or ({}, {})
+            fits = facts.get("rows") == dataset.fingerprint and wanted <= set(evidence) | set(facts["dropped"])
+            if fits and facts["next_batch"] > best[0].get("next_batch", 0):
+                best = facts, evidence
+        return best
 
     def _checkpoint(
-        self, key: str, next_batch: int, totals: Mapping[Target, EvidenceTree | None], batch_size: int
+        self, key: str, dataset: Dataset, next_batch: int, totals: Mapping[Target, EvidenceTree | None], batch_size: int
     ) -> None:
         evidence = {t.key: total for t, total in totals.items() if total is not None and t.error is None}
         dropped = {t.key: [isinstance(t.error, Undefined), str(t.error)] for t in totals if t.error is not None}
-        facts = {"next_batch": next_batch, "batch_size": batch_size, "dropped": dropped}
+        facts = {"rows": dataset.fingerprint, "next_batch": next_batch, "batch_size": batch_size, "dropped": dropped}
         self.store.write_checkpoint(key, facts, evidence)
 
     def _keep_fold(self, target: Target) -> None:
@@ -166,9 +173,9 @@ class Engine:
             self._totals[target.node.serial] = target.total
             self.store.write_fold(target.node.digest, target.total)
 
-    def _conclude(self, cell: Cell, target: Target | None, scope: Scope) -> None:
+    def _conclude(self, cell: Cell, target: Target | None, scope: Scope, notes: Mapping[str, Any]) -> None:
         """Write one cell's result; whatever goes wrong is that cell's alone."""
-        result = Result(cell.key, "ok", cell.record, provenance=self._provenance(cell))
+        result = Result(cell.key, "ok", cell.record, provenance=self._provenance(cell, notes))
         try:
             if target is not None and target.error is not None:
                 raise target.error
@@ -187,30 +194,40 @@ class Engine:
             result.status, result.reason = "undefined", str(reason)
         except Exception as error:  # one bad cell fails alone
             result.status, result.reason = "failed", f"{type(error).__name__}: {error}"
-            result.traceback = "".join(traceback.format_exception(error))
+            trace = target.trace if target is not None and target.error is error else None
+            result.traceback = trace or "".join(traceback.format_exception(error))
             log.debug("cell %s failed", cell.key, exc_info=error)
         self.store.write(result)
         self.plan.registry.plugins.notify("saeval_cell_finished", result=result)
 
-    def _provenance(self, cell: Cell) -> dict[str, Any]:
-        plan = self.plan
-        extra: dict[str, Any] = {}
-        for facts, origin in plan.registry.plugins.collect("saeval_provenance"):
-            extra.setdefault(str(origin), {}).update(facts)
-        dtypes = {"model": str(self.model.dtype).removeprefix("torch.")} if self.model else {}
-        origins = {str(o): o.version for o in plan.registry.plugins.origins.values()}
+    def _run_facts(self) -> dict[str, Any]:
+        """What is the same for every result of the run."""
+        plugins = self.plan.registry.plugins
+        extra: dict[str, dict[str, Any]] = {}
+        for facts, origin in plugins.collect("saeval_provenance"):
+            if isinstance(facts, Mapping):
+                extra.setdefault(str(origin), {}).update(facts)
+            else:
+                error = f"saeval_provenance returned {facts!r} in its list; expected mappings"
+                plugins.failures.append(Failure(origin, error))
         return {
             **provenance.environment(),
-            "plugins": origins,
+            "plugins": {str(o): o.version for o in plugins.origins.values()},
+            "device": self.plan.options.device,
+            "limit": self.plan.options.limit,
+            **({"plugin_facts": extra} if extra else {}),
+        }
+
+    def _provenance(self, cell: Cell, notes: Mapping[str, Any]) -> dict[str, Any]:
+        dtypes = {"model": str(self.model.dtype).removeprefix("torch.")} if self.model else {}
+        return {
+            **self._facts,
             "weights_sha256": {s.name: (s.facts or {}).get("sha256") for s in cell.subjects},
-            "tokens_sha256": plan.streams.evaluation.fingerprint,
-            "dtypes": {**dtypes, "sae": "float32", "sums": "float64"},
-            "device": plan.options.device,
+            "tokens_sha256": self.plan.streams.evaluation.fingerprint,
+            "dtypes": {**dtypes, "sums": "float64"},
             "chunked_head": getattr(self.model, "chunked_head", None),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "limit": plan.options.limit,
-            **self._notes,
-            **({"plugin_facts": extra} if extra else {}),
+            **notes,
         }
 
 
@@ -251,8 +268,11 @@ def _components(total: EvidenceTree | None) -> dict[str, Any]:
 
 
 def memory_budget(device: str) -> int:
-    """Bytes that SAE weights may take together: half of what is free."""
+    """Bytes that SAE weights may take together: half of the device's memory."""
     if device.startswith("cuda"):
-        free, _ = torch.cuda.mem_get_info(device)
-        return free // 2
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        _, total = torch.cuda.mem_get_info(device)
+        return total // 2
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (ValueError, OSError):  # not told on this platform
+        return 8 * 2**30

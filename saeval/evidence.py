@@ -7,6 +7,7 @@ storing, checkpoints and resume then come for free.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -164,9 +165,10 @@ class Moments(Evidence):
     @classmethod
     def of(cls, x: Float[Tensor, "batch seq d"], mask: Bool[Tensor, "batch seq"], covariance: bool = False) -> Self:
         """`covariance=True` also keeps the d x d second moment."""
-        rows = x.detach()[mask].double()
-        outer = (rows.T @ rows).cpu().numpy() if covariance else 0.0
-        return cls(rows.shape[0], rows.sum(0).cpu().numpy(), outer)
+        rows = x.detach()[mask]
+        total = rows.sum(0, dtype=torch.float64).cpu().numpy()
+        outer = (rows.double().T @ rows.double()).cpu().numpy() if covariance else 0.0
+        return cls(rows.shape[0], total, outer)
 
     @property
     def mean(self) -> Float[np.ndarray, "d"]:
@@ -201,6 +203,8 @@ class Histogram(Evidence):
         """Bins are half-open, [edge, next edge)."""
         edges = np.asarray(edges, dtype=np.float64)
         values = x.detach()[mask].double().cpu().numpy()
+        if np.isnan(values).any():
+            raise ValueError(f"{int(np.isnan(values).sum())} of {len(values)} values are NaN")
         bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
         return cls(edges, np.bincount(bins, minlength=len(edges) - 1))
 
@@ -214,8 +218,8 @@ class Histogram(Evidence):
         total = self.counts.sum()
         if total == 0:
             return float("nan")
-        rank = int(np.searchsorted(np.cumsum(self.counts), q * total, side="left"))
-        return float(self.edges[min(rank, len(self.counts) - 1)])
+        wanted = max(1, math.ceil(q * total - 1e-9))  # the product of, say, 0.55 and 100 is a little above 55
+        return float(self.edges[int(np.searchsorted(np.cumsum(self.counts), wanted, side="left"))])
 
     def components(self) -> dict[str, Any]:
         filled = np.flatnonzero(self.counts)
@@ -269,7 +273,10 @@ class Sample(Evidence):
     def of(cls, x: Tensor, mask: Bool[Tensor, "batch seq"], size: int, seed: int = 0) -> Self:
         """`x` is `[batch, seq, *k]`; at most `size` of its masked rows are kept."""
         row, position = (index.cpu().numpy() for index in mask.nonzero(as_tuple=True))
-        return cls(x.detach()[mask].cpu().numpy(), row, position, size, seed)
+        rows = x.detach()[mask]
+        if rows.dtype in (torch.bfloat16, torch.float16):
+            rows = rows.float()  # numpy knows no bfloat16
+        return cls(rows.cpu().numpy(), row, position, size, seed)
 
     def stamp(self, stamp: Stamp) -> Self:
         return dataclasses.replace(self, sequence_ids=stamp.sequence_ids[self.sequence_ids])._smallest()

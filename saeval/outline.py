@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from saeval.engine import memory_budget
 from saeval.nodes import closure
 from saeval.passes import passes
 from saeval.plan import Plan
@@ -36,7 +37,7 @@ def outline(plan: Plan, store: Store) -> str:
         f"  data: {rows} sequences of {plan.streams.evaluation.n_clusters} documents",
     ]
     total = 0
-    for index, one in enumerate(passes(plan, pending, stored), 1):
+    for index, one in enumerate(passes(plan, pending, stored, memory_budget(plan.options.device)), 1):
         dataset = one.dataset(plan)
         batches = -(-len(dataset) // plan.options.batch_size)
         scope = Scope(None, one.targets, {}, dataset.n_clusters)

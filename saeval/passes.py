@@ -48,7 +48,7 @@ def passes(plan: Plan, cells: Sequence[Cell], stored: Iterable[str], memory: int
     folds = {s: n for s, n in plan.folds(cells, stored).items() if n.digest not in stored}
     early = _needed_before(streaming, folds)
     late = {s: n for s, n in folds.items() if s not in early and not n.quantity.on_fit}
-    last = max([c.stage for c in streaming] + [n.stage for n in late.values()], default=0)
+    last = max([c.stage for c in streaming] + [n.stage for n in folds.values() if n.serial not in early], default=0)
     made: dict[tuple[int, bool], Pass] = {}
     for serial, node in folds.items():
         stage = last if serial in late else node.stage
@@ -59,7 +59,7 @@ def passes(plan: Plan, cells: Sequence[Cell], stored: Iterable[str], memory: int
         place = made.setdefault((last, False), Pass(last, False, [], []))
         place.cells = waves[0]
         place.targets += [cell_target(c) for c in waves[0]]
-    ordered = [made[key] for key in sorted(made)]
+    ordered = [made[key] for key in sorted(made, key=lambda k: (k[0], not k[1]))]  # the fit split before the cells
     return ordered + [Pass(last, False, [cell_target(c) for c in wave], wave) for wave in waves[1:]]
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from saeval.data import Batch, PairBatch
 from saeval.evidence import Evidence, Stamp
@@ -28,6 +31,8 @@ class Target:
     """Targets of one SAE stand together, so that its activations need not outlive them."""
     total: EvidenceTree | None = None
     error: Exception | None = None
+    trace: str | None = None
+    """The error's traceback as text: the error itself must not hold on to a batch's tensors."""
     node: Node | None = None
     """The fold, where this is one."""
 
@@ -55,6 +60,8 @@ class Scope:
     totals: Mapping[int, EvidenceTree | Exception]
     """Folds of earlier passes by node serial."""
     n_clusters: int
+    passes: int = 0
+    """Forward passes made: clean, cut and resumed."""
     _lasting: dict[int, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -103,8 +110,8 @@ class Scope:
 
     @property
     def resumes(self) -> int:
-        """Resumed passes a batch, as the plan knows them."""
-        return sum(1 for n in self._nodes.values() if n.name in ("spliced_final", "gradient"))
+        """Resumed passes a batch, one for each node that asks for `resume`."""
+        return sum(1 for n in self._nodes.values() if any(i.name == "resume" for i in n.inputs))
 
     def run(self, batch: Batch | PairBatch) -> Iterator[tuple[Target, EvidenceTree]]:
         """Evidence of every target that has not failed; a target that fails keeps its error and drops out."""
@@ -121,7 +128,8 @@ class Scope:
             try:
                 yield item, self._observe(item, stamp)
             except Exception as error:  # one bad cell fails alone
-                item.error = error
+                item.trace = "".join(traceback.format_exception(error))
+                item.error = error.with_traceback(None)
             for node in item.nodes():
                 self._release(node)
         self._memo.clear()
@@ -197,7 +205,7 @@ class Scope:
         assert node.hook_name is not None
         if name == "activations":
             return captured.activations.pop(node.hook_name)  # the memo holds it from here on
-        return _resumer(self._model, side, captured, node.hook_name)
+        return self._resumer(side, captured, node.hook_name)
 
     @property
     def _model(self) -> Model:
@@ -205,8 +213,16 @@ class Scope:
             raise RuntimeError("this suite has no model")
         return self.model
 
+    def _resumer(self, side: Batch, captured: Capture, hook_name: str) -> Callable[[Any], Any]:
+        def resume(activations: Any) -> Any:
+            self.passes += 1
+            return self._model.resume(side, captured, hook_name, activations)
+
+        return resume
+
     def _capture(self, index: int, side: Batch) -> Capture:
         if index not in self._captures:
+            self.passes += 1
             self._captures[index] = self._model.capture(side, sorted(self.hooks), self.final, sorted(self.resumable))
         return self._captures[index]
 
@@ -256,17 +272,21 @@ def _last(node: Node) -> Argument:
     return node.args[list(node.args)[-1]]
 
 
-def _resumer(model: Model, batch: Batch, captured: Capture, hook_name: str) -> Callable[[Any], Any]:
-    return lambda activations: model.resume(batch, captured, hook_name, activations)
-
-
 def stamped(observed: Any, stamp: Stamp) -> EvidenceTree:
     """An observation with its clusters; `TypeError` for what is no evidence."""
     if isinstance(observed, Evidence):
-        return observed.stamp(stamp)
+        return _storable(observed.stamp(stamp))
     if isinstance(observed, dict) and observed and all(isinstance(v, Evidence) for v in observed.values()):
-        return {name: value.stamp(stamp) for name, value in observed.items()}
+        return {name: _storable(value.stamp(stamp)) for name, value in observed.items()}
     raise TypeError(f"observe returned {type(observed).__name__}; return an Evidence such as Mean, or a dict of them")
+
+
+def _storable(evidence: Evidence) -> Evidence:
+    for name, array in evidence.state().items():
+        if np.asarray(array).dtype.hasobject:
+            kind = type(evidence).__name__
+            raise TypeError(f"'{name}' of {kind} is no array or number, so it could not be stored; make it one")
+    return evidence
 
 
 def added(total: EvidenceTree, part: EvidenceTree) -> EvidenceTree:

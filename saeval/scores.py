@@ -73,7 +73,8 @@ def score_tokens(
             logp = clean_logp if final is clean else log_probabilities(final)
             top = logp.argmax(-1)
             score.nll[where] = -logp.gather(-1, targets[:, None])[:, 0].to(score.nll.dtype)
-            score.kl[where] = (clean_p * (clean_logp - logp)).sum(-1).to(score.kl.dtype)
+            terms = torch.where(clean_p > 0, clean_p * (clean_logp - logp), 0)  # 0 · log 0 is 0, for masked logits too
+            score.kl[where] = terms.sum(-1).to(score.kl.dtype)
             score.top1_agreement[where] = top == clean_top
             score.top1_correct[where] = top == targets
     return scores
@@ -113,11 +114,11 @@ def head_is_exact(model: Model, batch: Batch, clean: Float[Tensor, "batch seq d_
     """
     row = int(batch.real.sum(1).argmax())
     part = _part(batch, row, min(16, batch.tokens.shape[1]))
-    own = model.head(clean[row : row + 1, : part.tokens.shape[1]], part)[0].float()
-    chunked = model.unembed(clean[row, : part.tokens.shape[1]]).float()
+    own = model.head(clean[row : row + 1, : part.tokens.shape[1]], part)[0].double()
+    chunked = model.unembed(clean[row, : part.tokens.shape[1]]).double()
     if own.shape != chunked.shape:
         return False
-    tolerance = 1e-4 if own.dtype == clean.dtype else 2e-2
+    tolerance = 1e-4 if torch.finfo(clean.dtype).bits >= 32 else 1e-2
     return bool(torch.allclose(own, chunked, rtol=tolerance, atol=tolerance * float(own.abs().max())))
 
 

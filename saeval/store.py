@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -48,11 +49,11 @@ class Store:
         """Arrays first, so that a JSON never stands without them."""
         if result.arrays:
             _save(self.folder / f"{result.key}.npz", result.arrays)
-        text = json.dumps(result.record(), indent=1, allow_nan=False, default=_plain) + "\n"
+        text = json.dumps(finite(result.record()), indent=1, allow_nan=False) + "\n"
         _write(self.folder / f"{result.key}.json", text.encode())
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        _write(self.folder / MANIFEST, (json.dumps(manifest, indent=1, default=_plain) + "\n").encode())
+        _write(self.folder / MANIFEST, (json.dumps(finite(manifest), indent=1) + "\n").encode())
 
     def manifest(self) -> dict[str, Any]:
         """The last run's manifest; `SaevalError` where the folder holds none."""
@@ -91,8 +92,14 @@ class Store:
         header = json.dumps({"facts": dict(facts), "evidence": forms})
         _save(self.folder / kind / f"{key}.npz", {"header": np.array(header), **arrays})
 
-    def drop_checkpoint(self, key: str) -> None:
-        (self.folder / "passes" / f"{key}.npz").unlink(missing_ok=True)
+    def checkpoints(self) -> list[str]:
+        """Keys of the passes that were interrupted."""
+        return sorted(file.stem for file in (self.folder / "passes").glob("*.npz"))
+
+    def drop_checkpoints(self) -> None:
+        """Forget interrupted passes, and what a killed process left half-written."""
+        for file in (self.folder / "passes").glob("*"):
+            file.unlink(missing_ok=True)
 
 
 def _freeze(tree: EvidenceTree, prefix: str, arrays: dict[str, np.ndarray]) -> Any:
@@ -151,15 +158,30 @@ def _write(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)  # temporary files are private, results are not
         os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise SaevalError(
+            f"{path}: cannot be written ({error.strerror}); free some space or choose another --out"
+        ) from None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return str(value)
+def finite(value: Any) -> Any:
+    """Plain data as JSON can hold it: what is not finite becomes null, what is foreign its text."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)

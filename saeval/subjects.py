@@ -160,7 +160,7 @@ class Subjects:
         return Subject(
             shown if copy == 0 else f"{shown}#{copy}", hook_name, key, control.build,
             needs=tuple(parameter_names(control.build)), build_params=constants, parent=parent, copy=copy,
-            kind="control", d_in=parent.d_in if parent else None,
+            kind="control", d_in=parent.d_in if parent else None, d_sae=parent.d_sae if parent else None,
             facts={"control": name, "of": parent.name if parent else None, "copy": copy, **params},
         )  # fmt: skip
 

@@ -51,9 +51,9 @@ class Scalar:
         shown = self.estimate if self.value is not None else None
         stderr = shown.stderr if shown else None
         interval = shown.ci95 if shown else None
-        if stderr is not None and not math.isfinite(stderr):
-            stderr, interval = None, None
         reason = self.reason
+        if stderr is not None and not math.isfinite(stderr):
+            stderr, interval, reason = None, None, reason or "the delta method gives no finite error here"
         if self.value is not None and stderr is None:
             reason = reason or ("fewer than two clusters" if shown else "not a mean over clusters: no standard error")
         return {

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.evidence import Sample
-from saeval.model import Model
 from saeval.quantities import fit_split
 from saeval.substitute import Control, Encoding, Substitute
 
@@ -58,9 +57,9 @@ class UntrainedSAE(Substitute):
     @property
     def weights(self) -> dict[str, Tensor]:
         return {
-            "W_enc": self.W_dec.T,
-            "b_enc": -self.b_dec @ self.W_dec.T,
-            "W_dec": self.scale * self.W_dec,
+            "W_enc": self.scale * self.W_dec.T,
+            "b_enc": -self.scale * (self.b_dec @ self.W_dec.T),
+            "W_dec": self.W_dec,
             "b_dec": self.b_dec,
         }
 
@@ -68,8 +67,8 @@ class UntrainedSAE(Substitute):
 class Random(Control):
     """An untrained SAE of its parent's width and L0.
 
-    iid unit decoder rows, W_enc = W_decᵀ, b_dec = mean of the fit split, per-token TopK with
-    k = round(L0 of the parent), one least-squares scale from the fit split. `seeds` independent
+    iid unit decoder rows, W_enc = W_decᵀ, b_dec = their mean, per-token TopK with k = round(L0 of
+    the parent), one least-squares scale, all on up to 8192 tokens sampled from the fit split. `seeds` independent
     draws stand in the leaderboard as one row, their variance in its error.
     """
 
@@ -84,10 +83,9 @@ class Random(Control):
     def copies(self) -> int:
         return self.seeds
 
-    def build(
-        self, sae: Substitute, parent_l0: float, fit_activations: Sample, model: Model, copy: int
-    ) -> UntrainedSAE:
-        x = torch.from_numpy(fit_activations.rows).to(model.device, torch.float32)
+    def build(self, sae: Substitute, parent_l0: float, fit_activations: Sample, copy: int) -> UntrainedSAE:
+        device = next((w.device for w in sae.weights.values()), torch.device("cpu"))
+        x = torch.from_numpy(fit_activations.rows).to(device, torch.float32)
         if sae.d_sae is None:
             raise Undefined(f"{sae.name} does not say its width")
         k = min(max(round(parent_l0), 1), sae.d_sae)

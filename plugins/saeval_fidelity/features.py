@@ -55,7 +55,7 @@ class Density(Metric):
     name, version = "density", 1
 
     def observe(self, feature_acts: Float[Tensor, "batch seq d_sae"], mask: Bool[Tensor, "batch seq"]) -> Moments:
-        return Moments.of((feature_acts != 0).float(), mask)
+        return Moments.of(feature_acts != 0, mask)
 
     def conclude(self, total: Moments) -> dict[str, Value]:
         density, n = total.mean, total.n

@@ -50,7 +50,7 @@ class CrossEntropy(Metric):
             raise Undefined("no token is in the mask")
         clean, sae, ablated = (total[name].value for name in ("clean", "sae", "ablated"))
         return {
-            "ce_clean": Scalar(clean, unit="nats", better="lower"),
+            "ce_clean": Scalar(clean, unit="nats"),
             "ce_sae": Scalar(sae, unit="nats", better="lower"),
             "ce_ablated": Scalar(ablated, unit="nats"),
             "delta_ce": Scalar(sae - clean, unit="nats", better="lower"),
@@ -86,7 +86,7 @@ class KLDivergence(Metric):
         if int(total["sae"].n.sum()) == 0:
             raise Undefined("no token is in the mask")
         sae, ablated = total["sae"].value, total["ablated"].value
-        quantiles = {f"kl_p{q}": Scalar(10 ** total["log10"].quantile(q / 100), unit="nats") for q in (50, 95, 99)}
+        quantiles = {f"kl_p{q}": Scalar(_power(total["log10"].quantile(q / 100)), unit="nats") for q in (50, 95, 99)}
         return {
             "kl_sae": Scalar(sae, unit="nats", better="lower"),
             "kl_ablated": Scalar(ablated, unit="nats"),
@@ -94,6 +94,11 @@ class KLDivergence(Metric):
             **quantiles,
             "top1_agreement": Scalar(total["agreement"].value, unit="share of tokens", better="higher"),
         }
+
+
+def _power(log10: float) -> float:
+    """10 to this, 0 for the bottom bin."""
+    return 10**log10 if log10 > _LOG_KL_EDGES[0] else 0.0
 
 
 def _share(part: Estimate, whole: Estimate, name: str) -> Scalar:

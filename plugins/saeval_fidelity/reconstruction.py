@@ -59,7 +59,7 @@ class Reconstruction(Metric):
             "fvu": Scalar(fvu, unit="share of variance", better="lower"),
             "mse": Scalar(total["mse"].value, unit="squared activation", better="lower"),
             "mse_per_dim": Scalar(total["mse_per_dim"].value, unit="squared activation per dimension", better="lower"),
-            "cosine": Scalar(total["cosine"].value, unit="cosine", better="higher", reason=nothing)
+            "cosine": Scalar(total["cosine"].value, unit="cosine", better="higher")
             if total["cosine"].n.sum()
             else Scalar.undefined(nothing, unit="cosine", better="higher"),
             "norm_ratio": Scalar(total["norm_ratio"].value, unit="ratio"),
