@@ -11,7 +11,7 @@ from saeval.errors import Problem, SaevalError, SuiteError, suggestion
 from saeval.leaderboard import Board, from_results
 from saeval.model import ModelSpec
 from saeval.plan import Options, Plan, plan
-from saeval.plugins import Plugins
+from saeval.plugins import Plugins, code_identity
 from saeval.registry import Registry
 from saeval.result import Result
 from saeval.sae import LiveSAE
@@ -182,6 +182,8 @@ def evaluate(
     suite = validate(body, Marks("evaluate"), live)
     if not entries:
         suite.body.saes = []
+    if live_model is not None and options.get("dtype"):
+        raise SaevalError("a live model has its dtype already; convert it yourself, or leave out dtype=")
     if live_model is not None:
         suite.live_model = _wrap(live_model, tokenizer, registry)
     made = plan(suite, registry, Options(**options))
@@ -198,6 +200,8 @@ def _split(saes: Sequence[Any] | Mapping[str, Any]) -> tuple[list[Any], dict[str
     live: dict[str, LiveSAE] = {}
     for name, sae in named:
         if isinstance(sae, str):
+            if name and name != sae:
+                raise SaevalError(f"the registered SAE '{sae}' keeps its name; give it in a list, not as '{name}'")
             entries.append(sae)
         elif isinstance(sae, Mapping):
             entries.append({**sae, **({"name": name} if name else {})})
@@ -215,7 +219,9 @@ def _wrap(model: Any, tokenizer: Any, registry: Registry) -> ModelSpec:
     for entry in registry.adapters:
         adapter = entry.thing()
         if adapter.accepts(model):
-            return adapter.wrap(model, tokenizer)
+            spec = adapter.wrap(model, tokenizer)
+            spec.code = code_identity(entry.thing, entry.origin)
+            return spec
     raise SaevalError(
         f"no adapter takes a {type(model).__name__}; pass a transformers model, a TransformerBridge, "
         f"or what a suite's 'model:' takes"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -165,7 +166,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 print(f"{len(results.failed)} of {len(results)} cells failed; {hint}", file=sys.stderr)
                 code = SOME_FAILED
     except KeyboardInterrupt:
-        words = " ".join(sys.argv[1:])
+        words = shlex.join(sys.argv[1:])
         print(f"\ninterrupted; finished work is kept. Resume with: saeval {words}", file=sys.stderr)
         return INTERRUPTED
     return code

@@ -61,10 +61,14 @@ class Graph:
             raise SaevalError(f"quantity '{name}' asks for itself: {' -> '.join([*self._open, name])}")
         try:
             quantity = self._quantity(name)
-        except SaevalError:
+        except SaevalError as error:
+            if not str(error).startswith("unknown"):  # claimed twice, say
+                raise
             asked = f" (asked for by {self._open[-1]})" if self._open else ""
             known = self._known | set(binding.params) | self._supplies
-            raise SaevalError(f"unknown quantity '{name}'{asked}{suggestion(name, known)}") from None
+            broken = str(error).partition(" (plugin ")
+            told = f"{broken[1]}{broken[2]}"
+            raise SaevalError(f"unknown quantity '{name}'{asked}{suggestion(name, known)}{told}") from None
         self._open.append(name)
         try:
             return self._apply(quantity, binding)
@@ -133,6 +137,8 @@ class Graph:
         return self._interned[key]
 
     def _resolve_leaf(self, name: str, binding: Binding) -> Argument:
+        if name in ("model", "clean_final", "activations", "resume") and not self._digests["model"]:
+            raise SaevalError(f"'{name}' needs a model, and this suite has none; add 'model:'")
         if name in ("model", "batch", "divergence", "clean_final"):
             roots = {"model": {"model"}, "clean_final": {"model", "batch"}}.get(name, {"batch"})
             if name == "divergence" and not self._pair:
@@ -187,6 +193,8 @@ class Graph:
     def observe(self, metric: Metric, bindings: list[Binding]) -> dict[str, Any]:
         """The arguments of `observe`, with `substitute_scores` made from the metric's own substitutes."""
         names = observe_requests(metric)
+        if "substitute_scores" in names and metric.subject == "group":
+            raise SaevalError(f"metric '{metric.name}': a group cannot name substitutes of its own")
         if "substitute_scores" in names:
             scores = self._substitute_scores(metric, bindings[0])
             rest = [name for name in names if name != "substitute_scores"]

@@ -31,7 +31,7 @@ class Capture:
 
 
 class Model(ABC):
-    """A loaded model. Every forward pass goes through `capture`, `resume` or `logits`."""
+    """A loaded model. Every forward pass goes through `capture` or `resume`."""
 
     kind: ClassVar[Literal["causal", "reward"]] = "causal"
     device: torch.device
@@ -73,6 +73,8 @@ class ModelSpec(ABC):
 
     name: str
     kind: Literal["causal", "reward"] = "causal"
+    code: str = ""
+    """What makes the adapter's code the same, part of every key; set by whoever chose the adapter."""
 
     @abstractmethod
     def identity(self) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from saeval.errors import Problem, SaevalError
 from saeval.model import ModelSpec
+from saeval.plugins import code_identity
 from saeval.registry import Registry
 from saeval.suite import Suite
 
@@ -18,6 +19,9 @@ def model_spec(suite: Suite, registry: Registry, dtype: str | None, problems: li
     entry = {"use": raw} if isinstance(raw, str) else dict(raw)
     use, adapter = entry.pop("use", None), entry.pop("adapter", None)
     known = sorted({*registry.models.names(), *registry.adapters.names()})
+    if adapter is not None and not isinstance(adapter, str):
+        problems.append(suite.problem(f"'adapter' is a name, got {adapter!r}", "model", "adapter"))
+        return None
     if not isinstance(use, str):
         problems.append(suite.problem(f"'model' needs 'use', one of: {', '.join(known)}", "model"))
         return None
@@ -32,7 +36,9 @@ def model_spec(suite: Suite, registry: Registry, dtype: str | None, problems: li
             raise SaevalError(_unknown(registry, use))
         if dtype is not None:
             entry["dtype"] = dtype
-        spec = registry.adapters[chosen]().spec(entry)
+        found = registry.adapters.entry(chosen)
+        spec = found.thing().spec(entry)
+        spec.code = code_identity(found.thing, found.origin)
         if use in registry.models:
             spec.name = use
         return spec

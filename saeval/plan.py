@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from saeval.cell import Cell, subject_record
 from saeval.errors import Problem, SaevalError, SuiteError
 from saeval.fingerprint import digest_of
@@ -13,7 +15,7 @@ from saeval.graph import Graph
 from saeval.metric import Metric, substitute_requests
 from saeval.model import ModelSpec
 from saeval.models import model_spec
-from saeval.nodes import LEAVES, Binding, Node, closure, flattened
+from saeval.nodes import LEAVES, Binding, Constant, Node, closure, flattened
 from saeval.parameters import ParameterError, validated
 from saeval.plugins import code_identity
 from saeval.registry import Registry
@@ -86,6 +88,7 @@ class _Planner:
         controls = subjects.controls(saes)
         groups = self._groups(saes)
         self._columns(entries)
+        self._device()
         if self.suite.body.precision:
             message = "'precision' (adaptive stopping) is not supported in this version; remove it"
             self.problems.append(self.suite.problem(message, "precision", key=True))
@@ -122,6 +125,9 @@ class _Planner:
             cls = self.registry.metrics[entry.name]
             params = validated(cls, entry.params, f"metric '{entry.name}'")
             metric = cls(**params)
+            clash = [p for p in params if p in self.registry.quantities or p in LEAVES]
+            if clash:
+                raise SaevalError(f"metric '{entry.name}': its parameter '{clash[0]}' has the name of a quantity")
         except ParameterError as error:
             for key, sentence in error.faults:
                 place = (*entry.location, key) if key else entry.location
@@ -150,6 +156,13 @@ class _Planner:
                     self.problems.append(self.suite.problem(message, "groups", name, index))
                 groups[name] += [m for m in members if m not in groups[name]]
         return groups
+
+    def _device(self) -> None:
+        try:
+            torch.zeros(1, device=self.options.device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            line = str(error).splitlines()[0]
+            self.problems.append(Problem(f"--device {self.options.device}: torch cannot use it here: {line}"))
 
     def _columns(self, entries: list[MetricEntry]) -> None:
         """Leaderboard columns name configured metrics."""
@@ -180,7 +193,7 @@ class _Planner:
             self.registry.quantities.names(),
             widths=_Lazily(lambda: spec.hooks() if spec else {}),
             control=subjects.ablation,
-            model_digest=digest_of(dict(spec.identity())) if spec else "",
+            model_digest=digest_of([dict(spec.identity()), spec.code]) if spec else "",
             data_digest=evaluation.fingerprint,
             fit_digest=lambda: found.fit.fingerprint,
             pair=evaluation.pair,
@@ -192,7 +205,10 @@ class _Planner:
         groups: Mapping[str, list[Subject]],
     ) -> list[list[Subject]]:  # fmt: skip
         if metric.subject == "group":
-            return [groups[entry.over]] if entry.over else []
+            members = groups[entry.over] if entry.over else []
+            if not members:
+                self._once(f"group '{entry.over}' has no members", entry)
+            return [members] if members else []
         return [[s] for s in [*saes, *controls]]
 
     def _cell(
@@ -231,7 +247,7 @@ class _Planner:
             SCHEMA, metric.name, metric.version, code_identity(type(metric), origin), params,
             [[s.key, s.hook_name] for s in members],
             [
-                [name, [n.digest for n in flattened(a)]]
+                [name, [n.digest for n in flattened(a)], repr(a) if isinstance(a, Constant) else ""]
                 for part in (observe or {}, conclude)
                 for name, a in part.items()
             ],

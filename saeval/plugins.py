@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import pluggy
@@ -74,12 +74,12 @@ class Plugins:
 
     def _register(self, origin: Origin, load: Callable[[], object]) -> None:
         name = str(origin)
+        if name in self.origins:
+            return
         try:
             plugin = load()
             self._manager.register(plugin, name=name)
-        except Exception as error:  # whatever a plugin does while loading is the plugin's failure, never the host's
-            if self._manager.has_plugin(name):
-                self._manager.unregister(name=name)
+        except (Exception, SystemExit) as error:  # whatever a plugin does while loading is its own failure
             self._fail(origin, error)
             return
         self.origins[name] = origin
@@ -130,8 +130,25 @@ def code_identity(thing: object, origin: Origin) -> str:
     try:
         source = Path(inspect.getsourcefile(thing) or "").resolve()  # type: ignore[arg-type]
         return f"{origin.distribution}:{_source_hash(source)}"
-    except (TypeError, OSError):
-        return f"{origin.distribution}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+    except (TypeError, OSError):  # defined in a notebook or a shell: no file to hash
+        return f"{origin.distribution}:{code_digest(thing)}"
+
+
+def code_digest(thing: object) -> str:
+    """Hash of the compiled code of a function, or of a class's own and inherited methods."""
+    functions = [thing] if not isinstance(thing, type) else [f for c in thing.__mro__ for f in vars(c).values()]
+    digest = hashlib.sha256(getattr(thing, "__qualname__", type(thing).__qualname__).encode())
+    for function in functions:
+        code = getattr(inspect.unwrap(function) if callable(function) else function, "__code__", None)
+        if code is not None:
+            words = [code.co_code.hex(), repr(code.co_names), _constants(code), repr(function.__defaults__)]  # type: ignore[union-attr]
+            digest.update("\n".join(words).encode())
+    return digest.hexdigest()[:16]
+
+
+def _constants(code: CodeType) -> str:
+    """Constants of a code object, inner functions by their own code: their repr holds an address."""
+    return repr([_constants(c) + c.co_code.hex() if isinstance(c, CodeType) else c for c in code.co_consts])
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from saeval.data import Source
 from saeval.errors import SaevalError, suggestion
 from saeval.metric import Metric
 from saeval.model import ModelAdapter, RegisteredModel
+from saeval.parameters import schema
 from saeval.plugins import Failure, Origin, Plugins
 from saeval.quantities import Quantity
 from saeval.reports import Report
@@ -80,8 +81,15 @@ class Registry:
                 if hook != "saeval_models":  # the one hook with two kinds of things
                     self.plugins.failures.append(Failure(origin, f"{hook} returned {thing!r}, which is no {kind}"))
                 continue
-            made = wrap(thing, origin)
-            entries.append(Entry(made.name, made, origin))
+            try:
+                made = wrap(thing, origin)
+                name = made.name
+                if isinstance(made, type):
+                    schema(made)  # a class whose parameters cannot be read would fail every listing
+            except Exception as error:  # a plugin's own fault is told with its name
+                self.plugins.failures.append(Failure(origin, f"{kind} {thing!r}: {type(error).__name__}: {error}"))
+                continue
+            entries.append(Entry(name, made, origin))
         return Names(kind, entries, self.plugins.failures)
 
     @cached_property

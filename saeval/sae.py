@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from saeval.errors import SaevalError
 from saeval.fingerprint import digest_of, tensors_sha256
+from saeval.plugins import code_digest
 from saeval.substitute import Encoding, Substitute
 
 
@@ -96,8 +97,11 @@ class LiveSAE(Substitute):
         """
         parts = list(self.module.modules()) if hasattr(self.module, "modules") else [self.module]
         state = self.module.state_dict() if hasattr(self.module, "state_dict") else {}
-        traits = [[type(part).__qualname__, _traits(part)] for part in parts]
-        return digest_of([traits, tensors_sha256(state)])
+        buffers = (
+            dict(self.module.named_buffers()) if isinstance(self.module, nn.Module) else {}
+        )  # those not saved, too
+        traits = [[code_digest(type(part)), _traits(part)] for part in parts]
+        return digest_of([traits, tensors_sha256({**state, **buffers})])
 
 
 _MODULE_INTERNALS = set(vars(nn.Module())) | {"training"}
@@ -119,8 +123,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return [[str(k), _plain(v)] for k, v in value.items()]
     if isinstance(value, FunctionType) and value.__closure__ is None:
-        code = value.__code__
-        return [code.co_code.hex(), repr(code.co_names), repr(code.co_consts), repr(value.__defaults__)]
+        return code_digest(value)
     if isinstance(value, BuiltinFunctionType | type):
         return f"{value.__module__}.{value.__qualname__}"
     if callable(getattr(value, "to_dict", None)):

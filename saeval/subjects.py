@@ -69,8 +69,8 @@ class Subjects:
 
     def _described(self, entry: Mapping[str, Any]) -> Subject:
         reference = dict(entry)
-        use, name, hook_name = (reference.pop(key, None) for key in ("use", "name", "hook_name"))
-        if not isinstance(use, str):
+        use, name, hook_name = (_word(reference, key) for key in ("use", "name", "hook_name"))
+        if use is None:
             known = ", ".join(self.registry.loaders.names())
             raise SaevalError(f"an SAE entry needs 'use', one of: {known}")
         if name is None:
@@ -79,7 +79,8 @@ class Subjects:
         return self._load_later(str(name), use, reference, hook_name)
 
     def _load_later(self, name: str, use: str, reference: dict[str, Any], hook_name: str | None = None) -> Subject:
-        loader = self.registry.loaders[use]()
+        entry = self.registry.loaders.entry(use)
+        loader = entry.thing()
         info = loader.info(reference)
         hook_name = hook_name or info.hook_name
         if not hook_name:
@@ -92,7 +93,8 @@ class Subjects:
             return loader.load(reference, self.device, torch.float32)
 
         facts = {"format": use, "architecture": info.architecture, "sha256": info.sha256, **dict(info.facts)}
-        key = digest_of(["sae", info.sha256, info.architecture, use, hook_name, _without_path(reference)])
+        code = code_identity(entry.thing, entry.origin)
+        key = digest_of(["sae", info.sha256, info.architecture, use, code, hook_name, _without_path(reference)])
         return Subject(name, hook_name, key, load, d_in=info.d_in, d_sae=info.d_sae, facts=facts)
 
     def _live(self, name: str, live: LiveSAE) -> Subject:
@@ -108,18 +110,19 @@ class Subjects:
         for index, entry in enumerate(self.suite.body.controls):
             place: tuple[str | int, ...] = ("controls", index)
             given = {"use": entry} if isinstance(entry, str) else dict(entry)
-            use, of, name = given.pop("use", None), given.pop("of", None), given.pop("name", None)
             try:
-                if not isinstance(use, str):
+                use, name, of = _word(given, "use"), _word(given, "name"), given.pop("of", None)
+                if use is None:
                     raise SaevalError(f"a control needs 'use', one of: {', '.join(self.registry.controls.names())}")
                 control = self.registry.controls[use]
                 params = validated(control, given, f"control '{use}'")
+                copies = control(**params).copies
                 parents = _chosen(saes, of, use)
             except ParameterError as error:
                 for key, sentence in error.faults:
                     self.problems.append(self.suite.problem(sentence, *place, *([key] if key else [])))
                 continue
-            except SaevalError as error:
+            except (SaevalError, ValueError) as error:
                 self.problems.append(self.suite.problem(str(error), *place))
                 continue
             if control.per == "sae":
@@ -127,8 +130,13 @@ class Subjects:
             else:
                 sites = [(hook, None) for hook in dict.fromkeys(s.hook_name for s in parents)]
             for hook_name, parent in sites:
-                for copy in range(control(**params).copies):
-                    found.append(self._control(control, params, hook_name, parent, copy, name or use))
+                for copy in range(copies):
+                    made = self._control(control, params, hook_name, parent, copy, name or use)
+                    if any((s.name, s.hook_name) == (made.name, made.hook_name) for s in found):
+                        message = f"two controls are called '{made.name}'; give one another 'name:'"
+                        self.problems.append(self.suite.problem(message, *place))
+                        break
+                    found.append(made)
         return found
 
     def ablation(self, name: str, hook_name: str) -> Subject:
@@ -138,7 +146,10 @@ class Subjects:
             if control.per != "hook":
                 usable = [e.name for e in self.registry.controls if e.thing.per == "hook"]
                 raise SaevalError(f"ablation: '{name}' is built from an SAE; use one of {', '.join(usable)}")
-            params = validated(control, {}, f"control '{name}'")
+            try:
+                params = validated(control, {}, f"control '{name}'")
+            except ParameterError as error:
+                raise SaevalError(f"ablation: {error}, so it cannot be named alone") from None
             self._ablations[name, hook_name] = self._control(control, params, hook_name, None, 0, name)
         return self._ablations[name, hook_name]
 
@@ -185,11 +196,19 @@ class Subjects:
                 self.problems.append(self.suite.problem(message, *place))
 
 
+def _word(entry: dict[str, Any], key: str) -> str | None:
+    """A name taken out of an entry; `SaevalError` where it is no text."""
+    value = entry.pop(key, None)
+    if value is not None and not isinstance(value, str):
+        raise SaevalError(f"'{key}' is a name, got {value!r}")
+    return value
+
+
 def _chosen(saes: list[Subject], of: Any, control: str) -> list[Subject]:
     """The SAEs that a control's `of:` names; all without it."""
     if of is None:
         return saes
-    patterns = [of] if isinstance(of, str) else list(of)
+    patterns = list(of) if isinstance(of, list) else [of]
     chosen = [s for s in saes if any(fnmatch.fnmatchcase(s.name, str(p)) for p in patterns)]
     if not chosen:
         raise SaevalError(f"control '{control}': no SAE of this suite matches {patterns}")

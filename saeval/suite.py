@@ -102,6 +102,12 @@ class Suite:
                 problems.append(self.problem("a metric is a name, or one name with its parameters", *location))
                 continue
             alias, over = params.pop("as", name), params.pop("over", None)
+            wrong = [key for key, word in (("as", alias), ("over", over)) if word and not isinstance(word, str)]
+            wrong += ["as"] if isinstance(alias, str) and "." in alias else []  # columns are ALIAS.VALUE
+            if wrong:
+                message = f"'{wrong[0]}' of metric '{name}' is a name without dots"
+                problems.append(self.problem(message, *location, wrong[0]))
+                continue
             if alias in seen:
                 message = f"metric '{alias}' is configured twice; tell them apart with 'as: another_name'"
                 problems.append(self.problem(message, *location))
@@ -155,7 +161,7 @@ def _problems(error: ValidationError, marks: Marks) -> list[Problem]:
             shown = ".".join(str(part) for part in location)
             message = f"'{shown}': {lowered(fault['msg'])}, got {fault['input']!r}"
             problem = Problem(message, marks.where(location))
-        problems.setdefault(problem.where, problem)  # a union reports each of its branches; one line is enough
+        problems.setdefault(str(location), problem)  # a union reports each of its branches; one line is enough
     return list(problems.values())
 
 

@@ -13,6 +13,7 @@ from saeval.errors import Problem, SaevalError, SuiteError, suggestion
 
 Location = tuple[str | int, ...]
 MAX_NODES = 100_000
+MAX_DEPTH = 50
 
 
 @dataclass
@@ -85,6 +86,8 @@ class _Builder:
 
     def build(self, node: Any, location: Location) -> Any:
         self._count += 1
+        if len(location) > MAX_DEPTH:
+            raise SuiteError([Problem(f"nested more than {MAX_DEPTH} deep, or an alias of itself", self.marks.source)])
         if self._count > MAX_NODES:
             raise SuiteError([Problem(f"more than {MAX_NODES} nodes after expanding aliases", self.marks.source)])
         self.marks.values[location] = _mark(node)
@@ -124,7 +127,7 @@ def override(data: dict[str, Any], marks: Marks, assignment: str) -> None:
         raise SaevalError(f"--set {assignment}: expected key=value, such as --set data.sequences=64")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise SaevalError(f"--set {assignment}: the value is not YAML") from None
     place: Any = data
     *parents, last = path.split(".")

@@ -44,7 +44,7 @@ def _markdown(board: Board) -> str:
     table = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
     data = board.data
     facts = [f"model {board.model}", f"data {data.get('use')}"]
-    facts += [f"{data[k]} {k}" for k in ("sequences", "clusters", "scored_tokens") if k in data]
+    facts += [f"{data[k]} {k}" for k in ("sequences", "clusters", "tokens") if k in data]
     where = f"All at {next(iter(hooks))}. " if len(hooks) == 1 else ""
     text = [f"## {board.title}", f"{', '.join(facts)}.", table]
     if board.limited:
