@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 class Results(Sequence[Result]):
     """The results of a run, in the suite's order."""
 
-    def __init__(self, results: Iterable[Result], board: Mapping[str, Any], title: str, folder: Path) -> None:
+    def __init__(
+        self, results: Iterable[Result], board: Mapping[str, Any], title: str, folder: Path, registry: Registry
+    ) -> None:
+        self._registry = registry
         self._results = list(results)
         self._board = board
         self.title = title
@@ -58,7 +61,7 @@ class Results(Sequence[Result]):
 
     def leaderboard(self, format: str = "md") -> str:
         """The leaderboard as text, in a format that some plugin writes."""
-        return Registry(Plugins()).reports[format].write(self.boards())
+        return self._registry.reports[format].write(self.boards())
 
     def to_frame(self) -> pd.DataFrame:
         """One row a value: name, hook_name, metric, value name, number, error, interval, unit, status."""
@@ -114,7 +117,8 @@ def execute(made: Plan, out: str | Path, progress: Progress | None = None) -> Re
     """Run a plan into `out/<suite>`."""
     store = Store(Path(out) / made.name)
     engine = Engine(made, store, progress)
-    results = Results(engine.run(), made.suite.body.leaderboard.model_dump(), made.name, store.folder)
+    layout = made.suite.body.leaderboard.model_dump()
+    results = Results(engine.run(), layout, made.name, store.folder, made.registry)
     results.forward_passes = engine.forward_passes
     return results
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,8 @@ class Board:
     rows: list[Row]
     rank_by: str | None
     limited: bool = False
+    warnings: list[str] = field(default_factory=list)
+    """What the layout asked for and the results do not have."""
 
     @property
     def notes(self) -> list[str]:
@@ -83,7 +86,7 @@ class Board:
                     places = notes.setdefault(f"{entry.status}: {entry.reason}", [])
                     if where not in places:
                         places.append(where)
-        return [f"{reason} ({', '.join(places)})" for reason, places in notes.items()]
+        return [*self.warnings, *(f"{reason} ({', '.join(places)})" for reason, places in notes.items())]
 
 
 def boards(folders: Iterable[Path | str], *, include_limited: bool = False) -> list[Board]:
@@ -123,26 +126,32 @@ def from_results(results: Sequence[Result], title: str, settings: Mapping[str, A
 
 
 def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Board:
-    columns = _columns(results, settings.get("columns") or [])
-    rows: dict[tuple[str, str], Row] = {}
+    _refuse_mixtures(results)
+    columns, warnings = _columns(results, settings.get("columns") or [])
+    rows: dict[tuple[str, ...], Row] = {}
     for result in results:
         subjects = result.cell["subjects"]
         name = subjects[0]["name"] if len(subjects) == 1 else f"{result.cell.get('over') or 'group'} ({len(subjects)})"
         hooks = " + ".join(dict.fromkeys(s["hook_name"] for s in subjects))
         kind = subjects[0].get("kind", "sae") if len(subjects) == 1 else "group"
-        row = rows.setdefault((name, hooks), Row(name, hooks, kind))
+        identity = (name, hooks, *(s.get("key", "") for s in subjects))
+        row = rows.setdefault(identity, Row(name, hooks, kind))
         for column in columns:
             if column.metric == result.metric:
                 row.entries[column.name] = _entry(result, column.value)
-    merged = _merge_copies(list(rows.values()), results)
+    merged = _merge_copies(rows, results)
+    _tell_apart(merged)
     rank_by = settings.get("rank_by") or (columns[0].name if columns else None)
+    if rank_by and rank_by not in {c.name for c in columns}:
+        near = suggestion(rank_by, [c.name for c in columns])
+        warnings.append(f"rank_by '{rank_by}': there is no such column, so nothing is ranked{near[:200]}")
     _rank(merged, next((c for c in columns if c.name == rank_by), None))
     cell = results[0].cell
     model = (cell["model"] or {}).get("name", "no model")
     shown = _shown(columns, settings)
     data = cell["data"]
     columns = [c for c in columns if c.name in shown]
-    return Board(title, model, data, columns, merged, rank_by, limited=data.get("limit") is not None)
+    return Board(title, model, data, columns, merged, rank_by, data.get("limit") is not None, warnings)
 
 
 def _shown(columns: list[Column], settings: Mapping[str, Any]) -> set[str]:
@@ -150,8 +159,9 @@ def _shown(columns: list[Column], settings: Mapping[str, Any]) -> set[str]:
     return {c.name for c in columns if not asked or c.name in asked}
 
 
-def _columns(results: list[Result], asked: Sequence[str]) -> list[Column]:
-    """Every scalar of every metric; those asked for come first, in their order, with unknown ones refused."""
+def _columns(results: list[Result], asked: Sequence[str]) -> tuple[list[Column], list[str]]:
+    """Every scalar of every metric, those asked for first and in their order; and what was asked for in vain."""
+    warnings = []
     found: dict[str, Column] = {}
     complete: set[str] = set()
     for result in results:
@@ -165,13 +175,13 @@ def _columns(results: list[Result], asked: Sequence[str]) -> list[Column]:
         metric, _, value = name.partition(".")
         if name not in found and metric in complete:
             values = [c.value for c in found.values() if c.metric == metric]
-            raise SaevalError(f"leaderboard: metric '{metric}' has no value '{value}'{suggestion(value, values)}")
+            warnings.append(f"column '{name}': metric '{metric}' has no value '{value}'{suggestion(value, values)}")
         found.setdefault(name, Column(name))
     for result in results:  # a metric that failed everywhere still has its column, which says so
         if result.metric not in {c.metric for c in found.values()}:
             found[f"{result.metric}.{result.cell['metric']}"] = Column(f"{result.metric}.{result.cell['metric']}")
     order = {name: index for index, name in enumerate(asked)}
-    return sorted(found.values(), key=lambda c: order.get(c.name, len(order)))
+    return sorted(found.values(), key=lambda c: order.get(c.name, len(order))), warnings
 
 
 def _entry(result: Result, name: str) -> Entry:
@@ -186,17 +196,41 @@ def _entry(result: Result, name: str) -> Entry:
     )  # fmt: skip
 
 
-def _merge_copies(rows: list[Row], results: list[Result]) -> list[Row]:
+def _merge_copies(rows: Mapping[tuple[str, ...], Row], results: list[Result]) -> list[Row]:
     """Independent draws of one control become one row: their mean, with their spread in the error."""
-    facts = {(s["name"], s["hook_name"]): s for r in results for s in r.cell["subjects"]}
-    families: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        fact = facts.get((row.name, row.hook_name), {})
-        copied = fact.get("kind") == "control" and "copy" in fact
-        words = {k: v for k, v in fact.items() if k not in ("name", "key", "copy")}
-        family = digest_of(words) if copied else (row.name, row.hook_name)
-        families.setdefault((family,), []).append(row)
+    every = [s for r in results for s in r.cell["subjects"]]
+    facts: dict[tuple[str, ...], Any] = {(s["name"], s["hook_name"], s.get("key", "")): s for s in every}
+    families: dict[Any, list[Row]] = {}
+    for identity, row in rows.items():
+        fact = facts.get(identity, {})
+        if fact.get("kind") == "control" and "copy" in fact:
+            words = {k: v for k, v in fact.items() if k not in ("name", "key", "copy")}
+            families.setdefault(digest_of(words), []).append(row)
+        else:
+            families[identity] = [row]
     return [family[0] if len(family) == 1 else _averaged(family) for family in families.values()]
+
+
+def _tell_apart(rows: list[Row]) -> None:
+    """Rows of different subjects under one name (from different runs) are numbered."""
+    seen: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        place = (row.name, row.hook_name)
+        seen[place] += 1
+        if seen[place] > 1:
+            row.name = f"{row.name} ({seen[place]})"
+
+
+def _refuse_mixtures(results: list[Result]) -> None:
+    """One name for two configurations (from different runs) would be a column that mixes two formulas."""
+    configured: dict[str, Any] = {}
+    for result in results:
+        own = {k: result.cell.get(k) for k in ("metric", "metric_version", "params")}
+        if configured.setdefault(result.metric, own) != own:
+            raise SaevalError(
+                f"leaderboard: '{result.metric}' is {configured[result.metric]} in one run and {own} in another; "
+                f"give one of them another name with 'as:'"
+            )
 
 
 def _averaged(family: list[Row]) -> Row:
@@ -211,10 +245,8 @@ def _averaged(family: list[Row]) -> Row:
         mean = sum(values) / count
         spread = sum((v - mean) ** 2 for v in values) / (count - 1) / count
         estimates = [e.estimate for e in entries if e.estimate is not None]
-        stderr = None
-        if len(estimates) == count:
-            sampling = (sum(estimates[1:], estimates[0]) / count).stderr
-            stderr = math.sqrt((sampling or 0.0) ** 2 + spread)
+        sampling = (sum(estimates[1:], estimates[0]) / count).stderr if len(estimates) == count else None
+        stderr = math.sqrt((sampling or 0.0) ** 2 + spread)
         row.entries[name] = Entry(mean, stderr, None, entries[0].n, "ok", None, None)
     return row
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+import torch
+from jaxtyping import Int
 from pydantic import ValidationError
 
-from saeval.data import Dataset, Source
+from saeval.data import Batch, Dataset, PairBatch, Source
 from saeval.errors import Problem, SaevalError, suggestion
+from saeval.fingerprint import digest_of
 from saeval.model import ModelSpec
 from saeval.packing import Split, TooFewSequencesError
 from saeval.parameters import ParameterError, lowered, schema, validated
@@ -39,10 +43,10 @@ class Streams:
     @cached_property
     def evaluation(self) -> Dataset:
         if self.options is None:
-            return self.source.dataset("evaluation")
-        asked = self.options.sequences
-        limited = asked if self.limit is None else min(self.limit, asked or self.limit)
-        return self._tokens("evaluation", limited)
+            rows = self.source.dataset("evaluation")
+        else:
+            rows = self._tokens("evaluation", self.options.sequences)
+        return rows if self.limit is None else First(rows, self.limit)
 
     @cached_property
     def fit(self) -> Dataset:
@@ -68,6 +72,32 @@ class Streams:
         common = self.options.model_dump() if self.options else {}
         limit = {"limit": self.limit} if self.limit is not None else {}
         return {**own, **common, **limit, **dict(self.evaluation.describe()), **dict(self.source.facts())}
+
+
+class First(Dataset):
+    """The first rows of a dataset: what `--limit` leaves."""
+
+    def __init__(self, rows: Dataset, count: int) -> None:
+        self._rows, self._count = rows, min(count, len(rows))
+        self.pair, self.supplies, self.needs_model = rows.pair, rows.supplies, rows.needs_model
+
+    @property
+    def fingerprint(self) -> str:
+        return digest_of([self._rows.fingerprint, self._count])
+
+    @property
+    def clusters(self) -> Int[np.ndarray, "n"]:
+        return np.unique(self._rows.clusters[: self._count], return_inverse=True)[1]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> Batch | PairBatch:
+        found = self._rows.batch(rows, device)
+        own = self.clusters[np.asarray(rows)]
+        for side in found.sides if isinstance(found, PairBatch) else [found]:
+            side.clusters = own
+        return found
 
 
 def _no_tokenizer() -> Any:

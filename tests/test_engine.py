@@ -415,3 +415,143 @@ def test_live_saes_that_differ_in_anything_are_told_apart():
     assert len({r.values["mse"]["value"] for r in results}) == len(saes)
     again = evaluate_tiny(["reconstruction"], saes={"one": Scaled(), "half": Scaled(0.5)})
     assert [r.cell["subjects"][0]["key"] for r in again] == [r.cell["subjects"][0]["key"] for r in results[:2]]
+
+
+def broken_sae(value):
+    class Broken(TinySAE):
+        """One number of its reconstruction is not finite."""
+
+        def decode(self, acts):
+            out = super().decode(acts)
+            out[0, 1, 0] = value
+            return out
+
+    return Broken(seed=3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_sae_that_gives_no_number_costs_its_own_cells(value):
+    results = evaluate_tiny(ALL, saes={"good": TinySAE(), "bad": broken_sae(value)})
+    alone = evaluate_tiny(ALL, saes={"good": TinySAE()})
+    for result in (r for r in results if r.subject == "good"):
+        (same,) = [r for r in alone if r.metric == result.metric]
+        assert result.status == same.status
+        assert result.values == same.values
+    mse = results.value("reconstruction.mse", "bad")
+    assert mse["value"] is None
+    assert mse["reason"]
+
+
+def test_evidence_that_cannot_be_stored_is_its_own_cells_failure():
+    import dataclasses
+
+    from saeval import Evidence
+
+    @dataclasses.dataclass
+    class Loose(Evidence):
+        things: dict
+
+    class Odd(Metric):
+        name, version = "odd", 1
+
+        def observe(self, mask):
+            return Loose({"a": 1})
+
+        def conclude(self, total):
+            return Scalar(1.0)
+
+    results = evaluate_tiny(["odd", "l0"], Odd, checkpoint_seconds=0.0, batch_size=4)
+    assert [r.status for r in results] == ["failed", "ok"]
+    assert "could not be stored" in results[0].reason
+
+
+def test_a_fold_over_the_fit_split_may_be_asked_for_by_conclude_alone():
+    from saeval import fit_split
+
+    @fit_split
+    def fit_moments(activations, mask) -> Moments:
+        """Moments over the fit split."""
+        return Moments.of(activations, mask)
+
+    class Shift(Metric):
+        name, version = "shift", 1
+
+        def observe(self, mask):
+            return Mean.of(mask.double())
+
+        def conclude(self, total, fit_moments):
+            return Scalar(total.value, n=fit_moments.n)
+
+    results = evaluate_tiny(["shift"], Shift, quantities=[fit_moments])
+    assert results[0].status == "ok", results[0].traceback
+    assert results.value("shift")["n"] > 0
+
+
+def test_a_failure_holds_on_to_no_batch():
+    alive = []
+
+    class Leaky(Metric):
+        name, version = "leaky", 1
+
+        def observe(self, activations):
+            large = activations * 2
+            alive.append(weakref.ref(large))
+            raise RuntimeError("planted")
+
+        def conclude(self, total):
+            return Scalar(0.0)
+
+    class Watch(Metric):
+        name, version = "watch", 1
+
+        def observe(self, mask, batch):
+            gc.collect()
+            if batch.sequence_ids[0] > 0:
+                assert all(ref() is None for ref in alive)
+            return Mean.of(mask.double())
+
+        def conclude(self, total):
+            return Scalar(total.value)
+
+    results = evaluate_tiny(["leaky", "watch"], Leaky, Watch, batch_size=8)
+    assert [r.status for r in results] == ["failed", "ok"], results[1].traceback
+    assert "large = activations * 2" not in (results[1].traceback or "")
+    assert "planted" in results[0].traceback
+
+
+def test_data_that_supplies_activations_needs_no_model():
+    """Ground truth: activations made from known features; nothing asks for a model, and what does is refused."""
+    from saeval.data import Batch
+    from saeval.testing import evaluate, register_rows, tiny_plugins
+
+    class Planted(type(tiny_tokens())):
+        supplies = frozenset({"activations", "true_features"})
+        needs_model = False
+
+        def batch(self, rows, device):
+            found = super().batch(rows, device)
+            generator = torch.Generator().manual_seed(0)
+            features = (torch.rand(24, 12, 32, generator=generator) > 0.9).float()[torch.as_tensor(rows)]
+            supplied = {"true_features": features, "activations": features @ TinySAE().W_dec}
+            return Batch(**{**vars(found), "supplied": supplied})
+
+    class Hits(Metric):
+        name, version = "hits", 1
+
+        def observe(self, feature_acts, true_features, mask):
+            return Mean.of(((feature_acts > 0) == (true_features > 0)).double().mean(-1), mask)
+
+        def conclude(self, total):
+            return Scalar(total.value, better="higher")
+
+    base = tiny_tokens()
+    rows = Planted(base.tokens, base.documents, base.clusters, base.excluded)
+    common = {"data": register_rows("planted", rows), "saes": [TinySAE()], "plugins": tiny_plugins(Hits)}
+    results = evaluate(
+        **common, metrics=["hits", "reconstruction", "l0"], controls=["mean", {"use": "random", "seeds": 1}]
+    )
+    assert not results.failed, results.failed[0].traceback
+    assert results.value("hits", "tinysae")["value"] > 0.8
+    assert results.value("reconstruction.explained_variance", "mean")["value"] == pytest.approx(0, abs=1e-9)
+    with pytest.raises(SaevalError, match="needs a model"):
+        evaluate(**common, metrics=["ce"])

@@ -59,7 +59,7 @@ def test_higher_may_be_better_and_controls_stand_below_without_rank():
 def test_copies_of_a_control_are_one_row_with_their_spread_in_its_error():
     facts = {"control": "random", "of": "a", "seeds": 3}
     results = [
-        result("r" + (f"#{i}" if i else ""), value, NOISE, kind="control", copy=i, **facts)
+        result("r" + (f"#{i}" if i else ""), value, NOISE, kind="control", copy=i, key=f"k{i}", **facts)
         for i, value in enumerate([1.0, 2.0, 3.0])
     ]
     (board,) = from_results(results, "t", {})
@@ -93,9 +93,23 @@ def test_failures_and_undefined_values_show_with_their_reason():
     assert "planted" in tables.csv(boards)
 
 
-def test_an_unknown_column_is_refused_with_the_nearest():
-    with pytest.raises(SaevalError, match="metric 'm' has no value 'w'"):
-        from_results([result("a", 1, NOISE)], "t", {"columns": ["m.w"]})
+def test_an_unknown_column_or_rank_is_told_beside_the_table():
+    (board,) = from_results([result("a", 1, NOISE)], "t", {"columns": ["m.w"], "rank_by": "m.u"})
+    text = tables.markdown([board])
+    assert "column 'm.w': metric 'm' has no value 'w'" in text
+    assert "rank_by 'm.u': there is no such column" in text
+
+
+def test_subjects_of_one_name_from_two_runs_keep_rows_of_their_own():
+    (board,) = from_results([result("a", 1, NOISE, key="x"), result("a", 2, NOISE, key="y")], "t", {})
+    assert [(r.name, r.entries["m.v"].value) for r in board.rows] == [("a", 1), ("a (2)", 2)]
+
+
+def test_one_name_for_two_configurations_is_refused():
+    other = result("a", 2, NOISE)
+    other.cell = {**other.cell, "params": {"ablation": "zero"}}
+    with pytest.raises(SaevalError, match="another name with 'as:'"):
+        from_results([result("a", 1, NOISE), other], "t", {})
 
 
 def test_folders_merge_where_model_and_data_agree(tmp_path):

@@ -137,3 +137,35 @@ def test_an_unknown_leaderboard_column_is_found_before_the_run(tmp_path, capsys,
     text = GOOD + "leaderboard: {columns: [l0.l0, cee.recovered]}\n"
     (line,) = problems(tmp_path, capsys, monkeypatch, text)
     assert line.startswith("s.yaml:9:32: column 'cee.recovered': no metric 'cee' in this suite; did you mean 'ce'?")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("  - l0", "  - l0: {as: [a]}", "'as' of metric 'l0' is a name without dots"),
+        ("  - l0", "  - l0: {as: a.b}", "'as' of metric 'l0' is a name without dots"),
+        ("  - testbed/relu-3", "  - {use: saelens, path: x, name: 3}", "'name' is a name, got 3"),
+        ("  - testbed/relu-3", "  - {use: saelens, path: x, hook_name: 3}", "'hook_name' is a name, got 3"),
+        ("metrics:", "controls: [{use: random, seeds: 0}]\nmetrics:", "seeds must be at least 1, got 0"),
+        ("metrics:", "controls: [{use: random, of: 3}]\nmetrics:", "no SAE of this suite matches"),
+        ("metrics:", "controls: [zero, zero]\nmetrics:", "two controls are called 'zero'"),
+        ("metrics:", "controls: [zeero]\nmetrics:", "unknown control 'zeero'; did you mean 'zero'?"),
+        ("metrics:", "groups: {g: [nothing]}\nmetrics:", "no SAE of 'saes:' matches 'nothing'"),
+        ("{use: testbed}", "{use: testbed, adapter: [a]}", "'adapter' is a name"),
+        ("suite: mine", "suite: mine\nx: &x [*x]", "deep, or an alias of itself"),
+        (
+            "suite: mine",
+            "precision: {ce.delta_ce: 0.1}\nsuite: mine",
+            "'precision' (adaptive stopping) is not supported",
+        ),
+    ],
+)
+def test_odd_values_are_mistakes_too(tmp_path, capsys, monkeypatch, old, new, what):
+    lines = problems(tmp_path, capsys, monkeypatch, GOOD.replace(old, new, 1))
+    assert any(what in line for line in lines), lines
+
+
+def test_a_device_that_is_not_there(tmp_path, capsys, monkeypatch):
+    for device in ("cuda:99", "nonsense"):
+        (line,) = problems(tmp_path, capsys, monkeypatch, GOOD, "--device", device)
+        assert line.startswith(f"--device {device}: torch cannot use it here")
