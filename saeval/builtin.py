@@ -34,9 +34,9 @@ def mask(batch: Batch) -> Bool[Tensor, "batch seq"]:
     return batch.mask
 
 
-def encoding(sae: Substitute, activations: Float[Tensor, "batch seq d_in"]) -> Encoding | None:
+def encoding(sae: Substitute, sae_input: Float[Tensor, "batch seq d_in"]) -> Encoding | None:
     """Feature activations with the context that decoding needs; None for substitutes without features."""
-    return sae.encode(activations) if sae.has_features else None
+    return sae.encode(sae_input) if sae.has_features else None
 
 
 def feature_acts(sae: Substitute, encoding: Encoding | None) -> Float[Tensor, "batch seq d_sae"]:

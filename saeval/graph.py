@@ -137,6 +137,8 @@ class Graph:
         return self._interned[key]
 
     def _resolve_leaf(self, name: str, binding: Binding) -> Argument:
+        if name == "sae_input":
+            return self.resolve("activations", self._reading(binding))
         if name in ("model", "clean_final", "activations", "resume") and not self._digests["model"]:
             raise SaevalError(f"'{name}' needs a model, and this suite has none; add 'model:'")
         if name in ("model", "batch", "divergence", "clean_final"):
@@ -170,6 +172,13 @@ class Graph:
             node = replace(node, roots=node.roots | {"hook", "subject"}, hook_name=subject.hook_name)
             self._interned[(quantity.name, quantity.identity, _keys(args))] = node
         return node
+
+    def _reading(self, binding: Binding) -> Binding:
+        """The binding at the hook that the subject encodes."""
+        subject = binding.subject
+        if subject is None or subject.input_hook is None:
+            return binding
+        return replace(binding, subject=None, hook_name=subject.input_hook)
 
     def request(self, names: Iterable[str], bindings: list[Binding], metric: Metric) -> dict[str, Any]:
         """A metric's requests: lists over members for groups, over the two sides for pairs, as its kind says."""

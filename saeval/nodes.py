@@ -18,6 +18,7 @@ LEAVES = {
     "sae": "the substitute: an SAE, a control",
     "subject_name": "the substitute's name in the suite",
     "activations": "activations at the hook, [batch, seq, d_in]",
+    "sae_input": "activations that the SAE encodes: those at the hook, save for transcoders, [batch, seq, d_in]",
     "clean_final": "final hidden state of the clean pass, [batch, seq, d_model]; for reward models the reward, [batch]",
     "resume": "function: activations at the hook -> final, running only what comes after the hook",
 }

@@ -29,6 +29,9 @@ class SAEInfo:
     """Hash of the weights, or a hub revision: what makes two checkpoints the same."""
     architecture: str = ""
     d_out: int | None = None
+    """Width of what it writes, where that is not `d_in`."""
+    input_hook: str | None = None
+    """The hook a transcoder reads; None where it reads the one it replaces, `hook_name`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """The checkpoint's own words about itself (model name, context size, L1, k, ...)."""
 
@@ -37,6 +40,13 @@ class SAELoader(ABC):
     """A checkpoint format, chosen by `use:` in a suite's `saes:` entry."""
 
     name: ClassVar[str]
+
+    def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """The references that an entry with globs or `sites:` means, by what tells them apart.
+
+        Just itself, under the empty name, for an entry that means one SAE. `SaevalError` where nothing matches.
+        """
+        return {"": reference}
 
     @abstractmethod
     def info(self, reference: Mapping[str, Any]) -> SAEInfo:

@@ -38,7 +38,7 @@ class Subjects:
         for index, entry in enumerate(self.suite.body.saes):
             place: tuple[str | int, ...] = ("saes", index)
             try:
-                subjects = self._registered(entry) if isinstance(entry, str) else [self._described(entry)]
+                subjects = self._registered(entry) if isinstance(entry, str) else self._described(entry)
             except SaevalError as error:
                 if isinstance(entry, dict) and "unknown SAE format" in str(error):
                     place = (*place, "use")
@@ -67,7 +67,7 @@ class Subjects:
             subjects.append(self._load_later(name, sae.loader, dict(sae.reference)))
         return subjects
 
-    def _described(self, entry: Mapping[str, Any]) -> Subject:
+    def _described(self, entry: Mapping[str, Any]) -> list[Subject]:
         reference = dict(entry)
         use, name, hook_name = (_word(reference, key) for key in ("use", "name", "hook_name"))
         if use is None:
@@ -76,7 +76,8 @@ class Subjects:
         if name is None:
             path = reference.get("path")
             name = str(path).rstrip("/").split("/")[-1] if path else use
-        return self._load_later(str(name), use, reference, hook_name)
+        found = self.registry.loaders[use]().expand(reference)
+        return [self._load_later(f"{name}/{s}" if s else name, use, dict(one), hook_name) for s, one in found.items()]
 
     def _load_later(self, name: str, use: str, reference: dict[str, Any], hook_name: str | None = None) -> Subject:
         entry = self.registry.loaders.entry(use)
@@ -85,7 +86,8 @@ class Subjects:
         hook_name = hook_name or info.hook_name
         if not hook_name:
             raise SaevalError(f"{name}: the checkpoint does not say its hook; add 'hook_name: blocks.N.hook_resid_pre'")
-        hook_name = self.spec.canonical(hook_name) if self.spec else hook_name
+        hook_name, input_hook = self._canonical(hook_name), self._canonical(info.input_hook)
+        assert hook_name is not None
 
         def load() -> Any:
             import torch  # late: planning needs no torch
@@ -94,11 +96,19 @@ class Subjects:
 
         facts = {"format": use, "architecture": info.architecture, "sha256": info.sha256, **dict(info.facts)}
         code = code_identity(entry.thing, entry.origin)
-        key = digest_of(["sae", info.sha256, info.architecture, use, code, hook_name, _without_path(reference)])
-        return Subject(name, hook_name, key, load, d_in=info.d_in, d_sae=info.d_sae, facts=facts)
+        key = digest_of(
+            ["sae", info.sha256, info.architecture, use, code, hook_name, input_hook, _without_path(reference)]
+        )
+        return Subject(
+            name, hook_name, key, load,
+            input_hook=input_hook, d_in=info.d_in, d_sae=info.d_sae, d_out=info.d_out, facts=facts,
+        )  # fmt: skip
+
+    def _canonical(self, hook_name: str | None) -> str | None:
+        return self.spec.canonical(hook_name) if self.spec and hook_name else hook_name
 
     def _live(self, name: str, live: LiveSAE) -> Subject:
-        hook_name = self.spec.canonical(live.hook_name) if self.spec else live.hook_name
+        hook_name = self._canonical(live.hook_name) or live.hook_name
         sha256 = live.fingerprint()
         key = digest_of(["live", sha256, hook_name])
         facts = {"format": "live", "architecture": type(live.module).__qualname__, "sha256": sha256}
@@ -171,7 +181,8 @@ class Subjects:
         return Subject(
             shown if copy == 0 else f"{shown}#{copy}", hook_name, key, control.build,
             needs=tuple(parameter_names(control.build)), build_params=constants, parent=parent, copy=copy,
-            kind="control", d_in=parent.d_in if parent else None, d_sae=parent.d_sae if parent else None,
+            kind="control", input_hook=parent.input_hook if parent else None,
+            d_in=parent.d_in if parent else None, d_sae=parent.d_sae if parent else None,
             facts={"control": name, "of": parent.name if parent else None, "copy": copy, **params},
         )  # fmt: skip
 
@@ -184,16 +195,25 @@ class Subjects:
             if subject.kind != "sae":
                 continue
             place = self.places.get(subject.name, ("saes",))
-            if subject.hook_name not in hooks:
-                message = f"{subject.name}: model '{self.spec.name}' has no hook '{subject.hook_name}'"
-                near = suggestion(subject.hook_name, hooks)
-                self.problems.append(self.suite.problem(message + near[:400], *place))
-            elif subject.d_in is not None and subject.d_in != hooks[subject.hook_name]:
-                message = (
-                    f"{subject.name}: the SAE takes {subject.d_in} inputs, but {subject.hook_name} of model "
-                    f"'{self.spec.name}' is {hooks[subject.hook_name]} wide; check the hook or the model"
-                )
-                self.problems.append(self.suite.problem(message, *place))
+            reads = subject.input_hook or subject.hook_name
+            writes = subject.d_out or subject.d_in
+            for hook_name, width, does in ((reads, subject.d_in, "takes"), (subject.hook_name, writes, "gives")):
+                message = self._misfit(subject.name, hook_name, width, does, hooks)
+                if message:
+                    self.problems.append(self.suite.problem(message, *place))
+                    break
+
+    def _misfit(self, name: str, hook_name: str, width: int | None, does: str, hooks: Mapping[str, int]) -> str | None:
+        assert self.spec is not None
+        if hook_name not in hooks:
+            near = suggestion(hook_name, hooks)
+            return f"{name}: model '{self.spec.name}' has no hook '{hook_name}'{near[:400]}"
+        if width is not None and width != hooks[hook_name]:
+            return (
+                f"{name}: the SAE {does} {width} {'inputs' if does == 'takes' else 'outputs'}, but {hook_name} of "
+                f"model '{self.spec.name}' is {hooks[hook_name]} wide; check the hook or the model"
+            )
+        return None
 
 
 def _word(entry: dict[str, Any], key: str) -> str | None:

@@ -28,6 +28,7 @@ class Substitute(ABC):
     name: str = "the substitute"
     """For messages."""
     hook_name: str
+    """The hook whose activations it replaces. A transcoder encodes those of another one."""
     d_in: int
     d_sae: int | None = None
 
@@ -69,8 +70,12 @@ class Subject:
     copy: int = 0
     """Which independent draw of its control this is."""
     kind: Literal["sae", "control", "ablation"] = "sae"
+    input_hook: str | None = None
+    """The hook that `encode` reads; None where it is `hook_name`."""
     d_in: int | None = None
     d_sae: int | None = None
+    d_out: int | None = None
+    """Width of the replacement; None where it is `d_in`."""
     facts: Mapping[str, Any] | None = None
     """What the checkpoint says of itself, recorded with the results."""
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from saeval.errors import SaevalError, suggestion
+from saeval.errors import SaevalError
 from saeval.fingerprint import sha256_file
 from saeval.sae import SAEInfo, SAELoader
+from saeval_formats.reference import Asked, flag, folder_of, json_object, parsed, whole
 from saeval_formats.tensors import Header
 
 if TYPE_CHECKING:
@@ -39,15 +38,11 @@ _FACTS = (
 _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}  # before version 4
 
 
-class Reference(BaseModel):
+class Reference(Asked):
     """What a suite says of one SAE."""
-
-    model_config = ConfigDict(extra="forbid")
 
     path: Path
     """The folder."""
-    hook_name: str | None = None
-    """Instead of the one in `cfg.json`."""
 
 
 @dataclass(frozen=True)
@@ -138,47 +133,22 @@ class SAELens(SAELoader):
 
 
 def _checked(reference: Mapping[str, Any]) -> tuple[Reference, Path]:
-    try:
-        asked = Reference(**reference)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            raise SaevalError(f"saelens: unknown key '{key}'{suggestion(key, Reference.model_fields)}") from None
-        if fault["type"] == "missing":
-            raise SaevalError(f"saelens: expected the key '{key}', the folder with {CONFIG} and {WEIGHTS}") from None
-        raise SaevalError(f"saelens: '{key}': {fault['msg']}, found {fault['input']!r}") from None
-    folder = asked.path.expanduser()
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
-        raise SaevalError(f"saelens: {folder}: expected a folder with {CONFIG} and {WEIGHTS}, found {found}")
-    return asked, folder
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SaevalError(f"{path}: no such file; check 'path'") from None
-    except ValueError as error:  # bad JSON or bytes that are no UTF-8
-        raise SaevalError(f"{path}: broken JSON ({error}); copy it again") from None
-    if not isinstance(found, dict):
-        raise SaevalError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
+    asked = parsed(Reference, reference, "saelens", needs=f"the folder with {CONFIG} and {WEIGHTS}")
+    return asked, folder_of(asked.path, "saelens", f"{CONFIG} and {WEIGHTS}")
 
 
 def _config(folder: Path) -> Config:
     """Both layouts: version 6 keeps what does not change the numbers in `metadata`, earlier ones are flat."""
     path = folder / CONFIG
-    raw = {_RENAMED.get(key, key): value for key, value in _object(path).items()}
+    raw = {_RENAMED.get(key, key): value for key, value in json_object(path).items()}
     metadata = raw.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise SaevalError(f"{path}: expected an object in 'metadata', found {type(metadata).__name__}")
     about = {**raw, **metadata}
     architecture, k = _architecture(path, raw, flat="metadata" not in raw)
-    d_in, d_sae = _whole(path, "d_in", raw.get("d_in")), _whole(path, "d_sae", raw.get("d_sae"))
+    d_in, d_sae = whole(path, "d_in", raw.get("d_in")), whole(path, "d_sae", raw.get("d_sae"))
     if architecture == "topk":
-        k = _whole(path, "k", k)
+        k = whole(path, "k", k)
         if k > d_sae:
             raise SaevalError(f"{path}: 'k' is {k}, more than the {d_sae} features of 'd_sae'")
     if about.get("hook_head_index") is not None:
@@ -197,10 +167,10 @@ def _config(folder: Path) -> Config:
         architecture=architecture,
         d_in=d_in,
         d_sae=d_sae,
-        apply_b_dec_to_input=_flag(path, raw, "apply_b_dec_to_input", default=True),
+        apply_b_dec_to_input=flag(path, raw, "apply_b_dec_to_input", default=True),
         normalization=normalization,
         k=k,
-        rescale=architecture == "topk" and _flag(path, raw, "rescale_acts_by_decoder_norm", default=False),
+        rescale=architecture == "topk" and flag(path, raw, "rescale_acts_by_decoder_norm", default=False),
         scale=scale,
         hook_name=str(hook_name) if hook_name else None,
         facts=facts,
@@ -245,7 +215,7 @@ def _normalization(path: Path, found: Any) -> str:
 def _scale(path: Path) -> float | None:
     if not path.is_file():
         return None
-    found = _object(path)
+    found = json_object(path)
     if found.get("has_whitening"):
         raise SaevalError(f"{path}: whitening is not supported; fold it with SAELens' fold_activation_whitening()")
     factor = found.get("scaling_factor")
@@ -254,16 +224,3 @@ def _scale(path: Path) -> float | None:
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor) or factor <= 0:
         raise SaevalError(f"{path}: expected a positive number in 'scaling_factor', found {factor!r}")
     return float(factor)
-
-
-def _whole(path: Path, key: str, found: Any) -> int:
-    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise SaevalError(f"{path}: expected a positive whole number in '{key}', found {found!r}")
-    return found
-
-
-def _flag(path: Path, raw: Mapping[str, Any], key: str, default: bool) -> bool:
-    found = raw.get(key, default)
-    if not isinstance(found, bool):
-        raise SaevalError(f"{path}: expected true or false in '{key}', found {found!r}")
-    return found

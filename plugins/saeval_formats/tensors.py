@@ -1,11 +1,13 @@
-"""safetensors files: what the header says, checked before any weight is read."""
+"""Files of named tensors: what the header says, checked before any weight is used."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import pickle
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from safetensors import SafetensorError, safe_open
 
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_FLOATS = {"F64", "F32", "F16", "BF16"}
+_DTYPES = {"torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
+_FLOATS = set(_DTYPES.values())
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,13 @@ class Header:
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, str]
+    """In the spelling of safetensors: F32, F16, BF16, F64."""
+    fetch: Callable[[Collection[str], str], Mapping[str, Tensor]]
+    """Tensors as they are stored, by name, on a device."""
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """`SaevalError` where there is no file, or one that is cut short or of another kind."""
+        """Of a safetensors file; `SaevalError` where there is none, or one that is cut short or of another kind."""
         if not path.is_file():
             raise SaevalError(f"{path}: no such file; check 'path'")
         try:
@@ -39,10 +45,31 @@ class Header:
         except (SafetensorError, OSError) as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise SaevalError(f"{path}: truncated or no safetensors file ({reason}); copy it again") from None
-        return cls(path, shapes, dtypes)
 
-    def check(self, expected: Mapping[str, tuple[int, ...]], optional: Collection[str] = ()) -> None:
-        """`SaevalError` at the first tensor that is missing, unknown, of another shape, or not of floats."""
+        def fetch(names: Collection[str], device: str) -> dict[str, Tensor]:
+            with safe_open(path, framework="pt", device=device) as file:
+                return {name: file.get_tensor(name) for name in names}
+
+        return cls(path, shapes, dtypes, fetch)
+
+    @classmethod
+    def of_tensors(cls, path: Path, tensors: Mapping[str, Tensor]) -> Self:
+        """Of tensors already in memory (or memory-mapped), read from `path`."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        dtypes = {name: _DTYPES.get(str(tensor.dtype), str(tensor.dtype)) for name, tensor in tensors.items()}
+        return cls(path, shapes, dtypes, lambda names, device: {name: tensors[name].to(device) for name in names})
+
+    def check(
+        self,
+        expected: Mapping[str, tuple[int, ...]],
+        optional: Collection[str] = (),
+        *,
+        layout: str = "",
+    ) -> None:
+        """`SaevalError` at the first tensor that is missing, unknown, of another shape, or not of floats.
+
+        `layout` is how the format stores them, for the sentence about a transposed one.
+        """
         for name in expected:
             if name not in self.shapes:
                 raise SaevalError(
@@ -64,7 +91,7 @@ class Header:
             if found == shape[::-1]:
                 raise SaevalError(
                     f"{self.path}: '{name}' is transposed: found {list(found)}, expected {list(shape)}; "
-                    "save it as W_enc [d_in, d_sae], W_dec [d_sae, d_in]"
+                    f"save it as {layout or 'W_enc [d_in, d_sae], W_dec [d_sae, d_in]'}"
                 )
             raise SaevalError(
                 f"{self.path}: '{name}' is {list(found)}, expected {list(shape)}; check 'd_in' and 'd_sae'"
@@ -76,16 +103,49 @@ class Header:
 
         wanted = dtype or torch.float32
         tensors = {}
-        with safe_open(self.path, framework="pt", device=device) as file:
-            for name in names:
-                stored = file.get_tensor(name)
-                broken = int((~torch.isfinite(stored)).sum())
-                if broken:
-                    raise SaevalError(
-                        f"{self.path}: '{name}' holds {broken} NaN or infinite values of {stored.numel()}; "
-                        "the training diverged or the file is damaged"
-                    )
-                tensors[name] = stored.to(wanted)
-                if not torch.isfinite(tensors[name]).all():
-                    raise SaevalError(f"{self.path}: '{name}' overflows {wanted}; load it in a wider dtype")
+        for name, stored in self.fetch(names, device).items():
+            broken = int((~torch.isfinite(stored)).sum())
+            if broken:
+                raise SaevalError(
+                    f"{self.path}: '{name}' holds {broken} NaN or infinite values of {stored.numel()}; "
+                    "the training diverged or the file is damaged"
+                )
+            tensors[name] = stored.to(wanted)
+            if not torch.isfinite(tensors[name]).all():
+                raise SaevalError(f"{self.path}: '{name}' overflows {wanted}; load it in a wider dtype")
         return tensors
+
+
+def unpickled(path: Path) -> dict[str, Any]:
+    """The dict in a `.pt` file, tensors memory-mapped; nothing in it is executed.
+
+    `SaevalError` where there is no file, one that is damaged or holds anything but a dict, and for one that asks
+    for more than tensors and plain data.
+    """
+    import torch  # late: headers of safetensors are read without it
+
+    if not path.is_file():
+        raise SaevalError(f"{path}: no such file; check 'path'")
+    try:
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files from before torch 1.6 cannot be mapped
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = _refusal(str(error))
+        raise SaevalError(
+            f"{path}: holds more than tensors ({reason}), which would mean running code from the file; "
+            "load it where you trust it and save its state_dict()"
+        ) from None
+    except Exception as error:  # torch's readers raise what they like on damaged bytes
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise SaevalError(f"{path}: truncated or no torch file ({reason[:200]}); copy it again") from None
+    if not isinstance(found, dict):
+        raise SaevalError(f"{path}: expected a dict of tensors, found {type(found).__name__}; save its state_dict()")
+    return {str(key): value for key, value in found.items()}
+
+
+def _refusal(message: str) -> str:
+    """The global that an unpickler refused, out of its advice."""
+    named = re.search(r"GLOBAL ([\w.]+)", message)
+    return f"it names {named[1]}" if named else "its pickle is not one of plain data"
