@@ -22,8 +22,10 @@ from saeval.passes import Pass, passes
 from saeval.plan import Cell, Plan
 from saeval.plugins import Failure
 from saeval.result import Result
-from saeval.scope import EvidenceTree, Scope, Target, added
+from saeval.scope import Scope
 from saeval.store import Store
+from saeval.target import Target
+from saeval.totals import EvidenceTree, added
 from saeval.values import Scalar, Value, named_values
 
 log = logging.getLogger("saeval")
@@ -182,7 +184,7 @@ class Engine:
             if target is not None and target.total is None:
                 raise Undefined("there are no rows to observe")
             totals = [target.total] if target is not None else []
-            conclusion = cell.metric.conclude(*totals, **scope.conclude(cell.conclude))  # type: ignore[attr-defined]
+            conclusion = scope.conclude(cell.metric.conclude, totals, cell.conclude)  # type: ignore[attr-defined]
             values = named_values(cell.metric.name, conclusion)
             result.values = {name: value.record() for name, value in values.items()}
             result.arrays = influences(values)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+log = logging.getLogger("saeval")
 
 
 class SaevalError(Exception):
@@ -35,6 +39,18 @@ class SuiteError(SaevalError):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(problems)
         super().__init__("\n".join(str(p) for p in self.problems))
+
+
+@contextmanager
+def blamed(what: str, origin: object) -> Iterator[None]:
+    """Errors of a plugin's own code while a suite is planned, as one `SaevalError` that names the plugin."""
+    try:
+        yield
+    except (SaevalError, Undefined, ValueError):  # meant for the user, as they stand
+        raise
+    except Exception as error:
+        log.debug("%s failed", what, exc_info=error)
+        raise SaevalError(f"{what} (plugin {origin}) failed: {type(error).__name__}: {error}") from error
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

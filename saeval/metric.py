@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -32,6 +33,24 @@ class Metric:
     """`pair`: everything that belongs to a batch comes as the list [chosen, rejected]."""
     interventions: Sequence[str] = ()
     """Names of the substitutes that `substitutes` returns; known before the run, so that passes can be counted."""
+
+
+def faults(metric: type[Metric]) -> str | None:
+    """Why a class is no usable metric, in a sentence; None for a sound one."""
+    name = getattr(metric, "name", None)
+    if not isinstance(name, str) or not name or "." in name:
+        return f"'name' is {name!r}; it must be text without dots"
+    if not isinstance(metric.version, int):
+        return f"'version' is {metric.version!r}; it must be a whole number"
+    if not callable(getattr(metric, "conclude", None)):
+        return "it has no method 'conclude'"
+    if metric.subject not in ("sae", "group") or metric.data not in ("stream", "pair"):
+        return (
+            f"'subject' is {metric.subject!r}, 'data' is {metric.data!r}; expected 'sae' or 'group', 'stream' or 'pair'"
+        )
+    if callable(getattr(metric, "observe", None)) and not list(inspect.signature(metric.conclude).parameters)[1:]:  # type: ignore[attr-defined]
+        return "it has 'observe', so 'conclude' must take the total"
+    return None
 
 
 def observe_requests(metric: Metric) -> list[str]:

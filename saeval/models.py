@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saeval.errors import Problem, SaevalError
+from saeval.errors import Problem, SaevalError, blamed
 from saeval.model import ModelSpec
 from saeval.plugins import code_identity
 from saeval.registry import Registry
@@ -37,7 +37,8 @@ def model_spec(suite: Suite, registry: Registry, dtype: str | None, problems: li
         if dtype is not None:
             entry["dtype"] = dtype
         found = registry.adapters.entry(chosen)
-        spec = found.thing().spec(entry)
+        with blamed(f"model adapter '{chosen}'", found.origin):
+            spec = found.thing().spec(entry)
         spec.code = code_identity(found.thing, found.origin)
         if use in registry.models:
             spec.name = use

@@ -9,7 +9,7 @@ from saeval.data import Dataset
 from saeval.fingerprint import digest_of
 from saeval.nodes import Node, closure, flattened
 from saeval.plan import Cell, Plan
-from saeval.scope import Target
+from saeval.target import Target
 
 
 @dataclass

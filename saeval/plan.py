@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from saeval.cell import Cell, subject_record
-from saeval.errors import Problem, SaevalError, SuiteError
+from saeval.errors import Problem, SaevalError, SuiteError, blamed
 from saeval.fingerprint import digest_of
 from saeval.graph import Graph
 from saeval.metric import Metric, substitute_requests
@@ -124,7 +124,8 @@ class _Planner:
         try:
             cls = self.registry.metrics[entry.name]
             params = validated(cls, entry.params, f"metric '{entry.name}'")
-            metric = cls(**params)
+            with blamed(f"metric '{entry.name}'", self.registry.metrics.entry(entry.name).origin):
+                metric = cls(**params)
             clash = [p for p in params if p in self.registry.quantities or p in LEAVES]
             if clash:
                 raise SaevalError(f"metric '{entry.name}': its parameter '{clash[0]}' has the name of a quantity")
@@ -180,7 +181,8 @@ class _Planner:
 
     def _graph(self, spec: ModelSpec | None, found: Streams, subjects: Subjects) -> Graph:
         try:
-            evaluation = found.evaluation
+            with blamed(f"data '{found.source.name}'", self.registry.data.entry(found.source.name).origin):
+                evaluation = found.evaluation
         except SaevalError as error:
             raise SuiteError([self.suite.problem(str(error), "data")]) from None
         if spec is not None and spec.context is not None and found.options and found.options.context > spec.context:

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from saeval.data import Source
 from saeval.errors import SaevalError, suggestion
-from saeval.metric import Metric
+from saeval.metric import Metric, faults
 from saeval.model import ModelAdapter, RegisteredModel
 from saeval.parameters import schema
 from saeval.plugins import Failure, Origin, Plugins
@@ -85,16 +85,19 @@ class Registry:
                 made = wrap(thing, origin)
                 name = made.name
                 if isinstance(made, type):
+                    if missing := getattr(made, "__abstractmethods__", None):
+                        raise TypeError(f"it lacks {', '.join(sorted(missing))}")
                     schema(made)  # a class whose parameters cannot be read would fail every listing
             except Exception as error:  # a plugin's own fault is told with its name
-                self.plugins.failures.append(Failure(origin, f"{kind} {thing!r}: {type(error).__name__}: {error}"))
+                shown = getattr(thing, "__qualname__", repr(thing))
+                self.plugins.failures.append(Failure(origin, f"{kind} {shown}: {type(error).__name__}: {error}"))
                 continue
             entries.append(Entry(name, made, origin))
         return Names(kind, entries, self.plugins.failures)
 
     @cached_property
     def metrics(self) -> Names[type[Metric]]:
-        return self._names("metric", "saeval_metrics", _subclass(Metric), _same)
+        return self._names("metric", "saeval_metrics", _subclass(Metric), _sound)
 
     @cached_property
     def quantities(self) -> Names[Quantity]:
@@ -135,6 +138,14 @@ class Registry:
 
 def _same(thing: Any, origin: Origin) -> Any:
     return thing
+
+
+def _sound(metric: type[Metric], origin: Origin) -> type[Metric]:
+    """A metric as it is, if suites can use it."""
+    fault = faults(metric)
+    if fault:
+        raise TypeError(fault)
+    return metric
 
 
 def _subclass(base: type) -> Callable[[Any], bool]:

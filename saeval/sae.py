@@ -82,12 +82,14 @@ class LiveSAE(Substitute):
         self.hook_name = str(hook_name)
         found: dict[str, Any] = {key: getattr(module, key, None) for key in ("W_enc", "b_enc", "W_dec", "b_dec")}
         self._weights = {key: value.detach() for key, value in found.items() if hasattr(value, "detach")}
+        self._dtype = _float_dtype(module, self._weights)
         decoder = self._weights.get("W_dec")
         self.d_in = int(decoder.shape[1] if decoder is not None else getattr(module, "d_in", 0))
         self.d_sae = int(decoder.shape[0]) if decoder is not None else getattr(module, "d_sae", None)
 
     def encode(self, activations: Tensor) -> Encoding:
-        encoded = self.module.encode(activations)
+        own = activations.to(self._dtype or activations.dtype, copy=True)  # a copy, since it may be written into
+        encoded = self.module.encode(own)
         return Encoding(*encoded) if isinstance(encoded, tuple) else Encoding(encoded)
 
     def decode(self, encoding: Encoding | None, activations: Tensor) -> Tensor:
@@ -98,7 +100,8 @@ class LiveSAE(Substitute):
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        return self._weights
+        """Copies: nothing that metrics do reaches the user's object."""
+        return {name: tensor.clone() for name, tensor in self._weights.items()}
 
     def fingerprint(self) -> str:
         """Hash of everything the object holds: tensors, numbers, names, configs, plain functions.
@@ -141,6 +144,12 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value):
         return _traits(value)
     return uuid.uuid4().hex
+
+
+def _float_dtype(module: Any, weights: Mapping[str, Tensor]) -> torch.dtype | None:
+    """What the object computes in: the dtype of its weights; None where it shows none."""
+    own = list(module.parameters()) if isinstance(module, nn.Module) else []
+    return next((t.dtype for t in [*weights.values(), *own] if t.is_floating_point()), None)
 
 
 def _metadata_hook(module: Any) -> str | None:

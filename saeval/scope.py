@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import traceback
+import copy
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from saeval.data import Batch, PairBatch
-from saeval.evidence import Evidence, Stamp
+from saeval.evidence import Stamp
 from saeval.model import Capture, Model
-from saeval.nodes import Argument, Constant, Node, closure, flattened
+from saeval.nodes import Argument, Constant, Node, closure
+from saeval.sharing import WrittenInPlaceError, called
+from saeval.target import Target
+from saeval.totals import EvidenceTree, added, stamped
 
-EvidenceTree = Evidence | dict[str, Evidence]
 
-
-@dataclass(eq=False)
-class Target:
-    """Something a pass sums: a cell's `observe`, or a fold."""
-
-    key: str
-    function: Callable[..., Any]
-    arguments: list[Mapping[str, Any]]
-    """One mapping of requests for each call a batch: one, or one a side for folds over pairs."""
-    order: int = 0
-    """Targets of one SAE stand together, so that its activations need not outlive them."""
-    total: EvidenceTree | None = None
-    error: Exception | None = None
-    trace: str | None = None
-    """The error's traceback as text: the error itself must not hold on to a batch's tensors."""
-    node: Node | None = None
-    """The fold, where this is one."""
-
-    def nodes(self) -> list[Node]:
-        return [n for call in self.arguments for a in call.values() for n in flattened(a)]
+class _Redo(BaseException):
+    """A shared value was written into: this batch's values cannot be used."""
 
 
 class _Failed:
@@ -63,6 +46,8 @@ class Scope:
     passes: int = 0
     """Forward passes made: clean, cut and resumed."""
     _lasting: dict[int, Any] = field(default_factory=dict)
+    _writers: dict[int, _Failed] = field(default_factory=dict)
+    """Nodes whose function wrote into what others share: never called again."""
 
     def __post_init__(self) -> None:
         self.arrange()
@@ -113,8 +98,19 @@ class Scope:
         """Resumed passes a batch, one for each node that asks for `resume`."""
         return sum(1 for n in self._nodes.values() if any(i.name == "resume" for i in n.inputs))
 
-    def run(self, batch: Batch | PairBatch) -> Iterator[tuple[Target, EvidenceTree]]:
-        """Evidence of every target that has not failed; a target that fails keeps its error and drops out."""
+    def run(self, batch: Batch | PairBatch) -> list[tuple[Target, EvidenceTree]]:
+        """Evidence of every target that has not failed; a target that fails keeps its error and drops out.
+
+        Where something wrote into what others share, the batch is done again without it.
+        """
+        while True:
+            try:
+                return list(self._run(batch))
+            except _Redo:
+                self._lasting.clear()
+                self.arrange()
+
+    def _run(self, batch: Batch | PairBatch) -> Iterator[tuple[Target, EvidenceTree]]:
         self._memo: dict[int, Any] = {}
         self._left = self._uses.copy()
         self._batch = batch
@@ -128,8 +124,7 @@ class Scope:
             try:
                 yield item, self._observe(item, stamp)
             except Exception as error:  # one bad cell fails alone
-                item.trace = "".join(traceback.format_exception(error))
-                item.error = error.with_traceback(None)
+                item.fail(error)
             for node in item.nodes():
                 self._release(node)
         self._memo.clear()
@@ -140,15 +135,29 @@ class Scope:
     def _observe(self, target: Target, stamp: Stamp) -> EvidenceTree:
         total: EvidenceTree | None = None
         for call in target.arguments:
-            observed = target.function(**{name: self._argument(a) for name, a in call.items()})
+            arguments = {name: self._argument(a) for name, a in call.items()}
+            try:
+                observed = called(target.function, arguments, "it")
+            except WrittenInPlaceError as error:
+                target.fail(error)
+                raise _Redo from None
             part = stamped(observed, stamp)
             total = part if total is None else added(total, part)
         assert total is not None
         return total
 
-    def conclude(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Values of requests that belong to no batch."""
-        return {name: self._argument(a) for name, a in arguments.items()}
+    def conclude(self, function: Callable[..., Any], totals: Sequence[Any], requests: Mapping[str, Any]) -> Any:
+        """`function(*totals, ...)` with the values of `requests`, none of which belongs to a batch."""
+        while True:
+            with suppress(_Redo):
+                arguments = {name: self._argument(a) for name, a in requests.items()}
+                break
+            self._lasting.clear()
+        try:
+            return called(functools.partial(function, *totals), arguments, "it")
+        except WrittenInPlaceError:
+            self._lasting.clear()
+            raise
 
     def _argument(self, argument: Any) -> Any:
         if isinstance(argument, list):
@@ -158,11 +167,13 @@ class Scope:
         return self._value(argument)
 
     def _value(self, node: Node) -> Any:
+        if node.serial in self._writers:
+            raise self._writers[node.serial].error
         memo = self._memo if "batch" in node.roots else self._lasting
         if node.serial not in memo:
             if node.quantity.fold:
-                memo[node.serial] = self._total(node)
-            elif node.quantity.gathered:
+                return self._total(node)
+            if node.quantity.gathered:
                 self._gather(node)
             else:
                 try:
@@ -177,15 +188,27 @@ class Scope:
         return value
 
     def _total(self, node: Node) -> Any:
+        """A copy for each consumer: arrays, unlike tensors, do not tell when they are written into."""
         if node.serial not in self.totals:
-            return _Failed(RuntimeError(f"fold '{node.name}' was not taken in an earlier pass"))
+            raise RuntimeError(f"fold '{node.name}' was not taken in an earlier pass")
         total = self.totals[node.serial]
-        return _Failed(total) if isinstance(total, Exception) else total
+        if isinstance(total, Exception):
+            raise _Failed(total).error
+        return copy.deepcopy(total)
 
     def _compute(self, node: Node) -> Any:
         if node.inputs or node.args or node.quantity.name == "sae":
-            return node.quantity.function(**{name: self._argument(a) for name, a in node.args.items()})
+            return self._called([node], {name: self._argument(a) for name, a in node.args.items()})
         return self._leaf(node)
+
+    def _called(self, nodes: Sequence[Node], arguments: Mapping[str, Any]) -> Any:
+        """The function of `nodes`; if it writes into its arguments, they fail for good and the batch is done again."""
+        quantity = nodes[0].quantity
+        try:
+            return called(quantity.function, arguments, f"'{quantity.name}'")
+        except WrittenInPlaceError as error:
+            self._writers.update({node.serial: _Failed(error) for node in nodes})
+            raise _Redo from None
 
     def _leaf(self, node: Node) -> Any:
         name = node.name
@@ -242,7 +265,7 @@ class Scope:
             *names, over = ready[0].args
             try:
                 leading = {name: self._argument(ready[0].args[name]) for name in names}
-                values = ready[0].quantity.function(**leading, **{over: last})
+                values = self._called(ready, {**leading, over: last})
             except Exception as error:  # the common part failed: so has every instance
                 values = [_Failed(error)] * len(ready)
             for node, value in zip(ready, values, strict=True):
@@ -270,31 +293,3 @@ def _leading(node: Node) -> tuple[Any, ...]:
 
 def _last(node: Node) -> Argument:
     return node.args[list(node.args)[-1]]
-
-
-def stamped(observed: Any, stamp: Stamp) -> EvidenceTree:
-    """An observation with its clusters; `TypeError` for what is no evidence."""
-    if isinstance(observed, Evidence):
-        return _storable(observed.stamp(stamp))
-    if isinstance(observed, dict) and observed and all(isinstance(v, Evidence) for v in observed.values()):
-        return {name: _storable(value.stamp(stamp)) for name, value in observed.items()}
-    raise TypeError(f"observe returned {type(observed).__name__}; return an Evidence such as Mean, or a dict of them")
-
-
-def _storable(evidence: Evidence) -> Evidence:
-    for name, array in evidence.state().items():
-        if np.asarray(array).dtype.hasobject:
-            kind = type(evidence).__name__
-            raise TypeError(f"'{name}' of {kind} is no array or number, so it could not be stored; make it one")
-    return evidence
-
-
-def added(total: EvidenceTree, part: EvidenceTree) -> EvidenceTree:
-    """The evidence of both; dicts are added name by name."""
-    if isinstance(total, dict) and isinstance(part, dict):
-        if total.keys() != part.keys():
-            raise TypeError(f"observe returned {sorted(part)} after {sorted(total)}: names may not change")
-        return {name: total[name] + part[name] for name in total}
-    if isinstance(total, Evidence) and isinstance(part, Evidence):
-        return total + part
-    raise TypeError("observe returned an Evidence once and a dict another time")

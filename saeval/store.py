@@ -16,7 +16,7 @@ import numpy as np
 from saeval.errors import SaevalError
 from saeval.evidence import Evidence
 from saeval.result import SCHEMA, Result
-from saeval.scope import EvidenceTree
+from saeval.totals import EvidenceTree
 
 MANIFEST = "manifest.json"
 

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from pydantic import ValidationError
 
 from saeval.data import Batch, Dataset, PairBatch, Source
-from saeval.errors import Problem, SaevalError, suggestion
+from saeval.errors import Problem, SaevalError, blamed, suggestion
 from saeval.fingerprint import digest_of
 from saeval.model import ModelSpec
 from saeval.packing import Split, TooFewSequencesError
@@ -134,7 +134,9 @@ def streams(
         common = {k: v for k, v in entry.items() if k in shared - own_names}
         if textual:
             _check_common(common)
-        return Streams(source_class(**own), common, spec, limit)
+        with blamed(f"data '{use}'", registry.data.entry(use).origin):
+            source = source_class(**own)
+        return Streams(source, common, spec, limit)
     except ParameterError as error:
         for key, sentence in error.faults:
             problems.append(suite.problem(sentence, "data", *([key] if key else [])))

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Mapping
 from typing import Any
 
-from saeval.errors import Problem, SaevalError, suggestion
+from saeval.errors import Problem, SaevalError, blamed, suggestion
 from saeval.fingerprint import digest_of
 from saeval.model import ModelSpec
 from saeval.parameters import ParameterError, parameter_names, validated
@@ -76,13 +76,16 @@ class Subjects:
         if name is None:
             path = reference.get("path")
             name = str(path).rstrip("/").split("/")[-1] if path else use
-        found = self.registry.loaders[use]().expand(reference)
+        loader = self.registry.loaders.entry(use)
+        with blamed(f"SAE format '{use}'", loader.origin):
+            found = loader.thing().expand(reference)
         return [self._load_later(f"{name}/{s}" if s else name, use, dict(one), hook_name) for s, one in found.items()]
 
     def _load_later(self, name: str, use: str, reference: dict[str, Any], hook_name: str | None = None) -> Subject:
         entry = self.registry.loaders.entry(use)
-        loader = entry.thing()
-        info = loader.info(reference)
+        with blamed(f"SAE format '{use}'", entry.origin):
+            loader = entry.thing()
+            info = loader.info(reference)
         hook_name = hook_name or info.hook_name
         if not hook_name:
             raise SaevalError(f"{name}: the checkpoint does not say its hook; add 'hook_name: blocks.N.hook_resid_pre'")
@@ -126,7 +129,8 @@ class Subjects:
                     raise SaevalError(f"a control needs 'use', one of: {', '.join(self.registry.controls.names())}")
                 control = self.registry.controls[use]
                 params = validated(control, given, f"control '{use}'")
-                copies = control(**params).copies
+                with blamed(f"control '{use}'", self.registry.controls.entry(use).origin):
+                    copies = control(**params).copies
                 parents = _chosen(saes, of, use)
             except ParameterError as error:
                 for key, sentence in error.faults:

@@ -14,7 +14,7 @@ import pytest
 from saeval import Metric, SaevalError, Scalar, cli, hookimpl
 from saeval.plugins import Plugins
 from saeval.registry import Registry
-from saeval.testing import check_metric, tiny_plugins
+from saeval.testing import check_metric, evaluate_tiny, tiny_plugins
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 DEAD = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class DeadFeatures" in block)
@@ -159,6 +159,84 @@ def test_a_hook_that_raises_or_returns_no_list_is_a_failure_of_its_plugin_alone(
     assert "return a list" in told["Returns"]
     assert "did you mean 'saeval_metrics'?" in told["Misspells"]
     assert "is no control" in told["WrongThing"]
+
+
+class Unfinished(Metric):
+    name, version = "unfinished", 1
+
+    def observe(self, mask):
+        return None
+
+
+class Nameless(Metric):
+    version = 1
+
+    def conclude(self, W_dec):
+        return Scalar(0.0)
+
+
+class Forgetful(Metric):
+    name, version = "forgetful", 1
+
+    def observe(self, mask):
+        return None
+
+    def conclude(self):
+        return Scalar(0.0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (Unfinished, "it has no method 'conclude'"),
+        (Nameless, "'name' is None"),
+        (Forgetful, "'conclude' must take the total"),
+    ],
+)
+def test_a_malformed_metric_is_named_and_harms_nothing(metric, said):
+    plugins = tiny_plugins(metric)
+    assert "l0" in Registry(plugins).metrics
+    assert any(metric.__name__ in f.error and said in f.error for f in plugins.failures)
+    with pytest.raises(SaevalError, match=f"unknown metric 'unfinished'.*{said}|unknown metric 'unfinished'"):
+        evaluate_tiny(["unfinished"], metric)
+    assert evaluate_tiny(["l0"], metric).value("l0.l0")["value"] > 0
+
+
+def test_a_plugins_own_bug_while_planning_is_one_sentence_that_names_it(tmp_path):
+    from saeval.sae import SAELoader
+
+    class Buggy(SAELoader):
+        name = "buggy"
+
+        def info(self, reference):
+            return {}["d_in"]
+
+        def load(self, reference, device, dtype):
+            raise NotImplementedError
+
+    class Half(SAELoader):
+        name = "half"
+
+        def info(self, reference):
+            raise NotImplementedError
+
+    class Brings:
+        @hookimpl
+        def saeval_sae_loaders(self):
+            return [Buggy, Half]
+
+    from saeval.testing import TinyModel, evaluate, register_rows, tiny_tokens
+
+    plugins = tiny_plugins()
+    plugins.add(Brings(), "brings")
+    data = register_rows("buggy", tiny_tokens())
+    run = {"model": TinyModel(), "data": data, "metrics": ["l0"], "plugins": plugins}
+    with pytest.raises(
+        SaevalError, match=r"^suite.*'buggy' \(plugin brings:brings\) failed: KeyError|'buggy' \(plugin"
+    ):
+        evaluate(saes=[{"use": "buggy"}], **run)
+    with pytest.raises(SaevalError, match="unknown SAE format 'half'.*it lacks load"):
+        evaluate(saes=[{"use": "half"}], **run)
 
 
 def test_notifications_reach_plugins_and_a_failing_one_costs_nothing():

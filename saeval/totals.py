@@ -1,0 +1,39 @@
+"""Sums of what `observe` returns: one evidence, or a dict of them by name."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from saeval.evidence import Evidence, Stamp
+
+EvidenceTree: TypeAlias = "Evidence | dict[str, Evidence]"
+
+
+def stamped(observed: Any, stamp: Stamp) -> EvidenceTree:
+    """An observation with its clusters; `TypeError` for what is no evidence."""
+    if isinstance(observed, Evidence):
+        return _storable(observed.stamp(stamp))
+    if isinstance(observed, dict) and observed and all(isinstance(v, Evidence) for v in observed.values()):
+        return {name: _storable(value.stamp(stamp)) for name, value in observed.items()}
+    raise TypeError(f"observe returned {type(observed).__name__}; return an Evidence such as Mean, or a dict of them")
+
+
+def _storable(evidence: Evidence) -> Evidence:
+    for name, array in evidence.state().items():
+        if np.asarray(array).dtype.hasobject:
+            kind = type(evidence).__name__
+            raise TypeError(f"'{name}' of {kind} is no array or number, so it could not be stored; make it one")
+    return evidence
+
+
+def added(total: EvidenceTree, part: EvidenceTree) -> EvidenceTree:
+    """The evidence of both; dicts are added name by name."""
+    if isinstance(total, dict) and isinstance(part, dict):
+        if total.keys() != part.keys():
+            raise TypeError(f"observe returned {sorted(part)} after {sorted(total)}: names may not change")
+        return {name: total[name] + part[name] for name in total}
+    if isinstance(total, Evidence) and isinstance(part, Evidence):
+        return total + part
+    raise TypeError("observe returned an Evidence once and a dict another time")

@@ -1,0 +1,122 @@
+"""Values that cells share: whoever writes into them fails alone, and nobody else sees a wrong number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from saeval import Mean, Metric, Scalar
+from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
+
+OTHERS = ["l0", "reconstruction", {"ce": {"as": "ce"}}]
+
+
+class Eraser(Metric):
+    """Zeroes the activations it is shown."""
+
+    name, version = "eraser", 1
+
+    def observe(self, activations, mask):
+        return Mean.of(activations.zero_().sum(-1), mask)
+
+    def conclude(self, total):
+        return Scalar(total.value)
+
+
+class Raiser(Metric):
+    """Writes, and then raises something else."""
+
+    name, version = "raiser", 1
+
+    def observe(self, mask, reconstruction):
+        reconstruction.add_(1)
+        raise ValueError("after the deed")
+
+    def conclude(self, total):
+        return Scalar(total.value)
+
+
+class Normaliser(Metric):
+    """Normalises the decoder's rows in place: a weights-only metric."""
+
+    name, version = "normaliser", 1
+
+    def conclude(self, W_dec):
+        W_dec *= 2 / W_dec.norm(dim=1, keepdim=True)
+        return Scalar(float(W_dec.norm(dim=1).mean()))
+
+
+class DecoderNorm(Metric):
+    """Mean norm of the decoder's rows."""
+
+    name, version = "decoder_norm", 1
+
+    def conclude(self, W_dec):
+        return Scalar(float(W_dec.norm(dim=1).mean()))
+
+
+def doubled(feature_acts):
+    """Feature activations, doubled in place."""
+    return feature_acts.mul_(2)
+
+
+class Doubled(Metric):
+    """Asks for a quantity that writes."""
+
+    name, version = "doubled", 1
+
+    def observe(self, doubled, mask):
+        return Mean.of(doubled.sum(-1), mask)
+
+    def conclude(self, total):
+        return Scalar(total.value)
+
+
+def values(results):
+    return {(r.metric, r.subject, name): v.get("value") for r in results for name, v in r.values.items()}
+
+
+@pytest.fixture(scope="module")
+def honest():
+    return values(evaluate_tiny(OTHERS, batch_size=7))
+
+
+@pytest.mark.parametrize("culprit", [Eraser, Raiser, Doubled])
+def test_a_metric_that_writes_in_place_fails_alone_and_changes_no_other_number(culprit, honest):
+    quantities = [doubled] if culprit is Doubled else []
+    results = evaluate_tiny([culprit.name, *OTHERS], culprit, quantities=quantities, batch_size=7)
+    (failed,) = results.failed
+    assert failed.metric == culprit.name
+    assert "writes in place into" in failed.reason
+    assert "clone()" in failed.reason
+    assert {k: v for k, v in values(results).items() if k[0] != culprit.name} == honest
+
+
+def test_weights_written_into_are_fresh_for_the_next_cell_and_the_users_object_is_untouched():
+    sae = TinySAE()
+    before = sae.W_dec.clone()
+    results = evaluate_tiny(["normaliser", "decoder_norm"], Normaliser, DecoderNorm, saes=[sae])
+    assert [r.metric for r in results.failed] == ["normaliser"]
+    assert results.value("decoder_norm.decoder_norm")["value"] == pytest.approx(1, abs=1e-6)
+    assert torch.equal(sae.W_dec, before)
+
+
+class Centring(TinySAE):
+    """An SAE that centres its input in place, as notebooks do."""
+
+    def encode(self, x):
+        x -= 1
+        return super().encode(x)
+
+
+def test_a_live_sae_may_write_into_its_own_copy_of_the_activations(honest):
+    results = evaluate_tiny(OTHERS, saes={"tinysae": TinySAE(), "centring": Centring()}, batch_size=7)
+    assert not results.failed
+    found = {k: v for k, v in values(results).items() if k[1] == "tinysae"}
+    assert found == honest
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_live_sae_computes_in_its_own_dtype_whatever_the_models(dtype):
+    results = evaluate_tiny(OTHERS, model=TinyModel(dtype=dtype), rows=tiny_tokens(), saes=[TinySAE()])
+    assert [r.status for r in results] == ["ok"] * len(results)
