@@ -197,8 +197,9 @@ def test_a_malformed_metric_is_named_and_harms_nothing(metric, said):
     plugins = tiny_plugins(metric)
     assert "l0" in Registry(plugins).metrics
     assert any(metric.__name__ in f.error and said in f.error for f in plugins.failures)
-    with pytest.raises(SaevalError, match=f"unknown metric 'unfinished'.*{said}|unknown metric 'unfinished'"):
-        evaluate_tiny(["unfinished"], metric)
+    name = getattr(metric, "name", None) or "nameless"
+    with pytest.raises(SaevalError, match=f"unknown metric '{name}'.*{re.escape(said)}"):
+        evaluate_tiny([name], metric)
     assert evaluate_tiny(["l0"], metric).value("l0.l0")["value"] > 0
 
 
@@ -231,11 +232,9 @@ def test_a_plugins_own_bug_while_planning_is_one_sentence_that_names_it(tmp_path
     plugins.add(Brings(), "brings")
     data = register_rows("buggy", tiny_tokens())
     run = {"model": TinyModel(), "data": data, "metrics": ["l0"], "plugins": plugins}
-    with pytest.raises(
-        SaevalError, match=r"^suite.*'buggy' \(plugin brings:brings\) failed: KeyError|'buggy' \(plugin"
-    ):
+    with pytest.raises(SaevalError, match=r"SAE format 'buggy' \(plugin brings:brings\) failed: KeyError: 'd_in'"):
         evaluate(saes=[{"use": "buggy"}], **run)
-    with pytest.raises(SaevalError, match="unknown SAE format 'half'.*it lacks load"):
+    with pytest.raises(SaevalError, match=r"unknown SAE format 'half'.*it lacks load"):
         evaluate(saes=[{"use": "half"}], **run)
 
 
@@ -291,7 +290,7 @@ def test_a_plugins_check_stops_the_run():
 @pytest.mark.parametrize("name", ["l0", "density", "reconstruction", "ce", "kl"])
 def test_every_metric_passes_the_conformance_check(name):
     metric = Registry(Plugins()).metrics[name]
-    values = check_metric(metric, tolerance=2e-6, controls=["identity", "zero", "mean"])
+    values = check_metric(metric, controls=["identity", "zero", "mean"])
     assert any(value is not None for value in values.values())
 
 

@@ -6,11 +6,19 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torch.nn.modules.module import register_module_forward_hook
 
 import saeval
 import saeval_testbed
+from saeval.plan import Options, plan
+from saeval.plugins import Plugins
+from saeval.registry import Registry
+from saeval.suite import validate
+from saeval.suitefile import Marks
+from saeval.testing import evaluate, register_rows, tiny_plugins
+from saeval.tokens import TokenDataset
 
 DATA = {"use": "python-stdlib", "context": 64, "sequences": 48}
 MODEL = {"use": "testbed"}
@@ -43,6 +51,47 @@ def test_the_truths_hold_on_a_trained_model(results):
     assert value(results, "ce_zero.recovered", "zero") == 0
     assert value(results, "kl.kl_score", "mean") == 0
     assert value(results, "reconstruction.explained_variance", "mean") == pytest.approx(0, abs=1e-6)
+
+
+def rows_of(order=None, padding=0):
+    """The suite's own rows as data that the model is not told the text of, in an order and padding of choice."""
+    found = plan(
+        validate({"suite": "s", "model": MODEL, "data": DATA, "saes": ["testbed/relu-5"], "metrics": ["l0"]}, Marks("s")),
+        Registry(Plugins()), Options(),
+    ).streams  # fmt: skip
+    rows = found.evaluation
+    order = np.arange(24) if order is None else order
+    rows = TokenDataset(rows.tokens[order], rows.documents[order], rows.clusters[order], rows.excluded)
+    return rows.padded(padding), found.fit
+
+
+@pytest.mark.slow
+def test_batch_size_order_and_padding_change_no_mean_on_a_trained_model():
+    shuffled = np.random.default_rng(0).permutation(24)
+    runs = [
+        ("batch size 32", rows_of(), 32),
+        ("batch size 1", rows_of(), 1),
+        ("batch size 7", rows_of(), 7),
+        ("another order", rows_of(shuffled), 7),
+        ("padding", rows_of(padding=9), 7),
+    ]
+    first = {}
+    for label, (rows, fit), size in runs:
+        found = evaluate(
+            model="testbed", saes=["testbed/relu-5", "testbed/topk-16"], data=register_rows(label, rows, fit),
+            metrics=["l0", "density", "reconstruction", "ce", {"ce": {"ablation": "zero", "as": "ce_zero"}}, "kl"],
+            controls=["identity", "zero", "mean"], batch_size=size, plugins=tiny_plugins(),
+        )  # fmt: skip
+        assert not found.failed
+        for result in found:
+            for name, record in result.values.items():
+                if record.get("value") is None:
+                    continue
+                key = (result.metric, result.subject, name)
+                assert record["value"] == pytest.approx(first.setdefault(key, record["value"]), rel=1e-6, abs=1e-6), (
+                    f"{key} with {label}"
+                )
+    assert len(first) > 60
 
 
 def test_the_ladder_trades_l0_for_loss(results):
