@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeval.engine import Engine, Progress
 from saeval.errors import Problem, SaevalError, SuiteError, suggestion
+from saeval.hookspecs import hookimpl
 from saeval.leaderboard import Board, from_results
+from saeval.metric import Metric
 from saeval.model import ModelSpec
 from saeval.plan import Options, Plan, plan
 from saeval.plugins import Plugins, code_identity
@@ -21,6 +24,9 @@ from saeval.suitefile import Marks
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_OWN = ("model", "saes", "data", "metrics", "controls", "groups", "tokenizer", "out", "name", "plugins")
 
 
 class Results(Sequence[Result]):
@@ -152,7 +158,7 @@ def evaluate(
     model: Any = None,
     saes: Sequence[Any] | Mapping[str, Any],
     data: str | Mapping[str, Any],
-    metrics: Sequence[str | Mapping[str, Any]],
+    metrics: Sequence[str | Mapping[str, Any] | type[Metric]],
     controls: Sequence[str | Mapping[str, Any]] = (),
     groups: Mapping[str, Sequence[str]] | None = None,
     tokenizer: Any = None,
@@ -165,8 +171,9 @@ def evaluate(
 
     `model` is a loaded transformers model, a TransformerBridge, or what a suite's `model:` takes;
     `saes` a list (or a mapping by name) of registered names, `saes:` entries, objects with `encode`
-    and `decode`, or `(object, hook_name)` pairs. The rest is as in a suite. Without `out` nothing
-    is kept.
+    and `decode`, or `(object, hook_name)` pairs; `metrics` a list of names, of one-key mappings with
+    parameters, and of `Metric` classes. The rest is as in a suite. Without `out` nothing is kept.
+    Raises `SaevalError` for whatever is wrong with these.
     """
     import tempfile
 
@@ -174,7 +181,7 @@ def evaluate(
     body: dict[str, Any] = {
         "suite": name,
         "data": data if isinstance(data, str) else dict(data),
-        "metrics": [m if isinstance(m, str) else dict(m) for m in metrics],
+        "metrics": _metric_entries(metrics, registry.plugins),
         "controls": [c if isinstance(c, str) else dict(c) for c in controls],
         "groups": {k: list(v) for k, v in (groups or {}).items()},
     }
@@ -190,6 +197,10 @@ def evaluate(
         raise SaevalError("a live model has its dtype already; convert it yourself, or leave out dtype=")
     if live_model is not None:
         suite.live_model = _wrap(live_model, tokenizer, registry)
+    known = [f.name for f in fields(Options)]
+    for option in options:
+        if option not in known:
+            raise SaevalError(f"evaluate: unknown option '{option}'{suggestion(option, [*known, *_OWN])}")
     made = plan(suite, registry, Options(**options))
     if out is not None:
         return execute(made, out)
@@ -197,8 +208,39 @@ def evaluate(
         return execute(made, folder)
 
 
+def _metric_entries(metrics: Sequence[Any], plugins: Plugins) -> list[Any]:
+    """Suite entries; classes are registered as a plugin of their own."""
+    if isinstance(metrics, str | Mapping) or not isinstance(metrics, Sequence):
+        raise SaevalError(f"evaluate: metrics is a list, such as metrics=['ce', 'l0']; got {metrics!r}")
+    entries: list[Any] = []
+    for metric in metrics:
+        if isinstance(metric, type) and issubclass(metric, Metric):
+            plugins.add(_Supplied(metric), f"metrics={metric.__qualname__}")
+            entries.append(getattr(metric, "name", metric.__qualname__))
+        elif isinstance(metric, str | Mapping):
+            entries.append(metric if isinstance(metric, str) else dict(metric))
+        else:
+            raise SaevalError(f"evaluate: a metric is a name, a mapping or a Metric class; got {metric!r}")
+    return entries
+
+
+class _Supplied:
+    """A metric class handed over from Python, as a plugin."""
+
+    def __init__(self, metric: type[Metric]) -> None:
+        self._metric = metric
+
+    @hookimpl
+    def saeval_metrics(self) -> list[type[Metric]]:
+        return [self._metric]
+
+
 def _split(saes: Sequence[Any] | Mapping[str, Any]) -> tuple[list[Any], dict[str, LiveSAE]]:
     """Suite entries, and live objects by name."""
+    if isinstance(saes, str) or not isinstance(saes, Mapping | Sequence):
+        raise SaevalError(
+            "evaluate: saes is a list or a mapping by name, such as saes=[(sae, 'blocks.2.hook_resid_pre')]"
+        )
     named = list(saes.items()) if isinstance(saes, Mapping) else [(None, sae) for sae in saes]
     entries: list[Any] = []
     live: dict[str, LiveSAE] = {}
@@ -210,6 +252,10 @@ def _split(saes: Sequence[Any] | Mapping[str, Any]) -> tuple[list[Any], dict[str
         elif isinstance(sae, Mapping):
             entries.append({**sae, **({"name": name} if name else {})})
         else:
+            if isinstance(sae, tuple) and len(sae) != 2:
+                raise SaevalError(
+                    f"evaluate: an SAE with its hook is a pair (object, hook_name); got {len(sae)} things"
+                )
             module, hook_name = sae if isinstance(sae, tuple) else (sae, None)
             base = name or type(module).__name__.lower()
             label = base if base not in live else f"{base}-{sum(n.startswith(base) for n in live)}"

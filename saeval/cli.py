@@ -154,17 +154,21 @@ def _run(arguments: argparse.Namespace) -> int:
     plans = [prepare(suite, registry, _options(arguments), arguments.set) for suite in arguments.suites]
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
-    code = OK
+    code, boards = OK, []
+    told = len(registry.plugins.failures)
     try:
         for made in plans:
             results = execute(made, arguments.out, progress())
-            print(writer.write(results.boards()))
+            boards += results.boards()
             done = f"{len(results)} cells, {results.forward_passes} forward passes; results in {results.folder}"
-            print(f"\n{done}" if arguments.format == "md" else done, file=sys.stderr)
+            print(done, file=sys.stderr)
             if results.failed:
                 hint = f"saeval show {results.folder}/KEY.json has the traceback"
                 print(f"{len(results.failed)} of {len(results)} cells failed; {hint}", file=sys.stderr)
                 code = SOME_FAILED
+        print(writer.write(boards))
+        for failure in registry.plugins.failures[told:]:
+            print(f"plugin {failure}", file=sys.stderr)
     except KeyboardInterrupt:
         words = shlex.join(sys.argv[1:])
         print(f"\ninterrupted; finished work is kept. Resume with: saeval {words}", file=sys.stderr)

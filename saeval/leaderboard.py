@@ -98,6 +98,7 @@ def boards(folders: Iterable[Path | str], *, include_limited: bool = False) -> l
     results: list[Result] = []
     settings: dict[str, Any] = {}
     titles: list[str] = []
+    unfinished: list[str] = []
     for folder in folders:
         store = Store(folder)
         manifest = store.manifest()
@@ -108,12 +109,20 @@ def boards(folders: Iterable[Path | str], *, include_limited: bool = False) -> l
             )
         titles.append(manifest["suite"])
         settings = settings or manifest["leaderboard"]
+        absent = 0
         for listed in manifest["cells"]:
             result = store.read(listed["key"], arrays=True)
-            result = result or Result(listed["key"], "failed", {}, reason="not computed: the run did not finish")
+            absent += result is None
+            result = result or Result(listed["key"], "missing", {})
             result.cell = listed["cell"]
             results.append(result)
-    return from_results(results, " + ".join(dict.fromkeys(titles)), settings)
+        if absent:
+            share = f"{absent} of {len(manifest['cells'])} cells of '{manifest['suite']}'"
+            unfinished.append(f"{share} are not computed yet; run it again to go on where it stopped")
+    made = from_results(results, " + ".join(dict.fromkeys(titles)), settings)
+    for board in made:
+        board.warnings += unfinished
+    return made
 
 
 def from_results(results: Sequence[Result], title: str, settings: Mapping[str, Any]) -> list[Board]:

@@ -12,7 +12,7 @@ from saeval.errors import SaevalError, suggestion
 from saeval.nodes import LEAVES
 from saeval.parameters import schema
 from saeval.registry import Entry, Names, Registry
-from saeval.store import MANIFEST, Store
+from saeval.store import LIMITED, MANIFEST, Store
 
 
 def listing(registry: Registry, kind: str) -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ def show(what: str, registry: Callable[[], Registry]) -> str:
 
 def _folder(path: Path) -> str:
     store = Store(path)
-    if not (path / MANIFEST).exists():
+    if not any((path / name).exists() for name in (MANIFEST, LIMITED)):
         inner = [p.parent.name for p in sorted(path.glob(f"*/{MANIFEST}"))]
         near = f"; its suites: {', '.join(inner)}" if inner else ""
         raise SaevalError(f"{path}: no {MANIFEST} here{near}")

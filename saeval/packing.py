@@ -85,6 +85,10 @@ class Packer:
         self.separator = next((token for token in (eos, bos) if token is not None), 0)
         named = [self._special(word) if isinstance(word, str) else word for word in options.exclude]
         self.excluded = sorted({token for token in named if token is not None})
+        size = len(self.tokenizer) if hasattr(self.tokenizer, "__len__") else None
+        beyond = [token for token in [*self.excluded, *self.prefix] if size is not None and token >= size]
+        if beyond:
+            raise SaevalError(f"data: token id {beyond[0]} is beyond the tokenizer's {size} tokens")
         self._names: list[str] = []
 
     def _special(self, word: str) -> int | None:

@@ -11,12 +11,12 @@ import numpy as np
 from saeval.estimate import Estimate
 
 SCHEMA = 1
-Status = Literal["ok", "undefined", "failed"]
+Status = Literal["ok", "undefined", "failed", "missing"]
 
 
 @dataclass
 class Result:
-    """A finished cell. `undefined` and `failed` ones say why in `reason`."""
+    """A finished cell. `undefined` and `failed` ones say why in `reason`; a `missing` one is not on disk."""
 
     key: str
     status: Status

@@ -18,7 +18,7 @@ from saeval.evidence import Evidence
 from saeval.result import SCHEMA, Result
 from saeval.totals import EvidenceTree
 
-MANIFEST = "manifest.json"
+MANIFEST, LIMITED = "manifest.json", "manifest.limited.json"
 
 
 class Store:
@@ -53,17 +53,20 @@ class Store:
         _write(self.folder / f"{result.key}.json", text.encode())
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        _write(self.folder / MANIFEST, (json.dumps(finite(manifest), indent=1) + "\n").encode())
+        """A limited run keeps its own, so that trying a suite leaves the whole run's leaderboard as it was."""
+        name = MANIFEST if manifest["limit"] is None else LIMITED
+        _write(self.folder / name, (json.dumps(finite(manifest), indent=1) + "\n").encode())
 
     def manifest(self) -> dict[str, Any]:
-        """The last run's manifest; `SaevalError` where the folder holds none."""
+        """The manifest of the last whole run, else of the last limited one; `SaevalError` where there is neither."""
+        path = next((p for name in (MANIFEST, LIMITED) if (p := self.folder / name).exists()), None)
+        if path is None:
+            raise SaevalError(f"{self.folder}: no {MANIFEST} here; run a suite first, or name its folder")
         try:
-            found: dict[str, Any] = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return found
-        except FileNotFoundError:
-            raise SaevalError(f"{self.folder}: no {MANIFEST} here; run a suite first, or name its folder") from None
         except (OSError, ValueError) as error:
-            raise SaevalError(f"{self.folder / MANIFEST}: not readable ({error}); run the suite again") from None
+            raise SaevalError(f"{path}: not readable ({error}); run the suite again") from None
 
     def fold(self, digest: str) -> EvidenceTree | None:
         """A stored fold; None where there is none."""

@@ -83,6 +83,23 @@ def test_limited_runs_are_marked_and_kept_out(suite, capsys):
     assert cli.main(["leaderboard", "results/small"]) == 2
     assert "limited to 4 sequences" in capsys.readouterr().err
     assert cli.main(["leaderboard", "results/small", "--include-limited"]) == 0
+    assert cli.main(["run", suite]) == 0
+    whole = capsys.readouterr().out.split("## small")[-1]
+    assert cli.main(["run", suite, "--limit", "3"]) == 0  # trying again leaves the whole run's leaderboard as it was
+    capsys.readouterr()
+    assert cli.main(["leaderboard", "results/small"]) == 0
+    assert capsys.readouterr().out == f"## small{whole}"
+
+
+def test_several_suites_print_one_document(suite, tmp_path, capsys):
+    (tmp_path / "other.yaml").write_text(SUITE.replace("suite: small", "suite: other").replace("[l0, ce]", "[l0]"))
+    assert cli.main(["run", suite, "other.yaml", "--set", "leaderboard={}", "--format", "json"]) == 0
+    assert {row["suite"] for row in json.loads(capsys.readouterr().out)} == {"small", "other"}
+
+
+def test_an_excluded_id_beyond_the_vocabulary_is_refused(suite, capsys):
+    assert cli.main(["run", suite, "--set", "data.exclude=[99999]"]) == 2
+    assert "token id 99999 is beyond the tokenizer's 4096 tokens" in capsys.readouterr().err
 
 
 def test_a_crashing_metric_exits_1_and_the_table_shows_it(suite, tmp_path, capsys):

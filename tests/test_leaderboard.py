@@ -130,7 +130,7 @@ def test_an_unfinished_cell_has_a_row_that_says_so(tmp_path):
     (tmp_path / "evaluate" / f"{results[0].key}.json").unlink()
     (board,) = boards([tmp_path / "evaluate"])
     assert Store(tmp_path / "evaluate").read(results[0].key) is None
-    assert any("did not finish" in note for note in board.notes)
+    assert any("1 of 2 cells of 'evaluate' are not computed yet" in note for note in board.notes)
 
 
 def test_results_as_a_frame():

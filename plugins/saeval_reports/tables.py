@@ -50,11 +50,13 @@ def _markdown(board: Board) -> str:
     if board.limited:
         text.insert(1, "**Limited run: not comparable with others.**")
     legend = "± is one standard error, clustered by document; ↓ lower is better, ↑ higher is better"
-    ranks = f"; ranks by {board.rank_by}, ties share a rank" if ranked else ""
+    ranks = f"; a rank is 1 + the SAEs better in {board.rank_by} by a paired difference sure at 95%" if ranked else ""
     controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
     text.append(f"{where}{legend}{ranks}{controls}.")
     notes = [f"- {note}" for note in board.notes]
-    if (data.get("clusters") or FEW_CLUSTERS) < FEW_CLUSTERS:
+    if data.get("clusters") == 1:
+        notes.insert(0, "- one document: no error bars, since the document is the unit of independence")
+    elif (data.get("clusters") or FEW_CLUSTERS) < FEW_CLUSTERS:
         notes.insert(0, f"- fewer than {FEW_CLUSTERS} documents: error bars and intervals are themselves unreliable")
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
 
@@ -68,7 +70,7 @@ def _number(entry: Entry | None) -> str:
     if entry is None:
         return ""
     if entry.value is None:
-        return {"failed": "FAILED", "undefined": "–"}.get(entry.status, "")
+        return {"failed": "FAILED", "undefined": "–", "missing": "…"}.get(entry.status, "")
     if entry.stderr is None:
         return f"{entry.value:.4g}"
     if entry.stderr <= 1e-9 * max(1.0, abs(entry.value)):  # rounding, not sampling
