@@ -126,10 +126,12 @@ def _document(name: str, registry: Registry) -> str:
             return _page(names.kind, entry)
     if name in LEAVES:
         return f"quantity {name} (saeval:engine)\n\n{LEAVES[name]}"
+    if name.split(".")[0] in registry.metrics:  # a column, `metric.value`
+        return _document(name.split(".")[0], registry)
     known = [n for names in kinds for n in names.names()] + list(LEAVES)
-    raise SaevalError(
-        f"'{name}' is neither a results folder, a result, nor a known name{suggestion(name, known)[:300]}"
-    )
+    near = suggestion(name, known)
+    near = near if "did you mean" in near else "; `saeval ls metrics` and its like list what there is"
+    raise SaevalError(f"'{name}' is neither a results folder, a result, nor a known name{near}")
 
 
 def _page(kind: str, entry: Entry[Any]) -> str:

@@ -45,7 +45,8 @@ def model_spec(suite: Suite, registry: Registry, dtype: str | None, problems: li
         return spec
     except SaevalError as error:
         place = "adapter" if adapter and "adapter" in str(error) else "use"
-        problems.append(suite.problem(str(error), "model", place))
+        asked = dtype is not None and "'dtype'" in str(error)
+        problems.append(Problem(f"--dtype {dtype}: {error}") if asked else suite.problem(str(error), "model", place))
         return None
 
 

@@ -25,6 +25,11 @@ def _operations_a_second(device: str) -> float:
     return best
 
 
+def _excluded(plan: Plan) -> str:
+    left_out = plan.streams.evaluation.describe().get("excluded")
+    return f"; token ids outside the mask: {', '.join(map(str, left_out))}" if left_out else ""
+
+
 def outline(plan: Plan, store: Store) -> str:
     """A text: what a run would do now, given what is stored."""
     pending = [c for c in plan.cells if plan.options.fresh or not store.has(c.key)]
@@ -34,7 +39,7 @@ def outline(plan: Plan, store: Store) -> str:
     lines = [
         f"suite {plan.name}: no problems found",
         f"  {len(plan.cells)} cells, {len(plan.cells) - len(pending)} of them stored; {len(plan.subjects)} substitutes",
-        f"  data: {rows} sequences of {plan.streams.evaluation.n_clusters} documents",
+        f"  data: {rows} sequences of {plan.streams.evaluation.n_clusters} documents{_excluded(plan)}",
     ]
     total = 0
     for index, one in enumerate(passes(plan, pending, stored, memory_budget(plan.options.device)), 1):

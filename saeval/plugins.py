@@ -66,7 +66,10 @@ class Plugins:
             if not path.is_file():
                 raise SaevalError(f"--plugin {path}: no such file")
             origin = Origin(str(path), path.stem, hashlib.sha256(path.read_bytes()).hexdigest()[:16], True)
+            before = len(self.failures)
             self._register(origin, functools.partial(_load_file, path))
+            if len(self.failures) > before and str(origin) not in self.origins:
+                raise SaevalError(f"--plugin {path}: {self.failures[-1].error}")
 
     def add(self, plugin: object, name: str) -> None:
         """Register an object with hook implementations, such as a test's own module."""

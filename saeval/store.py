@@ -61,7 +61,9 @@ class Store:
         """The manifest of the last whole run, else of the last limited one; `SaevalError` where there is neither."""
         path = next((p for name in (MANIFEST, LIMITED) if (p := self.folder / name).exists()), None)
         if path is None:
-            raise SaevalError(f"{self.folder}: no {MANIFEST} here; run a suite first, or name its folder")
+            raise SaevalError(
+                f"{self.folder}: no {MANIFEST} here; run the suite first, and name its folder of results, OUT/SUITE"
+            )
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return found

@@ -165,16 +165,21 @@ def test_every_kind_is_listed(kind, capsys):
     assert all({"name", "description", "from"} <= set(row) for row in rows)
 
 
-@pytest.mark.parametrize("name", ["ce", "feature_acts", "activations", "testbed/relu-5", "python-stdlib", "mean"])
+@pytest.mark.parametrize(
+    "name", ["ce", "feature_acts", "activations", "testbed/relu-5", "python-stdlib", "mean", "ce.recovered"]
+)
 def test_every_name_can_be_shown(name, capsys):
     assert cli.main(["show", name]) == 0
-    assert name in capsys.readouterr().out
+    assert name.split(".")[0] in capsys.readouterr().out
 
 
 def test_wrong_commands_exit_2(capsys, tmp_path):
     assert cli.main(["show", "cee"]) == 2
     assert "did you mean 'ce'?" in capsys.readouterr().err
     assert cli.main(["leaderboard", str(tmp_path)]) == 2
+    capsys.readouterr()
+    assert cli.main(["check", "quickstart", "--dtype", "float17"]) == 2
+    assert capsys.readouterr().err.startswith("--dtype float17: ")
     assert cli.main(["run", "quickstart", "--format", "xml"]) == 2
     assert "unknown report format 'xml'" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:

@@ -98,6 +98,9 @@ def test_a_plugin_file_is_loaded_by_name(tmp_path, capsys):
     assert "dead_features" in capsys.readouterr().out
     assert cli.main(["ls", "metrics", "--plugin", str(tmp_path / "none.py")]) == 2
     assert "no such file" in capsys.readouterr().err
+    file.write_text("def (")
+    assert cli.main(["ls", "metrics", "--plugin", str(file)]) == 2
+    assert "SyntaxError" in capsys.readouterr().err
 
 
 class _Claimant:
