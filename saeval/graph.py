@@ -124,12 +124,12 @@ class Graph:
         self._interned[key] = node
         return node
 
-    def _leaf(self, quantity: Quantity, roots: set[str], binding: Binding, extra: str = "") -> Node:
+    def _leaf(self, quantity: Quantity, roots: set[str], binding: Binding) -> Node:
         side = binding.side if "batch" in roots else 0
         hook = binding.hook if "hook" in roots else None
-        key = ("leaf", quantity.name, side, hook, extra)
+        key = ("leaf", quantity.name, side, hook)
         if key not in self._interned:
-            words = [quantity.name, side, hook, extra]
+            words = [quantity.name, side, hook]
             words += [self._digests[root] for root in sorted(roots & {"model"})]
             self._interned[key] = Node(
                 quantity, {}, frozenset(roots), len(self._interned), digest_of(words), 0, side=side, hook_name=hook

@@ -283,4 +283,4 @@ def plan(suite: Suite, registry: Registry, options: Options) -> Plan:
     return _Planner(suite, registry, options).plan()
 
 
-__all__ = ["LEAVES", "Cell", "Options", "Plan", "plan"]
+__all__ = ["Cell", "Options", "Plan", "plan"]

@@ -122,4 +122,4 @@ def head_is_exact(model: Model, batch: Batch, clean: Float[Tensor, "batch seq d_
     return bool(torch.allclose(own, chunked, rtol=tolerance, atol=tolerance * float(own.abs().max())))
 
 
-__all__ = ["Bool", "TokenScores", "head_is_exact", "score_tokens"]
+__all__ = ["TokenScores", "head_is_exact", "score_tokens"]

@@ -184,7 +184,7 @@ class Subjects:
         shown = f"{name}({parent.name})" if parent else name
         return Subject(
             shown if copy == 0 else f"{shown}#{copy}", hook_name, key, control.build,
-            needs=tuple(parameter_names(control.build)), build_params=constants, parent=parent, copy=copy,
+            needs=tuple(parameter_names(control.build)), build_params=constants, parent=parent,
             kind="control", input_hook=parent.input_hook if parent else None,
             d_in=parent.d_in if parent else None, d_sae=parent.d_sae if parent else None,
             facts={"control": name, "of": parent.name if parent else None, "copy": copy, **params},

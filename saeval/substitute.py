@@ -67,9 +67,7 @@ class Subject:
     """Constants that `needs` may name, such as the control's own parameters."""
     parent: Subject | None = None
     """For a control built from an SAE: that SAE, in whose place `needs` are resolved."""
-    copy: int = 0
-    """Which independent draw of its control this is."""
-    kind: Literal["sae", "control", "ablation"] = "sae"
+    kind: Literal["sae", "control"] = "sae"
     input_hook: str | None = None
     """The hook that `encode` reads; None where it is `hook_name`."""
     d_in: int | None = None

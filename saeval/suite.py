@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -173,4 +173,4 @@ def _is_type_name(part: Any) -> bool:
     return isinstance(part, str) and (part in _TYPE_NAMES or part.startswith(("dict[", "list[")))
 
 
-__all__ = ["Leaderboard", "Literal", "MetricEntry", "RegisteredSuite", "Suite", "SuiteModel", "load", "validate"]
+__all__ = ["Leaderboard", "MetricEntry", "RegisteredSuite", "Suite", "SuiteModel", "load", "validate"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,4 +165,4 @@ def _kind(value: Any) -> str:
     return {list: "a list", str: "a string", int: "a number", float: "a number"}.get(type(value), "something else")
 
 
-__all__ = ["Location", "Mapping", "Marks", "override", "parse", "read"]
+__all__ = ["Location", "Marks", "override", "parse", "read"]

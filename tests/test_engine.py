@@ -238,6 +238,27 @@ def test_a_fold_asked_for_by_conclude_alone_shares_the_metrics_own_pass():
     assert model.passes == {"clean": 0, "cut": 3, "resumed": 0}
 
 
+def clean_loss(clean_scores, mask) -> Mean:
+    """Fold of the clean pass."""
+    return Mean.of(clean_scores.nll, mask)
+
+
+def test_a_fold_for_conclude_waits_for_the_pass_of_the_cells_where_others_need_an_earlier_one():
+    class Relative(Metric):
+        name, version = "relative", 1
+
+        def observe(self, activations, mask):
+            return Mean.of(activations.norm(dim=-1), mask)
+
+        def conclude(self, total, clean_loss):
+            return Scalar(total.value / clean_loss.value)
+
+    model = TinyModel()
+    results = evaluate_tiny(["relative", "ce"], Relative, model=model, quantities=[clean_loss], batch_size=8)
+    assert [r.status for r in results] == ["ok", "ok"]
+    assert model.passes == {"clean": 3, "cut": 3, "resumed": 6}
+
+
 def test_a_crash_costs_its_own_cells_only():
     class Crash(Metric):
         name, version = "crash", 1
