@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from saeval import Mean, Metric, SaevalError, Scalar
 from saeval.leaderboard import boards
@@ -124,6 +125,37 @@ def test_batch_size_alias_and_folder_are_not_part_of_a_key_and_parameters_are(tm
     assert passes > 0
     _, passes = run(tmp_path, fresh=True)
     assert passes > 0
+
+
+class WeightNorm(Metric):
+    """Norm of the decoder: no token has a part in it."""
+
+    name, version = "weight_norm", 1
+
+    def conclude(self, W_dec):
+        return Scalar(float(W_dec.norm()))
+
+
+@pytest.mark.parametrize("metric", ["l0", "ce", "weight_norm"])
+def test_whatever_determines_a_number_is_in_its_key(tmp_path, metric):
+    def key(**changed):
+        options = {"rows": tiny_tokens(), "saes": {"a": TinySAE()}, "model": TinyModel()}
+        return evaluate_tiny([metric], WeightNorm, out=tmp_path, **{**options, **changed})[0].key
+
+    changes = {
+        "tokens": {"rows": tiny_tokens(seed=1)},
+        "fewer": {"limit": 5},
+        "model": {"model": TinyModel(seed=1)},
+        "dtype": {"model": TinyModel(dtype=torch.float64)},
+    }
+    same = key()
+    others = {name: key(**change) for name, change in changes.items()}
+    if metric == "weight_norm":
+        assert set(others.values()) == {same}
+    else:
+        assert len({same, *others.values()}) == 5, others
+    assert key(saes={"a": TinySAE(seed=1)}) != same
+    assert key(saes={"renamed": TinySAE()}) == same
 
 
 def test_folds_are_stored_and_reused(tmp_path):
