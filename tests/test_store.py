@@ -158,6 +158,37 @@ def test_whatever_determines_a_number_is_in_its_key(tmp_path, metric):
     assert key(saes={"renamed": TinySAE()}) == same
 
 
+def test_a_limit_is_the_number_of_sequences_that_run(tmp_path):
+    model = TinyModel()
+    (result,) = evaluate_tiny(["l0"], model=model, limit=5, batch_size=1)
+    assert model.passes["cut"] == 5
+    assert result.values["l0"]["n"] == sum(int(m.sum()) for m in [tiny_tokens().batch(range(5), "cpu").mask])
+
+
+def test_a_pass_interrupted_while_it_concludes_is_not_streamed_again(tmp_path):
+    class Interrupted(Metric):
+        """Stops the run the first time it is to conclude."""
+
+        name, version = "interrupted", 1
+
+        def observe(self, activations, mask):
+            return Mean.of(activations.norm(dim=-1), mask)
+
+        def conclude(self, total):
+            if not (tmp_path / "stopped").exists():
+                (tmp_path / "stopped").touch()
+                raise KeyboardInterrupt
+            return Scalar(total.value)
+
+    model = TinyModel()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_tiny(["interrupted"], Interrupted, model=model, out=tmp_path)
+    passes = dict(model.passes)
+    (result,) = evaluate_tiny(["interrupted"], Interrupted, model=model, out=tmp_path)
+    assert result.status == "ok"
+    assert model.passes == passes
+
+
 def test_folds_are_stored_and_reused(tmp_path):
     run(tmp_path, metrics=["ce"])
     model = TinyModel()
