@@ -1,6 +1,8 @@
 # Everything below runs on a fresh machine with Python 3.11+ and make.
 PYTHON ?= python3
 BIN := .venv/bin
+# Threads that spin while they wait slow everything beside them.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: setup demo test check clean
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ OK, SOME_FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code."""
+    # Threads that spin while they wait double a run's time beside any other job; read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments and arguments[0] in (verbs := _plugin_verbs()):
         return _guarded(lambda: int(verbs[arguments[0]].load()(arguments[1:]) or 0))
