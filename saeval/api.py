@@ -13,7 +13,8 @@ from saeval.hookspecs import hookimpl
 from saeval.leaderboard import Board, from_results
 from saeval.metric import Metric
 from saeval.model import ModelSpec
-from saeval.plan import Options, Plan, plan
+from saeval.options import Options
+from saeval.plan import Plan, plan
 from saeval.plugins import Plugins, code_identity
 from saeval.registry import Registry
 from saeval.result import Result
@@ -139,6 +140,7 @@ def run(
     batch_size: int = 16,
     fresh: bool = False,
     checkpoint_seconds: float = 60.0,
+    allow: Sequence[str] = (),
     overrides: Iterable[str] = (),
     plugins: Plugins | None = None,
     progress: Progress | None = None,
@@ -149,7 +151,7 @@ def run(
     suite, before any weight is loaded.
     """
     registry = Registry(plugins or Plugins())
-    options = Options(limit, device, dtype, batch_size, fresh, checkpoint_seconds)
+    options = Options(limit, device, dtype, batch_size, fresh, checkpoint_seconds, tuple(allow))
     return execute(prepare(suite, registry, options, overrides), out, progress)
 
 

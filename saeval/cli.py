@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from saeval.errors import SaevalError
 
 if TYPE_CHECKING:
-    from saeval.plan import Options
+    from saeval.options import Options
     from saeval.registry import Registry
 
 COMMANDS = "saeval.commands"
@@ -89,6 +89,14 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     _plugin_option(ls)
     ls.set_defaults(verb=_ls)
 
+    doctor = subparsers.add_parser("doctor", help="look closely at an SAE: what it declares, what is measured")
+    doctor.add_argument("reference", metavar="REF", help="a path, a registered SAE or glob, '{use: ..., ...}', a suite")
+    doctor.add_argument("--model", help="a registered model, or '{use: huggingface, path: FOLDER}'")
+    doctor.add_argument("--data", help="text to look at it with, as a suite's `data:` (default: any that ships)")
+    doctor.add_argument("--hook", help="where it belongs, if its checkpoint does not say")
+    _model_options(doctor)
+    doctor.set_defaults(verb=_doctor)
+
     show = subparsers.add_parser("show", help="show a results folder, one result, or the documentation of a name")
     show.add_argument("what", help="OUT/SUITE, a result's JSON file, or a name that `ls` lists")
     _plugin_option(show)
@@ -111,9 +119,20 @@ def _suite_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override, as data.sequences=64"
     )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="SAE",
+        help="use this SAE (or glob) whatever the preflight finds",
+    )
+    _model_options(parser)
+    parser.add_argument("--batch-size", type=_count, default=16, metavar="N", help="sequences a batch (default: 16)")
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--dtype", help="dtype of the model, such as bfloat16")
-    parser.add_argument("--batch-size", type=_count, default=16, metavar="N", help="sequences a batch (default: 16)")
     _plugin_option(parser)
 
 
@@ -135,20 +154,22 @@ def _registry(arguments: argparse.Namespace) -> Registry:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    from saeval.plan import Options
+    from saeval.options import Options
 
     return Options(
-        limit=arguments.limit,
+        limit=getattr(arguments, "limit", None),
         device=arguments.device,
         dtype=arguments.dtype,
-        batch_size=arguments.batch_size,
+        batch_size=getattr(arguments, "batch_size", 16),
         fresh=getattr(arguments, "fresh", False),
         checkpoint_seconds=getattr(arguments, "checkpoint_seconds", 60.0),
+        allow=tuple(getattr(arguments, "allow", ())),
     )
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from saeval.api import execute, prepare
+    from saeval.preflight import warnings
     from saeval.progress import progress
 
     registry = _registry(arguments)
@@ -157,6 +178,8 @@ def _run(arguments: argparse.Namespace) -> int:
     plans = [prepare(suite, registry, _options(arguments), arguments.set) for suite in arguments.suites]
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
+    for warning in (w for made in plans for w in warnings(made)):
+        print(warning, file=sys.stderr)
     code, boards = OK, []
     told = len(registry.plugins.failures)
     try:
@@ -182,14 +205,24 @@ def _run(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from saeval.api import prepare
     from saeval.outline import outline
+    from saeval.preflight import warnings
     from saeval.store import Store
 
     registry = _registry(arguments)
     for suite in arguments.suites:
         made = prepare(suite, registry, _options(arguments), arguments.set)
         made.verify()
-        print(outline(made, Store(Path(arguments.out) / made.name)))
+        print("\n".join([*warnings(made), outline(made, Store(Path(arguments.out) / made.name))]))
     return OK
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from saeval.doctor import Doctor
+
+    doctor = Doctor(_registry(arguments), _options(arguments))
+    text, well = doctor.report(doctor.plan(arguments.reference, arguments.model, arguments.data, arguments.hook))
+    print(text)
+    return OK if well else SOME_FAILED
 
 
 def _ls(arguments: argparse.Namespace) -> int:

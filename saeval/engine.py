@@ -21,6 +21,7 @@ from saeval.nodes import closure
 from saeval.passes import Pass, passes
 from saeval.plan import Cell, Plan
 from saeval.plugins import Failure
+from saeval.preflight import Preflight
 from saeval.result import Result
 from saeval.scope import Scope
 from saeval.store import Store
@@ -56,6 +57,7 @@ class Engine:
         self.progress = progress or Silence()
         self.model: Model | None = None
         self.forward_passes = 0
+        self.preflight = Preflight(plan)
         self._totals: dict[int, EvidenceTree | Exception] = {}
         self._facts: dict[str, Any] = {}
 
@@ -111,7 +113,8 @@ class Engine:
             target.total = evidence.get(target.key)
             if target.key in header.get("dropped", {}):
                 target.error = _restored(header["dropped"][target.key])
-        scope = Scope(self.model, one.targets, self._totals, dataset.n_clusters)
+        looks = self.preflight.targets(one.cells)
+        scope = Scope(self.model, [*one.targets, *looks], self._totals, dataset.n_clusters)
         started = saved = time.monotonic()
         self.progress.started(one.title, len(batches), begin)
         state = begin, {t: t.total for t in one.targets}
@@ -120,11 +123,17 @@ class Engine:
                 batch = dataset.batch(batches[index], self.plan.options.device)
                 totals = dict(state[1])
                 for target, part in scope.run(batch):
+                    if target in looks:
+                        continue
                     before = totals[target]
                     try:
                         totals[target] = part if before is None else added(before, part)
                     except Exception as error:  # evidence that does not add up is its own cell's failure
                         target.error = error
+                if looks:
+                    self.preflight.judge(looks)
+                    looks = []
+                    scope.arrange()
                 state = index + 1, totals  # at once, so that an interruption never sees half a batch
                 self.progress.advanced()
                 due = time.monotonic() - saved > self.plan.options.checkpoint_seconds
@@ -224,6 +233,7 @@ class Engine:
         dtypes = {"model": str(self.model.dtype).removeprefix("torch.")} if self.model else {}
         return {
             **self._facts,
+            **({"preflight": found} if (found := self.preflight.record(cell.subjects)) else {}),
             "weights_sha256": {s.name: (s.facts or {}).get("sha256") for s in cell.subjects},
             "tokens_sha256": self.plan.streams.evaluation.fingerprint,
             "dtypes": {**dtypes, "sums": "float64"},

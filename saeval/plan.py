@@ -15,7 +15,8 @@ from saeval.graph import Graph
 from saeval.metric import Metric, substitute_requests
 from saeval.model import ModelSpec
 from saeval.models import model_spec
-from saeval.nodes import LEAVES, Binding, Constant, Node, closure, flattened
+from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, closure, flattened
+from saeval.options import Options
 from saeval.parameters import ParameterError, validated
 from saeval.plugins import code_identity
 from saeval.registry import Registry
@@ -38,6 +39,10 @@ class Plan:
     cells: list[Cell]
     options: Options
     check_hooks: Any = None
+    looks: Mapping[str, Mapping[str, Argument]] = field(default_factory=dict)
+    """What the preflight of an SAE asks for, by the SAE's key."""
+    places: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
+    """Where each SAE stands in the suite."""
 
     @property
     def name(self) -> str:
@@ -57,18 +62,6 @@ class Plan:
         known = set(stored)
         needed = closure([n for cell in cells for n in cell.nodes()], beyond=lambda n: n.digest not in known)
         return {serial: node for serial, node in needed.items() if node.quantity.fold}
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to run, none of it part of a key, save `limit` and `dtype`, which change the numbers."""
-
-    limit: int | None = None
-    device: str = "cpu"
-    dtype: str | None = None
-    batch_size: int = 16
-    fresh: bool = False
-    checkpoint_seconds: float = 60.0
 
 
 @dataclass
@@ -113,7 +106,11 @@ class _Planner:
             subjects.check_hooks(saes)
             return self.problems[before:]
 
-        return Plan(self.suite, self.registry, spec, found, [*saes, *controls], cells, self.options, check_hooks)
+        looks = {s.key: requests for s in saes if (requests := _look(graph, s)) is not None}
+        return Plan(
+            self.suite, self.registry, spec, found, [*saes, *controls], cells, self.options,
+            check_hooks, looks, subjects.places,
+        )  # fmt: skip
 
     def _raise(self, subjects: Subjects, saes: list[Subject]) -> None:
         if subjects.spec is not None:  # a wrong hook should not wait for the other problems to be mended
@@ -264,6 +261,14 @@ class _Planner:
             self.problems.append(problem)
 
 
+def _look(graph: Graph, sae: Subject) -> dict[str, Argument] | None:
+    """What it takes to examine an SAE; None where the suite has no activations to show it."""
+    try:
+        return {name: graph.resolve(name, Binding(sae)) for name in ("sae", "sae_input", "activations", "mask")}
+    except SaevalError:
+        return None
+
+
 class _Lazily(dict[str, int]):
     """A mapping made at the first look: a config is read only where something asks for a width."""
 
@@ -283,4 +288,4 @@ def plan(suite: Suite, registry: Registry, options: Options) -> Plan:
     return _Planner(suite, registry, options).plan()
 
 
-__all__ = ["Cell", "Options", "Plan", "plan"]
+__all__ = ["Cell", "Plan", "plan"]

@@ -98,6 +98,8 @@ class Subjects:
             return loader.load(reference, self.device, torch.float32)
 
         facts = {"format": use, "architecture": info.architecture, "sha256": info.sha256, **dict(info.facts)}
+        if info.hook_name:
+            facts["declared_hook"] = self._canonical(info.hook_name)
         code = code_identity(entry.thing, entry.origin)
         key = digest_of(
             ["sae", info.sha256, info.architecture, use, code, hook_name, input_hook, _without_path(reference)]

@@ -72,7 +72,8 @@ def evaluate_tiny(
     metrics: Sequence[Any], *classes: type[Metric], rows: Dataset | None = None, saes: Any = None, model: Any = None,
     quantities: Sequence[Any] = (), control_classes: Sequence[Any] = (), **options: Any,
 ) -> Results:  # fmt: skip
-    """Run metrics on the tiny model, data and SAE, or on those given."""
+    """Run metrics on the tiny model, data and SAE, or on those given; random SAEs are allowed."""
+    options.setdefault("allow", ("*",))
     data = register_rows(f"rows-{len(InMemory.rows)}", rows if rows is not None else tiny_tokens())
     return evaluate(
         model=model if model is not None else TinyModel(),

@@ -12,7 +12,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import saeval
 import saeval_testbed
-from saeval.plan import Options, plan
+from saeval.options import Options
+from saeval.plan import plan
 from saeval.plugins import Plugins
 from saeval.registry import Registry
 from saeval.suite import validate

@@ -1,0 +1,172 @@
+"""`saeval doctor`: one SAE looked at closely, what it declares beside what is measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from saeval.api import find_suite, prepare
+from saeval.errors import SaevalError, suggestion
+from saeval.examination import Examination, Finding, examine
+from saeval.options import Options
+from saeval.plan import Plan, plan
+from saeval.preflight import declarations
+from saeval.registry import Registry
+from saeval.substitute import Subject, Substitute
+from saeval.suite import validate
+from saeval.suitefile import Marks
+
+SEQUENCES, CONTEXT = 16, 64
+_DECLARED = ("format", "architecture", "k", "l0", "model_name", "context_size", "sha256")
+
+
+class Doctor:
+    """Examines every SAE that a reference means: a suite, a registered name or glob, a checkpoint's path, or an entry
+    of `saes:` in YAML's flow style."""
+
+    def __init__(self, registry: Registry, options: Options) -> None:
+        self.registry = registry
+        self.options = options
+
+    def plan(self, reference: str, model: str | None, data: str | None, hook_name: str | None) -> Plan:
+        """The SAEs with a model and text to see them on; `SaevalError` for what cannot be."""
+        if reference in self.registry.suites or Path(reference).suffix in (".yaml", ".yml"):
+            return prepare(find_suite(reference, self.registry), self.registry, self.options)
+        entry = self._entry(reference)
+        if hook_name and isinstance(entry, dict):
+            entry["hook_name"] = hook_name
+        elif hook_name:
+            raise SaevalError(f"--hook: the registered SAE '{reference}' has its hook already")
+        body: dict[str, Any] = {"suite": "doctor", "saes": [entry], "metrics": ["none"]}
+        body["model"] = _flow(model, "--model") if model else self._model_of(entry)
+        text = {"use": self._any_text(), "context": CONTEXT, "sequences": SEQUENCES}
+        body["data"] = _flow(data, "--data") if data else text
+        suite = validate(body, Marks("doctor"))
+        suite.body.metrics = []
+        return plan(suite, self.registry, self.options)
+
+    def _entry(self, reference: str) -> str | dict[str, Any]:
+        if reference.lstrip().startswith("{"):
+            found = _flow(reference, "doctor")
+            if isinstance(found, dict):
+                return found
+        if Path(reference).expanduser().exists():
+            return self._recognised(reference)
+        if any(c in reference for c in "*?[") or reference in self.registry.saes:
+            return reference
+        near = suggestion(reference, self.registry.saes.names())
+        raise SaevalError(f"doctor: '{reference}' is no suite, registered SAE or path{near[:300]}")
+
+    def _recognised(self, path: str) -> dict[str, Any]:
+        """The entry of the one format that can read the path."""
+        able, unable = [], []
+        for entry in self.registry.loaders:
+            try:
+                entry.thing().info({"path": path})
+                able.append(entry.name)
+            except SaevalError as error:
+                unable.append(f"  {entry.name}: {error}")
+        if len(able) == 1:
+            return {"use": able[0], "path": path}
+        if able:
+            raise SaevalError(
+                f"doctor: {path} can be read as {', '.join(able)}; say which: '{{use: ..., path: {path}}}'"
+            )
+        raise SaevalError("\n".join([f"doctor: no format reads {path}:", *unable]))
+
+    def _model_of(self, entry: str | dict[str, Any]) -> str:
+        """The registered model an SAE's name begins with, as `testbed/relu-1` does."""
+        name = entry.split("/")[0] if isinstance(entry, str) else ""
+        if name in self.registry.models:
+            return name
+        raise SaevalError("doctor: which model? --model NAME, or --model '{use: huggingface, path: FOLDER}'")
+
+    def _any_text(self) -> str:
+        usable = [e.name for e in self.registry.data if e.thing.kind == "text" and not _needs(e.thing)]
+        if not usable:
+            raise SaevalError("doctor: on what text? --data '{use: text, path: FILE, context: 64, sequences: 16}'")
+        return usable[0]
+
+    def report(self, made: Plan) -> tuple[str, bool]:
+        """The text, and whether nothing fatal was found."""
+        made.verify()
+        if made.spec is None or made.streams.evaluation.pair:
+            raise SaevalError(
+                "doctor: this suite has no model and text to look at its SAEs with; give --model and --data"
+            )
+        saes = [s for s in made.subjects if s.kind == "sae"]
+        near = {s.name: _neighbours(s.hook_name, made.spec.hooks()) for s in saes}
+        model = made.spec.load(self.options.device)
+        rows = range(min(SEQUENCES, len(made.streams.evaluation)))
+        batch: Any = made.streams.evaluation.batch(rows, self.options.device)
+        hooks = {h for s in saes for h in (s.hook_name, s.input_hook or s.hook_name, *near[s.name])}
+        with torch.no_grad():
+            activations = model.capture(batch, sorted(hooks), False).activations
+            lines, well = [], True
+            for subject in saes:
+                sae = subject.load()
+                seen = activations[subject.hook_name]
+                elsewhere = {h: activations[h] for h in near[subject.name] if not torch.equal(activations[h], seen)}
+                read = activations[subject.input_hook or subject.hook_name]
+                one = examine(sae, subject.facts or {}, read, seen, batch.mask, elsewhere)
+                one.findings += [*_shapes(sae, subject), *declarations(subject, made)]
+                lines += _lines(subject, one, int(batch.mask.sum()))
+                well &= not one.fatal
+        return "\n".join(lines), well
+
+
+def _flow(text: str, option: str) -> str | dict[str, Any]:
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, str | dict):
+        raise SaevalError(f"{option} {text}: expected a name, or an entry such as '{{use: ..., path: ...}}'")
+    return found
+
+
+def _needs(source: Any) -> bool:
+    from saeval.parameters import schema
+
+    return any(field.is_required() for field in schema(source).model_fields.values())
+
+
+def _neighbours(hook_name: str, hooks: Mapping[str, int]) -> list[str]:
+    """Hooks of the same width that an SAE may have been trained at instead."""
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
+    if not match:
+        return []
+    block, suffix = int(match[1]), match[2]
+    suffixes = dict.fromkeys(["hook_resid_pre", "hook_resid_mid", "hook_resid_post", suffix])
+    names = [f"blocks.{b}.{s}" for s in suffixes for b in (block - 1, block, block + 1)]
+    names += [f"blocks.{block}.{s}" for s in ("hook_attn_out", "hook_mlp_out", "attn.hook_z")]
+    width = hooks.get(hook_name)
+    return [n for n in dict.fromkeys(names) if n != hook_name and hooks.get(n) == width]
+
+
+def _shapes(sae: Substitute, subject: Subject) -> list[Finding]:
+    d_out = subject.d_out or subject.d_in
+    expected = {"W_enc": (subject.d_in, subject.d_sae), "W_dec": (subject.d_sae, d_out), "b_dec": (d_out,)}
+    wrong = {n: tuple(t.shape) for n, t in sae.weights.items() if n in expected and tuple(t.shape) != expected[n]}
+    return [Finding("shapes", f"{n} is {list(s)}, its header says {list(expected[n])}") for n, s in wrong.items()]
+
+
+def _lines(subject: Subject, one: Examination, tokens: int) -> list[str]:
+    facts = subject.facts or {}
+    where = subject.hook_name if subject.input_hook is None else f"{subject.input_hook} -> {subject.hook_name}"
+    declared = [f"{k} {str(facts[k])[:16]}" for k in _DECLARED if facts.get(k) is not None]
+    lines = [f"{subject.name}: {subject.d_in} -> {subject.d_sae} at {where}", f"  declares: {', '.join(declared)}"]
+    if one.measured:
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in one.measured.items())
+        lines.append(f"  measured on {tokens} tokens: {shown}")
+    if one.elsewhere:
+        best = sorted(one.elsewhere.items(), key=lambda e: -e[1])[:3]
+        lines.append(f"  explained variance elsewhere, best: {', '.join(f'{h} {v:.4g}' for h, v in best)}")
+    for finding in one.findings:
+        lines.append(f"  {'PROBLEM' if finding.fatal else 'warning'} ({finding.check}): {finding.message}")
+    return [*lines, *([] if one.findings else ["  nothing wrong was found"])]

@@ -1,0 +1,108 @@
+"""The preflight: every SAE examined on the first batch that it sees, before its numbers are believed."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from saeval.errors import Problem, SuiteError, Undefined
+from saeval.evidence import Evidence
+from saeval.examination import Examination, Finding, examine
+from saeval.target import Target
+
+if TYPE_CHECKING:
+    from saeval.cell import Cell
+    from saeval.plan import Plan
+    from saeval.substitute import Subject
+
+
+@dataclasses.dataclass(frozen=True)
+class _Looked(Evidence):
+    """There is nothing to sum."""
+
+
+class Preflight:
+    """Examines the SAEs of a plan. What it finds stops the run, unless `allow` names the SAE."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.examinations: dict[str, Examination] = {}
+        """By the SAE's key."""
+
+    def targets(self, cells: Iterable[Cell]) -> list[Target]:
+        """For the first batch of a pass: one for each of its SAEs that was not examined yet."""
+        found: dict[str, Target] = {}
+        for cell in cells:
+            for subject in cell.subjects:
+                requests = self.plan.looks.get(subject.key)
+                if requests is None or subject.key in self.examinations or subject.key in found:
+                    continue
+                found[subject.key] = Target(f"preflight {subject.key}", self._look(subject), [requests], cell.order)
+        return list(found.values())
+
+    def _look(self, subject: Subject) -> Any:
+        def look(sae: Any, sae_input: Any, activations: Any, mask: Any) -> Evidence:
+            self.examinations[subject.key] = examine(sae, subject.facts or {}, sae_input, activations, mask)
+            return _Looked()
+
+        return look
+
+    def judge(self, targets: Iterable[Target]) -> None:
+        """`SuiteError` for what was found of SAEs that are not allowed; the targets have done their part."""
+        for target in targets:
+            target.error = target.error or Undefined("examined")
+        problems = []
+        for subject in self.plan.subjects:
+            one = self.examinations.get(subject.key)
+            if one is None or not one.fatal or is_allowed(subject.name, self.plan.options.allow):
+                continue
+            told = "; ".join(f.message for f in one.fatal)
+            message = f"preflight: {subject.name} {told}. `saeval doctor` tells more; --allow {subject.name} goes on"
+            place = self.plan.places.get(subject.name)
+            problems.append(self.plan.suite.problem(message, *place) if place else Problem(message))
+        if problems:
+            raise SuiteError(problems)
+
+    def record(self, subjects: Iterable[Subject]) -> dict[str, Any]:
+        """What a result keeps: the findings of its SAEs."""
+        found = {s.name: self.examinations[s.key].findings for s in subjects if s.key in self.examinations}
+        return {name: [dataclasses.asdict(f) for f in findings] for name, findings in found.items() if findings}
+
+
+def is_allowed(name: str, patterns: Iterable[str]) -> bool:
+    """Whether `--allow` names an SAE."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def declarations(subject: Subject, plan: Plan) -> list[Finding]:
+    """Where what a checkpoint says of itself and what the suite does with it disagree; none of it stops a run."""
+    facts, found = subject.facts or {}, []
+    trained, used = facts.get("context_size"), plan.streams.options.context if plan.streams.options else None
+    if isinstance(trained, int) and used is not None and used > trained:
+        text = f"was trained on contexts of {trained} tokens, the suite's have {used}"
+        found.append(Finding("context", text, fatal=False))
+    hook_name = facts.get("declared_hook")
+    if hook_name is not None and hook_name != subject.hook_name:
+        text = f"declares the hook '{hook_name}', the suite's is '{subject.hook_name}'"
+        found.append(Finding("hook", text, fatal=False))
+    declared = facts.get("model_name")
+    if plan.spec is not None and isinstance(declared, str) and not same_model(declared, plan.spec.name):
+        text = f"declares the model '{declared}', the suite's is '{plan.spec.name}'"
+        found.append(Finding("model", text, fatal=False))
+    return found
+
+
+def same_model(declared: str, name: str) -> bool:
+    """Whether two names may be one model: one within the other, and neither or both a chat model."""
+    one, other = (re.sub(r"[^a-z0-9]+", "-", n.lower().split("/")[-1]) for n in (declared, name))
+    chat = [bool(re.search(r"-(it|chat|instruct)(-|$)", n)) for n in (one, other)]
+    return chat[0] == chat[1] and (one in other or other in one)
+
+
+def warnings(plan: Plan) -> list[str]:
+    """The disagreements of every SAE of a plan, a sentence each."""
+    saes = [s for s in plan.subjects if s.kind == "sae"]
+    return [f"warning: {s.name} {finding.message}" for s in saes for finding in declarations(s, plan)]
