@@ -10,6 +10,7 @@ from saeval.sae import SAELoader
 def saeval_sae_loaders() -> list[type[SAELoader]]:
     # Late: an entry point imports nothing it may not need.
     from saeval_formats.dictionary_learning import DictionaryLearning
+    from saeval_formats.openai import OpenAI
     from saeval_formats.saelens import SAELens
 
-    return [DictionaryLearning, SAELens]
+    return [DictionaryLearning, OpenAI, SAELens]
