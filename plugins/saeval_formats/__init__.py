@@ -9,8 +9,9 @@ from saeval.sae import SAELoader
 @hookimpl
 def saeval_sae_loaders() -> list[type[SAELoader]]:
     # Late: an entry point imports nothing it may not need.
+    from saeval_formats.apollo import Apollo
     from saeval_formats.dictionary_learning import DictionaryLearning
     from saeval_formats.openai import OpenAI
     from saeval_formats.saelens import SAELens
 
-    return [DictionaryLearning, OpenAI, SAELens]
+    return [Apollo, DictionaryLearning, OpenAI, SAELens]
