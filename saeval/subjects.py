@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,17 +70,18 @@ class Subjects:
 
     def _described(self, entry: Mapping[str, Any]) -> list[Subject]:
         reference = dict(entry)
-        use, name, hook_name = (_word(reference, key) for key in ("use", "name", "hook_name"))
+        use, name = _word(reference, "use"), _word(reference, "name")
         if use is None:
             known = ", ".join(self.registry.loaders.names())
             raise SaevalError(f"an SAE entry needs 'use', one of: {known}")
-        if name is None:
-            path = reference.get("path")
-            name = str(path).rstrip("/").split("/")[-1] if path else use
         loader = self.registry.loaders.entry(use)
         with blamed(f"SAE format '{use}'", loader.origin):
-            found = loader.thing().expand(reference)
-        return [self._load_later(f"{name}/{s}" if s else name, use, dict(one), hook_name) for s, one in found.items()]
+            found = {part: dict(one) for part, one in loader.thing().expand(reference).items()}
+        if name is None:
+            name = _name(reference.get("path"), set(found) != {""}) or use
+        # Taken out after expanding, which may have made it from a template.
+        hooks = {part: _word(one, "hook_name") for part, one in found.items()}
+        return [self._load_later(f"{name}/{p}" if p else name, use, one, hooks[p]) for p, one in found.items()]
 
     def _load_later(self, name: str, use: str, reference: dict[str, Any], hook_name: str | None = None) -> Subject:
         entry = self.registry.loaders.entry(use)
@@ -228,6 +230,14 @@ def _word(entry: dict[str, Any], key: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise SaevalError(f"'{key}' is a name, got {value!r}")
     return value
+
+
+def _name(path: Any, several: bool) -> str:
+    """The last part of a path; for one that means several files, the last part before its globs."""
+    parts = [part for part in str(path or "").split("/") if part]
+    if several:
+        parts = list(itertools.takewhile(lambda part: not set("*?[") & set(part), parts))
+    return parts[-1] if parts else ""
 
 
 def _chosen(saes: list[Subject], of: Any, control: str) -> list[Subject]:

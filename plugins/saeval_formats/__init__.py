@@ -8,6 +8,10 @@ from saeval.sae import SAELoader
 
 @hookimpl
 def saeval_sae_loaders() -> list[type[SAELoader]]:
-    from saeval_formats.saelens import SAELens  # late: an entry point imports nothing it may not need
+    # Late: an entry point imports nothing it may not need.
+    from saeval_formats.apollo import Apollo
+    from saeval_formats.dictionary_learning import DictionaryLearning
+    from saeval_formats.openai import OpenAI
+    from saeval_formats.saelens import SAELens
 
-    return [SAELens]
+    return [Apollo, DictionaryLearning, OpenAI, SAELens]

@@ -75,7 +75,7 @@ class DenseSAE(Substitute):
 
     x̃ = normalise(x), less b_dec where `apply_b_dec_to_input`. Computed in the dtype of the weights; reconstructions
     come in that of the activations. What normalisation took away travels in the encoding's context, so nothing is
-    kept between calls. With `rescale_acts_by_decoder_norm` (TopK alone) the decoder's row norms are folded into
+    kept between calls. With `rescale_acts_by_decoder_norm` (ReLU and TopK) the decoder's row norms are folded into
     the encoder, so that `feature_acts` and `weights` belong together.
     """
 
@@ -100,8 +100,8 @@ class DenseSAE(Substitute):
             raise ValueError(f"W_enc, b_enc, W_dec, b_dec do not fit together: {shapes}")
         if d_in != d_out and (apply_b_dec_to_input or normalization != "none"):
             raise ValueError(f"d_in {d_in} and d_out {d_out} differ: b_dec and norms of one do not apply to the other")
-        if rescale_acts_by_decoder_norm and not isinstance(activation, TopK):
-            raise ValueError(f"rescale_acts_by_decoder_norm is for TopK, not {type(activation).__name__}")
+        if rescale_acts_by_decoder_norm and not isinstance(activation, ReLU | TopK):
+            raise ValueError(f"rescale_acts_by_decoder_norm is for ReLU and TopK, not {type(activation).__name__}")
         self.hook_name = hook_name
         self.d_in, self.d_sae, self.d_out = d_in, d_sae, d_out
         self.activation = activation

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from saeval.errors import SaevalError, suggestion
+from saeval.sae import SAELoader
 
 
 class Asked(BaseModel):
@@ -24,6 +28,76 @@ class Asked(BaseModel):
 
 A = TypeVar("A", bound=BaseModel)
 
+_GLOB = re.compile(r"\*+|\?|\[[^\]/]+\]")
+_HOLE = re.compile(r"\{(\d*)\}")
+
+
+class LocalLoader(SAELoader):
+    """A format of files on this machine, whose `path` may hold globs."""
+
+    def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        return matched(reference, self.name)
+
+
+def matched(reference: Mapping[str, Any], format: str) -> dict[str, dict[str, Any]]:
+    """One reference for each path that `path` matches, by what its globs stand for there (`pythia/3` for two).
+
+    That may be used in `hook_name`: `{}` is what the first glob stands for (the next `{}` the second), `{2}` the
+    second. A path that exists is taken as it stands.
+    """
+    path, hook_name = reference.get("path"), reference.get("hook_name")
+    holes = _HOLE.search(hook_name) if isinstance(hook_name, str) else None
+    pattern = str(Path(path).expanduser()) if isinstance(path, str | Path) else ""
+    if not _GLOB.search(pattern) or Path(pattern).exists():
+        if holes:
+            raise SaevalError(f"{format}: 'hook_name: {hook_name}' has '{holes[0]}', but 'path' has no glob to fill it")
+        return {"": dict(reference)}
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for match in glob.glob(pattern):
+        parts = re.fullmatch(_expression(pattern), match)
+        assert parts is not None
+        found[parts.groups()] = {**reference, "path": match}
+        if holes:
+            found[parts.groups()]["hook_name"] = _filled(str(hook_name), parts.groups(), format)
+    if not found:
+        raise SaevalError(f"{format}: nothing matches 'path: {path}'")
+    return {"/".join(parts): found[parts] for parts in sorted(found, key=_in_order)}
+
+
+def _expression(pattern: str) -> str:
+    """A glob as a regular expression, a group for each of its wildcards."""
+    groups = [_group(glob[0]) for glob in _GLOB.finditer(pattern)]
+    literals = [re.escape(text) for text in _GLOB.split(pattern)]
+    return literals[0] + "".join(group + text for group, text in zip(groups, literals[1:], strict=True))
+
+
+def _group(wildcard: str) -> str:
+    if wildcard[0] == "[":
+        inside = wildcard[1:-1].replace("\\", "\\\\")
+        return f"([^{inside[1:]}])" if inside[0] == "!" else f"([{inside}])"
+    return "([^/])" if wildcard == "?" else "([^/]*)"
+
+
+def _filled(template: str, parts: tuple[str, ...], format: str) -> str:
+    """A template with each `{}` replaced by the next part, each `{n}` by the n-th."""
+    numbers = iter(range(1, len(template)))
+
+    def part(hole: re.Match[str]) -> str:
+        number = int(hole[1]) if hole[1] else next(numbers)
+        if not 1 <= number <= len(parts):
+            raise SaevalError(
+                f"{format}: 'hook_name: {template}' asks for glob {number} of 'path', which has {len(parts)}"
+            )
+        return parts[number - 1]
+
+    return _HOLE.sub(part, template)
+
+
+def _in_order(parts: tuple[str, ...]) -> list[tuple[bool, int, str]]:
+    """Numbers by their size: 2 comes before 12."""
+    words = [word for part in parts for word in re.split(r"(\d+)", part)]
+    return [(not word.isdecimal(), int(word) if word.isdecimal() else 0, word) for word in words]
+
 
 def parsed(cls: type[A], reference: Mapping[str, Any], format: str, *, needs: str) -> A:
     """The reference as `cls`; `SaevalError` names the first key at fault. `needs` says what `path` is."""
@@ -31,9 +105,10 @@ def parsed(cls: type[A], reference: Mapping[str, Any], format: str, *, needs: st
         return cls(**reference)
     except ValidationError as error:
         fault = error.errors()[0]
+        known = [field.alias or name for name, field in cls.model_fields.items()]
         key = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            raise SaevalError(f"{format}: unknown key '{key}'{suggestion(key, cls.model_fields)}") from None
+            raise SaevalError(f"{format}: unknown key '{key}'{suggestion(key, known)}") from None
         if fault["type"] == "missing":
             what = f", {needs}" if key == "path" else ""
             raise SaevalError(f"{format}: expected the key '{key}'{what}") from None
@@ -59,6 +134,18 @@ def json_object(path: Path) -> dict[str, Any]:
         raise SaevalError(f"{path}: broken JSON ({error}); copy it again") from None
     if not isinstance(found, dict):
         raise SaevalError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def yaml_object(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file of plain data; `SaevalError` where it is broken or asks for more."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SaevalError(f"{path}: broken YAML, or more than plain data ({reason})") from None
+    if not isinstance(found, dict):
+        raise SaevalError(f"{path}: expected a YAML mapping, found {type(found).__name__}")
     return found
 
 

@@ -57,7 +57,12 @@ class Header:
         """Of tensors already in memory (or memory-mapped), read from `path`."""
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         dtypes = {name: _DTYPES.get(str(tensor.dtype), str(tensor.dtype)) for name, tensor in tensors.items()}
-        return cls(path, shapes, dtypes, lambda names, device: {name: tensors[name].to(device) for name in names})
+
+        def fetch(names: Collection[str], device: str) -> dict[str, Tensor]:
+            # Copied: memory-mapped weights would change under a run whose file is overwritten.
+            return {name: tensors[name].detach().to(device, copy=True) for name in names}
+
+        return cls(path, shapes, dtypes, fetch)
 
     def check(
         self,
@@ -65,22 +70,25 @@ class Header:
         optional: Collection[str] = (),
         *,
         layout: str = "",
+        kind: str = "'architecture'",
+        sizes: str = "'d_in' and 'd_sae'",
     ) -> None:
         """`SaevalError` at the first tensor that is missing, unknown, of another shape, or not of floats.
 
-        `layout` is how the format stores them, for the sentence about a transposed one.
+        For the sentences: `layout` is how the format stores them, `kind` what says which tensors there should be,
+        `sizes` what says how large they should be.
         """
         for name in expected:
             if name not in self.shapes:
                 raise SaevalError(
                     f"{self.path}: expected the tensors {', '.join(sorted(expected))}, "
-                    f"found {', '.join(sorted(self.shapes)) or 'none'} ('{name}' is missing); check 'architecture'"
+                    f"found {', '.join(sorted(self.shapes)) or 'none'} ('{name}' is missing); check {kind}"
                 )
         for name, shape in self.shapes.items():
             if name not in expected and name not in optional:
                 raise SaevalError(
                     f"{self.path}: unexpected tensor '{name}' {list(shape)} beside "
-                    f"{', '.join(sorted(expected))}; check 'architecture'"
+                    f"{', '.join(sorted(expected))}; check {kind}"
                 )
             if self.dtypes[name] not in _FLOATS:
                 raise SaevalError(f"{self.path}: '{name}' is {self.dtypes[name]}, expected a floating-point tensor")
@@ -93,9 +101,7 @@ class Header:
                     f"{self.path}: '{name}' is transposed: found {list(found)}, expected {list(shape)}; "
                     f"save it as {layout or 'W_enc [d_in, d_sae], W_dec [d_sae, d_in]'}"
                 )
-            raise SaevalError(
-                f"{self.path}: '{name}' is {list(found)}, expected {list(shape)}; check 'd_in' and 'd_sae'"
-            )
+            raise SaevalError(f"{self.path}: '{name}' is {list(found)}, expected {list(shape)}; check {sizes}")
 
     def read(self, names: Collection[str], device: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """These tensors in `dtype`, float32 by default; `SaevalError` where one holds NaN or infinite values."""
@@ -143,6 +149,18 @@ def unpickled(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise SaevalError(f"{path}: expected a dict of tensors, found {type(found).__name__}; save its state_dict()")
     return {str(key): value for key, value in found.items()}
+
+
+def state_dict(path: Path, found: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What was unpickled, as the tensors that it should be; `SaevalError` for anything else among them."""
+    import torch
+
+    for key, value in found.items():
+        if not isinstance(value, torch.Tensor):
+            raise SaevalError(
+                f"{path}: expected a tensor in '{key}', found {type(value).__name__}; save a state_dict()"
+            )
+    return dict(found)
 
 
 def _refusal(message: str) -> str:

@@ -1,0 +1,100 @@
+"""Autoencoders of openai/sparse_autoencoder: one `.pt` file each, `6.pt` for layer 6."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saeval.errors import SaevalError
+from saeval.fingerprint import digest_of, sha256_file
+from saeval.sae import SAEInfo
+from saeval_formats.layouts import Layout
+from saeval_formats.reference import Asked, LocalLoader, parsed, whole
+from saeval_formats.tensors import Header, state_dict, unpickled
+
+if TYPE_CHECKING:
+    import torch
+
+    from saeval_formats.dense import DenseSAE, Normalization
+
+_LAYOUT = Layout(
+    {
+        "W_enc": ("encoder.weight", "nd"),
+        "b_enc": ("latent_bias", "n"),
+        "W_dec": ("decoder.weight", "dn"),
+        "b_dec": ("pre_bias", "d"),
+    },
+    pre_bias=True,
+)
+_STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
+
+
+class Reference(Asked):
+    """What a suite says of one SAE."""
+
+    path: Path
+    """The file. It does not say its hook."""
+
+
+class OpenAI(LocalLoader):
+    """`Autoencoder` of openai/sparse_autoencoder, with ReLU or TopK.
+
+    As its `from_state_dict` decides, those with TopK take the mean and the unbiased standard deviation of each
+    activation out before `pre_bias` and put them back last; those with ReLU take activations as they are.
+    """
+
+    name = "openai"
+
+    def info(self, reference: Mapping[str, Any]) -> SAEInfo:
+        asked, header, d_in, d_sae, k = _checkpoint(reference)
+        return SAEInfo(
+            hook_name=asked.hook_name,
+            d_in=d_in,
+            d_sae=d_sae,
+            d_out=d_in,
+            sha256=digest_of([sha256_file(header.path), k]),
+            architecture="standard" if k is None else "topk",
+            facts={} if k is None else {"k": k, "normalize_activations": "layer_norm"},
+        )
+
+    def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> DenseSAE:
+        """In float32 unless `dtype` is given. The hook's name is empty where nobody gave one."""
+        asked, header, _, _, k = _checkpoint(reference)
+        normalization: Normalization = "none" if k is None else "layer_norm"
+        return _LAYOUT.dense(header, asked.hook_name or "", device, dtype, k=k, normalization=normalization)
+
+
+def _checkpoint(reference: Mapping[str, Any]) -> tuple[Reference, Header, int, int, int | None]:
+    """The reference, what the file holds, d_in, d_sae, and the k of a TopK."""
+    asked = parsed(Reference, reference, "openai", needs="the .pt file")
+    path = asked.path.expanduser()
+    found = unpickled(path)
+    activation, settings = found.pop("activation", "ReLU"), found.pop("activation_state_dict", {})
+    weights = {key: value for key, value in state_dict(path, found).items() if key not in _STATISTICS}
+    header = Header.of_tensors(path, weights)
+    d_in, d_sae = _LAYOUT.check(header, kind="'use'", sizes="'pre_bias' and 'latent_bias', which say the sizes")
+    return asked, header, d_in, d_sae, _k(path, activation, settings, d_sae)
+
+
+def _k(path: Path, activation: Any, settings: Any, d_sae: int) -> int | None:
+    """The k of a TopK; None for a ReLU."""
+    if activation not in ("ReLU", "TopK"):  # Identity would make negative features; the library takes others for ReLU
+        raise SaevalError(f"{path}: 'activation' is {_shown(activation)}, expected 'ReLU' or 'TopK'")
+    if activation == "ReLU":
+        return None
+    if not isinstance(settings, dict):
+        raise SaevalError(f"{path}: expected a dict in 'activation_state_dict', found {type(settings).__name__}")
+    after = settings.get("postact_fn", "ReLU")
+    if after != "ReLU":
+        raise SaevalError(f"{path}: 'postact_fn' of its TopK is {_shown(after)}, expected 'ReLU'")
+    k = settings.get("k")
+    k = k.item() if k is not None and getattr(k, "shape", None) == () else k  # some savers make a tensor of it
+    k = whole(path, "activation_state_dict.k", k if isinstance(k, int | float | None) else type(k).__name__)
+    if k > d_sae:
+        raise SaevalError(f"{path}: 'k' is {k}, more than the {d_sae} features of 'latent_bias'")
+    return k
+
+
+def _shown(found: Any) -> str:
+    return repr(found) if isinstance(found, str) else type(found).__name__
