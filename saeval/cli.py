@@ -178,14 +178,13 @@ def _run(arguments: argparse.Namespace) -> int:
     plans = [prepare(suite, registry, _options(arguments), arguments.set) for suite in arguments.suites]
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
-    for warning in (w for made in plans for w in warnings(made)):
-        print(warning, file=sys.stderr)
     code, boards = OK, []
     told = len(registry.plugins.failures)
     try:
         for made in plans:
             results = execute(made, arguments.out, progress())
             boards += results.boards()
+            print(*warnings(made), sep="\n", end="\n" if warnings(made) else "", file=sys.stderr)
             done = f"{len(results)} cells, {results.forward_passes} forward passes; results in {results.folder}"
             print(done, file=sys.stderr)
             if results.failed:

@@ -85,7 +85,9 @@ def declarations(subject: Subject, plan: Plan) -> list[Finding]:
         text = f"was trained on contexts of {trained} tokens, the suite's have {used}"
         found.append(Finding("context", text, fatal=False))
     if facts.get("model_processing"):
-        text = f"was trained on a model with {facts['model_processing']}, which saeval does not apply"
+        text = (
+            f"was trained on a model with other processing ({facts['model_processing']}), which saeval does not apply"
+        )
         found.append(Finding("processing", text, fatal=False))
     hook_name = facts.get("declared_hook")
     if hook_name is not None and hook_name != subject.hook_name:

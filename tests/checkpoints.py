@@ -64,6 +64,7 @@ def suite(
         tiny_folder(model, family, kind)
     corpus.write_text("\n\n".join(" ".join(f"w{1 + (7 * i * j) % 96}" for j in range(1, 40)) for i in range(1, 9)))
     return saeval.evaluate(
+        allow=["*"],
         model={"use": "huggingface", "path": str(model)},
         data={"use": "text", "path": str(corpus), "separator": "\n\n", "context": 12, "sequences": 12},
         saes=saes,
