@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _guarded(lambda: int(verbs[arguments[0]].load()(arguments[1:]) or 0))
     parser = _parser(sorted(_plugin_verbs()))
     options = parser.parse_args(arguments)
+    if getattr(options, "offline", False):  # before a library that reads them is imported
+        os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
     if not hasattr(options, "verb"):
         parser.print_help()
         return WRONG
@@ -89,6 +91,10 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     _plugin_option(ls)
     ls.set_defaults(verb=_ls)
 
+    fetch = subparsers.add_parser("fetch", help="download what suites need, so that they run without a network")
+    _suite_options(fetch)
+    fetch.set_defaults(verb=_fetch)
+
     doctor = subparsers.add_parser("doctor", help="look closely at an SAE: what it declares, what is measured")
     doctor.add_argument("reference", metavar="REF", help="a path, a registered SAE or glob, '{use: ..., ...}', a suite")
     doctor.add_argument("--model", help="a registered model, or '{use: huggingface, path: FOLDER}'")
@@ -133,6 +139,7 @@ def _suite_options(parser: argparse.ArgumentParser) -> None:
 def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--dtype", help="dtype of the model, such as bfloat16")
+    parser.add_argument("--offline", action="store_true", help="use only what was downloaded before (`saeval fetch`)")
     _plugin_option(parser)
 
 
@@ -212,6 +219,22 @@ def _check(arguments: argparse.Namespace) -> int:
         made = prepare(suite, registry, _options(arguments), arguments.set)
         made.verify()
         print("\n".join([*warnings(made), outline(made, Store(Path(arguments.out) / made.name))]))
+    return OK
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from saeval.api import prepare
+
+    registry = _registry(arguments)
+    for suite in arguments.suites:
+        made = prepare(suite, registry, _options(arguments), arguments.set)  # the text and the headers come with this
+        if made.spec is not None:
+            made.spec.fetch()
+        for subject in made.subjects:
+            if subject.fetch is not None:
+                subject.fetch()
+        saes = sum(s.kind == "sae" for s in made.subjects)
+        print(f"{made.name}: {len(made.streams.evaluation)} sequences, {saes} SAEs and the model's files are here")
     return OK
 
 

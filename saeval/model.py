@@ -106,6 +106,9 @@ class ModelSpec(ABC):
         """How many parameters the model has, for estimates of time; None where unknown."""
         return None
 
+    def fetch(self) -> None:  # noqa: B027 (files on disk need no fetching)
+        """Download the weights, where they are not here yet."""
+
     @abstractmethod
     def load(self, device: str) -> Model:
         """Read the weights."""

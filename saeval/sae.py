@@ -48,6 +48,9 @@ class SAELoader(ABC):
         """
         return {"": reference}
 
+    def fetch(self, reference: Mapping[str, Any]) -> None:  # noqa: B027 (files on disk need no fetching)
+        """Download the weights that `load` will read, for a format whose `expand` or `info` has not done it."""
+
     @abstractmethod
     def info(self, reference: Mapping[str, Any]) -> SAEInfo:
         """From the file's header only. `SaevalError` names the file, the key, what was found and what expected."""

@@ -65,7 +65,7 @@ class Subjects:
         subjects = []
         for name in matches:
             sae = self.registry.saes[name]
-            subjects.append(self._load_later(name, sae.loader, dict(sae.reference)))
+            subjects += self._expanded(name, sae.loader, sae.reference)
         return subjects
 
     def _described(self, entry: Mapping[str, Any]) -> list[Subject]:
@@ -74,6 +74,9 @@ class Subjects:
         if use is None:
             known = ", ".join(self.registry.loaders.names())
             raise SaevalError(f"an SAE entry needs 'use', one of: {known}")
+        return self._expanded(name, use, reference)
+
+    def _expanded(self, name: str | None, use: str, reference: Mapping[str, Any]) -> list[Subject]:
         loader = self.registry.loaders.entry(use)
         with blamed(f"SAE format '{use}'", loader.origin):
             found = {part: dict(one) for part, one in loader.thing().expand(reference).items()}
@@ -109,6 +112,7 @@ class Subjects:
         return Subject(
             name, hook_name, key, load,
             input_hook=input_hook, d_in=info.d_in, d_sae=info.d_sae, d_out=info.d_out, facts=facts,
+            fetch=lambda: loader.fetch(reference),
         )  # fmt: skip
 
     def _canonical(self, hook_name: str | None) -> str | None:

@@ -74,6 +74,8 @@ class Subject:
     d_sae: int | None = None
     d_out: int | None = None
     """Width of the replacement; None where it is `d_in`."""
+    fetch: Callable[[], None] | None = None
+    """Download what `load` will read, where that is not here yet."""
     facts: Mapping[str, Any] | None = None
     """What the checkpoint says of itself, recorded with the results."""
 

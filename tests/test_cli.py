@@ -188,6 +188,21 @@ def test_wrong_commands_exit_2(capsys, tmp_path):
     assert cli.main([]) == 2
 
 
+def test_fetch_and_offline_on_what_ships(suite, capsys):
+    assert cli.main(["fetch", suite]) == 0
+    assert "small: 12 sequences, 2 SAEs and the model's files are here" in capsys.readouterr().out
+
+
+def test_offline_a_hub_name_is_refused_at_once(suite, tmp_path):
+    text = SUITE.replace("{use: testbed}", "{use: huggingface, name: org/never-downloaded}")
+    (tmp_path / "hub.yaml").write_text(text)
+    command = [sys.executable, "-m", "saeval.cli", "run", "hub.yaml", "--offline"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 2
+    assert "org/never-downloaded" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def loaded(code):
     """Modules loaded by a fresh process that runs `code`."""
     script = f"import sys\n{code}\nprint('\\n'.join(sorted(sys.modules)), file=sys.stderr)"

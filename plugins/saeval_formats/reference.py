@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from saeval.errors import SaevalError, suggestion
 from saeval.sae import SAELoader
+from saeval_formats.hub import snapshot
 
 
 class Asked(BaseModel):
@@ -33,10 +34,10 @@ _HOLE = re.compile(r"\{(\d*)\}")
 
 
 class LocalLoader(SAELoader):
-    """A format of files on this machine, whose `path` may hold globs."""
+    """A format of files, whose `path` may hold globs; with `repo` (and `revision`) it is a path in a hub repository."""
 
     def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-        return matched(reference, self.name)
+        return matched(_on_disk(reference, self.name), self.name)
 
 
 def matched(reference: Mapping[str, Any], format: str) -> dict[str, dict[str, Any]]:
@@ -62,6 +63,22 @@ def matched(reference: Mapping[str, Any], format: str) -> dict[str, dict[str, An
     if not found:
         raise SaevalError(f"{format}: nothing matches 'path: {path}'")
     return {"/".join(parts): found[parts] for parts in sorted(found, key=_in_order)}
+
+
+def _on_disk(reference: Mapping[str, Any], format: str) -> Mapping[str, Any]:
+    """The reference with the path of a hub's files where they lie here."""
+    if "repo" not in reference and "revision" not in reference:
+        return reference
+    local = dict(reference)
+    repo, revision = local.pop("repo", None), local.pop("revision", None)
+    path = local.get("path", ".")
+    for key, value in (("repo", repo), ("path", path), ("revision", revision or "")):
+        if not isinstance(value, str):
+            raise SaevalError(f"{format}: '{key}' of a hub checkpoint is text, found {value!r}")
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise SaevalError(f"{format}: 'path: {path}' of repository '{repo}' must lie within it")
+    folder = snapshot(repo, revision, "**" if path == "." else path, format)
+    return {**local, "path": str(folder / path)}
 
 
 def _expression(pattern: str) -> str:
