@@ -137,6 +137,8 @@ def run(
     limit: int | None = None,
     device: str = "cpu",
     dtype: str | None = None,
+    sae_device: str | None = None,
+    sae_dtype: str = "float32",
     batch_size: int = 16,
     fresh: bool = False,
     checkpoint_seconds: float = 60.0,
@@ -151,7 +153,9 @@ def run(
     suite, before any weight is loaded.
     """
     registry = Registry(plugins or Plugins())
-    options = Options(limit, device, dtype, batch_size, fresh, checkpoint_seconds, tuple(allow))
+    options = Options(
+        limit, device, dtype, sae_device, sae_dtype, batch_size, fresh, checkpoint_seconds, tuple(allow)
+    )  # fmt: skip
     return execute(prepare(suite, registry, options, overrides), out, progress)
 
 

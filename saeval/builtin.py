@@ -36,21 +36,23 @@ def mask(batch: Batch) -> Bool[Tensor, "batch seq"]:
 
 def encoding(sae: Substitute, sae_input: Float[Tensor, "batch seq d_in"]) -> Encoding | None:
     """Feature activations with the context that decoding needs; None for substitutes without features."""
-    return sae.encode(sae_input) if sae.has_features else None
+    return sae.encode(sae_input.to(sae.device or sae_input.device)) if sae.has_features else None
 
 
-def feature_acts(sae: Substitute, encoding: Encoding | None) -> Float[Tensor, "batch seq d_sae"]:
-    """Feature activations; undefined for substitutes without features."""
+def feature_acts(
+    sae: Substitute, encoding: Encoding | None, mask: Bool[Tensor, "batch seq"]
+) -> Float[Tensor, "batch seq d_sae"]:
+    """Feature activations, on the model's device; undefined for substitutes without features."""
     if encoding is None:
         raise Undefined(f"{sae.name} has no features")
-    return encoding.feature_acts
+    return encoding.feature_acts.to(mask.device)
 
 
 def reconstruction(
     sae: Substitute, encoding: Encoding | None, activations: Float[Tensor, "batch seq d_in"]
 ) -> Float[Tensor, "batch seq d_out"]:
-    """What the substitute puts in the activations' place."""
-    return sae.decode(encoding, activations)
+    """What the substitute puts in the activations' place, on their device."""
+    return sae.decode(encoding, activations.to(sae.device or activations.device)).to(activations.device)
 
 
 def spliced_activations(

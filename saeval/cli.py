@@ -139,6 +139,8 @@ def _suite_options(parser: argparse.ArgumentParser) -> None:
 def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--dtype", help="dtype of the model, such as bfloat16")
+    parser.add_argument("--sae-device", metavar="DEVICE", help="device of the SAEs, if not the model's")
+    parser.add_argument("--sae-dtype", default="float32", metavar="DTYPE", help="dtype of the SAEs (default: float32)")
     parser.add_argument("--offline", action="store_true", help="use only what was downloaded before (`saeval fetch`)")
     _plugin_option(parser)
 
@@ -167,6 +169,8 @@ def _options(arguments: argparse.Namespace) -> Options:
         limit=getattr(arguments, "limit", None),
         device=arguments.device,
         dtype=arguments.dtype,
+        sae_device=arguments.sae_device,
+        sae_dtype=arguments.sae_dtype,
         batch_size=getattr(arguments, "batch_size", 16),
         fresh=getattr(arguments, "fresh", False),
         checkpoint_seconds=getattr(arguments, "checkpoint_seconds", 60.0),

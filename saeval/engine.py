@@ -89,7 +89,9 @@ class Engine:
         if any("model" in n.roots for n in closure([n for c in unique for n in c.nodes()]).values()):
             assert self.plan.spec is not None
             self.model = self.plan.spec.load(self.plan.options.device)
-        for one in passes(self.plan, unique, stored, memory_budget(self.plan.options.device)):
+        for one in passes(
+            self.plan, unique, stored, memory_budget(self.plan.options.sae_device or self.plan.options.device)
+        ):
             self._stream(one)
         for cell in (c for c in unique if c.observe is None):  # each with its own weights, let go of at once
             self._conclude(cell, None, Scope(self.model, [], self._totals, 0), {})
@@ -225,6 +227,7 @@ class Engine:
             **provenance.environment(),
             "plugins": {str(o): o.version for o in plugins.origins.values()},
             "device": self.plan.options.device,
+            "sae_device": self.plan.options.sae_device or self.plan.options.device,
             "limit": self.plan.options.limit,
             **({"plugin_facts": extra} if extra else {}),
         }
@@ -236,7 +239,7 @@ class Engine:
             **({"preflight": found} if (found := self.preflight.record(cell.subjects)) else {}),
             "weights_sha256": {s.name: (s.facts or {}).get("sha256") for s in cell.subjects},
             "tokens_sha256": self.plan.streams.evaluation.fingerprint,
-            "dtypes": {**dtypes, "sums": "float64"},
+            "dtypes": {**dtypes, "saes": self.plan.options.sae_dtype, "sums": "float64"},
             "chunked_head": getattr(self.model, "chunked_head", None),
             "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             **notes,

@@ -57,7 +57,8 @@ def examine(
     find the one it was trained at. Explained variance is 1 - sum|y - ŷ|² / sum|y - mean|² over these tokens, so
     negative values are worse than predicting the mean.
     """
-    x, y = sae_input[mask][:ROWS].float(), activations[mask][:ROWS].float()
+    place = sae.device or activations.device
+    x, y = sae_input[mask][:ROWS].float().to(place), activations[mask][:ROWS].float().to(place)
     one = Examination()
     if not sae.has_features or len(x) == 0:
         return one
@@ -159,7 +160,7 @@ def _hook(
     sae: Substitute, mask: Tensor, elsewhere: Mapping[str, Tensor], explained: float, measured: dict[str, float]
 ) -> Iterator[_Explanation]:
     for hook_name, activations in elsewhere.items():
-        x = activations[mask][:ROWS].float()
+        x = activations[mask][:ROWS].float().to(sae.device or activations.device)
         found = explained_variance(x, sae.decode(sae.encode(x[None]), x[None])[0].float())
         measured[hook_name] = found
         text = f"explains {found:.3f} of the variance of {hook_name}, {explained:.3f} of its own hook's"

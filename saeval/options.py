@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
 
 @dataclass(frozen=True)
 class Options:
-    """How to run, none of it part of a key, save `limit` and `dtype`, which change the numbers."""
+    """How to run, none of it part of a key, save `limit` and the dtypes, which change the numbers."""
 
     limit: int | None = None
     device: str = "cpu"
     dtype: str | None = None
+    sae_device: str | None = None
+    """Where SAEs compute, if not on `device`."""
+    sae_dtype: str = "float32"
+    """In which SAEs compute; it changes the numbers, so it is part of their keys."""
     batch_size: int = 16
     fresh: bool = False
     checkpoint_seconds: float = 60.0

@@ -42,7 +42,9 @@ def outline(plan: Plan, store: Store) -> str:
         f"  data: {rows} sequences of {plan.streams.evaluation.n_clusters} documents{_excluded(plan)}",
     ]
     total = 0
-    for index, one in enumerate(passes(plan, pending, stored, memory_budget(plan.options.device)), 1):
+    for index, one in enumerate(
+        passes(plan, pending, stored, memory_budget(plan.options.sae_device or plan.options.device)), 1
+    ):
         dataset = one.dataset(plan)
         batches = -(-len(dataset) // plan.options.batch_size)
         scope = Scope(None, one.targets, {}, dataset.n_clusters)

@@ -16,7 +16,7 @@ from saeval.metric import Metric, substitute_requests
 from saeval.model import ModelSpec
 from saeval.models import model_spec
 from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, closure, flattened
-from saeval.options import Options
+from saeval.options import DTYPES, Options
 from saeval.parameters import ParameterError, validated
 from saeval.plugins import code_identity
 from saeval.registry import Registry
@@ -76,7 +76,7 @@ class _Planner:
         metrics = [(entry, made) for entry in entries if (made := self._metric(entry)) is not None]
         spec = model_spec(self.suite, self.registry, self.options.dtype, self.problems)
         found = streams(self.suite, self.registry, spec, self.options.limit, self.problems)
-        subjects = Subjects(self.suite, self.registry, spec, self.problems, self.options.device)
+        subjects = Subjects(self.suite, self.registry, spec, self.problems, self.options)
         saes = subjects.saes()
         controls = subjects.controls(saes)
         groups = self._groups(saes)
@@ -156,11 +156,14 @@ class _Planner:
         return groups
 
     def _device(self) -> None:
-        try:
-            torch.zeros(1, device=self.options.device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            line = str(error).splitlines()[0]
-            self.problems.append(Problem(f"--device {self.options.device}: torch cannot use it here: {line}"))
+        for option, device in (("--device", self.options.device), ("--sae-device", self.options.sae_device)):
+            try:
+                torch.zeros(1, device=device)
+            except (RuntimeError, AssertionError, NotImplementedError) as error:
+                line = str(error).splitlines()[0]
+                self.problems.append(Problem(f"{option} {device}: torch cannot use it here: {line}"))
+        if self.options.sae_dtype not in DTYPES:
+            self.problems.append(Problem(f"--sae-dtype {self.options.sae_dtype}: expected one of {', '.join(DTYPES)}"))
 
     def _columns(self, entries: list[MetricEntry]) -> None:
         """Leaderboard columns name configured metrics."""

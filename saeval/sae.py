@@ -85,13 +85,15 @@ class LiveSAE(Substitute):
         self.hook_name = str(hook_name)
         found: dict[str, Any] = {key: getattr(module, key, None) for key in ("W_enc", "b_enc", "W_dec", "b_dec")}
         self._weights = {key: value.detach() for key, value in found.items() if hasattr(value, "detach")}
-        self._dtype = _float_dtype(module, self._weights)
+        shown = _first_float(module, self._weights)
+        self._dtype = shown.dtype if shown is not None else None
+        self._device = shown.device if shown is not None else None
         decoder = self._weights.get("W_dec")
         self.d_in = int(decoder.shape[1] if decoder is not None else getattr(module, "d_in", 0))
         self.d_sae = int(decoder.shape[0]) if decoder is not None else getattr(module, "d_sae", None)
 
     def encode(self, activations: Tensor) -> Encoding:
-        own = activations.to(self._dtype or activations.dtype, copy=True)  # a copy, since it may be written into
+        own = activations.to(dtype=self._dtype or activations.dtype, copy=True)  # a copy, since it may be written into
         encoded = self.module.encode(own)
         return Encoding(*encoded) if isinstance(encoded, tuple) else Encoding(encoded)
 
@@ -100,6 +102,10 @@ class LiveSAE(Substitute):
         if encoding.context is None:
             return self.module.decode(encoding.feature_acts)  # type: ignore[no-any-return]
         return self.module.decode(encoding.feature_acts, encoding.context)  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> torch.device | None:
+        return self._device
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
@@ -149,10 +155,10 @@ def _plain(value: Any) -> Any:
     return uuid.uuid4().hex
 
 
-def _float_dtype(module: Any, weights: Mapping[str, Tensor]) -> torch.dtype | None:
-    """What the object computes in: the dtype of its weights; None where it shows none."""
+def _first_float(module: Any, weights: Mapping[str, Tensor]) -> Tensor | None:
+    """A tensor in which the object computes: one of its weights; None where it shows none."""
     own = list(module.parameters()) if isinstance(module, nn.Module) else []
-    return next((t.dtype for t in [*weights.values(), *own] if t.is_floating_point()), None)
+    return next((t for t in [*weights.values(), *own] if t.is_floating_point()), None)
 
 
 def _metadata_hook(module: Any) -> str | None:

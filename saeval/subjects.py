@@ -10,6 +10,7 @@ from typing import Any
 from saeval.errors import Problem, SaevalError, blamed, suggestion
 from saeval.fingerprint import digest_of
 from saeval.model import ModelSpec
+from saeval.options import Options
 from saeval.parameters import ParameterError, parameter_names, validated
 from saeval.plugins import code_identity
 from saeval.registry import Registry
@@ -22,13 +23,14 @@ class Subjects:
     """Turns suite entries into `Subject`s; whatever is wrong is added to `problems` with its place."""
 
     def __init__(
-        self, suite: Suite, registry: Registry, spec: ModelSpec | None, problems: list[Problem], device: str
+        self, suite: Suite, registry: Registry, spec: ModelSpec | None, problems: list[Problem], options: Options
     ) -> None:
         self.suite = suite
         self.registry = registry
         self.spec = spec
         self.problems = problems
-        self.device = device
+        self.device = options.sae_device or options.device
+        self.dtype = options.sae_dtype
         self.places: dict[str, tuple[str | int, ...]] = {}
         """Where each SAE stands in the suite, for problems found later."""
         self._ablations: dict[tuple[str, str], Subject] = {}
@@ -100,14 +102,24 @@ class Subjects:
         def load() -> Any:
             import torch  # late: planning needs no torch
 
-            return loader.load(reference, self.device, torch.float32)
+            return loader.load(reference, self.device, getattr(torch, self.dtype))
 
         facts = {"format": use, "architecture": info.architecture, "sha256": info.sha256, **dict(info.facts)}
         if info.hook_name:
             facts["declared_hook"] = self._canonical(info.hook_name)
         code = code_identity(entry.thing, entry.origin)
         key = digest_of(
-            ["sae", info.sha256, info.architecture, use, code, hook_name, input_hook, _without_path(reference)]
+            [
+                "sae",
+                info.sha256,
+                info.architecture,
+                use,
+                code,
+                hook_name,
+                input_hook,
+                self.dtype,
+                _without_path(reference),
+            ]
         )
         return Subject(
             name, hook_name, key, load,

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from saeval.errors import Undefined
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -41,6 +42,11 @@ class Substitute(ABC):
     def encode(self, activations: Float[Tensor, "batch seq d"]) -> Encoding:
         """Feature activations; `Undefined` where the substitute has none."""
         raise Undefined(f"{self.name} has no features")
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where it computes; None where it follows what it is given."""
+        return None
 
     @property
     def has_features(self) -> bool:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from saeval import Mean, Metric, Scalar
+from saeval.builtin import encoding, feature_acts, reconstruction
+from saeval.substitute import Encoding, Substitute
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 
 OTHERS = ["l0", "reconstruction", {"ce": {"as": "ce"}}]
@@ -120,3 +122,23 @@ def test_a_live_sae_may_write_into_its_own_copy_of_the_activations(honest):
 def test_a_live_sae_computes_in_its_own_dtype_whatever_the_models(dtype):
     results = evaluate_tiny(OTHERS, model=TinyModel(dtype=dtype), rows=tiny_tokens(), saes=[TinySAE()])
     assert [r.status for r in results] == ["ok"] * len(results)
+
+
+class Elsewhere(Substitute):
+    """Computes on the device that has no memory, and takes its results from elsewhere."""
+
+    device = torch.device("meta")
+
+    def encode(self, activations):
+        assert activations.device == self.device
+        return Encoding(torch.ones(2, 3, 5))
+
+    def decode(self, encoding, activations):
+        assert activations.device == self.device
+        return torch.ones(2, 3, 4)
+
+
+def test_an_sae_gets_its_inputs_on_its_own_device_and_gives_its_outputs_on_the_models():
+    sae, x, mask = Elsewhere(), torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
+    found = encoding(sae, x)
+    assert feature_acts(sae, found, mask).device == reconstruction(sae, found, x).device == x.device
