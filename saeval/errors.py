@@ -30,7 +30,8 @@ class Problem:
     where: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message}" if self.where else self.message
+        line = "\\n".join(self.message.splitlines())  # a value that it quotes may hold line breaks
+        return f"{self.where}: {line}" if self.where else line
 
 
 class SuiteError(SaevalError):

@@ -208,7 +208,12 @@ def _check_counts(file: Path, weights: Mapping[str, Tensor], kind: DictClass, d_
     if "group_sizes" in kind.counts:
         if "group_sizes" not in weights:
             raise SaevalError(f"{file}: 'group_sizes' is missing; check 'class' or 'dict_class'")
-        groups = int(weights["group_sizes"].sum())
+        stored = weights["group_sizes"]
+        if stored.is_floating_point() or stored.ndim != 1:
+            raise SaevalError(
+                f"{file}: expected whole numbers in 'group_sizes', found {stored.dtype} {list(stored.shape)}"
+            )
+        groups = int(stored.sum())
         if groups != d_sae:
             raise SaevalError(f"{file}: 'group_sizes' add up to {groups}, expected {d_sae}, the features it has")
     if kind.layout.stored.get("threshold") == _SCALAR["threshold"] and float(weights["threshold"]) < 0:

@@ -1,0 +1,188 @@
+"""Damaged checkpoints: never a traceback, never a wrong load, nothing executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from examples import EXAMPLES, Example
+from saeval import SaevalError
+from saeval.errors import Problem
+from saeval.plugins import Plugins
+from saeval.registry import Registry
+
+REGISTRY = Registry(Plugins())
+PLAIN = [e for e in EXAMPLES if "norm" not in e.architecture]
+BY_LABEL = {e.label: e for e in PLAIN}
+ODD: list[Any] = [None, [], {}, "x", -1, 0, 1.5, 10**30, "../../etc"]
+DEFAULTED = {"apply_b_dec_to_input", "normalize_activations", "rescale_acts_by_decoder_norm", "reshape_activations"}
+"""Config keys that the libraries fill in where they are missing."""
+
+
+class Evil:
+    """Leaves a mark if it is ever unpickled for real."""
+
+    def __init__(self, mark: str) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (self.mark,)
+
+
+class Written(dict):
+    """Examples by label; hypothesis would print every tensor of them."""
+
+    def __repr__(self) -> str:
+        return "written"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Every example once, with the right answer of its loader."""
+    made = Written()
+    for example in PLAIN:
+        folder = tmp_path_factory.mktemp("example") / example.format
+        folder.mkdir()
+        reference = example.write(folder)
+        made[example.label] = (folder, reference, answer(example, reference))
+    return made
+
+
+def answer(example: Example, reference: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    loader = REGISTRY.loaders[example.format]()
+    info = loader.info(reference)
+    sae = loader.load(reference, "cpu", torch.float32)
+    with torch.no_grad():
+        encoding = sae.encode(example.x)
+        decoded = sae.decode(encoding, example.x)
+    assert info.d_sae == encoding.feature_acts.shape[-1]
+    return encoding.feature_acts, decoded
+
+
+def tensors_of(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        return dict(load_file(path))
+    if path.suffix == ".npz":
+        return {name: torch.from_numpy(array) for name, array in np.load(path).items()}
+    return dict(torch.load(path, weights_only=True))
+
+
+def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
+    tensors = {k: v.contiguous() if isinstance(v, torch.Tensor) else v for k, v in tensors.items()}
+    if path.suffix == ".safetensors":
+        save_file({k: v.clone() for k, v in tensors.items()}, path)
+    elif path.suffix == ".npz":
+        np.savez(path, **{k: v.numpy() for k, v in tensors.items()})
+    else:
+        torch.save(tensors, path)
+
+
+def damaged_tensors(path: Path, draw: Any) -> None:
+    """One tensor missing, too many, renamed, transposed, cut, of integers, or with a value that is no number."""
+    tensors = tensors_of(path)
+    name = draw(st.sampled_from(sorted(k for k, v in tensors.items() if isinstance(v, torch.Tensor) and v.ndim)))
+    tensor = tensors[name]
+    kind = draw(st.sampled_from(["drop", "add", "rename", "transpose", "cut", "integers", "nan", "inf", "unsqueeze"]))
+    if kind == "drop":
+        del tensors[name]
+    elif kind == "add":
+        tensors["something_else"] = torch.ones(3)
+    elif kind == "rename":
+        tensors[name + "s"] = tensors.pop(name)
+    elif kind == "transpose":
+        tensors[name] = tensor.T if tensor.ndim == 2 else tensor[None]
+    elif kind == "cut":
+        tensors[name] = tensor.narrow(draw(st.integers(0, tensor.ndim - 1)), 0, 1)
+    elif kind == "integers":
+        tensors[name] = tensor.to(torch.int32)
+    elif kind == "unsqueeze":
+        tensors[name] = tensor[..., None]
+    else:
+        changed = tensor.clone().float()
+        changed.view(-1)[draw(st.integers(0, changed.numel() - 1))] = float(kind)
+        tensors[name] = changed
+    write_tensors(path, tensors)
+
+
+def damaged_config(path: Path, draw: Any) -> str | None:
+    """One value of another kind, or a key gone; returns the key that went."""
+    read, dump = (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
+    config = read(path.read_text())
+    place = config
+    while True:
+        key = draw(st.sampled_from(sorted(place)))
+        if not isinstance(place[key], dict) or not place[key] or draw(st.booleans()):
+            break
+        place = place[key]
+    gone = draw(st.booleans())
+    if gone:
+        del place[key]
+    else:
+        place[key] = draw(st.sampled_from(ODD))
+    path.write_text(dump(config))
+    return key if gone else None
+
+
+def damaged_bytes(path: Path, draw: Any) -> None:
+    content = path.read_bytes()
+    kind = draw(st.sampled_from(["cut", "flip", "noise", "empty"]))
+    if kind == "cut":
+        content = content[: draw(st.integers(0, len(content) - 1))]
+    elif kind == "flip":
+        where = draw(st.integers(0, min(len(content), 2000) - 1))
+        content = content[:where] + bytes([content[where] ^ draw(st.integers(1, 255))]) + content[where + 1 :]
+    else:
+        content = draw(st.binary(max_size=200)) if kind == "noise" else b""
+    path.write_bytes(content)
+
+
+@pytest.mark.slow
+@settings(max_examples=800, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_checkpoint_is_one_sentence_or_reads_the_same(written, data):
+    example = BY_LABEL[data.draw(st.sampled_from(sorted(BY_LABEL)), label="example")]
+    folder, reference, (acts, decoded) = written[example.label]
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place) / folder.name
+        shutil.copytree(folder, copy)
+        moved = {**reference, "path": str(reference["path"]).replace(str(folder), str(copy))}
+        files = sorted(p for p in copy.rglob("*") if p.is_file())
+        path = data.draw(st.sampled_from(files), label="file")
+        how = data.draw(st.sampled_from(["content", "bytes", "gone", "code"]), label="how")
+        mark, gone = Path(place) / "executed", None
+        if how == "gone":
+            path.unlink()
+        elif how == "bytes":
+            damaged_bytes(path, data.draw)
+        elif how == "code":
+            torch.save({"weight": Evil(str(mark))}, path)
+        elif path.suffix in (".json", ".yaml"):
+            gone = damaged_config(path, data.draw)
+        else:
+            damaged_tensors(path, data.draw)
+        told = ""
+        try:
+            found = answer(example, moved)
+        except SaevalError as error:
+            told = str(Problem(str(error)))
+        event(f"{how}: {'refused' if told else 'read'}")
+        if told:
+            assert "\n" not in told
+            assert str(copy) in told, "the sentence names no file"
+        else:
+            same = torch.equal(found[0], acts) and torch.allclose(found[1], decoded, atol=1e-5)
+            # A byte of a weight may have changed; nothing can know that.
+            assert same or how == "bytes" or gone in DEFAULTED, f"a wrong load ({how}, {path.name}, {gone})"
+        assert not mark.exists(), "the checkpoint's code was executed"
