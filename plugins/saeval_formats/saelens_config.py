@@ -38,6 +38,7 @@ _NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale", "expected_aver
 _FACTS = (
     "model_name", "model_class_name", "context_size", "prepend_bos", "exclude_special_tokens", "dataset_path",
     "normalize_activations", "apply_b_dec_to_input", "reshape_activations", "dtype", "hf_hook_name",
+    "model_from_pretrained_kwargs",
     "sae_lens_version", "sae_lens_training_version", "training_architecture", "neuronpedia_id",
 )  # fmt: skip
 _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}  # before version 4

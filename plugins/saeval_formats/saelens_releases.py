@@ -103,10 +103,12 @@ class Release:
         config = config.with_factor(factor, "'norm_scaling_factor' in SAELens' registry")
         version = _library().__version__
         identity = [self.repo_id, self.folder, revision, self.reader, version, factor, self.asked.unit_decoder]
-        published = {"l0": self.entry.expected_l0, "explained_variance": self.entry.expected_var_explained}
-        known = {f"published_{key}": found.get(self.asked.id) for key, found in published.items()} if self.entry else {}
+        published = {}
+        if self.entry is not None:
+            published["published_l0"] = self.entry.expected_l0.get(self.asked.id)
+            published["published_explained_variance"] = self.entry.expected_var_explained.get(self.asked.id)
         # The registry's own defaults, 0 and 1, stand for nothing published.
-        known = {key: value for key, value in known.items() if value not in (None, 0.0, 1.0)}
+        published = {key: value for key, value in published.items() if value not in (None, 0.0, 1.0)}
         return SAEInfo(
             hook_name=self.asked.hook_name or config.hook_name,
             input_hook=self.asked.input_hook or config.input_hook if config.transcoder else None,
@@ -115,7 +117,7 @@ class Release:
             d_out=config.d_out,
             sha256=hashlib.sha256(json.dumps([*identity, *config.numeric]).encode()).hexdigest(),
             architecture=config.architecture,
-            facts={**config.facts, **known, "repository": self.repo_id, "revision": revision},
+            facts={**config.facts, **published, "repository": self.repo_id, "revision": revision},
         )
 
     def load(self, device: str, dtype: torch.dtype | None) -> Substitute:
