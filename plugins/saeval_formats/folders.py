@@ -14,18 +14,18 @@ from saeval_formats.reference import LocalLoader, folder_of, in_order, matched
 class FolderLoader(LocalLoader):
     """A format of one folder an SAE. `path` may hold globs; `sites` are globs for the folders below it."""
 
-    marker: ClassVar[str]
-    """The file that makes a folder one of the format's."""
+    markers: ClassVar[tuple[str, ...]]
+    """The files of which any makes a folder one of the format's."""
 
     def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         found: dict[str, Mapping[str, Any]] = {}
         for part, one in matched(reference, self.name).items():
-            for site, inner in sites(one, self.name, self.marker).items():
+            for site, inner in sites(one, self.name, self.markers).items():
                 found["/".join(word for word in (part, site) if word)] = inner
         return found
 
 
-def sites(reference: Mapping[str, Any], format: str, marker: str) -> dict[str, dict[str, Any]]:
+def sites(reference: Mapping[str, Any], format: str, markers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """One reference for each SAE below `path` whose relative path matches `sites`: a glob, or a list of them.
 
     Without `sites` the reference itself.
@@ -39,7 +39,7 @@ def sites(reference: Mapping[str, Any], format: str, marker: str) -> dict[str, d
     folder = folder_of(Path(str(rest["path"])), format, "SAEs in folders")
     return {
         site: {**rest, "path": str(folder / site)}
-        for site in chosen(wanted, below(folder, marker), f"{format}: {folder}: no SAE", "sites")
+        for site in chosen(wanted, below(folder, markers), f"{format}: {folder}: no SAE", "sites")
     }
 
 
@@ -54,16 +54,17 @@ def chosen(wanted: Any, names: list[str], missing: str, key: str) -> list[str]:
     return [name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
 
 
-def below(folder: Path, marker: str) -> list[str]:
-    """The folders at any depth that hold a file `marker`, by their paths relative to `folder`: 2 comes before 12."""
-    found = [file.parent.relative_to(folder).as_posix() for file in folder.rglob(marker) if file.parent != folder]
-    return sorted(found, key=lambda path: in_order((path,)))
+def below(folder: Path, markers: tuple[str, ...]) -> list[str]:
+    """The folders at any depth that hold one of `markers`, by their paths relative to `folder`: 2 comes before 12."""
+    files = {file.parent for marker in markers for file in folder.rglob(marker)} - {folder}
+    return sorted((file.relative_to(folder).as_posix() for file in files), key=lambda path: in_order((path,)))
 
 
-def holding(folder: Path, format: str, marker: str) -> Path:
-    """The file `marker` in a folder; `SaevalError` where there is none, which names the SAEs below if there are."""
-    if (folder / marker).is_file():
-        return folder / marker
-    inner = below(folder, marker)
+def holding(folder: Path, format: str, markers: tuple[str, ...]) -> Path:
+    """The first of `markers` in a folder; `SaevalError` where there is none, which counts the SAEs below."""
+    for marker in markers:
+        if (folder / marker).is_file():
+            return folder / marker
+    inner = below(folder, markers)
     remedy = f"it holds {len(inner)} SAEs in folders: add 'sites: \"*\"', or name one" if inner else "check 'path'"
-    raise SaevalError(f"{format}: {folder}: no {marker}; {remedy}")
+    raise SaevalError(f"{format}: {folder}: no {' or '.join(markers)}; {remedy}")

@@ -51,7 +51,7 @@ class SAELens(FolderLoader):
     """
 
     name = "saelens"
-    marker = CONFIG
+    markers = (CONFIG,)
 
     def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         return releases(reference) if "release" in reference else super().expand(reference)
@@ -81,7 +81,7 @@ def _source(reference: Mapping[str, Any]) -> Folder | Release:
         return Release.of(reference)
     asked = parsed(Reference, reference, "saelens", needs=f"the folder with {CONFIG} and {WEIGHTS}, or 'release'")
     folder = folder_of(asked.path, "saelens", f"{CONFIG} and {WEIGHTS}")
-    raw = json_object(holding(folder, "saelens", CONFIG))
+    raw = json_object(holding(folder, "saelens", (CONFIG,)))
     return Folder(asked, folder, raw, parsed_config(folder / CONFIG, raw), Header.of(folder / WEIGHTS))
 
 
