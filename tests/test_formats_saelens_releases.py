@@ -236,7 +236,7 @@ def test_a_hub_that_cannot_be_reached(hub, monkeypatch):
 def test_releases_that_read_headers_over_http(hub):
     reference = {"release": "gemma-scope-2-1b-pt-res", "id": "layer_13_width_16k_l0_big"}
     hub("google/gemma-scope-2-1b-pt", "resid_post/layer_13_width_16k_l0_big")
-    with pytest.raises(SaevalError, match="asks the hub for its header even where .*use: gemma_scope"):
+    with pytest.raises(SaevalError, match=r"asks the hub for its header even where .*use: gemma_scope"):
         SAELens().info(reference)
 
 
