@@ -191,7 +191,7 @@ def evaluate(
         "controls": [c if isinstance(c, str) else dict(c) for c in controls],
         "groups": {k: list(v) for k, v in (groups or {}).items()},
     }
-    entries, live = _split(saes)
+    entries, live = _split(saes, registry)
     live_model = model if model is not None and not isinstance(model, str | Mapping) else None
     if live_model is None and model is not None:
         body["model"] = model if isinstance(model, str) else dict(model)
@@ -241,7 +241,7 @@ class _Supplied:
         return [self._metric]
 
 
-def _split(saes: Sequence[Any] | Mapping[str, Any]) -> tuple[list[Any], dict[str, LiveSAE]]:
+def _split(saes: Sequence[Any] | Mapping[str, Any], registry: Registry) -> tuple[list[Any], dict[str, LiveSAE]]:
     """Suite entries, and live objects by name."""
     if isinstance(saes, str) or not isinstance(saes, Mapping | Sequence):
         raise SaevalError(
@@ -265,7 +265,9 @@ def _split(saes: Sequence[Any] | Mapping[str, Any]) -> tuple[list[Any], dict[str
             module, hook_name = sae if isinstance(sae, tuple) else (sae, None)
             base = name or type(module).__name__.lower()
             label = base if base not in live else f"{base}-{sum(n.startswith(base) for n in live)}"
-            live[label] = LiveSAE(module, hook_name, label)
+            loaders = (entry.thing() for entry in registry.loaders)
+            loader = next((found for found in loaders if found.accepts(module)), None)
+            live[label] = (loader.wrap if loader else LiveSAE)(module, hook_name, label)
     return entries, live
 
 

@@ -59,6 +59,18 @@ class SAELoader(ABC):
     def load(self, reference: Mapping[str, Any], device: str, dtype: torch.dtype) -> Substitute:
         """Read the weights. Nothing that the checkpoint carries is ever executed."""
 
+    def label(self, reference: Mapping[str, Any]) -> str:
+        """What an entry without a `name:` or a `path:` is called."""
+        return self.name
+
+    def accepts(self, live: object) -> bool:
+        """Whether `live` is an object of this format's library, which `wrap` knows how to call."""
+        return False
+
+    def wrap(self, live: Any, hook_name: str | None, name: str) -> LiveSAE:
+        """A user's own object as an SAE; `hook_name` wins over what the object says."""
+        return LiveSAE(live, hook_name, name)
+
 
 @dataclass(frozen=True)
 class RegisteredSAE:
@@ -91,6 +103,9 @@ class LiveSAE(Substitute):
         decoder = self._weights.get("W_dec")
         self.d_in = int(decoder.shape[1] if decoder is not None else getattr(module, "d_in", 0))
         self.d_sae = int(decoder.shape[0]) if decoder is not None else getattr(module, "d_sae", None)
+        self.input_hook: str | None = None
+        """As in `SAEInfo`, and so is `d_out`."""
+        self.d_out: int | None = None
 
     def encode(self, activations: Tensor) -> Encoding:
         own = activations.to(dtype=self._dtype or activations.dtype, copy=True)  # a copy, since it may be written into
@@ -123,7 +138,7 @@ class LiveSAE(Substitute):
             dict(self.module.named_buffers()) if isinstance(self.module, nn.Module) else {}
         )  # those not saved, too
         traits = [[code_digest(type(part)), _traits(part)] for part in parts]
-        return digest_of([traits, tensors_sha256({**state, **buffers})])
+        return digest_of([code_digest(type(self)), traits, tensors_sha256({**state, **buffers})])
 
 
 _MODULE_INTERNALS = set(vars(nn.Module())) | {"training"}

@@ -79,11 +79,12 @@ class Subjects:
         return self._expanded(name, use, reference)
 
     def _expanded(self, name: str | None, use: str, reference: Mapping[str, Any]) -> list[Subject]:
-        loader = self.registry.loaders.entry(use)
-        with blamed(f"SAE format '{use}'", loader.origin):
-            found = {part: dict(one) for part, one in loader.thing().expand(reference).items()}
+        entry = self.registry.loaders.entry(use)
+        with blamed(f"SAE format '{use}'", entry.origin):
+            loader = entry.thing()
+            found = {part: dict(one) for part, one in loader.expand(reference).items()}
         if name is None:
-            name = _name(reference.get("path"), set(found) != {""}) or use
+            name = _name(reference.get("path"), set(found) != {""}) or loader.label(reference)
         # Taken out after expanding, which may have made it from a template.
         hooks = {part: _word(one, "hook_name") for part, one in found.items()}
         return [self._load_later(f"{name}/{p}" if p else name, use, one, hooks[p]) for p, one in found.items()]
@@ -132,10 +133,14 @@ class Subjects:
 
     def _live(self, name: str, live: LiveSAE) -> Subject:
         hook_name = self._canonical(live.hook_name) or live.hook_name
+        input_hook = self._canonical(live.input_hook)
         sha256 = live.fingerprint()
-        key = digest_of(["live", sha256, hook_name])
+        key = digest_of(["live", sha256, hook_name, input_hook])
         facts = {"format": "live", "architecture": type(live.module).__qualname__, "sha256": sha256}
-        return Subject(name, hook_name, key, lambda: live, d_in=live.d_in or None, d_sae=live.d_sae, facts=facts)
+        return Subject(
+            name, hook_name, key, lambda: live,
+            input_hook=input_hook, d_in=live.d_in or None, d_sae=live.d_sae, d_out=live.d_out, facts=facts,
+        )  # fmt: skip
 
     def controls(self, saes: list[Subject]) -> list[Subject]:
         """Every control: one a hook, or one an SAE, times its copies."""

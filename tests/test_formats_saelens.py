@@ -286,3 +286,21 @@ def test_hook_name_of_the_reference_wins(tmp_path):
     assert SAELens().info({"path": str(tmp_path), "hook_name": "x"}).hook_name == "x"
     edit_config(tmp_path, metadata={})
     assert SAELens().info({"path": str(tmp_path)}).hook_name is None
+
+
+def test_sites_of_a_run(tmp_path):
+    """Each folder below that holds an SAE, by its path; globs in `path` besides."""
+    for place in ("a/blocks.10.hook_resid_pre", "a/blocks.2.hook_resid_pre", "b/blocks.2.hook_mlp_out"):
+        saved(random_sae("standard"), tmp_path / place)
+    found = SAELens().expand({"path": str(tmp_path / "a"), "sites": "blocks.*"})
+    assert list(found) == ["blocks.2.hook_resid_pre", "blocks.10.hook_resid_pre"]
+    assert SAELens().info(found["blocks.10.hook_resid_pre"]).hook_name == HOOK
+    assert list(SAELens().expand({"path": str(tmp_path / "*"), "sites": "*.2.*"})) == [
+        "a/blocks.2.hook_resid_pre",
+        "b/blocks.2.hook_mlp_out",
+    ]
+    assert SAELens().expand({"path": str(tmp_path / "a")}) == {"": {"path": str(tmp_path / "a")}}
+    with pytest.raises(SaevalError, match=r"a: no SAE matches 'sites: blocks\.3\*'"):
+        SAELens().expand({"path": str(tmp_path / "a"), "sites": "blocks.3*"})
+    with pytest.raises(SaevalError, match=r"no cfg.json; it holds 2 SAEs in folders: add 'sites:"):
+        SAELens().info({"path": str(tmp_path / "a")})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ Normalization = Literal["none", "layer_norm", "constant_norm_rescale"]
 # Where the field's formulas divide by a norm, a zero vector must give zeros, not NaN.
 _TINY = 1e-12
 _LAYER_NORM_EPS = 1e-5
+_SMALLEST_NORM = 1e-8
 
 
 class Activation(ABC):
@@ -27,6 +28,13 @@ class Activation(ABC):
     def __call__(self, projected: Float[Tensor, "*batch d_sae"], b_enc: Float[Tensor, "d_sae"]) -> Tensor:
         """`[*batch, d_sae]`, none negative."""
 
+    @abstractmethod
+    def scaled(self, factors: Float[Tensor, "d_sae"]) -> Activation:
+        """The one that takes `factors` times the pre-activations to `factors` times the features.
+
+        `ValueError` where there is none.
+        """
+
 
 @dataclass(frozen=True, eq=False)
 class ReLU(Activation):
@@ -34,6 +42,9 @@ class ReLU(Activation):
 
     def __call__(self, projected: Tensor, b_enc: Tensor) -> Tensor:
         return torch.relu(projected + b_enc)
+
+    def scaled(self, factors: Tensor) -> Activation:
+        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +57,24 @@ class TopK(Activation):
         values, indices = torch.topk(projected + b_enc, self.k, dim=-1, sorted=False)
         return torch.zeros_like(projected).scatter_(-1, indices, values.relu())
 
+    def scaled(self, factors: Tensor) -> Activation:
+        raise ValueError("which features are the k largest would change")
+
+
+@dataclass(frozen=True, eq=False)
+class GroupMax(Activation):
+    """relu(x̃ W_enc + b_enc), of which each of k groups of neighbouring features keeps its largest."""
+
+    k: int
+
+    def __call__(self, projected: Tensor, b_enc: Tensor) -> Tensor:
+        groups = torch.relu(projected + b_enc).unflatten(-1, (self.k, -1))
+        values, indices = groups.max(dim=-1, keepdim=True)
+        return torch.zeros_like(groups).scatter_(-1, indices, values).flatten(-2)
+
+    def scaled(self, factors: Tensor) -> Activation:
+        raise ValueError("which feature is the largest of its group would change")
+
 
 @dataclass(frozen=True, eq=False)
 class JumpReLU(Activation):
@@ -56,6 +85,9 @@ class JumpReLU(Activation):
     def __call__(self, projected: Tensor, b_enc: Tensor) -> Tensor:
         pre = projected + b_enc
         return torch.relu(pre) * (pre > self.threshold)
+
+    def scaled(self, factors: Tensor) -> Activation:
+        return JumpReLU(self.threshold * factors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +101,40 @@ class Gated(Activation):
     def __call__(self, projected: Tensor, b_enc: Tensor) -> Tensor:
         return torch.relu(projected * self.r_mag.exp() + self.b_mag) * (projected + self.b_gate > 0)
 
+    def scaled(self, factors: Tensor) -> Activation:
+        return Gated(self.b_gate * factors, self.r_mag, self.b_mag * factors)
+
+
+def activation_of(tensors: Mapping[str, Tensor], k: int | None = None) -> Activation:
+    """TopK where `k` is given, else what the tensors are those of: JumpReLU, gated, or ReLU."""
+    if k is not None:
+        return TopK(k)
+    if "threshold" in tensors:
+        return JumpReLU(tensors["threshold"].expand(tensors["W_enc"].shape[1]))
+    if "b_gate" in tensors:
+        return Gated(tensors["b_gate"], tensors["r_mag"], tensors["b_mag"])
+    return ReLU()
+
+
+class Context(NamedTuple):
+    """What decoding needs besides the features."""
+
+    taken: Any
+    """What normalisation took away from the input."""
+    x: Float[Tensor, "*batch d_in"] | None
+    """The input as it came, for the skip connection."""
+
 
 class DenseSAE(Substitute):
-    """acts = activation(x̃ W_enc + b_enc); x̂ = denormalise(acts W_dec + b_dec).
+    """acts = activation(x̃ W_enc + b_enc); x̂ = denormalise(acts W_dec + b_dec) + x W_skipᵀ.
 
     x̃ = normalise(x), less b_dec where `apply_b_dec_to_input`. Computed in the dtype of the weights; reconstructions
-    come in that of the activations. What normalisation took away travels in the encoding's context, so nothing is
-    kept between calls. With `rescale_acts_by_decoder_norm` (ReLU and TopK) the decoder's row norms are folded into
-    the encoder, so that `feature_acts` and `weights` belong together.
+    come in that of the activations. What normalisation took away and what the skip connection adds travel in the
+    encoding's context, so nothing is kept between calls. With `rescale_acts_by_decoder_norm` (ReLU and TopK) the
+    decoder's row norms are folded into the encoder, so that `feature_acts` and `weights` belong together.
+
+    A `transcoder` gives the activations of another hook than it reads: those are not denormalised, and b_dec is
+    theirs.
     """
 
     def __init__(
@@ -91,6 +149,8 @@ class DenseSAE(Substitute):
         apply_b_dec_to_input: bool = False,
         normalization: Normalization = "none",
         rescale_acts_by_decoder_norm: bool = False,
+        transcoder: bool = False,
+        W_skip: Float[Tensor, "d_out d_in"] | None = None,
     ) -> None:
         """`b_enc=None` stands for zeros (gated SAEs have none). `ValueError` where shapes or options do not fit."""
         d_in, d_sae = W_enc.shape
@@ -98,8 +158,12 @@ class DenseSAE(Substitute):
         if W_dec.shape[0] != d_sae or b_dec.shape != (d_out,) or (b_enc is not None and b_enc.shape != (d_sae,)):
             shapes = [None if t is None else tuple(t.shape) for t in (W_enc, b_enc, W_dec, b_dec)]
             raise ValueError(f"W_enc, b_enc, W_dec, b_dec do not fit together: {shapes}")
-        if d_in != d_out and (apply_b_dec_to_input or normalization != "none"):
-            raise ValueError(f"d_in {d_in} and d_out {d_out} differ: b_dec and norms of one do not apply to the other")
+        if W_skip is not None and W_skip.shape != (d_out, d_in):
+            raise ValueError(f"W_skip is {tuple(W_skip.shape)}, expected {(d_out, d_in)}")
+        if d_in != d_out and not transcoder:
+            raise ValueError(f"d_in {d_in} and d_out {d_out} differ: only a transcoder may have two widths")
+        if transcoder and apply_b_dec_to_input:
+            raise ValueError("b_dec of a transcoder does not apply to its input, which is of another hook")
         if rescale_acts_by_decoder_norm and not isinstance(activation, ReLU | TopK):
             raise ValueError(f"rescale_acts_by_decoder_norm is for ReLU and TopK, not {type(activation).__name__}")
         self.hook_name = hook_name
@@ -107,6 +171,8 @@ class DenseSAE(Substitute):
         self.activation = activation
         self.apply_b_dec_to_input = apply_b_dec_to_input
         self.normalization = normalization
+        self.transcoder = transcoder
+        self.W_skip = W_skip
         self._has_b_enc = b_enc is not None
         if b_enc is None:
             b_enc = W_enc.new_zeros(d_sae)
@@ -115,9 +181,32 @@ class DenseSAE(Substitute):
             W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms.clamp(min=_TINY)[:, None]
         self.W_enc, self.b_enc, self.W_dec, self.b_dec = W_enc, b_enc, W_dec, b_dec
 
+    def with_unit_decoder(self) -> DenseSAE:
+        """The same SAE with decoder rows of norm 1, their norms n multiplied into the features.
+
+        W_dec/n, W_enc·n, and biases and thresholds times n. `ValueError` where other features would be active.
+        """
+        norms = self.W_dec.norm(dim=-1).clamp(min=_SMALLEST_NORM)
+        return DenseSAE(
+            self.hook_name,
+            self.W_enc * norms,
+            self.b_enc * norms if self._has_b_enc else None,
+            self.W_dec / norms[:, None],
+            self.b_dec,
+            self.activation.scaled(norms),
+            apply_b_dec_to_input=self.apply_b_dec_to_input,
+            normalization=self.normalization,
+            transcoder=self.transcoder,
+            W_skip=self.W_skip,
+        )
+
     @property
     def dtype(self) -> torch.dtype:
         return self.W_enc.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.W_enc.device
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
@@ -125,19 +214,26 @@ class DenseSAE(Substitute):
         return {**found, "b_enc": self.b_enc} if self._has_b_enc else found
 
     def encode(self, activations: Float[Tensor, "*batch d_in"]) -> Encoding:
-        x, context = self._normalise(activations.to(self.dtype))
+        """A transcoder's `activations` are those of its input hook."""
+        x = activations.to(self.dtype)
+        normalised, taken = self._normalise(x)
         if self.apply_b_dec_to_input:
-            x = x - self.b_dec
-        return Encoding(self.activation(x @ self.W_enc, self.b_enc), context)
+            normalised = normalised - self.b_dec
+        acts = self.activation(normalised @ self.W_enc, self.b_enc)
+        return Encoding(acts, Context(taken, x if self.W_skip is not None else None))
 
     def decode(
-        self, encoding: Encoding | None, activations: Float[Tensor, "*batch d_in"]
+        self, encoding: Encoding | None, activations: Float[Tensor, "*batch d_out"]
     ) -> Float[Tensor, "*batch d_out"]:
         """`encoding` may hold changed feature activations, but the context of these `activations`."""
-        if encoding is None:
-            encoding = self.encode(activations)
+        assert encoding is not None
         x_hat = encoding.feature_acts.to(self.dtype) @ self.W_dec + self.b_dec
-        return self._denormalise(x_hat, encoding.context).to(activations.dtype)
+        taken, x = encoding.context
+        if not self.transcoder:
+            x_hat = self._denormalise(x_hat, taken)
+        if self.W_skip is not None:
+            x_hat = x_hat + x @ self.W_skip.T
+        return x_hat.to(activations.dtype)
 
     def _normalise(self, x: Tensor) -> tuple[Tensor, Any]:
         if self.normalization == "layer_norm":
@@ -150,10 +246,10 @@ class DenseSAE(Substitute):
             return x * scale, scale
         return x, None
 
-    def _denormalise(self, x_hat: Tensor, context: Any) -> Tensor:
+    def _denormalise(self, x_hat: Tensor, taken: Any) -> Tensor:
         if self.normalization == "layer_norm":
-            mean, std = context
+            mean, std = taken
             x_hat = x_hat * std + mean
         if self.normalization == "constant_norm_rescale":
-            x_hat = x_hat / context
+            x_hat = x_hat / taken
         return x_hat

@@ -11,8 +11,9 @@ from saeval_formats.tensors import Header
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
-    from saeval_formats.dense import Activation, DenseSAE, Normalization
+    from saeval_formats.dense import DenseSAE, Normalization
 
 _CANONICAL = {"W_enc": "dn", "W_dec": "nd"}
 _WORDS = {"d": "d_in", "n": "d_sae"}
@@ -66,31 +67,29 @@ class Layout:
         normalization: Normalization = "none",
     ) -> DenseSAE:
         """The SAE in a file that passed `check`: TopK where `k` is given, else what its tensors are those of."""
-        from saeval_formats.dense import DenseSAE, Gated, JumpReLU, ReLU, TopK  # late: reading headers needs no torch
+        from saeval_formats.dense import DenseSAE, activation_of  # late: reading headers needs no torch
 
-        keys = {name: key for name, (key, _) in self.stored.items()}
-        read = header.read(list(keys.values()), device, dtype)
-        tensors = {name: read[key] for name, key in keys.items()}
-        for name, shape in _CANONICAL.items():
-            if self.stored[name][1] != shape:
-                tensors[name] = tensors[name].T
-        if self.unit_decoder:
-            tensors["W_dec"] = tensors["W_dec"] / tensors["W_dec"].norm(dim=1, keepdim=True).clamp(min=1e-12)
-        activation: Activation = ReLU()
-        if k is not None:
-            activation = TopK(k)
-        elif "threshold" in tensors:
-            activation = JumpReLU(tensors["threshold"].expand(tensors["W_enc"].shape[1]))
-        elif "b_gate" in tensors:
-            activation = Gated(tensors["b_gate"], tensors["r_mag"], tensors["b_mag"])
+        tensors = self.canonical(header, device, dtype)
         return DenseSAE(
             hook_name,
             tensors["W_enc"],
             tensors.get("b_enc"),
             tensors["W_dec"],
             tensors["b_dec"],
-            activation,
+            activation_of(tensors, k),
             apply_b_dec_to_input=self.pre_bias,
             normalization=normalization,
             rescale_acts_by_decoder_norm=self.rescale,
         )
+
+    def canonical(self, header: Header, device: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The tensors of a file that passed `check`, by their names and in the shapes of `DenseSAE`."""
+        keys = {name: key for name, (key, _) in self.stored.items()}
+        read = header.read(list(keys.values()), device, dtype)
+        tensors = {name: read[key] for name, key in keys.items()}
+        for name, shape in _CANONICAL.items():
+            if name in tensors and self.stored[name][1] != shape:
+                tensors[name] = tensors[name].T
+        if self.unit_decoder:
+            tensors["W_dec"] = tensors["W_dec"] / tensors["W_dec"].norm(dim=1, keepdim=True).clamp(min=1e-12)
+        return tensors

@@ -62,7 +62,7 @@ def matched(reference: Mapping[str, Any], format: str) -> dict[str, dict[str, An
             found[parts.groups()]["hook_name"] = _filled(str(hook_name), parts.groups(), format)
     if not found:
         raise SaevalError(f"{format}: nothing matches 'path: {path}'")
-    return {"/".join(parts): found[parts] for parts in sorted(found, key=_in_order)}
+    return {"/".join(parts): found[parts] for parts in sorted(found, key=in_order)}
 
 
 def _on_disk(reference: Mapping[str, Any], format: str) -> Mapping[str, Any]:
@@ -110,7 +110,7 @@ def _filled(template: str, parts: tuple[str, ...], format: str) -> str:
     return _HOLE.sub(part, template)
 
 
-def _in_order(parts: tuple[str, ...]) -> list[tuple[bool, int, str]]:
+def in_order(parts: tuple[str, ...]) -> list[tuple[bool, int, str]]:
     """Numbers by their size: 2 comes before 12."""
     words = [word for part in parts for word in re.split(r"(\d+)", part)]
     return [(not word.isdecimal(), int(word) if word.isdecimal() else 0, word) for word in words]

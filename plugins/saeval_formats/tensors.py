@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from saeval.errors import SaevalError
+from saeval.fingerprint import sha256_file
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 _DTYPES = {"torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
+_NUMPY_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16"}
 _FLOATS = set(_DTYPES.values())
 
 
@@ -49,6 +55,35 @@ class Header:
         def fetch(names: Collection[str], device: str) -> dict[str, Tensor]:
             with safe_open(path, framework="pt", device=device) as file:
                 return {name: file.get_tensor(name) for name in names}
+
+        return cls(path, shapes, dtypes, fetch)
+
+    @classmethod
+    def of_npz(cls, path: Path) -> Self:
+        """Of a NumPy archive, whose arrays are never unpickled; `SaevalError` as for safetensors."""
+        if not path.is_file():
+            raise SaevalError(f"{path}: no such file; check 'path'")
+        shapes, dtypes = {}, {}
+        try:
+            with zipfile.ZipFile(path) as archive:
+                for member in archive.namelist():
+                    with archive.open(member) as file:
+                        shape, dtype = _npy_header(file)
+                    shapes[member.removesuffix(".npy")] = shape
+                    dtypes[member.removesuffix(".npy")] = _NUMPY_DTYPES.get(dtype.name, dtype.name)
+        except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise SaevalError(f"{path}: truncated or no npz file ({reason[:200]}); copy it again") from None
+
+        def fetch(names: Collection[str], device: str) -> dict[str, Tensor]:
+            import torch  # late: headers are read without it
+
+            try:
+                with np.load(path, allow_pickle=False) as archive:
+                    return {name: torch.from_numpy(archive[name]).to(device) for name in names}
+            except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+                raise SaevalError(f"{path}: damaged ({reason[:200]}); copy it again") from None
 
         return cls(path, shapes, dtypes, fetch)
 
@@ -103,6 +138,10 @@ class Header:
                 )
             raise SaevalError(f"{self.path}: '{name}' is {list(found)}, expected {list(shape)}; check {sizes}")
 
+    def identity(self, *numeric: Any) -> str:
+        """Hash of the file and of all else that the SAE's numbers depend on: plain data."""
+        return hashlib.sha256(json.dumps([sha256_file(self.path), *numeric]).encode()).hexdigest()
+
     def read(self, names: Collection[str], device: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """These tensors in `dtype`, float32 by default; `SaevalError` where one holds NaN or infinite values."""
         import torch  # late: headers are read without it
@@ -120,6 +159,14 @@ class Header:
             if not torch.isfinite(tensors[name]).all():
                 raise SaevalError(f"{self.path}: '{name}' overflows {wanted}; load it in a wider dtype")
         return tensors
+
+
+def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype out of the first bytes of an array file; `ValueError` where they are none."""
+    version = np.lib.format.read_magic(file)
+    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = reader(file)
+    return shape, dtype
 
 
 def unpickled(path: Path) -> dict[str, Any]:

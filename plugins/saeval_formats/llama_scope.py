@@ -1,0 +1,164 @@
+"""Llama Scope: `hyperparams.json` and `checkpoints/final.safetensors`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saeval.errors import SaevalError
+from saeval.sae import SAEInfo
+from saeval_formats.folders import FolderLoader, holding
+from saeval_formats.layouts import Layout
+from saeval_formats.reference import Asked, flag, folder_of, json_object, parsed, whole
+from saeval_formats.tensors import Header
+
+if TYPE_CHECKING:
+    import torch
+
+    from saeval_formats.dense import DenseSAE
+
+CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
+_LAYOUT = Layout(
+    {
+        "W_enc": ("encoder.weight", "nd"),
+        "b_enc": ("encoder.bias", "n"),
+        "W_dec": ("decoder.weight", "dn"),
+        "b_dec": ("decoder.bias", "d"),
+    }
+)
+
+
+class Reference(Asked):
+    """What a suite says of one SAE."""
+
+    path: Path
+    """The folder."""
+    input_hook: str | None = None
+    """The hook a transcoder reads, instead of the checkpoint's own."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `hyperparams.json` says, checked."""
+
+    d_in: int
+    d_sae: int
+    threshold: float
+    """In the units of activations as the model has them, for decoder columns of norm 1."""
+    s_in: float
+    """√d_in / mean norm: what inputs were multiplied by in training; so were outputs by `s_out`."""
+    s_out: float
+    by_decoder_norm: bool
+    """Whether the threshold is for features times the norms of their decoder columns."""
+    pre_bias: bool
+    hook_name: str | None
+    input_hook: str | None
+    facts: Mapping[str, Any]
+
+    @property
+    def numeric(self) -> list[Any]:
+        return [self.threshold, self.s_in, self.s_out, self.by_decoder_norm, self.pre_bias]
+
+
+class LlamaScope(FolderLoader):
+    """JumpReLU SAEs and transcoders of OpenMOSS' Llama Scope, for activations as the model has them.
+
+    In training's units, with s = √d / mean norm: pre = (s_in·x) W_encᵀ + b_enc, features pre·1[pre > θ],
+    x̂ = (acts W_decᵀ + b_dec) / s_out. The one threshold t of the file is in raw units and for unit decoder columns,
+    as OpenMOSS' inference applies it: θ = t·s_out / ‖column‖, or t·s_in without `sparsity_include_decoder_norm`.
+    For an SAE with unit columns that is t·s, as SAELens has it. Features are in training's units.
+    """
+
+    name = "llama_scope"
+    markers = (CONFIG,)
+
+    def info(self, reference: Mapping[str, Any]) -> SAEInfo:
+        asked, config, header = _opened(reference)
+        transcoder = config.input_hook is not None
+        return SAEInfo(
+            hook_name=asked.hook_name or config.hook_name,
+            input_hook=asked.input_hook or config.input_hook if transcoder else None,
+            d_in=config.d_in,
+            d_sae=config.d_sae,
+            d_out=config.d_in,
+            sha256=header.identity(*config.numeric, transcoder),
+            architecture="jumprelu_transcoder" if transcoder else "jumprelu",
+            facts=config.facts,
+        )
+
+    def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> DenseSAE:
+        """In float32 unless `dtype` is given. The hook's name is empty where nobody gave one."""
+        from saeval_formats.dense import DenseSAE, JumpReLU  # late: reading headers needs no torch
+        from saeval_formats.folding import scaled
+
+        asked, config, header = _opened(reference)
+        tensors = _LAYOUT.canonical(header, device, dtype)
+        norms = tensors["W_dec"].norm(dim=-1)
+        if config.pre_bias:  # it comes off the input in training's units: a constant
+            tensors["b_enc"] = tensors["b_enc"] - tensors["b_dec"] @ tensors["W_enc"]
+        units = config.s_out / norms if config.by_decoder_norm else norms.new_tensor(config.s_in).expand_as(norms)
+        tensors = scaled(tensors, config.s_in, config.s_out)
+        return DenseSAE(
+            asked.hook_name or config.hook_name or "",
+            tensors["W_enc"],
+            tensors["b_enc"],
+            tensors["W_dec"],
+            tensors["b_dec"],
+            # A column of zeros gives 0/0 for a threshold of 0: such a feature adds nothing, and is never active.
+            JumpReLU((config.threshold * units).nan_to_num(nan=math.inf, posinf=math.inf)),
+            transcoder=config.input_hook is not None,
+        )
+
+
+def _opened(reference: Mapping[str, Any]) -> tuple[Reference, Config, Header]:
+    asked = parsed(Reference, reference, "llama_scope", needs=f"the folder with {CONFIG}")
+    folder = folder_of(asked.path, "llama_scope", f"{CONFIG} and {WEIGHTS}")
+    config = _config(holding(folder, "llama_scope", (CONFIG,)))
+    header = Header.of(folder / WEIGHTS)
+    _LAYOUT.check(header, config.d_in, config.d_sae, kind=CONFIG, sizes=CONFIG)
+    return asked, config, header
+
+
+def _config(path: Path) -> Config:
+    raw = json_object(path)
+    if raw.get("act_fn", "jumprelu") != "jumprelu":
+        raise SaevalError(f"{path}: 'act_fn: {raw['act_fn']}' is not supported; published SAEs say jumprelu")
+    if flag(path, raw, "use_glu_encoder", default=False) or not flag(path, raw, "use_decoder_bias", default=True):
+        raise SaevalError(f"{path}: 'use_glu_encoder' and SAEs without a decoder bias are not supported")
+    d_in = whole(path, "d_model", raw.get("d_model"))
+    d_sae = raw["d_sae"] if "d_sae" in raw else d_in * whole(path, "expansion_factor", raw.get("expansion_factor"))
+    said = raw.get("norm_activation", "dataset-wise")
+    if said not in ("dataset-wise", "inference"):
+        raise SaevalError(f"{path}: 'norm_activation: {said}' is not supported; dataset-wise and inference are")
+    norms = raw.get("dataset_average_activation_norm") if said == "dataset-wise" else {}
+    if not isinstance(norms, dict):
+        raise SaevalError(f"{path}: expected 'in' and 'out' in 'dataset_average_activation_norm', found {norms!r}")
+    scales = {}
+    for end in ("in", "out"):
+        norm = norms.get(end) if said == "dataset-wise" else math.sqrt(d_in)
+        scales[end] = math.sqrt(d_in) / _positive(path, f"dataset_average_activation_norm.{end}", norm)
+    reads, writes = raw.get("hook_point_in"), raw.get("hook_point_out", raw.get("hook_point_in"))
+    facts = {key: raw[key] for key in ("jump_relu_threshold", "top_k", "norm_activation") if raw.get(key) is not None}
+    threshold = raw.get("jump_relu_threshold")
+    return Config(
+        d_in=d_in,
+        d_sae=whole(path, "d_sae", d_sae),
+        threshold=0.0 if threshold == 0 else _positive(path, "jump_relu_threshold", threshold),
+        s_in=scales["in"],
+        s_out=scales["out"],
+        by_decoder_norm=flag(path, raw, "sparsity_include_decoder_norm", default=True),
+        # No default: it has been either in the library's time.
+        pre_bias=flag(path, raw, "apply_decoder_bias_to_pre_encoder", default=None),  # type: ignore[arg-type]
+        hook_name=writes,
+        input_hook=reads if reads != writes else None,
+        facts=facts,
+    )
+
+
+def _positive(path: Path, key: str, found: Any) -> float:
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
+        raise SaevalError(f"{path}: expected a positive number in '{key}', found {found!r}")
+    return float(found)

@@ -1,0 +1,200 @@
+"""What SAELens says of an SAE besides its tensors, whichever version wrote it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saeval.errors import SaevalError
+from saeval_formats.reference import flag, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from saeval_formats.dense import DenseSAE
+
+_TENSORS = {
+    "standard": ("b_enc",),
+    "topk": ("b_enc",),
+    "jumprelu": ("b_enc", "threshold"),
+    "gated": ("b_gate", "r_mag", "b_mag"),
+    "transcoder": ("b_enc",),
+    "skip_transcoder": ("b_enc", "W_skip"),
+    "jumprelu_transcoder": ("b_enc", "threshold"),
+    "jumprelu_skip_transcoder": ("b_enc", "threshold", "W_skip"),
+}
+"""By architecture, what there is besides W_enc, W_dec and b_dec."""
+BY_LIBRARY = ("matching_pursuit", "temporal")
+"""Architectures that only the library's own classes compute."""
+_REFUSED = {
+    "batchtopk": "is a training checkpoint; export it with save_inference_model(), as jumprelu",
+    "matryoshka_batchtopk": "is a training checkpoint; export it with save_inference_model(), as jumprelu",
+    "abstopk": "is not supported: its features are negative too, and saeval's metrics take them for inactive then",
+}
+_NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale", "expected_average_only_in", "covariance_whitening")
+_FACTS = (
+    "model_name", "model_class_name", "context_size", "prepend_bos", "exclude_special_tokens", "dataset_path",
+    "normalize_activations", "apply_b_dec_to_input", "reshape_activations", "dtype", "hf_hook_name",
+    "model_from_pretrained_kwargs",
+    "sae_lens_version", "sae_lens_training_version", "training_architecture", "neuronpedia_id",
+)  # fmt: skip
+_RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}  # before version 4
+_NO_NUMBERS = ("metadata", "device", "dtype")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A config's settings, checked."""
+
+    architecture: str
+    d_in: int
+    d_sae: int
+    d_out: int
+    apply_b_dec_to_input: bool
+    normalization: str
+    """As the config says; `expected_average_only_in` does nothing without a factor, as in the library."""
+    k: int | None
+    rescale: bool
+    hook_name: str | None
+    """The hook it replaces."""
+    input_hook: str | None
+    facts: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    """All that the numbers may depend on besides the tensors, for classes of the library's."""
+
+    @property
+    def numeric(self) -> list[Any]:
+        """All that the SAE's numbers depend on besides the tensors."""
+        if self.architecture in BY_LIBRARY:
+            return [self.architecture, sorted(self.settings.items())]
+        sizes = [self.architecture, self.d_in, self.d_sae, self.d_out, self.k]
+        return [*sizes, self.apply_b_dec_to_input, self.normalization, self.rescale]
+
+    @property
+    def transcoder(self) -> bool:
+        return self.architecture.endswith("transcoder")
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The tensors of a dense SAE."""
+        found = {"W_enc": (self.d_in, self.d_sae), "W_dec": (self.d_sae, self.d_out), "b_dec": (self.d_out,)}
+        skip = (self.d_out, self.d_in)
+        return {**found, **{n: skip if n == "W_skip" else (self.d_sae,) for n in _TENSORS[self.architecture]}}
+
+    def with_factor(self, factor: float | None, source: str) -> Config:
+        """With a word on the factor that inputs were multiplied by in training, where the config knows of one."""
+        if self.normalization != "expected_average_only_in":
+            return self
+        said = f"{factor} (folded)" if factor is not None else f"not folded: there is no {source}"
+        return replace(self, facts={**self.facts, "activation_scale": said})
+
+
+def parsed_config(where: Path, raw: Mapping[str, Any]) -> Config:
+    """Both layouts: version 6 keeps what does not change the numbers in `metadata`, earlier ones are flat.
+
+    `where` is for messages. `SaevalError` names the first setting that is wrong or not supported.
+    """
+    raw = {_RENAMED.get(key, key): value for key, value in raw.items()}
+    metadata = raw.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise SaevalError(f"{where}: expected an object in 'metadata', found {type(metadata).__name__}")
+    about = {**raw, **metadata}
+    architecture, k = _architecture(where, raw, flat="metadata" not in raw)
+    transcoder = architecture.endswith("transcoder")
+    d_in, d_sae = whole(where, "d_in", raw.get("d_in")), whole(where, "d_sae", raw.get("d_sae"))
+    if architecture == "topk":
+        k = whole(where, "k", k)
+        if k > d_sae:
+            raise SaevalError(f"{where}: 'k' is {k}, more than the {d_sae} features of 'd_sae'")
+    for key in ("hook_head_index", "hook_head_index_out"):
+        if about.get(key) is not None:
+            raise SaevalError(f"{where}: an SAE of one head ('{key}') is not supported")
+    normalization = _normalization(where, raw.get("normalize_activations"), architecture)
+    apply_b_dec_to_input = flag(where, raw, "apply_b_dec_to_input", default=not transcoder)
+    if transcoder and (apply_b_dec_to_input or normalization == "covariance_whitening"):
+        what = "normalize_activations: covariance_whitening" if not apply_b_dec_to_input else "apply_b_dec_to_input"
+        raise SaevalError(f"{where}: '{what}' is not for a transcoder, whose outputs are of another hook")
+    hook_name, input_hook = _hooks(about, transcoder)
+    facts = {key: about[key] for key in _FACTS if about.get(key) is not None}
+    return Config(
+        architecture=architecture,
+        d_in=d_in,
+        d_sae=d_sae,
+        d_out=whole(where, "d_out", raw.get("d_out")) if transcoder else d_in,
+        apply_b_dec_to_input=apply_b_dec_to_input,
+        normalization=normalization,
+        k=k,
+        rescale=architecture == "topk" and flag(where, raw, "rescale_acts_by_decoder_norm", default=False),
+        hook_name=hook_name,
+        input_hook=input_hook,
+        facts=facts if k is None else {**facts, "k": k},
+        settings={key: value for key, value in raw.items() if key not in _NO_NUMBERS},
+    )
+
+
+def assembled(config: Config, tensors: Mapping[str, Tensor], hook_name: str, *, unit_decoder: bool) -> DenseSAE:
+    """The SAE of these tensors; `ValueError` where they do not fit, or a norm cannot be folded."""
+    from saeval_formats.dense import DenseSAE, activation_of  # late: reading headers needs no torch
+
+    by_input = config.normalization in ("layer_norm", "constant_norm_rescale")
+    sae = DenseSAE(
+        hook_name,
+        tensors["W_enc"],
+        tensors.get("b_enc"),
+        tensors["W_dec"],
+        tensors["b_dec"],
+        activation_of(tensors, config.k),
+        apply_b_dec_to_input=config.apply_b_dec_to_input,
+        normalization=config.normalization if by_input else "none",  # type: ignore[arg-type]
+        rescale_acts_by_decoder_norm=config.rescale,
+        transcoder=config.transcoder,
+        W_skip=tensors.get("W_skip"),
+    )
+    return sae if config.rescale or not unit_decoder else sae.with_unit_decoder()  # rescaled is of unit norm already
+
+
+def _hooks(about: Mapping[str, Any], transcoder: bool) -> tuple[str | None, str | None]:
+    """The hook it replaces, and the one it reads where that is another."""
+    hook_name = about.get("hook_name") or None
+    if not transcoder:
+        return hook_name, None
+    # Gemma Scope 2 reads what the MLP reads, which its TransformerLens name, hook_mlp_in, does not say.
+    precise = re.fullmatch(r"(.+)\.(in|out)put", str(about.get("hf_hook_name")))
+    if precise:
+        hook_name = precise[1] + (":in" if precise[2] == "in" else "")
+    return about.get("hook_name_out") or None, about.get("hook_name_in") or hook_name
+
+
+def _architecture(where: Path, raw: Mapping[str, Any], flat: bool) -> tuple[str, Any]:
+    """The architecture and, for TopK, its k as found."""
+    found = raw.get("architecture", "standard" if flat else None)
+    architecture = None if found is None else str(found)
+    activation = raw.get("activation_fn_str", raw.get("activation_fn", "relu"))
+    k = raw.get("k")
+    if activation == "topk" and architecture in ("standard", "topk"):
+        # How flat configs say it; the library reads them so.
+        kwargs = raw.get("activation_fn_kwargs")
+        architecture, k = "topk", kwargs.get("k", k) if isinstance(kwargs, dict) else k
+    elif activation != "relu" and architecture in _TENSORS and architecture != "topk":
+        raise SaevalError(f"{where}: activation '{activation}' of a {architecture} SAE is not supported; relu is")
+    if architecture in _REFUSED:
+        raise SaevalError(f"{where}: '{architecture}' {_REFUSED[architecture]}")
+    if architecture not in (*_TENSORS, *BY_LIBRARY):
+        what = f"architecture '{architecture}' is not supported" if architecture else "there is no 'architecture'"
+        raise SaevalError(f"{where}: {what}; supported: {', '.join(sorted((*_TENSORS, *BY_LIBRARY)))}")
+    return str(architecture), k if architecture == "topk" else None
+
+
+def _normalization(where: Path, found: Any, architecture: str) -> str:
+    if isinstance(found, bool):  # the earliest configs
+        return "expected_average_only_in" if found else "none"
+    if found is None:
+        return "none"
+    if found not in _NORMALIZATIONS and not (architecture == "temporal" and found == "constant_scalar_rescale"):
+        raise SaevalError(
+            f"{where}: 'normalize_activations: {found}' is not supported; supported: {', '.join(_NORMALIZATIONS)}"
+        )
+    return str(found)

@@ -1,0 +1,148 @@
+"""SAEs computed by SAELens' own classes, with nothing kept between calls."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saeval.errors import SaevalError
+from saeval.sae import LiveSAE
+from saeval.substitute import Encoding
+from saeval_formats.saelens_config import Config, parsed_config
+
+
+class Context(NamedTuple):
+    """What the library's `decode` needs besides the features."""
+
+    left: Mapping[str, Any]
+    """The attributes that `encode` left on the object."""
+    predicted: Float[Tensor, "batch seq d_sae"] | None
+    """A temporal SAE's features predicted from earlier tokens, which are decoded too."""
+    x: Float[Tensor, "batch seq d_in"] | None
+    """The input of a skip connection."""
+
+
+class LibrarySAE(LiveSAE):
+    """An object of SAELens'; `decode(encode(x))` is its `forward(x)`, `encode` and `decode` are its own.
+
+    Between `encode` and `decode` the library keeps norms and head sizes on the object: here they travel with the
+    encoding, and the object is as it was after every call. Heads are flattened: at hook_z it takes and gives
+    `[batch, seq, n_heads · d_head]`. A temporal SAE reads the whole row up to each token.
+    """
+
+    def __init__(self, module: Any, hook_name: str | None = None, name: str = "sae") -> None:
+        config = config_of(module, name)
+        if config.transcoder and not (hook_name or config.hook_name):  # its metadata's `hook_name` is what it reads
+            raise SaevalError(f"{name}: give the hook that the transcoder replaces, as in saes=[(sae, 'HOOK')]")
+        super().__init__(module, hook_name or config.hook_name, name)
+        self.d_in, self.d_sae, self.d_out = config.d_in, config.d_sae, config.d_out
+        self.input_hook = config.input_hook
+        if config.rescale:
+            from saeval_formats.folding import rescaled
+
+            self._weights = rescaled(self._weights)
+
+    @property
+    def has_features(self) -> bool:
+        return True
+
+    def encode(self, activations: Float[Tensor, "batch seq d_in"]) -> Encoding:
+        module = self.module
+        x = activations.unsqueeze(-2) if self._by_head else activations
+        with self._restored() as before:
+            predicted = None
+            if hasattr(module, "encode_with_predictions"):
+                acts, predicted = module.encode_with_predictions(x)
+            else:
+                acts = module.encode(x)
+            left = {key: value for key, value in vars(module).items() if before.get(key, before) is not value}
+        skips = getattr(module, "W_skip", None) is not None
+        return Encoding(acts.to_dense(), Context(left, predicted, activations if skips else None))
+
+    def decode(
+        self, encoding: Encoding | None, activations: Float[Tensor, "batch seq d_out"]
+    ) -> Float[Tensor, "batch seq d_out"]:
+        assert encoding is not None
+        left, predicted, x = encoding.context
+        acts = encoding.feature_acts
+        with self._restored(), _without_warnings():
+            vars(self.module).update(left)
+            x_hat = self.module.decode(acts if predicted is None else acts + predicted)
+        x_hat = x_hat.flatten(-2) if self._by_head else x_hat
+        if x is not None:
+            x_hat = x_hat + x.to(x_hat.dtype) @ self.module.W_skip.T
+        return x_hat.to(activations.dtype)
+
+    @property
+    def _by_head(self) -> bool:
+        return bool(getattr(self.module, "hook_z_reshaping_mode", False))
+
+    @contextmanager
+    def _restored(self) -> Iterator[dict[str, Any]]:
+        """The object's own attributes before the block, which they are again after it."""
+        own = vars(self.module)
+        before = dict(own)
+        try:
+            yield before
+        finally:
+            own.clear()
+            own.update(before)
+
+
+def config_of(module: Any, name: str) -> Config:
+    """The checked config of a library's object; `SaevalError` for one whose features are no SAE's of this kind."""
+    return parsed_config(Path(name), module.cfg.to_dict())
+
+
+def loaded(folder: Path, device: str, dtype: torch.dtype) -> Any:
+    """The library's object out of a folder that it wrote."""
+    sae_lens = library()
+    try:
+        return sae_lens.SAE.load_from_disk(folder, device=device, dtype=str(dtype).removeprefix("torch."))
+    except Exception as error:  # the library raises what it likes at what it did not expect
+        raise SaevalError(f"{folder}: SAELens cannot load it ({first_line(error)}); save it again") from None
+
+
+def expected_shapes(folder: Path, raw: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The tensors that the library's class of a config has, without any of them in memory."""
+    sae_lens = library()
+    try:
+        with torch.device("meta"):
+            made = sae_lens.SAE.from_dict({**raw, "device": "meta"})
+    except Exception as error:  # as above: sizes that do not divide, unknown settings
+        raise SaevalError(f"{folder}: SAELens cannot build it ({first_line(error)}); check its config") from None
+    return {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
+
+
+def library() -> Any:
+    """The module `sae_lens`; `SaevalError` where it is not installed."""
+    try:
+        import sae_lens  # late: an optional extra, and slow to import
+    except ImportError:
+        raise SaevalError('saelens: this needs SAELens itself: pip install "saeval[saelens]"') from None
+    return sae_lens
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says, short enough for a sentence."""
+    line = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    return f"{type(error).__name__}: {line[:200]}" if line else type(error).__name__
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """A temporal SAE warns at each `decode` that it decodes the novel features alone: here it gets all of them."""
+    logger = logging.getLogger("sae_lens")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

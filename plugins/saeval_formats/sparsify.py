@@ -1,0 +1,151 @@
+"""Sparse coders of EleutherAI's sparsify: `{run}/{hookpoint}/cfg.json` and `sae.safetensors`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saeval.errors import SaevalError
+from saeval.sae import SAEInfo
+from saeval_formats.folders import FolderLoader, holding
+from saeval_formats.layouts import Layout
+from saeval_formats.reference import Asked, flag, folder_of, json_object, parsed, whole
+from saeval_formats.tensors import Header
+
+if TYPE_CHECKING:
+    import torch
+
+    from saeval_formats.dense import DenseSAE
+
+CONFIG, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
+_STORED = {
+    "W_enc": ("encoder.weight", "nd"),
+    "b_enc": ("encoder.bias", "n"),
+    "W_dec": ("W_dec", "nd"),
+    "b_dec": ("b_dec", "d"),
+}
+_ACTIVATIONS = ("topk", "groupmax")
+_REFUSED = {
+    "signed": "its features are negative too, and saeval's metrics take them for inactive then",
+    "embed_skip": "it reads the token embeddings too",
+    "gram_lookup": "it reads a table of n-grams too",
+}
+
+
+class Reference(Asked):
+    """What a suite says of one sparse coder."""
+
+    path: Path
+    """The folder of its hookpoint."""
+    input_hook: str | None = None
+    """The hook a transcoder reads, instead of the input of its module."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `cfg.json` says, checked."""
+
+    d_in: int
+    d_sae: int
+    k: int
+    activation: str
+    skip: bool
+    transcode: bool
+
+    @property
+    def layout(self) -> Layout:
+        return Layout({**_STORED, **({"W_skip": ("W_skip", "dd")} if self.skip else {})})
+
+
+class Sparsify(FolderLoader):
+    """relu(x̃ W_encᵀ + b_enc), of which the k largest of a token are kept, or the largest of each of k groups.
+
+    x̃ = x - b_dec, save for a transcoder, whose x is the input of the module that its folder names, and x̂ that
+    module's output; x̂ = acts W_dec + b_dec, and x W_skipᵀ where it has a skip connection. The folder is named by the
+    module's path from the base model: `layers.10`, `h.3.mlp`, `layers.10/seed1`. Read in sparsify's `sparse_coder.py`
+    and `fused_encoder.py`; SAELens' reader of these files transposes W_dec and takes `num_latents: 0` literally.
+    """
+
+    name = "sparsify"
+    markers = (WEIGHTS,)
+
+    def info(self, reference: Mapping[str, Any]) -> SAEInfo:
+        asked, folder, config, header = _opened(reference)
+        hookpoint = _hookpoint(folder)
+        reads = (asked.input_hook or f"{hookpoint}:in") if config.transcode else None
+        return SAEInfo(
+            hook_name=asked.hook_name or hookpoint,
+            input_hook=reads,
+            d_in=config.d_in,
+            d_sae=config.d_sae,
+            d_out=config.d_in,
+            sha256=header.identity(config.k, config.activation, config.skip, config.transcode),
+            architecture=f"{config.activation}{'_skip' * config.skip}{'_transcoder' * config.transcode}",
+            facts={**_run(folder), "k": config.k},
+        )
+
+    def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> DenseSAE:
+        """In float32 unless `dtype` is given."""
+        from saeval_formats.dense import DenseSAE, GroupMax, TopK  # late: reading headers needs no torch
+
+        asked, folder, config, header = _opened(reference)
+        tensors = config.layout.canonical(header, device, dtype)
+        return DenseSAE(
+            asked.hook_name or _hookpoint(folder),
+            tensors["W_enc"],
+            tensors["b_enc"],
+            tensors["W_dec"],
+            tensors["b_dec"],
+            TopK(config.k) if config.activation == "topk" else GroupMax(config.k),
+            apply_b_dec_to_input=not config.transcode,
+            transcoder=config.transcode,
+            W_skip=tensors.get("W_skip"),
+        )
+
+
+def _opened(reference: Mapping[str, Any]) -> tuple[Reference, Path, Config, Header]:
+    asked = parsed(Reference, reference, "sparsify", needs=f"the folder with {CONFIG} and {WEIGHTS}")
+    folder = folder_of(asked.path, "sparsify", f"{CONFIG} and {WEIGHTS}")
+    header = Header.of(holding(folder, "sparsify", (WEIGHTS,)))
+    config = _config(folder / CONFIG)
+    config.layout.check(header, config.d_in, config.d_sae, kind=f"'skip_connection' of {CONFIG}", sizes=CONFIG)
+    return asked, folder, config, header
+
+
+def _config(path: Path) -> Config:
+    raw = json_object(path)
+    for key, reason in _REFUSED.items():
+        if flag(path, raw, key, default=False):
+            raise SaevalError(f"{path}: '{key}' is not supported: {reason}")
+    d_in, k = whole(path, "d_in", raw.get("d_in")), whole(path, "k", raw.get("k"))
+    if raw.get("num_latents"):
+        d_sae = whole(path, "num_latents", raw["num_latents"])
+    else:  # 0 stands for this
+        d_sae = d_in * whole(path, "expansion_factor", raw.get("expansion_factor"))
+    activation = raw.get("activation", "topk")
+    if activation not in _ACTIVATIONS:
+        raise SaevalError(f"{path}: activation '{activation}' is not supported; supported: {', '.join(_ACTIVATIONS)}")
+    if k > d_sae:
+        raise SaevalError(f"{path}: 'k' is {k}, more than the {d_sae} features")
+    if activation == "groupmax" and d_sae % k:
+        raise SaevalError(f"{path}: {d_sae} features do not part into 'k: {k}' groups")
+    skip, transcode = (flag(path, raw, key, default=False) for key in ("skip_connection", "transcode"))
+    return Config(d_in, d_sae, k, activation, skip, transcode)
+
+
+def _hookpoint(folder: Path) -> str:
+    """The module's path; a run of several seeds has a folder for each below it."""
+    folder = folder.resolve()
+    return folder.parent.name if re.fullmatch(r"seed\d+", folder.name) else folder.name
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    """What the run's own config says of its model and data."""
+    folder = folder.resolve()
+    run = folder.parent.parent if re.fullmatch(r"seed\d+", folder.name) else folder.parent
+    raw = json_object(run / RUN) if (run / RUN).is_file() else {}
+    named = {"model_name": "model", "dataset_path": "dataset", "context_size": "ctx_len"}
+    return {fact: raw[key] for fact, key in named.items() if raw.get(key) is not None}
