@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,12 @@ from torch import Tensor
 import checkpoints
 import test_formats_apollo as apollo
 import test_formats_dictionary_learning as dictionary_learning
+import test_formats_gemma_scope as gemma_scope
+import test_formats_llama_scope as llama_scope
 import test_formats_openai as openai
 import test_formats_saelens as saelens
+import test_formats_sparsify as sparsify
+import test_formats_transcoders as transcoders
 from checkpoints import Formula
 
 FORMULA = "its source's formula, written out"
@@ -98,4 +103,98 @@ def _apollo() -> Iterator[Example]:
     yield Example("apollo", "published", FORMULA, published, apollo.formula_of, x, None)
 
 
-EXAMPLES = [*_saelens(), *_dictionary_learning(), *_openai(), *_apollo()]
+def _transcoders() -> Iterator[Example]:
+    import sae_lens
+
+    for kind in transcoders.KINDS:
+
+        def write(folder: Path, kind: str = kind) -> Mapping[str, Any]:
+            transcoders.random_transcoder(kind).save_model(folder)
+            return {"path": str(folder)}
+
+        def formula(kind: str = kind) -> Formula:
+            theirs = transcoders.random_transcoder(kind)
+            # Their decode leaves the skip term out; what forward adds to it is that term.
+            return Formula(
+                lambda x: (theirs.encode(x), x),
+                lambda acts, x: theirs.decode(acts) + theirs(x) - theirs.decode(theirs.encode(x)),
+            )
+
+        yield Example(
+            "saelens",
+            kind,
+            f"sae-lens {sae_lens.__version__}",
+            write,
+            formula,
+            saelens.activations(),
+            transcoders.WRITES,
+        )
+
+
+def _sparsify() -> Iterator[Example]:
+    kinds = {
+        "topk": {},
+        "topk_skip": {"skip_connection": True},
+        "topk_transcoder": {"transcode": True},
+        "topk_skip_transcoder": {"transcode": True, "skip_connection": True},
+        "groupmax": {"activation": "groupmax", "k": 8},
+    }
+    for name, config in kinds.items():
+
+        def write(folder: Path, config: Mapping[str, Any] = config) -> Mapping[str, Any]:
+            return {"path": str(sparsify.write(folder / "h.1.mlp", **config))}
+
+        def formula(config: Mapping[str, Any] = config) -> Formula:
+            with tempfile.TemporaryDirectory() as place:
+                folder = sparsify.write(Path(place), **config)
+                return sparsify.formula(folder, config.get("activation", "topk"), config.get("transcode", False))
+
+        yield Example("sparsify", name, FORMULA, write, formula, checkpoints.activations(), "h.1.mlp")
+
+
+def _gemma_scope() -> Iterator[Example]:
+    import sae_lens
+
+    def formula() -> Formula:
+        config = sae_lens.JumpReLUSAEConfig(d_in=checkpoints.D, d_sae=checkpoints.N, apply_b_dec_to_input=False)
+        theirs = sae_lens.JumpReLUSAE(config)
+        theirs.load_state_dict({name: torch.from_numpy(array) for name, array in gemma_scope.params().items()})
+        return Formula(theirs.encode, theirs.decode)
+
+    def affine() -> Formula:
+        plain = formula()
+        skip = gemma_scope.random_tensors({"skip": (checkpoints.D, checkpoints.D)}, seed=5)["skip"]
+        return Formula(lambda x: (plain.encode(x), x), lambda acts, x: plain.decode(acts) + x @ skip)
+
+    def second(folder: Path, **options: Any) -> Mapping[str, Any]:
+        kind = "transcoder_all" if options else "resid_post_all"
+        config = {"affine_connection": bool(options), "l0": 50}
+        return {"path": str(gemma_scope.second(folder / kind / "layer_3_width_16k_l0_big", config, **options))}
+
+    version, x = f"sae-lens {sae_lens.__version__}", checkpoints.activations()
+    place, hook = gemma_scope.PLACE, "blocks.20.hook_resid_post"
+    yield Example(
+        "gemma_scope", "jumprelu", version, lambda f: {"path": str(gemma_scope.first(f / place))}, formula, x, hook
+    )
+    yield Example("gemma_scope", "2: jumprelu", version, second, formula, x, "blocks.3.hook_resid_post")
+    yield Example(
+        "gemma_scope", "2: jumprelu_skip_transcoder", FORMULA, lambda f: second(f, affine=True), affine, x,
+        "blocks.3.hook_mlp_out",
+    )  # fmt: skip
+
+
+def _llama_scope() -> Iterator[Example]:
+    def formula() -> Formula:
+        with tempfile.TemporaryDirectory() as place:
+            return llama_scope.formula(llama_scope.write(Path(place)))
+
+    yield Example(
+        "llama_scope", "jumprelu", FORMULA, lambda f: {"path": str(llama_scope.write(f))}, formula,
+        checkpoints.activations(), llama_scope.HOOK,
+    )  # fmt: skip
+
+
+EXAMPLES = [
+    *_saelens(), *_transcoders(), *_dictionary_learning(), *_sparsify(), *_gemma_scope(), *_llama_scope(), *_openai(),
+    *_apollo(),
+]  # fmt: skip

@@ -22,7 +22,14 @@ class Fires(Metric):
 
 def run(**changed):
     data = register_rows("api", tiny_tokens())
-    options = {"model": TinyModel(), "saes": [TinySAE()], "data": data, "metrics": ["l0"], "plugins": tiny_plugins()}
+    options = {
+        "model": TinyModel(),
+        "saes": [TinySAE()],
+        "data": data,
+        "metrics": ["l0"],
+        "plugins": tiny_plugins(),
+        "allow": ["*"],
+    }
     return evaluate(**{**options, **changed})
 
 

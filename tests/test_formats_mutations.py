@@ -27,7 +27,16 @@ REGISTRY = Registry(Plugins())
 PLAIN = [e for e in EXAMPLES if "norm" not in e.architecture]
 BY_LABEL = {e.label: e for e in PLAIN}
 ODD: list[Any] = [None, [], {}, "x", -1, 0, 1.5, 10**30, "../../etc"]
-DEFAULTED = {"apply_b_dec_to_input", "normalize_activations", "rescale_acts_by_decoder_norm", "reshape_activations"}
+DEFAULTED = {
+    "apply_b_dec_to_input",
+    "normalize_activations",
+    "rescale_acts_by_decoder_norm",
+    "reshape_activations",
+    "transcode",
+    "activation",
+    "skip_connection",
+    "affine_connection",
+}
 """Config keys that the libraries fill in where they are missing."""
 
 
@@ -149,7 +158,7 @@ def damaged_bytes(path: Path, draw: Any) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=800, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_checkpoint_is_one_sentence_or_reads_the_same(written, data):
     example = BY_LABEL[data.draw(st.sampled_from(sorted(BY_LABEL)), label="example")]
