@@ -16,7 +16,7 @@ from saeval_formats.tensors import Header, state_dict, unpickled
 if TYPE_CHECKING:
     import torch
 
-    from saeval_formats.dense import DenseSAE
+    from saeval_formats.dense import DenseSAE, Normalization
 
 _LAYOUT = Layout(
     {
@@ -61,7 +61,7 @@ class OpenAI(LocalLoader):
     def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> DenseSAE:
         """In float32 unless `dtype` is given. The hook's name is empty where nobody gave one."""
         asked, header, _, _, k = _checkpoint(reference)
-        normalization = "none" if k is None else "layer_norm"
+        normalization: Normalization = "none" if k is None else "layer_norm"
         return _LAYOUT.dense(header, asked.hook_name or "", device, dtype, k=k, normalization=normalization)
 
 
@@ -89,7 +89,7 @@ def _k(path: Path, activation: Any, settings: Any, d_sae: int) -> int | None:
     if after != "ReLU":
         raise SaevalError(f"{path}: 'postact_fn' of its TopK is {_shown(after)}, expected 'ReLU'")
     k = settings.get("k")
-    k = k.item() if getattr(k, "shape", None) == () else k  # some savers make a tensor of it
+    k = k.item() if k is not None and getattr(k, "shape", None) == () else k  # some savers make a tensor of it
     k = whole(path, "activation_state_dict.k", k if isinstance(k, int | float | None) else type(k).__name__)
     if k > d_sae:
         raise SaevalError(f"{path}: 'k' is {k}, more than the {d_sae} features of 'latent_bias'")
