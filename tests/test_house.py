@@ -44,6 +44,8 @@ def test_weights_are_only_ever_loaded_as_data():
             assert not re.search(r"\b(pickle\.load|yaml\.load\(|yaml\.unsafe)", text), file
             for call in re.findall(r"torch\.load\([^)]*\)", text):
                 assert "weights_only=True" in call, file
+            for call in re.findall(r"np\.load\([^\n]*", text):
+                assert "allow_pickle=False" in call, file
 
 
 def test_every_public_name_exists_and_is_documented():
