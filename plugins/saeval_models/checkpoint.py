@@ -13,6 +13,7 @@ from typing import Any, Literal
 from saeval.errors import SaevalError
 from saeval.fingerprint import sha256_file
 from saeval.parameters import ParameterError, validated
+from saeval_models.hub import hub_file
 
 DType = Literal["float32", "float64", "bfloat16", "float16"]
 Task = Literal["causal", "reward"]
@@ -111,7 +112,7 @@ def located(reference: Reference) -> Checkpoint:
         weight_files(folder)
         return Checkpoint(str(folder), None, folder / "config.json", local=True)
     assert reference.name is not None
-    config_file = _hub_file(reference.name, reference.revision)
+    config_file = hub_file(reference.name, "config.json", reference.revision)
     # In the hub's cache a file's folder is named by its commit, which then pins the weights too.
     in_snapshot = config_file.parent.parent.name == "snapshots"
     revision = config_file.parent.name if in_snapshot else reference.revision or "main"
@@ -132,18 +133,6 @@ def longest_context(config: Any) -> int | None:
     config = config.get_text_config()
     found = (getattr(config, key, None) for key in ("max_position_embeddings", "max_seq_len", "seq_length"))
     return next((int(n) for n in found if n), None)
-
-
-def _hub_file(name: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache  # late: not needed to list adapters
-
-    try:
-        cached = try_to_load_from_cache(name, "config.json", revision=revision)
-        return Path(cached if isinstance(cached, str) else hf_hub_download(name, "config.json", revision=revision))
-    except (OSError, ValueError) as error:
-        at = f" at revision '{revision}'" if revision else ""
-        remedy = f"'{name}' is a local folder: give it as 'path'" if Path(name).is_dir() else "check name and network"
-        raise SaevalError(f"hub model '{name}'{at} could not be had ({type(error).__name__}); {remedy}") from None
 
 
 def _combined(files: Iterable[Path]) -> str:

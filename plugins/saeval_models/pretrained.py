@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from saeval.data import Batch
 from saeval.errors import SaevalError
 from saeval_models.hooked import HookedModel, Site
-from saeval_models.layouts import Layout, bare_layout, known_layout
+from saeval_models.layouts import End, Layout, bare_layout, known_layout
 
 
 def layout_of(module: PreTrainedModel) -> Layout:
@@ -36,10 +36,11 @@ def module_sites(blocks: nn.ModuleList, layout: Layout) -> dict[str, Site]:
     sites: dict[str, Site] = {}
     for index, block in enumerate(blocks):
         for suffix, ((path, end), *_) in layout.sites.items():
-            sites[f"blocks.{index}.{suffix}"] = Site(block.get_submodule(path), end, index, suffix)
+            sites[f"blocks.{index}.{suffix}"] = Site(block.get_submodule(path), end, index, suffix, layout.unit)
         for path, part in block.named_modules():
             if path and not isinstance(part, nn.Dropout | nn.Identity):  # these do nothing in evaluation
-                for end in ("in", "out"):
+                ends: tuple[End, ...] = ("in", "out")
+                for end in ends:
                     sites.setdefault(layout.name(index, (path, end)), Site(part, end, index))
     return sites
 
@@ -82,15 +83,17 @@ class PretrainedCausal(HookedModel):
 
     def head(self, final: Float[Tensor, "batch seq d_model"], batch: Batch | None = None) -> Tensor:
         """Logits by the model's own forward with its base model replaced, so that nothing in its head is missed."""
-        with _replaced(self.module, self.module.base_model_prefix, _Final(self.module.base_model, final)):
+        with self.evaluating(), _replaced(self.module, self.module.base_model_prefix, _Final(self.module.base_model, final)):
             return self.module(use_cache=False, return_dict=True).logits  # type: ignore[no-any-return]
 
     def unembed(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
         return self.head(hidden[None])[0]
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
+        """Logits of a plain pass through the whole model."""
         inputs = self._inputs(batch)
-        return self.module(input_ids=batch.tokens, use_cache=False, return_dict=True, **inputs).logits  # type: ignore[no-any-return]
+        with self.evaluating():
+            return self.module(input_ids=batch.tokens, use_cache=False, return_dict=True, **inputs).logits  # type: ignore[no-any-return]
 
 
 class PretrainedReward(PretrainedCausal):
