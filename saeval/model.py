@@ -106,6 +106,15 @@ class ModelSpec(ABC):
         """How many parameters the model has, for estimates of time; None where unknown."""
         return None
 
+    def facts(self) -> Mapping[str, Any]:
+        """What else is known of the model, for checks before a run: plain data; what is unknown is left out.
+
+        By the adapters: `name` and `revision` as its makers say them, `model_type`, `architecture`,
+        `context` (its longest, in tokens), `chat_template` (whether its tokenizer has one: chat
+        models do, and a few base models).
+        """
+        return {}
+
     @abstractmethod
     def load(self, device: str) -> Model:
         """Read the weights."""
