@@ -51,14 +51,27 @@ UNKNOWN_FAMILIES: dict[str, dict] = {
     "granite": {**_GROUPED, "residual_multiplier": 0.3, "logits_scaling": 7.0},
 }
 """Families without an entry in the table of layouts."""
-EXPERTS: dict[str, dict] = {"mixtral": {**_GROUPED, "num_local_experts": 2, "num_experts_per_tok": 1}}
-"""Its forward cannot run on the meta device."""
+ODD_FAMILIES: dict[str, dict] = {
+    "mixtral": {**_GROUPED, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "bart": {
+        **_BOTH, "d_model": 32, "encoder_layers": 3, "decoder_layers": 3, "decoder_attention_heads": 4, "decoder_ffn_dim": 48,
+        "max_position_embeddings": CONTEXT,
+    },
+    "gemma3": {
+        "text_config": {**_GROUPED, "head_dim": 16},
+        "vision_config": {
+            "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16,
+            "image_size": 28, "patch_size": 14,
+        },
+    },
+}  # fmt: skip
+"""One whose forward cannot run on the meta device, one that counts padding as positions, one that sees as well."""
 FAMILIES = {**SIX_FAMILIES, **MORE_FAMILIES, **UNKNOWN_FAMILIES}
 
 
 def tiny_model(family: str = "gpt2", kind: str = "causal", seed: int = 0, **config: object) -> PreTrainedModel:
     """A random model in evaluation mode, 3 blocks, d_model 32; no parameter is left at 0 or 1."""
-    made = AutoConfig.for_model(family.split("-")[0], **{**(FAMILIES | EXPERTS)[family], **config})
+    made = AutoConfig.for_model(family.split("-")[0], **{**(FAMILIES | ODD_FAMILIES)[family], **config})
     torch.manual_seed(seed)
     if kind == "reward":
         made.num_labels = 1
