@@ -145,7 +145,9 @@ def test_the_gradient_of_resume_is_that_of_finite_differences(tmp_path, family):
     assert not any(p.requires_grad for p in model.module.parameters())
 
 
-@pytest.mark.parametrize("suffix", ["hook_resid_mid", "hook_attn_out", "attn.hook_z", "mlp.hook_post", "ln2.hook_normalized"])
+@pytest.mark.parametrize(
+    "suffix", ["hook_resid_mid", "hook_attn_out", "attn.hook_z", "mlp.hook_post", "ln2.hook_normalized"]
+)
 def test_the_gradient_inside_a_block_leaves_out_the_path_around_the_hook(loaded, suffix):
     _, model, plain = loaded("gpt2")
     batch, name = tiny_batch(), f"blocks.1.{suffix}"

@@ -6,9 +6,17 @@ import pytest
 import torch
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from saeval.errors import SaevalError
 from saeval_models import HuggingFace, TransformerLens
-from tinymodels import MORE_FAMILIES, SIX_FAMILIES, padded, suffixes, tiny_batch, tiny_folder, tiny_model, tiny_tokenizer
+from tinymodels import (
+    MORE_FAMILIES,
+    SIX_FAMILIES,
+    padded,
+    suffixes,
+    tiny_batch,
+    tiny_folder,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 FAMILIES = [*SIX_FAMILIES, *MORE_FAMILIES]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -96,12 +104,6 @@ def test_the_identity_says_how_the_weights_were_processed(both):
     assert lens_spec.identity()["processing"] == "none"
     assert lens_spec.identity()["adapter"] == "transformer_lens"
     assert lens_spec.identity()["weights"] == spec.identity()["weights"]
-
-
-def test_reward_models_are_refused(tmp_path):
-    folder = tiny_folder(tmp_path, "gpt2", "reward")
-    with pytest.raises(SaevalError, match=r"reward model, which transformer_lens cannot wrap; use 'huggingface'"):
-        TransformerLens().spec({"path": str(folder)})
 
 
 def bridge(family="gpt2", **kwargs):

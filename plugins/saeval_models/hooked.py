@@ -117,7 +117,10 @@ class HookedModel(Model):
 
     @abstractmethod
     def _inputs(self, batch: Batch) -> dict[str, Any]:
-        """What `_forward` needs besides the tokens, for results that do not depend on padding."""
+        """What `_forward` needs besides the tokens, for results that do not depend on padding.
+
+        Asked before any hook is set, so it may run the model.
+        """
 
     def _finish(self, hidden: Float[Tensor, "batch seq d_model"], batch: Batch) -> Tensor:
         return hidden
@@ -156,6 +159,7 @@ class HookedModel(Model):
             return see
 
         with self.evaluating(), ExitStack() as stack:
+            inputs = self._inputs(batch)
             if self._tuple_length is None:
                 stack.callback(self.blocks[0].register_forward_hook(self._note_output).remove)
             for index in inner:
@@ -163,7 +167,7 @@ class HookedModel(Model):
             for name, site in wanted.items():
                 stack.callback(site.watch(keep(captured.activations, name)).remove)
             with suppress(_Cut):
-                captured.final = self._finish(self._forward(batch.tokens, **self._inputs(batch)), batch)
+                captured.final = self._finish(self._forward(batch.tokens, **inputs), batch)
         return captured
 
     def resume(
@@ -180,10 +184,11 @@ class HookedModel(Model):
         elif site.suffix != RESID_PRE:
             hidden, edited = captured.inputs[site.block], site
         with self.evaluating(), ExitStack() as stack:
+            inputs = self._inputs(batch)
             self._start_at(start, hidden, stack)
             if edited is not None:
                 stack.callback(edited.watch(lambda tensor: activations.reshape(tensor.shape)).remove)
-            return self._finish(self._forward(batch.tokens, **self._inputs(batch)), batch)
+            return self._finish(self._forward(batch.tokens, **inputs), batch)
 
     def _start_at(self, start: int, hidden: Tensor, stack: ExitStack) -> None:
         """Until `stack` closes, blocks before `start` do not run and `hidden` is what enters block `start`."""

@@ -73,7 +73,7 @@ class Layout:
         return f"{self.base}.{self.blocks}.{block}.{path}" + (":in" if end == "in" else "")
 
 
-def bare_layout(base: str, blocks: str) -> Layout:
+def bare_layout(base: str = "", blocks: str = "") -> Layout:
     """A layout that knows of nothing inside the blocks."""
     return Layout(base, blocks, BOUNDARIES)
 

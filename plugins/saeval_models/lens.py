@@ -14,7 +14,6 @@ from saeval_models.hooked import HookedModel, Site
 from saeval_models.layouts import MLP_BRANCH, MLP_IN, MLP_NORMALIZED, SUFFIXES, Layout, Place
 from saeval_models.pretrained import PretrainedCausal
 
-
 # Neither fires by default at its hook point: the way into the MLP is watched at the modules themselves.
 _MODULES: Mapping[str, Place] = {MLP_BRANCH: ("ln2", "in"), MLP_IN: ("mlp", "in")}
 
