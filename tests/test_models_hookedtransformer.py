@@ -9,8 +9,7 @@ import transformer_lens
 from saeval_models import HuggingFace, TransformerLens
 from tinymodels import SUFFIXES, padded, tiny_batch, tiny_model, tiny_tokenizer
 
-if not hasattr(transformer_lens, "HookedTransformer"):
-    pytest.skip("transformer-lens 4 has no HookedTransformer", allow_module_level=True)
+pytest.importorskip("transformer_lens.HookedTransformer", reason="transformer-lens 4 has no HookedTransformer")
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

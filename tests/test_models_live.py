@@ -91,6 +91,14 @@ def test_a_failed_pass_leaves_training_as_it_was():
     assert all(part.training for part in live.modules())
 
 
+def test_a_head_is_run_in_evaluation_mode_too():
+    live = own_gpt2().train()
+    live.lm_head = torch.nn.Sequential(torch.nn.Dropout(0.9), live.lm_head)
+    model, hidden = HuggingFace().wrap(live).load("cpu"), torch.randn(5, 32)
+    torch.testing.assert_close(model.unembed(hidden), live.lm_head[1](hidden))
+    assert live.lm_head[0].training
+
+
 def test_a_live_model_is_not_moved(evaluated):
     live = tiny_model("gpt2")
     with pytest.raises(

@@ -204,14 +204,19 @@ def test_a_family_that_no_bridge_wraps_is_known_before_its_weights_load(tmp_path
         made.hooks()
 
 
-def test_left_padding_is_refused_where_it_would_count(tmp_path):
-    model = HuggingFace().spec({"path": str(tiny_folder(tmp_path, "bart"))}).load("cpu")
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("bart", {}), ("llama", {"dtype": "float64", "attn_implementation": "eager"})],
+    ids=["counts-padding-as-positions", "makes-nan-of-padding"],
+)
+def test_left_padding_is_refused_where_it_would_change_the_numbers(tmp_path, family, options):
+    model = HuggingFace().spec({"path": str(tiny_folder(tmp_path, family)), **options}).load("cpu")
     right, left = padded(tiny_batch(), [0, 0, 0], [1, 0, 2]), padded(tiny_batch(), [1, 0, 2], [1, 2, 0])
     name = "blocks.1.hook_resid_pre"
     captured = model.capture(right, [name], final=True)
     resumed = model.resume(right, captured, name, captured.activations[name])
     torch.testing.assert_close(resumed[right.real], captured.final[right.real])
-    with pytest.raises(SaevalError, match="BartForCausalLM counts padding as positions; use data padded on the right"):
+    with pytest.raises(SaevalError, match=r"padding on the left changes what .*ForCausalLM makes; pad on the right"):
         model.capture(left, [name], final=True)
 
 

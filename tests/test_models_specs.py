@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -220,6 +221,7 @@ def test_a_cached_hub_model_is_pinned_to_its_commit(gpt2, monkeypatch, tmp_path)
         (snapshot / file.name).write_bytes(file.read_bytes())
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nobody answers
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    start = time.monotonic()
     made = HuggingFace().spec({"name": "tiny/gpt2"})
     assert made.identity()["weights"] == made.tokenizer_identity() == f"tiny/gpt2@{commit}"
     batch = tiny_batch()
@@ -228,3 +230,4 @@ def test_a_cached_hub_model_is_pinned_to_its_commit(gpt2, monkeypatch, tmp_path)
     assert made.tokenizer()("w3").input_ids == [3]
     facts = {"name": "tiny/gpt2", "revision": commit, "chat_template": False}
     assert facts.items() <= made.facts().items()
+    assert time.monotonic() - start < 20  # the hub is asked once, and not waited for
