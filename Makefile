@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Threads that spin while they wait slow everything beside them.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test test-tl4 check clean
 
 setup: .venv/installed
 
@@ -21,10 +21,24 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# sae-lens needs transformer-lens 3, so transformer-lens 4 has an environment of its own, without sae-lens.
+TL4 := .venv-tl4
+
+test-tl4: $(TL4)/installed
+	$(TL4)/bin/python -m pytest tests/test_models_*.py
+
+$(TL4)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TL4)
+	grep -v -e '^sae-lens=' -e '^transformer-lens=' constraints.txt > $(TL4)/constraints.txt
+	echo transformer-lens==4.3.0 >> $(TL4)/constraints.txt
+	$(TL4)/bin/pip install --quiet --constraint $(TL4)/constraints.txt torch
+	$(TL4)/bin/pip install --quiet --constraint $(TL4)/constraints.txt pytest hypothesis setuptools --editable .
+	touch $@
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(TL4) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

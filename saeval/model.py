@@ -109,6 +109,15 @@ class ModelSpec(ABC):
     def fetch(self) -> None:  # noqa: B027 (files on disk need no fetching)
         """Download the weights, where they are not here yet."""
 
+    def facts(self) -> Mapping[str, Any]:
+        """What else is known of the model, for checks before a run: plain data; what is unknown is left out.
+
+        By the adapters: `name` and `revision` as its makers say them, `model_type`, `architecture`,
+        `context` (its longest, in tokens), `chat_template` (whether its tokenizer has one: chat
+        models do, and a few base models).
+        """
+        return {}
+
     @abstractmethod
     def load(self, device: str) -> Model:
         """Read the weights."""

@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 
-from saeval.errors import SaevalError
 from saeval_models import HuggingFace
 from tinymodels import FAMILIES, SIX_FAMILIES, batch_of, forward, padded, place, tiny_batch, tiny_folder, tiny_model
 
@@ -97,15 +96,6 @@ def test_a_reward_is_the_score_of_the_last_real_token(loaded, family):
     hidden, _ = forward(plain, batch.tokens, *place(plain, family, 1, "hook_resid_pre"), lambda _: new)
     resumed = model.resume(batch, captured, name, new)
     torch.testing.assert_close(resumed, plain.score(hidden[:, -1])[:, 0].detach(), **CLOSE)
-
-
-def test_a_classifier_of_two_labels_is_no_reward_model(tmp_path):
-    model = tiny_model("gpt2", "reward")
-    model.config.num_labels = 2
-    model.score = torch.nn.Linear(32, 2, bias=False)
-    model.save_pretrained(tmp_path)
-    with pytest.raises(SaevalError, match="has 2 labels; a reward model has num_labels 1"):
-        HuggingFace().spec({"path": str(tmp_path)}).hooks()
 
 
 def test_rows_of_nothing_real_have_a_reward_all_the_same(loaded):

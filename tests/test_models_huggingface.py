@@ -11,32 +11,17 @@ from tinymodels import (
     SIX_FAMILIES,
     UNKNOWN_FAMILIES,
     forward,
-    place,
+    suffixes,
     tiny_batch,
     tiny_folder,
     tiny_model,
+    truth,
 )
 
 KNOWN = [*SIX_FAMILIES, *MORE_FAMILIES]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
-PARALLEL = ("gptj", "gpt_neox")
-SUFFIXES = (
-    "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z", "mlp.hook_post",
-)  # fmt: skip
-CASES = [(f, s) for f in KNOWN for s in SUFFIXES if not (s == "hook_resid_mid" and f in PARALLEL)]
-
-
-def truth(model, family, block, suffix, tokens, new=None):
-    """The activation at a hook in plain PyTorch, and the final state with `new` in its place."""
-    if suffix != "hook_resid_mid":
-        change = None if new is None else (lambda tensor: new)
-        final, seen = forward(model, tokens, *place(model, family, block, suffix), change)
-        return seen, final
-    _, before = forward(model, tokens, *place(model, family, block, "hook_resid_pre"))
-    attn_out = place(model, family, block, "hook_attn_out")
-    final, seen = forward(model, tokens, *attn_out, None if new is None else (lambda tensor: new - before))
-    return before + seen, final
+CASES = [(family, suffix) for family in KNOWN for suffix in suffixes(family)]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +94,7 @@ def test_resuming_with_the_clean_activations_gives_the_clean_final_state(loaded,
     spec, model, _ = loaded(family)
     batch = tiny_batch()
     names = [name for name in spec.hooks() if name.startswith("blocks.")]
-    assert len(names) == 3 * (6 if family in PARALLEL else 7)
+    assert set(names) == {f"blocks.{i}.{suffix}" for i in range(3) for suffix in suffixes(family)}
     captured = model.capture(batch, names, final=True, resumable=names)
     for name in names:
         resumed = model.resume(batch, captured, name, captured.activations[name])
@@ -160,7 +145,9 @@ def test_the_gradient_of_resume_is_that_of_finite_differences(tmp_path, family):
     assert not any(p.requires_grad for p in model.module.parameters())
 
 
-@pytest.mark.parametrize("suffix", ["hook_resid_mid", "hook_attn_out", "attn.hook_z", "mlp.hook_post"])
+@pytest.mark.parametrize(
+    "suffix", ["hook_resid_mid", "hook_attn_out", "attn.hook_z", "mlp.hook_post", "ln2.hook_normalized"]
+)
 def test_the_gradient_inside_a_block_leaves_out_the_path_around_the_hook(loaded, suffix):
     _, model, plain = loaded("gpt2")
     batch, name = tiny_batch(), f"blocks.1.{suffix}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +14,17 @@ from typing import Any, Literal
 from saeval.errors import SaevalError
 from saeval.fingerprint import sha256_file
 from saeval.parameters import ParameterError, validated
+from saeval_models.hub import absence, hub_file
+from saeval_models.weights import weight_files
 
 DType = Literal["float32", "float64", "bfloat16", "float16"]
 Task = Literal["causal", "reward"]
+_TASKS: Mapping[str, Task] = {
+    "CausalLM": "causal",
+    "LMHeadModel": "causal",
+    "ConditionalGeneration": "causal",
+    "SequenceClassification": "reward",
+}
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -53,6 +62,15 @@ def parsed(given: Mapping[str, Any], adapter: str) -> Reference:
     return reference
 
 
+TAKEN = "language models (...ForCausalLM) and reward models (...ForSequenceClassification)"
+
+
+def architecture_task(name: str) -> Task | Literal[""] | None:
+    """The task of a class of transformers': empty where its name does not say, None for one of another kind."""
+    match = re.search(r"(?:For([A-Z]\w+)|(LMHeadModel))$", name)
+    return _TASKS.get(match[1] or match[2]) if match else ""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model's files: a local folder, or a hub model at a commit."""
@@ -79,9 +97,19 @@ class Checkpoint:
         return config
 
     @property
-    def task(self) -> Task:
-        architectures = self.config.get("architectures") or []
-        return "reward" if any(name.endswith("ForSequenceClassification") for name in architectures) else "causal"
+    def architecture(self) -> str:
+        """The class that was saved, `GPT2LMHeadModel`; empty where the config does not say."""
+        found = self.config.get("architectures")
+        return found[0] if isinstance(found, list) and found and isinstance(found[0], str) else ""
+
+    def task(self, asked: Task | None = None) -> Task:
+        """What the model is for: as asked, else by its architecture; `SaevalError` where these do not agree."""
+        found = architecture_task(self.architecture)
+        if found is None:
+            raise SaevalError(f"{self.config_file} is of a {self.architecture}; saeval takes {TAKEN}")
+        if asked and found and asked != found:
+            raise SaevalError(f"{self.config_file} is of a {self.architecture}: leave out 'task: {asked}'")
+        return asked or found or "causal"
 
     @cached_property
     def weights(self) -> str:
@@ -89,6 +117,32 @@ class Checkpoint:
         if not self.local:
             return f"{self.source}@{self.revision}"
         return _combined([self.config_file, *weight_files(self.config_file.parent)])
+
+    @cached_property
+    def offline(self) -> bool:
+        """Whether to read from the cache alone, as the hub would only be waited for."""
+        return not self.local and absence() is not None
+
+    @property
+    def chat_template(self) -> bool | None:
+        """Whether the tokenizer has a chat template; None where there is nothing to tell it by."""
+        if self._text("chat_template.jinja") is not None:
+            return True
+        try:
+            settings = json.loads(self._text("tokenizer_config.json") or "")
+        except ValueError:
+            return None
+        return bool(settings.get("chat_template")) if isinstance(settings, dict) else None
+
+    def _text(self, file: str) -> str | None:
+        """The text of a file beside the config; None where there is none."""
+        path = self.config_file.parent / file
+        try:
+            if not (self.local or self.offline or path.is_file()):
+                path = hub_file(self.source, file, self.revision)
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError, SaevalError):
+            return None
 
     @cached_property
     def tokenizer(self) -> str:
@@ -111,20 +165,11 @@ def located(reference: Reference) -> Checkpoint:
         weight_files(folder)
         return Checkpoint(str(folder), None, folder / "config.json", local=True)
     assert reference.name is not None
-    config_file = _hub_file(reference.name, reference.revision)
+    config_file = hub_file(reference.name, "config.json", reference.revision)
     # In the hub's cache a file's folder is named by its commit, which then pins the weights too.
     in_snapshot = config_file.parent.parent.name == "snapshots"
     revision = config_file.parent.name if in_snapshot else reference.revision or "main"
     return Checkpoint(reference.name, revision, config_file, local=False)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The weights that transformers would read; `SaevalError` where there are none."""
-    for pattern in ("model*.safetensors*", "pytorch_model*.bin*"):
-        found = sorted(file for file in folder.glob(pattern) if file.is_file())
-        if found:
-            return found
-    raise SaevalError(f"{folder} has no weights: expected model.safetensors or pytorch_model.bin, or their shards")
 
 
 def longest_context(config: Any) -> int | None:
@@ -132,18 +177,6 @@ def longest_context(config: Any) -> int | None:
     config = config.get_text_config()
     found = (getattr(config, key, None) for key in ("max_position_embeddings", "max_seq_len", "seq_length"))
     return next((int(n) for n in found if n), None)
-
-
-def _hub_file(name: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache  # late: not needed to list adapters
-
-    try:
-        cached = try_to_load_from_cache(name, "config.json", revision=revision)
-        return Path(cached if isinstance(cached, str) else hf_hub_download(name, "config.json", revision=revision))
-    except (OSError, ValueError) as error:
-        at = f" at revision '{revision}'" if revision else ""
-        remedy = f"'{name}' is a local folder: give it as 'path'" if Path(name).is_dir() else "check name and network"
-        raise SaevalError(f"hub model '{name}'{at} could not be had ({type(error).__name__}); {remedy}") from None
 
 
 def _combined(files: Iterable[Path]) -> str:

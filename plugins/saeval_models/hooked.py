@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from saeval.data import Batch
 from saeval.model import Capture, Model
 from saeval_models.layouts import ATTN_OUT, RESID_MID, RESID_POST, RESID_PRE, End
+from saeval_models.norms import normalized, scaled
 
 _PROBE_LENGTH = 13  # unlike any plausible number of heads, so that only [batch, seq, ...] tensors pass for activations
 
@@ -26,25 +27,27 @@ class _Cut(Exception):  # noqa: N818 (not an error)
 
 @dataclass(frozen=True)
 class Site:
-    """The place of a hook: the input or the output of a module in a block."""
+    """The place of a hook: an end of a module in a block."""
 
     module: nn.Module
     end: End
     block: int
     suffix: str = ""
     """The TransformerLens name within the block; empty for a site that has none."""
+    unit: float = 1.0
+    """Of a norm: the weight that means a gain of 1."""
 
     def watch(self, see: Callable[[Tensor], Tensor | None]) -> torch.utils.hooks.RemovableHandle:
         """Show the site's tensor to `see` in every forward pass; what it returns, unless None, takes its place."""
 
         def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             position = next((i for i, value in enumerate(args) if isinstance(value, Tensor)), None)
-            if position is None:
-                key = _hidden_key(kwargs)
-                new = see(kwargs[key])
-                return None if new is None else (args, {**kwargs, key: new})
-            new = see(args[position])
-            return None if new is None else ((*args[:position], new, *args[position + 1 :]), kwargs)
+            if position is not None:
+                new = see(args[position])
+                return None if new is None else ((*args[:position], new, *args[position + 1 :]), kwargs)
+            key = _hidden_key(kwargs)
+            new = None if key is None else see(kwargs[key])
+            return None if new is None else (args, {**kwargs, key: new})
 
         def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if not isinstance(output, tuple):
@@ -52,15 +55,24 @@ class Site:
             new = see(output[0])
             return None if new is None else (new, *output[1:])
 
+        def normalizing(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
+            # A bridge's component computes its norm itself, with the parameters of the module it stands for.
+            norm = getattr(module, "original_component", None) or module
+            new = see(normalized(norm, args, self.unit))
+            return None if new is None else scaled(norm, new, self.unit)
+
+        if self.end == "normalized":
+            return self.module.register_forward_hook(normalizing)
         if self.end == "in":
             return self.module.register_forward_pre_hook(entering, with_kwargs=True)
         return self.module.register_forward_hook(leaving)
 
 
-def _hidden_key(kwargs: Mapping[str, Any]) -> str:
+def _hidden_key(kwargs: Mapping[str, Any]) -> str | None:
+    """The keyword that carries the hidden state; None where no argument is a tensor."""
     if "hidden_states" in kwargs:
         return "hidden_states"
-    return next(key for key, value in kwargs.items() if isinstance(value, Tensor))
+    return next((key for key, value in kwargs.items() if isinstance(value, Tensor)), None)
 
 
 class _Passed(nn.Module):
@@ -80,11 +92,12 @@ class _Passed(nn.Module):
 class HookedModel(Model):
     """A torch model with a list of blocks and named sites inside them.
 
-    `sites` maps canonical hook names to places. Every pass leaves the modules as it found them.
+    `sites` maps canonical hook names to places. Every pass is one of evaluation mode, and leaves the
+    modules as it found them.
     """
 
     def __init__(self, module: nn.Module, blocks: nn.ModuleList, sites: Mapping[str, Site]) -> None:
-        self.module: Any = module.eval()
+        self.module: Any = module
         self.blocks = blocks
         self.sites = sites
         self._tuple_length: int | None = None
@@ -104,10 +117,25 @@ class HookedModel(Model):
 
     @abstractmethod
     def _inputs(self, batch: Batch) -> dict[str, Any]:
-        """What `_forward` needs besides the tokens, for results that do not depend on padding."""
+        """What `_forward` needs besides the tokens, for results that do not depend on padding.
+
+        Asked before any hook is set, so it may run the model.
+        """
 
     def _finish(self, hidden: Float[Tensor, "batch seq d_model"], batch: Batch) -> Tensor:
         return hidden
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode, until the end, for whatever is in training mode."""
+        training = [module for module in self.module.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     @torch.no_grad()
     def capture(self, batch: Batch, hooks: Iterable[str], final: bool, resumable: Iterable[str] = ()) -> Capture:
@@ -130,7 +158,8 @@ class HookedModel(Model):
 
             return see
 
-        with ExitStack() as stack:
+        with self.evaluating(), ExitStack() as stack:
+            inputs = self._inputs(batch)
             if self._tuple_length is None:
                 stack.callback(self.blocks[0].register_forward_hook(self._note_output).remove)
             for index in inner:
@@ -138,7 +167,7 @@ class HookedModel(Model):
             for name, site in wanted.items():
                 stack.callback(site.watch(keep(captured.activations, name)).remove)
             with suppress(_Cut):
-                captured.final = self._finish(self._forward(batch.tokens, **self._inputs(batch)), batch)
+                captured.final = self._finish(self._forward(batch.tokens, **inputs), batch)
         return captured
 
     def resume(
@@ -154,11 +183,12 @@ class HookedModel(Model):
             hidden, edited = torch.zeros_like(activations), self.sites[f"blocks.{site.block}.{ATTN_OUT}"]
         elif site.suffix != RESID_PRE:
             hidden, edited = captured.inputs[site.block], site
-        with ExitStack() as stack:
+        with self.evaluating(), ExitStack() as stack:
+            inputs = self._inputs(batch)
             self._start_at(start, hidden, stack)
             if edited is not None:
                 stack.callback(edited.watch(lambda tensor: activations.reshape(tensor.shape)).remove)
-            return self._finish(self._forward(batch.tokens, **self._inputs(batch)), batch)
+            return self._finish(self._forward(batch.tokens, **inputs), batch)
 
     def _start_at(self, start: int, hidden: Tensor, stack: ExitStack) -> None:
         """Until `stack` closes, blocks before `start` do not run and `hidden` is what enters block `start`."""
@@ -185,7 +215,7 @@ class HookedModel(Model):
             return lambda tensor: seen.append(tensor.shape)
 
         tokens = torch.zeros((1, _PROBE_LENGTH), dtype=torch.long, device=self.device)
-        with ExitStack() as stack:
+        with self.evaluating(), ExitStack() as stack:
             for name, site in self.sites.items():
                 stack.callback(site.watch(note(shapes[name])).remove)
             self._forward(tokens, attention_mask=torch.ones_like(tokens))

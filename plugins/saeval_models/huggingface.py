@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from saeval.errors import SaevalError
 from saeval.model import Model, ModelAdapter, ModelSpec
-from saeval_models.checkpoint import Reference, located, longest_context, parsed
+from saeval_models.checkpoint import TAKEN, Reference, located, longest_context, parsed
+from saeval_models.faults import blaming
 from saeval_models.layouts import BOUNDARIES, Layout, known_layout
 from saeval_models.live import LiveSpec, inherits
 
@@ -28,7 +31,7 @@ class PretrainedSpec(ModelSpec):
         self.reference = reference
         self.checkpoint = located(reference)
         self.name = self.checkpoint.name
-        self.kind = reference.task or self.checkpoint.task
+        self.kind = self.checkpoint.task(reference.task)
 
     def identity(self) -> Mapping[str, Any]:
         return {
@@ -62,11 +65,9 @@ class PretrainedSpec(ModelSpec):
 
         from saeval_models.pretrained import hooked, layout_of
 
-        try:
-            with torch.device("meta"):
-                module = self._auto_class.from_config(self._config, attn_implementation="eager")
-        except (ValueError, ImportError) as error:
-            raise SaevalError(f"transformers has no {self.kind} model for '{self.name}': {first_line(error)}") from None
+        what = f"{self.checkpoint.config_file} describes no {self.kind} model that transformers can build"
+        with blaming(what, f"saeval takes {TAKEN}"), torch.device("meta"):
+            module = self._auto_class.from_config(self._config, attn_implementation="eager")
         return hooked(module, layout_of(module))
 
     @cached_property
@@ -81,12 +82,15 @@ class PretrainedSpec(ModelSpec):
 
     @cached_property
     def _config(self) -> PretrainedConfig:
-        from transformers import AutoConfig  # late: slow to import
+        import transformers  # late: slow to import
 
-        try:
-            return AutoConfig.from_pretrained(**self._source)  # type: ignore[no-any-return]
-        except (OSError, ValueError, KeyError) as error:
-            raise SaevalError(f"{self.checkpoint.config_file} cannot be read: {first_line(error)}") from None
+        raw, file = self.checkpoint.config, self.checkpoint.config_file
+        if raw["model_type"] not in transformers.CONFIG_MAPPING:
+            code = "; the model brings code of its own, which saeval does not run" if "auto_map" in raw else ""
+            known = f"transformers {transformers.__version__} has no such model"
+            raise SaevalError(f"{file} is of model_type '{raw['model_type']}': {known}{code}")
+        with blaming(f"{file} cannot be read", "save the model again"):
+            return transformers.AutoConfig.from_pretrained(**self._source)  # type: ignore[no-any-return]
 
     @property
     def _source(self) -> dict[str, Any]:
@@ -94,6 +98,7 @@ class PretrainedSpec(ModelSpec):
             "pretrained_model_name_or_path": self.checkpoint.source,
             "revision": self.checkpoint.revision or "main",
             "trust_remote_code": False,
+            "local_files_only": self.checkpoint.offline,
         }
 
     @property
@@ -107,7 +112,7 @@ class PretrainedSpec(ModelSpec):
     def context(self) -> int | None:
         raw = self.checkpoint.config  # read without transformers where it suffices: a finished suite needs no more
         found = raw.get("max_position_embeddings") or raw.get("n_positions")
-        return int(found) if found else longest_context(self._config)
+        return found if isinstance(found, int) else longest_context(self._config)
 
     @property
     def parameters(self) -> int | None:
@@ -118,13 +123,19 @@ class PretrainedSpec(ModelSpec):
 
         if not self.tokenizer_identity():
             raise SaevalError(f"{self.checkpoint.source} has no tokenizer files; save the tokenizer beside the model")
-        try:
+        with blaming(f"the tokenizer of {self.checkpoint.source} cannot be loaded", "save it again"):
             return AutoTokenizer.from_pretrained(**self._source)
-        except (OSError, ValueError, KeyError) as error:
-            raise SaevalError(f"the tokenizer of '{self.name}' cannot be loaded: {first_line(error)}") from None
 
     def tokenizer_identity(self) -> str:
         return self.checkpoint.tokenizer
+
+    def facts(self) -> Mapping[str, Any]:
+        files = self.checkpoint
+        found = {
+            "name": files.name, "revision": files.revision, "model_type": files.config["model_type"],
+            "architecture": files.architecture, "context": self.context, "chat_template": files.chat_template,
+        }  # fmt: skip
+        return {key: value for key, value in found.items() if value not in (None, "")}
 
     def load(self, device: str) -> Model:
         from saeval_models.pretrained import hooked
@@ -133,22 +144,40 @@ class PretrainedSpec(ModelSpec):
 
     def _pretrained(self, device: str) -> PreTrainedModel:
         import torch  # late: see the module's own imports
-        from safetensors import SafetensorError
 
-        options: dict[str, Any] = {"dtype": getattr(torch, self.reference.dtype), "output_loading_info": True}
+        where = f"the weights of {self.checkpoint.source}"
+        options: dict[str, Any] = {"dtype": getattr(torch, self.reference.dtype)}
         if self.reference.attn_implementation:
             options["attn_implementation"] = self.reference.attn_implementation
         try:
-            with _quietly():
-                module, report = self._auto_class.from_pretrained(**self._source, **options)
-        except (OSError, ValueError, ImportError, SafetensorError) as error:
-            raise SaevalError(f"the weights of '{self.name}' cannot be loaded: {first_line(error)}") from None
-        if report["missing_keys"]:  # transformers would fill them with random numbers
-            missing = ", ".join(sorted(report["missing_keys"])[:3])
-            raise SaevalError(f"the weights of '{self.name}' lack {missing}: is 'task: {self.kind}' what they are?")
+            with blaming(f"{where} cannot be loaded", "check them and the model's entry"), _quietly():
+                # Sizes that do not fit are told of below; transformers would only log them.
+                module, report = self._auto_class.from_pretrained(
+                    **self._source, **options, output_loading_info=True, ignore_mismatched_sizes=True
+                )
+        except SaevalError as error:
+            if isinstance(error.__cause__, UnpicklingError):
+                what = "are damaged, or a pickle of more than tensors, which is not run"
+                raise SaevalError(f"{where} {what}; save them as safetensors") from error
+            raise
+        self._check(where, module, report)
         # Nothing here pools by token id; a padding id only makes transformers warn of right padding without a mask.
         module.config.pad_token_id = None
         return module.requires_grad_(False).eval().to(device)  # type: ignore[no-any-return]
+
+    def _check(self, where: str, module: PreTrainedModel, report: Mapping[str, Any]) -> None:
+        """Refuse weights that are not this model's: transformers would fill gaps with random numbers."""
+        if report["mismatched_keys"]:
+            name, found, expected = min(report["mismatched_keys"], key=lambda entry: str(entry[0]))
+            raise SaevalError(f"{where} are not of its config.json: {name} is {list(found)}, not {list(expected)}")
+        if report["missing_keys"]:
+            missing = ", ".join(sorted(report["missing_keys"])[:3])
+            raise SaevalError(f"{where} lack {missing}: is 'task: {self.kind}' what they are?")
+        blocks = len(module.base_model.get_submodule(self._layout.blocks))
+        numbered = re.compile(rf"(?:^|\.){re.escape(self._layout.blocks)}\.(\d+)\.")
+        found = [int(match[1]) for match in map(numbered.search, report["unexpected_keys"]) if match]
+        if found and max(found) >= blocks:
+            raise SaevalError(f"{where} have {max(found) + 1} blocks, its config.json {blocks}; save the model again")
 
 
 class HuggingFace(ModelAdapter):
@@ -171,20 +200,17 @@ class HuggingFace(ModelAdapter):
         return LiveSpec(self.name, module, model, layout, config.to_dict(), longest_context(config), tokenizer, name)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of a library's message: the rest is advice for its own users."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """No progress bar of transformers' while weights load: the command line has its own."""
+    """No progress bar and no report of transformers' while weights load: what is wrong is said in an error."""
     from transformers.utils import logging  # late: slow to import
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-End = Literal["in", "out"]
+End = Literal["in", "out", "normalized"]
+"""A module's input; its output; or, of a norm, its output before its own gain and bias."""
 Place = tuple[str, End]
 """A module's path relative to its block (empty: the block itself), and which end of the module."""
 
 RESID_PRE, RESID_MID, RESID_POST, ATTN_OUT = "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out"
-SUFFIXES = (RESID_PRE, RESID_MID, RESID_POST, ATTN_OUT, "hook_mlp_out", "attn.hook_z", "mlp.hook_post")
+MLP_BRANCH, MLP_NORMALIZED, MLP_IN = "hook_mlp_in", "ln2.hook_normalized", "mlp.hook_in"
+"""The way into the MLP: what its norm reads, what that makes of it before gain and bias, what the MLP reads.
+
+New activations at `hook_mlp_in` change what the MLP reads of the residual stream, not the stream.
+"""
+SUFFIXES = (
+    RESID_PRE, RESID_MID, RESID_POST, ATTN_OUT, "hook_mlp_out", "attn.hook_z", "mlp.hook_post",
+    MLP_BRANCH, MLP_NORMALIZED, MLP_IN,
+)  # fmt: skip
 
 _BRIDGE_SPELLINGS = {
     "hook_in": RESID_PRE,
     "hook_out": RESID_POST,
     "attn.o.hook_in": "attn.hook_z",
     "mlp.out.hook_in": "mlp.hook_post",
+    "ln2.hook_in": MLP_BRANCH,
+    "ln2.hook_out": MLP_IN,
 }
 BOUNDARIES: Mapping[str, tuple[Place, ...]] = {RESID_PRE: (("", "in"),), RESID_POST: (("", "out"),)}
 """What can be said of any family."""
@@ -34,6 +45,8 @@ class Layout:
     """Path of the list of blocks in the base model."""
     sites: Mapping[str, tuple[Place, ...]]
     """TransformerLens suffix -> the places that hold it; the first one is hooked, the others are its aliases."""
+    unit: float = 1.0
+    """The weight that gives the norms a gain of 1: 0 where they store the gain less 1."""
 
     def canonical(self, hook_name: str) -> str:
         """The one spelling of a site: its TransformerLens name, else the module path from the full model's root.
@@ -60,43 +73,57 @@ class Layout:
         return f"{self.base}.{self.blocks}.{block}.{path}" + (":in" if end == "in" else "")
 
 
-def bare_layout(base: str, blocks: str) -> Layout:
+def bare_layout(base: str = "", blocks: str = "") -> Layout:
     """A layout that knows of nothing inside the blocks."""
     return Layout(base, blocks, BOUNDARIES)
 
 
 def _layout(
-    base: str, blocks: str, attn: str, proj: str, down: str, *, norm: str | None, act: str | None = None,
-    attn_norm: str | None = None, mlp_norm: str | None = None,
+    base: str, blocks: str, attn: str, proj: str, down: str, *, norm: str | None, parallel: bool = False,
+    up: str | None = None, act: str | None = None, attn_norm: str | None = None, mlp_norm: str | None = None,
+    unit: float = 1.0,
 ) -> Layout:  # fmt: skip
-    """`norm` reads the residual stream between attention and MLP, None for parallel blocks.
+    """`norm` is read by the MLP and by nothing else, None where attention reads it too.
 
-    `proj` and `down` are the last projections of attention and MLP, `act` the module whose output
-    `down` reads; `attn_norm` and `mlp_norm` come between a branch and its sum with the residual stream.
+    In `parallel` blocks it reads the block's input, in others the stream between attention and MLP.
+    `proj` and `down` are the last projections of attention and MLP, `up` the only module to read the
+    MLP's input, `act` the module whose output `down` reads; `attn_norm` and `mlp_norm` come between a
+    branch and its sum with the residual stream.
     """
+    own_norm: dict[str, tuple[Place, ...]] = {}
+    if norm:
+        # First of the two that are seen at the norm's input: to replace that input is to leave the stream alone.
+        own_norm = {MLP_BRANCH: ((norm, "in"),), MLP_NORMALIZED: ((norm, "normalized"),)}
+        if not parallel:
+            own_norm[RESID_MID] = ((norm, "in"),)
     sites: dict[str, tuple[Place, ...]] = {
         RESID_PRE: (("", "in"),),
-        **({RESID_MID: ((f"{norm}", "in"),)} if norm else {}),
+        **own_norm,
         RESID_POST: (("", "out"),),
         ATTN_OUT: ((attn_norm, "out"),) if attn_norm else ((attn, "out"), (f"{attn}.{proj}", "out")),
         "hook_mlp_out": ((mlp_norm, "out"),) if mlp_norm else (("mlp", "out"), (f"mlp.{down}", "out")),
         "attn.hook_z": ((f"{attn}.{proj}", "in"),),
+        MLP_IN: (("mlp", "in"), *(((norm, "out"),) if norm else ()), *(((f"mlp.{up}", "in"),) if up else ())),
         "mlp.hook_post": ((f"mlp.{down}", "in"), *(((f"mlp.{act}", "out"),) if act else ())),
     }
-    return Layout(base, blocks, sites)
+    return Layout(base, blocks, sites, unit)
 
 
-_GPT2 = _layout("transformer", "h", "attn", "c_proj", "c_proj", norm="ln_2", act="act")
-_GPTJ = _layout("transformer", "h", "attn", "out_proj", "fc_out", norm=None, act="act")
+_GPT2 = _layout("transformer", "h", "attn", "c_proj", "c_proj", norm="ln_2", up="c_fc", act="act")
+_GPTJ = _layout("transformer", "h", "attn", "out_proj", "fc_out", norm=None, parallel=True, up="fc_in", act="act")
 _LLAMA = _layout("model", "layers", "self_attn", "o_proj", "down_proj", norm="post_attention_layernorm")
+_GEMMA = replace(_LLAMA, unit=0.0)
 _GEMMA2 = _layout(
     "model", "layers", "self_attn", "o_proj", "down_proj", norm="pre_feedforward_layernorm",
-    attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm",
+    attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm", unit=0.0,
 )  # fmt: skip
 
 
-def _neox(norm: str | None) -> Layout:
-    return _layout("gpt_neox", "layers", "attention", "dense", "dense_4h_to_h", norm=norm, act="act")
+def _neox(parallel: bool) -> Layout:
+    return _layout(
+        "gpt_neox", "layers", "attention", "dense", "dense_4h_to_h", norm="post_attention_layernorm",
+        parallel=parallel, up="dense_h_to_4h", act="act",
+    )  # fmt: skip
 
 
 _FAMILIES = {
@@ -106,7 +133,7 @@ _FAMILIES = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "gemma": _LLAMA,
+    "gemma": _GEMMA,
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA2,
 }
@@ -115,5 +142,5 @@ _FAMILIES = {
 def known_layout(model_type: str, config: Mapping[str, Any]) -> Layout | None:
     """The layout of a Hugging Face `model_type`; None for a family that is not in the table."""
     if model_type == "gpt_neox":
-        return _neox(None if config.get("use_parallel_residual", True) else "post_attention_layernorm")
+        return _neox(bool(config.get("use_parallel_residual", True)))
     return _FAMILIES.get(model_type)

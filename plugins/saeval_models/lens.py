@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,14 +11,30 @@ from torch import Tensor, nn
 
 from saeval.data import Batch
 from saeval_models.hooked import HookedModel, Site
-from saeval_models.layouts import SUFFIXES, Layout
+from saeval_models.layouts import MLP_BRANCH, MLP_IN, MLP_NORMALIZED, SUFFIXES, Layout, Place
 from saeval_models.pretrained import PretrainedCausal
 
+# Neither fires by default at its hook point: the way into the MLP is watched at the modules themselves.
+_MODULES: Mapping[str, Place] = {MLP_BRANCH: ("ln2", "in"), MLP_IN: ("mlp", "in")}
 
-def hook_point_sites(hook_points: Mapping[str, nn.Module], blocks: int, suffixes: Mapping[str, Any]) -> dict[str, Site]:
-    """The sites of `suffixes` that exist; a HookPoint is an identity module, so its output is the activation."""
-    names = {f"blocks.{index}.{suffix}": (index, suffix) for index in range(blocks) for suffix in suffixes}
-    return {name: Site(hook_points[name], "out", *place) for name, place in names.items() if name in hook_points}
+
+def lens_sites(
+    owner: Any, suffixes: Iterable[str], modules: Mapping[str, Place] = _MODULES, unit: float = 1.0
+) -> dict[str, Site]:
+    """The sites of `suffixes` that a TransformerLens model has, at its HookPoints, or at one of `modules`.
+
+    A HookPoint is an identity module, so its output is the activation.
+    """
+    sites: dict[str, Site] = {}
+    points = owner.hook_dict
+    for index, block in enumerate(owner.blocks):
+        for suffix in suffixes:
+            name = f"blocks.{index}.{suffix}"
+            path, end = modules.get(suffix, ("", "out"))
+            module = getattr(block, path, None) if path else points.get(name)
+            if module is not None:
+                sites[name] = Site(module, end, index, suffix, unit)
+    return sites
 
 
 def bridged(bridge: Any, layout: Layout) -> PretrainedCausal:
@@ -29,7 +45,9 @@ def bridged(bridge: Any, layout: Layout) -> PretrainedCausal:
     """
     module = bridge.original_model
     blocks = module.base_model.get_submodule(layout.blocks)
-    return PretrainedCausal(module, blocks, hook_point_sites(bridge.hook_dict, len(blocks), layout.sites))
+    # A bridge's `hook_normalized` may fire aside of the path that its norm's output takes.
+    modules = {**_MODULES, MLP_NORMALIZED: ("ln2", "normalized")}
+    return PretrainedCausal(module, blocks, lens_sites(bridge, layout.sites, modules, layout.unit))
 
 
 class _Reached(Exception):  # noqa: N818 (not an error)
@@ -40,8 +58,12 @@ class HookedTransformerModel(HookedModel):
     """A user's own `HookedTransformer` (transformer-lens 3), with whatever processing its weights had."""
 
     def __init__(self, module: Any) -> None:
-        sites = hook_point_sites(module.hook_dict, len(module.blocks), dict.fromkeys(SUFFIXES))
-        super().__init__(module, module.blocks, sites)
+        from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES  # late: gone in 4.0
+
+        # Their ln2 comes after the MLP, which reads the residual stream itself.
+        post_norm = module.cfg.original_architecture in POST_NORM_ARCHITECTURES
+        modules = {**_MODULES, MLP_BRANCH: ("mlp", "in")} if post_norm else _MODULES
+        super().__init__(module, module.blocks, lens_sites(module, SUFFIXES, modules))
 
     def _forward(self, tokens: Int[Tensor, "batch seq"], **inputs: Any) -> Float[Tensor, "batch seq d_model"]:
         def reached(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -61,7 +83,8 @@ class HookedTransformerModel(HookedModel):
         return {"attention_mask": batch.real.long()}
 
     def head(self, final: Float[Tensor, "batch seq d_model"], batch: Batch | None = None) -> Tensor:
-        logits: Tensor = self.module.unembed(final)
+        with self.evaluating():
+            logits: Tensor = self.module.unembed(final)
         cap = self.module.cfg.output_logits_soft_cap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
@@ -69,4 +92,6 @@ class HookedTransformerModel(HookedModel):
         return self.head(hidden[None])[0]
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
-        return self.module(batch.tokens, return_type="logits", **self._inputs(batch))  # type: ignore[no-any-return]
+        """Logits of a plain pass through the whole model."""
+        with self.evaluating():
+            return self.module(batch.tokens, return_type="logits", **self._inputs(batch))  # type: ignore[no-any-return]

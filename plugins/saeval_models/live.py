@@ -27,12 +27,15 @@ def inherits(live: object, package: str, class_name: str) -> bool:
 
 
 class LiveSpec(ModelSpec):
-    """A model in memory. It is put in evaluation mode and moved to the device asked for, and not changed otherwise."""
+    """A model in memory, which is as it was after every pass. It is never moved: it may be in use elsewhere."""
 
     def __init__(
         self, adapter: str, owner: nn.Module, model: HookedModel, layout: Layout, config: Mapping[str, Any],
         context: int | None, tokenizer: Any, name: str,
     ) -> None:  # fmt: skip
+        devices = sorted({str(parameter.device) for parameter in model.module.parameters()})
+        if len(devices) > 1:
+            raise SaevalError(f"the live model is spread over {' and '.join(devices)}; load it on one device")
         self.name = name
         self.kind = model.kind
         self._adapter = adapter
@@ -86,10 +89,17 @@ class LiveSpec(ModelSpec):
         special = json.dumps(self._tokenizer.special_tokens_map, sort_keys=True, default=str)
         return hashlib.sha256(f"{content}\n{special}".encode()).hexdigest()
 
+    def facts(self) -> Mapping[str, Any]:
+        name = self._config.get("_name_or_path") or self._config.get("model_name")
+        found: dict[str, Any] = {"name": name, "model_type": self._config.get("model_type")}
+        if self._tokenizer is not None:
+            found["chat_template"] = bool(getattr(self._tokenizer, "chat_template", None))
+        return {key: value for key, value in {**found, "context": self._context}.items() if value not in (None, "")}
+
     def load(self, device: str) -> Model:
         import torch  # late: torch is not needed to list adapters
 
         wanted, here = torch.device(device), self._model.device
         if wanted.type != here.type or wanted.index not in (None, here.index):
-            self._owner.to(wanted)
+            raise SaevalError(f"the live model is on {here} and the run on {wanted}; give device='{here}', or move it")
         return self._model

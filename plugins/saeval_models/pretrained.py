@@ -5,29 +5,34 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from saeval.data import Batch
 from saeval.errors import SaevalError
+from saeval_models.checkpoint import TAKEN, architecture_task
 from saeval_models.hooked import HookedModel, Site
-from saeval_models.layouts import Layout, bare_layout, known_layout
+from saeval_models.layouts import End, Layout, bare_layout, known_layout
 
 
 def layout_of(module: PreTrainedModel) -> Layout:
     """The layout from the table, else one found by looking for the list of blocks."""
     config = module.config.get_text_config()
     known = known_layout(config.model_type, config.to_dict())
-    if known is not None:
+    base = module.base_model
+    if known is not None and isinstance(getattr(base, known.blocks, None), nn.ModuleList):
         return known
-    for path, part in module.base_model.named_modules():
-        if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers:
-            return bare_layout(module.base_model_prefix, path)
+    decoder = module.get_decoder()  # of a model that sees as well, the part that speaks
+    inside = next((f"{path}." for path, part in base.named_modules() if part is decoder and path), "")
+    for path, part in base.named_modules():
+        if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers and path.startswith(inside):
+            return replace(known or bare_layout(), base=module.base_model_prefix, blocks=path)
     raise SaevalError(f"{type(module).__name__} has no list of {config.num_hidden_layers} blocks to hook")
 
 
@@ -36,12 +41,21 @@ def module_sites(blocks: nn.ModuleList, layout: Layout) -> dict[str, Site]:
     sites: dict[str, Site] = {}
     for index, block in enumerate(blocks):
         for suffix, ((path, end), *_) in layout.sites.items():
-            sites[f"blocks.{index}.{suffix}"] = Site(block.get_submodule(path), end, index, suffix)
+            sites[f"blocks.{index}.{suffix}"] = Site(block.get_submodule(path), end, index, suffix, layout.unit)
         for path, part in block.named_modules():
             if path and not isinstance(part, nn.Dropout | nn.Identity):  # these do nothing in evaluation
-                for end in ("in", "out"):
+                ends: tuple[End, ...] = ("in", "out")
+                for end in ends:
                     sites.setdefault(layout.name(index, (path, end)), Site(part, end, index))
     return sites
+
+
+class _Output(BaseModelOutputWithPast):
+    """A base model's output that has the final hidden state and None of whatever else a head asks for."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 class _Final(nn.Module):
@@ -51,8 +65,8 @@ class _Final(nn.Module):
         super().__init__()
         self.__dict__.update(_base=base, _hidden=hidden)  # past nn.Module, which would adopt the base as a child
 
-    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self._hidden)
+    def forward(self, *args: Any, **kwargs: Any) -> _Output:
+        return _Output(last_hidden_state=self._hidden)
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.__dict__["_base"], name)
@@ -66,6 +80,7 @@ class PretrainedCausal(HookedModel):
         super().__init__(module, blocks, sites)
         accepted = inspect.signature(module.base_model.forward).parameters
         self._takes_positions = "position_ids" in accepted
+        self._left_padding_checked = False
 
     def _forward(self, tokens: Int[Tensor, "batch seq"], **inputs: Any) -> Float[Tensor, "batch seq d_model"]:
         output = self.module.base_model(input_ids=tokens, use_cache=False, return_dict=True, **inputs)
@@ -76,21 +91,40 @@ class PretrainedCausal(HookedModel):
         if not bool((~batch.real[:, :-1] & batch.real[:, 1:]).any()):
             return {}
         attention_mask = batch.real.long()
-        if not self._takes_positions:
-            return {"attention_mask": attention_mask}
-        return {"attention_mask": attention_mask, "position_ids": (attention_mask.cumsum(1) - 1).clamp_min(0)}
+        inputs = {"attention_mask": attention_mask}
+        if self._takes_positions:
+            inputs["position_ids"] = (attention_mask.cumsum(1) - 1).clamp_min(0)
+        if not self._left_padding_checked:
+            self._check_left_padding(batch, inputs)
+        return inputs
+
+    @torch.no_grad()
+    def _check_left_padding(self, batch: Batch, inputs: Mapping[str, Tensor]) -> None:
+        """Refuse left padding where it changes a row's results: some models count it, some turn it into NaN."""
+        row = int((~batch.real[:, :-1] & batch.real[:, 1:]).any(1).int().argmax())
+        tokens, real = batch.tokens[row : row + 1], batch.real[row]
+        bare = self._forward(tokens[:, real])[0].float()
+        wide = self._forward(tokens, **{key: value[row : row + 1] for key, value in inputs.items()})[0, real].float()
+        # Of most tokens: in half precision one token may go to other experts for a rounding's sake.
+        error = ((wide - bare).norm(dim=-1) / bare.norm(dim=-1)).median()
+        if not float(error) <= (1e-3 if torch.finfo(self.dtype).bits >= 32 else 5e-2):
+            raise SaevalError(f"padding on the left changes what {type(self.module).__name__} makes; pad on the right")
+        self._left_padding_checked = True
 
     def head(self, final: Float[Tensor, "batch seq d_model"], batch: Batch | None = None) -> Tensor:
         """Logits by the model's own forward with its base model replaced, so that nothing in its head is missed."""
-        with _replaced(self.module, self.module.base_model_prefix, _Final(self.module.base_model, final)):
+        stand_in = _Final(self.module.base_model, final)
+        with self.evaluating(), _replaced(self.module, self.module.base_model_prefix, stand_in):
             return self.module(use_cache=False, return_dict=True).logits  # type: ignore[no-any-return]
 
     def unembed(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
         return self.head(hidden[None])[0]
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
+        """Logits of a plain pass through the whole model."""
         inputs = self._inputs(batch)
-        return self.module(input_ids=batch.tokens, use_cache=False, return_dict=True, **inputs).logits  # type: ignore[no-any-return]
+        with self.evaluating():
+            return self.module(input_ids=batch.tokens, use_cache=False, return_dict=True, **inputs).logits  # type: ignore[no-any-return]
 
 
 class PretrainedReward(PretrainedCausal):
@@ -117,11 +151,16 @@ class PretrainedReward(PretrainedCausal):
 
 def hooked(module: PreTrainedModel, layout: Layout) -> PretrainedCausal:
     """The model ready for capture and resume, its kind by its class."""
+    # The class may be a descendant with a name of its own.
+    tasks = [architecture_task(c.__name__) for c in type(module).__mro__ if issubclass(c, PreTrainedModel)]
+    task = next((found for found in tasks if found != ""), "causal")
+    if task is None or module.config.is_encoder_decoder:
+        raise SaevalError(f"{type(module).__name__} is not one of those that saeval takes: {TAKEN}")
     if module.base_model is module:
         raise SaevalError(f"{type(module).__name__} has no head; load it with AutoModelForCausalLM")
     blocks = cast(nn.ModuleList, module.base_model.get_submodule(layout.blocks))
-    reward = type(module).__name__.endswith("ForSequenceClassification")
-    return (PretrainedReward if reward else PretrainedCausal)(module, blocks, module_sites(blocks, layout))
+    kind = PretrainedReward if task == "reward" else PretrainedCausal
+    return kind(module, blocks, module_sites(blocks, layout))
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from saeval.errors import SaevalError
 from saeval.model import Model, ModelAdapter, ModelSpec
 from saeval_models.checkpoint import Reference, longest_context, parsed
-from saeval_models.huggingface import PretrainedSpec, first_line
+from saeval_models.faults import blaming
+from saeval_models.huggingface import PretrainedSpec
 from saeval_models.layouts import BOUNDARIES, SUFFIXES, Layout
 from saeval_models.live import LiveSpec, inherits
 
@@ -26,6 +27,11 @@ class BridgeSpec(PretrainedSpec):
             raise SaevalError(f"'{self.name}' is a reward model, which transformer_lens cannot wrap; use 'huggingface'")
 
     def hooks(self) -> Mapping[str, int]:
+        from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES  # late: slow
+
+        architecture = type(self._empty.module).__name__
+        if architecture not in SUPPORTED_ARCHITECTURES:
+            raise SaevalError(f"transformer_lens cannot wrap '{self.name}', a {architecture}; use 'huggingface'")
         # From the model without a bridge: a bridge splits fused weights, which have no values on the meta device.
         return {name: width for name, width in super().hooks().items() if name.startswith("blocks.")}
 
@@ -35,10 +41,9 @@ class BridgeSpec(PretrainedSpec):
         from saeval_models.lens import bridged
 
         module = self._pretrained(device)
-        try:
+        with blaming(f"transformer_lens cannot wrap '{self.name}'", "use 'huggingface'"):
             bridge = build_bridge_from_module(module, type(module).__name__, hf_config=module.config)
-        except ValueError as error:
-            raise SaevalError(f"transformer_lens cannot wrap '{self.name}': {first_line(error)}") from None
+        module.eval()  # the bridge's own components are born in training mode
         return bridged(bridge, self._layout)
 
 
