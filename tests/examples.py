@@ -168,7 +168,14 @@ def _gemma_scope() -> Iterator[Example]:
 
     def second(folder: Path, **options: Any) -> Mapping[str, Any]:
         kind = "transcoder_all" if options else "resid_post_all"
-        config = {"affine_connection": bool(options), "l0": 50}
+        reads, writes = ("pre_feedforward_layernorm.", "post_feedforward_layernorm.") if options else ("", "")
+        config = {
+            "affine_connection": bool(options),
+            "type": "transcoder" if options else "sae",
+            "l0": 50,
+            "hf_hook_point_in": f"model.layers.3.{reads}output",
+            "hf_hook_point_out": f"model.layers.3.{writes}output",
+        }
         return {"path": str(gemma_scope.second(folder / kind / "layer_3_width_16k_l0_big", config, **options))}
 
     version, x = f"sae-lens {sae_lens.__version__}", checkpoints.activations()
@@ -176,10 +183,10 @@ def _gemma_scope() -> Iterator[Example]:
     yield Example(
         "gemma_scope", "jumprelu", version, lambda f: {"path": str(gemma_scope.first(f / place))}, formula, x, hook
     )
-    yield Example("gemma_scope", "2: jumprelu", version, second, formula, x, "blocks.3.hook_resid_post")
+    yield Example("gemma_scope", "2: jumprelu", version, second, formula, x, "model.layers.3")
     yield Example(
         "gemma_scope", "2: jumprelu_skip_transcoder", FORMULA, lambda f: second(f, affine=True), affine, x,
-        "blocks.3.hook_mlp_out",
+        "model.layers.3.post_feedforward_layernorm",
     )  # fmt: skip
 
 

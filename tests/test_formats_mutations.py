@@ -111,7 +111,8 @@ def damaged_tensors(path: Path, draw: Any) -> None:
     elif kind == "rename":
         tensors[name + "s"] = tensors.pop(name)
     elif kind == "transpose":
-        tensors[name] = tensor.T if tensor.ndim == 2 else tensor[None]
+        square = tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]  # which nothing can tell from its transpose
+        tensors[name] = tensor.T if tensor.ndim == 2 and not square else tensor[None]
     elif kind == "cut":
         tensors[name] = tensor.narrow(draw(st.integers(0, tensor.ndim - 1)), 0, 1)
     elif kind == "integers":
@@ -158,7 +159,7 @@ def damaged_bytes(path: Path, draw: Any) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=800, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_checkpoint_is_one_sentence_or_reads_the_same(written, data):
     example = BY_LABEL[data.draw(st.sampled_from(sorted(BY_LABEL)), label="example")]
