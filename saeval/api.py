@@ -7,6 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from saeval.engine import Engine, Progress
 from saeval.errors import Problem, SaevalError, SuiteError, suggestion
 from saeval.hookspecs import hookimpl
@@ -203,6 +205,8 @@ def evaluate(
         raise SaevalError("a live model has its dtype already; convert it yourself, or leave out dtype=")
     if live_model is not None:
         suite.live_model = _wrap(live_model, tokenizer, registry)
+        if isinstance(device := getattr(live_model, "device", None), torch.device):
+            options.setdefault("device", str(device))
     known = [f.name for f in fields(Options)]
     for option in options:
         if option not in known:

@@ -117,7 +117,7 @@ def _dependence(sae: Substitute, x: Tensor, acts: Tensor) -> Iterator[Finding]:
 
 def _sparsity(declared: Mapping[str, Any], fired: Tensor, d_sae: int) -> Iterator[Finding]:
     mean, most = float(fired.mean()), int(fired.max())
-    k, l0 = declared.get("k"), declared.get("l0")
+    k, l0 = declared.get("k"), declared.get("l0", declared.get("published_l0"))
     if most == 0:
         yield Finding("l0", "no feature ever fires")
     elif isinstance(k, int) and most > k:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from saeval.errors import Problem, SuiteError, Undefined
@@ -84,10 +84,8 @@ def declarations(subject: Subject, plan: Plan) -> list[Finding]:
     if isinstance(trained, int) and used is not None and used > trained:
         text = f"was trained on contexts of {trained} tokens, the suite's have {used}"
         found.append(Finding("context", text, fatal=False))
-    if facts.get("model_processing"):
-        text = (
-            f"was trained on a model with other processing ({facts['model_processing']}), which saeval does not apply"
-        )
+    if centred(facts) and plan.spec is not None and plan.spec.facts().get("center_writing_weights") is False:
+        text = "was trained on a model with centred writing weights; add 'center_writing_weights: true' to 'model'"
         found.append(Finding("processing", text, fatal=False))
     hook_name = facts.get("declared_hook")
     if hook_name is not None and hook_name != subject.hook_name:
@@ -95,9 +93,16 @@ def declarations(subject: Subject, plan: Plan) -> list[Finding]:
         found.append(Finding("hook", text, fatal=False))
     declared = facts.get("model_name")
     if plan.spec is not None and isinstance(declared, str) and not same_model(declared, plan.spec.name):
-        text = f"declares the model '{declared}', the suite's is '{plan.spec.name}'"
+        text = f"was trained on the model '{declared}', the suite's is '{plan.spec.name}'"
         found.append(Finding("model", text, fatal=False))
     return found
+
+
+def centred(facts: Mapping[str, Any]) -> bool:
+    """Whether an SAE says that its model's writing weights were centred."""
+    options = facts.get("model_from_pretrained_kwargs")
+    options = options if isinstance(options, dict) else {}
+    return bool(facts.get("center_writing_weights") or options.get("center_writing_weights"))
 
 
 def same_model(declared: str, name: str) -> bool:

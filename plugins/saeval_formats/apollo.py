@@ -178,7 +178,7 @@ def _config(path: Path) -> tuple[dict[str, Any], str | None]:
         "dataset_path": data.get("dataset_name"),
         "seed": raw.get("seed"),
         "n_samples": raw.get("n_samples"),
-        "model_processing": "TransformerLens defaults",
+        "center_writing_weights": True,  # they run on HookedTransformer.from_pretrained
     }
     positions = saes.get("sae_positions")
     positions = [positions] if isinstance(positions, str) else positions

@@ -56,6 +56,10 @@ class SAELens(FolderLoader):
     def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         return releases(reference) if "release" in reference else super().expand(reference)
 
+    def fetch(self, reference: Mapping[str, Any]) -> None:
+        if "release" in reference:  # the library downloads as it loads
+            self.load(reference)
+
     def label(self, reference: Mapping[str, Any]) -> str:
         known = [str(reference[key]) for key in ("release", "id") if reference.get(key)]
         return "/".join(known) or self.name

@@ -47,6 +47,8 @@ class Reference:
     """`eager`, `sdpa`, ...: transformers' own choice by default."""
     task: Task | None = None
     """By default read from the config: `*ForSequenceClassification` is a reward model."""
+    center_writing_weights: bool = False
+    """Centre what is written to the residual stream, as TransformerLens does by default; for SAEs trained so."""
 
 
 def parsed(given: Mapping[str, Any], adapter: str) -> Reference:

@@ -40,7 +40,7 @@ class PretrainedSpec(ModelSpec):
             "dtype": self.reference.dtype,
             "attn_implementation": self.reference.attn_implementation or "default",
             "task": self.kind,
-            "processing": "none",
+            "processing": "center_writing_weights" if self.reference.center_writing_weights else "none",
         }
 
     def hooks(self) -> Mapping[str, int]:
@@ -134,8 +134,17 @@ class PretrainedSpec(ModelSpec):
         found = {
             "name": files.name, "revision": files.revision, "model_type": files.config["model_type"],
             "architecture": files.architecture, "context": self.context, "chat_template": files.chat_template,
+            "center_writing_weights": self.reference.center_writing_weights,
         }  # fmt: skip
         return {key: value for key, value in found.items() if value not in (None, "")}
+
+    def fetch(self) -> None:
+        from huggingface_hub import snapshot_download  # late: only for models of the hub
+
+        if not self.checkpoint.local:
+            wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+            with blaming(f"hub model '{self.name}' cannot be downloaded", "check its name and the network"):
+                snapshot_download(self.checkpoint.source, revision=self.checkpoint.revision, allow_patterns=wanted)
 
     def load(self, device: str) -> Model:
         from saeval_models.pretrained import hooked
@@ -163,6 +172,10 @@ class PretrainedSpec(ModelSpec):
         self._check(where, module, report)
         # Nothing here pools by token id; a padding id only makes transformers warn of right padding without a mask.
         module.config.pad_token_id = None
+        if self.reference.center_writing_weights:
+            from saeval_models.centring import centre_writing_weights
+
+            centre_writing_weights(module, self._layout, self.name)
         return module.requires_grad_(False).eval().to(device)  # type: ignore[no-any-return]
 
     def _check(self, where: str, module: PreTrainedModel, report: Mapping[str, Any]) -> None:

@@ -1,0 +1,52 @@
+"""Centred writing weights: what SAEs saw that were trained on TransformerLens-processed models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saeval.errors import SaevalError
+from saeval_models.layouts import Layout
+
+_FINAL_NORMS = ("ln_f", "final_layer_norm", "norm")
+
+
+@torch.no_grad()
+def centre_writing_weights(module: Any, layout: Layout, name: str) -> None:
+    """Take from everything that is written to the residual stream its mean over d_model.
+
+    The LayerNorms that read the stream do so themselves, so the model's output stays the same while its residual
+    stream has mean zero at every position: TransformerLens' `center_writing_weights`, the default of
+    `HookedTransformer.from_pretrained`. `SaevalError` for models without LayerNorm, whose output it would change.
+    """
+    base = module.base_model
+    norm = next((getattr(base, norm) for norm in _FINAL_NORMS if hasattr(base, norm)), None)
+    if not isinstance(norm, nn.LayerNorm):
+        kind = type(norm).__name__ if norm is not None else "no known norm"
+        raise SaevalError(f"'center_writing_weights' of model '{name}' needs LayerNorm, and it has {kind}; remove it")
+    _untie(module)
+    written: list[Any] = [module.get_input_embeddings(), getattr(base, "wpe", None)]
+    for block in base.get_submodule(layout.blocks):
+        written += [block.get_submodule(layout.sites[site][0][0]) for site in ("attn.hook_z", "mlp.hook_post")]
+    for part in written:
+        if part is not None:
+            width = module.get_input_embeddings().weight.shape[1]
+            _centre(part.weight, width, transposed=isinstance(part, nn.Linear))
+            if getattr(part, "bias", None) is not None:
+                part.bias -= part.bias.mean()
+
+
+def _centre(weight: Tensor, d_model: int, *, transposed: bool) -> None:
+    """`nn.Linear` keeps [d_model, n]; embeddings and GPT-2's own layers [n, d_model]."""
+    axis = 0 if transposed else 1
+    assert weight.shape[axis] == d_model
+    weight -= weight.mean(axis, keepdim=True)
+
+
+def _untie(module: Any) -> None:
+    """Give an unembedding that shares the embedding's weights a copy: it reads the stream, and stays as it is."""
+    head = module.get_output_embeddings()
+    if head is not None and head.weight is module.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.clone(), requires_grad=False)
