@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from saeval.registry import Registry
 
 COMMANDS = "saeval.commands"
+VERBS = ("run", "check", "fetch", "doctor", "ls", "show", "leaderboard")
 KINDS = ("metrics", "saes", "models", "data", "controls", "suites", "plugins", "quantities", "formats", "reports")
 OK, SOME_FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
@@ -58,7 +59,7 @@ def _guarded(call: Any) -> int:
 
 
 def _plugin_verbs() -> dict[str, EntryPoint]:
-    return {e.name: e for e in entry_points(group=COMMANDS)}
+    return {e.name: e for e in entry_points(group=COMMANDS) if e.name not in VERBS}  # no plugin takes a verb over
 
 
 def _parser(verbs: list[str]) -> argparse.ArgumentParser:

@@ -60,7 +60,8 @@ class Preflight:
             if one is None or not one.fatal or is_allowed(subject.name, self.plan.options.allow):
                 continue
             told = "; ".join(f.message for f in one.fatal)
-            message = f"preflight: {subject.name} {told}. `saeval doctor` tells more; --allow {subject.name} goes on"
+            remedy = f"(`saeval doctor` tells more; --allow {subject.name} goes on)"
+            message = f"preflight: {subject.name} {told} {remedy}"
             place = self.plan.places.get(subject.name)
             problems.append(self.plan.suite.problem(message, *place) if place else Problem(message))
         if problems:

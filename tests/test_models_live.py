@@ -30,7 +30,7 @@ def evaluated(tmp_path):
         results = saeval.evaluate(
             model=model, data={"use": "tokens", "path": str(tmp_path / "tokens.npy"), "context": 16, "bos": False},
             saes={s: (TinySAE(d_in=32), f"blocks.1.{s}") for s in ("hook_resid_pre", "attn.hook_z", "mlp.hook_in")},
-            metrics=["ce", "reconstruction"], **options,
+            metrics=["ce", "reconstruction"], allow=["*"], **options,
         )  # fmt: skip
         assert not results.failed, results.failed[0].traceback
         return results.to_frame().set_index(["name", "metric", "quantity"])["value"]

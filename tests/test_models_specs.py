@@ -170,7 +170,7 @@ def test_a_wrong_name_is_no_hook(specs, family, wrong):
 def test_what_is_known_of_a_model(gpt2, tmp_path):
     made = spec(gpt2)
     expected = {"name": gpt2.name, "model_type": "gpt2", "architecture": "GPT2LMHeadModel", "context": 64}
-    assert made.facts() == {**expected, "chat_template": False}
+    assert made.facts() == {**expected, "chat_template": False, "center_writing_weights": False}
     for name in ("chat_template.jinja", "tokenizer_config.json"):
         folder = tiny_folder(tmp_path / name)
         if name.endswith("json"):

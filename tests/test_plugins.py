@@ -267,7 +267,7 @@ def test_notifications_reach_plugins_and_a_failing_one_costs_nothing():
     plugins = tiny_plugins()
     plugins.add(Listener(), "listener")
     data = register_rows("notified", tiny_tokens())
-    results = evaluate(model=TinyModel(), saes=[TinySAE()], data=data, metrics=["l0"], plugins=plugins)
+    results = evaluate(model=TinyModel(), saes=[TinySAE()], data=data, metrics=["l0"], plugins=plugins, allow=["*"])
     assert heard == [("started", "evaluate"), ("cell", "l0"), ("finished", 1)]
     assert results[0].provenance["plugin_facts"] == {"listener:listener": {"cluster": "here"}}
 
