@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, ClassVar
@@ -124,8 +124,8 @@ class LiveSAE(Substitute):
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """Copies: nothing that metrics do reaches the user's object."""
-        return {name: tensor.clone() for name, tensor in self._weights.items()}
+        """Copies, made as they are asked for: nothing that metrics do reaches the user's object."""
+        return _Copies(self._weights)
 
     def fingerprint(self) -> str:
         """Hash of everything the object holds: tensors, numbers, names, configs, plain functions.
@@ -139,6 +139,20 @@ class LiveSAE(Substitute):
         )  # those not saved, too
         traits = [[code_digest(type(part)), _traits(part)] for part in parts]
         return digest_of([code_digest(type(self)), traits, tensors_sha256({**state, **buffers})])
+
+
+class _Copies(Mapping[str, Tensor]):
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name].clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 _MODULE_INTERNALS = set(vars(nn.Module())) | {"training"}
