@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from saeval.board import Board
 from saeval.engine import Engine, Progress
 from saeval.errors import Problem, SaevalError, SuiteError, suggestion
 from saeval.hookspecs import hookimpl
-from saeval.leaderboard import Board, from_results
+from saeval.leaderboard import from_results
 from saeval.metric import Metric
 from saeval.model import ModelSpec
 from saeval.options import Options

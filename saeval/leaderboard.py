@@ -5,88 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from saeval.board import Board, Column, Entry, Row
 from saeval.errors import SaevalError, suggestion
-from saeval.estimate import Estimate
 from saeval.fingerprint import digest_of
 from saeval.result import Result
 from saeval.store import Store
-
-
-@dataclass(frozen=True)
-class Column:
-    """One value of one configured metric."""
-
-    name: str
-    """`alias.value`, as suites write it."""
-    unit: str = ""
-    better: str | None = None
-
-    @property
-    def metric(self) -> str:
-        return self.name.split(".", 1)[0]
-
-    @property
-    def value(self) -> str:
-        return self.name.split(".", 1)[-1]
-
-
-@dataclass
-class Entry:
-    """One number of a row; without a value, `reason` says why."""
-
-    value: float | None = None
-    stderr: float | None = None
-    ci95: tuple[float, float] | None = None
-    n: int | None = None
-    status: str = "missing"
-    reason: str | None = None
-    estimate: Estimate | None = None
-
-
-@dataclass
-class Row:
-    """One subject at one hook."""
-
-    name: str
-    hook_name: str
-    kind: str
-    entries: dict[str, Entry] = field(default_factory=dict)
-    rank: int | None = None
-    """1 + the trained rows that are better by more than the paired difference's 95% interval; ties share a rank."""
-    copies: int = 1
-
-
-@dataclass
-class Board:
-    """A table of comparable rows."""
-
-    title: str
-    model: str
-    data: Mapping[str, Any]
-    columns: list[Column]
-    rows: list[Row]
-    rank_by: str | None
-    limited: bool = False
-    warnings: list[str] = field(default_factory=list)
-    """What the layout asked for and the results do not have."""
-
-    @property
-    def notes(self) -> list[str]:
-        """Why numbers are missing, each reason once."""
-        notes: dict[str, list[str]] = {}
-        for row in self.rows:
-            for column in self.columns:
-                entry = row.entries.get(column.name)
-                if entry is not None and entry.value is None and entry.reason:
-                    where = f"{column.metric} of {row.name}"
-                    places = notes.setdefault(f"{entry.status}: {entry.reason}", [])
-                    if where not in places:
-                        places.append(where)
-        return [*self.warnings, *(f"{reason} ({', '.join(places)})" for reason, places in notes.items())]
 
 
 def boards(folders: Iterable[Path | str], *, include_limited: bool = False) -> list[Board]:
@@ -148,6 +74,7 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
         for column in columns:
             if column.metric == result.metric:
                 row.entries[column.name] = _entry(result, column.value)
+    warnings += _findings(results)
     merged = _merge_copies(rows, results)
     _tell_apart(merged)
     rank_by = settings.get("rank_by") or (columns[0].name if columns else None)
@@ -161,6 +88,17 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
     data = cell["data"]
     columns = [c for c in columns if c.name in shown]
     return Board(title, model, data, columns, merged, rank_by, data.get("limit") is not None, warnings)
+
+
+def _findings(results: list[Result]) -> list[str]:
+    """What the preflight found of SAEs that were allowed all the same, each once."""
+    found = {
+        f"preflight: {name} {finding['message']}"
+        for result in results
+        for name, findings in (result.provenance.get("preflight") or {}).items()
+        for finding in findings
+    }
+    return sorted(found)
 
 
 def _shown(columns: list[Column], settings: Mapping[str, Any]) -> set[str]:

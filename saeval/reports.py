@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from saeval.leaderboard import Board
+    from saeval.board import Board
 
 
 @dataclass(frozen=True)

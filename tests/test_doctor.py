@@ -111,6 +111,7 @@ def test_a_run_stops_before_its_numbers_are_believed_unless_the_sae_is_allowed(c
     assert not list((tmp_path / "out").rglob("[0-9a-f]*.json"))
 
     assert cli.main([*run, "--allow", "mine"]) == 0
+    assert "- preflight: mine " in capsys.readouterr().out
     results = [json.loads(f.read_text()) for f in (tmp_path / "out" / "s").glob("[0-9a-f]*.json")]
     by_name = {r["cell"]["subjects"][0]["name"]: r for r in results}
     assert by_name["mine"]["provenance"]["preflight"]["mine"][0]["fatal"]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from saeval.leaderboard import Board, Column, Entry, Row
+from saeval.board import Board, Column, Entry, Row
 
 FEW_CLUSTERS = 20
 

@@ -1,0 +1,82 @@
+"""`Board`: a table of comparable rows, as reports are given it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from saeval.estimate import Estimate
+
+
+@dataclass(frozen=True)
+class Column:
+    """One value of one configured metric."""
+
+    name: str
+    """`alias.value`, as suites write it."""
+    unit: str = ""
+    better: str | None = None
+
+    @property
+    def metric(self) -> str:
+        return self.name.split(".", 1)[0]
+
+    @property
+    def value(self) -> str:
+        return self.name.split(".", 1)[-1]
+
+
+@dataclass
+class Entry:
+    """One number of a row; without a value, `reason` says why."""
+
+    value: float | None = None
+    stderr: float | None = None
+    ci95: tuple[float, float] | None = None
+    n: int | None = None
+    status: str = "missing"
+    reason: str | None = None
+    estimate: Estimate | None = None
+
+
+@dataclass
+class Row:
+    """One subject at one hook."""
+
+    name: str
+    hook_name: str
+    kind: str
+    entries: dict[str, Entry] = field(default_factory=dict)
+    rank: int | None = None
+    """1 + the trained rows that are better by more than the paired difference's 95% interval; ties share a rank."""
+    copies: int = 1
+
+
+@dataclass
+class Board:
+    """A table of comparable rows."""
+
+    title: str
+    model: str
+    data: Mapping[str, Any]
+    columns: list[Column]
+    rows: list[Row]
+    rank_by: str | None
+    limited: bool = False
+    warnings: list[str] = field(default_factory=list)
+    """What the layout asked for and the results do not have."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Why numbers are missing, each reason once."""
+        notes: dict[str, list[str]] = {}
+        for row in self.rows:
+            for column in self.columns:
+                entry = row.entries.get(column.name)
+                if entry is not None and entry.value is None and entry.reason:
+                    where = f"{column.metric} of {row.name}"
+                    places = notes.setdefault(f"{entry.status}: {entry.reason}", [])
+                    if where not in places:
+                        places.append(where)
+        return [*self.warnings, *(f"{reason} ({', '.join(places)})" for reason, places in notes.items())]
