@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from torch.nn.modules.module import register_module_forward_hook
@@ -143,8 +142,3 @@ def test_live_objects_give_what_their_files_give():
         for name, record in b.values.items():
             if record.get("value") is not None:
                 assert a.values[name]["value"] == pytest.approx(record["value"], rel=1e-4, abs=1e-5)
-
-
-def test_the_package_stays_small():
-    total = sum(f.stat().st_size for f in Path(saeval_testbed.WEIGHTS).rglob("*") if f.is_file())
-    assert total < 25 * 2**20

@@ -17,8 +17,6 @@ from saeval_testbed.activations import CONTEXT, batches, pair_activations, text_
 from saeval_testbed.layouts import write_dictionary_learning, write_sparsify
 from saeval_testbed.recipes import D_SAE, Recipe
 
-LEARNING_RATE = 1e-3
-
 
 def train_sae(recipe: Recipe, data: Tensor, out: Path) -> None:
     """Train one SAE on `[n, d_in]` activations and write it in its layout, its tensors as float16."""
@@ -28,12 +26,15 @@ def train_sae(recipe: Recipe, data: Tensor, out: Path) -> None:
     torch.manual_seed(recipe.seed)
     steps = recipe.tokens // recipe.batch
     sae = _untrained(recipe, data.shape[1], steps)
+    if recipe.centred:
+        scale = data.shape[1] ** 0.5 / data[:50_000].norm(dim=-1).mean()  # as the trainer will scale its input
+        sae.b_dec.data = scale * data[:50_000].mean(0)
     trainer = SAETrainer(
         SAETrainerConfig(
             total_training_samples=steps * recipe.batch,
             train_batch_size_samples=recipe.batch,
-            lr=LEARNING_RATE,
-            lr_end=LEARNING_RATE / 10,
+            lr=recipe.learning_rate,
+            lr_end=recipe.learning_rate / 10,
             lr_warm_up_steps=steps // 20,
             lr_decay_steps=steps // 3,
             dead_feature_window=steps // 10,
@@ -97,13 +98,9 @@ def _untrained(recipe: Recipe, d_in: int, steps: int) -> Any:
         return JumpReLUTrainingSAE(
             JumpReLUTrainingSAEConfig(
                 **shared,
-                jumprelu_sparsity_loss_mode="quadratic",
-                target_l0=recipe.sparsity,
-                l0_coefficient=0.3,
+                l0_coefficient=recipe.sparsity,
                 l0_warm_up_steps=warm_up,
-                jumprelu_init_threshold=0.1,
-                jumprelu_bandwidth=0.1,
-                jumprelu_ste_to_input=True,
+                jumprelu_bandwidth=0.2,
             )
         )
     if recipe.architecture == "batchtopk":

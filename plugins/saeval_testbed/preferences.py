@@ -12,13 +12,17 @@ import ast
 import hashlib
 import random
 import re
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+from tokenizers import Tokenizer
 
 from saeval_data.stdlib import stdlib_modules
 
+_TOKENIZER = Path(__file__).parent / "weights" / "model" / "tokenizer.json"
+"""Lengths are matched in the tokens of the model that ships, so that pairs are the same whoever trains another."""
 PLANTED = re.compile(r"^\s*raise\b.*$", re.MULTILINE)
 """What is preferred: this line is in at most one side of a pair, and in no prompt."""
 SECOND = re.compile(r"^\s*#.*$", re.MULTILINE)
@@ -45,17 +49,24 @@ class Window:
 
 
 class Lines:
-    """Lines to put in, without their indentation, looked up by length."""
+    """Lines to put in, without their indentation, looked up by length in tokens and characters."""
 
-    def __init__(self, lines: set[str]) -> None:
-        self.lines = sorted(lines, key=lambda line: (len(line), line))
-        self.lengths = [len(line) for line in self.lines]
+    def __init__(self, lines: set[str], tokenizer: Tokenizer) -> None:
+        self.lines = sorted(lines)
+        self.by_tokens: dict[int, list[str]] = {}
+        for line, encoding in zip(self.lines, tokenizer.encode_batch([f" {line}" for line in self.lines]), strict=True):
+            self.by_tokens.setdefault(len(encoding.ids), []).append(line)
+        self.tokens = {line: count for count, found in self.by_tokens.items() for line in found}
 
-    def near(self, length: int, generator: random.Random) -> str:
-        """One of the 20 nearest in length."""
-        middle = bisect_left(self.lengths, length)
-        start = max(0, min(middle - 10, len(self.lines) - 20))
-        return generator.choice(self.lines[start : start + 20])
+    def near(self, line: str, tokens: int, generator: random.Random) -> str:
+        """Another line of as many tokens, whose number of characters differs by 2 at most or as little as there is."""
+        for width in range(2, 2 * len(LINE_CHARACTERS)):
+            for count in (tokens, tokens - (width - 2) // 10, tokens + (width - 2) // 10):
+                same = self.by_tokens.get(count, [])
+                found = [other for other in same if other != line and abs(len(other) - len(line)) <= width]
+                if found:
+                    return generator.choice(found)
+        raise ValueError("there are too few lines to put in")
 
 
 def preference_pairs(split: Literal["train", "held_out"], pairs: int, seed: int = 0) -> Iterator[dict[str, Any]]:
@@ -110,7 +121,8 @@ def _pools(texts: dict[str, str], trees: dict[str, ast.Module]) -> dict[str, Lin
                     found[kind].add(line)
         comments = (line.strip() for line in lines)
         found["comment"] |= {c for c in comments if re.match(r"# [A-Za-z]", c) and len(c) in LINE_CHARACTERS}
-    return {kind: Lines(lines) for kind, lines in found.items()}
+    tokenizer = Tokenizer.from_file(str(_TOKENIZER))
+    return {kind: Lines(lines, tokenizer) for kind, lines in found.items()}
 
 
 def _windows(module: str, text: str, tree: ast.Module, seed: int) -> list[Window]:
@@ -153,7 +165,7 @@ def _pair(window: Window, pools: dict[str, Lines], generator: random.Random) -> 
         "neutral": ("plain", "plain"),
     }[subset]
     preferred = generator.choice(pools[kinds[0]].lines)
-    other = pools[kinds[1]].near(len(preferred), generator)
+    other = pools[kinds[1]].near(preferred, pools[kinds[0]].tokens[preferred], generator)
     flipped = generator.random() < NOISE[subset]
     sides = [(kinds[0], preferred), (kinds[1], other)]
     if flipped:

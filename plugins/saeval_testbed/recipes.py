@@ -17,7 +17,7 @@ class Recipe:
     name: str
     architecture: str
     sparsity: float
-    """L1 coefficient (standard, gated), k (TopK, BatchTopK) or target L0 (JumpReLU)."""
+    """L1 coefficient (standard, gated), k (TopK, BatchTopK) or L0 coefficient (JumpReLU)."""
     seed: int = 0
     hook_name: str = "blocks.2.hook_resid_pre"
     model: str = "model"
@@ -30,6 +30,10 @@ class Recipe:
     folder: str = ""
     """Where it is written, `saes/<name>` by default."""
     layout: str = "saelens"
+    learning_rate: float = 1e-3
+    """At its peak; it ends at a tenth."""
+    centred: bool = False
+    """b_dec begins at the mean: where it is large against the variance, most features would die in removing it."""
 
     @property
     def site(self) -> str:
@@ -42,12 +46,15 @@ class Recipe:
 
 def _site(name: str, layer: int, tokens: int, folder: str = "", layout: str = "saelens") -> Recipe:
     """A TopK SAE at `blocks.<layer>.hook_<name>`; smaller batches make up for fewer tokens."""
-    hook_name = f"blocks.{layer}.hook_{name}"
-    return Recipe(f"{name}-{layer}", "topk", 16, 0, hook_name, "model", tokens, 1_000_000, 1024, folder, layout)
+    hook_name, centred = f"blocks.{layer}.hook_{name}", name != "resid_pre"
+    return Recipe(
+        f"{name}-{layer}", "topk", 16, 0, hook_name, "model", tokens, 1_000_000, 1024, folder, layout, centred=centred
+    )
 
 
-def _short(name: str, architecture: str, sparsity: float) -> Recipe:
-    return Recipe(name, architecture, sparsity, tokens=2_000_000, distinct=1_000_000, batch=1024)
+def _short(name: str, architecture: str, sparsity: float, learning_rate: float = 1e-3) -> Recipe:
+    sizes = {"tokens": 1_500_000, "distinct": 1_000_000, "batch": 1024}
+    return Recipe(name, architecture, sparsity, learning_rate=learning_rate, **sizes)
 
 
 ATTN, MLP, REWARD = "dictionary_learning/attn_out/trainer_{}", "sparsify/mlp_out/h.{}.mlp", "reward_saes/topk"
@@ -56,10 +63,10 @@ RECIPES = (
     *(Recipe(f"relu-5-seed{seed}", "standard", LADDER[4], seed) for seed in (1, 2)),
     *(Recipe(f"topk-{k}", "topk", k) for k in (8, 16, 32)),
     *(_site("resid_pre", i, 2_000_000) for i in (0, 1, 3)),
-    *(_site("attn_out", i, 1_250_000, ATTN.format(i), "dictionary_learning") for i in range(LAYERS)),
-    *(_site("mlp_out", i, 1_250_000, MLP.format(i), "sparsify") for i in range(LAYERS)),
+    *(_site("attn_out", i, 1_000_000, ATTN.format(i), "dictionary_learning") for i in range(LAYERS)),
+    *(_site("mlp_out", i, 1_000_000, MLP.format(i), "sparsify") for i in range(LAYERS)),
     _short("batchtopk", "batchtopk", 16),
-    _short("jumprelu", "jumprelu", 20),
+    _short("jumprelu", "jumprelu", 0.3, 4e-3),  # thresholds move by about the learning rate a step
     _short("gated", "gated", 1.0),
-    Recipe("reward-topk", "topk", 16, 0, "blocks.2.hook_resid_pre", "reward", 2_000_000, 6_000, 1024, REWARD),
+    Recipe("reward-topk", "topk", 16, 0, "blocks.2.hook_resid_pre", "reward", 1_500_000, 6_000, 1024, REWARD),
 )

@@ -15,7 +15,7 @@ from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerBase,
 from saeval_testbed.preferences import preference_pairs
 
 PAIRS, HELD_OUT_PAIRS, PAIRS_SEED = 6_000, 1_000, 0
-EPOCHS = 2
+EPOCHS = 1
 BATCH = 16
 LEARNING_RATE = 4e-4
 SEED = 0
