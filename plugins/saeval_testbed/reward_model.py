@@ -70,12 +70,11 @@ def train_reward_model(out: Path, epochs: int = EPOCHS) -> None:
             step, average = step + 1, 0.95 * average + 0.05 * loss.item()
             if step % 25 == 0:
                 print(f"reward {step}/{steps}: loss {average:.3f}, {time.monotonic() - started:.0f} s", flush=True)
-    seconds = time.monotonic() - started
     model.half().save_pretrained(out / "reward")
     tokenizer.save_pretrained(out / "reward")
     held = list(preference_pairs("held_out", HELD_OUT_PAIRS, PAIRS_SEED))
     report = accuracies(model.float().eval(), tokenizer, held)
-    report |= {"training_pairs": len(pairs), "epochs": epochs, "minutes": seconds / 60, "seed": SEED}
+    report |= {"training_pairs": len(pairs), "epochs": epochs, "seed": SEED}
     (out / "reward" / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2), flush=True)
 
