@@ -178,7 +178,8 @@ def _config(path: Path) -> tuple[dict[str, Any], str | None]:
         "dataset_path": data.get("dataset_name"),
         "seed": raw.get("seed"),
         "n_samples": raw.get("n_samples"),
-        "center_writing_weights": True,  # they run on HookedTransformer.from_pretrained
+        # A model by name comes from HookedTransformer.from_pretrained, which centres; one by path is as it was saved.
+        "center_writing_weights": True if raw.get("tlens_model_name") else None,
     }
     positions = saes.get("sae_positions")
     positions = [positions] if isinstance(positions, str) else positions
