@@ -46,7 +46,7 @@ def test_every_file_is_in_its_layout(stored):
     assert len(stored) == 4 + 4 + len(MATCHED)
     for sae in stored.values():
         assert (sae.d_in, sae.d_sae) == (128, 1024)
-        assert sae.W_dec.norm(dim=-1) == pytest.approx(torch.ones(1024), abs=2e-3)
+        torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(1024), atol=2e-3, rtol=0)
 
 
 def test_saelens_reads_the_others():

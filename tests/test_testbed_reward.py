@@ -12,6 +12,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import saeval
 import saeval_testbed
 from saeval_data.stdlib import stdlib_modules
+from saeval_formats.saelens import SAELens
+from saeval_testbed.activations import activations
 from saeval_testbed.command import main
 from saeval_testbed.preferences import NOISE, PLANTED, SECOND, SUBSETS, preference_pairs
 from saeval_testbed.reward_model import accuracies, margins, rewards, texts_of, tokens
@@ -96,6 +98,27 @@ def test_the_line_decides_and_not_what_surrounds_it(pairs, model, tokenizer):
     ]
     before, after = margins(model, tokenizer, planted)[0], margins(model, tokenizer, exchanged)[0]
     assert (before.sign() == -after.sign()).float().mean() > 0.9
+
+
+def test_a_feature_of_its_sae_stands_for_the_planted_pattern(pairs, model, tokenizer):
+    """It fires on the keyword of the lines put in, and on little else."""
+    sae = SAELens().load({"path": str(saeval_testbed.WEIGHTS / "reward_saes" / "topk")})
+    fired, keyword = [], []
+    for pair in [p for p in pairs if p["subset"] == "planted"][:60]:
+        side = "chosen" if pair["planted_in_chosen"] else "rejected"
+        line = PLANTED.search(pair[side])
+        start = len(pair["prompt"]) + line.start() + line.group().index("raise")
+        found = tokenizer(pair["prompt"] + pair[side], return_offsets_mapping=True, add_special_tokens=False)
+        ids = torch.tensor([[tokenizer.bos_token_id, *found["input_ids"]]])
+        with torch.no_grad():
+            x = activations(model.transformer, ids, [sae.hook_name])[sae.hook_name][0, 1:]
+        fired.append(sae.encode(x).feature_acts > 0)
+        keyword.append(torch.tensor([first < start + 5 <= last for first, last in found["offset_mapping"]]))
+    fired, keyword = torch.cat(fired), torch.cat(keyword)
+    assert keyword.sum() == 60
+    hits = (fired & keyword[:, None]).sum(0)
+    f1 = 2 * hits / (fired.sum(0) + keyword.sum())
+    assert f1.max() > 0.8
 
 
 def test_padding_changes_no_reward(pairs, model, tokenizer):
