@@ -173,7 +173,7 @@ def _config(path: Path) -> tuple[dict[str, Any], str | None]:
     raw = yaml_object(file)
     saes, data = (raw[key] if isinstance(raw.get(key), dict) else {} for key in ("saes", "train_data"))
     said = {
-        "model_name": raw.get("tlens_model_name"),
+        "model_name": raw.get("tlens_model_name") or raw.get("tlens_model_path"),
         "context_size": data.get("n_ctx"),
         "dataset_path": data.get("dataset_name"),
         "seed": raw.get("seed"),

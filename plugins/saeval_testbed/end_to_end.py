@@ -242,8 +242,8 @@ def _write(recipe: MatchedRecipe, sae: EndToEndSAE, coefficient: float, report: 
     later = [f"blocks.{LAYER + 1}.hook_resid_pre", f"blocks.{LAYER + 1}.hook_resid_post"]
     downstream = {"hook_positions": later, "total_coeff": weights["in_to_orig"]} if weights["in_to_orig"] else None
     config = {
-        "tlens_model_name": "saeval-testbed",
-        "tlens_model_path": None,
+        "tlens_model_name": None,
+        "tlens_model_path": "saeval-testbed",
         "seed": recipe.seed,
         "n_samples": recipe.samples,
         "batch_size": BATCH,
