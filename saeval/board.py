@@ -38,6 +38,10 @@ class Entry:
     status: str = "missing"
     reason: str | None = None
     estimate: Estimate | None = None
+    draws: int = 1
+    """Independent draws of a control that were averaged."""
+    spread: float = 0.0
+    """Variance of the average over draws; sampling of documents does not contain it."""
 
 
 @dataclass

@@ -15,11 +15,11 @@ from saeval.result import Result
 from saeval.store import Store
 
 
-def boards(folders: Iterable[Path | str], *, include_limited: bool = False) -> list[Board]:
+def boards(folders: Iterable[Path | str], *, include_limited: bool = False, every_column: bool = False) -> list[Board]:
     """The boards of one or more results folders; rows are merged only where model and data agree.
 
-    Raises `SaevalError` for a folder without a manifest, and for runs with `--limit` unless
-    `include_limited`.
+    `every_column` leaves out the suites' own layout. Raises `SaevalError` for a folder without a
+    manifest, and for runs with `--limit` unless `include_limited`.
     """
     results: list[Result] = []
     settings: dict[str, Any] = {}
@@ -45,7 +45,7 @@ def boards(folders: Iterable[Path | str], *, include_limited: bool = False) -> l
         if absent:
             share = f"{absent} of {len(manifest['cells'])} cells of '{manifest['suite']}'"
             unfinished.append(f"{share} are not computed yet; run it again to go on where it stopped")
-    made = from_results(results, " + ".join(dict.fromkeys(titles)), settings)
+    made = from_results(results, " + ".join(dict.fromkeys(titles)), {} if every_column else settings)
     for board in made:
         board.warnings += unfinished
     return made
@@ -192,9 +192,10 @@ def _averaged(family: list[Row]) -> Row:
         mean = sum(values) / count
         spread = sum((v - mean) ** 2 for v in values) / (count - 1) / count
         estimates = [e.estimate for e in entries if e.estimate is not None]
-        sampling = (sum(estimates[1:], estimates[0]) / count).stderr if len(estimates) == count else None
-        stderr = math.sqrt((sampling or 0.0) ** 2 + spread)
-        row.entries[name] = Entry(mean, stderr, None, entries[0].n, "ok", None, None)
+        average = sum(estimates[1:], estimates[0]) / count if len(estimates) == count else None
+        stderr = math.sqrt((average.stderr or 0.0) ** 2 + spread if average else spread)
+        reason = entries[0].reason
+        row.entries[name] = Entry(mean, stderr, None, entries[0].n, "ok", reason, average, count, spread)
     return row
 
 

@@ -26,7 +26,7 @@ def _markdown(board: Board) -> str:
         *(["rank"] if ranked else []),
         "SAE",
         *(["hook"] if len(hooks) > 1 else []),
-        *(_header(c) for c in board.columns),
+        *(header(c) for c in board.columns),
     ]
     lines = []
     for row in board.rows:
@@ -38,7 +38,7 @@ def _markdown(board: Board) -> str:
                 *([row.rank or ""] if ranked else []),
                 shown,
                 *hook,
-                *(_number(row.entries.get(c.name)) for c in board.columns),
+                *(number(row.entries.get(c.name)) for c in board.columns),
             ]
         )
     table = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
@@ -61,12 +61,14 @@ def _markdown(board: Board) -> str:
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
 
 
-def _header(column: Column) -> str:
+def header(column: Column) -> str:
+    """A column's name with the arrow of its better direction."""
     arrow = {"lower": " ↓", "higher": " ↑"}.get(column.better or "", "")
     return f"{column.name}{arrow}"
 
 
-def _number(entry: Entry | None) -> str:
+def number(entry: Entry | None) -> str:
+    """A value to the second digit of its standard error, or the mark of what is missing."""
     if entry is None:
         return ""
     if entry.value is None:
