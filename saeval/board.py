@@ -53,7 +53,11 @@ class Row:
     kind: str
     entries: dict[str, Entry] = field(default_factory=dict)
     rank: int | None = None
-    """1 + the trained rows that are better by more than the paired difference's 95% interval; ties share a rank."""
+    """1 + the trained rows that are surely better in the column ranked by."""
+    rank_high: int | None = None
+    """The number of trained rows less those surely worse; ties are not transitive, so a rank is an interval."""
+    detectable: float | None = None
+    """Minimum detectable difference to the top row in the column ranked by, in its unit; None for that row."""
     copies: int = 1
 
 

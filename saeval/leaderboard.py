@@ -11,6 +11,7 @@ from typing import Any
 from saeval.board import Board, Column, Entry, Row
 from saeval.errors import SaevalError, suggestion
 from saeval.fingerprint import digest_of
+from saeval.ranks import rank
 from saeval.result import Result
 from saeval.store import Store
 
@@ -81,7 +82,7 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
     if rank_by and rank_by not in {c.name for c in columns}:
         near = suggestion(rank_by, [c.name for c in columns])
         warnings.append(f"rank_by '{rank_by}': there is no such column, so nothing is ranked{near[:200]}")
-    _rank(merged, next((c for c in columns if c.name == rank_by), None))
+    rank(merged, next((c for c in columns if c.name == rank_by), None))
     cell = results[0].cell
     model = (cell["model"] or {}).get("name", "no model")
     shown = _shown(columns, settings)
@@ -197,32 +198,3 @@ def _averaged(family: list[Row]) -> Row:
         reason = entries[0].reason
         row.entries[name] = Entry(mean, stderr, None, entries[0].n, "ok", reason, average, count, spread)
     return row
-
-
-def _rank(rows: list[Row], column: Column | None) -> None:
-    """Order rows, best first, trained before controls; a row's rank counts those significantly better."""
-    if column is None:
-        return
-    sign = -1.0 if column.better == "higher" else 1.0
-
-    def value(row: Row) -> float:
-        entry = row.entries.get(column.name)
-        return sign * entry.value if entry is not None and entry.value is not None else math.inf
-
-    trained = [r for r in rows if r.kind == "sae" and math.isfinite(value(r))]
-    if column.better is not None:
-        for row in trained:
-            row.rank = 1 + sum(_better(other.entries[column.name], row.entries[column.name], sign) for other in trained)
-    kinds = {"sae": 0, "group": 1, "control": 2}
-    rows.sort(key=lambda r: (kinds.get(r.kind, 3), value(r)))
-
-
-def _better(a: Entry, b: Entry, sign: float) -> bool:
-    if a is b or a.value is None or b.value is None:
-        return False
-    if a.estimate is None or b.estimate is None:
-        return sign * a.value < sign * b.value
-    interval = (a.estimate - b.estimate).ci95
-    if interval is None:
-        return False
-    return interval[1] < 0 if sign > 0 else interval[0] > 0

@@ -35,7 +35,11 @@ def result(name, value, influence, better="lower", metric="m", kind="sae", statu
 NOISE = np.array([0.1, -0.1, 0.05, -0.05])
 
 
-def test_ties_by_the_paired_difference_share_a_rank():
+def ranked(rows):
+    return [(r.name, r.rank, r.rank_high) for r in rows]
+
+
+def test_a_rank_is_an_interval_since_ties_are_not_transitive():
     # a and b differ by less than their own errors, but the difference is sure; c differs from b by noise of its own.
     results = [
         result("b", 1.01, NOISE + np.array([1e-4, -1e-4, 0, 0])),
@@ -43,7 +47,37 @@ def test_ties_by_the_paired_difference_share_a_rank():
         result("c", 1.05, -NOISE),
     ]
     (board,) = from_results(results, "t", {})
-    assert [(r.name, r.rank) for r in board.rows] == [("a", 1), ("b", 2), ("c", 1)]
+    assert ranked(board.rows) == [("a", 1, 2), ("b", 2, 3), ("c", 1, 3)]
+    text = tables.markdown([board])
+    assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")][2:] == [
+        "1–2",
+        "2–3",
+        "1–3",
+    ]
+    errors = [(results[i].estimate("v") - results[1].estimate("v")).stderr for i in (0, 2)]
+    assert [r.detectable for r in board.rows] == [None, *(pytest.approx(2.8 * error) for error in errors)]
+    assert "could detect: 0.00046–1 nats." in text
+    rows = {r["name"]: r for r in json.loads(tables.as_json([board]))}
+    assert [rows["b"][k] for k in ("rank", "rank_low", "rank_high")] == [2, 2, 3]
+    assert rows["c"]["detectable"] == pytest.approx(2.8 * errors[1])
+
+
+def test_one_test_that_is_sure_alone_is_not_sure_among_many():
+    ends = np.linspace(-1, 1, 30)
+    (board,) = from_results([result("a", 0.0, 0 * ends), result("b", 0.25, ends / 30)], "t", {})
+    assert ranked(board.rows) == [("a", 1, 1), ("b", 2, 2)]
+    more = [result(f"c{i}", 0.25 + i / 1000, ends / 30 + np.roll(ends, i) / 30) for i in range(1, 12)]
+    (board,) = from_results([result("a", 0.0, 0 * ends), result("b", 0.25, ends / 30), *more], "t", {})
+    assert ranked(board.rows)[:2] == [("a", 1, 13), ("b", 1, 13)]
+
+
+def test_rows_without_influences_rank_by_value():
+    results = [result(name, value, NOISE) for name, value in (("a", 1.0), ("b", 2.0), ("c", 2.0))]
+    for one in results:
+        one.arrays = {}
+    (board,) = from_results(results, "t", {})
+    assert ranked(board.rows) == [("a", 1, 1), ("b", 2, 3), ("c", 2, 3)]
+    assert "could detect" not in tables.markdown([board])
 
 
 def test_higher_may_be_better_and_controls_stand_below_without_rank():
@@ -53,7 +87,7 @@ def test_higher_may_be_better_and_controls_stand_below_without_rank():
         result("zero", 1.0, 0 * NOISE, "higher", kind="control", control="zero", of=None, copy=0),
     ]
     (board,) = from_results(results, "t", {"rank_by": "m.v"})
-    assert [(r.name, r.rank) for r in board.rows] == [("high", 1), ("low", 2), ("zero", None)]
+    assert ranked(board.rows) == [("high", 1, 1), ("low", 2, 2), ("zero", None, None)]
 
 
 def test_copies_of_a_control_are_one_row_with_their_spread_in_its_error():
