@@ -59,6 +59,10 @@ class Row:
     detectable: float | None = None
     """Minimum detectable difference to the top row in the column ranked by, in its unit; None for that row."""
     copies: int = 1
+    control: str | None = None
+    """A control's name in its suite, without its parent."""
+    of: str | None = None
+    """The SAE that a control was built from."""
 
 
 @dataclass

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from saeval.against import against
 from saeval.board import Board, Column, Entry, Row
 from saeval.errors import SaevalError, suggestion
 from saeval.fingerprint import digest_of
@@ -72,13 +74,17 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
         kind = subjects[0].get("kind", "sae") if len(subjects) == 1 else "group"
         identity = (name, hooks, *(s.get("key", "") for s in subjects))
         row = rows.setdefault(identity, Row(name, hooks, kind))
+        if kind == "control":
+            row.control, row.of = subjects[0].get("control"), subjects[0].get("of")
         for column in columns:
             if column.metric == result.metric:
                 row.entries[column.name] = _entry(result, column.value)
     warnings += _findings(results)
     merged = _merge_copies(rows, results)
-    _tell_apart(merged)
     rank_by = settings.get("rank_by") or (columns[0].name if columns else None)
+    ahead, in_vain = against(merged, columns, settings.get("against") or [], rank_by)
+    warnings += in_vain
+    _tell_apart(merged)
     if rank_by and rank_by not in {c.name for c in columns}:
         near = suggestion(rank_by, [c.name for c in columns])
         warnings.append(f"rank_by '{rank_by}': there is no such column, so nothing is ranked{near[:200]}")
@@ -87,7 +93,7 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
     model = (cell["model"] or {}).get("name", "no model")
     shown = _shown(columns, settings)
     data = cell["data"]
-    columns = [c for c in columns if c.name in shown]
+    columns = [c for column in columns for c in ([column] if column.name in shown else []) + ahead.get(column.name, [])]
     return Board(title, model, data, columns, merged, rank_by, data.get("limit") is not None, warnings)
 
 
@@ -183,7 +189,7 @@ def _refuse_mixtures(results: list[Result]) -> None:
 
 def _averaged(family: list[Row]) -> Row:
     first, count = family[0], len(family)
-    row = Row(first.name, first.hook_name, first.kind, copies=count)
+    row = dataclasses.replace(first, entries={}, copies=count)
     for name in first.entries:
         entries = [r.entries[name] for r in family if name in r.entries]
         values = [e.value for e in entries if e.value is not None]

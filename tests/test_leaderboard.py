@@ -90,6 +90,69 @@ def test_higher_may_be_better_and_controls_stand_below_without_rank():
     assert ranked(board.rows) == [("high", 1, 1), ("low", 2, 2), ("zero", None, None)]
 
 
+def at(hook, one):
+    one.cell["subjects"][0]["hook_name"] = hook
+    return one
+
+
+def control(name, of, value, influence=NOISE, copy=0, better="lower"):
+    shown = f"{name}({of})" if of else name
+    shown += f"#{copy}" if copy else ""
+    return result(shown, value, influence, better, kind="control", control=name, of=of, copy=copy, key=f"{shown}{copy}")
+
+
+def test_against_a_control_is_paired_and_positive_where_the_sae_is_better():
+    def board(better, sae=1.0):
+        results = [result("a", sae, NOISE, better), control("mean", None, 3.0, 2 * NOISE, better=better)]
+        return from_results(results, "t", {"against": ["mean"]})[0]
+
+    ahead = board("lower").rows[0].entries["m.v vs mean"]
+    assert ahead.value == 2
+    assert ahead.stderr == pytest.approx(result("x", 0, NOISE).estimate("v").stderr)  # of 2 NOISE - NOISE
+    low, high = ahead.ci95
+    assert low < 2 < high
+    assert board("higher").rows[0].entries["m.v vs mean"].value == -2
+    text = tables.markdown([board("lower")])
+    assert "m.v vs mean ↑" in text
+    assert "x vs y is how far an SAE is ahead of that control" in text
+    rows = {r["name"]: r for r in json.loads(tables.as_json([board("lower")]))}
+    assert rows["a"]["m.v vs mean"] == 2
+    assert rows["mean"]["m.v vs mean"] is None
+    assert rows["mean"]["missing"] == {"m.v vs mean": "for SAEs only"}
+    (warning,) = from_results([result("a", 1.0, NOISE, None), control("mean", None, 3.0)], "t", {"against": ["mean"]})[
+        0
+    ].warnings
+    assert "no better direction" in warning
+
+
+def test_against_takes_the_saes_own_control_at_its_own_hook_and_else_the_only_one():
+    results = [
+        result("a", 1.0, NOISE), result("b", 2.0, NOISE), at("far", result("c", 2.0, NOISE)), at("off", result("d", 2.0, NOISE)),
+        control("mean", None, 10.0), at("far", control("mean", None, 20.0)),
+        control("random", "a", 5.0), control("random", "b", 6.0), at("far", control("random", "x", 9.0)),
+    ]  # fmt: skip
+    (board,) = from_results(results, "t", {"against": ["random", "mean"]})
+    found = {
+        r.name: [r.entries[f"m.v vs {c}"].value for c in ("random", "mean")] for r in board.rows if r.kind == "sae"
+    }
+    assert found == {"a": [4, 9], "b": [4, 8], "c": [7, 18], "d": [None, None]}
+    assert "undefined: no control 'mean' at off (m of d)" in board.notes
+    results.append(result("e", 2.0, NOISE))
+    (board,) = from_results(results, "t", {"against": {"random": ["m.v"], "men": ["m.v"], "mean": ["m.w"]}})
+    assert [c.name for c in board.columns] == ["m.v", "m.v vs random"]
+    assert any("several controls 'random' at h (m of e)" in note for note in board.notes)
+    assert "against 'men': there is no such control; did you mean 'mean'?" in board.warnings
+    assert any("there is no column 'm.w'; did you mean 'm.v'?" in note for note in board.warnings)
+
+
+def test_against_several_draws_has_their_spread_in_its_error():
+    draws = [control("random", "a", value, copy=i) for i, value in enumerate([4.0, 5.0, 6.0])]
+    (board,) = from_results([result("a", 1.0, 2 * NOISE), *draws], "t", {"against": ["random"]})
+    ahead = board.rows[0].entries["m.v vs random"]
+    sampling = result("x", 0, NOISE).estimate("v").stderr
+    assert (ahead.value, ahead.stderr) == (4, pytest.approx(np.sqrt(sampling**2 + 1 / 3)))
+
+
 def test_copies_of_a_control_are_one_row_with_their_spread_in_its_error():
     facts = {"control": "random", "of": "a", "seeds": 3}
     results = [

@@ -56,8 +56,9 @@ def _markdown(board: Board) -> str:
         if ranked
         else ""
     )
+    vs = "; x vs y is how far an SAE is ahead of that control, paired" if _against(board) else ""
     controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
-    text.append(f"{where}{legend}{ranks}{controls}.{_detectable(board)}")
+    text.append(f"{where}{legend}{ranks}{vs}{controls}.{_detectable(board)}")
     notes = [f"- {note}" for note in board.notes]
     if data.get("clusters") == 1:
         notes.insert(0, "- one document: no error bars, since the document is the unit of independence")
@@ -80,6 +81,10 @@ def _detectable(board: Board) -> str:
     span = "–".join(dict.fromkeys(f"{end:.2g}" for end in (found[0], found[-1])))
     unit = next((c.unit for c in board.columns if c.name == board.rank_by), "")
     return f" Smallest difference to the top row that this run could detect: {span} {unit}".rstrip() + "."
+
+
+def _against(board: Board) -> bool:
+    return any(" vs " in column.name for column in board.columns)
 
 
 def header(column: Column) -> str:
