@@ -148,7 +148,7 @@ def _chosen(boards: Sequence[Board], a: str, b: str) -> tuple[Board, Row, Row]:
         others = [row.name for board, _ in found_a for row in board.rows if row.name not in (a, b)]
         raise SaevalError(f"'{a}' and '{b}' are the same row; compare it with another: {', '.join(others) or 'none'}")
     (here, _), (there, _) = found_a[0], found_b[0]
-    what = "data" if here.model == there.model else "models"
+    what = "models" if here.data.get("fingerprint") == there.data.get("fingerprint") else "data"
     raise SaevalError(
         f"the {what} of the two differ: '{a}' was run on {_ground(here)}, '{b}' on {_ground(there)}; "
         f"a paired difference needs the same documents and model"
@@ -157,7 +157,8 @@ def _chosen(boards: Sequence[Board], a: str, b: str) -> tuple[Board, Row, Row]:
 
 def _ground(board: Board) -> str:
     facts = [f"{board.data[k]} {k}" for k in ("sequences", "tokens") if k in board.data]
-    return f"{board.data.get('use')} ({', '.join([*facts, f'model {board.model}'])})"
+    facts += [f"fingerprint {str(board.data.get('fingerprint'))[:8]}", f"model {board.model}"]
+    return f"{board.data.get('use')} ({', '.join(facts)})"
 
 
 def _found(boards: Sequence[Board], name: str) -> list[tuple[Board, Row]]:

@@ -116,7 +116,7 @@ def test_a_control_is_taken_at_the_hook_of_the_other():
     [
         (("alpha", "betta"), (), "no subject 'betta' in these results; did you mean 'beta'?"),
         (("alpha", "alpha"), (), "'alpha' and 'alpha' are the same row; compare it with another: beta"),
-        (("alpha", "gamma"), (), "the data of the two differ: 'alpha' was run on x (model no model), 'gamma' on x"),
+        (("alpha", "gamma"), (), "the data of the two differ: 'alpha' was run on x (fingerprint d, model no model), 'gamma' on x (fingerprint e"),
         (("alpha", "beta"), ("m.w",), "no value 'm.w' in these results; did you mean 'm.v'?"),
     ],
 )  # fmt: skip
@@ -126,6 +126,13 @@ def test_a_mistake_is_one_sentence(names, metrics, said):
         compared(*results, names=names, metrics=metrics)
     assert str(raised.value).startswith(said)
     assert "\n" not in str(raised.value)
+
+
+def test_runs_of_two_models_are_not_compared():
+    other = mean_of("b", Y)
+    other.cell = {**other.cell, "model": {"name": "gpt", "dtype": "bfloat16"}}
+    with pytest.raises(SaevalError, match="the models of the two differ"):
+        compared(mean_of("a", X), other)
 
 
 def test_the_verb_prints_what_results_compare_returns(tmp_path, capsys):
