@@ -107,7 +107,8 @@ def compare(boards: Sequence[Board], a: str, b: str, metrics: Sequence[str] = ()
                 reason = f"{entry.status}: {entry.reason}" if entry.reason else entry.status
                 notes.append(f"{column.name}: {row.name} has no value ({reason})")
     if not both:
-        detail = f": {'; '.join(notes)}" if notes else ""
+        reasons = dict.fromkeys(note.split(": ", 1)[1] for note in notes)
+        detail = f": {'; '.join(reasons)}" if reasons else ""
         raise SaevalError(f"'{row_a.name}' and '{row_b.name}' have no value in common{detail}")
     differences = [difference(one, other) for _, one, other in both]
     corrected = holm([d.p_value for d in differences])
