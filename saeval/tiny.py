@@ -137,7 +137,10 @@ def tiny_tokens(
     order_seed: int | None = None,
     extra_padding: int = 0,
 ) -> TokenDataset:  # fmt: skip
-    """Random rows of several documents, some of them shorter than the context, in an order and padding of choice."""
+    """Random rows of several documents, some of them shorter than the context, in an order and padding of choice.
+
+    A row keeps its sequence id in another order, so that what is keyed by it stays the same.
+    """
     random = np.random.default_rng(seed)
     tokens = random.integers(0, vocab, (rows, context + 1)).astype(np.int32)
     cluster = np.sort(random.integers(0, documents, rows))
@@ -145,10 +148,11 @@ def tiny_tokens(
     owner = np.repeat(cluster[:, None], context + 1, axis=1)
     lengths = random.integers(context // 2, context + 2, rows)
     owner[np.arange(context + 1)[None] >= lengths[:, None]] = -1
+    order = np.arange(rows)
     if order_seed is not None:
         order = np.random.default_rng(order_seed).permutation(rows)
         tokens, owner, cluster = tokens[order], owner[order], cluster[order]
-    dataset = TokenDataset.from_arrays(tokens, owner.astype(np.int32), cluster, excluded=(0,))
+    dataset = TokenDataset.from_arrays(tokens, owner.astype(np.int32), cluster, (0,), sequence_ids=order)
     return dataset.padded(extra_padding) if extra_padding else dataset
 
 
