@@ -37,6 +37,11 @@ def mask(batch: Batch) -> Bool[Tensor, "batch seq"]:
     return batch.mask
 
 
+def included(batch: Batch) -> Bool[Tensor, "batch seq"]:
+    """Inputs that are real and not excluded, whatever their targets: the mask, and each row's or document's last."""
+    return batch.mask if batch.included is None else batch.included
+
+
 def token_keys(batch: Batch) -> UInt64[np.ndarray, "batch seq"]:
     """A hash of each token's (sequence id, position): what randomness about a token is keyed by."""
     return hashed(batch.sequence_ids[:, None], np.arange(batch.tokens.shape[1])[None])
@@ -216,7 +221,7 @@ def b_dec(sae: Substitute) -> Float[Tensor, "d_out"]:
 def saeval_quantities() -> list[Callable[..., Any]]:
     return [
         W_dec, W_enc, ablated_scores, activation_mean, activation_moments, activation_spread, b_dec, b_enc,
-        clean_logits, clean_reward, clean_scores, encoding, feature_acts, gradient, mask, reconstruction,
+        clean_logits, clean_reward, clean_scores, encoding, feature_acts, gradient, included, mask, reconstruction,
         spliced_activations, spliced_final, spliced_pass, spliced_reward, spliced_scores, targets, token_keys,
         token_scores, tokens,
     ]  # fmt: skip

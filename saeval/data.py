@@ -32,6 +32,8 @@ class Batch:
     real: Bool[Tensor, "batch seq"]
     sequence_ids: Int[np.ndarray, "batch"]
     clusters: Int[np.ndarray, "batch"]
+    included: Bool[Tensor, "batch seq"] | None = None
+    """Inputs that are real and not excluded, whatever their targets; where not given, those of the mask."""
     supplied: Mapping[str, Tensor] = field(default_factory=dict)
     """What else the source supplies by name, `[batch, ...]`: quantities that replace the model's."""
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from saeval.data import Batch, Dataset, Source
 from saeval.fingerprint import cache_dir
-from saeval.packing import PADDING, Packer, Split, mask_of
+from saeval.packing import PADDING, Packer, Split, included_of, mask_of
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +122,7 @@ class TokenDataset(Dataset):
             real=torch.from_numpy(documents[:, :-1] >= 0).to(device),
             sequence_ids=index if self.sequence_ids is None else self.sequence_ids[index],
             clusters=np.asarray(self._clusters[index]),
+            included=torch.from_numpy(included_of(tokens, documents, self.excluded)).to(device),
         )
 
     def padded(self, extra: int) -> Self:
