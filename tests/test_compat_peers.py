@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
 from test_compat import (
     BATCH,
     CONTEXT,
@@ -36,13 +37,12 @@ def dictionary_learning():
 class Wrapped(torch.nn.Module):
     """An SAE with the configuration of the sae-lens that SAEBench was written for."""
 
-    def __init__(self, sae):
+    def __init__(self, new):
         super().__init__()
-        self.sae = sae
-        self.W_enc, self.W_dec, self.b_enc = sae.W_enc, sae.W_dec, sae.b_enc
-        self.device, self.encode, self.decode = sae.device, sae.encode, sae.decode
+        self.W_enc, self.W_dec, self.b_enc = new.W_enc, new.W_dec, new.b_enc
+        self.device, self.encode, self.decode = new.device, new.encode, new.decode
         self.cfg = SimpleNamespace(
-            hook_name=HOOK, hook_layer=1, hook_head_index=None, d_sae=sae.cfg.d_sae, architecture_str="standard"
+            hook_name=HOOK, hook_layer=1, hook_head_index=None, d_sae=new.cfg.d_sae, architecture_str="standard"
         )
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import platform
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from sae_lens import SAE
 from sae_lens.evals import get_eval_everything_config, run_evals
@@ -13,11 +18,13 @@ from sae_lens.training.activations_store import ActivationsStore
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import saeval
 from saeval.testing import evaluate
 from saeval_data.stdlib import stdlib_modules
 from saeval_testbed import WEIGHTS
 from test_compat import arrays, numbers, plugins
 
+ROOT = Path(__file__).parent.parent
 CONTEXT, BATCH, BATCHES = 32, 4, 3
 STREAMED = ["saelens_downstream"]
 RESTED = [{"saelens_variance": {"batch_size": BATCH}}, "saelens_features", "saelens_weights"]
@@ -92,3 +99,35 @@ def test_every_field_of_sae_lens_on_the_testbed(bridge, texts, tmp_path, name, s
         features |= {field: np.array(features[field]) * norms for field in ("encoder_norm", "encoder_bias")}
     for field, value in features.items():
         assert lists[field] == pytest.approx(np.array(value), rel=1e-4, abs=1e-6, nan_ok=True), field
+
+
+def documented(part):
+    """Of each named value in one of the page's tables: by column, the number and half its last digit."""
+    header, _, *rows = [line for line in part.splitlines() if line.startswith("|")]
+    subjects = [cell.strip() for cell in header.strip("|").split("|")][2:]
+    found = {}
+    for row in rows:
+        _, name, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        numbers = [cell.strip("*").replace("−", "-") for cell in cells]
+        digits = [0.51 * 10.0 ** -len(number.partition(".")[2]) for number in numbers]
+        columns = zip(subjects, numbers, digits, strict=True)
+        found[name.strip("`")] = {s: (float(number), digit) for s, number, digit in columns if number != "–"}
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("exclude", "table"), [([], 0), (["bos"], 1)], ids=["nothing-excluded", "bos-excluded"])
+def test_the_tables_of_the_docs(tmp_path, exclude, table):
+    parts = re.split(r"(?=\| value \| name \|)", (ROOT / "docs" / "compat.md").read_text())
+    claims = documented(parts[1 + table].partition("\n\n")[0])
+    same_text = f"(Python {platform.python_version()})" in parts[0]  # another has a little other text
+    suite = yaml.safe_load((ROOT / "suites" / "compat.yaml").read_text())
+    suite["data"]["exclude"] = exclude
+    results = saeval.run(suite, out=tmp_path, plugins=plugins())
+    assert not results.failed, results.failed[0].traceback
+    assert len(claims) >= 13
+    for name, claim in claims.items():
+        for subject, (number, digit) in claim.items():
+            value = results.value(name, subject if subject == "mean" else f"testbed/{subject}")["value"]
+            tolerance = digit if same_text else max(0.05 * abs(number), 0.02)
+            assert value == pytest.approx(number, rel=0, abs=tolerance), (name, subject)

@@ -145,10 +145,10 @@ class SAEBenchFeatures(Metric):
 class SAEBenchWeights(Metric):
     """SAEBench's weight fields, for comparison with numbers that it printed.
 
-    encoder_norm, encoder_decoder_cosine_sim, encoder_bias (zeros where there is none), and for encoder columns
-    and decoder rows the largest cosine with another feature's, max_encoder_cosine_sim and max_decoder_cosine_sim:
-    arrays `[d_sae]`; average_max_encoder_cosine_sim and average_max_decoder_cosine_sim are the latter's means. No
-    forward pass. Not reproduced: the encoder_bias of gated SAEs, which is SAEBench's b_mag. Source: SAEBench 0.6.0
+    As `saelens_weights`, and for encoder columns and decoder rows the largest cosine with another feature's,
+    max_encoder_cosine_sim and max_decoder_cosine_sim, arrays `[d_sae]`; average_max_encoder_cosine_sim and
+    average_max_decoder_cosine_sim are their means. Not reproduced: encoder_bias where an SAE has no b_enc, for
+    which SAEBench prints b_mag (gated SAEs) or zeros. Source: SAEBench 0.6.0
     `get_featurewise_weight_based_metrics`, `calculate_misc_metrics`.
     """
 
@@ -156,7 +156,6 @@ class SAEBenchWeights(Metric):
 
     def conclude(self, sae: Substitute) -> dict[str, Value]:
         values = weight_values(sae)
-        values.setdefault("encoder_bias", Array(np.zeros(len(sae.weights["W_dec"]))))
         for name, rows in (("encoder", sae.weights["W_enc"].T), ("decoder", sae.weights["W_dec"])):
             nearest = largest_cosines(rows)
             values[f"max_{name}_cosine_sim"] = Array(nearest.cpu().numpy())
