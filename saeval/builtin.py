@@ -52,9 +52,22 @@ def spelling(batch: Batch) -> Callable[[Sequence[int]], list[str]]:
     return lambda ids: [f"<{token}>" for token in ids]
 
 
+def included(batch: Batch) -> Bool[Tensor, "batch seq"]:
+    """Inputs that are real and not excluded, whatever their targets: the mask, and each row's or document's last."""
+    return batch.mask if batch.included is None else batch.included
+
+
 def token_keys(batch: Batch) -> UInt64[np.ndarray, "batch seq"]:
     """A hash of each token's (sequence id, position): what randomness about a token is keyed by."""
     return hashed(batch.sequence_ids[:, None], np.arange(batch.tokens.shape[1])[None])
+
+
+def token_ranks(batch: Batch, mask: Bool[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
+    """How many tokens of the mask the stream has before each: `mask & (token_ranks < N)` are its first N."""
+    if batch.before is None:
+        raise Undefined("these data do not tell where in the stream a row stands")
+    before = torch.from_numpy(batch.before).to(mask.device)
+    return before[:, None] + mask.cumsum(1) - mask.long()
 
 
 def encoding(
@@ -243,7 +256,7 @@ def b_dec(sae: Substitute) -> Float[Tensor, "d_out"]:
 def saeval_quantities() -> list[Callable[..., Any]]:
     return [
         W_dec, W_enc, ablated_scores, activation_mean, activation_moments, activation_spread, b_dec, b_enc,
-        clean_logits, clean_reward, clean_scores, encoding, feature_acts, gradient, labels, mask, reconstruction,
-        reward_of, scored, spelling, spliced_activations, spliced_final, spliced_pass, spliced_reward, spliced_scores,
-        targets, token_keys, token_scores, tokens,
+        clean_logits, clean_reward, clean_scores, encoding, feature_acts, gradient, included, labels, mask,
+        reconstruction, reward_of, scored, spelling, spliced_activations, spliced_final, spliced_pass, spliced_reward,
+        spliced_scores, targets, token_keys, token_ranks, token_scores, tokens,
     ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -34,11 +34,15 @@ class Batch:
     clusters: Int[np.ndarray, "batch"]
     supplied: Mapping[str, Any] = field(default_factory=dict)
     """What else the source supplies by name, as `Dataset.supplies` lists it: quantities in place of others."""
+    included: Bool[Tensor, "batch seq"] | None = None
+    """Inputs that are real and not excluded, whatever their targets; where not given, those of the mask."""
+    before: Int[np.ndarray, "batch"] | None = None
+    """How many tokens of the mask the stream has in the rows before each; None where the source does not say."""
 
     def part(self, rows: slice) -> Batch:
         """Some of the rows, without what the source supplies."""
-        tensors = (self.tokens[rows], self.targets[rows], self.mask[rows], self.real[rows])
-        return Batch(*tensors, self.sequence_ids[rows], self.clusters[rows])
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "supplied"}
+        return Batch(**{name: None if x is None else x[rows] for name, x in given.items()})
 
 
 @dataclass

@@ -43,14 +43,21 @@ class _Row:
     order: bytes
 
 
+def included_of(
+    tokens: Int[np.ndarray, "*n length"], documents: Int[np.ndarray, "*n length"], excluded: Sequence[int]
+) -> Bool[np.ndarray, "*n length-1"]:
+    """Inputs that are real tokens and not excluded, whatever their targets."""
+    included = documents[..., :-1] >= 0
+    for token in excluded:
+        included &= tokens[..., :-1] != token
+    return np.asarray(included)
+
+
 def mask_of(
     tokens: Int[np.ndarray, "*n length"], documents: Int[np.ndarray, "*n length"], excluded: Sequence[int]
 ) -> Bool[np.ndarray, "*n length-1"]:
     """The one mask: the input is a real token, not excluded, and its target is a token of the same document."""
-    inputs, owners = tokens[..., :-1], documents[..., :-1]
-    mask = (owners >= 0) & (owners == documents[..., 1:])
-    for token in excluded:
-        mask &= inputs != token
+    mask = included_of(tokens, documents, excluded) & (documents[..., :-1] == documents[..., 1:])
     return np.asarray(mask)
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from saeval.data import Batch, Dataset, Source
 from saeval.fingerprint import cache_dir
-from saeval.packing import PADDING, Packer, Split, mask_of
+from saeval.packing import PADDING, Packer, Split, included_of, mask_of
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +98,13 @@ class TokenDataset(Dataset):
         return self._clusters
 
     @cached_property
+    def _before(self) -> Int[np.ndarray, "n+1"]:
+        """Tokens of the mask in the rows before each, and in all at the end."""
+        parts = (slice(i, i + 4096) for i in range(0, len(self), 4096))
+        counts = [mask_of(self.tokens[p], self.documents[p], self.excluded).sum(1) for p in parts]
+        return np.concatenate([[0], np.cumsum(np.concatenate(counts))]) if counts else np.zeros(1, np.int64)
+
+    @cached_property
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr((self.tokens.shape, self.excluded)).encode())
         for array, kind in ((self.tokens, "<i4"), (self.documents, "<i4"), (self._clusters, "<i8")):
@@ -122,6 +129,8 @@ class TokenDataset(Dataset):
             real=torch.from_numpy(documents[:, :-1] >= 0).to(device),
             sequence_ids=index if self.sequence_ids is None else self.sequence_ids[index],
             clusters=np.asarray(self._clusters[index]),
+            included=torch.from_numpy(included_of(tokens, documents, self.excluded)).to(device),
+            before=self._before[index],
         )
 
     def padded(self, extra: int) -> Self:
@@ -133,11 +142,7 @@ class TokenDataset(Dataset):
         )
 
     def describe(self) -> Mapping[str, Any]:
-        scored = sum(
-            int(mask_of(self.tokens[i : i + 4096], self.documents[i : i + 4096], self.excluded).sum())
-            for i in range(0, len(self), 4096)
-        )
-        counts = {"context": self.context, "tokens": scored, "excluded": list(self.excluded)}
+        counts = {"context": self.context, "tokens": int(self._before[-1]), "excluded": list(self.excluded)}
         return {**super().describe(), **counts, "fingerprint": self.fingerprint, **self.facts}
 
 

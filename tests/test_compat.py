@@ -12,9 +12,12 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import saeval_compat
+from saeval.errors import SaevalError
 from saeval.plugins import Plugins
 from saeval.testing import evaluate, register_rows, tiny_plugins
 from saeval.tokens import TokenDataset
+from saeval_compat import saebench
+from saeval_compat.rows import Rows
 
 HOOK, ROWS, CONTEXT, BATCH, VOCAB = "blocks.1.hook_resid_pre", 10, 9, 4, 30
 EXCLUDED = {"none": (), "some": (3, 4)}
@@ -73,13 +76,16 @@ class Store:
         pass
 
 
-def ours(model, sae, tokens, metrics, excluded=(), batch_size=3):
+def ours(model, sae, tokens, metrics, excluded=(), batch_size=3, boundary=None):
+    """Each row is a document of its own; from position `boundary` on it is another one, and no target crosses."""
     owner = np.repeat(np.arange(ROWS, dtype=np.int32)[:, None], CONTEXT + 1, axis=1)
+    if boundary is not None:
+        owner[:, boundary:] += ROWS
     rows = TokenDataset.from_arrays(
         tokens.numpy().astype(np.int32), owner, np.arange(ROWS, dtype=np.int32), excluded=tuple(excluded)
     )
     results = evaluate(
-        model=model, saes={"sae": sae}, data=register_rows(f"compat-{excluded}", rows), metrics=metrics,
+        model=model, saes={"sae": sae}, data=register_rows(f"compat-{excluded}-{boundary}", rows), metrics=metrics,
         plugins=plugins(), batch_size=batch_size, allow=["*"],
     )  # fmt: skip
     assert not results.failed, results.failed[0].traceback
@@ -90,8 +96,15 @@ def numbers(results):
     return {name: record["value"] for result in results for name, record in result.values.items() if "value" in record}
 
 
+def arrays(results):
+    return {
+        name: result.array(name) for result in results for name in result.values if f"value/{name}" in result.arrays
+    }
+
+
+@pytest.mark.parametrize("boundary", [None, 5, CONTEXT], ids=["one-document", "two-documents", "no-last-target"])
 @pytest.mark.parametrize("excluded", EXCLUDED.values(), ids=EXCLUDED)
-def test_every_field_of_sae_lens(model, sae, tokens, excluded):
+def test_every_field_of_sae_lens(model, sae, tokens, excluded, boundary):
     batches = -(-ROWS // BATCH)
     config = get_eval_everything_config(BATCH, batches, batches)
     theirs, features = run_evals(
@@ -99,18 +112,16 @@ def test_every_field_of_sae_lens(model, sae, tokens, excluded):
         exclude_special_tokens=list(excluded) or False,
     )  # fmt: skip
     metrics = ["saelens_downstream", {"saelens_variance": {"batch_size": BATCH}}, "saelens_features", "saelens_weights"]
-    results = ours(model, sae, tokens, metrics, excluded)
+    results = ours(model, sae, tokens, metrics, excluded, boundary=boundary)
     found = numbers(results)
     expected = {k: v for section, part in theirs.items() if section != "token_stats" for k, v in part.items()}
     assert set(expected) == set(found)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-4), name
-    arrays = {
-        name: result.array(name) for result in results for name in result.values if f"value/{name}" in result.arrays
-    }
-    assert set(features) == set(arrays)
+    lists = arrays(results)
+    assert set(features) == set(lists)
     for name, value in features.items():
-        assert arrays[name] == pytest.approx(np.array(value, dtype=float), rel=1e-4, abs=1e-7, nan_ok=True), name
+        assert lists[name] == pytest.approx(np.array(value, dtype=float), rel=1e-4, abs=1e-7, nan_ok=True), name
 
 
 def passes(model, sae, tokens, mask):
@@ -159,25 +170,56 @@ def test_saebench_as_its_formulas_stand(model, sae, tokens, excluded, spliced_ev
         "kl_div_with_ablation": kl_zero[mask].mean(),
     }
     metrics = [
-        {"saebench_downstream": {"exclude_special_tokens": not spliced_everywhere}},
+        {"saebench_downstream": {"exclude_special_tokens_from_reconstruction": not spliced_everywhere}},
         {"saebench_variance": {"batch_size": BATCH}}, "saebench_features",
     ]  # fmt: skip
-    results = ours(model, sae, tokens, metrics, excluded)
+    results = ours(model, sae, tokens, metrics, excluded, boundary=5)
     found = numbers(results)
     for name, value in expected.items():
         assert found[name] == pytest.approx(float(value), rel=1e-4), name
-    density = next(r for r in results if r.metric == "saebench_features").array("feature_density")
-    assert density == pytest.approx((f[mask] > 0).double().mean(0).numpy(), rel=1e-6)
+    density = (f[mask] > 0).double().mean(0)
+    assert arrays(results)["feature_density"] == pytest.approx(density.numpy(), rel=1e-6)
+    for percent in (1, 10):
+        above = density > percent / 100
+        assert found[f"freq_over_{percent}_percent"] == pytest.approx(float(above.double().mean()))
+        share = float(density[above].sum() / density.sum())
+        assert found[f"normalized_freq_over_{percent}_percent"] == pytest.approx(share)
+    assert found["frac_alive"] == pytest.approx(float((density > 0).double().mean()))
 
 
-def test_dictionary_learning_as_its_formulas_stand(model, sae, tokens):
+def test_saebench_weights_as_their_formulas_stand(model, sae, tokens):
+    results = ours(model, sae, tokens, ["saebench_weights"])
+    lists = arrays(results)
+    for name, rows in (("encoder", sae.W_enc.T.detach()), ("decoder", sae.W_dec.detach())):
+        unit = rows / rows.norm(dim=1, keepdim=True)
+        nearest = (unit @ unit.T - 3 * torch.eye(len(unit))).max(1).values
+        assert lists[f"max_{name}_cosine_sim"] == pytest.approx(nearest.numpy(), abs=1e-6)
+        assert numbers(results)[f"average_max_{name}_cosine_sim"] == pytest.approx(float(nearest.mean()))
+    assert lists["encoder_norm"] == pytest.approx(sae.W_enc.detach().norm(dim=0).numpy(), rel=1e-6)
+    assert lists["encoder_bias"] == pytest.approx(sae.b_enc.detach().numpy(), rel=1e-6)
+
+
+def test_rows_of_cosines_are_taken_in_blocks(monkeypatch):
+    rows = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
+    rows[4] = 0
+    whole = saebench.largest_cosines(rows)
+    monkeypatch.setattr(saebench, "_ROWS", 2)
+    assert torch.allclose(saebench.largest_cosines(rows), whole)
+    assert whole[4] == 0
+
+
+@pytest.mark.parametrize("ignored", [None, 7], ids=["all-targets", "one-target-ignored"])
+def test_dictionary_learning_as_its_formulas_stand(model, sae, tokens, ignored):
     everywhere = torch.ones(ROWS, CONTEXT, dtype=torch.bool)
     x, x_hat, f, losses, _ = passes(model, sae, tokens, everywhere)
-    found = numbers(ours(model, sae, tokens, [{"dictionary_learning_evaluate": {"batch_size": BATCH}}]))
+    entry = {"dictionary_learning_evaluate": {"batch_size": BATCH, "ignored_target": ignored}}
+    found = numbers(ours(model, sae, tokens, [entry], boundary=5))
+    kept = tokens[:, 1:CONTEXT] != (-1 if ignored is None else ignored)
+    assert bool(kept.all()) == (ignored is None)
     expected: dict[str, list[float]] = {}
     for rows in torch.arange(ROWS).split(BATCH):
         a, b, g = x[rows].flatten(0, 1), x_hat[rows].flatten(0, 1), f[rows].flatten(0, 1)
-        clean, with_sae, zero = (loss[rows].mean() for loss in losses)
+        clean, with_sae, zero = (loss[rows][kept[rows]].mean() for loss in losses)
         batch = {
             "l2_loss": (a - b).norm(dim=-1).mean(),
             "l1_loss": g.norm(p=1, dim=-1).mean(),
@@ -204,6 +246,42 @@ def test_dictionary_learning_excludes_nothing_and_says_so(model, sae, tokens):
     (result,) = ours(model, sae, tokens, ["dictionary_learning_evaluate"], (3, 4))
     assert result.status == "undefined"
     assert "set 'exclude: []'" in result.reason
+
+
+def test_rows_come_as_they_are(model, sae, tokens, tmp_path):
+    """Without targets after them, in the order of the file, and so in the same batches."""
+    np.save(tmp_path / "rows.npy", tokens[:, :CONTEXT].numpy())
+    metrics = METRICS[:-1]
+    results = evaluate(
+        model=model, saes={"sae": sae}, metrics=metrics, plugins=plugins(), batch_size=3, allow=["*"],
+        data={"use": "rows", "path": str(tmp_path / "rows.npy"), "exclude": [3, 4]},
+    )  # fmt: skip
+    assert numbers(results) == pytest.approx(numbers(ours(model, sae, tokens, metrics, (3, 4))), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        (np.zeros((2, 3)), r"expected token ids \[sequences, context\], found float64 \[2, 3\]"),
+        (np.zeros(3, dtype=int), r"expected token ids \[sequences, context\], found int64 \[3\]"),
+        (np.full((2, 3), -1), "expected token ids from 0, found -1 to -1"),
+    ],
+)
+def test_rows_that_are_none_are_refused(tmp_path, rows, complaint):
+    np.save(tmp_path / "rows.npy", rows)
+    with pytest.raises(SaevalError, match=complaint):
+        Rows(str(tmp_path / "rows.npy")).dataset("evaluation")
+
+
+def test_rows_need_a_file_and_have_no_fit_split(tmp_path):
+    with pytest.raises(SaevalError, match="no such file"):
+        Rows(str(tmp_path / "none.npy"))
+    (tmp_path / "text.npy").write_text("no array")
+    broken = Rows(str(tmp_path / "text.npy"))
+    with pytest.raises(SaevalError, match=r"expected an array in a \.npy file"):
+        broken.dataset("evaluation")
+    with pytest.raises(SaevalError, match="no fit split"):
+        broken.dataset("fit")
 
 
 METRICS = [

@@ -5,23 +5,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from saeval.data import Source
 from saeval.hookspecs import hookimpl
 from saeval.metric import Metric
-from saeval_compat.batches import batch_sums
+from saeval_compat.batches import batch_sums, included_spread
 from saeval_compat.dictionary_learning import DictionaryLearningEvaluate
-from saeval_compat.saebench import SAEBenchDownstream, SAEBenchFeatures, SAEBenchVariance
+from saeval_compat.rows import Rows
+from saeval_compat.saebench import SAEBenchDownstream, SAEBenchFeatures, SAEBenchVariance, SAEBenchWeights
 from saeval_compat.saelens import SAELensDownstream, SAELensFeatures, SAELensVariance, SAELensWeights
-from saeval_compat.splices import everywhere_final, everywhere_scores, zeroed_final, zeroed_scores
+from saeval_compat.splices import (
+    everywhere_final,
+    everywhere_scores,
+    included_clean_scores,
+    included_final,
+    included_scores,
+    included_token_scores,
+    zeroed_final,
+    zeroed_scores,
+)
 
 
 @hookimpl
 def saeval_metrics() -> list[type[Metric]]:
     return [
         SAELensDownstream, SAELensVariance, SAELensFeatures, SAELensWeights,
-        SAEBenchDownstream, SAEBenchVariance, SAEBenchFeatures, DictionaryLearningEvaluate,
+        SAEBenchDownstream, SAEBenchVariance, SAEBenchFeatures, SAEBenchWeights,
+        DictionaryLearningEvaluate,
     ]  # fmt: skip
 
 
 @hookimpl
 def saeval_quantities() -> list[Callable[..., Any]]:
-    return [batch_sums, everywhere_final, everywhere_scores, zeroed_final, zeroed_scores]
+    return [
+        batch_sums, everywhere_final, everywhere_scores, included_clean_scores, included_final, included_scores,
+        included_spread, included_token_scores, zeroed_final, zeroed_scores,
+    ]  # fmt: skip
+
+
+@hookimpl
+def saeval_data() -> list[type[Source]]:
+    return [Rows]

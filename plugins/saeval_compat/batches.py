@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saeval.evidence import Evidence, Mean, Stamp
+from saeval.spread import Spread
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,10 +66,15 @@ class PerBatch(Evidence):
 
 
 def batch_sums(
-    activations: Float[Tensor, "batch seq d_in"], mask: Bool[Tensor, "batch seq"], batch_size: int
+    activations: Float[Tensor, "batch seq d_in"], included: Bool[Tensor, "batch seq"], batch_size: int
 ) -> PerBatch:
     """Fold: sums of the activations over each peer's batch of `batch_size` sequences (a metric's parameter)."""
-    return PerBatch.of(activations.double(), mask, batch_size)
+    return PerBatch.of(activations.double(), included, batch_size)
+
+
+def included_spread(activations: Float[Tensor, "batch seq d_in"], included: Bool[Tensor, "batch seq"]) -> Spread:
+    """Fold: sums of the activations, and of their squares, over all tokens that are not excluded."""
+    return Spread.of(activations, included)
 
 
 def columns(*values: Float[Tensor, "batch seq"]) -> Float[Tensor, "batch seq k"]:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from saeval import builtin
 from saeval.data import Batch
 from saeval.errors import Undefined
 from saeval.evidence import Evidence
@@ -13,7 +14,7 @@ from saeval.metric import Metric
 from saeval.scores import TokenScores
 from saeval.values import Scalar, Value
 from saeval_compat.batches import PerBatch, columns
-from saeval_compat.splices import inner
+from saeval_compat.splices import predicting
 
 _TOKEN = ("l2_loss", "l1_loss", "l0", "cossim", "l2_ratio", "norm_hat_squared", "dot", "squared", "norm_squared")
 _LOSSES = ("loss_original", "loss_reconstructed", "loss_zero")
@@ -28,37 +29,43 @@ class DictionaryLearningEvaluate(Metric):
     frac_variance_explained = 1 − var(e) / var(x) with both centred, so a constant offset of the
     reconstruction is free. frac_alive = share of features whose activations do not sum to 0. No token
     is excluded: reconstruction and zeros go in everywhere, so the suite needs `exclude: []`, and is told
-    so. Differs: the library evaluates activations of one stream and losses of another; here both are of
-    the same tokens. Source: dictionary_learning 0.1.0, evaluation.py.
+    so. `ignored_target` is the tokenizer's padding token, of which the library's loss takes no notice as a
+    target: nnsight makes it EOS. Differs: the library's losses are of other texts than its activations, and a
+    batch of those (8,192 by default) is drawn from a shuffled buffer, of which `remove_bos` may leave out the
+    first of each text; here all fields are of the same sequences. `normalize_batch` is not
+    reproduced. Source: dictionary_learning 0.1.0, evaluation.py.
     """
 
     name, version = "dictionary_learning_evaluate", 1
 
-    def __init__(self, batch_size: int = 128) -> None:
+    def __init__(self, batch_size: int = 128, ignored_target: int | None = None) -> None:
         if batch_size < 1:
             raise ValueError(f"metric 'dictionary_learning_evaluate': batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
+        self.ignored_target = ignored_target
 
     def observe(
         self,
         activations: Float[Tensor, "batch seq d"],
         reconstruction: Float[Tensor, "batch seq d"],
         feature_acts: Float[Tensor, "batch seq d_sae"],
-        clean_scores: TokenScores,
+        included_clean_scores: TokenScores,
         everywhere_scores: TokenScores,
         zeroed_scores: TokenScores,
         batch: Batch,
     ) -> dict[str, Evidence]:
-        real, scored = batch.real, inner(batch.real, batch.real)
-        if not bool(batch.mask[scored].all()):
+        real, scored = batch.real, predicting(batch.real, batch.real)
+        if not torch.equal(builtin.included(batch), real):
             raise Undefined("dictionary_learning leaves no token out: set 'exclude: []' in the suite's data")
+        if self.ignored_target is not None:
+            scored = scored & (batch.targets != self.ignored_target)
         x, x_hat = activations.double(), reconstruction.double()
         e, norm, norm_hat, dot = x - x_hat, x.norm(dim=-1), x_hat.norm(dim=-1), (x * x_hat).sum(-1)
         values = (
             e.norm(dim=-1), feature_acts.abs().sum(-1), (feature_acts != 0).sum(-1), dot / (norm * norm_hat),
             norm_hat / norm, norm_hat.square(), dot, e.square().sum(-1), norm.square(),
         )  # fmt: skip
-        losses = (scores.nll for scores in (clean_scores, everywhere_scores, zeroed_scores))
+        losses = (scores.nll for scores in (included_clean_scores, everywhere_scores, zeroed_scores))
         return {
             "tokens": PerBatch.of(columns(*values), real, self.batch_size),
             "x": PerBatch.of(x, real, self.batch_size),

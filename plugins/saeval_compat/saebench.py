@@ -11,38 +11,41 @@ from saeval.data import Batch
 from saeval.evidence import Evidence, Mean, Ratio
 from saeval.metric import Metric
 from saeval.scores import TokenScores
-from saeval.substitute import Encoding
-from saeval.values import Scalar, Value
+from saeval.substitute import Encoding, Substitute
+from saeval.values import Array, Scalar, Value
 from saeval_compat.batches import PerBatch, columns
-from saeval_compat.saelens import downstream, downstream_values, firing_values, firings
+from saeval_compat.saelens import downstream, downstream_values, firing_values, firings, weight_values
+
+_ROWS = 1024
+"""Rows whose cosines with all others are in memory at once."""
 
 
 class SAEBenchDownstream(Metric):
     """SAEBench's cross-entropy and KL fields, for comparison with numbers that it printed.
 
-    As `saelens_downstream`: the zero ablation ignores the mask that the splice respects.
-    `exclude_special_tokens: false` is SAEBench without its flag
-    `--exclude_special_tokens_from_reconstruction`: the reconstruction is spliced in at every position,
-    though averages leave the excluded tokens out. Differs: SAEBench takes the logarithm of a softmax
-    for its KL, so a probability that underflows makes the field NaN (printed as −1); here it is
-    finite. Source: SAEBench 0.6.0 `get_recons_loss`.
+    As `saelens_downstream`, by default with one more defect: the reconstruction is spliced in at every
+    position, though averages leave the excluded tokens out. With `exclude_special_tokens_from_reconstruction`,
+    SAEBench's own flag (off by default, on in its scripts for custom SAEs), the splice leaves them alone,
+    which the zero ablation never does. Not reproduced: SAEBench takes the logarithm of a softmax for its KL,
+    so a probability that underflows makes the field NaN (printed as −1); here it is finite. Source: SAEBench
+    0.6.0 `get_recons_loss`.
     """
 
     name, version = "saebench_downstream", 1
 
-    def __init__(self, exclude_special_tokens: bool = True) -> None:
-        self.exclude_special_tokens = exclude_special_tokens
+    def __init__(self, exclude_special_tokens_from_reconstruction: bool = False) -> None:
+        self.exclude_special_tokens_from_reconstruction = exclude_special_tokens_from_reconstruction
 
     def observe(
         self,
-        clean_scores: TokenScores,
-        spliced_scores: TokenScores,
+        included_clean_scores: TokenScores,
+        included_scores: TokenScores,
         everywhere_scores: TokenScores,
         zeroed_scores: TokenScores,
         batch: Batch,
     ) -> dict[str, Evidence]:
-        sae = spliced_scores if self.exclude_special_tokens else everywhere_scores
-        return downstream(clean_scores, sae, zeroed_scores, batch)
+        sae = included_scores if self.exclude_special_tokens_from_reconstruction else everywhere_scores
+        return downstream(included_clean_scores, sae, zeroed_scores, batch)
 
     def conclude(self, total: dict[str, Ratio]) -> dict[str, Value]:
         return downstream_values(total)
@@ -71,7 +74,7 @@ class SAEBenchVariance(Metric):
         activations: Float[Tensor, "batch seq d"],
         reconstruction: Float[Tensor, "batch seq d"],
         encoding: Encoding | None,
-        mask: Bool[Tensor, "batch seq"],
+        included: Bool[Tensor, "batch seq"],
         batch: Batch,
         batch_sums: PerBatch,
     ) -> dict[str, Evidence]:
@@ -90,9 +93,9 @@ class SAEBenchVariance(Metric):
             acts = encoding.feature_acts.to(x.device)
             means |= {"l0": (acts != 0).sum(-1).double(), "l1": acts.sum(-1).double()}
         return {
-            **{name: Mean.of(value, mask) for name, value in means.items()},
+            **{name: Mean.of(value, included) for name, value in means.items()},
             "batches": PerBatch.of(
-                columns(norm_hat.square(), dot, norm.square(), x.square().mean(-1), squared), mask, self.batch_size
+                columns(norm_hat.square(), dot, norm.square(), x.square().mean(-1), squared), included, self.batch_size
             ),
         }
 
@@ -110,18 +113,63 @@ class SAEBenchVariance(Metric):
 
 
 class SAEBenchFeatures(Metric):
-    """SAEBench's featurewise density fields, one number a feature, for comparison with numbers that it printed.
+    """SAEBench's fields of feature densities, for comparison with numbers that it printed.
 
-    As `saelens_features`, save that a feature counts where f_j > 0: negative activations do not.
-    Source: SAEBench 0.6.0 `get_sparsity_and_variance_metrics`.
+    feature_density and consistent_activation_heuristic, arrays `[d_sae]`, as in `saelens_features`, save that a
+    feature counts where f_j > 0: negative activations do not. Of the densities d_j: frac_alive = share above 0,
+    freq_over_1_percent and freq_over_10_percent = shares above 0.01 and 0.1; normalized_freq_over_1_percent and
+    normalized_freq_over_10_percent = Σ of the d_j above it / Σ d_j, 0 where nothing fires. Source: SAEBench 0.6.0
+    `get_sparsity_and_variance_metrics`, `calculate_misc_metrics`.
     """
 
     name, version = "saebench_features", 1
 
     def observe(
-        self, feature_acts: Float[Tensor, "batch seq d_sae"], mask: Bool[Tensor, "batch seq"]
+        self, feature_acts: Float[Tensor, "batch seq d_sae"], included: Bool[Tensor, "batch seq"]
     ) -> dict[str, Evidence]:
-        return firings(feature_acts > 0, mask)
+        return firings(feature_acts > 0, included)
 
     def conclude(self, total: dict[str, PerBatch]) -> dict[str, Value]:
-        return firing_values(total)
+        values = firing_values(total)
+        density = total["acts"].sums[0] / total["tokens"].sums[0]
+        whole = density.sum()
+        values["frac_alive"] = Scalar(float((density > 0).mean()), unit="share of features")
+        for percent in (1, 10):
+            above = density > percent / 100
+            share = float(density[above].sum() / whole) if whole > 0 else 0.0
+            values[f"freq_over_{percent}_percent"] = Scalar(float(above.mean()), unit="share of features")
+            values[f"normalized_freq_over_{percent}_percent"] = Scalar(share, unit="share of firings")
+        return values
+
+
+class SAEBenchWeights(Metric):
+    """SAEBench's weight fields, for comparison with numbers that it printed.
+
+    As `saelens_weights`, and for encoder columns and decoder rows the largest cosine with another feature's,
+    max_encoder_cosine_sim and max_decoder_cosine_sim, arrays `[d_sae]`; average_max_encoder_cosine_sim and
+    average_max_decoder_cosine_sim are their means. Not reproduced: encoder_bias where an SAE has no b_enc, for
+    which SAEBench prints b_mag (gated SAEs) or zeros. Source: SAEBench 0.6.0
+    `get_featurewise_weight_based_metrics`, `calculate_misc_metrics`.
+    """
+
+    name, version = "saebench_weights", 1
+
+    def conclude(self, sae: Substitute) -> dict[str, Value]:
+        values = weight_values(sae)
+        for name, rows in (("encoder", sae.weights["W_enc"].T), ("decoder", sae.weights["W_dec"])):
+            nearest = largest_cosines(rows)
+            values[f"max_{name}_cosine_sim"] = Array(nearest.cpu().numpy())
+            values[f"average_max_{name}_cosine_sim"] = Scalar(float(nearest.mean()), unit="cosine")
+        return values
+
+
+def largest_cosines(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
+    """Of each row the largest cosine with another row; 0 for zero rows, which have none."""
+    unit = torch.nn.functional.normalize(rows.float(), dim=1)
+    found = []
+    for start in range(0, len(unit), _ROWS):
+        cosines = unit[start : start + _ROWS] @ unit.T
+        own = torch.arange(len(cosines), device=unit.device)
+        cosines[own, start + own] = -torch.inf
+        found.append(cosines.amax(1))
+    return torch.cat(found).double()

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from saeval import builtin
 from saeval.data import Batch
 from saeval.errors import Undefined
 from saeval.evidence import Evidence, Mean, Ratio
@@ -16,18 +17,19 @@ from saeval.spread import Spread
 from saeval.substitute import Encoding, Substitute
 from saeval.values import Array, Scalar, Value
 from saeval_compat.batches import PerBatch, columns
-from saeval_compat.splices import inner
+from saeval_compat.splices import predicting
 
 _TINY_NORM = 1e-4
 """Input norms below this count as 1 in `l2_ratio`."""
 
 
 def downstream(clean: TokenScores, sae: TokenScores, zero: TokenScores, batch: Batch) -> dict[str, Evidence]:
-    """KL over the mask; cross-entropy without each row's last position, whose target lies beyond the row."""
-    scored = inner(batch.mask, batch.real)
+    """KL at every token that is not excluded; cross-entropy at those after which the row goes on."""
+    included = builtin.included(batch)
+    scored = predicting(included, batch.real)
     return {
-        "kl_div_with_sae": Mean.of(sae.kl, batch.mask),
-        "kl_div_with_ablation": Mean.of(zero.kl, batch.mask),
+        "kl_div_with_sae": Mean.of(sae.kl, included),
+        "kl_div_with_ablation": Mean.of(zero.kl, included),
         "ce_loss_without_sae": Mean.of(clean.nll, scored),
         "ce_loss_with_sae": Mean.of(sae.nll, scored),
         "ce_loss_with_ablation": Mean.of(zero.nll, scored),
@@ -57,9 +59,13 @@ class SAELensDownstream(Metric):
     name, version = "saelens_downstream", 1
 
     def observe(
-        self, clean_scores: TokenScores, spliced_scores: TokenScores, zeroed_scores: TokenScores, batch: Batch
+        self,
+        included_clean_scores: TokenScores,
+        included_scores: TokenScores,
+        zeroed_scores: TokenScores,
+        batch: Batch,
     ) -> dict[str, Evidence]:
-        return downstream(clean_scores, spliced_scores, zeroed_scores, batch)
+        return downstream(included_clean_scores, included_scores, zeroed_scores, batch)
 
     def conclude(self, total: dict[str, Ratio]) -> dict[str, Value]:
         return downstream_values(total)
@@ -88,7 +94,7 @@ class SAELensVariance(Metric):
         activations: Float[Tensor, "batch seq d"],
         reconstruction: Float[Tensor, "batch seq d"],
         encoding: Encoding | None,
-        mask: Bool[Tensor, "batch seq"],
+        included: Bool[Tensor, "batch seq"],
         batch: Batch,
         batch_sums: PerBatch,
     ) -> dict[str, Evidence]:
@@ -109,15 +115,15 @@ class SAELensVariance(Metric):
             acts = encoding.feature_acts.to(x.device)
             means |= {"l0": (acts != 0).sum(-1).double(), "l1": acts.abs().sum(-1).double()}
         return {
-            **{name: Mean.of(value, mask) for name, value in means.items()},
-            "bias": PerBatch.of(columns(norm_hat.square(), dot), mask, self.batch_size),
+            **{name: Mean.of(value, included) for name, value in means.items()},
+            "bias": PerBatch.of(columns(norm_hat.square(), dot), included, self.batch_size),
         }
 
-    def conclude(self, total: dict[str, Evidence], activation_spread: Spread) -> dict[str, Value]:
+    def conclude(self, total: dict[str, Evidence], included_spread: Spread) -> dict[str, Value]:
         means = {name: value for name, value in total.items() if isinstance(value, Ratio)}
         values: dict[str, Value] = {name: Scalar(mean.value) for name, mean in means.items()}
-        variance = activation_spread.around(activation_spread.mean)
-        fvu = Ratio(means["mse"].numerator, variance, activation_spread.n).value
+        variance = included_spread.around(included_spread.mean)
+        fvu = Ratio(means["mse"].numerator, variance, included_spread.n).value
         values["explained_variance"] = Scalar(1 - fvu, better="higher")
         bias = total["bias"]
         assert isinstance(bias, PerBatch)
@@ -136,21 +142,21 @@ class SAELensFeatures(Metric):
     name, version = "saelens_features", 1
 
     def observe(
-        self, feature_acts: Float[Tensor, "batch seq d_sae"], mask: Bool[Tensor, "batch seq"]
+        self, feature_acts: Float[Tensor, "batch seq d_sae"], included: Bool[Tensor, "batch seq"]
     ) -> dict[str, Evidence]:
-        return firings(feature_acts != 0, mask)
+        return firings(feature_acts != 0, included)
 
     def conclude(self, total: dict[str, PerBatch]) -> dict[str, Value]:
         return firing_values(total)
 
 
-def firings(fired: Bool[Tensor, "batch seq d_sae"], mask: Bool[Tensor, "batch seq"]) -> dict[str, Evidence]:
+def firings(fired: Bool[Tensor, "batch seq d_sae"], included: Bool[Tensor, "batch seq"]) -> dict[str, Evidence]:
     """Tokens and sequences in which each feature fired. All sequences are one group."""
-    counts = (fired & mask[..., None]).sum(1, keepdim=True)
+    counts = (fired & included[..., None]).sum(1, keepdim=True)
     once = torch.ones_like(counts[..., 0], dtype=torch.bool)
     everything = np.iinfo(np.int64).max
     return {
-        "tokens": PerBatch.of(mask.sum(1, keepdim=True)[..., None], once, everything),
+        "tokens": PerBatch.of(included.sum(1, keepdim=True)[..., None], once, everything),
         "acts": PerBatch.of(counts, once, everything),
         "prompts": PerBatch.of((counts > 0).double(), once, everything),
     }
@@ -169,18 +175,28 @@ class SAELensWeights(Metric):
     """sae-lens' featurewise weight fields, one number a feature, for comparison with numbers that it printed.
 
     encoder_norm, encoder_decoder_cosine_sim, and encoder_bias where there is one: arrays `[d_sae]`. No
-    forward pass. Source: sae_lens 6.54 `get_featurewise_weight_based_metrics`.
+    forward pass. Differs: where features are rescaled by the decoder's norms (`rescale_acts_by_decoder_norm`) or
+    activations are normalised, saeval holds the weights with those factors in them. Source: sae_lens 6.54
+    `get_featurewise_weight_based_metrics`.
     """
 
     name, version = "saelens_weights", 1
 
     def conclude(self, sae: Substitute) -> dict[str, Value]:
-        if not {"W_enc", "W_dec"} <= set(sae.weights):
-            raise Undefined(f"{sae.name} has no encoder and decoder weights")
-        encoder, decoder = sae.weights["W_enc"].double().T, sae.weights["W_dec"].double()
-        norms = encoder.norm(dim=-1)
-        cosine = (encoder * decoder).sum(-1) / (norms * decoder.norm(dim=-1))
-        found = {"encoder_norm": norms, "encoder_decoder_cosine_sim": cosine}
-        if "b_enc" in sae.weights:
-            found["encoder_bias"] = sae.weights["b_enc"]
-        return {name: Array(value.cpu().numpy()) for name, value in found.items()}
+        return weight_values(sae)
+
+
+def weight_values(sae: Substitute) -> dict[str, Value]:
+    """One number a feature; `Undefined` without an encoder and a decoder of the same width."""
+    missing = [name for name in ("W_enc", "W_dec") if name not in sae.weights]
+    if missing:
+        raise Undefined(f"{sae.name} has no {missing[0]}")
+    encoder, decoder = sae.weights["W_enc"].double().T, sae.weights["W_dec"].double()
+    if encoder.shape != decoder.shape:
+        raise Undefined(f"{sae.name} reads activations of width {encoder.shape[1]} and writes {decoder.shape[1]}")
+    norms = encoder.norm(dim=-1)
+    cosine = (encoder * decoder).sum(-1) / (norms * decoder.norm(dim=-1))
+    found = {"encoder_norm": norms, "encoder_decoder_cosine_sim": cosine}
+    if "b_enc" in sae.weights:
+        found["encoder_bias"] = sae.weights["b_enc"]
+    return {name: Array(value.double().cpu().numpy()) for name, value in found.items()}

@@ -1,42 +1,81 @@
-"""Splices that peers make outside the mask as well; saeval's own never do."""
+"""What peers splice and score: every token that is not excluded, whatever comes after it, and sometimes all."""
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saeval.model import Resume
-from saeval.quantities import rebound
+from saeval import builtin
+from saeval.data import Batch
+from saeval.model import Model, Resume
+from saeval.quantities import gathered, rebound
 from saeval.scores import TokenScores
 
 
-def zeroed_final(resume: Resume, activations: Float[Tensor, "batch seq d"]) -> Tensor:
-    """Final hidden state with the hook zeroed at every position, those outside the mask included."""
-    return resume(torch.zeros_like(activations))
-
-
-@rebound(final="zeroed_final")
-def zeroed_scores(token_scores: TokenScores) -> TokenScores:
-    """Scores with the hook zeroed at every position."""
-    return token_scores
+def included_final(
+    resume: Resume,
+    reconstruction: Float[Tensor, "batch seq d"],
+    activations: Float[Tensor, "batch seq d"],
+    included: Bool[Tensor, "batch seq"],
+) -> Tensor:
+    """Final hidden state with the reconstruction at every token that is not excluded."""
+    return resume(torch.where(included[..., None], reconstruction.to(activations.dtype), activations))
 
 
 def everywhere_final(
     resume: Resume, reconstruction: Float[Tensor, "batch seq d"], activations: Float[Tensor, "batch seq d"]
 ) -> Tensor:
-    """Final hidden state with the reconstruction at every position, those outside the mask included."""
+    """Final hidden state with the reconstruction at every position, the excluded ones too."""
     return resume(reconstruction.to(activations.dtype))
 
 
+def zeroed_final(resume: Resume, activations: Float[Tensor, "batch seq d"]) -> Tensor:
+    """Final hidden state with the hook zeroed at every position, the excluded ones too."""
+    return resume(torch.zeros_like(activations))
+
+
+@gathered
+def included_token_scores(
+    model: Model,
+    batch: Batch,
+    included: Bool[Tensor, "batch seq"],
+    clean_final: Float[Tensor, "batch seq d_model"],
+    final: Sequence[Tensor],
+) -> list[TokenScores]:
+    """Scores at every token that is not excluded; the likelihood means something where a token of the row follows."""
+    return builtin.token_scores(model, dataclasses.replace(batch, mask=included), clean_final, final)
+
+
+@rebound(final="clean_final")
+def included_clean_scores(included_token_scores: TokenScores) -> TokenScores:
+    """Scores of the clean pass."""
+    return included_token_scores
+
+
+@rebound(final="included_final")
+def included_scores(included_token_scores: TokenScores) -> TokenScores:
+    """Scores with the reconstruction at every token that is not excluded."""
+    return included_token_scores
+
+
 @rebound(final="everywhere_final")
-def everywhere_scores(token_scores: TokenScores) -> TokenScores:
+def everywhere_scores(included_token_scores: TokenScores) -> TokenScores:
     """Scores with the reconstruction at every position."""
-    return token_scores
+    return included_token_scores
 
 
-def inner(mask: Bool[Tensor, "batch seq"], real: Bool[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq"]:
-    """The mask without each row's last real position: peers predict it from no token after the row."""
+@rebound(final="zeroed_final")
+def zeroed_scores(included_token_scores: TokenScores) -> TokenScores:
+    """Scores with the hook zeroed at every position."""
+    return included_token_scores
+
+
+def predicting(included: Bool[Tensor, "batch seq"], real: Bool[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq"]:
+    """The included tokens after which the row goes on: all that peers have a loss for."""
     after = torch.zeros_like(real)
     after[:, :-1] = real[:, 1:]
-    return mask & after
+    return included & after
