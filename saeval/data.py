@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -41,8 +41,10 @@ class Batch:
 
     def part(self, rows: slice) -> Batch:
         """Some of the rows, without what the source supplies."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "supplied"}
-        return Batch(**{name: None if x is None else x[rows] for name, x in given.items()})
+        taken = {
+            f.name: x[rows] for f in fields(self) if f.name != "supplied" and (x := getattr(self, f.name)) is not None
+        }
+        return replace(self, **taken, supplied={})
 
 
 @dataclass

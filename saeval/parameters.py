@@ -25,7 +25,7 @@ def schema(cls: type) -> type[BaseModel]:
     init = cls.__init__  # type: ignore[misc]
     if init is object.__init__:
         return create_model(cls.__name__, __config__=_CONFIG)
-    hints = typing.get_type_hints(init)
+    hints = typing.get_type_hints(init, include_extras=True)
     fields: dict[str, Any] = {}
     for name, parameter in list(inspect.signature(init).parameters.items())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):

@@ -19,7 +19,9 @@ class Scalar:
     """One number with its unit, its direction and, if it came as an `Estimate`, its error.
 
     `Scalar(value, unit="nats", better="lower")` takes an `Estimate` or a plain number. A number
-    that is not finite is recorded as undefined; give the reason with `Scalar.undefined`.
+    that is not finite is recorded as undefined; give the reason with `Scalar.undefined`. `stderr` and
+    `ci95` are for an error that is not over documents, such as one over SAEs: it is shown, and no
+    paired difference is made of it.
     """
 
     def __init__(
@@ -30,6 +32,8 @@ class Scalar:
         better: Better = None,
         n: int | None = None,
         reason: str | None = None,
+        stderr: float | None = None,
+        ci95: tuple[float, float] | None = None,
     ) -> None:
         self.estimate = value if isinstance(value, Estimate) else None
         number = None if value is None else float(value)
@@ -40,6 +44,8 @@ class Scalar:
         self.better = better
         self.n = n if n is not None else (self.estimate.n if self.estimate else None)
         self.reason = reason
+        self.stderr = self.estimate.stderr if self.estimate else stderr
+        self.ci95 = self.estimate.ci95 if self.estimate else ci95
 
     @classmethod
     def undefined(cls, reason: str, *, unit: str = "", better: Better = None) -> Scalar:
@@ -48,14 +54,14 @@ class Scalar:
 
     def record(self) -> dict[str, Any]:
         """`{value, stderr, ci95, n, unit, better}`, and `reason` where something is missing."""
-        shown = self.estimate if self.value is not None else None
-        stderr = shown.stderr if shown else None
-        interval = shown.ci95 if shown else None
+        stderr, interval = (self.stderr, self.ci95) if self.value is not None else (None, None)
         reason = self.reason
         if stderr is not None and not math.isfinite(stderr):
             stderr, interval, reason = None, None, reason or "the delta method gives no finite error here"
         if self.value is not None and stderr is None:
-            reason = reason or ("fewer than two clusters" if shown else "not a mean over clusters: no standard error")
+            reason = reason or (
+                "fewer than two clusters" if self.estimate else "not a mean over clusters: no standard error"
+            )
         return {
             "value": self.value,
             "stderr": stderr,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from saeval.paired import holm
+from saeval.plots import figure, png
 from saeval.result import Result
 from saeval_perturbation.bins import COLUMNS
 
@@ -51,9 +52,9 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     for alias, some in _by_alias(done, "perturbation").items():
         found[f"{alias}.md"] = table(some)
         if saes := [r for r in some if _kind(r) == "sae"]:
-            found[f"{alias}_ratio.png"] = _png(ratio_chart(saes))
+            found[f"{alias}_ratio.png"] = png(ratio_chart(saes))
     for alias, some in _by_alias(done, "perturbation_curve").items():
-        found[f"{alias}.png"] = _png(curve_chart(some))
+        found[f"{alias}.png"] = png(curve_chart(some))
         if bins := bin_rows([r for r in some if _kind(r) == "sae"]):
             found[f"{alias}_by_cosine.csv"] = _csv(bins)
     return found
@@ -100,8 +101,8 @@ def curve_chart(results: Sequence[Result]) -> Figure:
     hooks = {_hook(r): Place.of(_hook(r)) for r in results}
     sites = sorted({place.site for place in hooks.values()})
     layers = sorted({place.layer for place in hooks.values()})
-    figure = _figure(3.6 * len(layers) + 0.6, 3.1 * len(sites) + 0.5)
-    axes = figure.subplots(len(sites), len(layers), sharex=True, squeeze=False)
+    drawn = figure(3.6 * len(layers) + 0.6, 3.1 * len(sites) + 0.5)
+    axes = drawn.subplots(len(sites), len(layers), sharex=True, squeeze=False)
     shown = [1 - c for r in results for c in r.values["kl"]["x"] if c < 1]
     shown += [_reach(r) for r in results if _kind(r) == "sae" and r.values["cosine"]["value"] is not None]
     axes[0][0].set_xscale("log")  # shared by all panels
@@ -121,12 +122,12 @@ def curve_chart(results: Sequence[Result]) -> Figure:
         panel.set_title(hook, fontsize=9)
         panel.legend(fontsize=6, loc="upper right")
         panel.tick_params(labelsize=7, labelbottom=True)
-    figure.supylabel("KL, nats a token", fontsize=9)
-    figure.supxlabel("1 − cosine (right: closer to the activations)", fontsize=9)
+    drawn.supylabel("KL, nats a token", fontsize=9)
+    drawn.supxlabel("1 − cosine (right: closer to the activations)", fontsize=9)
     ratio = results[0].cell["params"]["norm_ratio"]
     title = f"KL of noise at norm ratio {ratio:g} by cosine; band: ± 2 standard errors, bars: 95% intervals"
-    figure.suptitle(title, fontsize=10)
-    return figure
+    drawn.suptitle(title, fontsize=10)
+    return drawn
 
 
 def _curve(panel: Any, values: Mapping[str, Any]) -> None:
@@ -172,8 +173,8 @@ def ratio_chart(results: Sequence[Result]) -> Figure:
     from matplotlib.ticker import LogLocator, NullFormatter  # late: slow to import
 
     shown = [n for n in NULLS if any(r.values.get(n, {}).get("value") for r in results)]
-    figure = _figure(3.7 * max(len(shown), 1) + 0.8, 3.8)
-    axes = figure.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
+    drawn = figure(3.7 * max(len(shown), 1) + 0.8, 3.8)
+    axes = drawn.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
     sites = sorted({Place.of(_hook(r)).site for r in results})
     layers = sorted({Place.of(_hook(r)).layer for r in results})
     for panel, name in zip(axes, shown, strict=False):
@@ -191,8 +192,8 @@ def ratio_chart(results: Sequence[Result]) -> Figure:
         panel.tick_params(labelsize=7, labelleft=True)
     axes[0].set_ylabel("KL of the SAE / KL of the noise", fontsize=9)
     axes[0].legend(fontsize=7)
-    figure.suptitle("Is the SAE's error worse than noise? Bars: 95% intervals by document", fontsize=10)
-    return figure
+    drawn.suptitle("Is the SAE's error worse than noise? Bars: 95% intervals by document", fontsize=10)
+    return drawn
 
 
 def _ratios(panel: Any, results: Sequence[Result], name: str, site: str, colour: str, shift: float) -> None:
@@ -208,21 +209,6 @@ def _ratios(panel: Any, results: Sequence[Result], name: str, site: str, colour:
         x, y, yerr=list(zip(*reach, strict=True)), fmt="-o" if single else "o", color=colour, label=site, markersize=4,
         linewidth=1, capsize=2,
     )  # fmt: skip
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure  # late: slow to import. Without pyplot there is no window and no global state
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _png(figure: Figure) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # late: as above
-
-    FigureCanvasAgg(figure)
-    held = io.BytesIO()
-    figure.savefig(held, format="png", dpi=130)
-    return held.getvalue()
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:

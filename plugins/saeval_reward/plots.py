@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from saeval.plots import figure, png
+
 
 def explained_plot(values: Mapping[str, Any], title: str) -> bytes:
     """Cumulative explained margin, in attribution and in true ablation, against random groups and length: a PNG."""
-    from matplotlib.figure import Figure  # late: slow to import; a figure by itself draws with Agg
-
-    figure = Figure(figsize=(9.5, 4.6), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
+    drawn = figure(9.5, 4.6)
+    axes = drawn.add_subplot()
     for suffix, style, mark, what in (("", "-", "o", "top features"), ("_kept", "--", "s", "without flagged ones")):
         x, y, error = _points(values[f"cumulative{suffix}"])
         axes.fill_between(x, y - error, y + error, color="tab:blue", alpha=0.15, linewidth=0)
@@ -41,10 +40,8 @@ def explained_plot(values: Mapping[str, Any], title: str) -> bytes:
     axes.set_ylabel("mean margin explained (reward)")
     axes.set_title(title)
     axes.axhline(0, color="grey", linewidth=0.6)
-    figure.legend(fontsize=8, loc="outside right upper")
-    kept = io.BytesIO()
-    figure.savefig(kept, format="png", metadata={"Software": None})
-    return kept.getvalue()
+    drawn.legend(fontsize=8, loc="outside right upper")
+    return png(drawn)
 
 
 def _points(curve: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,14 +1,26 @@
-"""One-to-one matching of the features of two dictionaries: exact, at full width, with a certificate.
+"""Do SAEs agree? One-to-one matching of their features: exact, at full width, with a certificate.
 
-`match(A, B)` for rows of vectors, `match_sparse(...)` for a similarity given pair by pair, `certify(A, B, matching)` to
-check a result over all pairs without trusting the solver.
+The solver stands alone: `match(A, B)` for rows of vectors, `match_sparse(...)` for a similarity given pair by pair,
+`certify(A, B, matching)` to check a result over all pairs without trusting the solver.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from saeval.hookspecs import hookimpl
+from saeval.metric import Metric
+from saeval.reports import Report
+from saeval_stability.check import problems
+from saeval_stability.firing import activity, firings
+from saeval_stability.functional import FunctionalStability
+from saeval_stability.pages import pages
+from saeval_stability.seeds import SeedStability
+
 if TYPE_CHECKING:
+    from saeval.errors import Problem
+    from saeval.plan import Plan
     from saeval_stability.certificate import certify
     from saeval_stability.matching import Certificate, Matching, Nearest, match, match_sparse
 
@@ -21,3 +33,23 @@ def __getattr__(name: str) -> Any:
     from saeval_stability import certificate, matching  # late: a compiler is loaded, and only a matching needs it
 
     return getattr(certificate if name == "certify" else matching, name)
+
+
+@hookimpl
+def saeval_metrics() -> list[type[Metric]]:
+    return [SeedStability, FunctionalStability]
+
+
+@hookimpl
+def saeval_quantities() -> list[Callable[..., Any]]:
+    return [activity, firings]
+
+
+@hookimpl
+def saeval_reports() -> list[Report]:
+    return [Report("stability", description="features matched between SAEs: plots and tables", pages=pages)]
+
+
+@hookimpl
+def saeval_check(plan: Plan) -> list[Problem]:
+    return problems(plan)

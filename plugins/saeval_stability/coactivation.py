@@ -1,0 +1,118 @@
+"""Similarity of two SAEs' features by what they do on the same tokens."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csc_array, csr_array
+from torch import Tensor
+
+from saeval_stability.similarity import Similarity
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class Side:
+    """Activations of one SAE's features `[tokens, n]`, most of them 0, with their moments."""
+
+    def __init__(self, values: csc_array) -> None:
+        self.columns = values
+        self.columns.sort_indices()
+        n = values.shape[0]
+        self.mean: Floats = np.asarray(values.sum(0)).ravel() / n
+        self.square: Floats = np.asarray(values.multiply(values).sum(0)).ravel() / n
+        self.fired: Ints = np.diff(values.indptr)
+
+    @cached_property
+    def rows(self) -> csr_array:
+        """The same by token, as a product wants its right side."""
+        return self.columns.tocsr()
+
+    @property
+    def deviation(self) -> Floats:
+        """Standard deviation over all tokens; exactly 0 where rounding could have made what is left."""
+        variance = self.square - self.mean**2
+        found: Floats = np.sqrt(np.where(variance > 1e-12 * self.square, variance, 0.0))
+        return found
+
+
+class Coactivation(Similarity):
+    """Sums over tokens of products of activations, made into a similarity by `_of`; the matrix is never held whole."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, a: Side, b: Side) -> None:
+        self.a, self.b = a, b
+        self.shape = (a.columns.shape[1], b.columns.shape[1])
+
+    @property
+    def T(self) -> Coactivation:  # noqa: N802
+        return type(self)(self.b, self.a)
+
+    def _of(self, sums: Floats, rows: Any, columns: Any) -> Floats:
+        """Similarities from sums: of single pairs, or with `rows` as a column and `columns` as a row."""
+        raise NotImplementedError
+
+    def block(self, rows: slice | Tensor, columns: Tensor | None, dtype: torch.dtype) -> Tensor:
+        i = np.arange(self.shape[0])[rows if isinstance(rows, slice) else rows.numpy()]
+        j = np.arange(self.shape[1]) if columns is None else columns.numpy()
+        right = self.b.rows if columns is None else self.b.columns[:, j].tocsr()
+        sums = (self.a.columns[:, i].T @ right).toarray()
+        return torch.from_numpy(self._of(sums, i[:, None], j[None])).to(dtype)
+
+    def values(self, rows: Ints, columns: Ints) -> Floats:
+        a, b = self.a.columns, self.b.columns
+        sums = _products(a.indptr, a.indices, a.data, b.indptr, b.indices, b.data, rows, columns)
+        return self._of(sums, rows, columns)
+
+    def error(self, dtype: torch.dtype) -> float:
+        return 2 * float(torch.finfo(dtype).eps)
+
+
+class Pearson(Coactivation):
+    """Correlation of activations over all tokens, zeros included; every feature must vary."""
+
+    def _of(self, sums: Floats, rows: Any, columns: Any) -> Floats:
+        n = self.a.columns.shape[0]
+        covariance = sums / n - self.a.mean[rows] * self.b.mean[columns]
+        found = covariance / (self.a.deviation[rows] * self.b.deviation[columns])
+        return np.clip(found, -1.0, 1.0)
+
+    def error(self, dtype: torch.dtype) -> float:
+        # What a feature's mean square is to its variance is what subtracting the means loses.
+        lost = [float(np.sqrt((side.square / side.deviation**2).max())) for side in (self.a, self.b)]
+        return super().error(dtype) + 64 * float(np.finfo(np.float64).eps) * lost[0] * lost[1]
+
+
+class Jaccard(Coactivation):
+    """Tokens on which both fire over tokens on which either does; sides hold 1 where a feature fires."""
+
+    def _of(self, sums: Floats, rows: Any, columns: Any) -> Floats:
+        either = self.a.fired[rows] + self.b.fired[columns] - sums
+        return np.asarray(sums / np.maximum(either, 1))
+
+
+@numba.njit(cache=True, nogil=True)
+def _products(starts_a, tokens_a, a, starts_b, tokens_b, b, rows, columns):  # type: ignore[no-untyped-def]
+    """Sums of products of single pairs of sparse columns, by merging their sorted tokens."""
+    found = np.empty(len(rows))
+    for k in range(len(rows)):
+        p, q, total = starts_a[rows[k]], starts_b[columns[k]], 0.0
+        end_p, end_q = starts_a[rows[k] + 1], starts_b[columns[k] + 1]
+        while p < end_p and q < end_q:
+            if tokens_a[p] == tokens_b[q]:
+                total += a[p] * b[q]
+                p += 1
+                q += 1
+            elif tokens_a[p] < tokens_b[q]:
+                p += 1
+            else:
+                q += 1
+        found[k] = total
+    return found

@@ -1,0 +1,108 @@
+"""Which features fire on the first tokens of a stream: counts, and the activations themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.sparse import csc_array, csr_array
+from torch import Tensor
+
+from saeval.data import Batch
+from saeval.evidence import Evidence
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Firings(Evidence):
+    """On how many of `n` tokens each feature is not 0."""
+
+    counts: Int[np.ndarray, "d_sae"]
+    n: int
+
+    def components(self) -> dict[str, Any]:
+        return {"n": self.n}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Activity(Evidence):
+    """The activations of tokens that are not 0, about 8 bytes each: what fires, token by token.
+
+    Kept, rather than summed over pairs of features: sums over pairs would take a number for each of the d_sae²
+    pairs that ever fire together, for every pair of SAEs, and would not tell what chance alone makes of them.
+    """
+
+    parts: tuple[Mapping[str, np.ndarray], ...]
+    """Of each batch: `documents`, `sequences`, `positions` and `fired` (how many features), each `[tokens]`, and
+    `features` and `values`, each `[fired in all]`."""
+    d_sae: int
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(self.parts + other.parts, self.d_sae)  # joined once, at the end: no copies of copies
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {**self._joined(), "d_sae": np.asarray(self.d_sae)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
+        part = {name: array for name, array in state.items() if name != "d_sae"}
+        return cls((part,), int(state["d_sae"]))
+
+    def components(self) -> dict[str, Any]:
+        return {"n": sum(len(part["fired"]) for part in self.parts)}
+
+    def _joined(self) -> dict[str, np.ndarray]:
+        return {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
+
+    def matrix(self) -> Activations:
+        """All tokens, document by document and sequence by sequence: an order that batches cannot change."""
+        part = self._joined()
+        starts = np.concatenate([[0], np.cumsum(part["fired"])])
+        shape = (len(part["fired"]), self.d_sae)
+        rows = csr_array((part["values"].astype(np.float64), part["features"], starts), shape=shape)
+        order = np.lexsort((part["positions"], part["sequences"], part["documents"]))
+        return Activations(csc_array(rows[order]), part["documents"][order])
+
+
+@dataclasses.dataclass(frozen=True)
+class Activations:
+    """Activations, float64, `[tokens, d_sae]`, and each token's document."""
+
+    values: csc_array
+    documents: Int[np.ndarray, "tokens"]
+
+
+def firings(
+    feature_acts: Float[Tensor, "batch seq d_sae"],
+    mask: Bool[Tensor, "batch seq"],
+    token_ranks: Int[Tensor, "batch seq"],
+    alive_tokens: int,
+) -> Firings:
+    """Fold: on how many of the first `alive_tokens` tokens each feature is not 0."""
+    rows = feature_acts.detach()[mask & (token_ranks < alive_tokens)]
+    return Firings((rows != 0).sum(0).cpu().numpy(), len(rows))
+
+
+def activity(
+    batch: Batch,
+    feature_acts: Float[Tensor, "batch seq d_sae"],
+    mask: Bool[Tensor, "batch seq"],
+    token_ranks: Int[Tensor, "batch seq"],
+    alive_tokens: int,
+) -> Activity:
+    """Fold: the activations of the first `alive_tokens` tokens that are not 0."""
+    taken = mask & (token_ranks < alive_tokens)
+    acts = feature_acts.detach()[taken]
+    fired = acts != 0
+    row, position = (index.cpu().numpy() for index in taken.nonzero(as_tuple=True))
+    part = {
+        "documents": batch.clusters[row],
+        "sequences": batch.sequence_ids[row],
+        "positions": position,
+        "fired": fired.sum(1).cpu().numpy(),
+        "features": fired.nonzero()[:, 1].int().cpu().numpy(),
+        "values": acts[fired].float().cpu().numpy(),
+    }
+    return Activity((part,), int(acts.shape[-1]))

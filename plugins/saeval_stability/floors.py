@@ -1,0 +1,48 @@
+"""What two dictionaries that have nothing to do with each other would score: features of the same shape by chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saeval.keyed import hashed, normal
+
+Spaces = Mapping[str, Float[Tensor, "n d"]]
+"""Directions of the same features in several spaces, such as `decoder` and `encoder`."""
+
+
+def rotations(spaces: Spaces, seed: int, draws: int) -> Iterator[Spaces]:
+    """All directions turned by one random rotation (one for each width), uniform over the orthogonal group.
+
+    Whatever the features are to each other stays as it is, encoder beside decoder included; what they have to do with
+    those of another SAE is lost.
+    """
+    for draw in range(draws):
+        turn = {d: _rotation(hashed(seed, "rotation", draw, d), d) for d in {x.shape[1] for x in spaces.values()}}
+        yield {name: x @ turn[x.shape[1]].to(x) for name, x in spaces.items()}
+
+
+def _rotation(key: np.ndarray, d: int) -> Float[Tensor, "d d"]:
+    """QR of a Gaussian matrix, with the signs that make it uniform (Mezzadri 2007)."""
+    q, r = torch.linalg.qr(normal(hashed(key, np.arange(d)), d))
+    return q * torch.where(r.diagonal() < 0, -1.0, 1.0)
+
+
+def gaussians(spaces: Spaces, seed: int, draws: int) -> Iterator[Spaces]:
+    """Gaussian features with the mean and the covariance of the given ones, those between the spaces included.
+
+    Of unit directions; so a direction that all features share, which brings every dictionary nearer to every other,
+    is in the floor as well.
+    """
+    unit = torch.cat([torch.nn.functional.normalize(x.double(), dim=1) for x in spaces.values()], 1)
+    n, mean = len(unit), unit.mean(0)
+    root = torch.linalg.qr((unit - mean) / n**0.5, mode="r").R  # rootᵀ root is the covariance, of any rank
+    widths = [x.shape[1] for x in spaces.values()]
+    for draw in range(draws):
+        noise = normal(hashed(seed, "gaussian", draw, np.arange(n)), len(root), device=unit.device)
+        parts = (mean + noise @ root).split(widths, 1)
+        yield {name: part.to(x.dtype) for (name, x), part in zip(spaces.items(), parts, strict=True)}

@@ -1,0 +1,182 @@
+"""From the pairs of a group of SAEs to its values: means over pairs with intervals over SAEs, tables, arrays."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import stdtrit
+
+from saeval.errors import SaevalError
+from saeval.keyed import hashed
+from saeval.values import Array, Scalar, Table, Value
+from saeval_stability.measures import MEASURES, above, measures
+
+if TYPE_CHECKING:
+    from saeval_stability.matching import Matching
+
+INTERVAL_FROM = 4
+"""Members from which on leaving one out tells something of the spread; below, only the range is told."""
+
+Numbers = dict[str, float]
+Statistic = Callable[[Sequence[int]], float]
+
+
+@dataclass
+class Pair:
+    """Two members, by number, and all that was found of them."""
+
+    a: int
+    b: int
+    views: Mapping[str, Matching]
+    """What they were matched by, such as `decoder` or `dead_encoder_abs`, and the matching."""
+    numbers: Numbers
+    """Everything that is told of the two, by name."""
+    floors: Mapping[str, Sequence[Numbers]] = field(default_factory=dict)
+    """The same numbers for draws of each null, by the null's name."""
+    chance: Mapping[str, Matching] = field(default_factory=dict)
+    """What the views of one draw of a null look like."""
+    closed: Numbers = field(default_factory=dict)
+    """Those that have a closed form for independent uniform directions."""
+
+    def floor(self, name: str) -> float | None:
+        """The largest of the nulls' means; None where no null has this number."""
+        means = [float(np.mean([draw[name] for draw in draws])) for draws in self.floors.values() if draws]
+        return max(means, default=None)
+
+
+@dataclass
+class Group:
+    """All pairs of a group's members. `kinds` labels the members; "" where the suite names no kinds."""
+
+    names: Sequence[str]
+    kinds: Sequence[str]
+    pairs: Sequence[Pair]
+    features: Mapping[str, Sequence[np.ndarray]]
+    """By the main views: of each member the numbers of the features that were matched."""
+    widths: Sequence[int]
+
+    def values(self) -> dict[str, Value]:
+        """Everything the group has to tell. Only the main views have arrays."""
+        found: dict[str, Value] = {}
+        for name in self.pairs[0].numbers:
+            better = "higher" if not name.endswith(("a_to_b", "b_to_a")) else None
+            found[name] = self._scalar(self._mean(name), better)
+            if name.endswith(("_matched", "_over_smaller")) and all(p.floor(name) is not None for p in self.pairs):
+                found[f"{name}_floor"] = Scalar(float(np.mean([p.floor(name) for p in self.pairs])))
+        for view, numbers in self.features.items():
+            found[f"{view}_found_in_all"] = self._scalar(self._found_in_all(view), "higher")
+            for pair in self.pairs:
+                found |= _arrays(view, pair, numbers, self.widths)
+        taken = [[len(numbers[i]) for numbers in self.features.values()] for i in range(len(self.names))]
+        found["members"] = Table(
+            ["sae", "kind", "features", *(f"{view}_features" for view in self.features)],
+            [[*row, *own] for *row, own in zip(self.names, self.kinds, self.widths, taken, strict=True)],
+        )
+        found |= {"pairs": self._pairs(), "floors": self._floors()}
+        return {**found, "kinds": self._kinds()} if any(self.kinds) else found
+
+    def _mean(self, name: str) -> Statistic:
+        numbers = {(p.a, p.b): p.numbers[name] for p in self.pairs}
+        return lambda some: float(np.mean([numbers[pair] for pair in itertools.combinations(sorted(some), 2)]))
+
+    def _found_in_all(self, view: str) -> Statistic:
+        """Share of a member's features that are matched above SHARED with every other member; mean over members."""
+        hits: dict[tuple[int, int], np.ndarray] = {}
+        for pair in self.pairs:
+            hits[pair.a, pair.b], hits[pair.b, pair.a] = above(pair.views[view])
+
+        def share(some: Sequence[int]) -> float:
+            every = [np.logical_and.reduce([hits[i, j] for j in some if j != i]) for i in some]
+            return float(np.mean([found.mean() for found in every]))
+
+        return share
+
+    def _scalar(self, statistic: Statistic, better: str | None) -> Scalar:
+        n = len(self.names)
+        members = list(range(n))
+        value = statistic(members)
+        if n < INTERVAL_FROM:
+            values = [statistic([p.a, p.b]) for p in self.pairs]
+            reason = "one pair of SAEs" if n == 2 else f"pairs range from {min(values):.4g} to {max(values):.4g}"
+            return Scalar(value, better=better, reason=f"{reason}: an interval takes {INTERVAL_FROM} SAEs")  # type: ignore[arg-type]
+        without = np.array([statistic([j for j in members if j != i]) for i in members])
+        error = math.sqrt((n - 1) / n * float(np.square(without - without.mean()).sum()))
+        reach = float(stdtrit(n - 1, 0.975)) * error
+        return Scalar(value, stderr=error, ci95=(value - reach, value + reach), better=better)  # type: ignore[arg-type]
+
+    def _pairs(self) -> Table:
+        rows = []
+        for p in self.pairs:
+            for view, found in p.views.items():
+                proof = found.certificate
+                numbers = [*measures(found).values(), proof.gap]
+                rows.append([self.names[p.a], self.names[p.b], view, len(proof.u), len(proof.v), *numbers])
+        return Table(["a", "b", "view", "n_a", "n_b", *MEASURES, "gap"], rows)
+
+    def _floors(self) -> Table:
+        nulls = list(self.pairs[0].floors)
+        columns = ["a", "b", "value", "found", *(c for null in nulls for c in (null, f"{null}_sd")), "iid"]
+        rows = []
+        for p in self.pairs:
+            for name in next((d[0] for d in p.floors.values() if d), {}):
+                row = [self.names[p.a], self.names[p.b], name, p.numbers[name]]
+                for null in nulls:
+                    draws = [draw[name] for draw in p.floors[null]]
+                    row += [float(np.mean(draws)), float(np.std(draws, ddof=1)) if len(draws) > 1 else None]
+                rows.append([*row, p.closed.get(name)])
+        return Table(columns, rows)
+
+    def _kinds(self) -> Table:
+        """Every number within each kind and across each two of them; floors are of the same pairs."""
+        rows = []
+        labels = list(dict.fromkeys(self.kinds))
+        for one, other in itertools.combinations_with_replacement(labels, 2):
+            some = [p for p in self.pairs if sorted((self.kinds[p.a], self.kinds[p.b])) == sorted((one, other))]
+            for name in some[0].numbers if some else ():
+                values = [p.numbers[name] for p in some]
+                floors = [floor for p in some if (floor := p.floor(name)) is not None]
+                floor = float(np.mean(floors)) if floors else None
+                rows.append([one, other, len(some), name, float(np.mean(values)), min(values), max(values), floor])
+        return Table(["kind_a", "kind_b", "pairs", "value", "mean", "lowest", "highest", "floor"], rows)
+
+
+def _arrays(view: str, pair: Pair, numbers: Sequence[np.ndarray], widths: Sequence[int]) -> dict[str, Value]:
+    """Partner of each of the first SAE's features in the second, by their own numbers, and their similarity.
+
+    Beside them the matched similarities of one draw of a null, in no order.
+    """
+    found, ours, theirs = pair.views[view], numbers[pair.a], numbers[pair.b]
+    indices = np.full(widths[pair.a], -1, np.int64)
+    cosines = np.full(widths[pair.a], np.nan)
+    rows = np.flatnonzero(found.indices >= 0)
+    indices[ours[rows]] = theirs[found.indices[rows]]
+    cosines[ours] = found.cosines
+    ends = f"{pair.a}_{pair.b}"
+    kept = {f"{view}_indices_{ends}": indices, f"{view}_cosines_{ends}": cosines}
+    if view in pair.chance:
+        drawn = pair.chance[view]
+        kept[f"{view}_chance_{ends}"] = drawn.cosines[drawn.indices >= 0]
+    return {name: Array(data) for name, data in kept.items()}
+
+
+def pair_seed(seed: int, a: int, b: int) -> int:
+    """What the nulls of members `a` and `b` are drawn by: no two pairs share them."""
+    return int(hashed(seed, "pair", a, b))
+
+
+def labelled(names: Sequence[str], kinds: Mapping[str, Sequence[str]]) -> list[str]:
+    """The kind of each member, by patterns of names; "" for all where there are no kinds."""
+    found = []
+    for name in names:
+        mine = [kind for kind, patterns in kinds.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+        if kinds and len(mine) != 1:
+            told = f"the kinds {mine}" if mine else "none of the kinds"
+            raise SaevalError(f"'{name}' is of {told}; 'kinds' maps each kind to patterns, and a name must match one")
+        found.append(mine[0] if mine else "")
+    return found

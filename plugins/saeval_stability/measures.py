@@ -1,0 +1,87 @@
+"""What is told of the matchings of two SAEs, as numbers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Bool, Int
+from scipy.special import betainc
+
+if TYPE_CHECKING:
+    from saeval_stability.matching import Matching
+
+ABOVE = (0.5, 0.7, 0.9)
+SHARED = 0.7
+"""A matched similarity above which two features count as the same."""
+
+MEASURES = {
+    "matched": "Σ over the matched pairs / max(n_A, n_B)",
+    "matched_over_smaller": "Σ over the matched pairs / min(n_A, n_B)",
+    **{f"share_above_0_{10 * t:.0f}": f"share of the matched pairs above {t}" for t in ABOVE},
+    "max_a_to_b": "mean over A of the best match in B",
+    "max_b_to_a": "mean over B of the best match in A",
+    "collisions_a_to_b": "1 − |unique best matches| / n_A",
+    "collisions_b_to_a": "1 − |unique best matches| / n_B",
+}
+
+
+def measures(found: Matching) -> dict[str, float]:
+    """The numbers of one matching, named as in `MEASURES`."""
+    cosines = found.cosines[found.indices >= 0]
+    return {
+        "matched": found.over_larger,
+        "matched_over_smaller": found.over_smaller,
+        **{f"share_above_0_{10 * t:.0f}": float((cosines > t).mean()) for t in ABOVE},
+        "max_a_to_b": found.a_to_b.mean,
+        "max_b_to_a": found.b_to_a.mean,
+        "collisions_a_to_b": found.a_to_b.collision_rate,
+        "collisions_b_to_a": found.b_to_a.collision_rate,
+    }
+
+
+def flattened(views: Mapping[str, Matching]) -> dict[str, float]:
+    """The numbers of several matchings of the same two SAEs, as VIEW_MEASURE."""
+    return {f"{view}_{name}": value for view, found in views.items() for name, value in measures(found).items()}
+
+
+def same_partner(one: Matching, other: Matching) -> Bool[np.ndarray, "n_A"]:
+    """Rows of A that both matchings give the same partner."""
+    return np.asarray((one.indices >= 0) & (one.indices == other.indices))
+
+
+def agreement(one: Matching, other: Matching) -> float:
+    """Share of the smaller side's rows that both matchings give the same partner."""
+    return float(same_partner(one, other).sum()) / _smaller(one)
+
+
+def shared(one: Matching, other: Matching) -> float:
+    """Share of the smaller side's rows with the same partner in both matchings, above `SHARED` in both."""
+    both = same_partner(one, other)
+    return float((both & (one.cosines > SHARED) & (other.cosines > SHARED)).sum()) / _smaller(one)
+
+
+def above(found: Matching) -> tuple[Bool[np.ndarray, "n_A"], Bool[np.ndarray, "n_B"]]:
+    """Rows of A and rows of B matched above `SHARED`."""
+    rows: Int[np.ndarray, "k"] = np.flatnonzero(found.cosines > SHARED)
+    of_a, of_b = np.zeros(len(found.indices), bool), np.zeros(len(found.b_to_a.indices), bool)
+    of_a[rows], of_b[found.indices[rows]] = True, True
+    return of_a, of_b
+
+
+def _smaller(found: Matching) -> int:
+    return min(len(found.indices), len(found.b_to_a.indices))
+
+
+def iid_best(n: int, d: int, absolute: bool) -> float:
+    """Mean over draws of the best of `n` cosines with independent uniform directions in `d` dimensions.
+
+    E max = 1 − ∫ F(t)ⁿ dt, where (1 + cos)/2 ~ Beta((d−1)/2, (d−1)/2), or cos² ~ Beta(½, (d−1)/2) for |cos|.
+    """
+    if d == 1:  # directions are ±1
+        return 1.0 if absolute else 1.0 - 2.0 ** (1 - n)
+    grid = np.linspace(0.0 if absolute else -1.0, 1.0, 400_001)
+    half = (d - 1) / 2
+    below = betainc(0.5, half, grid**2) if absolute else betainc(half, half, (1 + grid) / 2)
+    return float(1.0 - np.trapezoid(below**n, grid))

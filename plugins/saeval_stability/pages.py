@@ -1,0 +1,194 @@
+"""What `saeval report` writes of stability results: plots, and their tables as Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saeval.plots import figure, png
+from saeval.result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METRICS = ("seed_stability", "functional_stability")
+_PANELS = 16
+"""Pairs that a plot has room for."""
+
+
+def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
+    """Plots and tables of every group of a run, by file name."""
+    found: dict[str, bytes | str] = {}
+    for result in (r for r in results if r.cell["metric"] in METRICS and r.status == "ok"):
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", f"{result.metric}-{result.cell['over']}").strip("-")
+        found[f"{stem}.md"] = tables(result, results)
+        found[f"{stem}-matched.png"] = png(histograms(result))
+        found[f"{stem}-pairs.png"] = png(heat_maps(result))
+        if {"decoder", "encoder"} <= set(_views(result)):
+            found[f"{stem}-encoder-decoder.png"] = png(scatter(result))
+    return found
+
+
+def _views(result: Result) -> list[str]:
+    return [name.removesuffix("_found_in_all") for name in result.values if name.endswith("_found_in_all")]
+
+
+def _pairs(result: Result) -> list[tuple[int, int]]:
+    """The members' numbers, pair by pair."""
+    view = _views(result)[0]
+    ends = (re.fullmatch(rf"{view}_indices_(\d+)_(\d+)", name) for name in result.values)
+    return [(int(m[1]), int(m[2])) for m in ends if m]
+
+
+def _names(result: Result) -> list[str]:
+    """Members' names without what all of them begin with."""
+    names = [s["name"] for s in result.cell["subjects"]]
+    folder = names[0].rpartition("/")[0] + "/"
+    return [n.removeprefix(folder) for n in names] if all(n.startswith(folder) for n in names) else names
+
+
+def histograms(result: Result) -> Figure:
+    """Matched similarities of each pair beside those of one draw of chance: a row a pair, a column a view."""
+    views, pairs, names = _views(result), _pairs(result)[:_PANELS], _names(result)
+    drawn = figure(4.0 * len(views) + 0.4, 1.7 * len(pairs) + 0.8)
+    axes = drawn.subplots(len(pairs), len(views), sharex="col", squeeze=False)
+    for row, (a, b) in zip(axes, pairs, strict=True):
+        for panel, view in zip(row, views, strict=True):
+            cosines = result.array(f"{view}_cosines_{a}_{b}")
+            cosines = cosines[~np.isnan(cosines)]
+            chance = result.arrays.get(f"value/{view}_chance_{a}_{b}", np.zeros(0))
+            low = min(0.0, float(np.concatenate([cosines, chance]).min(initial=0.0)))
+            bins = np.linspace(low, 1, 61)
+            if len(chance):
+                panel.hist(chance, bins, color="0.75", label=f"chance, mean {chance.mean():.2f}")
+            panel.hist(cosines, bins, histtype="step", color="C0", linewidth=1.4, label=f"mean {cosines.mean():.2f}")
+            panel.axvline(cosines.mean(), color="C0", linewidth=1, linestyle=":")
+            panel.set_title(f"{view}: {names[a]} – {names[b]}", fontsize=8)
+            panel.legend(fontsize=6, loc="upper left")
+            panel.tick_params(labelsize=7)
+    for panel, view in zip(axes[-1], views, strict=True):
+        panel.set_xlabel(f"{_similarity(view)} of matched features", fontsize=8)
+    drawn.supylabel("features", fontsize=9)
+    drawn.suptitle(_title(result, "matched one-to-one"), fontsize=10)
+    return drawn
+
+
+def scatter(result: Result) -> Figure:
+    """Each feature's cosine in the decoder matching and in the encoder's, and whether both chose one partner."""
+    pairs, names = _pairs(result)[:_PANELS], _names(result)
+    columns = min(4, len(pairs))
+    rows = -(-len(pairs) // columns)
+    drawn = figure(3.2 * columns + 0.4, 3.1 * rows + 0.7)
+    axes = drawn.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for panel in axes[len(pairs) :]:
+        panel.set_visible(False)
+    for panel, (a, b) in zip(axes, pairs, strict=False):
+        x, y = (result.array(f"{view}_cosines_{a}_{b}") for view in ("decoder", "encoder"))
+        one, other = (result.array(f"{view}_indices_{a}_{b}") for view in ("decoder", "encoder"))
+        matched = (one >= 0) & (other >= 0)
+        for which, colour, label in ((one != other, "C1", "other partner"), (one == other, "C0", "same partner")):
+            shown = matched & which
+            panel.scatter(x[shown], y[shown], s=4, color=colour, alpha=0.5, label=f"{label}: {int(shown.sum())}")
+        panel.axline((0, 0), slope=1, color="0.7", linewidth=0.8)
+        panel.set_title(f"{names[a]} – {names[b]}", fontsize=8)
+        panel.legend(fontsize=6, loc="upper left")
+        panel.tick_params(labelsize=7, labelbottom=True)
+    drawn.supxlabel("cosine in the decoder matching", fontsize=9)
+    drawn.supylabel("cosine in the encoder matching", fontsize=9)
+    drawn.suptitle(_title(result, "features of the first SAE of each pair"), fontsize=10)
+    return drawn
+
+
+def heat_maps(result: Result) -> Figure:
+    """Σ / max(n) of every pair, a panel a view."""
+    views, names = _views(result), _names(result)
+    n = len(names)
+    side = 0.55 * n + 1.6
+    drawn = figure((side + 0.6) * len(views), side + 0.6)
+    axes = drawn.subplots(1, len(views), squeeze=False)[0]
+    columns, rows = (result.values["pairs"][part] for part in ("columns", "rows"))
+    found = {(row[0], row[1], row[2]): row[columns.index("matched")] for row in rows}
+    whole = [s["name"] for s in result.cell["subjects"]]
+    for panel, view in zip(axes, views, strict=True):
+        grid = np.eye(n)
+        for a, b in _pairs(result):
+            grid[a, b] = grid[b, a] = found[whole[a], whole[b], view]
+        panel.imshow(grid, vmin=min(0.0, float(grid.min())), vmax=1, cmap="viridis")
+        for i in range(n):
+            for j in range(n):
+                if i != j:
+                    colour = "white" if grid[i, j] < 0.6 else "black"
+                    panel.text(j, i, f"{grid[i, j]:.2f}", ha="center", va="center", fontsize=7, color=colour)
+        panel.set_xticks(range(n), names, rotation=45, ha="right", fontsize=7)
+        panel.set_yticks(range(n), names, fontsize=7)
+        panel.set_title(f"{view}: Σ {_similarity(view)} / max(n)", fontsize=9)
+    drawn.suptitle(_title(result, "matched one-to-one"), fontsize=10)
+    return drawn
+
+
+def tables(result: Result, results: Sequence[Result]) -> str:
+    """The tables of a group; its members with what else the run knows of them."""
+    parts = [f"# {result.metric} of {result.cell['over']}\n", *(f"{note}.\n" for note in result.notes)]
+    parts.append("## Members\n\n" + _members(result, results))
+    shown = [n for n, record in result.values.items() if "kind" not in record and not n.endswith("_floor")]
+    rows = [[n, *_interval(result.values[n]), _cell(_floor(result, n))] for n in shown]
+    parts.append("## Means over pairs\n\n" + _markdown(["value", "mean", "95% interval or range", "floor"], rows))
+    for name, title in (("kinds", "Within and across kinds"), ("pairs", "Pairs"), ("floors", "Floors")):
+        if name in result.values:
+            table = result.values[name]
+            rows = [[_cell(cell) for cell in row] for row in table["rows"]]
+            parts.append(f"## {title}\n\n" + _markdown(table["columns"], rows))
+    return "\n".join(parts)
+
+
+def _members(result: Result, results: Sequence[Result]) -> str:
+    """With L0 and loss where the run has them: whether SAEs are matched in these is for the reader to see."""
+    table = result.values["members"]
+    known = {
+        f"{r.metric}.{value}": None
+        for r in results
+        for value in ("l0", "delta_ce", "explained_variance")
+        if value in r.values
+    }
+    rows = []
+    for row, subject in zip(table["rows"], result.cell["subjects"], strict=True):
+        own = [r for r in results if [s["key"] for s in r.cell["subjects"]] == [subject["key"]]]
+        values = {f"{r.metric}.{name}": record.get("value") for r in own for name, record in r.values.items()}
+        rows.append([*map(_cell, row), *(_cell(values.get(name)) for name in known)])
+    return _markdown([*table["columns"], *known], rows)
+
+
+def _floor(result: Result, name: str) -> float | None:
+    """The larger of the nulls' means, over all pairs."""
+    columns, rows = (result.values["floors"][part] for part in ("columns", "rows"))
+    nulls = [i + 4 for i, column in enumerate(columns[4:-1]) if not column.endswith("_sd")]
+    means = [[row[i] for i in nulls] for row in rows if row[2] == name]
+    return float(np.mean([max(some) for some in means])) if means and nulls else None
+
+
+def _interval(record: Mapping[str, Any]) -> tuple[str, str]:
+    if record["ci95"]:
+        return _cell(record["value"]), " – ".join(map(_cell, record["ci95"]))
+    return _cell(record["value"]), str(record.get("reason", ""))
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "—"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _similarity(view: str) -> str:
+    return {"pearson": "correlation", "jaccard": "Jaccard index"}.get(view, "|cos|" if view.endswith("abs") else "cos")
+
+
+def _title(result: Result, what: str) -> str:
+    return f"{result.metric} of {result.cell['over']}: {what}"

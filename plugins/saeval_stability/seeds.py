@@ -1,0 +1,138 @@
+"""Do SAEs find the same features? Decoders and encoders of all pairs of a group, matched one-to-one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from saeval.errors import SaevalError, Undefined
+from saeval.metric import Metric
+from saeval.values import Notes, Value
+from saeval_stability.firing import Firings
+from saeval_stability.floors import Spaces, gaussians, rotations
+from saeval_stability.group import Group, Numbers, Pair, labelled, pair_seed
+from saeval_stability.measures import agreement, flattened, iid_best, shared
+
+if TYPE_CHECKING:
+    from saeval_stability.matching import Matching
+
+Mode = Literal["signed", "abs"]
+Count = Annotated[int, Field(ge=0)]
+Some = Annotated[int, Field(ge=1)]
+
+
+class SeedStability(Metric):
+    """How alike the decoders and the encoders of a group's SAEs are, feature by feature, beside what chance gives.
+
+    For every pair A, B of the group (in the suite's order), decoder rows and encoder columns of unit norm are matched
+    one-to-one so that Σ cos is largest, exactly and with a proof: decoder_* and encoder_*; *_abs_* maximise Σ |cos|.
+    Only alive features, those that are not 0 on at least `alive_firings` of the stream's first `alive_tokens` tokens
+    of the mask; the table `pairs` has all features and the dead alone beside them. A cosine is in -1 .. 1, and so are
+    means of them; shares are in 0 .. 1.
+
+    *_matched = Σ / max(n_A, n_B), *_matched_over_smaller = Σ / min. *_share_above_0_5, _0_7, _0_9: of the matched
+    pairs. *_max_a_to_b, *_max_b_to_a: mean best match, which counts one feature as often as it is nearest;
+    *_collisions_*: 1 − |unique best matches| / n. shared: features of the smaller side with the same partner in both
+    matchings, above 0.7 in both; index_agreement: with the same partner.
+    *_found_in_all: share of a member's features matched above 0.7 with every other member.
+
+    *_floor: the larger of two nulls' means over `draws` draws: a random rotation of B, and Gaussian features with B's
+    mean and covariance (decoder and encoder jointly). The table `floors` has every value with both nulls, and the
+    closed form for uniform directions where there is one.
+
+    Values are means over all pairs; from 4 SAEs on with a 95% interval by leaving one SAE out at a time. `kinds` maps a
+    label to patterns of names, for a table within and across kinds. Undefined where an SAE has no encoder or decoder
+    weights or no alive feature. Source: Sharkey et al. 2022 (max-cosine), Paulo and Belrose 2025 (Hungarian matching).
+    """
+
+    name, version, subject = "seed_stability", 1, "group"
+
+    def __init__(
+        self, alive_firings: Count = 10, alive_tokens: Some = 1_000_000, draws: Count = 20, seed: int = 0,
+        modes: tuple[Mode, ...] = ("signed", "abs"), kinds: dict[str, list[str]] | None = None,
+    ) -> None:  # fmt: skip
+        self.alive_firings, self.alive_tokens = alive_firings, alive_tokens
+        self.draws, self.seed, self.kinds = draws, seed, kinds or {}
+        self.modes: tuple[Mode, ...] = tuple(dict.fromkeys(modes))
+        if not self.modes:
+            raise ValueError("'modes' names none: expected [signed], [abs] or both")
+
+    def conclude(
+        self,
+        W_dec: list[Float[Tensor, "d_sae d_out"]],
+        W_enc: list[Float[Tensor, "d_in d_sae"]],
+        firings: list[Firings],
+        subject_name: list[str],
+    ) -> dict[str, Value]:
+        spaces = [{"decoder": dec, "encoder": enc.T} for dec, enc in zip(W_dec, W_enc, strict=True)]
+        alive = [found.counts >= self.alive_firings for found in firings]
+        for name, own, some in zip(subject_name, spaces, alive, strict=True):
+            for weight, x in (("W_dec", own["decoder"]), ("W_enc", own["encoder"])):
+                if not bool(x.isfinite().all()):
+                    bad = int((~x.isfinite()).any(1).nonzero()[0])
+                    raise SaevalError(f"{weight} of '{name}' has a value that is not finite, at feature {bad}")
+            if not some.any():
+                told = f"fires on {self.alive_firings} of {firings[0].n} tokens"
+                raise Undefined(f"no feature of '{name}' {told}; more tokens or a lower 'alive_firings' may help")
+        pairs = [self._pair(a, b, spaces, alive) for a, b in itertools.combinations(range(len(spaces)), 2)]
+        kinds = labelled(subject_name, self.kinds)
+        numbers = [np.flatnonzero(some) for some in alive]
+        main = {_view(space, self.modes[0]): numbers for space in ("decoder", "encoder")}
+        group = Group(subject_name, kinds, pairs, main, [len(some) for some in alive])
+        told = f"features that are not 0 on at least {self.alive_firings} of the first {firings[0].n} tokens"
+        return {**group.values(), "alive": Notes([f"seed_stability is of {told}"])}
+
+    def _pair(self, a: int, b: int, spaces: Sequence[Spaces], alive: Sequence[np.ndarray]) -> Pair:
+        whole = {
+            "": (alive[a], alive[b]),
+            "all": (np.ones_like(alive[a]), np.ones_like(alive[b])),
+            "dead": (~alive[a], ~alive[b]),
+        }
+        views: dict[str, Matching] = {}
+        for which, (left, right) in whole.items():
+            if left.any() and right.any():
+                found = self._matched(_taken(spaces[a], left), _taken(spaces[b], right))
+                views |= {f"{which}_{view}".lstrip("_"): m for view, m in found.items()}
+        ours, theirs = _taken(spaces[a], alive[a]), _taken(spaces[b], alive[b])
+        key = pair_seed(self.seed, a, b)
+        turned = [self._matched(ours, drawn) for drawn in rotations(theirs, key, self.draws)]
+        alike = [self._matched(ours, drawn) for drawn in gaussians(theirs, key, self.draws)]
+        floors = {"rotated": [self._numbers(m) for m in turned], "gaussian": [self._numbers(m) for m in alike]}
+        alone = {view: found for view, found in views.items() if not view.startswith(("all_", "dead_"))}
+        chance = turned[0] if turned else {}
+        return Pair(a, b, views, self._numbers(alone), floors, chance, self._closed(ours, theirs))
+
+    def _matched(self, ours: Spaces, theirs: Spaces) -> dict[str, Matching]:
+        from saeval_stability.matching import match  # late: a compiler is loaded, and only a run needs it
+
+        return {
+            _view(space, mode): match(ours[space], theirs[space], mode) for space in ours for mode in self.modes
+        }  # fmt: skip
+
+    def _numbers(self, views: Mapping[str, Matching]) -> Numbers:
+        dec, enc = (views[_view(space, self.modes[0])] for space in ("decoder", "encoder"))
+        return {**flattened(views), "shared": shared(dec, enc), "index_agreement": agreement(dec, enc)}
+
+    def _closed(self, ours: Spaces, theirs: Spaces) -> Numbers:
+        found: Numbers = {}
+        for space, mode in itertools.product(ours, self.modes):
+            n_a, n_b, d = len(ours[space]), len(theirs[space]), ours[space].shape[1]
+            found[f"{_view(space, mode)}_max_a_to_b"] = iid_best(n_b, d, mode == "abs")
+            found[f"{_view(space, mode)}_max_b_to_a"] = iid_best(n_a, d, mode == "abs")
+        return found
+
+
+def _view(space: str, mode: Mode) -> str:
+    return space if mode == "signed" else f"{space}_abs"
+
+
+def _taken(spaces: Spaces, which: np.ndarray) -> Spaces:
+    index = torch.from_numpy(np.flatnonzero(which))
+    return {name: x[index.to(x.device)] for name, x in spaces.items()}
