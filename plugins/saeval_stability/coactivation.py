@@ -42,8 +42,12 @@ class Side:
         return found
 
 
+SMALL = 1 << 24
+"""Pairs up to which their sums are kept, 128 MB: a solver asks for some of them twice."""
+
+
 class Coactivation(Similarity):
-    """Sums over tokens of products of activations, made into a similarity by `_of`; the matrix is never held whole."""
+    """Sums over tokens of products of activations, made into a similarity by `_of`; held whole only where small."""
 
     device = torch.device("cpu")
 
@@ -62,11 +66,28 @@ class Coactivation(Similarity):
     def block(self, rows: slice | Tensor, columns: Tensor | None, dtype: torch.dtype) -> Tensor:
         i = np.arange(self.shape[0])[rows if isinstance(rows, slice) else rows.numpy()]
         j = np.arange(self.shape[1]) if columns is None else columns.numpy()
-        right = self.b.rows if columns is None else self.b.columns[:, j].tocsr()
-        sums = (self.a.columns[:, i].T @ right).toarray()
+        sums = self._whole[np.ix_(i, j)] if self._small else self._sums(i, j)
         return torch.from_numpy(self._of(sums, i[:, None], j[None])).to(dtype)
 
+    @property
+    def _small(self) -> bool:
+        return self.shape[0] * self.shape[1] <= SMALL
+
+    @cached_property
+    def _whole(self) -> Floats:
+        return self._sums(np.arange(self.shape[0]), np.arange(self.shape[1]))
+
+    def _sums(self, rows: Ints, columns: Ints) -> Floats:
+        a = self.a.columns
+        b = self.b.rows if len(columns) == self.shape[1] else self.b.columns[:, columns].tocsr()
+        found: Floats = np.zeros((len(rows), len(columns)))
+        features = b.indices.astype(np.uint32)  # numba then has no negative index to look for: twice as fast
+        _add_products(a.indptr, a.indices, a.data, rows, b.indptr, features, b.data, found)
+        return found
+
     def values(self, rows: Ints, columns: Ints) -> Floats:
+        if self._small:
+            return self._of(self._whole[rows, columns], rows, columns)
         a, b = self.a.columns, self.b.columns
         sums = _products(a.indptr, a.indices, a.data, b.indptr, b.indices, b.data, rows, columns)
         return self._of(sums, rows, columns)
@@ -96,6 +117,17 @@ class Jaccard(Coactivation):
     def _of(self, sums: Floats, rows: Any, columns: Any) -> Floats:
         either = self.a.fired[rows] + self.b.fired[columns] - sums
         return np.asarray(sums / np.maximum(either, 1))
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_products(starts_a, tokens_a, a, rows, starts_b, features_b, b, found):  # type: ignore[no-untyped-def]
+    """Sums of products of sparse columns of A with all of B's, a row of sums at a time: it stays in the cache."""
+    for line in range(len(rows)):
+        sums = found[line]
+        for p in range(starts_a[rows[line]], starts_a[rows[line] + 1]):
+            token, value = tokens_a[p], a[p]
+            for q in range(starts_b[token], starts_b[token + 1]):
+                sums[features_b[q]] += value * b[q]
 
 
 @numba.njit(cache=True, nogil=True)
