@@ -380,3 +380,30 @@ def test_weights_that_are_not_finite_and_features_that_never_fire():
     assert "no feature of 'b' fires on 1 of" in results[0].reason
     with pytest.raises(SaevalError, match="'modes' names none"):
         evaluate_tiny([{"seed_stability": {"over": "g", "modes": []}}], saes=[Given.random(0)], groups={"g": ["*"]})
+
+
+def test_pages_hold_the_plots_and_the_tables(tmp_path):
+    from saeval_stability.pages import pages
+
+    saes = {f"sae-{i}": Given.random(i) for i in range(3)}
+    entries = ["l0", *({name: {**FEW, "over": "g"}} for name in BOTH)]
+    results = evaluate_tiny(entries, saes=saes, groups={"g": ["*"]})
+    found = pages(list(results))
+    plots = [name for name in found if name.endswith(".png")]
+    assert sorted(plots) == [
+        "functional-stability-g-matched.png", "functional-stability-g-pairs.png",
+        "seed-stability-g-encoder-decoder.png", "seed-stability-g-matched.png", "seed-stability-g-pairs.png",
+    ]  # fmt: skip
+    assert all(found[name].startswith(b"\x89PNG") for name in plots)
+    text = found["seed-stability-g.md"]
+    l0 = results.value("l0", "sae-1")["value"]
+    assert f"{l0:.4g}" in next(line for line in text.splitlines() if line.startswith("| sae-1 |"))
+    mean = results.value("seed_stability.decoder_matched", "sae-0, sae-1, sae-2")["value"]
+    assert f"| decoder_matched | {mean:.4g} | pairs range from" in text
+    assert (
+        pages(
+            list(results),
+        )
+        == found
+    )  # nothing drawn at random
+    assert pages([r for r in results if r.metric == "l0"]) == {}

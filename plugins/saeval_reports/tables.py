@@ -51,7 +51,9 @@ def _markdown(board: Board) -> str:
         text.insert(2, _stop(board))
     if board.limited:
         text.insert(1, "**Limited run: not comparable with others.**")
-    legend = "± is one standard error, clustered by document; ↓ lower is better, ↑ higher is better"
+    members = any(r.kind == "group" and any(e.stderr for e in r.entries.values()) for r in board.rows)
+    over = ", of groups over their SAEs" if members else ""
+    legend = f"± is one standard error, clustered by document{over}; ↓ lower is better, ↑ higher is better"
     tested = any(e.estimate for r in board.rows if r.rank and (e := r.entries.get(board.rank_by or "")))
     ranks = (
         f"; a rank of 2–4 has 1 SAE surely better in {board.rank_by} and all beyond the 4th surely worse, by paired "

@@ -40,7 +40,7 @@ class Pair:
     floors: Mapping[str, Sequence[Numbers]] = field(default_factory=dict)
     """The same numbers for draws of each null, by the null's name."""
     chance: Mapping[str, Matching] = field(default_factory=dict)
-    """What the views of one draw of a null look like."""
+    """The views of one draw, each of the null that scores higher there."""
     closed: Numbers = field(default_factory=dict)
     """Those that have a closed form for independent uniform directions."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -90,31 +90,37 @@ class SeedStability(Metric):
         return {**group.values(), "alive": Notes([f"seed_stability is of {told}"])}
 
     def _pair(self, a: int, b: int, spaces: Sequence[Spaces], alive: Sequence[np.ndarray]) -> Pair:
-        whole = {
-            "": (alive[a], alive[b]),
-            "all": (np.ones_like(alive[a]), np.ones_like(alive[b])),
-            "dead": (~alive[a], ~alive[b]),
-        }
-        views: dict[str, Matching] = {}
-        for which, (left, right) in whole.items():
-            if left.any() and right.any():
-                found = self._matched(_taken(spaces[a], left), _taken(spaces[b], right))
-                views |= {f"{which}_{view}".lstrip("_"): m for view, m in found.items()}
         ours, theirs = _taken(spaces[a], alive[a]), _taken(spaces[b], alive[b])
-        key = pair_seed(self.seed, a, b)
-        turned = [self._matched(ours, drawn) for drawn in rotations(theirs, key, self.draws)]
-        alike = [self._matched(ours, drawn) for drawn in gaussians(theirs, key, self.draws)]
-        floors = {"rotated": [self._numbers(m) for m in turned], "gaussian": [self._numbers(m) for m in alike]}
-        alone = {view: found for view, found in views.items() if not view.startswith(("all_", "dead_"))}
-        chance = turned[0] if turned else {}
-        return Pair(a, b, views, self._numbers(alone), floors, chance, self._closed(ours, theirs))
+        main = self._matched(ours, theirs)
+        views = dict(main)
+        if alive[a].all() and alive[b].all():
+            views |= {f"all_{view}": found for view, found in main.items()}
+        else:
+            views |= {f"all_{view}": found for view, found in self._matched(spaces[a], spaces[b]).items()}
+        if not alive[a].all() and not alive[b].all():
+            dead = self._matched(_taken(spaces[a], ~alive[a]), _taken(spaces[b], ~alive[b]))
+            views |= {f"dead_{view}": found for view, found in dead.items()}
+        key, floors, examples = pair_seed(self.seed, a, b), {}, []
+        for name, null in (("rotated", rotations), ("gaussian", gaussians)):
+            floors[name], example = self._chance(ours, null(theirs, key, self.draws))
+            examples += example
+        chance = {view: max((e[view] for e in examples), key=lambda m: m.total) for view in main} if examples else {}
+        return Pair(a, b, views, self._numbers(main), floors, chance, self._closed(ours, theirs))
+
+    def _chance(self, ours: Spaces, null: Iterator[Spaces]) -> tuple[list[Numbers], list[dict[str, Matching]]]:
+        """The numbers of all draws, and the matchings of the first."""
+        numbers, first = [], []
+        for drawn in null:
+            found = self._matched(ours, drawn)
+            numbers.append(self._numbers(found))
+            first = first or [found]
+        return numbers, first
 
     def _matched(self, ours: Spaces, theirs: Spaces) -> dict[str, Matching]:
         from saeval_stability.matching import match  # late: a compiler is loaded, and only a run needs it
 
-        return {
-            _view(space, mode): match(ours[space], theirs[space], mode) for space in ours for mode in self.modes
-        }  # fmt: skip
+        both = itertools.product(ours, self.modes)
+        return {_view(space, mode): match(ours[space], theirs[space], mode) for space, mode in both}
 
     def _numbers(self, views: Mapping[str, Matching]) -> Numbers:
         dec, enc = (views[_view(space, self.modes[0])] for space in ("decoder", "encoder"))
