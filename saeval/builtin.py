@@ -13,6 +13,7 @@ from torch import Tensor
 from saeval.data import Batch
 from saeval.errors import Undefined
 from saeval.evidence import Moments
+from saeval.fired import Fired
 from saeval.hookspecs import hookimpl
 from saeval.keyed import hashed
 from saeval.model import Capture, Model, Resume
@@ -84,6 +85,11 @@ def feature_acts(
     if encoding is None:
         raise Undefined(f"{sae.name} has no features")
     return encoding.feature_acts.to(mask.device)
+
+
+def fired(feature_acts: Float[Tensor, "batch seq d_sae"]) -> Fired:
+    """Which features are not 0 on which tokens."""
+    return Fired.of(feature_acts)
 
 
 def reconstruction(
@@ -256,7 +262,7 @@ def b_dec(sae: Substitute) -> Float[Tensor, "d_out"]:
 def saeval_quantities() -> list[Callable[..., Any]]:
     return [
         W_dec, W_enc, ablated_scores, activation_mean, activation_moments, activation_spread, b_dec, b_enc,
-        clean_logits, clean_reward, clean_scores, encoding, feature_acts, gradient, included, labels, mask,
+        clean_logits, clean_reward, clean_scores, encoding, feature_acts, fired, gradient, included, labels, mask,
         reconstruction, reward_of, scored, spelling, spliced_activations, spliced_final, spliced_pass, spliced_reward,
         spliced_scores, targets, token_keys, token_ranks, token_scores, tokens,
     ]  # fmt: skip

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from saeval.evidence import Evidence, Histogram, Mean, Moments
+from saeval.fired import Fired
 from saeval.metric import Metric
 from saeval.values import Curve, Scalar, Table, Value
 
@@ -21,16 +22,14 @@ class L0(Metric):
 
     name, version = "l0", 1
 
-    def observe(
-        self, feature_acts: Float[Tensor, "batch seq d_sae"], mask: Bool[Tensor, "batch seq"]
-    ) -> dict[str, Evidence]:
-        fired = (feature_acts != 0).sum(-1)
-        edges = np.arange(feature_acts.shape[-1] + 2)
+    def observe(self, fired: Fired, mask: Bool[Tensor, "batch seq"]) -> dict[str, Evidence]:
+        counts = fired.per_token().to(mask.device)
+        edges = np.arange(fired.shape[-1] + 2)
         rows = torch.ones(len(mask), 1, dtype=torch.bool, device=mask.device)
         return {
-            "l0": Mean.of(fired, mask),
-            "counts": Histogram.of(fired, mask, edges),
-            "by_position": Moments.of((fired * mask)[:, None, :], rows),
+            "l0": Mean.of(counts, mask),
+            "counts": Histogram.of(counts, mask, edges),
+            "by_position": Moments.of((counts * mask)[:, None, :], rows),
             "tokens": Moments.of(mask[:, None, :], rows),
         }
 
@@ -54,8 +53,8 @@ class Density(Metric):
 
     name, version = "density", 1
 
-    def observe(self, feature_acts: Float[Tensor, "batch seq d_sae"], mask: Bool[Tensor, "batch seq"]) -> Moments:
-        return Moments.of(feature_acts != 0, mask)
+    def observe(self, fired: Fired, mask: Bool[Tensor, "batch seq"]) -> Moments:
+        return Moments(int(mask.sum()), fired.per_feature(mask).double().cpu().numpy())
 
     def conclude(self, total: Moments) -> dict[str, Value]:
         density, n = total.mean, total.n

