@@ -18,8 +18,11 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/saeval run quickstart
 
+# Two workers of one thread each: what is tested is mostly small and single-threaded. A file's tests share fixtures.
+WORKERS ?= 2
+
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # sae-lens needs transformer-lens 3, so transformer-lens 4 has an environment of its own, without sae-lens.
 TL4 := .venv-tl4
