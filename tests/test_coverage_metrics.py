@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from saeval.evidence import Stamp
+from saeval.fired import Fired
 from saeval.spread import Spread
 from saeval.totals import stamped
 from saeval_fidelity import L0, CrossEntropy, KLDivergence, Reconstruction
@@ -61,7 +62,7 @@ def l0(random):
     chance = torch.sigmoid(-2 + 0.7 * documents(random))
     fired = torch.from_numpy(random.random((*MASK.shape, 40))) < chance[..., None]
     metric = L0()
-    return metric.conclude(stamped(metric.observe(fired.double(), MASK), STAMP))["l0"]
+    return metric.conclude(stamped(metric.observe(Fired.of(fired.double()), MASK), STAMP))["l0"]
 
 
 def explained_variance(random):

@@ -382,6 +382,19 @@ def test_weights_that_are_not_finite_and_features_that_never_fire():
         evaluate_tiny([{"seed_stability": {"over": "g", "modes": []}}], saes=[Given.random(0)], groups={"g": ["*"]})
 
 
+def test_a_leaderboard_says_that_the_errors_of_a_group_are_over_its_saes():
+    def board(count):
+        saes = {f"sae-{i}": Given.random(i) for i in range(count)}
+        results = evaluate_tiny([{"seed_stability": {**FEW, "over": "g"}}], saes=saes, groups={"g": ["*"]})
+        return results.leaderboard()
+
+    four, two = board(4), board(2)
+    assert "clustered by document, of groups over their SAEs;" in four
+    assert "| g (4)" in four
+    assert "over their SAEs" not in two
+    assert "the first" in two  # the note says which tokens decide what is alive
+
+
 def test_pages_hold_the_plots_and_the_tables(tmp_path):
     from saeval_stability.pages import pages
 
