@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 
 from saeval.errors import SaevalError
 from saeval_stability import certify, match, match_sparse
+from saeval_stability.similarity import Cosines, Vectors
 
 CERTIFIED = 1e-6
 
@@ -77,6 +78,9 @@ def dictionaries(kind, n, m, d, seed=0):
     if kind == "duplicated":  # far more equal rows than candidates are kept
         base = rng.standard_normal((max(n // 100, 1), d))
         return tuple(base[rng.integers(len(base), size=k)] for k in (n, m))
+    if kind == "near duplicates":  # closer together than bfloat16 can tell
+        base = rng.standard_normal((max(n // 20, 1), d))
+        return tuple(base[rng.integers(len(base), size=k)] + 1e-3 * rng.standard_normal((k, d)) for k in (n, m))
     if kind == "identical":
         return np.ones((n, d)), np.ones((m, d))
     if kind == "tied":  # few distinct cosines, zero rows among them
@@ -86,12 +90,19 @@ def dictionaries(kind, n, m, d, seed=0):
     raise AssertionError(kind)
 
 
-KINDS = ["random", "planted", "shared mean", "clusters", "duplicated", "identical", "tied", "zero"]
+KINDS = ["random", "planted", "shared mean", "clusters", "duplicated", "near duplicates", "identical", "tied", "zero"]
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def coarse(request, monkeypatch):
+    """What the first pass is computed in, whatever this machine is fast at."""
+    monkeypatch.setattr("saeval_stability.similarity.fastest", lambda device: request.param)
+    return request.param
 
 
 @pytest.mark.parametrize("mode", ["signed", "abs"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_as_good_as_a_dense_solver(kind, mode):
+def test_as_good_as_a_dense_solver(kind, mode, coarse):
     for n, m in ((600, 600), (600, 750), (750, 600)):
         A, B = dictionaries(kind, n, m, 24)
         check(match(A, B, mode), cosines(A, B, mode))
@@ -111,6 +122,48 @@ def test_as_good_as_a_dense_solver_of_5000(kind):
     found = match(A, B)
     check(found, cosines(A, B))
     assert certify(A, B, found) == pytest.approx(found.certificate.gap, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("d", [3, 64, 1000, 4096])
+def test_the_bounds_hold(d, dtype):
+    """No exact cosine is above what the computed one is said to stand for, and they are not far above it."""
+    rng = np.random.default_rng(d)
+    A = rng.standard_normal((70, d))
+    B = np.concatenate([A + rng.uniform(0, 2, (70, 1)) * rng.standard_normal((70, d)), -A, A**9])
+    for absolute in (False, True):
+        both = Cosines(Vectors(A, "A"), Vectors(B, "B"), absolute)
+        most = both.at_most(both.block(slice(None), None, dtype)).numpy()
+        exact = cosines(A, B, "abs" if absolute else "signed")
+        assert (exact <= most).all()
+        assert (most - exact).max() < {torch.float64: 1e-11, torch.float32: 1e-3, torch.bfloat16: 3e-2}[dtype]
+
+
+@pytest.mark.parametrize("tight", [1, 10, 60, 100])
+def test_a_coarse_pass_that_settles_little_is_followed_by_a_finer_one(tight, coarse):
+    """Rows of a cluster that are closer together than bfloat16 can tell, in percent: the best matches are the same."""
+    rng = np.random.default_rng(8)
+    A, B = rng.standard_normal((2000, 64)), rng.standard_normal((2100, 64))
+    centre = rng.standard_normal(64)
+    for rows in (A, B):
+        where = rng.permutation(len(rows))[: tight * len(rows) // 100]
+        rows[where] = centre + 0.03 * rng.standard_normal((len(where), 64))
+    found, exact = match(A, B), cosines(A, B)
+    np.testing.assert_allclose(found.a_to_b.cosines, exact.max(1), atol=2e-7)
+    np.testing.assert_allclose(found.b_to_a.cosines, exact.max(0), atol=2e-7)
+    assert found.certificate.gap <= CERTIFIED
+
+
+@pytest.mark.parametrize(("size", "apart"), [(2, 1), (3, 1), (12, 83), (40, 37)])
+def test_rows_that_a_coarse_pass_cannot_tell_apart(size, apart, coarse):
+    """A hundred equal columns but for noise, and a few rows like them, next to each other or far apart."""
+    rng = np.random.default_rng(9)
+    A, B = rng.standard_normal((2000, 64)), rng.standard_normal((2100, 64))
+    A[700 + apart * np.arange(size) - 2000] = B[0] + 0.03 * rng.standard_normal((size, 64))
+    B[:100] = B[0] + 0.03 * rng.standard_normal((100, 64))
+    for found, exact in ((match(A, B), cosines(A, B)), (match(B, A), cosines(B, A))):
+        np.testing.assert_allclose(found.a_to_b.cosines, exact.max(1), atol=2e-7)
+        np.testing.assert_allclose(found.b_to_a.cosines, exact.max(0), atol=2e-7)
 
 
 small = st.integers(1, 8)
@@ -165,7 +218,7 @@ def test_listed_pairs_equal_brute_force(both, data):
 
 
 @pytest.mark.parametrize("kind", ["planted", "shared mean", "duplicated", "tied"])
-def test_block_size_changes_nothing(kind):
+def test_block_size_changes_nothing(kind, coarse):
     A, B = dictionaries(kind, 300, 340, 16)
     whole = match(A, B)
     for block in (1, 7, 64, 299, 300, 5000):
@@ -184,7 +237,7 @@ def test_the_same_twice():
 
 
 @pytest.mark.parametrize("block", [None, 1, 17, 1000])
-def test_a_permuted_rescaled_copy_is_recovered(block):
+def test_a_permuted_rescaled_copy_is_recovered(block, coarse):
     rng = np.random.default_rng(3)
     A = rng.standard_normal((400, 32)).astype(np.float32)
     order = rng.permutation(400)

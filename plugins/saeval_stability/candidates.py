@@ -11,50 +11,80 @@ from torch import Tensor
 
 from saeval_stability.similarity import Similarity
 
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
 PER_ROW = 32
 PER_COLUMN = 8
-BLOCK = 1 << 26  # entries of a block: 256 MB in float32
+GROUP = 32
+BLOCK = 1 << 26  # bytes of a block
+OPEN = 0.25  # a larger share of rows or columns left open is cheaper to settle all at once
 
 
 @dataclass
 class Bounds:
     """For a pair (i, j) that is no candidate: similarity <= bound[i] + references[reference[i]][j]."""
 
-    bound: NDArray[np.float64]
-    reference: NDArray[np.int64]
-    references: list[NDArray[np.float64]]
+    bound: Floats
+    reference: Ints
+    references: list[Floats]
 
 
-def rows_per_block(similarity: Similarity, block: int | None) -> int:
-    return block or max(1, BLOCK // similarity.shape[1])
+def rows_per_block(similarity: Similarity, block: int | None, dtype: torch.dtype = torch.float32) -> int:
+    return block or max(1, BLOCK // (similarity.shape[1] * dtype.itemsize))
 
 
-def candidates(similarity: Similarity, block: int | None) -> tuple[NDArray[np.int64], Bounds]:
+def candidates(similarity: Similarity, block: int | None) -> tuple[Ints, Floats, Bounds]:
     """One pass over all pairs in blocks of rows.
 
-    Returns the candidate pairs as sorted keys i·m + j, and the bounds. Among them are the best pair of each row and
-    of each column, and (i, i), so that every row can have a partner.
+    Returns the candidate pairs as sorted keys i·m + j, their similarities, and the bounds. Among them are the best
+    pair of each row and of each column to within the rounding of float32, and (i, i), so that every row can have a
+    partner. A coarse pass decides most of these; the rows and columns for which it is too coarse are computed again.
     """
     n, m = similarity.shape
-    per_row = min(PER_ROW, m)
-    device = similarity.device
-    best = torch.empty(n, per_row, dtype=torch.int32, device=device)
-    bound = torch.full((n,), -torch.inf, dtype=torch.float64, device=device)
-    columns = _BestOfColumns(m, min(PER_COLUMN, n), device)
-    group = max(1, min(32, n // 256))
-    step = rows_per_block(similarity, block)
-    for first in range(0, n, step):
-        part = similarity.block(slice(first, first + step), None, torch.float32)
-        values, indices = part.topk(per_row, dim=1)
-        best[first : first + step] = indices
-        if per_row < m:
-            bound[first : first + step] = values[:, -1].double() + similarity.error(torch.float32)
-        columns.add(part, first, min(group, len(part)))
-    every = np.arange(m)
-    keys = [(np.arange(n)[:, None] * m + best.cpu().numpy()).ravel(), np.arange(n) * (m + 1)]
-    keys += [row * m + every for row in columns.row.cpu().numpy()]
-    bounds = Bounds(bound.cpu().numpy(), np.zeros(n, np.int64), [np.zeros(m)])
-    return np.unique(np.concatenate(keys)), bounds
+    found = _Pass(similarity, similarity.coarse, block)
+    keys, values = found.keys, values_of(similarity, found.keys)
+    if similarity.coarse != torch.float32:
+        rows = np.flatnonzero(found.of_row > _best(values, keys // m, n))
+        columns = np.flatnonzero(found.of_column > _best(values, keys % m, m))
+        if max(len(rows) / n, len(columns) / m) > OPEN:
+            found = _Pass(similarity, torch.float32, block)
+            more = found.keys
+        else:
+            best, found.of_row[rows] = _best_of(similarity, rows, block)
+            best_rows, _ = _best_of(similarity.T, columns, block)
+            more = distinct(rows[:, None] * m + best, best_rows * m + columns[:, None])
+        new = np.setdiff1d(more, keys, assume_unique=True)
+        keys, values = merged(keys, values, new, values_of(similarity, new))
+    return keys, values, Bounds(found.of_row, np.zeros(n, np.int64), [np.zeros(m)])
+
+
+class _Pass:
+    """All pairs once: `keys` of candidates, and what a row's and a column's other pairs are at most."""
+
+    def __init__(self, similarity: Similarity, dtype: torch.dtype, block: int | None) -> None:
+        n, m = similarity.shape
+        per_row = min(PER_ROW, m)
+        device = similarity.device
+        best = torch.empty(n, per_row, dtype=torch.int32, device=device)
+        bound = torch.full((n,), -torch.inf, dtype=torch.float64, device=device)
+        columns = _BestOfColumns(m, min(PER_COLUMN, n), dtype, device)
+        group = max(1, min(GROUP, n // 256))
+        step = rows_per_block(similarity, block, dtype)
+        step = step // group * group or step  # whole groups
+        buffer = torch.empty(min(step, n), m, dtype=dtype, device=device)
+        for first in range(0, n, step):
+            part = similarity.block(slice(first, first + step), None, dtype, buffer[: n - first])
+            values, indices = part.topk(per_row, dim=1)
+            best[first : first + step] = indices
+            if per_row < m:
+                bound[first : first + step] = similarity.at_most(values[:, -1])
+            columns.add(part, first, min(group, len(part)))
+        keys = [np.arange(n)[:, None] * m + best.cpu().numpy(), np.arange(n) * (m + 1)]
+        keys += [row * m + np.arange(m) for row in columns.row.cpu().numpy()]
+        self.keys = distinct(*keys)
+        self.of_row: Floats = bound.cpu().numpy()
+        self.of_column: Floats = similarity.at_most(columns.left_out()).cpu().numpy()
 
 
 class _BestOfColumns:
@@ -64,18 +94,68 @@ class _BestOfColumns:
     along the columns of a block costs as much as the product.
     """
 
-    def __init__(self, m: int, k: int, device: torch.device) -> None:
-        self.value = torch.full((k, m), -torch.inf, device=device)
+    def __init__(self, m: int, k: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.value = torch.full((k, m), -torch.inf, dtype=dtype, device=device)
+        self.second = self.value.clone()  # the next best row of the group
         self.row = torch.zeros((k, m), dtype=torch.int64, device=device)
 
     def add(self, part: Tensor, first: int, group: int) -> None:
+        whole = len(part) // group * group
+        self._add(part[:whole], first, group)
+        if whole < len(part):
+            self._add(part[whole:], first + whole, len(part) - whole)
+
+    def _add(self, part: Tensor, first: int, group: int) -> None:
         k, m = self.value.shape
-        if missing := -len(part) % group:
-            part = torch.cat([part, part.new_full((missing, m), -torch.inf)])
         groups = part.view(-1, group, m)
         self.value, pick = torch.cat([self.value, groups.amax(1)]).topk(k, dim=0)
-        self.row = self.row.gather(0, pick.clamp(max=k - 1))
+        kept = pick.clamp(max=k - 1)
+        self.row, self.second = self.row.gather(0, kept), self.second.gather(0, kept)
         fresh = pick >= k
         column = fresh.nonzero()[:, 1]
         chosen = pick[fresh] - k
-        self.row[fresh] = first + chosen * group + groups[chosen, :, column].argmax(1)
+        best, at = groups[chosen, :, column].topk(min(2, group), dim=1)
+        self.row[fresh] = first + chosen * group + at[:, 0]
+        self.second[fresh] = best[:, 1] if group > 1 else -torch.inf
+
+    def left_out(self) -> Tensor:
+        """The largest entry of each column at most, but for those of `row`."""
+        return torch.maximum(self.value[-1], self.second.amax(0))
+
+
+def distinct(*keys: Ints) -> Ints:
+    """All of them, sorted, each once; np.unique takes longer than the sparse assignment."""
+    found = np.sort(np.concatenate([k.ravel() for k in keys]))
+    return found[np.append(True, found[1:] != found[:-1])] if len(found) else found
+
+
+def values_of(similarity: Similarity, keys: Ints) -> Floats:
+    """The similarities of pairs given as keys."""
+    return similarity.values(*np.divmod(keys, similarity.shape[1]))
+
+
+def merged(keys: Ints, values: Floats, new: Ints, added: Floats) -> tuple[Ints, Floats]:
+    """Two sets of pairs as one, sorted."""
+    keys = np.concatenate([keys, new])
+    order = np.argsort(keys, kind="stable")
+    return keys[order], np.concatenate([values, added])[order]
+
+
+def _best(values: Floats, line: Ints, n: int) -> Floats:
+    best = np.full(n, -np.inf)
+    np.maximum.at(best, line, values)
+    return best
+
+
+def _best_of(similarity: Similarity, rows: Ints, block: int | None) -> tuple[Ints, Floats]:
+    """The best columns `[len(rows), k]` of these rows in float32, and what the others are at most."""
+    k, step = min(PER_ROW, similarity.shape[1]), rows_per_block(similarity, block)
+    best, bound = np.empty((len(rows), k), np.int64), np.full(len(rows), -np.inf)
+    for first in range(0, len(rows), step):
+        part = slice(first, first + step)
+        which = torch.as_tensor(rows[part], device=similarity.device)
+        values, indices = similarity.block(which, None, torch.float32).topk(k, dim=1)
+        best[part] = indices.cpu().numpy()
+        if k < similarity.shape[1]:
+            bound[part] = similarity.at_most(values[:, -1]).cpu().numpy()
+    return best, bound

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from saeval.errors import SaevalError
-from saeval_stability.candidates import PER_ROW, Bounds, rows_per_block
+from saeval_stability.candidates import PER_ROW, Bounds, distinct, rows_per_block
 from saeval_stability.similarity import Cosines, Similarity, Vectors
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Pricing:
                 over[part] = np.maximum(over[part], bounds.bound[part] + fall[~close].max())
                 keys.append(found)
         bounds.references.append(v.copy())
-        return np.unique(np.concatenate(keys)), over
+        return distinct(*keys), over
 
     def _compute(self, rows: Ints, columns: Ints | None, u: Floats, v: Floats) -> tuple[Ints, Floats]:
         """Keys of the best pairs of these rows, and bounds on what their other pairs with these columns are worth."""

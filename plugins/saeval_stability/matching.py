@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 
 from saeval.errors import SaevalError
 from saeval_stability.assignment import Assignment
-from saeval_stability.candidates import candidates
+from saeval_stability.candidates import candidates, merged, values_of
 from saeval_stability.certificate import NEGLIGIBLE, Pricing, gap
 from saeval_stability.similarity import Cosines, Similarity, Vectors, listed
 
@@ -101,7 +101,7 @@ def match(A: Any, B: Any, mode: Literal["signed", "abs"] = "signed", block: int 
         A, B: `[n_A, d]` and `[n_B, d]`, tensors or arrays of real numbers, of any scale; normalised inside. A row of
             zeros has cosine 0 with everything. The work is done where A is, on the CPU or a CUDA device.
         mode: "signed", or "abs" for directions without a sign.
-        block: rows of the smaller side taken at a time; the default fills about 256 MB. It changes memory and time.
+        block: rows of the smaller side taken at a time; the default fills about 64 MB. It changes memory and time.
 
     Raises:
         SaevalError: for values that are not finite, shapes that do not fit, or an unknown mode.
@@ -146,8 +146,7 @@ def solve(similarity: Similarity, block: int | None = None) -> Matching:
     if similarity.shape[0] > similarity.shape[1]:
         return _exchanged(solve(similarity.T, block))
     n, m = similarity.shape
-    keys, bounds = candidates(similarity, block)
-    values = _values(similarity, keys)
+    keys, values, bounds = candidates(similarity, block)
     pricing, assignment, rounds = Pricing(similarity, bounds, block), Assignment(n, m), 0
     pairs = _pairs(keys, values, n, m)
     a_to_b, b_to_a = _nearest(pairs)
@@ -157,31 +156,21 @@ def solve(similarity: Similarity, block: int | None = None) -> Matching:
         u, v = assignment.x, assignment.y
         new, over = pricing(u, v)
         new = np.setdiff1d(new, keys, assume_unique=True)
-        added = _values(similarity, new)
+        added = values_of(similarity, new)
         excess = added - u[new // m] - v[new % m]
-        keys, order = _sorted(np.concatenate([keys, new]))
-        values = np.concatenate([values, added])[order]
+        keys, values = merged(keys, values, new, added)
         if not (excess > NEGLIGIBLE).any():
             break
         pairs = _pairs(keys, values, n, m)
     np.maximum.at(over, new // m, added - v[new % m])
     u = np.maximum(u, over)
-    matched = _values(similarity, np.arange(n) * m + assignment.partner)
+    matched = values_of(similarity, np.arange(n) * m + assignment.partner)
     certificate = Certificate(gap(u, v, matched), u, v, rounds, len(keys), pricing.computed / (n * m))
     return Matching(assignment.partner, matched, certificate, a_to_b, b_to_a)
 
 
-def _sorted(keys: Ints) -> tuple[Ints, Ints]:
-    order = np.argsort(keys, kind="stable")
-    return keys[order], order
-
-
 def _pairs(keys: Ints, values: Floats, n: int, m: int) -> csr_array:
     return csr_array((values, keys % m, np.searchsorted(keys, np.arange(n + 1) * m)), shape=(n, m))
-
-
-def _values(similarity: Similarity, keys: Ints) -> Floats:
-    return similarity.values(*np.divmod(keys, similarity.shape[1]))
 
 
 def _nearest(pairs: csr_array) -> tuple[Nearest, Nearest]:
