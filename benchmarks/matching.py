@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from saeval_stability import match
+from saeval_stability import match, similarity
 
 T = TypeVar("T")
 
@@ -90,7 +90,10 @@ def main() -> None:
     parser.add_argument("--kind", choices=kinds, default="planted")
     parser.add_argument("--dense", action="store_true", help="compare with scipy.optimize.linear_sum_assignment")
     parser.add_argument("--repeat", type=int, default=1, help="measure both so often and take the fastest; 0: no floor")
+    parser.add_argument("--float32", action="store_true", help="as on a processor that does not multiply bfloat16")
     args = parser.parse_args()
+    if args.float32:
+        similarity.fastest = lambda device: torch.float32
     m = args.m or args.n
     match(torch.eye(40, 4), torch.eye(50, 4))  # compiles
     A, B = kinds[args.kind](args.n, m, args.d, args.share, torch.Generator().manual_seed(0))
