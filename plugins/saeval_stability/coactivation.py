@@ -63,7 +63,9 @@ class Coactivation(Similarity):
         """Similarities from sums: of single pairs, or with `rows` as a column and `columns` as a row."""
         raise NotImplementedError
 
-    def block(self, rows: slice | Tensor, columns: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def block(
+        self, rows: slice | Tensor, columns: Tensor | None, dtype: torch.dtype, out: Tensor | None = None
+    ) -> Tensor:
         i = np.arange(self.shape[0])[rows if isinstance(rows, slice) else rows.numpy()]
         j = np.arange(self.shape[1]) if columns is None else columns.numpy()
         sums = self._whole[np.ix_(i, j)] if self._small else self._sums(i, j)
