@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Bool
@@ -33,7 +35,7 @@ class L0(Metric):
             "tokens": Moments.of(mask[:, None, :], rows),
         }
 
-    def conclude(self, total: dict[str, Evidence]) -> dict[str, Value]:
+    def conclude(self, total: dict[str, Any]) -> dict[str, Value]:
         unit = "features"
         quantiles = {f"l0_p{q}": Scalar(total["counts"].quantile(q / 100), unit=unit) for q in (5, 50, 95)}
         tokens = total["tokens"].sum

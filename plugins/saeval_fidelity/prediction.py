@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
@@ -82,7 +84,7 @@ class KLDivergence(Metric):
             "log10": Histogram.of(spliced_scores.kl.clamp_min(1e-30).log10(), mask, _LOG_KL_EDGES),
         }
 
-    def conclude(self, total: dict[str, Evidence]) -> dict[str, Value]:
+    def conclude(self, total: dict[str, Any]) -> dict[str, Value]:
         if int(total["sae"].n.sum()) == 0:
             raise Undefined("no token is in the mask")
         sae, ablated = total["sae"].value, total["ablated"].value

@@ -77,7 +77,7 @@ def _array(tensor: Tensor | None) -> np.ndarray | None:
 
 
 def _norms(rows: Float[Tensor, "n d"]) -> Float[np.ndarray, "n"]:
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).cpu().numpy()
+    return np.asarray(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).cpu())
 
 
 def _directed(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

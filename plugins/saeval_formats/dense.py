@@ -272,6 +272,6 @@ def _decoded(feature_acts: Float[Tensor, "*batch d_sae"], W_dec: Float[Tensor, "
             token, feature = flat.nonzero(as_tuple=True)
             starts = torch.searchsorted(token, torch.arange(len(flat)))
             weights = flat[token, feature]
-            found = embedding_bag(feature, W_dec, starts, mode="sum", per_sample_weights=weights)
-            return found.unflatten(0, feature_acts.shape[:-1])
+            found: Tensor = embedding_bag(feature, W_dec, starts, mode="sum", per_sample_weights=weights)
+            return found.view(*feature_acts.shape[:-1], -1)
     return feature_acts @ W_dec

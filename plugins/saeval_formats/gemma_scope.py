@@ -159,9 +159,9 @@ def _second(folder: Path, header: Header) -> Found:
     if said is not None and flag(path, raw, "affine_connection", default=False) != (layout is _AFFINE):
         held = "holds an" if layout is _AFFINE else "holds no"
         raise SaevalError(f"{path}: 'affine_connection: {said}', but {header.path.name} {held} affine_skip_connection")
-    reads, writes = (_module(text(path, raw, f"hf_hook_point_{end}")) for end in ("in", "out"))
+    entered, left = (_module(text(path, raw, f"hf_hook_point_{end}")) for end in ("in", "out"))
     facts = {key: raw[key] for key in ("model_name", "width", "l0") if raw.get(key) is not None}
-    return Found(layout, writes or reads, reads if writes not in (None, reads) else None, facts)
+    return Found(layout, left or entered, entered if left not in (None, entered) else None, facts)
 
 
 def _module(hook_point: str | None) -> str | None:

@@ -74,7 +74,7 @@ class LibrarySAE(LiveSAE):
         acts = encoding.feature_acts
         with self._restored(), _without_warnings():
             vars(self.module).update(left)
-            x_hat = self.module.decode(acts if predicted is None else acts + predicted)
+            x_hat: Tensor = self.module.decode(acts if predicted is None else acts + predicted)
         x_hat = x_hat.flatten(-2) if self._by_head else x_hat
         if x is not None:
             x_hat = x_hat + x.to(x_hat.dtype) @ self.module.W_skip.T

@@ -48,7 +48,7 @@ class Site:
                 return None if new is None else ((*args[:position], new, *args[position + 1 :]), kwargs)
             key = _hidden_key(kwargs)
             new = None if key is None else see(kwargs[key])
-            return None if new is None else (args, {**kwargs, key: new})
+            return None if key is None or new is None else (args, {**kwargs, key: new})
 
         def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if not isinstance(output, tuple):

@@ -12,7 +12,7 @@ _PATIENCE_SECONDS = 3.0
 def absence() -> str | None:
     """Why the hub cannot be asked, None where it can: one request, where the hub's own client makes six."""
     from huggingface_hub import constants  # late: not needed to list adapters
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"

@@ -117,7 +117,7 @@ class PretrainedSpec(ModelSpec):
 
     @property
     def parameters(self) -> int | None:
-        return sum(p.numel() for p in self._empty.module.parameters())
+        return int(sum(p.numel() for p in self._empty.module.parameters()))
 
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer  # late: slow to import
@@ -191,7 +191,7 @@ class PretrainedSpec(ModelSpec):
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise SaevalError(f"{where} lack {missing}: is 'task: {self.kind}' what they are?")
-        blocks = len(module.base_model.get_submodule(self._layout.blocks))
+        blocks = sum(1 for _ in module.base_model.get_submodule(self._layout.blocks).children())
         numbered = re.compile(rf"(?:^|\.){re.escape(self._layout.blocks)}\.(\d+)\.")
         found = [int(match[1]) for match in map(numbered.search, report["unexpected_keys"]) if match]
         if found and max(found) >= blocks:
@@ -224,11 +224,11 @@ def _quietly() -> Iterator[None]:
     from transformers.utils import logging  # late: slow to import
 
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
         if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.enable_progress_bar()

@@ -17,10 +17,11 @@ def normalized(norm: nn.Module, args: tuple[Any, ...], unit: float) -> Float[Ten
     The norm's own code computes it, with neutral parameters and without its hooks.
     """
     neutral = copy.copy(norm)
-    neutral._parameters = {
-        name: None if value is None else torch.full_like(value, unit if name == "weight" else 0)
-        for name, value in norm._parameters.items()
-    }
+    neutral._parameters = dict.fromkeys(norm._parameters)
+    for name, value in norm._parameters.items():
+        if value is not None:
+            same = torch.full_like(value, unit if name == "weight" else 0)
+            neutral._parameters[name] = nn.Parameter(same, requires_grad=False)
     return neutral.forward(*args)  # type: ignore[no-any-return]
 
 

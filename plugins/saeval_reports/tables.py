@@ -106,9 +106,9 @@ def _leads(board: Board) -> list[str]:
     found = []
     for column in _against(board):
         leads = [(row.name, row.entries[column.name]) for row in board.rows if row.kind == "sae"]
-        known = [(name, e) for name, e in leads if e.value is not None and e.detectable is not None]
+        known = [(name, e.value, e.detectable) for name, e in leads if e.value is not None and e.detectable is not None]
         if known:
-            behind = [name for name, e in known if e.value <= e.detectable]
+            behind = [name for name, value, detectable in known if value <= detectable]
             told = f"{len(known) - len(behind)} of {len(known)} SAEs" if len(known) > len(behind) else "no SAE"
             rest = f", not {', '.join(behind)}" if behind else ""
             found.append(f"{column.name}: {told} ahead by more than this run could detect{rest}")
@@ -177,7 +177,7 @@ def csv(boards: Sequence[Board]) -> str:
 
     flat = []
     for record in rows(boards):
-        line = {}
+        line: dict[str, Any] = {}
         for name, value in record.items():
             if name.endswith(".ci95"):
                 low, high = value or (None, None)

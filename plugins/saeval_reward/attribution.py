@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,7 @@ class RewardAttribution(Metric):
 
 
 def effects(
-    names: Sequence[str],
+    names: Iterable[str],
     substitute_reward: Sequence[Mapping[str, Float[Tensor, "batch"]]],
     clean_reward: Sequence[Float[Tensor, "batch"]],
     batch: Sequence[Batch],

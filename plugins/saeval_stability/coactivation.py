@@ -105,7 +105,7 @@ class Pearson(Coactivation):
         n = self.a.columns.shape[0]
         covariance = sums / n - self.a.mean[rows] * self.b.mean[columns]
         found = covariance / (self.a.deviation[rows] * self.b.deviation[columns])
-        return np.clip(found, -1.0, 1.0)
+        return np.asarray(np.clip(found, -1.0, 1.0))
 
     def error(self, dtype: torch.dtype) -> float:
         # What a feature's mean square is to its variance is what subtracting the means loses.

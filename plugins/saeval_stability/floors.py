@@ -29,7 +29,8 @@ def rotations(spaces: Spaces, seed: int, draws: int) -> Iterator[Spaces]:
 def _rotation(key: np.ndarray, d: int) -> Float[Tensor, "d d"]:
     """QR of a Gaussian matrix, with the signs that make it uniform (Mezzadri 2007)."""
     q, r = torch.linalg.qr(normal(hashed(key, np.arange(d)), d))
-    return q * torch.where(r.diagonal() < 0, -1.0, 1.0)
+    signs = torch.where(r.diagonal() < 0, -1.0, 1.0)
+    return torch.mul(q, signs)
 
 
 def gaussians(spaces: Spaces, seed: int, draws: int) -> Iterator[Spaces]:

@@ -109,7 +109,8 @@ class SeedStability(Metric):
 
     def _chance(self, ours: Spaces, null: Iterator[Spaces]) -> tuple[list[Numbers], list[dict[str, Matching]]]:
         """The numbers of all draws, and the matchings of the first."""
-        numbers, first = [], []
+        numbers: list[Numbers] = []
+        first: list[dict[str, Matching]] = []
         for drawn in null:
             found = self._matched(ours, drawn)
             numbers.append(self._numbers(found))

@@ -55,7 +55,7 @@ def activations(
     depth = max(_block(name)[0] for name in hook_names) + 1
     blocks, norm = model.h, model.ln_f
     handles = [_watch(model, name, keep(name)) for name in hook_names]
-    model.h, model.ln_f = blocks[:depth], torch.nn.Identity()
+    model.h, model.ln_f = blocks[:depth], torch.nn.Identity()  # type: ignore[assignment]
     try:
         model(ids, attention_mask=attention_mask, use_cache=False)
     finally:

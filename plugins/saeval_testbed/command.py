@@ -73,7 +73,7 @@ def _train_saes(out: Path, names: list[str] | None) -> None:
 
     chosen = [recipe for recipe in RECIPES if names is None or recipe.name in names]
     matched = [recipe for recipe in MATCHED if names is None or recipe.name in names]
-    unknown = set(names or []) - {recipe.name for recipe in (*chosen, *matched)}
+    unknown = set(names or []) - {recipe.name for recipe in chosen} - {recipe.name for recipe in matched}
     if unknown:
         raise SaevalError(f"no SAE recipe called {', '.join(sorted(unknown))}")
     for recipe in matched:

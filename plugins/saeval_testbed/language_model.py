@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -44,7 +45,7 @@ def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> list[Tensor]:
+def encode(tokenizer: Any, documents: list[str]) -> list[Tensor]:
     """Token ids of each document, with no special token added."""
     encodings = tokenizer.backend_tokenizer.encode_batch(documents, add_special_tokens=False)
     return [torch.tensor(e.ids, dtype=torch.int64) for e in encodings]

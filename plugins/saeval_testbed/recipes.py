@@ -53,8 +53,9 @@ def _site(name: str, layer: int, tokens: int, folder: str = "", layout: str = "s
 
 
 def _short(name: str, architecture: str, sparsity: float, learning_rate: float = 1e-3) -> Recipe:
-    sizes = {"tokens": 1_500_000, "distinct": 1_000_000, "batch": 1024}
-    return Recipe(name, architecture, sparsity, learning_rate=learning_rate, **sizes)
+    return Recipe(
+        name, architecture, sparsity, learning_rate=learning_rate, tokens=1_500_000, distinct=1_000_000, batch=1024
+    )
 
 
 ATTN, MLP, REWARD = "dictionary_learning/attn_out/trainer_{}", "sparsify/mlp_out/h.{}.mlp", "reward_saes/topk"
