@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -413,10 +414,8 @@ def test_pages_hold_the_plots_and_the_tables(tmp_path):
     assert f"{l0:.4g}" in next(line for line in text.splitlines() if line.startswith("| sae-1 |"))
     mean = results.value("seed_stability.decoder_matched", "sae-0, sae-1, sae-2")["value"]
     assert f"| decoder_matched | {mean:.4g} | pairs range from" in text
-    assert (
-        pages(
-            list(results),
-        )
-        == found
-    )  # nothing drawn at random
+    ranges = re.findall(r"\| (\w+) \| ([\d.e-]+) \| (\w+) range from ([\d.e-]+) to ([\d.e-]+):", text)
+    assert {name: what for name, _, what, *_ in ranges}["decoder_found_in_all"] == "members"
+    assert all(float(low) <= float(mean) <= float(high) for _, mean, _, low, high in ranges)
+    assert pages(list(results)) == found  # nothing drawn at random
     assert pages([r for r in results if r.metric == "l0"]) == {}

@@ -66,14 +66,16 @@ class Group:
         found: dict[str, Value] = {}
         for name in self.pairs[0].numbers:
             better = "higher" if not name.endswith(("a_to_b", "b_to_a")) else None
-            found[name] = self._scalar(self._mean(name), better)
+            found[name] = self._scalar(self._mean(name), better, "pairs", [p.numbers[name] for p in self.pairs])
             if name.endswith(("_matched", "_over_smaller")) and all(p.floor(name) is not None for p in self.pairs):
                 found[f"{name}_floor"] = Scalar(float(np.mean([p.floor(name) for p in self.pairs])))
+        every = range(len(self.names))
         for view, numbers in self.features.items():
-            found[f"{view}_found_in_all"] = self._scalar(self._found_in_all(view), "higher")
+            shares = self._found_in_all(view)
+            found[f"{view}_found_in_all"] = self._scalar(_mean_of(shares), "higher", "members", shares(every))
             for pair in self.pairs:
                 found |= _arrays(view, pair, numbers, self.widths)
-        taken = [[len(numbers[i]) for numbers in self.features.values()] for i in range(len(self.names))]
+        taken = [[len(numbers[i]) for numbers in self.features.values()] for i in every]
         found["members"] = Table(
             ["sae", "kind", "features", *(f"{view}_features" for view in self.features)],
             [[*row, *own] for *row, own in zip(self.names, self.kinds, self.widths, taken, strict=True)],
@@ -85,25 +87,25 @@ class Group:
         numbers = {(p.a, p.b): p.numbers[name] for p in self.pairs}
         return lambda some: float(np.mean([numbers[pair] for pair in itertools.combinations(sorted(some), 2)]))
 
-    def _found_in_all(self, view: str) -> Statistic:
-        """Share of a member's features that are matched above SHARED with every other member; mean over members."""
+    def _found_in_all(self, view: str) -> Callable[[Sequence[int]], list[float]]:
+        """Of each of some members, the share of its features that are matched above SHARED with every other of them."""
         hits: dict[tuple[int, int], np.ndarray] = {}
         for pair in self.pairs:
             hits[pair.a, pair.b], hits[pair.b, pair.a] = above(pair.views[view])
 
-        def share(some: Sequence[int]) -> float:
+        def shares(some: Sequence[int]) -> list[float]:
             every = [np.logical_and.reduce([hits[i, j] for j in some if j != i]) for i in some]
-            return float(np.mean([found.mean() for found in every]))
+            return [float(found.mean()) for found in every]
 
-        return share
+        return shares
 
-    def _scalar(self, statistic: Statistic, better: str | None) -> Scalar:
+    def _scalar(self, statistic: Statistic, better: str | None, what: str, each: Sequence[float]) -> Scalar:
+        """With an interval over members, or told how far `each` of `what` it is a mean of ranges."""
         n = len(self.names)
         members = list(range(n))
         value = statistic(members)
         if n < INTERVAL_FROM:
-            values = [statistic([p.a, p.b]) for p in self.pairs]
-            reason = "one pair of SAEs" if n == 2 else f"pairs range from {min(values):.4g} to {max(values):.4g}"
+            reason = "one pair of SAEs" if n == 2 else f"{what} range from {min(each):.4g} to {max(each):.4g}"
             return Scalar(value, better=better, reason=f"{reason}: an interval takes {INTERVAL_FROM} SAEs")  # type: ignore[arg-type]
         without = np.array([statistic([j for j in members if j != i]) for i in members])
         error = math.sqrt((n - 1) / n * float(np.square(without - without.mean()).sum()))
@@ -144,6 +146,10 @@ class Group:
                 floor = float(np.mean(floors)) if floors else None
                 rows.append([one, other, len(some), name, float(np.mean(values)), min(values), max(values), floor])
         return Table(["kind_a", "kind_b", "pairs", "value", "mean", "lowest", "highest", "floor"], rows)
+
+
+def _mean_of(shares: Callable[[Sequence[int]], list[float]]) -> Statistic:
+    return lambda some: float(np.mean(shares(some)))
 
 
 def _arrays(view: str, pair: Pair, numbers: Sequence[np.ndarray], widths: Sequence[int]) -> dict[str, Value]:

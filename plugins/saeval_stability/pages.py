@@ -67,7 +67,8 @@ def histograms(result: Result) -> Figure:
             panel.hist(cosines, bins, histtype="step", color="C0", linewidth=1.4, label=f"mean {cosines.mean():.2f}")
             panel.axvline(cosines.mean(), color="C0", linewidth=1, linestyle=":")
             panel.set_title(f"{view}: {names[a]} – {names[b]}", fontsize=8)
-            panel.legend(fontsize=6, loc="upper center")
+            panel.set_ylim(top=1.35 * panel.get_ylim()[1])  # room for the legend above the bars
+            panel.legend(fontsize=6, loc="upper left")
             panel.tick_params(labelsize=7)
     for panel, view in zip(axes[-1], views, strict=True):
         panel.set_xlabel(f"{_similarity(view)} of matched features", fontsize=8)
