@@ -35,7 +35,7 @@ def against(
         elif control not in known:
             warnings.append(f"against '{control}': there is no such control{suggestion(control, known)}")
         else:
-            new = Column(f"{name} vs {control}", column.unit, "higher")
+            new = Column(f"{name} vs {control}", column.unit, "higher", column.headline)
             made.setdefault(name, []).append(new)
             for row in rows:
                 trained = row.kind == "sae"

@@ -20,6 +20,8 @@ class Column:
     """`alias.value`, as suites write it."""
     unit: str = ""
     better: str | None = None
+    headline: bool = True
+    """Shown in a printed table; the others are in JSON and CSV."""
 
     @property
     def metric(self) -> str:
@@ -87,6 +89,11 @@ class Board:
     """Where the suite's `precision:` stopped, as in `Result.sample`; None where all rows were taken."""
 
     @property
+    def shown(self) -> list[Column]:
+        """The columns for people; `columns` has them all."""
+        return [column for column in self.columns if column.headline]
+
+    @property
     def stop(self) -> str:
         """The same in words; empty where the suite asks for no precision."""
         return stop_in_words(self.sample)
@@ -96,7 +103,7 @@ class Board:
         """Why numbers are missing, each reason once."""
         notes: dict[str, list[str]] = {}
         for row in self.rows:
-            for column in self.columns:
+            for column in self.shown:
                 entry = row.entries.get(column.name)
                 if entry is not None and entry.value is None and entry.reason:
                     where = f"{column.metric} of {row.name}"

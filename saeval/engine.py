@@ -159,7 +159,8 @@ class Engine:
 
     def _conclude(self, cell: Cell, course: Course | None, notes: Mapping[str, Any]) -> None:
         """Write one cell's result; whatever goes wrong is that cell's alone."""
-        result = Result(cell.key, "ok", cell.record, provenance=self._provenance(cell, notes))
+        headline = list(cell.metric.headline)
+        result = Result(cell.key, "ok", cell.record, provenance=self._provenance(cell, notes), headline=headline)
         target = next((t for t in course.one.targets if t.key == cell.key), None) if course else None
         total = course.totals[target] if course and target else None
         adaptive = cell.streamed and self._at_stop is not None

@@ -70,7 +70,7 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
                 row.entries[column.name] = _entry(result, column.value)
     warnings += _findings(results)
     merged = _merge_copies(rows, results)
-    rank_by = settings.get("rank_by") or (columns[0].name if columns else None)
+    rank_by = settings.get("rank_by") or next((c.name for c in columns if c.headline), None)
     ahead, in_vain = against(merged, columns, settings.get("against") or [], rank_by)
     warnings += in_vain
     _tell_apart(merged)
@@ -142,10 +142,12 @@ def _columns(results: list[Result], asked: Sequence[str]) -> tuple[list[Column],
     for result in results:
         if result.values:
             complete.add(result.metric)
+        first = [name for name in result.headline if name in result.values] or result.values
         for name, record in result.values.items():
             if "kind" not in record:
                 column = f"{result.metric}.{name}"
-                found.setdefault(column, Column(column, record["unit"], record["better"]))
+                shown = column in asked if asked else name in first
+                found.setdefault(column, Column(column, record["unit"], record["better"], shown))
     for name in asked:
         metric, _, value = name.partition(".")
         if name not in found and metric in complete:

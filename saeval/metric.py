@@ -36,6 +36,8 @@ class Metric:
     about model and data alone, computed once."""
     data: ClassVar[Literal["stream", "pair"]] = "stream"
     """`pair`: everything that belongs to a batch comes as the list [chosen, rejected]."""
+    headline: Sequence[str] = ()
+    """The values that a printed table shows where its suite names no columns; none named: all of them."""
     interventions: Sequence[str] | Mapping[str, Callable[..., Any]] = ()
     """Names of the substitutes that `substitutes` returns; known before the run, so that passes can be counted.
 
@@ -52,6 +54,8 @@ def faults(metric: type[Metric]) -> str | None:
         return f"'version' is {metric.version!r}; it must be a whole number"
     if not callable(getattr(metric, "conclude", None)):
         return "it has no method 'conclude'"
+    if isinstance(metric.headline, str):
+        return f"'headline' is {metric.headline!r}; it must be a list of names of values"
     if metric.subject not in ("sae", "group", "none") or metric.data not in ("stream", "pair"):
         found = f"'subject' is {metric.subject!r}, 'data' is {metric.data!r}"
         return f"{found}; expected 'sae', 'group' or 'none', and 'stream' or 'pair'"

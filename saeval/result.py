@@ -26,6 +26,8 @@ class Result:
     components: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     traceback: str | None = None
+    headline: list[str] = field(default_factory=list)
+    """The values that its metric would have shown first; empty: all."""
     sample: dict[str, Any] | None = None
     """Where a suite's `precision:` stopped: sequences, documents and tokens taken, what each look found, and which
     values are `of_prefix`. None where the run takes all rows."""
@@ -43,6 +45,7 @@ class Result:
             "values": self.values,
             "components": self.components,
             "provenance": self.provenance,
+            **({"headline": self.headline} if self.headline else {}),
             **({"sample": self.sample} if self.sample else {}),
             **({"traceback": self.traceback} if self.traceback else {}),
         }
@@ -58,6 +61,7 @@ class Result:
             components=dict(record["components"]),
             provenance=dict(record["provenance"]),
             traceback=record.get("traceback"),
+            headline=list(record.get("headline", [])),
             sample=record.get("sample"),
         )
 

@@ -114,6 +114,8 @@ def check_metric(
         results = evaluate_tiny([entry], metric, rows=rows, saes=saes, batch_size=size, **options)
         for result in results:
             assert result.status != "failed", f"{metric.name} failed ({label}): {result.reason}"
+            unknown = [name for name in result.headline if name not in result.values]
+            assert result.status != "ok" or not unknown, f"{metric.name}.headline: it has no values {unknown}"
             for name, value in _numbers(result.values):
                 key = f"{result.subject}: {name}"
                 before = first.setdefault(key, value)

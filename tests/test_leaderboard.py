@@ -11,7 +11,7 @@ from saeval import Metric, SaevalError, Scalar
 from saeval.leaderboard import from_results
 from saeval.result import Result
 from saeval.store import Store
-from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
+from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny, tiny_tokens
 from saeval_reports import tables
 
 
@@ -239,6 +239,41 @@ def test_an_unfinished_cell_has_a_row_that_says_so(tmp_path):
     (board,) = boards([tmp_path / "evaluate"])
     assert Store(tmp_path / "evaluate").read(results[0].key) is None
     assert any("1 of 2 cells of 'evaluate' are not computed yet" in note for note in board.notes)
+
+
+class Three(Metric):
+    name, headline = "three", ("second",)
+
+    def conclude(self, W_dec):
+        norm = float(W_dec.norm())
+        return {"first": Scalar(norm), "second": Scalar(2 * norm, better="lower"), "third": Scalar.undefined("none")}
+
+
+def test_a_printed_table_shows_headlines_unless_the_suite_names_columns(tmp_path):
+    results = evaluate_tiny([Three.name], Three, out=tmp_path)
+    text = results.leaderboard()
+    assert "three.second" in text
+    assert "three.first" not in text
+    assert "undefined" not in text
+    assert "- 2 more values: name columns under 'leaderboard: columns:', or take --format csv" in text
+    for format in ("csv", "json"):
+        assert all(f"three.{name}" in results.leaderboard(format) for name in ("first", "second", "third"))
+    (board,) = from_results(list(results), "t", {})
+    assert board.rank_by == "three.second"
+    (again,) = from_results(Store(tmp_path / "evaluate").results(True)[1], "t", {})
+    assert [c.name for c in again.shown] == ["three.second"]
+    (asked,) = from_results(list(results), "t", {"columns": ["three.third", "three.first"]})
+    assert [c.name for c in asked.shown] == [c.name for c in asked.columns] == ["three.third", "three.first"]
+
+
+class Misnamed(Three):
+    name, headline = "misnamed", ("second", "fourth")
+
+
+def test_a_headline_names_values_that_there_are():
+    with pytest.raises(AssertionError, match=r"misnamed.headline: it has no values \['fourth'\]"):
+        check_metric(Misnamed)
+    assert "misnamed.second" in evaluate_tiny([Misnamed.name], Misnamed).leaderboard()
 
 
 def test_results_as_a_frame():

@@ -188,9 +188,17 @@ class Forgetful(Metric):
         return Scalar(0.0)
 
 
+class OneName(Metric):
+    name, headline = "onename", "l0"
+
+    def conclude(self, W_dec):
+        return Scalar(0.0)
+
+
 @pytest.mark.parametrize(
     ("metric", "said"),
     [
+        (OneName, "'headline' is 'l0'; it must be a list of names of values"),
         (Unfinished, "it has no method 'conclude'"),
         (Nameless, "'name' is None"),
         (Forgetful, "'conclude' must take the total"),

@@ -23,6 +23,7 @@ class L0(Metric):
     """
 
     name, version = "l0", 1
+    headline = ("l0",)
 
     def observe(self, fired: Fired, mask: Bool[Tensor, "batch seq"]) -> dict[str, Evidence]:
         counts = fired.per_token().to(mask.device)
@@ -54,6 +55,7 @@ class Density(Metric):
     """
 
     name, version = "density", 1
+    headline = ("frac_dead",)
 
     def observe(self, fired: Fired, mask: Bool[Tensor, "batch seq"]) -> Moments:
         return Moments(int(mask.sum()), fired.per_feature(mask).double().cpu().numpy())

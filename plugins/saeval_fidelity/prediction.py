@@ -30,6 +30,7 @@ class CrossEntropy(Metric):
     """
 
     name, version = "ce", 1
+    headline = ("delta_ce", "recovered")
 
     def __init__(self, ablation: str = "mean") -> None:
         self.ablation = ablation
@@ -70,6 +71,7 @@ class KLDivergence(Metric):
     """
 
     name, version = "kl", 1
+    headline = ("kl_sae", "top1_agreement")
 
     def __init__(self, ablation: str = "mean") -> None:
         self.ablation = ablation

@@ -24,6 +24,7 @@ class Reconstruction(Metric):
     """
 
     name, version = "reconstruction", 1
+    headline = ("explained_variance", "cosine")
 
     def observe(
         self,

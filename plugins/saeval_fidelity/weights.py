@@ -28,6 +28,7 @@ class Weights(Metric):
     """
 
     name, version = "weights", 1
+    headline = ("encoder_decoder_cosine", "max_decoder_cosine")
 
     def conclude(self, sae: Substitute) -> dict[str, Scalar]:
         weights = {name: tensor.detach() for name, tensor in sae.weights.items()}

@@ -54,6 +54,7 @@ class Perturbation(Metric):
     """
 
     name, version = "perturbation", 1
+    headline = ("kl_sae", "kl_cosine_matched", "ratio", "percentile")
 
     def __init__(
         self, draws: int = 4, positions: int = 0, seed: int = 0,

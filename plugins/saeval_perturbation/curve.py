@@ -44,6 +44,7 @@ class PerturbationCurve(Metric):
     """
 
     name, version = "perturbation_curve", 1
+    headline = ("kl_sae", "kl_cosine_matched", "ratio")
 
     def __init__(
         self, cosines: tuple[float, ...] = COSINES, norm_ratio: float = 0.9, draws: int = 4, positions: int = 0,

@@ -26,7 +26,7 @@ def _markdown(board: Board) -> str:
         *(["rank"] if ranked else []),
         "SAE",
         *(["hook"] if len(hooks) > 1 else []),
-        *(header(c) for c in board.columns),
+        *(header(c) for c in board.shown),
     ]
     lines = []
     for row in board.rows:
@@ -38,7 +38,7 @@ def _markdown(board: Board) -> str:
                 *([_rank(row)] if ranked else []),
                 shown,
                 *hook,
-                *(number(row.entries.get(c.name)) for c in board.columns),
+                *(number(row.entries.get(c.name)) for c in board.shown),
             ]
         )
     table = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
@@ -66,6 +66,8 @@ def _markdown(board: Board) -> str:
     controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
     text.append(f"{where}{legend}{ranks}{vs}{controls}.{_detectable(board)}")
     notes = [f"- {note}" for note in (*_leads(board), *board.notes)]
+    if more := len(board.columns) - len(board.shown):
+        notes.append(f"- {more} more values: name columns under 'leaderboard: columns:', or take --format csv")
     if data.get("clusters") == 1:
         notes.insert(0, "- one document: no error bars, since the document is the unit of independence")
     elif (data.get("clusters") or FEW_CLUSTERS) < FEW_CLUSTERS:

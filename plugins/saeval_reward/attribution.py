@@ -65,6 +65,8 @@ class RewardAttribution(Metric):
         self.steps, self.baseline, self.top, self.tolerance = steps, baseline, top, tolerance
         self.groups, self.random, self.contexts = groups, random, contexts
         self.interventions = set_names(top, groups, random)
+        most = max(groups)
+        self.headline = ("relative_gap", f"attributed_{most}", f"ablated_{most}", "sign_agreement")
 
     def substitutes(
         self,

@@ -132,6 +132,7 @@ class RewardMargin(Metric):
     """
 
     name, version, data, subject = "reward_margin", 1, "pair", "none"
+    headline = ("margin", "accuracy", "length_accuracy")
 
     def conclude(self, margin_rows: Rows, top_texts: Top) -> dict[str, Value]:
         margins = margin(margin_rows)

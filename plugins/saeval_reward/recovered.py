@@ -24,6 +24,7 @@ class MarginRecovered(Metric):
     """
 
     name, version, data = "margin_recovered", 1, "pair"
+    headline = ("recovered", "change", "same_sign")
 
     def observe(
         self, clean_reward: Sequence[Float[Tensor, "batch"]], spliced_reward: Sequence[Float[Tensor, "batch"]]

@@ -31,6 +31,7 @@ class FunctionalStability(Metric):
     """
 
     name, version, subject = "functional_stability", 1, "group"
+    headline = ("pearson_matched", "pearson_matched_floor", "jaccard_matched", "jaccard_matched_floor")
 
     def __init__(
         self, alive_firings: Some = 10, alive_tokens: Some = 1_000_000, draws: Count = 20, seed: int = 0,

@@ -63,6 +63,8 @@ class SeedStability(Metric):
         self.modes: tuple[Mode, ...] = tuple(dict.fromkeys(modes))
         if not self.modes:
             raise ValueError("'modes' names none: expected [signed], [abs] or both")
+        views = [_view(space, self.modes[0]) for space in ("decoder", "encoder")]
+        self.headline = (*(f"{view}_matched{end}" for view in views for end in ("", "_floor")), "shared")
 
     def conclude(
         self,
