@@ -15,7 +15,7 @@ from saeval.errors import Problem, SaevalError, SuiteError, suggestion
 from saeval.hookspecs import hookimpl
 from saeval.metric import Metric
 from saeval.model import ModelSpec
-from saeval.options import Options
+from saeval.options import OnFinding, Options
 from saeval.plan import Plan, plan
 from saeval.plugins import Plugins, code_identity
 from saeval.progress import Progress
@@ -72,6 +72,8 @@ def run(
     fresh: bool = False,
     checkpoint_seconds: float = 60.0,
     allow: Sequence[str] = (),
+    preflight: OnFinding = "stop",
+    skip_failing: bool = False,
     overrides: Iterable[str] = (),
     plugins: Plugins | None = None,
     progress: Progress | None = None,
@@ -79,11 +81,15 @@ def run(
     """Run a suite: a YAML file, a registered name, or a mapping of the same form.
 
     Finished cells are taken from `out/<suite>`. Raises `SuiteError` for whatever is wrong with the
-    suite, before any weight is loaded.
+    suite, before any weight is loaded, and for what the preflight finds on the first batch: an SAE that is not loaded
+    correctly, a model that gives NaN, a hook where it does not resume correctly. `allow` names SAEs to use anyway,
+    `skip_failing` leaves out what fails as failed cells, and `preflight="warn"` only logs a warning; with `"off"`
+    nothing is examined.
     """
     registry = Registry(plugins or Plugins())
     options = Options(
-        limit, device, dtype, sae_device, sae_dtype, batch_size, fresh, checkpoint_seconds, tuple(allow)
+        limit, device, dtype, sae_device, sae_dtype, batch_size, fresh, checkpoint_seconds, tuple(allow), preflight,
+        skip_failing,
     )  # fmt: skip
     return execute(prepare(suite, registry, options, overrides), out, progress)
 
@@ -110,6 +116,9 @@ def evaluate(
     and `decode`, or `(object, hook_name)` pairs; `metrics` a list of names, of one-key mappings with
     parameters, and of `Metric` classes. The rest is as in a suite. Without `out` nothing is kept.
     Raises `SaevalError` for whatever is wrong with these.
+
+    `options` are those of `run`, such as `device` and `limit`. Inside a training loop, where an SAE may not be any good
+    yet, `preflight="warn"` logs what the preflight finds and goes through; `preflight="off"` examines nothing.
     """
     registry = Registry(plugins or Plugins())
     body: dict[str, Any] = {
@@ -134,7 +143,7 @@ def evaluate(
         suite.live_model = _wrap(live_model, tokenizer, registry)
         if isinstance(device := getattr(live_model, "device", None), torch.device):
             options.setdefault("device", str(device))
-    known = [f.name for f in fields(Options)]
+    known = [f.name for f in fields(Options) if f.name != "command_line"]
     for option in options:
         if option not in known:
             raise SaevalError(f"evaluate: unknown option '{option}'{suggestion(option, [*known, *_OWN])}")

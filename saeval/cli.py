@@ -73,6 +73,13 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     run.add_argument(
         "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="how often a pass saves itself"
     )
+    run.add_argument(
+        "--skip-failing", action="store_true", help="leave out what the preflight finds wrong, as failed cells"
+    )
+    run.add_argument(
+        "--preflight", choices=("stop", "warn", "off"), default="stop",
+        help="what a finding of the preflight does (default: stop the run); off: examine nothing",
+    )  # fmt: skip
     run.add_argument("--format", default="md", help="format of the printed leaderboard")
     run.set_defaults(verb="run")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from saeval.errors import SaevalError, Undefined
 from saeval.memory import TooLargeError, out_of_memory
 from saeval.passes import Pass
 from saeval.plan import Plan
-from saeval.preflight import Preflight
 from saeval.scope import Scope
 from saeval.store import Store
 from saeval.target import Target
@@ -49,6 +48,7 @@ class Ticks(Protocol):
     def advanced(self, sequences: int) -> None: ...
 
 
+T = TypeVar("T")
 Sums: TypeAlias = Mapping[Target, "EvidenceTree | None"]
 
 
@@ -90,31 +90,32 @@ class Course:
     def prefix(self) -> Sums:
         return self._state.prefix
 
-    def advance(self, until: int, preflight: Preflight, progress: Ticks) -> None:
-        """Sum the rows up to `until`. `SuiteError` for what the preflight finds in the first batch."""
-        seen = preflight.targets(self.one.cells)
-        self.scope.targets = [*self.one.targets, *seen]
-        self.scope.arrange()
+    def look(self, portions: Sequence[Sequence[Target]], until: int) -> None:
+        """Run targets that are not the pass's on its next rows; the clean pass that this takes serves the pass too."""
+        while self._fitting(self._next(until), lambda batch: self.scope.look(batch, portions)) is None:
+            pass
+        if len(portions) > 1 or not self.one.cells:  # the SAEs' turn is later
+            self.scope.rest()
+
+    def _next(self, until: int) -> np.ndarray:
+        return np.arange(self.place.row, min(self.place.row + self.place.batch_size, until))
+
+    def advance(self, until: int, progress: Ticks) -> None:
+        """Sum the rows up to `until`."""
         try:
             while self.place.row < until:
-                rows = np.arange(self.place.row, min(self.place.row + self.place.batch_size, until))
-                found = self._observed(rows)
+                rows = self._next(until)
+                found = self._fitting(rows, self.scope.run)
                 if found is None:  # the same rows again, fewer at once
                     continue
                 tokens, parts = found
                 totals = dict(self.totals)
                 for target, part in parts:
-                    if target in seen:
-                        continue
                     before = totals[target]
                     try:
                         totals[target] = part if before is None else added(before, part)
                     except Exception as error:  # evidence that does not add up is its own cell's failure
                         target.error = error
-                if seen:
-                    preflight.judge(seen)
-                    seen = []
-                    self.scope.arrange()
                 at = self.place
                 moved = replace(at, row=int(rows[-1]) + 1, tokens=at.tokens + tokens, batches=at.batches + 1)
                 self._state = replace(self._state, place=moved, totals=totals)
@@ -125,11 +126,11 @@ class Course:
             self.save()
             raise
 
-    def _observed(self, rows: np.ndarray) -> tuple[int, list[tuple[Target, EvidenceTree]]] | None:
-        """Tokens and evidence of these rows; None, with a smaller batch size, where they do not fit in memory."""
+    def _fitting(self, rows: np.ndarray, run: Callable[[Batch | PairBatch], T]) -> tuple[int, T] | None:
+        """Tokens of these rows and what `run` makes of them; None, with a smaller batch size, where memory is short."""
         try:
             batch = self.dataset.batch(rows, self.plan.options.device)
-            return _tokens(batch), self.scope.run(batch)
+            return _tokens(batch), run(batch)
         except TooLargeError as error:
             said = str(error)
         except Exception as error:
@@ -138,10 +139,11 @@ class Course:
             said = str(error)
         if len(rows) == 1:
             self.save()
+            *names, last = map(self.plan.options.called, ("device", "sae_device", "dtype", "sae_dtype"))
+            others = f"{', '.join(names)} or {last}"
             raise SaevalError(
                 f"out of memory with one sequence a batch on {self.plan.options.device} ({said[:200]}); shorten "
-                f"data.context, drop the largest SAE or metric, or choose another --device, --sae-device, --dtype or "
-                f"--sae-dtype"
+                f"data.context, drop the largest SAE or metric, or choose another {others}"
             )
         half = len(rows) // 2
         log.warning("out of memory with %d sequences a batch; going on with %d", len(rows), half)

@@ -39,8 +39,8 @@ class Batch:
     before: Int[np.ndarray, "batch"] | None = None
     """How many tokens of the mask the stream has in the rows before each; None where the source does not say."""
 
-    def part(self, rows: slice) -> Batch:
-        """Some of the rows, without what the source supplies."""
+    def part(self, rows: slice | Sequence[int]) -> Batch:
+        """Some of the rows, perhaps more than once, without what the source supplies."""
         taken = {
             f.name: x[rows] for f in fields(self) if f.name != "supplied" and (x := getattr(self, f.name)) is not None
         }

@@ -22,6 +22,7 @@ from saeval.nodes import closure
 from saeval.passes import Pass, passes, together
 from saeval.plan import Cell, Plan
 from saeval.plugins import Failure
+from saeval.precision import looks
 from saeval.preflight import Preflight
 from saeval.progress import Progress, Silence
 from saeval.result import Result
@@ -44,6 +45,8 @@ class Engine:
         self.forward_passes = 0
         self.preflight = Preflight(plan)
         self._batch_size = 1
+        self._begun: Course | None = None
+        """The pass on whose first rows the preflight looked: its clean pass is not made again."""
         self._totals: dict[int, EvidenceTree | Exception] = {}
         self._sample: dict[str, Any] = {}
         self._at_stop: Scope | None = None
@@ -81,7 +84,14 @@ class Engine:
             self.model = self.plan.spec.load(self.plan.options.device)
         options = self.plan.options
         self._batch_size = fitting(self.plan) if options.batch_size == "auto" else int(options.batch_size or 1)
-        for group in together(passes(self.plan, unique, stored, memory_budget(options.sae_device or options.device))):
+        memory = memory_budget(options.sae_device or options.device)
+        groups = together(passes(self.plan, unique, stored, memory))
+        if left_out := self._examine(groups, unique, memory):
+            for cell in (c for c in unique if c.key in left_out):
+                self._leave_out(cell, left_out[cell.key])
+            unique = [c for c in unique if c.key not in left_out]
+            groups = together(passes(self.plan, unique, stored, memory))
+        for group in groups:
             self._stream(group)
         for cell in (c for c in unique if c.observe is None):  # each with its own weights, let go of at once
             self._conclude(cell, None, {})
@@ -96,18 +106,41 @@ class Engine:
                 found.add(node.digest)
         return found
 
+    def _examine(self, groups: list[list[Pass]], cells: list[Cell], memory: int) -> dict[str, str]:
+        """The preflight, on the first rows that the run will stream: cells to leave out, with the reason."""
+        if self.plan.options.preflight == "off" or not (portions := self.preflight.targets(cells, memory)):
+            return {}
+        for one in (one for group in groups for one in group):
+            course = self._course(one)
+            if course.place.row < len(course.dataset):
+                break
+        else:  # nothing is left to stream: an earlier run has looked
+            return {}
+        ends = looks(course.dataset.clusters) if one.adaptive else []
+        course.look(portions, next((e.sequences for e in ends if e.sequences > course.place.row), len(course.dataset)))
+        self.forward_passes += course.scope.passes
+        course.scope.passes = 0
+        self._batch_size = min(self._batch_size, course.place.batch_size)
+        self._begun = course
+        return self.preflight.judge(cells)
+
+    def _course(self, one: Pass) -> Course:
+        """A pass from its checkpoint on, where it has one; the one that the preflight has begun, if it is that."""
+        if (begun := self._begun) is not None and begun.one is one:
+            self._begun = None
+            return begun
+        scope = Scope(self.model, one.targets, self._totals, one.dataset(self.plan).n_clusters)
+        return Course(self.plan, self.store, one, scope, self._batch_size)
+
     def _stream(self, group: list[Pass]) -> None:
         """Passes over the same rows, each from its checkpoint on where it has one; most often one pass."""
         plan, started = self.plan, time.monotonic()
-        courses = []
-        for one in group:
-            scope = Scope(self.model, one.targets, self._totals, one.dataset(plan).n_clusters)
-            courses.append(Course(plan, self.store, one, scope, self._batch_size))
+        courses = [self._course(one) for one in group]
         rows, done = len(courses[0].dataset), sum(course.place.row for course in courses)
         self.progress.started(", ".join(one.title for one in group), rows * len(courses), done)
 
         def advance(course: Course, until: int) -> None:
-            course.advance(until, self.preflight, self.progress)
+            course.advance(until, self.progress)
 
         try:
             if group[0].adaptive and plan.stopping is not None:
@@ -187,6 +220,14 @@ class Engine:
         self.store.write(result)
         self.plan.registry.plugins.notify("saeval_cell_finished", result=result)
 
+    def _leave_out(self, cell: Cell, reason: str) -> None:
+        """Write the result of a cell that the preflight keeps from being computed."""
+        headline = list(cell.metric.headline)
+        result = Result(cell.key, "failed", cell.record, provenance=self._provenance(cell, {}), headline=headline)
+        result.reason = reason
+        self.store.write(result)
+        self.plan.registry.plugins.notify("saeval_cell_finished", result=result)
+
     def _run_facts(self) -> dict[str, Any]:
         """What is the same for every result of the run."""
         plugins = self.plan.registry.plugins
@@ -210,7 +251,7 @@ class Engine:
         dtypes = {"model": str(self.model.dtype).removeprefix("torch.")} if self.model else {}
         return {
             **self._facts,
-            **({"preflight": found} if (found := self.preflight.record(cell.subjects)) else {}),
+            **self.preflight.record(cell),
             "weights_sha256": {s.name: (s.facts or {}).get("sha256") for s in cell.subjects},
             "tokens_sha256": self.plan.streams.evaluation.fingerprint,
             "dtypes": {**dtypes, "saes": self.plan.options.sae_dtype, "sums": "float64"},

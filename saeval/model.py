@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -29,7 +29,7 @@ class Capture:
     inputs: dict[int, Tensor] = field(default_factory=dict)
     """Inputs of the blocks that a resume at a hook inside them will need, by block index."""
 
-    def part(self, rows: slice) -> Capture:
+    def part(self, rows: slice | Sequence[int]) -> Capture:
         """What a resume of some of the batch's rows needs."""
         return Capture({}, None, {index: tensor[rows] for index, tensor in self.inputs.items()})
 
@@ -40,7 +40,7 @@ class Resume:
 
     captured: Callable[[Tensor], Capture]
     """`final`, and what this run keeps of hooks on the way."""
-    part: Callable[[slice], Resume]
+    part: Callable[[slice | Sequence[int]], Resume]
     """The same for some of the batch's rows: for what keeps a whole pass in memory, as a backward pass does."""
 
     def __call__(self, activations: Float[Tensor, "batch seq d"]) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+OnFinding = Literal["stop", "warn", "off"]
+ON_FINDING = get_args(OnFinding)
 
 
 @dataclass(frozen=True)
@@ -25,3 +27,20 @@ class Options:
     checkpoint_seconds: float = 60.0
     allow: tuple[str, ...] = ()
     """Names or globs of SAEs that are used whatever the preflight finds."""
+    preflight: OnFinding = "stop"
+    """What a fatal finding of the preflight does: stop the run, or only warn; with `off` nothing is examined."""
+    skip_failing: bool = False
+    """Leave out what the preflight finds wrong, as failed cells, and run the rest."""
+    command_line: bool = False
+    """Whether the options were given as flags: messages name options as the user gives them."""
+
+    def spelled(self, option: str, value: Any = True) -> str:
+        """An option as the user gives it: `--allow x`, or from Python `allow=['x']`; `--fresh`, or `fresh=True`."""
+        if not self.command_line:
+            return f"{option}={[value] if option == 'allow' else value!r}"
+        flag = f"--{option.replace('_', '-')}"
+        return flag if value is True else f"{flag} {value}"
+
+    def called(self, option: str) -> str:
+        """The name of an option alone: `--sae-dtype`, or from Python `sae_dtype`."""
+        return f"--{option.replace('_', '-')}" if self.command_line else option

@@ -19,7 +19,7 @@ from saeval.metric import Metric, substitute_requests
 from saeval.model import ModelSpec
 from saeval.models import model_spec
 from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, closure, flattened
-from saeval.options import DTYPES, Options
+from saeval.options import DTYPES, ON_FINDING, Options
 from saeval.parameters import ParameterError, validated
 from saeval.plugins import code_identity
 from saeval.precision import Stopping, stopping
@@ -45,6 +45,10 @@ class Plan:
     check_hooks: Any = None
     looks: Mapping[str, Mapping[str, Argument]] = field(default_factory=dict)
     """What the preflight of an SAE asks for, by the SAE's key."""
+    proofs: Mapping[str, Mapping[str, Argument]] = field(default_factory=dict)
+    """What the proof of a resume asks for, by the hook."""
+    final: Mapping[str, Argument] | None = None
+    """What a look at the model's clean final state asks for; None without a model."""
     places: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     """Where each SAE stands in the suite."""
     stopping: Stopping | None = None
@@ -114,7 +118,7 @@ class _Planner:
         looks = {s.key: requests for s in saes if (requests := _look(graph, s)) is not None}
         return Plan(
             self.suite, self.registry, spec, found, [*saes, *controls], cells, self.options,
-            check_hooks, looks, subjects.places, stop,
+            check_hooks, looks, _proofs(graph, cells), _final(graph) if spec else None, subjects.places, stop,
         )  # fmt: skip
 
     def _raise(self, subjects: Subjects, saes: list[Subject]) -> None:
@@ -160,20 +164,26 @@ class _Planner:
         return groups
 
     def _device(self) -> None:
-        for option, device in (("--device", self.options.device), ("--sae-device", self.options.sae_device)):
+        options = self.options
+        for name, device in (("device", options.device), ("sae_device", options.sae_device)):
             try:
                 torch.zeros(1, device=device)
             except (RuntimeError, AssertionError, NotImplementedError) as error:
                 line = str(error).splitlines()[0]
-                self.problems.append(Problem(f"{option} {device}: torch cannot use it here: {line}"))
-        if self.options.sae_dtype not in DTYPES:
-            self.problems.append(Problem(f"--sae-dtype {self.options.sae_dtype}: expected one of {', '.join(DTYPES)}"))
+                self.problems.append(Problem(f"{options.spelled(name, device)}: torch cannot use it here: {line}"))
+        for name, value, known in (
+            ("sae_dtype", options.sae_dtype, DTYPES),
+            ("preflight", options.preflight, ON_FINDING),
+        ):
+            if value not in known:
+                self.problems.append(Problem(f"{options.spelled(name, value)}: expected one of {', '.join(known)}"))
 
     def _batch_size(self) -> None:
         """The option's, else the suite's, else 16."""
         size = self.options.batch_size if self.options.batch_size is not None else self.suite.body.batch
         if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            self.problems.append(Problem(f"--batch-size {size}: expected a number of sequences, or 'auto'"))
+            given = self.options.spelled("batch_size", size)
+            self.problems.append(Problem(f"{given}: expected a number of sequences, or 'auto'"))
         self.options = replace(self.options, batch_size=size)
 
     def _graph(self, spec: ModelSpec | None, found: Streams, subjects: Subjects) -> Graph:
@@ -272,6 +282,18 @@ def _look(graph: Graph, sae: Subject) -> dict[str, Argument] | None:
         return {name: graph.resolve(name, Binding(sae)) for name in ("sae", "sae_input", "activations", "mask")}
     except SaevalError:
         return None
+
+
+def _proofs(graph: Graph, cells: Iterable[Cell]) -> dict[str, dict[str, Argument]]:
+    """What it takes to prove the resume at each hook where a cell resumes."""
+    nodes = closure([n for cell in cells for n in cell.nodes()]).values()
+    hooks = {n.hook_name for n in nodes if n.name == "resume" and n.hook_name}
+    names = ("activations", "resume", "clean_final", "batch")
+    return {h: {name: graph.resolve(name, Binding(None, hook_name=h)) for name in names} for h in sorted(hooks)}
+
+
+def _final(graph: Graph) -> dict[str, Argument]:
+    return {name: graph.resolve(name, Binding(None)) for name in ("model", "batch", "clean_final")}
 
 
 class _Lazily(Mapping[str, int]):

@@ -1,22 +1,28 @@
-"""The preflight: every SAE examined on the first batch that it sees, before its numbers are believed."""
+"""The preflight: on a run's first batch, before anything else, SAEs are examined and resumes are proved."""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from saeval.errors import Problem, SuiteError, Undefined
+from saeval.errors import Problem, SuiteError
 from saeval.evidence import Evidence
 from saeval.examination import Examination, Finding, examine
+from saeval.memory import refuse_too_large
+from saeval.nodes import closure
+from saeval.proof import Proof, prove, unwell
 from saeval.target import Target
 
 if TYPE_CHECKING:
     from saeval.cell import Cell
     from saeval.plan import Plan
     from saeval.substitute import Subject
+
+log = logging.getLogger("saeval")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,30 +31,43 @@ class _Looked(Evidence):
 
 
 class Preflight:
-    """Examines the SAEs of a plan. What it finds stops the run, unless `allow` names the SAE."""
+    """Examines the SAEs of a plan and proves its resumes. What it finds stops the run, unless the options say otherwise."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.examinations: dict[str, Examination] = {}
         """By the SAE's key."""
+        self.proofs: dict[str, Proof | str] = {}
+        """By the hook: the proof of its resume, or why there is none."""
+        self._unwell: list[str] = []
         self._declared: dict[str, list[Finding]] = {}
 
-    def targets(self, cells: Iterable[Cell]) -> list[Target]:
-        """For the first batch of a pass: one for each of its SAEs that was not examined yet."""
-        found: dict[str, Target] = {}
-        for cell in cells:
-            for subject in cell.subjects:
-                requests = self.plan.looks.get(subject.key)
-                if requests is None or subject.key in self.examinations or subject.key in found:
-                    continue
-                found[subject.key] = Target(f"preflight {subject.key}", self._look(subject), [requests], cell.order)
-        return list(found.values())
+    def targets(self, cells: Sequence[Cell], memory: int | None) -> list[list[Target]]:
+        """What is to be looked at on one batch; SAEs that do not fit in `memory` bytes together are apart."""
+        nodes = closure([n for c in cells for n in c.nodes()]).values()
+        first: list[Target] = []
+        if self.plan.final is not None and any(n.name in ("clean_final", "resume") for n in nodes):
+            first.append(Target("preflight final", self._model_is_well, [self.plan.final], -2))
+        for hook_name in sorted({n.hook_name for n in nodes if n.name == "resume" and n.hook_name}):
+            requests = self.plan.proofs[hook_name]
+            first.append(Target(f"preflight {hook_name}", self._prove(hook_name), [requests], -1))
+        portions, held = [first], 0
+        subjects = {s.key: (s, c.order) for c in cells if c.streamed for s in c.subjects if s.key in self.plan.looks}
+        for key, (subject, order) in subjects.items():
+            size = 8 * (subject.d_in or 0) * (subject.d_sae or 0)
+            if memory is not None and held and held + size > memory:
+                portions.append([])
+                held = 0
+            held += size
+            portions[-1].append(Target(f"preflight {key}", self._look(subject), [self.plan.looks[key]], order))
+        return [targets for targets in portions if targets]
 
     def _look(self, subject: Subject) -> Any:
         def look(sae: Any, sae_input: Any, activations: Any, mask: Any) -> Evidence:
             try:
                 one = examine(sae, subject.facts or {}, sae_input, activations, mask)
             except Exception as error:  # an SAE that nobody looked at may be anything
+                refuse_too_large(error)
                 text = f"could not be examined: {type(error).__name__}: {error}"
                 # One that fails on the whole batch as well costs its own cells, which say so.
                 one = Examination(findings=[Finding("examination", text, fatal=_works(sae, sae_input, activations))])
@@ -57,29 +76,96 @@ class Preflight:
 
         return look
 
-    def judge(self, targets: Iterable[Target]) -> None:
-        """`SuiteError` for what was found of SAEs that are not allowed; the targets have done their part."""
-        for target in targets:
-            target.error = target.error or Undefined("examined")
-        problems = []
+    def _prove(self, hook_name: str) -> Any:
+        def look(activations: Any, resume: Any, clean_final: Any, batch: Any) -> Evidence:
+            try:
+                self.proofs[hook_name] = prove(activations, resume, clean_final, batch)
+            except Exception as error:  # the cells that resume there will say so
+                refuse_too_large(error)
+                self.proofs[hook_name] = f"{type(error).__name__}: {error}"
+            return _Looked()
+
+        return look
+
+    def _model_is_well(self, model: Any, batch: Any, clean_final: Any) -> Evidence:
+        fault = unwell(model, batch, clean_final)
+        self._unwell = [fault] if fault else []
+        return _Looked()
+
+    def judge(self, cells: Iterable[Cell]) -> dict[str, str]:
+        """The cells to leave out, by key, with the reason: none, unless the options say to skip what fails.
+
+        `SuiteError` for what was found, unless the options say to warn of it.
+        """
+        options = self.plan.options
+        if self._unwell:  # whatever else was found follows from it
+            message = f"preflight: {self._model_fault()}"
+            if options.preflight == "stop":
+                raise SuiteError([Problem(message)])
+            log.warning("%s", message)
+        faults = {**self._faulty_saes(), **self._faulty_hooks()}
+        if faults and options.preflight == "stop" and not options.skip_failing:
+            raise SuiteError([problem for _, problem in faults.values()])
+        for message, _ in faults.values():
+            log.warning("%s", message)
+        if options.preflight == "warn":
+            return {}
+        left_out = {}
+        for cell in cells:
+            resumed = [n.hook_name for n in closure(cell.nodes()).values() if n.name == "resume"] if faults else []
+            keys = [key for s in cell.subjects for key in (s.key, s.parent.key if s.parent else s.key)]
+            if reasons := list(dict.fromkeys(faults[k][0] for k in [*keys, *resumed] if k in faults)):
+                left_out[cell.key] = "; ".join(reasons)
+        return left_out
+
+    def _model_fault(self) -> str:
+        assert self.plan.spec is not None
+        dtype = self.plan.spec.identity().get("dtype")
+        half = str(dtype).removeprefix("torch.") in ("float16", "bfloat16")
+        hint = f"its dtype is {dtype}: try float32" if half else "are its weights damaged?"
+        return f"the model '{self.plan.spec.name}' {self._unwell[0]}; {hint}"
+
+    def _faulty_saes(self) -> dict[str, tuple[str, Problem]]:
+        """By the SAE's key: what was found, and the same with its place and the remedies."""
+        options, faults = self.plan.options, {}
         for subject in self.plan.subjects:
             one = self.examinations.get(subject.key)
-            if one is None or not one.fatal or is_allowed(subject.name, self.plan.options.allow):
+            if one is None or not one.fatal or is_allowed(subject.name, options.allow):
                 continue
             # A wrong hook looks like many other faults; where the checkpoint knows its own, that is the likeliest.
             hook = [f for f in self._declarations(subject) if f.check == "hook"]
-            told = "; ".join(f.message for f in [*hook, *one.fatal])
-            remedy = f"(`saeval doctor` tells more; --allow {subject.name} goes on)"
-            message = f"preflight: {subject.name}: {told} {remedy}"
-            place = self.plan.places.get(subject.name)
-            problems.append(self.plan.suite.problem(message, *place) if place else Problem(message))
-        if problems:
-            raise SuiteError(problems)
+            message = f"preflight: {subject.name}: {'; '.join(f.message for f in [*hook, *one.fatal])}"
+            allow, skip = options.spelled("allow", subject.name), options.spelled("skip_failing")
+            remedy = f"(run `saeval doctor` for details; {allow} uses the SAE anyway, {skip} leaves it out)"
+            faults[subject.key] = message, self._problem(f"{message} {remedy}", subject)
+        return faults
 
-    def record(self, subjects: Iterable[Subject]) -> dict[str, Any]:
-        """What a result keeps: the findings of its SAEs, and what they declare that the suite does otherwise."""
-        found = {s.name: [*self._examined(s), *self._declarations(s)] for s in subjects if s.kind == "sae"}
-        return {name: [dataclasses.asdict(f) for f in findings] for name, findings in found.items() if findings}
+    def _faulty_hooks(self) -> dict[str, tuple[str, Problem]]:
+        options, faults = self.plan.options, {}
+        for hook_name, proof in self.proofs.items():
+            if isinstance(proof, str) or proof.fault is None:
+                continue
+            name = self.plan.spec.name if self.plan.spec else "the model"
+            message = f"preflight: {hook_name} of model '{name}': {proof.fault}, so a splice there measures nothing true"
+            skip, warn = options.spelled("skip_failing"), options.spelled("preflight", "warn")
+            remedy = f"(use another hook; {skip} leaves out what resumes there, {warn} runs it anyway)"
+            here = next((s for s in self.plan.subjects if s.hook_name == hook_name and s.kind == "sae"), None)
+            faults[hook_name] = message, self._problem(f"{message} {remedy}", here)
+        return faults
+
+    def _problem(self, message: str, subject: Subject | None) -> Problem:
+        place = self.plan.places.get(subject.name) if subject else None
+        return self.plan.suite.problem(message, *place) if place else Problem(message)
+
+    def record(self, cell: Cell) -> dict[str, Any]:
+        """What a result keeps: findings of its SAEs and what they declare that the suite does otherwise, and proofs."""
+        found = {s.name: [*self._examined(s), *self._declarations(s)] for s in cell.subjects if s.kind == "sae"}
+        if self._unwell:
+            found["model"] = [Finding("finite", self._unwell[0])]
+        kept = {name: [dataclasses.asdict(f) for f in findings] for name, findings in found.items() if findings}
+        hooks = sorted({n.hook_name for n in closure(cell.nodes()).values() if n.name == "resume" and n.hook_name})
+        proofs = {h: p.record() if isinstance(p := self.proofs[h], Proof) else p for h in hooks if h in self.proofs}
+        return ({"preflight": kept} if kept else {}) | ({"resumes": proofs} if proofs else {})
 
     def _examined(self, subject: Subject) -> list[Finding]:
         return self.examinations[subject.key].findings if subject.key in self.examinations else []
@@ -100,7 +186,7 @@ def _works(sae: Any, sae_input: Any, activations: Any) -> bool:
 
 
 def is_allowed(name: str, patterns: Iterable[str]) -> bool:
-    """Whether `--allow` names an SAE."""
+    """Whether the option `allow` names an SAE."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 

@@ -9,6 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from saeval.data import Batch, PairBatch
 from saeval.evidence import Stamp
 from saeval.failure import Failed
@@ -42,6 +44,10 @@ class Scope:
     _lasting: dict[int, Any] = field(default_factory=dict)
     _writers: dict[int, Failed] = field(default_factory=dict)
     """Nodes whose function wrote into what others share: never called again."""
+    _wider: Program | None = None
+    """While `look` is under way: all that its clean pass is to serve."""
+    _ahead: tuple[Batch | PairBatch, dict[int, Capture]] | None = None
+    """The clean pass of `look`, and the rows that it is of."""
 
     def __post_init__(self) -> None:
         self.arrange()
@@ -49,6 +55,24 @@ class Scope:
     def arrange(self) -> None:
         """Take up the targets that have not failed."""
         self.program = Program([t for t in self.targets if t.error is None])
+
+    def look(self, batch: Batch | PairBatch, portions: Sequence[Sequence[Target]]) -> None:
+        """Run targets that are not the pass's own, portion by portion, on the batch that `run` is shown next.
+
+        One clean pass serves them all and `run`. Where there are several portions, weights are let go of in between.
+        """
+        own = self.targets
+        self._wider = Program([target for targets in (own, *portions) for target in targets])
+        try:
+            for targets in portions:
+                self.targets = targets
+                self.arrange()
+                self.run(batch)
+                if len(portions) > 1:
+                    self.rest()
+        finally:
+            self.targets, self._wider = own, None
+            self.arrange()
 
     def run(self, batch: Batch | PairBatch) -> list[tuple[Target, EvidenceTree]]:
         """Evidence of every target that has not failed; a target that fails keeps its error and drops out.
@@ -71,7 +95,8 @@ class Scope:
         self._memo: dict[int, Any] = {}
         self._left = self.program.uses.copy()
         self._batch = batch
-        self._captures: dict[int, Capture] = {}
+        ahead, self._ahead = self._ahead, None
+        self._captures: dict[int, Capture] = ahead[1] if ahead and _same_rows(ahead[0], batch) else {}
         stamp = Stamp(batch.sequence_ids, batch.clusters, self.n_clusters)
         waiting = 0
         for item in self.program.items:
@@ -89,7 +114,9 @@ class Scope:
             for node in item.nodes():
                 self._release(node)
         self._memo.clear()
-        self._captures.clear()
+        if self._wider is not None:
+            self._ahead = batch, self._captures
+        self._captures = {}
         if any(t.error is not None for t in self.program.targets):
             self.arrange()
 
@@ -195,6 +222,8 @@ class Scope:
             return captured.final
         assert node.hook_name is not None
         if name == "activations":
+            if self._wider is not None:
+                return captured.activations[node.hook_name]
             return captured.activations.pop(node.hook_name)  # the memo holds it from here on
         return self._resumer(side, captured, node.hook_name)
 
@@ -214,7 +243,7 @@ class Scope:
     def _capture(self, index: int, side: Batch) -> Capture:
         if index not in self._captures:
             self.passes += 1
-            needed = self.program
+            needed = self._wider or self.program
             found = self._model.capture(side, sorted(needed.hooks), needed.final, sorted(needed.resumable))
             self._captures[index] = found
         return self._captures[index]
@@ -259,6 +288,11 @@ class Scope:
         self._left[node.serial] -= 1
         if self._left[node.serial] <= 0:
             self._memo.pop(node.serial, None)
+
+
+def _same_rows(a: Batch | PairBatch, b: Batch | PairBatch) -> bool:
+    sides = [side.sides if isinstance(side, PairBatch) else (side,) for side in (a, b)]
+    return all(torch.equal(x.tokens, y.tokens) and torch.equal(x.real, y.real) for x, y in zip(*sides, strict=True))
 
 
 def _leading(node: Node) -> tuple[Any, ...]:

@@ -39,6 +39,9 @@ def _options(arguments: argparse.Namespace) -> Options:
         fresh=getattr(arguments, "fresh", False),
         checkpoint_seconds=getattr(arguments, "checkpoint_seconds", 60.0),
         allow=tuple(getattr(arguments, "allow", ())),
+        preflight=getattr(arguments, "preflight", "stop"),
+        skip_failing=getattr(arguments, "skip_failing", False),
+        command_line=True,
     )
 
 
