@@ -73,7 +73,7 @@ def outline(plan: Plan, store: Store) -> str:
     hooks = {n.hook_name for n in closure([n for c in pending for n in c.nodes()]).values() if n.name == "resume"}
     if hooks and total and plan.options.preflight != "off":
         total += len(hooks)
-        lines.append(f"  preflight: {len(hooks)} resumes on the first batch, one a hook")
+        lines.append(f"  preflight: {len(hooks)} resume{'s' * (len(hooks) > 1)} on the first batch, one a hook")
     needed_at_all = closure([n for c in pending for n in c.nodes()]).values()
     # Parts of a metric's own interventions, and sides of pairs, are nodes without being quantities.
     names = sorted({n.name for n in needed_at_all if n.args and not set(" [") & set(n.name)})
