@@ -44,7 +44,7 @@ def against(
 
 
 def _ahead(row: Row, rows: Sequence[Row], control: str, column: Column) -> Entry:
-    here = [r for r in rows if r.control == control and r.hook_name == row.hook_name]
+    here = [r for r in rows if r.control == control and r.site == row.site]
     found = [r for r in here if r.of == row.name] or [r for r in here if r.of is None]  # its own, else the hook's
     if len(found) != 1:
         count = "several controls" if found else "no control"

@@ -70,6 +70,8 @@ class Row:
     """A control's name in its suite, without its parent."""
     of: str | None = None
     """The SAE that a control was built from."""
+    site: str = ""
+    """The one name of its hook, of which `hook_name` may be another spelling."""
 
 
 @dataclass

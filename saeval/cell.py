@@ -40,6 +40,6 @@ class Cell:
 
 
 def subject_record(subject: Subject) -> dict[str, Any]:
-    """What a result says of a subject."""
-    facts = dict(subject.facts or {})
-    return {"name": subject.name, "hook_name": subject.hook_name, "kind": subject.kind, "key": subject.key, **facts}
+    """What a result says of a subject; `site` is its hook's one name, where the suite calls it otherwise."""
+    facts = dict(subject.facts or {}) | ({"site": subject.hook_name} if subject.asked_hook else {})
+    return {"name": subject.name, "hook_name": subject.shown_hook, "kind": subject.kind, "key": subject.key, **facts}

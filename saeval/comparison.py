@@ -139,7 +139,7 @@ def _chosen(boards: Sequence[Board], a: str, b: str) -> tuple[Board, Row, Row]:
         (board, one, other) for board, one in found_a for there, other in found_b if board is there and one is not other
     ]
     if len(pairs) > 1:
-        pairs = [pair for pair in pairs if pair[1].hook_name == pair[2].hook_name] or pairs
+        pairs = [pair for pair in pairs if pair[1].site == pair[2].site] or pairs
     if len(pairs) == 1:
         return pairs[0]
     if pairs and len({id(board) for board, _, _ in pairs}) > 1:
@@ -171,7 +171,7 @@ def _ground(board: Board) -> str:
 
 def _found(boards: Sequence[Board], name: str) -> list[tuple[Board, Row]]:
     every = [(board, row) for board in boards for row in board.rows]
-    found = [(board, row) for board, row in every if name in (row.name, _placed(row))]
+    found = [(board, row) for board, row in every if name in (row.name, _placed(row), f"{row.name}@{row.site}")]
     if not found:
         names = [row.name for _, row in every] + ([_placed(row) for _, row in every] if "@" in name else [])
         raise SaevalError(f"no subject '{name}' in these results{suggestion(name, names)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from saeval.api import find_suite, prepare
 from saeval.data import PairBatch
 from saeval.errors import SaevalError, expanded, suggestion
 from saeval.examination import Examination, Finding, examine
+from saeval.model import ModelSpec
 from saeval.options import Options
 from saeval.parameters import schema
 from saeval.plan import Plan, plan
@@ -106,7 +106,7 @@ class Doctor:
                 "doctor: this suite has no model to look at its SAEs with; name one SAE, and give --model"
             )
         saes = [s for s in made.subjects if s.kind == "sae"]
-        near = {s.name: _neighbours(s.hook_name, made.spec.hooks()) for s in saes}
+        near = {s.name: _neighbours(s.hook_name, made.spec) for s in saes}
         model = made.spec.load(self.options.device)
         rows = range(min(SEQUENCES, len(made.streams.evaluation)))
         drawn = made.streams.evaluation.batch(rows, self.options.device)
@@ -142,8 +142,8 @@ def _needs(source: Any) -> bool:
     return any(field.is_required() for field in schema(source).model_fields.values())
 
 
-def _neighbours(hook_name: str, hooks: Mapping[str, int]) -> list[str]:
-    """Hooks of the same width that an SAE may have been trained at instead."""
+def _neighbours(hook_name: str, spec: ModelSpec) -> list[str]:
+    """Sites of the same width that an SAE may have been trained at instead."""
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
     if not match:
         return []
@@ -151,8 +151,10 @@ def _neighbours(hook_name: str, hooks: Mapping[str, int]) -> list[str]:
     suffixes = dict.fromkeys(["hook_resid_pre", "hook_resid_mid", "hook_resid_post", suffix])
     names = [f"blocks.{b}.{s}" for s in suffixes for b in (block - 1, block, block + 1)]
     names += [f"blocks.{block}.{s}" for s in ("hook_attn_out", "hook_mlp_out", "attn.hook_z")]
+    hooks = spec.hooks()
     width = hooks.get(hook_name)
-    return [n for n in dict.fromkeys(names) if n != hook_name and hooks.get(n) == width]
+    sites = dict.fromkeys(spec.site(n) for n in names if hooks.get(n) == width)
+    return [site for site in sites if site != hook_name]
 
 
 def _shapes(sae: Substitute, subject: Subject) -> list[Finding]:
@@ -164,7 +166,7 @@ def _shapes(sae: Substitute, subject: Subject) -> list[Finding]:
 
 def _lines(subject: Subject, one: Examination) -> list[str]:
     facts = subject.facts or {}
-    where = subject.hook_name if subject.input_hook is None else f"{subject.input_hook} -> {subject.hook_name}"
+    where = subject.shown_hook if subject.input_hook is None else f"{subject.input_hook} -> {subject.shown_hook}"
     declared = [f"{k} {str(facts[k])[:16]}" for k in _DECLARED if facts.get(k) is not None]
     lines = [f"{subject.name}: {subject.d_in} -> {subject.d_sae} at {where}", f"  declares: {', '.join(declared)}"]
     if one.measured:

@@ -33,6 +33,7 @@ class Graph:
         fit_digest: Callable[[], str] = str,
         pair: bool = False,
         supplies: Iterable[str] = (),
+        site: Callable[[str], str] = str,
     ) -> None:
         self._quantity = quantities
         self._known = set(known) | set(LEAVES)
@@ -43,6 +44,7 @@ class Graph:
         self.sides = 2 if pair else 1
         self._pair = pair
         self._supplies = frozenset(supplies)
+        self._site = site
         self._interned: dict[Any, Node] = {}
         self._open: list[str] = []
 
@@ -192,7 +194,7 @@ class Graph:
         if binding.hook is None:
             raise SaevalError(f"'{name}' is wanted at hooks picked from a first one, and this request has none")
         params = {p: binding.params[p] for p in parameter_names(choose) if p in binding.params}
-        hooks = list(choose(binding.hook, list(self._widths), **params))
+        hooks = dict.fromkeys(map(self._site, choose(binding.hook, list(self._widths), **params)))
         at = {hook: self.resolve(name, replace(binding, subject=None, hook_name=hook)) for hook in hooks}
         by_hook = Quantity(f"{name} by hook", dict, dict.fromkeys(at), at_hooks=choose)
         return self._intern(by_hook, at) if at else Constant({})

@@ -62,7 +62,8 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
         name, kind = _named(result)
         hooks = " + ".join(dict.fromkeys(s["hook_name"] for s in subjects))
         identity = (name, hooks, *(s.get("key", "") for s in subjects))
-        row = rows.setdefault(identity, Row(name, hooks, kind))
+        site = " + ".join(dict.fromkeys(s.get("site", s["hook_name"]) for s in subjects))
+        row = rows.setdefault(identity, Row(name, hooks, kind, site=site))
         if kind == "control":
             row.control, row.of = subjects[0].get("control"), subjects[0].get("of")
         for column in columns:

@@ -121,6 +121,14 @@ class ModelSpec(ABC):
     def canonical(self, hook_name: str) -> str:
         """The canonical spelling of a hook name (`blocks.6.hook_resid_pre`); unknown names come back unchanged."""
 
+    def site(self, hook_name: str) -> str:
+        """The one name of the tensor at a hook, from any of its names.
+
+        Hooks that are one tensor have one site: in most models what leaves a block is what enters the next. An adapter
+        that knows so says so; otherwise a hook's site is its canonical name.
+        """
+        return self.canonical(hook_name)
+
     @abstractmethod
     def tokenizer(self) -> Any:
         """A Hugging Face tokenizer; `SaevalError` where the model has none."""

@@ -208,6 +208,7 @@ class _Planner:
             fit_digest=lambda: found.fit.fingerprint,
             pair=evaluation.pair,
             supplies=evaluation.supplies,
+            site=spec.site if spec else str,
         )
 
     def _subjects_of(

@@ -31,7 +31,7 @@ class _Looked(Evidence):
 
 
 class Preflight:
-    """Examines the SAEs of a plan and proves its resumes. What it finds stops the run, unless the options say otherwise."""
+    """Examines a plan's SAEs and proves its resumes. What it finds stops the run, unless the options say otherwise."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -146,7 +146,7 @@ class Preflight:
             if isinstance(proof, str) or proof.fault is None:
                 continue
             name = self.plan.spec.name if self.plan.spec else "the model"
-            message = f"preflight: {hook_name} of model '{name}': {proof.fault}, so a splice there measures nothing true"
+            message = f"preflight: {hook_name} of model '{name}': {proof.fault}, so no splice there can be believed"
             skip, warn = options.spelled("skip_failing"), options.spelled("preflight", "warn")
             remedy = f"(use another hook; {skip} leaves out what resumes there, {warn} runs it anyway)"
             here = next((s for s in self.plan.subjects if s.hook_name == hook_name and s.kind == "sae"), None)
@@ -201,8 +201,8 @@ def declarations(subject: Subject, plan: Plan) -> list[Finding]:
         text = "was trained on a model with centred writing weights; add 'center_writing_weights: true' to 'model'"
         found.append(Finding("processing", text, fatal=False))
     hook_name = facts.get("declared_hook")
-    if hook_name is not None and hook_name != subject.hook_name:
-        text = f"declares the hook '{hook_name}', the suite's is '{subject.hook_name}'"
+    if hook_name is not None and hook_name != subject.shown_hook:
+        text = f"declares the hook '{hook_name}', the suite's is '{subject.shown_hook}'"
         found.append(Finding("hook", text, fatal=False))
     declared = facts.get("model_name")
     if plan.spec is not None and isinstance(declared, str) and not _is_model(declared, plan):

@@ -24,7 +24,7 @@ class Proof:
     """What one resume showed, half of its rows with the captured activations and half with noise in their place."""
 
     error: float
-    """Largest distance of a final state from the clean one, by the states' own size; infinite where it is not finite."""
+    """Largest distance of a final state from the clean one, by the states' own size; infinite where not finite."""
     change: float
     """Largest change of a final state by noise, by the states' own size; NaN where no row could take noise."""
     typical: float
@@ -51,9 +51,7 @@ class Proof:
         return {n: v if math.isfinite(v) else None for n, v in values.items()} | {"dtype": self.dtype}
 
 
-def prove(
-    activations: Float[Tensor, "batch seq d"], resume: Resume, clean_final: Tensor, batch: Batch
-) -> Proof:
+def prove(activations: Float[Tensor, "batch seq d"], resume: Resume, clean_final: Tensor, batch: Batch) -> Proof:
     """Resume once: every other row as it was captured, the rows between with Gaussian noise on their real tokens.
 
     A batch of one row is resumed twice over. `clean_final` is `[batch, seq, d_model]`, or for a reward model `[batch]`.

@@ -97,8 +97,8 @@ class Subjects:
         hook_name = hook_name or info.hook_name
         if not hook_name:
             raise SaevalError(f"{name}: the checkpoint does not say its hook; add 'hook_name: blocks.N.hook_resid_pre'")
-        hook_name, input_hook = self._canonical(hook_name), self._canonical(info.input_hook)
-        assert hook_name is not None
+        asked = self._canonical(hook_name) or hook_name
+        hook_name, input_hook = self._site(hook_name) or hook_name, self._site(info.input_hook)
 
         def load() -> Any:
             import torch  # late: planning needs no torch
@@ -107,7 +107,8 @@ class Subjects:
 
         facts = {"format": use, "architecture": info.architecture, "sha256": info.sha256, **dict(info.facts)}
         if info.hook_name:
-            facts["declared_hook"] = self._canonical(info.hook_name)
+            same = self._site(info.hook_name) == hook_name
+            facts["declared_hook"] = asked if same else self._canonical(info.hook_name)
         code = code_identity(entry.thing, entry.origin)
         key = digest_of(
             [
@@ -124,22 +125,27 @@ class Subjects:
         )
         return Subject(
             name, hook_name, key, load,
-            input_hook=input_hook, d_in=info.d_in, d_sae=info.d_sae, d_out=info.d_out, facts=facts,
+            input_hook=input_hook, asked_hook=asked if asked != hook_name else None,
+            d_in=info.d_in, d_sae=info.d_sae, d_out=info.d_out, facts=facts,
             fetch=lambda: loader.fetch(reference),
         )  # fmt: skip
 
     def _canonical(self, hook_name: str | None) -> str | None:
         return self.spec.canonical(hook_name) if self.spec and hook_name else hook_name
 
+    def _site(self, hook_name: str | None) -> str | None:
+        return self.spec.site(hook_name) if self.spec and hook_name else hook_name
+
     def _live(self, name: str, live: LiveSAE) -> Subject:
-        hook_name = self._canonical(live.hook_name) or live.hook_name
-        input_hook = self._canonical(live.input_hook)
+        asked = self._canonical(live.hook_name) or live.hook_name
+        hook_name, input_hook = self._site(live.hook_name) or live.hook_name, self._site(live.input_hook)
         sha256 = live.fingerprint()
         key = digest_of(["live", sha256, hook_name, input_hook])
         facts = {"format": "live", "architecture": type(live.module).__qualname__, "sha256": sha256}
         return Subject(
             name, hook_name, key, lambda: live,
-            input_hook=input_hook, d_in=live.d_in or None, d_sae=live.d_sae, d_out=live.d_out, facts=facts,
+            input_hook=input_hook, asked_hook=asked if asked != hook_name else None,
+            d_in=live.d_in or None, d_sae=live.d_sae, d_out=live.d_out, facts=facts,
         )  # fmt: skip
 
     def controls(self, saes: list[Subject]) -> list[Subject]:
@@ -165,12 +171,12 @@ class Subjects:
                 self.problems.append(self.suite.problem(str(error), *place))
                 continue
             if control.per == "sae":
-                sites: list[tuple[str, Subject | None]] = [(parent.hook_name, parent) for parent in parents]
+                sites: list[tuple[Subject, Subject | None]] = [(parent, parent) for parent in parents]
             else:
-                sites = [(hook, None) for hook in dict.fromkeys(s.hook_name for s in parents)]
-            for hook_name, parent in sites:
+                sites = [(first, None) for first in {s.hook_name: s for s in reversed(parents)}.values()][::-1]
+            for at, parent in sites:
                 for copy in range(copies):
-                    made = self._control(control, params, hook_name, parent, copy, name or use)
+                    made = self._control(control, params, at.hook_name, parent, copy, name or use, at.asked_hook)
                     if any((s.name, s.hook_name) == (made.name, made.hook_name) for s in found):
                         message = f"two controls are called '{made.name}'; give one another 'name:'"
                         self.problems.append(self.suite.problem(message, *place))
@@ -200,6 +206,7 @@ class Subjects:
         parent: Subject | None,
         copy: int,
         name: str,
+        asked_hook: str | None = None,
     ) -> Subject:
         control = cls(**params)
         origin = self.registry.controls.entry(cls.name).origin
@@ -210,7 +217,7 @@ class Subjects:
         return Subject(
             shown if copy == 0 else f"{shown}#{copy}", hook_name, key, control.build,
             needs=tuple(parameter_names(control.build)), build_params=constants, parent=parent,
-            kind="control", input_hook=parent.input_hook if parent else None,
+            kind="control", input_hook=parent.input_hook if parent else None, asked_hook=asked_hook,
             d_in=parent.d_in if parent else None, d_sae=parent.d_sae if parent else None,
             facts={"control": name, "of": parent.name if parent else None, "copy": copy, **params},
         )  # fmt: skip

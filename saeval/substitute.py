@@ -93,6 +93,8 @@ class Subject:
     kind: Literal["sae", "control"] = "sae"
     input_hook: str | None = None
     """The hook that `encode` reads; None where it is `hook_name`."""
+    asked_hook: str | None = None
+    """What the suite calls its hook, where `hook_name`, the site's one name, is another."""
     d_in: int | None = None
     d_sae: int | None = None
     d_out: int | None = None
@@ -101,6 +103,11 @@ class Subject:
     """Download what `load` will read, where that is not here yet."""
     facts: Mapping[str, Any] | None = None
     """What the checkpoint says of itself, recorded with the results."""
+
+    @property
+    def shown_hook(self) -> str:
+        """Its hook as the suite spells it."""
+        return self.asked_hook or self.hook_name
 
 
 class Control(ABC):

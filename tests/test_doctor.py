@@ -212,7 +212,9 @@ class Picky(Off):
 
 
 def test_an_sae_that_could_not_be_examined_is_not_believed():
-    with pytest.raises(SaevalError, match=r"preflight: picky: could not be examined: RuntimeError: planted .*allow=\['picky'\]"):
+    with pytest.raises(
+        SaevalError, match=r"preflight: picky: could not be examined: RuntimeError: planted .*allow=\['picky'\]"
+    ):
         evaluate_tiny(["l0"], saes=[Picky()], allow=())
     (result,) = evaluate_tiny(["l0"], saes=[Picky()], allow=["picky"])
     assert result.status == "ok"

@@ -22,7 +22,12 @@ class Off(TinySAE):
 
 
 GROUPS = {"groups": {"good": ["good*"], "all": ["*"]}}
-METRICS = ["l0", "ce", {"functional_stability": {"over": "good", "as": "good"}}, {"functional_stability": {"over": "all"}}]
+METRICS = [
+    "l0",
+    "ce",
+    {"functional_stability": {"over": "good", "as": "good"}},
+    {"functional_stability": {"over": "all"}},
+]
 OPTIONS = {"controls": [{"use": "random", "seeds": 1}, "zero"], "allow": ["good*"], "batch_size": 24}
 
 

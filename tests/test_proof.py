@@ -68,7 +68,9 @@ def test_a_resume_that_is_wrong_stops_the_run_before_anything_is_written(wrong, 
 
 
 @pytest.mark.parametrize("size", [1, 2, 24])
-@pytest.mark.parametrize(("kind", "dtype"), [("causal", torch.float32), ("causal", torch.bfloat16), ("reward", torch.float64)])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("causal", torch.float32), ("causal", torch.bfloat16), ("reward", torch.float64)]
+)
 def test_what_the_proof_found_stands_in_the_provenance(size, kind, dtype):
     model = TinyModel(kind=kind, dtype=dtype)
     rows = tiny_tokens() if kind == "causal" else TinyPairs(24)
@@ -95,7 +97,10 @@ def test_each_hook_is_proved_by_one_resume_whatever_is_spliced_there():
     assert not results.failed
     assert model.passes["resumed"] == unproved.passes["resumed"] + 2
     assert sum(model.passes.values()) == sum(unproved.passes.values()) + 2 == results.forward_passes
-    assert {h for r in results for h in r.provenance["resumes"]} == {"blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"}
+    assert {h for r in results for h in r.provenance["resumes"]} == {
+        "blocks.1.hook_resid_pre",
+        "blocks.2.hook_resid_pre",
+    }
 
 
 def test_a_run_without_a_resume_proves_nothing_and_is_cut():
@@ -141,7 +146,9 @@ def test_what_resumes_at_a_wrong_hook_is_left_out_or_warned_of(caplog):
     failed = {(r.metric, r.subject, r.cell["subjects"][0]["hook_name"][7]) for r in results.failed}
     assert failed == {("kl", "two", "2"), ("kl", "zero", "2")}
     for result in results.failed:
-        assert result.reason.startswith("preflight: blocks.2.hook_resid_pre of model 'tiny': resuming with the model's own")
+        assert result.reason.startswith(
+            "preflight: blocks.2.hook_resid_pre of model 'tiny': resuming with the model's own"
+        )
         assert result.traceback is None
         assert result.provenance["resumes"]["blocks.2.hook_resid_pre"]["max_relative_error"] > 0.01
     caplog.clear()
@@ -185,7 +192,7 @@ def test_a_model_that_gives_nan_is_one_sentence(part, caplog):
 def test_a_half_precision_model_that_gives_nan_is_to_be_tried_in_float32():
     model = TinyModel(dtype=torch.float16)
     model.embed = model.embed * 6e4
-    with pytest.raises(SuiteError, match="final states .* its dtype is torch.float16: try float32"):
+    with pytest.raises(SuiteError, match=r"final states .* its dtype is torch\.float16: try float32"):
         evaluate_tiny(["ce"], model=model)
 
 

@@ -219,6 +219,32 @@ class HookedModel(Model):
         self._tuple_length = len(output) if isinstance(output, tuple) else 0
 
     @torch.no_grad()
+    def twins(self) -> dict[str, str]:
+        """Names of block outputs -> the name of the next block's input, where one short pass shows one and the same tensor."""
+        left: dict[int, tuple[Tensor, int]] = {}
+        found: dict[str, str] = {}
+
+        def leaving(block: int) -> Callable[[Tensor], None]:
+            return lambda tensor: left.__setitem__(block, (tensor, tensor._version))
+
+        def entering(block: int) -> Callable[[Tensor], None]:
+            def see(tensor: Tensor) -> None:
+                before, version = left.get(block - 1, (None, 0))
+                if before is tensor and tensor._version == version:  # nor was it written into between the two
+                    found[f"blocks.{block - 1}.{RESID_POST}"] = f"blocks.{block}.{RESID_PRE}"
+
+            return see
+
+        tokens = torch.zeros((1, _PROBE_LENGTH), dtype=torch.long, device=self.device)
+        with self.evaluating(), ExitStack() as stack:
+            for index in range(len(self.blocks)):
+                for suffix, see in ((RESID_PRE, entering), (RESID_POST, leaving)):
+                    if site := self.sites.get(f"blocks.{index}.{suffix}"):
+                        stack.callback(site.watch(see(index)).remove)
+            self._forward(tokens, attention_mask=torch.ones_like(tokens))
+        return found
+
+    @torch.no_grad()
     def widths(self) -> dict[str, int]:
         """Width of every site that one short pass shows to hold one `[batch, seq, ...]` tensor."""
         shapes: dict[str, list[torch.Size]] = {name: [] for name in self.sites}

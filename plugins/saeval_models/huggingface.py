@@ -14,7 +14,7 @@ from saeval.errors import SaevalError
 from saeval.model import Model, ModelAdapter, ModelSpec
 from saeval_models.checkpoint import TAKEN, Reference, located, longest_context, parsed
 from saeval_models.faults import blaming
-from saeval_models.layouts import BOUNDARIES, Layout, known_layout
+from saeval_models.layouts import BOUNDARIES, RESID_POST, Layout, known_layout
 from saeval_models.live import LiveSpec, inherits
 
 if TYPE_CHECKING:  # annotations only: transformers is slow to import
@@ -80,6 +80,17 @@ class PretrainedSpec(ModelSpec):
 
     def canonical(self, hook_name: str) -> str:
         return self._layout.canonical(hook_name)
+
+    def site(self, hook_name: str) -> str:
+        name = self.canonical(hook_name)
+        return self._twins.get(name, name) if name.endswith(RESID_POST) else name
+
+    @cached_property
+    def _twins(self) -> Mapping[str, str]:
+        try:
+            return self._empty.twins()
+        except Exception:  # a forward that cannot run so, or no model at all, which is said where hooks are checked
+            return {}
 
     @cached_property
     def _config(self) -> PretrainedConfig:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from saeval.errors import SaevalError
 from saeval.fingerprint import tensors_sha256
 from saeval.model import Model, ModelSpec
-from saeval_models.layouts import Layout
+from saeval_models.layouts import RESID_POST, Layout
 
 if TYPE_CHECKING:  # annotations only: torch is not needed to list adapters
     from torch import nn
@@ -75,6 +75,17 @@ class LiveSpec(ModelSpec):
 
     def canonical(self, hook_name: str) -> str:
         return self._layout.canonical(hook_name)
+
+    def site(self, hook_name: str) -> str:
+        name = self.canonical(hook_name)
+        return self._twins.get(name, name) if name.endswith(RESID_POST) else name
+
+    @cached_property
+    def _twins(self) -> Mapping[str, str]:
+        try:
+            return self._model.twins()
+        except Exception:  # a forward that cannot run so, or no model at all, which is said where hooks are checked
+            return {}
 
     @property
     def context(self) -> int | None:

@@ -140,15 +140,20 @@ def duplicates(results: Sequence[Result]) -> dict[tuple[int, int], tuple[str, in
     kept: list[tuple[int, int, np.ndarray]] = []
     found: dict[tuple[int, int], tuple[str, int]] = {}
     for _, index, feature, unit in every:
-        hook = results[index].cell["subjects"][0]["hook_name"]
+        hook = _site(results[index])
         for other, twin, direction in kept:
-            apart = results[other].cell["subjects"][0]["hook_name"] != hook
+            apart = _site(results[other]) != hook
             if apart and len(direction) == len(unit) and float(direction @ unit) > DUPLICATE:
                 found[index, feature] = (results[other].subject, twin)
                 break
         else:
             kept.append((index, feature, unit))
     return found
+
+
+def _site(result: Result) -> str:
+    subject = result.cell["subjects"][0]
+    return str(subject.get("site", subject["hook_name"]))
 
 
 def _attribution(result: Result, plot: str, elsewhere: Mapping[tuple[int, int], tuple[str, int]]) -> list[Block]:
