@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,8 @@ OUTLYING = 10
 """Times the median norm, beyond which a token has no part in averages: a few such (attention sinks) would be all."""
 ALMOST_ALL = 0.95
 """Explained variance beyond which an SAE needs no basis of its own, as PCA and orthogonal bases."""
+EXPLAINS_LITTLE = 0.3
+"""Explained variance below which a scale explains nothing: what is far off is less so at any large scale."""
 _KEPT = (8, 16, 32, 64, 128, 256)
 
 
@@ -99,6 +102,7 @@ def _misread(
     explained = one.measured["explained_variance"]
     same_site = torch.equal(x, y)  # a transcoder's inputs and outputs are not to be compared
     explanations = list(_truncation(look, encoding, y))
+    explanations += _readings(look, x, y, explained)
     if same_site:
         explanations += _scale(look, x, explained, one.measured)
         explanations += _hook(look, elsewhere, explained, one.elsewhere)
@@ -150,9 +154,13 @@ class _Look:
     def explained(self, y: Tensor, y_hat: Tensor) -> float:
         return explained_variance(y[self.judged], y_hat[self.judged])
 
-    def reconstructed(self, x: Tensor) -> float:
-        """Explained variance of what the SAE makes of other activations."""
-        return self.explained(x, self.sae.decode(self.sae.encode(x), x).float())
+    def reconstructed(self, x: Tensor, every: int = 1) -> float:
+        """Explained variance of what the SAE makes of other activations; of every n-th token where tokens are alone."""
+        judged = self.judged
+        if every > 1 and not self.sae.reads_earlier:
+            x, judged = x[:, ::every], judged[:, ::every]
+        reconstruction = self.sae.decode(self.sae.encode(x), x).float()
+        return explained_variance(x[judged], reconstruction[judged])
 
 
 @dataclass(frozen=True)
@@ -212,18 +220,62 @@ def _truncation(look: _Look, encoding: Encoding, y: Tensor) -> Iterator[_Explana
         yield _Explanation(found, Finding("activation", text))
 
 
-def _scale(look: _Look, x: Tensor, explained: float, measured: dict[str, float]) -> Iterator[_Explanation]:
-    """An SAE trained on inputs of norm √d (or 1) explains more when these are scaled to that."""
-    norm = float(x[look.judged].norm(dim=-1).mean())
-    for name, factor in (("√d_in", x.shape[-1] ** 0.5 / norm), ("1", 1 / norm)):
-        if 0.9 < factor < 1.1:
-            continue
-        measured[f"explained_variance_norm_{name}"] = found = look.reconstructed(x * factor)
-        text = (
-            f"explains {found:.3f} of the variance of inputs scaled to a mean norm of {name}, {explained:.3f} of the "
-            f"model's own (mean norm {norm:.3g}): its input normalisation is not applied"
-        )
+def _readings(look: _Look, x: Tensor, y: Tensor, explained: float) -> Iterator[_Explanation]:
+    """The same weights read otherwise, as their format could have them."""
+    for name, other in look.sae.other_readings().items():
+        found = look.explained(y, other.decode(other.encode(x), y).float())
+        text = f"explains {found:.3f} of the variance {name}, {explained:.3f} as it is loaded: was it trained so?"
         yield _Explanation(found, Finding("normalisation", text))
+
+
+def _scale(look: _Look, x: Tensor, explained: float, measured: dict[str, float]) -> Iterator[_Explanation]:
+    """An SAE whose scale was not folded in explains more of inputs of another scale: the best one is searched for.
+
+    Over octaves, and the norms 1 and √d, on a quarter of the tokens; then between the neighbours of the best.
+    """
+    if explained > ALMOST_ALL:
+        return
+    norm = float(x[look.judged].norm(dim=-1).mean())
+
+    def quick(octaves: float) -> float:
+        return look.reconstructed(x * 2.0**octaves, every=4)
+
+    as_it_is = quick(0)
+    if abs(quick(1) - as_it_is) < 1e-6:  # it normalises inputs itself
+        return
+    named = {"√d_in": math.log2(x.shape[-1] ** 0.5 / norm), "1": -math.log2(norm)}
+    tried = {octaves: quick(octaves) for octaves in (*(n for n in range(-6, 7) if n), *named.values())} | {0: as_it_is}
+    best = max(tried, key=lambda octaves: tried[octaves])
+    octaves = _peak(lambda at: look.reconstructed(x * 2.0**at), best - 1, best + 1)
+    factor, found = 2.0**octaves, look.reconstructed(x * 2.0**octaves)
+    if 0.8 < factor < 1.25:  # as SAEs do that were trained to be sparse
+        return
+    measured["best_input_scale"], measured["explained_variance_at_best_scale"] = factor, found
+    if found < EXPLAINS_LITTLE:
+        return
+    to = next((f", to a mean norm of {name}" for name, at in named.items() if abs(at - octaves) < 0.15), "")
+    text = (
+        f"explains {found:.3f} of the variance of inputs scaled by {factor:.3g}{to}, {explained:.3f} of the model's own "
+        f"(mean norm {norm:.3g}): its input normalisation is not applied, or it is of another hook"
+    )
+    yield _Explanation(found, Finding("normalisation", text))
+
+
+def _peak(height: Callable[[float], float], low: float, high: float, steps: int = 7) -> float:
+    """Where a function of one peak is highest, by golden section."""
+    shorter = (5**0.5 - 1) / 2
+    a, b = high - shorter * (high - low), low + shorter * (high - low)
+    at_a, at_b = height(a), height(b)
+    for _ in range(steps):
+        if at_a > at_b:
+            high, b, at_b = b, a, at_a
+            a = high - shorter * (high - low)
+            at_a = height(a)
+        else:
+            low, a, at_a = a, b, at_b
+            b = low + shorter * (high - low)
+            at_b = height(b)
+    return a if at_a > at_b else b
 
 
 def _hook(
@@ -246,6 +298,6 @@ def _basis(look: _Look, x: Tensor, explained: float, measured: dict[str, float])
         return None
     return Finding(
         "model",
-        f"explains {explained:.3f} of the variance, hardly more than in a basis turned at random ({found:.3f}): "
+        f"explains {explained:.3f} of the variance, barely better than after a random rotation ({found:.3f}): "
         "it was not trained on these activations; is it of another model or hook?",
     )

@@ -69,6 +69,13 @@ class Substitute(ABC):
     def has_features(self) -> bool:
         return type(self).encode is not Substitute.encode
 
+    def other_readings(self) -> Mapping[str, Substitute]:
+        """What else the same weights might be, by name, such as `without input normalisation`.
+
+        The preflight tries them: where one explains much more, the SAE is not loaded correctly.
+        """
+        return {}
+
     @property
     def weights(self) -> Mapping[str, Tensor]:
         """`W_enc [d_in, d_sae]`, `b_enc [d_sae]`, `W_dec [d_sae, d_out]`, `b_dec [d_out]`, those it has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ from torch.nn.functional import embedding_bag
 from saeval.substitute import Encoding, Substitute
 
 Normalization = Literal["none", "layer_norm", "constant_norm_rescale"]
+_NORMALIZATIONS: Mapping[Normalization, str] = {
+    "none": "without input normalisation",
+    "layer_norm": "with layer norm of its input",
+    "constant_norm_rescale": "with each input scaled to norm √d_in",
+}
 
 # Where the field's formulas divide by a norm, a zero vector must give zeros, not NaN.
 _TINY = 1e-12
@@ -204,6 +210,22 @@ class DenseSAE(Substitute):
             transcoder=self.transcoder,
             W_skip=self.W_skip,
         )
+
+    def other_readings(self) -> Mapping[str, Substitute]:
+        readings: dict[str, Substitute] = {}
+        for normalization, name in _NORMALIZATIONS.items():
+            if normalization != self.normalization:
+                readings[name] = self._changed(normalization=normalization)
+        if not self.transcoder:
+            taken = self.apply_b_dec_to_input
+            name = f"with b_dec {'not ' if taken else ''}taken from its input"
+            readings[name] = self._changed(apply_b_dec_to_input=not taken)
+        return readings
+
+    def _changed(self, **options: Any) -> DenseSAE:
+        other = copy.copy(self)
+        other.__dict__.update(options)
+        return other
 
     @property
     def dtype(self) -> torch.dtype:
