@@ -100,9 +100,30 @@ class Dataset(ABC):
     def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> Batch | PairBatch:
         """These rows, in this order."""
 
+    def beyond(self, vocabulary: int) -> tuple[int, int] | None:
+        """The first token id that a vocabulary of this size does not have, and its row; None where all are in it.
+
+        Padding counts too: the model embeds it. Rows that come with activations are not asked.
+        """
+        for start in range(0, 0 if self.supplies else len(self), 256):
+            batch = self.batch(range(start, min(start + 256, len(self))), "cpu")
+            for side in batch.sides if isinstance(batch, PairBatch) else (batch,):
+                for tokens in (side.tokens, side.targets):
+                    if found := outside(tokens.numpy(), vocabulary):
+                        return found[0], start + found[1]
+        return None
+
     def describe(self) -> Mapping[str, Any]:
         """Facts for the provenance: documents, tokens, corpus fingerprint."""
         return {"sequences": len(self), "clusters": self.n_clusters}
+
+
+def outside(tokens: Int[np.ndarray, "n seq"], vocabulary: int) -> tuple[int, int] | None:
+    """The first token id below 0 or not below `vocabulary`, and its row."""
+    if not tokens.size or (tokens.min() >= 0 and tokens.max() < vocabulary):
+        return None
+    row, position = np.argwhere((tokens < 0) | (tokens >= vocabulary))[0]
+    return int(tokens[row, position]), int(row)
 
 
 @dataclass(frozen=True)

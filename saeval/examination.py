@@ -255,8 +255,8 @@ def _scale(look: _Look, x: Tensor, explained: float, measured: dict[str, float])
         return
     to = next((f", to a mean norm of {name}" for name, at in named.items() if abs(at - octaves) < 0.15), "")
     text = (
-        f"explains {found:.3f} of the variance of inputs scaled by {factor:.3g}{to}, {explained:.3f} of the model's own "
-        f"(mean norm {norm:.3g}): its input normalisation is not applied, or it is of another hook"
+        f"explains {found:.3f} of the variance of inputs scaled by {factor:.3g}{to}, {explained:.3f} of the model's "
+        f"own (mean norm {norm:.3g}): its input normalisation is not applied, or it is of another hook"
     )
     yield _Explanation(found, Finding("normalisation", text))
 

@@ -143,6 +143,11 @@ class ModelSpec(ABC):
         """Longest context the model accepts, or None where unknown."""
 
     @property
+    def vocabulary(self) -> int | None:
+        """How many token ids the model embeds, from its config; None where unknown."""
+        return None
+
+    @property
     def parameters(self) -> int | None:
         """How many parameters the model has, for estimates of time; None where unknown."""
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,7 @@ from saeval.suite import Suite
 from saeval.tokens import TokenOptions, build_tokens
 
 FIT_SEQUENCES = 64
+log = logging.getLogger("saeval")
 
 
 class Streams:
@@ -44,17 +46,32 @@ class Streams:
     def evaluation(self) -> Dataset:
         options = self.options
         rows = self._rows("evaluation") if options is None else self._tokens("evaluation", options.sequences)
-        return rows if self.limit is None else First(rows, self.limit)
+        rows = rows if self.limit is None else First(rows, self.limit)
+        self._check_ids(rows, "evaluation")
+        return rows
 
     @cached_property
     def fit(self) -> Dataset:
         """At most `fit_sequences` rows of documents that are not evaluated; all there are if fewer."""
         if self.options is None:
-            return self._rows("fit")
-        try:
-            return self._tokens("fit", self.fit_sequences)
-        except TooFewSequencesError:
-            return self._tokens("fit", None)
+            rows = self._rows("fit")
+        else:
+            try:
+                rows = self._tokens("fit", self.fit_sequences)
+            except TooFewSequencesError:
+                rows = self._tokens("fit", None)
+        self._check_ids(rows, "fit")
+        return rows
+
+    def _check_ids(self, rows: Dataset, split: Split) -> None:
+        """`SaevalError` for a token id that the model cannot embed."""
+        size = self.spec.vocabulary if self.spec else None
+        if self.spec is None or size is None or (found := rows.beyond(size)) is None:
+            return
+        token, row = found
+        made = "is its tokenizer another model's?" if self.source.kind == "text" else "was another tokenizer used?"
+        where = f"row {row} of the {split} rows"
+        raise SaevalError(f"token id {token} in {where} is outside the {size} tokens of '{self.spec.name}'; {made}")
 
     def _rows(self, split: Split) -> Dataset:
         return self.source.dataset(split, self.spec.tokenizer if self.spec else None)
@@ -62,9 +79,18 @@ class Streams:
     def _tokens(self, split: Split, sequences: int | None) -> Dataset:
         assert self.options is not None
         options = self.options.model_copy(update={"sequences": sequences})
-        tokenizer = self.spec.tokenizer if self.spec else _no_tokenizer
+        tokenizer = self._tokenizer if self.spec else _no_tokenizer
         identity = self.spec.tokenizer_identity() if self.spec else ""
         return build_tokens(self.source, options, tokenizer, identity, split)
+
+    def _tokenizer(self) -> Any:
+        """The model's tokenizer; a warning where it has ids that the model has not."""
+        assert self.spec is not None
+        tokenizer, size = self.spec.tokenizer(), self.spec.vocabulary
+        if size is not None and hasattr(tokenizer, "__len__") and len(tokenizer) > size:
+            name = self.spec.name
+            log.warning("the tokenizer of '%s' has %d tokens, the model embeds %d", name, len(tokenizer), size)
+        return tokenizer
 
     @cached_property
     def description(self) -> dict[str, Any]:

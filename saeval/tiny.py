@@ -61,6 +61,10 @@ class TinyModel(Model, ModelSpec):
     def context(self) -> int | None:
         return None
 
+    @property
+    def vocabulary(self) -> int | None:
+        return len(self.embed)
+
     def load(self, device: str) -> Model:
         return self
 

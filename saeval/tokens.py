@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, Field
 
-from saeval.data import Batch, Dataset, Source
+from saeval.data import Batch, Dataset, Source, outside
 from saeval.fingerprint import cache_dir
 from saeval.packing import PADDING, Packer, Split, included_of, mask_of
 
@@ -132,6 +132,9 @@ class TokenDataset(Dataset):
             included=torch.from_numpy(included_of(tokens, documents, self.excluded)).to(device),
             before=self._before[index],
         )
+
+    def beyond(self, vocabulary: int) -> tuple[int, int] | None:
+        return outside(self.tokens, vocabulary)
 
     def padded(self, extra: int) -> Self:
         """The same rows with `extra` more columns of padding on the right."""

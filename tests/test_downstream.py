@@ -91,11 +91,12 @@ def test_it_costs_no_pass_beyond_those_of_ce_and_kl():
 
     without, blocks = passes(["reconstruction", "ce", "kl"])
     with_it, more = passes(["reconstruction", "ce", "kl", NAME])
-    # Three SAEs, two ablations at each of two hooks; one cut pass for the means.
-    assert without == with_it == {"clean": 5, "cut": 5, "resumed": 5 * (3 + 4)}
-    assert [b - a for a, b in zip(blocks, more, strict=True)] == [0, 0, 5, 0]  # the last mean lies one block deeper
-    assert passes([NAME])[0] == {"clean": 0, "cut": 10, "resumed": 5 * 7}
-    assert passes([{NAME: {"layers": 1}}, {NAME: {"as": "all"}}])[0]["resumed"] == 5 * 7
+    # Three SAEs, two ablations at each of two hooks; one cut pass for the means, whose first
+    # batch is the preflight's clean one; two hooks to prove.
+    assert without == with_it == {"clean": 5 + 1, "cut": 5 - 1, "resumed": 5 * (3 + 4) + 2}
+    assert [b - a for a, b in zip(blocks, more, strict=True)] == [0, 0, 4, 0]  # the last mean lies one block deeper
+    assert passes([NAME])[0] == {"clean": 1, "cut": 9, "resumed": 5 * 7 + 2}
+    assert passes([{NAME: {"layers": 1}}, {NAME: {"as": "all"}}])[0]["resumed"] == 5 * 7 + 2
 
 
 def test_passes_keep_later_streams_only_where_they_are_asked_for():
@@ -108,10 +109,10 @@ def test_passes_keep_later_streams_only_where_they_are_asked_for():
             return found
 
     evaluate_tiny(["ce"], model=Watched(layers=4), batch_size=24)
-    assert kept == [[], []]
+    assert kept == [[], [], []]  # the proof, the SAE, the ablation
     kept.clear()
     evaluate_tiny(["ce", {NAME: {"layers": 1}}], model=Watched(layers=4), batch_size=24)
-    assert kept == [["blocks.2.hook_resid_pre"]] * 2
+    assert kept == [[], *[["blocks.2.hook_resid_pre"]] * 2]
 
 
 def test_where_no_stream_is_later_it_is_undefined():

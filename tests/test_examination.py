@@ -71,7 +71,7 @@ def test_a_run_stops_for_it(tmp_path):
         "saes": [{"use": "openai", "path": str(openai(tmp_path, dense("topk-16"))), "hook_name": HOOK, "name": "x"}],
         "metrics": ["l0"],
     }  # fmt: skip
-    with pytest.raises(SaevalError, match="preflight: x: explains .* without input normalisation"):
+    with pytest.raises(SaevalError, match=r"preflight: x: explains .* without input normalisation"):
         saeval.run(suite, out=tmp_path)
 
 

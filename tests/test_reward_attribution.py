@@ -339,13 +339,13 @@ def test_two_hooks_in_one_run_are_two_runs():
 
 
 def test_k_steps_cost_k_resumes_a_side_whatever_the_number_of_saes_there():
-    """Two batches of two sides: the clean pass, K steps, one pass from the baseline."""
+    """Two batches of two sides: the clean pass, K steps, one pass from the baseline; and the proof of the hook."""
     batches = 2 * 2
     for count in (1, 3):
         model = TinyModel(kind="reward")
         saes = {f"sae-{i}": TinySAE(seed=i) for i in range(count)}
         run([{"per_pair": {"steps": 5}}], rows=TinyPairs(), model=model, saes=saes, added=[Supplied()], batch_size=5)
-        assert model.passes == {"clean": batches, "cut": 0, "resumed": batches * (5 + 1)}
+        assert model.passes == {"clean": batches, "cut": 0, "resumed": batches * (5 + 1) + 1}
 
 
 def test_check_counts_the_steps_beforehand(tmp_path):
@@ -372,10 +372,10 @@ def test_many_tokens_are_integrated_part_by_part_with_the_same_result(monkeypatc
     model, rows, sae = TinyModel(kind="reward", dtype=torch.float64), TinyPairs(), TinySAE(dtype=torch.float64)
     metric = {"per_pair": {"steps": 3}}
     whole = run([metric], rows=rows, model=model, saes={"sae": sae}, added=[Supplied()])[0].values
-    assert model.passes["resumed"] == 2 * (3 + 1)
+    assert model.passes["resumed"] == 2 * (3 + 1) + 1
     monkeypatch.setattr("saeval_reward.integration.TOKENS", 20)
     parts = run([metric], rows=rows, model=model, saes={"sae": sae}, added=[Supplied()])[0].values
-    assert model.passes["resumed"] == 2 * (3 + 1) + 2 * (4 * 3 + 1)  # 10 rows of 8 positions: 80 tokens
+    assert model.passes["resumed"] == 2 * (3 + 1) + 1 + 2 * (4 * 3 + 1) + 1  # 10 rows of 8 positions: 80 tokens
     for name, record in whole.items():
         assert parts[name]["value"] == pytest.approx(record["value"], abs=1e-12)
 
@@ -386,8 +386,8 @@ def test_the_whole_metric_adds_a_pass_for_its_ablations():
     results = run([metric], rows=TinyPairs(pairs=20), model=model, saes={"sae": TinySAE()}, batch_size=10)
     values(results)
     sides, ablations = 2 * 2, 4 + 2 * 2 + 2 * 2  # single features, top and kept of each size, random of each size
-    assert model.passes == {"clean": 2 * sides, "cut": 0, "resumed": sides * (4 + 1 + ablations)}
-    assert results.forward_passes == sides * (2 + 4 + 1 + ablations)
+    assert model.passes == {"clean": 2 * sides, "cut": 0, "resumed": sides * (4 + 1 + ablations) + 1}
+    assert results.forward_passes == sides * (2 + 4 + 1 + ablations) + 1
 
 
 def test_an_integration_that_is_not_complete_is_undefined_with_the_remedy():

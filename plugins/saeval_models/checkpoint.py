@@ -181,6 +181,13 @@ def longest_context(config: Any) -> int | None:
     return next((int(n) for n in found if n), None)
 
 
+def vocabulary(config: Mapping[str, Any]) -> int | None:
+    """Token ids that a model embeds, from its config as plain data; None where that does not say."""
+    text = config.get("text_config")
+    found = (text if isinstance(text, Mapping) else config).get("vocab_size", config.get("d_vocab"))
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
 def _combined(files: Iterable[Path]) -> str:
     lines = [f"{file.name} {sha256_file(file)}" for file in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -220,7 +220,7 @@ class HookedModel(Model):
 
     @torch.no_grad()
     def twins(self) -> dict[str, str]:
-        """Names of block outputs -> the name of the next block's input, where one short pass shows one and the same tensor."""
+        """Names of block outputs -> the name of the next block's input, where a short pass shows one tensor."""
         left: dict[int, tuple[Tensor, int]] = {}
         found: dict[str, str] = {}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from saeval.errors import SaevalError
 from saeval.model import Model, ModelAdapter, ModelSpec
-from saeval_models.checkpoint import TAKEN, Reference, located, longest_context, parsed
+from saeval_models.checkpoint import TAKEN, Reference, located, longest_context, parsed, vocabulary
 from saeval_models.faults import blaming
 from saeval_models.layouts import BOUNDARIES, RESID_POST, Layout, known_layout
 from saeval_models.live import LiveSpec, inherits
@@ -125,6 +125,12 @@ class PretrainedSpec(ModelSpec):
         raw = self.checkpoint.config  # read without transformers where it suffices: a finished suite needs no more
         found = raw.get("max_position_embeddings") or raw.get("n_positions")
         return found if isinstance(found, int) else longest_context(self._config)
+
+    @property
+    def vocabulary(self) -> int | None:
+        # Read without transformers where it suffices; what is not in the file is the library's default.
+        found = vocabulary(self.checkpoint.config)
+        return found if found is not None else getattr(self._config.get_text_config(), "vocab_size", None)
 
     @property
     def parameters(self) -> int | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from saeval.errors import SaevalError
 from saeval.fingerprint import tensors_sha256
 from saeval.model import Model, ModelSpec
+from saeval_models.checkpoint import vocabulary
 from saeval_models.layouts import RESID_POST, Layout
 
 if TYPE_CHECKING:  # annotations only: torch is not needed to list adapters
@@ -90,6 +91,10 @@ class LiveSpec(ModelSpec):
     @property
     def context(self) -> int | None:
         return self._context
+
+    @property
+    def vocabulary(self) -> int | None:
+        return vocabulary(self._config)
 
     def tokenizer(self) -> Any:
         if self._tokenizer is None:
