@@ -70,10 +70,10 @@ def outline(plan: Plan, store: Store) -> str:
         cut = "" if needed.final or not needed.hooks else ", cut at the deepest hook"
         hooks = f" at {', '.join(sorted(needed.hooks))}" if needed.hooks else ""
         lines.append(f"  pass {index}: {one.title}: {clean} clean passes{cut}{hooks}, {resumes} resumes")
-    hooks = {n.hook_name for n in closure([n for c in pending for n in c.nodes()]).values() if n.name == "resume"}
-    if hooks and total and plan.options.preflight != "off":
-        total += len(hooks)
-        lines.append(f"  preflight: {len(hooks)} resume{'s' * (len(hooks) > 1)} on the first batch, one a hook")
+    resumed = {n.hook_name for n in closure([n for c in pending for n in c.nodes()]).values() if n.name == "resume"}
+    if resumed and total and plan.options.preflight != "off":
+        total += len(resumed)
+        lines.append(f"  preflight: {len(resumed)} resume{'s' * (len(resumed) > 1)} on the first batch, one a hook")
     needed_at_all = closure([n for c in pending for n in c.nodes()]).values()
     # Parts of a metric's own interventions, and sides of pairs, are nodes without being quantities.
     names = sorted({n.name for n in needed_at_all if n.args and not set(" [") & set(n.name)})

@@ -170,13 +170,13 @@ class Subjects:
             except (SaevalError, ValueError) as error:
                 self.problems.append(self.suite.problem(str(error), *place))
                 continue
-            if control.per == "sae":
-                sites: list[tuple[Subject, Subject | None]] = [(parent, parent) for parent in parents]
-            else:
-                sites = [(first, None) for first in {s.hook_name: s for s in reversed(parents)}.values()][::-1]
-            for at, parent in sites:
+            by_site: dict[str, Subject] = {}
+            for parent in parents:
+                by_site.setdefault(parent.hook_name, parent)
+            for at in parents if control.per == "sae" else by_site.values():
+                of_sae = at if control.per == "sae" else None
                 for copy in range(copies):
-                    made = self._control(control, params, at.hook_name, parent, copy, name or use, at.asked_hook)
+                    made = self._control(control, params, at.hook_name, of_sae, copy, name or use, at.asked_hook)
                     if any((s.name, s.hook_name) == (made.name, made.hook_name) for s in found):
                         message = f"two controls are called '{made.name}'; give one another 'name:'"
                         self.problems.append(self.suite.problem(message, *place))
