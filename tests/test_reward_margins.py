@@ -108,7 +108,9 @@ def test_no_preference_and_labels_exchanged_are_said(tmp_path):
 
 def test_a_reward_that_is_not_finite_leaves_margins_undefined():
     model = Readout(lambda x: x @ W / (x[..., 0] - x[..., 0]), embed=POSITIVE)
-    (result,) = run(["reward_margin"], rows=pairs(5), model=model, saes=[])
+    with pytest.raises(SaevalError, match="gives NaN or infinite rewards for 5 of 5 rows of the first batch"):
+        run(["reward_margin"], rows=pairs(5), model=model, saes=[])
+    (result,) = run(["reward_margin"], rows=pairs(5), model=model, saes=[], preflight="warn")
     assert result.status == "undefined"
     assert result.reason == "the margins of 5 of 5 pairs are not finite"
 
