@@ -138,7 +138,7 @@ class Subjects:
         keys = self.suite.live_keys
         key = keys.of("sae", name, hook_name, input_hook, live.shapes())
         facts = {"format": "live", "architecture": type(live.module).__qualname__}
-        facts |= {"key": keys.seed} if keys.named else {}
+        facts |= {"live_key": keys.seed} if keys.named else {}
         return Subject(
             name, hook_name, key, lambda: live,
             input_hook=input_hook, d_in=live.d_in or None, d_sae=live.d_sae, d_out=live.d_out, facts=facts,

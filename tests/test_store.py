@@ -253,7 +253,7 @@ def test_a_result_records_what_it_takes_to_check_it(tmp_path):
     assert provenance["libraries"]["torch"]
     assert provenance["tokens_sha256"]
     assert provenance["weights_sha256"] == {"tinysae": None}  # a live object is known by its key
-    assert record["cell"]["subjects"][0]["facts"]["key"] == "these"
+    assert record["cell"]["subjects"][0]["live_key"] == "these"
     assert {"seconds", "batch_size", "device", "dtypes", "peak_memory_mib", "argv", "plugins"} <= set(provenance)
 
 

@@ -185,7 +185,8 @@ class Checkpoint:
         """`SaevalError` for a hub model that comes with an adapter: only that of a folder is read."""
         if not self.local and self._text(ADAPTER_CONFIG) is not None:
             raise SaevalError(
-                f"hub model '{self.source}' holds an adapter ({ADAPTER_CONFIG}); download it and give its folder as 'path'"
+                f"hub model '{self.source}' holds an adapter ({ADAPTER_CONFIG}); download it and give its folder as "
+                f"'path'"
             )
 
 

@@ -85,14 +85,14 @@ class PeftAdapter:
                 return folder, named
         if path.is_absolute() or named.startswith((".", "~")):
             raise SaevalError(
-                f"{self.config_file}: its model '{named}' is no folder here; set 'base_model_name_or_path' to where it is"
+                f"{self.config_file}: its model '{named}' is not here; set 'base_model_name_or_path' to its folder"
             )
         return None, named
 
     def apply(self, module: PreTrainedModel) -> None:
         """Put the adapter into its loaded model. `SaevalError` where its weights are not those of this model."""
         with blaming(f"the adapter {self.folder} cannot be applied to {type(module).__name__}", "check its model"):
-            found = module.load_adapter(str(self.folder))
+            found = module.load_adapter(str(self.folder), ignore_mismatched_sizes=True)
         for keys, fault in (
             (found.missing_keys, "lacks"),
             (found.unexpected_keys, "has weights that its model has no place for:"),
