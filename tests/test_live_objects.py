@@ -166,7 +166,8 @@ def test_equal_live_saes_are_each_their_own_also_in_groups_and_controls(tmp_path
     )  # fmt: skip
     assert not found.failed, found.failed[0].traceback
     keys = [r.key for r in found]
-    assert len(set(keys)) == len(keys) == 7
+    assert {r.subject for r in found} >= {"a", "b", "c"}
+    assert len(set(keys)) == len(keys)
     again = run(["l0"], saes={"a": sae}, controls=["shuffled_decoder"], out=tmp_path)
     assert not {r.key for r in again} & set(keys)
 
