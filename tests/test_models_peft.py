@@ -185,6 +185,7 @@ REFUSED = {
     "no JSON": (lambda r: (r / "adapter" / "adapter_config.json").write_text("{"), "is not JSON"),
     "no config": (lambda r: (r / "adapter" / "adapter_config.json").write_text("{}"), "has no 'peft_type'"),
     "code": (setting(megatron_config={"a": 1}, megatron_core="this"), "names code to import"),
+    "blocks": (setting(layer_replication=[[0, 2], [1, 3]]), "repeats blocks"),
     "folders": (setting(peft_type="XLORA"), "is of an X-LoRA"),
     "lacks": (without("layers.1.self_attn.q_proj.lora_B"), "lacks model.layers.1.self_attn.q_proj.lora_B"),
     "too many": (added, "has weights that its model has no place for: "),

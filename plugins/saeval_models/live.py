@@ -90,12 +90,13 @@ class LiveSpec(ModelSpec):
         if self._tokenizer is None:
             return ""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        settings = {key: value for key, value in vars(self._tokenizer).items() if value is not backend}
+        own = {key: value for key, value in vars(self._tokenizer).items() if value is not backend}
         theirs = type(self._tokenizer).__module__.startswith("transformers.")
-        if backend is None or not theirs or any(callable(value) for value in settings.values()):
+        if backend is None or not theirs or any(callable(value) for value in own.values()):
             return None  # it tokenises by code of its own
-        content = [type(self._tokenizer).__qualname__, backend.to_str(), backend.encode_special_tokens]
-        return digest_of([*content, {key: repr(value) for key, value in settings.items()}])
+        settings = {key: value for key, value in own.items() if isinstance(value, str | int | float | None)}
+        special = {key: str(value) for key, value in self._tokenizer.special_tokens_map.items()}
+        return digest_of([type(self._tokenizer).__qualname__, backend.to_str(), settings, special])
 
     def facts(self) -> Mapping[str, Any]:
         name = self._config.get("_name_or_path") or self._config.get("model_name")

@@ -61,6 +61,8 @@ class PeftAdapter:
             )
         if self.config.get("megatron_config") is not None:
             raise SaevalError(f"{self.config_file} names code to import ('megatron_config'), which saeval does not run")
+        if self.config.get("layer_replication") is not None:
+            raise SaevalError(f"{self.config_file} repeats blocks ('layer_replication'); merge it and save the model")
         if self.kind == "XLORA":
             raise SaevalError(
                 f"{self.config_file} is of an X-LoRA, which reads other folders; evaluate it as an object"
