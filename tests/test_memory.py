@@ -117,8 +117,10 @@ def test_what_runs_out_with_one_sequence_is_one_sentence_and_keeps_what_is_done(
     class Late(TinyModel):
         """Has no room from the thirtieth sequence on."""
 
+        room = 30
+
         def capture(self, batch, hooks, final, resumable=()):
-            if batch.sequence_ids.max() >= 30:
+            if batch.sequence_ids.max() >= self.room:
                 raise ERRORS["torch"]
             return super().capture(batch, hooks, final, resumable)
 
@@ -132,7 +134,8 @@ def test_what_runs_out_with_one_sequence_is_one_sentence_and_keeps_what_is_done(
     store = Store(tmp_path / "evaluate")
     (checkpoint,) = store.checkpoints()
     assert store.checkpoint(checkpoint)[0]["place"]["row"] == 30
-    model = TinyModel()
+    model = Late()
+    model.room = 50
     (result,) = evaluate_tiny(["l0"], model=model, rows=rows, batch_size=16, out=tmp_path, key="these")
     assert model.passes["cut"] == 20  # goes on, with the batch size it had found
     assert result.values == evaluate_tiny(["l0"], rows=rows, batch_size=16)[0].values

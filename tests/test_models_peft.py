@@ -18,7 +18,7 @@ from tinymodels import tiny_batch, tiny_folder, tiny_model
 
 peft = pytest.importorskip("peft")
 HOOK = "blocks.1.hook_resid_pre"
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # by peft, of transformers
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # by peft
 
 
 def adapted(seed=0, model=None, **config):
