@@ -46,13 +46,22 @@ class Layer(nn.Linear):
         return super().forward(x) * self.alpha
 
 
+class Settings:
+    """Says less of itself than it holds."""
+
+    alpha = 1.0
+
+    def to_dict(self):
+        return {}
+
+
 class Scaled(TinySAE):
     """An SAE with such a layer, and state that no tensor shows."""
 
     def __init__(self):
         super().__init__()
         self.layer = Layer(16, 32, dtype=torch.float32)
-        self.settings = type("Settings", (), {"alpha": 1.0})()
+        self.settings = Settings()
 
     def encode(self, x):
         return torch.relu(self.layer(x) + 0.4) * (self.layer.alpha > 0) + (self.settings.alpha > 1)
@@ -83,9 +92,23 @@ def changed_forward(model):
     model.model.layers[0].mlp.forward = lambda x: x
 
 
-@pytest.mark.parametrize("change", [changed_scaling, changed_forward])
+def changed_attribute(model):
+    model.model.layers[0].mlp.down_proj.alpha = 3.0
+
+
+def changed_packed_weights(model):
+    packed = model.model.layers[0].mlp.up_proj
+    weight, bias = packed._weight_bias()
+    packed.set_weight_bias(torch.quantize_per_tensor(weight.dequantize() * 0, 1.0, 0, torch.qint8), bias)
+
+
+@pytest.mark.filterwarnings("ignore:.*quanti:DeprecationWarning", "ignore:.*quanti:UserWarning")
+@pytest.mark.parametrize("change", [changed_scaling, changed_forward, changed_attribute, changed_packed_weights])
 def test_a_live_models_state_outside_its_tensors_is_never_taken_for_what_it_was(tmp_path, tokens, change):
     model = tiny_model("llama")
+    mlp = model.model.layers[0].mlp
+    mlp.down_proj = Layer(48, 32, bias=False)
+    mlp.up_proj = torch.ao.quantization.quantize_dynamic(nn.Sequential(mlp.up_proj), {nn.Linear})[0]
 
     def ce(**options):
         found = saeval.evaluate(

@@ -128,7 +128,18 @@ def test_a_live_peft_model_is_taken_as_it_is():
         torch.testing.assert_close(model.logits(batch), tiny_model("llama")(batch.tokens).logits)
 
 
-def test_a_disabled_adapter_is_not_taken_for_an_enabled_one(tmp_path):
+def disabled(model):
+    model.disable_adapters()
+
+
+def scaled(model):
+    for part in model.modules():
+        if hasattr(part, "scaling") and isinstance(part.scaling, dict):
+            part.scaling["default"] *= 3
+
+
+@pytest.mark.parametrize("change", [disabled, scaled])
+def test_an_adapters_state_is_never_taken_for_what_it_was(tmp_path, change):
     model = tiny_model("llama")
     torch.manual_seed(0)
     model.add_adapter(peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
@@ -142,9 +153,9 @@ def test_a_disabled_adapter_is_not_taken_for_an_enabled_one(tmp_path):
         assert result.status == "ok", result.traceback
         return result.values["ce_clean"]["value"]
 
-    enabled = ce()
-    model.disable_adapters()
-    assert ce() != enabled
+    before = ce()
+    change(model)
+    assert ce() != before
 
 
 def test_a_prompt_is_refused():
