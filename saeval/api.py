@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,20 +15,24 @@ import torch
 from saeval.engine import Engine
 from saeval.errors import Problem, SaevalError, SuiteError, suggestion
 from saeval.hookspecs import hookimpl
+from saeval.live import LiveKeys, LiveSAE
 from saeval.metric import Metric
 from saeval.model import ModelSpec
 from saeval.options import OnFinding, Options
 from saeval.plan import Plan, plan
-from saeval.plugins import Plugins, code_identity
+from saeval.plugins import Origin, Plugins, code_identity
 from saeval.progress import Progress
 from saeval.registry import Registry
 from saeval.results import Results
-from saeval.sae import LiveSAE
 from saeval.store import Store
 from saeval.suite import load, validate
 from saeval.suitefile import Marks
 
-_OWN = ("model", "saes", "data", "metrics", "controls", "groups", "precision", "tokenizer", "out", "name", "plugins")
+log = logging.getLogger("saeval")
+
+_OWN = (
+    "model", "saes", "data", "metrics", "controls", "groups", "precision", "tokenizer", "out", "key", "name", "plugins",
+)  # fmt: skip
 
 
 def find_suite(name: str | Path, registry: Registry) -> Path:
@@ -105,6 +111,7 @@ def evaluate(
     precision: Mapping[str, float] | None = None,
     tokenizer: Any = None,
     out: str | Path | None = None,
+    key: str | None = None,
     name: str = "evaluate",
     plugins: Plugins | None = None,
     **options: Any,
@@ -115,16 +122,26 @@ def evaluate(
     `saes` a list (or a mapping by name) of registered names, `saes:` entries, objects with `encode`
     and `decode`, or `(object, hook_name)` pairs; `metrics` a list of names, of one-key mappings with
     parameters, and of `Metric` classes. The rest is as in a suite. Without `out` nothing is kept.
+
+    With `out` the results are stored. Nothing tells whether a live object (model, SAE, `Metric` class)
+    is the same as in an earlier call, so its results are computed anew in every call, unless you say
+    so: `key="my-run-3"` names all live objects of the call, and a later call under the same `out`,
+    `key` and names takes finished results from there and resumes after an interruption. You answer
+    for it: choose another key whenever a weight, a setting or the code of one of them has changed.
+
     Raises `SaevalError` for whatever is wrong with these.
 
     `options` are those of `run`, such as `device` and `limit`. Inside a training loop, where an SAE may not be any good
     yet, `preflight="warn"` logs what the preflight finds and goes through; `preflight="off"` examines nothing.
     """
-    registry = Registry(plugins or Plugins())
+    keys = LiveKeys.of_call(key)
+    metric_entries = _metric_entries(metrics)
+    supplied = [metric for metric in metrics if isinstance(metric, type)]
+    registry = Registry(_extended(plugins or Plugins(), supplied, keys) if supplied else plugins or Plugins())
     body: dict[str, Any] = {
         "suite": name,
         "data": data if isinstance(data, str) else dict(data),
-        "metrics": _metric_entries(metrics, registry.plugins),
+        "metrics": metric_entries,
         "controls": [c if isinstance(c, str) else dict(c) for c in controls],
         "groups": {k: list(v) for k, v in (groups or {}).items()},
         "precision": dict(precision or {}),
@@ -135,12 +152,13 @@ def evaluate(
         body["model"] = model if isinstance(model, str) else dict(model)
     body["saes"] = entries or ["live"]
     suite = validate(body, Marks("evaluate"), live)
+    suite.live_keys = keys
     if not entries:
         suite.body.saes = []
     if live_model is not None and options.get("dtype"):
         raise SaevalError("a live model has its dtype already; convert it yourself, or leave out dtype=")
     if live_model is not None:
-        suite.live_model = _wrap(live_model, tokenizer, registry)
+        suite.live_model = _wrap(live_model, tokenizer, registry, keys)
         if isinstance(device := getattr(live_model, "device", None), torch.device):
             options.setdefault("device", str(device))
     known = [f.name for f in fields(Options) if f.name != "command_line"]
@@ -149,19 +167,44 @@ def evaluate(
             raise SaevalError(f"evaluate: unknown option '{option}'{suggestion(option, [*known, *_OWN])}")
     made = plan(suite, registry, Options(**options))
     if out is not None:
+        if not keys.named and (live or supplied or (live_model is not None and suite.live_model.live_key)):
+            _note_never_reused(str(out))
         return execute(made, out)
     with TemporaryDirectory() as folder:
-        return execute(made, folder)
+        results = execute(made, folder)
+    results.folder = None
+    return results
 
 
-def _metric_entries(metrics: Sequence[Any], plugins: Plugins) -> list[Any]:
-    """Suite entries; classes are registered as a plugin of their own."""
+@functools.cache
+def _note_never_reused(out: str) -> None:
+    """Once for each folder, not in every step of a training loop."""
+    log.warning(
+        "results of live objects are written to %s and computed anew in every call; name the objects with key='...' to "
+        "reuse them",
+        out,
+    )
+
+
+def _extended(plugins: Plugins, metrics: Iterable[type], keys: LiveKeys) -> Plugins:
+    """The plugins of one call: the caller's own, which stay as they are, and the `Metric` classes handed over."""
+    made = plugins.copy()
+    for metric in metrics:
+        name = f"metrics={metric.__qualname__}"
+        version = keys.of("metric", metric.__qualname__)
+        while name in made.origins:  # classes that one function made
+            name += "'"
+        made.add(_Supplied(metric), name, version)
+    return made
+
+
+def _metric_entries(metrics: Sequence[Any]) -> list[Any]:
+    """Suite entries; a class is named by its `name`."""
     if isinstance(metrics, str | Mapping) or not isinstance(metrics, Sequence):
         raise SaevalError(f"evaluate: metrics is a list, such as metrics=['ce', 'l0']; got {metrics!r}")
     entries: list[Any] = []
     for metric in metrics:
         if isinstance(metric, type) and issubclass(metric, Metric):
-            plugins.add(_Supplied(metric), f"metrics={metric.__qualname__}")
             entries.append(getattr(metric, "name", metric.__qualname__))
         elif isinstance(metric, str | Mapping):
             entries.append(metric if isinstance(metric, str) else dict(metric))
@@ -173,11 +216,11 @@ def _metric_entries(metrics: Sequence[Any], plugins: Plugins) -> list[Any]:
 class _Supplied:
     """A metric class handed over from Python, as a plugin."""
 
-    def __init__(self, metric: type[Metric]) -> None:
+    def __init__(self, metric: type) -> None:
         self._metric = metric
 
     @hookimpl
-    def saeval_metrics(self) -> list[type[Metric]]:
+    def saeval_metrics(self) -> list[type]:
         return [self._metric]
 
 
@@ -211,14 +254,17 @@ def _split(saes: Sequence[Any] | Mapping[str, Any], registry: Registry) -> tuple
     return entries, live
 
 
-def _wrap(model: Any, tokenizer: Any, registry: Registry) -> ModelSpec:
+def _wrap(model: Any, tokenizer: Any, registry: Registry, keys: LiveKeys) -> ModelSpec:
+    """A spec of the model; one that the caller wrote has an identity of its own, and answers for that."""
     if isinstance(model, ModelSpec):
+        model.code = code_identity(type(model), Origin("evaluate", "model", keys.of("code", model.name), True))
         return model
     for entry in registry.adapters:
         adapter = entry.thing()
         if adapter.accepts(model):
             spec = adapter.wrap(model, tokenizer)
             spec.code = code_identity(entry.thing, entry.origin)
+            spec.live_key = keys.of("model", type(model).__qualname__)
             return spec
     raise SaevalError(
         f"no adapter takes a {type(model).__name__}; pass a transformers model, a TransformerBridge, "

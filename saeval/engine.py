@@ -188,7 +188,8 @@ class Engine:
             self._totals[target.node.serial] = Undefined("there are no rows to sum over")
         else:
             self._totals[target.node.serial] = total
-            self.store.write_fold(target.node.digest, total)
+            if self.plan.comes_again(target.node):
+                self.store.write_fold(target.node.digest, total)
 
     def _conclude(self, cell: Cell, course: Course | None, notes: Mapping[str, Any]) -> None:
         """Write one cell's result; whatever goes wrong is that cell's alone."""

@@ -108,6 +108,8 @@ class ModelSpec(ABC):
     kind: Literal["causal", "reward"] = "causal"
     code: str = ""
     """What makes the adapter's code the same, part of every key; set by whoever chose the adapter."""
+    live_key: str = ""
+    """Of a user's own loaded model: what stands for its weights and state in every key; set by `saeval.evaluate`."""
 
     @abstractmethod
     def identity(self) -> Mapping[str, Any]:
@@ -134,8 +136,8 @@ class ModelSpec(ABC):
         """A Hugging Face tokenizer; `SaevalError` where the model has none."""
 
     @abstractmethod
-    def tokenizer_identity(self) -> str:
-        """Hash or revision of the tokenizer, known without loading it."""
+    def tokenizer_identity(self) -> str | None:
+        """Hash or revision of the tokenizer, known without loading it; None where only running it tells its tokens."""
 
     @property
     @abstractmethod

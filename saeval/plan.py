@@ -30,6 +30,9 @@ from saeval.subjects import Subjects
 from saeval.substitute import Subject
 from saeval.suite import MetricEntry, Suite
 
+_PROBE_TOKENS = 16
+"""Length of the row that live SAEs are shown, where the data do not say how long rows are."""
+
 
 @dataclass
 class Plan:
@@ -52,6 +55,8 @@ class Plan:
     places: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     """Where each SAE stands in the suite."""
     stopping: Stopping | None = None
+    passing: frozenset[str] = frozenset()
+    """Keys that no later run has: of live objects that the caller did not name, and of what is made of them."""
 
     @property
     def name(self) -> str:
@@ -65,6 +70,12 @@ class Plan:
         problems += [problem for problem, _ in self.registry.plugins.collect("saeval_check", plan=self)]
         if problems:
             raise SuiteError(problems)
+
+    def comes_again(self, node: Node) -> bool:
+        """Whether a later run may ask for this node, so that storing its value is of use."""
+        if self.spec is not None and self.spec.live_key in self.passing and "model" in node.roots:
+            return False
+        return not any(n.quantity.identity in self.passing for n in closure([node]).values())
 
     def folds(self, cells: Iterable[Cell], stored: Iterable[str] = ()) -> dict[int, Node]:
         """Folds that `cells` need, by serial; those `stored` (by digest) hide what they were made of."""
@@ -112,14 +123,21 @@ class _Planner:
 
         def check_hooks() -> list[Problem]:
             before = len(self.problems)
-            subjects.check_hooks(saes)
+            subjects.check_hooks(saes, found.evaluation.context or _PROBE_TOKENS)
             return self.problems[before:]
 
         looks = {s.key: requests for s in saes if (requests := _look(graph, s)) is not None}
         return Plan(
             self.suite, self.registry, spec, found, [*saes, *controls], cells, self.options,
             check_hooks, looks, _proofs(graph, cells), _final(graph) if spec else None, subjects.places, stop,
+            self._passing(spec, [*saes, *controls]),
         )  # fmt: skip
+
+    def _passing(self, spec: ModelSpec | None, subjects: list[Subject]) -> frozenset[str]:
+        if self.suite.live_keys is None or self.suite.live_keys.named:
+            return frozenset()
+        live = {s.key for s in subjects if (s.parent or s).name in self.suite.live}
+        return frozenset(live | ({spec.live_key} if spec is not None and spec.live_key else set()))
 
     def _raise(self, subjects: Subjects, saes: list[Subject]) -> None:
         if subjects.spec is not None:  # a wrong hook should not wait for the other problems to be mended
@@ -203,7 +221,7 @@ class _Planner:
             self.registry.quantities.names(),
             widths=_Lazily(lambda: spec.hooks() if spec else {}),
             control=subjects.ablation,
-            model_digest=digest_of([dict(spec.identity()), spec.code]) if spec else "",
+            model_digest=digest_of([_identity(spec), spec.code]) if spec else "",
             data_digest=evaluation.fingerprint,
             fit_digest=lambda: found.fit.fingerprint,
             pair=evaluation.pair,
@@ -245,7 +263,7 @@ class _Planner:
         record = {
             "suite": self.suite.name,
             "subjects": [subject_record(s) for s in members],
-            "model": dict(spec.identity()) | {"name": spec.name} if spec else None,
+            "model": _identity(spec) | {"name": spec.name} if spec else None,
             "data": found.description,
             "metric": metric.name,
             "alias": entry.alias,
@@ -275,6 +293,10 @@ class _Planner:
         problem = self.suite.problem(message, *entry.location)
         if problem not in self.problems:
             self.problems.append(problem)
+
+
+def _identity(spec: ModelSpec) -> dict[str, Any]:
+    return dict(spec.identity()) | ({"live": spec.live_key} if spec.live_key else {})
 
 
 def _look(graph: Graph, sae: Subject) -> dict[str, Argument] | None:

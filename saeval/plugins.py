@@ -9,11 +9,12 @@ import inspect
 import json
 import sys
 import traceback
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pluggy
@@ -71,9 +72,24 @@ class Plugins:
             if len(self.failures) > before and str(origin) not in self.origins:
                 raise SaevalError(f"--plugin {path}: {self.failures[-1].error}")
 
-    def add(self, plugin: object, name: str) -> None:
-        """Register an object with hook implementations, such as a test's own module."""
-        self._register(Origin(name, name, "", True), lambda: plugin)
+    def add(self, plugin: object, name: str, version: str | None = None) -> None:
+        """Register an object with hook implementations, such as a test's own module.
+
+        Keys of results hash the source of what it supplies, and take what has no source file for new in every
+        process; with a `version` they hold that instead.
+        """
+        origin = Origin(name, name, uuid.uuid4().hex if version is None else version, version is None)
+        self._register(origin, lambda: plugin)
+
+    def copy(self) -> Plugins:
+        """The same plugins in a collection of its own, to which others can be added."""
+        made = Plugins(discover=False)
+        for name, plugin in self._manager.list_name_plugin():
+            if name not in made.origins and plugin is not None:
+                made._manager.register(plugin, name=name)
+                made.origins[name] = self.origins[name]
+        made.failures = self.failures
+        return made
 
     def _register(self, origin: Origin, load: Callable[[], object]) -> None:
         name = str(origin)
@@ -130,23 +146,21 @@ def code_identity(thing: object, origin: Origin) -> str:
     """What makes the code behind a name the same: the distribution's version, or its package's source when editable."""
     if not origin.editable:
         return f"{origin.distribution}=={origin.version}"
-    return f"{origin.distribution}:{source_identity(thing)}"
+    return f"{origin.distribution}:{_source_identity(thing) or origin.version}"
 
 
-def source_identity(thing: object) -> str:
-    """Hash of the package that a function or class is written in.
-
-    And of its own code, where a function made it, so that others of the same source differ, or where no file has it.
-    """
+def _source_identity(thing: Any) -> str:
+    """Hash of the package that a function or class is written in; empty where no file has it, as in a notebook."""
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    thing = inspect.unwrap(thing)  # a decorator's own file says nothing of what it decorates
+    if not isinstance(thing, type | FunctionType):
+        thing = type(thing)
     try:
-        source = _source_hash(Path(inspect.getsourcefile(thing) or "").resolve())  # type: ignore[arg-type]
-    except (TypeError, OSError):  # defined in a notebook or a shell
-        source = ""
-    if source and "<locals>" not in getattr(thing, "__qualname__", ""):
-        return source
-    from saeval.traits import code_digest  # late: it imports torch
-
-    return f"{source}:{code_digest(thing)}"
+        file = inspect.getsourcefile(thing)
+        return _source_hash(Path(file).resolve()) if file else ""
+    except (TypeError, OSError):
+        return ""
 
 
 @functools.cache

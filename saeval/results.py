@@ -22,13 +22,14 @@ class Results(Sequence[Result]):
     """The results of a run, in the suite's order."""
 
     def __init__(
-        self, results: Iterable[Result], board: Mapping[str, Any], title: str, folder: Path, registry: Registry
+        self, results: Iterable[Result], board: Mapping[str, Any], title: str, folder: Path | None, registry: Registry
     ) -> None:
         self._registry = registry
         self._results = list(results)
         self._board = board
         self.title = title
         self.folder = folder
+        """`out/suite`, where the results are stored; None where `evaluate` had no `out` and kept nothing."""
         self.forward_passes = 0
         """Clean and resumed passes this run made; 0 when everything came from the store."""
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from saeval.errors import Problem, SaevalError, blamed, suggestion
 from saeval.fingerprint import digest_of
+from saeval.live import LiveSAE
 from saeval.model import ModelSpec
 from saeval.options import Options
 from saeval.parameters import ParameterError, parameter_names, validated
 from saeval.plugins import code_identity
 from saeval.registry import Registry
-from saeval.sae import LiveSAE
 from saeval.substitute import Control, Subject
 from saeval.suite import Suite
 
@@ -30,6 +30,7 @@ class Subjects:
         self.spec = spec
         self.problems = problems
         self.device = options.sae_device or options.device
+        self.model_device = options.device
         self.dtype = options.sae_dtype
         self.places: dict[str, tuple[str | int, ...]] = {}
         """Where each SAE stands in the suite, for problems found later."""
@@ -139,9 +140,10 @@ class Subjects:
     def _live(self, name: str, live: LiveSAE) -> Subject:
         asked = self._canonical(live.hook_name) or live.hook_name
         hook_name, input_hook = self._site(live.hook_name) or live.hook_name, self._site(live.input_hook)
-        sha256 = live.fingerprint()
-        key = digest_of(["live", sha256, hook_name, input_hook])
-        facts = {"format": "live", "architecture": type(live.module).__qualname__, "sha256": sha256}
+        keys = self.suite.live_keys
+        key = keys.of("sae", name, hook_name, input_hook, live.shapes())
+        facts = {"format": "live", "architecture": type(live.module).__qualname__}
+        facts |= {"live_key": keys.seed} if keys.named else {}
         return Subject(
             name, hook_name, key, lambda: live,
             input_hook=input_hook, asked_hook=asked if asked != hook_name else None,
@@ -222,8 +224,11 @@ class Subjects:
             facts={"control": name, "of": parent.name if parent else None, "copy": copy, **params},
         )  # fmt: skip
 
-    def check_hooks(self, subjects: list[Subject]) -> None:
-        """Refuse hooks the model lacks and widths that do not fit, from the config and the headers."""
+    def check_hooks(self, subjects: list[Subject], context: int | None = None) -> None:
+        """Refuse hooks the model lacks and widths that do not fit, from the config and the headers.
+
+        With a `context`, live SAEs are shown one made-up row of that length, too.
+        """
         if self.spec is None:
             return
         hooks = self.spec.hooks()
@@ -238,6 +243,12 @@ class Subjects:
                 if message:
                     self.problems.append(self.suite.problem(message, *place))
                     break
+            else:
+                live = self.suite.live.get(subject.name)
+                if live is not None and context is not None:
+                    widths = hooks[reads], hooks[subject.hook_name]
+                    if message := live.probe(context, *widths, self.model_device):
+                        self.problems.append(self.suite.problem(message, *place))
 
     def _misfit(self, name: str, hook_name: str, width: int | None, does: str, hooks: Mapping[str, int]) -> str | None:
         assert self.spec is not None

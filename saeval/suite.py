@@ -88,6 +88,8 @@ class Suite:
     live: dict[str, Any] = field(default_factory=dict)
     live_model: Any = None
     """A spec around a user's own model, in place of `model:`."""
+    live_keys: Any = None
+    """The `LiveKeys` of the call, where it has live objects."""
 
     @property
     def name(self) -> str:

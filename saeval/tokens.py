@@ -150,23 +150,24 @@ class TokenDataset(Dataset):
 
 
 def build_tokens(
-    source: Source, options: TokenOptions, tokenizer: Callable[[], Any], tokenizer_identity: str, split: Split
+    source: Source, options: TokenOptions, tokenizer: Callable[[], Any], tokenizer_identity: str | None, split: Split
 ) -> TokenDataset:
     """The rows of one split, from the cache where they were built before: then `tokenizer` is not called.
 
     `tokenizer` returns a Hugging Face tokenizer; for a source of tokens it may raise `SaevalError`, and
-    ids come from the options. `SaevalError` where there are fewer rows than `options.sequences`, no rows,
-    no BOS to begin rows with, or no documents for the split.
+    ids come from the options. Rows of a tokenizer without an identity are built anew. `SaevalError` where there are
+    fewer rows than `options.sequences`, no rows, no BOS to begin rows with, or no documents for the split.
     """
     corpus = source.fingerprint()
     request = [FORMAT, source.name, corpus, options.model_dump(), tokenizer_identity, split]
     key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
     facts = {"source": source.name, "corpus": corpus, "split": split, **options.model_dump(include={"packing", "seed"})}
     stem = cache_dir() / "tokens" / key
-    dataset = _cached(stem, facts)
+    dataset = _cached(stem, facts) if tokenizer_identity is not None else None
     if dataset is None:
         dataset = TokenDataset(*Packer(source, options, tokenizer).pack(split), facts)
-        _store(stem, dataset)
+        if tokenizer_identity is not None:
+            _store(stem, dataset)
     return dataset
 
 

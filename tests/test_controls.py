@@ -12,7 +12,7 @@ from saeval import evaluate
 from saeval.errors import Undefined
 from saeval.evidence import Sample, Stamp
 from saeval.leaderboard import from_results
-from saeval.sae import LiveSAE
+from saeval.live import LiveSAE
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny, register_rows, tiny_plugins, tiny_tokens
 from saeval_controls.constant import Identity
 from saeval_controls.fitted import alive_features, parent_l0

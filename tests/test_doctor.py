@@ -14,11 +14,11 @@ import saeval_testbed
 from saeval import SaevalError, cli
 from saeval.doctor import Doctor
 from saeval.examination import examine
+from saeval.live import LiveSAE
 from saeval.options import Options
 from saeval.plan import plan
 from saeval.preflight import same_model
 from saeval.registry import Registry
-from saeval.sae import LiveSAE
 from saeval.suite import validate
 from saeval.suitefile import Marks
 from saeval.testing import (

@@ -117,14 +117,16 @@ def test_what_runs_out_with_one_sequence_is_one_sentence_and_keeps_what_is_done(
     class Late(TinyModel):
         """Has no room from the thirtieth sequence on."""
 
+        room = 30
+
         def capture(self, batch, hooks, final, resumable=()):
-            if batch.sequence_ids.max() >= 30:
+            if batch.sequence_ids.max() >= self.room:
                 raise ERRORS["torch"]
             return super().capture(batch, hooks, final, resumable)
 
     rows = tiny_tokens(rows=50, documents=20)
     with pytest.raises(SaevalError) as raised:
-        evaluate_tiny(["l0"], model=Late(), rows=rows, batch_size=16, out=tmp_path)
+        evaluate_tiny(["l0"], model=Late(), rows=rows, batch_size=16, out=tmp_path, key="these")
     said = str(raised.value)
     assert "\n" not in said
     assert said.startswith("out of memory with one sequence a batch on cpu (CUDA out of memory.")
@@ -132,8 +134,9 @@ def test_what_runs_out_with_one_sequence_is_one_sentence_and_keeps_what_is_done(
     store = Store(tmp_path / "evaluate")
     (checkpoint,) = store.checkpoints()
     assert store.checkpoint(checkpoint)[0]["place"]["row"] == 30
-    model = TinyModel()
-    (result,) = evaluate_tiny(["l0"], model=model, rows=rows, batch_size=16, out=tmp_path)
+    model = Late()
+    model.room = 50
+    (result,) = evaluate_tiny(["l0"], model=model, rows=rows, batch_size=16, out=tmp_path, key="these")
     assert model.passes["cut"] == 20  # goes on, with the batch size it had found
     assert result.values == evaluate_tiny(["l0"], rows=rows, batch_size=16)[0].values
 
@@ -147,9 +150,9 @@ def test_an_interrupted_run_remembers_the_size_that_fits(tmp_path):
 
     rows = tiny_tokens(rows=50, documents=20)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_tiny(METRICS, model=Stops(5, "capture"), rows=rows, batch_size=16, out=tmp_path)
+        evaluate_tiny(METRICS, model=Stops(5, "capture"), rows=rows, batch_size=16, out=tmp_path, key="these")
     again = FullModel(5, "capture")
-    found = evaluate_tiny(METRICS, model=again, rows=rows, batch_size=16, out=tmp_path)
+    found = evaluate_tiny(METRICS, model=again, rows=rows, batch_size=16, out=tmp_path, key="these")
     straight = evaluate_tiny(METRICS, model=FullModel(5, "capture"), rows=rows, batch_size=16)
     assert max(again.asked) <= 4
     assert [r.values for r in found] == [r.values for r in straight]
@@ -180,12 +183,12 @@ def test_a_conclusion_that_runs_out_is_its_own_cells_failure():
 
 def test_auto_takes_as_many_as_memory_has_room_for(monkeypatch, tmp_path):
     rows = tiny_tokens(rows=50, documents=20)
-    first = evaluate_tiny(METRICS, rows=rows, batch_size="auto", out=tmp_path)
+    first = evaluate_tiny(METRICS, rows=rows, batch_size="auto", out=tmp_path, key="these")
     assert {r.provenance["batch_size"] for r in first} == {32}
     assert {r.provenance["batch_asked"] for r in first} == {"auto"}
     model = TinyModel()
     monkeypatch.setattr("saeval.memory.available", lambda device: 0)
-    again = evaluate_tiny(METRICS, model=model, rows=rows, batch_size="auto", out=tmp_path)
+    again = evaluate_tiny(METRICS, model=model, rows=rows, batch_size="auto", out=tmp_path, key="these")
     assert sum(model.passes.values()) == 0  # it is part of no key
     assert [r.key for r in again] == [r.key for r in first]
     small = evaluate_tiny(METRICS, rows=rows, batch_size="auto")

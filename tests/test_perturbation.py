@@ -216,10 +216,10 @@ def test_a_resumed_run_is_bit_identical(tmp_path):
     model = Interrupted()
     model.stop = 200
     with pytest.raises(KeyboardInterrupt):
-        run(BOTH, model=model, rows=tiny_tokens(), saes=saes(2), batch_size=4, out=tmp_path)
+        run(BOTH, model=model, rows=tiny_tokens(), saes=saes(2), batch_size=4, out=tmp_path, key="these")
     done = model.passes["clean"] - 1  # that of the preflight served the first batch of the fit split
     assert 0 < done < 6
-    again = run(BOTH, model=model, rows=tiny_tokens(), saes=saes(2), batch_size=4, out=tmp_path)
+    again = run(BOTH, model=model, rows=tiny_tokens(), saes=saes(2), batch_size=4, out=tmp_path, key="these")
     assert model.passes["clean"] == 1 + done + 6 - (done - 1)  # the batch that was broken off is done again
     assert numbers(again) == numbers(whole)
 

@@ -29,7 +29,14 @@ def saes():
 
 
 def run(metrics=METRICS, precision=TARGET, **options):
-    options = {"rows": documents(), "saes": saes(), "controls": ["identity"], "batch_size": 32, **options}
+    options = {
+        "rows": documents(),
+        "saes": saes(),
+        "controls": ["identity"],
+        "batch_size": 32,
+        "key": "these",
+        **options,
+    }
     return evaluate_tiny(metrics, precision=precision, **options)
 
 
@@ -283,7 +290,7 @@ def norms(activations, mask) -> Mean:
 
 def test_a_fold_that_a_conclusion_asks_for_is_of_the_same_rows_whatever_else_there_is(tmp_path):
     def found(*metrics, **options):
-        options = {"saes": saes(), "rows": documents(), "quantities": [norms], **options}
+        options = {"saes": saes(), "rows": documents(), "quantities": [norms], "key": "these", **options}
         options.setdefault("precision", {"relative.relative": 0.08})
         return evaluate_tiny(list(metrics), Relative, Early, **options)
 
@@ -315,7 +322,7 @@ def test_a_weights_only_metric_knows_nothing_of_it(tmp_path):
             return Scalar(float(W_dec.norm()))
 
     def one(precision):
-        options = {"saes": saes(), "rows": documents(), "precision": precision, "out": tmp_path}
+        options = {"saes": saes(), "rows": documents(), "precision": precision, "out": tmp_path, "key": "these"}
         return by_cell(evaluate_tiny(["norm", "ce"], Norm, **options))
 
     with_it, without = one(TARGET), one(None)

@@ -286,7 +286,7 @@ def test_brute_force_ablation_is_the_oracle_on_a_small_sae():
 
 
 def test_no_features_are_a_no_op_bit_for_bit():
-    from saeval.sae import LiveSAE
+    from saeval.live import LiveSAE
     from saeval_reward.ablation import Ablations
 
     sae = LiveSAE(TinySAE())

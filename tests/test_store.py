@@ -45,7 +45,7 @@ def main():
     results = evaluate_tiny(
         ["slow", "l0", "reconstruction", "ce", "kl"], Slow, rows=tiny_tokens(rows=400),
         saes={"a": TinySAE(seed=1), "b": TinySAE(seed=2)}, controls=["mean"], batch_size=2, out=out,
-        checkpoint_seconds=0.05,
+        checkpoint_seconds=0.05, key="these",
     )
     assert not results.failed, results.failed[0].traceback
 
@@ -100,6 +100,7 @@ def test_kill_minus_nine_ten_times_loses_nothing(tmp_path):
 
 
 def run(out, model=None, metrics=("l0", "ce"), **options):
+    options = {"key": "these", **options}
     model = model or TinyModel()
     results = evaluate_tiny(list(metrics), model=model, rows=tiny_tokens(), out=out, **options)
     return results, sum(model.passes.values())
@@ -121,7 +122,7 @@ def test_batch_size_alias_and_folder_are_not_part_of_a_key_and_parameters_are(tm
     assert passes > 0
     _, passes = run(tmp_path, model=TinyModel(seed=1))
     assert passes > 0
-    _, passes = run(tmp_path, saes=[TinySAE(seed=5)])
+    _, passes = run(tmp_path, saes=[TinySAE(seed=5)], key="another")
     assert passes > 0
     _, passes = run(tmp_path, fresh=True)
     assert passes > 0
@@ -139,7 +140,7 @@ class WeightNorm(Metric):
 @pytest.mark.parametrize("metric", ["l0", "ce", "weight_norm"])
 def test_whatever_determines_a_number_is_in_its_key(tmp_path, metric):
     def key(**changed):
-        options = {"rows": tiny_tokens(), "saes": {"a": TinySAE()}, "model": TinyModel()}
+        options = {"rows": tiny_tokens(), "saes": {"a": TinySAE()}, "model": TinyModel(), "key": "these"}
         return evaluate_tiny([metric], WeightNorm, out=tmp_path, **{**options, **changed})[0].key
 
     changes = {
@@ -154,8 +155,9 @@ def test_whatever_determines_a_number_is_in_its_key(tmp_path, metric):
         assert set(others.values()) == {same}
     else:
         assert len({same, *others.values()}) == 5, others
-    assert key(saes={"a": TinySAE(seed=1)}) != same
-    assert key(saes={"renamed": TinySAE()}) == same
+    assert key(key="another") != same
+    assert key(saes={"b": TinySAE()}) != same
+    assert key(saes={"a": TinySAE(d_sae=33)}) != same
 
 
 def test_a_limit_is_the_number_of_sequences_that_run(tmp_path):
@@ -182,9 +184,9 @@ def test_a_pass_interrupted_while_it_concludes_is_not_streamed_again(tmp_path):
 
     model = TinyModel()
     with pytest.raises(KeyboardInterrupt):
-        evaluate_tiny(["interrupted"], Interrupted, model=model, out=tmp_path)
+        evaluate_tiny(["interrupted"], Interrupted, model=model, out=tmp_path, key="these")
     passes = dict(model.passes)
-    (result,) = evaluate_tiny(["interrupted"], Interrupted, model=model, out=tmp_path)
+    (result,) = evaluate_tiny(["interrupted"], Interrupted, model=model, out=tmp_path, key="these")
     assert result.status == "ok"
     assert model.passes == passes
 
@@ -217,9 +219,9 @@ def test_failed_cells_are_tried_again_and_undefined_ones_are_an_outcome(tmp_path
     assert [r.status for r in second] == ["ok"]
 
     model = TinyModel()
-    evaluate_tiny(["l0"], model=model, rows=rows, out=tmp_path, controls=["zero"])
+    evaluate_tiny(["l0"], model=model, rows=rows, out=tmp_path, controls=["zero"], key="these")
     before = dict(model.passes)
-    evaluate_tiny(["l0"], model=model, rows=rows, out=tmp_path, controls=["zero"])
+    evaluate_tiny(["l0"], model=model, rows=rows, out=tmp_path, controls=["zero"], key="these")
     assert model.passes == before
 
 
@@ -250,7 +252,8 @@ def test_a_result_records_what_it_takes_to_check_it(tmp_path):
     provenance = record["provenance"]
     assert provenance["libraries"]["torch"]
     assert provenance["tokens_sha256"]
-    assert provenance["weights_sha256"]["tinysae"]
+    assert provenance["weights_sha256"] == {"tinysae": None}  # a live object is known by its key
+    assert record["cell"]["subjects"][0]["live_key"] == "these"
     assert {"seconds", "batch_size", "device", "dtypes", "peak_memory_mib", "argv", "plugins"} <= set(provenance)
 
 

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from saeval.errors import SaevalError
 from saeval.fingerprint import sha256_file
-from saeval.sae import LiveSAE, SAEInfo
+from saeval.live import LiveSAE
+from saeval.sae import SAEInfo
 from saeval_formats import folding
 from saeval_formats.folders import FolderLoader, holding
 from saeval_formats.reference import Asked, folder_of, json_object, parsed

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saeval.errors import SaevalError
-from saeval.sae import LiveSAE
+from saeval.live import LiveSAE
 from saeval.substitute import Encoding
 from saeval_formats.folding import rescaled
 from saeval_formats.saelens_config import Config, parsed_config
@@ -56,7 +56,7 @@ class LibrarySAE(LiveSAE):
     def encode(self, activations: Float[Tensor, "batch seq d_in"]) -> Encoding:
         module = self.module
         x = activations.unsqueeze(-2) if self._by_head else activations
-        with self._restored() as before:
+        with self.evaluating(), self._restored() as before:
             predicted = None
             if hasattr(module, "encode_with_predictions"):
                 acts, predicted = module.encode_with_predictions(x)
@@ -64,7 +64,8 @@ class LibrarySAE(LiveSAE):
                 acts = module.encode(x)
             left = {key: value for key, value in vars(module).items() if before.get(key, before) is not value}
         skips = getattr(module, "W_skip", None) is not None
-        return Encoding(acts.to_dense(), Context(left, predicted, activations if skips else None))
+        dense = self._encoding(acts, activations).feature_acts
+        return Encoding(dense, Context(left, predicted, activations if skips else None))
 
     def decode(
         self, encoding: Encoding | None, activations: Float[Tensor, "batch seq d_out"]
@@ -72,7 +73,7 @@ class LibrarySAE(LiveSAE):
         assert encoding is not None
         left, predicted, x = encoding.context
         acts = encoding.feature_acts
-        with self._restored(), _without_warnings():
+        with self.evaluating(), self._restored(), _without_warnings():
             vars(self.module).update(left)
             x_hat: Tensor = self.module.decode(acts if predicted is None else acts + predicted)
         x_hat = x_hat.flatten(-2) if self._by_head else x_hat

@@ -6,15 +6,17 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from saeval.errors import SaevalError, expanded
-from saeval.fingerprint import sha256_file
+from saeval.fingerprint import digest_of, sha256_file
 from saeval.parameters import ParameterError, validated
 from saeval_models.hub import absence, hub_file
+from saeval_models.peft_adapters import CONFIG as ADAPTER_CONFIG
+from saeval_models.peft_adapters import PeftAdapter, adapter_in
 from saeval_models.weights import weight_files
 
 DType = Literal["float32", "float64", "bfloat16", "float16"]
@@ -28,8 +30,10 @@ _TASKS: Mapping[str, Task] = {
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model",
+    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
+_TEXTS = (".json", ".jinja", ".txt", ".model", ".spm", ".bpe", ".codes", ".vocab", ".tiktoken")
+"""Suffixes of what some tokenizer reads: its vocabulary, its settings, its chat templates."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,18 @@ class Checkpoint:
     revision: str | None
     config_file: Path
     local: bool
+    adapter: PeftAdapter | None = None
+    """What is put into the model that `source` names."""
 
     @property
     def name(self) -> str:
+        if self.adapter is not None:
+            return self.adapter.folder.resolve().name
+        return self.base_name
+
+    @property
+    def base_name(self) -> str:
+        """The model's own name, whatever is put into it."""
         return Path(self.source).resolve().name if self.local else self.source
 
     @cached_property
@@ -115,10 +128,12 @@ class Checkpoint:
 
     @cached_property
     def weights(self) -> str:
-        """What makes two models the same: a hash of config and weight files, or a hub commit."""
-        if not self.local:
-            return f"{self.source}@{self.revision}"
-        return _combined([self.config_file, *weight_files(self.config_file.parent)])
+        """What makes two models the same: a hash of config, weight files and adapter, or a hub commit."""
+        if self.local:
+            found = _combined([self.config_file, *weight_files(self.config_file.parent)])
+        else:
+            found = f"{self.source}@{self.revision}"
+        return found if self.adapter is None else digest_of([found, _combined(self.adapter.files)])
 
     @cached_property
     def offline(self) -> bool:
@@ -139,6 +154,8 @@ class Checkpoint:
     def _text(self, file: str) -> str | None:
         """The text of a file beside the config; None where there is none."""
         path = self.config_file.parent / file
+        if self.adapter is not None and (self.adapter.folder / file).is_file():
+            path = self.adapter.folder / file
         try:
             if not (self.local or self.offline or path.is_file()):
                 path = hub_file(self.source, file, self.revision)
@@ -149,11 +166,28 @@ class Checkpoint:
     @cached_property
     def tokenizer(self) -> str:
         """Hash or hub commit of the tokenizer; empty where the folder has none."""
-        if not self.local:
+        folder = Path(self.tokenizer_source)
+        if not self.local and self.tokenizer_source == self.source:
             return f"{self.source}@{self.revision}"
-        files = [self.config_file.parent / name for name in _TOKENIZER_FILES]
-        found = [file for file in files if file.is_file()]
-        return _combined(found) if found else ""
+        if not _has_tokenizer(folder):
+            return ""
+        found = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
+        return _combined(sorted(file for file in found if file.suffix in _TEXTS and file.is_file()))
+
+    @property
+    def tokenizer_source(self) -> str:
+        """What the tokenizer is loaded from: the adapter's folder where one was saved there, else `source`."""
+        if self.adapter is not None and _has_tokenizer(self.adapter.folder):
+            return str(self.adapter.folder)
+        return self.source
+
+    def check_alone(self) -> None:
+        """`SaevalError` for a hub model that comes with an adapter: only that of a folder is read."""
+        if not self.local and self._text(ADAPTER_CONFIG) is not None:
+            raise SaevalError(
+                f"hub model '{self.source}' holds an adapter ({ADAPTER_CONFIG}); download it and give its folder as "
+                f"'path'"
+            )
 
 
 def located(reference: Reference) -> Checkpoint:
@@ -162,16 +196,33 @@ def located(reference: Reference) -> Checkpoint:
         folder = expanded(reference.path)
         if not folder.is_dir():
             raise SaevalError(f"{folder} is not a folder; 'path' is a local Hugging Face folder, 'name' a hub model")
+        adapter = adapter_in(folder)
+        if adapter is not None and not (folder / "config.json").is_file():
+            return _adapted(adapter)
         if not (folder / "config.json").is_file():
             raise SaevalError(f"{folder} has no config.json; expected a folder written by save_pretrained")
         weight_files(folder)
-        return Checkpoint(str(folder), None, folder / "config.json", local=True)
+        return Checkpoint(str(folder), None, folder / "config.json", local=True, adapter=adapter)
     assert reference.name is not None
     config_file = hub_file(reference.name, "config.json", reference.revision)
     # In the hub's cache a file's folder is named by its commit, which then pins the weights too.
     in_snapshot = config_file.parent.parent.name == "snapshots"
     revision = config_file.parent.name if in_snapshot else reference.revision or "main"
     return Checkpoint(reference.name, revision, config_file, local=False)
+
+
+def _adapted(adapter: PeftAdapter) -> Checkpoint:
+    """The model that an adapter was trained on, with that adapter."""
+    folder, name = adapter.base()
+    revision = adapter.config.get("revision")
+    base = located(Reference(path=str(folder)) if folder is not None else Reference(name=name, revision=revision))
+    if base.adapter is not None:
+        raise SaevalError(f"{adapter.folder}: its model {base.source} holds an adapter, too; merge that one first")
+    return replace(base, adapter=adapter)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def longest_context(config: Any) -> int | None:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saeval.data import Batch
+from saeval.live import evaluation_mode
 from saeval.model import Capture, Model
 from saeval_models.layouts import ATTN_OUT, RESID_MID, RESID_POST, RESID_PRE, End
 from saeval_models.norms import normalized, scaled
@@ -134,14 +135,8 @@ class HookedModel(Model):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode, until the end, for whatever is in training mode."""
-        training = [module for module in self.module.modules() if module.training]
-        for module in training:
-            module.training = False
-        try:
+        with evaluation_mode(self.module.modules()):
             yield
-        finally:
-            for module in training:
-                module.training = True
 
     @torch.no_grad()
     def capture(self, batch: Batch, hooks: Iterable[str], final: bool, resumable: Iterable[str] = ()) -> Capture:

@@ -33,6 +33,11 @@ class PretrainedSpec(ModelSpec):
         self.checkpoint = located(reference)
         self.name = self.checkpoint.name
         self.kind = self.checkpoint.task(reference.task)
+        if self.checkpoint.adapter is not None and reference.center_writing_weights:
+            raise SaevalError(
+                f"{self.checkpoint.adapter.folder} holds an adapter, whose weights 'center_writing_weights' would not "
+                f"centre; merge it into its model and save that"
+            )
 
     def identity(self) -> Mapping[str, Any]:
         return {
@@ -42,7 +47,12 @@ class PretrainedSpec(ModelSpec):
             "attn_implementation": self.reference.attn_implementation or "default",
             "task": self.kind,
             "processing": "center_writing_weights" if self.reference.center_writing_weights else "none",
+            **self._adapter_facts(),
         }
+
+    def _adapter_facts(self) -> dict[str, Any]:
+        adapter = self.checkpoint.adapter
+        return {"peft_adapter": adapter.kind, "base": self.checkpoint.base_name} if adapter is not None else {}
 
     def hooks(self) -> Mapping[str, int]:
         return self._hooks
@@ -142,7 +152,8 @@ class PretrainedSpec(ModelSpec):
         if not self.tokenizer_identity():
             raise SaevalError(f"{self.checkpoint.source} has no tokenizer files; save the tokenizer beside the model")
         with blaming(f"the tokenizer of {self.checkpoint.source} cannot be loaded", "save it again"):
-            return AutoTokenizer.from_pretrained(**self._source)
+            where = {"pretrained_model_name_or_path": self.checkpoint.tokenizer_source}
+            return AutoTokenizer.from_pretrained(**{**self._source, **where})
 
     def tokenizer_identity(self) -> str:
         return self.checkpoint.tokenizer
@@ -152,7 +163,7 @@ class PretrainedSpec(ModelSpec):
         found = {
             "name": files.name, "revision": files.revision, "model_type": files.config["model_type"],
             "architecture": files.architecture, "context": self.context, "chat_template": files.chat_template,
-            "center_writing_weights": self.reference.center_writing_weights,
+            "center_writing_weights": self.reference.center_writing_weights, **self._adapter_facts(),
         }  # fmt: skip
         return {key: value for key, value in found.items() if value not in (None, "")}
 
@@ -180,18 +191,24 @@ class PretrainedSpec(ModelSpec):
         options: dict[str, Any] = {"dtype": getattr(torch, self.reference.dtype)}
         if self.reference.attn_implementation:
             options["attn_implementation"] = self.reference.attn_implementation
+        self.checkpoint.check_alone()
         try:
             with blaming(f"{where} cannot be loaded", "check them and the model's entry"), _quietly():
                 # Sizes that do not fit are told of below; transformers would only log them.
+                # An adapter is applied below, since transformers would report on its keys alone: it finds none here.
                 module, report = self._auto_class.from_pretrained(
-                    **self._source, **options, output_loading_info=True, ignore_mismatched_sizes=True
-                )
+                    **self._source, **options, output_loading_info=True, ignore_mismatched_sizes=True,
+                    adapter_kwargs={"subfolder": "none"},
+                )  # fmt: skip
         except SaevalError as error:
             if isinstance(error.__cause__, UnpicklingError):
                 what = "are damaged, or a pickle of more than tensors, which is not run"
                 raise SaevalError(f"{where} {what}; save them as safetensors") from error
             raise
         self._check(where, module, report)
+        if self.checkpoint.adapter is not None:
+            with _quietly():
+                self.checkpoint.adapter.apply(module)
         # Nothing here pools by token id; a padding id only makes transformers warn of right padding without a mask.
         module.config.pad_token_id = None
         if self.reference.center_writing_weights:
@@ -216,7 +233,10 @@ class PretrainedSpec(ModelSpec):
 
 
 class HuggingFace(ModelAdapter):
-    """`model: {use: huggingface, path: folder}` or `{use: huggingface, name: gpt2, revision: main}`."""
+    """`model: {use: huggingface, path: folder}` or `{use: huggingface, name: gpt2, revision: main}`.
+
+    A folder may hold an adapter of peft's, beside its model or alone.
+    """
 
     name = "huggingface"
 
@@ -224,15 +244,23 @@ class HuggingFace(ModelAdapter):
         return PretrainedSpec(parsed(reference, self.name))
 
     def accepts(self, live: object) -> bool:
-        return inherits(live, "transformers", "PreTrainedModel")
+        return inherits(live, "transformers", "PreTrainedModel") or inherits(live, "peft", "PeftModel")
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
         from saeval_models.pretrained import hooked, layout_of  # late: it imports transformers
 
-        module: Any = live
+        owner: Any = live
+        module = owner
+        if inherits(live, "peft", "PeftModel"):
+            if owner.active_peft_config.is_prompt_learning:
+                raise SaevalError(
+                    f"the live model's adapter is a {owner.active_peft_config.peft_type.value}, which adds tokens that "
+                    f"no document has; pass the model without it"
+                )
+            module = owner.get_base_model()  # with the adapter's layers in their places
         layout = layout_of(module)
         model, config = hooked(module, layout), module.config
-        return LiveSpec(self.name, module, model, layout, config.to_dict(), longest_context(config), tokenizer, name)
+        return LiveSpec(self.name, owner, model, layout, config.to_dict(), longest_context(config), tokenizer, name)
 
 
 @contextmanager

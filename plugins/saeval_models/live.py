@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from saeval.errors import SaevalError
-from saeval.fingerprint import tensors_sha256
+from saeval.fingerprint import digest_of
 from saeval.model import Model, ModelSpec
 from saeval_models.checkpoint import vocabulary
 from saeval_models.layouts import RESID_POST, Layout
+from saeval_models.peft_adapters import attached
 
 if TYPE_CHECKING:  # annotations only: torch is not needed to list adapters
     from torch import nn
@@ -28,7 +28,10 @@ def inherits(live: object, package: str, class_name: str) -> bool:
 
 
 class LiveSpec(ModelSpec):
-    """A model in memory, which is as it was after every pass. It is never moved: it may be in use elsewhere."""
+    """A model in memory, which is as it was after every pass. It is never moved: it may be in use elsewhere.
+
+    Its identity is what can be seen of it at no cost; `live_key` stands for its weights and its state.
+    """
 
     def __init__(
         self, adapter: str, owner: nn.Module, model: HookedModel, layout: Layout, config: Mapping[str, Any],
@@ -53,18 +56,16 @@ class LiveSpec(ModelSpec):
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        from saeval.traits import changes_digest  # late: it imports torch
-
         kept = {key: value for key, value in self._config.items() if key not in _NOT_NUMBERS}
+        tensors = chain(self._owner.named_parameters(), self._owner.named_buffers())
         return {
             "adapter": self._adapter,
             "class": type(self._owner).__name__,
-            "config": hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest(),
-            # Buffers that are not saved take part in the numbers as well, such as rotary frequencies.
-            "weights": tensors_sha256({**self._owner.state_dict(), **dict(self._owner.named_buffers())}),
-            "code": changes_digest(self._owner),
+            "config": digest_of(kept),
+            "shapes": digest_of([[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in tensors]),
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "processing": "as given",
+            **({"peft_adapters": adapters} if (adapters := attached(self._owner)) else {}),
         }
 
     def hooks(self) -> Mapping[str, int]:
@@ -101,20 +102,25 @@ class LiveSpec(ModelSpec):
             raise SaevalError("the live model came without a tokenizer; pass tokenizer=... or data that is tokenised")
         return self._tokenizer
 
-    def tokenizer_identity(self) -> str:
+    def tokenizer_identity(self) -> str | None:
         if self._tokenizer is None:
             return ""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        content = backend.to_str() if backend is not None else json.dumps(self._tokenizer.get_vocab(), sort_keys=True)
-        special = json.dumps(self._tokenizer.special_tokens_map, sort_keys=True, default=str)
-        return hashlib.sha256(f"{content}\n{special}".encode()).hexdigest()
+        own = {key: value for key, value in vars(self._tokenizer).items() if value is not backend}
+        theirs = type(self._tokenizer).__module__.startswith("transformers.")
+        if backend is None or not theirs or any(callable(value) for value in own.values()):
+            return None  # it tokenises by code of its own
+        settings = {key: value for key, value in own.items() if isinstance(value, str | int | float | None)}
+        special = {key: str(value) for key, value in self._tokenizer.special_tokens_map.items()}
+        return digest_of([type(self._tokenizer).__qualname__, backend.to_str(), settings, special])
 
     def facts(self) -> Mapping[str, Any]:
         name = self._config.get("_name_or_path") or self._config.get("model_name")
         found: dict[str, Any] = {"name": name, "model_type": self._config.get("model_type")}
         if self._tokenizer is not None:
             found["chat_template"] = bool(getattr(self._tokenizer, "chat_template", None))
-        return {key: value for key, value in {**found, "context": self._context}.items() if value not in (None, "")}
+        found |= {"context": self._context, "peft_adapters": attached(self._owner) or None}
+        return {key: value for key, value in found.items() if value not in (None, "")}
 
     def load(self, device: str) -> Model:
         import torch  # late: torch is not needed to list adapters

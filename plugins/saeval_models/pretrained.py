@@ -122,8 +122,8 @@ class PretrainedCausal(HookedModel):
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
         """Logits of a plain pass through the whole model."""
-        inputs = self._inputs(batch)
         with self.evaluating():
+            inputs = self._inputs(batch)
             return self.module(input_ids=batch.tokens, use_cache=False, return_dict=True, **inputs).logits  # type: ignore[no-any-return]
 
 

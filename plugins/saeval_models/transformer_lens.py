@@ -23,6 +23,9 @@ class BridgeSpec(PretrainedSpec):
     def __init__(self, reference: Reference) -> None:
         # The bridge computes attention itself, in full; `eager` is what it stands in for.
         super().__init__(replace(reference, attn_implementation=reference.attn_implementation or "eager"))
+        if self.checkpoint.adapter is not None:
+            folder = self.checkpoint.adapter.folder
+            raise SaevalError(f"{folder} holds an adapter, which transformer_lens does not run; use 'huggingface'")
         if self.kind == "reward":
             raise SaevalError(f"'{self.name}' is a reward model, which transformer_lens cannot wrap; use 'huggingface'")
 

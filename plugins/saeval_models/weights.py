@@ -24,7 +24,7 @@ def weight_files(folder: Path) -> list[Path]:
             continue
         for file in found:
             if file.suffix == ".safetensors":
-                _check_whole(file)
+                check_whole(file)
         return sorted([*found, index] if found[0].name != kind else found)
     raise SaevalError(f"{folder} has no weights: expected model.safetensors or pytorch_model.bin, or their shards")
 
@@ -44,7 +44,7 @@ def _shards(index: Path) -> list[Path]:
     return files
 
 
-def _check_whole(file: Path) -> None:
+def check_whole(file: Path) -> None:
     """A safetensors file says in its header how long it is."""
     size = file.stat().st_size
     with file.open("rb") as stream:
