@@ -69,6 +69,9 @@ def examine(
         return one
     look = _Look(sae, mask)
     x, y = look.take(sae_input), look.take(activations)
+    look.judged = look.judged & x.isfinite().all(-1) & y.isfinite().all(-1)  # those are not the SAE's doing
+    if not look.judged.any():
+        return one
     encoding = sae.encode(x)
     acts, reconstruction = encoding.feature_acts.float(), sae.decode(encoding, y).float()
     if not torch.isfinite(acts[look.judged]).all() or not torch.isfinite(reconstruction[look.judged]).all():

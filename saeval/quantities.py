@@ -30,6 +30,8 @@ class Quantity:
     gathered: bool = False
     paired: bool = False
     resumes: str = ""
+    finite: str = ""
+    """What its value is called where it must be finite inside the mask; empty where that is not asked."""
     rebinds: Mapping[str, str] = field(default_factory=dict)
     at_hooks: Callable[..., Iterable[str]] | None = None
     identity: str = ""
@@ -117,6 +119,15 @@ def paired(function: F) -> F:
 def resuming(times: str) -> Callable[[F], F]:
     """Mark a function that calls `resume` as often as its parameter `times` says, so that passes can be counted."""
     return lambda function: _mark(function, resumes=times)
+
+
+def finite(what: str) -> Callable[[F], F]:
+    """Mark a function whose value must be finite, as `finite("reconstruction")` does.
+
+    The engine counts the tokens of the mask whose value is NaN or infinite (texts, for a value `[batch]`). Whatever
+    was computed from such a value is undefined, with a reason that names `what` and the count over the whole pass.
+    """
+    return lambda function: _mark(function, finite=what)
 
 
 def _mark(function: F, **marks: Any) -> F:

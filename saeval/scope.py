@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saeval.data import Batch, PairBatch
+from saeval.errors import Undefined
 from saeval.evidence import Stamp
 from saeval.failure import Failed
-from saeval.memory import TooLargeError
+from saeval.flaws import Flaw, flaw
+from saeval.memory import TooLargeError, refuse_too_large
 from saeval.model import Capture, Model, Resume
 from saeval.nodes import Argument, Constant, Node
 from saeval.program import Program
@@ -39,6 +41,8 @@ class Scope:
     n_clusters: int
     passes: int = 0
     """Forward passes made: clean, cut and resumed."""
+    flaws: dict[str, Flaw] = field(default_factory=dict)
+    """Of the last batch: values that are not finite, by their nodes' digests."""
     _lasting: dict[int, Any] = field(default_factory=dict)
     _writers: dict[int, Failed] = field(default_factory=dict)
     """Nodes whose function wrote into what others share: never called again."""
@@ -54,6 +58,7 @@ class Scope:
         """Evidence of every target that has not failed; a target that fails keeps its error and drops out.
 
         Where something wrote into what others share, the batch is done again. `TooLargeError` if it does not fit.
+        A target whose values are flawed here may lack its evidence; it does not drop out, so that `flaws` go on.
         """
         while True:
             try:
@@ -72,6 +77,7 @@ class Scope:
         self._left = self.program.uses.copy()
         self._batch = batch
         self._captures: dict[int, Capture] = {}
+        self.flaws = {}
         stamp = Stamp(batch.sequence_ids, batch.clusters, self.n_clusters)
         waiting = 0
         for item in self.program.items:
@@ -85,13 +91,18 @@ class Scope:
             try:
                 yield item, self._observe(item, stamp)
             except Exception as error:  # one bad cell fails alone
-                item.fail(error)
+                refuse_too_large(error)
+                if isinstance(error, Undefined) or not self._flawed(item):
+                    item.fail(error)
             for node in item.nodes():
                 self._release(node)
         self._memo.clear()
         self._captures.clear()
         if any(t.error is not None for t in self.program.targets):
             self.arrange()
+
+    def _flawed(self, target: Target) -> bool:
+        return any(node.digest in self.flaws for node in target.reached())
 
     def _observe(self, target: Target, stamp: Stamp) -> EvidenceTree:
         total: EvidenceTree | None = None
@@ -146,6 +157,7 @@ class Scope:
             else:
                 try:
                     memo[node.serial] = self._compute(node)
+                    self._look(node, memo[node.serial])
                 except Exception as error:  # kept, so that every consumer fails with the same reason
                     memo[node.serial] = Failed(error)
                 for used in node.inputs:
@@ -154,6 +166,14 @@ class Scope:
         if isinstance(value, Failed):
             raise value.error
         return value
+
+    def _look(self, node: Node, value: Any) -> None:
+        """Note where a value that must be finite is not."""
+        if node.quantity.finite and "batch" in node.roots and (found := flaw(value, self._side(node).mask)):
+            self.flaws[node.digest] = found
+
+    def _side(self, node: Node) -> Batch:
+        return self._batch.sides[node.side] if isinstance(self._batch, PairBatch) else self._batch
 
     def _total(self, node: Node) -> Any:
         """A copy for each consumer: arrays, unlike tensors, do not tell when they are written into."""
@@ -185,7 +205,7 @@ class Scope:
         if name == "divergence":
             assert isinstance(self._batch, PairBatch)
             return self._batch.divergence
-        side = self._batch.sides[node.side] if isinstance(self._batch, PairBatch) else self._batch
+        side = self._side(node)
         if name == "batch":
             return side
         if name in side.supplied:
@@ -249,6 +269,7 @@ class Scope:
                 values = [Failed(error)] * len(ready)
             for node, value in zip(ready, values, strict=True):
                 self._memo[node.serial] = value
+                self._look(node, value)
         for node in group:
             for used in node.inputs:
                 self._release(used)

@@ -110,7 +110,7 @@ def test_a_reward_that_is_not_finite_leaves_margins_undefined():
     model = Readout(lambda x: x @ W / (x[..., 0] - x[..., 0]), embed=POSITIVE)
     (result,) = run(["reward_margin"], rows=pairs(5), model=model, saes=[])
     assert result.status == "undefined"
-    assert result.reason == "the margins of 5 of 5 pairs are not finite"
+    assert result.reason == "NaN or infinite values in the reward of 10 of 10 texts"
 
 
 def test_rows_that_were_trained_on_stand_apart(tmp_path):

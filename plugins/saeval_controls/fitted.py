@@ -65,7 +65,10 @@ def device_of(sae: Substitute) -> torch.device:
 def _acts(sae: Substitute, sample: Sample) -> Iterator[Float[Tensor, "1 n d_sae"]]:
     with_features(sae)
     for part in rows_of(sample).split(_ROWS):
-        yield sae.encode(part[None].to(device_of(sae))).feature_acts
+        acts = sae.encode(part[None].to(device_of(sae))).feature_acts
+        if not acts.isfinite().all():  # NaN would count as firing
+            raise Undefined(f"{sae.name} gives NaN or infinite feature activations on the fit split")
+        yield acts
 
 
 class Derived(Substitute):
