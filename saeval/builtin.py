@@ -17,7 +17,7 @@ from saeval.fired import Fired
 from saeval.hookspecs import hookimpl
 from saeval.keyed import hashed
 from saeval.model import Capture, Model, Resume
-from saeval.quantities import finite, gathered, rebound
+from saeval.quantities import finite, gathered, planned, rebound
 from saeval.scores import TokenScores, head_is_exact, score_tokens
 from saeval.spread import Spread
 from saeval.substitute import Encoding, Substitute
@@ -222,6 +222,7 @@ def gradient(
     return found
 
 
+@planned
 def activation_moments(activations: Float[Tensor, "batch seq d_in"], mask: Bool[Tensor, "batch seq"]) -> Moments:
     """Fold: count and sum of the activations over the mask of the planned tokens."""
     return Moments.of(activations, mask)
@@ -235,7 +236,7 @@ def activation_spread(activations: Float[Tensor, "batch seq d_in"], mask: Bool[T
 def activation_mean(activation_moments: Moments) -> Float[Tensor, "d_in"]:
     """Mean activation over the planned tokens, float64: the mean ablation and control."""
     if activation_moments.n == 0:
-        raise Undefined("no token is in the mask, so there is no mean activation")
+        raise Undefined("no token is in the mask, so there is no mean activation; look at the data's 'exclude'")
     return torch.from_numpy(activation_moments.mean)
 
 

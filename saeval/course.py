@@ -160,7 +160,12 @@ class Course:
 
     def error(self, target: Target) -> Exception | None:
         """Why a target has no value; None where nothing is wrong with it."""
-        if not self.place.flaws or isinstance(target.error, Undefined):
+        if isinstance(target.error, Undefined):
+            return target.error
+        nothing = self.place.row > 0 and self.place.tokens == 0
+        if nothing and any(node.name == "mask" for node in target.reached()):
+            return Undefined(f"no token is in the mask: {_MASKED}")
+        if not self.place.flaws:
             return target.error
         cell = next((c for c in self.one.cells if c.key == target.key), None)
         own = cell.subjects[0].name if cell is not None and len(cell.subjects) == 1 else ""
@@ -201,6 +206,9 @@ class Course:
             if known and wanted <= {*evidence, *facts["dropped"]} and facts["place"]["row"] > furthest:
                 best, furthest = (facts, evidence), facts["place"]["row"]
         return best
+
+
+_MASKED = "every input is excluded or has no target, so look at the data's 'exclude' and 'context'"
 
 
 def _joined(before: Mapping[str, list[Any]], new: Mapping[str, Flaw]) -> dict[str, list[Any]]:

@@ -27,6 +27,7 @@ class Quantity:
     """Requests, with the function's own defaults (`inspect.Parameter.empty` where none)."""
     fold: bool = False
     on_fit: bool = False
+    planned: bool = False
     gathered: bool = False
     paired: bool = False
     resumes: str = ""
@@ -77,6 +78,11 @@ class Quantity:
 def fit_split(function: F) -> F:
     """Mark a fold as taken over documents disjoint from the evaluated ones."""
     return _mark(function, on_fit=True)
+
+
+def planned(function: F) -> F:
+    """Mark a fold as taken over all planned rows, also where a suite stops adaptively: one value for all its users."""
+    return _mark(function, planned=True)
 
 
 def rebound(**names: str) -> Callable[[F], F]:

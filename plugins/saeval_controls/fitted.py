@@ -46,7 +46,7 @@ def alive_features(sae: Substitute, fit_inputs: Sample) -> Bool[np.ndarray, "d_s
 def rows_of(sample: Sample) -> Float[Tensor, "n d"]:
     """The sampled rows; `Undefined` where there are none."""
     if len(sample.rows) == 0:
-        raise Undefined("the fit split has no token in its mask")
+        raise Undefined("the fit split has no token in its mask; look at the data's 'exclude'")
     return torch.from_numpy(sample.rows)
 
 
