@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from saeval.evidence import Ever, Evidence, Histogram, Mean, Moments, Ratio, Sample
     from saeval.hookspecs import hookimpl
     from saeval.metric import Metric
-    from saeval.quantities import at_hooks, fit_split, paired, rebound
+    from saeval.quantities import at_hooks, finite, fit_split, paired, rebound
     from saeval.results import Results
     from saeval.values import Array, Curve, Notes, Scalar, Table
 
@@ -39,6 +39,7 @@ _HOMES = {
     "Undefined": "errors",
     "at_hooks": "quantities",
     "evaluate": "api",
+    "finite": "quantities",
     "fit_split": "quantities",
     "paired": "quantities",
     "hookimpl": "hookspecs",
@@ -48,7 +49,7 @@ _HOMES = {
 
 __all__ = [
     "Array", "Curve", "Estimate", "Ever", "Evidence", "Histogram", "Mean", "Metric", "Moments", "Notes", "Ratio",
-    "Results", "SaevalError", "Sample", "Scalar", "Table", "Undefined", "at_hooks", "evaluate", "fit_split",
+    "Results", "SaevalError", "Sample", "Scalar", "Table", "Undefined", "at_hooks", "evaluate", "finite", "fit_split",
     "hookimpl", "paired",
     "rebound", "run",
 ]  # fmt: skip

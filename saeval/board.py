@@ -80,6 +80,7 @@ class Board:
 
     title: str
     model: str
+    """Its name; empty where the suite has no model."""
     data: Mapping[str, Any]
     columns: list[Column]
     rows: list[Row]

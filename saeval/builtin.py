@@ -17,7 +17,7 @@ from saeval.fired import Fired
 from saeval.hookspecs import hookimpl
 from saeval.keyed import hashed
 from saeval.model import Capture, Model, Resume
-from saeval.quantities import gathered, rebound
+from saeval.quantities import finite, gathered, planned, rebound
 from saeval.scores import TokenScores, head_is_exact, score_tokens
 from saeval.spread import Spread
 from saeval.substitute import Encoding, Substitute
@@ -78,6 +78,7 @@ def encoding(
     return sae.at(token_keys).encode(sae_input.to(sae.device or sae_input.device)) if sae.has_features else None
 
 
+@finite("feature activations")
 def feature_acts(
     sae: Substitute, encoding: Encoding | None, mask: Bool[Tensor, "batch seq"]
 ) -> Float[Tensor, "batch seq d_sae"]:
@@ -92,6 +93,7 @@ def fired(feature_acts: Float[Tensor, "batch seq d_sae"]) -> Fired:
     return Fired.of(feature_acts)
 
 
+@finite("reconstruction")
 def reconstruction(
     sae: Substitute,
     encoding: Encoding | None,
@@ -121,12 +123,14 @@ def spliced_pass(resume: Resume, spliced_activations: Float[Tensor, "batch seq d
     return resume.captured(spliced_activations)
 
 
+@finite("final state with the substitute spliced in")
 def spliced_final(spliced_pass: Capture) -> Tensor:
     """Final hidden state (or reward) with the substitute spliced in."""
     assert spliced_pass.final is not None
     return spliced_pass.final
 
 
+@finite("scores")
 @gathered
 def token_scores(
     model: Model, batch: Batch, clean_final: Float[Tensor, "batch seq d_model"], final: Sequence[Tensor]
@@ -177,6 +181,7 @@ def _reward(model: Model, batch: Batch, final: Tensor, scored: Bool[Tensor, "bat
     return found.new_zeros(len(final)).index_add(0, scored.nonzero()[:, 0], found)
 
 
+@finite("reward")
 def clean_reward(
     model: Model, batch: Batch, clean_final: Tensor, scored: Bool[Tensor, "batch seq"]
 ) -> Float[Tensor, "batch"]:
@@ -184,6 +189,7 @@ def clean_reward(
     return _reward(model, batch, clean_final, scored)
 
 
+@finite("reward with the substitute spliced in")
 def spliced_reward(
     model: Model, batch: Batch, spliced_final: Tensor, scored: Bool[Tensor, "batch seq"]
 ) -> Float[Tensor, "batch"]:
@@ -200,6 +206,7 @@ def reward_of(model: Model, batch: Batch, scored: Bool[Tensor, "batch seq"]) -> 
     return reward
 
 
+@finite("gradient")
 def gradient(
     reward_of: Callable[[Tensor], Tensor],
     resume: Callable[[Tensor], Tensor],
@@ -215,6 +222,7 @@ def gradient(
     return found
 
 
+@planned
 def activation_moments(activations: Float[Tensor, "batch seq d_in"], mask: Bool[Tensor, "batch seq"]) -> Moments:
     """Fold: count and sum of the activations over the mask of the planned tokens."""
     return Moments.of(activations, mask)
@@ -228,34 +236,28 @@ def activation_spread(activations: Float[Tensor, "batch seq d_in"], mask: Bool[T
 def activation_mean(activation_moments: Moments) -> Float[Tensor, "d_in"]:
     """Mean activation over the planned tokens, float64: the mean ablation and control."""
     if activation_moments.n == 0:
-        raise Undefined("no token is in the mask, so there is no mean activation")
+        raise Undefined("no token is in the mask, so there is no mean activation; look at the data's 'exclude'")
     return torch.from_numpy(activation_moments.mean)
-
-
-def _weight(sae: Substitute, name: str) -> Tensor:
-    if name not in sae.weights:
-        raise Undefined(f"{sae.name} has no {name}")
-    return sae.weights[name]
 
 
 def W_enc(sae: Substitute) -> Float[Tensor, "d_in d_sae"]:  # noqa: N802
     """Encoder weights."""
-    return _weight(sae, "W_enc")
+    return sae.weight("W_enc")
 
 
 def b_enc(sae: Substitute) -> Float[Tensor, "d_sae"]:
     """Encoder bias."""
-    return _weight(sae, "b_enc")
+    return sae.weight("b_enc")
 
 
 def W_dec(sae: Substitute) -> Float[Tensor, "d_sae d_out"]:  # noqa: N802
     """Decoder weights: a feature's direction is a row."""
-    return _weight(sae, "W_dec")
+    return sae.weight("W_dec")
 
 
 def b_dec(sae: Substitute) -> Float[Tensor, "d_out"]:
     """Decoder bias."""
-    return _weight(sae, "b_dec")
+    return sae.weight("b_dec")
 
 
 @hookimpl

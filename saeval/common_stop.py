@@ -79,8 +79,9 @@ class CommonStop:
         for course in self.courses:
             for target, total in (course.prefix if of_prefix else course.totals).items():
                 if target.node is not None:
-                    nothing = target.error or Undefined("there are no rows to sum over")
-                    own[target.node.serial] = nothing if target.error or total is None else total
+                    error = course.error(target)
+                    nothing = error or Undefined("there are no rows to sum over")
+                    own[target.node.serial] = nothing if error or total is None else total
         return Scope(self._model, [], {**self._folds, **own}, 0)
 
     def _values(self, course: Course) -> list[tuple[str, str, dict[str, Value]]]:
@@ -89,7 +90,7 @@ class CommonStop:
         by_key = {target.key: target for target in course.one.targets}
         for cell in course.one.cells:
             for name in self.stopping.asked.get(cell.key, []):
-                if by_key[cell.key].error is not None:  # dropped out: no rows will give it an error
+                if course.error(by_key[cell.key]) is not None:  # dropped out: no rows will give it an error
                     continue
                 try:
                     values = concluded(cell, course.totals[by_key[cell.key]], scope)

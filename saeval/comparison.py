@@ -165,7 +165,10 @@ def _chosen(boards: Sequence[Board], a: str, b: str) -> tuple[Board, Row, Row]:
 
 def _ground(board: Board) -> str:
     facts = [f"{board.data[k]} {k}" for k in ("sequences", "tokens") if k in board.data]
-    facts += [f"fingerprint {str(board.data.get('fingerprint'))[:8]}", f"model {board.model}"]
+    facts += [
+        f"fingerprint {str(board.data.get('fingerprint'))[:8]}",
+        f"model {board.model}" if board.model else "no model",
+    ]
     return f"{board.data.get('use')} ({', '.join(facts)})"
 
 

@@ -14,6 +14,7 @@ import torch
 
 from saeval.data import Batch, PairBatch
 from saeval.errors import SaevalError, Undefined
+from saeval.flaws import Flaw, described
 from saeval.memory import TooLargeError, out_of_memory
 from saeval.passes import Pass
 from saeval.plan import Plan
@@ -38,6 +39,8 @@ class Place:
     """[row, sequences that did not fit, sequences tried next], wherever memory ran out."""
     prefix: dict[str, int] = field(default_factory=dict)
     """Sequences, documents and tokens of the prefix, once it is kept."""
+    flaws: dict[str, list[Any]] = field(default_factory=dict)
+    """Values that were not finite, by their nodes' digests: `Flaw`s as lists."""
     errors: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
     """What each look found, by its row: for each value asked for, every subject's standard error."""
 
@@ -117,7 +120,10 @@ class Course:
                     except Exception as error:  # evidence that does not add up is its own cell's failure
                         target.error = error
                 at = self.place
-                moved = replace(at, row=int(rows[-1]) + 1, tokens=at.tokens + tokens, batches=at.batches + 1)
+                moved = replace(
+                    at, row=int(rows[-1]) + 1, tokens=at.tokens + tokens, batches=at.batches + 1,
+                    flaws=_joined(at.flaws, self.scope.flaws),
+                )  # fmt: skip
                 self._state = replace(self._state, place=moved, totals=totals)
                 progress.advanced(len(rows))
                 if time.monotonic() - self._saved > self.plan.options.checkpoint_seconds:
@@ -154,6 +160,23 @@ class Course:
             torch.cuda.empty_cache()
         return None
 
+    def error(self, target: Target) -> Exception | None:
+        """Why a target has no value; None where nothing is wrong with it."""
+        if isinstance(target.error, Undefined):
+            return target.error
+        nothing = self.place.row > 0 and self.place.tokens == 0
+        if nothing and any(node.name == "mask" for node in target.reached()):
+            return Undefined(f"no token is in the mask: {_MASKED}")
+        if not self.place.flaws:
+            return target.error
+        cell = next((c for c in self.one.cells if c.key == target.key), None)
+        own = cell.subjects[0].name if cell is not None and len(cell.subjects) == 1 else ""
+        counts = {"tokens": self.place.tokens, "texts": self.place.row * (2 if self.dataset.pair else 1)}
+        flaws = {digest: Flaw(*found) for digest, found in self.place.flaws.items()}
+        split = " of the fit split" if self.one.on_fit else ""
+        reason = described(target.reached(), flaws, counts, split, own)
+        return target.error if reason is None else Undefined(reason)
+
     def keep_prefix(self, documents: int) -> None:
         """Remember the evidence as it stands: that of the prefix."""
         if not self.place.prefix:
@@ -185,6 +208,13 @@ class Course:
             if known and wanted <= {*evidence, *facts["dropped"]} and facts["place"]["row"] > furthest:
                 best, furthest = (facts, evidence), facts["place"]["row"]
         return best
+
+
+_MASKED = "every input is excluded or has no target, so look at the data's 'exclude' and 'context'"
+
+
+def _joined(before: Mapping[str, list[Any]], new: Mapping[str, Flaw]) -> dict[str, list[Any]]:
+    return {**before, **{k: list(f + Flaw(*before[k]) if k in before else f) for k, f in new.items()}}
 
 
 def _of_prefix(target: Target) -> str:

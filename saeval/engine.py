@@ -162,7 +162,7 @@ class Engine:
             notes |= {"batch_asked": "auto"} if plan.options.batch_size == "auto" else {}
             notes |= {"out_of_memory": at.halved} if at.halved else {}
             for target in (t for t in course.one.targets if t.node is not None and not course.one.adaptive):
-                self._keep_fold(target, course.totals[target])
+                self._keep_fold(target, course.totals[target], course.error(target))
             for cell in course.one.cells:
                 self._conclude(cell, course, notes)
             self._rest(course.scope)
@@ -180,10 +180,10 @@ class Engine:
         stored = (self.store.read(cell.key) for cell in self.plan.cells if cell.streamed)
         return next((r.sample for r in stored if r is not None and r.status != "failed" and r.sample), None)
 
-    def _keep_fold(self, target: Target, total: EvidenceTree | None) -> None:
+    def _keep_fold(self, target: Target, total: EvidenceTree | None, error: Exception | None) -> None:
         assert target.node is not None
-        if target.error is not None:
-            self._totals[target.node.serial] = target.error
+        if error is not None:
+            self._totals[target.node.serial] = error
         elif total is None:
             self._totals[target.node.serial] = Undefined("there are no rows to sum over")
         else:
@@ -201,8 +201,8 @@ class Engine:
         try:
             if adaptive:
                 result.sample = dict(self._sample)
-            if target is not None and target.error is not None:
-                raise target.error
+            if course is not None and target is not None and (error := course.error(target)) is not None:
+                raise error
             own = course.scope if course else Scope(self.model, [], self._totals, 0)
             values = concluded(cell, total, self._at_stop if adaptive and self._at_stop else own)
             if result.sample is not None and self._at_prefix is not None:

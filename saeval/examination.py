@@ -72,6 +72,9 @@ def examine(
         return one
     look = _Look(sae, mask)
     x, y = look.take(sae_input), look.take(activations)
+    look.judged = look.judged & x.isfinite().all(-1) & y.isfinite().all(-1)  # those are not the SAE's doing
+    if not look.judged.any():
+        return one
     encoding = sae.encode(x)
     acts, reconstruction = encoding.feature_acts.float(), sae.decode(encoding, y).float()
     if not torch.isfinite(acts[look.judged]).all() or not torch.isfinite(reconstruction[look.judged]).all():
@@ -211,10 +214,10 @@ def _sparsity(declared: Mapping[str, Any], fired: Tensor, d_sae: int) -> Iterato
 
 def _truncation(look: _Look, encoding: Encoding, y: Tensor) -> Iterator[_Explanation]:
     """A TopK SAE read as ReLU improves when all but its largest features are dropped; a ReLU SAE does not."""
-    acts = encoding.feature_acts
+    acts, size = encoding.feature_acts, encoding.feature_acts.abs()
     for k in (k for k in _KEPT if k < acts.shape[-1]):
-        least = acts.topk(k, dim=-1).values[..., -1:]
-        only = Encoding(torch.where(acts >= least, acts, torch.zeros_like(acts)), encoding.context)
+        least = size.topk(k, dim=-1).values[..., -1:]
+        only = Encoding(torch.where(size >= least, acts, torch.zeros_like(acts)), encoding.context)
         found = look.explained(y, look.sae.decode(only, y).float())
         text = f"its {k} largest features alone explain {found:.3f} of the variance, all of them less: is it TopK?"
         yield _Explanation(found, Finding("activation", text))

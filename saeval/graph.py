@@ -163,7 +163,9 @@ class Graph:
                 raise SaevalError("'divergence' exists for data of kind 'pair' only")
             if name == "divergence":
                 binding = replace(binding, side=0)
-            return self._leaf(Quantity(name, _no_function, {}, paired=name == "divergence"), roots, binding)
+            shown = "final state" if name == "clean_final" else ""
+            leaf = Quantity(name, _no_function, {}, paired=name == "divergence", finite=shown)
+            return self._leaf(leaf, roots, binding)
         if binding.hook is None:
             raise SaevalError(f"'{name}' belongs to a hook, and this request has none")
         if name == "hook_name":
@@ -171,7 +173,9 @@ class Graph:
         if name == "d_in":
             return Constant(self._widths[binding.hook])
         if name in ("activations", "resume"):
-            return self._leaf(Quantity(name, _no_function, {}), {"model", "batch", "hook"}, binding)
+            shown = "activations" if name == "activations" else ""
+            leaf = Quantity(name, _no_function, {}, finite=shown)
+            return self._leaf(leaf, {"model", "batch", "hook"}, binding)
         subject = binding.subject
         if subject is None:
             raise SaevalError(f"'{name}' belongs to an SAE, and this request has none")
@@ -184,8 +188,9 @@ class Graph:
                 raise SaevalError(f"{subject.name}: a control cannot be built from '{need}', which belongs to a batch")
         quantity = Quantity("sae", subject.load, dict.fromkeys(subject.needs), identity=subject.key)
         node = self._intern(quantity, args)
-        if not node.roots >= {"hook", "subject"}:  # its weights are its own, whatever it was built from
-            node = replace(node, roots=node.roots | {"hook", "subject"}, hook_name=subject.hook_name)
+        if not node.subject:  # its weights are its own, whatever it was built from
+            roots = node.roots | {"hook", "subject"}
+            node = replace(node, roots=roots, hook_name=subject.hook_name, subject=subject.name)
             self._interned[(quantity.name, quantity.identity, _keys(args))] = node
         return node
 

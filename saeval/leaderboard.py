@@ -83,7 +83,7 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
         warnings.append(f"rank_by '{rank_by}': neither more nor less of it is better, so nothing is ranked")
     rank(merged, ranked)
     cell = results[0].cell
-    model = (cell["model"] or {}).get("name", "no model")
+    model = (cell["model"] or {}).get("name", "")
     shown = _shown(columns, settings)
     data = cell["data"]
     columns = [c for column in columns for c in ([column] if column.name in shown else []) + ahead.get(column.name, [])]

@@ -41,6 +41,8 @@ class Node:
     sided: bool = False
     """Over pairs: whether each side has its own."""
     hook_name: str | None = None
+    subject: str = ""
+    """Of a node that loads a substitute: its name in the suite."""
     other_sides: tuple[Mapping[str, Argument], ...] = ()
     """A fold over pairs: its arguments on the sides after the first."""
 

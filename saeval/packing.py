@@ -97,6 +97,7 @@ class Packer:
         if beyond:
             raise SaevalError(f"data: token id {beyond[0]} is beyond the tokenizer's {size} tokens")
         self._names: list[str] = []
+        self._masked = 0  # rows of which 'exclude' leaves no token
 
     def _special(self, word: str) -> int | None:
         given: int | None = getattr(self.options, f"{word}_id", None)
@@ -112,7 +113,7 @@ class Packer:
             asked = f"'sequences: {wanted}' were asked for" if wanted else "at least one sequence is needed"
             raise TooFewSequencesError(
                 f"data '{self.source.name}': {asked}, but its {split} documents give {len(kept)} "
-                f"of context {self.options.context}; ask for fewer, shorten 'context' or add documents"
+                f"of context {self.options.context}; {self._remedy()}"
             )
         number = {name: i for i, name in enumerate(dict.fromkeys(row.name for row in kept))}
         return Packed(
@@ -122,6 +123,15 @@ class Packer:
             excluded=self.excluded,
             cluster_names=list(number),
         )
+
+    def _remedy(self) -> str:
+        if not self._masked:
+            return "ask for fewer, shorten 'context' or add documents"
+        words = ", ".join(str(word) for word in self.options.exclude[:5]) + ", ..." * (len(self.options.exclude) > 5)
+        found = f"'exclude: [{words}]' leaves no token in {self._masked} more rows"
+        if self.prefix and self.options.context == 1:
+            return f"{found}, whose only input is BOS; raise 'context', or say 'exclude: []'"
+        return f"{found}; exclude fewer, or give documents that hold others"
 
     def _tokenised(self, documents: Iterable[Document]) -> Iterator[tuple[int, np.ndarray]]:
         """Number and tokens of each document that has any; the number indexes `_names`."""
@@ -179,6 +189,7 @@ class Packer:
         row[:first], owner[:first] = self.prefix, documents[0]
         row[first : first + len(tokens)], owner[first : first + len(tokens)] = tokens, documents
         if not mask_of(row, owner, self.excluded).any():
+            self._masked += bool(mask_of(row, owner, ()).any())
             return None
         return _Row(row, owner, name, hashlib.sha256(f"{self.options.seed}\0{name}\0{index}".encode()).digest())
 

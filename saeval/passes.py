@@ -46,16 +46,19 @@ def passes(plan: Plan, cells: Sequence[Cell], stored: Iterable[str], memory: int
     go to further passes.
 
     Where a suite stops adaptively, so does the pass of its cells, and what a `conclude` asks for is summed there and
-    over the same rows, always: neither what is stored nor the other cells of the suite may change a number.
+    over the same rows, always: neither what is stored nor the other cells of the suite may change a number. A `planned`
+    fold is taken over all rows, in a pass before.
     """
     adaptive = plan.stopping is not None
     beside = concluding_folds(cells) if adaptive else {}
     stored = set(stored) - {n.digest for n in beside.values()}
     streaming = [c for c in cells if c.observe is not None]
     folds = {s: n for s, n in plan.folds(cells, stored).items() if n.digest not in stored}
-    early = _needed_before(streaming, folds)
+    planned = {s: n for s, n in folds.items() if adaptive and n.quantity.planned}
+    early = _needed_before(streaming, folds) | set(planned)
     late = beside if adaptive else {s: n for s, n in folds.items() if s not in early and not n.quantity.on_fit}
     stages = [n.stage for s, n in folds.items() if s in late or s not in early]
+    stages += [n.available for n in planned.values()]
     last = max([c.stage for c in streaming] + stages, default=0)
     made: dict[tuple[int, bool], Pass] = {}
 
@@ -77,10 +80,10 @@ def passes(plan: Plan, cells: Sequence[Cell], stored: Iterable[str], memory: int
 
 
 def concluding_folds(cells: Iterable[Cell]) -> dict[int, Node]:
-    """The folds over the evaluated rows that conclusions ask for, by serial."""
+    """The folds over the streamed rows that conclusions ask for, by serial."""
     nodes = [n for c in cells for a in c.conclude.values() for n in flattened(a)]
     asked = closure(nodes, beyond=lambda n: not n.quantity.fold)
-    return {s: n for s, n in asked.items() if n.quantity.fold and not n.quantity.on_fit}
+    return {s: n for s, n in asked.items() if n.quantity.fold and not (n.quantity.on_fit or n.quantity.planned)}
 
 
 def together(ordered: Iterable[Pass]) -> list[list[Pass]]:

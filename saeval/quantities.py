@@ -27,9 +27,12 @@ class Quantity:
     """Requests, with the function's own defaults (`inspect.Parameter.empty` where none)."""
     fold: bool = False
     on_fit: bool = False
+    planned: bool = False
     gathered: bool = False
     paired: bool = False
     resumes: str = ""
+    finite: str = ""
+    """What its value is called where it must be finite inside the mask; empty where that is not asked."""
     rebinds: Mapping[str, str] = field(default_factory=dict)
     at_hooks: Callable[..., Iterable[str]] | None = None
     identity: str = ""
@@ -77,6 +80,11 @@ def fit_split(function: F) -> F:
     return _mark(function, on_fit=True)
 
 
+def planned(function: F) -> F:
+    """Mark a fold as taken over all planned rows, also where a suite stops adaptively: one value for all its users."""
+    return _mark(function, planned=True)
+
+
 def rebound(**names: str) -> Callable[[F], F]:
     """Resolve the function's requests with names rebound.
 
@@ -117,6 +125,15 @@ def paired(function: F) -> F:
 def resuming(times: str) -> Callable[[F], F]:
     """Mark a function that calls `resume` as often as its parameter `times` says, so that passes can be counted."""
     return lambda function: _mark(function, resumes=times)
+
+
+def finite(what: str) -> Callable[[F], F]:
+    """Mark a function whose value must be finite, as `finite("reconstruction")` does.
+
+    The engine counts the tokens of the mask whose value is NaN or infinite (texts, for a value `[batch]`). Whatever
+    was computed from such a value is undefined, with a reason that names `what` and the count over the whole pass.
+    """
+    return lambda function: _mark(function, finite=what)
 
 
 def _mark(function: F, **marks: Any) -> F:

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from saeval.data import Batch, PairBatch
+from saeval.errors import Undefined
 from saeval.evidence import Stamp
 from saeval.failure import Failed
-from saeval.memory import TooLargeError
+from saeval.flaws import Flaw, flaw
+from saeval.memory import TooLargeError, refuse_too_large
 from saeval.model import Capture, Model, Resume
 from saeval.nodes import Argument, Constant, Node
 from saeval.program import Program
@@ -41,6 +43,8 @@ class Scope:
     n_clusters: int
     passes: int = 0
     """Forward passes made: clean, cut and resumed."""
+    flaws: dict[str, Flaw] = field(default_factory=dict)
+    """Of the last batch: values that are not finite, by their nodes' digests."""
     _lasting: dict[int, Any] = field(default_factory=dict)
     _writers: dict[int, Failed] = field(default_factory=dict)
     """Nodes whose function wrote into what others share: never called again."""
@@ -78,6 +82,7 @@ class Scope:
         """Evidence of every target that has not failed; a target that fails keeps its error and drops out.
 
         Where something wrote into what others share, the batch is done again. `TooLargeError` if it does not fit.
+        A target whose values are flawed here may lack its evidence; it does not drop out, so that `flaws` go on.
         """
         while True:
             try:
@@ -95,6 +100,7 @@ class Scope:
         self._memo: dict[int, Any] = {}
         self._left = self.program.uses.copy()
         self._batch = batch
+        self.flaws = {}
         ahead, self._ahead = self._ahead, None
         self._captures: dict[int, Capture] = ahead[1] if ahead and _same_rows(ahead[0], batch) else {}
         stamp = Stamp(batch.sequence_ids, batch.clusters, self.n_clusters)
@@ -110,7 +116,9 @@ class Scope:
             try:
                 yield item, self._observe(item, stamp)
             except Exception as error:  # one bad cell fails alone
-                item.fail(error)
+                refuse_too_large(error)
+                if isinstance(error, Undefined) or not self._flawed(item):
+                    item.fail(error)
             for node in item.nodes():
                 self._release(node)
         self._memo.clear()
@@ -119,6 +127,9 @@ class Scope:
         self._captures = {}
         if any(t.error is not None for t in self.program.targets):
             self.arrange()
+
+    def _flawed(self, target: Target) -> bool:
+        return any(node.digest in self.flaws for node in target.reached())
 
     def _observe(self, target: Target, stamp: Stamp) -> EvidenceTree:
         total: EvidenceTree | None = None
@@ -173,6 +184,7 @@ class Scope:
             else:
                 try:
                     memo[node.serial] = self._compute(node)
+                    self._look(node, memo[node.serial])
                 except Exception as error:  # kept, so that every consumer fails with the same reason
                     memo[node.serial] = Failed(error)
                 for used in node.inputs:
@@ -181,6 +193,14 @@ class Scope:
         if isinstance(value, Failed):
             raise value.error
         return value
+
+    def _look(self, node: Node, value: Any) -> None:
+        """Note where a value that must be finite is not."""
+        if node.quantity.finite and "batch" in node.roots and (found := flaw(value, self._side(node).mask)):
+            self.flaws[node.digest] = found
+
+    def _side(self, node: Node) -> Batch:
+        return self._batch.sides[node.side] if isinstance(self._batch, PairBatch) else self._batch
 
     def _total(self, node: Node) -> Any:
         """A copy for each consumer: arrays, unlike tensors, do not tell when they are written into."""
@@ -212,7 +232,7 @@ class Scope:
         if name == "divergence":
             assert isinstance(self._batch, PairBatch)
             return self._batch.divergence
-        side = self._batch.sides[node.side] if isinstance(self._batch, PairBatch) else self._batch
+        side = self._side(node)
         if name == "batch":
             return side
         if name in side.supplied:
@@ -278,6 +298,7 @@ class Scope:
                 values = [Failed(error)] * len(ready)
             for node, value in zip(ready, values, strict=True):
                 self._memo[node.serial] = value
+                self._look(node, value)
         for node in group:
             for used in node.inputs:
                 self._release(used)

@@ -80,50 +80,98 @@ def score_tokens(
 
 
 class _Reference:
-    """The clean distribution of a chunk of tokens, and how others compare with it.
+    """The clean distribution p of a chunk of tokens, and how others compare with it.
 
-    Logits become log-probabilities in place, a few rows at a time: what is read again is still in the cache.
+    With Δ the change of the logits, a distribution q has log Z_q − log Z_p = log E_p[exp Δ], so that
+    KL(p‖q) = log E_p[exp Δ] − E_p[Δ]. Δ of nearby logits is exact, where log-probabilities round to 10⁻⁶. A few rows
+    are looked at together: what is read again is still in the cache.
     """
 
     def __init__(self, logits: Float[Tensor, "n vocab"], targets: Int[Tensor, "n"]) -> None:
         self.targets = targets
-        self.p = torch.empty_like(logits)
+        self.logits = logits if logits.is_contiguous() else logits.contiguous()
+        self.p = torch.empty_like(self.logits)
         rows = max(1, TILE_ELEMENTS // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
         self.tiles = [slice(start, start + rows) for start in range(0, len(logits), rows)]
-        self.logp = logits if logits.is_contiguous() else logits.contiguous()
-        nll, tops = [], []
+        tops, log_z = [], []
         for tile in self.tiles:
-            top, total = _to_log_probabilities(self.logp[tile], self.p[tile])
+            highest, top = self.logits[tile].max(-1, keepdim=True)
+            total = torch.sub(self.logits[tile], highest, out=self.p[tile]).exp_().sum(-1, keepdim=True)
             self.p[tile] /= total
-            nll.append(-self.logp[tile].gather(-1, targets[tile, None])[:, 0])
-            tops.append(top)
-        self.top = torch.cat(tops)
-        self.itself = torch.cat(nll), torch.zeros_like(self.p[:, 0]), self.top
-        self._possible = bool(torch.isfinite(self.logp.amin()))
-        """Whether every token has some probability; 0 · log 0 is 0 where not."""
+            log_z.append((highest.double() + total.double().log())[:, 0])
+            tops.append(top[:, 0])
+        self.top, self.log_z = torch.cat(tops), torch.cat(log_z)
+        nll = self.log_z - self.logits.gather(-1, targets[:, None])[:, 0]
+        self.itself = nll, torch.zeros_like(nll), self.top
+        self._possible = bool(torch.isfinite(self.logits.amin()))
+        """Whether every token has some probability."""
 
     def scored(self, logits: Float[Tensor, "n vocab"]) -> tuple[Tensor, Tensor, Tensor]:
         """NLL of the targets, KL(clean || this) and the most likely token, each `[n]`. Overwrites `logits`."""
-        nll, kl, tops = [], [], []
-        room = torch.empty_like(self.p[self.tiles[0]])
-        for tile in self.tiles:
-            logq, p = logits[tile], self.p[tile]
-            difference = room[: len(p)]
-            tops.append(_to_log_probabilities(logq, difference)[0])
-            nll.append(-logq.gather(-1, self.targets[tile, None])[:, 0])
-            torch.sub(self.logp[tile], logq, out=difference)
-            if not self._possible:
-                difference.masked_fill_(p == 0, 0)
-            kl.append(torch.linalg.vecdot(p, difference))
-        return torch.cat(nll), torch.cat(kl), torch.cat(tops)
+        room = [torch.empty_like(self.p[self.tiles[0]]) for _ in range(2)]  # new pages for each tile would cost more
+        parts = [self._scored(logits[tile], tile, [x[: len(logits[tile])] for x in room]) for tile in self.tiles]
+        nll, kl, tops = (torch.cat(part) for part in zip(*parts, strict=True))
+        return nll, kl, tops
+
+    def _scored(self, new: Tensor, tile: slice, room: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        old, p, targets = self.logits[tile], self.p[tile], self.targets[tile, None]
+        top = new.max(-1).indices
+        change = torch.sub(new, old, out=room[0])
+        if not self._possible:  # the difference of two −∞ is none
+            change.masked_fill_(new == old, 0)
+        low, high = change.amin(-1), change.amax(-1)
+        at_top = change.gather(-1, self.top[tile, None])[:, 0]
+        most = torch.maximum(high - at_top, at_top - low)
+        beyond = ~((high - at_top < _MOST) & (low > -_FARTHEST))  # also where something is not finite
+        if bool((most < _SLIGHT).all()):
+            kl, growth = self._precise(p, old, new, self.top[tile], room)
+        else:
+            mean = torch.mul(p, change, out=room[1]).sum(-1).double()
+            growth = change.exp_().mul_(p).sum(-1).double().log()
+            kl = growth - mean
+            near = ~beyond & ((kl < _ROUNDING * (1 + torch.maximum(high, -low))) | (at_top.abs() > _MOST))
+            if bool(near.any()):
+                some = slice(None) if int(near.sum()) > len(near) // 2 else near  # copies of most cost more than all
+                parts = [x[some] for x in (p, old, new, self.top[tile])]
+                precise = self._precise(*parts, [x[: len(parts[0])] for x in room])
+                kl[near], growth[near] = (x[near[some]] for x in precise)
+        nll = self.log_z[tile] + growth - new.gather(-1, targets)[:, 0]
+        if bool(beyond.any()):
+            logp, logq = (x[beyond].double().log_softmax(-1) for x in (old, new))
+            kl[beyond] = (logp.exp() * (logp - logq).masked_fill_(logp == -torch.inf, 0)).sum(-1)  # 0 · log 0 is 0
+            nll[beyond] = -logq.gather(-1, targets[beyond])[:, 0]
+        return nll, kl.clamp_min_(0), top
+
+    def _precise(
+        self, p: Float[Tensor, "n vocab"], old: Float[Tensor, "n vocab"], new: Float[Tensor, "n vocab"],
+        top: Int[Tensor, "n"], room: list[Tensor],
+    ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:  # fmt: skip
+        """KL and log Z_q − log Z_p where KL is small.
+
+        With t = Δ − Δ_top, KL = log(1 + r + s) − r for r = E_p[t] and s = E_p[exp t − 1 − t], a sum of terms >= 0.
+        Logits less that of the clean top token round little where p is large, whatever is added to all of them.
+        """
+        old_top, new_top = (x.gather(-1, top[:, None]) for x in (old, new))
+        t = torch.sub(new, new_top, out=room[0]).sub_(torch.sub(old, old_top, out=room[1]))
+        if not self._possible:
+            t.masked_fill_(p == 0, 0)
+        slight = torch.maximum(t.amax(-1), -t.amin(-1)) < _SERIES
+        weighted = torch.mul(p, t, out=room[1])
+        r, s = weighted.sum(-1).double(), weighted.mul_(t).sum(-1).double() / 2
+        if not bool(slight.all()):
+            s = torch.where(slight, s, torch.expm1(t, out=room[1]).sub_(t).mul_(p).sum(-1).double())
+        grown = torch.log1p(r + s)
+        return grown - r, (new_top.double() - old_top.double())[:, 0] + grown
 
 
-def _to_log_probabilities(logits: Tensor, room: Tensor) -> tuple[Int[Tensor, "n"], Float[Tensor, "n 1"]]:
-    """Turn logits into log-probabilities in place; the most likely tokens, and what divides `room` to probabilities."""
-    highest, top = logits.max(-1, keepdim=True)
-    total = torch.sub(logits, highest, out=room).exp_().sum(-1, keepdim=True)
-    logits -= highest + total.log()
-    return top[:, 0], total
+_MOST, _FARTHEST = 40, 1e30
+"""Changes of a logit that float32 can take the exponential of, times the smallest p; others are left to float64."""
+_ROUNDING = 1e-4
+"""KL below which, for changes of about 1, the difference of two float32 sums is not precise to 1%."""
+_SLIGHT = 0.01
+"""Changes of which KL is below `_ROUNDING` for certain."""
+_SERIES = 1e-3
+"""Changes for which exp t − 1 − t is t²/2 to 0.04%."""
 
 
 def _chunks(model: Model, clean: Tensor, batch: Batch) -> list[tuple[tuple[Tensor, Tensor], None]]:

@@ -81,6 +81,15 @@ class Substitute(ABC):
         """`W_enc [d_in, d_sae]`, `b_enc [d_sae]`, `W_dec [d_sae, d_out]`, `b_dec [d_out]`, those it has."""
         return {}
 
+    def weight(self, name: str) -> Tensor:
+        """One of `weights`; `Undefined` where there is none of this name, or where it holds NaN or infinite values."""
+        if name not in self.weights:
+            raise Undefined(f"{self.name} has no {name}")
+        found = self.weights[name]
+        if bad := int((~found.isfinite()).sum()):
+            raise Undefined(f"{name} of '{self.name}' holds {bad} NaN or infinite values of {found.numel()}")
+        return found
+
 
 @dataclass(frozen=True)
 class Subject:

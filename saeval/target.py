@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saeval.memory import refuse_too_large
-from saeval.nodes import Node, flattened
+from saeval.nodes import Node, closure, flattened
 from saeval.totals import EvidenceTree
 
 
@@ -37,3 +37,7 @@ class Target:
 
     def nodes(self) -> list[Node]:
         return [n for call in self.arguments for a in call.values() for n in flattened(a)]
+
+    def reached(self) -> list[Node]:
+        """All nodes that are computed for it in its pass."""
+        return list(closure(self.nodes(), beyond=lambda node: not node.quantity.fold).values())

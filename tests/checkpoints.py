@@ -44,8 +44,8 @@ def assert_same(loader: SAELoader, reference: Mapping[str, Any], formula: Formul
     acts, context = encoded if isinstance(encoded, tuple) else (encoded, None)
     rest = () if context is None else (context,)
     encoding = sae.encode(x)
-    assert 0 < (acts > 0).float().mean() < 1  # the comparison has both active and silent features
-    assert torch.equal(encoding.feature_acts > 0, acts > 0)
+    assert 0 < (acts != 0).float().mean() < 1  # the comparison has both active and silent features
+    assert torch.equal(encoding.feature_acts.sign(), acts.sign())
     torch.testing.assert_close(encoding.feature_acts, acts, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(sae.decode(encoding, x), formula.decode(acts, *rest), atol=1e-5, rtol=1e-5)
     changed = encoding._replace(feature_acts=encoding.feature_acts * 0.3)

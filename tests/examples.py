@@ -138,6 +138,7 @@ def _sparsify() -> Iterator[Example]:
         "topk_transcoder": {"transcode": True},
         "topk_skip_transcoder": {"transcode": True, "skip_connection": True},
         "groupmax": {"activation": "groupmax", "k": 8},
+        "signed_topk": {"signed": True},
     }
     for name, config in kinds.items():
 
@@ -147,6 +148,8 @@ def _sparsify() -> Iterator[Example]:
         def formula(config: Mapping[str, Any] = config) -> Formula:
             with tempfile.TemporaryDirectory() as place:
                 folder = sparsify.write(Path(place), **config)
+                if config.get("signed"):
+                    return sparsify.signed_formula(folder)
                 return sparsify.formula(folder, config.get("activation", "topk"), config.get("transcode", False))
 
         yield Example("sparsify", name, FORMULA, write, formula, checkpoints.activations(), "h.1.mlp")

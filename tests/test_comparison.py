@@ -118,7 +118,7 @@ def test_a_control_is_taken_at_the_hook_of_the_other():
     [
         (("alpha", "betta"), (), "no subject 'betta' in these results; did you mean 'beta'?"),
         (("alpha", "alpha"), (), "'alpha' and 'alpha' are the same row; compare it with another: beta"),
-        (("alpha", "gamma"), (), "the data of the two differ: 'alpha' was run on x (fingerprint d, model no model), 'gamma' on x (fingerprint e"),
+        (("alpha", "gamma"), (), "the data of the two differ: 'alpha' was run on x (fingerprint d, no model), 'gamma' on x (fingerprint e"),
         (("alpha", "beta"), ("m.w",), "no value 'm.w' in these results; did you mean 'm.v'?"),
     ],
 )  # fmt: skip

@@ -22,6 +22,12 @@ KINDS = {
     "topk": (sae_lens.TopKSAE, sae_lens.TopKSAEConfig, {"k": K}),
     "topk-wide": (sae_lens.TopKSAE, sae_lens.TopKSAEConfig, {"k": 30}),  # more than are positive: relu matters
     "topk-rescaled": (sae_lens.TopKSAE, sae_lens.TopKSAEConfig, {"k": K, "rescale_acts_by_decoder_norm": True}),
+    "abstopk": (sae_lens.AbsTopKSAE, sae_lens.AbsTopKSAEConfig, {"k": K}),
+    "abstopk-rescaled": (
+        sae_lens.AbsTopKSAE,
+        sae_lens.AbsTopKSAEConfig,
+        {"k": K, "rescale_acts_by_decoder_norm": True},
+    ),
     "jumprelu": (sae_lens.JumpReLUSAE, sae_lens.JumpReLUSAEConfig, {}),
     "gated": (sae_lens.GatedSAE, sae_lens.GatedSAEConfig, {}),
 }
@@ -77,8 +83,8 @@ def assert_same(ours, theirs, x: torch.Tensor) -> None:
         expected = theirs.decode(expected_acts)
         encoding = ours.encode(x)
         found = ours.decode(encoding, x)
-    assert 0 < (expected_acts > 0).float().mean() < 1  # the comparison has both active and silent features
-    assert torch.equal(encoding.feature_acts > 0, expected_acts > 0)
+    assert 0 < (expected_acts != 0).float().mean() < 1  # the comparison has both active and silent features
+    assert torch.equal(encoding.feature_acts.sign(), expected_acts.sign())
     torch.testing.assert_close(encoding.feature_acts, expected_acts, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 

@@ -192,7 +192,6 @@ def test_live_objects_in_a_suite():
     ("made", "sentence"),
     [
         (lambda: sae_lens.BatchTopKTrainingSAE(sae_lens.BatchTopKTrainingSAEConfig(d_in=4, d_sae=8, k=2)), "save_inf"),
-        (lambda: sae_lens.AbsTopKSAE(sae_lens.AbsTopKSAEConfig(d_in=4, d_sae=8, k=2)), "features are negative too"),
     ],
 )
 def test_live_objects_that_are_refused(made, sentence):

@@ -34,6 +34,18 @@ def write(folder: Path, seed: int = 0, **changes) -> Path:
     return folder
 
 
+def signed_formula(folder: Path) -> Formula:
+    """`sae.py` of early versions: no relu, and the k largest in magnitude."""
+    t = load_file(folder / "sae.safetensors")
+
+    def encode(x):
+        pre = (x - t["b_dec"]) @ t["encoder.weight"].T + t["encoder.bias"]
+        indices = pre.abs().topk(K, dim=-1).indices
+        return torch.zeros_like(pre).scatter(-1, indices, pre.gather(-1, indices))
+
+    return Formula(encode, lambda acts: acts @ t["W_dec"] + t["b_dec"])
+
+
 def formula(folder: Path, activation="topk", transcode=False) -> Formula:
     t = load_file(folder / "sae.safetensors")
 
@@ -177,7 +189,8 @@ def test_wrong_weights(tmp_path, change, sentence):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"signed": True}, "'signed' is not supported: its features are negative too"),
+        ({"signed": True, "activation": "groupmax", "k": 8}, "'signed' is for 'activation: topk', found 'groupmax'"),
+        ({"signed": 1}, "expected true or false in 'signed', found 1"),
         ({"embed_skip": True}, "'embed_skip' is not supported: it reads the token embeddings too"),
         ({"gram_lookup": True}, "'gram_lookup' is not supported"),
         ({"activation": "relu"}, "activation 'relu' is not supported; supported: topk, groupmax"),

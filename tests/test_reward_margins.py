@@ -97,6 +97,19 @@ def test_a_flipped_subset_shows_plainly_and_warns_on_every_board(tmp_path):
     assert note in results.boards()[0].notes
 
 
+def test_subsets_of_one_document_that_disagree_in_sign_are_said(tmp_path):
+    rows = [{"c": 1.0 + i % 3, "r": 0.0, "subset": "many", "who": f"d{i}"} for i in range(20)]
+    rows += [{"c": -2.0, "r": 0.0, "subset": "one", "who": "last"} for _ in range(5)]
+    notes = margins(write(tmp_path / "one.jsonl", rows), document="who")[0].values["warnings"]["notes"]
+    (note,) = [n for n in notes if n.startswith("subsets")]
+    assert note.startswith("subsets of 'subset' disagree in sign, so the pooled margin ")
+    assert note.endswith("negative in one (-2) (1 of these have one document, and no interval)")
+    each = [{"c": (-1.0) ** i, "r": -0.5, "subset": f"s{i}"} for i in range(60)]
+    notes = margins(write(tmp_path / "each.jsonl", each))[0].values["warnings"]["notes"]
+    (note,) = [n for n in notes if n.startswith("subsets")]
+    assert "and 25 more; negative in" in note
+
+
 def test_no_preference_and_labels_exchanged_are_said(tmp_path):
     rows = [{"c": (-1.0) ** i, "r": 0.0, "subset": "a"} for i in range(100)]
     (note,) = margins(write(tmp_path / "none.jsonl", rows))[0].values["warnings"]["notes"]
@@ -112,7 +125,7 @@ def test_a_reward_that_is_not_finite_leaves_margins_undefined():
         run(["reward_margin"], rows=pairs(5), model=model, saes=[])
     (result,) = run(["reward_margin"], rows=pairs(5), model=model, saes=[], preflight="warn")
     assert result.status == "undefined"
-    assert result.reason == "the margins of 5 of 5 pairs are not finite"
+    assert result.reason == "NaN or infinite values in the reward of 10 of 10 texts"
 
 
 def test_rows_that_were_trained_on_stand_apart(tmp_path):

@@ -46,7 +46,7 @@ def alive_features(sae: Substitute, fit_inputs: Sample) -> Bool[np.ndarray, "d_s
 def rows_of(sample: Sample) -> Float[Tensor, "n d"]:
     """The sampled rows; `Undefined` where there are none."""
     if len(sample.rows) == 0:
-        raise Undefined("the fit split has no token in its mask")
+        raise Undefined("the fit split has no token in its mask; look at the data's 'exclude'")
     return torch.from_numpy(sample.rows)
 
 
@@ -65,7 +65,10 @@ def device_of(sae: Substitute) -> torch.device:
 def _acts(sae: Substitute, sample: Sample) -> Iterator[Float[Tensor, "1 n d_sae"]]:
     with_features(sae)
     for part in rows_of(sample).split(_ROWS):
-        yield sae.encode(part[None].to(device_of(sae))).feature_acts
+        acts = sae.encode(part[None].to(device_of(sae))).feature_acts
+        if not acts.isfinite().all():  # NaN would count as firing
+            raise Undefined(f"{sae.name} gives NaN or infinite feature activations on the fit split")
+        yield acts
 
 
 class Derived(Substitute):

@@ -12,7 +12,7 @@ from saeval.errors import Undefined
 from saeval.evidence import Evidence, Mean, Ratio
 from saeval.metric import Metric
 from saeval.model import Capture
-from saeval.quantities import at_hooks
+from saeval.quantities import at_hooks, finite
 from saeval.values import Better, Curve, Scalar, Value
 
 _PRE, _POST = "hook_resid_pre", "hook_resid_post"
@@ -48,6 +48,7 @@ def later_means(activation_mean: Mapping[str, Float[Tensor, "d_model"]]) -> dict
     return dict(activation_mean)
 
 
+@finite("residual streams with the substitute spliced in")
 def later_spliced_activations(
     spliced_pass: Capture, later_activations: Mapping[str, Float[Tensor, "batch seq d_model"]]
 ) -> dict[str, Float[Tensor, "batch seq d_model"]]:

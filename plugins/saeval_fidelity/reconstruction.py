@@ -13,7 +13,8 @@ from saeval.values import Scalar
 
 
 class Reconstruction(Metric):
-    """Error of the reconstruction x̂ of the activations x, with e = x − x̂ and μ the mean of x over the mask.
+    """Error of the reconstruction x̂ of the activations x, with e = x − x̂ and μ the mean of x over the mask of
+    all planned tokens, the one that mean ablations splice in.
 
     fvu = Σ‖e‖² / Σ‖x−μ‖² (0 is perfect, 1 is predicting the mean, no upper bound);
     explained_variance = 1 − fvu; mse = mean ‖e‖² over tokens, mse_per_dim = mse / d_in;
@@ -47,10 +48,12 @@ class Reconstruction(Metric):
             "without_direction": Mean.of((mask & ~directed).double(), mask),
         }
 
-    def conclude(self, total: dict[str, Ratio], activation_spread: Spread) -> dict[str, Scalar]:
+    def conclude(
+        self, total: dict[str, Ratio], activation_spread: Spread, activation_mean: Float[Tensor, "d_in"]
+    ) -> dict[str, Scalar]:
         if int(total["mse"].n.sum()) == 0:
             raise Undefined("no token is in the mask")
-        variance = activation_spread.around(activation_spread.mean)
+        variance = activation_spread.around(activation_mean.numpy())
         fvu = Ratio(total["mse"].numerator, variance, activation_spread.n).value
         undirected = total["without_direction"]
         excluded = Scalar(float(undirected.numerator.sum()), unit="tokens", n=int(undirected.n.sum()))

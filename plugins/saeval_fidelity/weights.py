@@ -31,7 +31,7 @@ class Weights(Metric):
     headline = ("encoder_decoder_cosine", "max_decoder_cosine")
 
     def conclude(self, sae: Substitute) -> dict[str, Scalar]:
-        weights = {name: tensor.detach() for name, tensor in sae.weights.items()}
+        weights = {name: sae.weight(name).detach() for name in sae.weights}
         if not weights:
             raise Undefined(f"{sae.name} shows no weights")
         encoder = weights["W_enc"].T if "W_enc" in weights else None

@@ -36,7 +36,7 @@ class Activation(ABC):
 
     @abstractmethod
     def __call__(self, projected: Float[Tensor, "*batch d_sae"], b_enc: Float[Tensor, "d_sae"]) -> Tensor:
-        """`[*batch, d_sae]`, none negative. It may write into `projected`, which is large."""
+        """`[*batch, d_sae]`; a feature fires where it is not 0. It may write into `projected`, which is large."""
 
     @abstractmethod
     def scaled(self, factors: Float[Tensor, "d_sae"]) -> Activation:
@@ -66,6 +66,22 @@ class TopK(Activation):
     def __call__(self, projected: Tensor, b_enc: Tensor) -> Tensor:
         values, indices = torch.topk(projected.add_(b_enc), self.k, dim=-1, sorted=False)
         return projected.zero_().scatter_(-1, indices, values.relu())
+
+    def scaled(self, factors: Tensor) -> Activation:
+        raise ValueError("which features are the k largest would change")
+
+
+@dataclass(frozen=True, eq=False)
+class AbsTopK(Activation):
+    """The k largest in magnitude of x̃ W_enc + b_enc of each token, with their signs."""
+
+    k: int
+
+    def __call__(self, projected: Tensor, b_enc: Tensor) -> Tensor:
+        pre = projected.add_(b_enc)
+        indices = torch.topk(pre.abs(), self.k, dim=-1, sorted=False).indices
+        values = pre.gather(-1, indices)
+        return pre.zero_().scatter_(-1, indices, values)
 
     def scaled(self, factors: Tensor) -> Activation:
         raise ValueError("which features are the k largest would change")
@@ -141,7 +157,7 @@ class DenseSAE(Substitute):
 
     x̃ = normalise(x), less b_dec where `apply_b_dec_to_input`. Computed in the dtype of the weights; reconstructions
     come in that of the activations. What normalisation took away and what the skip connection adds travel in the
-    encoding's context, so nothing is kept between calls. With `rescale_acts_by_decoder_norm` (ReLU and TopK) the
+    encoding's context, so nothing is kept between calls. With `rescale_acts_by_decoder_norm` (not for thresholds) the
     decoder's row norms are folded into the encoder, so that `feature_acts` and `weights` belong together.
 
     A `transcoder` gives the activations of another hook than it reads: those are not denormalised, and b_dec is
@@ -175,8 +191,10 @@ class DenseSAE(Substitute):
             raise ValueError(f"d_in {d_in} and d_out {d_out} differ: only a transcoder may have two widths")
         if transcoder and apply_b_dec_to_input:
             raise ValueError("b_dec of a transcoder does not apply to its input, which is of another hook")
-        if rescale_acts_by_decoder_norm and not isinstance(activation, ReLU | TopK):
-            raise ValueError(f"rescale_acts_by_decoder_norm is for ReLU and TopK, not {type(activation).__name__}")
+        if rescale_acts_by_decoder_norm and not isinstance(activation, ReLU | TopK | AbsTopK):
+            raise ValueError(
+                f"rescale_acts_by_decoder_norm is for ReLU, TopK and AbsTopK, not {type(activation).__name__}"
+            )
         self.hook_name = hook_name
         self.d_in, self.d_sae, self.d_out = d_in, d_sae, d_out
         self.activation = activation

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _TENSORS = {
     "standard": ("b_enc",),
     "topk": ("b_enc",),
+    "abstopk": ("b_enc",),
     "jumprelu": ("b_enc", "threshold"),
     "gated": ("b_gate", "r_mag", "b_mag"),
     "transcoder": ("b_enc",),
@@ -28,12 +29,13 @@ _TENSORS = {
     "jumprelu_skip_transcoder": ("b_enc", "threshold", "W_skip"),
 }
 """By architecture, what there is besides W_enc, W_dec and b_dec."""
+_OF_K = ("topk", "abstopk")
+"""Architectures that keep k features of each token."""
 BY_LIBRARY = ("matching_pursuit", "temporal")
 """Architectures that only the library's own classes compute."""
 _REFUSED = {
     "batchtopk": "is a training checkpoint; export it with save_inference_model(), as jumprelu",
     "matryoshka_batchtopk": "is a training checkpoint; export it with save_inference_model(), as jumprelu",
-    "abstopk": "is not supported: its features are negative too, and saeval's metrics take them for inactive then",
 }
 _NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale", "expected_average_only_in", "covariance_whitening")
 _FACTS = (
@@ -106,7 +108,7 @@ def parsed_config(where: Path, raw: Mapping[str, Any]) -> Config:
     architecture, k = _architecture(where, raw, flat="metadata" not in raw)
     transcoder = architecture.endswith("transcoder")
     d_in, d_sae = whole(where, "d_in", raw.get("d_in")), whole(where, "d_sae", raw.get("d_sae"))
-    if architecture == "topk":
+    if architecture in _OF_K:
         k = whole(where, "k", k)
         if k > d_sae:
             raise SaevalError(f"{where}: 'k' is {k}, more than the {d_sae} features of 'd_sae'")
@@ -128,7 +130,7 @@ def parsed_config(where: Path, raw: Mapping[str, Any]) -> Config:
         apply_b_dec_to_input=apply_b_dec_to_input,
         normalization=normalization,
         k=k,
-        rescale=architecture == "topk" and flag(where, raw, "rescale_acts_by_decoder_norm", default=False),
+        rescale=architecture in _OF_K and flag(where, raw, "rescale_acts_by_decoder_norm", default=False),
         hook_name=hook_name,
         input_hook=input_hook,
         facts=facts if k is None else {**facts, "k": k},
@@ -138,7 +140,7 @@ def parsed_config(where: Path, raw: Mapping[str, Any]) -> Config:
 
 def assembled(config: Config, tensors: Mapping[str, Tensor], hook_name: str, *, unit_decoder: bool) -> DenseSAE:
     """The SAE of these tensors; `ValueError` where they do not fit, or a norm cannot be folded."""
-    from saeval_formats.dense import DenseSAE, activation_of  # late: reading headers needs no torch
+    from saeval_formats.dense import AbsTopK, DenseSAE, activation_of  # late: reading headers needs no torch
 
     by_input = config.normalization in ("layer_norm", "constant_norm_rescale")
     sae = DenseSAE(
@@ -147,7 +149,7 @@ def assembled(config: Config, tensors: Mapping[str, Tensor], hook_name: str, *, 
         tensors.get("b_enc"),
         tensors["W_dec"],
         tensors["b_dec"],
-        activation_of(tensors, config.k),
+        AbsTopK(config.k) if config.k and config.architecture == "abstopk" else activation_of(tensors, config.k),
         apply_b_dec_to_input=config.apply_b_dec_to_input,
         normalization=config.normalization if by_input else "none",  # type: ignore[arg-type]
         rescale_acts_by_decoder_norm=config.rescale,
@@ -179,14 +181,14 @@ def _architecture(where: Path, raw: Mapping[str, Any], flat: bool) -> tuple[str,
         # How flat configs say it; the library reads them so.
         kwargs = raw.get("activation_fn_kwargs")
         architecture, k = "topk", kwargs.get("k", k) if isinstance(kwargs, dict) else k
-    elif activation != "relu" and architecture in _TENSORS and architecture != "topk":
+    elif activation != "relu" and architecture in _TENSORS and architecture not in _OF_K:
         raise SaevalError(f"{where}: activation '{activation}' of a {architecture} SAE is not supported; relu is")
     if architecture in _REFUSED:
         raise SaevalError(f"{where}: '{architecture}' {_REFUSED[architecture]}")
     if architecture not in (*_TENSORS, *BY_LIBRARY):
         what = f"architecture '{architecture}' is not supported" if architecture else "there is no 'architecture'"
         raise SaevalError(f"{where}: {what}; supported: {', '.join(sorted((*_TENSORS, *BY_LIBRARY)))}")
-    return str(architecture), k if architecture == "topk" else None
+    return str(architecture), k if architecture in _OF_K else None
 
 
 def _normalization(where: Path, found: Any, architecture: str) -> str:

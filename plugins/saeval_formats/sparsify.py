@@ -29,7 +29,6 @@ _STORED = {
 }
 _ACTIVATIONS = ("topk", "groupmax")
 _REFUSED = {
-    "signed": "its features are negative too, and saeval's metrics take them for inactive then",
     "embed_skip": "it reads the token embeddings too",
     "gram_lookup": "it reads a table of n-grams too",
 }
@@ -54,6 +53,12 @@ class Config:
     activation: str
     skip: bool
     transcode: bool
+    signed: bool = False
+
+    @property
+    def architecture(self) -> str:
+        kind = f"{'signed_' * self.signed}{self.activation}"
+        return f"{kind}{'_skip' * self.skip}{'_transcoder' * self.transcode}"
 
     @property
     def layout(self) -> Layout:
@@ -63,6 +68,7 @@ class Config:
 class Sparsify(FolderLoader):
     """relu(x̃ W_encᵀ + b_enc), of which the k largest of a token are kept, or the largest of each of k groups.
 
+    `signed`, of early versions: of x̃ W_encᵀ + b_enc the k largest in magnitude are kept, with their signs.
     x̃ = x - b_dec, save for a transcoder, whose x is the input of the module that its folder names, and x̂ that
     module's output; x̂ = acts W_dec + b_dec, and x W_skipᵀ where it has a skip connection. The folder is named by the
     module's path from the base model: `layers.10`, `h.3.mlp`, `layers.10/seed1`. Read in sparsify's `sparse_coder.py`
@@ -83,14 +89,16 @@ class Sparsify(FolderLoader):
             d_in=config.d_in,
             d_sae=config.d_sae,
             d_out=config.d_in,
-            sha256=header.identity(config.k, config.activation, config.skip, config.transcode),
-            architecture=f"{config.activation}{'_skip' * config.skip}{'_transcoder' * config.transcode}",
+            sha256=header.identity(
+                config.k, config.activation, config.skip, config.transcode, *(["signed"] if config.signed else [])
+            ),
+            architecture=config.architecture,
             facts={**_run(folder), "k": config.k},
         )
 
     def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> DenseSAE:
         """In float32 unless `dtype` is given."""
-        from saeval_formats.dense import DenseSAE, GroupMax, TopK  # late: reading headers needs no torch
+        from saeval_formats.dense import AbsTopK, DenseSAE, GroupMax, TopK  # late: reading headers needs no torch
 
         asked, folder, config, header = _opened(reference)
         tensors = config.layout.canonical(header, device, dtype)
@@ -100,7 +108,7 @@ class Sparsify(FolderLoader):
             tensors["b_enc"],
             tensors["W_dec"],
             tensors["b_dec"],
-            TopK(config.k) if config.activation == "topk" else GroupMax(config.k),
+            (AbsTopK if config.signed else TopK if config.activation == "topk" else GroupMax)(config.k),
             apply_b_dec_to_input=not config.transcode,
             transcoder=config.transcode,
             W_skip=tensors.get("W_skip"),
@@ -133,8 +141,12 @@ def _config(path: Path) -> Config:
         raise SaevalError(f"{path}: 'k' is {k}, more than the {d_sae} features")
     if activation == "groupmax" and d_sae % k:
         raise SaevalError(f"{path}: {d_sae} features do not part into 'k: {k}' groups")
-    skip, transcode = (flag(path, raw, key, default=False) for key in ("skip_connection", "transcode"))
-    return Config(d_in, d_sae, k, activation, skip, transcode)
+    skip, transcode, signed = (
+        flag(path, raw, key, default=False) for key in ("skip_connection", "transcode", "signed")
+    )
+    if signed and activation != "topk":
+        raise SaevalError(f"{path}: 'signed' is for 'activation: topk', found '{activation}'")
+    return Config(d_in, d_sae, k, activation, skip, transcode, signed)
 
 
 def _hookpoint(folder: Path) -> str:

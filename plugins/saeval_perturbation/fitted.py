@@ -23,7 +23,9 @@ def fit_covariance(activations: Float[Tensor, "batch seq d_in"], mask: Bool[Tens
 def fit_covariance_root(fit_covariance: Moments) -> Float[Tensor, "d_in d_in"]:
     """The symmetric square root of Σ_x, the centred covariance of the activations on the fit split, float64."""
     if fit_covariance.n == 0:
-        raise Undefined("the fit split has no token in its mask; leave 'cosine_matched_covariance' out of 'nulls'")
+        raise Undefined(
+            "the fit split has no token in its mask; change 'exclude', or leave 'cosine_matched_covariance' out"
+        )
     values, vectors = torch.linalg.eigh(torch.from_numpy(fit_covariance.covariance))
     return torch.matmul(vectors * values.clamp_min(0).sqrt(), vectors.T)
 
@@ -41,5 +43,5 @@ def fit_errors(
 def fit_displacements(fit_errors: Sample) -> Float[Tensor, "n d_in"]:
     """The sampled δ of the fit split."""
     if len(fit_errors.rows) == 0:
-        raise Undefined("the fit split has no token in its mask; leave 'shuffled_error' out of 'nulls'")
+        raise Undefined("the fit split has no token in its mask; change 'exclude', or leave 'shuffled_error' out")
     return torch.from_numpy(fit_errors.rows)

@@ -19,7 +19,7 @@ def markdown(comparison: Comparison) -> str:
     names = [f"{row.name}@{row.hook_name}" if same else row.name for row in (a, b)]
     headers = ["value", *names, "difference", "95% interval", "p", "p (Holm)", "detectable", "better"]
     lines = [_line(row) for row in comparison]
-    where = f"at {hooks[0]}" if len(hooks) == 1 else f"at {a.hook_name} and at {b.hook_name}"
+    where = ", at " + " and at ".join(hook or "no hook" for hook in hooks) if any(hooks) else ""
     count = sum(row.p_holm is not None for row in comparison)
     legend = (
         f"difference = {names[0]} − {names[1]}, paired by document, ± one standard error; p of the paired t test, "
@@ -33,7 +33,8 @@ def markdown(comparison: Comparison) -> str:
     notes = [f"- no error: {reason} ({', '.join(columns)})" for reason, columns in reasons.items()]
     notes += [f"- {note}" for note in comparison.notes]
     stop = f" The run {comparison.stop}." if comparison.stop else ""
-    facts = f"model {comparison.model}, data {comparison.data}, {where}.{stop}"
+    model = f"model {comparison.model}" if comparison.model else "no model"
+    facts = f"{model}, data {comparison.data}{where}.{stop}"
     text = [f"## {comparison.title}: {names[0]} against {names[1]}", facts]
     text += [tabulate(lines, headers, tablefmt="github", disable_numparse=True), legend]
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])

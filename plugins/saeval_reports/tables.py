@@ -43,17 +43,15 @@ def _markdown(board: Board) -> str:
         )
     table = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
     data = board.data
-    facts = [f"model {board.model}", f"data {data.get('use')}"]
+    facts = [f"model {board.model}" if board.model else "no model", f"data {data.get('use')}"]
     facts += [f"{data[k]} {k}" for k in ("sequences", "clusters", "tokens") if k in data]
-    where = f"All at {next(iter(hooks))}. " if len(hooks) == 1 else ""
+    where = f"All at {next(iter(hooks))}. " if len(hooks) == 1 and hooks != {""} else ""
     text = [f"## {board.title}", f"{', '.join(facts)}.", table]
     if board.stop:
         text.insert(2, _stop(board))
     if board.limited:
         text.insert(1, "**Limited run: not comparable with others.**")
-    members = any(r.kind == "group" and any(e.stderr for e in r.entries.values()) for r in board.rows)
-    over = ", of groups over their SAEs" if members else ""
-    legend = f"± is one standard error, clustered by document{over}; ↓ lower is better, ↑ higher is better"
+    legend = f"± is one standard error, clustered by document{_of_groups(board)}; ↓ lower is better, ↑ higher is better"
     tested = any(e.estimate for r in board.rows if r.rank and (e := r.entries.get(board.rank_by or "")))
     ranks = (
         f"; a rank of 2–4 has 1 SAE surely better in {board.rank_by} and all beyond the 4th surely worse, by paired "
@@ -73,6 +71,17 @@ def _markdown(board: Board) -> str:
     elif (data.get("clusters") or FEW_CLUSTERS) < FEW_CLUSTERS:
         notes.insert(0, f"- fewer than {FEW_CLUSTERS} documents: error bars and intervals are themselves unreliable")
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
+
+
+def _of_groups(board: Board) -> str:
+    """Which errors of groups are over their SAEs: those that are no estimates over documents."""
+    entries = [(name, e) for r in board.rows if r.kind == "group" for name, e in r.entries.items() if e.stderr]
+    over_members = list(dict.fromkeys(name.split(".")[0] for name, e in entries if e.estimate is None))
+    if not over_members:
+        return ""
+    if all(e.estimate is None for _, e in entries):
+        return ", of groups over their SAEs"
+    return f", of {', '.join(over_members)} over the group's SAEs"
 
 
 def _stop(board: Board) -> str:

@@ -26,9 +26,10 @@ _FIELDS = ("score", "ids", "side", "texts", "acts")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contexts(Evidence):
-    """For each of n features the sides of pairs with its largest activations; a score of −inf is an empty place."""
+    """For each of n features the sides of pairs with its activations of largest magnitude; −inf is an empty place."""
 
     score: Float[np.ndarray, "n places"]
+    """|activation|."""
     ids: Int[np.ndarray, "n places"]
     side: Int[np.ndarray, "n places"]
     texts: np.ndarray
@@ -45,7 +46,7 @@ class Contexts(Evidence):
         peaks = []
         for acts, inside in zip(feature_acts, mask, strict=True):
             low = torch.tensor(-float("inf"), dtype=acts.dtype, device=acts.device)
-            peaks.append(torch.where(inside[..., None] & (acts != 0), acts, low).max(1))
+            peaks.append(torch.where(inside[..., None] & (acts != 0), acts.abs(), low).max(1))
         scores = torch.stack([peak.values for peak in peaks]).flatten(0, 1).T.double().cpu().numpy()
         where = torch.stack([peak.indices for peak in peaks]).flatten(0, 1).T.cpu().numpy()
         rows = mask[0].shape[0]
@@ -89,6 +90,6 @@ class Contexts(Evidence):
                 pieces, acts = self.texts[j, place].tolist(), self.acts[j, place].tolist()
                 kept = [(text, act) for text, act in zip(pieces, acts, strict=True) if text]
                 side = ("chosen", "rejected")[self.side[j, place]]
-                line = [feature, float(self.score[j, place]), int(self.ids[j, place]), side]
+                line = [feature, float(self.acts[j, place, BEFORE]), int(self.ids[j, place]), side]
                 lines.append([*line, json.dumps([t for t, _ in kept]), json.dumps([round(a, 4) for _, a in kept])])
         return Table(["feature", "activation", "pair", "side", "tokens", "activations"], lines)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.model import Resume
-from saeval.quantities import rebound, resuming
+from saeval.quantities import finite, rebound, resuming
 from saeval.substitute import Encoding, Substitute
 
 TOKENS = 2048
@@ -32,6 +32,7 @@ def baseline_reward(spliced_reward: Float[Tensor, "batch"]) -> Float[Tensor, "ba
     return spliced_reward
 
 
+@finite("gradient")
 @resuming("steps")
 def path_gradient(
     reward_of: Callable[..., Tensor],

@@ -21,6 +21,8 @@ LABEL = "label "
 TEXTS, CHARACTERS = 10, 600
 MOST_LEVELS = 50
 """Levels of a column that are listed."""
+NAMED_LEVELS = 5
+"""Levels that a warning names."""
 
 
 @paired
@@ -104,19 +106,28 @@ def warnings(rows: Rows) -> list[str]:
         found.append(f"accuracy is {shown(accuracy)}, worse than chance: are chosen and rejected exchanged?")
     for name, values in columns(rows).items():
         signed: dict[bool, list[str]] = {True: [], False: []}
+        single = 0
         for level in np.unique(values):
             mean = rows.mean(margins, values == level)
-            if mean.ci95 is not None and not mean.ci95[0] <= 0 <= mean.ci95[1]:
+            low, high = mean.ci95 or (mean.value, mean.value)  # of one document there is no interval
+            if not low <= 0 <= high:
                 signed[mean.value > 0].append(f"{level} ({shown(mean)})")
+                single += mean.ci95 is None
         if signed[True] and signed[False]:
+            unsure = f" ({single} of these have one document, and no interval)" if single else ""
             found.append(
                 f"subsets of '{name}' disagree in sign, so the pooled margin {shown(pooled)} describes none of them: "
-                f"positive in {', '.join(signed[True])}; negative in {', '.join(signed[False])}"
+                f"positive in {_some(signed[True])}; negative in {_some(signed[False])}{unsure}"
             )
         if name == "trained_on" and (values == "yes").any():
             text = f"{int((values == 'yes').sum())} of {len(values)} pairs were trained on: see the margins by it"
             found.append(text)
     return found
+
+
+def _some(levels: Sequence[str]) -> str:
+    rest = len(levels) - NAMED_LEVELS
+    return ", ".join(levels[:NAMED_LEVELS]) + (f" and {rest} more" if rest > 0 else "")
 
 
 class RewardMargin(Metric):

@@ -103,7 +103,7 @@ def matched(
 
 def _traits(totals: Attributions, rows: Float[np.ndarray, "d_sae d"]) -> Float[np.ndarray, "d_sae 2"]:
     """Log density and log E[f_j]‖d_j‖, what random groups are matched on."""
-    size = np.abs(totals.magnitude) / max(totals.tokens, 1) * np.linalg.norm(rows, axis=1)
+    size = totals.magnitude / max(totals.tokens, 1) * np.linalg.norm(rows, axis=1)
     return np.log(np.stack([totals.density, size], axis=1) + 1e-12)
 
 

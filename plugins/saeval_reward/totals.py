@@ -54,7 +54,7 @@ class Attributions(Evidence):
     prompt_fires: Int[np.ndarray, "d_sae"]
     """The same over real tokens before the divergence, which cannot tell chosen from rejected."""
     magnitude: Float[np.ndarray, "d_sae"]
-    """Σ f_j over the masks."""
+    """Σ |f_j| over the masks."""
     squares: Float[np.ndarray, "d_in"]
     """Σ x² by dimension over the masks."""
     tokens: int
@@ -142,7 +142,7 @@ def attribution_totals(
         swapped=np.zeros(chosen.features.shape[-1]),
         fires=counted(mask),
         prompt_fires=counted(prompts),
-        magnitude=summed(feature_acts),
+        magnitude=summed([acts.abs() for acts in feature_acts]),
         squares=summed([x.double().square() for x in activations]),
         tokens=int(sum(int(inside.sum()) for inside in mask)),
         prompt_tokens=int(sum(int(inside.sum()) for inside in prompts)),

@@ -15,7 +15,7 @@ from saeval_stability.coactivation import Jaccard, Pearson, Side
 from saeval_stability.firing import Activity
 from saeval_stability.group import Numbers, Pair, pair_seed
 from saeval_stability.matching import Matching, solve
-from saeval_stability.measures import flattened
+from saeval_stability.measures import MEASURES, flattened
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,17 @@ class Member:
 
 
 def matched(ours: Member, theirs: Member) -> dict[str, Matching]:
-    return {
-        "pearson": solve(Pearson(ours.activations, theirs.activations)),
-        "jaccard": solve(Jaccard(ours.firing, theirs.firing)),
-    }
+    """By correlation, where something varies on both sides, and by firing."""
+    jaccard = {"jaccard": solve(Jaccard(ours.firing, theirs.firing))}
+    if not len(ours.varying) or not len(theirs.varying):
+        return jaccard
+    return {"pearson": solve(Pearson(ours.activations, theirs.activations)), **jaccard}
 
 
 def numbers(views: Mapping[str, Matching], ours: Member, theirs: Member) -> Numbers:
+    if "pearson" not in views:
+        unknown = dict.fromkeys((*(f"pearson_{name}" for name in MEASURES), "index_agreement"), float("nan"))
+        return {**unknown, **flattened(views)}
     found = flattened(views)
     found["pearson_matched"] = views["pearson"].total / max(len(ours.alive), len(theirs.alive))
     places = np.full(len(ours.alive), -1)
@@ -85,4 +89,5 @@ def compared(a: int, b: int, members: Sequence[Member], seed: int, draws: int) -
     views = matched(ours, theirs)
     drawn = [(matched(ours, other), other) for other in theirs.shifted(pair_seed(seed, a, b), draws)]
     floors = {"shifted": [numbers(found, ours, other) for found, other in drawn]} if drawn else {}
-    return Pair(a, b, views, numbers(views, ours, theirs), floors, drawn[0][0] if drawn else {})
+    sizes = {"pearson": (len(ours.alive), len(theirs.alive))}
+    return Pair(a, b, views, numbers(views, ours, theirs), floors, drawn[0][0] if drawn else {}, sizes=sizes)

@@ -21,7 +21,8 @@ class FunctionalStability(Metric):
     `alive_firings` of them are matched one-to-one, for every pair A, B of the group: pearson_* so that the sum of the
     correlations of activations (zeros included) is largest, jaccard_* so that the sum of (tokens on which both are not
     0) / (tokens on which either is) is. Correlations are in -1 .. 1, Jaccard indices in 0 .. 1. A feature that never
-    varies has no correlation: it stays unmatched and counts in max(n).
+    varies has no correlation: it stays unmatched and counts in max(n). Where a member has no other features, what is of
+    correlations is undefined, and what is of firing is not.
 
     *_matched, *_matched_over_smaller, *_share_above_*, *_max_*, *_collisions_*, *_found_in_all, `kinds`, means and
     intervals: as in `seed_stability`. index_agreement: share of features with the same partner in both matchings.
@@ -45,8 +46,8 @@ class FunctionalStability(Metric):
 
         members = [Member.of(found, self.alive_firings) for found in activity]
         for name, member in zip(subject_name, members, strict=True):
-            if not len(member.varying):
-                told = f"is not 0 on {self.alive_firings} of {member.values.shape[0]} tokens and varies"
+            if not len(member.alive):
+                told = f"is not 0 on {self.alive_firings} of {member.values.shape[0]} tokens"
                 raise Undefined(f"no feature of '{name}' {told}; more tokens or a lower 'alive_firings' may help")
             if not np.array_equal(member.documents, members[0].documents):
                 raise SaevalError(f"'{name}' and '{subject_name[0]}' saw different tokens")
@@ -55,7 +56,9 @@ class FunctionalStability(Metric):
         ]
         features = {"pearson": [m.alive[m.varying] for m in members], "jaccard": [m.alive for m in members]}
         kinds = labelled(subject_name, self.kinds)
-        group = Group(subject_name, kinds, pairs, features, [found.d_sae for found in activity])
+        constant = [f"'{name}'" for name, m in zip(subject_name, members, strict=True) if not len(m.varying)]
+        missing = f"no alive feature of {', '.join(constant)} varies, so there is no correlation" if constant else ""
+        group = Group(subject_name, kinds, pairs, features, [found.d_sae for found in activity], missing)
         tokens = len(members[0].documents)
         told = f"features that are not 0 on at least {self.alive_firings} of the first {tokens} tokens"
         return {**group.values(), "alive": Notes([f"functional_stability is of {told}"])}

@@ -43,6 +43,8 @@ class Pair:
     """The views of one draw, each of the null that scores higher there."""
     closed: Numbers = field(default_factory=dict)
     """Those that have a closed form for independent uniform directions."""
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Features of both by view, where more of them count than can be matched."""
 
     def floor(self, name: str) -> float | None:
         """The largest of the nulls' means; None where no null has this number."""
@@ -60,6 +62,8 @@ class Group:
     features: Mapping[str, Sequence[np.ndarray]]
     """By the main views: of each member the numbers of the features that were matched."""
     widths: Sequence[int]
+    missing: str = ""
+    """Why some pair's numbers are NaN, where some are."""
 
     def values(self) -> dict[str, Value]:
         """Everything the group has to tell. Only the main views have arrays."""
@@ -68,9 +72,13 @@ class Group:
             better = "higher" if not name.endswith(("a_to_b", "b_to_a")) else None
             found[name] = self._scalar(self._mean(name), better, "pairs", [p.numbers[name] for p in self.pairs])
             if name.endswith(("_matched", "_over_smaller")) and all(p.floor(name) is not None for p in self.pairs):
-                found[f"{name}_floor"] = Scalar(float(np.mean([p.floor(name) for p in self.pairs])))
+                floor = float(np.mean([p.floor(name) for p in self.pairs]))
+                found[f"{name}_floor"] = Scalar(floor, reason=self.missing if math.isnan(floor) else None)
         every = range(len(self.names))
         for view, numbers in self.features.items():
+            if not all(view in p.views for p in self.pairs):
+                found[f"{view}_found_in_all"] = Scalar.undefined(self.missing, better="higher")
+                continue
             shares = self._found_in_all(view)
             found[f"{view}_found_in_all"] = self._scalar(_mean_of(shares), "higher", "members", shares(every))
             for pair in self.pairs:
@@ -104,6 +112,8 @@ class Group:
         n = len(self.names)
         members = list(range(n))
         value = statistic(members)
+        if math.isnan(value):
+            return Scalar.undefined(self.missing, better=better)  # type: ignore[arg-type]
         if n < INTERVAL_FROM:
             reason = "one pair of SAEs" if n == 2 else f"{what} range from {min(each):.4g} to {max(each):.4g}"
             return Scalar(value, better=better, reason=f"{reason}: an interval takes {INTERVAL_FROM} SAEs")  # type: ignore[arg-type]
@@ -117,8 +127,9 @@ class Group:
         for p in self.pairs:
             for view, found in p.views.items():
                 proof = found.certificate
-                numbers = [*measures(found).values(), proof.gap]
-                rows.append([self.names[p.a], self.names[p.b], view, len(proof.u), len(proof.v), *numbers])
+                sizes = p.sizes.get(view, (len(proof.u), len(proof.v)))
+                numbers = [p.numbers.get(f"{view}_{name}", value) for name, value in measures(found).items()]
+                rows.append([self.names[p.a], self.names[p.b], view, *sizes, *numbers, proof.gap])
         return Table(["a", "b", "view", "n_a", "n_b", *MEASURES, "gap"], rows)
 
     def _floors(self) -> Table:

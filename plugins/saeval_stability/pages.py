@@ -33,7 +33,9 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
 
 
 def _views(result: Result) -> list[str]:
-    return [name.removesuffix("_found_in_all") for name in result.values if name.endswith("_found_in_all")]
+    """The main views that every pair has."""
+    suffix = "_found_in_all"
+    return [n.removesuffix(suffix) for n, r in result.values.items() if n.endswith(suffix) and r["value"] is not None]
 
 
 def _pairs(result: Result) -> list[tuple[int, int]]:
@@ -167,7 +169,8 @@ def _floor(result: Result, name: str) -> float | None:
     columns, rows = (result.values["floors"][part] for part in ("columns", "rows"))
     nulls = [i + 4 for i, column in enumerate(columns[4:-1]) if not column.endswith("_sd")]
     means = [[row[i] for i in nulls] for row in rows if row[2] == name]
-    return float(np.mean([max(some) for some in means])) if means and nulls else None
+    known = means and nulls and all(value is not None for some in means for value in some)
+    return float(np.mean([max(some) for some in means])) if known else None
 
 
 def _interval(record: Mapping[str, Any]) -> tuple[str, str]:
