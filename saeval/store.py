@@ -198,7 +198,7 @@ def finite(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value + 0.0 if math.isfinite(value) else None  # no negative zero
     if isinstance(value, Mapping):
         return {str(name): finite(one) for name, one in value.items()}
     if isinstance(value, list | tuple):

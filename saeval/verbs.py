@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             done = f"{len(results)} cells, {results.forward_passes} forward passes; results in {results.folder}"
             print(done, file=sys.stderr)
             if results.failed:
-                hint = f"saeval show {results.folder}/KEY.json has the traceback"
+                hint = f"saeval show {results.folder} lists them, saeval show {results.folder} KEY has the traceback"
                 print(f"{len(results.failed)} of {len(results)} cells failed; {hint}", file=sys.stderr)
                 code = SOME_FAILED
         print(write(made_boards))
@@ -116,7 +116,7 @@ def ls(arguments: argparse.Namespace) -> int:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    print(listing.show(arguments.what, lambda: _registry(arguments)))
+    print(listing.show(arguments.what, lambda: _registry(arguments), arguments.out, arguments.json))
     return OK
 
 

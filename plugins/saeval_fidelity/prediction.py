@@ -11,6 +11,7 @@ from torch import Tensor
 from saeval.errors import Undefined
 from saeval.estimate import Estimate
 from saeval.evidence import Evidence, Histogram, Mean
+from saeval.formatting import with_error
 from saeval.metric import Metric
 from saeval.scores import TokenScores
 from saeval.values import Scalar, Value
@@ -110,6 +111,7 @@ def _share(part: Estimate, whole: Estimate, name: str) -> Scalar:
     unit = "share"
     error = whole.stderr
     if whole.value <= 0 or (error is not None and whole.value <= 2 * error):
-        shown = f"{whole.value:.3g}" + (f" ± {error:.2g}" if error is not None else "")
-        return Scalar.undefined(f"{name} is {shown}, not clearly above 0", unit=unit, better="higher")
+        return Scalar.undefined(
+            f"{name} is {with_error(whole.value, error)}, not clearly above 0", unit=unit, better="higher"
+        )
     return Scalar(part / whole, unit=unit, better="higher")

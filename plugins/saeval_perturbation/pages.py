@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from saeval.formatting import with_error
 from saeval.paired import holm
 from saeval.plots import figure, png
 from saeval.result import Result
@@ -222,11 +222,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def _shown(record: Mapping[str, Any] | None) -> str:
     if record is None or record["value"] is None:
         return "—"
-    value, error = record["value"], record["stderr"]
-    if not error:
-        return f"{value:.4g}"
-    places = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{places}f} ± {error:.{places}f}"
+    return with_error(record["value"], record["stderr"])
 
 
 def _by_alias(results: Sequence[Result], metric: str) -> dict[str, list[Result]]:

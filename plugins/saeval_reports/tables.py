@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
+from saeval import formatting
 from saeval.board import Board, Column, Entry, Row
+from saeval.formatting import with_error
 
 FEW_CLUSTERS = 20
 
@@ -94,7 +95,7 @@ def _detectable(board: Board) -> str:
     found = sorted(row.detectable for row in board.rows if row.detectable)
     if not found:
         return ""
-    span = "–".join(dict.fromkeys(f"{end:.2g}" for end in (found[0], found[-1])))
+    span = "–".join(dict.fromkeys(formatting.number(end, 2) for end in (found[0], found[-1])))
     unit = next((c.unit for c in board.columns if c.name == board.rank_by), "")
     return f" Smallest difference to the top row that this run could detect: {span} {unit}".rstrip() + "."
 
@@ -129,12 +130,7 @@ def number(entry: Entry | None) -> str:
         return ""
     if entry.value is None:
         return {"failed": "FAILED", "undefined": "–", "missing": "…"}.get(entry.status, "")
-    if entry.stderr is None:
-        return f"{entry.value:.4g}"
-    if entry.stderr <= 1e-9 * max(1.0, abs(entry.value)):  # rounding, not sampling
-        return f"{round(entry.value, 9) + 0.0:.4g} ± 0"
-    digits = max(0, 1 - math.floor(math.log10(entry.stderr)))
-    return f"{entry.value:.{digits}f} ± {entry.stderr:.{digits}f}"
+    return with_error(entry.value, entry.stderr)
 
 
 def rows(boards: Sequence[Board]) -> list[dict[str, Any]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import itertools
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+from saeval.formatting import number
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,7 @@ def markdown(title: str, blocks: Sequence[Block]) -> str:
 
 def cell(value: Any) -> str:
     """A cell's text: four digits of a number, a dash where there is none."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value)
+    return number(value) if value is None or isinstance(value, float) else str(value)
 
 
 def _html(block: Block) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from saeval.data import Batch
 from saeval.errors import Undefined
 from saeval.estimate import Estimate
+from saeval.formatting import with_error
 from saeval.metric import Metric
 from saeval.quantities import paired
 from saeval.values import Notes, Scalar, Table, Value
@@ -74,8 +75,7 @@ def too_small(mean: Estimate) -> str | None:
 
 def shown(value: Estimate) -> str:
     """An estimate for a sentence."""
-    error = value.stderr
-    return f"{value.value:.3g}" + (f" ± {error:.2g}" if error is not None else "")
+    return with_error(value.value, value.stderr)
 
 
 def share(part: Estimate, whole: Estimate, better: str | None = None) -> Scalar:
