@@ -104,7 +104,7 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
         "what",
         nargs="+",
         metavar="WHAT",
-        help="a name that `ls` lists; OUT/SUITE or SUITE, alone, with a KEY, or with METRIC and SAE; KEY; a result's file",
+        help="a name that `ls` lists; OUT/SUITE or SUITE, alone, with KEY, or with METRIC and SAE; KEY; a file",
     )
     show.add_argument("--out", default="results", help="folder in which SUITE and KEY are looked up (default: results)")
     show.add_argument("--json", action="store_true", help="a result as it is stored")

@@ -1,4 +1,4 @@
-"""The documentation of a name: a metric or one of its values, a quantity, a request, a structure, anything registered."""
+"""The documentation of a name: a metric, one of its values, a quantity, a structure, anything registered."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from saeval.data import Batch
@@ -100,12 +100,13 @@ class Member:
 
 
 def members(cls: type) -> list[Member]:
-    """The public fields, properties and methods of a structure with their documentation, base classes' after its own."""
+    """The public fields, properties and methods of a structure, its base classes' after its own."""
     found: dict[str, Member] = {}
     for one in cls.__mro__:
         if one.__module__.startswith("saeval"):
             for member in _own_members(one):
-                found.setdefault(member.name, member)
+                if not found.setdefault(member.name, member).doc:  # an override without a text has its base's
+                    found[member.name] = replace(found[member.name], doc=member.doc)
     return list(found.values())
 
 
@@ -149,16 +150,16 @@ def _fields(cls: type) -> list[str]:
 
 def document(name: str, registry: Registry) -> str | None:
     """What there is to read of a name; None for an unknown one. `SaevalError` for a name that is claimed twice."""
-    for names in kinds(registry):
-        if name in names:
-            return _page(names.entry(name), names.kind, registry)
+    found = [_page(names.entry(name), names.kind) for names in kinds(registry) if name in names]
+    if found:  # one name may be a metric and a quantity
+        return "\n\n".join(found)
     if name in LEAVES:
         cls = _OF_LEAVES.get(name)
         rest = ["", *_fields(cls)] if cls else []
         return "\n".join([f"quantity {name} (saeval:engine)", "", LEAVES[name], *rest])
     metric, _, value = name.partition(".")
     if value and metric in registry.metrics:  # a column, `metric.value`
-        return _value_page(registry.metrics.entry(metric), value, registry)
+        return _value_page(registry.metrics.entry(metric), value)
     return _substituted(name, registry) or _structure(name, registry) or _parameter(name, registry)
 
 
@@ -179,7 +180,7 @@ def unknown(name: str, registry: Registry, also: list[str]) -> SaevalError:
     return SaevalError(f"'{name}' is neither a results folder, a result, nor a known name{near}")
 
 
-def _page(entry: Entry[Any], kind: str, registry: Registry) -> str:
+def _page(entry: Entry[Any], kind: str) -> str:
     thing = entry.thing
     version = f"@{thing.version}" if isinstance(getattr(thing, "version", None), int) else ""
     lines = [f"{kind} {entry.name}{version} ({entry.origin})", ""]
@@ -231,11 +232,11 @@ def _quantity(quantity: Any) -> list[str]:
     return lines
 
 
-def _value_page(entry: Entry[type[Metric]], value: str, registry: Registry) -> str:
+def _value_page(entry: Entry[type[Metric]], value: str) -> str:
     """A value's own line above its metric's page."""
     import fnmatch  # late: only here
 
-    page = _page(entry, "metric", registry)
+    page = _page(entry, "metric")
     for one in documented_values(entry.thing):
         if any(fnmatch.fnmatchcase(value, pattern) for pattern in one.names):
             head = f"value {entry.name}.{value}: {one.equation}"
@@ -253,7 +254,7 @@ def _substituted(name: str, registry: Registry) -> str | None:
         f"quantity {name} (saeval:engine)",
         "",
         f"`{spliced}` of each of a metric's own interventions: a dict by the names that the metric declares in",
-        "`interventions`. Only `observe` of such a metric can request it; it comes from one resumed pass for each name.",
+        "`interventions`. Only `observe` of such a metric can request it. Each name costs one resumed pass a batch.",
         "",
         f"gives: dict[str, {quantity.shape}]",
     ]

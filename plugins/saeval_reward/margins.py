@@ -129,6 +129,22 @@ class RewardMargin(Metric):
     where the sides differ on. `by` has a line for each level of each column; warnings stand on every
     report where accuracy is near a half or subsets differ in sign. `top_texts` are those of highest
     reward. No SAE is involved.
+
+    Values:
+        margin: mean Δr; reward; −∞ .. ∞; higher is better.
+        accuracy: share of pairs with Δr > 0, ties a half; share of pairs; 0 .. 1; higher is better.
+        margin_sd: standard deviation of Δr over pairs; reward; ≥ 0; no better direction.
+        ties: #{Δr = 0}; pairs; ≥ 0; no better direction.
+        reward_chosen, reward_rejected: mean r of each side; reward; −∞ .. ∞; no better direction.
+        length_accuracy: share of pairs whose chosen side is longer, ties a half; share of pairs; 0 .. 1; no
+            better direction.
+        length_correlation: correlation of Δr with the difference of lengths; correlation; -1 .. 1; no better
+            direction.
+        by: margin and accuracy of each level of each column, a table; reward, share of pairs; as above; no
+            better direction.
+        top_texts: the texts of the highest reward, a table; reward; −∞ .. ∞; no better direction.
+
+    Source: the accuracy as in RewardBench (Lambert et al. 2024).
     """
 
     name, version, data, subject = "reward_margin", 1, "pair", "none"
