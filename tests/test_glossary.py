@@ -18,6 +18,7 @@ REGISTRY = Registry(Plugins([]))
 METRICS = [entry.name for entry in REGISTRY.metrics]
 QUANTITIES = [*REGISTRY.quantities.names(), *LEAVES]
 GIVEN = ("Batch", "Capture", "Encoding", "Fired", "Model", "Moments", "Resume", "Spread", "Substitute", "TokenScores")
+STRUCTURES = glossary.structures(REGISTRY)
 DIRECTIONS = ("lower is better", "higher is better", "no better direction")
 PLUGINS_PAGE = Path(__file__).parent.parent / "docs" / "plugins.md"
 
@@ -82,7 +83,7 @@ def test_the_fields_of_token_scores_are_shown_with_what_gives_them(capsys):
 
 @pytest.mark.parametrize("name", GIVEN)
 def test_every_member_of_what_metrics_are_given_is_documented(name):
-    members = glossary.members(glossary.structures(REGISTRY)[name])
+    members = glossary.members(STRUCTURES[name])
     assert members
     assert not [member.name for member in members if not member.doc]
 
@@ -139,7 +140,7 @@ def structures_table():
     """The structures as docs/plugins.md lists them."""
     lines = []
     for name in (name for name in GIVEN if name != "Model"):
-        cls = glossary.structures(REGISTRY)[name]
+        cls = STRUCTURES[name]
         lines += ["", f"**`{name}`**", "", "| member | type | what it is |", "|---|---|---|"]
         for member in glossary.members(cls):
             shape = member.shape.replace("|", "or")

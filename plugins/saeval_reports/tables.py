@@ -55,20 +55,12 @@ def _markdown(board: Board) -> str:
     members = any(r.kind == "group" and any(e.stderr for e in r.entries.values()) for r in board.rows)
     over = ", of groups over their SAEs" if members else ""
     legend = f"± is one standard error, clustered by document{over}; ↓ lower is better, ↑ higher is better"
-    tested = any(e.estimate for r in board.rows if r.rank and (e := r.entries.get(board.rank_by or "")))
-    ranks = (
-        f"; a rank of 2–4 has 1 SAE surely better in {board.rank_by} and all beyond the 4th surely worse, by paired "
-        f"tests, Holm-corrected at 5%"
-        if tested
-        else f"; ranks go by the values of {board.rank_by} alone, which have no standard error to test with"
-    )
-    ranks = ranks if ranked else ""
     vs = "; x vs y is how far an SAE is ahead of that control, paired" if _against(board) else ""
     controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
-    text.append(f"{where}{legend}{ranks}{vs}{controls}.{_detectable(board)}")
+    text.append(f"{where}{legend}{_ranks(board)}{vs}{controls}.{_detectable(board)}")
     notes = [f"- {note}" for note in (*_leads(board), *board.notes)]
     if more := len(board.columns) - len(board.shown):
-        notes.append(f"- {more} more values: name columns under 'leaderboard: columns:', or take --format csv")
+        notes.append(f"- {more} more values: --format csv and json have them, 'leaderboard: columns:' shows them here")
     if data.get("clusters") == 1:
         notes.insert(0, "- one document: no error bars, since the document is the unit of independence")
     elif (data.get("clusters") or FEW_CLUSTERS) < FEW_CLUSTERS:
@@ -88,6 +80,22 @@ def _rank(row: Row) -> str:
     if row.rank is None:
         return ""
     return f"{row.rank}" if row.rank_high in (None, row.rank) else f"{row.rank}–{row.rank_high}"
+
+
+def _ranks(board: Board) -> str:
+    """What the ranks mean, by the first interval among them."""
+    ranked = [row for row in board.rows if row.rank is not None]
+    if len(ranked) < 2:
+        return ""
+    if not any(e.estimate for row in ranked if (e := row.entries.get(board.rank_by or ""))):
+        return f"; ranks go by the values of {board.rank_by} alone, which have no standard error to test with"
+    tests = "by paired tests, Holm-corrected at 5%"
+    row = next((row for row in ranked if row.rank_high not in (None, row.rank)), None)
+    if row is None or row.rank is None or row.rank_high is None:
+        return f"; ranks are by {board.rank_by}: every two of these SAEs surely differ in it, {tests}"
+    better, worse = row.rank - 1, len(ranked) - row.rank_high
+    counts = f"{better or 'no'} SAE{'s are' if better > 1 else ' is'} surely better in {board.rank_by} and {worse or 'none'}"
+    return f"; a rank of {_rank(row)} means that {counts} surely worse, {tests}"
 
 
 def _detectable(board: Board) -> str:
