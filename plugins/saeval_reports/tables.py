@@ -94,7 +94,9 @@ def _ranks(board: Board) -> str:
     if row is None or row.rank is None or row.rank_high is None:
         return f"; ranks are by {board.rank_by}: every two of these SAEs surely differ in it, {tests}"
     better, worse = row.rank - 1, len(ranked) - row.rank_high
-    counts = f"{better or 'no'} SAE{'s are' if better > 1 else ' is'} surely better in {board.rank_by} and {worse or 'none'}"
+    counts = (
+        f"{better or 'no'} SAE{'s are' if better > 1 else ' is'} surely better in {board.rank_by} and {worse or 'none'}"
+    )
     return f"; a rank of {_rank(row)} means that {counts} surely worse, {tests}"
 
 

@@ -133,7 +133,7 @@ class RewardAttribution(Metric):
             attribution_totals, feature_ranking, margin_rows,
             dict(zip(self.interventions, range(len(self.interventions)), strict=True)), total["effects"],
         )  # fmt: skip
-        values = found.completeness(self.steps, self.tolerance)
+        values = found.completeness(self.steps, self.tolerance, self.baseline)
         for k in self.groups:
             values |= found.group(k, self.random)
         values |= found.agreement(self.top, self.random if 1 in self.groups else 0)

@@ -82,7 +82,8 @@ class FunctionalStability(Metric):
         for name, member in zip(subject_name, members, strict=True):
             if not len(member.varying):
                 told = f"is not 0 on {self.alive_firings} of {member.values.shape[0]} tokens and varies"
-                raise Undefined(f"no feature of '{name}' {told}; more tokens or a lower 'alive_firings' may help")
+                lower = " or a lower 'alive_firings'" if self.alive_firings > 1 else ""
+                raise Undefined(f"no feature of '{name}' {told}; more tokens{lower} may help")
             if not np.array_equal(member.documents, members[0].documents):
                 raise SaevalError(f"'{name}' and '{subject_name[0]}' saw different tokens")
         pairs = [

@@ -118,7 +118,8 @@ class SeedStability(Metric):
                     raise SaevalError(f"{weight} of '{name}' has a value that is not finite, at feature {bad}")
             if not some.any():
                 told = f"fires on {self.alive_firings} of {firings[0].n} tokens"
-                raise Undefined(f"no feature of '{name}' {told}; more tokens or a lower 'alive_firings' may help")
+                lower = " or a lower 'alive_firings'" if self.alive_firings > 1 else ""
+                raise Undefined(f"no feature of '{name}' {told}; more tokens{lower} may help")
         pairs = [self._pair(a, b, spaces, alive) for a, b in itertools.combinations(range(len(spaces)), 2)]
         kinds = labelled(subject_name, self.kinds)
         numbers = [np.flatnonzero(some) for some in alive]
