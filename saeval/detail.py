@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from saeval.board import stop_in_words
-from saeval.formatting import interval, number, with_error
+from saeval.formatting import interval, number, visible, with_error
 from saeval.result import Result
 
 ROWS = 20
 """Rows of a curve or table that are printed; the stored JSON has all of them."""
+WIDTH = 72
+"""Letters of a cell that are printed."""
 _BETTER = {"lower": "lower", "higher": "higher", None: "–"}
 
 
@@ -113,11 +115,17 @@ def _grid(columns: Sequence[str], rows: Sequence[Sequence[Any]], every: bool = F
     from tabulate import tabulate  # late: `ls` does without it
 
     shown = rows if every else rows[:ROWS]
-    lines = [
-        ["" if cell is None else number(cell) if isinstance(cell, float) else str(cell) for cell in r] for r in shown
-    ]
+    lines = [[_cell(cell) for cell in row] for row in shown]
     text = tabulate(lines, columns, tablefmt="simple", disable_numparse=True)
     return text + (f"\n... {len(rows) - ROWS} more rows; --json has all" if len(shown) < len(rows) else "")
+
+
+def _cell(cell: Any) -> str:
+    """A cell on one line; the text of data and models is foreign, and may be long."""
+    if cell is None:
+        return ""
+    text = number(cell) if isinstance(cell, float) else visible(str(cell))
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
 
 
 def _run(provenance: Mapping[str, Any]) -> str:

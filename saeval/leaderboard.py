@@ -18,7 +18,6 @@ from saeval.ranks import rank
 from saeval.result import Result
 from saeval.store import Store
 
-
 L0 = "l0"
 """The value that counts a token's features."""
 DENSER = 2.0

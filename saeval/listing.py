@@ -10,7 +10,6 @@ from typing import Any
 
 from saeval import glossary, lookup
 from saeval.detail import detail
-from saeval.errors import SaevalError
 from saeval.nodes import LEAVES
 from saeval.parameters import schema
 from saeval.registry import Entry, Names, Registry
@@ -95,9 +94,6 @@ def show(words: Sequence[str], registry: Callable[[], Registry], out: str = "res
     what, path = words[0], Path(words[0])
     if path.suffix == ".json" and path.is_file():
         return _cells(path.parent) if path.name in (MANIFEST, LIMITED) else _shown(lookup.of_file(path), as_json)
-    if path.is_dir() and not lookup.is_folder(path):
-        inner = f"; its suites: {', '.join(found)}" if (found := lookup.suites(path)) else ""
-        raise SaevalError(f"{path}: no {MANIFEST} here{inner}")
     if path.is_dir():
         return _cells(path)
     if (page := glossary.document(what, registry())) is not None:

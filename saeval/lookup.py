@@ -108,7 +108,7 @@ def chosen(words: Sequence[str], out: Path | str) -> list[Listed] | Result:
             return keyed[0]
         return [one for one in listed if one.key.startswith(words[1])]
     metric = words[1].split(".")[0]  # a column, `metric.value`
-    some = [one for one in listed if metric in (one.metric, one.cell["metric"])]
+    some = [one for one in listed if one.metric == metric] or [one for one in listed if one.cell["metric"] == metric]
     if not some:
         near = suggestion(metric, sorted({one.metric for one in listed}))
         raise SaevalError(f"{path}: no metric and no key '{words[1]}' among its results{near}")

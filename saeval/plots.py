@@ -44,8 +44,8 @@ def titled(drawn: Figure, text: str, size: float = 10) -> None:
 def label_log(axis: Axis) -> None:
     """Label a logarithmic axis as densely as its limits ask: call it last, since it keeps the limits of that moment.
 
-    Within one decade the ticks are round numbers between its ends, within three 1, 2 and 5 times the powers of ten, beyond
-    them the powers of ten alone. Labels are plain numbers where those are short.
+    Within one decade the ticks are round numbers between its ends; within three 1, 2 and 5 times the powers of ten;
+    beyond them the powers of ten alone.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter  # late: as above
 

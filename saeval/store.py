@@ -61,6 +61,12 @@ class Store:
         """The manifest of the last whole run, else of the last limited one; `SaevalError` where there is neither."""
         path = next((p for name in (MANIFEST, LIMITED) if (p := self.folder / name).exists()), None)
         if path is None:
+            inner = sorted({p.parent.name for name in (MANIFEST, LIMITED) for p in self.folder.glob(f"*/{name}")})
+            if inner:
+                first = self.folder / inner[0]
+                raise SaevalError(
+                    f"{self.folder}: no {MANIFEST} here; its suites: {', '.join(inner)}; name {first}, say"
+                )
             raise SaevalError(
                 f"{self.folder}: no {MANIFEST} here; run the suite first, and name its folder of results, OUT/SUITE"
             )

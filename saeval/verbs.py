@@ -147,7 +147,8 @@ def report(arguments: argparse.Namespace) -> int:
     for folder in arguments.folders:
         _, results = Store(folder).results(arguments.include_limited)
         written, failed = write_pages(chosen, results, Path(arguments.to or Path(folder) / "report"))
-        print(*written, sep="\n") if written else print(f"{folder}: none of its metrics has a page to show")
+        none = f"{folder}: none of its metrics has a page; {', '.join(one.name for one in chosen)} make pages of theirs"
+        print(*written, sep="\n") if written else print(none)
         print(*failed, sep="\n", end="\n" if failed else "", file=sys.stderr)
         code = SOME_FAILED if failed else code
     return code

@@ -23,6 +23,7 @@ class Everything(Metric):
             "nothing": Scalar.undefined("there is none"),
             "curve": Curve([1.0, 2.0], [0.5, 0.25], "layer", "cosine"),
             "table": Table(["which", "how_many"], [["first", 7], ["second", -0.0]]),
+            "foreign": Table(["text"], [["a\nb\x1b[31m" + "x" * 200]]),
             "long": Table(["row"], [[i] for i in range(64)]),
             "array": Array(np.array([1.0, 5.0, np.nan]), unit="tokens"),
             "notes": Notes(["handle with care"]),
@@ -90,6 +91,9 @@ def test_every_kind_of_value_is_shown(here, capsys):
     assert ["first", "7"] in lines
     assert ["second", "0"] in lines  # no negative zero
     assert "... 44 more rows" in page
+    (foreign,) = [line for line in page.splitlines() if line.startswith("a⏎b")]
+    assert "\x1b" not in page
+    assert len(foreign) == 72
     assert "array: an array [3] of float64, tokens" in page
     assert "min 1, median 3, mean 3, max 5" in page
     assert "1 of 3 are not finite" in page
@@ -107,6 +111,14 @@ def test_the_traceback_of_a_failed_cell_is_lines(here, capsys):
     assert stored["traceback"][-1] == "RuntimeError: planted"
     again = Store(here / "mine").read(key(here, "broken", "a"))
     assert again.traceback.splitlines() == stored["traceback"]
+
+
+def test_a_metric_that_is_named_otherwise_is_found_by_that_name(tmp_path, capsys):
+    evaluate_tiny(["l0", {"l0": {"as": "again"}}], out=tmp_path, name="mine")
+    first, second = (c["key"] for c in Store(tmp_path / "mine").manifest()["cells"])
+    assert "l0@1 of tinysae" in shown(capsys, tmp_path, "mine", "l0")
+    assert "l0@1 as 'again' of tinysae" in shown(capsys, tmp_path, "mine", "again")
+    assert first == second  # a name is no part of a key
 
 
 def test_the_stored_record_is_one_option_away(here, capsys):
@@ -129,3 +141,14 @@ def test_what_is_not_there_is_one_sentence(here, capsys, words, told):
     error = capsys.readouterr().err
     assert told in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_folder_of_suites_names_them(here, capsys):
+    for verb in ("show", "leaderboard", "report"):
+        assert cli.main([verb, str(here)]) == 2
+        assert "its suites: mine; name" in capsys.readouterr().err
+
+
+def test_a_run_without_pages_says_which_metrics_have_some(here, capsys):
+    assert cli.main(["report", str(here / "mine")]) == 0
+    assert "none of its metrics has a page; perturbation, reward, stability make pages" in capsys.readouterr().out

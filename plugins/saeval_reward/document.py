@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from saeval.formatting import number
+from saeval.formatting import number, visible
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,6 @@ def _marked(token: str, activation: float, highest: float) -> str:
         return text
     strength = 0.15 + 0.75 * min(1.0, abs(activation) / highest)
     return f'<mark title="{activation:.4g}" style="background: rgba(255, 150, 0, {strength:.2f})">{text}</mark>'
-
-
-def visible(text: str) -> str:
-    """Line breaks and tabs as signs, control characters as none."""
-    shown = text.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
 
 
 def escaped(text: str) -> str:

@@ -57,7 +57,11 @@ class Explained:
         else:
             if relative.value > tolerance:
                 other = "" if baseline == "mean" else ", or 'baseline: mean'"
-                why = ", since a line from zero crosses a layer norm where nothing is smooth" if baseline == "zero" else ""
+                why = (
+                    ", since a line from zero crosses a layer norm where nothing is smooth"
+                    if baseline == "zero"
+                    else ""
+                )
                 raise Undefined(
                     f"attributions are not complete: they miss {number(relative.value, 2)} of m(x) − m(baseline), more "
                     f"than the tolerance {tolerance:g}; take more 'steps' than {steps}{other}{why}"
