@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saeval.estimate import Estimate
+from saeval.formatting import number
 
 SHOWN = 6
 """Places that a note names."""
@@ -49,6 +50,10 @@ class Entry:
     """Variance of the average over draws; sampling of documents does not contain it."""
     detectable: float | None = None
     """Of a paired difference: the smallest that this run could have told from 0, 2.8 standard errors."""
+
+    def __post_init__(self) -> None:
+        if self.value is not None:
+            self.value += 0.0  # no negative zero in any table
 
 
 @dataclass
@@ -135,7 +140,7 @@ def stop_in_words(sample: Mapping[str, Any] | None) -> str:
     if last is None:
         return f"did not stop early, after {counts}: too few documents to look at the errors before the end"
     worst = ", ".join(
-        f"{name} ± {f'{error:.2g}' if error is not None else '?'} of {last['largest_of'][name]}"
+        f"{name} ± {number(error, 2) if error is not None else '?'} of {last['largest_of'][name]}"
         for name, error in last["errors"].items()
     )
     return f"did not stop early, after {counts}: wanted {wanted}, but had {worst} at {last['sequences']} sequences"

@@ -107,7 +107,14 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     doctor.set_defaults(verb="doctor")
 
     show = subparsers.add_parser("show", help="show a results folder, one result, or the documentation of a name")
-    show.add_argument("what", help="OUT/SUITE, a result's JSON file, or a name that `ls` lists")
+    show.add_argument(
+        "what",
+        nargs="+",
+        metavar="WHAT",
+        help="a name that `ls` lists; OUT/SUITE or SUITE, alone, with KEY, or with METRIC and SAE; KEY; a file",
+    )
+    show.add_argument("--out", default="results", help="folder in which SUITE and KEY are looked up (default: results)")
+    show.add_argument("--json", action="store_true", help="a result as it is stored")
     plugin_option(show)
     show.set_defaults(verb="show")
 

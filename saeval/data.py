@@ -27,11 +27,17 @@ class Batch:
     """
 
     tokens: Int[Tensor, "batch seq"]
+    """Input token ids; without meaning where `real` is false."""
     targets: Int[Tensor, "batch seq"]
+    """The token after each input."""
     mask: Bool[Tensor, "batch seq"]
+    """Positions that are replaced, ablated and averaged."""
     real: Bool[Tensor, "batch seq"]
+    """Inputs that are tokens at all, not padding."""
     sequence_ids: Int[np.ndarray, "batch"]
+    """Each row's number in the stream, whatever the batches."""
     clusters: Int[np.ndarray, "batch"]
+    """Each row's document, 0 .. n_clusters - 1: the unit of the error bars."""
     supplied: Mapping[str, Any] = field(default_factory=dict)
     """What else the source supplies by name, as `Dataset.supplies` lists it: quantities in place of others."""
     included: Bool[Tensor, "batch seq"] | None = None

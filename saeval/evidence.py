@@ -47,10 +47,11 @@ class Evidence:
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
+        """The value whose `state` this is."""
         return cls(**{name: array.item() if array.ndim == 0 else array for name, array in state.items()})
 
     def components(self) -> dict[str, Any]:
-        """The raw sums for the result file, from which its values can be recomputed; small and JSON-able."""
+        """The raw sums for the result file, from which its values can be recomputed; small, as JSON can hold it."""
         return {}
 
 
@@ -159,8 +160,11 @@ class Moments(Evidence):
     """Count, sum and, where asked for, summed outer product of vectors over the mask."""
 
     n: int
+    """How many vectors were counted."""
     sum: Float[np.ndarray, "d"]
+    """Σ x, in units of x."""
     outer: Float[np.ndarray, "d d"] | float = 0.0
+    """Σ x xᵀ; 0 where it was not asked for."""
 
     @classmethod
     def of(cls, x: Float[Tensor, "batch seq d"], mask: Bool[Tensor, "batch seq"], covariance: bool = False) -> Self:

@@ -14,12 +14,15 @@ class Fired(NamedTuple):
     """The activations of a batch that are not 0, token by token: of which token (row · seq + position) and feature."""
 
     token: Int[Tensor, "k"]
+    """Token of each activation that is not 0: row · seq + position, ascending."""
     feature: Int[Tensor, "k"]
+    """Its feature, 0 .. d_sae - 1."""
     shape: tuple[int, int, int]
     """(batch, seq, d_sae)"""
 
     @classmethod
     def of(cls, feature_acts: Float[Tensor, "batch seq d_sae"]) -> Fired:
+        """The activations of a batch that are not 0."""
         fires = (feature_acts != 0).flatten()
         here = fires.device.type == "cpu"  # numpy's search is five times faster than torch's
         index = torch.from_numpy(np.flatnonzero(fires.numpy())) if here else fires.nonzero()[:, 0]

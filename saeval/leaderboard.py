@@ -13,9 +13,15 @@ from saeval.against import against
 from saeval.board import Board, Column, Entry, Row
 from saeval.errors import SaevalError, suggestion
 from saeval.fingerprint import digest_of
+from saeval.formatting import number
 from saeval.ranks import rank
 from saeval.result import Result
 from saeval.store import Store
+
+L0 = "l0"
+"""The value that counts a token's features."""
+DENSER = 2.0
+"""How many times the L0 of the second row the first may have before the board says so."""
 
 
 def boards(folders: Iterable[Path | str], *, include_limited: bool = False, every_column: bool = False) -> list[Board]:
@@ -24,32 +30,50 @@ def boards(folders: Iterable[Path | str], *, include_limited: bool = False, ever
     `every_column` leaves out the suites' own layout. Raises `SaevalError` for a folder without a
     manifest, and for runs with `--limit` unless `include_limited`.
     """
-    results: list[Result] = []
-    settings: dict[str, Any] = {}
-    titles: list[str] = []
-    unfinished: list[str] = []
+    runs = []
     for folder in folders:
         manifest, found = Store(folder).results(include_limited)
-        titles.append(manifest["suite"])
-        settings = settings or manifest["leaderboard"]
-        results += found
+        unfinished = ""
         if absent := sum(result.status == "missing" for result in found):
             share = f"{absent} of {len(manifest['cells'])} cells of '{manifest['suite']}'"
-            unfinished.append(f"{share} are not computed yet; run it again to go on where it stopped")
-    made = from_results(results, " + ".join(dict.fromkeys(titles)), {} if every_column else settings)
-    for board in made:
-        board.warnings += unfinished
-    return made
+            unfinished = f"{share} are not computed yet; run it again to go on where it stopped"
+        layout = {} if every_column else manifest["leaderboard"]
+        runs.append(_Run(manifest["suite"], layout, found, unfinished))
+    return _boards(runs)
 
 
 def from_results(results: Sequence[Result], title: str, settings: Mapping[str, Any]) -> list[Board]:
     """Boards from results in hand; results of groups have no row of their own subject and form rows of members."""
-    tables: dict[str, list[Result]] = {}
-    for result in results:
-        data = result.cell["data"]
-        ground = [result.cell["model"], data["fingerprint"], data.get("stopping")]
-        tables.setdefault(digest_of(ground), []).append(result)
-    return [_board(table, title, settings) for table in tables.values()]
+    return _boards([_Run(title, settings, results)])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """The results of one run, with its suite's name and layout."""
+
+    title: str
+    layout: Mapping[str, Any]
+    results: Sequence[Result]
+    unfinished: str = ""
+    """What it still lacks, in a sentence; empty for a whole run."""
+
+
+def _boards(runs: Sequence[_Run]) -> list[Board]:
+    """A board for each model and data. It has the names of the runs that are in it, and the first one's layout."""
+    tables: dict[str, list[tuple[_Run, Result]]] = {}
+    for run in runs:
+        for result in run.results:
+            data = result.cell["data"]
+            ground = [result.cell["model"], data["fingerprint"], data.get("stopping")]
+            tables.setdefault(digest_of(ground), []).append((run, result))
+    made = []
+    for table in tables.values():
+        own = list({id(run): run for run, _ in table}.values())
+        title = " + ".join(dict.fromkeys(run.title for run in own))
+        board = _board([result for _, result in table], title, next((r.layout for r in own if r.layout), {}))
+        board.warnings += [run.unfinished for run in own if run.unfinished]
+        made.append(board)
+    return made
 
 
 def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Board:
@@ -80,15 +104,35 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
         warnings.append(f"rank_by '{rank_by}': there is no such column, so nothing is ranked{near[:200]}")
     ranked = next((c for c in columns if c.name == rank_by), None)
     if settings.get("rank_by") and ranked is not None and ranked.better is None:
-        warnings.append(f"rank_by '{rank_by}': neither more nor less of it is better, so nothing is ranked")
+        warnings.append(f"rank_by '{rank_by}': it has no better direction, so nothing is ranked")
     rank(merged, ranked)
+    warnings += _denser(merged, columns, rank_by)
     cell = results[0].cell
     model = (cell["model"] or {}).get("name", "")
-    shown = _shown(columns, settings)
     data = cell["data"]
-    columns = [c for column in columns for c in ([column] if column.name in shown else []) + ahead.get(column.name, [])]
+    columns = [c for column in columns for c in [column, *ahead.get(column.name, [])]]
     sample = next((r.sample for r in results if r.sample), None)
     return Board(title, model, data, columns, merged, rank_by, data.get("limit") is not None, warnings, sample)
+
+
+def _denser(rows: Sequence[Row], columns: Sequence[Column], rank_by: str | None) -> list[str]:
+    """That the first row uses far more features than the second at its hook: more features reconstruct better."""
+    l0 = next((c.name for c in columns if c.value == L0), None)
+    if l0 is None or rank_by == l0:
+        return []
+    ranked = [(row, row.entries[l0].value) for row in rows if row.rank is not None and l0 in row.entries]
+    known = [(row, value) for row, value in ranked if value]
+    if not known or known[0][0] is not next(row for row in rows if row.rank is not None):
+        return []
+    (first, most), *others = known
+    second = next(((row, value) for row, value in others if row.hook_name == first.hook_name), None)
+    if second is None or most < DENSER * second[1]:
+        return []
+    return [
+        f"{first.name}, first in {rank_by}, has {number(most / second[1], 2)} times the L0 of {second[0].name} "
+        f"({number(most)} against {number(second[1])} features a token): a higher L0 makes {rank_by} easier, so "
+        f"compare SAEs of similar L0"
+    ]
 
 
 def _spelt_out(results: list[Result], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,11 +174,6 @@ def _findings(results: list[Result]) -> list[str]:
     return [*sorted(found), *dict.fromkeys(note for result in results for note in result.notes)]
 
 
-def _shown(columns: list[Column], settings: Mapping[str, Any]) -> set[str]:
-    asked = settings.get("columns") or []
-    return {c.name for c in columns if not asked or c.name in asked}
-
-
 def _columns(results: list[Result], asked: Sequence[str]) -> tuple[list[Column], list[str]]:
     """Every scalar of every metric, those asked for first and in their order; and what was asked for in vain."""
     warnings = []
@@ -157,7 +196,8 @@ def _columns(results: list[Result], asked: Sequence[str]) -> tuple[list[Column],
         found.setdefault(name, Column(name))
     for result in results:  # a metric that failed everywhere still has its column, which says so
         if result.metric not in {c.metric for c in found.values()}:
-            found[f"{result.metric}.{result.cell['metric']}"] = Column(f"{result.metric}.{result.cell['metric']}")
+            name = f"{result.metric}.{result.cell['metric']}"
+            found[name] = Column(name, headline=not asked)
     order = {name: index for index, name in enumerate(asked)}
     return sorted(found.values(), key=lambda c: order.get(c.name, len(order))), warnings
 

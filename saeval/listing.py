@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from saeval.errors import SaevalError, suggestion
+from saeval import glossary, lookup
+from saeval.detail import detail
 from saeval.nodes import LEAVES
 from saeval.parameters import schema
 from saeval.registry import Entry, Names, Registry
-from saeval.store import LIMITED, MANIFEST, Store
+from saeval.result import Result
+from saeval.store import LIMITED, MANIFEST, finite
 
 
 def listing(registry: Registry, kind: str) -> list[dict[str, Any]]:
@@ -48,14 +50,10 @@ def _row(entry: Entry[Any], kind: str | None = None) -> dict[str, Any]:
         row["kind"] = kind
     if isinstance(thing, type):
         row["version"] = getattr(thing, "version", None)
-        row["parameters"] = {name: _default(f) for name, f in schema(thing).model_fields.items()}
+        row["parameters"] = {name: glossary.default(f) for name, f in schema(thing).model_fields.items()}
     if hasattr(thing, "rebinds"):
         row |= {"requests": list(thing.parameters), "fold": thing.fold, "shape": thing.shape}
     return row
-
-
-def _default(field: Any) -> Any:
-    return "required" if field.is_required() else repr(field.default)
 
 
 def _description(thing: Any) -> str:
@@ -85,69 +83,52 @@ def _plugins(registry: Registry) -> list[dict[str, Any]]:
     return rows
 
 
-def show(what: str, registry: Callable[[], Registry]) -> str:
-    """A results folder's cells, one result whole, or a name's documentation."""
-    path = Path(what)
+def show(words: Sequence[str], registry: Callable[[], Registry], out: str = "results", as_json: bool = False) -> str:
+    """A results folder's cells, one result, or a name's documentation.
+
+    `words` are a folder or a suite with results under `out`, alone or with the beginning of a key or a metric and a
+    subject; a key; a result's file; or a name that `ls` lists. `SaevalError` for what is none of these.
+    """
+    if len(words) > 1:
+        return _shown(lookup.chosen(words, out), as_json)
+    what, path = words[0], Path(words[0])
     if path.suffix == ".json" and path.is_file():
-        result = Store(path.parent).read(path.stem)
-        if result is None:
-            raise SaevalError(f"{what}: not a result of saeval")
-        return json.dumps(result.record(), indent=1)
+        return _cells(path.parent) if path.name in (MANIFEST, LIMITED) else _shown(lookup.of_file(path), as_json)
     if path.is_dir():
-        return _folder(path)
-    return _document(what, registry())
+        return _cells(path)
+    if (page := glossary.document(what, registry())) is not None:
+        return page
+    if (folder := lookup.folder(what, out)) is not None:
+        return _cells(folder)
+    keyed = lookup.by_key(what, lookup.under(out))
+    if len(keyed) == 1:
+        return _shown(keyed[0], as_json)
+    if keyed:
+        return _lines(keyed)
+    raise glossary.unknown(what, registry(), lookup.suites(out))
 
 
-def _folder(path: Path) -> str:
-    store = Store(path)
-    if not any((path / name).exists() for name in (MANIFEST, LIMITED)):
-        inner = [p.parent.name for p in sorted(path.glob(f"*/{MANIFEST}"))]
-        near = f"; its suites: {', '.join(inner)}" if inner else ""
-        raise SaevalError(f"{path}: no {MANIFEST} here{near}")
-    lines = []
-    for listed in store.manifest()["cells"]:
-        result = store.read(listed["key"])
-        cell = listed["cell"]
-        name = ", ".join(s["name"] for s in cell["subjects"])
-        status = result.status if result else "not computed"
-        reason = f": {result.reason}" if result and result.reason else ""
-        lines.append(f"{listed['key']}  {cell['alias']:<16} {name:<28} {status}{reason}")
-    return "\n".join(lines)
+def _shown(found: list[lookup.Listed] | Result, as_json: bool) -> str:
+    if isinstance(found, Result):
+        return json.dumps(finite(found.record()), indent=1) if as_json else detail(found)
+    return _lines(one.result for one in found)
 
 
-def _document(name: str, registry: Registry) -> str:
-    kinds = (
-        registry.metrics, registry.quantities, registry.controls, registry.loaders, registry.data, registry.saes,
-        registry.models, registry.adapters, registry.suites,
-    )  # fmt: skip
-    for names in kinds:
-        if name in names:
-            entry = names.entry(name)
-            return _page(names.kind, entry)
-    if name in LEAVES:
-        return f"quantity {name} (saeval:engine)\n\n{LEAVES[name]}"
-    if name.split(".")[0] in registry.metrics:  # a column, `metric.value`
-        return _document(name.split(".")[0], registry)
-    known = [n for names in kinds for n in names.names()] + list(LEAVES)
-    near = suggestion(name, known)
-    near = near if "did you mean" in near else "; `saeval ls metrics` and its like list what there is"
-    raise SaevalError(f"'{name}' is neither a results folder, a result, nor a known name{near}")
+def _cells(path: Path) -> str:
+    return _lines(one.result for one in lookup.cells(path))
 
 
-def _page(kind: str, entry: Entry[Any]) -> str:
-    thing = entry.thing
-    version = f"@{thing.version}" if isinstance(getattr(thing, "version", None), int) else ""
-    lines = [f"{kind} {entry.name}{version} ({entry.origin})", ""]
-    documented = thing.function if hasattr(thing, "rebinds") else thing
-    if isinstance(thing, type) or hasattr(thing, "rebinds"):
-        lines.append(inspect.getdoc(documented) or "(no documentation)")
-    else:
-        lines.append(str(getattr(thing, "description", "")))
-        where = getattr(thing, "reference", None) or getattr(thing, "path", "")
-        lines.append(str(where))
-    row = _row(entry)
-    if row.get("parameters"):
-        lines += ["", "parameters:", *(f"  {k}: {v}" for k, v in row["parameters"].items())]
-    if row.get("requests"):
-        lines += ["", f"requests: {', '.join(row['requests'])}"]
-    return "\n".join(lines)
+def _lines(results: Iterable[Result]) -> str:
+    """A line a result: key, metric, subjects, hooks, status and reason."""
+    rows = []
+    for result in results:
+        subjects = result.cell["subjects"]
+        names = result.subject or "the model"
+        own = f"{result.cell['over']} ({names})" if result.cell.get("over") else names
+        hooks = ", ".join(dict.fromkeys(s["hook_name"] for s in subjects))
+        status = "not computed" if result.status == "missing" else result.status
+        rows.append([result.key, result.metric, own, hooks, f"{status}{f': {result.reason}' if result.reason else ''}"])
+    widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else []
+    return "\n".join(
+        "  ".join([*(f"{text:<{width}}" for text, width in zip(row, widths, strict=False)), row[4]]) for row in rows
+    )

@@ -25,7 +25,9 @@ class Capture:
     """
 
     activations: dict[str, Float[Tensor, "batch seq d"]]
+    """By hook name, at the hooks that this run looks at."""
     final: Tensor | None = None
+    """`[batch, seq, d_model]`, or for a reward model `[batch]`; None where the pass was cut."""
     inputs: dict[int, Tensor] = field(default_factory=dict)
     """Inputs of the blocks that a resume at a hook inside them will need, by block index."""
 
@@ -53,8 +55,11 @@ class Model(ABC):
     """A loaded model. Every forward pass goes through `capture` or `resumed`."""
 
     kind: ClassVar[Literal["causal", "reward"]] = "causal"
+    """What it gives: logits of the next token, or a reward for each row."""
     device: torch.device
+    """Where its weights are."""
     dtype: torch.dtype
+    """In which it computes."""
     chunked_head: bool | None = None
     """Whether `unembed` was seen to equal the model's own logits; None before the check."""
 

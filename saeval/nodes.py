@@ -10,17 +10,17 @@ from saeval.quantities import Quantity
 from saeval.substitute import Subject
 
 LEAVES = {
-    "model": "the loaded model",
-    "batch": "the batch: tokens, targets, mask, real, sequence_ids, clusters",
-    "divergence": "pairs: the first differing position, [batch]",
-    "hook_name": "the canonical hook name",
-    "d_in": "width of the hook",
-    "sae": "the substitute: an SAE, a control",
+    "model": "the loaded model, a `Model`",
+    "batch": "the batch, a `Batch`: tokens, targets, mask, real, sequence_ids, clusters",
+    "divergence": "pairs: the first differing position, an integer tensor [batch]",
+    "hook_name": "the canonical hook name, such as blocks.6.hook_resid_pre",
+    "d_in": "width of the hook, an integer",
+    "sae": "the substitute, a `Substitute`: an SAE, a control",
     "subject_name": "the substitute's name in the suite",
-    "activations": "activations at the hook, [batch, seq, d_in]",
+    "activations": "activations at the hook, [batch, seq, d_in], in the model's dtype and unit",
     "sae_input": "activations that the SAE encodes: those at the hook, save for transcoders, [batch, seq, d_in]",
     "clean_final": "final hidden state of the clean pass, [batch, seq, d_model]; for reward models the reward, [batch]",
-    "resume": "function: activations at the hook -> final, running only what comes after the hook",
+    "resume": "function, a `Resume`: activations at the hook -> final, running only what comes after the hook",
 }
 """Requests that the engine itself answers."""
 

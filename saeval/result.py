@@ -47,7 +47,7 @@ class Result:
             "provenance": self.provenance,
             **({"headline": self.headline} if self.headline else {}),
             **({"sample": self.sample} if self.sample else {}),
-            **({"traceback": self.traceback} if self.traceback else {}),
+            **({"traceback": self.traceback.splitlines()} if self.traceback else {}),
         }
 
     @classmethod
@@ -60,7 +60,7 @@ class Result:
             values=dict(record["values"]),
             components=dict(record["components"]),
             provenance=dict(record["provenance"]),
-            traceback=record.get("traceback"),
+            traceback=_joined(record.get("traceback")),
             headline=list(record.get("headline", [])),
             sample=record.get("sample"),
         )
@@ -90,3 +90,8 @@ class Result:
     def array(self, name: str) -> np.ndarray:
         """The numbers of a value that is an `Array`."""
         return self.arrays[f"value/{name}"]
+
+
+def _joined(traceback: list[str] | str | None) -> str | None:
+    """A stored traceback as text; older files have it as one string."""
+    return "\n".join(traceback) if isinstance(traceback, list) else traceback

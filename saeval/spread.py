@@ -22,8 +22,11 @@ class Spread(Evidence):
     """
 
     sum: Float[np.ndarray, "clusters d"]
+    """Σ x of each cluster, in units of x."""
     squares: Float[np.ndarray, "clusters"]
+    """Σ ‖x‖² of each cluster."""
     n: Int[np.ndarray, "clusters"]
+    """Tokens of each cluster."""
 
     @classmethod
     def of(cls, x: Float[Tensor, "batch seq d"], mask: Bool[Tensor, "batch seq"]) -> Self:

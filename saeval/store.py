@@ -61,6 +61,12 @@ class Store:
         """The manifest of the last whole run, else of the last limited one; `SaevalError` where there is neither."""
         path = next((p for name in (MANIFEST, LIMITED) if (p := self.folder / name).exists()), None)
         if path is None:
+            inner = sorted({p.parent.name for name in (MANIFEST, LIMITED) for p in self.folder.glob(f"*/{name}")})
+            if inner:
+                first = self.folder / inner[0]
+                raise SaevalError(
+                    f"{self.folder}: no {MANIFEST} here; its suites: {', '.join(inner)}; name {first}, say"
+                )
             raise SaevalError(
                 f"{self.folder}: no {MANIFEST} here; run the suite first, and name its folder of results, OUT/SUITE"
             )
@@ -198,7 +204,7 @@ def finite(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value + 0.0 if math.isfinite(value) else None  # no negative zero
     if isinstance(value, Mapping):
         return {str(name): finite(one) for name, one in value.items()}
     if isinstance(value, list | tuple):

@@ -21,7 +21,9 @@ class Encoding(NamedTuple):
     """Feature activations and whatever decoding needs besides (norms, scales), which the SAE itself keeps nowhere."""
 
     feature_acts: Float[Tensor, "batch seq d_sae"]
+    """Feature activations, 0 where a feature does not fire."""
     context: Any = None
+    """What `decode` needs besides: the format's own, None where it needs nothing."""
 
 
 class Substitute(ABC):
@@ -32,7 +34,9 @@ class Substitute(ABC):
     hook_name: str
     """The hook whose activations it replaces. A transcoder encodes those of another one."""
     d_in: int
+    """Width of what it encodes."""
     d_sae: int | None = None
+    """Number of features; None for substitutes without features."""
     reads_earlier: bool = False
     """Whether a token's features depend on earlier tokens of its row too."""
 
@@ -67,6 +71,7 @@ class Substitute(ABC):
 
     @property
     def has_features(self) -> bool:
+        """Whether it encodes at all; ablations do not."""
         return type(self).encode is not Substitute.encode
 
     def other_readings(self) -> Mapping[str, Substitute]:

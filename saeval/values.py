@@ -59,9 +59,7 @@ class Scalar:
         if stderr is not None and not math.isfinite(stderr):
             stderr, interval, reason = None, None, reason or "the delta method gives no finite error here"
         if self.value is not None and stderr is None:
-            reason = reason or (
-                "fewer than two clusters" if self.estimate else "not a mean over clusters: no standard error"
-            )
+            reason = reason or ("fewer than two documents" if self.estimate else "not a mean over documents")
         return {
             "value": self.value,
             "stderr": stderr,

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             done = f"{len(results)} cells, {results.forward_passes} forward passes; results in {results.folder}"
             print(done, file=sys.stderr)
             if results.failed:
-                hint = f"saeval show {results.folder}/KEY.json has the traceback"
+                hint = f"saeval show {results.folder} lists them, saeval show {results.folder} KEY has the traceback"
                 print(f"{len(results.failed)} of {len(results)} cells failed; {hint}", file=sys.stderr)
                 code = SOME_FAILED
         print(write(made_boards))
@@ -119,7 +119,7 @@ def ls(arguments: argparse.Namespace) -> int:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    print(listing.show(arguments.what, lambda: _registry(arguments)))
+    print(listing.show(arguments.what, lambda: _registry(arguments), arguments.out, arguments.json))
     return OK
 
 
@@ -150,7 +150,8 @@ def report(arguments: argparse.Namespace) -> int:
     for folder in arguments.folders:
         _, results = Store(folder).results(arguments.include_limited)
         written, failed = write_pages(chosen, results, Path(arguments.to or Path(folder) / "report"))
-        print(*written, sep="\n") if written else print(f"{folder}: none of its metrics has a page to show")
+        none = f"{folder}: none of its metrics has a page; {', '.join(one.name for one in chosen)} make pages of theirs"
+        print(*written, sep="\n") if written else print(none)
         print(*failed, sep="\n", end="\n" if failed else "", file=sys.stderr)
         code = SOME_FAILED if failed else code
     return code

@@ -18,6 +18,11 @@ from saeval_compat.splices import predicting
 
 _TOKEN = ("l2_loss", "l1_loss", "l0", "cossim", "l2_ratio", "norm_hat_squared", "dot", "squared", "norm_squared")
 _LOSSES = ("loss_original", "loss_reconstructed", "loss_zero")
+_UNITS = {
+    "l2_loss": "activation", "l1_loss": "activation", "l0": "features", "cossim": "cosine", "l2_ratio": "ratio",
+    "relative_reconstruction_bias": "ratio", "frac_variance_explained": "share of variance",
+    **dict.fromkeys(_LOSSES, "nats"), "frac_recovered": "share", "frac_alive": "share of features",
+}  # fmt: skip
 
 
 class DictionaryLearningEvaluate(Metric):
@@ -34,6 +39,22 @@ class DictionaryLearningEvaluate(Metric):
     batch of those (8,192 by default) is drawn from a shuffled buffer, of which `remove_bos` may leave out the
     first of each text; here all fields are of the same sequences. `normalize_batch` is not
     reproduced. Source: dictionary_learning 0.1.0, evaluation.py.
+
+    Values:
+        l2_loss: mean ‖e‖; activation; ≥ 0; no better direction.
+        l1_loss: mean Σ_j |f_j|; activation; ≥ 0; no better direction.
+        l0: mean #{j : f_j ≠ 0}; features; 0 .. d_sae; no better direction.
+        cossim: mean x·x̂ / ‖x‖‖x̂‖; cosine; -1 .. 1; no better direction.
+        l2_ratio: mean ‖x̂‖ / ‖x‖; ratio; ≥ 0; no better direction.
+        relative_reconstruction_bias: mean ‖x̂‖² / mean x·x̂; ratio; −∞ .. ∞; no better direction.
+        frac_variance_explained: 1 − var(e) / var(x), both centred; share of variance; −∞ .. 1; no better
+            direction.
+        loss_original, loss_reconstructed, loss_zero: mean loss: clean, with x̂, with zeros; nats; ≥ 0; no
+            better direction.
+        frac_recovered: (loss_reconstructed − loss_zero) / (loss_original − loss_zero); share; −∞ .. ∞; no
+            better direction.
+        frac_alive: share of features whose activations do not sum to 0; share of features; 0 .. 1; no better
+            direction.
     """
 
     name, version = "dictionary_learning_evaluate", 1
@@ -85,7 +106,7 @@ class DictionaryLearningEvaluate(Metric):
         losses["frac_recovered"] = (losses["loss_reconstructed"] - losses["loss_zero"]) / fall
         means = {name: float(values.mean()) for name, values in {**by_batch, **losses}.items()}
         means["frac_alive"] = float((total["acts"].sums[0] != 0).mean())
-        return {name: Scalar(value) for name, value in means.items()}
+        return {name: Scalar(value, unit=_UNITS[name]) for name, value in means.items()}
 
 
 def _summed(feature_acts: Tensor, real: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch 1 d_sae"]:

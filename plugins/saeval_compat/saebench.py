@@ -14,7 +14,7 @@ from saeval.scores import TokenScores
 from saeval.substitute import Encoding, Substitute
 from saeval.values import Array, Scalar, Value
 from saeval_compat.batches import PerBatch, columns
-from saeval_compat.saelens import downstream, downstream_values, firing_values, firings, weight_values
+from saeval_compat.saelens import UNITS, downstream, downstream_values, firing_values, firings, weight_values
 
 _ROWS = 1024
 """Rows whose cosines with all others are in memory at once."""
@@ -29,6 +29,16 @@ class SAEBenchDownstream(Metric):
     which the zero ablation never does. Not reproduced: SAEBench takes the logarithm of a softmax for its KL,
     so a probability that underflows makes the field NaN (printed as −1); here it is finite. Source: SAEBench
     0.6.0 `get_recons_loss`.
+
+    Values:
+        kl_div_with_sae, kl_div_with_ablation: token mean of KL(clean‖spliced), with x̂ and with zeros; nats; ≥
+            0; no better direction.
+        ce_loss_without_sae, ce_loss_with_sae, ce_loss_with_ablation: token mean of the loss: clean, with x̂,
+            with zeros; nats; ≥ 0; no better direction.
+        kl_div_score: (kl_div_with_ablation − kl_div_with_sae) / kl_div_with_ablation; share; −∞ .. 1; higher is
+            better.
+        ce_loss_score: (ce_loss_with_ablation − ce_loss_with_sae) / (ce_loss_with_ablation −
+            ce_loss_without_sae); share; −∞ .. ∞; higher is better.
     """
 
     name, version = "saebench_downstream", 1
@@ -60,6 +70,19 @@ class SAEBenchVariance(Metric):
     tokens of its batch before averaging, so it falls as batches grow; l1 sums f, not |f|. The rest is as
     in `saelens_variance`. `batch_size` is SAEBench's own, in sequences. Source:
     SAEBench 0.6.0 `get_sparsity_and_variance_metrics`.
+
+    Values:
+        l2_norm_in, l2_norm_out: token means of ‖x‖ and ‖x̂‖; activation; ≥ 0; no better direction.
+        l2_ratio: token mean of ‖x̂‖ / ‖x‖; ratio; ≥ 0; no better direction.
+        l0: token mean of #{j : f_j ≠ 0}; features; 0 .. d_sae; no better direction.
+        l1: token mean of Σ_j f_j; activation; −∞ .. ∞; no better direction.
+        mse: mean over batches of mean ‖e‖² / tokens of the batch; squared activation; ≥ 0; lower is better.
+        cossim: token mean of x·x̂ / ‖x‖‖x̂‖; cosine; -1 .. 1; no better direction.
+        relative_reconstruction_bias: mean over batches of mean ‖x̂‖² / mean x·x̂; ratio; −∞ .. ∞; no better
+            direction.
+        explained_variance: 1 − R / (S − A²); share of variance; −∞ .. ∞; higher is better.
+        explained_variance_legacy: token mean of 1 − ‖e‖² / ‖x − batch mean‖²; share of variance; −∞ .. 1; no
+            better direction.
     """
 
     name, version = "saebench_variance", 1
@@ -100,15 +123,19 @@ class SAEBenchVariance(Metric):
         }
 
     def conclude(self, total: dict[str, Evidence]) -> dict[str, Value]:
-        values: dict[str, Value] = {k: Scalar(v.value) for k, v in total.items() if isinstance(v, Ratio)}
+        values: dict[str, Value] = {
+            name: Scalar(mean.value, unit=UNITS[name]) for name, mean in total.items() if isinstance(mean, Ratio)
+        }
         batches = total["batches"]
         assert isinstance(batches, PerBatch)
         hat, dot, squares, per_dim, residual = batches.means.T
         tokens = batches.n[batches.n > 0]
-        values["relative_reconstruction_bias"] = Scalar(float((hat / dot).mean()))
+        values["relative_reconstruction_bias"] = Scalar(float((hat / dot).mean()), unit="ratio")
         variance = squares.mean() - per_dim.mean() ** 2
-        values["explained_variance"] = Scalar(float(1 - residual.mean() / variance), better="higher")
-        values["mse"] = Scalar(float(np.sum(residual) / np.sum(tokens)), better="lower")
+        values["explained_variance"] = Scalar(
+            float(1 - residual.mean() / variance), unit=UNITS["explained_variance"], better="higher"
+        )
+        values["mse"] = Scalar(float(np.sum(residual) / np.sum(tokens)), unit=UNITS["mse"], better="lower")
         return values
 
 
@@ -120,6 +147,17 @@ class SAEBenchFeatures(Metric):
     freq_over_1_percent and freq_over_10_percent = shares above 0.01 and 0.1; normalized_freq_over_1_percent and
     normalized_freq_over_10_percent = Σ of the d_j above it / Σ d_j, 0 where nothing fires. Source: SAEBench 0.6.0
     `get_sparsity_and_variance_metrics`, `calculate_misc_metrics`.
+
+    Values:
+        feature_density: share of tokens on which feature j fires, an array; share of tokens; 0 .. 1; no better
+            direction.
+        consistent_activation_heuristic: tokens on which it fires / sequences in which it does, an array; tokens
+            a sequence; ≥ 1, NaN for dead features; no better direction.
+        frac_alive: share of features with density above 0; share of features; 0 .. 1; no better direction.
+        freq_over_1_percent, freq_over_10_percent: share of features with density above 0.01, above 0.1; share
+            of features; 0 .. 1; no better direction.
+        normalized_freq_over_1_percent, normalized_freq_over_10_percent: Σ of the densities above it / Σ of all;
+            share of firings; 0 .. 1; no better direction.
     """
 
     name, version = "saebench_features", 1
@@ -150,6 +188,15 @@ class SAEBenchWeights(Metric):
     average_max_decoder_cosine_sim are their means. Not reproduced: encoder_bias where an SAE has no b_enc, for
     which SAEBench prints b_mag (gated SAEs) or zeros. Source: SAEBench 0.6.0
     `get_featurewise_weight_based_metrics`, `calculate_misc_metrics`.
+
+    Values:
+        encoder_norm: ‖e_j‖, an array; norm of weights; ≥ 0; no better direction.
+        encoder_decoder_cosine_sim: e_j·d_j / ‖e_j‖‖d_j‖, an array; cosine; -1 .. 1; no better direction.
+        encoder_bias: b_enc, an array; bias; −∞ .. ∞; no better direction.
+        max_encoder_cosine_sim, max_decoder_cosine_sim: largest cosine of a column or row with another, an
+            array; cosine; -1 .. 1; no better direction.
+        average_max_encoder_cosine_sim, average_max_decoder_cosine_sim: their means; cosine; -1 .. 1; no better
+            direction.
     """
 
     name, version = "saebench_weights", 1
@@ -158,7 +205,7 @@ class SAEBenchWeights(Metric):
         values = weight_values(sae)
         for name, rows in (("encoder", sae.weights["W_enc"].T), ("decoder", sae.weights["W_dec"])):
             nearest = largest_cosines(rows)
-            values[f"max_{name}_cosine_sim"] = Array(nearest.cpu().numpy())
+            values[f"max_{name}_cosine_sim"] = Array(nearest.cpu().numpy(), unit="cosine")
             values[f"average_max_{name}_cosine_sim"] = Scalar(float(nearest.mean()), unit="cosine")
         return values
 

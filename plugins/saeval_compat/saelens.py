@@ -19,6 +19,12 @@ from saeval.values import Array, Scalar, Value
 from saeval_compat.batches import PerBatch, columns
 from saeval_compat.splices import predicting
 
+UNITS = {
+    "l2_norm_in": "activation", "l2_norm_out": "activation", "l2_ratio": "ratio", "l0": "features", "l1": "activation",
+    "explained_variance_legacy": "share of variance", "explained_variance": "share of variance",
+    "mse": "squared activation", "cossim": "cosine", "relative_reconstruction_bias": "ratio",
+}  # fmt: skip
+"""Units of the fields of norms, sparsity and variance."""
 _TINY_NORM = 1e-4
 """Input norms below this count as 1 in `l2_ratio`."""
 
@@ -54,6 +60,16 @@ class SAELensDownstream(Metric):
     `kl`: the zero ablation reaches positions outside the mask, which the splice leaves alone, so the two
     ends of a score are measured under different interventions; a row's last token is not predicted;
     scores exist whatever their denominator. Source: sae_lens 6.54 `get_recons_loss`.
+
+    Values:
+        kl_div_with_sae, kl_div_with_ablation: token mean of KL(clean‖spliced), with x̂ and with zeros; nats; ≥
+            0; no better direction.
+        ce_loss_without_sae, ce_loss_with_sae, ce_loss_with_ablation: token mean of the loss: clean, with x̂,
+            with zeros; nats; ≥ 0; no better direction.
+        kl_div_score: (kl_div_with_ablation − kl_div_with_sae) / kl_div_with_ablation; share; −∞ .. 1; higher is
+            better.
+        ce_loss_score: (ce_loss_with_ablation − ce_loss_with_sae) / (ce_loss_with_ablation −
+            ce_loss_without_sae); share; −∞ .. ∞; higher is better.
     """
 
     name, version = "saelens_downstream", 1
@@ -80,6 +96,20 @@ class SAELensVariance(Metric):
     token mean of 1 − ‖e‖² / ‖x − batch mean‖², which rare tokens near the mean dominate. `batch_size`
     is sae-lens' own, in sequences: two of its fields depend on it. Source: sae_lens 6.54
     `get_sparsity_and_variance_metrics`.
+
+    Values:
+        l2_norm_in, l2_norm_out: token means of ‖x‖ and ‖x̂‖; activation; ≥ 0; no better direction.
+        l2_ratio: token mean of ‖x̂‖ / ‖x‖; ratio; ≥ 0; no better direction.
+        l0: token mean of #{j : f_j ≠ 0}; features; 0 .. d_sae; no better direction.
+        l1: token mean of Σ_j |f_j|; activation; ≥ 0; no better direction.
+        mse: token mean of ‖e‖²; squared activation; ≥ 0; no better direction.
+        cossim: token mean of x·x̂ / ‖x‖‖x̂‖; cosine; -1 .. 1; no better direction.
+        relative_reconstruction_bias: mean over batches of mean ‖x̂‖² / mean x·x̂; ratio; −∞ .. ∞; no better
+            direction.
+        explained_variance: 1 − mean ‖e‖² / (mean ‖x‖² − ‖mean x‖²); share of variance; −∞ .. 1; higher is
+            better.
+        explained_variance_legacy: token mean of 1 − ‖e‖² / ‖x − batch mean‖²; share of variance; −∞ .. 1; no
+            better direction.
     """
 
     name, version = "saelens_variance", 1
@@ -121,13 +151,14 @@ class SAELensVariance(Metric):
 
     def conclude(self, total: dict[str, Evidence], included_spread: Spread) -> dict[str, Value]:
         means = {name: value for name, value in total.items() if isinstance(value, Ratio)}
-        values: dict[str, Value] = {name: Scalar(mean.value) for name, mean in means.items()}
+        values: dict[str, Value] = {n: Scalar(mean.value, unit=UNITS[n]) for n, mean in means.items()}
         variance = included_spread.around(included_spread.mean)
         fvu = Ratio(means["mse"].numerator, variance, included_spread.n).value
-        values["explained_variance"] = Scalar(1 - fvu, better="higher")
+        values["explained_variance"] = Scalar(1 - fvu, unit=UNITS["explained_variance"], better="higher")
         bias = total["bias"]
         assert isinstance(bias, PerBatch)
-        values["relative_reconstruction_bias"] = Scalar(float((bias.means[:, 0] / bias.means[:, 1]).mean()))
+        ratio = float((bias.means[:, 0] / bias.means[:, 1]).mean())
+        values["relative_reconstruction_bias"] = Scalar(ratio, unit=UNITS["relative_reconstruction_bias"])
         return values
 
 
@@ -137,6 +168,12 @@ class SAELensFeatures(Metric):
     feature_density = share of tokens with f_j ≠ 0; consistent_activation_heuristic = tokens on which f_j
     fired / sequences in which it did (NaN for features that never fire). Arrays `[d_sae]`.
     Source: sae_lens 6.54 `get_sparsity_and_variance_metrics`.
+
+    Values:
+        feature_density: share of tokens on which feature j fires, an array; share of tokens; 0 .. 1; no better
+            direction.
+        consistent_activation_heuristic: tokens on which it fires / sequences in which it does, an array; tokens
+            a sequence; ≥ 1, NaN for dead features; no better direction.
     """
 
     name, version = "saelens_features", 1
@@ -166,7 +203,7 @@ def firing_values(total: dict[str, PerBatch]) -> dict[str, Value]:
     acts, prompts, tokens = (total[name].sums[0] for name in ("acts", "prompts", "tokens"))
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
-            "feature_density": Array(acts / tokens),
+            "feature_density": Array(acts / tokens, unit="share of tokens"),
             "consistent_activation_heuristic": Array(acts / prompts, unit="tokens a sequence"),
         }
 
@@ -178,6 +215,11 @@ class SAELensWeights(Metric):
     forward pass. Differs: where features are rescaled by the decoder's norms (`rescale_acts_by_decoder_norm`) or
     activations are normalised, saeval holds the weights with those factors in them. Source: sae_lens 6.54
     `get_featurewise_weight_based_metrics`.
+
+    Values:
+        encoder_norm: ‖e_j‖, an array; norm of weights; ≥ 0; no better direction.
+        encoder_decoder_cosine_sim: e_j·d_j / ‖e_j‖‖d_j‖, an array; cosine; -1 .. 1; no better direction.
+        encoder_bias: b_enc, an array; bias; −∞ .. ∞; no better direction.
     """
 
     name, version = "saelens_weights", 1
@@ -199,4 +241,5 @@ def weight_values(sae: Substitute) -> dict[str, Value]:
     found = {"encoder_norm": norms, "encoder_decoder_cosine_sim": cosine}
     if "b_enc" in sae.weights:
         found["encoder_bias"] = sae.weights["b_enc"]
-    return {name: Array(value.double().cpu().numpy()) for name, value in found.items()}
+    units = {"encoder_norm": "norm of weights", "encoder_decoder_cosine_sim": "cosine", "encoder_bias": "bias"}
+    return {name: Array(value.double().cpu().numpy(), units[name]) for name, value in found.items()}

@@ -67,6 +67,12 @@ class DownstreamReconstruction(Metric):
     where no stream is later. At hooks of one layer's output the stream also carries what was
     never encoded, which makes its errors a smaller share.
     Source of the idea: Braun et al. 2024, downstream reconstruction of end-to-end SAEs.
+
+    Values:
+        fvu_by_layer, fvu_last: Σ‖y_l − y'_l‖² / Σ‖y_l − ν_l‖², a curve over l and its last point; share of
+            variance; ≥ 0; lower is better.
+        mse_by_layer, mse_last: token mean of ‖y_l − y'_l‖²; squared activation; ≥ 0; lower is better.
+        cosine_by_layer, cosine_last: token mean of y_l·y'_l / ‖y_l‖‖y'_l‖; cosine; -1 .. 1; higher is better.
     """
 
     name, version = "downstream_reconstruction", 1

@@ -20,6 +20,15 @@ class L0(Metric):
 
     l0 = mean over the mask of #{j : f_j != 0}; also its quantiles over tokens and its mean by
     position. Unit: features. Range 0 .. d_sae. Undefined for substitutes without features.
+
+    Values:
+        l0: mean over the mask of #{j : f_j ≠ 0}; features; 0 .. d_sae; no better direction.
+        l0_p5, l0_p50, l0_p95: quantiles of that count over tokens, exact; features; 0 .. d_sae; no better
+            direction.
+        by_position: its mean at each position of the context, a curve; features; 0 .. d_sae; no better
+            direction.
+
+    Source: Bricken et al. 2023.
     """
 
     name, version = "l0", 1
@@ -52,6 +61,16 @@ class Density(Metric):
     frac_above_1pct and frac_above_10pct = shares of features that fire on more than 1% and 10%
     of tokens; histogram over log10 density. N is stated with every value and densities of
     different N are not comparable. No error bars: these are counts of features, not token means.
+
+    Values:
+        dead: #{j : f_j = 0 on all N tokens of the mask}; features; 0 .. d_sae; lower is better.
+        frac_dead: dead / d_sae; share of features; 0 .. 1; lower is better.
+        frac_above_1pct, frac_above_10pct: share of features with density_j above 0.01, above 0.1; share of
+            features; 0 .. 1; no better direction.
+        histogram: features by log10 density_j in bins of 0.5 from -8, without the dead, a table; features; 0 ..
+            d_sae; no better direction.
+
+    Source: Bricken et al. 2023 (feature density).
     """
 
     name, version = "density", 1

@@ -11,6 +11,7 @@ from torch import Tensor
 from saeval.errors import Undefined
 from saeval.estimate import Estimate
 from saeval.evidence import Evidence, Histogram, Mean
+from saeval.formatting import with_error
 from saeval.metric import Metric
 from saeval.scores import TokenScores
 from saeval.values import Scalar, Value
@@ -27,6 +28,16 @@ class CrossEntropy(Metric):
     mask. recovered is 1 for a perfect substitute, 0 for one as bad as the ablation, negative for a
     worse one; it flatters where the ablation is very bad, so the parts always stand beside it. It
     is defined only when ce_ablated − ce_clean exceeds two standard errors.
+
+    Values:
+        ce_clean: token mean of −log p(target) of the model itself; nats; ≥ 0; no better direction.
+        ce_sae: the same with x̂ spliced in; nats; ≥ 0; lower is better.
+        ce_ablated: the same with the ablation spliced in; nats; ≥ 0; no better direction.
+        delta_ce: ce_sae − ce_clean, negative where x̂ happens to help; nats; −∞ .. ∞; lower is better.
+        recovered: (ce_ablated − ce_sae) / (ce_ablated − ce_clean); share; −∞ .. ∞, 1 is perfect; higher is
+            better.
+
+    Source: Bricken et al. 2023 (loss recovered).
     """
 
     name, version = "ce", 1
@@ -68,6 +79,15 @@ class KLDivergence(Metric):
     kl_score = 1 − kl_sae / kl_ablated, defined only when kl_ablated exceeds two standard errors;
     kl_p50, kl_p95 and kl_p99 are quantiles over tokens (bins 1% wide); top1_agreement is the share
     of tokens whose most likely next token stays the same.
+
+    Values:
+        kl_sae: token mean of KL(p‖q); nats; ≥ 0; lower is better.
+        kl_ablated: the same for the ablation; nats; ≥ 0; no better direction.
+        kl_score: 1 − kl_sae / kl_ablated; share; −∞ .. 1; higher is better.
+        kl_p50, kl_p95, kl_p99: quantiles of KL(p‖q) over tokens; nats; ≥ 0; no better direction.
+        top1_agreement: share of tokens with argmax p = argmax q; share of tokens; 0 .. 1; higher is better.
+
+    Source: Braun et al. 2024 (KL of the spliced model).
     """
 
     name, version = "kl", 1
@@ -110,6 +130,7 @@ def _share(part: Estimate, whole: Estimate, name: str) -> Scalar:
     unit = "share"
     error = whole.stderr
     if whole.value <= 0 or (error is not None and whole.value <= 2 * error):
-        shown = f"{whole.value:.3g}" + (f" ± {error:.2g}" if error is not None else "")
-        return Scalar.undefined(f"{name} is {shown}, not clearly above 0", unit=unit, better="higher")
+        return Scalar.undefined(
+            f"{name} is {with_error(whole.value, error)}, not clearly above 0", unit=unit, better="higher"
+        )
     return Scalar(part / whole, unit=unit, better="higher")

@@ -22,6 +22,21 @@ class Reconstruction(Metric):
     counted; reconstruction_bias = Σ‖x̂‖² / Σx·x̂ (1 is unbiased); error_norm = mean ‖e‖.
     Source of the bias: Rajamanoharan et al. 2024, relative reconstruction bias. The error is not
     centred, so a constant offset counts.
+
+    Values:
+        explained_variance: 1 − fvu; share of variance; −∞ .. 1; higher is better.
+        fvu: Σ‖e‖² / Σ‖x−μ‖²; share of variance; ≥ 0; lower is better.
+        mse: token mean of ‖e‖²; squared activation; ≥ 0; lower is better.
+        mse_per_dim: mse / d_in; squared activation per dimension; ≥ 0; lower is better.
+        cosine: token mean of x·x̂ / ‖x‖‖x̂‖ where neither norm is 0; cosine; -1 .. 1; higher is better.
+        norm_ratio: token mean of ‖x̂‖ / ‖x‖ where ‖x‖ is not 0, and 1 is the norm of x; ratio; ≥ 0; no better
+            direction.
+        reconstruction_bias: Σ‖x̂‖² / Σ x·x̂, and 1 is unbiased; ratio; −∞ .. ∞; no better direction.
+        error_norm: token mean of ‖e‖; activation; ≥ 0; lower is better.
+        without_direction: tokens with ‖x‖ = 0 or ‖x̂‖ = 0, left out of cosine; tokens; ≥ 0; no better
+            direction.
+
+    Source: fvu is the normalised MSE of Gao et al. 2024.
     """
 
     name, version = "reconstruction", 1

@@ -25,6 +25,19 @@ class Weights(Metric):
     Features with a zero row or column have no direction: they are left out of cosines and counted
     (without_direction). Dead features count like any other. Weights a substitute lacks make their
     values undefined. No error bars: features are not a sample of documents.
+
+    Values:
+        encoder_decoder_cosine, encoder_decoder_cosine_p*: e_j·d_j / ‖e_j‖‖d_j‖: mean and quantiles over
+            features; cosine; -1 .. 1; no better direction.
+        max_decoder_cosine, max_decoder_cosine_p50: max over k ≠ j of d_j·d_k / ‖d_j‖‖d_k‖: mean and median;
+            cosine; -1 .. 1; no better direction.
+        decoder_norm, decoder_norm_p*, encoder_norm, encoder_norm_p*: ‖d_j‖ and ‖e_j‖: mean and quantiles; norm
+            of weights; ≥ 0; no better direction.
+        b_enc, b_enc_p*: encoder bias: mean and quantiles; bias; −∞ .. ∞; no better direction.
+        b_dec_norm: ‖b_dec‖; activation; ≥ 0; no better direction.
+        without_direction: #{j : ‖e_j‖ = 0 or ‖d_j‖ = 0}; features; 0 .. d_sae; no better direction.
+
+    Source: the cosines as in SAEBench (Karvonen et al. 2025), the rest is saeval's own.
     """
 
     name, version = "weights", 1

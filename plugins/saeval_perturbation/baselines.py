@@ -51,6 +51,25 @@ class Perturbation(Metric):
     mask, with ratio and percentile. Costs 2 + (1 + nulls)·draws + positions·(1 + draws) resumes a
     batch and subject, beside those that `kl` makes. Undefined for hooks of width 1 and, but for the KLs
     themselves, where x̂ = x. Where x = 0, x' = ‖x̂‖·g/‖g‖.
+
+    Values:
+        kl_sae: token mean of KL(clean‖spliced); nats; ≥ 0; lower is better.
+        delta_ce_sae: token mean of the loss with x̂ − the clean loss; nats; −∞ .. ∞; lower is better.
+        kl_*: the same KL for each variant, a mean over draws; nats; ≥ 0; no better direction.
+        delta_ce_*: the same difference of losses for each variant; nats; −∞ .. ∞; no better direction.
+        ratio, ratio_*: Σ KL_sae / Σ KL of the null, and above 1 the error is worse than that noise; ratio; ≥ 0;
+            lower is better.
+        percentile, percentile_*: token mean of (#{KL_k < KL_sae} + ½#{=} + ½) / (K + 1); percentile; 0 .. 1;
+            lower is better.
+        percentiles, percentiles_*: tokens by percentile, a table; tokens; ≥ 0; no better direction.
+        alone_*_sae: KL with one position perturbed, at it (here) or summed from it on (later); nats; ≥ 0; lower
+            is better.
+        alone_*_cosine_matched: the same for the matched noise; nats; ≥ 0; no better direction.
+        alone_*_ratio: Σ KL_sae / Σ KL of the matched noise, one position at a time; ratio; ≥ 0; lower is
+            better.
+        alone_*_percentile: the percentile, one position at a time; percentile; 0 .. 1; lower is better.
+
+    Source: Gurnee 2024 (epsilon), the matched nulls are saeval's own.
     """
 
     name, version = "perturbation", 1

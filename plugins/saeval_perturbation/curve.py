@@ -41,6 +41,24 @@ class PerturbationCurve(Metric):
     share of tokens where the SAE is worse, two-sided t test by document. Fewer than 20 documents in a
     bin: undefined. p values are of single tests; the page of `saeval report` corrects them after Holm
     over all bins and hooks of a run.
+
+    Values:
+        kl: token mean of KL(clean‖perturbed) against the cosine c, a curve; nats; ≥ 0; no better direction.
+        delta_ce: token mean of the perturbed loss − the clean loss, a curve; nats; −∞ .. ∞; no better
+            direction.
+        kl_floor: the curve's point at c = 1; nats; ≥ 0; no better direction.
+        delta_ce_floor: the same of delta_ce; nats; −∞ .. ∞; no better direction.
+        kl_sae: token mean of KL(clean‖spliced); nats; ≥ 0; lower is better.
+        delta_ce_sae: token mean of the spliced loss − the clean loss; nats; −∞ .. ∞; lower is better.
+        kl_cosine_matched: the KL of noise matched to x̂ token by token; nats; ≥ 0; no better direction.
+        delta_ce_cosine_matched: the same difference of losses; nats; −∞ .. ∞; no better direction.
+        ratio: Σ KL_sae / Σ KL_cosine_matched; ratio; ≥ 0; lower is better.
+        cosine: token mean of the cosine of x and x̂; cosine; -1 .. 1; no better direction.
+        norm_ratio: token mean of ‖x̂‖ / ‖x‖; ratio; ≥ 0; no better direction.
+        by_cosine, by_cosine_later: mean of KL_sae − matched KL in bins of the cosine, with its t test, a table;
+            nats; −∞ .. ∞; no better direction.
+
+    Source: saeval's own definition.
     """
 
     name, version = "perturbation_curve", 1

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from saeval.formatting import with_error
 from saeval.paired import holm
-from saeval.plots import figure, png
+from saeval.plots import figure, label_log, png, titled, wrapped
 from saeval.result import Result
 from saeval_perturbation.bins import COLUMNS
 
@@ -119,14 +119,16 @@ def curve_chart(results: Sequence[Result]) -> Figure:
         saes = [r for r in here if _kind(r) == "sae" and r.values["cosine"]["value"] is not None]
         for index, r in enumerate(saes):
             _point(panel, r, f"C{(index + 1) % 10}", index < _NAMED)
-        panel.set_title(hook, fontsize=9)
+        panel.set_title(wrapped(hook, 3.2, 9), fontsize=9)
         panel.legend(fontsize=6, loc="upper right")
         panel.tick_params(labelsize=7, labelbottom=True)
+        label_log(panel.yaxis)
+    label_log(axes[0][0].xaxis)
     drawn.supylabel("KL, nats a token", fontsize=9)
     drawn.supxlabel("1 − cosine (right: closer to the activations)", fontsize=9)
     ratio = results[0].cell["params"]["norm_ratio"]
     title = f"KL of noise at norm ratio {ratio:g} by cosine; band: ± 2 standard errors, bars: 95% intervals"
-    drawn.suptitle(title, fontsize=10)
+    titled(drawn, title)
     return drawn
 
 
@@ -170,8 +172,6 @@ def _reach(result: Result) -> float:
 
 def ratio_chart(results: Sequence[Result]) -> Figure:
     """The ratio by layer, a panel a null, a colour a site; above 1 the error is worse than that noise."""
-    from matplotlib.ticker import LogLocator, NullFormatter  # late: slow to import
-
     shown = [n for n in NULLS if any(r.values.get(n, {}).get("value") for r in results)]
     drawn = figure(3.7 * max(len(shown), 1) + 0.8, 3.8)
     axes = drawn.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
@@ -185,14 +185,12 @@ def ratio_chart(results: Sequence[Result]) -> Figure:
         panel.set_yscale("log")
         panel.set_xticks(layers)
         panel.set_xlabel("layer", fontsize=9)
-        panel.set_title(f"against: {NULLS[name]}", fontsize=9)
-        panel.yaxis.set_major_formatter("{x:g}")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.set_title(wrapped(f"against: {NULLS[name]}", 3.3, 9), fontsize=9)
         panel.tick_params(labelsize=7, labelleft=True)
+    label_log(axes[0].yaxis)
     axes[0].set_ylabel("KL of the SAE / KL of the noise", fontsize=9)
     axes[0].legend(fontsize=7)
-    drawn.suptitle("Is the SAE's error worse than noise? Bars: 95% intervals by document", fontsize=10)
+    titled(drawn, "Is the SAE's error worse than noise? Bars: 95% intervals by document")
     return drawn
 
 
@@ -222,11 +220,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def _shown(record: Mapping[str, Any] | None) -> str:
     if record is None or record["value"] is None:
         return "—"
-    value, error = record["value"], record["stderr"]
-    if not error:
-        return f"{value:.4g}"
-    places = max(0, 1 - math.floor(math.log10(error)))
-    return f"{value:.{places}f} ± {error:.{places}f}"
+    return with_error(record["value"], record["stderr"])
 
 
 def _by_alias(results: Sequence[Result], metric: str) -> dict[str, list[Result]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from saeval import formatting
 from saeval.board import Entry
 from saeval.comparison import Compared, Comparison
 from saeval_reports.tables import header, number
@@ -44,8 +45,7 @@ def _line(row: Compared) -> list[str]:
     found = row.difference
     interval = ""
     if found.ci95 is not None and found.stderr:
-        digits = number(Entry(found.value, found.stderr)).split(" ")[0].partition(".")[2]
-        interval = " to ".join(f"{end:.{max(len(digits), 1)}f}" for end in found.ci95)
+        interval = formatting.interval(found.ci95, found.stderr)
     return [
         header(row.column),
         number(row.a),
@@ -54,7 +54,7 @@ def _line(row: Compared) -> list[str]:
         interval,
         _p(found.p_value),
         _p(row.p_holm),
-        f"{found.detectable:.2g}" if found.detectable else "",
+        formatting.number(found.detectable, 2) if found.detectable else "",
         _better(row),
     ]
 
@@ -62,7 +62,7 @@ def _line(row: Compared) -> list[str]:
 def _p(value: float | None) -> str:
     if value is None:
         return ""
-    return "<0.0001" if value < 1e-4 else f"{value:.2g}"
+    return "<0.0001" if value < 1e-4 else formatting.number(value, 2)
 
 
 def _better(row: Compared) -> str:

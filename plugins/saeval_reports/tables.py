@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
+from saeval import formatting
 from saeval.board import Board, Column, Entry, Row
+from saeval.formatting import with_error
 
 FEW_CLUSTERS = 20
 
@@ -52,20 +53,12 @@ def _markdown(board: Board) -> str:
     if board.limited:
         text.insert(1, "**Limited run: not comparable with others.**")
     legend = f"± is one standard error, clustered by document{_of_groups(board)}; ↓ lower is better, ↑ higher is better"
-    tested = any(e.estimate for r in board.rows if r.rank and (e := r.entries.get(board.rank_by or "")))
-    ranks = (
-        f"; a rank of 2–4 has 1 SAE surely better in {board.rank_by} and all beyond the 4th surely worse, by paired "
-        f"tests, Holm-corrected at 5%"
-        if tested
-        else f"; ranks go by the values of {board.rank_by} alone, which have no standard error to test with"
-    )
-    ranks = ranks if ranked else ""
     vs = "; x vs y is how far an SAE is ahead of that control, paired" if _against(board) else ""
     controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
-    text.append(f"{where}{legend}{ranks}{vs}{controls}.{_detectable(board)}")
+    text.append(f"{where}{legend}{_ranks(board)}{vs}{controls}.{_detectable(board)}")
     notes = [f"- {note}" for note in (*_leads(board), *board.notes)]
     if more := len(board.columns) - len(board.shown):
-        notes.append(f"- {more} more values: name columns under 'leaderboard: columns:', or take --format csv")
+        notes.append(f"- {more} more values: --format csv and json have them, 'leaderboard: columns:' shows them here")
     if data.get("clusters") == 1:
         notes.insert(0, "- one document: no error bars, since the document is the unit of independence")
     elif (data.get("clusters") or FEW_CLUSTERS) < FEW_CLUSTERS:
@@ -98,12 +91,30 @@ def _rank(row: Row) -> str:
     return f"{row.rank}" if row.rank_high in (None, row.rank) else f"{row.rank}–{row.rank_high}"
 
 
+def _ranks(board: Board) -> str:
+    """What the ranks mean, by the first interval among them."""
+    ranked = [row for row in board.rows if row.rank is not None]
+    if len(ranked) < 2:
+        return ""
+    if not any(e.estimate for row in ranked if (e := row.entries.get(board.rank_by or ""))):
+        return f"; ranks go by the values of {board.rank_by} alone, which have no standard error to test with"
+    tests = "by paired tests, Holm-corrected at 5%"
+    row = next((row for row in ranked if row.rank_high not in (None, row.rank)), None)
+    if row is None or row.rank is None or row.rank_high is None:
+        return f"; ranks are by {board.rank_by}: every two of these SAEs surely differ in it, {tests}"
+    better, worse = row.rank - 1, len(ranked) - row.rank_high
+    counts = (
+        f"{better or 'no'} SAE{'s are' if better > 1 else ' is'} surely better in {board.rank_by} and {worse or 'none'}"
+    )
+    return f"; a rank of {_rank(row)} means that {counts} surely worse, {tests}"
+
+
 def _detectable(board: Board) -> str:
     """What this run could have told apart from the top row."""
     found = sorted(row.detectable for row in board.rows if row.detectable)
     if not found:
         return ""
-    span = "–".join(dict.fromkeys(f"{end:.2g}" for end in (found[0], found[-1])))
+    span = "–".join(dict.fromkeys(formatting.number(end, 2) for end in (found[0], found[-1])))
     unit = next((c.unit for c in board.columns if c.name == board.rank_by), "")
     return f" Smallest difference to the top row that this run could detect: {span} {unit}".rstrip() + "."
 
@@ -138,12 +149,7 @@ def number(entry: Entry | None) -> str:
         return ""
     if entry.value is None:
         return {"failed": "FAILED", "undefined": "–", "missing": "…"}.get(entry.status, "")
-    if entry.stderr is None:
-        return f"{entry.value:.4g}"
-    if entry.stderr <= 1e-9 * max(1.0, abs(entry.value)):  # rounding, not sampling
-        return f"{round(entry.value, 9) + 0.0:.4g} ± 0"
-    digits = max(0, 1 - math.floor(math.log10(entry.stderr)))
-    return f"{entry.value:.{digits}f} ± {entry.stderr:.{digits}f}"
+    return with_error(entry.value, entry.stderr)
 
 
 def rows(boards: Sequence[Board]) -> list[dict[str, Any]]:

@@ -44,6 +44,34 @@ class RewardAttribution(Metric):
     attribution against true effect over the `top` features and the single random ones, where |effect|
     exceeds 1e-6 of the rewards' root mean square. Errors of attributed values are over up to 64 blocks of
     documents. Sources: Sundararajan et al. 2017; Marks et al. 2024 (effects with the error kept).
+
+    Values:
+        completeness_gap: mean |m(x) − m(b) − Σ rows|; reward; ≥ 0; lower is better.
+        relative_gap: completeness_gap / mean |m(x) − m(b)|; share of m(x) − m(baseline); ≥ 0; lower is better.
+        attributed_share_*, ablated_share_*: attributed_k and ablated_k over the margin; share of margin; −∞ ..
+            ∞; no better direction.
+        *_random_high_*: 97.5% quantile of the absolute value over random groups; |reward|; ≥ 0; no better
+            direction.
+        attributed_*: Σ over the top k of mean attribution (kept, swapped, random: of those groups); reward; −∞
+            .. ∞; no better direction.
+        ablated_*: mean (Δr − Δr_after) with the top k removed (kept, random: of those groups); reward; −∞ .. ∞;
+            no better direction.
+        sign_agreement: share of features whose attribution has the sign of their true effect; share of
+            features; 0 .. 1; higher is better.
+        rank_correlation: Spearman's of attribution and true effect; correlation; -1 .. 1; higher is better.
+        margin, length_explained: mean Δr on fold B, and the part that a regression on length explains; reward;
+            −∞ .. ∞; no better direction.
+        cumulative, cumulative_kept, ablated, ablated_kept: margin explained against the number of features,
+            curves; reward; −∞ .. ∞; no better direction.
+        attributed_random_low, attributed_random_high, ablated_random_low, ablated_random_high: 2.5% and 97.5%
+            quantiles over random groups, curves; reward; −∞ .. ∞; no better direction.
+        rows, features: the rows that sum to m(x) − m(baseline), and the top features with attribution and true
+            effect, tables; reward; −∞ .. ∞; no better direction.
+        contexts: where the top features fire most, a table; activation; −∞ .. ∞; no better direction.
+        attribution: mean attribution of each feature, an array; reward; −∞ .. ∞; no better direction.
+        density: share of the mask's tokens on which each feature fires, an array; share of tokens; 0 .. 1; no
+            better direction.
+        directions: decoder rows of the top features, an array; norm of weights; −∞ .. ∞; no better direction.
     """
 
     name, version, data = "reward_attribution", 1, "pair"
@@ -105,7 +133,7 @@ class RewardAttribution(Metric):
             attribution_totals, feature_ranking, margin_rows,
             dict(zip(self.interventions, range(len(self.interventions)), strict=True)), total["effects"],
         )  # fmt: skip
-        values = found.completeness(self.steps, self.tolerance)
+        values = found.completeness(self.steps, self.tolerance, self.baseline)
         for k in self.groups:
             values |= found.group(k, self.random)
         values |= found.agreement(self.top, self.random if 1 in self.groups else 0)

@@ -33,6 +33,17 @@ class CounterfactualAudit(Metric):
     added_a_pair count relevant features, reward_change is the mean over all pairs. A feature that an edit
     removes though the edit was about something else is a side effect: taking words off the end takes the final
     punctuation with them. steps, baseline, frequent as in `reward_attribution`; `contexts` shows what each is.
+
+    Values:
+        reward_change: mean of r(edit) − r(original); reward; −∞ .. ∞; no better direction.
+        removed_a_pair, added_a_pair: mean number of relevant features that an edit removes, adds; features; 0
+            .. `top`; no better direction.
+        features: relevant features with attribution, removed, added and changes of reward, a table; reward,
+            share of pairs; −∞ .. ∞; no better direction.
+        examples: the pairs that moved the reward most, a table; reward; −∞ .. ∞; no better direction.
+        contexts: where the features fire most, a table; activation; −∞ .. ∞; no better direction.
+
+    Source: saeval's own definition.
     """
 
     name, version, data = "counterfactual_audit", 1, "pair"

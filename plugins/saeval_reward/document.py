@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import html
 import itertools
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+from saeval.formatting import number, visible
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,7 @@ def markdown(title: str, blocks: Sequence[Block]) -> str:
 
 def cell(value: Any) -> str:
     """A cell's text: four digits of a number, a dash where there is none."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value)
+    return number(value) if value is None or isinstance(value, float) else str(value)
 
 
 def _html(block: Block) -> str:
@@ -114,12 +111,6 @@ def _marked(token: str, activation: float, highest: float) -> str:
         return text
     strength = 0.15 + 0.75 * min(1.0, abs(activation) / highest)
     return f'<mark title="{activation:.4g}" style="background: rgba(255, 150, 0, {strength:.2f})">{text}</mark>'
-
-
-def visible(text: str) -> str:
-    """Line breaks and tabs as signs, control characters as none."""
-    shown = text.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
 
 
 def escaped(text: str) -> str:

@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from saeval.errors import Undefined
 from saeval.estimate import Estimate
 from saeval.evidence import Mean
+from saeval.formatting import number
 from saeval.values import Array, Curve, Notes, Scalar, Table, Value
 from saeval_reward.margins import margin, share, warnings
 from saeval_reward.ranking import Ranking, duplicate_of
@@ -43,7 +44,7 @@ class Explained:
         """Mean Δr − Δr_after of a set, over fold B."""
         return self._effects[self._index[name]].value
 
-    def completeness(self, steps: int, tolerance: float) -> dict[str, Value]:
+    def completeness(self, steps: int, tolerance: float, baseline: str) -> dict[str, Value]:
         """Rows that sum up, and the gap; `Undefined` where it is beyond `tolerance`."""
         gap, span = self.totals.part("|gap|"), self.totals.part("|span|")
         relative = gap / span
@@ -55,10 +56,15 @@ class Explained:
             }
         else:
             if relative.value > tolerance:
+                other = "" if baseline == "mean" else ", or 'baseline: mean'"
+                why = (
+                    ", since a line from zero crosses a layer norm where nothing is smooth"
+                    if baseline == "zero"
+                    else ""
+                )
                 raise Undefined(
-                    f"attributions are not complete: they miss {relative.value:.2g} of m(x) − m(baseline), more than "
-                    f"the tolerance {tolerance:g}; take more 'steps' than {steps}, or 'baseline: mean', since a line "
-                    f"from zero crosses a layer norm where nothing is smooth"
+                    f"attributions are not complete: they miss {number(relative.value, 2)} of m(x) − m(baseline), more "
+                    f"than the tolerance {tolerance:g}; take more 'steps' than {steps}{other}{why}"
                 )
             reason = "m(x) is m(baseline) everywhere" if span.value == 0 else None
             values = {

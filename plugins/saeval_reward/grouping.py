@@ -92,6 +92,16 @@ class RewardGroups(Metric):
     size drawn from the features that fire. attribution and true_effect (x − Σ_J f_j D_j, error kept) are over
     fold B in units of the reward, beside those of the group's strongest member alone: a group can matter
     where its members do not. steps, baseline as in `reward_attribution`.
+
+    Values:
+        n_groups: number of groups of two or more; groups; ≥ 0; no better direction.
+        grouped: features in them; features; 0 .. `relevant`; no better direction.
+        first_ablated_share: true_effect of the first group / the margin; share of margin; −∞ .. ∞; no better
+            direction.
+        groups: the largest groups with their cosines, attributions and true effects, a table; reward; −∞ .. ∞;
+            no better direction.
+
+    Source: saeval's own definition.
     """
 
     name, version, data = "reward_groups", 1, "pair"

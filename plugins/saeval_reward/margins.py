@@ -12,6 +12,7 @@ from torch import Tensor
 from saeval.data import Batch
 from saeval.errors import Undefined
 from saeval.estimate import Estimate
+from saeval.formatting import with_error
 from saeval.metric import Metric
 from saeval.quantities import paired
 from saeval.values import Notes, Scalar, Table, Value
@@ -76,8 +77,7 @@ def too_small(mean: Estimate) -> str | None:
 
 def shown(value: Estimate) -> str:
     """An estimate for a sentence."""
-    error = value.stderr
-    return f"{value.value:.3g}" + (f" ± {error:.2g}" if error is not None else "")
+    return with_error(value.value, value.stderr)
 
 
 def share(part: Estimate, whole: Estimate, better: str | None = None) -> Scalar:
@@ -140,6 +140,22 @@ class RewardMargin(Metric):
     where the sides differ on. `by` has a line for each level of each column; warnings stand on every
     report where accuracy is near a half or subsets differ in sign. `top_texts` are those of highest
     reward. No SAE is involved.
+
+    Values:
+        margin: mean Δr; reward; −∞ .. ∞; higher is better.
+        accuracy: share of pairs with Δr > 0, ties a half; share of pairs; 0 .. 1; higher is better.
+        margin_sd: standard deviation of Δr over pairs; reward; ≥ 0; no better direction.
+        ties: #{Δr = 0}; pairs; ≥ 0; no better direction.
+        reward_chosen, reward_rejected: mean r of each side; reward; −∞ .. ∞; no better direction.
+        length_accuracy: share of pairs whose chosen side is longer, ties a half; share of pairs; 0 .. 1; no
+            better direction.
+        length_correlation: correlation of Δr with the difference of lengths; correlation; -1 .. 1; no better
+            direction.
+        by: margin and accuracy of each level of each column, a table; reward, share of pairs; as above; no
+            better direction.
+        top_texts: the texts of the highest reward, a table; reward; −∞ .. ∞; no better direction.
+
+    Source: the accuracy as in RewardBench (Lambert et al. 2024).
     """
 
     name, version, data, subject = "reward_margin", 1, "pair", "none"

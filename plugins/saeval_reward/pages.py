@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from saeval.formatting import with_error
 from saeval.result import Result
-from saeval_reward.document import Block, Grid, Heading, Paragraph, Passage, Picture, Warned, cell, markdown, page
+from saeval_reward.document import Block, Grid, Heading, Paragraph, Passage, Picture, Warned, markdown, page
 from saeval_reward.plots import explained_plot
 from saeval_reward.ranking import DUPLICATE
 
@@ -99,7 +100,7 @@ def _recovered(results: Sequence[Result]) -> list[Block]:
 def _with_error(record: Mapping[str, Any]) -> str:
     if record["value"] is None:
         return "undefined"
-    return cell(record["value"]) + (f" ± {record['stderr']:.2g}" if record["stderr"] is not None else "")
+    return with_error(record["value"], record["stderr"])
 
 
 def _compared(results: Sequence[Result]) -> list[Block]:

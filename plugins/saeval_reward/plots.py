@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from saeval.plots import figure, png
+from saeval.plots import figure, png, wrapped
 
 
 def explained_plot(values: Mapping[str, Any], title: str) -> bytes:
@@ -38,7 +38,7 @@ def explained_plot(values: Mapping[str, Any], title: str) -> bytes:
     axes.minorticks_off()
     axes.set_xlabel("features, chosen on the other half of the pairs")
     axes.set_ylabel("mean margin explained (reward)")
-    axes.set_title(title)
+    axes.set_title(wrapped(title, 6.0, 11), fontsize=11)
     axes.axhline(0, color="grey", linewidth=0.6)
     drawn.legend(fontsize=8, loc="outside right upper")
     return png(drawn)

@@ -21,6 +21,17 @@ class MarginRecovered(Metric):
     Δr_sae) and change = mean |Δr − Δr_sae|, in units of the reward; recovered = Σ Δr_sae / Σ Δr,
     undefined where mean Δr is less than two standard errors above 0; same_sign = share of pairs whose
     margin keeps its sign. recovered may exceed 1, and 1 says nothing of single pairs: read change.
+
+    Values:
+        margin_clean: mean Δr; reward; −∞ .. ∞; no better direction.
+        margin_sae: mean Δr_sae; reward; −∞ .. ∞; no better direction.
+        lost: mean (Δr − Δr_sae); reward; −∞ .. ∞; no better direction.
+        change: mean |Δr − Δr_sae|; reward; ≥ 0; lower is better.
+        recovered: Σ Δr_sae / Σ Δr; share of margin; −∞ .. ∞, 1 is the whole margin; higher is better.
+        same_sign: share of pairs with sign Δr_sae = sign Δr; share of pairs; 0 .. 1; higher is better.
+        accuracy_sae: share of pairs with Δr_sae > 0, ties a half; share of pairs; 0 .. 1; higher is better.
+
+    Source: saeval's own definition, after the loss recovered of `ce`.
     """
 
     name, version, data = "margin_recovered", 1, "pair"

@@ -29,6 +29,41 @@ class FunctionalStability(Metric):
     *_floor: the mean over `draws` circular shifts of B's tokens by whole documents, which keep how often and how
     strongly features fire and lose what they fire on; undefined on one document. Memory: about 8 bytes for each
     activation that is not 0, of all members.
+
+    Values:
+        pearson_matched: Σ of the matched correlations / max(n_A, n_B), a mean over pairs; correlation; -1 .. 1;
+            higher is better.
+        pearson_matched_over_smaller: the same sum / min(n_A, n_B); correlation; -1 .. 1; higher is better.
+        pearson_matched_floor, pearson_matched_over_smaller_floor: the same by chance; correlation; -1 .. 1; no
+            better direction.
+        pearson_share_above_*: share of the matched pairs above 0.5, 0.7, 0.9; share of matched pairs; 0 .. 1;
+            higher is better.
+        pearson_max_a_to_b, pearson_max_b_to_a: mean over the features of A (of B) of the best match;
+            correlation; -1 .. 1; no better direction.
+        pearson_collisions_a_to_b, pearson_collisions_b_to_a: 1 − |unique best matches| / n; share of features;
+            0 .. 1; no better direction.
+        jaccard_matched: Σ of the matched Jaccard indices / max(n_A, n_B), a mean over pairs; Jaccard index; 0
+            .. 1; higher is better.
+        jaccard_matched_over_smaller: the same sum / min(n_A, n_B); Jaccard index; 0 .. 1; higher is better.
+        jaccard_matched_floor, jaccard_matched_over_smaller_floor: the same by chance; Jaccard index; 0 .. 1; no
+            better direction.
+        jaccard_share_above_*: share of the matched pairs above 0.5, 0.7, 0.9; share of matched pairs; 0 .. 1;
+            higher is better.
+        jaccard_max_a_to_b, jaccard_max_b_to_a: mean over the features of A (of B) of the best match; Jaccard
+            index; 0 .. 1; no better direction.
+        jaccard_collisions_a_to_b, jaccard_collisions_b_to_a: 1 − |unique best matches| / n; share of features;
+            0 .. 1; no better direction.
+        index_agreement: features with one partner in both matchings / min(n_A, n_B); share of features; 0 .. 1;
+            higher is better.
+        *_found_in_all: share of a member's features matched above 0.7 with every other member; share of
+            features; 0 .. 1; higher is better.
+        *_indices_*, *_cosines_*, *_chance_*: of each feature of the first SAE its partner and their similarity,
+            and similarities of one draw of chance, arrays; feature number, or similarity; -1 .. d_sae; no
+            better direction.
+        members, pairs, floors, kinds: the same numbers member by member, pair by pair, null by null and kind by
+            kind, tables; as above; as above; no better direction.
+
+    Source: Bricken et al. 2023 (correlation of activations), Paulo and Belrose 2025 (Hungarian matching).
     """
 
     name, version, subject = "functional_stability", 1, "group"
@@ -48,7 +83,8 @@ class FunctionalStability(Metric):
         for name, member in zip(subject_name, members, strict=True):
             if not len(member.alive):
                 told = f"is not 0 on {self.alive_firings} of {member.values.shape[0]} tokens"
-                raise Undefined(f"no feature of '{name}' {told}; more tokens or a lower 'alive_firings' may help")
+                lower = " or a lower 'alive_firings'" if self.alive_firings > 1 else ""
+                raise Undefined(f"no feature of '{name}' {told}; more tokens{lower} may help")
             if not np.array_equal(member.documents, members[0].documents):
                 raise SaevalError(f"'{name}' and '{subject_name[0]}' saw different tokens")
         pairs = [

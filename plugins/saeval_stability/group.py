@@ -13,9 +13,10 @@ import numpy as np
 from scipy.special import stdtrit
 
 from saeval.errors import SaevalError
+from saeval.formatting import number
 from saeval.keyed import hashed
-from saeval.values import Array, Scalar, Table, Value
-from saeval_stability.measures import MEASURES, above, measures
+from saeval.values import Array, Better, Scalar, Table, Value
+from saeval_stability.measures import MEASURES, above, measures, unit_of
 
 if TYPE_CHECKING:
     from saeval_stability.matching import Matching
@@ -69,18 +70,20 @@ class Group:
         """Everything the group has to tell. Only the main views have arrays."""
         found: dict[str, Value] = {}
         for name in self.pairs[0].numbers:
-            better = "higher" if not name.endswith(("a_to_b", "b_to_a")) else None
-            found[name] = self._scalar(self._mean(name), better, "pairs", [p.numbers[name] for p in self.pairs])
+            better: Better = "higher" if not name.endswith(("a_to_b", "b_to_a")) else None
+            found[name] = self._scalar(name, self._mean(name), better, "pairs", [p.numbers[name] for p in self.pairs])
             if name.endswith(("_matched", "_over_smaller")) and all(p.floor(name) is not None for p in self.pairs):
                 floor = float(np.mean([p.floor(name) for p in self.pairs]))
-                found[f"{name}_floor"] = Scalar(floor, reason=self.missing if math.isnan(floor) else None)
+                reason = self.missing if math.isnan(floor) else None
+                found[f"{name}_floor"] = Scalar(floor, unit=unit_of(name), reason=reason)
         every = range(len(self.names))
         for view, numbers in self.features.items():
             if not all(view in p.views for p in self.pairs):
                 found[f"{view}_found_in_all"] = Scalar.undefined(self.missing, better="higher")
                 continue
             shares = self._found_in_all(view)
-            found[f"{view}_found_in_all"] = self._scalar(_mean_of(shares), "higher", "members", shares(every))
+            name = f"{view}_found_in_all"
+            found[name] = self._scalar(name, _mean_of(shares), "higher", "members", shares(every))
             for pair in self.pairs:
                 found |= _arrays(view, pair, numbers, self.widths)
         taken = [[len(numbers[i]) for numbers in self.features.values()] for i in every]
@@ -107,20 +110,20 @@ class Group:
 
         return shares
 
-    def _scalar(self, statistic: Statistic, better: str | None, what: str, each: Sequence[float]) -> Scalar:
+    def _scalar(self, name: str, statistic: Statistic, better: Better, what: str, each: Sequence[float]) -> Scalar:
         """With an interval over members, or told how far `each` of `what` it is a mean of ranges."""
-        n = len(self.names)
+        n, unit = len(self.names), unit_of(name)
         members = list(range(n))
         value = statistic(members)
         if math.isnan(value):
-            return Scalar.undefined(self.missing, better=better)  # type: ignore[arg-type]
+            return Scalar.undefined(self.missing, unit=unit, better=better)
         if n < INTERVAL_FROM:
-            reason = "one pair of SAEs" if n == 2 else f"{what} range from {min(each):.4g} to {max(each):.4g}"
-            return Scalar(value, better=better, reason=f"{reason}: an interval takes {INTERVAL_FROM} SAEs")  # type: ignore[arg-type]
+            reason = "one pair of SAEs" if n == 2 else f"{what} range from {number(min(each))} to {number(max(each))}"
+            return Scalar(value, unit=unit, better=better, reason=f"{reason}: an interval takes {INTERVAL_FROM} SAEs")
         without = np.array([statistic([j for j in members if j != i]) for i in members])
         error = math.sqrt((n - 1) / n * float(np.square(without - without.mean()).sum()))
         reach = float(stdtrit(n - 1, 0.975)) * error
-        return Scalar(value, stderr=error, ci95=(value - reach, value + reach), better=better)  # type: ignore[arg-type]
+        return Scalar(value, unit=unit, stderr=error, ci95=(value - reach, value + reach), better=better)
 
     def _pairs(self) -> Table:
         rows = []

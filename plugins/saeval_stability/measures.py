@@ -27,6 +27,15 @@ MEASURES = {
 }
 
 
+def unit_of(name: str) -> str:
+    """The unit of a number that is named VIEW_MEASURE, `shared` or the like."""
+    if "_share_above_" in name:
+        return "share of matched pairs"
+    if "_collisions_" in name or name.endswith("_found_in_all") or name in ("shared", "index_agreement"):
+        return "share of features"
+    return {"pearson": "correlation", "jaccard": "Jaccard index"}.get(name.split("_")[0], "cosine")
+
+
 def measures(found: Matching) -> dict[str, float]:
     """The numbers of one matching, named as in `MEASURES`."""
     cosines = found.cosines[found.indices >= 0]

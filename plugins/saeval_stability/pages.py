@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saeval.plots import figure, png
+from saeval.formatting import number
+from saeval.plots import figure, png, titled, wrapped
 from saeval.result import Result
 
 if TYPE_CHECKING:
@@ -68,14 +69,14 @@ def histograms(result: Result) -> Figure:
                 panel.hist(chance, bins, color="0.75", label=f"chance, mean {chance.mean():.2f}")
             panel.hist(cosines, bins, histtype="step", color="C0", linewidth=1.4, label=f"mean {cosines.mean():.2f}")
             panel.axvline(cosines.mean(), color="C0", linewidth=1, linestyle=":")
-            panel.set_title(f"{view}: {names[a]} – {names[b]}", fontsize=8)
+            panel.set_title(wrapped(f"{view}: {names[a]} – {names[b]}", 3.5, 8), fontsize=8)
             panel.set_ylim(top=1.35 * panel.get_ylim()[1])  # room for the legend above the bars
             panel.legend(fontsize=6, loc="upper left")
             panel.tick_params(labelsize=7)
     for panel, view in zip(axes[-1], views, strict=True):
         panel.set_xlabel(f"{_similarity(view)} of matched features", fontsize=8)
     drawn.supylabel("features", fontsize=9)
-    drawn.suptitle(_title(result, "matched one-to-one"), fontsize=10)
+    titled(drawn, _title(result, "matched one-to-one"))
     return drawn
 
 
@@ -96,12 +97,12 @@ def scatter(result: Result) -> Figure:
             shown = matched & which
             panel.scatter(x[shown], y[shown], s=4, color=colour, alpha=0.5, label=f"{label}: {int(shown.sum())}")
         panel.axline((0, 0), slope=1, color="0.7", linewidth=0.8)
-        panel.set_title(f"{names[a]} – {names[b]}", fontsize=8)
+        panel.set_title(wrapped(f"{names[a]} – {names[b]}", 2.9, 8), fontsize=8)
         panel.legend(fontsize=6, loc="upper left")
         panel.tick_params(labelsize=7, labelbottom=True)
     drawn.supxlabel("cosine in the decoder matching", fontsize=9)
     drawn.supylabel("cosine in the encoder matching", fontsize=9)
-    drawn.suptitle(_title(result, "features of the first SAE of each pair"), fontsize=10)
+    titled(drawn, _title(result, "features of the first SAE of each pair"))
     return drawn
 
 
@@ -127,8 +128,8 @@ def heat_maps(result: Result) -> Figure:
                     panel.text(j, i, f"{grid[i, j]:.2f}", ha="center", va="center", fontsize=7, color=colour)
         panel.set_xticks(range(n), names, rotation=45, ha="right", fontsize=7)
         panel.set_yticks(range(n), names, fontsize=7)
-        panel.set_title(f"{view}: Σ {_similarity(view)} / max(n)", fontsize=9)
-    drawn.suptitle(_title(result, "matched one-to-one"), fontsize=10)
+        panel.set_title(wrapped(f"{view}: Σ {_similarity(view)} / max(n)", side, 9), fontsize=9)
+    titled(drawn, _title(result, "matched one-to-one"))
     return drawn
 
 
@@ -187,7 +188,7 @@ def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "—"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value)
 
 
 def _similarity(view: str) -> str:

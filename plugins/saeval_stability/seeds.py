@@ -50,6 +50,42 @@ class SeedStability(Metric):
     Values are means over all pairs; from 4 SAEs on with a 95% interval by leaving one SAE out at a time. `kinds` maps a
     label to patterns of names, for a table within and across kinds. Undefined where an SAE has no encoder or decoder
     weights or no alive feature. Source: Sharkey et al. 2022 (max-cosine), Paulo and Belrose 2025 (Hungarian matching).
+
+    Values:
+        decoder_matched, encoder_matched: Σ of the matched cosines / max(n_A, n_B), a mean over pairs; cosine;
+            -1 .. 1; higher is better.
+        decoder_matched_over_smaller, encoder_matched_over_smaller: the same sum / min(n_A, n_B); cosine; -1 ..
+            1; higher is better.
+        decoder_matched_floor, decoder_matched_over_smaller_floor, encoder_matched_floor,
+            encoder_matched_over_smaller_floor: the same by chance; cosine; -1 .. 1; no better direction.
+        decoder_share_above_*, encoder_share_above_*: share of the matched pairs above 0.5, 0.7, 0.9; share of
+            matched pairs; 0 .. 1; higher is better.
+        decoder_max_a_to_b, decoder_max_b_to_a, encoder_max_a_to_b, encoder_max_b_to_a: mean over the features
+            of A (of B) of the best match; cosine; -1 .. 1; no better direction.
+        decoder_collisions_a_to_b, decoder_collisions_b_to_a, encoder_collisions_a_to_b,
+            encoder_collisions_b_to_a: 1 − |unique best matches| / n; share of features; 0 .. 1; no better
+            direction.
+        *_abs_matched: Σ of the matched |cosines| / max(n_A, n_B), a mean over pairs; cosine; 0 .. 1; higher is
+            better.
+        *_abs_matched_over_smaller: the same sum / min(n_A, n_B); cosine; 0 .. 1; higher is better.
+        *_abs_matched_floor, *_abs_matched_over_smaller_floor: the same by chance; cosine; 0 .. 1; no better
+            direction.
+        *_abs_share_above_*: share of the matched pairs above 0.5, 0.7, 0.9; share of matched pairs; 0 .. 1;
+            higher is better.
+        *_abs_max_a_to_b, *_abs_max_b_to_a: mean over the features of A (of B) of the best match; cosine; 0 ..
+            1; no better direction.
+        *_abs_collisions_a_to_b, *_abs_collisions_b_to_a: 1 − |unique best matches| / n; share of features; 0 ..
+            1; no better direction.
+        shared: features with one partner in both matchings above 0.7 / min(n_A, n_B); share of features; 0 ..
+            1; higher is better.
+        index_agreement: features with one partner in both matchings / min(n_A, n_B); share of features; 0 .. 1;
+            higher is better.
+        *_found_in_all: share of a member's features matched above 0.7 with every other member; share of
+            features; 0 .. 1; higher is better.
+        *_indices_*, *_cosines_*, *_chance_*: of each feature of the first SAE its partner and their cosine, and
+            cosines of one draw of chance, arrays; feature number, or cosine; -1 .. d_sae; no better direction.
+        members, pairs, floors, kinds: the same numbers member by member, pair by pair, null by null and kind by
+            kind, tables; as above; as above; no better direction.
     """
 
     name, version, subject = "seed_stability", 1, "group"
@@ -78,7 +114,8 @@ class SeedStability(Metric):
         for name, some in zip(subject_name, alive, strict=True):
             if not some.any():
                 told = f"fires on {self.alive_firings} of {firings[0].n} tokens"
-                raise Undefined(f"no feature of '{name}' {told}; more tokens or a lower 'alive_firings' may help")
+                lower = " or a lower 'alive_firings'" if self.alive_firings > 1 else ""
+                raise Undefined(f"no feature of '{name}' {told}; more tokens{lower} may help")
         pairs = [self._pair(a, b, spaces, alive) for a, b in itertools.combinations(range(len(spaces)), 2)]
         kinds = labelled(subject_name, self.kinds)
         numbers = [np.flatnonzero(some) for some in alive]

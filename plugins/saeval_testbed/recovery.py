@@ -86,6 +86,15 @@ class PlantedRecovery(Metric):
     1,000 bootstraps of blocks of documents. Beside them, as precision: random groups matched on density and
     size (mean and 97.5% quantile), features ranked by how their firing goes with length, and a ranking with the
     labels of a random half swapped.
+
+    Values:
+        responding: number of true features; features; 0 .. d_sae; no better direction.
+        precision_*: share of the top k that are true; share of features; 0 .. 1; higher is better.
+        recall_*: share of the true features among the top k; share of features; 0 .. 1; higher is better.
+        recovery: both with intervals, beside what random groups, length and swapped labels reach, a table;
+            share of features; 0 .. 1; no better direction.
+
+    Source: saeval's own definition.
     """
 
     name, version, data = "planted_recovery", 1, "pair"

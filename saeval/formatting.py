@@ -1,0 +1,55 @@
+"""Numbers as text for people: one way for all tables, pages and messages, and never a negative zero."""
+
+from __future__ import annotations
+
+import math
+
+ROUNDING = 1e-9
+"""A standard error below this share of its value, or of 1 where the value is not above it, is rounding."""
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number to so many significant digits; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:z.{digits}g}"
+
+
+def with_error(value: float, stderr: float | None) -> str:
+    """`0.289 ± 0.011`: a value to the second digit of its standard error; without one, to four digits.
+
+    Where that takes more than six decimals both share a power of ten: `(3.4 ± 1.2)e-08`.
+    """
+    if stderr is None or not (math.isfinite(stderr) and math.isfinite(value)):
+        return number(value)
+    if stderr <= ROUNDING * abs(value):
+        return f"{number(value)} ± 0"
+    if max(stderr, abs(value)) <= ROUNDING and abs(value) <= stderr:
+        return "0 ± 0"
+    digits = decimals(stderr)
+    if digits > 6:
+        exponent = math.floor(math.log10(max(stderr, abs(value))))
+        digits, value, stderr = digits + exponent, value / 10.0**exponent, stderr / 10.0**exponent
+        return f"({value:z.{digits}f} ± {stderr:.{digits}f})e{exponent:03d}"
+    return f"{value:z.{digits}f} ± {stderr:.{digits}f}"
+
+
+def decimals(stderr: float) -> int:
+    """Decimals that show the second digit of a standard error."""
+    return max(0, 1 - math.floor(math.log10(stderr)))
+
+
+def interval(ends: tuple[float, float] | list[float], stderr: float | None) -> str:
+    """`0.27 to 0.31`: both ends to the second digit of the standard error."""
+    if not stderr or not math.isfinite(stderr) or decimals(stderr) > 6:
+        return " to ".join(number(end, 3) for end in ends)
+    return " to ".join(f"{end:z.{max(decimals(stderr), 1)}f}" for end in ends)
+
+
+def visible(text: str) -> str:
+    """Foreign text on one line: line breaks and tabs as signs, control characters as none."""
+    shown = text.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
+
+
+__all__ = ["decimals", "interval", "number", "visible", "with_error"]
