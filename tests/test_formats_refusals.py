@@ -64,7 +64,10 @@ def test_wrong_weights(tmp_path, change, sentence):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"architecture": "crosscoder"}, r"'crosscoder' is not supported; supported: abstopk, gated, jumprelu, .* transcoder"),
+        (
+            {"architecture": "crosscoder"},
+            r"'crosscoder' is not supported; supported: abstopk, gated, jumprelu, .* transcoder",
+        ),
         ({"architecture": "abstopk", "k": 41}, r"'k' is 41, more than the 40 features"),
         ({"architecture": ["standard"]}, r"is not supported; supported"),
         ({"d_sae": 41}, r"'W_enc' is \[12, 40\], expected \[12, 41\]"),

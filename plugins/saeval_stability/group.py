@@ -79,7 +79,9 @@ class Group:
         every = range(len(self.names))
         for view, numbers in self.features.items():
             if not all(view in p.views for p in self.pairs):
-                found[f"{view}_found_in_all"] = Scalar.undefined(self.missing, better="higher")
+                found[f"{view}_found_in_all"] = Scalar.undefined(
+                    self.missing, unit=unit_of(f"{view}_found_in_all"), better="higher"
+                )
                 continue
             shares = self._found_in_all(view)
             name = f"{view}_found_in_all"
