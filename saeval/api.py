@@ -133,7 +133,8 @@ def evaluate(
     if live_model is not None:
         suite.live_model = _wrap(live_model, tokenizer, registry)
         if isinstance(device := getattr(live_model, "device", None), torch.device):
-            options.setdefault("device", str(device))
+            if options.get("device", "auto") == "auto":
+                options["device"] = str(device)
     known = [f.name for f in fields(Options)]
     for option in options:
         if option not in known:
