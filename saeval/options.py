@@ -57,7 +57,8 @@ def _fault(name: str) -> str | None:
     try:
         float(torch.zeros(1, device=device))
     except Exception as error:  # each of torch's backends raises what it likes
-        return f"torch cannot use it here ({(str(error).strip().splitlines() or [type(error).__name__])[0].rstrip('.')})"
+        reason = str(error).strip() or type(error).__name__
+        return f"torch cannot use it here ({reason.splitlines()[0].rstrip('.')})"
     try:
         torch.zeros(1, dtype=torch.float64, device=device)
     except Exception:

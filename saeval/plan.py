@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-
 from saeval.cell import Cell, subject_record
 from saeval.errors import Problem, SaevalError, SuiteError, blamed
 from saeval.fingerprint import digest_of

@@ -63,7 +63,7 @@ class SuiteModel(BaseModel):
     def _name_is_a_folder(cls, name: str) -> str:
         forbidden = "/\\\0" + ('<>:"|?*' if os.name == "nt" else "")
         if not name or any(c in name for c in forbidden) or name.startswith("."):
-            raise ValueError("a suite's name becomes a folder: no slashes, no leading dot, nothing Windows forbids there")
+            raise ValueError("a suite's name becomes a folder: no slashes, no leading dot, on Windows no colon either")
         return name
 
     @field_validator("batch")

@@ -22,7 +22,7 @@ from saeval_models.layouts import End, Layout, bare_layout, known_layout
 
 
 def base_of(module: PreTrainedModel) -> tuple[str, nn.Module]:
-    """All of a model but its head: the attribute it is kept in, and the module. `SaevalError` where there is no head."""
+    """All of a model but its head: the attribute it is kept in, and the module; `SaevalError` without a head."""
     if module.base_model is not module:
         return module.base_model_prefix, module.base_model
     # Some classes have a prefix that names no attribute of theirs.
