@@ -325,27 +325,36 @@ class HookedModel(Model):
             self._forms[index] = form
 
     @torch.no_grad()
-    def check_causal(self) -> None:
-        """`SaevalError` for a model in which a token's state depends on later tokens, as it does in an encoder."""
-        tokens = 1 + torch.arange(_PROBE_LENGTH, device=self.device)[None] % 2  # 0 may be padding, and embedded as zero
-        other = tokens.clone()
+    def check(self) -> None:
+        """`SaevalError` for a model that is not what every pass here takes it for, as one short row shows.
+
+        A token's state may not depend on later tokens, as it does in an encoder: targets would be seen, and padding.
+        """
+        tokens = self._probe()
+        other, mask = tokens.clone(), torch.ones_like(tokens)
         other[0, -1] = 2
-        mask = torch.ones_like(tokens)
         with self.evaluating():
-            before, after = (self._forward(t, attention_mask=mask)[0, :-1] for t in (tokens, other))
-        if not self._agree(after, before, mask[0, :-1].bool(), 1e-5, 1e-2):
+            states, changed = (self._forward(t, attention_mask=mask)[0, :-1] for t in (tokens, other))
+            shorter = self._forward(tokens[:, :-1], attention_mask=mask[:, :-1])[0]
+        every = mask[0, :-1].bool()
+        if not self._agree(changed, states, every, 1e-5, 1e-2) or not self._agree(shorter, states, every, 1e-3, 5e-2):
             raise SaevalError(
                 f"{type(self.module).__name__} does not read from left to right: a token's state changes with later "
                 "tokens, as in an encoder; saeval takes causal models (some need 'is_decoder' in their config)"
             )
 
+    def _probe(self) -> Int[Tensor, "1 seq"]:
+        """A short row for a look at the model; no token is 0, which may be padding and embedded as zero."""
+        return 1 + torch.arange(_PROBE_LENGTH, device=self.device)[None] % 2
+
     @torch.no_grad()
     def widths(self) -> dict[str, int]:
-        """Width of every site that one short pass shows to hold one `[batch, seq, ...]` tensor."""
+        """Width of every site that one short pass shows to hold one `[batch, seq, ...]` tensor of real numbers."""
         shapes: dict[str, list[torch.Size]] = {name: [] for name in self.sites}
 
         def note(seen: list[torch.Size]) -> Callable[[Tensor], None]:
-            return lambda tensor: seen.append(tensor.shape)
+            # Whole numbers are choices, as of experts, and no activations.
+            return lambda tensor: seen.append(tensor.shape if tensor.is_floating_point() else torch.Size())
 
         tokens = torch.zeros((1, _PROBE_LENGTH), dtype=torch.long, device=self.device)
         with self.evaluating(), ExitStack() as stack:

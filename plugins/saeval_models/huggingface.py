@@ -155,7 +155,7 @@ class PretrainedSpec(ModelSpec):
         from saeval_models.pretrained import hooked  # late: it imports transformers
 
         model = hooked(self._pretrained(device), self._layout)
-        model.check_causal()
+        model.check()
         return model
 
     def _pretrained(self, device: str) -> PreTrainedModel:

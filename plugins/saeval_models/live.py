@@ -113,5 +113,5 @@ class LiveSpec(ModelSpec):
         wanted, here = torch.device(device), self._model.device
         if wanted.type != here.type or wanted.index not in (None, here.index):
             raise SaevalError(f"the live model is on {here} and the run on {wanted}; give device='{here}', or move it")
-        self._model.check_causal()
+        self._model.check()
         return self._model

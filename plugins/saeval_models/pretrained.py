@@ -16,7 +16,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from saeval.data import Batch
 from saeval.errors import SaevalError
-from saeval_models.checkpoint import TAKEN, architecture_task
+from saeval.memory import out_of_memory
+from saeval_models.checkpoint import TAKEN, Task, architecture_task
 from saeval_models.hooked import HookedModel, Site
 from saeval_models.layouts import End, Layout, bare_layout, known_layout
 
@@ -32,8 +33,19 @@ def base_of(module: PreTrainedModel) -> tuple[str, nn.Module]:
     return inner[0]
 
 
+def task_of(module: PreTrainedModel) -> Task:
+    """What a model is for, by its class; `SaevalError` for one that saeval does not take."""
+    # The class may be a descendant with a name of its own.
+    tasks = [architecture_task(c.__name__) for c in type(module).__mro__ if issubclass(c, PreTrainedModel)]
+    task = next((found for found in tasks if found != ""), "causal")
+    if task is None or module.config.is_encoder_decoder:
+        raise SaevalError(f"{type(module).__name__} is not one of those that saeval takes: {TAKEN}")
+    return task
+
+
 def layout_of(module: PreTrainedModel) -> Layout:
     """The layout from the table, else one found by looking for the list of blocks."""
+    task_of(module)
     config = module.config.get_text_config()
     known = known_layout(config.model_type, config.to_dict())
     name, base = base_of(module)
@@ -140,6 +152,28 @@ class PretrainedCausal(HookedModel):
             raise SaevalError(f"padding on the left changes what {type(self.module).__name__} makes; pad on the right")
         self._left_padding_checked = True
 
+    @torch.no_grad()
+    def check(self) -> None:
+        """As of every model; and its head, if it is a language model's, may read the final hidden state alone."""
+        super().check()
+        if self.kind != "causal":
+            return
+        tokens = self._probe()
+        with self.evaluating():
+            own = self.module(input_ids=tokens, use_cache=False, return_dict=True).logits[0]
+            try:
+                found = self.head(self._forward(tokens))[0]
+                agree = self._agree(found, own, torch.ones_like(tokens[0], dtype=torch.bool), 1e-3, 5e-2)
+            except Exception as error:  # a head that misses what else the base model gives
+                if out_of_memory(error):
+                    raise
+                agree = False
+        if not agree:
+            raise SaevalError(
+                f"the head of {type(self.module).__name__} reads more than the final hidden state, so that its logits "
+                "cannot be had with an SAE spliced in; use a model with an ordinary head"
+            )
+
     def head(self, final: Float[Tensor, "batch seq d_model"], batch: Batch | None = None) -> Tensor:
         """Logits by the model's own forward with its base model replaced, so that nothing in its head is missed."""
         # Some heads ask how many tokens there were; which ones they were is the base model's to know.
@@ -182,13 +216,8 @@ class PretrainedReward(PretrainedCausal):
 
 def hooked(module: PreTrainedModel, layout: Layout) -> PretrainedCausal:
     """The model ready for capture and resume, its kind by its class."""
-    # The class may be a descendant with a name of its own.
-    tasks = [architecture_task(c.__name__) for c in type(module).__mro__ if issubclass(c, PreTrainedModel)]
-    task = next((found for found in tasks if found != ""), "causal")
-    if task is None or module.config.is_encoder_decoder:
-        raise SaevalError(f"{type(module).__name__} is not one of those that saeval takes: {TAKEN}")
     blocks = cast(nn.ModuleList, base_of(module)[1].get_submodule(layout.blocks))
-    kind = PretrainedReward if task == "reward" else PretrainedCausal
+    kind = PretrainedReward if task_of(module) == "reward" else PretrainedCausal
     return kind(module, blocks, module_sites(blocks, layout))
 
 

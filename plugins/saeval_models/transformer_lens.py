@@ -45,7 +45,7 @@ class BridgeSpec(PretrainedSpec):
             bridge = build_bridge_from_module(module, type(module).__name__, hf_config=module.config)
         module.eval()  # the bridge's own components are born in training mode
         model = bridged(bridge, self._layout)
-        model.check_causal()
+        model.check()
         return model
 
 
