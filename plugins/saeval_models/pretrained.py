@@ -22,7 +22,7 @@ from saeval_models.hooked import HookedModel, Site
 from saeval_models.layouts import End, Layout, bare_layout, known_layout
 
 
-def base_of(module: PreTrainedModel) -> tuple[str, nn.Module]:
+def base_of(module: PreTrainedModel) -> tuple[str, Any]:
     """All of a model but its head: the attribute it is kept in, and the module; `SaevalError` without a head."""
     if module.base_model is not module:
         return module.base_model_prefix, module.base_model
@@ -40,7 +40,7 @@ def task_of(module: PreTrainedModel) -> Task:
     task = next((found for found in tasks if found != ""), "causal")
     if task is None or module.config.is_encoder_decoder:
         raise SaevalError(f"{type(module).__name__} is not one of those that saeval takes: {TAKEN}")
-    return task
+    return cast(Task, task)
 
 
 def layout_of(module: PreTrainedModel) -> Layout:
@@ -216,7 +216,7 @@ class PretrainedReward(PretrainedCausal):
 
 def hooked(module: PreTrainedModel, layout: Layout) -> PretrainedCausal:
     """The model ready for capture and resume, its kind by its class."""
-    blocks = cast(nn.ModuleList, base_of(module)[1].get_submodule(layout.blocks))
+    blocks = base_of(module)[1].get_submodule(layout.blocks)
     kind = PretrainedReward if task_of(module) == "reward" else PretrainedCausal
     return kind(module, blocks, module_sites(blocks, layout))
 
