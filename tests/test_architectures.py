@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import saeval
 from saeval.errors import SaevalError
+from saeval.tiny import TinySAE
 from saeval_models import HuggingFace
 from tinymodels import padded, tiny_batch
 
@@ -217,6 +220,21 @@ def test_blocks_before_the_hook_run_only_where_they_must(name, full):
         block.register_forward_pre_hook(lambda *_, index=index: runs.append(index))
     adapter.resume(batch, captured, hook, captured.activations[hook])
     assert runs == ([0, 1, 2, 3] if full else [2, 3])
+
+
+@pytest.mark.parametrize("name", ["gemma4_text", "rwkv"])
+def test_the_identity_loses_nothing(name, tmp_path):
+    np.save(tmp_path / "tokens.npy", np.random.default_rng(0).integers(1, 97, (4, 13)))
+    hook = "blocks.2.hook_resid_pre"
+    results = saeval.evaluate(
+        model=made(name), data={"use": "tokens", "path": str(tmp_path / "tokens.npy"), "context": 12, "bos": False},
+        saes=[(TinySAE(d_in=32), hook)], metrics=["ce", "kl"], controls=["identity"], allow=["*"],
+    )  # fmt: skip
+    values = results.to_frame().set_index(["name", "quantity"])["value"]
+    assert [result.reason for result in results if result.status != "ok"] == []
+    assert values["identity", "kl_sae"] == pytest.approx(0, abs=1e-5)
+    assert values["identity", "delta_ce"] == pytest.approx(0, abs=1e-5)
+    assert values["tinysae", "kl_sae"] > 1e-3
 
 
 def test_nothing_that_a_block_left_behind_serves_the_next_pass():

@@ -146,3 +146,10 @@ def prophet():
         "max_position_embeddings": 64, "is_decoder": True, "is_encoder_decoder": False,
     }  # fmt: skip
     return ProphetNetForCausalLM(ProphetNetConfig(**sizes)).eval()
+
+
+def test_a_model_that_gives_no_numbers_is_not_called_an_encoder():
+    model = tiny_model("gpt2")
+    model.transformer.h[1].mlp.c_fc.weight.data[:] = float("nan")
+    adapter = HuggingFace().wrap(model).load("cpu")
+    assert adapter.capture(tiny_batch(), [], final=True).final.isnan().all()

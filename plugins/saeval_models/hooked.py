@@ -304,6 +304,8 @@ class HookedModel(Model):
                         raise
                     short = None
                 whole = self._edited(tokens, some, parts, 0)
+            if not bool(whole[0, batch.real[row]].isfinite().all()):
+                return False  # what is no number shows nothing; the next activations may
             same = short is not None and self._agree(short[0], whole[0], batch.real[row], 1e-5, 1e-2)
             self._skippable[start, edited] = same
         return self._skippable[start, edited]
@@ -337,7 +339,8 @@ class HookedModel(Model):
             states, changed = (self._forward(t, attention_mask=mask)[0, :-1] for t in (tokens, other))
             shorter = self._forward(tokens[:, :-1], attention_mask=mask[:, :-1])[0]
         every = mask[0, :-1].bool()
-        if not self._agree(changed, states, every, 1e-5, 1e-2) or not self._agree(shorter, states, every, 1e-3, 5e-2):
+        same = self._agree(changed, states, every, 1e-5, 1e-2) and self._agree(shorter, states, every, 1e-3, 5e-2)
+        if not same and bool(states.isfinite().all()):  # what is no number says nothing of where it comes from
             raise SaevalError(
                 f"{type(self.module).__name__} does not read from left to right: a token's state changes with later "
                 "tokens, as in an encoder; saeval takes causal models (some need 'is_decoder' in their config)"

@@ -168,7 +168,7 @@ class PretrainedCausal(HookedModel):
                 if out_of_memory(error):
                     raise
                 agree = False
-        if not agree:
+        if not agree and bool(own.isfinite().all()):
             raise SaevalError(
                 f"the head of {type(self.module).__name__} reads more than the final hidden state, so that its logits "
                 "cannot be had with an SAE spliced in; use a model with an ordinary head"
