@@ -159,8 +159,9 @@ def evaluate(
         raise SaevalError("a live model has its dtype already; convert it yourself, or leave out dtype=")
     if live_model is not None:
         suite.live_model = _wrap(live_model, tokenizer, registry, keys)
-        if isinstance(device := getattr(live_model, "device", None), torch.device):
-            options.setdefault("device", str(device))
+        device = getattr(live_model, "device", None)
+        if isinstance(device, torch.device) and options.get("device", "auto") == "auto":
+            options["device"] = str(device)
     known = [f.name for f in fields(Options) if f.name != "command_line"]
     for option in options:
         if option not in known:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code."""
     # Threads that spin while they wait double a run's time beside any other job; read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console that has no '±' shows '?' there
+            stream.reconfigure(errors="replace")
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments and arguments[0] in (verbs := _plugin_verbs()):
         return _guarded(lambda: int(verbs[arguments[0]].load()(arguments[1:]) or 0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import time
 import traceback
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from saeval.common_stop import CommonStop
 from saeval.conclusion import components, concluded, fill, of_prefix
 from saeval.course import Course
 from saeval.errors import Undefined
-from saeval.memory import fitting, memory_budget
+from saeval.memory import fitting, memory_budget, peak_mib
 from saeval.model import Model
 from saeval.nodes import closure
 from saeval.passes import Pass, passes, together
@@ -257,7 +256,7 @@ class Engine:
             "tokens_sha256": self.plan.streams.evaluation.fingerprint,
             "dtypes": {**dtypes, "saes": self.plan.options.sae_dtype, "sums": "float64"},
             "chunked_head": getattr(self.model, "chunked_head", None),
-            "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "peak_memory_mib": peak_mib(),
             **notes,
         }
 

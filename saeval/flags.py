@@ -29,8 +29,8 @@ def suite_options(parser: argparse.ArgumentParser) -> None:
 
 def model_options(parser: argparse.ArgumentParser) -> None:
     """Where and how precisely a model and its SAEs compute."""
-    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    parser.add_argument("--dtype", help="dtype of the model, such as bfloat16")
+    parser.add_argument("--device", default="cpu", help="torch device, or auto: cuda, mps or cpu (default: cpu)")
+    parser.add_argument("--dtype", help="dtype of the model, such as bfloat16 or bf16")
     parser.add_argument("--sae-device", metavar="DEVICE", help="device of the SAEs, if not the model's")
     parser.add_argument("--sae-dtype", default="float32", metavar="DTYPE", help="dtype of the SAEs (default: float32)")
     parser.add_argument("--offline", action="store_true", help="use only what was downloaded before (`saeval fetch`)")

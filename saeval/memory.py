@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 from saeval.data import PairBatch
 
 if TYPE_CHECKING:
     from saeval.plan import Plan
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
 
 MOST = 128
 """Sequences a batch beyond which a larger batch is hardly faster."""
@@ -41,27 +47,27 @@ def memory_budget(device: str) -> int:
     if device.startswith("cuda"):
         _, total = torch.cuda.mem_get_info(device)
         return total // 2
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (ValueError, OSError):  # not told on this platform
-        return 8 * 2**30
+    return int(psutil.virtual_memory().total) // 2
 
 
 def available(device: str) -> int:
     """Bytes free now: the device's, or what this machine and the container around it leave to a process."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
-    return min([memory_budget(device), *_free_of_machine(), *_free_of_container()])
+    return min([memory_budget(device), int(psutil.virtual_memory().available), *_free_of_container()])
 
 
-def _free_of_machine() -> list[int]:
-    lines = _numbers(Path("/proc/meminfo"))
-    return [1024 * lines["MemAvailable:"]] if "MemAvailable:" in lines else []
+def peak_mib() -> int:
+    """The most memory that this process has had so far, in MiB."""
+    if resource is None:
+        return int(psutil.Process().memory_info().peak_wset) // 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB on Linux
 
 
 def _free_of_container() -> list[int]:
     try:
-        limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        limit, used = (int((_CGROUP / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
     except (OSError, ValueError):  # no container, or one without a limit
         return []
     return [max(0, limit - used + _numbers(_CGROUP / "memory.stat").get("inactive_file", 0))]
@@ -69,7 +75,7 @@ def _free_of_container() -> list[int]:
 
 def _numbers(file: Path) -> dict[str, int]:
     try:
-        words = [line.split() for line in file.read_text().splitlines()]
+        words = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return {}
     return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()}

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from saeval.cell import Cell, subject_record
 from saeval.errors import Problem, SaevalError, SuiteError, blamed
 from saeval.fingerprint import digest_of
@@ -19,7 +17,7 @@ from saeval.metric import Metric, substitute_requests
 from saeval.model import ModelSpec
 from saeval.models import model_spec
 from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, closure, flattened
-from saeval.options import DTYPES, ON_FINDING, Options
+from saeval.options import Options
 from saeval.parameters import ParameterError, validated
 from saeval.plugins import code_identity
 from saeval.precision import Stopping, stopping
@@ -102,7 +100,6 @@ class _Planner:
         groups = self._groups(saes)
         if not self.problems:
             self.problems += layout_problems(self.suite, [e.alias for e in entries], controls)
-        self._device()
         self._batch_size()
         if self.problems or found is None:
             self._raise(subjects, saes)
@@ -180,21 +177,6 @@ class _Planner:
                     self.problems.append(self.suite.problem(message, "groups", name, index))
                 groups[name] += [m for m in members if m not in groups[name]]
         return groups
-
-    def _device(self) -> None:
-        options = self.options
-        for name, device in (("device", options.device), ("sae_device", options.sae_device)):
-            try:
-                torch.zeros(1, device=device)
-            except (RuntimeError, AssertionError, NotImplementedError) as error:
-                line = str(error).splitlines()[0]
-                self.problems.append(Problem(f"{options.spelled(name, device)}: torch cannot use it here: {line}"))
-        for name, value, known in (
-            ("sae_dtype", options.sae_dtype, DTYPES),
-            ("preflight", options.preflight, ON_FINDING),
-        ):
-            if value not in known:
-                self.problems.append(Problem(f"{options.spelled(name, value)}: expected one of {', '.join(known)}"))
 
     def _batch_size(self) -> None:
         """The option's, else the suite's, else 16."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,10 @@ class Report:
         return found
 
 
+_NOT_IN_FILE_NAMES = re.compile(r'[/\\:*?"<>|\0]')
+"""On some system or other; a page may be named by what a suite calls a metric."""
+
+
 def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Path) -> tuple[list[Path], list[str]]:
     """Write every page of `reports` into `folder`: the files, and a sentence for each report that failed."""
     written, failed = [], []
@@ -53,7 +58,7 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
             continue
         for name, content in pages.items():
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / name
+            path = folder / _NOT_IN_FILE_NAMES.sub("-", name)
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
             written.append(path)
     return written, failed

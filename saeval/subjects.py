@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -273,7 +275,7 @@ def _word(entry: dict[str, Any], key: str) -> str | None:
 
 def _name(path: Any, several: bool) -> str:
     """The last part of a path; for one that means several files, the last part before its globs."""
-    parts = [part for part in str(path or "").split("/") if part]
+    parts = [part for part in re.split(r"[/\\]" if os.name == "nt" else "/", str(path or "")) if part]
     if several:
         parts = list(itertools.takewhile(lambda part: not set("*?[") & set(part), parts))
     return parts[-1] if parts else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,8 +61,9 @@ class SuiteModel(BaseModel):
     @field_validator("suite")
     @classmethod
     def _name_is_a_folder(cls, name: str) -> str:
-        if not name or any(c in name for c in "/\\\0") or name.startswith("."):
-            raise ValueError("a suite's name becomes a folder: no slashes, no leading dot")
+        forbidden = "/\\\0" + ('<>:"|?*' if os.name == "nt" else "")
+        if not name or any(c in name for c in forbidden) or name.startswith("."):
+            raise ValueError("a suite's name becomes a folder: no slashes, no leading dot, on Windows no colon either")
         return name
 
     @field_validator("batch")

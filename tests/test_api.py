@@ -52,7 +52,7 @@ def test_a_metric_class_is_a_metric():
         ({"batchsize": 3}, "unknown option 'batchsize'; did you mean 'batch_size'"),
         ({"model": object()}, "no adapter takes a object"),
         ({"metrics": ["l00"]}, "unknown metric 'l00'; did you mean 'l0'"),
-        ({"device": "cuda:77"}, "device='cuda:77'"),
+        ({"device": "cuda:77"}, "device 'cuda:77': torch cannot use it here"),
     ],
 )
 def test_a_mistake_is_one_sentence(changed, said):

@@ -102,9 +102,9 @@ def test_a_head_is_run_in_evaluation_mode_too():
 def test_a_live_model_is_not_moved(evaluated):
     live = tiny_model("gpt2")
     with pytest.raises(
-        SaevalError, match="the live model is on cpu and the run on meta; give device='cpu', or move it"
+        SaevalError, match="the live model is on cpu and the run on cuda; give device='cpu', or move it"
     ):
-        evaluated(live, device="meta")
+        HuggingFace().wrap(live).load("cuda")
     live.lm_head.weight = torch.nn.Parameter(live.lm_head.weight.to("meta"))
     with pytest.raises(SaevalError, match="the live model is spread over cpu and meta; load it on one device"):
         evaluated(live)

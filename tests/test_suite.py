@@ -178,7 +178,17 @@ def test_odd_values_are_mistakes_too(tmp_path, capsys, monkeypatch, old, new, wh
     assert any(what in line for line in lines), lines
 
 
-def test_a_device_that_is_not_there(tmp_path, capsys, monkeypatch):
-    for device in ("cuda:99", "nonsense"):
-        (line,) = problems(tmp_path, capsys, monkeypatch, GOOD, "--device", device)
-        assert line.startswith(f"--device {device}: torch cannot use it here")
+@pytest.mark.parametrize("option", ["--device", "--sae-device"])
+@pytest.mark.parametrize(
+    ("device", "what"),
+    [("cuda:99", "torch cannot use it here"), ("nonsense", "torch knows no such device"), ("meta", "it holds shapes")],
+)
+def test_a_device_that_is_not_there(tmp_path, capsys, monkeypatch, option, device, what):
+    (line,) = problems(tmp_path, capsys, monkeypatch, GOOD, option, device)
+    assert line.startswith(f"device '{device}': {what}")
+
+
+@pytest.mark.parametrize("option", ["--dtype", "--sae-dtype"])
+def test_a_dtype_that_is_none(tmp_path, capsys, monkeypatch, option):
+    (line,) = problems(tmp_path, capsys, monkeypatch, GOOD, option, "int8")
+    assert line == "dtype 'int8': expected one of float32, float64, bfloat16, float16"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from saeval.errors import SaevalError
 from saeval_models.layouts import Layout
+from saeval_models.pretrained import base_of
 
 _WRITING = ("attn.hook_z", "mlp.hook_post")
 """What a block's two writing projections read."""
@@ -24,7 +25,7 @@ def centre_writing_weights(module: Any, layout: Layout, name: str) -> None:
     `HookedTransformer.from_pretrained`. `SaevalError` for models without LayerNorm, whose output it would change, and
     for families whose writing weights are not known.
     """
-    base = module.base_model
+    _, base = base_of(module)
     norm = next((getattr(base, norm) for norm in _FINAL_NORMS if hasattr(base, norm)), None)
     if not isinstance(norm, nn.LayerNorm):
         kind = type(norm).__name__ if norm is not None else "no known norm"

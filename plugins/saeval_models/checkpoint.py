@@ -9,17 +9,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from saeval.errors import SaevalError, expanded
 from saeval.fingerprint import digest_of, sha256_file
+from saeval.options import spelled
 from saeval.parameters import ParameterError, validated
 from saeval_models.hub import absence, hub_file
 from saeval_models.peft_adapters import CONFIG as ADAPTER_CONFIG
 from saeval_models.peft_adapters import PeftAdapter, adapter_in
 from saeval_models.weights import weight_files
 
-DType = Literal["float32", "float64", "bfloat16", "float16"]
+DType = Annotated[Literal["float32", "float64", "bfloat16", "float16"], BeforeValidator(spelled)]
 Task = Literal["causal", "reward"]
 _TASKS: Mapping[str, Task] = {
     "CausalLM": "causal",

@@ -6,7 +6,7 @@ import functools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saeval.data import Batch
+from saeval.errors import SaevalError
 from saeval.live import evaluation_mode
+from saeval.memory import out_of_memory
 from saeval.model import Capture, Model
 from saeval_models.layouts import ATTN_OUT, RESID_MID, RESID_POST, RESID_PRE, End
 from saeval_models.norms import normalized, scaled
@@ -52,10 +54,12 @@ class Site:
             return None if key is None or new is None else (args, {**kwargs, key: new})
 
         def leaving(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            if not isinstance(output, tuple):
-                return see(output) if isinstance(output, Tensor) else None
+            if isinstance(output, Tensor):
+                return see(output)
+            if not isinstance(output, tuple | list) or not output or not isinstance(output[0], Tensor):
+                return None
             new = see(output[0])
-            return None if new is None else (new, *output[1:])
+            return None if new is None else _sequence(output, (new, *output[1:]))
 
         def normalizing(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
             # A bridge's component computes its norm itself, with the parameters of the module it stands for.
@@ -77,15 +81,55 @@ def _hidden_key(kwargs: Mapping[str, Any]) -> str | None:
     return next((key for key, value in kwargs.items() if isinstance(value, Tensor)), None)
 
 
+def _sequence(output: Any, parts: tuple[Any, ...]) -> Any:
+    """The parts as a list where a module gives a list, else as a tuple."""
+    return list(parts) if isinstance(output, list) else parts
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What a block gives besides the hidden state: nothing, or a tuple or list that begins with it."""
+
+    kind: type
+    length: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, output: Any) -> _Form | None:
+        hidden = output[0] if isinstance(output, tuple | list) and output else output
+        if not isinstance(hidden, Tensor):
+            return None
+        kind = next((kind for kind in (tuple, list) if isinstance(output, kind)), Tensor)
+        return cls(kind, 1 if kind is Tensor else len(output), hidden.dtype)
+
+    def filled(self, hidden: Tensor) -> Any:
+        """An output of this form; None stands for all but the hidden state."""
+        hidden = hidden.to(self.dtype).clone()  # the model may write into what it is given
+        return hidden if self.kind is Tensor else self.kind((hidden, *[None] * (self.length - 1)))
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """What a resumed pass puts in the place of a site's tensor."""
+
+    site: Site
+    value: Float[Tensor, "batch seq d"]
+
+    def apply(self) -> torch.utils.hooks.RemovableHandle:
+        """Until the handle is removed, in whatever shape and dtype the site has; the model may write into it."""
+        return self.site.watch(lambda tensor: self.value.reshape(tensor.shape).to(tensor.dtype).clone())
+
+
 class _Passed(nn.Module):
     """Stands where a block need not run: its output is given, every other attribute is the block's."""
 
-    def __init__(self, block: nn.Module, output: Any) -> None:
+    def __init__(self, block: nn.Module, form: _Form, hidden: Tensor) -> None:
         super().__init__()
-        self.__dict__.update(_block=block, _output=output)  # past nn.Module, which would adopt the block as a child
+        # Past nn.Module, which would adopt the block as a child.
+        self.__dict__.update(_block=block, _form=form, _hidden=hidden)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._output
+        return self._form.filled(self._hidden)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_block"], name)
@@ -94,6 +138,10 @@ class _Passed(nn.Module):
 def _keep(kept: dict[Any, Tensor], name: str | int, tensor: Tensor) -> None:
     """A copy, since some models write into what a module gave; TransformerLens keeps the heads of hook_z apart."""
     kept[name] = tensor.flatten(2).clone()
+
+
+def _is_compiled(part: nn.Module) -> bool:
+    return "_orig_mod" in part._modules or part._compiled_call_impl is not None
 
 
 class HookedModel(Model):
@@ -107,8 +155,11 @@ class HookedModel(Model):
         self.module: Any = module
         self.blocks = blocks
         self.sites = sites
-        self._tuple_length: int | None = None
-        """Length of the tuple that a block returns, 0 for a bare tensor; None until a block has run."""
+        self._forms: dict[int, _Form] = {}
+        """What each block gives, by index, once it has run."""
+        self._skippable: dict[tuple[int, bool], bool] = {}
+        """Whether a pass is the same when the first blocks do not run: how many, and whether the last one is edited."""
+        self._compiled = any(_is_compiled(part) for part in self.module.modules())
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -116,7 +167,8 @@ class HookedModel(Model):
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
-        return next(self.module.parameters()).dtype  # type: ignore[no-any-return]
+        # Quantised weights are integers, and no dtype of activations.
+        return next(p.dtype for p in self.module.parameters() if p.is_floating_point())  # type: ignore[no-any-return]
 
     @abstractmethod
     def _forward(self, tokens: Int[Tensor, "batch seq"], **inputs: Any) -> Float[Tensor, "batch seq d_model"]:
@@ -134,8 +186,12 @@ class HookedModel(Model):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, until the end, for whatever is in training mode."""
-        with evaluation_mode(self.module.modules()):
+        """Evaluation mode, until the end, for whatever is in training mode; compiled parts run as they were written.
+
+        Compiled code does not see hooks that were set after it was compiled.
+        """
+        eager = torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
+        with evaluation_mode(self.module.modules()), eager:
             yield
 
     @torch.no_grad()
@@ -152,7 +208,8 @@ class HookedModel(Model):
 
         def keep(kept: dict[Any, Tensor], key: str | int) -> Callable[[Tensor], None]:
             def see(tensor: Tensor) -> None:
-                _keep(kept, key, tensor)
+                if isinstance(key, str) or tensor.ndim == 3:  # a block that reads several streams at once runs again
+                    _keep(kept, key, tensor)
                 pending.discard(key)
                 if not pending and not final:
                     raise _Cut
@@ -161,10 +218,11 @@ class HookedModel(Model):
 
         with self.evaluating(), ExitStack() as stack:
             inputs = self._inputs(batch)
-            if self._tuple_length is None:
-                stack.callback(self.blocks[0].register_forward_hook(self._note_output).remove)
+            for index in {*range(len(self.blocks))} - {*self._forms}:
+                note = functools.partial(self._note_form, index)
+                stack.callback(self.blocks[index].register_forward_hook(note).remove)
             for index in inner:
-                stack.callback(Site(self.blocks[index], "in", index).watch(keep(captured.inputs, index)).remove)
+                stack.callback(self._entry(index).watch(keep(captured.inputs, index)).remove)
             for name, site in wanted.items():
                 stack.callback(site.watch(keep(captured.activations, name)).remove)
             with suppress(_Cut):
@@ -176,42 +234,116 @@ class HookedModel(Model):
         hooks: Iterable[str] = (),
     ) -> Capture:  # fmt: skip
         site, found = self.sites[hook_name], Capture({})
-        activations = activations.to(self.dtype)
-        start, hidden, edited = site.block, activations, None
-        if site.suffix == RESID_POST:
-            start += 1
-        elif site.suffix == RESID_MID:
-            # A block adds its attention's output to its input: nought plus the activations is exact.
-            hidden, edited = torch.zeros_like(activations), self.sites[f"blocks.{site.block}.{ATTN_OUT}"]
-        elif site.suffix != RESID_PRE:
-            hidden, edited = captured.inputs[site.block], site
-        hidden = hidden.clone()  # the model may write into what it is given; so below
+        edits, start = self._edits(site, captured, activations)
         with self.evaluating(), ExitStack() as stack:
             inputs = self._inputs(batch)
-            self._start_at(start, hidden, stack)
-            if edited is not None:
-                stack.callback(edited.watch(lambda tensor: activations.reshape(tensor.shape).clone()).remove)
+            skip = start if self._may_skip(start, site, batch, inputs, edits) else 0
             for name in hooks:
                 keep = functools.partial(_keep, found.activations, name)
                 stack.callback(self.sites[name].watch(keep).remove)
-            found.final = self._finish(self._forward(batch.tokens, **inputs), batch)
+            found.final = self._finish(self._edited(batch.tokens, inputs, edits, skip), batch)
         return found
 
-    def _start_at(self, start: int, hidden: Tensor, stack: ExitStack) -> None:
-        """Until `stack` closes, blocks before `start` do not run and `hidden` is what enters block `start`."""
-        if start == 0:
-            stack.callback(Site(self.blocks[0], "in", 0).watch(lambda _: hidden).remove)
-            return
-        if self._tuple_length is None:
-            raise RuntimeError("resume comes after a capture by the same model")
-        output = (hidden, *[None] * (self._tuple_length - 1)) if self._tuple_length else hidden
-        for index in range(start):
-            block = self.blocks[index]
-            stack.callback(self.blocks.__setitem__, index, block)
-            self.blocks[index] = _Passed(block, output)
+    def _entry(self, index: int) -> Site:
+        return Site(self.blocks[index], "in", index)
 
-    def _note_output(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._tuple_length = len(output) if isinstance(output, tuple) else 0
+    def _edits(self, site: Site, captured: Capture, activations: Tensor) -> tuple[list[_Edit], int]:
+        """What replacing a site's activations comes to, and how many blocks are before it."""
+        entry, replaced = self._entry(site.block), _Edit(site, activations)
+        if site.suffix == RESID_POST:
+            return [replaced], site.block + 1
+        if site.suffix == RESID_PRE:
+            return [_Edit(entry, activations)], site.block
+        if site.suffix == RESID_MID:
+            # A block adds its attention's output to its input: nought plus the activations is exact.
+            added = self.sites[f"blocks.{site.block}.{ATTN_OUT}"]
+            return [_Edit(entry, torch.zeros_like(activations)), _Edit(added, activations)], site.block
+        entering = captured.inputs.get(site.block)
+        return [*([_Edit(entry, entering)] if entering is not None else []), replaced], site.block
+
+    def _edited(
+        self, tokens: Int[Tensor, "batch seq"], inputs: Mapping[str, Any], edits: list[_Edit], skip: int
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """`_forward` with the edits applied and without its first `skip` blocks."""
+        with ExitStack() as stack:
+            for index in range(skip):
+                block = self.blocks[index]
+                stack.callback(self.blocks.__setitem__, index, block)
+                self.blocks[index] = _Passed(block, self._forms[index], edits[0].value)
+            for edit in edits:
+                stack.callback(edit.apply().remove)
+            return self._forward(tokens, **inputs)
+
+    def _may_skip(self, start: int, site: Site, batch: Batch, inputs: Mapping[str, Any], edits: list[_Edit]) -> bool:
+        """Whether the blocks before the site need not run, as far as one row shows.
+
+        Most models hand nothing but the hidden state from block to block. Where more goes another way, as with keys
+        and values that later blocks share, every block runs, which is slower and always exact.
+        """
+        edited = site.suffix == RESID_POST
+        entered = edited or edits[0].site.module is self.blocks[site.block]
+        if start == 0 or not entered or any(index not in self._forms for index in range(start)):
+            return False
+        if (start, edited) not in self._skippable:
+            row = int(batch.real.sum(1).argmax())
+            rows = slice(row, row + 1)
+            # Other tokens than those captured: what a block left behind in the last pass must not serve in this one.
+            tokens = batch.tokens[rows].roll(1, 1)
+            some = {key: value[rows] for key, value in inputs.items()}
+            parts = [_Edit(edit.site, edit.value[rows].detach()) for edit in edits]
+            with torch.no_grad():
+                try:
+                    short = self._edited(tokens, some, parts, start)
+                except Exception as error:  # a model that misses what the blocks would have left
+                    if out_of_memory(error):
+                        raise
+                    short = None
+                whole = self._edited(tokens, some, parts, 0)
+            if not bool(whole[0, batch.real[row]].isfinite().all()):
+                return False  # what is no number shows nothing; the next activations may
+            same = short is not None and self._agree(short[0], whole[0], batch.real[row], 1e-5, 1e-2)
+            self._skippable[start, edited] = same
+        return self._skippable[start, edited]
+
+    def _agree(
+        self, a: Float[Tensor, "seq d"], b: Float[Tensor, "seq d"], real: Tensor, single: float, half: float
+    ) -> bool:
+        """Whether two passes end in the same states, to a relative error in single and in half precision.
+
+        Of most tokens: in half precision one token may go to other experts for a rounding's sake.
+        """
+        a, b = a[real].float(), b[real].float()
+        error = float(((a - b).norm(dim=-1) / b.norm(dim=-1).clamp_min(torch.finfo(b.dtype).tiny)).median())
+        return error <= (single if torch.finfo(self.dtype).bits >= 32 else half)  # not so for NaN
+
+    def _note_form(self, index: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        form = _Form.of(output)
+        if form is not None:
+            self._forms[index] = form
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """`SaevalError` for a model that is not what every pass here takes it for, as one short row shows.
+
+        A token's state may not depend on later tokens, as it does in an encoder: targets would be seen, and padding.
+        """
+        tokens = self._probe()
+        other, mask = tokens.clone(), torch.ones_like(tokens)
+        other[0, -1] = 2
+        with self.evaluating():
+            states, changed = (self._forward(t, attention_mask=mask)[0, :-1] for t in (tokens, other))
+            shorter = self._forward(tokens[:, :-1], attention_mask=mask[:, :-1])[0]
+        every = mask[0, :-1].bool()
+        same = self._agree(changed, states, every, 1e-5, 1e-2) and self._agree(shorter, states, every, 1e-3, 5e-2)
+        if not same and bool(states.isfinite().all()):  # what is no number says nothing of where it comes from
+            raise SaevalError(
+                f"{type(self.module).__name__} does not read from left to right: a token's state changes with later "
+                "tokens, as in an encoder; saeval takes causal models (some need 'is_decoder' in their config)"
+            )
+
+    def _probe(self) -> Int[Tensor, "1 seq"]:
+        """A short row for a look at the model; no token is 0, which may be padding and embedded as zero."""
+        return 1 + torch.arange(_PROBE_LENGTH, device=self.device)[None] % 2
 
     @torch.no_grad()
     def twins(self) -> dict[str, str]:
@@ -241,11 +373,12 @@ class HookedModel(Model):
 
     @torch.no_grad()
     def widths(self) -> dict[str, int]:
-        """Width of every site that one short pass shows to hold one `[batch, seq, ...]` tensor."""
+        """Width of every site that one short pass shows to hold one `[batch, seq, ...]` tensor of real numbers."""
         shapes: dict[str, list[torch.Size]] = {name: [] for name in self.sites}
 
         def note(seen: list[torch.Size]) -> Callable[[Tensor], None]:
-            return lambda tensor: seen.append(tensor.shape)
+            # Whole numbers are choices, as of experts, and no activations.
+            return lambda tensor: seen.append(tensor.shape if tensor.is_floating_point() else torch.Size())
 
         tokens = torch.zeros((1, _PROBE_LENGTH), dtype=torch.long, device=self.device)
         with self.evaluating(), ExitStack() as stack:

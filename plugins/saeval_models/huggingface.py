@@ -15,7 +15,7 @@ from saeval.model import Model, ModelAdapter, ModelSpec
 from saeval_models.checkpoint import TAKEN, Reference, located, longest_context, parsed, vocabulary
 from saeval_models.faults import blaming
 from saeval_models.layouts import BOUNDARIES, RESID_POST, Layout, known_layout
-from saeval_models.live import LiveSpec, inherits
+from saeval_models.live import LiveSpec, inherits, uncompiled
 
 if TYPE_CHECKING:  # annotations only: transformers is slow to import
     from transformers import PretrainedConfig, PreTrainedModel
@@ -182,7 +182,9 @@ class PretrainedSpec(ModelSpec):
     def load(self, device: str) -> Model:
         from saeval_models.pretrained import hooked  # late: it imports transformers
 
-        return hooked(self._pretrained(device), self._layout)
+        model = hooked(self._pretrained(device), self._layout)
+        model.check()
+        return model
 
     def _pretrained(self, device: str) -> PreTrainedModel:
         import torch  # late: see the module's own imports
@@ -210,7 +212,7 @@ class PretrainedSpec(ModelSpec):
             with _quietly():
                 self.checkpoint.adapter.apply(module)
         # Nothing here pools by token id; a padding id only makes transformers warn of right padding without a mask.
-        module.config.pad_token_id = None
+        vars(module.config)["pad_token_id"] = None  # past the checks of those configs that take no None
         if self.reference.center_writing_weights:
             from saeval_models.centring import centre_writing_weights  # late: it imports transformers
 
@@ -219,13 +221,15 @@ class PretrainedSpec(ModelSpec):
 
     def _check(self, where: str, module: PreTrainedModel, report: Mapping[str, Any]) -> None:
         """Refuse weights that are not this model's: transformers would fill gaps with random numbers."""
+        from saeval_models.pretrained import base_of  # late: it imports transformers
+
         if report["mismatched_keys"]:
             name, found, expected = min(report["mismatched_keys"], key=lambda entry: str(entry[0]))
             raise SaevalError(f"{where} are not of its config.json: {name} is {list(found)}, not {list(expected)}")
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise SaevalError(f"{where} lack {missing}: is 'task: {self.kind}' what they are?")
-        blocks = sum(1 for _ in module.base_model.get_submodule(self._layout.blocks).children())
+        blocks = sum(1 for _ in base_of(module)[1].get_submodule(self._layout.blocks).children())
         numbered = re.compile(rf"(?:^|\.){re.escape(self._layout.blocks)}\.(\d+)\.")
         found = [int(match[1]) for match in map(numbered.search, report["unexpected_keys"]) if match]
         if found and max(found) >= blocks:
@@ -244,14 +248,15 @@ class HuggingFace(ModelAdapter):
         return PretrainedSpec(parsed(reference, self.name))
 
     def accepts(self, live: object) -> bool:
-        return inherits(live, "transformers", "PreTrainedModel") or inherits(live, "peft", "PeftModel")
+        found = uncompiled(live)
+        return inherits(found, "transformers", "PreTrainedModel") or inherits(found, "peft", "PeftModel")
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
         from saeval_models.pretrained import hooked, layout_of  # late: it imports transformers
 
-        owner: Any = live
+        owner: Any = uncompiled(live)
         module = owner
-        if inherits(live, "peft", "PeftModel"):
+        if inherits(owner, "peft", "PeftModel"):
             if owner.active_peft_config.is_prompt_learning:
                 raise SaevalError(
                     f"the live model's adapter is a {owner.active_peft_config.peft_type.value}, which adds tokens that "

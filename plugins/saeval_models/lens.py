@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from saeval.data import Batch
 from saeval_models.hooked import HookedModel, Site
 from saeval_models.layouts import MLP_BRANCH, MLP_IN, MLP_NORMALIZED, SUFFIXES, Layout, Place
-from saeval_models.pretrained import PretrainedCausal
+from saeval_models.pretrained import PretrainedCausal, base_of
 
 # Neither fires by default at its hook point: the way into the MLP is watched at the modules themselves.
 _MODULES: Mapping[str, Place] = {MLP_BRANCH: ("ln2", "in"), MLP_IN: ("mlp", "in")}
@@ -44,7 +44,7 @@ def bridged(bridge: Any, layout: Layout) -> PretrainedCausal:
     forward is the bridge's, and its list of blocks is the bridge's.
     """
     module = bridge.original_model
-    blocks = module.base_model.get_submodule(layout.blocks)
+    blocks = base_of(module)[1].get_submodule(layout.blocks)
     # A bridge's `hook_normalized` may fire aside of the path that its norm's output takes.
     modules = {**_MODULES, MLP_NORMALIZED: ("ln2", "normalized")}
     return PretrainedCausal(module, blocks, lens_sites(bridge, layout.sites, modules, layout.unit))

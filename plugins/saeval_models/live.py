@@ -27,6 +27,11 @@ def inherits(live: object, package: str, class_name: str) -> bool:
     return any(c.__name__ == class_name and c.__module__.split(".")[0] == package for c in type(live).__mro__)
 
 
+def uncompiled(live: object) -> object:
+    """The module that `torch.compile` wrapped, else the object itself."""
+    return vars(live).get("_modules", {}).get("_orig_mod", live) if hasattr(live, "__dict__") else live
+
+
 class LiveSpec(ModelSpec):
     """A model in memory, which is as it was after every pass. It is never moved: it may be in use elsewhere.
 
@@ -40,6 +45,8 @@ class LiveSpec(ModelSpec):
         devices = sorted({str(parameter.device) for parameter in model.module.parameters()})
         if len(devices) > 1:
             raise SaevalError(f"the live model is spread over {' and '.join(devices)}; load it on one device")
+        if devices == ["meta"]:
+            raise SaevalError("the live model's weights are not in memory (offloaded, or never loaded); load it whole")
         self.name = name
         self.kind = model.kind
         self._adapter = adapter
@@ -128,4 +135,5 @@ class LiveSpec(ModelSpec):
         wanted, here = torch.device(device), self._model.device
         if wanted.type != here.type or wanted.index not in (None, here.index):
             raise SaevalError(f"the live model is on {here} and the run on {wanted}; give device='{here}', or move it")
+        self._model.check()
         return self._model

@@ -16,38 +16,79 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from saeval.data import Batch
 from saeval.errors import SaevalError
-from saeval_models.checkpoint import TAKEN, architecture_task
+from saeval.memory import out_of_memory
+from saeval_models.checkpoint import TAKEN, Task, architecture_task
 from saeval_models.hooked import HookedModel, Site
 from saeval_models.layouts import End, Layout, bare_layout, known_layout
 
 
+def base_of(module: PreTrainedModel) -> tuple[str, Any]:
+    """All of a model but its head: the attribute it is kept in, and the module; `SaevalError` without a head."""
+    if module.base_model is not module:
+        return module.base_model_prefix, module.base_model
+    # Some classes have a prefix that names no attribute of theirs.
+    inner = [(name, part) for name, part in module.named_children() if isinstance(part, PreTrainedModel)]
+    if len(inner) != 1 or module.get_output_embeddings() is None:
+        raise SaevalError(f"{type(module).__name__} has no head; load it with AutoModelForCausalLM")
+    return inner[0]
+
+
+def task_of(module: PreTrainedModel) -> Task:
+    """What a model is for, by its class; `SaevalError` for one that saeval does not take."""
+    # The class may be a descendant with a name of its own.
+    tasks = [architecture_task(c.__name__) for c in type(module).__mro__ if issubclass(c, PreTrainedModel)]
+    task = next((found for found in tasks if found != ""), "causal")
+    if task is None or module.config.is_encoder_decoder:
+        raise SaevalError(f"{type(module).__name__} is not one of those that saeval takes: {TAKEN}")
+    return cast(Task, task)
+
+
 def layout_of(module: PreTrainedModel) -> Layout:
     """The layout from the table, else one found by looking for the list of blocks."""
+    task_of(module)
     config = module.config.get_text_config()
     known = known_layout(config.model_type, config.to_dict())
-    base = module.base_model
+    name, base = base_of(module)
     if known is not None and isinstance(getattr(base, known.blocks, None), nn.ModuleList):
         return known
     decoder = module.get_decoder()  # of a model that sees as well, the part that speaks
     inside = next((f"{path}." for path, part in base.named_modules() if part is decoder and path), "")
-    for path, part in base.named_modules():
-        if isinstance(part, nn.ModuleList) and len(part) == config.num_hidden_layers and path.startswith(inside):
-            return replace(known or bare_layout(), base=module.base_model_prefix, blocks=path)
-    raise SaevalError(f"{type(module).__name__} has no list of {config.num_hidden_layers} blocks to hook")
+    lists = [path for path, part in base.named_modules() if isinstance(part, nn.ModuleList) and path.startswith(inside)]
+    found = [path for path in lists if len(base.get_submodule(path)) == config.num_hidden_layers]
+    if not found:
+        raise SaevalError(f"{type(module).__name__} has no list of {config.num_hidden_layers} blocks to hook")
+    parent, _, _ = found[0].rpartition(".")
+    beside = [path for path in found if path.rpartition(".")[0] == parent]
+    if len(beside) > 1:
+        raise SaevalError(
+            f"{type(module).__name__} has no blocks to hook: it keeps their parts in lists of their own "
+            f"({', '.join(path.removeprefix(f'{parent}.') for path in beside)})"
+        )
+    return replace(known or bare_layout(), base=name, blocks=found[0])
 
 
 def module_sites(blocks: nn.ModuleList, layout: Layout) -> dict[str, Site]:
-    """Every site of the layout, and either end of every other module in the blocks."""
+    """Every site of the layout, and either end of every other module in the blocks.
+
+    A site whose module is not where the family has it, as in a model that its owner changed, is left out.
+    """
     sites: dict[str, Site] = {}
     for index, block in enumerate(blocks):
+        # Compiling wraps a module: `mlp` becomes `mlp._orig_mod`.
+        parts = {_plain(path): part for path, part in block.named_modules()}
         for suffix, ((path, end), *_) in layout.sites.items():
-            sites[f"blocks.{index}.{suffix}"] = Site(block.get_submodule(path), end, index, suffix, layout.unit)
-        for path, part in block.named_modules():
+            if path in parts:
+                sites[f"blocks.{index}.{suffix}"] = Site(parts[path], end, index, suffix, layout.unit)
+        for path, part in parts.items():
             if path and not isinstance(part, nn.Dropout | nn.Identity):  # these do nothing in evaluation
                 ends: tuple[End, ...] = ("in", "out")
                 for end in ends:
                     sites.setdefault(layout.name(index, (path, end)), Site(part, end, index))
     return sites
+
+
+def _plain(path: str) -> str:
+    return ".".join(part for part in path.split(".") if part != "_orig_mod")
 
 
 class _Output(BaseModelOutputWithPast):
@@ -78,12 +119,14 @@ class PretrainedCausal(HookedModel):
 
     def __init__(self, module: PreTrainedModel, blocks: nn.ModuleList, sites: Mapping[str, Site]) -> None:
         super().__init__(module, blocks, sites)
-        accepted = inspect.signature(module.base_model.forward).parameters
+        self._base_name, base = base_of(module)
+        accepted = inspect.signature(base.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._left_padding_checked = False
 
     def _forward(self, tokens: Int[Tensor, "batch seq"], **inputs: Any) -> Float[Tensor, "batch seq d_model"]:
-        output = self.module.base_model(input_ids=tokens, use_cache=False, return_dict=True, **inputs)
+        base = getattr(self.module, self._base_name)
+        output = base(input_ids=tokens, use_cache=False, return_dict=True, **inputs)
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
@@ -103,19 +146,41 @@ class PretrainedCausal(HookedModel):
         """Refuse left padding where it changes a row's results: some models count it, some turn it into NaN."""
         row = int((~batch.real[:, :-1] & batch.real[:, 1:]).any(1).int().argmax())
         tokens, real = batch.tokens[row : row + 1], batch.real[row]
-        bare = self._forward(tokens[:, real])[0].float()
-        wide = self._forward(tokens, **{key: value[row : row + 1] for key, value in inputs.items()})[0, real].float()
-        # Of most tokens: in half precision one token may go to other experts for a rounding's sake.
-        error = ((wide - bare).norm(dim=-1) / bare.norm(dim=-1)).median()
-        if not float(error) <= (1e-3 if torch.finfo(self.dtype).bits >= 32 else 5e-2):
+        bare = self._forward(tokens[:, real])[0]
+        wide = self._forward(tokens, **{key: value[row : row + 1] for key, value in inputs.items()})[0, real]
+        if not self._agree(wide, bare, torch.ones_like(wide[:, 0], dtype=torch.bool), 1e-3, 5e-2):
             raise SaevalError(f"padding on the left changes what {type(self.module).__name__} makes; pad on the right")
         self._left_padding_checked = True
 
+    @torch.no_grad()
+    def check(self) -> None:
+        """As of every model; and its head, if it is a language model's, may read the final hidden state alone."""
+        super().check()
+        if self.kind != "causal":
+            return
+        tokens = self._probe()
+        with self.evaluating():
+            own = self.module(input_ids=tokens, use_cache=False, return_dict=True).logits[0]
+            try:
+                found = self.head(self._forward(tokens))[0]
+                agree = self._agree(found, own, torch.ones_like(tokens[0], dtype=torch.bool), 1e-3, 5e-2)
+            except Exception as error:  # a head that misses what else the base model gives
+                if out_of_memory(error):
+                    raise
+                agree = False
+        if not agree and bool(own.isfinite().all()):
+            raise SaevalError(
+                f"the head of {type(self.module).__name__} reads more than the final hidden state, so that its logits "
+                "cannot be had with an SAE spliced in; use a model with an ordinary head"
+            )
+
     def head(self, final: Float[Tensor, "batch seq d_model"], batch: Batch | None = None) -> Tensor:
         """Logits by the model's own forward with its base model replaced, so that nothing in its head is missed."""
-        stand_in = _Final(self.module.base_model, final)
-        with self.evaluating(), _replaced(self.module, self.module.base_model_prefix, stand_in):
-            return self.module(use_cache=False, return_dict=True).logits  # type: ignore[no-any-return]
+        # Some heads ask how many tokens there were; which ones they were is the base model's to know.
+        tokens = batch.tokens if batch is not None else final.new_zeros(final.shape[:2], dtype=torch.long)
+        stand_in = _Final(getattr(self.module, self._base_name), final)
+        with self.evaluating(), _replaced(self.module, self._base_name, stand_in):
+            return self.module(input_ids=tokens, use_cache=False, return_dict=True).logits  # type: ignore[no-any-return]
 
     def unembed(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
         return self.head(hidden[None])[0]
@@ -151,15 +216,8 @@ class PretrainedReward(PretrainedCausal):
 
 def hooked(module: PreTrainedModel, layout: Layout) -> PretrainedCausal:
     """The model ready for capture and resume, its kind by its class."""
-    # The class may be a descendant with a name of its own.
-    tasks = [architecture_task(c.__name__) for c in type(module).__mro__ if issubclass(c, PreTrainedModel)]
-    task = next((found for found in tasks if found != ""), "causal")
-    if task is None or module.config.is_encoder_decoder:
-        raise SaevalError(f"{type(module).__name__} is not one of those that saeval takes: {TAKEN}")
-    if module.base_model is module:
-        raise SaevalError(f"{type(module).__name__} has no head; load it with AutoModelForCausalLM")
-    blocks = cast(nn.ModuleList, module.base_model.get_submodule(layout.blocks))
-    kind = PretrainedReward if task == "reward" else PretrainedCausal
+    blocks = base_of(module)[1].get_submodule(layout.blocks)
+    kind = PretrainedReward if task_of(module) == "reward" else PretrainedCausal
     return kind(module, blocks, module_sites(blocks, layout))
 
 

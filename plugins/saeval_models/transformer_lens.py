@@ -47,7 +47,9 @@ class BridgeSpec(PretrainedSpec):
         with blaming(f"transformer_lens cannot wrap '{self.name}'", "use 'huggingface'"):
             bridge = build_bridge_from_module(module, type(module).__name__, hf_config=module.config)
         module.eval()  # the bridge's own components are born in training mode
-        return bridged(bridge, self._layout)
+        model = bridged(bridge, self._layout)
+        model.check()
+        return model
 
 
 class TransformerLens(ModelAdapter):
