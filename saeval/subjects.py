@@ -9,7 +9,7 @@ from typing import Any
 
 from saeval.errors import Problem, SaevalError, blamed, suggestion
 from saeval.fingerprint import digest_of
-from saeval.live import LiveSAE
+from saeval.live import LiveKeys, LiveSAE
 from saeval.model import ModelSpec
 from saeval.options import Options
 from saeval.parameters import ParameterError, parameter_names, validated
@@ -135,7 +135,7 @@ class Subjects:
     def _live(self, name: str, live: LiveSAE) -> Subject:
         hook_name = self._canonical(live.hook_name) or live.hook_name
         input_hook = self._canonical(live.input_hook)
-        keys = self.suite.live_keys
+        keys = self.suite.live_keys = self.suite.live_keys or LiveKeys.of_call(None)
         key = keys.of("sae", name, hook_name, input_hook, live.shapes())
         facts = {"format": "live", "architecture": type(live.module).__qualname__}
         facts |= {"live_key": keys.seed} if keys.named else {}
