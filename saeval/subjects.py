@@ -11,7 +11,7 @@ from typing import Any
 
 from saeval.errors import Problem, SaevalError, blamed, suggestion
 from saeval.fingerprint import digest_of
-from saeval.live import LiveSAE
+from saeval.live import LiveKeys, LiveSAE
 from saeval.model import ModelSpec
 from saeval.options import Options
 from saeval.parameters import ParameterError, parameter_names, validated
@@ -142,7 +142,7 @@ class Subjects:
     def _live(self, name: str, live: LiveSAE) -> Subject:
         asked = self._canonical(live.hook_name) or live.hook_name
         hook_name, input_hook = self._site(live.hook_name) or live.hook_name, self._site(live.input_hook)
-        keys = self.suite.live_keys
+        keys = self.suite.live_keys = self.suite.live_keys or LiveKeys.of_call(None)
         key = keys.of("sae", name, hook_name, input_hook, live.shapes())
         facts = {"format": "live", "architecture": type(live.module).__qualname__}
         facts |= {"live_key": keys.seed} if keys.named else {}

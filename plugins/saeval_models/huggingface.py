@@ -200,7 +200,7 @@ class PretrainedSpec(ModelSpec):
                 # An adapter is applied below, since transformers would report on its keys alone: it finds none here.
                 module, report = self._auto_class.from_pretrained(
                     **self._source, **options, output_loading_info=True, ignore_mismatched_sizes=True,
-                    adapter_kwargs={"subfolder": "none"},
+                    adapter_kwargs={"subfolder": "none", "local_files_only": True},
                 )  # fmt: skip
         except SaevalError as error:
             if isinstance(error.__cause__, UnpicklingError):
