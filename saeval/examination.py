@@ -72,6 +72,11 @@ def examine(
         return one
     look = _Look(sae, mask)
     x, y = look.take(sae_input), look.take(activations)
+    bad = ~(x.isfinite().all(-1) & y.isfinite().all(-1))[look.judged]
+    if bad.any():
+        told = f"the model's activations there are NaN or infinite for {int(bad.sum())} of {len(bad)} tokens"
+        one.findings.append(Finding("finite", f"{told}: try a wider dtype of the model"))
+        return one
     encoding = sae.encode(x)
     acts, reconstruction = encoding.feature_acts.float(), sae.decode(encoding, y).float()
     if not torch.isfinite(acts[look.judged]).all() or not torch.isfinite(reconstruction[look.judged]).all():
