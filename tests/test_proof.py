@@ -191,7 +191,7 @@ def test_a_model_that_gives_nan_is_one_sentence(part, caplog):
 
 def test_nan_activations_are_the_models_fault_where_its_pass_is_cut():
     with pytest.raises(
-        SuiteError, match="tinysae: the model's activations there are NaN or infinite for [0-9]+ of [0-9]+"
+        SuiteError, match=r"tinysae: the model's activations there are NaN or infinite for [0-9]+ of [0-9]+"
     ):
         evaluate_tiny(["l0"], model=broken("final states"), allow=())
 
