@@ -72,7 +72,11 @@ def examine(
         return one
     look = _Look(sae, mask)
     x, y = look.take(sae_input), look.take(activations)
-    look.judged = look.judged & x.isfinite().all(-1) & y.isfinite().all(-1)  # those are not the SAE's doing
+    bad = ~(x.isfinite().all(-1) & y.isfinite().all(-1))  # those are not the SAE's doing
+    if count := int((bad & look.judged).sum()):
+        told = f"the model's activations there are NaN or infinite for {count} of {int(look.judged.sum())} tokens"
+        one.findings.append(Finding("finite", f"{told}: try a wider dtype of the model", fatal=False))
+        look.judged = look.judged & ~bad
     if not look.judged.any():
         return one
     encoding = sae.encode(x)

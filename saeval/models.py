@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from saeval.errors import Problem, SaevalError, blamed
 from saeval.model import ModelSpec
+from saeval.options import Options
 from saeval.plugins import code_identity
 from saeval.registry import Registry
 from saeval.suite import Suite
 
 
-def model_spec(suite: Suite, registry: Registry, dtype: str | None, problems: list[Problem]) -> ModelSpec | None:
+def model_spec(suite: Suite, registry: Registry, options: Options, problems: list[Problem]) -> ModelSpec | None:
     """The model's spec; None for a suite without one, or where its entry is wrong."""
     if suite.live_model is not None:
         return suite.live_model  # type: ignore[no-any-return]
@@ -17,7 +18,7 @@ def model_spec(suite: Suite, registry: Registry, dtype: str | None, problems: li
     if raw is None:
         return None
     entry = {"use": raw} if isinstance(raw, str) else dict(raw)
-    use, adapter = entry.pop("use", None), entry.pop("adapter", None)
+    use, adapter, dtype = entry.pop("use", None), entry.pop("adapter", None), options.dtype
     known = sorted({*registry.models.names(), *registry.adapters.names()})
     if adapter is not None and not isinstance(adapter, str):
         problems.append(suite.problem(f"'adapter' is a name, got {adapter!r}", "model", "adapter"))
@@ -46,7 +47,8 @@ def model_spec(suite: Suite, registry: Registry, dtype: str | None, problems: li
     except SaevalError as error:
         place = "adapter" if adapter and "adapter" in str(error) else "use"
         asked = dtype is not None and "'dtype'" in str(error)
-        problems.append(Problem(f"--dtype {dtype}: {error}") if asked else suite.problem(str(error), "model", place))
+        given = options.spelled("dtype", dtype)
+        problems.append(Problem(f"{given}: {error}") if asked else suite.problem(str(error), "model", place))
         return None
 
 

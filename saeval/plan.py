@@ -92,7 +92,7 @@ class _Planner:
     def plan(self) -> Plan:
         entries = self.suite.metrics(self.problems)
         metrics = [(entry, made) for entry in entries if (made := self._metric(entry)) is not None]
-        spec = model_spec(self.suite, self.registry, self.options.dtype, self.problems)
+        spec = model_spec(self.suite, self.registry, self.options, self.problems)
         found = streams(self.suite, self.registry, spec, self.options.limit, self.problems)
         subjects = Subjects(self.suite, self.registry, spec, self.problems, self.options)
         saes = subjects.saes()

@@ -189,6 +189,13 @@ def test_a_model_that_gives_nan_is_one_sentence(part, caplog):
     assert "atol" not in str(results[0].reason)
 
 
+def test_nan_activations_are_the_models_fault_where_its_pass_is_cut():
+    with pytest.raises(
+        SuiteError, match=r"tinysae: the model's activations there are NaN or infinite for [0-9]+ of [0-9]+"
+    ):
+        evaluate_tiny(["l0"], model=broken("final states"), allow=())
+
+
 def test_a_half_precision_model_that_gives_nan_is_to_be_tried_in_float32():
     model = TinyModel(dtype=torch.float16)
     model.embed = model.embed * 6e4
