@@ -214,7 +214,8 @@ _MASKED = "every input is excluded or has no target, so look at the data's 'excl
 
 
 def _joined(before: Mapping[str, list[Any]], new: Mapping[str, Flaw]) -> dict[str, list[Any]]:
-    return {**before, **{k: list(f + Flaw(*before[k]) if k in before else f) for k, f in new.items()}}
+    totals = {k: found + Flaw(*before[k]) if k in before else found for k, found in new.items()}
+    return {**before, **{k: [found.count, found.per] for k, found in totals.items()}}
 
 
 def _of_prefix(target: Target) -> str:

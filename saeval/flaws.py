@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -13,14 +13,15 @@ from torch import Tensor
 from saeval.nodes import Node, closure
 
 
-class Flaw(NamedTuple):
+@dataclass(frozen=True)
+class Flaw:
     """How many tokens of the mask, or texts where a value is one a text, are not finite."""
 
     count: int
     per: str
     """`tokens` or `texts`."""
 
-    def __add__(self, other: Any) -> Flaw:
+    def __add__(self, other: Flaw) -> Flaw:
         return Flaw(self.count + other.count, self.per)
 
 

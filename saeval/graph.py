@@ -189,8 +189,9 @@ class Graph:
         quantity = Quantity("sae", subject.load, dict.fromkeys(subject.needs), identity=subject.key)
         node = self._intern(quantity, args)
         if not node.subject:  # its weights are its own, whatever it was built from
-            roots = node.roots | {"hook", "subject"}
-            node = replace(node, roots=roots, hook_name=subject.hook_name, subject=subject.name)
+            node = replace(
+                node, roots=node.roots | {"hook", "subject"}, hook_name=subject.hook_name, subject=subject.name
+            )
             self._interned[(quantity.name, quantity.identity, _keys(args))] = node
         return node
 

@@ -132,8 +132,9 @@ class _Reference:
             near = ~beyond & ((kl < _ROUNDING * (1 + torch.maximum(high, -low))) | (at_top.abs() > _MOST))
             if bool(near.any()):
                 some = slice(None) if int(near.sum()) > len(near) // 2 else near  # copies of most cost more than all
-                parts = [x[some] for x in (p, old, new, self.top[tile])]
-                precise = self._precise(*parts, [x[: len(parts[0])] for x in room])
+                few = p[some]
+                own_room = [x[: len(few)] for x in room]
+                precise = self._precise(few, old[some], new[some], self.top[tile][some], own_room)
                 kl[near], growth[near] = (x[near[some]] for x in precise)
         nll = self.log_z[tile] + growth - new.gather(-1, targets)[:, 0]
         if bool(beyond.any()):
