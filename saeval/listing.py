@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval.errors import SaevalError, suggestion
+from saeval.metric import Metric, names_of_values
 from saeval.nodes import LEAVES
 from saeval.parameters import schema
 from saeval.registry import Entry, Names, Registry
@@ -148,6 +149,8 @@ def _page(kind: str, entry: Entry[Any]) -> str:
     row = _row(entry)
     if row.get("parameters"):
         lines += ["", "parameters:", *(f"  {k}: {v}" for k, v in row["parameters"].items())]
+    if isinstance(thing, type) and issubclass(thing, Metric) and (names := names_of_values(thing)):
+        lines += ["", f"values, as {entry.name}.VALUE: {', '.join(names)}"]
     if row.get("requests"):
         lines += ["", f"requests: {', '.join(row['requests'])}"]
     return "\n".join(lines)
