@@ -107,7 +107,10 @@ class Dataset(ABC):
 
 @dataclass(frozen=True)
 class Document:
-    """A unit of independent text: its name is its cluster. `text`, or `tokens` where already tokenised."""
+    """A unit of independent text: its name is its cluster. `text`, or `tokens` where already tokenised.
+
+    One with neither stands for a record that has none: it is left out and counted.
+    """
 
     name: str
     text: str | None = None

@@ -70,6 +70,20 @@ def expanded(path: Path | str) -> Path:
     return found
 
 
+def looked_up(path: Path | str) -> str:
+    """` in /the/folder` for a relative path: where it was looked for; nothing for an absolute one."""
+    return "" if Path(path).expanduser().is_absolute() else f" in {Path.cwd()}"
+
+
+def lone_surrogate(text: str) -> str | None:
+    """The first half of a surrogate pair without its other half, as `\\ud800`: a string with one is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"\\u{ord(text[error.start]):04x}"
+    return None
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'ce'?` for the nearest known word, else the list of all known words."""
     words = sorted(set(known))

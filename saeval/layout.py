@@ -26,7 +26,8 @@ def layout_problems(
         named += [(("against", name, i), c) for name, columns in board.against.items() for i, c in enumerate(columns)]
     problems = []
     for place, column in named:
-        if fault := _fault(column, metrics):
+        fault = _fault(column, metrics)
+        if fault:
             problems.append(suite.problem(f"column '{column}': {fault}", "leaderboard", *place))
     known = {str((control.facts or {}).get("control")) for control in controls or []}
     for index, name in enumerate(board.against):
@@ -38,7 +39,7 @@ def layout_problems(
     for name in suite.body.precision:
         alias, _, value = name.partition(".")
         if alias in metrics and not value:
-            fault: str | None = f"'{alias}' is a metric; name one of its values, as {alias}.VALUE"
+            fault = f"'{alias}' is a metric; name one of its values, as {alias}.VALUE"
         else:
             fault = _fault(name, metrics)
         if fault:

@@ -118,7 +118,7 @@ def streams(
     """The suite's streams; None, with problems, where the entry is wrong."""
     raw = suite.body.data
     entry = {"use": raw} if isinstance(raw, str) else dict(raw)
-    use = entry.pop("use", None)
+    use = entry.pop("use", None) if "use" in entry else next((key for key in entry if _chooses(registry, key)), None)
     if not isinstance(use, str):
         message = f"'data' needs 'use', one of: {', '.join(registry.data.names())}"
         problems.append(suite.problem(message, "data"))
@@ -151,6 +151,11 @@ def streams(
     except SaevalError as error:
         problems.append(suite.problem(str(error), "data"))
     return None
+
+
+def _chooses(registry: Registry, key: str) -> bool:
+    """Whether a key of `data:` is the name of a source and of its own parameter: `texts: [...]` needs no `use`."""
+    return key in registry.data and key in schema(registry.data[key]).model_fields
 
 
 def _check_common(common: Mapping[str, Any]) -> None:

@@ -162,7 +162,9 @@ def build_tokens(
     stem = cache_dir() / "tokens" / key
     dataset = _cached(stem, facts)
     if dataset is None:
-        dataset = TokenDataset(*Packer(source, options, tokenizer).pack(split), facts)
+        packed = Packer(source, options, tokenizer).pack(split)
+        left_out = {"left_out": {why: n for why, n in packed.left_out.items() if n}}
+        dataset = TokenDataset(*packed[:-1], facts | left_out)
         _store(stem, dataset)
     return dataset
 
@@ -173,6 +175,7 @@ def _cached(stem: Path, facts: Mapping[str, Any]) -> TokenDataset | None:
         stored = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
         rows = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
         clusters = np.array(stored["clusters"], dtype=np.int64)
+        facts = {**facts, "left_out": stored.get("left_out", {})}
         dataset = TokenDataset(rows[0], rows[1], clusters, stored["excluded"], stored["cluster_names"], facts)
         return dataset if dataset.fingerprint == stored["fingerprint"] else None
     except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, AttributeError):
@@ -185,6 +188,7 @@ def _store(stem: Path, dataset: TokenDataset) -> None:
         "clusters": dataset.clusters.tolist(),
         "cluster_names": dataset.cluster_names,
         "excluded": list(dataset.excluded),
+        "left_out": dataset.facts["left_out"],
         "fingerprint": dataset.fingerprint,
     }
     # The description last: it is what makes the rows valid.

@@ -44,7 +44,7 @@ def test_importing_the_plugin_is_light():
         "print(sorted({'datasets', 'pandas', 'pyarrow', 'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-    assert [source.name for source in sources()] == ["preferences", "python-stdlib", "text", "tokens"]
+    assert [source.name for source in sources()] == ["preferences", "python-stdlib", "text", "texts", "tokens"]
 
 
 def test_stdlib_splits():

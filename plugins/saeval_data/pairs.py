@@ -36,6 +36,8 @@ class Pair:
     labels: Mapping[str, str] = field(default_factory=dict)
     rewards: tuple[float, float] | None = None
     """Of chosen and rejected, where they are recorded; then no text is read."""
+    lacks: str | None = None
+    """What is null of it, so that it is left out: "text", "reward"."""
 
 
 @dataclass(frozen=True)
