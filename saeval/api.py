@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 
+from saeval import arguments
 from saeval.engine import Engine
-from saeval.errors import Problem, SaevalError, SuiteError, suggestion
+from saeval.errors import Problem, SaevalError, SuiteError, looked_up, suggestion
 from saeval.hookspecs import hookimpl
 from saeval.metric import Metric
 from saeval.model import ModelSpec
@@ -24,7 +26,7 @@ from saeval.results import Results
 from saeval.sae import LiveSAE
 from saeval.store import Store
 from saeval.suite import load, validate
-from saeval.suitefile import Marks
+from saeval.suitefile import Marks, override
 
 _OWN = ("model", "saes", "data", "metrics", "controls", "groups", "precision", "tokenizer", "out", "name", "plugins")
 
@@ -36,8 +38,9 @@ def find_suite(name: str | Path, registry: Registry) -> Path:
         return path
     if str(name) in registry.suites:
         return registry.suites[str(name)].path
-    near = suggestion(str(name), registry.suites.names())
-    raise SuiteError([Problem(f"no such file, and no suite has this name{near}", str(name))])
+    beside = [file for file in (path.with_name(f"{path.name}{end}") for end in (".yaml", ".yml")) if file.is_file()]
+    near = f"; did you mean '{beside[0]}'?" if beside else suggestion(str(name), registry.suites.names())
+    raise SuiteError([Problem(f"no such file{looked_up(path)}, and no suite has this name{near}", str(name))])
 
 
 def prepare(
@@ -45,7 +48,10 @@ def prepare(
 ) -> Plan:
     """Parse and plan a suite: a path, a registered name, or the suite itself as a mapping."""
     if isinstance(suite, Mapping):
-        return plan(validate(dict(suite), Marks("suite")), registry, options)
+        body, marks = copy.deepcopy(dict(suite)), Marks("suite")
+        for assignment in overrides:
+            override(body, marks, assignment)
+        return plan(validate(body, marks), registry, options)
     return plan(load(find_suite(suite, registry), overrides), registry, options)
 
 
@@ -81,11 +87,19 @@ def run(
     Finished cells are taken from `out/<suite>`. Raises `SuiteError` for whatever is wrong with the
     suite, before any weight is loaded.
     """
-    registry = Registry(plugins or Plugins())
-    options = Options(
-        limit, device, dtype, sae_device, sae_dtype, batch_size, fresh, checkpoint_seconds, tuple(allow)
+    if not isinstance(suite, str | Path) and not arguments.named(suite):
+        what = "a YAML file, the name of a suite or a mapping, such as run('quickstart')"
+        raise SaevalError(f"run: suite is {what}; got {arguments.shown(suite)}")
+    options = arguments.options(
+        "run", {
+            "limit": limit, "device": device, "dtype": dtype, "sae_device": sae_device, "sae_dtype": sae_dtype,
+            "batch_size": batch_size, "fresh": fresh, "checkpoint_seconds": checkpoint_seconds, "allow": allow,
+        },
     )  # fmt: skip
-    return execute(prepare(suite, registry, options, overrides), out, progress)
+    progress, out = arguments.progress("run", progress), arguments.folder("run", out)
+    assigned = arguments.assignments("run", overrides)
+    registry = Registry(arguments.plugins("run", plugins))
+    return execute(prepare(suite, registry, options, assigned), out, progress)
 
 
 def evaluate(
@@ -108,21 +122,30 @@ def evaluate(
     `model` is a loaded transformers model, a TransformerBridge, or what a suite's `model:` takes;
     `saes` a list (or a mapping by name) of registered names, `saes:` entries, objects with `encode`
     and `decode`, or `(object, hook_name)` pairs; `metrics` a list of names, of one-key mappings with
-    parameters, and of `Metric` classes. The rest is as in a suite. Without `out` nothing is kept.
+    parameters, and of `Metric` classes; `data` what a suite's `data:` takes, or text in memory,
+    `{"texts": [...], "context": 128}`. The rest is as in a suite. Without `out` nothing is kept.
     Raises `SaevalError` for whatever is wrong with these.
     """
-    registry = Registry(plugins or Plugins())
+    call = "evaluate"
+    registry = Registry(arguments.plugins(call, plugins))
     body: dict[str, Any] = {
-        "suite": name,
-        "data": data if isinstance(data, str) else dict(data),
+        "suite": arguments.text(call, "name", name, "'evaluate'"),
+        "data": arguments.data(call, data),
         "metrics": _metric_entries(metrics, registry.plugins),
-        "controls": [c if isinstance(c, str) else dict(c) for c in controls],
-        "groups": {k: list(v) for k, v in (groups or {}).items()},
-        "precision": dict(precision or {}),
+        "controls": arguments.names_and_mappings(call, "controls", controls, "['mean', {'use': 'random'}]"),
+        "groups": arguments.groups(call, groups if groups is not None else {}),
+        "precision": arguments.precision(call, precision if precision is not None else {}),
     }
+    if out is not None:
+        arguments.folder(call, out)
+    if tokenizer is not None and not callable(tokenizer):
+        raise SaevalError(f"{call}: tokenizer is a loaded tokenizer; got {arguments.shown(tokenizer)}")
     entries, live = _split(saes, registry)
     live_model = model if model is not None and not isinstance(model, str | Mapping) else None
     if live_model is None and model is not None:
+        if not isinstance(model, str) and not arguments.named(model):
+            what = "the name of a model, a mapping by names or a loaded model"
+            raise SaevalError(f"{call}: model is {what}; got {arguments.shown(model)}")
         body["model"] = model if isinstance(model, str) else dict(model)
     body["saes"] = entries or ["live"]
     suite = validate(body, Marks("evaluate"), live)
@@ -130,15 +153,13 @@ def evaluate(
         suite.body.saes = []
     if live_model is not None and options.get("dtype"):
         raise SaevalError("a live model has its dtype already; convert it yourself, or leave out dtype=")
+    chosen = arguments.options(call, options, _OWN)
     if live_model is not None:
         suite.live_model = _wrap(live_model, tokenizer, registry)
-        if isinstance(device := getattr(live_model, "device", None), torch.device):
-            options.setdefault("device", str(device))
-    known = [f.name for f in fields(Options)]
-    for option in options:
-        if option not in known:
-            raise SaevalError(f"evaluate: unknown option '{option}'{suggestion(option, [*known, *_OWN])}")
-    made = plan(suite, registry, Options(**options))
+        device = getattr(live_model, "device", None)
+        if "device" not in options and isinstance(device, torch.device):
+            chosen = replace(chosen, device=str(device))
+    made = plan(suite, registry, chosen)
     if out is not None:
         return execute(made, out)
     with TemporaryDirectory() as folder:
@@ -148,16 +169,18 @@ def evaluate(
 def _metric_entries(metrics: Sequence[Any], plugins: Plugins) -> list[Any]:
     """Suite entries; classes are registered as a plugin of their own."""
     if isinstance(metrics, str | Mapping) or not isinstance(metrics, Sequence):
-        raise SaevalError(f"evaluate: metrics is a list, such as metrics=['ce', 'l0']; got {metrics!r}")
+        raise SaevalError(f"evaluate: metrics is a list, such as metrics=['ce', 'l0']; got {arguments.shown(metrics)}")
     entries: list[Any] = []
     for metric in metrics:
         if isinstance(metric, type) and issubclass(metric, Metric):
             plugins.add(_Supplied(metric), f"metrics={metric.__qualname__}")
             entries.append(getattr(metric, "name", metric.__qualname__))
-        elif isinstance(metric, str | Mapping):
+        elif isinstance(metric, str) or arguments.named(metric):
             entries.append(metric if isinstance(metric, str) else dict(metric))
         else:
-            raise SaevalError(f"evaluate: a metric is a name, a mapping or a Metric class; got {metric!r}")
+            raise SaevalError(
+                f"evaluate: a metric is a name, a mapping or a Metric class; got {arguments.shown(metric)}"
+            )
     return entries
 
 
@@ -174,10 +197,11 @@ class _Supplied:
 
 def _split(saes: Sequence[Any] | Mapping[str, Any], registry: Registry) -> tuple[list[Any], dict[str, LiveSAE]]:
     """Suite entries, and live objects by name."""
-    if isinstance(saes, str) or not isinstance(saes, Mapping | Sequence):
-        raise SaevalError(
-            "evaluate: saes is a list or a mapping by name, such as saes=[(sae, 'blocks.2.hook_resid_pre')]"
-        )
+    lone_pair = isinstance(saes, tuple) and len(saes) == 2 and hasattr(saes[0], "encode") and isinstance(saes[1], str)
+    listed = isinstance(saes, Mapping | Sequence) and not isinstance(saes, str | bytes) and not lone_pair
+    if not listed or (isinstance(saes, Mapping) and not arguments.named(saes)):
+        what = "a list or a mapping by name, such as saes=[(sae, 'blocks.2.hook_resid_pre')]"
+        raise SaevalError(f"evaluate: saes is {what}; got {arguments.shown(saes)}")
     named = list(saes.items()) if isinstance(saes, Mapping) else [(None, sae) for sae in saes]
     entries: list[Any] = []
     live: dict[str, LiveSAE] = {}
@@ -191,7 +215,7 @@ def _split(saes: Sequence[Any] | Mapping[str, Any], registry: Registry) -> tuple
         else:
             if isinstance(sae, tuple) and len(sae) != 2:
                 raise SaevalError(
-                    f"evaluate: an SAE with its hook is a pair (object, hook_name); got {len(sae)} things"
+                    f"evaluate: an SAE with its hook is a pair (object, hook_name); got {arguments.shown(sae)}"
                 )
             module, hook_name = sae if isinstance(sae, tuple) else (sae, None)
             base = name or type(module).__name__.lower()
@@ -212,6 +236,6 @@ def _wrap(model: Any, tokenizer: Any, registry: Registry) -> ModelSpec:
             spec.code = code_identity(entry.thing, entry.origin)
             return spec
     raise SaevalError(
-        f"no adapter takes a {type(model).__name__}; pass a transformers model, a TransformerBridge, "
+        f"no adapter takes an object of type {type(model).__name__}; pass a transformers model, a TransformerBridge, "
         f"or what a suite's 'model:' takes"
     )

@@ -42,7 +42,7 @@ class SuiteError(SaevalError):
     """Everything wrong with a suite, all at once, one line a problem."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = list(problems)
+        self.problems = list(dict.fromkeys(problems))
         super().__init__("\n".join(str(p) for p in self.problems))
 
 
