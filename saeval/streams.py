@@ -17,6 +17,7 @@ from saeval.fingerprint import digest_of
 from saeval.model import ModelSpec
 from saeval.packing import Split, TooFewSequencesError
 from saeval.parameters import ParameterError, lowered, schema, validated
+from saeval.recognition import paths
 from saeval.registry import Registry
 from saeval.suite import Suite
 from saeval.tokens import TokenOptions, build_tokens
@@ -126,7 +127,12 @@ def streams(
     try:
         source_class = registry.data[use]
     except SaevalError as error:
-        problems.append(suite.problem(str(error), "data", "use"))
+        message = str(error)
+        if paths(use):
+            readers = ", ".join(entry.name for entry in registry.data if "path" in schema(entry.thing).model_fields)
+            remedy = f"write {{use: SOURCE, path: {use}}}, with a source of {readers}"
+            message = f"no data source is named '{use}', which is a path; {remedy}"
+        problems.append(suite.problem(message, "data", "use"))
         return None
     textual = source_class.kind in ("text", "tokens")
     shared = {*TokenOptions.model_fields, "fit_sequences"} if textual else set()

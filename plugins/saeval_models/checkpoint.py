@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from saeval.errors import SaevalError, expanded
+from saeval.errors import SaevalError, expanded, looked_up
 from saeval.fingerprint import sha256_file
 from saeval.parameters import ParameterError, validated
 from saeval_models.hub import absence, hub_file
@@ -161,7 +161,8 @@ def located(reference: Reference) -> Checkpoint:
     if reference.path is not None:
         folder = expanded(reference.path)
         if not folder.is_dir():
-            raise SaevalError(f"{folder} is not a folder; 'path' is a local Hugging Face folder, 'name' a hub model")
+            expected = "'path' is a local Hugging Face folder, 'name' a hub model"
+            raise SaevalError(f"{folder} is not a folder{looked_up(folder)}; {expected}")
         if not (folder / "config.json").is_file():
             raise SaevalError(f"{folder} has no config.json; expected a folder written by save_pretrained")
         weight_files(folder)
