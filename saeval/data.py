@@ -101,8 +101,12 @@ class Dataset(ABC):
         """These rows, in this order."""
 
     def describe(self) -> Mapping[str, Any]:
-        """Facts for the provenance: documents, tokens, corpus fingerprint."""
-        return {"sequences": len(self), "clusters": self.n_clusters}
+        """Facts for the provenance: what `counts` says of all rows, corpus fingerprint."""
+        return dict(self.counts(len(self)))
+
+    def counts(self, rows: int) -> Mapping[str, int]:
+        """What the first rows are: sequences, documents, tokens of the mask where these are known."""
+        return {"sequences": rows, "documents": len(np.unique(self.clusters[:rows]))}
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def difference(a: Entry, b: Entry) -> Difference:
         return Difference(value, reason=reason, influences=False)
     paired = a.estimate - b.estimate
     if paired.stderr is None:
-        return Difference(value, reason="fewer than two clusters")
+        return Difference(value, reason="fewer than two documents")
     if not math.isfinite(paired.stderr):
         return Difference(value, reason="the delta method gives no finite error here")
     spreads = [(entry.spread, entry.draws - 1.0) for entry in (a, b) if entry.draws > 1]

@@ -73,7 +73,8 @@ class Streams:
         own = {"use": self.source.name, "fingerprint": self.evaluation.fingerprint}
         common = self.options.model_dump() if self.options else {}
         limit = {"limit": self.limit} if self.limit is not None else {}
-        return {**own, **common, **limit, **dict(self.evaluation.describe()), **dict(self.source.facts())}
+        # Of a name that both use, such as `documents`, what the rows are counts, and not what the source has.
+        return {**own, **common, **limit, **dict(self.source.facts()), **dict(self.evaluation.describe())}
 
 
 class First(Dataset):
@@ -88,7 +89,12 @@ class First(Dataset):
         return self._rows.context
 
     def describe(self) -> Mapping[str, Any]:
-        return {**self._rows.describe(), **super().describe()}
+        counted = self._rows.counts(len(self._rows))
+        known = {name: fact for name, fact in self._rows.describe().items() if name not in (*counted, "tokens")}
+        return {**known, **self.counts(self._count)}
+
+    def counts(self, rows: int) -> Mapping[str, int]:
+        return self._rows.counts(rows)
 
     @property
     def fingerprint(self) -> str:

@@ -142,8 +142,11 @@ class TokenDataset(Dataset):
         )
 
     def describe(self) -> Mapping[str, Any]:
-        counts = {"context": self.context, "tokens": int(self._before[-1]), "excluded": list(self.excluded)}
-        return {**super().describe(), **counts, "fingerprint": self.fingerprint, **self.facts}
+        own = {"context": self.context, "excluded": list(self.excluded), "fingerprint": self.fingerprint}
+        return {**super().describe(), **own, **self.facts}
+
+    def counts(self, rows: int) -> Mapping[str, int]:
+        return {**super().counts(rows), "tokens": int(self._before[rows])}
 
 
 def build_tokens(

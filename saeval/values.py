@@ -60,7 +60,7 @@ class Scalar:
             stderr, interval, reason = None, None, reason or "the delta method gives no finite error here"
         if self.value is not None and stderr is None:
             reason = reason or (
-                "fewer than two clusters" if self.estimate else "not a mean over clusters: no standard error"
+                "fewer than two documents" if self.estimate else "not a mean over documents: no standard error"
             )
         return {
             "value": self.value,

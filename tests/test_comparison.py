@@ -66,14 +66,14 @@ def test_without_influences_the_plain_difference_stands_with_the_reason():
     counts = [result(n, v, NOISE) for n, v in (("a", 3.0), ("b", 5.0))]
     for one in counts:
         one.arrays = {}
-        one.values["v"] |= {"stderr": None, "ci95": None, "reason": "not a mean over clusters: no standard error"}
+        one.values["v"] |= {"stderr": None, "ci95": None, "reason": "not a mean over documents: no standard error"}
     (row,) = both = compared(*counts)
     assert (row.difference.value, row.difference.stderr, row.p_holm, row.better) == (-2, None, None, "a")
     text = comparisons.markdown(both)
-    assert "no error: not a mean over clusters: no standard error (m.v)" in text
+    assert "no error: not a mean over documents: no standard error (m.v)" in text
     assert "a (by value)" in text
     (row,) = compared(result("a", 3.0, NOISE[:1]), result("b", 5.0, NOISE[:1]))
-    assert row.difference.reason == "fewer than two clusters"
+    assert row.difference.reason == "fewer than two documents"
 
 
 def test_the_spread_of_a_controls_draws_is_in_the_error_with_its_few_degrees_of_freedom():

@@ -246,7 +246,7 @@ def test_text_in_memory_needs_no_file():
         )
         assert results.value("l0.l0")["value"] > 0
         assert results[0].cell["data"]["use"] == "texts"
-        assert 6 <= results[0].cell["data"]["clusters"] <= 8
+        assert 6 <= results[0].cell["data"]["documents"] <= 8
 
 
 def test_names_make_documents_of_texts():

@@ -62,7 +62,7 @@ def test_stdlib_source():
     assert evaluated == dict(stdlib_modules("held_out"))
     assert fit == set(dict(stdlib_modules("train", tests=False)))
     facts = source.facts()
-    assert facts["documents"] == len(evaluated)
+    assert facts["modules"] == len(evaluated)
     assert facts["bytes"] == sum(len(text.encode()) for text in evaluated.values())
     assert facts["python"] == ".".join(str(part) for part in sys.version_info[:3])
     assert source.fingerprint() == PythonStdlib().fingerprint()

@@ -85,8 +85,7 @@ class Pairs(Source):
         # The rows of a batch are then of one length, and what does not fit in memory shows at once.
         rows.sort(key=lambda row: -max(map(len, row.sides)))
         self._check(rows, wanted, left_out, split)
-        same = sum(np.array_equal(*row.sides) for row in rows) if not self.recorded else 0
-        facts = {"left_out": dict(left_out), "identical": same, "swap": self.swap, "seed": self.seed}
+        facts = {"left_out": dict(left_out), "swap": self.swap, "seed": self.seed}
         return PairDataset(rows, spelling, facts)
 
     def _check(self, rows: list[Tokenised], wanted: int | None, left_out: Mapping[str, int], split: str) -> None:

@@ -34,7 +34,8 @@ def markdown(comparison: Comparison) -> str:
     notes += [f"- {note}" for note in comparison.notes]
     stop = f" The run {comparison.stop}." if comparison.stop else ""
     facts = f"model {comparison.model}, data {comparison.data}, {where}.{stop}"
-    text = [f"## {comparison.title}: {names[0]} against {names[1]}", facts]
+    text = [f"## {comparison.title}: {names[0]} against {names[1]}"]
+    text += [f"**{comparison.limit}**", facts] if comparison.limit else [facts]
     text += [tabulate(lines, headers, tablefmt="github", disable_numparse=True), legend]
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
 

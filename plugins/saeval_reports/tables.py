@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from saeval.board import Board, Column, Entry, Row
+from saeval.board import Board, Column, Entry, Row, documents_of, limit_in_words
 
-FEW_CLUSTERS = 20
+FEW_DOCUMENTS = 20
 
 
 def markdown(boards: Sequence[Board]) -> str:
@@ -44,13 +44,15 @@ def _markdown(board: Board) -> str:
     table = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
     data = board.data
     facts = [f"model {board.model}", f"data {data.get('use')}"]
-    facts += [f"{data[k]} {k}" for k in ("sequences", "clusters", "tokens") if k in data]
+    documents = documents_of(data)
+    counted = {**data, "documents": documents}
+    facts += [f"{counted[k]} {k}" for k in ("sequences", "documents", "tokens") if counted.get(k) is not None]
     where = f"All at {next(iter(hooks))}. " if len(hooks) == 1 else ""
     text = [f"## {board.title}", f"{', '.join(facts)}.", table]
     if board.stop:
         text.insert(2, _stop(board))
     if board.limited:
-        text.insert(1, "**Limited run: not comparable with others.**")
+        text.insert(1, f"**{limit_in_words(data)}**")
     members = any(r.kind == "group" and any(e.stderr for e in r.entries.values()) for r in board.rows)
     over = ", of groups over their SAEs" if members else ""
     legend = f"± is one standard error, clustered by document{over}; ↓ lower is better, ↑ higher is better"
@@ -68,10 +70,10 @@ def _markdown(board: Board) -> str:
     notes = [f"- {note}" for note in (*_leads(board), *board.notes)]
     if more := len(board.columns) - len(board.shown):
         notes.append(f"- {more} more values: name columns under 'leaderboard: columns:', or take --format csv")
-    if data.get("clusters") == 1:
+    if documents == 1:
         notes.insert(0, "- one document: no error bars, since the document is the unit of independence")
-    elif (data.get("clusters") or FEW_CLUSTERS) < FEW_CLUSTERS:
-        notes.insert(0, f"- fewer than {FEW_CLUSTERS} documents: error bars and intervals are themselves unreliable")
+    elif (documents or FEW_DOCUMENTS) < FEW_DOCUMENTS:
+        notes.insert(0, f"- fewer than {FEW_DOCUMENTS} documents: error bars and intervals are themselves unreliable")
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
 
 
