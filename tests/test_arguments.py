@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from pathlib import Path
 
@@ -33,29 +34,21 @@ ANYTHING = [
     (),
     {},
 ]
+PLUGINS = tiny_plugins()
 TAKEN = {
-    "model": (None,),
-    "tokenizer": (None,),
-    "groups": (None, {}),
-    "precision": (None, {}),
-    "controls": ((),),
-    "saes": (),
-    "out": (None, "text"),
+    "groups": ({},),
+    "precision": ({},),
+    "out": ("text",),
     "name": ("text",),
     "suite": ({"a": "b"}, {}),
     "metrics": (["a"] * 10,),
-    "plugins": (None,),
-    "progress": (None,),
-    "overrides": ((), {}),
-    "limit": (None, 3),
-    "batch_size": (None, 3),
-    "dtype": (None,),
-    "sae_device": (None,),
-    "fresh": (True,),
+    "overrides": ({},),
+    "limit": (3,),
+    "batch_size": (3,),
     "checkpoint_seconds": (3, 2.5, True),
-    "allow": (["a"], ["a"] * 10, ()),
+    "allow": (["a"], ["a"] * 10),
 }
-"""Values that an argument does take, and that are not tried."""
+"""Values that an argument takes beside its default, and that are not tried."""
 
 
 def one_sentence(call, argument, value):
@@ -69,13 +62,13 @@ def one_sentence(call, argument, value):
 
 
 def cases(function):
-    options = dict.fromkeys(Options.__dataclass_fields__)
-    names = dict.fromkeys(n for n, p in inspect.signature(function).parameters.items() if p.kind != p.VAR_KEYWORD)
-    assert len(names) >= 10
-    for argument in {**names, **(options if function is evaluate else {})}:
-        tried = [
-            v for v in ANYTHING if not any(v is t or (type(v) is type(t) and v == t) for t in TAKEN.get(argument, ()))
-        ]
+    defaults = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD}
+    if function is evaluate:
+        defaults |= {field.name: field.default for field in dataclasses.fields(Options)}
+    assert len(defaults) >= 14
+    for argument, default in defaults.items():
+        taken = [default, *TAKEN.get(argument, ()), *([True] if isinstance(default, bool) else [])]
+        tried = [v for v in ANYTHING if not any(v is t or (type(v) is type(t) and v == t) for t in taken)]
         assert len(tried) >= 9
         yield from ((argument, value) for value in tried)
 
@@ -89,7 +82,7 @@ def test_evaluate_refuses_what_it_does_not_take(tmp_path, monkeypatch, argument,
     monkeypatch.chdir(tmp_path)
     arguments = {
         "model": TinyModel(), "saes": [TinySAE()], "data": register_rows("arguments", tiny_tokens()), "metrics": ["l0"],
-        "plugins": tiny_plugins(), "allow": ["*"],
+        "plugins": PLUGINS, "allow": ["*"],
     }  # fmt: skip
     one_sentence(lambda: evaluate(**{**arguments, argument: value}), argument, value)
     assert not list(Path().iterdir())
@@ -98,7 +91,7 @@ def test_evaluate_refuses_what_it_does_not_take(tmp_path, monkeypatch, argument,
 @pytest.mark.parametrize(("argument", "value"), list(cases(run)), ids=given)
 def test_run_refuses_what_it_does_not_take(tmp_path, monkeypatch, argument, value):
     monkeypatch.chdir(tmp_path)
-    one_sentence(lambda: run(**{"suite": SUITE, argument: value}), argument, value)
+    one_sentence(lambda: run(**{"suite": SUITE, "plugins": PLUGINS, argument: value}), argument, value)
     assert not list(Path().iterdir())
 
 

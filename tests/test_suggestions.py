@@ -11,7 +11,7 @@ from saeval import SaevalError, cli, evaluate
 from saeval.api import prepare
 from saeval.options import Options
 from saeval.plugins import Plugins
-from saeval.recognition import readable
+from saeval.recognition import readable, written
 from saeval.registry import Registry
 from saeval.testing import TinyModel, TinySAE, register_rows, tiny_plugins, tiny_tokens
 
@@ -53,20 +53,17 @@ def test_a_path_among_saes_is_told_its_format(here, name):
     assert f"{{use: {name}, path: {shown}}}" in message or "can be read as" in message
 
 
-@pytest.mark.parametrize("wrong", [*ONE_OF_EACH])
-@pytest.mark.parametrize("name", ["saelens", "sparsify", "dictionary_learning", "gemma_scope"])
+@pytest.mark.parametrize(("name", "wrong"), [(n, w) for n in ONE_OF_EACH for w in ONE_OF_EACH if n != w])
 def test_a_loader_given_another_formats_files_says_what_they_look_like(here, name, wrong):
     path = here / "run"
     path.mkdir()
     reference = dict(ONE_OF_EACH[name].write(path))
-    able, _ = readable(str(reference["path"]), REGISTRY)
-    assert name in able
-    if wrong in able:
-        return
-    message = said(saes=[{**reference, "use": wrong, "hook_name": "blocks.1.hook_resid_pre"}])
-    assert (f"it looks like an SAE of the format '{name}': write {{use: {name}, path: " in message) or (
-        len(able) > 1 and f"it can be read as {', '.join(able)}" in message
-    )
+    able, unable = readable(str(reference["path"]), REGISTRY)
+    assert list(able) == [name]
+    assert set(unable) == set(ONE_OF_EACH) - {name}
+    entry = {**reference, "use": wrong, "hook_name": "blocks.1.hook_resid_pre"}
+    expected = f"it looks like an SAE of the format '{name}': write {written({'use': name, 'path': reference['path']})}"
+    assert said(saes=[entry]).endswith(expected)
 
 
 def test_a_saelens_folder_read_as_sparsify(here, saelens_folder):
