@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 
+from saeval import arguments
 from saeval.engine import Engine
-from saeval.errors import Problem, SaevalError, SuiteError, suggestion
+from saeval.errors import Problem, SaevalError, SuiteError, looked_up, suggestion
 from saeval.hookspecs import hookimpl
 from saeval.live import LiveKeys, LiveSAE
 from saeval.metric import Metric
@@ -26,7 +28,7 @@ from saeval.registry import Registry
 from saeval.results import Results
 from saeval.store import Store
 from saeval.suite import load, validate
-from saeval.suitefile import Marks
+from saeval.suitefile import Marks, override
 
 log = logging.getLogger("saeval")
 
@@ -42,8 +44,9 @@ def find_suite(name: str | Path, registry: Registry) -> Path:
         return path
     if str(name) in registry.suites:
         return registry.suites[str(name)].path
-    near = suggestion(str(name), registry.suites.names())
-    raise SuiteError([Problem(f"no such file, and no suite has this name{near}", str(name))])
+    beside = [file for file in (path.with_name(f"{path.name}{end}") for end in (".yaml", ".yml")) if file.is_file()]
+    near = f"; did you mean '{beside[0]}'?" if beside else suggestion(str(name), registry.suites.names())
+    raise SuiteError([Problem(f"no such file{looked_up(path)}, and no suite has this name{near}", str(name))])
 
 
 def prepare(
@@ -51,7 +54,10 @@ def prepare(
 ) -> Plan:
     """Parse and plan a suite: a path, a registered name, or the suite itself as a mapping."""
     if isinstance(suite, Mapping):
-        return plan(validate(dict(suite), Marks("suite")), registry, options)
+        body, marks = copy.deepcopy(dict(suite)), Marks("suite")
+        for assignment in overrides:
+            override(body, marks, assignment)
+        return plan(validate(body, marks), registry, options)
     return plan(load(find_suite(suite, registry), overrides), registry, options)
 
 
@@ -92,12 +98,20 @@ def run(
     `skip_failing` leaves out what fails as failed cells, and `preflight="warn"` only logs a warning; with `"off"`
     nothing is examined.
     """
-    registry = Registry(plugins or Plugins())
-    options = Options(
-        limit, device, dtype, sae_device, sae_dtype, batch_size, fresh, checkpoint_seconds, tuple(allow), preflight,
-        skip_failing,
+    if not isinstance(suite, str | Path) and not arguments.named(suite):
+        what = "a YAML file, the name of a suite or a mapping, such as run('quickstart')"
+        raise SaevalError(f"run: suite is {what}; got {arguments.shown(suite)}")
+    options = arguments.options(
+        "run", {
+            "limit": limit, "device": device, "dtype": dtype, "sae_device": sae_device, "sae_dtype": sae_dtype,
+            "batch_size": batch_size, "fresh": fresh, "checkpoint_seconds": checkpoint_seconds, "allow": allow,
+            "preflight": preflight, "skip_failing": skip_failing,
+        },
     )  # fmt: skip
-    return execute(prepare(suite, registry, options, overrides), out, progress)
+    progress, out = arguments.progress("run", progress), arguments.folder("run", out)
+    assigned = arguments.assignments("run", overrides)
+    registry = Registry(arguments.plugins("run", plugins))
+    return execute(prepare(suite, registry, options, assigned), out, progress)
 
 
 def evaluate(
@@ -121,7 +135,8 @@ def evaluate(
     `model` is a loaded transformers model, a TransformerBridge, or what a suite's `model:` takes;
     `saes` a list (or a mapping by name) of registered names, `saes:` entries, objects with `encode`
     and `decode`, or `(object, hook_name)` pairs; `metrics` a list of names, of one-key mappings with
-    parameters, and of `Metric` classes. The rest is as in a suite. Without `out` nothing is kept.
+    parameters, and of `Metric` classes; `data` what a suite's `data:` takes, or text in memory,
+    `{"texts": [...], "context": 128}`. The rest is as in a suite. Without `out` nothing is kept.
 
     With `out` the results are stored. Nothing tells whether a live object (model, SAE, `Metric` class)
     is the same as in an earlier call, so its results are computed anew in every call, unless you say
@@ -134,21 +149,30 @@ def evaluate(
     `options` are those of `run`, such as `device` and `limit`. Inside a training loop, where an SAE may not be any good
     yet, `preflight="warn"` logs what the preflight finds and goes through; `preflight="off"` examines nothing.
     """
+    call = "evaluate"
     keys = LiveKeys.of_call(key)
     metric_entries = _metric_entries(metrics)
     supplied = [metric for metric in metrics if isinstance(metric, type)]
-    registry = Registry(_extended(plugins or Plugins(), supplied, keys) if supplied else plugins or Plugins())
+    own = arguments.plugins(call, plugins)
+    registry = Registry(_extended(own, supplied, keys) if supplied else own)
     body: dict[str, Any] = {
-        "suite": name,
-        "data": data if isinstance(data, str) else dict(data),
+        "suite": arguments.text(call, "name", name, "'evaluate'"),
+        "data": arguments.data(call, data),
         "metrics": metric_entries,
-        "controls": [c if isinstance(c, str) else dict(c) for c in controls],
-        "groups": {k: list(v) for k, v in (groups or {}).items()},
-        "precision": dict(precision or {}),
+        "controls": arguments.names_and_mappings(call, "controls", controls, "['mean', {'use': 'random'}]"),
+        "groups": arguments.groups(call, groups if groups is not None else {}),
+        "precision": arguments.precision(call, precision if precision is not None else {}),
     }
+    if out is not None:
+        arguments.folder(call, out)
+    if tokenizer is not None and not callable(tokenizer):
+        raise SaevalError(f"{call}: tokenizer is a loaded tokenizer; got {arguments.shown(tokenizer)}")
     entries, live = _split(saes, registry)
     live_model = model if model is not None and not isinstance(model, str | Mapping) else None
     if live_model is None and model is not None:
+        if not isinstance(model, str) and not arguments.named(model):
+            what = "the name of a model, a mapping by names or a loaded model"
+            raise SaevalError(f"{call}: model is {what}; got {arguments.shown(model)}")
         body["model"] = model if isinstance(model, str) else dict(model)
     body["saes"] = entries or ["live"]
     suite = validate(body, Marks("evaluate"), live)
@@ -157,16 +181,13 @@ def evaluate(
         suite.body.saes = []
     if live_model is not None and options.get("dtype"):
         raise SaevalError("a live model has its dtype already; convert it yourself, or leave out dtype=")
+    chosen = arguments.options(call, options, _OWN)
     if live_model is not None:
         suite.live_model = _wrap(live_model, tokenizer, registry, keys)
         device = getattr(live_model, "device", None)
         if isinstance(device, torch.device) and options.get("device", "auto") == "auto":
-            options["device"] = str(device)
-    known = [f.name for f in fields(Options) if f.name != "command_line"]
-    for option in options:
-        if option not in known:
-            raise SaevalError(f"evaluate: unknown option '{option}'{suggestion(option, [*known, *_OWN])}")
-    made = plan(suite, registry, Options(**options))
+            chosen = replace(chosen, device=str(device))
+    made = plan(suite, registry, chosen)
     if out is not None:
         if not keys.named and (live or supplied or (live_model is not None and suite.live_model.live_key)):
             _note_never_reused(str(out))
@@ -202,15 +223,17 @@ def _extended(plugins: Plugins, metrics: Iterable[type], keys: LiveKeys) -> Plug
 def _metric_entries(metrics: Sequence[Any]) -> list[Any]:
     """Suite entries; a class is named by its `name`."""
     if isinstance(metrics, str | Mapping) or not isinstance(metrics, Sequence):
-        raise SaevalError(f"evaluate: metrics is a list, such as metrics=['ce', 'l0']; got {metrics!r}")
+        raise SaevalError(f"evaluate: metrics is a list, such as metrics=['ce', 'l0']; got {arguments.shown(metrics)}")
     entries: list[Any] = []
     for metric in metrics:
         if isinstance(metric, type) and issubclass(metric, Metric):
             entries.append(getattr(metric, "name", metric.__qualname__))
-        elif isinstance(metric, str | Mapping):
+        elif isinstance(metric, str) or arguments.named(metric):
             entries.append(metric if isinstance(metric, str) else dict(metric))
         else:
-            raise SaevalError(f"evaluate: a metric is a name, a mapping or a Metric class; got {metric!r}")
+            raise SaevalError(
+                f"evaluate: a metric is a name, a mapping or a Metric class; got {arguments.shown(metric)}"
+            )
     return entries
 
 
@@ -227,10 +250,11 @@ class _Supplied:
 
 def _split(saes: Sequence[Any] | Mapping[str, Any], registry: Registry) -> tuple[list[Any], dict[str, LiveSAE]]:
     """Suite entries, and live objects by name."""
-    if isinstance(saes, str) or not isinstance(saes, Mapping | Sequence):
-        raise SaevalError(
-            "evaluate: saes is a list or a mapping by name, such as saes=[(sae, 'blocks.2.hook_resid_pre')]"
-        )
+    lone_pair = isinstance(saes, tuple) and len(saes) == 2 and hasattr(saes[0], "encode") and isinstance(saes[1], str)
+    listed = isinstance(saes, Mapping | Sequence) and not isinstance(saes, str | bytes) and not lone_pair
+    if not listed or (isinstance(saes, Mapping) and not arguments.named(saes)):
+        what = "a list or a mapping by name, such as saes=[(sae, 'blocks.2.hook_resid_pre')]"
+        raise SaevalError(f"evaluate: saes is {what}; got {arguments.shown(saes)}")
     named = list(saes.items()) if isinstance(saes, Mapping) else [(None, sae) for sae in saes]
     entries: list[Any] = []
     live: dict[str, LiveSAE] = {}
@@ -244,7 +268,7 @@ def _split(saes: Sequence[Any] | Mapping[str, Any], registry: Registry) -> tuple
         else:
             if isinstance(sae, tuple) and len(sae) != 2:
                 raise SaevalError(
-                    f"evaluate: an SAE with its hook is a pair (object, hook_name); got {len(sae)} things"
+                    f"evaluate: an SAE with its hook is a pair (object, hook_name); got {arguments.shown(sae)}"
                 )
             module, hook_name = sae if isinstance(sae, tuple) else (sae, None)
             base = name or type(module).__name__.lower()
@@ -268,6 +292,6 @@ def _wrap(model: Any, tokenizer: Any, registry: Registry, keys: LiveKeys) -> Mod
             spec.live_key = keys.of("model", type(model).__qualname__)
             return spec
     raise SaevalError(
-        f"no adapter takes a {type(model).__name__}; pass a transformers model, a TransformerBridge, "
+        f"no adapter takes an object of type {type(model).__name__}; pass a transformers model, a TransformerBridge, "
         f"or what a suite's 'model:' takes"
     )

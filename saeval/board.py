@@ -127,6 +127,20 @@ def _some(places: Sequence[str]) -> str:
     return ", ".join(places[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def limit_in_words(data: Mapping[str, Any]) -> str:
+    """What every table and page of a run with `--limit` says first; empty for a whole run."""
+    limit = data.get("limit")
+    if limit is None:
+        return ""
+    return f"Limited run: only the first {limit} sequences were used. Its numbers are not comparable with others."
+
+
+def documents_of(data: Mapping[str, Any]) -> int | None:
+    """How many documents a run had; older results say `clusters`."""
+    found: int | None = data.get("clusters", data.get("documents"))
+    return found
+
+
 def stop_in_words(sample: Mapping[str, Any] | None) -> str:
     """Where a run with `precision:` stopped, and why."""
     if sample is None:

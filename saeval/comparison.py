@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from saeval.board import Board, Column, Entry, Row
+from saeval.board import Board, Column, Entry, Row, documents_of, limit_in_words
 from saeval.errors import SaevalError, suggestion
 from saeval.paired import ALPHA, Difference, difference, holm
 
@@ -48,6 +48,8 @@ class Comparison(Sequence[Compared]):
     """What only one of them has, and why."""
     stop: str = ""
     """Where an adaptive run stopped, in words."""
+    limit: str = ""
+    """That the run was limited, in words; empty for a whole run."""
 
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
@@ -81,6 +83,7 @@ class Comparison(Sequence[Compared]):
             "better": row.better,
             "sure": row.sure,
             "reason": row.difference.reason,
+            "limited": bool(self.limit),
         }
 
     def to_frame(self) -> pd.DataFrame:
@@ -118,7 +121,10 @@ def compare(boards: Sequence[Board], a: str, b: str, metrics: Sequence[str] = ()
         Compared(column, one, other, found, p, _better(column, found, row_a, row_b))
         for (column, one, other), found, p in zip(both, differences, corrected, strict=True)
     ]
-    return Comparison(board.title, board.model, str(board.data.get("use")), row_a, row_b, rows, notes, board.stop)
+    limit = limit_in_words(board.data)
+    return Comparison(
+        board.title, board.model, str(board.data.get("use")), row_a, row_b, rows, notes, board.stop, limit
+    )
 
 
 def _better(column: Column, found: Difference, a: Row, b: Row) -> str | None:
@@ -164,7 +170,8 @@ def _chosen(boards: Sequence[Board], a: str, b: str) -> tuple[Board, Row, Row]:
 
 
 def _ground(board: Board) -> str:
-    facts = [f"{board.data[k]} {k}" for k in ("sequences", "tokens") if k in board.data]
+    counted = {**board.data, "documents": documents_of(board.data)}
+    facts = [f"{counted[k]} {k}" for k in ("sequences", "documents", "tokens") if counted.get(k) is not None]
     facts += [
         f"fingerprint {str(board.data.get('fingerprint'))[:8]}",
         f"model {board.model}" if board.model else "no model",

@@ -120,8 +120,12 @@ class Dataset(ABC):
         return None
 
     def describe(self) -> Mapping[str, Any]:
-        """Facts for the provenance: documents, tokens, corpus fingerprint."""
-        return {"sequences": len(self), "clusters": self.n_clusters}
+        """Facts for the provenance: what `counts` says of all rows, corpus fingerprint."""
+        return dict(self.counts(len(self)))
+
+    def counts(self, rows: int) -> Mapping[str, int]:
+        """What the first rows are: sequences, documents, tokens of the mask where these are known."""
+        return {"sequences": rows, "documents": len(np.unique(self.clusters[:rows]))}
 
 
 def outside(tokens: Int[np.ndarray, "n seq"], vocabulary: int) -> tuple[int, int] | None:
@@ -134,7 +138,10 @@ def outside(tokens: Int[np.ndarray, "n seq"], vocabulary: int) -> tuple[int, int
 
 @dataclass(frozen=True)
 class Document:
-    """A unit of independent text: its name is its cluster. `text`, or `tokens` where already tokenised."""
+    """A unit of independent text: its name is its cluster. `text`, or `tokens` where already tokenised.
+
+    One with neither stands for a record that has none: it is left out and counted.
+    """
 
     name: str
     text: str | None = None

@@ -18,6 +18,7 @@ from saeval.options import Options
 from saeval.parameters import schema
 from saeval.plan import Plan, plan
 from saeval.preflight import declarations
+from saeval.recognition import readable
 from saeval.registry import Registry
 from saeval.substitute import Subject, Substitute
 from saeval.suite import validate
@@ -70,20 +71,15 @@ class Doctor:
 
     def _recognised(self, path: str) -> dict[str, Any]:
         """The entry of the one format that can read the path."""
-        able, unable = [], []
-        for entry in self.registry.loaders:
-            try:
-                entry.thing().info({"path": path})
-                able.append(entry.name)
-            except SaevalError as error:
-                unable.append(f"  {entry.name}: {error}")
+        able, unable = readable(path, self.registry)
         if len(able) == 1:
-            return {"use": able[0], "path": path}
+            return dict(next(iter(able.values())))
         if able:
             raise SaevalError(
                 f"doctor: {path} can be read as {', '.join(able)}; say which: '{{use: ..., path: {path}}}'"
             )
-        raise SaevalError("\n".join([f"doctor: no format reads {path}:", *unable]))
+        reasons = [f"  {name}: {reason}" for name, reason in unable.items()]
+        raise SaevalError("\n".join([f"doctor: no format reads {path}:", *reasons]))
 
     def _model_of(self, entry: str | dict[str, Any]) -> str:
         """The registered model an SAE's name begins with, as `testbed/relu-1` does."""

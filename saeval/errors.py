@@ -42,7 +42,7 @@ class SuiteError(SaevalError):
     """Everything wrong with a suite, all at once, one line a problem."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = list(problems)
+        self.problems = list(dict.fromkeys(problems))
         super().__init__("\n".join(str(p) for p in self.problems))
 
 
@@ -68,6 +68,20 @@ def expanded(path: Path | str) -> Path:
         shown = repr(str(path)[:80] + "..." * (len(str(path)) > 80))
         raise SaevalError(f"{shown} cannot be looked for ({getattr(error, 'strerror', None) or error})") from None
     return found
+
+
+def looked_up(path: Path | str) -> str:
+    """` in /the/folder` for a relative path: where it was looked for; nothing for an absolute one."""
+    return "" if Path(path).expanduser().is_absolute() else f" in {Path.cwd()}"
+
+
+def lone_surrogate(text: str) -> str | None:
+    """The first half of a surrogate pair without its other half, as `\\ud800`: a string with one is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"\\u{ord(text[error.start]):04x}"
+    return None
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

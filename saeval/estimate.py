@@ -83,7 +83,7 @@ class Estimate:
         if self.influence.shape != other.influence.shape:
             raise ValueError(
                 f"estimates over different streams cannot be combined: "
-                f"{self.influence.size} and {other.influence.size} clusters"
+                f"{self.influence.size} and {other.influence.size} documents"
             )
         influence = here * self.influence + there * other.influence
         return Estimate(value, influence, self.present | other.present, min(self.n, other.n))

@@ -12,7 +12,7 @@ from typing import Any
 
 from saeval.data import Batch
 from saeval.errors import SaevalError, suggestion
-from saeval.metric import Metric, conclude_requests, observe_requests, substitute_requests
+from saeval.metric import Metric, conclude_requests, names_of_values, observe_requests, substitute_requests
 from saeval.model import Model, Resume
 from saeval.nodes import LEAVES
 from saeval.parameters import schema
@@ -209,7 +209,7 @@ def _metric(metric: type[Metric]) -> list[str]:
     asked: Any = metric
     requests = dict.fromkeys([*observe_requests(asked), *substitute_requests(asked), *conclude_requests(asked)])
     facts = {
-        "values": () if documented_values(metric) else getattr(metric, "value_names", ()),
+        "values": () if documented_values(metric) else names_of_values(metric) or (),
         "shown first": metric.headline if isinstance(metric.headline, list | tuple) else (),
         "requests": [name for name in requests if name not in ("self", "total")],
     }

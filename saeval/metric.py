@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from saeval.parameters import parameter_names
@@ -38,6 +39,9 @@ class Metric:
     """`pair`: everything that belongs to a batch comes as the list [chosen, rejected]."""
     headline: Sequence[str] = ()
     """The values that a printed table shows where its suite names no columns; none named: all of them."""
+    value_names: Sequence[str] | None = None
+    """The names of the `Scalar`s that `conclude` gives, or globs such as `dead@*`; set in `__init__` where they
+    depend on parameters. A suite's columns and `precision:` are checked against them before a run; None: unchecked."""
     interventions: Sequence[str] | Mapping[str, Callable[..., Any]] = ()
     """Names of the substitutes that `substitutes` returns; known before the run, so that passes can be counted.
 
@@ -56,12 +60,42 @@ def faults(metric: type[Metric]) -> str | None:
         return "it has no method 'conclude'"
     if isinstance(metric.headline, str):
         return f"'headline' is {metric.headline!r}; it must be a list of names of values"
+    if isinstance(metric.value_names, str):
+        return f"'value_names' is {metric.value_names!r}; it must be a list of names of values"
     if metric.subject not in ("sae", "group", "none") or metric.data not in ("stream", "pair"):
         found = f"'subject' is {metric.subject!r}, 'data' is {metric.data!r}"
         return f"{found}; expected 'sae', 'group' or 'none', and 'stream' or 'pair'"
     if callable(getattr(metric, "observe", None)) and not list(inspect.signature(metric.conclude).parameters)[1:]:  # type: ignore[attr-defined]
         return "it has 'observe', so 'conclude' must take the total"
     return None
+
+
+def undeclared(metric: Metric, concluded: Collection[Collection[str]]) -> str | None:
+    """Where `value_names` and the names of the scalars of its results disagree, in a sentence; None where they agree.
+
+    `concluded` has the names of each result. A declared name may be absent from some of them, but not from all.
+    """
+    declared, given = metric.value_names, {name for names in concluded for name in names}
+    if declared is None or not concluded:
+        return None
+    unknown = sorted(name for name in given if not declares(declared, name))
+    if unknown:
+        return f"{metric.name}.value_names lacks {', '.join(unknown)}, which it concludes; add the names"
+    absent = [name for name in declared if not fnmatch.filter(given, name)]
+    return f"{metric.name}.value_names has {', '.join(absent)}, which it never concludes" if absent else None
+
+
+def names_of_values(metric: type[Metric]) -> Sequence[str] | None:
+    """The `value_names` that a metric has by default; None where it declares none or needs parameters."""
+    try:
+        return metric().value_names
+    except Exception:  # a plugin's own constructor, asked without what it may need
+        return None if isinstance(metric.value_names, property) else metric.value_names
+
+
+def declares(declared: Iterable[str], name: str) -> bool:
+    """Whether a value is one of those that a metric declares."""
+    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in declared)
 
 
 def observe_requests(metric: Metric) -> list[str]:

@@ -6,6 +6,7 @@ from saeval.errors import Problem, SaevalError, blamed
 from saeval.model import ModelSpec
 from saeval.options import Options
 from saeval.plugins import code_identity
+from saeval.recognition import paths
 from saeval.registry import Registry
 from saeval.suite import Suite
 
@@ -57,5 +58,8 @@ def _unknown(registry: Registry, use: str) -> str:
         registry.models[use]
     except SaevalError as error:
         adapters = ", ".join(registry.adapters.names())
+        if paths(use):
+            entry = f"write {{use: ADAPTER, path: {use}}}, with an adapter of {adapters}"
+            return f"no registered model is named '{use}', which is a path; {entry}"
         return f"{error}; or an adapter: {adapters}"
     raise AssertionError("only called for a name nobody supplies")

@@ -28,8 +28,11 @@ def _operations_a_second(device: str) -> float:
 
 
 def _excluded(plan: Plan) -> str:
-    left_out = plan.streams.evaluation.describe().get("excluded")
-    return f"; token ids outside the mask: {', '.join(map(str, left_out))}" if left_out else ""
+    """Tokens that are not counted, and records that the rows are without."""
+    described = plan.streams.evaluation.describe()
+    outside, left_out = described.get("excluded"), described.get("left_out")
+    found = f"; token ids outside the mask: {', '.join(map(str, outside))}" if outside else ""
+    return found + (f"; left out: {', '.join(f'{n} {why}' for why, n in left_out.items())}" if left_out else "")
 
 
 def _stops(plan: Plan) -> str:

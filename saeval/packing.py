@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from saeval.data import Document, Source
-from saeval.errors import SaevalError
+from saeval.errors import SaevalError, lone_surrogate
 
 if TYPE_CHECKING:
     from saeval.tokens import TokenOptions
@@ -22,6 +22,7 @@ Split = Literal["evaluation", "fit"]
 
 FIT_SHARE = 0.2
 PADDING = -1
+EMPTY = "empty"
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 4_000_000
 
 
@@ -33,6 +34,8 @@ class Packed(NamedTuple):
     clusters: Int[np.ndarray, "n"]
     excluded: list[int]
     cluster_names: list[str]
+    left_out: dict[str, int]
+    """Documents without tokens, counted by why."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class Packer:
             raise SaevalError(f"data: token id {beyond[0]} is beyond the tokenizer's {size} tokens")
         self._names: list[str] = []
         self._masked = 0  # rows of which 'exclude' leaves no token
+        self._left_out: Counter[str] = Counter()
 
     def _special(self, word: str) -> int | None:
         given: int | None = getattr(self.options, f"{word}_id", None)
@@ -105,7 +109,7 @@ class Packer:
 
     def pack(self, split: Split) -> Packed:
         """The rows whose keyed hash is smallest, in the order of that hash."""
-        tokenised = self._tokenised(_documents(self.source, split))
+        tokenised = self._tokenised(_documents(self.source, split, self._left_out))
         rows = self._of_documents(tokenised) if self.options.packing == "documents" else self._of_stream(tokenised)
         wanted = self.options.sequences
         kept = sorted(rows, key=_order) if wanted is None else heapq.nsmallest(wanted, rows, key=_order)
@@ -122,6 +126,7 @@ class Packer:
             clusters=np.array([number[row.name] for row in kept], dtype=np.int64),
             excluded=self.excluded,
             cluster_names=list(number),
+            left_out=dict(self._left_out),
         )
 
     def _remedy(self) -> str:
@@ -145,6 +150,8 @@ class Packer:
                 if len(tokens):
                     self._names.append(document.name)
                     yield len(self._names) - 1, tokens
+                else:
+                    self._left_out[EMPTY] += 1
 
     def _of_documents(self, tokenised: Iterable[tuple[int, np.ndarray]]) -> Iterator[_Row]:
         """Rows of single documents. After a BOS they abut, without one they share a token: each is a target once."""
@@ -211,12 +218,29 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _documents(source: Source, split: Split) -> Iterator[Document]:
-    """The split's documents; a source that does not split itself is cut by a hash of its documents' names."""
-    if source.splits_itself:
-        return source.documents(split)
-    is_fit = _fit_rule(source, split)
-    return (document for document in source.documents(split) if is_fit(document.name) == (split == "fit"))
+def _documents(source: Source, split: Split, left_out: Counter[str]) -> Iterator[Document]:
+    """The split's documents; a source that does not split itself is cut by a hash of its documents' names.
+
+    Those without text or tokens are left out and counted.
+    """
+    is_fit = None if source.splits_itself else _fit_rule(source, split)
+    for document in source.documents(split):
+        if why := _lack(document):
+            left_out[why] += 1
+        elif is_fit is None or is_fit(document.name) == (split == "fit"):
+            yield document
+
+
+def _lack(document: Document) -> str | None:
+    """Why there is nothing to tokenise; None where there is something. `SaevalError` where that is no text."""
+    held = document.text if document.tokens is None else document.tokens
+    if held is None:
+        return "null"
+    if document.tokens is None and not isinstance(held, str):
+        raise SaevalError(f"document '{document.name}': expected text, found {type(held).__name__}")
+    if isinstance(held, str) and (half := lone_surrogate(held)):
+        raise SaevalError(f"document '{document.name}': it holds '{half}', half of a surrogate pair, so it is no text")
+    return EMPTY if isinstance(held, Sized) and len(held) == 0 else None
 
 
 def _fit_rule(source: Source, split: Split) -> Callable[[str], bool]:
@@ -224,6 +248,8 @@ def _fit_rule(source: Source, split: Split) -> Callable[[str], bool]:
     shares: dict[str, float] = {}
     sides: set[bool] = set()
     for document in source.documents(split):
+        if _lack(document):
+            continue
         share = shares.setdefault(document.name, _share(document.name))
         sides.add(share < FIT_SHARE)
         if len(sides) == 2:  # a few documents suffice to know, so a large corpus is not read twice

@@ -91,15 +91,17 @@ class _Planner:
 
     def plan(self) -> Plan:
         entries = self.suite.metrics(self.problems)
-        metrics = [(entry, made) for entry in entries if (made := self._metric(entry)) is not None]
+        configured = {entry.alias: self._metric(entry) for entry in entries}
+        metrics = [(entry, made) for entry in entries if (made := configured[entry.alias]) is not None]
         spec = model_spec(self.suite, self.registry, self.options, self.problems)
         found = streams(self.suite, self.registry, spec, self.options.limit, self.problems)
         subjects = Subjects(self.suite, self.registry, spec, self.problems, self.options)
         saes = subjects.saes()
         controls = subjects.controls(saes)
         groups = self._groups(saes)
-        if not self.problems:
-            self.problems += layout_problems(self.suite, [e.alias for e in entries], controls)
+        self._without_saes(metrics)
+        if len(entries) == len(self.suite.body.metrics):  # else the names of some metrics are not known
+            self.problems += layout_problems(self.suite, configured, None if self.problems else controls)
         self._batch_size()
         if self.problems or found is None:
             self._raise(subjects, saes)
@@ -165,8 +167,21 @@ class _Planner:
             return None
         return metric
 
-    def _groups(self, saes: list[Subject]) -> dict[str, list[Subject]]:
+    def _without_saes(self, metrics: list[tuple[MetricEntry, Metric]]) -> None:
+        """What would have no cell in a suite that names no SAE."""
+        if self.suite.body.saes or self.suite.live:
+            return
+        remedy = "add 'saes:', as in 'saes: [testbed/relu-3]' or 'saes: [{use: FORMAT, path: FOLDER}]'"
+        needing = [entry for entry, metric in metrics if metric.subject == "sae"]
+        if needing:
+            names = ", ".join(f"'{entry.alias}'" for entry in needing)
+            message = f"{names}: evaluated on SAEs, and the suite has none; {remedy}"
+            self.problems.append(self.suite.problem(message, *needing[0].location))
+        elif self.suite.body.controls:
+            message = f"controls stand at the hooks of SAEs, and the suite has no SAE; {remedy}"
+            self.problems.append(self.suite.problem(message, "controls"))
 
+    def _groups(self, saes: list[Subject]) -> dict[str, list[Subject]]:
         groups: dict[str, list[Subject]] = {}
         for name, patterns in self.suite.body.groups.items():
             groups[name] = []

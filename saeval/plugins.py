@@ -20,7 +20,7 @@ from typing import Any
 import pluggy
 
 from saeval import hookspecs
-from saeval.errors import SaevalError, suggestion
+from saeval.errors import SaevalError, looked_up, suggestion
 
 GROUP = "saeval"
 
@@ -65,7 +65,7 @@ class Plugins:
         for file in files:
             path = Path(file)
             if not path.is_file():
-                raise SaevalError(f"--plugin {path}: no such file")
+                raise SaevalError(f"--plugin {path}: no such file{looked_up(path)}")
             origin = Origin(str(path), path.stem, hashlib.sha256(path.read_bytes()).hexdigest()[:16], True)
             before = len(self.failures)
             self._register(origin, functools.partial(_load_file, path))

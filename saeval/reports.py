@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from saeval.board import limit_in_words
 from saeval.errors import SaevalError, log
+from saeval.plots import under_heading
 
 if TYPE_CHECKING:
     from saeval.board import Board
@@ -46,12 +49,18 @@ _NOT_IN_FILE_NAMES = re.compile(r'[/\\:*?"<>|\0]')
 
 
 def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Path) -> tuple[list[Path], list[str]]:
-    """Write every page of `reports` into `folder`: the files, and a sentence for each report that failed."""
+    """Write every page of `reports` into `folder`: the files, and a sentence for each report that failed.
+
+    Pages of a limited run say so first: Markdown and HTML in their first line, figures that `saeval.plots` makes in
+    their title.
+    """
     written, failed = [], []
+    limit = next((words for result in results if (words := limit_in_words(result.cell["data"]))), "")
     for report in reports:
         assert report.pages is not None
         try:
-            pages = report.pages(results)
+            with under_heading(limit):
+                pages = report.pages(results)
         except Exception as error:  # one bad report costs its own pages only
             log.debug("report %s failed", report.name, exc_info=error)
             failed.append(f"report '{report.name}' failed: {type(error).__name__}: {error}")
@@ -59,6 +68,16 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
         for name, content in pages.items():
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / _NOT_IN_FILE_NAMES.sub("-", name)
-            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+            path.write_bytes(content if isinstance(content, bytes) else _headed(name, content, limit).encode())
             written.append(path)
     return written, failed
+
+
+def _headed(name: str, text: str, limit: str) -> str:
+    """A page with what must be said first; formats that have no place for it are as they are."""
+    if limit and name.endswith(".md"):
+        return f"**{limit}**\n\n{text}"
+    if limit and name.endswith((".html", ".htm")):
+        banner = f'<p role="alert"><strong>{html.escape(limit)}</strong></p>'
+        return re.sub(r"(<body[^>]*>)", rf"\1\n{banner}", text, count=1, flags=re.IGNORECASE)
+    return text

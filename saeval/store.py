@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from saeval.errors import SaevalError
+from saeval.errors import SaevalError, looked_up
 from saeval.evidence import Evidence
 from saeval.result import SCHEMA, Result
 from saeval.totals import EvidenceTree
@@ -60,6 +60,10 @@ class Store:
     def manifest(self) -> dict[str, Any]:
         """The manifest of the last whole run, else of the last limited one; `SaevalError` where there is neither."""
         path = next((p for name in (MANIFEST, LIMITED) if (p := self.folder / name).exists()), None)
+        if path is None and not self.folder.exists():
+            raise SaevalError(
+                f"{self.folder}: no such folder{looked_up(self.folder)}; name a folder of results, OUT/SUITE"
+            )
         if path is None:
             inner = sorted({p.parent.name for name in (MANIFEST, LIMITED) for p in self.folder.glob(f"*/{name}")})
             if inner:

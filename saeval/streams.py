@@ -18,6 +18,7 @@ from saeval.fingerprint import digest_of
 from saeval.model import ModelSpec
 from saeval.packing import Split, TooFewSequencesError
 from saeval.parameters import ParameterError, lowered, schema, validated
+from saeval.recognition import paths
 from saeval.registry import Registry
 from saeval.suite import Suite
 from saeval.tokens import TokenOptions, build_tokens
@@ -98,7 +99,8 @@ class Streams:
         own = {"use": self.source.name, "fingerprint": self.evaluation.fingerprint}
         common = self.options.model_dump() if self.options else {}
         limit = {"limit": self.limit} if self.limit is not None else {}
-        return {**own, **common, **limit, **dict(self.evaluation.describe()), **dict(self.source.facts())}
+        # Of a name that both use, such as `documents`, what the rows are counts, and not what the source has.
+        return {**own, **common, **limit, **dict(self.source.facts()), **dict(self.evaluation.describe())}
 
 
 class First(Dataset):
@@ -113,7 +115,12 @@ class First(Dataset):
         return self._rows.context
 
     def describe(self) -> Mapping[str, Any]:
-        return {**self._rows.describe(), **super().describe()}
+        counted = self._rows.counts(len(self._rows))
+        known = {name: fact for name, fact in self._rows.describe().items() if name not in (*counted, "tokens")}
+        return {**known, **self.counts(self._count)}
+
+    def counts(self, rows: int) -> Mapping[str, int]:
+        return self._rows.counts(rows)
 
     @property
     def fingerprint(self) -> str:
@@ -144,7 +151,7 @@ def streams(
     """The suite's streams; None, with problems, where the entry is wrong."""
     raw = suite.body.data
     entry = {"use": raw} if isinstance(raw, str) else dict(raw)
-    use = entry.pop("use", None)
+    use = entry.pop("use", None) if "use" in entry else next((key for key in entry if _chooses(registry, key)), None)
     if not isinstance(use, str):
         message = f"'data' needs 'use', one of: {', '.join(registry.data.names())}"
         problems.append(suite.problem(message, "data"))
@@ -152,7 +159,12 @@ def streams(
     try:
         source_class = registry.data[use]
     except SaevalError as error:
-        problems.append(suite.problem(str(error), "data", "use"))
+        message = str(error)
+        if paths(use):
+            readers = ", ".join(entry.name for entry in registry.data if "path" in schema(entry.thing).model_fields)
+            remedy = f"write {{use: SOURCE, path: {use}}}, with a source of {readers}"
+            message = f"no data source is named '{use}', which is a path; {remedy}"
+        problems.append(suite.problem(message, "data", "use"))
         return None
     textual = source_class.kind in ("text", "tokens")
     shared = {*TokenOptions.model_fields, "fit_sequences"} if textual else set()
@@ -177,6 +189,11 @@ def streams(
     except SaevalError as error:
         problems.append(suite.problem(str(error), "data"))
     return None
+
+
+def _chooses(registry: Registry, key: str) -> bool:
+    """Whether a key of `data:` is the name of a source and of its own parameter: `texts: [...]` needs no `use`."""
+    return key in registry.data and key in schema(registry.data[key]).model_fields
 
 
 def _check_common(common: Mapping[str, Any]) -> None:

@@ -6,16 +6,18 @@ import fnmatch
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from saeval.errors import Problem, SaevalError, blamed, suggestion
+from saeval.errors import Problem, SaevalError, blamed, looked_up, suggestion
 from saeval.fingerprint import digest_of
 from saeval.live import LiveKeys, LiveSAE
 from saeval.model import ModelSpec
 from saeval.options import Options
 from saeval.parameters import ParameterError, parameter_names, validated
 from saeval.plugins import code_identity
+from saeval.recognition import paths, suggested, written
 from saeval.registry import Registry
 from saeval.substitute import Control, Subject
 from saeval.suite import Suite
@@ -65,25 +67,39 @@ class Subjects:
     def _registered(self, pattern: str) -> list[Subject]:
         names = self.registry.saes.names()
         matches = fnmatch.filter(names, pattern) if any(c in pattern for c in "*?[") else [pattern]
-        if not matches:
-            raise SaevalError(f"no registered SAE matches '{pattern}'{suggestion(pattern, names)}")
+        if not set(matches) & set(names):
+            raise SaevalError(self._unregistered(pattern, names))
         subjects = []
         for name in matches:
             sae = self.registry.saes[name]
             subjects += self._expanded(name, sae.loader, sae.reference)
         return subjects
 
+    def _unregistered(self, pattern: str, names: list[str]) -> str:
+        """Why no registered SAE is meant: a path, perhaps, whose format is to be named."""
+        globs = set("*?[") & set(pattern)
+        said = f"no registered SAE matches '{pattern}'" if globs else f"unknown SAE '{pattern}'"
+        if paths(pattern):
+            able = suggested(pattern, self.registry)
+            entry = written({"use": "FORMAT", "path": pattern})
+            return f"{said}, which is a path{able or f'; write {entry}, with a format of `saeval ls formats`'}"
+        near = suggestion(pattern, names)
+        if "did you mean" not in near:
+            near = f"; nor is there such a path{looked_up(pattern)}; `saeval ls saes` lists the registered ones"
+        return f"{said}{near}"
+
     def _described(self, entry: Mapping[str, Any]) -> list[Subject]:
         reference = dict(entry)
         use, name = _word(reference, "use"), _word(reference, "name")
         if use is None:
             known = ", ".join(self.registry.loaders.names())
-            raise SaevalError(f"an SAE entry needs 'use', one of: {known}")
+            near = suggested(reference.get("path"), self.registry)
+            raise SaevalError(f"an SAE entry needs 'use', one of: {known}{near}")
         return self._expanded(name, use, reference)
 
     def _expanded(self, name: str | None, use: str, reference: Mapping[str, Any]) -> list[Subject]:
         entry = self.registry.loaders.entry(use)
-        with blamed(f"SAE format '{use}'", entry.origin):
+        with self._read_as(use, reference, entry.origin):
             loader = entry.thing()
             found = {part: dict(one) for part, one in loader.expand(reference).items()}
         if name is None:
@@ -92,9 +108,19 @@ class Subjects:
         hooks = {part: _word(one, "hook_name") for part, one in found.items()}
         return [self._load_later(f"{name}/{p}" if p else name, use, one, hooks[p]) for p, one in found.items()]
 
+    @contextmanager
+    def _read_as(self, use: str, reference: Mapping[str, Any], origin: object) -> Iterator[None]:
+        """Errors of a format's loader, with the format that the files look like, if that is another."""
+        try:
+            with blamed(f"SAE format '{use}'", origin):
+                yield
+        except SaevalError as error:
+            near = "" if "repo" in reference else suggested(reference.get("path"), self.registry, use)
+            raise SaevalError(f"{error}{near}") from error
+
     def _load_later(self, name: str, use: str, reference: dict[str, Any], hook_name: str | None = None) -> Subject:
         entry = self.registry.loaders.entry(use)
-        with blamed(f"SAE format '{use}'", entry.origin):
+        with self._read_as(use, reference, entry.origin):
             loader = entry.thing()
             info = loader.info(reference)
         hook_name = hook_name or info.hook_name
@@ -158,6 +184,10 @@ class Subjects:
         for index, entry in enumerate(self.suite.body.controls):
             place: tuple[str | int, ...] = ("controls", index)
             given = {"use": entry} if isinstance(entry, str) else dict(entry)
+            if len(given) == 1 and "use" not in given:  # `norm_noise: {share: 0.2}`, as metrics are written
+                ((kind, parameters),) = given.items()
+                if parameters is None or (isinstance(parameters, dict) and "use" not in parameters):
+                    given, place = {"use": kind, **(parameters or {})}, (*place, kind)
             try:
                 use, name, of = _word(given, "use"), _word(given, "name"), given.pop("of", None)
                 if use is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from saeval.errors import Problem, SaevalError, SuiteError, suggestion
+from saeval.errors import Problem, SaevalError, SuiteError, lone_surrogate, looked_up, suggestion
 
 Location = tuple[str | int, ...]
 MAX_NODES = 100_000
@@ -43,7 +43,7 @@ def read(path: Path | str) -> tuple[dict[str, Any], Marks]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise SuiteError([Problem("no such file", str(path))]) from None
+        raise SuiteError([Problem(f"no such file{looked_up(path)}", str(path))]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SuiteError([Problem(f"cannot be read: {error}", str(path))]) from None
     return parse(text, str(path))
@@ -95,7 +95,10 @@ class _Builder:
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, location)
         try:
-            return self._scalars.construct_object(node)
+            value = self._scalars.construct_object(node)
+            if isinstance(value, str) and (half := lone_surrogate(value)):
+                raise ValueError(f"'{half}' is half of a surrogate pair, so this is no text; write the whole character")
+            return value
         except (yaml.YAMLError, ValueError) as error:
             detail = str(getattr(error, "problem", error))
             self.problems.append(Problem(detail, self.marks.where(location)))
@@ -107,7 +110,7 @@ class _Builder:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             line, column = _mark(key_node)
             where = f"{self.marks.source}:{line}:{column}"
-            if not isinstance(key, str):
+            if not isinstance(key, str) or lone_surrogate(key):
                 self.problems.append(Problem("a key must be a plain word", where))
                 continue
             if key in found:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from saeval.api import evaluate
 from saeval.data import Dataset, Source
 from saeval.hookspecs import hookimpl
-from saeval.metric import Metric
+from saeval.metric import Metric, undeclared
+from saeval.parameters import validated
 from saeval.plugins import Plugins
 from saeval.results import Results
 from saeval.tiny import TinyModel, TinyPairs, TinySAE, tiny_tokens
@@ -93,7 +94,8 @@ def check_metric(
 
     Runs it on the tiny model at batch sizes 1, 7 and 32, with rows shuffled and with extra
     padding, and compares every number, those of curves and tables too, to the first run's. Returns the
-    first run's numbers. Raises `AssertionError` naming the one that moved. For `subject = "group"` two SAEs are given.
+    first run's numbers. Raises `AssertionError` naming the one that moved, or a value that `value_names` and the
+    results do not share. For `subject = "group"` two SAEs are given.
     """
     entry: dict[str, Any] = {metric.name: dict(params or {})}
     saes = [TinySAE(seed=0), TinySAE(seed=1)]
@@ -112,6 +114,9 @@ def check_metric(
     first: dict[str, Any] = {}
     for label, rows, size in runs:
         results = evaluate_tiny([entry], metric, rows=rows, saes=saes, batch_size=size, **options)
+        scalars = [[n for n, v in r.values.items() if "kind" not in v] for r in results if r.status == "ok"]
+        fault = undeclared(metric(**validated(metric, params or {}, metric.name)), scalars)
+        assert fault is None, fault
         for result in results:
             assert result.status != "failed", f"{metric.name} failed ({label}): {result.reason}"
             unknown = [name for name in result.headline if name not in result.values]

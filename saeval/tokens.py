@@ -145,8 +145,11 @@ class TokenDataset(Dataset):
         )
 
     def describe(self) -> Mapping[str, Any]:
-        counts = {"context": self.context, "tokens": int(self._before[-1]), "excluded": list(self.excluded)}
-        return {**super().describe(), **counts, "fingerprint": self.fingerprint, **self.facts}
+        own = {"context": self.context, "excluded": list(self.excluded), "fingerprint": self.fingerprint}
+        return {**super().describe(), **own, **self.facts}
+
+    def counts(self, rows: int) -> Mapping[str, int]:
+        return {**super().counts(rows), "tokens": int(self._before[rows])}
 
 
 def build_tokens(
@@ -165,7 +168,9 @@ def build_tokens(
     stem = cache_dir() / "tokens" / key
     dataset = _cached(stem, facts) if tokenizer_identity is not None else None
     if dataset is None:
-        dataset = TokenDataset(*Packer(source, options, tokenizer).pack(split), facts)
+        packed = Packer(source, options, tokenizer).pack(split)
+        left_out = {"left_out": {why: n for why, n in packed.left_out.items() if n}}
+        dataset = TokenDataset(*packed[:-1], facts | left_out)
         if tokenizer_identity is not None:
             _store(stem, dataset)
     return dataset
@@ -177,6 +182,7 @@ def _cached(stem: Path, facts: Mapping[str, Any]) -> TokenDataset | None:
         stored = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
         rows = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
         clusters = np.array(stored["clusters"], dtype=np.int64)
+        facts = {**facts, "left_out": stored.get("left_out", {})}
         dataset = TokenDataset(rows[0], rows[1], clusters, stored["excluded"], stored["cluster_names"], facts)
         return dataset if dataset.fingerprint == stored["fingerprint"] else None
     except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, AttributeError):
@@ -189,6 +195,7 @@ def _store(stem: Path, dataset: TokenDataset) -> None:
         "clusters": dataset.clusters.tolist(),
         "cluster_names": dataset.cluster_names,
         "excluded": list(dataset.excluded),
+        "left_out": dataset.facts["left_out"],
         "fingerprint": dataset.fingerprint,
     }
     # The description last: it is what makes the rows valid.

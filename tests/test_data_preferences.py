@@ -204,8 +204,8 @@ def test_recorded_rewards_and_a_model_do_not_go_together(recorded):
 
 
 def test_a_recorded_reward_that_is_no_number_is_named(tmp_path):
-    path = write(tmp_path / "r.jsonl", [{"c": 1.0, "r": 0.0}, {"c": None, "r": 0.0}])
-    with pytest.raises(SaevalError, match=r"r.jsonl:2: expected a number in 'c', found None"):
+    path = write(tmp_path / "r.jsonl", [{"c": 1.0, "r": 0.0}, {"c": "x", "r": 0.0}])
+    with pytest.raises(SaevalError, match=r"r.jsonl:2: expected a number in 'c', found 'x'"):
         source(path, chosen_reward="c", rejected_reward="r").dataset("evaluation")
 
 
@@ -213,7 +213,7 @@ def test_pairs_longer_than_the_model_are_refused_before_anything_runs(tmp_path, 
     tiny_folder(tmp_path / "model", kind="reward")
     write(tmp_path / "p.jsonl", [{"chosen": text(*([3] * 70)), "rejected": text(4)}])
     suite = f"suite: s\nmodel: {{use: huggingface, path: {tmp_path}/model}}\n"
-    suite += f"data: {{use: preferences, path: {tmp_path}/p.jsonl}}\nmetrics: [weights]\n"
+    suite += f"data: {{use: preferences, path: {tmp_path}/p.jsonl}}\nmetrics: [reward_margin]\n"
     (tmp_path / "s.yaml").write_text(suite)
     assert cli.main(["check", str(tmp_path / "s.yaml")]) == 2
     assert "s.yaml:3:7: context 71 is longer than the 64 positions of 'model'" in capsys.readouterr().err

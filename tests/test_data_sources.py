@@ -44,7 +44,7 @@ def test_importing_the_plugin_is_light():
         "print(sorted({'datasets', 'pandas', 'pyarrow', 'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
-    assert [source.name for source in sources()] == ["preferences", "python-stdlib", "text", "tokens"]
+    assert [source.name for source in sources()] == ["preferences", "python-stdlib", "text", "texts", "tokens"]
 
 
 def test_stdlib_splits():
@@ -62,7 +62,7 @@ def test_stdlib_source():
     assert evaluated == dict(stdlib_modules("held_out"))
     assert fit == set(dict(stdlib_modules("train", tests=False)))
     facts = source.facts()
-    assert facts["documents"] == len(evaluated)
+    assert facts["modules"] == len(evaluated)
     assert facts["bytes"] == sum(len(text.encode()) for text in evaluated.values())
     assert facts["python"] == ".".join(str(part) for part in sys.version_info[:3])
     assert source.fingerprint() == PythonStdlib().fingerprint()

@@ -414,7 +414,8 @@ def test_disagreements_are_told_before_the_run(copied, tmp_path, capsys, monkeyp
         (["nope"], "is no suite, registered SAE or path"),
         (["testbed/relu-33"], "did you mean 'testbed/relu-3'"),
         ([str(SAES / "relu-1")], "which model?"),
-        ([str(SAES)], "no format reads"),
+        ([str(SAES)], "which model?"),  # a folder of SAEs means all of them
+        ([__file__], "no format reads"),
         (["{use: saelens"], "is no suite, registered SAE or path|expected a name, or an entry"),
         (["testbed/relu-1", "--hook", HOOK], "has its hook already"),
         (["quickstart", "--model", "testbed"], "doctor: --model: the suite 'quickstart' says that itself"),

@@ -492,7 +492,7 @@ precision:
         ("ce", "precision: 'ce' is a metric; name one of its values, as ce.VALUE"),
         ("ce.delta_c", "precision: metric 'ce' has no value 'delta_c'; did you mean 'delta_ce'?"),
         ("kl.kl_p50", "precision: 'kl.kl_p50' has no standard error; 'kl' has one for kl_sae"),
-        ("weights.x", "precision: metric 'weights' observes no rows"),
+        ("weights.b_enc", "precision: metric 'weights' observes no rows"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_place(tmp_path, monkeypatch, capsys, name, said):

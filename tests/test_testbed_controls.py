@@ -26,7 +26,7 @@ def results(tmp_path_factory):
 @pytest.mark.slow
 def test_every_trained_sae_is_surely_ahead_of_random_and_shuffled_ones(results):
     (board,) = results.boards()
-    assert board.data["clusters"] >= 20
+    assert board.data["documents"] >= 20
     trained = [row for row in board.rows if row.kind == "sae"]
     assert sorted(row.name for row in trained) == sorted(SAES)
     for row in trained:

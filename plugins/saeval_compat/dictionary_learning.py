@@ -58,6 +58,10 @@ class DictionaryLearningEvaluate(Metric):
     """
 
     name, version = "dictionary_learning_evaluate", 1
+    value_names = (
+        "l2_loss", "l1_loss", "l0", "cossim", "l2_ratio", "frac_variance_explained", "relative_reconstruction_bias",
+        *_LOSSES, "frac_recovered", "frac_alive",
+    )  # fmt: skip
 
     def __init__(self, batch_size: int = 128, ignored_target: int | None = None) -> None:
         if batch_size < 1:

@@ -14,7 +14,16 @@ from saeval.scores import TokenScores
 from saeval.substitute import Encoding, Substitute
 from saeval.values import Array, Scalar, Value
 from saeval_compat.batches import PerBatch, columns
-from saeval_compat.saelens import UNITS, downstream, downstream_values, firing_values, firings, weight_values
+from saeval_compat.saelens import (
+    DOWNSTREAM,
+    UNITS,
+    VARIANCE,
+    downstream,
+    downstream_values,
+    firing_values,
+    firings,
+    weight_values,
+)
 
 _ROWS = 1024
 """Rows whose cosines with all others are in memory at once."""
@@ -42,6 +51,7 @@ class SAEBenchDownstream(Metric):
     """
 
     name, version = "saebench_downstream", 1
+    value_names = DOWNSTREAM
 
     def __init__(self, exclude_special_tokens_from_reconstruction: bool = False) -> None:
         self.exclude_special_tokens_from_reconstruction = exclude_special_tokens_from_reconstruction
@@ -86,6 +96,7 @@ class SAEBenchVariance(Metric):
     """
 
     name, version = "saebench_variance", 1
+    value_names = VARIANCE
 
     def __init__(self, batch_size: int = 16) -> None:
         if batch_size < 1:
@@ -161,6 +172,9 @@ class SAEBenchFeatures(Metric):
     """
 
     name, version = "saebench_features", 1
+    value_names = (
+        "frac_alive", *(f"{kind}_over_{n}_percent" for kind in ("freq", "normalized_freq") for n in (1, 10)),
+    )  # fmt: skip
 
     def observe(
         self, feature_acts: Float[Tensor, "batch seq d_sae"], included: Bool[Tensor, "batch seq"]
@@ -200,6 +214,7 @@ class SAEBenchWeights(Metric):
     """
 
     name, version = "saebench_weights", 1
+    value_names = ("average_max_encoder_cosine_sim", "average_max_decoder_cosine_sim")
 
     def conclude(self, sae: Substitute) -> dict[str, Value]:
         values = weight_values(sae)

@@ -52,6 +52,18 @@ def downstream_values(total: dict[str, Ratio]) -> dict[str, Value]:
     return values
 
 
+DOWNSTREAM = (
+    "kl_div_with_sae", "kl_div_with_ablation", "kl_div_score", "ce_loss_without_sae", "ce_loss_with_sae",
+    "ce_loss_with_ablation", "ce_loss_score",
+)  # fmt: skip
+"""The names of `downstream_values`."""
+VARIANCE = (
+    "l2_norm_in", "l2_norm_out", "l2_ratio", "explained_variance_legacy", "mse", "cossim", "l0", "l1",
+    "explained_variance", "relative_reconstruction_bias",
+)  # fmt: skip
+"""Fields that both harnesses print; l0 and l1 only of substitutes with features."""
+
+
 class SAELensDownstream(Metric):
     """sae-lens' cross-entropy and KL fields, for comparison with numbers that it printed.
 
@@ -73,6 +85,7 @@ class SAELensDownstream(Metric):
     """
 
     name, version = "saelens_downstream", 1
+    value_names = DOWNSTREAM
 
     def observe(
         self,
@@ -113,6 +126,7 @@ class SAELensVariance(Metric):
     """
 
     name, version = "saelens_variance", 1
+    value_names = VARIANCE
 
     def __init__(self, batch_size: int = 16) -> None:
         if batch_size < 1:
@@ -177,6 +191,7 @@ class SAELensFeatures(Metric):
     """
 
     name, version = "saelens_features", 1
+    value_names = ()
 
     def observe(
         self, feature_acts: Float[Tensor, "batch seq d_sae"], included: Bool[Tensor, "batch seq"]
@@ -223,6 +238,7 @@ class SAELensWeights(Metric):
     """
 
     name, version = "saelens_weights", 1
+    value_names = ()
 
     def conclude(self, sae: Substitute) -> dict[str, Value]:
         return weight_values(sae)

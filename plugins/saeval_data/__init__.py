@@ -1,4 +1,4 @@
-"""Data sources: the Python standard library, text files and datasets, text tokenised before, preference pairs."""
+"""Data sources: the standard library, text from files, datasets or memory, text tokenised before, preference pairs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ def saeval_data() -> list[type[Source]]:
     from saeval_data.preferences import Preferences  # late: an entry point imports nothing it may not need
     from saeval_data.stdlib import PythonStdlib
     from saeval_data.text import Text
+    from saeval_data.texts import Texts
     from saeval_data.tokens import Tokens
 
-    return [Preferences, PythonStdlib, Text, Tokens]
+    return [Preferences, PythonStdlib, Text, Texts, Tokens]

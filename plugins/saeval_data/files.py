@@ -2,30 +2,62 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from saeval.errors import SaevalError, expanded
+from saeval.errors import SaevalError, expanded, lone_surrogate, looked_up
 
-Record = tuple[int, dict[str, Any]]
+Record = tuple[int, dict[str, Any] | None]
+"""A number from 1, and the record with that number; None for a line that says `null`."""
 
 
 def existing(path: str, source: str) -> Path:
     """The path, `~` expanded; `SaevalError` where nothing is there."""
     found = expanded(path)
     if not found.exists():
-        raise SaevalError(f"data '{source}': no such file or folder: {path}; check 'path'")
+        raise SaevalError(f"data '{source}': no such file or folder: {path}{looked_up(path)}; check 'path'")
     return found
 
 
-def field_of(record: dict[str, Any], field: str, where: str) -> Any:
-    """`record[field]`; `SaevalError` names the fields there are."""
+def matching(path: str, source: str) -> list[Path]:
+    """The path as it stands where it exists, else what its globs match; file 2 comes before file 12."""
+    pattern = str(expanded(path))
+    if not re.search(r"[*?[]", pattern) or Path(pattern).exists():
+        return [existing(path, source)]
+    found = [Path(match) for match in glob.glob(pattern, recursive=True)]
+    if not found:
+        raise SaevalError(f"data '{source}': nothing matches 'path: {path}'{looked_up(path)}")
+    return sorted(
+        found, key=lambda file: [(not w.isdecimal(), int(w) if w.isdecimal() else 0, w) for w in _words(file)]
+    )
+
+
+def _words(file: Path) -> list[str]:
+    return re.split(r"(\d+)", str(file))
+
+
+def field_of(record: dict[str, Any] | None, field: str, where: str) -> Any:
+    """`record[field]`, None for a record that is null; `SaevalError` names the fields there are."""
+    if record is None:
+        return None
     if field not in record:
         there = ", ".join(record) or "no field at all"
         raise SaevalError(f"{where}: expected a field '{field}', found {there}")
     return record[field]
+
+
+def text_of(value: Any, field: str, where: str) -> str | None:
+    """A field's text; None where it is null, `SaevalError` where it is anything else, or no text after all."""
+    if value is not None and not isinstance(value, str):
+        remedy = "; join the messages of a conversation to one text" if isinstance(value, list) else ""
+        raise SaevalError(f"{where}: expected text in '{field}', found {type(value).__name__}{remedy}")
+    if value is not None and (half := lone_surrogate(value)):
+        raise SaevalError(f"{where}: '{field}' holds '{half}', half of a surrogate pair; write the whole character")
+    return value
 
 
 def jsonl_records(path: Path) -> Iterator[Record]:
@@ -36,11 +68,16 @@ def jsonl_records(path: Path) -> Iterator[Record]:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:  # bad JSON, or bytes that are no UTF-8
+            except (ValueError, RecursionError) as error:  # bad JSON, or bytes that are no UTF-8
                 raise SaevalError(f"{path}:{number}: broken JSON ({error}); every line must be one object") from None
-            if not isinstance(record, dict):
+            if record is not None and not isinstance(record, dict):
                 raise SaevalError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")
             yield number, record
+
+
+def jsonl_columns(path: Path) -> list[str]:
+    """The names of the fields of a JSON Lines file's first record."""
+    return next((list(record) for _, record in jsonl_records(path) if record is not None), [])
 
 
 def parquet_records(path: Path, fields: list[str]) -> Iterator[Record]:
@@ -48,20 +85,21 @@ def parquet_records(path: Path, fields: list[str]) -> Iterator[Record]:
     import pyarrow as pa  # late: heavy, and a plugin is imported for every command
     import pyarrow.parquet
 
+    number = 0
     try:
         file = pyarrow.parquet.ParquetFile(path)
         columns = file.schema_arrow.names
         missing = [field for field in fields if field not in columns]
         if missing:
             raise SaevalError(f"{path}: expected a column '{missing[0]}', found {', '.join(columns)}")
-        number = 0
         for batch in file.iter_batches(batch_size=1024, columns=fields):
             for record in batch.to_pylist():
                 number += 1
                 yield number, record
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise SaevalError(f"{path}: not a readable Parquet file ({reason}); write or copy it again") from None
+        raise _unreadable(path, error) from None
+    except UnicodeDecodeError as error:
+        raise SaevalError(f"{path}: not UTF-8 text, after row {number} ({error.reason}); write it again") from None
 
 
 def parquet_columns(path: Path) -> list[str]:
@@ -72,5 +110,9 @@ def parquet_columns(path: Path) -> list[str]:
     try:
         return list(pyarrow.parquet.read_schema(path).names)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise SaevalError(f"{path}: not a readable Parquet file ({reason}); write or copy it again") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> SaevalError:
+    reason = str(error).splitlines()[0].rstrip(".")
+    return SaevalError(f"{path}: not a readable Parquet file ({reason}); write or copy it again")

@@ -36,6 +36,8 @@ class Pair:
     labels: Mapping[str, str] = field(default_factory=dict)
     rewards: tuple[float, float] | None = None
     """Of chosen and rejected, where they are recorded; then no text is read."""
+    lacks: str | None = None
+    """What is null of it, so that it is left out: "text", "reward"."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class PairDataset(Dataset):
         self._rewards: Float[np.ndarray, "2 n"] | None = None
         if recorded:
             self._rewards = np.array([pair.rewards for pair in pairs], dtype=np.float64).T
+        self._same = np.array([np.array_equal(*row.sides) for row in rows], dtype=bool)
         self._spelling, self._facts = spelling, dict(facts or {})
         self.needs_model = not recorded
         self.supplies = frozenset({"labels"} | ({"clean_reward"} if recorded else {"scored", "spelling"}))
@@ -159,6 +162,11 @@ class PairDataset(Dataset):
     def describe(self) -> Mapping[str, Any]:
         columns = {name: sorted(set(values.tolist()))[:50] for name, values in self._labels.items()}
         return {**super().describe(), "columns": columns, **self._facts}
+
+    def counts(self, rows: int) -> Mapping[str, int]:
+        """And, where text is read, how many pairs have two equal sides."""
+        found = dict(super().counts(rows))
+        return found if self._rewards is not None else {**found, "identical": int(self._same[:rows].sum())}
 
     def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> PairBatch:
         import torch  # late: building and hashing rows needs numpy alone

@@ -8,8 +8,10 @@ import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,8 +21,10 @@ from saeval.errors import SaevalError
 from saeval.fingerprint import sha256_file
 from saeval_data import files
 from saeval_data.pairs import Pair, PairDataset, PairOptions, Spelling, Tokenised, tokenised
-from saeval_data.tables import Stored, records_of
+from saeval_data.tables import Stored, columns_of, records_of
 
+_REWARDS = ("chosen_reward", "rejected_reward")
+"""Columns of recorded rewards that are found without being named."""
 _NO_TOKENS = np.zeros(0, np.int32)
 _BOTH = (
     "rewards are recorded in columns, so there is no text for a model; leave out 'model', or 'chosen_reward' and "
@@ -67,8 +71,8 @@ class Pairs(Source):
             raise SaevalError(f"data '{self.name}': {_BOTH if self.recorded else _NEITHER}")
         chosen = [p for p in self._pairs if (_share(p.cluster) < self.fit_share) == (split == "fit")]
         keys = _hashed(_ORDER, self.seed, np.array([p.row for p in chosen], dtype=np.int64))
-        ordered = (self._swapped(chosen[i]) for i in np.argsort(keys, kind="stable"))
         left_out: Counter[str] = Counter()
+        ordered = _whole((self._swapped(chosen[i]) for i in np.argsort(keys, kind="stable")), left_out)
         wanted = self.options.pairs if split == "evaluation" else None
         found: Iterator[Tokenised]
         spelling: Spelling | None
@@ -81,8 +85,7 @@ class Pairs(Source):
         # The rows of a batch are then of one length, and what does not fit in memory shows at once.
         rows.sort(key=lambda row: -max(map(len, row.sides)))
         self._check(rows, wanted, left_out, split)
-        same = sum(np.array_equal(*row.sides) for row in rows) if not self.recorded else 0
-        facts = {"left_out": dict(left_out), "identical": same, "swap": self.swap, "seed": self.seed}
+        facts = {"left_out": dict(left_out), "swap": self.swap, "seed": self.seed}
         return PairDataset(rows, spelling, facts)
 
     def _check(self, rows: list[Tokenised], wanted: int | None, left_out: Mapping[str, int], split: str) -> None:
@@ -101,21 +104,21 @@ class Pairs(Source):
         if int(_hashed(_SWAPPED, self.seed, pair.row)) >= self.swap * 2**64:
             return pair
         rewards = pair.rewards and (pair.rewards[1], pair.rewards[0])
-        return Pair(pair.row, pair.cluster, pair.prompt, pair.rejected, pair.chosen, pair.labels, rewards)
+        return replace(pair, chosen=pair.rejected, rejected=pair.chosen, rewards=rewards)
 
 
 class Preferences(Pairs):
-    """Preference pairs from `path` (.jsonl, .parquet, a dataset folder) or `name` (a hub dataset).
+    """Preference pairs from `path` (.jsonl, .parquet, globs of these, a dataset folder) or `name` (a hub dataset).
 
     `chosen`, `rejected` and `prompt` name columns of text; without `prompt` both sides hold it already.
     `by` names columns to split by; `trained_on` are row ranges [from, to), counted from 0, on which the
     reward model was trained: they make a column `trained_on`. `document` names what pairs share that are
     not independent of each other; without it that is the prompt, or else each pair is by itself. Pairs of
-    more than `context` tokens and those with an empty completion are left out and counted. `pairs` keeps
+    more than `context` tokens, and those with an empty or null side, are left out and counted. `pairs` keeps
     so many, chosen by a hash of (`seed`, row). `bos` and `eos` frame each side with the tokenizer's.
     `fit_share` of the documents is set aside as the fit split. `swap` swaps the labels of that share of
     pairs, as a baseline. `chosen_reward` and `rejected_reward` name columns of recorded rewards: then no
-    text is read and no model is needed.
+    text is read and no model is needed. In a suite without a model, columns of these names are taken by themselves.
     """
 
     name = "preferences"
@@ -149,10 +152,14 @@ class Preferences(Pairs):
             raise SaevalError(f"data 'preferences': expected one of 'path' and 'name', found {found}")
         if (chosen_reward is None) != (rejected_reward is None):
             raise SaevalError("data 'preferences': 'chosen_reward' and 'rejected_reward' go together")
-        self.path = None if path is None else files.existing(path, self.name)
-        if self.path is not None and self.path.is_file() and self.path.suffix not in (".jsonl", ".parquet"):
-            raise SaevalError(f"data 'preferences': expected a .jsonl or .parquet file or a folder, found {path}")
-        self.stored = Stored(self.name, self.path, name, config, split, revision)
+        self.paths = [] if path is None else files.matching(path, self.name)
+        for one in self.paths:
+            if not (one.suffix in (".jsonl", ".parquet") if one.is_file() else len(self.paths) == 1):
+                expected = (
+                    "a .jsonl or .parquet file or a folder" if len(self.paths) == 1 else ".jsonl or .parquet files"
+                )
+                raise SaevalError(f"data 'preferences': expected {expected}, found {one}")
+        self.stored = Stored(self.name, next(iter(self.paths), None), name, config, split, revision)
         self.texts = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
         self.rewards = (chosen_reward, rejected_reward) if chosen_reward and rejected_reward else None
         self.by, self.document, self.trained_on = by or [], document, trained_on or []
@@ -166,36 +173,64 @@ class Preferences(Pairs):
     def recorded(self) -> bool:
         return self.rewards is not None
 
+    @property
+    def _files(self) -> list[Path]:
+        """The files that records are read from; none for a dataset."""
+        return [path for path in self.paths if path.is_file()]
+
+    def dataset(
+        self, split: Literal["evaluation", "fit"], tokenizer: Callable[[], Any] | None = None
+    ) -> PairDataset:  # fmt: skip
+        if tokenizer is None and self.rewards is None:
+            columns = columns_of(self._files[0]) if self._files else self.stored.columns
+            self.rewards = _REWARDS if set(_REWARDS) <= set(columns) else None
+        return super().dataset(split, tokenizer)
+
     def fingerprint(self) -> str:
         parts = [self.texts, self.rewards, self.by, self.document, self.trained_on, self.stored.split]
-        if self.path is None:
+        if not self.paths:
             parts += [self.stored.name, self.stored.config, self.stored.commit]
         else:
-            found = [self.path] if self.path.is_file() else sorted(f for f in self.path.rglob("*") if f.is_file())
+            found = self._files or sorted(f for f in self.paths[0].rglob("*") if f.is_file())
             parts += [sha256_file(file) for file in found]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def facts(self) -> Mapping[str, Any]:
-        where = {"path": str(self.path)} if self.path else {"dataset": self.stored.name, "revision": self.stored.commit}
+        where = {"dataset": self.stored.name, "revision": self.stored.commit}
+        if self.paths:
+            where = {"path": ", ".join(map(str, self.paths))}
         return {**where, "by": self.by, "trained_on": [list(r) for r in self.trained_on], "fit_share": self.fit_share}
 
     def records(self) -> Iterator[Pair]:
         wanted = [c for c in (*(self.rewards or self.texts.values()), *self.by, self.document) if c is not None]
-        in_file = self.path is not None and self.path.is_file()
         fields = list(dict.fromkeys(wanted))
-        found = records_of(self.path, fields) if in_file and self.path else self.stored.records(fields)
+        of_files = chain.from_iterable(records_of(path, fields) for path in self._files)
+        found = of_files if self._files else self.stored.records(fields)
         for row, (_, where, record) in enumerate(found):
-            labels = {name: _label(record[name]) for name in self.by}
+            labels = {name: _label(record[name], name, where) for name in self.by}
             if self.trained_on:
                 labels["trained_on"] = "yes" if any(a <= row < b for a, b in self.trained_on) else "no"
-            own = _label(record[self.document]) if self.document else None
+            own = _label(record[self.document], self.document, where) if self.document else None
             if self.rewards is not None:
-                chosen, rejected = (_number(record[name], name, where) for name in self.rewards)
-                yield Pair(row, own or str(row), labels=labels, rewards=(chosen, rejected))
+                rewards = [_number(record[name], name, where) for name in self.rewards]
+                chosen, rejected = (reward if reward is not None else math.nan for reward in rewards)
+                lacks = "reward" if None in rewards else None
+                yield Pair(row, own or str(row), labels=labels, rewards=(chosen, rejected), lacks=lacks)
                 continue
-            texts = {side: _text(record[name], name, where) if name else "" for side, name in self.texts.items()}
-            cluster = own or texts["prompt"] or str(row)
-            yield Pair(row, cluster, texts["prompt"], texts["chosen"], texts["rejected"], labels)
+            texts = {n: files.text_of(record[name], name, where) if name else "" for n, name in self.texts.items()}
+            given = {name: text or "" for name, text in texts.items()}
+            lacks = "text" if None in texts.values() else None
+            cluster = own or given["prompt"] or str(row)
+            yield Pair(row, cluster, given["prompt"], given["chosen"], given["rejected"], labels, lacks=lacks)
+
+
+def _whole(pairs: Iterable[Pair], left_out: Counter[str]) -> Iterator[Pair]:
+    """Those of which nothing is null; the others are counted."""
+    for pair in pairs:
+        if pair.lacks is None:
+            yield pair
+        else:
+            left_out[f"null {pair.lacks}"] += 1
 
 
 def _hashed(*keys: Any) -> np.ndarray:
@@ -204,21 +239,16 @@ def _hashed(*keys: Any) -> np.ndarray:
     return hashed(*keys)
 
 
-def _text(value: Any, name: str, where: str) -> str:
-    if not isinstance(value, str):
-        remedy = "; join the messages of a conversation to one text" if isinstance(value, list) else ""
-        raise SaevalError(f"{where}: expected text in '{name}', found {type(value).__name__}{remedy}")
-    return value
-
-
-def _number(value: Any, name: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+def _number(value: Any, name: str, where: str) -> float | None:
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
+    ):
         raise SaevalError(f"{where}: expected a number in '{name}', found {value!r}")
-    return float(value)
+    return None if value is None else float(value)
 
 
-def _label(value: Any) -> str:
-    return "–" if value is None else str(value)
+def _label(value: Any, name: str, where: str) -> str:
+    return "–" if value is None else str(files.text_of(str(value), name, where))
 
 
 def _share(name: str) -> float:

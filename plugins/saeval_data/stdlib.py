@@ -74,7 +74,7 @@ class PythonStdlib(Source):
         return self._surveyed[0]
 
     def documents(self, split: Literal["evaluation", "fit"]) -> Iterator[Document]:
-        if self._surveyed[1]["documents"] == 0:
+        if self._surveyed[1]["modules"] == 0:
             root = sysconfig.get_paths()["stdlib"]
             raise SaevalError(
                 f"data 'python-stdlib': no module sources under {root}; use a Python that ships its .py files"
@@ -97,4 +97,4 @@ class PythonStdlib(Source):
                 digest.update(content)
                 if split == "held_out":
                     documents, size = documents + 1, size + len(content)
-        return digest.hexdigest(), {"python": platform.python_version(), "documents": documents, "bytes": size}
+        return digest.hexdigest(), {"python": platform.python_version(), "modules": documents, "bytes": size}

@@ -70,9 +70,14 @@ class Stored:
             raise SaevalError(f"{what} ({_first_line(error)})") from error
         return str(builder.hash)
 
+    @property
+    def columns(self) -> list[str]:
+        """The names of its columns."""
+        return list(self.rows.column_names)
+
     def records(self, fields: Sequence[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
         """Number of the row (from 1), its place for messages, and these columns; `SaevalError` for one there is not."""
-        there = self.rows.column_names
+        there = self.columns
         missing = [field for field in fields if field not in there]
         if missing:
             raise SaevalError(f"{self.what}: expected a column '{missing[0]}', found {', '.join(there)}")
@@ -88,7 +93,13 @@ def records_of(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, str, di
             yield number, where, {field: files.field_of(record, field, where) for field in fields}
     else:
         for number, record in files.parquet_records(path, list(fields)):
-            yield number, f"{path}: row {number}", record
+            where = f"{path}: row {number}"
+            yield number, where, {field: files.field_of(record, field, where) for field in fields}
+
+
+def columns_of(path: Path) -> list[str]:
+    """The names of a file's columns, or of the fields of its first record."""
+    return files.jsonl_columns(path) if path.suffix == ".jsonl" else files.parquet_columns(path)
 
 
 def _first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ _KINDS = (".txt", ".jsonl", ".parquet")
 class Text(Source):
     """Text from `path` (a .txt, .jsonl or .parquet file, a folder of .txt files, a dataset folder), or by `name`.
 
+    `path` may hold globs, `corpus/*.jsonl`: of files, or of folders of .txt files.
     `name`, `config`, `split` and `revision` are those of a dataset on the Hugging Face hub; `split` also picks one of
     a dataset folder's (`train` by default). A record of `field` is a document. A .txt file is one document, or
     one for each piece between `separator`s.
@@ -43,36 +45,47 @@ class Text(Source):
             raise SaevalError(f"data 'text': expected one of 'path' and 'name', found {found}")
         if separator == "":
             raise SaevalError("data 'text': 'separator' is empty; leave it out to keep a file as one document")
-        self.path = None if path is None else files.existing(path, self.name)
-        self.stored = Stored(self.name, self.path, name, config, split, revision)
+        self.paths = [] if path is None else files.matching(path, self.name)
+        self.path = self.paths[0] if len(self.paths) == 1 else None
+        """The one path; None for several, and for a dataset of the hub."""
+        self.stored = Stored(self.name, next(iter(self.paths), None), name, config, split, revision)
         self.field = field
         self.separator = separator
-        if self.path is not None and self.path.is_file() and self.path.suffix not in _KINDS:
-            raise SaevalError(f"data 'text': expected a {', '.join(_KINDS)} file or a folder, found {self.path}")
+        for one in self.paths:
+            if one.is_file() and one.suffix not in _KINDS:
+                raise SaevalError(f"data 'text': expected a {', '.join(_KINDS)} file or a folder, found {one}")
 
     def fingerprint(self) -> str:
         """Hash of the files' contents and of what cuts them; a hub dataset counts by its commit."""
         parts: list[Any] = [self.field, self.separator, self.stored.split]
-        if self.path is None:
+        if not self.paths:
             parts += [self.stored.name, self.stored.config, self.stored.commit]
         else:
-            root = self.path.parent if self.path.is_file() else self.path
-            parts += [[file.relative_to(root).as_posix(), sha256_file(file)] for file in self._files]
+            parts += [[self._named(file), sha256_file(file)] for file in self._files]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def documents(self, split: Literal["evaluation", "fit"]) -> Iterator[Document]:
-        if self.path is None or self._is_dataset:
+        if not self.paths or self._is_dataset:
             yield from self._of_dataset()
             return
-        root = self.path.parent if self.path.is_file() else self.path
         for file in self._files:
-            yield from self._of_file(file, file.relative_to(root).as_posix())
+            yield from self._of_file(file, self._named(file))
 
     def facts(self) -> Mapping[str, Any]:
-        if self.path is None:
+        if not self.paths:
             found = self.stored
             return {"dataset": found.name, "config": found.config, "split": found.split, "revision": found.commit}
-        return {"path": str(self.path), "files": len(self._files)}
+        return {"path": str(self.path or self._root), "files": len(self._files)}
+
+    @cached_property
+    def _root(self) -> Path:
+        """The folder that documents' names start at."""
+        if self.path is not None:
+            return self.path.parent if self.path.is_file() else self.path
+        return Path(os.path.commonpath([one.parent for one in self.paths]))
+
+    def _named(self, file: Path) -> str:
+        return file.relative_to(self._root).as_posix()
 
     @cached_property
     def _is_dataset(self) -> bool:
@@ -83,21 +96,23 @@ class Text(Source):
 
     @cached_property
     def _files(self) -> list[Path]:
-        assert self.path is not None
-        if self.path.is_file():
-            return [self.path]
-        found = sorted(file for file in self.path.rglob("*" if self._is_dataset else "*.txt") if file.is_file())
-        found = [file for file in found if not any(p.startswith(".") for p in file.relative_to(self.path).parts)]
+        found: list[Path] = []
+        for path in self.paths:
+            inside = path.rglob("*" if self._is_dataset else "*.txt") if path.is_dir() else [path]
+            inner = sorted(file for file in inside if file.is_file())
+            found += [f for f in inner if not any(part.startswith(".") for part in f.relative_to(path).parts)]
         if not found:
-            raise SaevalError(f"data 'text': the folder {self.path} holds neither .txt files nor a dataset")
-        return found
+            raise SaevalError(
+                f"data 'text': the folder {self.path or self._root} holds neither .txt files nor a dataset"
+            )
+        return list(dict.fromkeys(found))
 
     def _of_file(self, file: Path, name: str) -> Iterator[Document]:
         if file.suffix == ".txt":
             yield from self._of_text(file, name)
             return
         for number, where, record in records_of(file, [self.field]):
-            yield Document(f"{name}:{number}", _string(record[self.field], self.field, where))
+            yield Document(f"{name}:{number}", files.text_of(record[self.field], self.field, where))
 
     def _of_text(self, file: Path, name: str) -> Iterator[Document]:
         try:
@@ -113,10 +128,4 @@ class Text(Source):
 
     def _of_dataset(self) -> Iterator[Document]:
         for number, where, record in self.stored.records([self.field]):
-            yield Document(f"{self.stored.split}:{number}", _string(record[self.field], self.field, where))
-
-
-def _string(value: Any, field: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise SaevalError(f"{where}: expected text in '{field}', found {type(value).__name__}")
-    return value
+            yield Document(f"{self.stored.split}:{number}", files.text_of(record[self.field], self.field, where))

@@ -24,44 +24,49 @@ class Tokens(Source):
 
     `field` names the list (`tokens` or `input_ids` by default). `documents` says whose rows are whose:
     the field with the document's name, or for `.npy` the path of a 1-D `.npy` array. Rows of one
-    document are one cluster; without it every row is a document.
+    document are one cluster; without it every row is a document. `path` may hold globs, `shards/*.parquet`.
     """
 
     name = "tokens"
     kind: ClassVar[Kind] = "tokens"
 
     def __init__(self, path: str, field: str | None = None, documents: str | None = None) -> None:
-        self.path = files.existing(path, self.name)
-        if self.path.suffix not in (".npy", ".jsonl", ".parquet"):
-            raise SaevalError(f"data 'tokens': expected a .npy, .jsonl or .parquet file, found {self.path}")
-        if self.path.suffix == ".npy" and field is not None:
-            raise SaevalError(f"data 'tokens': 'field' is for .jsonl and .parquet files, and {self.path} has no fields")
+        self.paths = files.matching(path, self.name)
+        for one in self.paths:
+            if one.suffix not in (".npy", ".jsonl", ".parquet"):
+                raise SaevalError(f"data 'tokens': expected a .npy, .jsonl or .parquet file, found {one}")
+            if one.suffix == ".npy" and field is not None:
+                raise SaevalError(f"data 'tokens': 'field' is for .jsonl and .parquet files, and {one} has no fields")
         self.field = field
         self.owners = documents
-        if documents is not None and self.path.suffix == ".npy":
+        self._owned_by_array = documents is not None and any(one.suffix == ".npy" for one in self.paths)
+        if self._owned_by_array and len(self.paths) > 1:
+            raise SaevalError(f"data 'tokens': 'documents' of .npy files is for one file, and {path} matches several")
+        if documents is not None and self._owned_by_array:
             files.existing(documents, self.name)
 
     def fingerprint(self) -> str:
         names = self.owners
-        if names is not None and self.path.suffix == ".npy":
+        if names is not None and self._owned_by_array:
             names = sha256_file(Path(names).expanduser())
-        parts = [self.path.name, sha256_file(self.path), self.field, names]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        parts: list[Any] = [part for path in self.paths for part in (path.name, sha256_file(path))]
+        return hashlib.sha256(json.dumps([*parts, self.field, names]).encode()).hexdigest()
 
     def documents(self, split: Literal["evaluation", "fit"]) -> Iterator[Document]:
-        yield from self._of_array() if self.path.suffix == ".npy" else self._of_records()
+        for path in self.paths:
+            yield from self._of_array(path) if path.suffix == ".npy" else self._of_records(path)
 
-    def _of_array(self) -> Iterator[Document]:
-        rows = _array(self.path)
+    def _of_array(self, path: Path) -> Iterator[Document]:
+        rows = _array(path)
         if rows.ndim != 2:
-            raise SaevalError(f"{self.path}: expected an array [documents, length], found shape {list(rows.shape)}")
-        names = self._names(len(rows))
+            raise SaevalError(f"{path}: expected an array [documents, length], found shape {list(rows.shape)}")
+        names = self._names(path, len(rows))
         for index, row in enumerate(rows):
-            yield Document(names[index], tokens=_ids(row, f"{self.path}: row {index + 1}"))
+            yield Document(names[index], tokens=_ids(row, f"{path}: row {index + 1}"))
 
-    def _names(self, rows: int) -> list[str]:
+    def _names(self, path: Path, rows: int) -> list[str]:
         if self.owners is None:
-            return [f"{self.path.name}:{index + 1}" for index in range(rows)]
+            return [f"{path.name}:{index + 1}" for index in range(rows)]
         path = Path(self.owners).expanduser()
         owners = _array(path)
         if owners.shape != (rows,):
@@ -70,21 +75,27 @@ class Tokens(Source):
             )
         return [str(owner) for owner in owners.tolist()]
 
-    def _of_records(self) -> Iterator[Document]:
-        jsonl = self.path.suffix == ".jsonl"
+    def _of_records(self, path: Path) -> Iterator[Document]:
+        jsonl = path.suffix == ".jsonl"
         field = self.field
         if field is None and not jsonl:
-            field = _default_field(files.parquet_columns(self.path), str(self.path))
+            field = _default_field(files.parquet_columns(path), str(path))
         wanted = [name for name in (field, self.owners) if name is not None]
-        records = files.jsonl_records(self.path) if jsonl else files.parquet_records(self.path, wanted)
+        records = files.jsonl_records(path) if jsonl else files.parquet_records(path, wanted)
         for number, record in records:
-            where = f"{self.path}:{number}" if jsonl else f"{self.path}: row {number}"
+            where, name = f"{path}:{number}" if jsonl else f"{path}: row {number}", f"{path.name}:{number}"
+            if record is None:
+                yield Document(name)
+                continue
             field = field or _default_field(list(record), where)
             tokens = files.field_of(record, field, where)
+            owner = None if self.owners is None else files.field_of(record, self.owners, where)
+            name = name if owner is None else str(files.text_of(str(owner), str(self.owners), where))
+            if tokens is None:
+                yield Document(name)
+                continue
             if not isinstance(tokens, list):
                 raise SaevalError(f"{where}: expected a list of token ids in '{field}', found {type(tokens).__name__}")
-            owner = None if self.owners is None else files.field_of(record, self.owners, where)
-            name = f"{self.path.name}:{number}" if owner is None else str(owner)
             yield Document(name, tokens=_ids(_integers(tokens, where), where))
 
 

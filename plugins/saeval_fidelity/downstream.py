@@ -76,6 +76,7 @@ class DownstreamReconstruction(Metric):
     """
 
     name, version = "downstream_reconstruction", 1
+    value_names = ("fvu_last", "mse_last", "cosine_last")
 
     def __init__(self, layers: int | None = None) -> None:
         if layers is not None and layers < 1:

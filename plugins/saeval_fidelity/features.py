@@ -33,6 +33,7 @@ class L0(Metric):
 
     name, version = "l0", 1
     headline = ("l0",)
+    value_names = ("l0", "l0_p5", "l0_p50", "l0_p95")
 
     def observe(self, fired: Fired, mask: Bool[Tensor, "batch seq"]) -> dict[str, Evidence]:
         counts = fired.per_token().to(mask.device)
@@ -75,6 +76,7 @@ class Density(Metric):
 
     name, version = "density", 1
     headline = ("frac_dead",)
+    value_names = ("dead", "frac_dead", "frac_above_1pct", "frac_above_10pct")
 
     def observe(self, fired: Fired, mask: Bool[Tensor, "batch seq"]) -> Moments:
         return Moments(int(mask.sum()), fired.per_feature(mask).double().cpu().numpy())

@@ -42,6 +42,7 @@ class CrossEntropy(Metric):
 
     name, version = "ce", 1
     headline = ("delta_ce", "recovered")
+    value_names = ("ce_clean", "ce_sae", "ce_ablated", "delta_ce", "recovered")
 
     def __init__(self, ablation: str = "mean") -> None:
         self.ablation = ablation
@@ -92,6 +93,7 @@ class KLDivergence(Metric):
 
     name, version = "kl", 1
     headline = ("kl_sae", "top1_agreement")
+    value_names = ("kl_sae", "kl_ablated", "kl_score", "kl_p50", "kl_p95", "kl_p99", "top1_agreement")
 
     def __init__(self, ablation: str = "mean") -> None:
         self.ablation = ablation

@@ -41,6 +41,10 @@ class Reconstruction(Metric):
 
     name, version = "reconstruction", 1
     headline = ("explained_variance", "cosine")
+    value_names = (
+        "explained_variance", "fvu", "mse", "mse_per_dim", "cosine", "norm_ratio", "reconstruction_bias", "error_norm",
+        "without_direction",
+    )  # fmt: skip
 
     def observe(
         self,

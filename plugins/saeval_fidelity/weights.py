@@ -12,6 +12,8 @@ from saeval.metric import Metric
 from saeval.substitute import Substitute
 from saeval.values import Scalar
 
+ENDS = ("", "_p5", "_p50", "_p95")
+"""The mean over features and its quantiles, as names end."""
 BLOCK_ELEMENTS = 2**22
 """Largest number of cosines alive together."""
 
@@ -42,6 +44,10 @@ class Weights(Metric):
 
     name, version = "weights", 1
     headline = ("encoder_decoder_cosine", "max_decoder_cosine")
+    value_names = (
+        *(f"{name}{q}" for name in ("encoder_decoder_cosine", "decoder_norm", "encoder_norm", "b_enc") for q in ENDS),
+        "max_decoder_cosine", "max_decoder_cosine_p50", "b_dec_norm", "without_direction",
+    )  # fmt: skip
 
     def conclude(self, sae: Substitute) -> dict[str, Scalar]:
         weights = {name: sae.weight(name).detach() for name in sae.weights}

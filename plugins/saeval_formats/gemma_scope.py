@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.errors import SaevalError
+from saeval.errors import SaevalError, looked_up
 from saeval.sae import SAEInfo
 from saeval_formats.folders import FolderLoader, holding
 from saeval_formats.layouts import Layout
@@ -111,7 +111,9 @@ def _opened(reference: Mapping[str, Any]) -> tuple[Reference, Found, Header, tup
     asked = parsed(Reference, reference, "gemma_scope", needs=f"the folder with {ARRAYS} or {TENSORS}")
     path = asked.path.expanduser()
     if not path.exists():
-        raise SaevalError(f"gemma_scope: {path}: expected a folder with {ARRAYS} or {TENSORS}, found nothing")
+        raise SaevalError(
+            f"gemma_scope: {path}: expected a folder with {ARRAYS} or {TENSORS}, found nothing{looked_up(path)}"
+        )
     file = path if path.is_file() else holding(path, "gemma_scope", (ARRAYS, TENSORS))
     first = file.suffix == ".npz"
     header = Header.of_npz(file) if first else Header.of(file)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from saeval.errors import SaevalError, expanded, suggestion
+from saeval.errors import SaevalError, expanded, looked_up, suggestion
 from saeval.sae import SAELoader
 from saeval_formats.hub import snapshot
 
@@ -74,7 +74,7 @@ def matched(reference: Mapping[str, Any], format: str) -> dict[str, dict[str, An
         if holes:
             found[parts.groups()]["hook_name"] = _filled(str(hook_name), parts.groups(), format)
     if not found:
-        raise SaevalError(f"{format}: nothing matches 'path: {path}'")
+        raise SaevalError(f"{format}: nothing matches 'path: {path}'{looked_up(pattern)}")
     return {"/".join(parts): found[parts] for parts in sorted(found, key=in_order)}
 
 
@@ -152,7 +152,7 @@ def folder_of(path: Path, format: str, holds: str) -> Path:
     """The folder at `path`; `SaevalError` where there is none."""
     folder = path.expanduser()
     if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
+        found = "a file" if folder.exists() else f"nothing{looked_up(folder)}"
         raise SaevalError(f"{format}: {folder}: expected a folder with {holds}, found {found}")
     return folder
 
@@ -162,7 +162,7 @@ def json_object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SaevalError(f"{path}: no such file; check 'path'") from None
+        raise SaevalError(f"{path}: no such file{looked_up(path)}; check 'path'") from None
     except (OSError, ValueError, RecursionError) as error:  # bad JSON, or bytes that are no UTF-8
         raise SaevalError(f"{path}: broken JSON ({error}); copy it again") from None
     if not isinstance(found, dict):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from saeval.errors import SaevalError
+from saeval.errors import SaevalError, looked_up
 from saeval.fingerprint import sha256_file
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Header:
     def of(cls, path: Path) -> Self:
         """Of a safetensors file; `SaevalError` where there is none, or one that is cut short or of another kind."""
         if not path.is_file():
-            raise SaevalError(f"{path}: no such file; check 'path'")
+            raise SaevalError(f"{path}: no such file{looked_up(path)}; check 'path'")
         try:
             with safe_open(path, framework="np") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not iterable itself)
@@ -62,7 +62,7 @@ class Header:
     def of_npz(cls, path: Path) -> Self:
         """Of a NumPy archive, whose arrays are never unpickled; `SaevalError` as for safetensors."""
         if not path.is_file():
-            raise SaevalError(f"{path}: no such file; check 'path'")
+            raise SaevalError(f"{path}: no such file{looked_up(path)}; check 'path'")
         shapes, dtypes = {}, {}
         try:
             with zipfile.ZipFile(path) as archive:
@@ -185,7 +185,7 @@ def unpickled(path: Path) -> dict[str, Any]:
     import torch  # late: headers of safetensors are read without it
 
     if not path.is_file():
-        raise SaevalError(f"{path}: no such file; check 'path'")
+        raise SaevalError(f"{path}: no such file{looked_up(path)}; check 'path'")
     try:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

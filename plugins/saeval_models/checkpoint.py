@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from saeval.errors import SaevalError, expanded
+from saeval.errors import SaevalError, expanded, looked_up
 from saeval.fingerprint import digest_of, sha256_file
 from saeval.options import spelled
 from saeval.parameters import ParameterError, validated
@@ -198,7 +198,8 @@ def located(reference: Reference) -> Checkpoint:
     if reference.path is not None:
         folder = expanded(reference.path)
         if not folder.is_dir():
-            raise SaevalError(f"{folder} is not a folder; 'path' is a local Hugging Face folder, 'name' a hub model")
+            expected = "'path' is a local Hugging Face folder, 'name' a hub model"
+            raise SaevalError(f"{folder} is not a folder{looked_up(folder)}; {expected}")
         adapter = adapter_in(folder)
         if adapter is not None and not (folder / "config.json").is_file():
             return _adapted(adapter)

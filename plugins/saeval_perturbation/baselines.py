@@ -90,6 +90,12 @@ class Perturbation(Metric):
             "norm_corrected": noise.norm_corrected,
             **alone(draws, positions, seed),
         }
+        variants = ("sae", *self.nulls, "norm_only", "norm_corrected", "zero", "mean")
+        names = [f"{kind}_{variant}" for kind in ("kl", "delta_ce") for variant in variants]
+        names += [f"{kind}{_suffix(null)}" for kind in ("ratio", "percentile") for null in self.nulls]
+        parts = ("sae", "cosine_matched", "ratio", "percentile")
+        names += [f"alone_{what}_{part}" for what in ("here", "later") for part in parts] if positions else []
+        self.value_names = tuple(names)
 
     def observe(
         self,
@@ -133,7 +139,7 @@ class Perturbation(Metric):
                     means[f"{quantity}_{variant}"].value, unit="nats", better=better
                 )
         for null in self.nulls:
-            suffix = "" if null == "cosine_matched" else f"_{null}"
+            suffix = _suffix(null)
             values[f"ratio{suffix}"] = ratio(means["kl_sae"].value, means[f"kl_{null}"].value, moved)
             values[f"percentile{suffix}"] = share(means[f"percentile_{null}"].value, moved)
             levels = total[f"levels_{null}"]
@@ -147,6 +153,11 @@ class Perturbation(Metric):
                 values[f"alone_{what}_ratio"] = ratio(sae, null_kl, moved)
                 values[f"alone_{what}_percentile"] = share(means[f"{what}_percentile"].value, moved)
         return values
+
+
+def _suffix(null: str) -> str:
+    """How the names of values against a null end: those against the main one have no end."""
+    return "" if null == "cosine_matched" else f"_{null}"
 
 
 def _percentiles(levels: Histogram, draws: int) -> Table:

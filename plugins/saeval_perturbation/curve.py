@@ -63,6 +63,10 @@ class PerturbationCurve(Metric):
 
     name, version = "perturbation_curve", 1
     headline = ("kl_sae", "kl_cosine_matched", "ratio")
+    value_names = (
+        *(f"{kind}_{what}" for kind in ("kl", "delta_ce") for what in ("floor", "sae", "cosine_matched")),
+        "ratio", "cosine", "norm_ratio",
+    )  # fmt: skip
 
     def __init__(
         self, cosines: tuple[float, ...] = COSINES, norm_ratio: float = 0.9, draws: int = 4, positions: int = 0,

@@ -36,7 +36,8 @@ def markdown(comparison: Comparison) -> str:
     stop = f" The run {comparison.stop}." if comparison.stop else ""
     model = f"model {comparison.model}" if comparison.model else "no model"
     facts = f"{model}, data {comparison.data}{where}.{stop}"
-    text = [f"## {comparison.title}: {names[0]} against {names[1]}", facts]
+    text = [f"## {comparison.title}: {names[0]} against {names[1]}"]
+    text += [f"**{comparison.limit}**", facts] if comparison.limit else [facts]
     text += [tabulate(lines, headers, tablefmt="github", disable_numparse=True), legend]
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
 

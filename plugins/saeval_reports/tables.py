@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from saeval import formatting
-from saeval.board import Board, Column, Entry, Row
+from saeval.board import Board, Column, Entry, Row, documents_of, limit_in_words
 from saeval.formatting import with_error
 
-FEW_CLUSTERS = 20
+FEW_DOCUMENTS = 20
 
 
 def markdown(boards: Sequence[Board]) -> str:
@@ -45,13 +45,15 @@ def _markdown(board: Board) -> str:
     table = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
     data = board.data
     facts = [f"model {board.model}" if board.model else "no model", f"data {data.get('use')}"]
-    facts += [f"{data[k]} {k}" for k in ("sequences", "clusters", "tokens") if k in data]
+    documents = documents_of(data)
+    counted = {**data, "documents": documents}
+    facts += [f"{counted[k]} {k}" for k in ("sequences", "documents", "tokens") if counted.get(k) is not None]
     where = f"All at {next(iter(hooks))}. " if len(hooks) == 1 and hooks != {""} else ""
     text = [f"## {board.title}", f"{', '.join(facts)}.", table]
     if board.stop:
         text.insert(2, _stop(board))
     if board.limited:
-        text.insert(1, "**Limited run: not comparable with others.**")
+        text.insert(1, f"**{limit_in_words(data)}**")
     legend = f"± is one standard error, clustered by document{_of_groups(board)}; ↓ lower is better, ↑ higher is better"
     vs = "; x vs y is how far an SAE is ahead of that control, paired" if _against(board) else ""
     controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
@@ -59,10 +61,10 @@ def _markdown(board: Board) -> str:
     notes = [f"- {note}" for note in (*_leads(board), *board.notes)]
     if more := len(board.columns) - len(board.shown):
         notes.append(f"- {more} more values: --format csv and json have them, 'leaderboard: columns:' shows them here")
-    if data.get("clusters") == 1:
+    if documents == 1:
         notes.insert(0, "- one document: no error bars, since the document is the unit of independence")
-    elif (data.get("clusters") or FEW_CLUSTERS) < FEW_CLUSTERS:
-        notes.insert(0, f"- fewer than {FEW_CLUSTERS} documents: error bars and intervals are themselves unreliable")
+    elif (documents or FEW_DOCUMENTS) < FEW_DOCUMENTS:
+        notes.insert(0, f"- fewer than {FEW_DOCUMENTS} documents: error bars and intervals are themselves unreliable")
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
 
 

@@ -94,6 +94,13 @@ class RewardAttribution(Metric):
         self.groups, self.random, self.contexts = groups, random, contexts
         self.interventions = set_names(top, groups, random)
         most = max(groups)
+        sets = ["attributed", "attributed_share", "ablated", "ablated_share", "attributed_kept", "ablated_kept"]
+        sets += ["attributed_swapped"]
+        sets += [f"{kind}_random{end}" for kind in ("attributed", "ablated") for end in ("", "_high")] if random else []
+        self.value_names = (
+            "completeness_gap", "relative_gap", *(f"{name}_{k}" for name in sets for k in groups), "sign_agreement",
+            "rank_correlation", "margin", "length_explained",
+        )  # fmt: skip
         self.headline = ("relative_gap", f"attributed_{most}", f"ablated_{most}", "sign_agreement")
 
     def substitutes(

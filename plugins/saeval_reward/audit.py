@@ -47,6 +47,7 @@ class CounterfactualAudit(Metric):
     """
 
     name, version, data = "counterfactual_audit", 1, "pair"
+    value_names = ("reward_change", "removed_a_pair", "added_a_pair")
 
     def __init__(
         self, original: Literal["chosen", "rejected"] = "chosen", steps: int = 16, baseline: str = "mean",

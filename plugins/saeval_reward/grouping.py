@@ -105,6 +105,7 @@ class RewardGroups(Metric):
     """
 
     name, version, data = "reward_groups", 1, "pair"
+    value_names = ("n_groups", "grouped", "first_ablated_share")
 
     def __init__(
         self, steps: int = 16, baseline: str = "mean", relevant: int = 50, cosine: float = 0.5, largest: int = 5,

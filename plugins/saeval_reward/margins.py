@@ -160,6 +160,10 @@ class RewardMargin(Metric):
 
     name, version, data, subject = "reward_margin", 1, "pair", "none"
     headline = ("margin", "accuracy", "length_accuracy")
+    value_names = (
+        "margin", "accuracy", "margin_sd", "ties", "reward_chosen", "reward_rejected", "length_accuracy",
+        "length_correlation",
+    )  # fmt: skip
 
     def conclude(self, margin_rows: Rows, top_texts: Top) -> dict[str, Value]:
         margins = margin(margin_rows)

@@ -26,8 +26,6 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     files: dict[str, bytes | str] = {}
     title = f"What the reward prefers: {mine[0].cell['suite']}"
     blocks: list[Block] = [Warned(note) for note in dict.fromkeys(note for r in mine for note in r.notes)]
-    if any(r.cell["data"].get("limit") is not None for r in mine):
-        blocks.append(Warned("this run was limited to a few pairs: not comparable with others"))
     blocks += [Paragraph(f"{r.metric} of {r.subject}: {r.status}, {r.reason}") for r in mine if r.status != "ok"]
     found = [r for r in mine if r.status == "ok"]
     for result in _of(found, "reward_margin"):

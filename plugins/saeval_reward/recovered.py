@@ -36,6 +36,7 @@ class MarginRecovered(Metric):
 
     name, version, data = "margin_recovered", 1, "pair"
     headline = ("recovered", "change", "same_sign")
+    value_names = ("margin_clean", "margin_sae", "lost", "change", "recovered", "same_sign", "accuracy_sae")
 
     def observe(
         self, clean_reward: Sequence[Float[Tensor, "batch"]], spliced_reward: Sequence[Float[Tensor, "batch"]]

@@ -10,7 +10,7 @@ from saeval.errors import SaevalError, Undefined
 from saeval.metric import Metric
 from saeval.values import Notes, Value
 from saeval_stability.firing import Activity
-from saeval_stability.group import Group, labelled
+from saeval_stability.group import Group, group_values, labelled
 from saeval_stability.seeds import Count, Some
 
 
@@ -75,6 +75,8 @@ class FunctionalStability(Metric):
     ) -> None:  # fmt: skip
         self.alive_firings, self.alive_tokens = alive_firings, alive_tokens
         self.draws, self.seed, self.kinds = draws, seed, kinds or {}
+        views = ("pearson", "jaccard")
+        self.value_names = (*group_values(views, views, self.draws > 0), "index_agreement")
 
     def conclude(self, activity: list[Activity], subject_name: list[str]) -> dict[str, Value]:
         from saeval_stability.activities import Member, compared  # late: a compiler is loaded, and only a run needs it

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 INTERVAL_FROM = 4
 """Members from which on leaving one out tells something of the spread; below, only the range is told."""
 
+FLOORED = ("_matched", "_matched_over_smaller")
+"""The endings of measures whose floor is a value of its own; the table `floors` has those of all."""
+
 Numbers = dict[str, float]
 Statistic = Callable[[Sequence[int]], float]
 
@@ -72,7 +75,7 @@ class Group:
         for name in self.pairs[0].numbers:
             better: Better = "higher" if not name.endswith(("a_to_b", "b_to_a")) else None
             found[name] = self._scalar(name, self._mean(name), better, "pairs", [p.numbers[name] for p in self.pairs])
-            if name.endswith(("_matched", "_over_smaller")) and all(p.floor(name) is not None for p in self.pairs):
+            if name.endswith(FLOORED) and all(p.floor(name) is not None for p in self.pairs):
                 floor = float(np.mean([p.floor(name) for p in self.pairs]))
                 reason = self.missing if math.isnan(floor) else None
                 found[f"{name}_floor"] = Scalar(floor, unit=unit_of(name), reason=reason)
@@ -162,6 +165,13 @@ class Group:
                 floor = float(np.mean(floors)) if floors else None
                 rows.append([one, other, len(some), name, float(np.mean(values)), min(values), max(values), floor])
         return Table(["kind_a", "kind_b", "pairs", "value", "mean", "lowest", "highest", "floor"], rows)
+
+
+def group_values(views: Sequence[str], main: Sequence[str], floors: bool) -> list[str]:
+    """The names of a group's values that come of its views."""
+    with_floors = [f"{view}{end}_floor" for view in views for end in FLOORED] if floors else []
+    every = [f"{view}_{measure}" for view in views for measure in MEASURES]
+    return [*every, *with_floors, *(f"{view}_found_in_all" for view in main)]
 
 
 def _mean_of(shares: Callable[[Sequence[int]], list[float]]) -> Statistic:

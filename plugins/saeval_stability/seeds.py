@@ -17,7 +17,7 @@ from saeval.metric import Metric
 from saeval.values import Notes, Value
 from saeval_stability.firing import Firings
 from saeval_stability.floors import Spaces, gaussians, rotations
-from saeval_stability.group import Group, Numbers, Pair, labelled, pair_seed
+from saeval_stability.group import Group, Numbers, Pair, group_values, labelled, pair_seed
 from saeval_stability.measures import agreement, flattened, iid_best, shared
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ class SeedStability(Metric):
             raise ValueError("'modes' names none: expected [signed], [abs] or both")
         views = [_view(space, self.modes[0]) for space in ("decoder", "encoder")]
         self.headline = (*(f"{view}_matched{end}" for view in views for end in ("", "_floor")), "shared")
+        every = [_view(space, mode) for space in ("decoder", "encoder") for mode in self.modes]
+        self.value_names = (*group_values(every, views, self.draws > 0), "shared", "index_agreement")
 
     def conclude(
         self,

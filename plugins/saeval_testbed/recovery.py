@@ -103,6 +103,8 @@ class PlantedRecovery(Metric):
         if steps < 0 or not sizes or min(sizes) < 1:
             raise ValueError("metric 'planted_recovery': 'sizes' are at least 1, 'steps' at least 0")
         self.sizes = sizes
+        kinds = [f"{name}{kind}" for name in ("precision", "recall") for kind in ("", "_kept")]
+        self.value_names = ("responding", *(f"{kind}_{k}" for kind in kinds for k in sizes))
 
     def conclude(
         self, attribution_totals: Attributions, planted_responses: Responses, W_dec: Float[Tensor, "d_sae d"]
