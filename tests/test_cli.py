@@ -179,7 +179,7 @@ def test_wrong_commands_exit_2(capsys, tmp_path):
     assert cli.main(["leaderboard", str(tmp_path)]) == 2
     capsys.readouterr()
     assert cli.main(["check", "quickstart", "--dtype", "float17"]) == 2
-    assert capsys.readouterr().err.startswith("--dtype float17: ")
+    assert capsys.readouterr().err.startswith("dtype 'float17': ")
     assert cli.main(["run", "quickstart", "--format", "xml"]) == 2
     assert "unknown report format 'xml'" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
