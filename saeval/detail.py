@@ -70,7 +70,8 @@ _COUNTS = {"sequences": "sequences", "clusters": "documents", "tokens": "tokens"
 
 
 def _scalars(scalars: Mapping[str, Mapping[str, Any]]) -> str:
-    rows, reasons = [], {}
+    rows: list[list[Any]] = []
+    reasons: dict[str, list[str]] = {}
     for name, record in scalars.items():
         value, ends = record["value"], record["ci95"]
         shown = "undefined" if value is None else with_error(value, record["stderr"])

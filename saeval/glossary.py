@@ -136,7 +136,7 @@ def _own_members(cls: type) -> Iterator[Member]:
 
 def _text(node: ast.stmt | None) -> str:
     is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-    return inspect.cleandoc(node.value.value) if is_text else ""  # type: ignore[union-attr, arg-type]
+    return inspect.cleandoc(node.value.value) if is_text else ""  # type: ignore[union-attr]
 
 
 def _fields(cls: type) -> list[str]:
