@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from claims import every
 from saeval import cli
 
 SUITE = """\
@@ -119,7 +120,7 @@ def test_a_crashing_metric_exits_1_and_the_table_shows_it(suite, tmp_path, capsy
     assert "failed: RuntimeError: planted" in captured.out
     assert "Traceback" not in captured.err
     rows = [line for line in captured.out.splitlines() if line.startswith("|") and "testbed/" in line]
-    assert all("±" in row for row in rows)
+    assert every("±" in row for row in rows)
 
 
 def test_an_interruption_keeps_what_is_done_and_says_how_to_resume(suite, tmp_path, capsys, monkeypatch):
@@ -162,7 +163,7 @@ def test_every_kind_is_listed(kind, capsys):
     assert capsys.readouterr().out.strip()
     assert cli.main(["ls", kind, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert all({"name", "description", "from"} <= set(row) for row in rows)
+    assert every({"name", "description", "from"} <= set(row) for row in rows)
 
 
 @pytest.mark.parametrize(

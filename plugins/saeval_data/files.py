@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval.errors import SaevalError, expanded
+from saeval.textfile import MARK, check_encoding
 
 Record = tuple[int, dict[str, Any]]
 
@@ -31,7 +32,10 @@ def field_of(record: dict[str, Any], field: str, where: str) -> Any:
 def jsonl_records(path: Path) -> Iterator[Record]:
     """Line number (from 1) and object of each line that is not blank."""
     with path.open("rb") as file:
+        check_encoding(path, file.read(4))
+        file.seek(0)
         for number, line in enumerate(file, start=1):
+            line = line.removeprefix(MARK) if number == 1 else line
             if not line.strip():
                 continue
             try:

@@ -14,8 +14,9 @@ from typing import Any, Literal
 from saeval.errors import SaevalError, expanded
 from saeval.fingerprint import sha256_file
 from saeval.parameters import ParameterError, validated
+from saeval.textfile import read_text
 from saeval_models.hub import absence, hub_file
-from saeval_models.weights import weight_files
+from saeval_models.weights import plain_text, weight_files
 
 DType = Literal["float32", "float64", "bfloat16", "float16"]
 Task = Literal["causal", "reward"]
@@ -91,7 +92,7 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """The raw `config.json`."""
         try:
-            config = json.loads(self.config_file.read_text(encoding="utf-8"))
+            config = json.loads(plain_text(self.config_file))
         except ValueError as error:
             raise SaevalError(f"{self.config_file} is not JSON ({error}); save the model again") from None
         if not isinstance(config, dict) or "model_type" not in config:
@@ -142,7 +143,7 @@ class Checkpoint:
         try:
             if not (self.local or self.offline or path.is_file()):
                 path = hub_file(self.source, file, self.revision)
-            return path.read_text(encoding="utf-8")
+            return read_text(path)
         except (OSError, ValueError, SaevalError):
             return None
 
