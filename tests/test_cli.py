@@ -204,15 +204,23 @@ def test_offline_a_hub_name_is_refused_at_once(suite, tmp_path):
     assert "Traceback" not in ran.stderr
 
 
-def loaded(code):
-    """Modules loaded by a fresh process that runs `code`."""
-    script = f"import sys\n{code}\nprint('\\n'.join(sorted(sys.modules)), file=sys.stderr)"
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+def loaded(arguments):
+    """Modules loaded by a fresh process that runs a command, which succeeds."""
+    script = (
+        "import sys\n"
+        "from saeval import cli\n"
+        "try: code = cli.main(sys.argv[1:])\n"
+        "except SystemExit as stopped: code = stopped.code\n"
+        "print('\\n'.join(sorted(sys.modules)), file=sys.stderr)\n"
+        "sys.exit(code)"
+    )
+    ran = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
     return set(ran.stderr.split())
 
 
 def test_help_loads_neither_torch_nor_a_plugin():
-    modules = loaded("from saeval import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass")
+    modules = loaded(["--help"])
     assert "saeval.cli" in modules
     assert not {"torch", "numpy", "pandas", "transformers", "pluggy"} & modules
     assert not {m for m in modules if m.startswith("saeval_")}
@@ -220,6 +228,6 @@ def test_help_loads_neither_torch_nor_a_plugin():
 
 def test_listing_loads_neither_transformers_nor_transformer_lens():
     for kind in ("metrics", "models", "saes", "data"):
-        modules = loaded(f"from saeval import cli\ncli.main(['ls', '{kind}'])")
+        modules = loaded(["ls", kind])
         assert "saeval_fidelity" in modules or kind != "metrics"
         assert not {"transformers", "transformer_lens", "datasets", "sae_lens"} & modules, kind

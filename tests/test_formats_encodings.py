@@ -150,7 +150,7 @@ def test_texts_with_a_byte_order_mark(kind, tmp_path):
         list(Text(path=str(path)).documents("evaluation"))
 
 
-SUITE = "suite: marked\nmodel: {use: testbed}\ndata: {use: python-stdlib, context: 32, sequences: 4}\nmetrics: [ce]\n"
+SUITE = "suite: marked\nmodel: {use: testbed}\ndata: {use: python-stdlib, context: 32, sequences: 4}\nsaes: [testbed/relu-5]\nmetrics: [l0]\n"
 
 
 def test_a_suite_with_a_byte_order_mark(tmp_path, capsys):
@@ -179,7 +179,7 @@ def test_results_with_a_byte_order_mark(tmp_path, capsys):
         file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
     capsys.readouterr()
     assert cli.main(["show", str(out / "marked")]) == 0
-    assert " ce " in capsys.readouterr().out
+    assert " l0 " in capsys.readouterr().out
 
 
 def test_a_models_config_with_a_mark_says_who_cannot_read_it(tmp_path):
@@ -193,4 +193,4 @@ def test_a_models_config_with_a_mark_says_who_cannot_read_it(tmp_path):
     with pytest.raises(
         SaevalError, match=r"config.json starts with a byte order mark, which transformers cannot read; save"
     ):
-        saeval.evaluate(model=model, data=data, metrics=["ce"])
+        saeval.evaluate(model=model, data=data, saes=[], metrics=["ce"])

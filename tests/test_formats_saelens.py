@@ -6,14 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import sae_lens
 import torch
 from safetensors.torch import load_file, save_file
 
 from saeval.errors import SaevalError
 from saeval.substitute import Encoding
 from saeval_formats.saelens import SAELens
-
-sae_lens = pytest.importorskip("sae_lens")
 
 D_IN, D_SAE, K = 12, 40, 6
 HOOK = "blocks.1.hook_resid_pre"
