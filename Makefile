@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Threads that spin while they wait slow everything beside them.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test test-tl4 check clean
+.PHONY: setup demo test fuzz test-tl4 check clean
 
 setup: .venv/installed
 
@@ -23,6 +23,12 @@ WORKERS ?= 2
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# Property tests with fresh seeds for BUDGET seconds; a failure prints the command that repeats it.
+BUDGET ?= 600
+
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --seconds $(BUDGET)
 
 # sae-lens needs transformer-lens 3, so transformer-lens 4 has an environment of its own, without sae-lens.
 TL4 := .venv-tl4

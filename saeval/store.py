@@ -16,6 +16,7 @@ import numpy as np
 from saeval.errors import SaevalError, looked_up
 from saeval.evidence import Evidence
 from saeval.result import SCHEMA, Result
+from saeval.textfile import read_text
 from saeval.totals import EvidenceTree
 
 MANIFEST, LIMITED = "manifest.json", "manifest.limited.json"
@@ -35,11 +36,11 @@ class Store:
     def read(self, key: str, arrays: bool = False) -> Result | None:
         """A stored result; None where there is none or where the file is not one of ours."""
         try:
-            record = json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
+            record = json.loads(read_text(self.folder / f"{key}.json"))
             if record["schema"] != SCHEMA or record["key"] != key:
                 return None
             result = Result.from_record(record)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, SaevalError):
             return None
         if arrays:
             result.arrays = dict(_load(self.folder / f"{key}.npz") or {})
@@ -75,7 +76,7 @@ class Store:
                 f"{self.folder}: no {MANIFEST} here; run the suite first, and name its folder of results, OUT/SUITE"
             )
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = json.loads(read_text(path))
             return found
         except (OSError, ValueError) as error:
             raise SaevalError(f"{path}: not readable ({error}); run the suite again") from None

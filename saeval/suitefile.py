@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from saeval.errors import Problem, SaevalError, SuiteError, lone_surrogate, looked_up, suggestion
+from saeval.textfile import read_text
 
 Location = tuple[str | int, ...]
 MAX_NODES = 100_000
@@ -41,11 +42,13 @@ def read(path: Path | str) -> tuple[dict[str, Any], Marks]:
     """The suite as plain data, with its marks. `SuiteError` for anything that is not a mapping of plain data."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise SuiteError([Problem(f"no such file{looked_up(path)}", str(path))]) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise SuiteError([Problem(f"cannot be read: {error}", str(path))]) from None
+    except SaevalError as error:
+        raise SuiteError([Problem(str(error).removeprefix(f"{path}: "), str(path))]) from None
     return parse(text, str(path))
 
 

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from claims import every
 from saeval import cli
 
 SUITE = """\
@@ -119,7 +120,7 @@ def test_a_crashing_metric_exits_1_and_the_table_shows_it(suite, tmp_path, capsy
     assert "failed: RuntimeError: planted" in captured.out
     assert "Traceback" not in captured.err
     rows = [line for line in captured.out.splitlines() if line.startswith("|") and "testbed/" in line]
-    assert all("±" in row for row in rows)
+    assert every("±" in row for row in rows)
 
 
 def test_an_interruption_keeps_what_is_done_and_says_how_to_resume(suite, tmp_path, capsys, monkeypatch):
@@ -162,7 +163,7 @@ def test_every_kind_is_listed(kind, capsys):
     assert capsys.readouterr().out.strip()
     assert cli.main(["ls", kind, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert all({"name", "description", "from"} <= set(row) for row in rows)
+    assert every({"name", "description", "from"} <= set(row) for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -203,15 +204,23 @@ def test_offline_a_hub_name_is_refused_at_once(suite, tmp_path):
     assert "Traceback" not in ran.stderr
 
 
-def loaded(code):
-    """Modules loaded by a fresh process that runs `code`."""
-    script = f"import sys\n{code}\nprint('\\n'.join(sorted(sys.modules)), file=sys.stderr)"
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+def loaded(arguments):
+    """Modules loaded by a fresh process that runs a command, which succeeds."""
+    script = (
+        "import sys\n"
+        "from saeval import cli\n"
+        "try: code = cli.main(sys.argv[1:])\n"
+        "except SystemExit as stopped: code = stopped.code\n"
+        "print('\\n'.join(sorted(sys.modules)), file=sys.stderr)\n"
+        "sys.exit(code)"
+    )
+    ran = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
     return set(ran.stderr.split())
 
 
 def test_help_loads_neither_torch_nor_a_plugin():
-    modules = loaded("from saeval import cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass")
+    modules = loaded(["--help"])
     assert "saeval.cli" in modules
     assert not {"torch", "numpy", "pandas", "transformers", "pluggy"} & modules
     assert not {m for m in modules if m.startswith("saeval_")}
@@ -219,6 +228,6 @@ def test_help_loads_neither_torch_nor_a_plugin():
 
 def test_listing_loads_neither_transformers_nor_transformer_lens():
     for kind in ("metrics", "models", "saes", "data"):
-        modules = loaded(f"from saeval import cli\ncli.main(['ls', '{kind}'])")
+        modules = loaded(["ls", kind])
         assert "saeval_fidelity" in modules or kind != "metrics"
         assert not {"transformers", "transformer_lens", "datasets", "sae_lens"} & modules, kind

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from claims import every
 from saeval import SaevalError, cli
 from saeval.comparison import compare
 from saeval.leaderboard import from_results
@@ -151,7 +152,7 @@ def test_the_verb_prints_what_results_compare_returns(tmp_path, capsys):
     )
     records = json.loads(capsys.readouterr().out)
     assert {r["value"] for r in records} == {"l0.l0", "reconstruction.mse"}
-    assert all(r["ci95_low"] < r["difference"] < r["ci95_high"] for r in records)
+    assert every(r["ci95_low"] < r["difference"] < r["ci95_high"] for r in records)
     assert cli.main(["compare", folder, "one", "mean"]) == 0
     text = capsys.readouterr().out
     assert "## evaluate: one against mean" in text

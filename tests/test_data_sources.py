@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from claims import none
 from saeval.errors import SaevalError
 from saeval.tokens import TokenOptions, build_tokens
 from saeval_data import saeval_data as sources
@@ -53,7 +54,7 @@ def test_stdlib_splits():
     assert len(held_out) > 50
     without = dict(stdlib_modules("train", tests=False))
     assert {name for name in train if name.split("/")[0] != "test" and "tests" not in name} >= set(without)
-    assert not any("test" in name.split("/")[:-1] for name in without)
+    assert none("test" in name.split("/")[:-1] for name in without)
 
 
 def test_stdlib_source():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from claims import every
 from saeval import Mean, Metric, SaevalError, Scalar, at_hooks
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny, tiny_tokens
 from saeval_fidelity.downstream import DownstreamReconstruction, later_streams
@@ -64,7 +65,7 @@ def test_values_are_those_of_whole_passes(layers):
             {layer: values[kind] for layer, values in expected.items()}, rel=1e-5
         )
         assert value(results, f"{NAME}.{kind}_last", "s") == curve["y"][-1]
-        assert all(error > 0 for error in curve["stderr"])
+        assert every(error > 0 for error in curve["stderr"])
     assert len(expected) == min(layers or 3, 3)
 
 

@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 
+from claims import some
 from saeval import Mean, Metric, SaevalError, Scalar, rebound
 from saeval.testing import TinyModel, TinyPairs, TinySAE, evaluate_tiny, tiny_tokens
 
@@ -167,7 +168,7 @@ def test_saes_that_do_not_fit_together_go_to_further_passes(monkeypatch):
     together = evaluate_tiny(["l0", "ce"], saes=saes(4), batch_size=24)
     apart = evaluate_tiny(["l0", "ce"], model=model, saes=saes(4), batch_size=24)
     assert model.passes == {"clean": 1 + 2, "cut": 0, "resumed": 4 + 2 * 1 + 1}
-    for a, b in zip(together, apart, strict=True):
+    for a, b in some(zip(together, apart, strict=True)):
         assert a.values == b.values
 
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from claims import every, some
 from saeval import Ever, Histogram, Mean, Moments, Ratio, Sample
 from saeval.evidence import Stamp
 from saeval.store import Store
@@ -48,7 +49,7 @@ def test_cutting_and_ordering_the_stream_changes_nothing(kind, seed, size, order
     x, mask, clusters = stream(seed)
     whole = summed(MAKERS[kind], x, mask, clusters, [list(range(ROWS))])
     cut = summed(MAKERS[kind], x, mask, clusters, [list(order[i : i + size]) for i in range(0, ROWS, size)])
-    for (name, a), b in zip(whole.state().items(), cut.state().values(), strict=True):
+    for (name, a), b in some(zip(whole.state().items(), cut.state().values(), strict=True)):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12, err_msg=name)
 
 
@@ -62,7 +63,7 @@ def test_storage_is_exact(kind, tmp_path):
     assert facts == {"next_batch": 3}
     for restored in (evidence["a"], evidence["b"]["inner"]):
         assert type(restored) is type(total)
-        for a, b in zip(total.state().values(), restored.state().values(), strict=True):
+        for a, b in some(zip(total.state().values(), restored.state().values(), strict=True)):
             assert a.dtype == b.dtype
             np.testing.assert_array_equal(a, b)
 
@@ -71,7 +72,7 @@ def test_values_outside_the_mask_are_never_read():
     x, mask, _ = stream(2)
     poisoned = torch.where(mask[..., None], x, torch.tensor(float("nan")))
     for name, make in MAKERS.items():
-        for a, b in zip(make(x, mask).state().values(), make(poisoned, mask).state().values(), strict=True):
+        for a, b in some(zip(make(x, mask).state().values(), make(poisoned, mask).state().values(), strict=True)):
             np.testing.assert_array_equal(a, b, err_msg=name)
 
 
@@ -104,7 +105,7 @@ def test_a_sample_is_uniform_and_keyed_by_its_seed():
     mask = torch.ones(20, 20, dtype=torch.bool)
     stamp = Stamp(np.arange(20), np.zeros(20, int), 1)
     picks = [set(Sample.of(x, mask, 40, seed).stamp(stamp).rows[:, 0]) for seed in range(50)]
-    assert all(len(p) == 40 for p in picks)
+    assert every(len(p) == 40 for p in picks)
     assert len(set(map(frozenset, picks))) == 50
     counts = np.bincount(np.concatenate([list(p) for p in picks]).astype(int), minlength=400)
     assert counts.max() < 15  # each row is picked 5 times on average

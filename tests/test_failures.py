@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 
+from claims import every, some
 from saeval import Mean, Metric, Scalar
 from saeval.testing import TinySAE, evaluate_tiny
 
@@ -94,7 +95,7 @@ def broken_sae(value):
 def test_an_sae_that_gives_no_number_costs_its_own_cells(value):
     results = evaluate_tiny(ALL, saes={"good": TinySAE(), "bad": broken_sae(value)})
     alone = evaluate_tiny(ALL, saes={"good": TinySAE()})
-    for result in (r for r in results if r.subject == "good"):
+    for result in some(r for r in results if r.subject == "good"):
         (same,) = [r for r in alone if r.metric == result.metric]
         assert result.status == same.status
         assert result.values == same.values
@@ -146,7 +147,7 @@ def test_a_failure_holds_on_to_no_batch():
         def observe(self, mask, batch):
             gc.collect()
             if batch.sequence_ids[0] > 0:
-                assert all(ref() is None for ref in alive)
+                assert every(ref() is None for ref in alive)
             return Mean.of(mask.double())
 
         def conclude(self, total):

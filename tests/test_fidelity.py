@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from claims import some
 from saeval.leaderboard import from_results
 from saeval.scores import score_tokens
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
@@ -136,9 +137,9 @@ def test_rescaled_and_permuted_features_change_nothing(seed):
     other.W_dec = (base.W_dec / scale[:, None])[order]
     results = evaluate({"base": base, "other": other}, EVERY, dtype=torch.float64)
     pairs = [r for r in results if r.subject == "base"]
-    for result in pairs:
+    for result in some(pairs):
         twin = next(r for r in results if r.subject == "other" and r.metric == result.metric)
-        for name, record in result.values.items():
+        for name, record in some(result.values.items()):
             for kind in ("value", "y"):
                 if kind in record:
                     assert twin.values[name][kind] == pytest.approx(record[kind], abs=1e-9), (result.metric, name)
@@ -155,9 +156,9 @@ def test_batch_size_order_and_padding_change_no_mean():
             (tiny_tokens(extra_padding=9), 7),
         ]
     ]
-    for other in runs[1:]:
-        for a, b in zip(runs[0], other, strict=True):
-            for name, record in a.values.items():
+    for other in some(runs[1:]):
+        for a, b in some(zip(runs[0], other, strict=True)):
+            for name, record in some(a.values.items()):
                 if record.get("value") is not None and not name.startswith("kl_p"):
                     assert b.values[name]["value"] == pytest.approx(record["value"], abs=1e-6), (a.metric, name)
                     if record["stderr"]:
@@ -177,7 +178,7 @@ def test_positions_outside_the_mask_change_nothing():
     honest = evaluate_tiny(EVERY, rows=rows, saes={"s": TinySAE()}, batch_size=24)
     vandal = evaluate_tiny(EVERY, rows=rows, saes={"s": Vandal()}, batch_size=24)
     assert not bool(whole.all())
-    for a, b in zip(honest, vandal, strict=True):
+    for a, b in some(zip(honest, vandal, strict=True)):
         assert a.values == b.values, a.metric
 
 
@@ -298,8 +299,8 @@ def test_the_chunked_head_gives_what_full_logits_give(monkeypatch):
     small = evaluate({"sae": TinySAE()}, ["ce", "kl"])
     monkeypatch.setattr("saeval.builtin.head_is_exact", lambda *_: False)
     full = evaluate({"sae": TinySAE()}, ["ce", "kl"])
-    for a, b, c in zip(chunked, small, full, strict=True):
-        for name, record in a.values.items():
+    for a, b, c in some(zip(chunked, small, full, strict=True)):
+        for name, record in some(a.values.items()):
             if record["value"] is not None:
                 assert b.values[name]["value"] == pytest.approx(record["value"], abs=1e-5)
                 assert c.values[name]["value"] == pytest.approx(record["value"], abs=1e-5)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, relu
 
 from checkpoints import D, Formula, K, N, activations, assert_same, assert_same_in_a_suite, random_tensors, suite
+from claims import some
 from saeval.errors import SaevalError
 from saeval_formats.dictionary_learning import DictionaryLearning
 
@@ -155,7 +156,7 @@ def test_checkpoints_of_a_run(tmp_path):
         torch.save(state_of("BatchTopKSAE", seed=step), folder / "checkpoints" / f"ae_{step}.pt")
     found = DictionaryLearning().expand({"path": f"{folder}/checkpoints/ae_*.pt"})
     assert list(found) == ["900", "10000"]
-    for step, reference in found.items():
+    for step, reference in some(found.items()):
         state = state_of("BatchTopKSAE", seed=int(step))
         assert_same(DictionaryLearning(), reference, formula_of("BatchTopKSAE", state))
         assert DictionaryLearning().info(reference).hook_name == "blocks.1.hook_resid_post"
@@ -269,14 +270,14 @@ def test_wrong_weights(tmp_path, name, change, sentence):
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        (config_of("AutoEncoder", dict_class="CrossCoder"), r"config.json: 'trainer.dict_class': 'CrossCoder' is not supported; supported: AutoEncoder, "),
+        (config_of("AutoEncoder", dict_class="CrossCoder"), r"config.json: trainer.dict_class 'CrossCoder' is not supported; supported: AutoEncoder, "),
         (config_of("AutoEncoder", dict_class=["AutoEncoder"]), r"is not supported; supported"),
         (config_of("AutoEncoder", dict_size=N + 1), r"'encoder.weight' is \[80, 32\], expected \[81, 32\]; check 'activation_dim' and 'dict_size'"),
-        (config_of("AutoEncoder", activation_dim="32"), r"expected a positive whole number in 'activation_dim', found '32'"),
-        (config_of("AutoEncoderTopK", k=0), r"expected a positive whole number in 'k', found 0"),
-        ({"trainer": [1]}, r"expected an object in 'trainer', found list"),
+        (config_of("AutoEncoder", activation_dim="32"), r"expected a positive whole number in 'trainer.activation_dim', found '32'"),
+        (config_of("AutoEncoderTopK", k=0), r"expected a positive whole number in 'trainer.k', found 0"),
+        ({"trainer": [1]}, r"expected an object in 'trainer', found \[1\]"),
         ({"buffer": {}}, r"no 'trainer.dict_class' in .*config.json, so add 'class:'.*those of AutoEncoder"),
-        ({"trainer": {"dict_class": "AutoEncoder"}, "buffer": 3}, r"expected an object in 'buffer', found int"),
+        ({"trainer": {"dict_class": "AutoEncoder"}, "buffer": 3}, r"expected an object in 'buffer', found 3"),
     ],
 )  # fmt: skip
 def test_wrong_configs(tmp_path, config, sentence):
@@ -288,7 +289,7 @@ def test_wrong_configs(tmp_path, config, sentence):
 
 def test_k_beyond_the_features(tmp_path):
     state = state_of("AutoEncoderTopK") | {"k": torch.tensor(N + 1)}
-    with pytest.raises(SaevalError, match="'k' is 81, more than its 80 features"):
+    with pytest.raises(SaevalError, match=r"'trainer.k' is 81, more than the 80 features there are"):
         info(saved(tmp_path, "AutoEncoderTopK", state, k=N + 1))
 
 

@@ -197,9 +197,9 @@ def test_broken_files(tmp_path):
 @pytest.mark.parametrize(
     ("config", "affine", "sentence"),
     [
-        ({"architecture": "relu"}, False, "architecture 'relu' is not supported; jump_relu is"),
+        ({"architecture": "relu"}, False, "architecture 'relu' is not supported; supported: jump_relu"),
         ({"hf_hook_point_in": 3}, False, "expected text in 'hf_hook_point_in', found 3"),
-        ({"type": "clt"}, False, "'type: clt' is not supported: it reads or gives several hooks"),
+        ({"type": "clt"}, False, "type 'clt' is not supported; supported: sae, transcoder"),
         ({"affine_connection": True}, False, "'affine_connection: True', but params.safetensors holds no affine_skip"),
         ({"affine_connection": False}, True, "'affine_connection: False', but params.safetensors holds an affine_skip"),
     ],

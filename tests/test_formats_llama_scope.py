@@ -100,7 +100,7 @@ def test_already_standardised(tmp_path):
 
 
 def test_a_dead_column_is_never_active(tmp_path):
-    folder = write(tmp_path, jump_relu_threshold=0.0)
+    folder = write(tmp_path, jump_relu_threshold=1e-6)
     path = folder / "checkpoints" / "final.safetensors"
     tensors = load_file(path)
     tensors["decoder.weight"][:, 3] = 0
@@ -131,12 +131,20 @@ def test_identity(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"act_fn": "topk"}, "'act_fn: topk' is not supported"),
+        ({"act_fn": "topk"}, "act_fn 'topk' is not supported; supported: jumprelu"),
         ({"use_glu_encoder": True}, "'use_glu_encoder' and SAEs without a decoder bias"),
-        ({"norm_activation": "token-wise"}, "'norm_activation: token-wise' is not supported"),
-        ({"dataset_average_activation_norm": None}, "expected 'in' and 'out' in 'dataset_average_activation_norm'"),
-        ({"dataset_average_activation_norm": {"in": 0, "out": 1}}, "expected a positive number in .*norm.in', found 0"),
-        ({"jump_relu_threshold": None}, "expected a positive number in 'jump_relu_threshold', found None"),
+        ({"norm_activation": "token-wise"}, "norm_activation 'token-wise' is not supported"),
+        (
+            {"dataset_average_activation_norm": None},
+            "expected a positive number in 'dataset_average_activation_norm.in' .*, found nothing",
+        ),
+        (
+            {"dataset_average_activation_norm": {"in": 0, "out": 1}},
+            "expected a positive number in .*norm.in' .*, found 0",
+        ),
+        ({"jump_relu_threshold": None}, "expected a positive number or 0 in 'jump_relu_threshold' .*, found None"),
+        ({"jump_relu_threshold": 0}, "'jump_relu_threshold' is 0, the library's default: it was never calibrated"),
+        ({"jump_relu_threshold": False}, "expected a positive number or 0 in 'jump_relu_threshold' .*, found False"),
         ({"apply_decoder_bias_to_pre_encoder": None}, "expected true or false in 'apply_decoder_bias_to_pre_enc"),
         ({"d_model": 31}, r"'encoder.weight' is \[80, 32\], expected \[80, 31\]; check hyperparams.json"),
         ({"hook_point_in": 3}, "expected text in 'hook_point_in', found 3"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -26,7 +27,7 @@ from saeval.registry import Registry
 REGISTRY = Registry(Plugins())
 PLAIN = [e for e in EXAMPLES if "norm" not in e.architecture]
 BY_LABEL = {e.label: e for e in PLAIN}
-ODD: list[Any] = [None, [], {}, "x", -1, 0, 1.5, 10**30, "../../etc"]
+ODD: list[Any] = [None, [], {}, "x", "8", True, False, -1, 0, 1.5, 10**30, 10**400, math.nan, math.inf, "../../etc"]
 DEFAULTED = {
     "apply_b_dec_to_input",
     "normalize_activations",
@@ -38,6 +39,9 @@ DEFAULTED = {
     "affine_connection",
 }
 """Config keys that the libraries fill in where they are missing."""
+MEASURED = {"jump_relu_threshold", "in", "out", "scaling_factor"}
+"""Config keys whose every positive number makes an SAE: nothing tells a wrong one."""
+GONE = object()
 
 
 class Evil:
@@ -126,8 +130,8 @@ def damaged_tensors(path: Path, draw: Any) -> None:
     write_tensors(path, tensors)
 
 
-def damaged_config(path: Path, draw: Any) -> str | None:
-    """One value of another kind, or a key gone; returns the key that went."""
+def damaged_config(path: Path, draw: Any) -> tuple[str, Any]:
+    """One value of another kind, or a key gone; returns the key and what it has now."""
     read, dump = (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
     config = read(path.read_text())
     place = config
@@ -142,7 +146,7 @@ def damaged_config(path: Path, draw: Any) -> str | None:
     else:
         place[key] = draw(st.sampled_from(ODD))
     path.write_text(dump(config))
-    return key if gone else None
+    return key, place.get(key, GONE)
 
 
 def damaged_bytes(path: Path, draw: Any) -> None:
@@ -171,7 +175,7 @@ def test_a_damaged_checkpoint_is_one_sentence_or_reads_the_same(written, data):
         files = sorted(p for p in copy.rglob("*") if p.is_file())
         path = data.draw(st.sampled_from(files), label="file")
         how = data.draw(st.sampled_from(["content", "bytes", "gone", "code"]), label="how")
-        mark, gone = Path(place) / "executed", None
+        mark, key, value = Path(place) / "executed", "", None
         if how == "gone":
             path.unlink()
         elif how == "bytes":
@@ -179,7 +183,7 @@ def test_a_damaged_checkpoint_is_one_sentence_or_reads_the_same(written, data):
         elif how == "code":
             torch.save({"weight": Evil(str(mark))}, path)
         elif path.suffix in (".json", ".yaml"):
-            gone = damaged_config(path, data.draw)
+            key, value = damaged_config(path, data.draw)
         else:
             damaged_tensors(path, data.draw)
         told = ""
@@ -194,5 +198,7 @@ def test_a_damaged_checkpoint_is_one_sentence_or_reads_the_same(written, data):
         else:
             same = torch.equal(found[0], acts) and torch.allclose(found[1], decoded, atol=1e-5)
             # A byte of a weight may have changed; nothing can know that.
-            assert same or how == "bytes" or gone in DEFAULTED, f"a wrong load ({how}, {path.name}, {gone})"
+            defaulted = value is GONE and key in DEFAULTED
+            measured = key in MEASURED and isinstance(value, int | float) and value > 0
+            assert same or how == "bytes" or defaulted or measured, f"a wrong load ({how}, {path.name}, {key}: {value})"
         assert not mark.exists(), "the checkpoint's code was executed"

@@ -131,7 +131,7 @@ def test_identity(tmp_path, saved):
         ({"activation": torch.zeros(1)}, r"'activation' is Tensor, expected 'ReLU' or 'TopK'"),
         ({"activation_state_dict": {}}, r"expected a positive whole number in 'activation_state_dict.k', found None"),
         ({"activation_state_dict": {"k": torch.ones(99)}}, r"expected a positive whole number in 'activation_state_dict.k', found 'Tensor'"),
-        ({"activation_state_dict": {"k": N + 1}}, r"'k' is 81, more than the 80 features"),
+        ({"activation_state_dict": {"k": N + 1}}, r"k' is 81, more than the 80 features"),
         ({"activation_state_dict": {"k": K, "postact_fn": "Identity"}}, r"'postact_fn' of its TopK is 'Identity'"),
         ({"activation_state_dict": [K]}, r"expected a dict in 'activation_state_dict', found list"),
         ({"config": {"k": 3}}, r"expected a tensor in 'config', found dict"),

@@ -14,6 +14,7 @@ import test_formats_apollo
 import test_formats_dictionary_learning
 import test_formats_openai
 from checkpoints import suite
+from claims import every, some
 from saeval.errors import SaevalError
 from saeval_formats.apollo import Apollo
 from saeval_formats.dictionary_learning import DictionaryLearning
@@ -46,7 +47,7 @@ def loader(request, tmp_path):
 
 
 def refused(calls, path: Path, sentence: str) -> None:
-    for call in calls:
+    for call in some(calls):
         with pytest.raises(SaevalError, match=sentence) as raised:
             call()
         assert str(path) in str(raised.value)
@@ -123,7 +124,7 @@ def test_loaded_weights_are_not_those_on_disk(loader):
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.write(b"\xff" * size)
-    assert all(torch.equal(sae.weights[name], tensor) for name, tensor in before.items())
+    assert every(torch.equal(sae.weights[name], tensor) for name, tensor in before.items())
 
 
 def test_info_reads_no_weights(loader):

@@ -72,7 +72,7 @@ def test_wrong_weights(tmp_path, change, sentence):
         ({"architecture": ["standard"]}, r"is not supported; supported"),
         ({"d_sae": 41}, r"'W_enc' is \[12, 40\], expected \[12, 41\]"),
         ({"d_in": "12"}, r"expected a positive whole number in 'd_in', found '12'"),
-        ({"architecture": "topk"}, r"expected a positive whole number in 'k', found None"),
+        ({"architecture": "topk"}, r"expected a positive whole number in 'k', found nothing"),
         ({"architecture": "topk", "k": 41}, r"'k' is 41, more than the 40 features"),
         ({"architecture": "gated"}, r"'b_gate' is missing"),
         ({"normalize_activations": "covariance_whitening"}, r"'normalize_activations: covariance_whitening'"),

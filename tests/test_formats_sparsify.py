@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import saeval
 from checkpoints import D, Formula, K, N, activations, assert_same, assert_same_in_a_suite, random_tensors
+from claims import every
 from saeval.errors import SaevalError
 from saeval_formats.sparsify import Sparsify
 from tinymodels import tiny_folder
@@ -124,7 +125,7 @@ def test_sites_in_a_run(tmp_path):
     assert list(Sparsify().expand({**reference, "sites": ["*.mlp", "layers.10"]})) == ["layers.2.mlp", "layers.10"]
     infos = [Sparsify().info(one) for one in found.values()]
     assert [info.hook_name for info in infos] == ["layers.2", "layers.2.mlp", "layers.3", "layers.3", "layers.10"]
-    assert all(info.facts["model_name"] == "user/tiny" and info.facts["context_size"] == 16 for info in infos)
+    assert every(info.facts["model_name"] == "user/tiny" and info.facts["context_size"] == 16 for info in infos)
     globs = Sparsify().expand({"path": str(tmp_path / "*"), "sites": "layers.1*"})
     assert list(globs) == ["run/layers.10"]
     with pytest.raises(SaevalError, match=r"no SAE matches 'sites: h\.\*'"):

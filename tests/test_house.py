@@ -9,6 +9,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import saeval
+from claims import some
 from saeval import cli, hookspecs
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +24,7 @@ def imports(file):
 
 
 def test_the_core_imports_no_plugin():
-    for file in (ROOT / "saeval").glob("*.py"):
+    for file in some((ROOT / "saeval").glob("*.py")):
         plugins = [name for name in imports(file) if name.startswith("saeval_")]
         assert not plugins, f"{file.name} imports {plugins}"
 
@@ -84,17 +85,16 @@ def test_files_stay_short():
 
 
 def test_weights_are_only_ever_loaded_as_data():
-    for file in parts():
-        text = file.read_text()
+    texts = {file: file.read_text() for file in parts()}
+    for file, text in some(texts.items()):
         assert not re.search(r"\b(pickle\.load|yaml\.load\(|yaml\.unsafe)", text), file
-        for call in re.findall(r"torch\.load\([^)]*\)", text):
-            assert "weights_only=True" in call, file
-        for call in re.findall(r"np\.load\([^\n]*", text):
-            assert "allow_pickle=False" in call, file
+    for pattern, safe in ((r"torch\.load\([^)]*\)", "weights_only=True"), (r"np\.load\([^\n]*", "allow_pickle=False")):
+        for file, call in some((file, call) for file, text in texts.items() for call in re.findall(pattern, text)):
+            assert safe in call, file
 
 
 def test_every_public_name_exists_and_is_documented():
-    for name in saeval.__all__:
+    for name in some(saeval.__all__):
         assert getattr(saeval, name).__doc__, name
 
 
@@ -116,9 +116,9 @@ def test_the_documented_hooks_are_those_there_are():
 
 def test_the_readme_names_what_exists():
     text = "".join(re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
-    for command in re.findall(r"^saeval (\w+)", text, re.MULTILINE):
+    for command in some(re.findall(r"^saeval (\w+)", text, re.MULTILINE)):
         assert command in (*cli.VERBS, "testbed"), command
-    for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
+    for target in some(re.findall(r"^make (\w+)", text, re.MULTILINE)):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from claims import every, none, some
 from saeval_models import HuggingFace
 from tinymodels import (
     MORE_FAMILIES,
@@ -97,7 +98,7 @@ def test_resuming_with_the_clean_activations_gives_the_clean_final_state(loaded,
     names = [name for name in spec.hooks() if name.startswith("blocks.")]
     assert set(names) == {f"blocks.{i}.{suffix}" for i in range(3) for suffix in suffixes(family)}
     captured = model.capture(batch, names, final=True, resumable=names)
-    for name in names:
+    for name in some(names):
         resumed = model.resume(batch, captured, name, captured.activations[name])
         torch.testing.assert_close(resumed, captured.final, **CLOSE)
 
@@ -143,7 +144,7 @@ def test_the_gradient_of_resume_is_that_of_finite_differences(tmp_path, family):
     with torch.no_grad():
         up, down = ((model.resume(batch, captured, name, start + h * direction) * weights).sum() for h in (1e-3, -1e-3))
     assert float((gradient * direction).sum()) == pytest.approx(float(up - down) / 2e-3, rel=2e-3)
-    assert not any(p.requires_grad for p in model.module.parameters())
+    assert none(p.requires_grad for p in model.module.parameters())
 
 
 @pytest.mark.parametrize(
@@ -209,9 +210,9 @@ def test_a_failed_resume_leaves_the_model_as_it_was(loaded):
         model.resume(batch, captured, name, torch.zeros(3, 10, 31))
     with pytest.raises(RuntimeError):
         model.unembed(torch.zeros(4, 31))
-    assert all(a is b for a, b in zip(model.blocks, blocks, strict=True))
+    assert every(a is b for a, b in zip(model.blocks, blocks, strict=True))
     assert dict(model.module.named_modules()) == modules
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.module.modules())
+    assert none(m._forward_hooks or m._forward_pre_hooks for m in model.module.modules())
     with torch.no_grad():
         torch.testing.assert_close(model.logits(batch), plain(batch.tokens).logits, **CLOSE)
 

@@ -9,6 +9,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 import saeval
+from claims import every
 from saeval.errors import SaevalError
 from saeval.tiny import TinySAE
 from saeval_models import HuggingFace, TransformerLens
@@ -73,7 +74,7 @@ def test_a_live_model_comes_back_as_it_was(evaluated, gpt2, lens, training):
     before, weights = state(owner, module), {name: value.clone() for name, value in module.state_dict().items()}
     values = evaluated(owner)
     assert state(owner, module) == before
-    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+    assert every(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
     assert len(seen) > 1
     expected = evaluated({"use": "huggingface", "path": str(gpt2), "attn_implementation": "eager"})
     assert values.to_dict() == pytest.approx(expected.to_dict(), rel=1e-4, abs=1e-6, nan_ok=True)
@@ -88,7 +89,7 @@ def test_a_failed_pass_leaves_training_as_it_was():
         model.resume(batch, captured, name, torch.zeros(3, 10, 31))
     with pytest.raises(RuntimeError):
         model.unembed(torch.zeros(4, 31))
-    assert all(part.training for part in live.modules())
+    assert every(part.training for part in live.modules())
 
 
 def test_a_head_is_run_in_evaluation_mode_too():
@@ -138,7 +139,7 @@ def test_a_live_transformers_model(gpt2):
     assert made.canonical("h.1:in") == "blocks.1.hook_resid_pre"
     batch = tiny_batch()
     torch.testing.assert_close(made.load("cpu").logits(batch), spec(gpt2).load("cpu").logits(batch))
-    assert all(p.requires_grad for p in live.parameters())  # the user's own to train on
+    assert every(p.requires_grad for p in live.parameters())  # the user's own to train on
     name = "blocks.1.hook_mlp_out"
     captured = made.load("cpu").capture(batch, [name], final=True, resumable=[name])
     assert not captured.final.requires_grad

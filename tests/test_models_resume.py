@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from claims import some
 from saeval_fidelity.downstream import later_streams
 from saeval_models import HuggingFace
 from tinymodels import PLACES, SIX_FAMILIES, forward, padded, place, tiny_batch, tiny_folder, tiny_model, truth
@@ -66,7 +67,7 @@ def test_at_every_site_of_every_block(loaded, family, kind, side):
 
     handles = [block.register_forward_pre_hook(entered(index)) for index, block in enumerate(model.blocks)]
     generator = torch.Generator().manual_seed(5)
-    for name in hooks:
+    for name in some(hooks):
         clean, _ = full_pass(plain, family, kind, name, bare.tokens)
         found = captured.activations[name]
         torch.testing.assert_close(found[wide.real], clean.flatten(0, 1), **CLOSE)
@@ -122,7 +123,7 @@ def test_a_resumed_pass_keeps_the_streams_that_come_after(loaded, family, side):
     hooks = [name for name in spec.hooks() if name.startswith("blocks.")]
     captured = model.capture(wide, hooks, final=True, resumable=hooks)
     generator = torch.Generator().manual_seed(7)
-    for name in hooks:
+    for name in some(hooks):
         later = later_streams(name, hooks)
         found = captured.activations[name]
         replaced = found + torch.randn(found.shape, generator=generator)
@@ -132,7 +133,7 @@ def test_a_resumed_pass_keeps_the_streams_that_come_after(loaded, family, side):
         assert later or name.endswith("2.hook_resid_post")
         if name.split(".", 2)[2] not in ("hook_resid_mid", "ln2.hook_normalized"):  # those are no module's own tensor
             expected = streams(plain, family, name, bare.tokens, replaced[wide.real].reshape(2, LENGTH, -1))
-            for hook in later:
+            for hook in some(later):
                 kept = resumed.activations[hook][wide.real].reshape(expected[hook].shape)
                 torch.testing.assert_close(
                     kept, expected[hook], **CLOSE, msg=lambda text, at=(name, hook): f"{at}: {text}"
@@ -172,6 +173,6 @@ def test_in_half_precision_padding_is_exact_to_its_rounding(tmp_path, family, dt
         assert captured.final.dtype == getattr(torch, dtype)
         final = captured.final[wide.real].float()
         assert float((final - reference.flatten(0, 1)).square().mean().sqrt()) < tolerance
-        for name in hooks:
+        for name in some(hooks):
             resumed = model.resume(wide, captured, name, captured.activations[name].float())[wide.real].float()
             assert float((resumed - final).square().mean().sqrt()) < tolerance, name

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from claims import every, some
 from saeval import Mean, Metric, Scalar, Undefined, cli
 from saeval.leaderboard import boards
 from saeval.precision import FIRST, looks, precise
@@ -66,9 +67,9 @@ def test_a_look_takes_all_that_the_stream_shows_of_its_first_documents(sizes, se
     found = looks(clusters)
     ends = [look.sequences for look in found]
     assert ends == sorted(set(ends))
-    assert all(end < len(clusters) for end in ends)
+    assert every(end < len(clusters) for end in ends)
     assert bool(found) == (len(sizes) > FIRST)
-    for index, (end, count) in enumerate(found):
+    for index, (end, count) in some(enumerate(found)):
         assert count == len(set(clusters[:end]))
         if FIRST << index < len(sizes):  # while there are further documents
             assert count == FIRST << index
@@ -115,8 +116,8 @@ def test_it_stops_where_the_rule_says_and_its_estimates_are_those_of_the_first_r
     fixed = by_cell(run(precision=None, limit=sample["sequences"]))
     first = by_cell(run(precision=None, limit=places[1].sequences))
     estimates = {"l0": ["l0"], "reconstruction": ["mse", "fvu"], "ce": ["ce_sae", "delta_ce"], "kl": ["kl_sae"]}
-    for metric, names in estimates.items():
-        for record, other in (
+    for metric, names in some(estimates.items()):
+        for record, other in some(
             (r[name, metric].values[v] for r in (by_cell(adaptive), fixed)) for name in "ab" for v in names
         ):
             assert record["n"] == other["n"]
@@ -129,11 +130,11 @@ def test_it_stops_where_the_rule_says_and_its_estimates_are_those_of_the_first_r
         "ce": [],
         "kl": ["kl_p50", "kl_p95", "kl_p99"],
     }
-    for metric, names in counted.items():
+    for metric, names in some(counted.items()):
         found = by_cell(adaptive)["a", metric]
         assert sorted(found.sample["of_prefix"]) == names
         assert bool(found.sample["prefix_components"]) == bool(names)
-        for name in names:
+        for name in some(names):
             assert found.values[name] == first["a", metric].values[name]
     tokens = fixed["a", "ce"].values["delta_ce"]["n"]
     assert sample["tokens"] == tokens
@@ -150,8 +151,8 @@ def test_the_batch_size_moves_neither_the_stop_nor_a_number(size, shuffled):
     assert one.sample["stopped_adaptively"]
     for key in ("sequences", "documents", "tokens", "prefix"):
         assert one.sample[key] == other.sample[key]
-    for a, b in zip(one, other, strict=True):
-        for name, record in a.values.items():
+    for a, b in some(zip(one, other, strict=True)):
+        for name, record in some(a.values.items()):
             if "value" in record and record["value"] is not None:
                 assert b.values[name]["value"] == pytest.approx(record["value"], rel=1e-6, abs=1e-9)
                 assert b.values[name]["n"] == record["n"]
@@ -171,7 +172,7 @@ def test_a_target_out_of_reach_takes_all_rows_and_says_what_was_missing():
     assert "did not stop early" in repr(found)
     assert "wanted ce.delta_ce ± 1e-06, but had ce.delta_ce ± 0.0" in found.leaderboard()
     fixed = run(["ce", "density"], None)
-    for a, b in zip(found, fixed, strict=True):
+    for a, b in some(zip(found, fixed, strict=True)):
         if a.metric == "ce":
             assert a.values["delta_ce"]["value"] == pytest.approx(b.values["delta_ce"]["value"], rel=1e-9, abs=1e-12)
     dead = [by_cell(r)["a", "density"].values["dead"]["n"] for r in (found, fixed)]
@@ -235,7 +236,7 @@ def test_the_key_holds_the_target_and_all_it_is_about(adaptive):
     other = keys(precision={"ce.delta_ce": 0.06})
     more = keys(saes={**saes(), "c": TinySAE(seed=2)})
     added = keys(metrics=["ce", "l0", "kl"])
-    for cell, key in same.items():
+    for cell, key in some(same.items()):
         assert len({key, fixed[cell], other[cell], more[cell]}) == 4
         assert added[cell] == key  # another metric moves no stop
 
@@ -246,7 +247,7 @@ def test_cells_added_later_stop_where_the_finished_ones_did(tmp_path):
     later = run(["ce", "l0", "reconstruction"], out=tmp_path, model=model)
     assert later.sample == first.sample
     whole = by_cell(run(["ce", "l0", "reconstruction"]))
-    for cell, result in by_cell(later).items():
+    for cell, result in some(by_cell(later).items()):
         assert result.values == whole[cell].values
         assert result.key == whole[cell].key
     # The fold of the mean is stored; the pass is cut, since no score is asked for, and goes no further than the stop.
@@ -298,13 +299,13 @@ def test_a_fold_that_a_conclusion_asks_for_is_of_the_same_rows_whatever_else_the
     sample = alone.sample
     assert sample["stopped_adaptively"]
     limited = found("relative", precision=None, limit=sample["sequences"])
-    for a, b in zip(alone, limited, strict=True):
+    for a, b in some(zip(alone, limited, strict=True)):
         assert a.values["relative"]["value"] == pytest.approx(b.values["relative"]["value"], rel=1e-9)
         assert a.values["relative"]["stderr"] == pytest.approx(b.values["relative"]["stderr"], rel=1e-9)
         assert a.values["tokens"]["value"] == sample["prefix"]["tokens"]
     found("relative", precision=None, out=tmp_path)  # stores the fold over all rows
     beside = by_cell(found("early", "relative", out=tmp_path))
-    for cell, result in by_cell(alone).items():
+    for cell, result in some(by_cell(alone).items()):
         assert beside[cell].key == result.key
         assert beside[cell].values == result.values
     # And the stored one is still that of all rows.
@@ -381,10 +382,10 @@ def test_an_interrupted_run_stops_at_the_same_place_with_the_same_numbers(
     assert {k: v for k, v in found.sample.items() if k not in ("of_prefix", "prefix_components")} == {
         k: v for k, v in adaptive.sample.items() if k not in ("of_prefix", "prefix_components")
     }
-    for a, b in zip(found, adaptive, strict=True):
+    for a, b in some(zip(found, adaptive, strict=True)):
         if where != "first batch":  # where a checkpoint had the batch size of the first run
             assert a.values == b.values
-            for name, array in b.arrays.items():
+            for name, array in some(b.arrays.items()):
                 np.testing.assert_array_equal(array, a.arrays[name])
     if where == "before the stop" and not apart:
         assert sum(model.passes.values()) - before < before / 5
@@ -395,7 +396,7 @@ def test_saes_that_do_not_fit_together_stop_together(adaptive, monkeypatch):
     model = TinyModel()
     apart = run(model=model)
     assert model.passes["clean"] > 1.5 * adaptive.sample["sequences"] / 32
-    for a, b in zip(apart, adaptive, strict=True):
+    for a, b in some(zip(apart, adaptive, strict=True)):
         assert a.sample == b.sample
         assert a.values == b.values
 
@@ -412,8 +413,8 @@ def test_running_out_of_memory_moves_no_stop(adaptive):
     found = run(model=Full())
     for key in ("sequences", "documents", "tokens", "prefix"):
         assert found.sample[key] == adaptive.sample[key]
-    for a, b in zip(found, adaptive, strict=True):
-        for name, record in b.values.items():
+    for a, b in some(zip(found, adaptive, strict=True)):
+        for name, record in some(b.values.items()):
             if record.get("value") is not None:
                 assert a.values[name]["value"] == pytest.approx(record["value"], rel=1e-6, abs=1e-6)
                 assert a.values[name]["n"] == record["n"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import saeval
+from claims import some
 from saeval import Mean
 from saeval.options import Options
 from saeval.plan import plan
@@ -88,7 +89,7 @@ def test_a_real_run_stops_early_and_where_its_losses_say(text, tmp_path):
     assert results.sample["stopped_adaptively"]
     assert results.sample["sequences"] == end < 1024
     assert results.sample["tokens"] == text.tokens[:end].sum()
-    for result, one in zip(results, estimates, strict=True):
+    for result, one in some(zip(results, estimates, strict=True)):
         assert result.values["delta_ce"]["value"] == pytest.approx(one.value, abs=1e-6)
         assert result.values["delta_ce"]["stderr"] == pytest.approx(one.stderr, abs=1e-6)
         assert result.values["delta_ce"]["stderr"] <= 0.01

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from claims import every
 from saeval import Array, Metric, Scalar
 from saeval.cli import main
 from saeval.testing import evaluate_tiny
@@ -63,7 +64,7 @@ def test_report_writes_the_pages_of_every_plugin_and_a_failing_one_costs_its_own
     assert told.err == "report 'broken' failed: RuntimeError: no ink\n"
     lines = (ran / "report" / "norms.csv").read_text().splitlines()
     assert len(lines) == 1024
-    assert all(float(line.split(",")[1]) == pytest.approx(1, abs=1e-3) for line in lines)
+    assert every(float(line.split(",")[1]) == pytest.approx(1, abs=1e-3) for line in lines)
 
 
 def test_one_report_by_name_and_elsewhere(ran, tmp_path, capsys):

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from claims import some
 from rewards import Directions, Pairs, Readout, plugins, run
 from saeval import Mean, Metric, Scalar
 from saeval.registry import Registry
@@ -241,7 +242,7 @@ def test_the_planted_direction_comes_first_and_its_true_effect_is_its_attributio
         assert np.mean(per_pair) == pytest.approx(float(expected[j]))
         on_b[j] = np.array(per_pair)[inside].mean()
     assert len(lines) == 4
-    for line in lines:  # a linear reward: what is attributed is what an ablation takes away
+    for line in some(lines):  # a linear reward: what is attributed is what an ablation takes away
         assert line["attribution"] == pytest.approx(on_b[line["feature"]], abs=1e-10)
         assert line["true_effect"] == pytest.approx(on_b[line["feature"]], abs=1e-10)
     record = values(results).values
@@ -271,7 +272,7 @@ def test_brute_force_ablation_is_the_oracle_on_a_small_sae():
             found.append(model.resume(side, captured, sae.hook_name, new))
         return found[0] - found[1]
 
-    for row in table["rows"]:
+    for row in some(table["rows"]):
         line = dict(zip(table["columns"], row, strict=True))
 
         def without(x, j=line["feature"]):
@@ -308,7 +309,7 @@ def test_swapping_the_sides_negates_everything():
     assert other.array("attribution") == pytest.approx(-one.array("attribution"), abs=1e-12)
     assert other.values["margin"]["value"] == pytest.approx(-one.values["margin"]["value"])
     before, after = one.values["features"]["rows"], other.values["features"]["rows"]
-    for a, b in zip(before, after, strict=True):
+    for a, b in some(zip(before, after, strict=True)):
         assert a[1] == b[1]
         assert (a[2], a[4]) == pytest.approx((-b[2], -b[4]), abs=1e-12)
     defined = [v.values["attributed_share_1"]["value"] is not None for v in (one, other)]
@@ -332,7 +333,7 @@ def test_two_hooks_in_one_run_are_two_runs():
     saes = {f"at {i}": TinySAE(f"blocks.{i}.hook_resid_pre", seed=i, dtype=torch.float64) for i in (1, 2)}
     metric = {"reward_attribution": {**SMALL["reward_attribution"], "tolerance": 1.0, "baseline": "mean"}}
     together = run([metric], rows=TinyPairs(pairs=20), model=model, saes=saes)
-    for name, sae in saes.items():
+    for name, sae in some(saes.items()):
         alone = run([metric], rows=TinyPairs(pairs=20), model=model, saes={name: sae})
         assert values(together, name).values == values(alone, name).values
         assert np.array_equal(values(together, name).array("attribution"), values(alone, name).array("attribution"))
@@ -376,7 +377,7 @@ def test_many_tokens_are_integrated_part_by_part_with_the_same_result(monkeypatc
     monkeypatch.setattr("saeval_reward.integration.TOKENS", 20)
     parts = run([metric], rows=rows, model=model, saes={"sae": sae}, added=[Supplied()])[0].values
     assert model.passes["resumed"] == 2 * (3 + 1) + 1 + 2 * (4 * 3 + 1) + 1  # 10 rows of 8 positions: 80 tokens
-    for name, record in whole.items():
+    for name, record in some(whole.items()):
         assert parts[name]["value"] == pytest.approx(record["value"], abs=1e-12)
 
 

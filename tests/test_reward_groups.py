@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from claims import none, some
 from rewards import Directions, Pairs, Readout, run
 from saeval.testing import TinyModel, TinyPairs, TinySAE
 from saeval_reward.ranking import duplicate_of, matched
@@ -139,7 +140,7 @@ def test_outlier_dimensions_are_flagged():
     record = values(run([metric], rows=rows, model=model, saes={"sae": Directions(ONE_HOT)})).values
     flags = {line["feature"]: line["flags"] for line in lines(record["features"])}
     assert flags.pop(7) == "outlier"
-    assert not any(flags.values())
+    assert none(flags.values())
 
 
 def test_the_planted_feature_explains_the_margin_and_random_groups_and_swapped_labels_do_not():
@@ -171,7 +172,7 @@ def test_contexts_hold_the_largest_activations_with_their_tokens():
     ]
     assert first == again
     assert len(first["rows"]) == 2
-    for line in lines(first):
+    for line in some(lines(first)):
         assert (line["feature"], line["activation"], line["side"]) == (2, 1.0, "chosen")
         tokens, activations = json.loads(line["tokens"]), json.loads(line["activations"])
         assert tokens == [f"w{i}" for i in rows.pairs[line["pair"]][0]]
@@ -186,6 +187,6 @@ def test_attributions_do_not_depend_on_batches():
         for size in (5, 24)
     )
     assert other.array("attribution") == pytest.approx(one.array("attribution"), abs=1e-12)
-    for name, record in one.values.items():
+    for name, record in some(one.values.items()):
         if "kind" not in record:
             assert other.values[name]["value"] == pytest.approx(record["value"], abs=1e-9), name

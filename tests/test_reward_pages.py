@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from claims import some
 from rewards import Directions, Pairs, Readout, run
 from saeval.testing import TinyModel, TinyPairs, TinySAE
 from saeval_reward.document import Grid, Heading, Paragraph, Passage, Picture, Warned, escaped, markdown, page
@@ -94,7 +95,7 @@ def test_near_duplicates_over_layers_are_reported_once():
     assert both
     assert {feature for _, feature in found} >= both
     effect = [{row[1]: abs(row[4]) for row in r.values["features"]["rows"]} for r in results]
-    for (index, feature), (name, twin) in found.items():
+    for (index, feature), (name, twin) in some(found.items()):
         assert name == results[1 - index].subject
         if twin == feature:
             assert effect[index][feature] <= effect[1 - index][feature]

@@ -12,6 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import t as student
 
+from claims import every, some
 from saeval import SaevalError
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny, tiny_tokens
 from saeval_stability import match
@@ -105,7 +106,7 @@ def test_dead_features_change_nothing_but_the_tables_of_all_and_dead():
     plain = stability(saes)
     padded = stability([saes[0].with_dead(5), saes[1].with_dead(40, seed=8)])
     for metric in BOTH:
-        for name, record in plain[metric].values.items():
+        for name, record in some(plain[metric].values.items()):
             if "kind" not in record:
                 assert value(padded[metric], name) == record["value"], name
     pairs = padded["seed_stability"]
@@ -407,7 +408,7 @@ def test_pages_hold_the_plots_and_the_tables(tmp_path):
         "functional-stability-g-matched.png", "functional-stability-g-pairs.png",
         "seed-stability-g-encoder-decoder.png", "seed-stability-g-matched.png", "seed-stability-g-pairs.png",
     ]  # fmt: skip
-    assert all(found[name].startswith(b"\x89PNG") for name in plots)
+    assert every(found[name].startswith(b"\x89PNG") for name in plots)
     text = found["seed-stability-g.md"]
     l0 = results.value("l0", "sae-1")["value"]
     assert f"{l0:.4g}" in next(line for line in text.splitlines() if line.startswith("| sae-1 |"))
@@ -415,6 +416,6 @@ def test_pages_hold_the_plots_and_the_tables(tmp_path):
     assert f"| decoder_matched | {mean:.4g} | pairs range from" in text
     ranges = re.findall(r"\| (\w+) \| ([\d.e-]+) \| (\w+) range from ([\d.e-]+) to ([\d.e-]+):", text)
     assert {name: what for name, _, what, *_ in ranges}["decoder_found_in_all"] == "members"
-    assert all(float(low) <= float(mean) <= float(high) for _, mean, _, low, high in ranges)
+    assert every(float(low) <= float(mean) <= float(high) for _, mean, _, low, high in ranges)
     assert pages(list(results)) == found  # nothing drawn at random
     assert pages([r for r in results if r.metric == "l0"]) == {}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from checkpoints import random_tensors
+from claims import every, some
 from saeval import cli
 from saeval.errors import Problem
 from saeval.parameters import validated
@@ -33,9 +34,9 @@ def test_every_name_in_a_suite_is_known(name):
     aliases = {entry.alias for entry in suite.metrics(problems)}
     board = suite.body.leaderboard
     assert {column.split(".")[0] for column in [*board.columns, board.rank_by or ""]} <= {*aliases, ""}
-    for sae in suite.body.saes:
+    for sae in some(suite.body.saes):
         assert isinstance(sae, str) or sae["use"] in REGISTRY.loaders
-    for control in suite.body.controls:
+    for control in some(suite.body.controls):
         assert (control if isinstance(control, str) else control["use"]) in REGISTRY.controls
 
 
@@ -45,7 +46,7 @@ def test_without_a_network_a_suite_says_what_it_lacks(name, monkeypatch, capsys,
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert cli.main(["check", name]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert all(line.startswith(str(REGISTRY.suites[name].path)) for line in lines)
+    assert every(line.startswith(str(REGISTRY.suites[name].path)) for line in lines)
     assert any(":4:" in line or ":3:" in line for line in lines)  # the model
     assert any("saes" not in line and "could not be had" in line for line in lines)
 
@@ -63,7 +64,7 @@ def test_the_published_trio_is_found_where_the_hub_keeps_it(monkeypatch, tmp_pat
             state = {k.replace("encoder.0.", "encoder."): t for k, t in random_tensors(SHAPES).items()}
             torch.save(state, folder / f"{kind}_similar_ce_layer_{layer}.pt")
             torch.save(state, folder / f"{kind}_similar_l0_layer_{layer}.pt")
-    for entry in load(REGISTRY.suites["apollo-e2e"].path).body.saes:
+    for entry in some(load(REGISTRY.suites["apollo-e2e"].path).body.saes):
         reference = {key: value for key, value in entry.items() if key not in ("use", "name")}
         found = Apollo().expand(reference)
         assert list(found) == ["2", "6", "10"]

@@ -11,6 +11,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import saeval
 import saeval_testbed
+from claims import some
 from saeval.options import Options
 from saeval.plan import plan
 from saeval.plugins import Plugins
@@ -76,15 +77,15 @@ def test_batch_size_order_and_padding_change_no_mean_on_a_trained_model():
         ("padding", rows_of(padding=9), 7),
     ]
     first = {}
-    for label, (rows, fit), size in runs:
+    for label, (rows, fit), size in some(runs):
         found = evaluate(
             model="testbed", saes=["testbed/relu-5", "testbed/topk-16"], data=register_rows(label, rows, fit),
             metrics=["l0", "density", "reconstruction", "ce", {"ce": {"ablation": "zero", "as": "ce_zero"}}, "kl"],
             controls=["identity", "zero", "mean"], batch_size=size, plugins=tiny_plugins(),
         )  # fmt: skip
         assert not found.failed
-        for result in found:
-            for name, record in result.values.items():
+        for result in some(found):
+            for name, record in some(result.values.items()):
                 if record.get("value") is None:
                     continue
                 key = (result.metric, result.subject, name)
@@ -174,9 +175,9 @@ def test_both_adapters_agree():
         )
         for adapter in ("huggingface", "transformer_lens")
     ]
-    for ours, theirs in zip(*runs, strict=True):
+    for ours, theirs in some(zip(*runs, strict=True)):
         assert ours.status == theirs.status
-        for name, record in ours.values.items():
+        for name, record in some(ours.values.items()):
             if record.get("value") is not None and not name.startswith("kl_p"):
                 assert theirs.values[name]["value"] == pytest.approx(record["value"], abs=2e-4), (ours.metric, name)
 
@@ -193,8 +194,8 @@ def test_live_objects_give_what_their_files_give():
         model=model, tokenizer=AutoTokenizer.from_pretrained(folder), saes=[sae], data=data, metrics=metrics
     )
     stored = saeval.evaluate(model=MODEL, saes=["testbed/relu-5"], data=data, metrics=metrics)
-    for a, b in zip(live, stored, strict=True):
+    for a, b in some(zip(live, stored, strict=True)):
         assert a.status == b.status == "ok", (a.reason, a.traceback)
-        for name, record in b.values.items():
+        for name, record in some(b.values.items()):
             if record.get("value") is not None:
                 assert a.values[name]["value"] == pytest.approx(record["value"], rel=1e-4, abs=1e-5)

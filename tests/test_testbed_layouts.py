@@ -9,6 +9,7 @@ import torch
 
 import saeval
 import saeval_testbed
+from claims import none, some
 from saeval_testbed.layouts import (
     TOLERANCE,
     dictionary_learning_tensors,
@@ -44,7 +45,7 @@ def test_everything_promised_is_there():
 
 def test_every_file_is_in_its_layout(stored):
     assert len(stored) == 4 + 4 + len(MATCHED)
-    for sae in stored.values():
+    for sae in some(stored.values()):
         assert (sae.d_in, sae.d_sae) == (128, 1024)
         torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(1024), atol=2e-3, rtol=0)
 
@@ -52,7 +53,7 @@ def test_every_file_is_in_its_layout(stored):
 def test_saelens_reads_the_others():
     from sae_lens import SAE
 
-    for sae in saeval_testbed.saeval_saes():
+    for sae in some(saeval_testbed.saeval_saes()):
         if sae.loader == "saelens":
             loaded = SAE.load_from_disk(sae.reference["path"])
             assert loaded.cfg.metadata.hook_name in sae.description
@@ -113,7 +114,7 @@ def results(stored):
         saeval.evaluate(saes=[f"testbed/{name}" for name in registered], **options),
         saeval.evaluate(saes={name: (sae, sae.hook_name) for name, sae in stored.items()}, **options),
     ]
-    assert not any(r.failed for r in found), [r.failed[0].traceback for r in found if r.failed]
+    assert none(r.failed for r in found), [r.failed[0].traceback for r in found if r.failed]
     return lambda name, subject: next(
         r.value(name, f"testbed/{subject}")["value"] for r in found if f"testbed/{subject}" in {c.subject for c in r}
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval.errors import SaevalError, expanded, lone_surrogate, looked_up
+from saeval.textfile import MARK, check_encoding
 
 Record = tuple[int, dict[str, Any] | None]
 """A number from 1, and the record with that number; None for a line that says `null`."""
@@ -63,7 +64,10 @@ def text_of(value: Any, field: str, where: str) -> str | None:
 def jsonl_records(path: Path) -> Iterator[Record]:
     """Line number (from 1) and object of each line that is not blank."""
     with path.open("rb") as file:
+        check_encoding(path, file.read(4))
+        file.seek(0)
         for number, line in enumerate(file, start=1):
+            line = line.removeprefix(MARK) if number == 1 else line
             if not line.strip():
                 continue
             try:

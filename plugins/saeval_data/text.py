@@ -13,6 +13,7 @@ from typing import Any, Literal
 from saeval.data import Document, Source
 from saeval.errors import SaevalError
 from saeval.fingerprint import sha256_file
+from saeval.textfile import read_text
 from saeval_data import files
 from saeval_data.tables import Stored, records_of
 
@@ -115,10 +116,7 @@ class Text(Source):
             yield Document(f"{name}:{number}", files.text_of(record[self.field], self.field, where))
 
     def _of_text(self, file: Path, name: str) -> Iterator[Document]:
-        try:
-            text = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise SaevalError(f"{file}: not UTF-8 text (at byte {error.start}); convert it") from None
+        text = read_text(file)
         if self.separator is None:
             yield Document(name, text)
             return

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from saeval.errors import SaevalError, suggestion
 from saeval.fingerprint import digest_of, sha256_file
 from saeval.sae import SAEInfo
+from saeval_formats.fields import Fields
 from saeval_formats.layouts import Layout
 from saeval_formats.reference import Asked, LocalLoader, parsed, yaml_object
 from saeval_formats.tensors import Header, state_dict, unpickled
@@ -172,30 +173,31 @@ def _config(path: Path) -> tuple[dict[str, Any], str | None]:
     file = next((f for f in (path.with_suffix(".yaml"), path.parent / CONFIG) if f.is_file()), None)
     if file is None:
         return {}, None
-    raw = yaml_object(file)
-    saes, data = (raw[key] if isinstance(raw.get(key), dict) else {} for key in ("saes", "train_data"))
-    said = {
-        "model_name": raw.get("tlens_model_name") or raw.get("tlens_model_path"),
-        "context_size": data.get("n_ctx"),
-        "dataset_path": data.get("dataset_name"),
-        "seed": raw.get("seed"),
-        "n_samples": raw.get("n_samples"),
-        "end_to_end": _end_to_end(raw.get("loss")),
+    said = Fields(file, yaml_object(file))
+    data = said.inside("train_data")
+    by_name = said.text("tlens_model_name")
+    facts = {
+        "model_name": by_name or said.text("tlens_model_path"),
+        "context_size": data.maybe(data.whole, "n_ctx"),
+        "dataset_path": data.text("dataset_name"),
+        "seed": said.maybe(said.count, "seed"),
+        "n_samples": said.maybe(said.count, "n_samples"),
+        "end_to_end": _end_to_end(said.inside("loss")),
         # A model by name comes from HookedTransformer.from_pretrained, which centres; one by path is as it was saved.
-        "center_writing_weights": True if raw.get("tlens_model_name") else None,
+        "center_writing_weights": True if by_name else None,
     }
-    positions = saes.get("sae_positions")
+    positions = said.inside("saes").values.get("sae_positions")
     positions = [positions] if isinstance(positions, str) else positions
     named = isinstance(positions, list) and len(positions) == 1 and str(positions[0]).startswith("blocks.")
-    return {key: value for key, value in said.items() if value is not None}, str(positions[0]) if named else None
+    return {key: value for key, value in facts.items() if value is not None}, str(positions[0]) if named else None
 
 
-def _end_to_end(loss: Any) -> bool | None:
+def _end_to_end(loss: Fields) -> bool | None:
     """Whether training asked for the model's outputs or later activations, and not for a reconstruction."""
-    parts = loss if isinstance(loss, dict) else {}
 
     def asked(key: str, coefficient: str = "coeff") -> bool:
-        return isinstance(parts.get(key), dict) and bool(parts[key].get(coefficient))
+        part = loss.inside(key)
+        return bool(part.maybe(part.amount, coefficient))
 
     downstream = asked("logits_kl") or asked("in_to_orig", "total_coeff")
     return True if downstream and not asked("out_to_in") and not asked("out_to_orig") else None

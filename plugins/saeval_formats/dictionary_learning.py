@@ -13,8 +13,9 @@ from pydantic import Field
 from saeval.errors import SaevalError
 from saeval.fingerprint import digest_of, sha256_file
 from saeval.sae import SAEInfo
+from saeval_formats.fields import Fields, shown
 from saeval_formats.layouts import Layout
-from saeval_formats.reference import Asked, LocalLoader, json_object, parsed, whole
+from saeval_formats.reference import Asked, LocalLoader, json_object, parsed
 from saeval_formats.tensors import Header, state_dict, unpickled
 
 if TYPE_CHECKING:
@@ -65,7 +66,6 @@ CLASSES = {
         "matryoshka_batchtopk", Layout({**_PLAIN, **_SCALAR}, pre_bias=True), counts=("k", "group_sizes")
     ),
 }
-_FACTS = ("layer", "submodule_name", "trainer_class", "steps", "seed", "l1_penalty", "sparsity_penalty", "target_l0")
 _HOOKS = {
     "resid_post": "hook_resid_post",
     "resid_out": "hook_resid_post",
@@ -139,12 +139,12 @@ def _checkpoint(asked: Reference) -> Checkpoint:
             "back to the activations; finish the run"
         )
     weights = state_dict(file, state)
-    config, raw = _config(file)
-    trainer = raw.get("trainer") or {}
-    class_name = _class_name(asked, config, trainer, file, weights)
+    said = _config(file)
+    config, trainer, buffer = said.path, said.inside("trainer"), said.inside("buffer")
+    class_name = _class_name(asked, trainer, file, weights)
     kind = CLASSES[class_name]
     header = Header.of_tensors(file, {key: t for key, t in weights.items() if key not in kind.counts + kind.unused})
-    given = {key: whole(config, key, trainer[key]) for key in ("activation_dim", "dict_size") if key in trainer}
+    given = {key: trainer.whole(key) for key in ("activation_dim", "dict_size") if key in trainer.values}
     d_in, d_sae = kind.layout.check(
         header,
         given.get("activation_dim"),
@@ -152,56 +152,58 @@ def _checkpoint(asked: Reference) -> Checkpoint:
         kind="'class'" if asked.dict_class else f"'dict_class' of {config}",
         sizes=f"{' and '.join(map(repr, given))} of {config}" if given else "the lengths of the biases",
     )
-    k = _k(file, weights, config, trainer) if "k" in kind.counts else None
-    if kind.architecture == "topk" and (k is None or k > d_sae):
-        found = f"no 'k' in it or in {CONFIG}" if k is None else f"'k' is {k}, more than its {d_sae} features"
-        raise SaevalError(f"{file}: {found}; {class_name} needs how many features of a token are active")
+    k = _k(file, weights, trainer, d_sae) if "k" in kind.counts else None
+    if kind.architecture == "topk" and k is None:
+        raise SaevalError(
+            f"{file}: no 'k' in it or in {CONFIG}; {class_name} needs how many features of a token are active"
+        )
     _check_counts(file, weights, kind, d_sae)
-    facts = {"dict_class": class_name, **{key: trainer[key] for key in _FACTS if trainer.get(key) is not None}}
-    buffer = raw.get("buffer") or {}
-    said = {"model_name": trainer.get("lm_name"), "context_size": buffer.get("ctx_len")}
-    said["k" if kind.architecture == "topk" else "l0"] = k  # of a batch: a token's is only k in the mean
-    facts |= {key: value for key, value in said.items() if value is not None}
+    facts = {"dict_class": class_name, **_facts(trainer)}
+    declared = {"model_name": trainer.text("lm_name"), "context_size": buffer.maybe(buffer.whole, "ctx_len")}
+    declared["k" if kind.architecture == "topk" else "l0"] = k  # of a batch: a token's is only k in the mean
+    facts |= {key: value for key, value in declared.items() if value is not None}
     return Checkpoint(header, class_name, d_in, d_sae, k, asked.hook_name or _hook_name(trainer, buffer), facts)
 
 
-def _config(file: Path) -> tuple[Path, dict[str, Any]]:
+def _facts(trainer: Fields) -> dict[str, Any]:
+    """What the trainer's config says of the training."""
+    texts = dict.fromkeys(("submodule_name", "trainer_class"), trainer.text)
+    amounts = dict.fromkeys(("l1_penalty", "sparsity_penalty", "target_l0"), trainer.amount)
+    counts = dict.fromkeys(("steps", "seed"), trainer.count)
+    layer = trainer.text if isinstance(trainer.values.get("layer"), str) else trainer.count
+    return trainer.facts({"layer": layer, **texts, **counts, **amounts})
+
+
+def _config(file: Path) -> Fields:
     """The config beside a file, or of the trainer whose `checkpoints` it is among; empty where there is none."""
     folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
     path = folder / CONFIG
-    raw = json_object(path) if path.is_file() else {}
-    for key in ("trainer", "buffer"):
-        if raw.get(key) is not None and not isinstance(raw[key], dict):
-            raise SaevalError(f"{path}: expected an object in '{key}', found {type(raw[key]).__name__}")
-    return path, raw
+    return Fields(path, json_object(path) if path.is_file() else {})
 
 
-def _class_name(
-    asked: Reference, config: Path, trainer: Mapping[str, Any], file: Path, weights: Mapping[str, Tensor]
-) -> str:
-    found = asked.dict_class or trainer.get("dict_class")
+def _class_name(asked: Reference, trainer: Fields, file: Path, weights: Mapping[str, Tensor]) -> str:
+    found = asked.dict_class or trainer.values.get("dict_class")
     known = ", ".join(CLASSES)
     if found is None:
         fitting = [name for name, kind in CLASSES.items() if kind.keys == set(weights)]
         hint = f"; its tensors are those of {' or '.join(fitting)}" if fitting else ""
-        raise SaevalError(f"{file}: no 'trainer.dict_class' in {config}, so add 'class:', one of {known}{hint}")
-    if not isinstance(found, str) or found not in CLASSES:
-        where = "dictionary_learning: 'class'" if asked.dict_class else f"{config}: 'trainer.dict_class'"
-        raise SaevalError(f"{where}: '{found}' is not supported; supported: {known}")
-    return found
+        raise SaevalError(f"{file}: no 'trainer.dict_class' in {trainer.path}, so add 'class:', one of {known}{hint}")
+    if asked.dict_class and found not in CLASSES:
+        raise SaevalError(f"dictionary_learning: 'class': '{found}' is not supported; supported: {known}")
+    return asked.dict_class or trainer.choice("dict_class", CLASSES)
 
 
-def _k(file: Path, weights: Mapping[str, Tensor], config: Path, trainer: Mapping[str, Any]) -> int | None:
+def _k(file: Path, weights: Mapping[str, Tensor], trainer: Fields, d_sae: int) -> int | None:
     """How many features are active, which older files leave to the config."""
-    said = None if trainer.get("k") is None else whole(config, "k", trainer["k"])
+    said = trainer.k(d_sae) if "k" in trainer else None
     if "k" not in weights:
         return said
     stored = weights["k"]
     if stored.is_floating_point() or stored.numel() != 1:
         raise SaevalError(f"{file}: expected one whole number in 'k', found {stored.dtype} {list(stored.shape)}")
-    k = whole(file, "k", int(stored))
+    k = Fields(file, {"k": stored.item()}).k(d_sae)
     if said not in (None, k):
-        raise SaevalError(f"{file}: 'k' is {k}, but {said} in {config}; they belong to different SAEs")
+        raise SaevalError(f"{file}: 'k' is {k}, but {said} in {trainer.path}; they belong to different SAEs")
     return k
 
 
@@ -215,6 +217,8 @@ def _check_counts(file: Path, weights: Mapping[str, Tensor], kind: DictClass, d_
             raise SaevalError(
                 f"{file}: expected whole numbers in 'group_sizes', found {stored.dtype} {list(stored.shape)}"
             )
+        if (stored < 1).any():
+            raise SaevalError(f"{file}: expected positive numbers in 'group_sizes', found {shown(stored.tolist())}")
         groups = int(stored.sum())
         if groups != d_sae:
             raise SaevalError(f"{file}: 'group_sizes' add up to {groups}, expected {d_sae}, the features it has")
@@ -225,14 +229,14 @@ def _check_counts(file: Path, weights: Mapping[str, Tensor], kind: DictClass, d_
         )
 
 
-def _hook_name(trainer: Mapping[str, Any], buffer: Mapping[str, Any]) -> str | None:
+def _hook_name(trainer: Fields, buffer: Fields) -> str | None:
     """The hook, where the names that the library's demo and its users give tell it without doubt."""
-    match = re.fullmatch(r"([a-z]+_[a-z]+)_layer_?(\d+)", str(trainer.get("submodule_name")))
-    if match is None or match[1] not in _HOOKS or buffer.get("io", "out") != "out":
+    match = re.fullmatch(r"([a-z]+_[a-z]+)_layer_?(\d+)", trainer.text("submodule_name") or "")
+    if match is None or match[1] not in _HOOKS or buffer.values.get("io", "out") != "out":
         return None
-    if trainer.get("layer") not in (None, int(match[2]), match[2]):
+    if trainer.values.get("layer") not in (None, int(match[2]), match[2]):
         return None
     # There, hooks of this name come after one more norm than the modules do.
-    if not match[1].startswith("resid") and re.search(r"gemma-?[23]", str(trainer.get("lm_name")), re.IGNORECASE):
+    if not match[1].startswith("resid") and re.search(r"gemma-?[23]", trainer.text("lm_name") or "", re.IGNORECASE):
         return None
     return f"blocks.{int(match[2])}.{_HOOKS[match[1]]}"

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from saeval.errors import SaevalError, looked_up
 from saeval.sae import SAEInfo
+from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
 from saeval_formats.layouts import Layout
-from saeval_formats.reference import Asked, flag, json_object, parsed, text
+from saeval_formats.reference import Asked, json_object, parsed
 from saeval_formats.tensors import Header
 
 if TYPE_CHECKING:
@@ -152,17 +153,17 @@ def _second(folder: Path, header: Header) -> Found:
             return Found(layout)
         writes, reads = _SECOND_SITES[named[1]]
         return Found(layout, writes.format(named[2]), reads.format(named[2]) if reads else None)
-    raw = json_object(path)
-    if raw.get("architecture", "jump_relu") != "jump_relu":
-        raise SaevalError(f"{path}: architecture '{raw['architecture']}' is not supported; jump_relu is")
-    if raw.get("type", "sae") not in ("sae", "transcoder"):
-        raise SaevalError(f"{path}: 'type: {raw['type']}' is not supported: it reads or gives several hooks at once")
-    said = raw.get("affine_connection")
-    if said is not None and flag(path, raw, "affine_connection", default=False) != (layout is _AFFINE):
+    said = Fields(path, json_object(path))
+    said.choice("architecture", ("jump_relu",), "jump_relu")
+    said.choice("type", ("sae", "transcoder"), "sae")  # the others read or give several hooks at once
+    affine = said.maybe(said.flag, "affine_connection")
+    if affine not in (None, layout is _AFFINE):
         held = "holds an" if layout is _AFFINE else "holds no"
-        raise SaevalError(f"{path}: 'affine_connection: {said}', but {header.path.name} {held} affine_skip_connection")
-    entered, left = (_module(text(path, raw, f"hf_hook_point_{end}")) for end in ("in", "out"))
-    facts = {key: raw[key] for key in ("model_name", "width", "l0") if raw.get(key) is not None}
+        raise SaevalError(
+            f"{path}: 'affine_connection: {affine}', but {header.path.name} {held} affine_skip_connection"
+        )
+    entered, left = (_module(said.text(f"hf_hook_point_{end}")) for end in ("in", "out"))
+    facts = said.facts({"model_name": said.text, "width": None, "l0": said.positive})
     return Found(layout, left or entered, entered if left not in (None, entered) else None, facts)
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from saeval.errors import SaevalError
 from saeval.sae import SAEInfo
+from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
 from saeval_formats.layouts import Layout
-from saeval_formats.reference import Asked, flag, folder_of, json_object, parsed, text, whole
+from saeval_formats.reference import Asked, folder_of, json_object, parsed
 from saeval_formats.tensors import Header
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ class LlamaScope(FolderLoader):
             tensors["b_enc"],
             tensors["W_dec"],
             tensors["b_dec"],
-            # A column of zeros gives 0/0 for a threshold of 0: such a feature adds nothing, and is never active.
-            JumpReLU((config.threshold * units).nan_to_num(nan=math.inf, posinf=math.inf)),
+            # A column of zeros has an infinite threshold: such a feature adds nothing, and is never active.
+            JumpReLU(config.threshold * units),
             transcoder=config.input_hook is not None,
         )
 
@@ -123,43 +124,36 @@ def _opened(reference: Mapping[str, Any]) -> tuple[Reference, Config, Header]:
 
 
 def _config(path: Path) -> Config:
-    raw = json_object(path)
-    if raw.get("act_fn", "jumprelu") != "jumprelu":
-        raise SaevalError(f"{path}: 'act_fn: {raw['act_fn']}' is not supported; published SAEs say jumprelu")
-    if flag(path, raw, "use_glu_encoder", default=False) or not flag(path, raw, "use_decoder_bias", default=True):
+    said = Fields(path, json_object(path))
+    said.choice("act_fn", ("jumprelu",), "jumprelu")
+    if said.flag("use_glu_encoder", default=False) or not said.flag("use_decoder_bias", default=True):
         raise SaevalError(f"{path}: 'use_glu_encoder' and SAEs without a decoder bias are not supported")
-    d_in = whole(path, "d_model", raw.get("d_model"))
-    d_sae = raw["d_sae"] if "d_sae" in raw else d_in * whole(path, "expansion_factor", raw.get("expansion_factor"))
-    said = raw.get("norm_activation", "dataset-wise")
-    if said not in ("dataset-wise", "inference"):
-        raise SaevalError(f"{path}: 'norm_activation: {said}' is not supported; dataset-wise and inference are")
-    norms = raw.get("dataset_average_activation_norm") if said == "dataset-wise" else {}
-    if not isinstance(norms, dict):
-        raise SaevalError(f"{path}: expected 'in' and 'out' in 'dataset_average_activation_norm', found {norms!r}")
-    scales = {}
-    for end in ("in", "out"):
-        norm = norms.get(end) if said == "dataset-wise" else math.sqrt(d_in)
-        scales[end] = math.sqrt(d_in) / _positive(path, f"dataset_average_activation_norm.{end}", norm)
-    reads = text(path, raw, "hook_point_in")
-    writes = text(path, raw, "hook_point_out") if "hook_point_out" in raw else reads
-    facts = {key: raw[key] for key in ("jump_relu_threshold", "top_k", "norm_activation") if raw.get(key) is not None}
-    threshold = raw.get("jump_relu_threshold")
+    d_in = said.whole("d_model")
+    by_dataset = said.choice("norm_activation", ("dataset-wise", "inference"), "dataset-wise") == "dataset-wise"
+    norms = said.inside("dataset_average_activation_norm")
+    s_in, s_out = (math.sqrt(d_in) / norms.positive(end) if by_dataset else 1.0 for end in ("in", "out"))
+    reads = said.text("hook_point_in")
+    writes = said.text("hook_point_out") if "hook_point_out" in said.values else reads
     return Config(
         d_in=d_in,
-        d_sae=whole(path, "d_sae", d_sae),
-        threshold=0.0 if threshold == 0 else _positive(path, "jump_relu_threshold", threshold),
-        s_in=scales["in"],
-        s_out=scales["out"],
-        by_decoder_norm=flag(path, raw, "sparsity_include_decoder_norm", default=True),
-        # No default: it has been either in the library's time.
-        pre_bias=flag(path, raw, "apply_decoder_bias_to_pre_encoder", default=None),  # type: ignore[arg-type]
+        d_sae=said.whole("d_sae") if "d_sae" in said.values else d_in * said.whole("expansion_factor"),
+        threshold=_threshold(said),
+        s_in=s_in,
+        s_out=s_out,
+        by_decoder_norm=said.flag("sparsity_include_decoder_norm", default=True),
+        pre_bias=said.flag("apply_decoder_bias_to_pre_encoder"),  # no default: it has been either in the library's time
         hook_name=writes,
         input_hook=reads if reads != writes else None,
-        facts=facts,
+        facts=said.facts({"jump_relu_threshold": None, "top_k": said.count, "norm_activation": None}),
     )
 
 
-def _positive(path: Path, key: str, found: Any) -> float:
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
-        raise SaevalError(f"{path}: expected a positive number in '{key}', found {found!r}")
-    return float(found)
+def _threshold(said: Fields) -> float:
+    """The threshold, which OpenMOSS' library leaves at its default of 0 until it is calibrated to `top_k`."""
+    found = said.amount("jump_relu_threshold")
+    if found == 0:
+        raise SaevalError(
+            f"{said.path}: 'jump_relu_threshold' is 0, the library's default: it was never calibrated, and without it "
+            "every positive feature is active; set the calibrated threshold"
+        )
+    return found

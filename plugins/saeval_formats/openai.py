@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from saeval.errors import SaevalError
 from saeval.fingerprint import digest_of, sha256_file
 from saeval.sae import SAEInfo
+from saeval_formats.fields import Fields
 from saeval_formats.layouts import Layout
-from saeval_formats.reference import Asked, LocalLoader, parsed, whole
+from saeval_formats.reference import Asked, LocalLoader, parsed
 from saeval_formats.tensors import Header, state_dict, unpickled
 
 if TYPE_CHECKING:
@@ -90,10 +91,8 @@ def _k(path: Path, activation: Any, settings: Any, d_sae: int) -> int | None:
         raise SaevalError(f"{path}: 'postact_fn' of its TopK is {_shown(after)}, expected 'ReLU'")
     k = settings.get("k")
     k = k.item() if k is not None and getattr(k, "shape", None) == () else k  # some savers make a tensor of it
-    k = whole(path, "activation_state_dict.k", k if isinstance(k, int | float | None) else type(k).__name__)
-    if k > d_sae:
-        raise SaevalError(f"{path}: 'k' is {k}, more than the {d_sae} features of 'latent_bias'")
-    return k
+    found = k if isinstance(k, int | float | None) else type(k).__name__
+    return Fields(path, {"k": found}, "activation_state_dict").k(d_sae)
 
 
 def _shown(found: Any) -> str:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from saeval.errors import SaevalError, expanded, looked_up, suggestion
 from saeval.sae import SAELoader
+from saeval.textfile import read_text
 from saeval_formats.hub import snapshot
 
 
@@ -160,10 +161,10 @@ def folder_of(path: Path, format: str, holds: str) -> Path:
 def json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; `SaevalError` where there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
     except FileNotFoundError:
         raise SaevalError(f"{path}: no such file{looked_up(path)}; check 'path'") from None
-    except (OSError, ValueError, RecursionError) as error:  # bad JSON, or bytes that are no UTF-8
+    except (OSError, ValueError, RecursionError) as error:
         raise SaevalError(f"{path}: broken JSON ({error}); copy it again") from None
     if not isinstance(found, dict):
         raise SaevalError(f"{path}: expected a JSON object, found {type(found).__name__}")
@@ -173,33 +174,10 @@ def json_object(path: Path) -> dict[str, Any]:
 def yaml_object(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file of plain data; `SaevalError` where it is broken or asks for more."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load(read_text(path))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SaevalError(f"{path}: broken YAML, or more than plain data ({reason})") from None
     if not isinstance(found, dict):
         raise SaevalError(f"{path}: expected a YAML mapping, found {type(found).__name__}")
     return found
-
-
-def whole(path: Path, key: str, found: Any) -> int:
-    """A positive whole number out of a file."""
-    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise SaevalError(f"{path}: expected a positive whole number in '{key}', found {found!r}")
-    return found
-
-
-def flag(path: Path, raw: Mapping[str, Any], key: str, default: bool) -> bool:
-    """A truth value out of a file."""
-    found = raw.get(key, default)
-    if not isinstance(found, bool):
-        raise SaevalError(f"{path}: expected true or false in '{key}', found {found!r}")
-    return found
-
-
-def text(path: Path, raw: Mapping[str, Any], key: str) -> str | None:
-    """Text out of a file, None where there is none."""
-    found = raw.get(key)
-    if found is not None and not isinstance(found, str):
-        raise SaevalError(f"{path}: expected text in '{key}', found {found!r}")
-    return found or None

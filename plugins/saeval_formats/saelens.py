@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from saeval.fingerprint import sha256_file
 from saeval.live import LiveSAE
 from saeval.sae import SAEInfo
 from saeval_formats import folding
+from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
 from saeval_formats.reference import Asked, folder_of, json_object, parsed
 from saeval_formats.saelens_config import BY_LIBRARY, Config, assembled, parsed_config
@@ -123,11 +123,11 @@ class Folder:
         self.check()
         hook_name = self.asked.hook_name or config.hook_name
         if config.architecture in BY_LIBRARY:
-            header.read(header.shapes, "cpu", dtype)  # the library would not notice NaN
             if self.asked.unit_decoder:
                 raise SaevalError(f"{self.path}: 'fold_W_dec_norm' is not for '{config.architecture}' SAEs")
             # A name must be given: where nobody knows it, `info` has said so.
-            return LibrarySAE(loaded(self.path, device, dtype or torch.float32), hook_name or "?", str(self.path))
+            module = loaded(self.path, self.raw, header.read(header.shapes, device, dtype))
+            return LibrarySAE(module, hook_name or "?", str(self.path))
         if _SCALE in header.shapes and not (header.read([_SCALE], "cpu")[_SCALE] == 1).all():
             raise SaevalError(f"{header.path}: '{_SCALE}' is not all ones; fold the fine-tuned scale into W_dec first")
         tensors, config = self._folded(header.read(config.shapes, device, dtype))
@@ -158,15 +158,10 @@ class Folder:
         path = self.path / SCALER
         if self.config.normalization != "expected_average_only_in" or not path.is_file():
             return None
-        found = json_object(path)
-        if found.get("has_whitening"):
+        found = Fields(path, json_object(path))
+        if found.maybe(found.flag, "has_whitening"):
             raise SaevalError(f"{path}: 'has_whitening' with 'normalize_activations: expected_average_only_in'")
-        factor = found.get(_SCALE)
-        if factor is None:
-            return None
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor) or factor <= 0:
-            raise SaevalError(f"{path}: expected a positive number in '{_SCALE}', found {factor!r}")
-        return float(factor)
+        return found.maybe(found.positive, _SCALE)
 
     @property
     def whitening(self) -> Header | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeval.errors import SaevalError
-from saeval_formats.reference import flag, text, whole
+from saeval_formats.fields import Fields, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,12 +38,12 @@ _REFUSED = {
     "matryoshka_batchtopk": "is a training checkpoint; export it with save_inference_model(), as jumprelu",
 }
 _NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale", "expected_average_only_in", "covariance_whitening")
-_FACTS = (
-    "model_name", "model_class_name", "context_size", "prepend_bos", "exclude_special_tokens", "dataset_path",
-    "normalize_activations", "apply_b_dec_to_input", "reshape_activations", "dtype", "hf_hook_name",
-    "model_from_pretrained_kwargs",
-    "sae_lens_version", "sae_lens_training_version", "training_architecture", "neuronpedia_id",
+_AS_FOUND = (
+    "model_class_name", "exclude_special_tokens", "dataset_path", "normalize_activations", "apply_b_dec_to_input",
+    "reshape_activations", "dtype", "sae_lens_version", "sae_lens_training_version", "training_architecture",
+    "neuronpedia_id",
 )  # fmt: skip
+"""Facts that nothing is computed from."""
 _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}  # before version 4
 _NO_NUMBERS = ("metadata", "device", "dtype")
 
@@ -101,36 +101,34 @@ def parsed_config(where: Path, raw: Mapping[str, Any]) -> Config:
     `where` is for messages. `SaevalError` names the first setting that is wrong or not supported.
     """
     raw = {_RENAMED.get(key, key): value for key, value in raw.items()}
-    metadata = raw.get("metadata") or {}
-    if not isinstance(metadata, dict):
-        raise SaevalError(f"{where}: expected an object in 'metadata', found {type(metadata).__name__}")
-    about = {**raw, **metadata}
-    architecture, k = _architecture(where, raw, flat="metadata" not in raw)
+    said = Fields(where, raw)
+    about = Fields(where, {**raw, **said.inside("metadata").values})
+    architecture = _architecture(said, flat="metadata" not in raw)
     transcoder = architecture.endswith("transcoder")
-    d_in, d_sae = whole(where, "d_in", raw.get("d_in")), whole(where, "d_sae", raw.get("d_sae"))
-    if architecture in _OF_K:
-        k = whole(where, "k", k)
-        if k > d_sae:
-            raise SaevalError(f"{where}: 'k' is {k}, more than the {d_sae} features of 'd_sae'")
+    d_in, d_sae = said.whole("d_in"), said.whole("d_sae")
+    k = _k(said, d_sae) if architecture in _OF_K else None
+    _check_settings(said, architecture, d_sae)
     for key in ("hook_head_index", "hook_head_index_out"):
-        if about.get(key) is not None:
+        if key in about:
             raise SaevalError(f"{where}: an SAE of one head ('{key}') is not supported")
-    normalization = _normalization(where, raw.get("normalize_activations"), architecture)
-    apply_b_dec_to_input = flag(where, raw, "apply_b_dec_to_input", default=not transcoder)
+    normalization = _normalization(said, architecture)
+    apply_b_dec_to_input = said.flag("apply_b_dec_to_input", default=not transcoder)
     if transcoder and (apply_b_dec_to_input or normalization == "covariance_whitening"):
         what = "normalize_activations: covariance_whitening" if not apply_b_dec_to_input else "apply_b_dec_to_input"
         raise SaevalError(f"{where}: '{what}' is not for a transcoder, whose outputs are of another hook")
-    hook_name, input_hook = _hooks(where, about, transcoder)
-    facts = {key: about[key] for key in _FACTS if about.get(key) is not None}
+    hook_name, input_hook = _hooks(about, transcoder)
+    typed = {"model_name": about.text, "context_size": about.whole, "prepend_bos": about.flag}
+    texts = {"hf_hook_name": about.text, "model_from_pretrained_kwargs": lambda key: dict(about.inside(key).values)}
+    facts = about.facts({**typed, **texts, **dict.fromkeys(_AS_FOUND)})
     return Config(
         architecture=architecture,
         d_in=d_in,
         d_sae=d_sae,
-        d_out=whole(where, "d_out", raw.get("d_out")) if transcoder else d_in,
+        d_out=said.whole("d_out") if transcoder else d_in,
         apply_b_dec_to_input=apply_b_dec_to_input,
         normalization=normalization,
         k=k,
-        rescale=architecture in _OF_K and flag(where, raw, "rescale_acts_by_decoder_norm", default=False),
+        rescale=architecture in _OF_K and said.flag("rescale_acts_by_decoder_norm", default=False),
         hook_name=hook_name,
         input_hook=input_hook,
         facts=facts if k is None else {**facts, "k": k},
@@ -159,45 +157,64 @@ def assembled(config: Config, tensors: Mapping[str, Tensor], hook_name: str, *, 
     return sae if config.rescale or not unit_decoder else sae.with_unit_decoder()  # rescaled is of unit norm already
 
 
-def _hooks(where: Path, about: Mapping[str, Any], transcoder: bool) -> tuple[str | None, str | None]:
+def _hooks(about: Fields, transcoder: bool) -> tuple[str | None, str | None]:
     """The hook it replaces, and the one it reads where that is another."""
-    hook_name = text(where, about, "hook_name")
+    hook_name = about.text("hook_name")
     if not transcoder:
         return hook_name, None
     # Gemma Scope 2 reads what the MLP reads, which its TransformerLens name, hook_mlp_in, does not say.
-    precise = re.fullmatch(r"(.+)\.(in|out)put", str(about.get("hf_hook_name")))
+    precise = re.fullmatch(r"(.+)\.(in|out)put", about.text("hf_hook_name") or "")
     if precise:
         hook_name = precise[1] + (":in" if precise[2] == "in" else "")
-    return text(where, about, "hook_name_out"), text(where, about, "hook_name_in") or hook_name
+    return about.text("hook_name_out"), about.text("hook_name_in") or hook_name
 
 
-def _architecture(where: Path, raw: Mapping[str, Any], flat: bool) -> tuple[str, Any]:
-    """The architecture and, for TopK, its k as found."""
-    found = raw.get("architecture", "standard" if flat else None)
-    architecture = None if found is None else str(found)
-    activation = raw.get("activation_fn_str", raw.get("activation_fn", "relu"))
-    k = raw.get("k")
-    if activation == "topk" and architecture in ("standard", "topk"):
-        # How flat configs say it; the library reads them so.
-        kwargs = raw.get("activation_fn_kwargs")
-        architecture, k = "topk", kwargs.get("k", k) if isinstance(kwargs, dict) else k
-    elif activation != "relu" and architecture in _TENSORS and architecture not in _OF_K:
-        raise SaevalError(f"{where}: activation '{activation}' of a {architecture} SAE is not supported; relu is")
-    if architecture in _REFUSED:
-        raise SaevalError(f"{where}: '{architecture}' {_REFUSED[architecture]}")
-    if architecture not in (*_TENSORS, *BY_LIBRARY):
-        what = f"architecture '{architecture}' is not supported" if architecture else "there is no 'architecture'"
-        raise SaevalError(f"{where}: {what}; supported: {', '.join(sorted((*_TENSORS, *BY_LIBRARY)))}")
-    return str(architecture), k if architecture in _OF_K else None
+def _architecture(said: Fields, flat: bool) -> str:
+    """The architecture, by the activation where a flat config says TopK so, as the library reads it."""
+    found = said.values.get("architecture", "standard" if flat else None)
+    activation = said.values.get("activation_fn_str", said.values.get("activation_fn", "relu"))
+    if activation == "topk" and found in ("standard", "topk"):
+        return "topk"
+    if isinstance(found, str) and found in _REFUSED:
+        raise SaevalError(f"{said.path}: '{found}' {_REFUSED[found]}")
+    architecture = said.choice("architecture", sorted((*_TENSORS, *BY_LIBRARY)), "standard" if flat else None)
+    if activation != "relu" and architecture in _TENSORS and architecture not in _OF_K:
+        raise SaevalError(
+            f"{said.path}: activation {shown(activation)} of a {architecture} SAE is not supported; relu is"
+        )
+    return architecture
 
 
-def _normalization(where: Path, found: Any, architecture: str) -> str:
+def _k(said: Fields, d_sae: int) -> int:
+    """How many features of a token are active; flat configs may say it of their activation function."""
+    kwargs = said.inside("activation_fn_kwargs")
+    return (kwargs if "k" in kwargs else said).k(d_sae)
+
+
+def _check_settings(said: Fields, architecture: str, d_sae: int) -> None:
+    """`SaevalError` at a setting of the library's own classes that it would stumble over only in a run."""
+    readers = {
+        "matching_pursuit": {
+            "residual_threshold": said.amount,
+            "max_iterations": said.whole,
+            "stop_on_duplicate_support": said.flag,
+        },
+        "temporal": {
+            **dict.fromkeys(("n_heads", "n_attn_layers", "bottleneck_factor"), said.whole),
+            "sae_diff_type": lambda key: said.choice(key, ("relu", "topk")),
+            "kval_topk": lambda key: said.k(d_sae, key),
+            "tied_weights": said.flag,
+            "activation_normalization_factor": said.positive,
+        },
+    }
+    for key, read in readers.get(architecture, {}).items():
+        said.maybe(read, key)  # type: ignore[operator]
+
+
+def _normalization(said: Fields, architecture: str) -> str:
+    found = said.values.get("normalize_activations")
     if isinstance(found, bool):  # the earliest configs
         return "expected_average_only_in" if found else "none"
-    if found is None:
-        return "none"
-    if found not in _NORMALIZATIONS and not (architecture == "temporal" and found == "constant_scalar_rescale"):
-        raise SaevalError(
-            f"{where}: 'normalize_activations: {found}' is not supported; supported: {', '.join(_NORMALIZATIONS)}"
-        )
-    return str(found)
+    if found is None or (architecture == "temporal" and found == "constant_scalar_rescale"):
+        return found or "none"
+    return said.choice("normalize_activations", _NORMALIZATIONS)

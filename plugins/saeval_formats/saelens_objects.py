@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -102,11 +103,17 @@ def config_of(module: Any, name: str) -> Config:
     return parsed_config(Path(name), module.cfg.to_dict())
 
 
-def loaded(folder: Path, device: str, dtype: torch.dtype) -> Any:
-    """The library's object out of a folder that it wrote."""
+def loaded(folder: Path, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    """The library's object of a folder's config and tensors, on their device and in their dtype."""
     sae_lens = library()
+    some = next(iter(tensors.values()))
+    device, dtype = str(some.device), str(some.dtype).removeprefix("torch.")
+
+    def read(*_: Any, **__: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {**copy.deepcopy(dict(raw)), "device": device, "dtype": dtype}, dict(tensors)
+
     try:
-        return sae_lens.SAE.load_from_disk(folder, device=device, dtype=str(dtype).removeprefix("torch."))
+        return sae_lens.SAE.load_from_disk(folder, device=device, dtype=dtype, converter=read)
     except Exception as error:  # the library raises what it likes at what it did not expect
         raise SaevalError(f"{folder}: SAELens cannot load it ({first_line(error)}); save it again") from None
 

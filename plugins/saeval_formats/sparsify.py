@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from saeval.errors import SaevalError
 from saeval.sae import SAEInfo
+from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
 from saeval_formats.layouts import Layout
-from saeval_formats.reference import Asked, flag, folder_of, json_object, parsed, whole
+from saeval_formats.reference import Asked, folder_of, json_object, parsed
 from saeval_formats.tensors import Header
 
 if TYPE_CHECKING:
@@ -125,25 +126,18 @@ def _opened(reference: Mapping[str, Any]) -> tuple[Reference, Path, Config, Head
 
 
 def _config(path: Path) -> Config:
-    raw = json_object(path)
+    said = Fields(path, json_object(path))
     for key, reason in _REFUSED.items():
-        if flag(path, raw, key, default=False):
+        if said.flag(key, default=False):
             raise SaevalError(f"{path}: '{key}' is not supported: {reason}")
-    d_in, k = whole(path, "d_in", raw.get("d_in")), whole(path, "k", raw.get("k"))
-    if raw.get("num_latents"):
-        d_sae = whole(path, "num_latents", raw["num_latents"])
-    else:  # 0 stands for this
-        d_sae = d_in * whole(path, "expansion_factor", raw.get("expansion_factor"))
-    activation = raw.get("activation", "topk")
-    if activation not in _ACTIVATIONS:
-        raise SaevalError(f"{path}: activation '{activation}' is not supported; supported: {', '.join(_ACTIVATIONS)}")
-    if k > d_sae:
-        raise SaevalError(f"{path}: 'k' is {k}, more than the {d_sae} features")
+    d_in = said.whole("d_in")
+    # 0 stands for the expansion factor's many.
+    d_sae = said.maybe(said.count, "num_latents") or d_in * said.whole("expansion_factor")
+    k = said.k(d_sae)
+    activation = said.choice("activation", _ACTIVATIONS, "topk")
     if activation == "groupmax" and d_sae % k:
         raise SaevalError(f"{path}: {d_sae} features do not part into 'k: {k}' groups")
-    skip, transcode, signed = (
-        flag(path, raw, key, default=False) for key in ("skip_connection", "transcode", "signed")
-    )
+    skip, transcode, signed = (said.flag(key, default=False) for key in ("skip_connection", "transcode", "signed"))
     if signed and activation != "topk":
         raise SaevalError(f"{path}: 'signed' is for 'activation: topk', found '{activation}'")
     return Config(d_in, d_sae, k, activation, skip, transcode, signed)
@@ -159,6 +153,7 @@ def _run(folder: Path) -> dict[str, Any]:
     """What the run's own config says of its model and data."""
     folder = folder.resolve()
     run = folder.parent.parent if re.fullmatch(r"seed\d+", folder.name) else folder.parent
-    raw = json_object(run / RUN) if (run / RUN).is_file() else {}
-    named = {"model_name": "model", "dataset_path": "dataset", "context_size": "ctx_len"}
-    return {fact: raw[key] for fact, key in named.items() if raw.get(key) is not None}
+    said = Fields(run / RUN, json_object(run / RUN) if (run / RUN).is_file() else {})
+    named = {"model": "model_name", "dataset": "dataset_path", "ctx_len": "context_size"}
+    facts = said.facts({"model": said.text, "dataset": None, "ctx_len": said.whole})
+    return {named[key]: value for key, value in facts.items()}

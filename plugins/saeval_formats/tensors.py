@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +22,13 @@ from saeval.fingerprint import sha256_file
 if TYPE_CHECKING:
     from torch import Tensor
 
+V = TypeVar("V")
+
 _DTYPES = {"torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
 _NUMPY_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16"}
 _FLOATS = set(_DTYPES.values())
+_WRAPPERS = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before the name of every tensor of the module that they wrap."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,13 @@ class Header:
             reason = str(error).splitlines()[0].rstrip(".")
             raise SaevalError(f"{path}: truncated or no safetensors file ({reason}); copy it again") from None
 
+        stored = unwrapped(path, shapes)
+
         def fetch(names: Collection[str], device: str) -> dict[str, Tensor]:
             with safe_open(path, framework="pt", device=device) as file:
-                return {name: file.get_tensor(name) for name in names}
+                return {name: file.get_tensor(stored[name]) for name in names}
 
-        return cls(path, shapes, dtypes, fetch)
+        return cls(path, _renamed(shapes, stored), _renamed(dtypes, stored), fetch)
 
     @classmethod
     def of_npz(cls, path: Path) -> Self:
@@ -75,17 +81,19 @@ class Header:
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise SaevalError(f"{path}: truncated or no npz file ({reason[:200]}); copy it again") from None
 
+        stored = unwrapped(path, shapes)
+
         def fetch(names: Collection[str], device: str) -> dict[str, Tensor]:
             import torch  # late: headers are read without it
 
             try:
                 with np.load(path, allow_pickle=False) as archive:
-                    return {name: torch.from_numpy(archive[name]).to(device) for name in names}
+                    return {name: torch.from_numpy(archive[stored[name]]).to(device) for name in names}
             except Exception as error:  # as above
                 reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
                 raise SaevalError(f"{path}: damaged ({reason[:200]}); copy it again") from None
 
-        return cls(path, shapes, dtypes, fetch)
+        return cls(path, _renamed(shapes, stored), _renamed(dtypes, stored), fetch)
 
     @classmethod
     def of_tensors(cls, path: Path, tensors: Mapping[str, Tensor]) -> Self:
@@ -161,6 +169,28 @@ class Header:
         return tensors
 
 
+def unwrapped(path: Path, names: Collection[str]) -> dict[str, str]:
+    """The name in the file by the name without the prefixes of `_WRAPPERS`, however many every tensor has.
+
+    `SaevalError` where only some of the tensors have one, for then it is unclear which module is meant.
+    """
+    stored = {name: name for name in names}
+    while prefix := next((p for p in _WRAPPERS if any(name.startswith(p) for name in stored)), None):
+        bare = next((name for name in stored if not name.startswith(prefix)), None)
+        if bare is not None:
+            wrapped = next(name for name in stored if name.startswith(prefix))
+            raise SaevalError(
+                f"{path}: '{stored[wrapped]}' has the prefix '{prefix}' of a wrapped module and '{stored[bare]}' has "
+                "not; save the state_dict() of one module"
+            )
+        stored = {name.removeprefix(prefix): found for name, found in stored.items()}
+    return stored
+
+
+def _renamed(found: Mapping[str, V], stored: Mapping[str, str]) -> dict[str, V]:
+    return {name: found[original] for name, original in stored.items()}
+
+
 def _finite(tensor: Tensor) -> bool:
     """Whether no entry is NaN or infinite: the extremes tell, in a tenth of the time that looking at each takes."""
     import torch  # late: as above
@@ -206,7 +236,10 @@ def unpickled(path: Path) -> dict[str, Any]:
 
 
 def state_dict(path: Path, found: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What was unpickled, as the tensors that it should be; `SaevalError` for anything else among them."""
+    """What was unpickled, as the tensors that it should be, by their names without the prefixes of wrapped modules.
+
+    `SaevalError` for anything else among them.
+    """
     for key, value in found.items():
         if not isinstance(value, torch.Tensor):
             raise SaevalError(
@@ -215,7 +248,7 @@ def state_dict(path: Path, found: Mapping[str, Any]) -> dict[str, Tensor]:
         odd = {"without values": value.is_meta, "nested": value.is_nested, "sparse": value.layout != torch.strided}
         for kind in (kind for kind, found in odd.items() if found):
             raise SaevalError(f"{path}: expected a plain tensor in '{key}', found one that is {kind}; convert it")
-    return dict(found)
+    return _renamed(found, unwrapped(path, found))
 
 
 def _refusal(message: str) -> str:

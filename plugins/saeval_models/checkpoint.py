@@ -17,10 +17,11 @@ from saeval.errors import SaevalError, expanded, looked_up
 from saeval.fingerprint import digest_of, sha256_file
 from saeval.options import spelled
 from saeval.parameters import ParameterError, validated
+from saeval.textfile import read_text
 from saeval_models.hub import absence, hub_file
 from saeval_models.peft_adapters import CONFIG as ADAPTER_CONFIG
 from saeval_models.peft_adapters import PeftAdapter, adapter_in
-from saeval_models.weights import weight_files
+from saeval_models.weights import plain_text, weight_files
 
 DType = Annotated[Literal["float32", "float64", "bfloat16", "float16"], BeforeValidator(spelled)]
 Task = Literal["causal", "reward"]
@@ -107,7 +108,7 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """The raw `config.json`."""
         try:
-            config = json.loads(self.config_file.read_text(encoding="utf-8"))
+            config = json.loads(plain_text(self.config_file))
         except ValueError as error:
             raise SaevalError(f"{self.config_file} is not JSON ({error}); save the model again") from None
         if not isinstance(config, dict) or "model_type" not in config:
@@ -162,7 +163,7 @@ class Checkpoint:
         try:
             if not (self.local or self.offline or path.is_file()):
                 path = hub_file(self.source, file, self.revision)
-            return path.read_text(encoding="utf-8")
+            return read_text(path)
         except (OSError, ValueError, SaevalError):
             return None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval.errors import SaevalError
+from saeval.textfile import MARK, read_text
 
 _KINDS = ("model.safetensors", "pytorch_model.bin")
 """In the order in which transformers looks for them; an index beside each may name shards instead."""
@@ -31,7 +32,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(plain_text(index))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise SaevalError(f"{index} is no index of weights: it has no 'weight_map'; save the model again") from None
     if not names:
@@ -42,6 +43,17 @@ def _shards(index: Path) -> list[Path]:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise SaevalError(f"{index} names {shown}, which the folder lacks; copy or download the model again")
     return files
+
+
+def plain_text(path: Path) -> str:
+    """The text of a file that transformers reads too, which takes UTF-8 without a byte order mark alone."""
+    text = read_text(path)
+    with path.open("rb") as file:
+        if file.read(len(MARK)) == MARK:
+            raise SaevalError(
+                f"{path} starts with a byte order mark, which transformers cannot read; save it as UTF-8 without one"
+            )
+    return text
 
 
 def check_whole(file: Path) -> None:
