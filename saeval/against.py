@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from saeval.board import Column, Entry, Row
 from saeval.errors import suggestion
-from saeval.paired import difference
+from saeval.differences import difference
 
 Wanted = Sequence[str] | Mapping[str, Sequence[str]]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval.board import Board, Column, Entry, Row
 from saeval.errors import SaevalError, suggestion
-from saeval.paired import ALPHA, Difference, difference, holm
+from saeval.differences import ALPHA, Difference, difference, holm
 
 if TYPE_CHECKING:
     import pandas as pd

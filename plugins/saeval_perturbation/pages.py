@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from saeval.paired import holm
+from saeval.differences import holm
 from saeval.plots import figure, png
 from saeval.result import Result
 from saeval_perturbation.bins import COLUMNS
