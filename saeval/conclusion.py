@@ -21,7 +21,7 @@ def concluded(cell: Cell, total: EvidenceTree | None, scope: Scope) -> dict[str,
     if cell.observe is not None and total is None:
         raise Undefined("there are no rows to observe")
     totals = [total] if cell.observe is not None else []
-    conclusion = scope.conclude(cell.metric.conclude, totals, cell.conclude)  # type: ignore[attr-defined]
+    conclusion = scope.conclude(cell.metric.conclude, totals, cell.conclude, cell.foreign)  # type: ignore[attr-defined]
     return named_values(cell.metric.name, conclusion)
 
 

@@ -128,8 +128,16 @@ class Course:
     def _observed(self, rows: np.ndarray) -> tuple[int, list[tuple[Target, EvidenceTree]]] | None:
         """Tokens and evidence of these rows; None, with a smaller batch size, where they do not fit in memory."""
         try:
-            batch = self.dataset.batch(rows, self.plan.options.device)
-            return _tokens(batch), self.scope.run(batch)
+            tokens = 0
+
+            def draw() -> Batch | PairBatch:
+                nonlocal tokens
+                batch = self.dataset.batch(rows.copy(), self.plan.options.device)
+                tokens = _tokens(batch)
+                return batch
+
+            parts = self.scope.run(draw)
+            return tokens, parts
         except TooLargeError as error:
             said = str(error)
         except Exception as error:

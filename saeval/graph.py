@@ -14,6 +14,7 @@ from saeval.fingerprint import digest_of
 from saeval.metric import Metric, conclude_requests, observe_requests, substitute_requests
 from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, flattened
 from saeval.parameters import parameter_names
+from saeval.plugins import Origin
 from saeval.quantities import Quantity
 from saeval.substitute import Subject
 
@@ -33,6 +34,7 @@ class Graph:
         fit_digest: Callable[[], str] = str,
         pair: bool = False,
         supplies: Iterable[str] = (),
+        origin: Callable[[str], Origin | None] = lambda metric: None,
     ) -> None:
         self._quantity = quantities
         self._known = set(known) | set(LEAVES)
@@ -43,6 +45,7 @@ class Graph:
         self.sides = 2 if pair else 1
         self._pair = pair
         self._supplies = frozenset(supplies)
+        self._origin = origin
         self._interned: dict[Any, Node] = {}
         self._open: list[str] = []
 
@@ -180,7 +183,7 @@ class Graph:
         for need, arg in args.items():
             if isinstance(arg, Node) and "batch" in arg.roots:
                 raise SaevalError(f"{subject.name}: a control cannot be built from '{need}', which belongs to a batch")
-        quantity = Quantity("sae", subject.load, dict.fromkeys(subject.needs), identity=subject.key)
+        quantity = Quantity("sae", subject.load, dict.fromkeys(subject.needs), identity=subject.key, origin=subject.origin)
         node = self._intern(quantity, args)
         if not node.roots >= {"hook", "subject"}:  # its weights are its own, whatever it was built from
             node = replace(node, roots=node.roots | {"hook", "subject"}, hook_name=subject.hook_name)
@@ -242,11 +245,11 @@ class Graph:
     def _interventions(self, metric: Metric, binding: Binding) -> dict[str, Node]:
         """What makes each of a metric's substitutes: a function of its own, or `substitutes` for all of them."""
         if isinstance(metric.interventions, Mapping):
-            own = {name: Quantity.anonymous(function) for name, function in metric.interventions.items()}
+            own = {name: Quantity.anonymous(function, self._origin(metric.name)) for name, function in metric.interventions.items()}
             return {name: self._intern(made, self._arguments(made, binding)) for name, made in own.items()}
         made = Quantity(
             f"{metric.name}.substitutes", metric.substitutes, dict.fromkeys(substitute_requests(metric)),  # type: ignore[attr-defined]
-            identity=json.dumps(dict(binding.params), sort_keys=True, default=str),
+            identity=json.dumps(dict(binding.params), sort_keys=True, default=str), origin=self._origin(metric.name),
         )  # fmt: skip
         source = self._intern(made, self._arguments(made, binding))
         picks = {name: Quantity(f"{made.name}[{name}]", _picker(name), {}) for name in metric.interventions}

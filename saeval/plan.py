@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from saeval.cell import Cell, subject_record
+from saeval.contents import freeze
 from saeval.errors import Problem, SaevalError, SuiteError, blamed
 from saeval.fingerprint import digest_of
 from saeval.graph import Graph
@@ -128,6 +129,7 @@ class _Planner:
             params = validated(cls, entry.params, f"metric '{entry.name}'")
             with blamed(f"metric '{entry.name}'", self.registry.metrics.entry(entry.name).origin):
                 metric = cls(**params)
+                freeze(metric)
             clash = [p for p in params if p in self.registry.quantities or p in LEAVES]
             if clash:
                 raise SaevalError(f"metric '{entry.name}': its parameter '{clash[0]}' has the name of a quantity")
@@ -198,6 +200,7 @@ class _Planner:
             fit_digest=lambda: found.fit.fingerprint,
             pair=evaluation.pair,
             supplies=evaluation.supplies,
+            origin=lambda metric: self.registry.metrics.entry(metric).origin,
         )
 
     def _subjects_of(
@@ -257,7 +260,8 @@ class _Planner:
             found.evaluation.fingerprint if streamed else "",
         ]  # fmt: skip
         return Cell(
-            digest_of(words)[:24], metric, entry, params, members, observe, conclude, record, streamed=streamed
+            digest_of(words)[:24], metric, entry, params, members, observe, conclude, record, streamed=streamed,
+            foreign=not origin.own,
         )  # fmt: skip
 
     def _once(self, message: str, entry: MetricEntry) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from saeval.contents import Care
 from saeval.data import Batch, PairBatch
 from saeval.evidence import Stamp
 from saeval.failure import Failed
@@ -42,6 +42,9 @@ class Scope:
     _lasting: dict[int, Any] = field(default_factory=dict)
     _writers: dict[int, Failed] = field(default_factory=dict)
     """Nodes whose function wrote into what others share: never called again."""
+    _checked: set[int] = field(default_factory=set)
+    """Nodes and targets, by `id`, whose first call was checked by content: a write that escapes the version counters
+    costs a look at every number, so what is seen at every call is the counters alone."""
 
     def __post_init__(self) -> None:
         self.arrange()
@@ -50,14 +53,15 @@ class Scope:
         """Take up the targets that have not failed."""
         self.program = Program([t for t in self.targets if t.error is None])
 
-    def run(self, batch: Batch | PairBatch) -> list[tuple[Target, EvidenceTree]]:
+    def run(self, draw: Callable[[], Batch | PairBatch]) -> list[tuple[Target, EvidenceTree]]:
         """Evidence of every target that has not failed; a target that fails keeps its error and drops out.
 
-        Where something wrote into what others share, the batch is done again. `TooLargeError` if it does not fit.
+        Where something wrote into what others share, the batch is drawn and done again. `TooLargeError` if it does
+        not fit.
         """
         while True:
             try:
-                return list(self._run(batch))
+                return list(self._run(draw()))
             except _Redo:
                 self._lasting.clear()
                 self.arrange()
@@ -98,16 +102,25 @@ class Scope:
         for call in target.arguments:
             arguments = {name: self._argument(a) for name, a in call.items()}
             try:
-                observed = called(target.function, arguments, "it")
+                observed = called(target.function, arguments, "it", self._care(target.foreign, target))
             except WrittenInPlaceError as error:
                 target.fail(error)
                 raise _Redo from None
             part = stamped(observed, stamp)
             total = part if total is None else added(total, part)
         assert total is not None
+        if target.foreign:
+            self._checked.add(id(target))
         return total
 
-    def conclude(self, function: Callable[..., Any], totals: Sequence[Any], requests: Mapping[str, Any]) -> Any:
+    def _care(self, foreign: bool, *callers: Node | Target) -> Care:
+        if not foreign:
+            return Care.VERSIONS
+        return Care.ARRAYS if all(id(one) in self._checked for one in callers) else Care.EVERYTHING
+
+    def conclude(
+        self, function: Callable[..., Any], totals: Sequence[Any], requests: Mapping[str, Any], foreign: bool = False
+    ) -> Any:
         """`function(*totals, ...)` with the values of `requests`, none of which belongs to a batch."""
         while True:
             try:
@@ -118,7 +131,7 @@ class Scope:
             except _Redo:
                 self._lasting.clear()
         try:
-            return called(functools.partial(function, *totals), arguments, "it")
+            return called(function, arguments, "it", Care.EVERYTHING if foreign else Care.VERSIONS, totals)
         except WrittenInPlaceError:
             self._lasting.clear()
             raise
@@ -172,8 +185,13 @@ class Scope:
     def _called(self, nodes: Sequence[Node], arguments: Mapping[str, Any]) -> Any:
         """The function of `nodes`; if it writes into its arguments, they fail for good and the batch is done again."""
         quantity = nodes[0].quantity
+        what, foreign = f"'{quantity.name}'", quantity.foreign
+        if any(used.name == "sae" and used.quantity.foreign for used in nodes[0].inputs):
+            what, foreign = f"'{getattr(arguments.get('sae'), 'name', 'the SAE')}', in '{quantity.name}',", True
         try:
-            return called(quantity.function, arguments, f"'{quantity.name}'")
+            value = called(quantity.function, arguments, what, self._care(foreign, *nodes))
+            self._checked.update(map(id, nodes))
+            return value
         except WrittenInPlaceError as error:
             self._writers.update({node.serial: Failed(error) for node in nodes})
             raise _Redo from None

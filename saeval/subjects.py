@@ -7,12 +7,13 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
+from saeval.contents import freeze
 from saeval.errors import Problem, SaevalError, blamed, suggestion
 from saeval.fingerprint import digest_of
 from saeval.model import ModelSpec
 from saeval.options import Options
 from saeval.parameters import ParameterError, parameter_names, validated
-from saeval.plugins import code_identity
+from saeval.plugins import Origin, code_identity
 from saeval.registry import Registry
 from saeval.sae import LiveSAE
 from saeval.substitute import Control, Subject
@@ -125,7 +126,7 @@ class Subjects:
         return Subject(
             name, hook_name, key, load,
             input_hook=input_hook, d_in=info.d_in, d_sae=info.d_sae, d_out=info.d_out, facts=facts,
-            fetch=lambda: loader.fetch(reference),
+            fetch=lambda: loader.fetch(reference), origin=entry.origin,
         )  # fmt: skip
 
     def _canonical(self, hook_name: str | None) -> str | None:
@@ -139,7 +140,7 @@ class Subjects:
         facts = {"format": "live", "architecture": type(live.module).__qualname__, "sha256": sha256}
         return Subject(
             name, hook_name, key, lambda: live,
-            input_hook=input_hook, d_in=live.d_in or None, d_sae=live.d_sae, d_out=live.d_out, facts=facts,
+            input_hook=input_hook, d_in=live.d_in or None, d_sae=live.d_sae, d_out=live.d_out, facts=facts, origin=Origin("live", name),
         )  # fmt: skip
 
     def controls(self, saes: list[Subject]) -> list[Subject]:
@@ -202,6 +203,7 @@ class Subjects:
         name: str,
     ) -> Subject:
         control = cls(**params)
+        freeze(control)
         origin = self.registry.controls.entry(cls.name).origin
         constants = {**params, "copy": copy}
         words = ["control", cls.name, cls.version, constants, parent.key if parent else hook_name]
@@ -212,7 +214,7 @@ class Subjects:
             needs=tuple(parameter_names(control.build)), build_params=constants, parent=parent,
             kind="control", input_hook=parent.input_hook if parent else None,
             d_in=parent.d_in if parent else None, d_sae=parent.d_sae if parent else None,
-            facts={"control": name, "of": parent.name if parent else None, "copy": copy, **params},
+            facts={"control": name, "of": parent.name if parent else None, "copy": copy, **params}, origin=origin,
         )  # fmt: skip
 
     def check_hooks(self, subjects: list[Subject]) -> None:
