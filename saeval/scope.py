@@ -14,7 +14,7 @@ from saeval.evidence import Stamp
 from saeval.failure import Failed
 from saeval.memory import TooLargeError
 from saeval.model import Capture, Model, Resume
-from saeval.nodes import Argument, Constant, Node
+from saeval.nodes import LEAVES, Argument, Constant, Node
 from saeval.program import Program
 from saeval.sharing import WrittenInPlaceError, called
 from saeval.target import Target
@@ -208,6 +208,8 @@ class Scope:
             return side
         if name in side.supplied:
             return side.supplied[name]
+        if name not in LEAVES:
+            raise KeyError(f"the data say that they supply '{name}', but a batch of theirs has {sorted(side.supplied)}")
         captured = self._capture(node.side, side)
         if name == "clean_final":
             return captured.final

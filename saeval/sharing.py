@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +13,17 @@ from torch import Tensor
 from saeval.contents import Care, contents, frozen_state, state
 from saeval.state import StateChangedError, remedy
 
-Watcher = Callable[[Callable[..., Any], Any], None]
+
+
+class Watcher(Protocol):
+    """Sees calls, each of which is checked with `Care.EVERYTHING`."""
+
+    def watches(self, function: Callable[..., Any]) -> bool:
+        """Whether it wants to see a function of saeval's own; it sees every other."""
+
+    def returned(self, function: Callable[..., Any], value: Any) -> None:
+        """A call that it watches returned this."""
+
 
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
@@ -23,8 +33,8 @@ class WrittenInPlaceError(RuntimeError):
 
 
 @contextmanager
-def every_call_watched(watcher: Watcher) -> Iterator[None]:
-    """Check every call with `Care.EVERYTHING`, whoever wrote the function, and show `watcher` what it returned."""
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Check every call that `watcher` watches, not only the first of each function."""
     token = _watcher.set(watcher)
     try:
         yield
@@ -45,6 +55,8 @@ def called(
     `Care.EVERYTHING`, if it keeps state: both as far as `care` looks.
     """
     watcher = _watcher.get()
+    if watcher and care == Care.VERSIONS and not watcher.watches(function):
+        watcher = None
     care = Care.EVERYTHING if watcher else care
     given = {**({"total": list(totals)} if totals else {}), **arguments}
     before = {name: contents(value, care) for name, value in given.items()}
@@ -74,7 +86,7 @@ def called(
         raise
     check()
     if watcher:
-        watcher(function, returned)
+        watcher.returned(function, returned)
     return returned
 
 
