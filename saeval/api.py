@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
 from saeval.engine import Engine
-from saeval.errors import Problem, SaevalError, SuiteError, suggestion
+from saeval.errors import Problem, SaevalError, SuiteError, blamed, suggestion
+from saeval.guard import Guarded
 from saeval.hookspecs import hookimpl
 from saeval.metric import Metric
 from saeval.model import ModelSpec
@@ -19,7 +20,7 @@ from saeval.options import Options
 from saeval.plan import Plan, plan
 from saeval.plugins import Plugins, code_identity
 from saeval.progress import Progress
-from saeval.registry import Registry
+from saeval.registry import Registry, accepting
 from saeval.results import Results
 from saeval.sae import LiveSAE
 from saeval.store import Store
@@ -196,21 +197,24 @@ def _split(saes: Sequence[Any] | Mapping[str, Any], registry: Registry) -> tuple
             module, hook_name = sae if isinstance(sae, tuple) else (sae, None)
             base = name or type(module).__name__.lower()
             label = base if base not in live else f"{base}-{sum(n.startswith(base) for n in live)}"
-            loaders = (entry.thing() for entry in registry.loaders)
-            loader = next((found for found in loaders if found.accepts(module)), None)
-            live[label] = (loader.wrap if loader else LiveSAE)(module, hook_name, label)
+            if found := accepting(registry.loaders, module, registry.plugins):
+                loader, entry = found
+                with blamed(f"SAE format '{entry.name}'", entry.origin):
+                    live[label] = loader.wrap(module, hook_name, label)
+            else:
+                live[label] = LiveSAE(module, hook_name, label)
     return entries, live
 
 
 def _wrap(model: Any, tokenizer: Any, registry: Registry) -> ModelSpec:
     if isinstance(model, ModelSpec):
         return model
-    for entry in registry.adapters:
-        adapter = entry.thing()
-        if adapter.accepts(model):
+    if found := accepting(registry.adapters, model, registry.plugins):
+        adapter, entry = found
+        with blamed(f"model adapter '{entry.name}'", entry.origin):
             spec = adapter.wrap(model, tokenizer)
             spec.code = code_identity(entry.thing, entry.origin)
-            return spec
+        return cast(ModelSpec, Guarded(spec, f"model adapter '{entry.name}'", entry.origin))
     raise SaevalError(
         f"no adapter takes a {type(model).__name__}; pass a transformers model, a TransformerBridge, "
         f"or what a suite's 'model:' takes"

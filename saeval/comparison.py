@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from saeval.board import Board, Column, Entry, Row
-from saeval.errors import SaevalError, suggestion
 from saeval.differences import ALPHA, Difference, difference, holm
+from saeval.errors import SaevalError, suggestion
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -212,7 +212,9 @@ class _Check:
                 f"Scalar.undefined('why'). If it is its value, make it an Estimate, or name its unit (cosine, "
                 f"correlation, sign)"
             )
-        has_values = any(x is not None for r in results for _, x in _numbers(r.values)) or any(r.arrays for r in results)
+        has_values = any(x is not None for r in results for _, x in _numbers(r.values)) or any(
+            r.arrays for r in results
+        )
         assert has_values, (
             f"{self.metric.name} has no value on the tiny model and data, so nothing is proved of it "
             f"({'; '.join(dict.fromkeys(map(str, reasons)))}); give parameters, controls or a model with which it has"
@@ -267,7 +269,9 @@ class _Check:
             if any(fnmatch.fnmatchcase(name, f"{one}{more}") for one in but for more in ("", " *", "[[]*")):
                 continue
             now, before = found.get(key, "missing"), expected.get(key, "missing")
-            assert _close(now, before, tolerance), f"{key} is {_shown(now)} with {label}, {_shown(before)} at first: {cause}"
+            assert _close(now, before, tolerance), (
+                f"{key} is {_shown(now)} with {label}, {_shown(before)} at first: {cause}"
+            )
 
 
 def _close(now: Any, before: Any, tolerance: float) -> bool:
@@ -343,13 +347,13 @@ def _hint(result: Result, label: str) -> str:
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """The global random generators at a seed, and as they were before afterwards."""
-    own, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
+    own, numpys = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
             random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
+            np.random.seed(seed)
             torch.manual_seed(seed)
             yield
     finally:
         random.setstate(own)
-        np.random.set_state(numpys)  # noqa: NPY002
+        np.random.set_state(numpys)

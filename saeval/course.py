@@ -122,7 +122,10 @@ class Course:
                 if time.monotonic() - self._saved > self.plan.options.checkpoint_seconds:
                     self.save()
         except KeyboardInterrupt:
-            self.save()
+            try:
+                self.save()
+            except SaevalError as error:  # a full disk: Ctrl-C arrives nevertheless
+                log.warning("the interrupted pass was not saved: %s", error)
             raise
 
     def _observed(self, rows: np.ndarray) -> tuple[int, list[tuple[Target, EvidenceTree]]] | None:
@@ -132,7 +135,7 @@ class Course:
 
             def draw() -> Batch | PairBatch:
                 nonlocal tokens
-                batch = self.dataset.batch(rows.copy(), self.plan.options.device)
+                batch = self._batch(rows)
                 tokens = _tokens(batch)
                 return batch
 
@@ -159,6 +162,16 @@ class Course:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
+
+    def _batch(self, rows: np.ndarray) -> Batch | PairBatch:
+        """These rows; `SaevalError`, naming the data's plugin, for whatever but a lack of memory it raises."""
+        try:
+            return self.dataset.batch(rows.copy(), self.plan.options.device)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            with self.plan.streams.answered_for():
+                raise
 
     def keep_prefix(self, documents: int) -> None:
         """Remember the evidence as it stands: that of the prefix."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from saeval.errors import SaevalError, suggestion
+from saeval.errors import SaevalError, blamed, suggestion
 from saeval.fingerprint import digest_of
 from saeval.metric import Metric, conclude_requests, observe_requests, substitute_requests
 from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, flattened
@@ -104,7 +104,7 @@ class Graph:
             if not mine and default is not inspect.Parameter.empty:
                 args[name] = Constant(default)
             else:
-                find = partial(self._at_hooks, quantity.at_hooks) if quantity.at_hooks else self.resolve
+                find = partial(self._at_hooks, quantity) if quantity.at_hooks else self.resolve
                 args[name] = self._both_sides(find, name, binding) if quantity.paired else find(name, binding)
         return args
 
@@ -183,19 +183,32 @@ class Graph:
         for need, arg in args.items():
             if isinstance(arg, Node) and "batch" in arg.roots:
                 raise SaevalError(f"{subject.name}: a control cannot be built from '{need}', which belongs to a batch")
-        quantity = Quantity("sae", subject.load, dict.fromkeys(subject.needs), identity=subject.key, origin=subject.origin)
+        quantity = Quantity(
+            "sae", subject.load, dict.fromkeys(subject.needs), identity=subject.key, origin=subject.origin
+        )
         node = self._intern(quantity, args)
         if not node.roots >= {"hook", "subject"}:  # its weights are its own, whatever it was built from
             node = replace(node, roots=node.roots | {"hook", "subject"}, hook_name=subject.hook_name)
             self._interned[(quantity.name, quantity.identity, _keys(args))] = node
         return node
 
-    def _at_hooks(self, choose: Callable[..., Iterable[str]], name: str, binding: Binding) -> Argument:
-        """What `name` is at each hook that `choose` picks, by hook name."""
+    def _at_hooks(self, quantity: Quantity, name: str, binding: Binding) -> Argument:
+        """What `name` is at each hook that the quantity's chooser picks, by hook name."""
         if binding.hook is None:
             raise SaevalError(f"'{name}' is wanted at hooks picked from a first one, and this request has none")
-        params = {p: binding.params[p] for p in parameter_names(choose) if p in binding.params}
-        hooks = list(choose(binding.hook, list(self._widths), **params))
+        choose, known = quantity.at_hooks, list(self._widths)
+        assert choose is not None
+        with blamed(f"the choice of hooks of quantity '{quantity.name}'", quantity.origin):
+            params = {p: binding.params[p] for p in parameter_names(choose) if p in binding.params}
+            picked = choose(binding.hook, list(known), **params)
+            if isinstance(picked, str):
+                raise TypeError(f"it returned the text {picked!r}; return a list of hook names")
+            hooks = list(picked)
+            if wrong := [hook for hook in hooks if hook not in known]:
+                raise SaevalError(
+                    f"quantity '{quantity.name}' (plugin {quantity.origin}) picks the hook {wrong[0]!r}, which the "
+                    f"model does not have{suggestion(str(wrong[0]), known)}"
+                )
         at = {hook: self.resolve(name, replace(binding, subject=None, hook_name=hook)) for hook in hooks}
         by_hook = Quantity(f"{name} by hook", dict, dict.fromkeys(at), at_hooks=choose)
         return self._intern(by_hook, at) if at else Constant({})
@@ -245,7 +258,10 @@ class Graph:
     def _interventions(self, metric: Metric, binding: Binding) -> dict[str, Node]:
         """What makes each of a metric's substitutes: a function of its own, or `substitutes` for all of them."""
         if isinstance(metric.interventions, Mapping):
-            own = {name: Quantity.anonymous(function, self._origin(metric.name)) for name, function in metric.interventions.items()}
+            own = {
+                name: Quantity.anonymous(function, self._origin(metric.name))
+                for name, function in metric.interventions.items()
+            }
             return {name: self._intern(made, self._arguments(made, binding)) for name, made in own.items()}
         made = Quantity(
             f"{metric.name}.substitutes", metric.substitutes, dict.fromkeys(substitute_requests(metric)),  # type: ignore[attr-defined]

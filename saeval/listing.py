@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from saeval.errors import SaevalError, suggestion
+from saeval.errors import SaevalError, blamed, said, suggestion
 from saeval.nodes import LEAVES
 from saeval.parameters import schema
 from saeval.registry import Entry, Names, Registry
@@ -42,6 +42,13 @@ def listing(registry: Registry, kind: str) -> list[dict[str, Any]]:
 
 
 def _row(entry: Entry[Any], kind: str | None = None) -> dict[str, Any]:
+    try:
+        return _described(entry, kind)
+    except Exception as error:  # a class that cannot be described costs its own line
+        return {"name": entry.name, "description": f"FAILED: {said(error)}", "from": str(entry.origin)}
+
+
+def _described(entry: Entry[Any], kind: str | None) -> dict[str, Any]:
     thing = entry.thing
     row: dict[str, Any] = {"name": entry.name, "description": _description(thing), "from": str(entry.origin)}
     if kind:
@@ -123,7 +130,8 @@ def _document(name: str, registry: Registry) -> str:
     for names in kinds:
         if name in names:
             entry = names.entry(name)
-            return _page(names.kind, entry)
+            with blamed(f"{names.kind} '{name}'", entry.origin):
+                return _page(names.kind, entry)
     if name in LEAVES:
         return f"quantity {name} (saeval:engine)\n\n{LEAVES[name]}"
     if name.split(".")[0] in registry.metrics:  # a column, `metric.value`

@@ -101,7 +101,14 @@ def cell_target(cell: Cell) -> Target:
 
 def fold_target(node: Node, stop: str = "") -> Target:
     """`stop` tells a sum over the rows before an adaptive stop from the sum over all."""
-    return Target(f"{node.digest}{stop}", node.quantity.function, [node.args, *node.other_sides], -1, node=node, foreign=node.quantity.foreign)
+    return Target(
+        f"{node.digest}{stop}",
+        node.quantity.function,
+        [node.args, *node.other_sides],
+        -1,
+        node=node,
+        foreign=node.quantity.foreign,
+    )
 
 
 def _needed_before(cells: Sequence[Cell], folds: Mapping[int, Node]) -> set[int]:

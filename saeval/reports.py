@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saeval.errors import SaevalError, log
+from saeval.errors import SaevalError, blamed, log, said
 
 if TYPE_CHECKING:
     from saeval.board import Board
     from saeval.comparison import Comparison
+    from saeval.registry import Names
     from saeval.result import Result
 
 
@@ -46,14 +47,32 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
     for report in reports:
         assert report.pages is not None
         try:
-            pages = report.pages(results)
-        except Exception as error:  # one bad report costs its own pages only
+            for name, content in report.pages(results).items():
+                path = folder / name
+                if not path.resolve().is_relative_to(folder.resolve()):
+                    raise ValueError(f"the page '{name}' does not lie in the report's folder")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content if isinstance(content, bytes) else content.encode())
+                written.append(path)
+        except (Exception, SystemExit) as error:  # one bad report costs its own pages only
             log.debug("report %s failed", report.name, exc_info=error)
-            failed.append(f"report '{report.name}' failed: {type(error).__name__}: {error}")
-            continue
-        for name, content in pages.items():
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / name
-            path.write_bytes(content if isinstance(content, bytes) else content.encode())
-            written.append(path)
+            failed.append(f"report '{report.name}' failed: {said(error)}")
     return written, failed
+
+
+def writer(reports: Names[Report], name: str, of: Literal["write", "compare"]) -> Callable[..., str]:
+    """What the format `name` does `of` leaderboards or comparisons; called, a `SaevalError` names a plugin that fails.
+
+    `SaevalError` for a format that does not exist or cannot do it.
+    """
+    entry = reports.entry(name)
+    write = entry.thing.writer(of, [other.thing for other in reports])
+
+    def written(shown: Any) -> str:
+        with blamed(f"report format '{name}'", entry.origin):
+            text = write(shown)
+            if not isinstance(text, str):
+                raise TypeError(f"it returned {type(text).__name__}, not text")
+            return text
+
+    return written

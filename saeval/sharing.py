@@ -14,7 +14,6 @@ from saeval.contents import Care, contents, frozen_state, state
 from saeval.state import StateChangedError, remedy
 
 
-
 class Watcher(Protocol):
     """Sees calls, each of which is checked with `Care.EVERYTHING`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -27,8 +28,16 @@ FIT_SEQUENCES = 64
 class Streams:
     """The suite's one data source. Tokenising happens at the first look at `evaluation` or `fit`."""
 
-    def __init__(self, source: Source, common: Mapping[str, Any], spec: ModelSpec | None, limit: int | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        common: Mapping[str, Any],
+        spec: ModelSpec | None,
+        limit: int | None,
+        origin: object = None,
+    ) -> None:
         self.source = source
+        self.origin = origin
         self.spec = spec
         self.limit = limit
         self.fit_sequences = int(common.get("fit_sequences", FIT_SEQUENCES))
@@ -43,18 +52,20 @@ class Streams:
     @cached_property
     def evaluation(self) -> Dataset:
         options = self.options
-        rows = self._rows("evaluation") if options is None else self._tokens("evaluation", options.sequences)
-        return rows if self.limit is None else First(rows, self.limit)
+        with self.answered_for():
+            rows = self._rows("evaluation") if options is None else self._tokens("evaluation", options.sequences)
+            return rows if self.limit is None else First(rows, self.limit)
 
     @cached_property
     def fit(self) -> Dataset:
         """At most `fit_sequences` rows of documents that are not evaluated; all there are if fewer."""
-        if self.options is None:
-            return self._rows("fit")
-        try:
-            return self._tokens("fit", self.fit_sequences)
-        except TooFewSequencesError:
-            return self._tokens("fit", None)
+        with self.answered_for():
+            if self.options is None:
+                return self._rows("fit")
+            try:
+                return self._tokens("fit", self.fit_sequences)
+            except TooFewSequencesError:
+                return self._tokens("fit", None)
 
     def _rows(self, split: Split) -> Dataset:
         return self.source.dataset(split, self.spec.tokenizer if self.spec else None)
@@ -69,10 +80,15 @@ class Streams:
     @cached_property
     def description(self) -> dict[str, Any]:
         """What results record of the data."""
-        own = {"use": self.source.name, "fingerprint": self.evaluation.fingerprint}
-        common = self.options.model_dump() if self.options else {}
-        limit = {"limit": self.limit} if self.limit is not None else {}
-        return {**own, **common, **limit, **dict(self.evaluation.describe()), **dict(self.source.facts())}
+        with self.answered_for():
+            own = {"use": self.source.name, "fingerprint": self.evaluation.fingerprint}
+            common = self.options.model_dump() if self.options else {}
+            limit = {"limit": self.limit} if self.limit is not None else {}
+            return {**own, **common, **limit, **dict(self.evaluation.describe()), **dict(self.source.facts())}
+
+    def answered_for(self) -> AbstractContextManager[None]:
+        """Calls of the source's own code: what it raises is one `SaevalError` that names its plugin."""
+        return blamed(f"data '{self.source.name}'", self.origin)
 
 
 class First(Dataset):
@@ -142,13 +158,14 @@ def streams(
         common = {k: v for k, v in entry.items() if k in shared - own_names}
         if textual:
             _check_common(common)
-        with blamed(f"data '{use}'", registry.data.entry(use).origin):
+        origin = registry.data.entry(use).origin
+        with blamed(f"data '{use}'", origin, values=True):
             source = source_class(**own)
-        return Streams(source, common, spec, limit)
+        return Streams(source, common, spec, limit, origin)
     except ParameterError as error:
         for key, sentence in error.faults:
             problems.append(suite.problem(sentence, "data", *([key] if key else [])))
-    except SaevalError as error:
+    except (SaevalError, ValueError) as error:
         problems.append(suite.problem(str(error), "data"))
     return None
 

@@ -191,7 +191,9 @@ def tiny_tokens(
     owner = np.repeat(cluster[:, None], context + 1, axis=1)
     lengths = random.integers(context // 2, context + 2, rows)
     owner[np.arange(context + 1)[None] >= lengths[:, None]] = PADDING
-    order = variant.order(np.arange(rows) if order_seed is None else np.random.default_rng(order_seed).permutation(rows))
+    order = variant.order(
+        np.arange(rows) if order_seed is None else np.random.default_rng(order_seed).permutation(rows)
+    )
     tokens, owner, cluster = tokens[order], owner[order], cluster[order]
     tokens = np.where(owner == PADDING, variant.padding(tokens, vocab), tokens)
     if variant.other_clusters:

@@ -12,8 +12,8 @@ from scipy import stats
 
 from saeval import SaevalError, cli
 from saeval.comparison import compare
-from saeval.leaderboard import from_results
 from saeval.differences import holm
+from saeval.leaderboard import from_results
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 from saeval_reports import comparisons
 from test_leaderboard import NOISE, result

@@ -10,7 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from saeval import Array, Curve, Ever, Evidence, Histogram, Mean, Metric, Moments, Ratio, Sample, Scalar, Table, Undefined
+from saeval import (
+    Array,
+    Curve,
+    Ever,
+    Evidence,
+    Histogram,
+    Mean,
+    Metric,
+    Moments,
+    Ratio,
+    Sample,
+    Scalar,
+    Table,
+    Undefined,
+)
 from saeval.evidence import Evidence as Base
 from saeval.keyed import hashed, normal
 from saeval.testing import check_metric
@@ -577,7 +591,10 @@ class Kept(Metric):
     def conclude(self, total):
         values = [total[name].value for name in self.interventions]
         rows = [[name, value, "positive" if value.value > 0 else "negative"] for name, value in total_items(values)]
-        return {"margin": Curve([0.5, 0.9], values, "factor", "of the margin"), "rows": Table(["part", "x", "sign"], rows)}
+        return {
+            "margin": Curve([0.5, 0.9], values, "factor", "of the margin"),
+            "rows": Table(["part", "x", "sign"], rows),
+        }
 
 
 def total_items(values):

@@ -35,7 +35,7 @@ def test_a_typo_is_refused_by_every_registered_class(kind, plugins, tmp_path):
     names = getattr(Registry(plugins), kind).names()
     assert len(names) >= 2
     for name in names:
-        with pytest.raises(SaevalError, match="unknown (parameter|key) 'seedd' of|unknown key 'seedd'"):
+        with pytest.raises(SaevalError, match=r"unknown (parameter|key) 'seedd'"):
             run({**SUITE, **KINDS[kind](name)}, out=tmp_path, plugins=plugins)
     assert not list(tmp_path.iterdir())
 

@@ -40,5 +40,7 @@ def saeval_controls() -> list[type[Control]]:
 @hookimpl
 def saeval_reports() -> list[Report]:
     return [
-        Report("reward", description="Preferred features, their effects and contexts: a page and a plot", pages=pages.pages)
+        Report(
+            "reward", description="Preferred features, their effects and contexts: a page and a plot", pages=pages.pages
+        )
     ]
