@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -151,8 +151,8 @@ class _Check:
                 self._compare(_facts(found), expected, trial.label, trial.cause, self.tolerance, but)
         if self.metric.subject != "group":
             for name, sae in self.saes.items():
-                found = _facts(self._results(f"{name} alone", self._rows(), 7, saes={name: sae}))
-                self._compare(found, {k: expected.get(k) for k in found}, f"{name} alone", _ALONE, self.tolerance)
+                alone = _facts(self._results(f"{name} alone", self._rows(), 7, saes={name: sae}))
+                self._compare(alone, {k: expected.get(k) for k in alone}, f"{name} alone", _ALONE, self.tolerance)
         if streams:
             self._check_errors(expected)
             self._check_rounding()
@@ -183,7 +183,7 @@ class _Check:
     def returned(self, function: Callable[..., Any], value: Any) -> None:
         """Note what is summed field by field in less than float64."""
         for evidence in value.values() if isinstance(value, dict) else [value]:
-            if isinstance(evidence, Evidence) and type(evidence).__add__ is Evidence.__add__:
+            if isinstance(evidence, Evidence) and is_dataclass(evidence) and type(evidence).__add__ is Evidence.__add__:
                 for field in fields(evidence):
                     dtype = str(getattr(getattr(evidence, field.name), "dtype", "")).removeprefix("torch.")
                     if dtype in ("float32", "float16", "bfloat16"):
@@ -251,7 +251,7 @@ class _Check:
         if not isinstance(self.model, TinyModel):
             return
         saes = {name: TinySAE(seed=i, dtype=torch.float64) for i, name in enumerate(self.saes)}
-        exact = {"model": self.model.converted(torch.float64), "saes": saes}
+        exact: dict[str, Any] = {"model": self.model.converted(torch.float64), "saes": saes}
         if "sae_dtype" not in self.options:
             exact["sae_dtype"] = "float64"
         rows = self._rows(many=_MANY)

@@ -100,14 +100,10 @@ def state(function: Callable[..., Any]) -> dict[str, Any]:
 def attributes(thing: Stateless) -> dict[str, Any]:
     """The attributes of an object and of its class by name, without properties that are cached there."""
     found: dict[str, Any] = {}
-    own = [
-        cls for cls in type(thing).__mro__ if issubclass(cls, Stateless) and not cls.__module__ == Stateless.__module__
-    ]
+    own = [cls for cls in type(thing).__mro__ if issubclass(cls, Stateless) and cls is not Stateless]
     cached = {name for cls in own for name, x in vars(cls).items() if isinstance(x, functools.cached_property)}
     for cls in reversed(own):
-        found |= {
-            n: x for n, x in vars(cls).items() if not (n.startswith("_abc") or n.startswith("__")) and _is_data(x)
-        }
+        found |= {n: x for n, x in vars(cls).items() if not n.startswith(("__", "_abc")) and _is_data(x)}
     found |= {name: x for name, x in vars(thing).items() if name not in cached and name != FROZEN}
     return {name: contents(x, Care.EVERYTHING, _package(type(thing))) for name, x in found.items()}
 

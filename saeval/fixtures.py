@@ -71,7 +71,8 @@ def tiny_plugins(*metrics: type[Metric], quantities: Sequence[Any] = (), control
 
 def evaluate_tiny(
     metrics: Sequence[Any], *classes: type[Metric], rows: Dataset | None = None, fit: Dataset | None = None,
-    saes: Any = None, model: Any = None, quantities: Sequence[Any] = (), control_classes: Sequence[Any] = (), **options: Any,
+    saes: Any = None, model: Any = None, quantities: Sequence[Any] = (), control_classes: Sequence[Any] = (),
+    **options: Any,
 ) -> Results:  # fmt: skip
     """Run metrics on the tiny model, data and SAE, or on those given; random SAEs are allowed.
 

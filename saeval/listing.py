@@ -153,7 +153,7 @@ def _page(kind: str, entry: Entry[Any]) -> str:
         lines.append(str(getattr(thing, "description", "")))
         where = getattr(thing, "reference", None) or getattr(thing, "path", "")
         lines.append(str(where))
-    row = _row(entry)
+    row = _described(entry, None)
     if row.get("parameters"):
         lines += ["", "parameters:", *(f"  {k}: {v}" for k, v in row["parameters"].items())]
     if row.get("requests"):

@@ -144,7 +144,8 @@ class Subjects:
         facts = {"format": "live", "architecture": type(live.module).__qualname__, "sha256": sha256}
         return Subject(
             name, hook_name, key, lambda: live,
-            input_hook=input_hook, d_in=live.d_in or None, d_sae=live.d_sae, d_out=live.d_out, facts=facts, origin=Origin("live", name),
+            input_hook=input_hook, d_in=live.d_in or None, d_sae=live.d_sae, d_out=live.d_out, facts=facts,
+            origin=Origin("live", name),
         )  # fmt: skip
 
     def controls(self, saes: list[Subject]) -> list[Subject]:

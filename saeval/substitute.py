@@ -111,8 +111,8 @@ class Subject:
 class Control(Stateless, ABC):
     """A substitute nobody trained: a class whose `__init__` is the YAML schema of its parameters.
 
-    It keeps no state after `__init__`: what `build` returns may. `build` asks by its parameters' names for what it needs: `hook_name`, `d_in`, folds such as
-    `activation_mean`, and for `per = "sae"` quantities of the parent SAE.
+    It keeps no state after `__init__`; what `build` returns may. `build` asks by its parameters' names for what it
+    needs: `hook_name`, `d_in`, folds such as `activation_mean`, and for `per = "sae"` quantities of the parent SAE.
     """
 
     name: ClassVar[str]
