@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from saeval.board import Column, Entry, Row
+from saeval.differences import difference
 from saeval.errors import suggestion
-from saeval.paired import difference
 
 Wanted = Sequence[str] | Mapping[str, Sequence[str]]
 

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
 from saeval import arguments
 from saeval.engine import Engine
-from saeval.errors import Problem, SaevalError, SuiteError, looked_up, suggestion
+from saeval.errors import Problem, SaevalError, SuiteError, blamed, looked_up, suggestion
+from saeval.guard import Guarded
 from saeval.hookspecs import hookimpl
 from saeval.live import LiveKeys, LiveSAE
 from saeval.metric import Metric
@@ -24,7 +25,7 @@ from saeval.options import OnFinding, Options
 from saeval.plan import Plan, plan
 from saeval.plugins import Origin, Plugins, code_identity
 from saeval.progress import Progress
-from saeval.registry import Registry
+from saeval.registry import Registry, accepting
 from saeval.results import Results
 from saeval.store import Store
 from saeval.suite import load, validate
@@ -273,9 +274,12 @@ def _split(saes: Sequence[Any] | Mapping[str, Any], registry: Registry) -> tuple
             module, hook_name = sae if isinstance(sae, tuple) else (sae, None)
             base = name or type(module).__name__.lower()
             label = base if base not in live else f"{base}-{sum(n.startswith(base) for n in live)}"
-            loaders = (entry.thing() for entry in registry.loaders)
-            loader = next((found for found in loaders if found.accepts(module)), None)
-            live[label] = (loader.wrap if loader else LiveSAE)(module, hook_name, label)
+            if found := accepting(registry.loaders, module, registry.plugins):
+                loader, entry = found
+                with blamed(f"SAE format '{entry.name}'", entry.origin):
+                    live[label] = loader.wrap(module, hook_name, label)
+            else:
+                live[label] = LiveSAE(module, hook_name, label)
     return entries, live
 
 
@@ -284,13 +288,13 @@ def _wrap(model: Any, tokenizer: Any, registry: Registry, keys: LiveKeys) -> Mod
     if isinstance(model, ModelSpec):
         model.code = code_identity(type(model), Origin("evaluate", "model", keys.of("code", model.name), True))
         return model
-    for entry in registry.adapters:
-        adapter = entry.thing()
-        if adapter.accepts(model):
+    if found := accepting(registry.adapters, model, registry.plugins):
+        adapter, entry = found
+        with blamed(f"model adapter '{entry.name}'", entry.origin):
             spec = adapter.wrap(model, tokenizer)
             spec.code = code_identity(entry.thing, entry.origin)
             spec.live_key = keys.of("model", type(model).__qualname__)
-            return spec
+        return cast(ModelSpec, Guarded(spec, f"model adapter '{entry.name}'", entry.origin))
     raise SaevalError(
         f"no adapter takes an object of type {type(model).__name__}; pass a transformers model, a TransformerBridge, "
         f"or what a suite's 'model:' takes"

@@ -28,6 +28,8 @@ class Cell:
     order: int = 0
     streamed: bool = False
     """Whether its numbers depend on the rows."""
+    foreign: bool = False
+    """Whether somebody else than saeval wrote its metric."""
 
     @property
     def stage(self) -> int:

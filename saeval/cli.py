@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 
-from saeval.errors import INTERRUPTED, OK, WRONG, SaevalError
+from saeval.errors import INTERRUPTED, OK, WRONG, SaevalError, log, said
 from saeval.flags import model_options, plugin_option, suite_options
 from saeval.provenance import version
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments and arguments[0] in (verbs := _plugin_verbs()):
-        return _guarded(lambda: int(verbs[arguments[0]].load()(arguments[1:]) or 0))
+        return _guarded(lambda: _plugin_verb(verbs[arguments[0]], arguments[1:]))
     parser = _parser(sorted(_plugin_verbs()))
     options = parser.parse_args(arguments)
     if getattr(options, "offline", False):  # before a library that reads them is imported
@@ -61,6 +61,17 @@ def _guarded(call: Callable[[], int]) -> int:
 
 def _plugin_verbs() -> dict[str, EntryPoint]:
     return {e.name: e for e in entry_points(group=COMMANDS) if e.name not in VERBS}  # no plugin takes a verb over
+
+
+def _plugin_verb(entry_point: EntryPoint, arguments: list[str]) -> int:
+    try:
+        return int(entry_point.load()(arguments) or 0)
+    except (SaevalError, BrokenPipeError):
+        raise
+    except Exception as error:
+        log.debug("verb %s failed", entry_point.name, exc_info=error)
+        owner = entry_point.dist.name if entry_point.dist else entry_point.value
+        raise SaevalError(f"verb '{entry_point.name}' (plugin {owner}) failed: {said(error)}") from error
 
 
 def _parser(verbs: list[str]) -> argparse.ArgumentParser:

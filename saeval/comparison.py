@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from saeval.board import Board, Column, Entry, Row, documents_of, limit_in_words
+from saeval.differences import ALPHA, Difference, difference, holm
 from saeval.errors import SaevalError, suggestion
-from saeval.paired import ALPHA, Difference, difference, holm
 
 if TYPE_CHECKING:
     import pandas as pd

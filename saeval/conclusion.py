@@ -12,6 +12,7 @@ from saeval.errors import Undefined
 from saeval.estimate import Estimate
 from saeval.result import Result
 from saeval.scope import Scope
+from saeval.store import finite
 from saeval.totals import EvidenceTree
 from saeval.values import Array, Curve, Scalar, Value, named_values
 
@@ -21,7 +22,7 @@ def concluded(cell: Cell, total: EvidenceTree | None, scope: Scope) -> dict[str,
     if cell.observe is not None and total is None:
         raise Undefined("there are no rows to observe")
     totals = [total] if cell.observe is not None else []
-    conclusion = scope.conclude(cell.metric.conclude, totals, cell.conclude)  # type: ignore[attr-defined]
+    conclusion = scope.conclude(cell.metric.conclude, totals, cell.conclude, cell.foreign)  # type: ignore[attr-defined]
     return named_values(cell.metric.name, conclusion)
 
 
@@ -53,7 +54,7 @@ def of_prefix(
 
 def fill(result: Result, values: Mapping[str, Value]) -> None:
     """Put values into a result; `undefined` where not one of them has a number."""
-    result.values = {name: value.record() for name, value in values.items()}
+    result.values = finite({name: value.record() for name, value in values.items()})
     result.arrays = _beside(values)
     if all(record.get("value", 0) is None for record in result.values.values()):
         result.status = "undefined"
@@ -76,6 +77,6 @@ def components(total: EvidenceTree | None) -> dict[str, Any]:
     """The raw sums of evidence, for the result file."""
     if total is None:
         return {}
-    if isinstance(total, dict):
-        return {name: evidence.components() for name, evidence in total.items()}
-    return total.components()
+    found = {name: one.components() for name, one in total.items()} if isinstance(total, dict) else total.components()
+    plain: dict[str, Any] = finite(found)
+    return plain

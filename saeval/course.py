@@ -18,7 +18,7 @@ from saeval.flaws import Flaw, described
 from saeval.memory import TooLargeError, out_of_memory
 from saeval.passes import Pass
 from saeval.plan import Plan
-from saeval.scope import Scope
+from saeval.scope import Draw, Scope
 from saeval.store import Store
 from saeval.target import Target
 from saeval.totals import EvidenceTree, added
@@ -95,7 +95,7 @@ class Course:
 
     def look(self, portions: Sequence[Sequence[Target]], until: int) -> None:
         """Run targets that are not the pass's on its next rows; the clean pass that this takes serves the pass too."""
-        while self._fitting(self._next(until), lambda batch: self.scope.look(batch, portions)) is None:
+        while self._fitting(self._next(until), lambda draw: self.scope.look(draw, portions)) is None:
             pass
         if len(portions) > 1 or not self.one.cells:  # the SAEs' turn is later
             self.scope.rest()
@@ -129,14 +129,25 @@ class Course:
                 if time.monotonic() - self._saved > self.plan.options.checkpoint_seconds:
                     self.save()
         except KeyboardInterrupt:
-            self.save()
+            try:
+                self.save()
+            except SaevalError as error:  # a full disk: Ctrl-C arrives nevertheless
+                log.warning("the interrupted pass was not saved: %s", error)
             raise
 
-    def _fitting(self, rows: np.ndarray, run: Callable[[Batch | PairBatch], T]) -> tuple[int, T] | None:
+    def _fitting(self, rows: np.ndarray, run: Callable[[Draw], T]) -> tuple[int, T] | None:
         """Tokens of these rows and what `run` makes of them; None, with a smaller batch size, where memory is short."""
         try:
-            batch = self.dataset.batch(rows, self.plan.options.device)
-            return _tokens(batch), run(batch)
+            tokens = 0
+
+            def draw() -> Batch | PairBatch:
+                nonlocal tokens
+                batch = self._batch(rows)
+                tokens = _tokens(batch)
+                return batch
+
+            made = run(draw)
+            return tokens, made
         except TooLargeError as error:
             said = str(error)
         except Exception as error:
@@ -176,6 +187,16 @@ class Course:
         split = " of the fit split" if self.one.on_fit else ""
         reason = described(target.reached(), flaws, counts, split, own)
         return target.error if reason is None else Undefined(reason)
+
+    def _batch(self, rows: np.ndarray) -> Batch | PairBatch:
+        """These rows; `SaevalError`, naming the data's plugin, for whatever but a lack of memory it raises."""
+        try:
+            return self.dataset.batch(rows.copy(), self.plan.options.device)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            with self.plan.streams.answered_for():
+                raise
 
     def keep_prefix(self, documents: int) -> None:
         """Remember the evidence as it stands: that of the prefix."""

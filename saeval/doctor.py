@@ -11,7 +11,7 @@ import yaml
 
 from saeval.api import find_suite, prepare
 from saeval.data import PairBatch
-from saeval.errors import SaevalError, expanded, suggestion
+from saeval.errors import SaevalError, blamed, expanded, said, suggestion
 from saeval.examination import Examination, Finding, examine
 from saeval.model import ModelSpec
 from saeval.options import Options
@@ -112,12 +112,17 @@ class Doctor:
             activations = model.capture(batch, sorted(hooks), False).activations
             lines, well = [], True
             for subject in saes:
-                sae = subject.load()
+                with blamed(f"SAE '{subject.name}'", subject.origin):
+                    sae = subject.load()
                 seen = activations[subject.hook_name]
                 elsewhere = {h: activations[h] for h in near[subject.name] if not torch.equal(activations[h], seen)}
                 read = activations[subject.input_hook or subject.hook_name]
-                one = examine(sae, subject.facts or {}, read, seen, batch.mask, elsewhere)
-                one.findings += [*_shapes(sae, subject), *declarations(subject, made)]
+                try:
+                    one = examine(sae, subject.facts or {}, read, seen, batch.mask, elsewhere)
+                    one.findings += _shapes(sae, subject)
+                except Exception as error:  # an SAE that nobody looked at may be anything
+                    one = Examination(findings=[Finding("examination", f"could not be examined: {said(error)}")])
+                one.findings += declarations(subject, made)
                 lines += _lines(subject, one)
                 well &= not one.fatal
         return "\n".join(lines), well

@@ -14,7 +14,7 @@ from saeval import provenance
 from saeval.common_stop import CommonStop
 from saeval.conclusion import components, concluded, fill, of_prefix
 from saeval.course import Course
-from saeval.errors import Undefined
+from saeval.errors import Undefined, said
 from saeval.memory import fitting, memory_budget, peak_mib
 from saeval.model import Model
 from saeval.nodes import closure
@@ -26,7 +26,7 @@ from saeval.preflight import Preflight
 from saeval.progress import Progress, Silence
 from saeval.result import Result
 from saeval.scope import Scope
-from saeval.store import Store
+from saeval.store import Store, finite
 from saeval.target import Target
 from saeval.totals import EvidenceTree
 
@@ -192,12 +192,12 @@ class Engine:
 
     def _conclude(self, cell: Cell, course: Course | None, notes: Mapping[str, Any]) -> None:
         """Write one cell's result; whatever goes wrong is that cell's alone."""
-        headline = list(cell.metric.headline)
-        result = Result(cell.key, "ok", cell.record, provenance=self._provenance(cell, notes), headline=headline)
+        result = Result(cell.key, "ok", cell.record, provenance=self._provenance(cell, notes))
         target = next((t for t in course.one.targets if t.key == cell.key), None) if course else None
         total = course.totals[target] if course and target else None
         adaptive = cell.streamed and self._at_stop is not None
         try:
+            result.headline = [str(name) for name in cell.metric.headline]
             if adaptive:
                 result.sample = dict(self._sample)
             if course is not None and target is not None and (error := course.error(target)) is not None:
@@ -213,7 +213,7 @@ class Engine:
         except Undefined as reason:
             result.status, result.reason = "undefined", str(reason)
         except Exception as error:  # one bad cell fails alone
-            result.status, result.reason = "failed", f"{type(error).__name__}: {error}"
+            result.status, result.reason, result.values, result.arrays = "failed", said(error), {}, {}
             trace = target.trace if target is not None and target.error is error else None
             result.traceback = trace or "".join(traceback.format_exception(error))
             log.debug("cell %s failed", cell.key, exc_info=error)
@@ -233,11 +233,11 @@ class Engine:
         plugins = self.plan.registry.plugins
         extra: dict[str, dict[str, Any]] = {}
         for facts, origin in plugins.collect("saeval_provenance"):
-            if isinstance(facts, Mapping):
-                extra.setdefault(str(origin), {}).update(facts)
-            else:
-                error = f"saeval_provenance returned {facts!r} in its list; expected mappings"
-                plugins.failures.append(Failure(origin, error))
+            try:
+                extra.setdefault(str(origin), {}).update(finite(dict(facts)))
+            except Exception as error:  # no mapping, or one that cannot be written down
+                text = f"saeval_provenance returned an object of {type(facts).__name__} in its list; expected mappings"
+                plugins.failures.append(Failure(origin, f"{text} ({said(error)})"))
         return {
             **provenance.environment(),
             "plugins": {str(o): o.version for o in plugins.origins.values()},

@@ -47,15 +47,29 @@ class SuiteError(SaevalError):
 
 
 @contextmanager
-def blamed(what: str, origin: object) -> Iterator[None]:
-    """Errors of a plugin's own code while a suite is planned, as one `SaevalError` that names the plugin."""
+def blamed(what: str, origin: object, *, values: bool = False) -> Iterator[None]:
+    """Errors of a plugin's own code outside cells, as one `SaevalError` that names the plugin.
+
+    With `values`, a `ValueError` is about what the user asked for, and its words are kept.
+    """
     try:
         yield
-    except (SaevalError, Undefined, ValueError):  # meant for the user, as they stand
+    except SaevalError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if values and isinstance(error, ValueError):
+            raise
         log.debug("%s failed", what, exc_info=error)
-        raise SaevalError(f"{what} (plugin {origin}) failed: {type(error).__name__}: {error}") from error
+        raise SaevalError(f"{what} (plugin {origin}) failed: {said(error)}") from error
+
+
+def said(error: BaseException) -> str:
+    """An error's class and words on one line, whatever its `__str__` does."""
+    try:
+        words = " ".join(str(error).split())
+    except Exception:
+        words = ""
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def expanded(path: Path | str) -> Path:

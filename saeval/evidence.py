@@ -109,7 +109,11 @@ class Ratio(Evidence):
     def value(self) -> Estimate:
         """The ratio of the sums as an `Estimate`; NaN where the denominators sum to 0."""
         if self.numerator.ndim != 1:
-            raise ValueError("this evidence holds several ratios: index it first, as in evidence[0].value")
+            shape = list(self.numerator.shape[1:])
+            raise ValueError(
+                f"this evidence holds ratios of shape {shape}, and .value is of one: reduce values [batch, seq, d] to "
+                f"[batch, seq] before they are summed, as in x.square().sum(-1), or take one, as in evidence[0].value"
+            )
         top, below = float(self.numerator.sum()), float(self.denominator.sum())
         value = top / below if below else float("nan")
         with np.errstate(invalid="ignore", divide="ignore"):

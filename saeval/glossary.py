@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from saeval.data import Batch
-from saeval.errors import SaevalError, suggestion
+from saeval.errors import SaevalError, blamed, suggestion
 from saeval.metric import Metric, conclude_requests, names_of_values, observe_requests, substitute_requests
 from saeval.model import Model, Resume
 from saeval.nodes import LEAVES
@@ -150,7 +150,11 @@ def _fields(cls: type) -> list[str]:
 
 def document(name: str, registry: Registry) -> str | None:
     """What there is to read of a name; None for an unknown one. `SaevalError` for a name that is claimed twice."""
-    found = [_page(names.entry(name), names.kind) for names in kinds(registry) if name in names]
+    found = []
+    for names in (names for names in kinds(registry) if name in names):
+        entry = names.entry(name)
+        with blamed(f"{names.kind} '{name}'", entry.origin):
+            found.append(_page(entry, names.kind))
     if found:  # one name may be a metric and a quantity
         return "\n\n".join(found)
     if name in LEAVES:

@@ -9,11 +9,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from saeval.errors import SaevalError, suggestion
+from saeval.errors import SaevalError, blamed, suggestion
 from saeval.fingerprint import digest_of
 from saeval.metric import Metric, conclude_requests, observe_requests, substitute_requests
 from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, flattened
 from saeval.parameters import parameter_names
+from saeval.plugins import Origin
 from saeval.quantities import Quantity
 from saeval.substitute import Subject
 
@@ -34,6 +35,7 @@ class Graph:
         pair: bool = False,
         supplies: Iterable[str] = (),
         site: Callable[[str], str] = str,
+        origin: Callable[[str], Origin | None] = lambda metric: None,
     ) -> None:
         self._quantity = quantities
         self._known = set(known) | set(LEAVES)
@@ -45,6 +47,7 @@ class Graph:
         self._pair = pair
         self._supplies = frozenset(supplies)
         self._site = site
+        self._origin = origin
         self._interned: dict[Any, Node] = {}
         self._open: list[str] = []
 
@@ -103,7 +106,7 @@ class Graph:
             if not mine and default is not inspect.Parameter.empty:
                 args[name] = Constant(default)
             else:
-                find = partial(self._at_hooks, quantity.at_hooks) if quantity.at_hooks else self.resolve
+                find = partial(self._at_hooks, quantity) if quantity.at_hooks else self.resolve
                 args[name] = self._both_sides(find, name, binding) if quantity.paired else find(name, binding)
         return args
 
@@ -186,7 +189,9 @@ class Graph:
         for need, arg in args.items():
             if isinstance(arg, Node) and "batch" in arg.roots:
                 raise SaevalError(f"{subject.name}: a control cannot be built from '{need}', which belongs to a batch")
-        quantity = Quantity("sae", subject.load, dict.fromkeys(subject.needs), identity=subject.key)
+        quantity = Quantity(
+            "sae", subject.load, dict.fromkeys(subject.needs), identity=subject.key, origin=subject.origin
+        )
         node = self._intern(quantity, args)
         if not node.subject:  # its weights are its own, whatever it was built from
             node = replace(
@@ -195,12 +200,24 @@ class Graph:
             self._interned[(quantity.name, quantity.identity, _keys(args))] = node
         return node
 
-    def _at_hooks(self, choose: Callable[..., Iterable[str]], name: str, binding: Binding) -> Argument:
-        """What `name` is at each hook that `choose` picks, by hook name."""
+    def _at_hooks(self, quantity: Quantity, name: str, binding: Binding) -> Argument:
+        """What `name` is at each hook that the quantity's chooser picks, by hook name."""
         if binding.hook is None:
             raise SaevalError(f"'{name}' is wanted at hooks picked from a first one, and this request has none")
-        params = {p: binding.params[p] for p in parameter_names(choose) if p in binding.params}
-        hooks = dict.fromkeys(map(self._site, choose(binding.hook, list(self._widths), **params)))
+        choose, known = quantity.at_hooks, list(self._widths)
+        assert choose is not None
+        with blamed(f"the choice of hooks of quantity '{quantity.name}'", quantity.origin):
+            params = {p: binding.params[p] for p in parameter_names(choose) if p in binding.params}
+            picked = choose(binding.hook, list(known), **params)
+            if isinstance(picked, str):
+                raise TypeError(f"it returned the text {picked!r}; return a list of hook names")
+            picked = list(picked)
+            if wrong := [hook for hook in picked if hook not in known]:
+                raise SaevalError(
+                    f"quantity '{quantity.name}' (plugin {quantity.origin}) picks the hook {wrong[0]!r}, which the "
+                    f"model does not have{suggestion(str(wrong[0]), known)}"
+                )
+        hooks = dict.fromkeys(map(self._site, picked))
         at = {hook: self.resolve(name, replace(binding, subject=None, hook_name=hook)) for hook in hooks}
         by_hook = Quantity(f"{name} by hook", dict, dict.fromkeys(at), at_hooks=choose)
         return self._intern(by_hook, at) if at else Constant({})
@@ -250,11 +267,14 @@ class Graph:
     def _interventions(self, metric: Metric, binding: Binding) -> dict[str, Node]:
         """What makes each of a metric's substitutes: a function of its own, or `substitutes` for all of them."""
         if isinstance(metric.interventions, Mapping):
-            own = {name: Quantity.anonymous(function) for name, function in metric.interventions.items()}
+            own = {
+                name: Quantity.anonymous(function, self._origin(metric.name))
+                for name, function in metric.interventions.items()
+            }
             return {name: self._intern(made, self._arguments(made, binding)) for name, made in own.items()}
         made = Quantity(
             f"{metric.name}.substitutes", metric.substitutes, dict.fromkeys(substitute_requests(metric)),  # type: ignore[attr-defined]
-            identity=json.dumps(dict(binding.params), sort_keys=True, default=str),
+            identity=json.dumps(dict(binding.params), sort_keys=True, default=str), origin=self._origin(metric.name),
         )  # fmt: skip
         source = self._intern(made, self._arguments(made, binding))
         picks = {name: Quantity(f"{made.name}[{name}]", _picker(name), {}) for name in metric.interventions}

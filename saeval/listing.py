@@ -10,6 +10,7 @@ from typing import Any
 
 from saeval import glossary, lookup
 from saeval.detail import detail
+from saeval.errors import said
 from saeval.nodes import LEAVES
 from saeval.parameters import schema
 from saeval.registry import Entry, Names, Registry
@@ -44,6 +45,13 @@ def listing(registry: Registry, kind: str) -> list[dict[str, Any]]:
 
 
 def _row(entry: Entry[Any], kind: str | None = None) -> dict[str, Any]:
+    try:
+        return _described(entry, kind)
+    except Exception as error:  # a class that cannot be described costs its own line
+        return {"name": entry.name, "description": f"FAILED: {said(error)}", "from": str(entry.origin)}
+
+
+def _described(entry: Entry[Any], kind: str | None) -> dict[str, Any]:
     thing = entry.thing
     row: dict[str, Any] = {"name": entry.name, "description": _description(thing), "from": str(entry.origin)}
     if kind:

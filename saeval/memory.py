@@ -90,7 +90,8 @@ def bytes_a_sequence(plan: Plan) -> int:
     rows = plan.streams.evaluation
     if len(rows) == 0:
         return 1
-    batch = rows.batch([0], "cpu")
+    with plan.streams.answered_for():
+        batch = rows.batch([0], "cpu")
     sides = batch.sides if isinstance(batch, PairBatch) else (batch,)
     tokens = sum(side.tokens.shape[1] for side in sides)
     width = max((max(s.d_in or 0, s.d_out or 0) for s in plan.subjects), default=0)

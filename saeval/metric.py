@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from saeval.parameters import parameter_names
+from saeval.state import Stateless
 
 
-class Metric:
+class Metric(Stateless):
     """Base class of all metrics.
 
     Subclasses set `name` and `version` and define
@@ -27,7 +28,8 @@ class Metric:
       `functools.partial` fixes is not): one that asks for nothing of the SAE runs once for all SAEs
       of a hook, and metrics whose functions and arguments are equal share the passes.
 
-    `__init__` is the schema of the parameters a suite may set. A metric keeps no state between batches.
+    `__init__` is the schema of the parameters a suite may set. A metric keeps no state between calls: one object
+    serves every batch and every SAE, and setting an attribute after `__init__` fails the cell.
     """
 
     name: ClassVar[str]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from saeval.errors import Problem, SaevalError, blamed
+from saeval.guard import Guarded
 from saeval.model import ModelSpec
 from saeval.options import Options
 from saeval.plugins import code_identity
@@ -30,7 +33,8 @@ def model_spec(suite: Suite, registry: Registry, options: Options, problems: lis
     try:
         if use in registry.models:
             registered = registry.models[use]
-            entry = {**registered.reference, **entry}
+            with blamed(f"model '{use}'", registry.models.entry(use).origin):
+                entry = {**registered.reference, **entry}
             chosen = adapter or registered.adapter
         elif use in registry.adapters:
             chosen = use
@@ -41,10 +45,12 @@ def model_spec(suite: Suite, registry: Registry, options: Options, problems: lis
         found = registry.adapters.entry(chosen)
         with blamed(f"model adapter '{chosen}'", found.origin):
             spec = found.thing().spec(entry)
-        spec.code = code_identity(found.thing, found.origin)
-        if use in registry.models:
-            spec.name = use
-        return spec
+            if not isinstance(spec, ModelSpec):
+                raise TypeError(f"'spec' returned {type(spec).__name__}, which is no ModelSpec")
+            spec.code = code_identity(found.thing, found.origin)
+            if use in registry.models:
+                spec.name = use
+        return cast(ModelSpec, Guarded(spec, f"model adapter '{chosen}'", found.origin))
     except SaevalError as error:
         place = "adapter" if adapter and "adapter" in str(error) else "use"
         asked = dtype is not None and "'dtype'" in str(error)

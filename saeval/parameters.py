@@ -42,7 +42,8 @@ def validated(cls: type, given: Mapping[str, Any], what: str) -> dict[str, Any]:
     """The parameters of `cls`, defaults filled in; `ParameterError` lists every fault of `given`."""
     model = schema(cls)
     try:
-        return {name: getattr(model(**given), name) for name in model.model_fields}
+        made = model(**given)  # also where there is no field, so that a typo does not pass
+        return {name: getattr(made, name) for name in model.model_fields}
     except ValidationError as error:
         raise ParameterError([_fault(e, model, what) for e in error.errors()]) from None
 
@@ -51,7 +52,8 @@ def _fault(error: Any, model: type[BaseModel], what: str) -> tuple[str, str]:
     path = [str(part) for part in error["loc"]]
     key = path[0] if path else ""
     if error["type"] == "extra_forbidden":
-        return key, f"unknown parameter '{key}' of {what}{suggestion(key, model.model_fields)}"
+        known = suggestion(key, model.model_fields) or "; it has none"
+        return key, f"unknown parameter '{key}' of {what}{known}"
     if error["type"] == "missing":
         return "", f"{what} needs the parameter '{key}'"
     return key, f"'{'.'.join(path)}' of {what}: {lowered(error['msg'])}, got {error['input']!r}"

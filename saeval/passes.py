@@ -99,12 +99,19 @@ def together(ordered: Iterable[Pass]) -> list[list[Pass]]:
 
 def cell_target(cell: Cell) -> Target:
     assert cell.observe is not None
-    return Target(cell.key, cell.metric.observe, [cell.observe], cell.order)  # type: ignore[attr-defined]
+    return Target(cell.key, cell.metric.observe, [cell.observe], cell.order, foreign=cell.foreign)  # type: ignore[attr-defined]
 
 
 def fold_target(node: Node, stop: str = "") -> Target:
     """`stop` tells a sum over the rows before an adaptive stop from the sum over all."""
-    return Target(f"{node.digest}{stop}", node.quantity.function, [node.args, *node.other_sides], -1, node=node)
+    return Target(
+        f"{node.digest}{stop}",
+        node.quantity.function,
+        [node.args, *node.other_sides],
+        -1,
+        node=node,
+        foreign=node.quantity.foreign,
+    )
 
 
 def _needed_before(cells: Sequence[Cell], folds: Mapping[int, Node]) -> set[int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from saeval.cell import Cell, subject_record
+from saeval.contents import freeze
 from saeval.errors import Problem, SaevalError, SuiteError, blamed
 from saeval.fingerprint import digest_of
 from saeval.graph import Graph
@@ -19,7 +20,7 @@ from saeval.models import model_spec
 from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, closure, flattened
 from saeval.options import Options
 from saeval.parameters import ParameterError, validated
-from saeval.plugins import code_identity
+from saeval.plugins import Failure, code_identity
 from saeval.precision import Stopping, stopping
 from saeval.registry import Registry
 from saeval.result import SCHEMA
@@ -65,7 +66,15 @@ class Plan:
         problems: list[Problem] = []
         if self.check_hooks:
             problems += self.check_hooks()
-        problems += [problem for problem, _ in self.registry.plugins.collect("saeval_check", plan=self)]
+        if self.spec is not None:
+            self.spec.facts()  # an adapter that cannot say them should not stop a run half-way
+        plugins = self.registry.plugins
+        for problem, origin in plugins.collect("saeval_check", plan=self):
+            if isinstance(problem, Problem):
+                problems.append(problem)
+            else:
+                error = f"saeval_check returned an object of {type(problem).__name__} in its list; expected Problems"
+                plugins.failures.append(Failure(origin, error))
         if problems:
             raise SuiteError(problems)
 
@@ -147,8 +156,9 @@ class _Planner:
         try:
             cls = self.registry.metrics[entry.name]
             params = validated(cls, entry.params, f"metric '{entry.name}'")
-            with blamed(f"metric '{entry.name}'", self.registry.metrics.entry(entry.name).origin):
+            with blamed(f"metric '{entry.name}'", self.registry.metrics.entry(entry.name).origin, values=True):
                 metric = cls(**params)
+                freeze(metric)
             clash = [p for p in params if p in self.registry.quantities or p in LEAVES]
             if clash:
                 raise SaevalError(f"metric '{entry.name}': its parameter '{clash[0]}' has the name of a quantity")
@@ -203,15 +213,17 @@ class _Planner:
 
     def _graph(self, spec: ModelSpec | None, found: Streams, subjects: Subjects) -> Graph:
         try:
-            with blamed(f"data '{found.source.name}'", self.registry.data.entry(found.source.name).origin):
+            with found.answered_for():
                 evaluation = found.evaluation
+                longest, needs_model, _ = evaluation.context, evaluation.needs_model, evaluation.n_clusters
+                data_digest, pair, supplies = evaluation.fingerprint, evaluation.pair, frozenset(evaluation.supplies)
         except SaevalError as error:
             raise SuiteError([self.suite.problem(str(error), "data")]) from None
-        longest, most = evaluation.context, spec.context if spec is not None else None
+        most = spec.context if spec is not None else None
         if spec is not None and most is not None and longest is not None and longest > most:
             message = f"context {longest} is longer than the {most} positions of '{spec.name}'"
             raise SuiteError([self.suite.problem(message, "data", "context")])
-        if spec is None and evaluation.needs_model:
+        if spec is None and needs_model:
             raise SuiteError([self.suite.problem("this data needs a model; add 'model:'", "data")])
         return Graph(
             self.registry.quantities.__getitem__,
@@ -219,11 +231,12 @@ class _Planner:
             widths=_Lazily(lambda: spec.hooks() if spec else {}),
             control=subjects.ablation,
             model_digest=digest_of([_identity(spec), spec.code]) if spec else "",
-            data_digest=evaluation.fingerprint,
+            data_digest=data_digest,
             fit_digest=lambda: found.fit.fingerprint,
-            pair=evaluation.pair,
-            supplies=evaluation.supplies,
+            pair=pair,
+            supplies=supplies,
             site=spec.site if spec else str,
+            origin=lambda metric: self.registry.metrics.entry(metric).origin,
         )
 
     def _subjects_of(
@@ -250,13 +263,14 @@ class _Planner:
             wanted = "pairs" if needs_pair else "a stream of text"
             self._once(f"metric '{entry.name}' observes {wanted}; the data '{found.source.name}' is not", entry)
             return None
+        origin = self.registry.metrics.entry(entry.name).origin
         try:
-            observe = graph.observe(metric, bindings) if hasattr(metric, "observe") else None
-            conclude = graph.conclude(metric, bindings)
+            with blamed("its requests", origin):
+                observe = graph.observe(metric, bindings) if hasattr(metric, "observe") else None
+                conclude = graph.conclude(metric, bindings)
         except SaevalError as error:
             self._once(f"metric '{entry.name}': {error}", entry)
             return None
-        origin = self.registry.metrics.entry(entry.name).origin
         record = {
             "suite": self.suite.name,
             "subjects": [subject_record(s) for s in members],
@@ -283,7 +297,8 @@ class _Planner:
             found.evaluation.fingerprint if streamed else "",
         ]  # fmt: skip
         return Cell(
-            digest_of(words)[:24], metric, entry, params, members, observe, conclude, record, streamed=streamed
+            digest_of(words)[:24], metric, entry, params, members, observe, conclude, record, streamed=streamed,
+            foreign=not origin.own,
         )  # fmt: skip
 
     def _once(self, message: str, entry: MetricEntry) -> None:

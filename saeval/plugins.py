@@ -20,7 +20,7 @@ from typing import Any
 import pluggy
 
 from saeval import hookspecs
-from saeval.errors import SaevalError, looked_up, suggestion
+from saeval.errors import SaevalError, looked_up, said, suggestion
 
 GROUP = "saeval"
 
@@ -36,6 +36,11 @@ class Origin:
 
     def __str__(self) -> str:
         return f"{self.distribution}:{self.entry_point}"
+
+    @property
+    def own(self) -> bool:
+        """Whether it ships with saeval, whose tests prove that its functions write into nothing."""
+        return self.distribution == "saeval"
 
 
 @dataclass(frozen=True)
@@ -103,15 +108,13 @@ class Plugins:
             return
         self.origins[name] = origin
         known = [hook for hook in dir(hookspecs) if hook.startswith("saeval_")]
-        for hook in dir(plugin):
-            marked = getattr(getattr(plugin, hook, None), "saeval_impl", None)
-            if marked and hook not in known:
+        for hook in (name for name in dir(plugin) if name.startswith("saeval_") and name not in known):
+            if getattr(getattr(plugin, hook, None), "saeval_impl", None):
                 self.failures.append(Failure(origin, f"implements an unknown hook '{hook}'{suggestion(hook, known)}"))
 
     def _fail(self, origin: Origin, error: BaseException) -> None:
-        line = str(error).strip().splitlines()
         details = "".join(traceback.format_exception(error))
-        self.failures.append(Failure(origin, f"{type(error).__name__}: {line[0] if line else ''}", details))
+        self.failures.append(Failure(origin, said(error), details))
 
     def collect(self, hook: str, **arguments: Any) -> list[tuple[Any, Origin]]:
         """What every plugin returns from a collecting hook, each thing with its origin, in loading order."""
@@ -135,7 +138,7 @@ class Plugins:
             others = [plugin for other, plugin in plugins.items() if other != name and plugin is not None]
             try:
                 returned = self._manager.subset_hook_caller(hook, others)(**arguments)
-            except Exception as error:  # a hook that raises costs its own plugin only
+            except (Exception, SystemExit) as error:  # a hook that raises costs its own plugin only
                 self._fail(origin, error)
                 continue
             results += [(origin, one) for one in returned or []]
@@ -202,7 +205,7 @@ def _origin(entry_point: EntryPoint) -> Origin:
 
 
 def _distribution(entry_point: EntryPoint) -> str:
-    return entry_point.dist.name if entry_point.dist else "unknown"
+    return (entry_point.dist.name if entry_point.dist else None) or "unknown"  # None where its metadata are damaged
 
 
 def _is_editable(entry_point: EntryPoint | None) -> bool:
@@ -210,7 +213,10 @@ def _is_editable(entry_point: EntryPoint | None) -> bool:
         own = [e for e in entry_points(group=GROUP) if e.dist and e.dist.name == "saeval"]
         return _is_editable(own[0]) if own else True
     text = entry_point.dist.read_text("direct_url.json") if entry_point.dist else None
-    return bool(text and json.loads(text).get("dir_info", {}).get("editable"))
+    try:
+        return bool(text and json.loads(text).get("dir_info", {}).get("editable"))
+    except (ValueError, AttributeError):  # a damaged record: its source is hashed, which is always right
+        return True
 
 
 def _own_version() -> str:

@@ -53,7 +53,7 @@ class Quantity:
         )
 
     @classmethod
-    def anonymous(cls, function: Callable[..., Any]) -> Quantity:
+    def anonymous(cls, function: Callable[..., Any], origin: Origin | None = None) -> Quantity:
         """A metric's own function, perhaps a `functools.partial`: equal ones with equal arguments are one quantity.
 
         Its code is known by its name alone: the metric's own identity stands for the code in every key.
@@ -62,7 +62,12 @@ class Quantity:
         inner: Any = getattr(function, "func", function)
         requests = {name: default for name, default in parameter_names(function).items() if name not in fixed}
         identity = json.dumps([inner.__module__, given, fixed], sort_keys=True, default=repr)
-        return cls(inner.__qualname__, function, requests, identity=identity)
+        return cls(inner.__qualname__, function, requests, identity=identity, origin=origin)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether somebody else than saeval wrote it, so that its calls are watched."""
+        return self.origin is not None and not self.origin.own
 
     @property
     def doc(self) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from saeval.board import Column, Row
-from saeval.paired import ALPHA, difference, holm
+from saeval.differences import ALPHA, difference, holm
 
 _KINDS = {"sae": 0, "group": 1, "control": 2}
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from saeval.data import Source
-from saeval.errors import SaevalError, suggestion
+from saeval.errors import SaevalError, said, suggestion
 from saeval.metric import Metric, faults
 from saeval.model import ModelAdapter, RegisteredModel
 from saeval.parameters import schema
@@ -77,20 +77,22 @@ class Registry:
     def _names(self, kind: str, hook: str, accept: Callable[[Any], bool], wrap: Callable[..., Any]) -> Names[Any]:
         entries = []
         for thing, origin in self.plugins.collect(hook):
-            if not accept(thing):
-                if hook != "saeval_models":  # the one hook with two kinds of things
-                    self.plugins.failures.append(Failure(origin, f"{hook} returned {thing!r}, which is no {kind}"))
-                continue
             try:
+                if not accept(thing):
+                    if hook != "saeval_models":  # the one hook with two kinds of things
+                        error = f"{hook} returned {_shown(thing)}, which is no {kind}"
+                        self.plugins.failures.append(Failure(origin, error))
+                    continue
                 made = wrap(thing, origin)
                 name = made.name
+                if not isinstance(name, str) or not name:
+                    raise TypeError(f"'name' is {name!r}; it must be text")
                 if isinstance(made, type):
                     if missing := getattr(made, "__abstractmethods__", None):
                         raise TypeError(f"it lacks {', '.join(sorted(missing))}")
                     schema(made)  # a class whose parameters cannot be read would fail every listing
-            except Exception as error:  # a plugin's own fault is told with its name
-                shown = getattr(thing, "__qualname__", repr(thing))
-                self.plugins.failures.append(Failure(origin, f"{kind} {shown}: {type(error).__name__}: {error}"))
+            except (Exception, SystemExit) as error:  # a plugin's own fault is told with its name
+                self.plugins.failures.append(Failure(origin, f"{kind} {_shown(thing)}: {said(error)}"))
                 continue
             entries.append(Entry(name, made, origin))
         return Names(kind, entries, self.plugins.failures)
@@ -125,7 +127,7 @@ class Registry:
 
     @cached_property
     def controls(self) -> Names[type[Control]]:
-        return self._names("control", "saeval_controls", _subclass(Control), _same)
+        return self._names("control", "saeval_controls", _subclass(Control), _sound_control)
 
     @cached_property
     def suites(self) -> Names[RegisteredSuite]:
@@ -134,6 +136,29 @@ class Registry:
     @cached_property
     def reports(self) -> Names[Report]:
         return self._names("report format", "saeval_reports", _instance(Report), _same)
+
+
+def accepting(names: Names[Any], live: object, plugins: Plugins) -> Any:
+    """The first of some loaders or adapters that takes a user's own object, made, with its entry; None without one.
+
+    One that raises takes none, and is a failure of its plugin.
+    """
+    for entry in names:
+        try:
+            made = entry.thing()
+            if made.accepts(live):
+                return made, entry
+        except (Exception, SystemExit) as error:
+            plugins.failures.append(Failure(entry.origin, f"{names.kind} '{entry.name}': {said(error)}"))
+    return None
+
+
+def _shown(thing: Any) -> str:
+    """A name for what a plugin returned, whatever its `__repr__` does."""
+    try:
+        return str(getattr(thing, "__qualname__", None) or repr(thing))
+    except Exception:
+        return f"an object of {type(thing).__qualname__}"
 
 
 def _same(thing: Any, origin: Origin) -> Any:
@@ -146,6 +171,15 @@ def _sound(metric: type[Metric], origin: Origin) -> type[Metric]:
     if fault:
         raise TypeError(fault)
     return metric
+
+
+def _sound_control(control: type[Control], origin: Origin) -> type[Control]:
+    """A control as it is, if suites can use it."""
+    if not callable(getattr(control, "build", None)):
+        raise TypeError("it has no method 'build'")
+    if control.per not in ("hook", "sae"):
+        raise TypeError(f"'per' is {control.per!r}; it must be 'hook' or 'sae'")
+    return control
 
 
 def _subclass(base: type) -> Callable[[Any], bool]:

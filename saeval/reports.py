@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saeval.board import limit_in_words
-from saeval.errors import SaevalError, log
+from saeval.errors import SaevalError, blamed, log, said
 from saeval.plots import under_heading
 
 if TYPE_CHECKING:
     from saeval.board import Board
     from saeval.comparison import Comparison
+    from saeval.registry import Names
     from saeval.result import Result
 
 
@@ -61,15 +62,16 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
         try:
             with under_heading(limit):
                 pages = report.pages(results)
-        except Exception as error:  # one bad report costs its own pages only
+            for name, content in pages.items():
+                if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                    raise ValueError(f"the page '{name}' does not lie in the report's folder")
+                folder.mkdir(parents=True, exist_ok=True)
+                path = folder / _NOT_IN_FILE_NAMES.sub("-", name)
+                path.write_bytes(content if isinstance(content, bytes) else _headed(name, content, limit).encode())
+                written.append(path)
+        except (Exception, SystemExit) as error:  # one bad report costs its own pages only
             log.debug("report %s failed", report.name, exc_info=error)
-            failed.append(f"report '{report.name}' failed: {type(error).__name__}: {error}")
-            continue
-        for name, content in pages.items():
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / _NOT_IN_FILE_NAMES.sub("-", name)
-            path.write_bytes(content if isinstance(content, bytes) else _headed(name, content, limit).encode())
-            written.append(path)
+            failed.append(f"report '{report.name}' failed: {said(error)}")
     return written, failed
 
 
@@ -81,3 +83,21 @@ def _headed(name: str, text: str, limit: str) -> str:
         banner = f'<p role="alert"><strong>{html.escape(limit)}</strong></p>'
         return re.sub(r"(<body[^>]*>)", rf"\1\n{banner}", text, count=1, flags=re.IGNORECASE)
     return text
+
+
+def writer(reports: Names[Report], name: str, of: Literal["write", "compare"]) -> Callable[..., str]:
+    """What the format `name` does `of` leaderboards or comparisons; called, a `SaevalError` names a plugin that fails.
+
+    `SaevalError` for a format that does not exist or cannot do it.
+    """
+    entry = reports.entry(name)
+    write = entry.thing.writer(of, [other.thing for other in reports])
+
+    def written(shown: Any) -> str:
+        with blamed(f"report format '{name}'", entry.origin):
+            text = write(shown)
+            if not isinstance(text, str):
+                raise TypeError(f"it returned {type(text).__name__}, not text")
+            return text
+
+    return written

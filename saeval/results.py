@@ -11,7 +11,7 @@ from saeval.comparison import Comparison, compare
 from saeval.errors import SaevalError
 from saeval.leaderboard import from_results
 from saeval.registry import Registry
-from saeval.reports import write_pages
+from saeval.reports import write_pages, writer
 from saeval.result import Result
 
 if TYPE_CHECKING:
@@ -62,9 +62,7 @@ class Results(Sequence[Result]):
 
     def leaderboard(self, format: str = "md") -> str:
         """The leaderboard as text, in a format that some plugin writes."""
-        every = [entry.thing for entry in self._registry.reports]
-        text: str = self._registry.reports[format].writer("write", every)(self.boards())
-        return text
+        return writer(self._registry.reports, format, "write")(self.boards())
 
     def compare(self, a: str, b: str, metrics: Sequence[str] = ()) -> Comparison:
         """Two subjects, by `name` or `name@hook`: every value of both with the paired difference and its test.

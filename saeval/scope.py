@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
+from saeval.contents import Care
 from saeval.data import Batch, PairBatch
 from saeval.errors import Undefined
 from saeval.evidence import Stamp
@@ -18,7 +18,7 @@ from saeval.failure import Failed
 from saeval.flaws import Flaw, flaw
 from saeval.memory import TooLargeError, refuse_too_large
 from saeval.model import Capture, Model, Resume
-from saeval.nodes import Argument, Constant, Node
+from saeval.nodes import LEAVES, Argument, Constant, Node
 from saeval.program import Program
 from saeval.sharing import WrittenInPlaceError, called
 from saeval.target import Target
@@ -26,6 +26,10 @@ from saeval.totals import EvidenceTree, added, stamped
 
 GATHERED = 16
 """Results that may wait for one gathered call: they are held in memory until then."""
+
+
+Draw: TypeAlias = Callable[[], "Batch | PairBatch"]
+"""A batch, made anew at every call."""
 
 
 class _Redo(BaseException):
@@ -52,6 +56,9 @@ class Scope:
     """While `look` is under way: all that its clean pass is to serve."""
     _ahead: tuple[Batch | PairBatch, dict[int, Capture]] | None = None
     """The clean pass of `look`, and the rows that it is of."""
+    _checked: set[int] = field(default_factory=set)
+    """Nodes and targets, by `id`, whose first call was checked by content: a write that escapes the version counters
+    costs a look at every number, so what is seen at every call is the counters alone."""
 
     def __post_init__(self) -> None:
         self.arrange()
@@ -60,7 +67,7 @@ class Scope:
         """Take up the targets that have not failed."""
         self.program = Program([t for t in self.targets if t.error is None])
 
-    def look(self, batch: Batch | PairBatch, portions: Sequence[Sequence[Target]]) -> None:
+    def look(self, draw: Draw, portions: Sequence[Sequence[Target]]) -> None:
         """Run targets that are not the pass's own, portion by portion, on the batch that `run` is shown next.
 
         One clean pass serves them all and `run`. Where there are several portions, weights are let go of in between.
@@ -71,22 +78,23 @@ class Scope:
             for targets in portions:
                 self.targets = targets
                 self.arrange()
-                self.run(batch)
+                self.run(draw)
                 if len(portions) > 1:
                     self.rest()
         finally:
             self.targets, self._wider = own, None
             self.arrange()
 
-    def run(self, batch: Batch | PairBatch) -> list[tuple[Target, EvidenceTree]]:
+    def run(self, draw: Draw) -> list[tuple[Target, EvidenceTree]]:
         """Evidence of every target that has not failed; a target that fails keeps its error and drops out.
 
-        Where something wrote into what others share, the batch is done again. `TooLargeError` if it does not fit.
+        Where something wrote into what others share, the batch is drawn and done again. `TooLargeError` if it does
+        not fit.
         A target whose values are flawed here may lack its evidence; it does not drop out, so that `flaws` go on.
         """
         while True:
             try:
-                return list(self._run(batch))
+                return list(self._run(draw()))
             except _Redo:
                 self._lasting.clear()
                 self.arrange()
@@ -136,16 +144,25 @@ class Scope:
         for call in target.arguments:
             arguments = {name: self._argument(a) for name, a in call.items()}
             try:
-                observed = called(target.function, arguments, "it")
+                observed = called(target.function, arguments, "it", self._care(target.foreign, target))
             except WrittenInPlaceError as error:
                 target.fail(error)
                 raise _Redo from None
             part = stamped(observed, stamp)
             total = part if total is None else added(total, part)
         assert total is not None
+        if target.foreign:
+            self._checked.add(id(target))
         return total
 
-    def conclude(self, function: Callable[..., Any], totals: Sequence[Any], requests: Mapping[str, Any]) -> Any:
+    def _care(self, foreign: bool, *callers: Node | Target) -> Care:
+        if not foreign:
+            return Care.VERSIONS
+        return Care.ARRAYS if all(id(one) in self._checked for one in callers) else Care.EVERYTHING
+
+    def conclude(
+        self, function: Callable[..., Any], totals: Sequence[Any], requests: Mapping[str, Any], foreign: bool = False
+    ) -> Any:
         """`function(*totals, ...)` with the values of `requests`, none of which belongs to a batch."""
         while True:
             try:
@@ -156,7 +173,7 @@ class Scope:
             except _Redo:
                 self._lasting.clear()
         try:
-            return called(functools.partial(function, *totals), arguments, "it")
+            return called(function, arguments, "it", Care.EVERYTHING if foreign else Care.VERSIONS, totals)
         except WrittenInPlaceError:
             self._lasting.clear()
             raise
@@ -219,8 +236,13 @@ class Scope:
     def _called(self, nodes: Sequence[Node], arguments: Mapping[str, Any]) -> Any:
         """The function of `nodes`; if it writes into its arguments, they fail for good and the batch is done again."""
         quantity = nodes[0].quantity
+        what, foreign = f"'{quantity.name}'", quantity.foreign
+        if any(used.name == "sae" and used.quantity.foreign for used in nodes[0].inputs):
+            what, foreign = f"'{getattr(arguments.get('sae'), 'name', 'the SAE')}', in '{quantity.name}',", True
         try:
-            return called(quantity.function, arguments, f"'{quantity.name}'")
+            value = called(quantity.function, arguments, what, self._care(foreign, *nodes))
+            self._checked.update(map(id, nodes))
+            return value
         except WrittenInPlaceError as error:
             self._writers.update({node.serial: Failed(error) for node in nodes})
             raise _Redo from None
@@ -237,6 +259,8 @@ class Scope:
             return side
         if name in side.supplied:
             return side.supplied[name]
+        if name not in LEAVES:
+            raise KeyError(f"the data say that they supply '{name}', but a batch of theirs has {sorted(side.supplied)}")
         captured = self._capture(node.side, side)
         if name == "clean_final":
             return captured.final

@@ -1,42 +1,96 @@
-"""Values that many cells share must not be written into: a write is found out by the tensors' own version counters."""
+"""Calls of functions that plugins supply: they may write into nothing that others share, and keep nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
+
+from saeval.contents import Care, contents, frozen_state, state
+from saeval.state import StateChangedError, remedy
+
+
+class Watcher(Protocol):
+    """Sees calls, each of which is checked with `Care.EVERYTHING`."""
+
+    def watches(self, function: Callable[..., Any]) -> bool:
+        """Whether it wants to see a function of saeval's own; it sees every other."""
+
+    def returned(self, function: Callable[..., Any], value: Any) -> None:
+        """A call that it watches returned this."""
+
+
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
 class WrittenInPlaceError(RuntimeError):
     """A function wrote into an argument that others share."""
 
 
-def called(function: Callable[..., Any], arguments: Mapping[str, Any], what: str) -> Any:
-    """`function(**arguments)`; `WrittenInPlaceError` if it wrote into a tensor among them, also where it raised."""
-    before = [(name, tensor, tensor._version) for name, value in arguments.items() for tensor in _tensors(value)]
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Check every call that `watcher` watches, not only the first of each function."""
+    token = _watcher.set(watcher)
     try:
-        return function(**arguments)
+        yield
     finally:
-        for name, tensor, version in before:
-            if tensor._version != version:
+        _watcher.reset(token)
+
+
+def called(
+    function: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    what: str,
+    care: Care = Care.VERSIONS,
+    totals: Sequence[Any] = (),
+) -> Any:
+    """`function(*totals, **arguments)`.
+
+    `WrittenInPlaceError` if it wrote into one of these, also where it raised, and `StateChangedError`, with
+    `Care.EVERYTHING`, if it keeps state: both as far as `care` looks.
+    """
+    watcher = _watcher.get()
+    if watcher and care == Care.VERSIONS and not watcher.watches(function):
+        watcher = None
+    care = Care.EVERYTHING if watcher else care
+    given = {**({"total": list(totals)} if totals else {}), **arguments}
+    before = {name: contents(value, care) for name, value in given.items()}
+    kept = frozen_state(function) if care == Care.EVERYTHING else {}
+
+    def check() -> None:
+        for name, value in given.items():
+            if contents(value, care) != before[name]:
                 raise WrittenInPlaceError(
                     f"{what} writes in place into '{name}', which other metrics share; "
-                    f"work on a copy, such as {name}.clone()"
+                    f"work on a copy, such as {_copy(name, value)}"
                 )
+        if care == Care.EVERYTHING:
+            now = state(function)
+            for name in sorted(kept.keys() | now.keys()):
+                if kept.get(name) != now.get(name):
+                    raise StateChangedError(remedy(f"{what} changes '{name}', which outlives the call"))
+
+    # Never in a `finally`: Ctrl-C must arrive whatever the function had done by then.
+    try:
+        returned = function(*totals, **arguments)
+    except SystemExit as error:
+        check()
+        raise RuntimeError(f"{what} calls sys.exit({error.code!r}); raise an exception instead") from None
+    except Exception:
+        check()
+        raise
+    check()
+    if watcher:
+        watcher.returned(function, returned)
+    return returned
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _copy(name: str, value: Any) -> str:
+    """How to copy an argument."""
     if isinstance(value, Tensor):
-        if not value.is_inference():  # those keep no version, and refuse writes by themselves
-            yield value
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors(one)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from _tensors(getattr(value, field.name))
+        return f"{name}.clone()"
+    return f"{name}.copy()" if isinstance(value, np.ndarray) else f"copy.deepcopy({name}), or .clone() of its tensors"

@@ -115,7 +115,7 @@ class Store:
         try:
             header = json.loads(str(arrays["header"]))
             return header["facts"], {name: _thaw(form, arrays) for name, form in header["evidence"].items()}
-        except (KeyError, ValueError, TypeError):
+        except Exception:  # damaged, or a plugin's own `from_state` raised: it counts as absent
             return None
 
     def write_checkpoint(

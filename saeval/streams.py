@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -30,8 +31,16 @@ log = logging.getLogger("saeval")
 class Streams:
     """The suite's one data source. Tokenising happens at the first look at `evaluation` or `fit`."""
 
-    def __init__(self, source: Source, common: Mapping[str, Any], spec: ModelSpec | None, limit: int | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        common: Mapping[str, Any],
+        spec: ModelSpec | None,
+        limit: int | None,
+        origin: object = None,
+    ) -> None:
         self.source = source
+        self.origin = origin
         self.spec = spec
         self.limit = limit
         self.fit_sequences = int(common.get("fit_sequences", FIT_SEQUENCES))
@@ -46,23 +55,25 @@ class Streams:
     @cached_property
     def evaluation(self) -> Dataset:
         options = self.options
-        rows = self._rows("evaluation") if options is None else self._tokens("evaluation", options.sequences)
-        rows = rows if self.limit is None else First(rows, self.limit)
-        self._check_ids(rows, "evaluation")
-        return rows
+        with self.answered_for():
+            rows = self._rows("evaluation") if options is None else self._tokens("evaluation", options.sequences)
+            rows = rows if self.limit is None else First(rows, self.limit)
+            self._check_ids(rows, "evaluation")
+            return rows
 
     @cached_property
     def fit(self) -> Dataset:
         """At most `fit_sequences` rows of documents that are not evaluated; all there are if fewer."""
-        if self.options is None:
-            rows = self._rows("fit")
-        else:
-            try:
-                rows = self._tokens("fit", self.fit_sequences)
-            except TooFewSequencesError:
-                rows = self._tokens("fit", None)
-        self._check_ids(rows, "fit")
-        return rows
+        with self.answered_for():
+            if self.options is None:
+                rows = self._rows("fit")
+            else:
+                try:
+                    rows = self._tokens("fit", self.fit_sequences)
+                except TooFewSequencesError:
+                    rows = self._tokens("fit", None)
+            self._check_ids(rows, "fit")
+            return rows
 
     def _check_ids(self, rows: Dataset, split: Split) -> None:
         """`SaevalError` for a token id that the model cannot embed."""
@@ -96,11 +107,16 @@ class Streams:
     @cached_property
     def description(self) -> dict[str, Any]:
         """What results record of the data."""
-        own = {"use": self.source.name, "fingerprint": self.evaluation.fingerprint}
-        common = self.options.model_dump() if self.options else {}
-        limit = {"limit": self.limit} if self.limit is not None else {}
-        # Of a name that both use, such as `documents`, what the rows are counts, and not what the source has.
-        return {**own, **common, **limit, **dict(self.source.facts()), **dict(self.evaluation.describe())}
+        with self.answered_for():
+            own = {"use": self.source.name, "fingerprint": self.evaluation.fingerprint}
+            common = self.options.model_dump() if self.options else {}
+            limit = {"limit": self.limit} if self.limit is not None else {}
+            # Of a name that both use, such as `documents`, what the rows are counts, and not what the source has.
+            return {**own, **common, **limit, **dict(self.source.facts()), **dict(self.evaluation.describe())}
+
+    def answered_for(self) -> AbstractContextManager[None]:
+        """Calls of the source's own code: what it raises is one `SaevalError` that names its plugin."""
+        return blamed(f"data '{self.source.name}'", self.origin)
 
 
 class First(Dataset):
@@ -180,13 +196,14 @@ def streams(
         common = {k: v for k, v in entry.items() if k in shared - own_names}
         if textual:
             _check_common(common)
-        with blamed(f"data '{use}'", registry.data.entry(use).origin):
+        origin = registry.data.entry(use).origin
+        with blamed(f"data '{use}'", origin, values=True):
             source = source_class(**own)
-        return Streams(source, common, spec, limit)
+        return Streams(source, common, spec, limit, origin)
     except ParameterError as error:
         for key, sentence in error.faults:
             problems.append(suite.problem(sentence, "data", *([key] if key else [])))
-    except SaevalError as error:
+    except (SaevalError, ValueError) as error:
         problems.append(suite.problem(str(error), "data"))
     return None
 

@@ -10,15 +10,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from saeval.contents import freeze
 from saeval.errors import Problem, SaevalError, blamed, looked_up, suggestion
 from saeval.fingerprint import digest_of
 from saeval.live import LiveKeys, LiveSAE
 from saeval.model import ModelSpec
 from saeval.options import Options
 from saeval.parameters import ParameterError, parameter_names, validated
-from saeval.plugins import code_identity
+from saeval.plugins import Origin, code_identity
 from saeval.recognition import paths, suggested, written
 from saeval.registry import Registry
+from saeval.sae import SAEInfo
+from saeval.store import finite
 from saeval.substitute import Control, Subject
 from saeval.suite import Suite
 
@@ -102,8 +105,8 @@ class Subjects:
         with self._read_as(use, reference, entry.origin):
             loader = entry.thing()
             found = {part: dict(one) for part, one in loader.expand(reference).items()}
-        if name is None:
-            name = _name(reference.get("path"), set(found) != {""}) or loader.label(reference)
+            if name is None:
+                name = str(_name(reference.get("path"), set(found) != {""}) or loader.label(reference))
         # Taken out after expanding, which may have made it from a template.
         hooks = {part: _word(one, "hook_name") for part, one in found.items()}
         return [self._load_later(f"{name}/{p}" if p else name, use, one, hooks[p]) for p, one in found.items()]
@@ -123,6 +126,9 @@ class Subjects:
         with self._read_as(use, reference, entry.origin):
             loader = entry.thing()
             info = loader.info(reference)
+            if not isinstance(info, SAEInfo):
+                raise TypeError(f"'info' returned {type(info).__name__}, which is no SAEInfo")
+            own_facts = finite(dict(info.facts))
         hook_name = hook_name or info.hook_name
         if not hook_name:
             raise SaevalError(f"{name}: the checkpoint does not say its hook; add 'hook_name: blocks.N.hook_resid_pre'")
@@ -134,7 +140,7 @@ class Subjects:
 
             return loader.load(reference, self.device, getattr(torch, self.dtype))
 
-        facts = {"format": use, "architecture": info.architecture, "sha256": info.sha256, **dict(info.facts)}
+        facts = {"format": use, "architecture": info.architecture, "sha256": info.sha256, **own_facts}
         if info.hook_name:
             same = self._site(info.hook_name) == hook_name
             facts["declared_hook"] = asked if same else self._canonical(info.hook_name)
@@ -156,7 +162,7 @@ class Subjects:
             name, hook_name, key, load,
             input_hook=input_hook, asked_hook=asked if asked != hook_name else None,
             d_in=info.d_in, d_sae=info.d_sae, d_out=info.d_out, facts=facts,
-            fetch=lambda: loader.fetch(reference),
+            fetch=lambda: loader.fetch(reference), origin=entry.origin,
         )  # fmt: skip
 
     def _canonical(self, hook_name: str | None) -> str | None:
@@ -175,7 +181,7 @@ class Subjects:
         return Subject(
             name, hook_name, key, lambda: live,
             input_hook=input_hook, asked_hook=asked if asked != hook_name else None,
-            d_in=live.d_in or None, d_sae=live.d_sae, d_out=live.d_out, facts=facts,
+            d_in=live.d_in or None, d_sae=live.d_sae, d_out=live.d_out, facts=facts, origin=Origin("live", name),
         )  # fmt: skip
 
     def controls(self, saes: list[Subject]) -> list[Subject]:
@@ -194,8 +200,12 @@ class Subjects:
                     raise SaevalError(f"a control needs 'use', one of: {', '.join(self.registry.controls.names())}")
                 control = self.registry.controls[use]
                 params = validated(control, given, f"control '{use}'")
-                with blamed(f"control '{use}'", self.registry.controls.entry(use).origin):
+                origin = self.registry.controls.entry(use).origin
+                with blamed(f"control '{use}'", origin, values=True):
                     copies = control(**params).copies
+                if not isinstance(copies, int) or isinstance(copies, bool) or copies < 1:
+                    wrong = f"'copies' is {copies!r}; it must be a whole number from 1"
+                    raise SaevalError(f"control '{use}' (plugin {origin}): {wrong}")
                 parents = _chosen(saes, of, use)
             except ParameterError as error:
                 for key, sentence in error.faults:
@@ -242,18 +252,21 @@ class Subjects:
         name: str,
         asked_hook: str | None = None,
     ) -> Subject:
-        control = cls(**params)
         origin = self.registry.controls.entry(cls.name).origin
+        with blamed(f"control '{cls.name}'", origin):
+            control = cls(**params)
+            freeze(control)
+            needs = tuple(parameter_names(control.build))
         constants = {**params, "copy": copy}
         words = ["control", cls.name, cls.version, constants, parent.key if parent else hook_name]
         key = digest_of([*words, code_identity(cls, origin)])
         shown = f"{name}({parent.name})" if parent else name
         return Subject(
             shown if copy == 0 else f"{shown}#{copy}", hook_name, key, control.build,
-            needs=tuple(parameter_names(control.build)), build_params=constants, parent=parent,
+            needs=needs, build_params=constants, parent=parent,
             kind="control", input_hook=parent.input_hook if parent else None, asked_hook=asked_hook,
             d_in=parent.d_in if parent else None, d_sae=parent.d_sae if parent else None,
-            facts={"control": name, "of": parent.name if parent else None, "copy": copy, **params},
+            facts={"control": name, "of": parent.name if parent else None, "copy": copy, **params}, origin=origin,
         )  # fmt: skip
 
     def check_hooks(self, subjects: list[Subject], context: int | None = None) -> None:

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from jaxtyping import Float, UInt64
 
 from saeval.errors import Undefined
+from saeval.state import Stateless
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
+
+    from saeval.plugins import Origin
 
 
 class Encoding(NamedTuple):
@@ -124,6 +127,8 @@ class Subject:
     """Download what `load` will read, where that is not here yet."""
     facts: Mapping[str, Any] | None = None
     """What the checkpoint says of itself, recorded with the results."""
+    origin: Origin | None = None
+    """Who supplies its code; None where saeval does."""
 
     @property
     def shown_hook(self) -> str:
@@ -131,11 +136,11 @@ class Subject:
         return self.asked_hook or self.hook_name
 
 
-class Control(ABC):
+class Control(Stateless, ABC):
     """A substitute nobody trained: a class whose `__init__` is the YAML schema of its parameters.
 
-    `build` asks by its parameters' names for what it needs: `hook_name`, `d_in`, folds such as
-    `activation_mean`, and for `per = "sae"` quantities of the parent SAE.
+    It keeps no state after `__init__`; what `build` returns may. `build` asks by its parameters' names for what it
+    needs: `hook_name`, `d_in`, folds such as `activation_mean`, and for `per = "sae"` quantities of the parent SAE.
     """
 
     name: ClassVar[str]

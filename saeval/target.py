@@ -28,6 +28,8 @@ class Target:
     """The error's traceback as text: the error itself must not hold on to a batch's tensors."""
     node: Node | None = None
     """The fold, where this is one."""
+    foreign: bool = False
+    """Whether somebody else than saeval wrote its function."""
 
     def fail(self, error: Exception) -> None:
         """Drop out, for this reason; `TooLargeError` where the batch was too large, which is no target's fault."""

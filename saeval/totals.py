@@ -21,6 +21,8 @@ def stamped(observed: Any, stamp: Stamp) -> EvidenceTree:
 
 
 def _storable(evidence: Evidence) -> Evidence:
+    if not isinstance(evidence, Evidence):
+        raise TypeError(f"the sum of two evidences is {type(evidence).__name__}; `__add__` returns an evidence")
     for name, array in evidence.state().items():
         if np.asarray(array).dtype.hasobject:
             kind = type(evidence).__name__
@@ -33,7 +35,7 @@ def added(total: EvidenceTree, part: EvidenceTree) -> EvidenceTree:
     if isinstance(total, dict) and isinstance(part, dict):
         if total.keys() != part.keys():
             raise TypeError(f"observe returned {sorted(part)} after {sorted(total)}: names may not change")
-        return {name: total[name] + part[name] for name in total}
+        return {name: _storable(total[name] + part[name]) for name in total}
     if isinstance(total, Evidence) and isinstance(part, Evidence):
-        return total + part
+        return _storable(total + part)
     raise TypeError("observe returned an Evidence once and a dict another time")

@@ -41,7 +41,7 @@ class Scalar:
             number, reason = None, reason or f"the value is {number}"
         self.value = number
         self.unit = unit
-        self.better = better
+        self.better = _direction(better)
         self.n = n if n is not None else (self.estimate.n if self.estimate else None)
         self.reason = reason
         self.stderr = self.estimate.stderr if self.estimate else stderr
@@ -84,6 +84,11 @@ class Curve:
     unit: str = ""
     better: Better = None
 
+    def __post_init__(self) -> None:
+        _direction(self.better)
+        if len(self.x) != len(self.y):
+            raise ValueError(f"a Curve has {len(self.x)} x and {len(self.y)} y; give one y for each x")
+
     def record(self) -> dict[str, Any]:
         points = [Scalar(value).record() for value in self.y]
         return {
@@ -103,6 +108,11 @@ class Table:
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for index, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(f"row {index} of a Table has {len(row)} cells for {len(self.columns)} columns")
 
     def record(self) -> dict[str, Any]:
         return {"kind": "table", "columns": list(self.columns), "rows": [[_plain(c) for c in r] for r in self.rows]}
@@ -130,8 +140,18 @@ class Notes:
 
     notes: Sequence[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.notes, str):
+            raise TypeError(f"Notes are a list of sentences, got the text {self.notes!r}; write Notes([...])")
+
     def record(self) -> dict[str, Any]:
         return {"kind": "notes", "notes": list(self.notes)}
+
+
+def _direction(better: Better) -> Better:
+    if better not in ("lower", "higher", None):
+        raise ValueError(f"'better' is {better!r}; it must be 'lower', 'higher' or None")
+    return better
 
 
 def _plain(cell: Any) -> Any:

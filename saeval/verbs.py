@@ -7,12 +7,11 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Literal
 
 from saeval import comparison, listing
 from saeval.api import execute, prepare
 from saeval.doctor import Doctor
-from saeval.errors import INTERRUPTED, OK, SOME_FAILED
+from saeval.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
 from saeval.leaderboard import boards
 from saeval.options import Options
 from saeval.outline import outline
@@ -20,7 +19,7 @@ from saeval.plugins import Plugins
 from saeval.preflight import warnings
 from saeval.progress import progress
 from saeval.registry import Registry
-from saeval.reports import write_pages
+from saeval.reports import write_pages, writer
 from saeval.store import Store
 
 
@@ -47,7 +46,7 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 def run(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
-    write = _writer(registry, arguments.format, "write")
+    write = writer(registry.reports, arguments.format, "write")
     # Every suite is planned before the first one runs, so that a mistake in the last costs nothing.
     plans = [prepare(suite, registry, _options(arguments), arguments.set) for suite in arguments.suites]
     for failure in registry.plugins.failures:
@@ -67,7 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
                 hint = f"saeval show {results.folder} lists them, saeval show {results.folder} KEY has the traceback"
                 print(f"{len(results.failed)} of {len(results)} cells failed; {hint}", file=sys.stderr)
                 code = SOME_FAILED
-        print(write(made_boards))
+        try:
+            print(write(made_boards))
+        except SaevalError as error:  # the results are kept, and another format may show them
+            print(f"{error}; the results are kept: saeval leaderboard OUT/SUITE shows them", file=sys.stderr)
+            code = SOME_FAILED
         for failure in registry.plugins.failures[told:]:
             print(f"plugin {failure}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -83,6 +86,8 @@ def check(arguments: argparse.Namespace) -> int:
         made = prepare(suite, registry, _options(arguments), arguments.set)
         made.verify()
         print("\n".join([*warnings(made), outline(made, Store(Path(arguments.out) / made.name))]))
+    for failure in registry.plugins.failures:
+        print(f"plugin {failure}", file=sys.stderr)
     return OK
 
 
@@ -94,7 +99,8 @@ def fetch(arguments: argparse.Namespace) -> int:
             made.spec.fetch()
         for subject in made.subjects:
             if subject.fetch is not None:
-                subject.fetch()
+                with blamed(f"SAE '{subject.name}'", subject.origin):
+                    subject.fetch()
         saes = sum(s.kind == "sae" for s in made.subjects)
         print(f"{made.name}: {len(made.streams.evaluation)} sequences, {saes} SAEs and the model's files are here")
     return OK
@@ -124,26 +130,22 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def leaderboard(arguments: argparse.Namespace) -> int:
-    write = _writer(_registry(arguments), arguments.format, "write")
+    write = writer(_registry(arguments).reports, arguments.format, "write")
     print(write(boards(arguments.folders, include_limited=arguments.include_limited)))
     return OK
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    write = _writer(_registry(arguments), arguments.format, "compare")
+    write = writer(_registry(arguments).reports, arguments.format, "compare")
     found = boards(arguments.folders, include_limited=arguments.include_limited, every_column=True)
     print(write(comparison.compare(found, arguments.a, arguments.b, arguments.metric)))
     return OK
 
 
-def _writer(registry: Registry, name: str, of: Literal["write", "compare", "pages"]) -> Any:
-    return registry.reports[name].writer(of, [entry.thing for entry in registry.reports])
-
-
 def report(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
     for name in arguments.format:
-        _writer(registry, name, "pages")
+        registry.reports[name].writer("pages", [entry.thing for entry in registry.reports])
     every = [entry.thing for entry in registry.reports if entry.thing.pages is not None]
     chosen = [one for one in every if one.name in arguments.format] or every
     code = OK

@@ -13,8 +13,8 @@ from scipy import stats
 from claims import every
 from saeval import SaevalError, cli
 from saeval.comparison import compare
+from saeval.differences import holm
 from saeval.leaderboard import from_results
-from saeval.paired import holm
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 from saeval_reports import comparisons
 from test_leaderboard import NOISE, result

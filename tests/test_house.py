@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 from graphlib import TopologicalSorter
@@ -96,6 +97,32 @@ def test_weights_are_only_ever_loaded_as_data():
 def test_every_public_name_exists_and_is_documented():
     for name in some(saeval.__all__):
         assert getattr(saeval, name).__doc__, name
+
+
+def bound(file):
+    """Names that a module binds at its top level to anything but a module of its own package."""
+    package = module(file)
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign):
+            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.ImportFrom) and node.module != package:
+            yield from (alias.asname or alias.name for alias in node.names)
+
+
+def test_no_name_of_a_package_is_also_that_of_its_submodule():
+    """`from saeval import x` would give the one or the other, depending on what was imported before."""
+    packages = [file for file in parts() if file.name == "__init__.py"]
+    assert len(packages) > 10
+    shadows = {}
+    for file in packages:
+        submodules = {path.stem for path in file.parent.iterdir() if path.suffix == ".py" or path.is_dir()}
+        package = importlib.import_module(module(file))
+        names = {*bound(file), *getattr(package, "__all__", ())}
+        if both := names & submodules:
+            shadows[module(file)] = both
+    assert not shadows
 
 
 def hooks_table():

@@ -79,6 +79,172 @@ def values(results):
     return {(r.metric, r.subject, name): v.get("value") for r in results for name, v in r.values.items()}
 
 
+class Through(Metric):
+    """Writes past the tensors' version counters, in each way there is."""
+
+    version = 1
+
+    def conclude(self, total):
+        return Scalar(total.value)
+
+
+class ThroughNumpy(Through):
+    name = "through_numpy"
+
+    def observe(self, activations, mask):
+        view = activations.numpy()
+        view -= view.mean(-1, keepdims=True)
+        return Mean.of(activations.norm(dim=-1), mask)
+
+
+class ThroughData(Through):
+    name = "through_data"
+
+    def observe(self, feature_acts, mask):
+        feature_acts.data[feature_acts.data < 1] = 0
+        return Mean.of(feature_acts.sum(-1), mask)
+
+
+class ThroughView(Through):
+    name = "through_view"
+
+    def observe(self, reconstruction, mask):
+        reconstruction[:, 1:].mT.numpy()[:] = 0
+        return Mean.of(reconstruction.sum(-1), mask)
+
+
+class ThroughSet(Through):
+    name = "through_set"
+
+    def observe(self, mask, activations):
+        mask.set_(torch.ones_like(mask))
+        return Mean.of(activations.norm(dim=-1), mask)
+
+
+class ThroughArray(Through):
+    """Writes into an array."""
+
+    name = "through_array"
+
+    def observe(self, token_keys, activations, mask):
+        token_keys += 1
+        return Mean.of(activations.norm(dim=-1), mask)
+
+
+class ThroughBatch(Through):
+    """Writes into the batch: its arrays and its fields."""
+
+    name = "through_batch"
+
+    def observe(self, batch, activations, mask):
+        batch.clusters[:] = 0
+        batch.sequence_ids = batch.sequence_ids[::-1]
+        return Mean.of(activations.norm(dim=-1), mask)
+
+
+def emptied(spliced_scores):
+    """Overwrites a field of a record that others share."""
+    spliced_scores.kl.numpy()[:] = 0
+    return spliced_scores.kl
+
+
+class Emptied(Through):
+    name = "emptied"
+
+    def observe(self, emptied, mask):
+        return Mean.of(emptied, mask)
+
+
+THROUGH = [ThroughNumpy, ThroughData, ThroughView, ThroughSet, ThroughArray, ThroughBatch, Emptied]
+
+
+@pytest.mark.parametrize("culprit", THROUGH)
+def test_a_write_that_the_version_counters_do_not_see_is_seen(culprit):
+    others = ["l0", "reconstruction", "ce", "kl", "perturbation"]
+    options = {"controls": ["resample"], "batch_size": 7}
+    honest = values(evaluate_tiny(others, **options))
+    results = evaluate_tiny([culprit.name, *others], culprit, quantities=[emptied], **options)
+    assert {r.metric for r in results.failed} == {culprit.name}
+    assert all("writes in place into" in r.reason for r in results.failed)
+    assert {k: v for k, v in values(results).items() if k[0] != culprit.name} == honest
+
+
+class NumpyNormaliser(Metric):
+    """Normalises the decoder's rows through numpy, and its own total."""
+
+    name, version = "numpy_normaliser", 1
+
+    def observe(self, mask):
+        return Mean.of(mask.double())
+
+    def conclude(self, total, W_dec):
+        W_dec.numpy()[:] *= 2
+        return Scalar(float(W_dec.norm(dim=1).mean()))
+
+
+class Halver(Metric):
+    name, version = "halver", 1
+
+    def observe(self, mask):
+        return Mean.of(mask.double())
+
+    def conclude(self, total):
+        total.numerator[:] /= 2
+        return Scalar(total.value)
+
+
+def test_conclude_may_not_write_through_numpy_either():
+    results = evaluate_tiny(["numpy_normaliser", "halver", "decoder_norm"], NumpyNormaliser, Halver, DecoderNorm)
+    assert [r.metric for r in results.failed] == ["numpy_normaliser", "halver"]
+    assert results.value("decoder_norm.decoder_norm")["value"] == pytest.approx(1, abs=1e-6)
+
+
+class Thresholding(TinySAE):
+    """An SAE whose decode writes into the features it is given, through numpy."""
+
+    def decode(self, feature_acts):
+        feature_acts.numpy()[feature_acts.numpy() < 1] = 0
+        return super().decode(feature_acts)
+
+
+def test_a_live_sae_that_writes_into_its_features_through_numpy_fails_alone(honest):
+    results = evaluate_tiny(OTHERS, saes={"tinysae": TinySAE(), "bad": Thresholding(seed=1)}, batch_size=7)
+    assert {(r.subject, r.metric) for r in results.failed} == {("bad", "reconstruction"), ("bad", "ce")}
+    assert "'bad', in 'reconstruction', writes in place into 'encoding'" in results.failed[0].reason
+    found = values(results)
+    assert {k: v for k, v in found.items() if k[1] == "tinysae"} == honest
+    sound = values(evaluate_tiny(["l0"], saes={"bad": TinySAE(seed=1)}, batch_size=7))
+    assert found["l0", "bad", "l0"] == sound["l0", "bad", "l0"]
+
+
+class Quitting(Through):
+    name = "quitting"
+
+    def observe(self, mask):
+        raise SystemExit(3)
+
+
+def test_a_metric_that_calls_exit_costs_its_own_cell():
+    results = evaluate_tiny(["quitting", "l0"], Quitting)
+    assert [r.status for r in results] == ["failed", "ok"]
+    assert "it calls sys.exit(3)" in results[0].reason
+
+
+class Interrupted(Through):
+    """Ctrl-C arrives while a metric has written half of its copy into an argument."""
+
+    name = "interrupted"
+
+    def observe(self, activations, mask):
+        activations.zero_()
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_arrives_whatever_was_written_into():
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_tiny(["interrupted", "l0"], Interrupted)
+
+
 @pytest.fixture(scope="module")
 def honest():
     return values(evaluate_tiny(OTHERS, batch_size=7))

@@ -86,7 +86,9 @@ class Reconstruction(Metric):
             if total["cosine"].n.sum()
             else Scalar.undefined(nothing, unit="cosine", better="higher"),
             "norm_ratio": Scalar(total["norm_ratio"].value, unit="ratio"),
-            "reconstruction_bias": Scalar(total["bias"].value, unit="ratio"),
+            "reconstruction_bias": Scalar(total["bias"].value, unit="ratio")
+            if total["bias"].denominator.sum()
+            else Scalar.undefined("Σx·x̂ is 0", unit="ratio"),
             "error_norm": Scalar(total["error_norm"].value, unit="activation", better="lower"),
             "without_direction": excluded,
         }

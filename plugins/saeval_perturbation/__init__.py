@@ -8,10 +8,10 @@ from typing import Any
 from saeval.hookspecs import hookimpl
 from saeval.metric import Metric
 from saeval.reports import Report
+from saeval_perturbation import pages
 from saeval_perturbation.baselines import Perturbation
 from saeval_perturbation.curve import PerturbationCurve
 from saeval_perturbation.fitted import fit_covariance, fit_covariance_root, fit_displacements, fit_errors
-from saeval_perturbation.pages import pages
 from saeval_perturbation.scored import mean_scores, zero_scores
 
 
@@ -27,4 +27,4 @@ def saeval_quantities() -> list[Callable[..., Any]]:
 
 @hookimpl
 def saeval_reports() -> list[Report]:
-    return [Report("perturbation", description="KL of SAEs against matched noise: plots and tables", pages=pages)]
+    return [Report("perturbation", description="KL of SAEs against matched noise: plots and tables", pages=pages.pages)]

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from saeval.differences import holm
 from saeval.formatting import with_error
-from saeval.paired import holm
 from saeval.plots import figure, label_log, png, titled, wrapped
 from saeval.result import Result
 from saeval_perturbation.bins import COLUMNS

@@ -9,13 +9,12 @@ from saeval.hookspecs import hookimpl
 from saeval.metric import Metric
 from saeval.reports import Report
 from saeval.substitute import Control
-from saeval_reward import grouping, integration, margins, ranking, totals
+from saeval_reward import grouping, integration, margins, pages, ranking, totals
 from saeval_reward.attribution import RewardAttribution
 from saeval_reward.audit import CounterfactualAudit
 from saeval_reward.basis import ResidualBasis
 from saeval_reward.grouping import RewardGroups
 from saeval_reward.margins import RewardMargin
-from saeval_reward.pages import pages
 from saeval_reward.recovered import MarginRecovered
 
 
@@ -41,5 +40,7 @@ def saeval_controls() -> list[type[Control]]:
 @hookimpl
 def saeval_reports() -> list[Report]:
     return [
-        Report("reward", description="Preferred features, their effects and contexts: a page and a plot", pages=pages)
+        Report(
+            "reward", description="Preferred features, their effects and contexts: a page and a plot", pages=pages.pages
+        )
     ]

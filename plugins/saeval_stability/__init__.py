@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from saeval.hookspecs import hookimpl
 from saeval.metric import Metric
 from saeval.reports import Report
+from saeval_stability import pages
 from saeval_stability.check import problems
 from saeval_stability.firing import activity, firings
 from saeval_stability.functional import FunctionalStability
-from saeval_stability.pages import pages
 from saeval_stability.seeds import SeedStability
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def saeval_quantities() -> list[Callable[..., Any]]:
 
 @hookimpl
 def saeval_reports() -> list[Report]:
-    return [Report("stability", description="features matched between SAEs: plots and tables", pages=pages)]
+    return [Report("stability", description="features matched between SAEs: plots and tables", pages=pages.pages)]
 
 
 @hookimpl
