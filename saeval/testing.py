@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from saeval.api import evaluate
 from saeval.conformance import check_metric
-from saeval.fixtures import InMemory, evaluate_tiny, register_rows, tiny_plugins
+from saeval.fixtures import InMemory, TinyPlugin, evaluate_tiny, register_rows, tiny_plugins
 from saeval.tiny import TinyModel, TinyPairs, TinySAE, tiny_tokens
 
 __all__ = [
-    "InMemory", "TinyModel", "TinyPairs", "TinySAE", "check_metric", "evaluate", "evaluate_tiny", "register_rows",
+    "InMemory", "TinyModel", "TinyPairs", "TinyPlugin", "TinySAE", "check_metric", "evaluate", "evaluate_tiny", "register_rows",
     "tiny_plugins", "tiny_tokens",
 ]  # fmt: skip
