@@ -112,10 +112,10 @@ def test_it_stops_where_the_rule_says_and_its_estimates_are_those_of_the_first_r
     assert sample["looks"][-1]["largest_of"]["ce.delta_ce"] in [f"{n}@blocks.1.hook_resid_pre" for n in "ab"]
     assert len({json.dumps({**r.sample, "of_prefix": 0, "prefix_components": 0}) for r in adaptive}) == 1
 
-    # What the fixed run over the same rows says, save for the mean ablation, of all planned tokens.
+    # What the fixed run over the same rows says, save for what has the mean: that is of all planned tokens.
     fixed = by_cell(run(precision=None, limit=sample["sequences"]))
     first = by_cell(run(precision=None, limit=places[1].sequences))
-    estimates = {"l0": ["l0"], "reconstruction": ["mse", "fvu"], "ce": ["ce_sae", "delta_ce"], "kl": ["kl_sae"]}
+    estimates = {"l0": ["l0"], "reconstruction": ["mse", "cosine"], "ce": ["ce_sae", "delta_ce"], "kl": ["kl_sae"]}
     for metric, names in some(estimates.items()):
         for record, other in some(
             (r[name, metric].values[v] for r in (by_cell(adaptive), fixed)) for name in "ab" for v in names
