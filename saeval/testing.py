@@ -8,6 +8,6 @@ from saeval.fixtures import InMemory, TinyPlugin, evaluate_tiny, register_rows, 
 from saeval.tiny import TinyModel, TinyPairs, TinySAE, tiny_tokens
 
 __all__ = [
-    "InMemory", "TinyModel", "TinyPairs", "TinyPlugin", "TinySAE", "check_metric", "evaluate", "evaluate_tiny", "register_rows",
-    "tiny_plugins", "tiny_tokens",
+    "InMemory", "TinyModel", "TinyPairs", "TinyPlugin", "TinySAE", "check_metric", "evaluate", "evaluate_tiny",
+    "register_rows", "tiny_plugins", "tiny_tokens",
 ]  # fmt: skip
