@@ -64,7 +64,8 @@ def test_kill_minus_nine_ten_times_loses_nothing(tmp_path):
     def start(out, log):
         command = [sys.executable, str(script), str(out), str(log)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "ready\n"
+        with process.stdout:
+            assert process.stdout.readline() == "ready\n"
         return process
 
     for _ in range(10):

@@ -188,8 +188,9 @@ def _config(path: Path) -> tuple[dict[str, Any], str | None]:
     }
     positions = said.inside("saes").values.get("sae_positions")
     positions = [positions] if isinstance(positions, str) else positions
-    named = isinstance(positions, list) and len(positions) == 1 and str(positions[0]).startswith("blocks.")
-    return {key: value for key, value in facts.items() if value is not None}, str(positions[0]) if named else None
+    position = str(positions[0]) if isinstance(positions, list) and len(positions) == 1 else ""
+    told = {key: value for key, value in facts.items() if value is not None}
+    return told, position if position.startswith("blocks.") else None
 
 
 def _end_to_end(loss: Fields) -> bool | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -191,7 +191,7 @@ def _k(said: Fields, d_sae: int) -> int:
 
 def _check_settings(said: Fields, architecture: str, d_sae: int) -> None:
     """`SaevalError` at a setting of the library's own classes that it would stumble over only in a run."""
-    readers = {
+    readers: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
         "matching_pursuit": {
             "residual_threshold": said.amount,
             "max_iterations": said.whole,
@@ -206,7 +206,7 @@ def _check_settings(said: Fields, architecture: str, d_sae: int) -> None:
         },
     }
     for key, read in readers.get(architecture, {}).items():
-        said.maybe(read, key)  # type: ignore[operator]
+        said.maybe(read, key)
 
 
 def _normalization(said: Fields, architecture: str) -> str:
