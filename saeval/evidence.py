@@ -109,9 +109,9 @@ class Ratio(Evidence):
         """The ratio of the sums as an `Estimate`; NaN where the denominators sum to 0."""
         if self.numerator.ndim != 1:
             raise ValueError("this evidence holds several ratios: index it first, as in evidence[0].value")
-        top, below = float(self.numerator.sum()), float(self.denominator.sum())
-        value = top / below if below else float("nan")
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore"):  # inf - inf is NaN, which no value stays
+            top, below = float(self.numerator.sum()), float(self.denominator.sum())
+            value = top / below if below else float("nan")
             influence = (self.numerator - value * self.denominator) / below
         return Estimate(value, influence, self.n > 0, int(self.n.sum()))
 
