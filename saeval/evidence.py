@@ -114,9 +114,9 @@ class Ratio(Evidence):
                 f"this evidence holds ratios of shape {shape}, and .value is of one: reduce values [batch, seq, d] to "
                 f"[batch, seq] before they are summed, as in x.square().sum(-1), or take one, as in evidence[0].value"
             )
-        top, below = float(self.numerator.sum()), float(self.denominator.sum())
-        value = top / below if below else float("nan")
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore"):  # inf - inf is NaN, which no value stays
+            top, below = float(self.numerator.sum()), float(self.denominator.sum())
+            value = top / below if below else float("nan")
             influence = (self.numerator - value * self.denominator) / below
         return Estimate(value, influence, self.n > 0, int(self.n.sum()))
 

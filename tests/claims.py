@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -28,3 +28,16 @@ def some(things):
     found = things if isinstance(things, Mapping) else list(things)
     assert found, "there is nothing to look at"
     return found
+
+
+def numbers(*runs: Iterable[Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Every value that is a number in the first run: its metric and name, and its records in all runs.
+
+    Fails where there is none, or where the runs have not the same cells.
+    """
+    return some(
+        (f"{cells[0].metric}.{name}", [cell.values[name] for cell in cells])
+        for cells in zip(*runs, strict=True)
+        for name, record in cells[0].values.items()
+        if record.get("value") is not None
+    )

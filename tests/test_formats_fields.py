@@ -116,10 +116,11 @@ def test_a_number_is_a_number(read, value):
 def test_a_threshold_that_was_never_set_stops_a_run(tmp_path, capsys):
     write(tmp_path / "sae", jump_relu_threshold=0)
     tiny_folder(tmp_path / "model", "gpt2", "causal")
+    (tmp_path / "corpus.txt").write_text(" ".join(f"w{1 + i % 90}" for i in range(200)))
     (tmp_path / "suite.yaml").write_text(
         "suite: threshold\n"
         f"model: {{use: huggingface, path: {tmp_path / 'model'}}}\n"
-        "data: {use: python-stdlib, context: 12, sequences: 12}\n"
+        f"data: {{use: text, path: {tmp_path / 'corpus.txt'}, context: 12, sequences: 4}}\n"
         f"saes: [{{use: llama_scope, path: {tmp_path / 'sae'}, hook_name: blocks.1.hook_resid_post}}]\n"
         "metrics: [l0]\n"
     )

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from claims import every, some
+from claims import every, numbers
 from saeval import Mean, Metric, SaevalError, Scalar, cli, memory
 from saeval.store import Store
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
@@ -54,13 +54,10 @@ def run(most=None, error=ERRORS["torch"], seen=None, **options):
 
 
 def assert_same(found, expected, tolerance=1e-6):
-    for one, other in some(zip(found, expected, strict=True)):
-        assert one.status == other.status
-        for name, record in some(other.values.items()):
-            if record.get("value") is None:
-                continue
-            assert one.values[name]["n"] == record["n"]
-            assert one.values[name]["value"] == pytest.approx(record["value"], abs=tolerance, rel=tolerance)
+    assert [one.status for one in found] == [other.status for other in expected]
+    for _, (record, its) in numbers(expected, found):
+        assert its["n"] == record["n"]
+        assert its["value"] == pytest.approx(record["value"], abs=tolerance, rel=tolerance)
 
 
 @pytest.fixture(scope="module")
