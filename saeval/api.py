@@ -151,7 +151,7 @@ def evaluate(
     yet, `preflight="warn"` logs what the preflight finds and goes through; `preflight="off"` examines nothing.
     """
     call = "evaluate"
-    keys = LiveKeys.of_call(key)
+    keys = LiveKeys.of_call(arguments.key(call, key))
     metric_entries = _metric_entries(metrics)
     supplied = [metric for metric in metrics if isinstance(metric, type)]
     own = arguments.plugins(call, plugins)

@@ -110,6 +110,13 @@ def text(call: str, name: str, value: Any, example: str) -> str:
     return value
 
 
+def key(call: str, value: Any) -> str | None:
+    """The caller's name for the live objects, None without one."""
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise _wrong(call, "key", "a name for the live objects, such as key='my-run-3'", value)
+    return value
+
+
 def folder(call: str, value: Any) -> str | Path:
     """Where results go."""
     if not isinstance(value, str | Path):

@@ -40,6 +40,7 @@ TAKEN = {
     "precision": ({},),
     "out": ("text",),
     "name": ("text",),
+    "key": ("text",),
     "suite": ({"a": "b"}, {}),
     "metrics": (["a"] * 10,),
     "overrides": ({},),

@@ -17,7 +17,7 @@ class Nearby(TinySAE):
     """x̂ = x + ε‖x‖d, d a unit vector."""
 
     def __init__(self, size, d_model=16, hook="blocks.1.hook_resid_pre"):
-        super().__init__(hook, d_in=d_model)
+        super().__init__(hook, d_in=d_model, d_sae=d_model)
         self.size = size
         direction = torch.randn(d_model, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
         self.direction = direction / direction.norm()

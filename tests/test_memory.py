@@ -245,5 +245,7 @@ def test_a_suite_and_the_command_line_say_how_large(tmp_path, monkeypatch, capsy
     (tmp_path / "small.yaml").write_text(SUITE.replace("batch: 4", "batch: 0"))
     assert cli.main(["check", "small.yaml"]) == 2
     assert capsys.readouterr().err.startswith("small.yaml:6:8: 'batch': a number of sequences")
-    with pytest.raises(SaevalError, match="batch_size=0: expected a number of sequences, or 'auto'"):
+    with pytest.raises(
+        SaevalError, match="batch_size is a number of sequences or 'auto', such as batch_size=16; got 0"
+    ):
         evaluate_tiny(["l0"], batch_size=0)

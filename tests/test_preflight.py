@@ -74,7 +74,7 @@ def test_a_bad_sae_can_be_left_out_with_all_that_is_made_of_it(tmp_path):
 
 
 def test_a_failed_sae_is_examined_again(tmp_path):
-    options = {"skip_failing": True, "out": tmp_path, **OPTIONS}
+    options = {"skip_failing": True, "out": tmp_path, "key": "these", **OPTIONS}
     first = evaluate_tiny(["l0"], saes=saes(bad=Off()), **options)
     model = TinyModel()
     again = evaluate_tiny(["l0"], saes=saes(bad=Off()), model=model, **options)
@@ -110,7 +110,7 @@ def test_without_the_preflight_nothing_is_examined(caplog):
     assert [r.status for r in results] == ["ok"]
     assert "preflight" not in results[0].provenance
     assert not caplog.text
-    assert seen == [(24, 12)]
+    assert seen == [(1, 12), (24, 12)]  # the made-up row that shows its width, and the batch
 
 
 def test_from_the_command_line_the_message_names_the_flags(tmp_path, capsys):

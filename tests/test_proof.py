@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import pytest
 import torch
@@ -110,23 +111,27 @@ def test_a_run_without_a_resume_proves_nothing_and_is_cut():
 
 
 def test_a_stored_run_is_not_proved_again_and_an_interrupted_one_is(tmp_path):
-    class Interrupted(TinyModel):
+    class Stopped(TinyModel):
+        stop = None
+
         def capture(self, *args, **options):
-            if self.passes["clean"] == 3:
+            if self.passes["clean"] == self.stop:
                 raise KeyboardInterrupt
             return super().capture(*args, **options)
 
-    options = {"batch_size": 4, "out": tmp_path}
+    options = {"batch_size": 4, "out": tmp_path, "key": "these"}
+    model = Stopped()
+    model.stop = 3
     with pytest.raises(KeyboardInterrupt):
-        evaluate_tiny(["kl"], model=Interrupted(), **options)
+        evaluate_tiny(["kl"], model=model, **options)
     with pytest.raises(SaevalError, match="changes its final state"):
         evaluate_tiny(["kl"], model=Rescaling(), **options)
-    model = TinyModel()
+    model = Stopped()
     results = evaluate_tiny(["kl"], model=model, **options)
     assert 0 < model.passes["clean"] < 6  # from the checkpoint on
     assert model.passes["resumed"] == 2 * model.passes["clean"] + 1  # the SAE, the ablation, and the proof
     assert results[0].provenance["resumes"][HOOK]["dtype"] == "float32"
-    again = TinyModel()
+    again = Stopped()
     stored = evaluate_tiny(["kl"], model=again, **options)
     assert sum(again.passes.values()) == 0
     assert stored[0].provenance["resumes"] == results[0].provenance["resumes"]
@@ -190,10 +195,12 @@ def test_a_model_that_gives_nan_is_one_sentence(part, caplog):
 
 
 def test_nan_activations_are_the_models_fault_where_its_pass_is_cut():
-    with pytest.raises(
-        SuiteError, match=r"tinysae: the model's activations there are NaN or infinite for [0-9]+ of [0-9]+"
-    ):
-        evaluate_tiny(["l0"], model=broken("final states"), allow=())
+    (result,) = evaluate_tiny(["l0"], model=broken("final states"), allow=())
+    assert result.status == "undefined"
+    assert re.fullmatch(r"NaN or infinite values in the activations at .* of [0-9]+ of [0-9]+ tokens", result.reason)
+    (finding,) = result.provenance["preflight"]["tinysae"]
+    assert re.search(r"the model's activations there are NaN or infinite for [0-9]+ of [0-9]+", finding["message"])
+    assert not finding["fatal"]
 
 
 def test_a_half_precision_model_that_gives_nan_is_to_be_tried_in_float32():
@@ -204,7 +211,7 @@ def test_a_half_precision_model_that_gives_nan_is_to_be_tried_in_float32():
 
 
 def test_a_wrong_option_is_one_sentence():
-    with pytest.raises(SaevalError, match="preflight='stpo': expected one of stop, warn, off"):
+    with pytest.raises(SaevalError, match="preflight is 'stop', 'warn' or 'off', such as preflight='warn'; got 'stpo'"):
         evaluate_tiny(["l0"], preflight="stpo")
 
 
