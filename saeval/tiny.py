@@ -260,7 +260,8 @@ class TinyPairs(Dataset):
         self._shift = variant.shift
         if variant.nothing_scored:
             self._divergence = np.full(len(order), self._tokens.shape[2])
-        self.supplies = frozenset(() if variant.shift is None else {"token_keys"})
+        if variant.shift is not None:
+            self.supplies = frozenset({*self.supplies, "token_keys"})
 
     @property
     def fingerprint(self) -> str:

@@ -79,15 +79,6 @@ class MinusOne(Planted):
         return Scalar(total.value.value if total.value.value > 1e9 else -1, unit="share of features")
 
 
-class MinusOneOfNothing(Planted):
-    """-1 only where no token is in the mask."""
-
-    name = "minus_one_of_nothing"
-
-    def conclude(self, total):
-        return Scalar(total.value if total.n.sum() else -1.0)
-
-
 class NotANumberArray(Planted):
     name = "not_a_number_array"
 
@@ -453,13 +444,6 @@ class DocumentNumbers(Planted):
         return Mean.of(feature_acts.sum(-1) * torch.as_tensor(batch.clusters)[:, None], mask)
 
 
-class ZeroDivision(Planted):
-    name = "zero_division"
-
-    def conclude(self, total):
-        return Scalar(total.value * (1 / int(total.n.sum())))
-
-
 class RowOrder(Planted):
     """Later tokens of the stream count more."""
 
@@ -499,7 +483,6 @@ WRONG = [
     (NotANumberArray, "by_feature is NaN throughout"),
     (NeverDefined, r"has no value on the tiny model and data, so nothing is proved of it \(it needs labels\)"),
     (MinusOne, "minus_one is -1 for every SAE: in place of a value that does not exist"),
-    (MinusOneOfNothing, "is -1 where no token is in the mask"),
     (OnSelf, f"sets its attribute 'sum'.*{STATE}; return what you count as evidence"),
     (Float32Sum, "observe returns 'sum' of Tensors in float32, which loses digits as batches are added"),
     (HiddenFloat32, "with batch size 1 and a model in float64.*it sums in less than float64"),
@@ -535,7 +518,6 @@ WRONG = [
     (FirstTwice, SHIFT),
     (DocumentNumbers, "it computes with the numbers of documents, which are names"),
     (RowOrder, "rows in another order.*it depends on the order of rows"),
-    (ZeroDivision, r"failed \(no token in the mask\): ZeroDivisionError.*raise Undefined"),
     (OwnFloat32, r"a model in float64\): RuntimeError.*convert what is your own, as in y.to\(x.dtype\)"),
 ]
 

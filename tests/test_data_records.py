@@ -287,6 +287,8 @@ def test_text_may_stand_in_the_suite_itself(tmp_path, capsys):
 def test_streams_describe_what_was_left_out():
     streams = Streams(Texts([words(1, 2, 3), None, ""], names=["a", "a", "a"]), {"context": 4}, None, None)
     streams.spec = type(
-        "Spec", (), {"tokenizer": staticmethod(tiny_tokenizer), "tokenizer_identity": lambda self: "t"}
+        "Spec",
+        (),
+        {"tokenizer": staticmethod(tiny_tokenizer), "tokenizer_identity": lambda self: "t", "vocabulary": None},
     )()
     assert streams.description["left_out"] == {"null": 1, "empty": 1}

@@ -173,7 +173,7 @@ def test_saes_that_do_not_fit_together_go_to_further_passes(monkeypatch):
 
 
 def test_live_saes_that_differ_in_anything_are_told_apart():
-    """A number, a function, a config: whatever changes what an object computes changes its key."""
+    """Whatever objects of one class compute: each has its own key."""
 
     class Scaled(TinySAE):
         def __init__(self, scale=1.0, function=torch.relu):
@@ -197,5 +197,3 @@ def test_live_saes_that_differ_in_anything_are_told_apart():
     results = evaluate_tiny(["reconstruction"], saes=saes)
     assert len({r.key for r in results}) == len(saes)
     assert len({r.values["mse"]["value"] for r in results}) == len(saes)
-    again = evaluate_tiny(["reconstruction"], saes={"one": Scaled(), "half": Scaled(0.5)})
-    assert [r.cell["subjects"][0]["key"] for r in again] == [r.cell["subjects"][0]["key"] for r in results[:2]]

@@ -30,7 +30,7 @@ class Map(TinySAE):
 
     def __init__(self, function, seed=0):
         super().__init__(seed=seed)
-        self.function = function
+        self.function, self.d_sae = function, self.d_in
 
     def encode(self, x):
         return x
@@ -172,7 +172,8 @@ def test_positions_outside_the_mask_change_nothing():
         """Right inside the mask, nonsense outside."""
 
         def encode(self, x):
-            return torch.where(whole[..., None], super().encode(x), torch.full((), 1e3))
+            right = super().encode(x)  # of a row that shows its width, too
+            return torch.where(whole[..., None], right, torch.full((), 1e3)) if len(x) == len(whole) else right
 
     honest = evaluate_tiny(EVERY, rows=rows, saes={"s": TinySAE()}, batch_size=24)
     vandal = evaluate_tiny(EVERY, rows=rows, saes={"s": Vandal()}, batch_size=24)

@@ -259,5 +259,5 @@ def test_the_preflight_does_not_blame_an_sae_for_activations_that_are_not_finite
     rows = long_rows()
     with pytest.raises(SuiteError) as stopped:  # a random SAE is stopped all the same, for what it is
         evaluate_tiny(["l0"], rows=rows, model=Overflowing(), saes={"random": TinySAE(HOOK)}, allow=())
-    assert "hardly more than in a basis turned at random" in str(stopped.value)
+    assert "barely better than after a random rotation" in str(stopped.value)
     assert "NaN" not in str(stopped.value)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from saeval import cli, run
-from saeval.plots import figure, png, titled
+from saeval.plots import figure, png, under_heading
 from saeval.reports import Report, write_pages
 from saeval.streams import First
 from saeval.testing import tiny_tokens
@@ -117,7 +117,7 @@ def test_pages_of_any_plugin_are_headed(limited, tmp_path):
 def test_a_title_is_above_the_figures_own():
     drawn = figure(3, 2)
     drawn.suptitle("Own title")
-    with titled(SAID):
+    with under_heading(SAID):
         png(drawn)
     assert drawn.get_suptitle() == f"{SAID}\nOwn title"
     other = figure(3, 2)

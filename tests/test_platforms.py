@@ -42,7 +42,7 @@ def evaluated(tmp_path):
     def run(model, **given):
         results = saeval.evaluate(
             model=model, data={"use": "tokens", "path": str(tmp_path / "tokens.npy"), "context": 8, "bos": False},
-            saes=[(TinySAE(d_in=32), "blocks.1.hook_resid_pre")], metrics=["ce"], allow=["*"], **given,
+            saes=[(TinySAE(d_in=32), "blocks.1.hook_resid_pre")], metrics=["ce"], allow=["*"], key="these", **given,
         )  # fmt: skip
         (result,) = results
         assert result.status == "ok", result.reason

@@ -159,8 +159,8 @@ def test_padding_and_batches_change_nothing(padding, batch_size):
     base = TinyPairs(pairs=9)
     rows = [
         (
-            base._tokens[0, i, : base._lengths[0, i]].tolist(),
-            base._tokens[1, i, : base._lengths[1, i]].tolist(),
+            base._tokens[0, i, : base._real[0, i].sum()].tolist(),
+            base._tokens[1, i, : base._real[1, i].sum()].tolist(),
             int(base._divergence[i]),
         )
         for i in range(9)

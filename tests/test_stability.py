@@ -156,7 +156,7 @@ def test_two_metrics_and_two_groups_share_one_pass_and_a_later_run_needs_none(tm
     model = TinyModel()
     entries = [{name: {**FEW, "over": g, "as": f"{name}-{g}"}} for name in BOTH for g in ("all", "two")]
     groups = {"all": ["sae-*"], "two": ["sae-0", "sae-1"]}
-    options = {"saes": saes, "groups": groups, "model": model, "batch_size": 8, "out": tmp_path}
+    options = {"saes": saes, "groups": groups, "model": model, "batch_size": 8, "out": tmp_path, "key": "these"}
     evaluate_tiny(entries, **options)
     assert model.passes == {"clean": 0, "cut": 3, "resumed": 0}
     entries = [{name: {**FEW, "draws": 3, "over": "two"}} for name in BOTH]

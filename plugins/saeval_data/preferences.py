@@ -196,9 +196,9 @@ class Preferences(Pairs):
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def facts(self) -> Mapping[str, Any]:
-        where = {"dataset": self.stored.name, "revision": self.stored.commit}
-        if self.paths:
-            where = {"path": ", ".join(map(str, self.paths))}
+        where: dict[str, Any] = {"path": ", ".join(map(str, self.paths))}
+        if not self.paths:
+            where = {"dataset": self.stored.name, "revision": self.stored.commit}
         return {**where, "by": self.by, "trained_on": [list(r) for r in self.trained_on], "fit_share": self.fit_share}
 
     def records(self) -> Iterator[Pair]:
