@@ -30,7 +30,7 @@ class Map(TinySAE):
 
     def __init__(self, function, seed=0):
         super().__init__(seed=seed)
-        self.function, self.d_sae = function, self.d_in
+        self.function, self.d_sae = function, 16  # what it encodes are the activations themselves
 
     def encode(self, x):
         return x
