@@ -163,6 +163,8 @@ class PretrainedSpec(ModelSpec):
         options: dict[str, Any] = {"dtype": getattr(torch, self.reference.dtype)}
         if self.reference.attn_implementation:
             options["attn_implementation"] = self.reference.attn_implementation
+        if self.checkpoint.offline:  # with peft, transformers asks the hub for an adapter, and waits half a minute
+            options["adapter_kwargs"] = {"local_files_only": True}
         try:
             with blaming(f"{where} cannot be loaded", "check them and the model's entry"), _quietly():
                 # Sizes that do not fit are told of below; transformers would only log them.
