@@ -28,6 +28,14 @@ def _own_cache(tmp_path_factory):
 
 
 @pytest.fixture
+def waits(monkeypatch):
+    """The seconds that anything wanted to sleep for, which nothing does; a busy machine's clock would prove nothing."""
+    wanted = []
+    monkeypatch.setattr("time.sleep", wanted.append)
+    return wanted
+
+
+@pytest.fixture
 def saelens_folder(tmp_path):
     """Writes a random SAE as SAELens does; returns its folder."""
 

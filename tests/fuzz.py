@@ -36,10 +36,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600, help="no round starts after this (default: 600)")
     parser.add_argument("--only", default="", metavar="EXPRESSION", help="tests that match, as in pytest -k")
     arguments = parser.parse_args()
-    end, rounds = time.monotonic() + arguments.seconds, 0
-    tests = properties(arguments.only)
+    tests, rounds = properties(arguments.only), 0
+    end = time.monotonic() + arguments.seconds
     for test in itertools.cycle(tests):
-        if time.monotonic() >= end:
+        if rounds and time.monotonic() >= end:
             break
         seed = random.SystemRandom().randrange(2**32)
         command = [*PYTEST, "--hypothesis-profile=fuzz", f"--hypothesis-seed={seed}", test]

@@ -194,6 +194,8 @@ class PretrainedSpec(ModelSpec):
         if self.reference.attn_implementation:
             options["attn_implementation"] = self.reference.attn_implementation
         self.checkpoint.check_alone()
+        if self.checkpoint.offline:  # with peft, transformers asks the hub for an adapter, and waits half a minute
+            options["adapter_kwargs"] = {"local_files_only": True}
         try:
             with blaming(f"{where} cannot be loaded", "check them and the model's entry"), _quietly():
                 # Sizes that do not fit are told of below; transformers would only log them.
