@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from claims import every
 from saeval.options import Options
 from saeval.plan import Plan, plan
 from saeval.plugins import Plugins
@@ -74,7 +75,7 @@ def test_a_changed_version_is_noticed(monkeypatch):
     monkeypatch.setattr(metric, "version", metric.version + 1)
     found = changed()
     assert found
-    assert all(name.startswith("l0 ") for name in found)
+    assert every(name.startswith("l0 ") for name in found)
 
 
 if __name__ == "__main__":
