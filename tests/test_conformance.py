@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from claims import every
 from saeval import (
     Array,
     Curve,
@@ -641,7 +642,7 @@ class Opposite(Metric):
 def test_a_sound_metric_passes(metric, options):
     numbers = check_metric(metric, **options)
     assert numbers
-    assert all(value is not None for value in numbers.values())
+    assert every(value is not None for value in numbers.values())
 
 
 def test_a_metric_of_positions_says_so():

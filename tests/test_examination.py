@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import saeval
 import saeval_testbed
+from claims import every, none
 from saeval import SaevalError, cli
 from saeval_formats.dense import DenseSAE, TopK
 from saeval_formats.saelens import SAELens
@@ -83,14 +84,14 @@ def test_other_readings_share_the_weights_and_leave_the_sae_alone():
         "with layer norm of its input", "with each input scaled to norm √d_in", "with b_dec not taken from its input",
     }  # fmt: skip
     assert sae.__dict__ == before
-    assert all(reading.W_enc is sae.W_enc for reading in readings.values())
+    assert every(reading.W_enc is sae.W_enc for reading in readings.values())
     x = torch.randn(1, 5, 128)
-    assert all(not torch.equal(r.decode(r.encode(x), x), sae.decode(sae.encode(x), x)) for r in readings.values())
+    assert every(not torch.equal(r.decode(r.encode(x), x), sae.decode(sae.encode(x), x)) for r in readings.values())
 
 
 def test_a_transcoder_is_read_otherwise_at_its_input_alone():
     one = DenseSAE("h", torch.eye(4), None, torch.eye(4), torch.zeros(4), TopK(2), transcoder=True)
-    assert not any("b_dec" in name for name in one.other_readings())
+    assert none("b_dec" in name for name in one.other_readings())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import saeval
+from claims import every, none, numbers, some
 from saeval import Mean, Metric, SaevalError, Scalar
 from saeval.plugins import Plugins
 from saeval.store import Store
@@ -274,7 +275,7 @@ def test_code_of_a_plugin_is_its_own_file_and_not_its_decorators(tmp_path):
 
     before, after = keys("mask"), keys("~mask")
     assert len(set(before)) == 1
-    assert all(a != b for a, b in zip(before, after, strict=True))
+    assert every(a != b for a, b in zip(before, after, strict=True))
 
 
 # Evaluation mode
@@ -336,7 +337,7 @@ def test_a_live_sae_runs_in_evaluation_mode_and_comes_back_as_it_was(kind):
     for name in ("reconstruction.explained_variance", "l0.l0"):
         assert value(found, name, "sae") == pytest.approx(value(expected, name), rel=1e-6)
     assert module.seen
-    assert not any(any(seen) for seen in module.seen)
+    assert every(none(seen) for seen in module.seen)
     assert modes(module) == before
 
 
@@ -406,13 +407,10 @@ def dense():
 def test_sparse_encodings_give_what_dense_ones_give(dense, cls, form):
     found = run(METRICS, saes={"sae": with_form(cls, form)})
     assert not found.failed, found.failed[0].traceback
-    compared = 0
-    for one, other in zip(found, dense, strict=True):
-        for name, record in other.values.items():
-            if record.get("value") is not None:
-                assert one.values[name]["value"] == pytest.approx(record["value"], rel=1e-5, abs=1e-7), name
-                compared += 1
-    assert compared > 8
+    compared = numbers(dense, found)
+    for name, (record, its) in some(compared):
+        assert its["value"] == pytest.approx(record["value"], rel=1e-5, abs=1e-7), name
+    assert len(compared) > 8
     assert value(found, "density.dead") < 32
 
 

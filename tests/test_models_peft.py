@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import saeval
+from claims import none
 from saeval.errors import SaevalError
 from saeval.testing import TinySAE
 from saeval_models import HuggingFace, TransformerLens
@@ -66,7 +67,7 @@ def test_a_folder_with_an_adapter_is_the_model_with_the_adapter(folders):
         made = spec(folders / folder)
         model = made.load("cpu")
         torch.testing.assert_close(model.logits(batch), expected)
-        assert not any(parameter.requires_grad for parameter in model.module.parameters())
+        assert none(parameter.requires_grad for parameter in model.module.parameters())
         assert made.facts()["peft_adapter"] == made.identity()["peft_adapter"] == "LORA"
         assert made.name == folder
         assert dict(made.hooks()) == dict(spec(folders / "base").hooks())

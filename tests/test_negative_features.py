@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from checkpoints import activations, assert_same, assert_same_in_a_suite
+from claims import some
 from saeval.errors import SaevalError
 from saeval.testing import TinyModel, TinyPairs, TinySAE, evaluate_tiny
 from saeval_formats.dense import DenseSAE
@@ -88,7 +89,7 @@ def test_what_counts_features_does_not_mind_their_signs():
     plain = evaluate_tiny(FEATURES, saes={"a": TinySAE(), "b": TinySAE(seed=1)}, groups={"g": ["*"]})
     negative = evaluate_tiny(FEATURES, saes={"a": Negated(), "b": Negated(seed=1)}, groups={"g": ["*"]})
     assert [r.status for r in negative] == ["ok"] * len(plain)
-    for one, other in zip(plain, negative, strict=True):
+    for one, other in some(zip(plain, negative, strict=True)):
         numbers = [{n: v.get("value") for n, v in r.values.items() if "kind" not in v} for r in (one, other)]
         assert numbers[0] == pytest.approx(numbers[1], nan_ok=True)
 
@@ -108,14 +109,14 @@ def test_attributions_and_contexts_are_those_of_the_positive_twin():
     plain, negative = found(TinySAE()), found(Negated())
     scalars = [n for n, v in plain.items() if "kind" not in v and v["value"] is not None]
     assert len(scalars) > 10
-    for name in scalars:
+    for name in some(scalars):
         assert negative[name]["value"] == pytest.approx(plain[name]["value"], rel=1e-4, abs=1e-6), name
     rows = [
         [dict(zip(v["contexts"]["columns"], row, strict=True)) for row in v["contexts"]["rows"]]
         for v in (plain, negative)
     ]
     assert len(rows[0]) > 3
-    for one, other in zip(*rows, strict=True):
+    for one, other in some(zip(*rows, strict=True)):
         assert (one["feature"], one["pair"], one["tokens"]) == (other["feature"], other["pair"], other["tokens"])
         assert other["activation"] == pytest.approx(-one["activation"])
         assert one["activation"] > 0

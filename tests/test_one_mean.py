@@ -24,7 +24,7 @@ def test_the_mean_control_explains_nothing_wherever_a_run_stops():
 
 def test_the_reference_does_not_depend_on_what_else_the_suite_has():
     alone, beside = explained(), explained(controls=["mean"])
-    for name in "ab":
+    for name in ("a", "b"):
         one, other = (r.value("reconstruction.explained_variance", name) for r in (alone, beside))
         assert one == other
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from claims import every
 from saeval import Mean, Metric, Scalar
 from saeval.builtin import encoding, feature_acts, reconstruction
 from saeval.substitute import Encoding, Substitute
@@ -165,7 +166,7 @@ def test_a_write_that_the_version_counters_do_not_see_is_seen(culprit):
     honest = values(evaluate_tiny(others, **options))
     results = evaluate_tiny([culprit.name, *others], culprit, quantities=[emptied], **options)
     assert {r.metric for r in results.failed} == {culprit.name}
-    assert all("writes in place into" in r.reason for r in results.failed)
+    assert every("writes in place into" in r.reason for r in results.failed)
     assert {k: v for k, v in values(results).items() if k[0] != culprit.name} == honest
 
 
