@@ -22,7 +22,7 @@ demo: setup
 WORKERS ?= 2
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # Property tests with fresh seeds for BUDGET seconds; a failure prints the command that repeats it.
 BUDGET ?= 600

@@ -16,6 +16,12 @@ settings.register_profile("fuzz", derandomize=False, deadline=None, database=Non
 settings.load_profile("ci")
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: a worker that begins the longest last keeps the other waiting."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """Whichever tests ran before, in whichever worker."""

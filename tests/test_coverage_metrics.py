@@ -70,7 +70,8 @@ def explained_variance(random):
     error = (0.4 + 0.1 * documents(random).abs())[..., None] * skewed(random, D)
     metric = Reconstruction()
     total = stamped(metric.observe(x, x - error, MASK), STAMP)
-    return metric.conclude(total, Spread.of(x, MASK).stamp(STAMP))["explained_variance"]
+    mean = x[MASK].double().mean(0)
+    return metric.conclude(total, Spread.of(x, MASK).stamp(STAMP), mean)["explained_variance"]
 
 
 def expected_chance():

@@ -29,8 +29,8 @@ class Map(TinySAE):
     """A substitute given by a function of the activations, with no features of interest."""
 
     def __init__(self, function, seed=0):
-        super().__init__(seed=seed)
-        self.function, self.d_sae = function, 16  # what it encodes are the activations themselves
+        super().__init__(d_sae=16, seed=seed)  # what it encodes are the activations themselves
+        self.function = function
 
     def encode(self, x):
         return x
