@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from saeval.errors import SaevalError, suggestion
@@ -67,7 +68,9 @@ _EXPECTED = {
 
 
 def _plain(value: Any) -> Any:
-    """Devices and dtypes of torch by their names."""
+    """Devices and dtypes of torch by their names, numpy's numbers as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
     return str(value).removeprefix("torch.") if isinstance(value, torch.device | torch.dtype) else value
 
 

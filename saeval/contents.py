@@ -62,8 +62,8 @@ def _contents(value: Any, care: Care, package: str | None, within: frozenset[int
         return type(value).__name__, tuple((repr(key), of(value[key])) for key in list(value))
     if isinstance(value, set | frozenset):
         return sorted(map(repr, value))
-    if isinstance(value, Substitute):  # its own weights, only as closely as costs nothing
-        return id(value), tuple(_of_tensor(t, Care.VERSIONS) for t in vars(value).values() if isinstance(t, Tensor))
+    if isinstance(value, Substitute):
+        return id(value), tuple(_of_tensor(t, care) for t in weights_of(value))
     if is_dataclass(value) and not isinstance(value, type):
         return id(value), tuple(of(getattr(value, field.name, None)) for field in fields(value))
     if isinstance(value, torch.Generator):
@@ -77,6 +77,19 @@ def _contents(value: Any, care: Care, package: str | None, within: frozenset[int
     if package is not None and _package(type(value)) == package and hasattr(value, "__dict__"):
         return id(value), tuple((name, of(one)) for name, one in sorted(vars(value).items()))
     return id(value)
+
+
+def weights_of(substitute: Substitute) -> list[Tensor]:
+    """Every tensor that a substitute holds: in its attributes, in lists and mappings there, and in torch modules."""
+    found: list[Tensor] = []
+    for held in vars(substitute).values():
+        several = list(held.values()) if isinstance(held, Mapping) else held
+        for one in several if isinstance(several, list | tuple) else [several]:
+            if isinstance(one, torch.nn.Module):
+                found += [*one.parameters(), *one.buffers()]
+            elif isinstance(one, Tensor):
+                found.append(one)
+    return list({id(tensor): tensor for tensor in found}.values())
 
 
 def state(function: Callable[..., Any]) -> dict[str, Any]:

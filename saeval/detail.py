@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from saeval.board import stop_in_words
+from saeval.board import documents_of, stop_in_words
 from saeval.formatting import interval, number, visible, with_error
 from saeval.result import Result
 
@@ -53,7 +53,8 @@ def _heading(result: Result) -> list[str]:
         lines[0] += f", {result.reason}"
     given = ", ".join(f"{name} {value}" for name, value in dict(cell.get("params") or {}).items())
     data = cell.get("data") or {}
-    counts = [f"{data[name]} {word}" for name, word in _COUNTS.items() if name in data]
+    counted = {**data, "documents": documents_of(data)}
+    counts = [f"{counted[name]} {name}" for name in _COUNTS if counted.get(name) is not None]
     model = (cell.get("model") or {}).get("name")
     facts = [f"suite {cell['suite']}"] if cell.get("suite") else []
     facts += [f"model {model}"] if model else ["no model"]
@@ -66,7 +67,7 @@ def _heading(result: Result) -> list[str]:
     return lines
 
 
-_COUNTS = {"sequences": "sequences", "clusters": "documents", "tokens": "tokens"}
+_COUNTS = ("sequences", "documents", "tokens")
 
 
 def _scalars(scalars: Mapping[str, Mapping[str, Any]]) -> str:

@@ -34,7 +34,8 @@ class Evidence:
 
     def __add__(self, other: Self) -> Self:
         """Sum field by field; override where that is not what joining two batches means."""
-        summed = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in _fields(self)}
+        with np.errstate(invalid="ignore"):  # inf - inf is NaN, which no value stays
+            summed = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in _fields(self)}
         return type(self)(**summed)
 
     def stamp(self, stamp: Stamp) -> Self:
@@ -89,7 +90,8 @@ class Ratio(Evidence):
 
         def scattered(rows: np.ndarray) -> np.ndarray:
             total = np.zeros((stamp.n_clusters, *rows.shape[1:]), dtype=rows.dtype)
-            np.add.at(total, stamp.clusters, rows)
+            with np.errstate(invalid="ignore"):
+                np.add.at(total, stamp.clusters, rows)
             return total
 
         return dataclasses.replace(

@@ -23,6 +23,8 @@ ALMOST_ALL = 0.95
 """Explained variance beyond which an SAE needs no basis of its own, as PCA and orthogonal bases."""
 EXPLAINS_LITTLE = 0.3
 """Explained variance below which a scale explains nothing: what is far off is less so at any large scale."""
+SHRUNKEN = 0.6
+"""Explained variance above which a gain at a larger scale may be an L1 penalty's: thresholds matter less there."""
 _KEPT = (8, 16, 32, 64, 128, 256)
 
 
@@ -116,14 +118,14 @@ def _misread(
     # By more than rounding, which is all that nearly perfect reconstructions differ in.
     gains = [e for e in explanations if e.explained > max(0, explained + 1e-3)]
     better = [e for e in gains if 1 - e.explained < 0.75 * (1 - explained)]
-    if better:  # the one that explains most; the others are its shadows
-        return max(better, key=lambda e: e.explained).finding
+    if fatal := [e for e in better if e.finding.fatal]:  # the one that explains most; the others are its shadows
+        return max(fatal, key=lambda e: e.explained).finding
     if same_site and (foreign := _basis(look, x, explained, one.measured)):
         return foreign
     if explained < 0:
         text = f"explained variance is {explained:.3f}, worse than predicting the mean"
         return Finding("explained_variance", text)
-    return None
+    return max(better, key=lambda e: e.explained).finding if better else None
 
 
 class _Look:
@@ -265,7 +267,10 @@ def _scale(look: _Look, x: Tensor, explained: float, measured: dict[str, float])
         f"explains {found:.3f} of the variance of inputs scaled by {factor:.3g}{to}, {explained:.3f} of the model's "
         f"own (mean norm {norm:.3g}): its input normalisation is not applied, or it is of another hook"
     )
-    yield _Explanation(found, Finding("normalisation", text))
+    clear = explained < SHRUNKEN and (bool(to) or 1 - found < 0.25 * (1 - explained))
+    if factor > 1 and not clear:
+        text += "; or it was trained with a strong penalty, which any larger scale weakens"
+    yield _Explanation(found, Finding("normalisation", text, fatal=factor < 1 or clear))
 
 
 def _peak(height: Callable[[float], float], low: float, high: float, steps: int = 7) -> float:
@@ -303,8 +308,9 @@ def _basis(look: _Look, x: Tensor, explained: float, measured: dict[str, float])
     measured["explained_variance_rotated"] = found = look.reconstructed((x - mean) @ turn + mean)
     if explained > ALMOST_ALL or 1 - explained <= 0.9 * (1 - found):
         return None
+    better = "barely better" if explained > found else "no better"
     return Finding(
         "model",
-        f"explains {explained:.3f} of the variance, barely better than after a random rotation ({found:.3f}): "
+        f"explains {explained:.3f} of the variance, {better} than after a random rotation ({found:.3f}): "
         "it was not trained on these activations; is it of another model or hook?",
     )

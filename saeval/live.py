@@ -206,7 +206,7 @@ class LiveSAE(Substitute):
                 self.decode(encoding, y)
         except SaevalError as error:
             return str(error)
-        except Exception as error:  # a user's object may raise anything
+        except (Exception, SystemExit) as error:  # a user's object may raise anything
             line = (str(error).strip().splitlines() or [""])[0]
             if re.search(r"\b(shapes?|sizes?)\b", line):  # any other failure costs the SAE's own cells, not the run
                 return (

@@ -114,7 +114,8 @@ def chosen(words: Sequence[str], out: Path | str) -> list[Listed] | Result:
         raise SaevalError(f"{path}: no metric and no key '{words[1]}' among its results{near}")
     if len(words) == 3:
         names = sorted({name for one in some for name in one.names})
-        some = [one for one in some if words[2] in one.names]
+        draw = re.compile(rf"{re.escape(words[2])}(#\d+)?")  # of a control, all its draws
+        some = [one for one in some if any(map(draw.fullmatch, one.names))]
         if not some:
             raise SaevalError(f"{path}: no result of '{metric}' for '{words[2]}'{suggestion(words[2], names)}")
     return some[0].result if len(some) == 1 else some

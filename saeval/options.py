@@ -117,3 +117,6 @@ class Options:
         if self.preflight not in ON_FINDING:
             given = self.spelled("preflight", self.preflight)
             raise SaevalError(f"{given}: expected one of {', '.join(ON_FINDING)}")
+        if self.skip_failing and self.preflight != "stop":
+            both = f"{self.spelled('skip_failing')} with {self.spelled('preflight', self.preflight)}"
+            raise SaevalError(f"{both}: the one leaves out what the other lets pass; give one of them")

@@ -63,8 +63,10 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
             with under_heading(limit):
                 pages = report.pages(results)
             for name, content in pages.items():
-                if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                if not (folder / name.replace("\0", "-")).resolve().is_relative_to(folder.resolve()):
                     raise ValueError(f"the page '{name}' does not lie in the report's folder")
+                if not name.strip(". "):
+                    raise ValueError(f"the page {name!r} has no name for a file")
                 folder.mkdir(parents=True, exist_ok=True)
                 path = folder / _NOT_IN_FILE_NAMES.sub("-", name)
                 path.write_bytes(content if isinstance(content, bytes) else _headed(name, content, limit).encode())
@@ -77,11 +79,12 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
 
 def _headed(name: str, text: str, limit: str) -> str:
     """A page with what must be said first; formats that have no place for it are as they are."""
-    if limit and name.endswith(".md"):
+    if limit and name.lower().endswith(".md"):
         return f"**{limit}**\n\n{text}"
-    if limit and name.endswith((".html", ".htm")):
+    if limit and name.lower().endswith((".html", ".htm")):
         banner = f'<p role="alert"><strong>{html.escape(limit)}</strong></p>'
-        return re.sub(r"(<body[^>]*>)", rf"\1\n{banner}", text, count=1, flags=re.IGNORECASE)
+        headed, found = re.subn(r"(<body[^>]*>)", rf"\1\n{banner}", text, count=1, flags=re.IGNORECASE)
+        return headed if found else f"{banner}\n{text}"
     return text
 
 

@@ -8,10 +8,12 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from saeval.contents import Care, contents, frozen_state, state
+from saeval.contents import Care, contents, frozen_state, state, weights_of
 from saeval.state import StateChangedError, remedy
+from saeval.substitute import Substitute
 
 
 class Watcher(Protocol):
@@ -59,11 +61,17 @@ def called(
     care = Care.EVERYTHING if watcher else care
     given = {**({"total": list(totals)} if totals else {}), **arguments}
     before = {name: contents(value, care) for name, value in given.items()}
+    # What a live SAE holds is the user's: where it was written into, it is put back.
+    held = [t for x in given.values() if isinstance(x, Substitute) for t in weights_of(x)]
+    copies = [(tensor, tensor.detach().clone()) for tensor in held] if care == Care.EVERYTHING else []
     kept = frozen_state(function) if care == Care.EVERYTHING else {}
 
     def check() -> None:
         for name, value in given.items():
             if contents(value, care) != before[name]:
+                with torch.no_grad():
+                    for tensor, copy in copies:
+                        tensor.copy_(copy)
                 raise WrittenInPlaceError(
                     f"{what} writes in place into '{name}', which other metrics share; "
                     f"work on a copy, such as {_copy(name, value)}"

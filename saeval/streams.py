@@ -169,7 +169,8 @@ def streams(
     entry = {"use": raw} if isinstance(raw, str) else dict(raw)
     use = entry.pop("use", None) if "use" in entry else next((key for key in entry if _chooses(registry, key)), None)
     if not isinstance(use, str):
-        message = f"'data' needs 'use', one of: {', '.join(registry.data.names())}"
+        near = "; did you mean 'texts'?" if "text" in entry else ""
+        message = f"'data' needs 'use', one of: {', '.join(registry.data.names())}{near}"
         problems.append(suite.problem(message, "data"))
         return None
     try:

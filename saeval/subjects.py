@@ -192,6 +192,10 @@ class Subjects:
             given = {"use": entry} if isinstance(entry, str) else dict(entry)
             if len(given) == 1 and "use" not in given:  # `norm_noise: {share: 0.2}`, as metrics are written
                 ((kind, parameters),) = given.items()
+                if kind in self.registry.controls and not isinstance(parameters, dict | None):
+                    message = f"the parameters of '{kind}' are a mapping, got {parameters!r}"
+                    self.problems.append(self.suite.problem(message, *place, kind))
+                    continue
                 if parameters is None or (isinstance(parameters, dict) and "use" not in parameters):
                     given, place = {"use": kind, **(parameters or {})}, (*place, kind)
             try:

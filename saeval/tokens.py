@@ -33,9 +33,9 @@ class TokenOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    context: Annotated[int, Field(ge=1)]
+    context: Annotated[int, Field(ge=1, strict=True)]
     """Input positions of a row, the BOS included; a row holds one token more."""
-    sequences: Annotated[int, Field(ge=1)] | None = None
+    sequences: Annotated[int, Field(ge=1, strict=True)] | None = None
     """Rows to keep; None keeps all. A larger number keeps the same rows and adds others."""
     seed: int = 0
     bos: bool = True

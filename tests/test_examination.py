@@ -12,6 +12,8 @@ import saeval
 import saeval_testbed
 from claims import every, none
 from saeval import SaevalError, cli
+from saeval.examination import examine
+from saeval.live import LiveSAE
 from saeval_formats.dense import DenseSAE, TopK
 from saeval_formats.saelens import SAELens
 
@@ -58,9 +60,11 @@ def test_a_topk_that_was_trained_without_layer_norm_but_is_read_with_it(tmp_path
 
 @pytest.mark.parametrize("factor", [0.5, 0.67, 1.5, 2, 20])
 def test_an_input_scale_that_is_not_folded_in_is_found_and_named(factor, tmp_path, capsys):
-    said = doctor(scaled(tmp_path, factor), capsys)
-    assert said.count("PROBLEM") == 1
-    problem = said.split("PROBLEM (normalisation): ")[1]
+    # At a scale that is larger by so little, a strong penalty gains as much.
+    word, code = ("warning", 0) if factor == 1.5 else ("PROBLEM", 1)
+    said = doctor(scaled(tmp_path, factor), capsys, code)
+    assert said.count("PROBLEM") == code
+    problem = said.split(f"{word} (normalisation): ")[1]
     found = float(problem.split("inputs scaled by ")[1].split(",")[0].split()[0])
     assert found == pytest.approx(factor, rel=0.15)
     assert float(problem.split("explains ")[1].split()[0]) == pytest.approx(0.93, abs=0.02)
@@ -100,3 +104,32 @@ def test_a_transcoder_is_read_otherwise_at_its_input_alone():
 def test_the_saes_of_the_reward_model_are_not_accused(name, capsys):
     assert cli.main(["doctor", f"testbed-reward/{name}"]) == 0
     assert "nothing wrong was found" in capsys.readouterr().out
+
+
+class Shrunken(torch.nn.Module):
+    """An orthonormal dictionary whose features pay for being on, as an L1 penalty makes them: loaded as it was trained."""
+
+    d_in = d_sae = 64
+
+    def __init__(self, bias):
+        super().__init__()
+        half = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))[0]
+        self.W_dec = torch.cat([half, -half])
+        self.bias = bias
+
+    def encode(self, x):
+        return torch.relu(x @ self.W_dec.T - self.bias)
+
+    def decode(self, acts):
+        return acts @ self.W_dec
+
+
+@pytest.mark.parametrize("bias", [0.15, 0.2, 0.4])
+def test_the_shrinkage_of_a_penalty_is_not_taken_for_a_wrong_scale(bias):
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randn(1, 256, 32, generator=generator) * (torch.rand(1, 256, 32, generator=generator) < 0.1)
+    x = codes @ Shrunken(0).W_dec[:32]
+    sae = LiveSAE(Shrunken(bias), "blocks.1.hook_resid_pre")
+    found = examine(sae, {}, x, x, torch.ones(1, 256, dtype=torch.bool))
+    assert 0.6 < found.measured["explained_variance"] < 0.99
+    assert [f.message for f in found.fatal] == []

@@ -262,3 +262,15 @@ def test_the_preflight_does_not_blame_an_sae_for_activations_that_are_not_finite
         evaluate_tiny(["l0"], rows=rows, model=Overflowing(), saes={"random": TinySAE(HOOK)}, allow=())
     assert "barely better than after a random rotation" in str(stopped.value)
     assert "NaN" not in str(stopped.value)
+
+
+def test_infinities_of_either_sign_are_undefined_without_a_warning():
+    class Both(TinySAE):
+        def decode(self, acts):
+            found = super().decode(acts)
+            found[..., 3] = torch.where(found[..., 0] > 0, torch.inf, -torch.inf)
+            return found
+
+    for size in (1, 16):  # warnings are errors here
+        (result,) = evaluate_tiny(["reconstruction"], saes={"a": Both()}, batch_size=size, preflight="off")
+        assert result.status == "undefined"

@@ -12,7 +12,7 @@ from saeval import cli, run
 from saeval.plots import figure, png, under_heading
 from saeval.reports import Report, write_pages
 from saeval.streams import First
-from saeval.testing import tiny_tokens
+from saeval.testing import evaluate_tiny, tiny_tokens
 from saeval_data.preferences import Preferences
 from tinymodels import tiny_tokenizer
 
@@ -124,3 +124,17 @@ def test_a_title_is_above_the_figures_own():
     other = figure(3, 2)
     png(other)
     assert other.get_suptitle() == ""
+
+
+def test_a_page_without_a_body_is_headed_too(tmp_path):
+    pages = {"a.html": "<p>hello</p>", "B.MD": "hello"}
+    results = list(evaluate_tiny(["l0"], limit=2))
+    written, failed = write_pages([Report("r", pages=lambda results: pages)], results, tmp_path)
+    assert (len(written), failed) == (2, [])
+    assert every("only the first 2 sequences were used" in path.read_text() for path in written)
+
+
+@pytest.mark.parametrize("name", ["", ".", " "])
+def test_a_page_without_a_name_is_one_sentence(tmp_path, name):
+    _, failed = write_pages([Report("r", pages=lambda results: {name: "hello"})], [], tmp_path)
+    assert failed == [f"report 'r' failed: ValueError: the page {name!r} has no name for a file"]

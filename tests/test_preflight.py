@@ -136,3 +136,9 @@ def test_from_the_command_line_the_message_names_the_flags(tmp_path, capsys):
     assert "preflight: bad: " in said.out  # the reason stands below the table
     assert cli.main([*run, "--preflight", "warn"]) == 0
     assert cli.main([*run, "--preflight", "off", "--fresh"]) == 0
+
+
+@pytest.mark.parametrize("preflight", ["warn", "off"])
+def test_what_is_left_out_is_not_let_pass(preflight):
+    with pytest.raises(SaevalError, match=f"skip_failing=True with preflight='{preflight}': .*; give one of them"):
+        evaluate_tiny(["l0"], skip_failing=True, preflight=preflight)

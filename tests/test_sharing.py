@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from claims import every
-from saeval import Mean, Metric, Scalar
+from saeval import Mean, Metric, Scalar, evaluate
 from saeval.builtin import encoding, feature_acts, reconstruction
 from saeval.substitute import Encoding, Substitute
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
@@ -311,3 +311,59 @@ def test_an_sae_gets_its_inputs_on_its_own_device_and_gives_its_outputs_on_the_m
     keys = np.zeros((2, 3), dtype=np.uint64)
     found = encoding(sae, x, keys)
     assert feature_acts(sae, found, mask).device == reconstruction(sae, found, x, keys).device == x.device
+
+
+def halved(held):
+    held.numpy()[...] *= 0.5
+
+
+class Halving(Metric):
+    """Writes into the weights of the SAE that it asks for."""
+
+    name, how = "halving", staticmethod(lambda sae: None)
+
+    def observe(self, sae, activations, mask):
+        type(self).how(sae)
+        return Mean.of(activations.double().sum(-1), mask)
+
+    def conclude(self, total):
+        return Scalar(total.value)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda sae: halved(sae.module.W_dec),
+        lambda sae: sae.module.W_dec.mul_(0.5),
+        lambda sae: halved(sae._weights["W_dec"]),
+    ],
+    ids=["numpy", "in place", "shown weights"],
+)
+def test_a_write_into_a_live_saes_weights_fails_alone_and_is_taken_back(how):
+    class Writer(Halving):
+        name = "writer"
+
+    Writer.how = staticmethod(how)
+    sae = TinySAE()
+    before = sae.W_dec.clone()
+    expected = evaluate_tiny(["reconstruction"], saes={"a": TinySAE()})[0].values
+    writer, other = evaluate_tiny(["writer", "reconstruction"], Writer, saes={"a": sae})
+    assert writer.status == "failed"
+    assert "writes in place into 'sae'" in writer.reason
+    assert other.values == expected
+    assert torch.equal(sae.W_dec, before)
+
+
+def test_a_write_into_a_loaded_saes_weights_fails_alone():
+    class Writer(Halving):
+        name = "writer"
+        how = staticmethod(lambda sae: halved(sae.weights["W_dec"]))
+
+    options = {
+        "model": "testbed",
+        "data": {"use": "python-stdlib", "context": 32, "sequences": 4},
+        "saes": ["testbed/relu-5"],
+    }
+    (expected,) = evaluate(metrics=["reconstruction"], **options)
+    writer, other = evaluate(metrics=[Writer, "reconstruction"], **options)
+    assert (writer.status, other.values) == ("failed", expected.values)

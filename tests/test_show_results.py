@@ -153,3 +153,18 @@ def test_a_folder_of_suites_names_them(here, capsys):
 def test_a_run_without_pages_says_which_metrics_have_some(here, capsys):
     assert cli.main(["report", str(here / "mine")]) == 0
     assert "none of its metrics has a page; perturbation, reward, stability make pages" in capsys.readouterr().out
+
+
+def test_all_draws_of_a_control_are_named(tmp_path, capsys):
+    control = {"use": "random", "seeds": 3}
+    evaluate_tiny(["l0"], saes={"one": TinySAE()}, controls=[control], out=tmp_path)
+    assert cli.main(["show", str(tmp_path / "evaluate"), "l0", "random(one)"]) == 0
+    told = capsys.readouterr().out
+    assert "random(one)#2" in told
+    assert len(told.splitlines()) == 3
+
+
+def test_a_result_says_how_many_documents_it_has(tmp_path, capsys):
+    (result,) = evaluate_tiny(["l0"], saes={"one": TinySAE()}, out=tmp_path)
+    assert cli.main(["show", str(tmp_path / "evaluate" / f"{result.key}.json")]) == 0
+    assert f"{result.cell['data']['documents']} documents" in capsys.readouterr().out

@@ -197,8 +197,8 @@ class PretrainedSpec(ModelSpec):
         try:
             with blaming(f"{where} cannot be loaded", "check them and the model's entry"), _quietly():
                 # Sizes that do not fit are told of below; transformers would only log them.
-                # An adapter is applied below, since transformers would report on its keys alone: it finds none here, and
-                # does not ask the hub for one, for which it would wait half a minute where that is away.
+                # An adapter is applied below, since transformers would report on its keys alone: it finds none here.
+                # Nor does it ask the hub for one, for which it would wait half a minute where that is away.
                 module, report = self._auto_class.from_pretrained(
                     **self._source, **options, output_loading_info=True, ignore_mismatched_sizes=True,
                     adapter_kwargs={"subfolder": "none", "local_files_only": True},
