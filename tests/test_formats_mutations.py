@@ -34,6 +34,7 @@ DEFAULTED = {
     "rescale_acts_by_decoder_norm",
     "reshape_activations",
     "transcode",
+    "signed",
     "activation",
     "skip_connection",
     "affine_connection",
