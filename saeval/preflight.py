@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from saeval.errors import Problem, SuiteError
+from saeval.errors import Problem, SuiteError, suggestion
 from saeval.evidence import Evidence
 from saeval.examination import Examination, Finding, examine
 from saeval.memory import refuse_too_large
@@ -136,7 +136,9 @@ class Preflight:
             hook = [f for f in self._declarations(subject) if f.check == "hook"]
             message = f"preflight: {subject.name}: {'; '.join(f.message for f in [*hook, *one.fatal])}"
             allow, skip = options.spelled("allow", subject.name), options.spelled("skip_failing")
-            remedy = f"(run `saeval doctor` for details; {allow} uses the SAE anyway, {skip} leaves it out)"
+            live = (subject.facts or {}).get("format") == "live"  # of which doctor knows nothing
+            details = "" if live else "run `saeval doctor` for details; "
+            remedy = f"({details}{allow} uses the SAE anyway, {skip} leaves it out)"
             faults[subject.key] = message, self._problem(f"{message} {remedy}", subject)
         return faults
 
@@ -240,6 +242,11 @@ def same_model(declared: str, name: str) -> bool:
 
 
 def warnings(plan: Plan) -> list[str]:
-    """The disagreements of every SAE of a plan, a sentence each."""
-    saes = [s for s in plan.subjects if s.kind == "sae"]
-    return [f"warning: {s.name} {finding.message}" for s in saes for finding in declarations(s, plan)]
+    """The disagreements of every SAE of a plan and names that are allowed in vain, a sentence each."""
+    saes = {s.name: s for s in plan.subjects if s.kind == "sae"}
+    vain = [pattern for pattern in plan.options.allow if not any(is_allowed(name, [pattern]) for name in saes)]
+    unknown = [
+        f"{plan.options.spelled('allow', p)}: no SAE of the suite has this name{suggestion(p, saes)}" for p in vain
+    ]
+    found = [f"{s.name} {finding.message}" for s in saes.values() for finding in declarations(s, plan)]
+    return [f"warning: {sentence}" for sentence in (*unknown, *found)]

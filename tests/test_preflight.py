@@ -142,3 +142,12 @@ def test_from_the_command_line_the_message_names_the_flags(tmp_path, capsys):
 def test_what_is_left_out_is_not_let_pass(preflight):
     with pytest.raises(SaevalError, match=f"skip_failing=True with preflight='{preflight}': .*; give one of them"):
         evaluate_tiny(["l0"], skip_failing=True, preflight=preflight)
+
+
+def test_a_name_that_is_allowed_in_vain_is_a_warning(capsys):
+    assert cli.main(["check", "quickstart", "--limit", "2", "--allow", "testbed/relu-99"]) == 0
+    assert (
+        "warning: --allow testbed/relu-99: no SAE of the suite has this name; did you mean" in capsys.readouterr().out
+    )
+    assert cli.main(["check", "quickstart", "--limit", "2", "--allow", "testbed/relu-*"]) == 0
+    assert "--allow" not in capsys.readouterr().out

@@ -24,7 +24,7 @@ class CrossEntropy(Metric):
     """Loss of next-token prediction with the substitute spliced in.
 
     delta_ce = ce_sae − ce_clean; recovered = (ce_ablated − ce_sae) / (ce_ablated − ce_clean), where
-    the ablation is the control that `ablation` names (zero, mean). Losses in nats a token over the
+    the ablation is the control that `ablation` names (mean, zero, resample). Losses in nats a token over the
     mask. recovered is 1 for a perfect substitute, 0 for one as bad as the ablation, negative for a
     worse one; it flatters where the ablation is very bad, so the parts always stand beside it. It
     is defined only when ce_ablated − ce_clean exceeds two standard errors.
