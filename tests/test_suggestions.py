@@ -164,7 +164,7 @@ def test_a_control_takes_its_parameters_as_a_metric_does():
     [
         ("[random: {sed: 2}]", "5:26", "unknown parameter 'sed' of control 'random'; did you mean 'seed'?"),
         ("[randon: {seeds: 2}]", "5:20", "unknown control 'randon'; did you mean 'random'?"),
-        ("[random: 2]", "5:12", "a control needs 'use'"),
+        ("[random: 2]", "5:20", "the parameters of 'random' are a mapping, got 2"),
         ("[random: {use: zero}]", "5:12", "a control needs 'use'"),
     ],
 )
