@@ -21,7 +21,7 @@ from saeval.plan import Plan
 from saeval.scope import Draw, Scope
 from saeval.store import Store
 from saeval.target import Target
-from saeval.totals import EvidenceTree, added
+from saeval.totals import EvidenceTree, added, storable
 
 log = logging.getLogger("saeval")
 
@@ -128,6 +128,7 @@ class Course:
                 progress.advanced(len(rows))
                 if time.monotonic() - self._saved > self.plan.options.checkpoint_seconds:
                     self.save()
+            self._drop_unstorable()
         except KeyboardInterrupt:
             try:
                 self.save()
@@ -211,12 +212,22 @@ class Course:
 
     def save(self) -> None:
         """Write the checkpoint."""
+        self._drop_unstorable()
         evidence = {t.key: total for t, total in self.totals.items() if total is not None and t.error is None}
         evidence |= {_of_prefix(t): e for t, e in self.prefix.items() if e is not None and t.error is None}
         dropped = {t.key: [isinstance(t.error, Undefined), str(t.error)] for t in self.totals if t.error is not None}
         facts = {"rows": self.dataset.fingerprint, "place": asdict(self.place), "dropped": dropped}
         self.store.write_checkpoint(self._key, facts, evidence)
         self._saved = time.monotonic()
+
+    def _drop_unstorable(self) -> None:
+        """A sum that no file can hold is its own cell's failure."""
+        for target, total in self.totals.items():
+            try:
+                if total is not None and target.error is None:
+                    storable(total)
+            except Exception as error:
+                target.error = error
 
     def _resumed(self) -> tuple[dict[str, Any], dict[str, EvidenceTree]]:
         """The furthest checkpoint over these rows that holds all of the pass's targets, and perhaps finished ones."""

@@ -9,7 +9,7 @@ import pytest
 
 from claims import every, some
 from saeval import Mean, Metric, Scalar
-from saeval.testing import TinySAE, evaluate_tiny
+from saeval.testing import TinySAE, evaluate_tiny, tiny_tokens
 
 ALL = ["l0", "density", "reconstruction", "ce", {"ce": {"ablation": "zero", "as": "ce_zero"}}, "kl"]
 
@@ -125,6 +125,44 @@ def test_evidence_that_cannot_be_stored_is_its_own_cells_failure():
     results = evaluate_tiny(["odd", "l0"], Odd, checkpoint_seconds=0.0, batch_size=4)
     assert [r.status for r in results] == ["failed", "ok"]
     assert "could not be stored" in results[0].reason
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9], ids=["saved", "never-saved"])
+def test_a_sum_that_cannot_be_stored_is_its_own_cells_failure_and_is_seldom_asked_for(checkpoint_seconds):
+    import dataclasses
+
+    from saeval import Evidence
+
+    asked = []
+
+    @dataclasses.dataclass
+    class Growing(Evidence):
+        count: int
+
+        def __add__(self, other):
+            return Growing(self.count + other.count)
+
+        def state(self):
+            asked.append(self.count)
+            return {"count": {"a": 1} if self.count > 2 else self.count}
+
+    class Odd(Metric):
+        name, version = "odd", 1
+
+        def observe(self, mask):
+            return Growing(1)
+
+        def conclude(self, total):
+            return Scalar(1.0)
+
+    rows = tiny_tokens()
+    results = evaluate_tiny(["odd", "l0"], Odd, rows=rows, checkpoint_seconds=checkpoint_seconds, batch_size=1)
+    assert [r.status for r in results] == ["failed", "ok"]
+    assert "could not be stored" in results[0].reason
+    batches = len(rows)
+    assert batches > 4
+    if checkpoint_seconds:  # a state may be costly: of the sums, the last one's alone
+        assert asked == [1] * batches + [batches]
 
 
 def test_a_failure_holds_on_to_no_batch():

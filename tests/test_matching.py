@@ -116,7 +116,9 @@ def test_as_good_as_a_dense_solver_of_2000(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["random", "near duplicates", "duplicated"]
+)  # the dense solver takes others far longer
 def test_as_good_as_a_dense_solver_of_5000(kind):
     A, B = dictionaries(kind, 5000, 5200, 64)
     found = match(A, B)

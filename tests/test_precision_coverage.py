@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 SUITE = {
     "suite": "adaptive",
     "model": {"use": "testbed"},
-    "data": {"use": "python-stdlib", "context": 64, "sequences": 1024},
+    "data": {"use": "python-stdlib", "context": 32, "sequences": 1024},
     "saes": ["testbed/topk-32", "testbed/relu-1"],
     "metrics": ["ce"],
 }

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -21,69 +20,62 @@ from saeval.result import Result
 from saeval.store import Store
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 
-SCRIPT = '''\
-import sys, time
-import torch
-from pathlib import Path
-from saeval import Mean, Metric, Scalar
-from saeval.testing import TinySAE, evaluate_tiny, tiny_tokens
-torch.set_num_threads(1)
-out, log = sys.argv[1:]
 
-class Slow(Metric):
-    """Counts the batches it sees in a file."""
-    name, version = "slow", 1
-    def observe(self, activations, mask):
-        with open(log, "a") as file:
-            file.write("x")
-        time.sleep(0.01)
-        return Mean.of(activations.norm(dim=-1), mask)
-    def conclude(self, total):
-        return Scalar(total.value)
+def work(out, log):
+    """A run of a few seconds, of which `log` counts the batches that its metric saw."""
 
-def main():
-    print("ready", flush=True)
+    class Slow(Metric):
+        """Counts the batches it sees in a file."""
+
+        name, version = "slow", 1
+
+        def observe(self, activations, mask):
+            with open(log, "a") as file:
+                file.write("x")
+            time.sleep(0.01)
+            return Mean.of(activations.norm(dim=-1), mask)
+
+        def conclude(self, total):
+            return Scalar(total.value)
+
+    torch.set_num_threads(1)
     results = evaluate_tiny(
         ["slow", "l0", "reconstruction", "ce", "kl"], Slow, rows=tiny_tokens(rows=400),
         saes={"a": TinySAE(seed=1), "b": TinySAE(seed=2)}, controls=["mean"], batch_size=2, out=out,
         checkpoint_seconds=0.05, key="these",
-    )
+    )  # fmt: skip
     assert not results.failed, results.failed[0].traceback
-
-main()
-'''
 
 
 @pytest.mark.slow
 def test_kill_minus_nine_ten_times_loses_nothing(tmp_path):
-    script = tmp_path / "work.py"
-    script.write_text(SCRIPT)
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["saeval.testing", "saeval_models", "saeval_testbed"])  # once for all processes
     out, log = tmp_path / "out", tmp_path / "log"
     chance = random.Random(0)
 
     def start(out, log):
-        command = [sys.executable, str(script), str(out), str(log)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        with process.stdout:
-            assert process.stdout.readline() == "ready\n"
+        process = processes.Process(target=work, args=(out, log))
+        process.start()
         return process
 
     for _ in range(10):
-        process = start(out, log)
         began = log.stat().st_size if log.exists() else 0
+        process = start(out, log)
         # A random moment of work, told by what is done and not by the clock, which runs differently on a busy machine.
         enough = began + chance.randrange(1, 90)
-        while process.poll() is None and (not log.exists() or log.stat().st_size < enough):
+        while process.is_alive() and (not log.exists() or log.stat().st_size < enough):
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         for file in out.rglob("*.json"):
             json.loads(file.read_text())
-    process = start(out, log)
-    assert process.wait() == 0
     quiet, quiet_log = tmp_path / "quiet", tmp_path / "quiet-log"
-    process = start(quiet, quiet_log)
-    assert process.wait() == 0
+    for arguments in ((out, log), (quiet, quiet_log)):
+        process = start(*arguments)
+        process.join()
+        assert process.exitcode == 0
 
     cells = {c["key"]: c["cell"]["alias"] for c in Store(out / "evaluate").manifest()["cells"]}
     assert len(cells) == 15

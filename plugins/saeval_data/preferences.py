@@ -101,7 +101,7 @@ class Pairs(Source):
 
     def _swapped(self, pair: Pair) -> Pair:
         """The pair with its label swapped, if a keyed draw says so."""
-        if int(_hashed(_SWAPPED, self.seed, pair.row)) >= self.swap * 2**64:
+        if not self.swap or int(_hashed(_SWAPPED, self.seed, pair.row)) >= self.swap * 2**64:
             return pair
         rewards = pair.rewards and (pair.rewards[1], pair.rewards[0])
         return replace(pair, chosen=pair.rejected, rejected=pair.chosen, rewards=rewards)

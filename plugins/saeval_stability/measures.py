@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,6 +84,7 @@ def _smaller(found: Matching) -> int:
     return min(len(found.indices), len(found.b_to_a.indices))
 
 
+@cache  # a tenth of a second each, and a group's pairs of SAEs mostly share their sizes
 def iid_best(n: int, d: int, absolute: bool) -> float:
     """Mean over draws of the best of `n` cosines with independent uniform directions in `d` dimensions.
 
