@@ -264,13 +264,18 @@ def test_the_preflight_does_not_blame_an_sae_for_activations_that_are_not_finite
     assert "NaN" not in str(stopped.value)
 
 
-def test_infinities_of_either_sign_are_undefined_without_a_warning():
-    class Both(TinySAE):
-        def decode(self, acts):
-            found = super().decode(acts)
-            found[..., 3] = torch.where(found[..., 0] > 0, torch.inf, -torch.inf)
-            return found
+def test_infinities_of_either_sign_are_no_value_and_no_warning():
+    class Both(Metric):
+        name, version = "both", 1
+
+        def observe(self, activations, mask):
+            sign = activations.sum((1, 2)) > 0  # rows of one sign, which only sums over rows mix
+            return Mean.of(torch.where(sign[:, None], torch.inf, -torch.inf).expand(mask.shape), mask)
+
+        def conclude(self, total):
+            return Scalar(total.value)
 
     for size in (1, 16):  # warnings are errors here
-        (result,) = evaluate_tiny(["reconstruction"], saes={"a": Both()}, batch_size=size, preflight="off")
-        assert result.status == "undefined"
+        (result,) = evaluate_tiny(["both"], Both, batch_size=size)
+        assert result.values["both"]["value"] is None
+        assert result.values["both"]["reason"]
