@@ -49,7 +49,7 @@ class Entry:
     spread: float = 0.0
     """Variance of the average over draws; sampling of documents does not contain it."""
     detectable: float | None = None
-    """Of a paired difference: the smallest that this run could have told from 0, 2.8 standard errors."""
+    """Of a paired difference: the smallest that this run could have told from 0, t.975 + t.80 standard errors."""
 
     def __post_init__(self) -> None:
         if self.value is not None:

@@ -62,12 +62,12 @@ def fill(result: Result, values: Mapping[str, Value]) -> None:
 
 
 def _beside(values: Mapping[str, Value]) -> dict[str, np.ndarray]:
-    """What is kept beside the JSON: the influences behind every scalar that has them, and arrays."""
+    """What is kept beside the JSON: what every scalar with an error is without each document, and arrays."""
     arrays = {}
     for name, value in values.items():
         if isinstance(value, Scalar) and value.estimate is not None and value.value is not None:
-            arrays[f"influence/{name}"] = value.estimate.influence
-            arrays[f"present/{name}"] = value.estimate.present
+            arrays[f"without/{name}"] = value.estimate.without
+            arrays[f"sizes/{name}"] = value.estimate.sizes
         elif isinstance(value, Array):
             arrays[f"value/{name}"] = value.data
     return arrays

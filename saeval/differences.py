@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.special import stdtr, stdtrit
 
 from saeval.board import Entry
 
 ALPHA = 0.05
 POWER = 0.8
-DETECTABLE = round(float(ndtri(1 - ALPHA / 2) + ndtri(POWER)), 1)
-"""Standard errors that a true difference must measure to be found at ALPHA with POWER: 1.96 + 0.84 = 2.8."""
 ROUNDING = 1e-12
 """Differences this small, relative to the two values, are float64's and no finding."""
 
@@ -38,7 +36,7 @@ class Difference:
 
     @property
     def dof(self) -> float:
-        """Clusters - 1; with the spread of a control's draws in the error, Welch and Satterthwaite's (1946)."""
+        """Effective documents - 1; with the spread of a control's draws in the error, Welch and Satterthwaite's (1946)."""
         below = sum(variance**2 / dof for variance, dof in self.variances)
         if below == 0:
             return self.variances[0][1]
@@ -66,8 +64,10 @@ class Difference:
 
     @property
     def detectable(self) -> float | None:
-        """Minimum detectable difference: 2.8 standard errors, found with 80% power at the 5% level."""
-        return None if self.stderr is None else DETECTABLE * self.stderr
+        """Minimum detectable difference, found with 80% power at the 5% level: t.975 + t.80 standard errors."""
+        if self.stderr is None:
+            return None
+        return float(stdtrit(self.dof, 1 - ALPHA / 2) + stdtrit(self.dof, POWER)) * self.stderr
 
     def __neg__(self) -> Difference:
         return replace(self, value=-self.value)
@@ -89,10 +89,10 @@ def difference(a: Entry, b: Entry) -> Difference:
     if paired.stderr is None:
         return Difference(value, reason="fewer than two documents")
     if not math.isfinite(paired.stderr):
-        return Difference(value, reason="the delta method gives no finite error here")
+        return Difference(value, reason="the difference does not exist without one of the documents")
     spreads = [(entry.spread, entry.draws - 1.0) for entry in (a, b) if entry.draws > 1]
     error = paired.stderr if paired.stderr > rounding else 0.0
-    return Difference(value, ((error**2, paired.clusters - 1.0), *spreads), rounding=rounding)
+    return Difference(value, ((error**2, paired.effective - 1.0), *spreads), rounding=rounding)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

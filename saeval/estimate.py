@@ -1,8 +1,9 @@
-"""`Estimate`: a number that carries one influence for each cluster; its arithmetic is the delta method."""
+"""`Estimate`: a number that carries what it would be without each document; the jackknife gives its error."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,99 +16,122 @@ Number: TypeAlias = "float | int | Estimate"
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """A value with its linearisation over clusters (the source documents).
+    """A value, and the same value with each document (cluster) left out.
 
-    `influence[c]` is how far cluster c moves the value, to first order, and sums to about 0;
-    `present[c]` says whether cluster c contributed. Two estimates over the same stream have the
-    same clusters, so sums, differences, ratios and functions of them know their joint error:
-    to first order, f(a, b) has influence f_a * a.influence + f_b * b.influence. Source: the delta
-    method with the linearisation variance of a clustered sample (Binder 1983; as in R's survey).
+    `without[c]` is the value that the rest gives where document c is left out, in the unit of the value; it equals
+    `value` for a document that contributed nothing. `sizes[c]` is how many observations, usually tokens, document c
+    contributed. Two estimates over the same stream have the same documents, so every operation, and every function
+    given to `apply`, is applied to the value and to each of `without`: no derivatives are needed.
+
+    The standard error is the delete-one jackknife's, √((C−1)/C · Σ (without[c] − their mean)²) over the C documents
+    that contributed (Miller 1974; Tukey 1958). Degrees of freedom are `effective` − 1, since few large documents among
+    many small ones tell little about the spread.
 
     The operators accept plain numbers. Dividing by a zero estimate gives NaN, which results record
     as undefined.
     """
 
     value: float
-    influence: Float[np.ndarray, "clusters"]
-    present: Bool[np.ndarray, "clusters"]
+    without: Float[np.ndarray, "clusters"]
+    sizes: Float[np.ndarray, "clusters"]
     n: int = 0
     """Observations behind the value, usually tokens of the mask."""
 
     @property
+    def present(self) -> Bool[np.ndarray, "clusters"]:
+        """Which documents contributed."""
+        return np.asarray(self.sizes > 0)
+
+    @property
     def clusters(self) -> int:
-        """How many clusters contributed."""
+        """How many documents contributed."""
         return int(self.present.sum())
 
     @property
+    def effective(self) -> float:
+        """Effective number of documents, (Σn)² / Σn² (Kish 1965): their number where all are of one size."""
+        return effective(self.sizes)
+
+    @property
+    def deviations(self) -> Float[np.ndarray, "clusters"]:
+        """How far each document moves the value: the mean of `without` minus each; 0 for those without a part."""
+        here = self.present
+        found = np.zeros_like(self.without)
+        found[here] = self.without[here].mean() - self.without[here]
+        return found
+
+    @property
     def stderr(self) -> float | None:
-        """Standard error, in the unit of the value; None below two clusters."""
+        """Standard error, in the unit of the value; None below two documents."""
         count = self.clusters
         if count < 2:
             return None
-        return float(math.sqrt(count / (count - 1) * float(np.square(self.influence).sum())))
+        with np.errstate(invalid="ignore", over="ignore"):  # a value that does not exist without some document
+            return float(math.sqrt((count - 1) / count * float(np.square(self.deviations).sum())))
 
     @property
     def ci95(self) -> tuple[float, float] | None:
-        """95% interval by the t quantile with clusters - 1 degrees of freedom; None below two clusters."""
+        """95% interval by the t quantile with `effective` - 1 degrees of freedom; None below two documents."""
         error = self.stderr
         if error is None or not math.isfinite(self.value):
             return None
-        reach = float(stdtrit(self.clusters - 1, 0.975)) * error
+        reach = float(stdtrit(self.effective - 1, 0.975)) * error
         return self.value - reach, self.value + reach
 
-    def map(self, value: float, slope: float) -> Estimate:
-        """The estimate of a smooth function of this one, given its value and its derivative here."""
-        return Estimate(value, slope * self.influence, self.present, self.n)
+    @property
+    def largest_share(self) -> float:
+        """The largest document's share of the squared deviations, from 1/C to 1; NaN where there are none."""
+        squares = np.square(self.deviations)
+        total = float(squares.sum())
+        return float(squares.max()) / total if total > 0 else math.nan
+
+    def apply(self, function: Callable[..., Float[np.ndarray, "*n"]], *others: Number) -> Estimate:
+        """The estimate of a function of this one and others. `function` works on arrays elementwise, as numpy's do."""
+        numbers: list[Number] = [self, *others]
+        estimates = [number for number in numbers if isinstance(number, Estimate)]
+        for other in estimates:
+            if other.without.shape != self.without.shape:
+                raise ValueError(
+                    f"estimates over different streams cannot be combined: "
+                    f"{self.without.size} and {other.without.size} documents"
+                )
+        arguments = [
+            np.append(one.without, one.value) if isinstance(one, Estimate) else float(one) for one in numbers
+        ]
+        with np.errstate(all="ignore"):  # what is undefined is NaN
+            *without, value = np.where(np.isfinite(found := np.asarray(function(*arguments))), found, np.nan)
+        sizes = np.max([one.sizes for one in estimates], axis=0)
+        return Estimate(float(value), np.array(without), sizes, min(one.n for one in estimates))
 
     def log(self) -> Estimate:
         """Natural logarithm; NaN for a value that is not positive."""
-        if self.value <= 0:
-            return self.map(math.nan, math.nan)
-        return self.map(math.log(self.value), 1 / self.value)
+        return self.apply(np.log)
 
     def exp(self) -> Estimate:
         """e to this value."""
-        value = math.exp(self.value)
-        return self.map(value, value)
+        return self.apply(np.exp)
 
     def sqrt(self) -> Estimate:
         """Square root; NaN for a negative value."""
-        if self.value < 0:
-            return self.map(math.nan, math.nan)
-        value = math.sqrt(self.value)
-        return self.map(value, 0.5 / value if value else math.nan)
-
-    def _join(self, other: Number, value: float, here: float, there: float) -> Estimate:
-        if not isinstance(other, Estimate):
-            return self.map(value, here)
-        if self.influence.shape != other.influence.shape:
-            raise ValueError(
-                f"estimates over different streams cannot be combined: "
-                f"{self.influence.size} and {other.influence.size} documents"
-            )
-        influence = here * self.influence + there * other.influence
-        return Estimate(value, influence, self.present | other.present, min(self.n, other.n))
+        return self.apply(np.sqrt)
 
     def __add__(self, other: Number) -> Estimate:
-        return self._join(other, self.value + _value(other), 1.0, 1.0)
+        return self.apply(np.add, other)
 
     def __sub__(self, other: Number) -> Estimate:
-        return self._join(other, self.value - _value(other), 1.0, -1.0)
+        return self.apply(np.subtract, other)
 
     def __mul__(self, other: Number) -> Estimate:
-        return self._join(other, self.value * _value(other), _value(other), self.value)
+        return self.apply(np.multiply, other)
 
     def __truediv__(self, other: Number) -> Estimate:
-        below = _value(other)
-        if below == 0:
-            return self._join(other, math.nan, math.nan, math.nan)
-        return self._join(other, self.value / below, 1 / below, -self.value / below**2)
+        return self.apply(np.divide, other)
 
     def __pow__(self, power: float) -> Estimate:
-        return self.map(self.value**power, power * self.value ** (power - 1))
+        return self.apply(np.power, power)
 
     def __neg__(self) -> Estimate:
-        return self.map(-self.value, -1.0)
+        return self.apply(np.negative)
 
     def __radd__(self, other: float) -> Estimate:
         return self + other
@@ -119,9 +143,7 @@ class Estimate:
         return self * other
 
     def __rtruediv__(self, other: float) -> Estimate:
-        if self.value == 0:
-            return self.map(math.nan, math.nan)
-        return self.map(other / self.value, -other / self.value**2)
+        return self.apply(lambda x: other / x)
 
     def __float__(self) -> float:
         return self.value
@@ -131,5 +153,7 @@ class Estimate:
         return f"Estimate({self.value:.6g}" + (f" ± {error:.2g})" if error is not None else ")")
 
 
-def _value(number: Number) -> float:
-    return number.value if isinstance(number, Estimate) else float(number)
+def effective(sizes: Float[np.ndarray, "clusters"]) -> float:
+    """Effective number of documents of these sizes, (Σn)² / Σn²; 0 where there are none."""
+    squares = float(np.square(sizes, dtype=np.float64).sum())
+    return float(sizes.sum(dtype=np.float64)) ** 2 / squares if squares else 0.0

@@ -116,11 +116,11 @@ class Ratio(Evidence):
                 f"this evidence holds ratios of shape {shape}, and .value is of one: reduce values [batch, seq, d] to "
                 f"[batch, seq] before they are summed, as in x.square().sum(-1), or take one, as in evidence[0].value"
             )
-        with np.errstate(invalid="ignore", divide="ignore"):  # inf - inf is NaN, which no value stays
+        with np.errstate(invalid="ignore", divide="ignore"):  # inf - inf and 0 / 0 are NaN, which no value stays
             top, below = float(self.numerator.sum()), float(self.denominator.sum())
             value = top / below if below else float("nan")
-            influence = (self.numerator - value * self.denominator) / below
-        return Estimate(value, influence, self.n > 0, int(self.n.sum()))
+            rest = (top - self.numerator) / (below - self.denominator)
+        return Estimate(value, np.where(self.n > 0, rest, value), self.n.astype(np.float64), int(self.n.sum()))
 
     def components(self) -> dict[str, Any]:
         return {

@@ -32,7 +32,7 @@ class Result:
     """Where a suite's `precision:` stopped: sequences, documents and tokens taken, what each look found, and which
     values are `of_prefix`. None where the run takes all rows."""
     arrays: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
-    """Kept beside the JSON: each value's influences by cluster, `influence/NAME` and `present/NAME`; `value/NAME`."""
+    """Kept beside the JSON: each value without each document, `without/NAME`, and their sizes, `sizes/NAME`; `value/NAME`."""
 
     def record(self) -> dict[str, Any]:
         """The content of the JSON file."""
@@ -80,12 +80,12 @@ class Result:
         return [note for record in self.values.values() if record.get("kind") == "notes" for note in record["notes"]]
 
     def estimate(self, name: str) -> Estimate | None:
-        """The value as an `Estimate`, where its influences were kept."""
+        """The value as an `Estimate`, where what it is without each document was kept."""
         value = self.values.get(name, {}).get("value")
-        if value is None or f"influence/{name}" not in self.arrays:
+        if value is None or f"without/{name}" not in self.arrays:
             return None
-        influence, present = self.arrays[f"influence/{name}"], self.arrays[f"present/{name}"]
-        return Estimate(value, influence, present, self.values[name].get("n") or 0)
+        without, sizes = self.arrays[f"without/{name}"], self.arrays[f"sizes/{name}"]
+        return Estimate(value, without, sizes, self.values[name].get("n") or 0)
 
     def array(self, name: str) -> np.ndarray:
         """The numbers of a value that is an `Array`."""

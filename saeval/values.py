@@ -57,7 +57,7 @@ class Scalar:
         stderr, interval = (self.stderr, self.ci95) if self.value is not None else (None, None)
         reason = self.reason
         if stderr is not None and not math.isfinite(stderr):
-            stderr, interval, reason = None, None, reason or "the delta method gives no finite error here"
+            stderr, interval, reason = None, None, reason or "the value does not exist without one of the documents"
         if self.value is not None and stderr is None:
             reason = reason or ("fewer than two documents" if self.estimate else "not a mean over documents")
         return {

@@ -57,4 +57,4 @@ def by_cosine(total: Mapping[str, Mean], prefix: str) -> Table:
 def p_value(found: Estimate) -> float | None:
     """Two-sided p value of the t test, clusters − 1 degrees of freedom, that the estimate is 0; None without error."""
     error = found.stderr
-    return float(2 * stdtr(found.clusters - 1, -abs(found.value) / error)) if error else None
+    return float(2 * stdtr(found.effective - 1, -abs(found.value) / error)) if error else None
