@@ -36,7 +36,7 @@ class Difference:
 
     @property
     def dof(self) -> float:
-        """Effective documents - 1; with the spread of a control's draws in the error, Welch and Satterthwaite's (1946)."""
+        """Effective documents - 1; with the spread of a control's draws in it, Welch and Satterthwaite's (1946)."""
         below = sum(variance**2 / dof for variance, dof in self.variances)
         if below == 0:
             return self.variances[0][1]

@@ -95,9 +95,7 @@ class Estimate:
                     f"estimates over different streams cannot be combined: "
                     f"{self.without.size} and {other.without.size} documents"
                 )
-        arguments = [
-            np.append(one.without, one.value) if isinstance(one, Estimate) else float(one) for one in numbers
-        ]
+        arguments = [np.append(one.without, one.value) if isinstance(one, Estimate) else float(one) for one in numbers]
         with np.errstate(all="ignore"):  # what is undefined is NaN
             *without, value = np.where(np.isfinite(found := np.asarray(function(*arguments))), found, np.nan)
         sizes = np.max([one.sizes for one in estimates], axis=0)

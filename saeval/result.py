@@ -32,7 +32,7 @@ class Result:
     """Where a suite's `precision:` stopped: sequences, documents and tokens taken, what each look found, and which
     values are `of_prefix`. None where the run takes all rows."""
     arrays: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
-    """Kept beside the JSON: each value without each document, `without/NAME`, and their sizes, `sizes/NAME`; `value/NAME`."""
+    """Kept beside the JSON: values without each document, `without/NAME`, the documents' `sizes/NAME`; `value/NAME`."""
 
     def record(self) -> dict[str, Any]:
         """The content of the JSON file."""

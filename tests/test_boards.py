@@ -36,7 +36,9 @@ def scored(name, loss, l0=None, influence=NOISE, hook="h", error=0.01):
             "model": None, "data": {"fingerprint": "d", "use": "x"}, "metric": metric, "alias": metric,
             "subjects": [{"name": name, "hook_name": hook, "kind": "sae"}],
         }  # fmt: skip
-        arrays = {f"influence/{value}": influence, f"present/{value}": np.ones(len(influence), bool)}
+        count = len(influence)
+        without = number_ - influence * count / (count - 1)
+        arrays = {f"without/{value}": without, f"sizes/{value}": np.ones(count)}
         found.append(Result(f"{name}-{metric}", "ok", cell, values={value: record}, arrays=arrays))
     return found
 

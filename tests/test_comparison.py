@@ -40,7 +40,7 @@ def test_the_paired_difference_is_the_textbook_one():
     assert row.difference.ci95 == pytest.approx(theirs.confidence_interval())
     assert row.difference.p_value == pytest.approx(theirs.pvalue)
     assert row.p_holm == pytest.approx(theirs.pvalue)
-    assert row.difference.detectable == pytest.approx(2.8 * stats.sem(X - Y))
+    assert row.difference.detectable == pytest.approx(stats.t.ppf([0.975, 0.8], len(X) - 1).sum() * stats.sem(X - Y))
 
 
 @pytest.mark.parametrize(("direction", "better"), [("lower", "a"), ("higher", "b"), (None, None)])

@@ -201,7 +201,7 @@ def test_every_control_can_be_set_against_paired_and_positive_where_the_sae_is_b
             assert ahead.value == pytest.approx(sign * (own.value - other.value), abs=1e-12)
             paired = (own.estimate - other.estimate).stderr
             assert ahead.stderr == pytest.approx((paired**2 + other.spread) ** 0.5)
-            assert ahead.detectable == pytest.approx(2.8 * ahead.stderr)
+            assert ahead.detectable > 2.8 * ahead.stderr  # the t quantiles of few documents
             assert (other.spread > 0) == (row.copies > 1)
             assert row.entries[f"{column} vs {name}"].status == "for SAEs only"
     assert controls["random"].copies == controls["shuffled_decoder"].copies == 5
@@ -224,7 +224,7 @@ def test_the_table_says_which_saes_are_surely_ahead():
     assert "reconstruction.mse vs identity: no SAE ahead by more than this run could detect, not sae" in text
     record = json.loads(tables.as_json(boards))[0]
     lead = record["reconstruction.mse vs zero"], record["reconstruction.mse vs zero.detectable"]
-    assert lead[1] == pytest.approx(2.8 * record["reconstruction.mse vs zero.stderr"])
+    assert lead[1] > 2.8 * record["reconstruction.mse vs zero.stderr"]
     # Said once more, of the other control: the sentence and the numbers agree.
     assert (lead[0] > lead[1]) == ("reconstruction.mse vs zero: 1 of 1 SAEs" in text)
 

@@ -75,7 +75,7 @@ def test_intervals_of_a_ratio_of_sums_cover():
 
 
 def test_intervals_of_recovered_cover():
-    """(ablated - sae) / (ablated - clean), by the delta method's arithmetic, from three losses of the same text."""
+    """(ablated - sae) / (ablated - clean), from three losses of the same text."""
     text = Text(2)
     hard = text.documents(0.5)
     clean = 3.0 + hard + text.tokens(1.0)
@@ -87,7 +87,7 @@ def test_intervals_of_recovered_cover():
 
 
 def stored(name, estimate):
-    return result(name, estimate.value, estimate.influence)
+    return result(name, estimate.value, estimate.deviations * (len(estimate.sizes) - 1) / len(estimate.sizes))
 
 
 def losses(text, saes):

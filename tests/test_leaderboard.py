@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from saeval import Metric, SaevalError, Scalar
 from saeval.leaderboard import from_results
@@ -16,7 +17,7 @@ from saeval_reports import tables
 
 
 def result(name, value, influence, better="lower", metric="m", kind="sae", status="ok", reason=None, data="d", **facts):
-    """A result of one scalar `v` with its influences."""
+    """A result of one scalar `v` that each document moves by its `influence`, to first order."""
     influence = np.asarray(influence, dtype=float)
     error = float(np.sqrt((influence**2).sum() * len(influence) / max(len(influence) - 1, 1)))
     record = {"value": value, "stderr": error, "ci95": [value - 2 * error, value + 2 * error], "n": 9}
@@ -28,7 +29,8 @@ def result(name, value, influence, better="lower", metric="m", kind="sae", statu
         "subjects": [{"name": name, "hook_name": "h", "kind": kind, **facts}],
     }
     values = {"v": {**record, "unit": "nats", "better": better}} if status == "ok" else {}
-    arrays = {"influence/v": influence, "present/v": np.ones(len(influence), bool)}
+    count = len(influence)
+    arrays = {"without/v": value - influence * count / max(count - 1, 1), "sizes/v": np.ones(count)}
     return Result(f"{name}-{metric}", status, cell, reason, values, arrays=arrays)
 
 
@@ -54,12 +56,13 @@ def test_a_rank_is_an_interval_since_ties_are_not_transitive():
         "2–3",
         "1–3",
     ]
+    reach = stats.t.ppf([0.975, 0.8], 3).sum()  # with 80% power at the 5% level
     errors = [(results[i].estimate("v") - results[1].estimate("v")).stderr for i in (0, 2)]
-    assert [r.detectable for r in board.rows] == [None, *(pytest.approx(2.8 * error) for error in errors)]
-    assert "could detect: 0.00046–1 nats." in text
+    assert [r.detectable for r in board.rows] == [None, *(pytest.approx(reach * error) for error in errors)]
+    assert "could detect: 0.00068–1.5 nats." in text
     rows = {r["name"]: r for r in json.loads(tables.as_json([board]))}
     assert [rows["b"][k] for k in ("rank", "rank_low", "rank_high")] == [2, 2, 3]
-    assert rows["c"]["detectable"] == pytest.approx(2.8 * errors[1])
+    assert rows["c"]["detectable"] == pytest.approx(reach * errors[1])
 
 
 def test_one_test_that_is_sure_alone_is_not_sure_among_many():

@@ -78,7 +78,7 @@ def text():
     assert not results.failed
     tokens = apart.batch(range(len(apart)), "cpu").mask.sum(1).numpy()
     estimates = [result.estimate("delta_ce") for result in results]
-    losses = [one.influence * tokens.sum() + one.value * tokens for one in estimates]
+    losses = [one.value * tokens.sum() - one.without * (tokens.sum() - tokens) for one in estimates]
     return Text(np.asarray(rows.clusters), np.stack(losses, axis=1), tokens)
 
 

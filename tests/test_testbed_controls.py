@@ -34,7 +34,7 @@ def test_every_trained_sae_is_surely_ahead_of_random_and_shuffled_ones(results):
         for control in UNTRAINED:
             ahead = row.entries[f"ce.delta_ce vs {control}"]
             assert ahead.stderr > 0
-            assert ahead.value > ahead.detectable == pytest.approx(2.8 * ahead.stderr), (row.name, control)
+            assert ahead.value > ahead.detectable > 2.8 * ahead.stderr, (row.name, control)
     text = results.leaderboard()
     for control in UNTRAINED:
         assert f"ce.delta_ce vs {control}: 4 of 4 SAEs ahead by more than this run could detect" in text
