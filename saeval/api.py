@@ -21,6 +21,7 @@ from saeval.hookspecs import hookimpl
 from saeval.live import LiveKeys, LiveSAE
 from saeval.metric import Metric
 from saeval.model import ModelSpec
+from saeval.namesakes import refuse_namesakes
 from saeval.options import OnFinding, Options
 from saeval.plan import Plan, plan
 from saeval.plugins import Origin, Plugins, code_identity
@@ -63,7 +64,8 @@ def prepare(
 
 
 def execute(made: Plan, out: str | Path, progress: Progress | None = None) -> Results:
-    """Run a plan into `out/<suite>`."""
+    """Run a plan into `out/<suite>`; `SuiteError` where that folder belongs to another suite."""
+    refuse_namesakes([made], out)
     store = Store(Path(out) / made.name)
     engine = Engine(made, store, progress)
     layout = made.suite.body.leaderboard.model_dump()
