@@ -54,7 +54,7 @@ def of_prefix(
 
 
 def fill(result: Result, values: Mapping[str, Value]) -> None:
-    """Put values into a result; `undefined` where none of them has a number. `TypeError` for one that cannot be stored."""
+    """Put values into a result; `undefined` where none has a number. `TypeError` for one that cannot be stored."""
     result.values = finite({name: value.record() for name, value in values.items()})
     check_values(result.values)
     result.arrays = _beside(values)

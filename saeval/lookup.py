@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Listed:
 
 def is_folder(path: Path) -> bool:
     """Whether a path is a suite's folder of results."""
-    return any((path / name).is_file() for name in (MANIFEST, LIMITED))
+    return any(os.path.isfile(path / name) for name in (MANIFEST, LIMITED))  # for any text that somebody typed
 
 
 def folder(word: str, out: Path | str) -> Path | None:
@@ -57,6 +58,8 @@ def folder(word: str, out: Path | str) -> Path | None:
 
 def suites(out: Path | str) -> list[str]:
     """The suites with results under a folder."""
+    if not os.path.isdir(out):
+        return []
     found = {path.parent.name for name in (MANIFEST, LIMITED) for path in Path(out).glob(f"*/{name}")}
     return sorted(found)
 

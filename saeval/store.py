@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from saeval.errors import SaevalError, looked_up, said
+from saeval.errors import SaevalError, expanded, looked_up, said
 from saeval.evidence import Evidence
 from saeval.records import ManifestRecord, ResultRecord
 from saeval.result import FORM, Result
@@ -37,6 +37,7 @@ class Store:
     """One suite's folder: `<key>.json` and `<key>.npz`, `folds/`, `passes/`, and the manifest of the last run."""
 
     def __init__(self, folder: Path | str) -> None:
+        expanded(folder)  # one that no system can look for is the user's mistake, and no damage
         self.folder = Path(folder)
         self._named: set[Path] = set()
         """Damaged files that a warning has named."""
