@@ -55,14 +55,14 @@ def keep(
     """Write `kind/name.json`, and before it the files `beside` it, by suffix; one warning where that is impossible."""
     folder = cache_dir()
     if folder is None:
-        _go_on_without("no folder for the cache is known, as this user has no home", "any folder")
+        _go_on_without(None, "this user has no home folder")
         return
     try:
         for suffix, content in (beside or {}).items():
             _write(folder / kind / f"{name}{suffix}", content)
         _write(folder / kind / f"{name}.json", sealed({**record, "of": f"{kind}/{name}"}))
     except Unwritable as error:
-        _go_on_without(str(error).rpartition("; ")[0], "a folder that can be written")
+        _go_on_without(folder, error.reason)
 
 
 def damaged(path: Path, why: str) -> None:
@@ -80,6 +80,13 @@ def _tidied(folder: Path) -> None:
     tidy(folder)
 
 
-@functools.cache
-def _go_on_without(why: str, place: str) -> None:
-    log.warning("%s; tokens and hashes are made anew in every run: set %s to %s", why, VARIABLE, place)
+def _go_on_without(folder: Path | None, reason: str) -> None:
+    """Say once a process that a cache is of no use."""
+    if folder not in _SAID:
+        _SAID.add(folder)
+        what = "there is no cache" if folder is None else f"the cache {folder} cannot be written"
+        remedy = f"tokens and hashes are made anew in every run: set {VARIABLE} to a folder that can be written"
+        log.warning("%s (%s); %s", what, reason, remedy)
+
+
+_SAID: set[Path | None] = set()

@@ -58,6 +58,8 @@ class Facts:
     """Targets that have failed, by key: whether they are undefined, and why."""
     cells: list[str]
     """Keys of the cells that the pass is for."""
+    folds: list[str]
+    """Digests of the folds that it sums."""
 
 
 _FACTS = TypeAdapter(Facts)
@@ -232,8 +234,11 @@ class Course:
         evidence = {t.key: total for t, total in self.totals.items() if total is not None and t.error is None}
         evidence |= {_of_prefix(t): e for t, e in self.prefix.items() if e is not None and t.error is None}
         dropped = {t.key: [isinstance(t.error, Undefined), str(t.error)] for t in self.totals if t.error is not None}
-        cells = [cell.key for cell in self.one.cells]
-        facts = {"rows": self.dataset.fingerprint, "place": asdict(self.place), "dropped": dropped, "cells": cells}
+        purpose = {
+            "cells": [cell.key for cell in self.one.cells],
+            "folds": [t.node.digest for t in self.one.targets if t.node is not None],
+        }
+        facts = {"rows": self.dataset.fingerprint, "place": asdict(self.place), "dropped": dropped, **purpose}
         self.store.write_checkpoint(self.key, facts, evidence)
         self._saved = time.monotonic()
 

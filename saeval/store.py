@@ -11,7 +11,7 @@ import time
 import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -195,7 +195,8 @@ class Store:
         if not path.exists():
             return None
         try:
-            arrays = _unpacked(path)
+            with path.open("rb") as file:
+                arrays = _unpacked(file)
             header = _header(arrays, f"{kind}/{key}")
             if header["arrays"] != _digest(arrays):
                 raise DamagedError("its content does not match its checksum")
@@ -215,8 +216,9 @@ class Store:
     def outlook(self, key: str) -> tuple[dict[str, Any], set[str]] | None:
         """A pass's facts and the names of its evidence, without reading the sums; None where they cannot be read."""
         try:
-            with np.load(self.folder / "passes" / f"{key}.npz", allow_pickle=False) as file:
-                header = _header({"header": file["header"]}, f"passes/{key}")
+            path = self.folder / "passes" / f"{key}.npz"
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                header = _header({"header": arrays["header"]}, f"passes/{key}")
             return header["facts"], set(header["evidence"])
         except Exception:  # whoever reads it whole is told
             return None
@@ -245,10 +247,13 @@ class Store:
                 path.unlink(missing_ok=True)
 
     def _computed(self, key: str) -> bool:
-        outlook = self.outlook(key)
-        cells = outlook[0].get("cells", []) if outlook else []
+        """Whether nothing is left that the pass was for."""
+        facts, _ = self.outlook(key) or ({}, set())
+        cells, folds = facts.get("cells", []), facts.get("folds", [])
         stored = [self.read(cell) for cell in cells]
-        return bool(stored) and all(r is not None and r.status in ("ok", "undefined", "failed") for r in stored)
+        if stored:
+            return all(r is not None and r.status in ("ok", "undefined", "failed") for r in stored)
+        return bool(folds) and all((self.folder / "folds" / f"{fold}.npz").exists() for fold in folds)
 
     def tidy(self) -> None:
         """Remove what killed processes left half-written."""
@@ -321,7 +326,7 @@ def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def _unpacked(file: Path | io.BytesIO) -> dict[str, np.ndarray]:
+def _unpacked(file: IO[bytes]) -> dict[str, np.ndarray]:
     """The arrays of an .npz file; `DamagedError` for whatever is wrong with it."""
     try:
         with np.load(file, allow_pickle=False) as archive:

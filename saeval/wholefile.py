@@ -25,7 +25,11 @@ _MINUTE, _DAY = 60.0, 86400.0
 
 
 class Unwritable(SaevalError):  # noqa: N818 - a state of the disk
-    """A file cannot be written: the disk is full, the folder is read-only, a file is in the way."""
+    """A file cannot be written, for a `reason`: the disk is full, the folder is read-only, a file is in the way."""
+
+    def __init__(self, path: Path, reason: str, remedy: str) -> None:
+        self.reason = reason
+        super().__init__(f"{path}: cannot be written ({reason}); {remedy}")
 
 
 def write(path: Path, content: bytes | Callable[[IO[bytes]], object], remedy: str) -> None:
@@ -55,7 +59,7 @@ def write(path: Path, content: bytes | Callable[[IO[bytes]], object], remedy: st
                 os.unlink(temporary)
             raise
     except OSError as error:
-        raise Unwritable(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from None
+        raise Unwritable(path, error.strerror or str(error), remedy) from None
 
 
 def _temporary(folder: Path) -> tuple[int, str]:
