@@ -331,6 +331,8 @@ def _unpacked(file: IO[bytes]) -> dict[str, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged archive makes zipfile and numpy raise whatever they meet in it
         raise DamagedError(f"it cannot be read ({said(error)[:100]})") from None
 

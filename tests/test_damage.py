@@ -46,7 +46,7 @@ def files(folder, result):
 def edited(file, change):
     """The JSON with a change, and a checksum that fits it: what is left to find is its shape."""
     record = json.loads(file.read_text())
-    del record["checksum"]
+    record.pop("checksum", None)
     change(record)
     file.write_bytes(sealed(record))
 

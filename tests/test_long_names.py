@@ -30,10 +30,16 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
     typed = [
         ["run", name], ["check", "s.yaml", "--out", name], ["leaderboard", name], ["show", name, "x"],
         ["doctor", "testbed/relu-3", "--model", name], ["run", "s.yaml", "--plugin", name],
-        ["show", name],
     ]  # fmt: skip
     for words in some(typed):
         assert refused(capsys, words), words
+
+
+def test_a_word_that_can_be_no_path_is_looked_up_as_a_name(monkeypatch, capsys):
+    monkeypatch.setattr("saeval.glossary.document", lambda word, registry: f"the page of {word}")
+    for name in (LONG, DEEP, f"{LONG}.json"):
+        assert cli.main(["show", name]) == 0
+        assert capsys.readouterr().out == f"the page of {name}\n"
 
 
 @pytest.mark.parametrize("name", [LONG, DEEP, NOBODY], ids=["long", "deep", "nobody"])
