@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapt
 from saeval.sealed import fault
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Better = Literal["lower", "higher"] | None
 Key = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
 """It becomes a file's name."""
@@ -20,7 +21,7 @@ class _Record(BaseModel):
 
 class ScalarRecord(_Record):
     value: Finite | None
-    stderr: Finite | None
+    stderr: Error | None
     ci95: Annotated[list[Finite], Field(min_length=2, max_length=2)] | None
     n: Finite | None
     unit: str
@@ -32,7 +33,7 @@ class CurveRecord(_Record):
     kind: Literal["curve"]
     x: list[Finite | None]
     y: list[Finite | None]
-    stderr: list[Finite | None]
+    stderr: list[Error | None]
     x_unit: str
     unit: str
     better: Better
@@ -118,7 +119,7 @@ class _Sequences(_Record):
 
 
 class _Look(_Sequences):
-    errors: dict[str, Finite | None]
+    errors: dict[str, Error | None]
     largest_of: dict[str, str | None]
 
 
