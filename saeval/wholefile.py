@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -13,13 +12,15 @@ from typing import IO
 
 from saeval.errors import SaevalError
 
-if sys.platform != "win32":
+try:
     import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 ROOM = "free some space or choose another"
 """How a remedy begins, before the option or variable that names the place."""
 _PART = ".part"
-_LOCKS = sys.platform != "win32"
+_LOCKS = fcntl is not None
 """Whether a file can be renamed and removed while it is open, and locks tell who has it open."""
 _MINUTE, _DAY = 60.0, 86400.0
 
@@ -73,7 +74,7 @@ def _temporary(folder: Path) -> tuple[int, str]:
 
 def _locked(handle: int) -> bool | None:
     """Lock an open file: False where another process has it, None where this file system has no locks."""
-    if sys.platform == "win32":
+    if fcntl is None:
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

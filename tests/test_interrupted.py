@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
@@ -118,6 +117,7 @@ def test_the_checkpoint_of_another_pass_is_not_resumed(interrupted, tmp_path):
 
 
 def test_what_killed_runs_left_half_written_is_removed_and_what_is_being_written_stays(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
     run(tmp_path, TinyModel())
     folder = tmp_path / "evaluate"
     left = [folder / ".a.part", folder / "passes" / ".b.part", folder / "folds" / ".c.part"]
@@ -150,3 +150,16 @@ def test_a_file_that_was_tidied_away_before_its_lock_is_made_again(tmp_path, mon
     assert taken
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x").read_bytes() == b"content"
+
+
+def test_without_locks_only_what_is_old_is_removed(tmp_path, monkeypatch):
+    """As on Windows, where an open file cannot be renamed or removed anyway."""
+    monkeypatch.setattr(wholefile, "fcntl", None)
+    monkeypatch.setattr(wholefile, "_LOCKS", False)
+    wholefile.write(tmp_path / "x", b"content", "")
+    assert (tmp_path / "x").read_bytes() == b"content"
+    for name, age in (("young", 10), ("old", 100)):
+        (tmp_path / f".{name}.part").write_bytes(b"half")
+        os.utime(tmp_path / f".{name}.part", (time.time() - age,) * 2)
+    wholefile.tidy(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".young.part", "x"]
