@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from saeval.hookspecs import hookimpl
 from saeval.live import LiveKeys, LiveSAE
 from saeval.metric import Metric
 from saeval.model import ModelSpec
+from saeval.namesakes import refuse_namesakes
 from saeval.options import OnFinding, Options
 from saeval.plan import Plan, plan
 from saeval.plugins import Origin, Plugins, code_identity
@@ -41,11 +43,12 @@ _OWN = (
 def find_suite(name: str | Path, registry: Registry) -> Path:
     """The file of a suite: a path as it stands, else the registered suite of that name."""
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or os.path.exists(path):
         return path
     if str(name) in registry.suites:
         return registry.suites[str(name)].path
-    beside = [file for file in (path.with_name(f"{path.name}{end}") for end in (".yaml", ".yml")) if file.is_file()]
+    named = [path.with_name(f"{path.name}{end}") for end in (".yaml", ".yml")]
+    beside = [file for file in named if os.path.isfile(file)]
     near = f"; did you mean '{beside[0]}'?" if beside else suggestion(str(name), registry.suites.names())
     raise SuiteError([Problem(f"no such file{looked_up(path)}, and no suite has this name{near}", str(name))])
 
@@ -63,7 +66,8 @@ def prepare(
 
 
 def execute(made: Plan, out: str | Path, progress: Progress | None = None) -> Results:
-    """Run a plan into `out/<suite>`."""
+    """Run a plan into `out/<suite>`; `SuiteError` where that folder belongs to another suite."""
+    refuse_namesakes([made], out)
     store = Store(Path(out) / made.name)
     engine = Engine(made, store, progress)
     layout = made.suite.body.leaderboard.model_dump()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saeval.estimate import Estimate
 from saeval.formatting import number
+
+if TYPE_CHECKING:
+    from saeval.result import Result
 
 SHOWN = 6
 """Places that a note names."""
@@ -133,6 +136,15 @@ def limit_in_words(data: Mapping[str, Any]) -> str:
     if limit is None:
         return ""
     return f"Limited run: only the first {limit} sequences were used. Its numbers are not comparable with others."
+
+
+def damaged_in_words(results: Sequence[Result]) -> str:
+    """What every table and page made without them says of damaged results; empty where there are none."""
+    damaged = sum(result.status == "damaged" for result in results)
+    if not damaged:
+        return ""
+    counted = f"{damaged} of {len(results)} results {'are' if damaged > 1 else 'is'} damaged and left out"
+    return f"{counted}, also of ranks; run the suite again to compute {'them' if damaged > 1 else 'it'} again."
 
 
 def documents_of(data: Mapping[str, Any]) -> int | None:

@@ -10,6 +10,7 @@ import numpy as np
 from saeval.cell import Cell
 from saeval.errors import Undefined
 from saeval.estimate import Estimate
+from saeval.records import check_values
 from saeval.result import Result
 from saeval.scope import Scope
 from saeval.store import finite
@@ -53,8 +54,9 @@ def of_prefix(
 
 
 def fill(result: Result, values: Mapping[str, Value]) -> None:
-    """Put values into a result; `undefined` where not one of them has a number."""
+    """Put values into a result; `undefined` where none has a number. `TypeError` for one that cannot be stored."""
     result.values = finite({name: value.record() for name, value in values.items()})
+    check_values(result.values)
     result.arrays = _beside(values)
     if all(record.get("value", 0) is None for record in result.values.values()):
         result.status = "undefined"

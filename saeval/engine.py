@@ -26,7 +26,7 @@ from saeval.preflight import Preflight
 from saeval.progress import Progress, Silence
 from saeval.result import Result
 from saeval.scope import Scope
-from saeval.store import Store, finite
+from saeval.store import MANIFEST_FORM, Store, finite
 from saeval.target import Target
 from saeval.totals import EvidenceTree
 
@@ -44,6 +44,8 @@ class Engine:
         self.forward_passes = 0
         self.preflight = Preflight(plan)
         self._batch_size = 1
+        self._ended: list[str] = []
+        """Keys of the passes that this run has concluded."""
         self._begun: Course | None = None
         """The pass on whose first rows the preflight looked: its clean pass is not made again."""
         self._totals: dict[int, EvidenceTree | Exception] = {}
@@ -56,7 +58,8 @@ class Engine:
     def run(self) -> list[Result]:
         """Every cell's result, in the plan's order: from the store where it is finished, else computed."""
         plan, plugins = self.plan, self.plan.registry.plugins
-        pending = [c for c in plan.cells if plan.options.fresh or not self.store.has(c.key)]
+        finished = set() if plan.options.fresh else self.store.finished([c.key for c in plan.cells])
+        pending = [c for c in plan.cells if c.key not in finished]
         if pending:
             plan.verify()
         self.store.write_manifest(manifest(plan))
@@ -64,7 +67,8 @@ class Engine:
         if pending:
             with torch.no_grad():
                 self._compute(pending)
-        self.store.drop_checkpoints()
+        self.store.drop_checkpoints(self._ended)
+        self.store.tidy()
         results = []
         for cell in plan.cells:
             result = self.store.read(cell.key, arrays=True)
@@ -164,6 +168,7 @@ class Engine:
                 self._keep_fold(target, course.totals[target], course.error(target))
             for cell in course.one.cells:
                 self._conclude(cell, course, notes)
+            self._ended.append(course.key)
             self._rest(course.scope)
 
     def _rest(self, *scopes: Scope) -> None:
@@ -177,7 +182,7 @@ class Engine:
         if self.plan.options.fresh:
             return None
         stored = (self.store.read(cell.key) for cell in self.plan.cells if cell.streamed)
-        return next((r.sample for r in stored if r is not None and r.status != "failed" and r.sample), None)
+        return next((r.sample for r in stored if r is not None and r.sample and r.status != "failed"), None)
 
     def _keep_fold(self, target: Target, total: EvidenceTree | None, error: Exception | None) -> None:
         assert target.node is not None
@@ -264,9 +269,10 @@ class Engine:
 def manifest(plan: Plan) -> dict[str, Any]:
     """What a run's reports need to know: its cells in order, its leaderboard, whether it was limited."""
     return {
-        "schema": 1,
+        "schema": MANIFEST_FORM,
         "suite": plan.name,
         "source": plan.suite.marks.source,
+        "file": str(plan.suite.file) if plan.suite.file else None,
         "limit": plan.options.limit,
         "leaderboard": plan.suite.body.leaderboard.model_dump(),
         "cells": [{"key": c.key, "cell": dict(c.record)} for c in plan.cells],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def expanded(path: Path | str) -> Path:
 
 def looked_up(path: Path | str) -> str:
     """` in /the/folder` for a relative path: where it was looked for; nothing for an absolute one."""
-    return "" if Path(path).expanduser().is_absolute() else f" in {Path.cwd()}"
+    return "" if os.path.isabs(os.path.expanduser(path)) else f" in {Path.cwd()}"
 
 
 def lone_surrogate(text: str) -> str | None:

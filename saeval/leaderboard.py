@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval.against import against
-from saeval.board import Board, Column, Entry, Row
+from saeval.board import Board, Column, Entry, Row, damaged_in_words
 from saeval.errors import SaevalError, suggestion
 from saeval.fingerprint import digest_of
 from saeval.formatting import number
@@ -37,6 +37,8 @@ def boards(folders: Iterable[Path | str], *, include_limited: bool = False, ever
         if absent := sum(result.status == "missing" for result in found):
             share = f"{absent} of {len(manifest['cells'])} cells of '{manifest['suite']}'"
             unfinished = f"{share} are not computed yet; run it again to go on where it stopped"
+        if damaged := damaged_in_words(found):
+            unfinished += f"{'; ' if unfinished else ''}'{manifest['suite']}': {damaged}"
         layout = {} if every_column else manifest["leaderboard"]
         runs.append(_Run(manifest["suite"], layout, found, unfinished))
     return _boards(runs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,9 +101,9 @@ def show(words: Sequence[str], registry: Callable[[], Registry], out: str = "res
     if len(words) > 1:
         return _shown(lookup.chosen(words, out), as_json)
     what, path = words[0], Path(words[0])
-    if path.suffix == ".json" and path.is_file():
+    if path.suffix == ".json" and os.path.isfile(path):
         return _cells(path.parent) if path.name in (MANIFEST, LIMITED) else _shown(lookup.of_file(path), as_json)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _cells(path)
     if (page := glossary.document(what, registry())) is not None:
         return page

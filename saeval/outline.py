@@ -47,7 +47,8 @@ def _stops(plan: Plan) -> str:
 
 def outline(plan: Plan, store: Store) -> str:
     """A text: what a run would do now, given what is stored."""
-    pending = [c for c in plan.cells if plan.options.fresh or not store.has(c.key)]
+    finished = set() if plan.options.fresh else store.finished([c.key for c in plan.cells])
+    pending = [c for c in plan.cells if c.key not in finished]
     folds = plan.folds(pending)
     stored = {n.digest for n in folds.values() if not plan.options.fresh and store.fold(n.digest) is not None}
     rows = len(plan.streams.evaluation)

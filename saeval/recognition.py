@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def readable(path: str, registry: Registry) -> tuple[dict[str, Mapping[str, Any]
 
 def _references(path: str) -> Iterator[dict[str, str]]:
     yield {"path": path}
-    if Path(path).expanduser().is_dir():
+    if os.path.isdir(os.path.expanduser(path)):
         yield {"path": path, "sites": "*"}
         yield {"path": f"{path.rstrip('/')}/*"}
 
@@ -59,8 +60,8 @@ def suggested(path: Any, registry: Registry, use: str | None = None) -> str:
 
 def paths(path: str) -> list[str]:
     """The path where something is there, else what its globs match."""
-    place = Path(path).expanduser()
-    return [path] if place.exists() else sorted(glob.glob(str(place)))
+    place = os.path.expanduser(path)  # it and `exists` take any text: a name too long, or nobody's home
+    return [path] if os.path.exists(place) else sorted(glob.glob(place))
 
 
 def written(entry: Mapping[str, Any]) -> str:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saeval.board import limit_in_words
+from saeval.board import damaged_in_words, limit_in_words
 from saeval.errors import SaevalError, blamed, log, said
 from saeval.plots import under_heading
+from saeval.wholefile import ROOM, tidy, write
 
 if TYPE_CHECKING:
     from saeval.board import Board
@@ -52,29 +53,37 @@ _NOT_IN_FILE_NAMES = re.compile(r'[/\\:*?"<>|\0]')
 def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Path) -> tuple[list[Path], list[str]]:
     """Write every page of `reports` into `folder`: the files, and a sentence for each report that failed.
 
-    Pages of a limited run say so first: Markdown and HTML in their first line, figures that `saeval.plots` makes in
-    their title.
+    Pages of a limited run, or of one with damaged results, say so first: Markdown and HTML in their first line, figures
+    that `saeval.plots` makes in their title. `Unwritable` where the folder cannot be written; no file is half-written.
     """
     written, failed = [], []
     limit = next((words for result in results if (words := limit_in_words(result.cell["data"]))), "")
+    heading = " ".join(words for words in (limit, damaged_in_words(results)) if words)
     for report in reports:
         assert report.pages is not None
         try:
-            with under_heading(limit):
-                pages = report.pages(results)
-            for name, content in pages.items():
+            with under_heading(heading):
+                pages = {name: _page(name, content, heading) for name, content in report.pages(results).items()}
+            for name in pages:
                 if not (folder / name.replace("\0", "-")).resolve().is_relative_to(folder.resolve()):
                     raise ValueError(f"the page '{name}' does not lie in the report's folder")
                 if not name.strip(". "):
                     raise ValueError(f"the page {name!r} has no name for a file")
-                folder.mkdir(parents=True, exist_ok=True)
-                path = folder / _NOT_IN_FILE_NAMES.sub("-", name)
-                path.write_bytes(content if isinstance(content, bytes) else _headed(name, content, limit).encode())
-                written.append(path)
         except (Exception, SystemExit) as error:  # one bad report costs its own pages only
             log.debug("report %s failed", report.name, exc_info=error)
             failed.append(f"report '{report.name}' failed: {said(error)}")
+            continue
+        for name, content in pages.items():
+            path = folder / _NOT_IN_FILE_NAMES.sub("-", name)
+            write(path, content, f"{ROOM} --to")
+            written.append(path)
+    if written:
+        tidy(folder)
     return written, failed
+
+
+def _page(name: str, content: bytes | str, heading: str) -> bytes:
+    return content if isinstance(content, bytes) else _headed(name, content, heading).encode()
 
 
 def _headed(name: str, text: str, limit: str) -> str:

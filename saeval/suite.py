@@ -92,6 +92,8 @@ class Suite:
     """A spec around a user's own model, in place of `model:`."""
     live_keys: Any = None
     """The `LiveKeys` of the call, where it has live objects."""
+    file: Path | None = None
+    """Where it was read from; None for a mapping."""
 
     @property
     def name(self) -> str:
@@ -151,7 +153,9 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Suite:
     data, marks = suitefile.read(path)
     for assignment in overrides:
         suitefile.override(data, marks, assignment)
-    return validate(data, marks)
+    suite = validate(data, marks)
+    suite.file = Path(path).resolve()
+    return suite
 
 
 def validate(data: dict[str, Any], marks: Marks, live: dict[str, Any] | None = None) -> Suite:

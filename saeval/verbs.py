@@ -13,6 +13,7 @@ from saeval.api import execute, prepare
 from saeval.doctor import Doctor
 from saeval.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
 from saeval.leaderboard import boards
+from saeval.namesakes import refuse_namesakes
 from saeval.options import Options
 from saeval.outline import outline
 from saeval.plugins import Plugins
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     write = writer(registry.reports, arguments.format, "write")
     # Every suite is planned before the first one runs, so that a mistake in the last costs nothing.
     plans = [prepare(suite, registry, _options(arguments), arguments.set) for suite in arguments.suites]
+    refuse_namesakes(plans, arguments.out)
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
     code, made_boards = OK, []
@@ -85,6 +87,7 @@ def check(arguments: argparse.Namespace) -> int:
     for suite in arguments.suites:
         made = prepare(suite, registry, _options(arguments), arguments.set)
         made.verify()
+        refuse_namesakes([made], arguments.out)
         print("\n".join([*warnings(made), outline(made, Store(Path(arguments.out) / made.name))]))
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
@@ -151,6 +154,8 @@ def report(arguments: argparse.Namespace) -> int:
     code = OK
     for folder in arguments.folders:
         _, results = Store(folder).results(arguments.include_limited)
+        for damaged in (result for result in results if result.status == "damaged"):
+            print(f"{folder}: {damaged.metric} of {damaged.subject} is damaged: {damaged.reason}", file=sys.stderr)
         written, failed = write_pages(chosen, results, Path(arguments.to or Path(folder) / "report"))
         none = f"{folder}: none of its metrics has a page; {', '.join(one.name for one in chosen)} make pages of theirs"
         print(*written, sep="\n") if written else print(none)

@@ -150,7 +150,7 @@ def number(entry: Entry | None) -> str:
     if entry is None:
         return ""
     if entry.value is None:
-        return {"failed": "FAILED", "undefined": "–", "missing": "…"}.get(entry.status, "")
+        return {"failed": "FAILED", "undefined": "–", "missing": "…", "damaged": "DAMAGED"}.get(entry.status, "")
     return with_error(entry.value, entry.stderr)
 
 
