@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from saeval.board import limit_in_words
 from saeval.errors import SaevalError, blamed, log, said
+from saeval.escapes import file_name, html
 from saeval.plots import under_heading
 
 if TYPE_CHECKING:
@@ -45,10 +45,6 @@ class Report:
         return found
 
 
-_NOT_IN_FILE_NAMES = re.compile(r'[/\\:*?"<>|\0]')
-"""On some system or other; a page may be named by what a suite calls a metric."""
-
-
 def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Path) -> tuple[list[Path], list[str]]:
     """Write every page of `reports` into `folder`: the files, and a sentence for each report that failed.
 
@@ -63,12 +59,8 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
             with under_heading(limit):
                 pages = report.pages(results)
             for name, content in pages.items():
-                if not (folder / name.replace("\0", "-")).resolve().is_relative_to(folder.resolve()):
-                    raise ValueError(f"the page '{name}' does not lie in the report's folder")
-                if not name.strip(". "):
-                    raise ValueError(f"the page {name!r} has no name for a file")
+                path = _path_of(name, folder, written)
                 folder.mkdir(parents=True, exist_ok=True)
-                path = folder / _NOT_IN_FILE_NAMES.sub("-", name)
                 path.write_bytes(content if isinstance(content, bytes) else _headed(name, content, limit).encode())
                 written.append(path)
         except (Exception, SystemExit) as error:  # one bad report costs its own pages only
@@ -77,12 +69,27 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
     return written, failed
 
 
+def _path_of(name: str, folder: Path, written: Sequence[Path]) -> Path:
+    """The file of a page, whatever a plugin or somebody else's results call it: new, and in the folder itself."""
+    if not name.strip(". "):
+        raise ValueError(f"the page {name!r} has no name for a file")
+    for place in (folder / name.replace("\0", "-"), path := folder / file_name(name)):  # it may be a link elsewhere
+        if not place.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"the page '{name}' does not lie in the report's folder")
+    taken = {file.name.casefold() for file in written}
+    stem, ending, number = path.stem, path.suffix, 1
+    while path.name.casefold() in taken:  # names that differ in what file names cannot have
+        number += 1
+        path = folder / f"{stem}-{number}{ending}"
+    return path
+
+
 def _headed(name: str, text: str, limit: str) -> str:
     """A page with what must be said first; formats that have no place for it are as they are."""
     if limit and name.lower().endswith(".md"):
         return f"**{limit}**\n\n{text}"
     if limit and name.lower().endswith((".html", ".htm")):
-        banner = f'<p role="alert"><strong>{html.escape(limit)}</strong></p>'
+        banner = f'<p role="alert"><strong>{html(limit)}</strong></p>'
         headed, found = re.subn(r"(<body[^>]*>)", rf"\1\n{banner}", text, count=1, flags=re.IGNORECASE)
         return headed if found else f"{banner}\n{text}"
     return text

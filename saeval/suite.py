@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from saeval import suitefile
 from saeval.errors import Problem, SuiteError, suggestion
+from saeval.names import unfit, unfit_for_files
 from saeval.parameters import lowered
 from saeval.suitefile import Location, Marks
 
@@ -61,10 +61,17 @@ class SuiteModel(BaseModel):
     @field_validator("suite")
     @classmethod
     def _name_is_a_folder(cls, name: str) -> str:
-        forbidden = "/\\\0" + ('<>:"|?*' if os.name == "nt" else "")
-        if not name or any(c in name for c in forbidden) or name.startswith("."):
-            raise ValueError("a suite's name becomes a folder: no slashes, no leading dot, on Windows no colon either")
+        if reason := unfit_for_files(name):
+            raise ValueError(f"a suite's name becomes a folder, but {reason}")
         return name
+
+    @field_validator("groups")
+    @classmethod
+    def _names_are_shown(cls, groups: dict[str, list[str]]) -> dict[str, list[str]]:
+        for name in groups:
+            if reason := unfit(name):
+                raise ValueError(f"the name of a group cannot be shown: {reason}")
+        return groups
 
     @field_validator("batch")
     @classmethod
@@ -123,6 +130,10 @@ class Suite:
             if wrong:
                 message = f"'{wrong[0]}' of metric '{name}' is a name without dots"
                 problems.append(self.problem(message, *location, wrong[0]))
+                continue
+            if alias != name and (reason := unfit_for_files(str(alias or ""))):
+                message = f"'as' of metric '{name}' becomes the name of files, but {reason}"
+                problems.append(self.problem(message, *location, "as"))
                 continue
             if alias in seen:
                 message = f"metric '{alias}' is configured twice; tell them apart with 'as: another_name'"
