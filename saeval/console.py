@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,10 @@ _ASCII = str.maketrans({
     "⇥": "\\t", "‖": "||", "Σ": "sum", "²": "^2", "³": "^3", "≤": "<=", "≥": ">=", "≈": "~", "“": '"', "”": '"', "’": "'",
 })  # fmt: skip
 """What saeval's own text says in ASCII where a console lacks the sign."""
+
+
+_MOVES = re.compile(r"\r(?!\n)|\n*(\x1b\[A)+\Z")
+"""How progress bars of libraries begin their line again, and go up to it; nothing foreign begins what is written."""
 
 
 class Shown:
@@ -34,8 +39,9 @@ class Shown:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        with self._answering():
-            self.stream.write(self._spelled(text))
+        if not self.failed:  # it has been told
+            with self._answering():
+                self.stream.write(self._spelled(text))
         return len(text)
 
     def writelines(self, lines: Any) -> None:
@@ -43,14 +49,14 @@ class Shown:
             self.write(text)
 
     def flush(self) -> None:
-        with self._answering():
-            self.stream.flush()
+        if not self.failed:
+            with self._answering():
+                self.stream.flush()
 
     def _spelled(self, text: str) -> str:
-        # A library's progress bar begins again at the left, and moves up between bars; nothing foreign begins a line.
-        moves = not self.needed and (text.startswith("\r") or not text.strip("\r\n\x1b[A"))
-        bar = text if moves and not text.strip("\r\n\x1b[A") else f"\r{terminal(text[1:])}" if moves else None
-        plain = terminal(text) if bar is None else bar
+        plain = terminal(text)
+        if not self.needed and (start := _MOVES.match(text)):
+            plain = start[0] + terminal(text[start.end() :])
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
         try:
             plain.encode(encoding)

@@ -216,7 +216,7 @@ def override(data: dict[str, Any], marks: Marks, assignment: str) -> None:
 def _step(place: Any, part: str, assignment: str) -> str | int:
     if isinstance(place, list):
         if not (part.isascii() and part.isdigit() and len(part) < 10) or int(part) >= len(place):
-            raise SaevalError(f"--set {assignment}: '{part}' is no index of a list of {len(place)}")
+            raise SaevalError(f"--set {assignment}: '{part[:_SHOWN]}' is no index of a list of {len(place)}")
         return int(part)
     if not isinstance(place, dict):
         raise SaevalError(f"--set {assignment}: there is nothing below '{part}'{suggestion(part, [])}")
