@@ -56,6 +56,12 @@ def _guarded(call: Callable[[], int]) -> int:
         return WRONG
     except BrokenPipeError:  # the reader of a pipe has gone, such as `| head`
         return OK
+    except OSError as error:  # a path that the system cannot even look for
+        log.debug("the verb failed", exc_info=error)
+        name = str(error.filename or "saeval")
+        shown_name = name if len(name) <= 120 else f"{name[:120]}..."
+        print(f"{shown_name}: {error.strerror or said(error)}; check the path", file=sys.stderr)
+        return WRONG
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -87,6 +87,19 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
+def quoted(value: object) -> str:
+    """A wrong value for a message: its repr, where that is not too long for one."""
+    try:
+        text = repr(value)
+    except Exception:  # a number of thousands of digits, a list that holds itself, a foreign object
+        return f"an object of type {type(value).__name__}"
+    return text if len(text) <= _MOST else f"{text[:_MOST]}..."
+
+
+_MOST = 200
+"""Letters of a wrong value that a message shows."""
+
+
 def expanded(path: Path | str) -> Path:
     """A path with its `~` expanded, existing or not; `SaevalError` where the system cannot even look for it."""
     try:

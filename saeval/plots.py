@@ -45,7 +45,7 @@ def png(drawn: Figure) -> bytes:
 
     if title := _TITLE.get():
         own = drawn.get_suptitle()
-        drawn.suptitle(f"{title}\n{own}".strip(), fontsize=9, wrap=True)
+        drawn.suptitle(f"{plot(title)}\n{own}".strip(), fontsize=9, wrap=True)
     FigureCanvasAgg(drawn)
     held = io.BytesIO()
     drawn.savefig(held, format="png", dpi=130, metadata={"Software": None})

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from saeval.errors import SaevalError
+from saeval.errors import SaevalError, expanded
 from saeval.registry import Registry
 
 
@@ -59,7 +59,10 @@ def suggested(path: Any, registry: Registry, use: str | None = None) -> str:
 
 def paths(path: str) -> list[str]:
     """The path where something is there, else what its globs match."""
-    place = Path(path).expanduser()
+    try:
+        place = expanded(path)
+    except SaevalError:  # too long to be one, say
+        return []
     return [path] if place.exists() else sorted(glob.glob(str(place)))
 
 

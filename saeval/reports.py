@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from saeval.board import limit_in_words
 from saeval.errors import SaevalError, blamed, log, said
-from saeval.escapes import file_name, html
+from saeval.escapes import file_name, html, markdown
 from saeval.plots import under_heading
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _path_of(name: str, folder: Path, written: Sequence[Path]) -> Path:
 def _headed(name: str, text: str, limit: str) -> str:
     """A page with what must be said first; formats that have no place for it are as they are."""
     if limit and name.lower().endswith(".md"):
-        return f"**{limit}**\n\n{text}"
+        return f"**{markdown(limit)}**\n\n{text}"
     if limit and name.lower().endswith((".html", ".htm")):
         banner = f'<p role="alert"><strong>{html(limit)}</strong></p>'
         headed, found = re.subn(r"(<body[^>]*>)", rf"\1\n{banner}", text, count=1, flags=re.IGNORECASE)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from saeval import suitefile
-from saeval.errors import Problem, SuiteError, suggestion
+from saeval.errors import Problem, SuiteError, quoted, suggestion
 from saeval.names import unfit, unfit_for_files
 from saeval.parameters import lowered
 from saeval.suitefile import Location, Marks
@@ -167,6 +167,8 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Suite:
 
 def validate(data: dict[str, Any], marks: Marks, live: dict[str, Any] | None = None) -> Suite:
     """A suite from plain data."""
+    if problem := suitefile.beyond(data, marks):
+        raise SuiteError([problem])
     try:
         return Suite(SuiteModel(**data), marks, live or {})
     except ValidationError as error:
@@ -186,7 +188,7 @@ def _problems(error: ValidationError, marks: Marks) -> list[Problem]:
             problem = Problem(f"the key '{key}' is missing", marks.where(location[:-1]))
         else:
             shown = ".".join(str(part) for part in location)
-            message = f"'{shown}': {lowered(fault['msg'])}, got {fault['input']!r}"
+            message = f"'{shown}': {lowered(fault['msg'])}, got {quoted(fault['input'])}"
             problem = Problem(message, marks.where(location))
         problems.setdefault(str(location), problem)  # a union reports each of its branches; one line is enough
     return list(problems.values())

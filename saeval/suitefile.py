@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,19 @@ def _plain(text: str, source: str) -> tuple[Any, Marks]:
     if builder.problems:
         raise SuiteError(builder.problems)
     return data, marks
+
+
+def beyond(data: Any, marks: Marks, location: Location = (), around: tuple[int, ...] = ()) -> Problem | None:
+    """What of plain data, given from Python, no YAML could have: a number too large, a list that holds itself."""
+    if isinstance(data, int) and data.bit_length() > MAX_BITS:
+        return Problem(f"a number of more than {MAX_BITS} bits, more than anything here takes", marks.where(location))
+    if not isinstance(data, Mapping | list | tuple):
+        return None
+    if len(location) > MAX_DEPTH or id(data) in around:
+        return Problem(f"nested more than {MAX_DEPTH} deep, or in itself", marks.where(location))
+    inner = data.items() if isinstance(data, Mapping) else enumerate(data)
+    found = (beyond(one, marks, (*location, key), (*around, id(data))) for key, one in inner)
+    return next((problem for problem in found if problem is not None), None)
 
 
 class _Composer(yaml.SafeLoader):
@@ -231,4 +245,4 @@ def _kind(value: Any) -> str:
     return {list: "a list", str: "a string", int: "a number", float: "a number"}.get(type(value), "something else")
 
 
-__all__ = ["Location", "Marks", "override", "parse", "read", "value_of"]
+__all__ = ["Location", "Marks", "beyond", "override", "parse", "read", "value_of"]

@@ -161,7 +161,7 @@ def test_names_in_a_comparison_forge_nothing():
     found = compare(from_results(results, FORGERY, {}), FORGERY, "b")
     assert forges_nothing(comparisons.markdown(found))
     found.notes.append(FORGERY)
-    found.limit = ""
+    found.limit = FORGERY
     assert forges_nothing(comparisons.markdown(found))
 
 

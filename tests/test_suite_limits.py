@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from saeval import cli
+import saeval
+from saeval import SaevalError, cli
 from saeval.suitefile import MAX_BYTES
 
 GOOD = """
@@ -88,3 +89,33 @@ def test_counts_of_options(tmp_path, capsys, number):
 def test_suites_that_would_run_without_end(tmp_path, capsys, text, said):
     (tmp_path / "s.yaml").write_text(text)
     assert said in refused(capsys, "check", str(tmp_path / "s.yaml"))
+
+
+def nested():
+    outer = inner = []
+    for _ in range(2000):
+        inner.append([])
+        inner = inner[0]
+    return outer
+
+
+@pytest.mark.parametrize("key", ["suite", "batch", "metrics", "saes", "groups", "data", "precision"])
+@pytest.mark.parametrize("value", [10**5000, nested()], ids=["number", "nested"])
+def test_suites_given_from_python(tmp_path, key, value):
+    body = {
+        "suite": "s", "model": "testbed", "data": {"use": "python-stdlib", "context": 16, "sequences": 4},
+        "saes": ["testbed/topk-8"], "metrics": ["l0"],
+    }  # fmt: skip
+    with pytest.raises(SaevalError, match="a number of more than 64 bits|nested more than 50 deep, or in itself"):
+        saeval.run({**body, key: {"l0.l0": value} if key == "precision" else value}, out=tmp_path)
+
+
+def test_options_given_from_python(tmp_path):
+    with pytest.raises(SaevalError, match=r"limit is a number of sequences, .*; got an object of type int"):
+        saeval.run("quickstart", out=tmp_path, limit=10**5000)
+
+
+@pytest.mark.parametrize("words", [["leaderboard", "LONG"], ["show", "LONG"], ["check", "LONG"], ["report", "LONG"], ["doctor", "LONG"]])
+def test_paths_that_no_system_has(capsys, words):
+    line = refused(capsys, *(word.replace("LONG", "a" * 400) for word in words))
+    assert "ile name too long" in line

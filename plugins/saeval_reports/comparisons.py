@@ -39,7 +39,7 @@ def markdown(comparison: Comparison) -> str:
     data = f", data {markdown_of(comparison.data)}" if comparison.data else ""
     facts = f"{model}{data}{where}.{stop}"
     text = [f"## {markdown_of(comparison.title)}: {names[0]} against {names[1]}"]
-    text += [f"**{comparison.limit}**", facts] if comparison.limit else [facts]
+    text += [f"**{markdown_of(comparison.limit)}**", facts] if comparison.limit else [facts]
     text += [tabulate(lines, headers, tablefmt="github", disable_numparse=True), legend]
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
 

@@ -52,13 +52,13 @@ def _markdown(board: Board) -> str:
     facts += [f"data {markdown_of(str(data['use']))}"] if data.get("use") else []
     documents = documents_of(data)
     counted = {**data, "documents": documents}
-    facts += [f"{counted[k]} {k}" for k in ("sequences", "documents", "tokens") if counted.get(k) is not None]
+    facts += [f"{markdown_of(str(counted[k]))} {k}" for k in ("sequences", "documents", "tokens") if counted.get(k) is not None]
     where = f"All at {markdown_of(next(iter(hooks)))}. " if len(hooks) == 1 and hooks != {""} else ""
     text = [f"## {markdown_of(board.title)}", f"{', '.join(facts)}.", table]
     if board.stop:
         text.insert(2, _stop(board))
     if board.limited:
-        text.insert(1, f"**{limit_in_words(data)}**")
+        text.insert(1, f"**{markdown_of(limit_in_words(data))}**")
     groups = markdown_of(_of_groups(board))
     legend = f"± is one standard error, clustered by document{groups}; ↓ lower is better, ↑ higher is better"
     vs = "; x vs y is how far an SAE is ahead of that control, paired" if _against(board) else ""
@@ -89,7 +89,7 @@ def _stop(board: Board) -> str:
     """Where an adaptive run stopped, and what it took from its first rows."""
     sample = board.sample or {}
     prefix = sample.get("prefix", {})
-    first = f"{prefix.get('sequences')} sequences ({prefix.get('tokens')} tokens)"
+    first = markdown_of(f"{prefix.get('sequences')} sequences ({prefix.get('tokens')} tokens)")
     return f"**Adaptive**: {markdown_of(board.stop)}. Values without a standard error are of the first {first}, wherever it stops."
 
 
@@ -124,7 +124,7 @@ def _detectable(board: Board) -> str:
         return ""
     span = "–".join(dict.fromkeys(formatting.number(end, 2) for end in (found[0], found[-1])))
     unit = next((c.unit for c in board.columns if c.name == board.rank_by), "")
-    return f" Smallest difference to the top row that this run could detect: {span} {unit}".rstrip() + "."
+    return f" Smallest difference to the top row that this run could detect: {span} {markdown_of(unit)}".rstrip() + "."
 
 
 def _against(board: Board) -> list[Column]:
