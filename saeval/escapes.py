@@ -15,7 +15,7 @@ CONTROL = re.compile(
     r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     r"\U000e0000-\U000e007f]"
 )
-"""What moves a cursor, changes the direction of text or cannot be seen: controls, marks of direction, lone surrogates."""
+"""What moves a cursor, turns the direction of text or cannot be seen: controls, marks of direction, lone surrogates."""
 _BUT_BREAKS = re.compile(rf"(?![\n\t]){CONTROL.pattern}")
 FORBIDDEN = '/\\:*?"<>|'
 """Characters that file names cannot have on some system."""
@@ -55,7 +55,7 @@ def html(text: str) -> str:
 
 
 def csv(value: Any) -> Any:
-    """A cell: text on one line, with `'` before what a spreadsheet would take for a formula. Numbers are as they are."""
+    """A cell: text on one line, with `'` before what a spreadsheet would take for a formula; a number is itself."""
     if not isinstance(value, str):
         return value
     text = line(value)

@@ -9,9 +9,9 @@ WILDCARDS = frozenset("*?[")
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
-    """The names that a pattern means, in their order: the name itself where there is one, else what it matches as a glob.
+    """The names that a pattern means, in their order: the name itself where there is one, else those it matches.
 
-    Where it matches nothing so, its brackets are read as brackets: `a[lr=1e-4]/*` means what is below that folder.
+    Where it matches none as a glob, its brackets are brackets: `a[lr=1e-4]/*` means what is below that folder.
     """
     known = list(names)
     if pattern in known:

@@ -51,7 +51,8 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
     Pages of a limited run say so first: Markdown and HTML in their first line, figures that `saeval.plots` makes in
     their title.
     """
-    written, failed = [], []
+    written: list[Path] = []
+    failed: list[str] = []
     limit = next((words for result in results if (words := limit_in_words(result.cell["data"]))), "")
     for report in reports:
         assert report.pages is not None

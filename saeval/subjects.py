@@ -58,7 +58,9 @@ class Subjects:
                 continue
             for subject in subjects:
                 if reason := unfit(subject.name):
-                    message = f"the name of an SAE cannot be shown: {reason}; give it another 'name:', or rename its folder"
+                    message = (
+                        f"the name of an SAE cannot be shown: {reason}; give it another 'name:', or rename its folder"
+                    )
                     self.problems.append(self.suite.problem(message, *place))
                     break
                 if subject.name in found and isinstance(entry, str):

@@ -121,7 +121,7 @@ class _Composer(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         self._depth += 1
         self._count += 1
-        mark = self.peek_event().start_mark
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         if self._depth > MAX_DEPTH + 1:
             raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} deep", problem_mark=mark)
         if self._count > MAX_NODES:
@@ -169,7 +169,9 @@ class _Builder:
             raise SaevalError(str(getattr(error, "problem", error))) from None
         except Exception:  # PyYAML's constructors raise what they come across: KeyError for `!!bool maybe`
             digits = "; it has too many digits" if kind == "int" and len(node.value) > _SHOWN else ""
-            raise SaevalError(f"'{written}' is {_IS_NO.get(kind, f'no {kind}')}{digits}; quote it if it is text") from None
+            raise SaevalError(
+                f"'{written}' is {_IS_NO.get(kind, f'no {kind}')}{digits}; quote it if it is text"
+            ) from None
         if isinstance(value, int) and value.bit_length() > MAX_BITS:
             raise SaevalError(f"'{written}' is a number of more than {MAX_BITS} bits, more than anything here takes")
         if isinstance(value, bytes):

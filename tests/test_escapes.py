@@ -49,7 +49,15 @@ def forges_nothing(text):
 
 
 def test_markdown_is_escaped_where_it_would_mark_something_and_nowhere_else():
-    for plain in ("testbed/relu-1", "blocks.2.hook_resid_pre", "a[lr=1e-4]", "x < y & z", "C:\\runs\\one", "random#2", "-0.5"):
+    for plain in (
+        "testbed/relu-1",
+        "blocks.2.hook_resid_pre",
+        "a[lr=1e-4]",
+        "x < y & z",
+        "C:\\runs\\one",
+        "random#2",
+        "-0.5",
+    ):
         assert markdown(plain) == plain
     for text, escaped in (
         ("a|b", r"a\|b"), ("a\\|b", r"a\\\|b"), ("# head", r"\# head"), ("1. item", r"1\. item"), ("> quote", r"\> quote"),
@@ -144,7 +152,9 @@ def test_a_manifest_of_somebody_else_writes_nothing_outside_its_report(ran, host
     assert said == str(written[0])
 
 
-@pytest.mark.parametrize("verb", [["leaderboard"], ["show"], ["leaderboard", "--format", "csv"], ["leaderboard", "--format", "json"]])
+@pytest.mark.parametrize(
+    "verb", [["leaderboard"], ["show"], ["leaderboard", "--format", "csv"], ["leaderboard", "--format", "json"]]
+)
 def test_a_manifest_of_somebody_else_forges_no_line_and_no_command(ran, hostile, capsys, verb):
     hostile(suite=FORGERY, alias=FORGERY, subject={"name": FORGERY, "hook_name": FORGERY})
     assert cli.main([verb[0], str(ran), *verb[1:]]) == 0
@@ -157,7 +167,9 @@ def test_a_manifest_of_somebody_else_forges_no_line_and_no_command(ran, hostile,
 
 
 def test_names_in_a_comparison_forge_nothing():
-    results = [one for name in (FORGERY, "b") for one in scored(name, 0.5 if name == "b" else 0.4, 3.0, NOISE * len(name))]
+    results = [
+        one for name in (FORGERY, "b") for one in scored(name, 0.5 if name == "b" else 0.4, 3.0, NOISE * len(name))
+    ]
     found = compare(from_results(results, FORGERY, {}), FORGERY, "b")
     assert forges_nothing(comparisons.markdown(found))
     found.notes.append(FORGERY)
@@ -167,7 +179,11 @@ def test_names_in_a_comparison_forge_nothing():
 
 def test_names_in_pages_forge_nothing():
     record = {"value": 0.5, "stderr": 0.1, "ci95": [0.3, 0.7], "n": 9, "unit": "nats", "better": "lower"}
-    cell = {"metric": "perturbation", "alias": "p", "subjects": [{"name": FORGERY, "hook_name": FORGERY, "kind": "control"}]}
+    cell = {
+        "metric": "perturbation",
+        "alias": "p",
+        "subjects": [{"name": FORGERY, "hook_name": FORGERY, "kind": "control"}],
+    }
     result = Result("k", "ok", cell, values={"kl_sae": record})
     assert forges_nothing(perturbation_pages.table([result]))
     rows = perturbation_pages._csv([{"subject": "=1+1", "hook": FORGERY, "p": -0.25}])

@@ -73,4 +73,6 @@ def test_paths_may_have_brackets_beside_their_globs(tmp_path):
     assert [file.name for file in files_matching(str(folder / "*.txt"), "text")] == ["x.txt", "y.txt"]
     found = matched({"path": str(folder / "*.txt"), "hook_name": "{}"}, "saelens")
     assert list(found) == ["x", "y"]
-    assert every(one["hook_name"] == part and (folder / f"{part}.txt").samefile(one["path"]) for part, one in found.items())
+    assert every(
+        one["hook_name"] == part and (folder / f"{part}.txt").samefile(one["path"]) for part, one in found.items()
+    )

@@ -185,7 +185,9 @@ def test_pages_are_files_whatever_a_metric_is_called(tmp_path):
     assert written[0].read_text() == "text"
 
 
-@pytest.mark.parametrize("name", ["a:b", "a/b", "a\\b", "nul", "COM1.x", ".hidden", "ends.", "a\nb", "a\x1b[2J", "a" * 300])
+@pytest.mark.parametrize(
+    "name", ["a:b", "a/b", "a\\b", "nul", "COM1.x", ".hidden", "ends.", "a\nb", "a\x1b[2J", "a" * 300]
+)
 def test_a_suites_name_is_a_folder_on_every_system(name):
     body = {"suite": name, "data": "x", "saes": ["s"], "metrics": ["l0"]}
     with pytest.raises(SuiteError, match=r"a suite's name becomes a folder, but it (has|is|begins)"):

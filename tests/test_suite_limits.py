@@ -106,7 +106,7 @@ def test_suites_given_from_python(tmp_path, key, value):
         "suite": "s", "model": "testbed", "data": {"use": "python-stdlib", "context": 16, "sequences": 4},
         "saes": ["testbed/topk-8"], "metrics": ["l0"],
     }  # fmt: skip
-    with pytest.raises(SaevalError, match="a number of more than 64 bits|nested more than 50 deep, or in itself"):
+    with pytest.raises(SaevalError, match=r"a number of more than 64 bits|nested more than 50 deep, or in itself"):
         saeval.run({**body, key: {"l0.l0": value} if key == "precision" else value}, out=tmp_path)
 
 
@@ -115,7 +115,9 @@ def test_options_given_from_python(tmp_path):
         saeval.run("quickstart", out=tmp_path, limit=10**5000)
 
 
-@pytest.mark.parametrize("words", [["leaderboard", "LONG"], ["show", "LONG"], ["check", "LONG"], ["report", "LONG"], ["doctor", "LONG"]])
+@pytest.mark.parametrize(
+    "words", [["leaderboard", "LONG"], ["show", "LONG"], ["check", "LONG"], ["report", "LONG"], ["doctor", "LONG"]]
+)
 def test_paths_that_no_system_has(capsys, words):
     line = refused(capsys, *(word.replace("LONG", "a" * 400) for word in words))
     assert "ile name too long" in line

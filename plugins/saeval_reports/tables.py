@@ -52,7 +52,11 @@ def _markdown(board: Board) -> str:
     facts += [f"data {markdown_of(str(data['use']))}"] if data.get("use") else []
     documents = documents_of(data)
     counted = {**data, "documents": documents}
-    facts += [f"{markdown_of(str(counted[k]))} {k}" for k in ("sequences", "documents", "tokens") if counted.get(k) is not None]
+    facts += [
+        f"{markdown_of(str(counted[k]))} {k}"
+        for k in ("sequences", "documents", "tokens")
+        if counted.get(k) is not None
+    ]
     where = f"All at {markdown_of(next(iter(hooks)))}. " if len(hooks) == 1 and hooks != {""} else ""
     text = [f"## {markdown_of(board.title)}", f"{', '.join(facts)}.", table]
     if board.stop:
@@ -90,7 +94,8 @@ def _stop(board: Board) -> str:
     sample = board.sample or {}
     prefix = sample.get("prefix", {})
     first = markdown_of(f"{prefix.get('sequences')} sequences ({prefix.get('tokens')} tokens)")
-    return f"**Adaptive**: {markdown_of(board.stop)}. Values without a standard error are of the first {first}, wherever it stops."
+    rest = f"Values without a standard error are of the first {first}, wherever it stops."
+    return f"**Adaptive**: {markdown_of(board.stop)}. {rest}"
 
 
 def _rank(row: Row) -> str:
