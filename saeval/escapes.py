@@ -26,7 +26,7 @@ MAX_BYTES = 200
 
 _ENTITY = re.compile(r"&(?=#?\w+;)")
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
-_MARKUP = re.compile(r"[`*|~$]|\\(?=[!-/:-@\[-`{-~])|(?<![^\W_])_|_(?![^\W_])|(?<=\])[(:\[]")
+_MARKUP = re.compile(r"[`*|~$]|\\(?=[!-/:-@\[-`{-~]|$)|(?<![^\W_])_|_(?![^\W_])|(?<=\])[(:\[]")
 """Not an underscore between letters, which marks nothing: names of hooks stay as they are typed."""
 _OPENING = re.compile(r"(\s*(?:\d{1,9}(?=[.)](?:\s|$))|(?=#+(?:\s|$)|>|[-+=](?:[\s=-]|$))))")
 """Before what makes a heading, a list, a quotation or a rule of a line."""

@@ -62,7 +62,7 @@ def test_markdown_is_escaped_where_it_would_mark_something_and_nowhere_else():
     for text, escaped in (
         ("a|b", r"a\|b"), ("a\\|b", r"a\\\|b"), ("# head", r"\# head"), ("1. item", r"1\. item"), ("> quote", r"\> quote"),
         ("- item", r"\- item"), ("---", r"\---"), ("[a](b)", r"[a]\(b)"), ("[a]: http://b", r"[a]\: http://b"), ("_em_", r"\_em\_"),
-        ("&lt;b>", "&amp;lt;b>"), ("<!-- x -->", "&lt;!-- x -->"), ("a\r\nb\tc", "a⏎b⇥c"), ("`", r"\`"), ("~~x~~", r"\~\~x\~\~"),
+        ("&lt;b>", "&amp;lt;b>"), ("<!-- x -->", "&lt;!-- x -->"), ("a\r\nb\tc", "a⏎b⇥c"), ("`", r"\`"), ("~~x~~", r"\~\~x\~\~"), ("a\\", r"a\\"),
     ):  # fmt: skip
         assert markdown(text) == escaped
 

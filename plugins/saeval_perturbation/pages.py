@@ -208,8 +208,8 @@ def _ratios(panel: Any, results: Sequence[Result], name: str, site: str, colour:
     reach = [(v - max(ci[0], v / 100), ci[1] - v) if ci else (0.0, 0.0) for _, v, ci in points]
     single = len({layer for layer, _, _ in points}) == len(points)
     panel.errorbar(
-        x, y, yerr=list(zip(*reach, strict=True)), fmt="-o" if single else "o", color=colour, label=plot(site), markersize=4,
-        linewidth=1, capsize=2,
+        x, y, yerr=list(zip(*reach, strict=True)), fmt="-o" if single else "o", color=colour, label=plot(site),
+        markersize=4, linewidth=1, capsize=2,
     )  # fmt: skip
 
 
