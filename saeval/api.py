@@ -31,7 +31,7 @@ from saeval.registry import Registry, accepting
 from saeval.results import Results
 from saeval.store import Store
 from saeval.suite import load, validate
-from saeval.suitefile import Marks, override
+from saeval.suitefile import Marks, beyond, override
 
 log = logging.getLogger("saeval")
 
@@ -58,7 +58,10 @@ def prepare(
 ) -> Plan:
     """Parse and plan a suite: a path, a registered name, or the suite itself as a mapping."""
     if isinstance(suite, Mapping):
-        body, marks = copy.deepcopy(dict(suite)), Marks("suite")
+        marks = Marks("suite")
+        if problem := beyond(suite, marks):  # before it is copied
+            raise SuiteError([problem])
+        body = copy.deepcopy(dict(suite))
         for assignment in overrides:
             override(body, marks, assignment)
         return plan(validate(body, marks), registry, options)

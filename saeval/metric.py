@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from saeval.parameters import parameter_names
+from saeval.patterns import matching
 from saeval.state import Stateless
 
 
@@ -83,7 +83,7 @@ def undeclared(metric: Metric, concluded: Collection[Collection[str]]) -> str | 
     unknown = sorted(name for name in given if not declares(declared, name))
     if unknown:
         return f"{metric.name}.value_names lacks {', '.join(unknown)}, which it concludes; add the names"
-    absent = [name for name in declared if not fnmatch.filter(given, name)]
+    absent = [name for name in declared if not matching(name, given)]
     return f"{metric.name}.value_names has {', '.join(absent)}, which it never concludes" if absent else None
 
 
@@ -97,7 +97,7 @@ def names_of_values(metric: type[Metric]) -> Sequence[str] | None:
 
 def declares(declared: Iterable[str], name: str) -> bool:
     """Whether a value is one of those that a metric declares."""
-    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in declared)
+    return any(matching(pattern, [name]) for pattern in declared)
 
 
 def observe_requests(metric: Metric) -> list[str]:

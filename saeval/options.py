@@ -70,7 +70,7 @@ def _fault(name: str) -> str | None:
     return None
 
 
-Count = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=1, lt=2**63, strict=True)]
 
 
 @dataclass(frozen=True)

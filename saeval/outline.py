@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 
+from saeval.escapes import line
 from saeval.memory import available, bytes_a_sequence, fitting, memory_budget
 from saeval.nodes import closure
 from saeval.passes import passes
@@ -98,4 +99,4 @@ def outline(plan: Plan, store: Store) -> str:
         free = available(plan.options.device) / 2**20
         each = bytes_a_sequence(plan) / 2**20
         lines.append(f"  batch: auto begins with {size} sequences, each up to {each:.0f} MiB of the {free:.0f} free")
-    return "\n".join(lines)
+    return "\n".join(map(line, lines))

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from saeval.errors import suggestion
+from saeval.errors import quoted, suggestion
 
 
 class ParameterError(ValueError):
@@ -56,7 +56,7 @@ def _fault(error: Any, model: type[BaseModel], what: str) -> tuple[str, str]:
         return key, f"unknown parameter '{key}' of {what}{known}"
     if error["type"] == "missing":
         return "", f"{what} needs the parameter '{key}'"
-    return key, f"'{'.'.join(path)}' of {what}: {lowered(error['msg'])}, got {error['input']!r}"
+    return key, f"'{'.'.join(path)}' of {what}: {lowered(error['msg'])}, got {quoted(error['input'])}"
 
 
 def lowered(message: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from saeval.models import model_spec
 from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, closure, flattened
 from saeval.options import Options
 from saeval.parameters import ParameterError, validated
+from saeval.patterns import matching
 from saeval.plugins import Failure, code_identity
 from saeval.precision import Stopping, stopping
 from saeval.registry import Registry
@@ -196,7 +196,8 @@ class _Planner:
         for name, patterns in self.suite.body.groups.items():
             groups[name] = []
             for index, pattern in enumerate(patterns):
-                members = [s for s in saes if fnmatch.fnmatchcase(s.name, pattern)]
+                names = matching(pattern, [s.name for s in saes])
+                members = [s for s in saes if s.name in names]
                 if not members and not self.problems:
                     message = f"group '{name}': no SAE of 'saes:' matches '{pattern}'"
                     self.problems.append(self.suite.problem(message, "groups", name, index))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from saeval.errors import Problem, SuiteError, suggestion
@@ -14,6 +13,7 @@ from saeval.evidence import Evidence
 from saeval.examination import Examination, Finding, examine
 from saeval.memory import refuse_too_large
 from saeval.nodes import closure
+from saeval.patterns import matching, meant
 from saeval.proof import Proof, prove, unwell
 from saeval.target import Target
 
@@ -128,9 +128,10 @@ class Preflight:
     def _faulty_saes(self) -> dict[str, tuple[str, Problem]]:
         """By the SAE's key: what was found, and the same with its place and the remedies."""
         options, faults = self.plan.options, {}
+        allowed = meant(options.allow, [s.name for s in self.plan.subjects if s.kind == "sae"])
         for subject in self.plan.subjects:
             one = self.examinations.get(subject.key)
-            if one is None or not one.fatal or is_allowed(subject.name, options.allow):
+            if one is None or not one.fatal or subject.name in allowed:
                 continue
             # A wrong hook looks like many other faults; where the checkpoint knows its own, that is the likeliest.
             hook = [f for f in self._declarations(subject) if f.check == "hook"]
@@ -187,11 +188,6 @@ def _works(sae: Any, sae_input: Any, activations: Any) -> bool:
     return True
 
 
-def is_allowed(name: str, patterns: Iterable[str]) -> bool:
-    """Whether the option `allow` names an SAE."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-
 def declarations(subject: Subject, plan: Plan) -> list[Finding]:
     """Where what a checkpoint says of itself and what the suite does with it disagree; none of it stops a run."""
     facts, found = subject.facts or {}, []
@@ -244,7 +240,7 @@ def same_model(declared: str, name: str) -> bool:
 def warnings(plan: Plan) -> list[str]:
     """The disagreements of every SAE of a plan and names that are allowed in vain, a sentence each."""
     saes = {s.name: s for s in plan.subjects if s.kind == "sae"}
-    vain = [pattern for pattern in plan.options.allow if not any(is_allowed(name, [pattern]) for name in saes)]
+    vain = [pattern for pattern in plan.options.allow if not matching(pattern, saes)]
     unknown = [
         f"{plan.options.spelled('allow', p)}: no SAE of the suite has this name{suggestion(p, saes)}" for p in vain
     ]

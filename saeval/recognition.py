@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from saeval.errors import SaevalError
+from saeval.errors import SaevalError, expanded
 from saeval.registry import Registry
 
 
@@ -60,8 +60,11 @@ def suggested(path: Any, registry: Registry, use: str | None = None) -> str:
 
 def paths(path: str) -> list[str]:
     """The path where something is there, else what its globs match."""
-    place = os.path.expanduser(path)  # it and `exists` take any text: a name too long, or nobody's home
-    return [path] if os.path.exists(place) else sorted(glob.glob(place))
+    try:
+        place = expanded(path)
+    except SaevalError:  # too long to be one, say
+        return []
+    return [path] if place.exists() else sorted(glob.glob(str(place)))
 
 
 def written(entry: Mapping[str, Any]) -> str:

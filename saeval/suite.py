@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from saeval import suitefile
-from saeval.errors import Problem, SuiteError, suggestion
+from saeval.errors import Problem, SuiteError, quoted, suggestion
+from saeval.names import unfit, unfit_for_files
 from saeval.parameters import lowered
 from saeval.suitefile import Location, Marks
 
@@ -61,10 +61,17 @@ class SuiteModel(BaseModel):
     @field_validator("suite")
     @classmethod
     def _name_is_a_folder(cls, name: str) -> str:
-        forbidden = "/\\\0" + ('<>:"|?*' if os.name == "nt" else "")
-        if not name or any(c in name for c in forbidden) or name.startswith("."):
-            raise ValueError("a suite's name becomes a folder: no slashes, no leading dot, on Windows no colon either")
+        if reason := unfit_for_files(name):
+            raise ValueError(f"a suite's name becomes a folder, but {reason}")
         return name
+
+    @field_validator("groups")
+    @classmethod
+    def _names_are_shown(cls, groups: dict[str, list[str]]) -> dict[str, list[str]]:
+        for name in groups:
+            if reason := unfit(name):
+                raise ValueError(f"the name of a group cannot be shown: {reason}")
+        return groups
 
     @field_validator("batch")
     @classmethod
@@ -126,6 +133,10 @@ class Suite:
                 message = f"'{wrong[0]}' of metric '{name}' is a name without dots"
                 problems.append(self.problem(message, *location, wrong[0]))
                 continue
+            if alias != name and (reason := unfit_for_files(str(alias or ""))):
+                message = f"'as' of metric '{name}' becomes the name of files, but {reason}"
+                problems.append(self.problem(message, *location, "as"))
+                continue
             if alias in seen:
                 message = f"metric '{alias}' is configured twice; tell them apart with 'as: another_name'"
                 problems.append(self.problem(message, *location))
@@ -160,6 +171,8 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Suite:
 
 def validate(data: dict[str, Any], marks: Marks, live: dict[str, Any] | None = None) -> Suite:
     """A suite from plain data."""
+    if problem := suitefile.beyond(data, marks):
+        raise SuiteError([problem])
     try:
         return Suite(SuiteModel(**data), marks, live or {})
     except ValidationError as error:
@@ -179,7 +192,7 @@ def _problems(error: ValidationError, marks: Marks) -> list[Problem]:
             problem = Problem(f"the key '{key}' is missing", marks.where(location[:-1]))
         else:
             shown = ".".join(str(part) for part in location)
-            message = f"'{shown}': {lowered(fault['msg'])}, got {fault['input']!r}"
+            message = f"'{shown}': {lowered(fault['msg'])}, got {quoted(fault['input'])}"
             problem = Problem(message, marks.where(location))
         problems.setdefault(str(location), problem)  # a union reports each of its branches; one line is enough
     return list(problems.values())

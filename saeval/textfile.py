@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 from saeval.errors import SaevalError
@@ -10,15 +11,18 @@ MARK = b"\xef\xbb\xbf"
 """The byte order mark that some editors put before UTF-8 text."""
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, most: int | None = None) -> str:
     """The text of a UTF-8 file, without its byte order mark, lines ending in `\\n`.
 
-    `SaevalError` where it is not UTF-8, `OSError` where it cannot be read.
+    `SaevalError` where it is not UTF-8 or has more than `most` bytes, `OSError` where it cannot be read.
     """
     with path.open("rb") as file:
-        check_encoding(path, file.read(4))
+        content = file.read(-1 if most is None else most + 1)  # a device has no size, and no end
+    if most is not None and len(content) > most:
+        raise SaevalError(f"{path}: has more than {most} bytes, so it is not what this should be; check the path")
+    check_encoding(path, content[:4])
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         raise SaevalError(f"{path}: not UTF-8 text (at byte {error.start}); save it again as UTF-8") from None
 

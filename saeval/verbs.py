@@ -12,6 +12,7 @@ from saeval import comparison, listing
 from saeval.api import execute, prepare
 from saeval.doctor import Doctor
 from saeval.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
+from saeval.escapes import line
 from saeval.leaderboard import boards
 from saeval.namesakes import refuse_namesakes
 from saeval.options import Options
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         for made in plans:
             if disagreements := warnings(made):
                 made.verify()  # what stops the run is said alone
-                print(*disagreements, sep="\n", file=sys.stderr)
+                print(*map(line, disagreements), sep="\n", file=sys.stderr)
             results = execute(made, arguments.out, progress())
             made_boards += results.boards()
             done = f"{len(results)} cells, {results.forward_passes} forward passes; results in {results.folder}"
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"{len(results.failed)} of {len(results)} cells failed; {hint}", file=sys.stderr)
                 code = SOME_FAILED
         try:
-            print(write(made_boards))
+            print(write(made_boards), flush=True)
         except SaevalError as error:  # the results are kept, and another format may show them
             print(f"{error}; the results are kept: saeval leaderboard OUT/SUITE shows them", file=sys.stderr)
             code = SOME_FAILED
@@ -88,7 +89,7 @@ def check(arguments: argparse.Namespace) -> int:
         made = prepare(suite, registry, _options(arguments), arguments.set)
         made.verify()
         refuse_namesakes([made], arguments.out)
-        print("\n".join([*warnings(made), outline(made, Store(Path(arguments.out) / made.name))]))
+        print("\n".join([*map(line, warnings(made)), outline(made, Store(Path(arguments.out) / made.name))]))
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
     return OK
@@ -121,9 +122,10 @@ def ls(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(rows, indent=1))
         return OK
-    width = max((len(row["name"]) for row in rows), default=0)
-    for row in rows:
-        print(f"{row['name']:<{width}}  {row['description']}  [{row['from']}]")
+    names = [line(row["name"]) for row in rows]
+    width = max(map(len, names), default=0)
+    for name, row in zip(names, rows, strict=True):
+        print(line(f"{name:<{width}}  {row['description']}  [{row['from']}]"))
     return OK
 
 

@@ -29,7 +29,8 @@ def matching(path: str, source: str) -> list[Path]:
     pattern = str(expanded(path))
     if not re.search(r"[*?[]", pattern) or Path(pattern).exists():
         return [existing(path, source)]
-    found = [Path(match) for match in glob.glob(pattern, recursive=True)]
+    plain = pattern.replace("[", "[[]")  # brackets may be those of a name: `run[lr=1e-4]/*.txt`
+    found = [Path(match) for match in glob.glob(pattern, recursive=True) or glob.glob(plain, recursive=True)]
     if not found:
         raise SaevalError(f"data '{source}': nothing matches 'path: {path}'{looked_up(path)}")
     return sorted(
