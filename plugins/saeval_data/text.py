@@ -13,7 +13,7 @@ from typing import Any, Literal
 from saeval.data import Document, Source
 from saeval.errors import SaevalError
 from saeval.fingerprint import sha256_file
-from saeval.textfile import read_text
+from saeval.textfile import passages, with_newlines
 from saeval_data import files
 from saeval_data.tables import Stored, records_of
 
@@ -51,7 +51,7 @@ class Text(Source):
         """The one path; None for several, and for a dataset of the hub."""
         self.stored = Stored(self.name, next(iter(self.paths), None), name, config, split, revision)
         self.field = field
-        self.separator = separator
+        self.separator = None if separator is None else with_newlines(separator)
         for one in self.paths:
             if one.is_file() and one.suffix not in _KINDS:
                 raise SaevalError(f"data 'text': expected a {', '.join(_KINDS)} file or a folder, found {one}")
@@ -116,12 +116,10 @@ class Text(Source):
             yield Document(f"{name}:{number}", files.text_of(record[self.field], self.field, where))
 
     def _of_text(self, file: Path, name: str) -> Iterator[Document]:
-        text = read_text(file)
-        if self.separator is None:
-            yield Document(name, text)
-            return
-        for number, piece in enumerate(text.split(self.separator), start=1):
-            if piece.strip():
+        for number, piece in enumerate(passages(file, self.separator), start=1):
+            if self.separator is None:
+                yield Document(name, piece)
+            elif any(part.strip() for part in ([piece] if isinstance(piece, str) else piece)):
                 yield Document(f"{name}:{number}", piece)
 
     def _of_dataset(self) -> Iterator[Document]:
