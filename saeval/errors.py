@@ -72,6 +72,15 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
+def quoted(value: object) -> str:
+    """A wrong value for a message: in its own spelling, cut where that is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists nested thousands deep
+        return f"a value of type {type(value).__name__} too large to be shown"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def expanded(path: Path | str) -> Path:
     """A path with its `~` expanded, existing or not; `SaevalError` where the system cannot even look for it."""
     try:

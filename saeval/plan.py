@@ -212,6 +212,9 @@ class _Planner:
         self.options = replace(self.options, batch_size=size)
 
     def _graph(self, spec: ModelSpec | None, found: Streams, subjects: Subjects) -> Graph:
+        most = spec.context if spec is not None else None
+        if found.options is not None:  # before the rows are made: each takes memory by its context
+            self._check_context(found.options.context, spec, most)
         try:
             with found.answered_for():
                 evaluation = found.evaluation
@@ -219,10 +222,7 @@ class _Planner:
                 data_digest, pair, supplies = evaluation.fingerprint, evaluation.pair, frozenset(evaluation.supplies)
         except SaevalError as error:
             raise SuiteError([self.suite.problem(str(error), "data")]) from None
-        most = spec.context if spec is not None else None
-        if spec is not None and most is not None and longest is not None and longest > most:
-            message = f"context {longest} is longer than the {most} positions of '{spec.name}'"
-            raise SuiteError([self.suite.problem(message, "data", "context")])
+        self._check_context(longest, spec, most)
         if spec is None and needs_model:
             raise SuiteError([self.suite.problem("this data needs a model; add 'model:'", "data")])
         return Graph(
@@ -238,6 +238,11 @@ class _Planner:
             site=spec.site if spec else str,
             origin=lambda metric: self.registry.metrics.entry(metric).origin,
         )
+
+    def _check_context(self, longest: int | None, spec: ModelSpec | None, most: int | None) -> None:
+        if spec is not None and most is not None and longest is not None and longest > most:
+            message = f"context {longest} is longer than the {most} positions of '{spec.name}'"
+            raise SuiteError([self.suite.problem(message, "data", "context")])
 
     def _subjects_of(
         self, metric: Metric, entry: MetricEntry, saes: list[Subject], controls: list[Subject],

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from pydantic import ValidationError
 
 from saeval.data import Batch, Dataset, PairBatch, Source
-from saeval.errors import Problem, SaevalError, blamed, suggestion
+from saeval.errors import Problem, SaevalError, blamed, quoted, suggestion
 from saeval.fingerprint import digest_of
 from saeval.model import ModelSpec
 from saeval.packing import Split, TooFewSequencesError
@@ -228,7 +228,8 @@ def _check_common(common: Mapping[str, Any]) -> None:
     faults = []
     fit = common.get("fit_sequences", FIT_SEQUENCES)
     if not isinstance(fit, int) or isinstance(fit, bool) or not 1 <= fit <= MOST_ROWS:
-        faults.append(("fit_sequences", f"'fit_sequences' of data: a number of sequences up to {MOST_ROWS}, got {fit!r}"))
+        expected = f"a number of sequences up to {MOST_ROWS}"
+        faults.append(("fit_sequences", f"'fit_sequences' of data: {expected}, got {quoted(fit)}"))
     try:
         TokenOptions(**{k: v for k, v in common.items() if k != "fit_sequences"})
     except ValidationError as error:
@@ -237,6 +238,6 @@ def _check_common(common: Mapping[str, Any]) -> None:
             if e["type"] == "missing":
                 faults.append(("", f"data needs '{key}'"))
             else:
-                faults.append((key, f"'{key}' of data: {lowered(e['msg'])}, got {e['input']!r}"))
+                faults.append((key, f"'{key}' of data: {lowered(e['msg'])}, got {quoted(e['input'])}"))
     if faults:
         raise ParameterError(faults)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from saeval import suitefile
-from saeval.errors import Problem, SuiteError, suggestion
+from saeval.errors import Problem, SuiteError, quoted, suggestion
 from saeval.parameters import lowered
 from saeval.suitefile import Location, Marks
 
@@ -175,7 +175,7 @@ def _problems(error: ValidationError, marks: Marks) -> list[Problem]:
             problem = Problem(f"the key '{key}' is missing", marks.where(location[:-1]))
         else:
             shown = ".".join(str(part) for part in location)
-            message = f"'{shown}': {lowered(fault['msg'])}, got {fault['input']!r}"
+            message = f"'{shown}': {lowered(fault['msg'])}, got {quoted(fault['input'])}"
             problem = Problem(message, marks.where(location))
         problems.setdefault(str(location), problem)  # a union reports each of its branches; one line is enough
     return list(problems.values())
