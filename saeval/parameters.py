@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from saeval.errors import quoted, suggestion
 
+MOST_ROWS = 10**9
+"""Sequences that a suite, a batch or a limit may ask for."""
 MOST_REPEATS = 10_000
 Repeats = Annotated[int, Field(le=MOST_REPEATS)]
 """A number of draws, steps or copies. Each of them takes time and memory, so that more are a slip of the keyboard."""

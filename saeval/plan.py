@@ -19,7 +19,7 @@ from saeval.model import ModelSpec
 from saeval.models import model_spec
 from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, closure, flattened
 from saeval.options import Options
-from saeval.parameters import ParameterError, validated
+from saeval.parameters import MOST_ROWS, ParameterError, validated
 from saeval.plugins import Failure, code_identity
 from saeval.precision import Stopping, stopping
 from saeval.registry import Registry
@@ -206,7 +206,7 @@ class _Planner:
     def _batch_size(self) -> None:
         """The option's, else the suite's, else 16."""
         size = self.options.batch_size if self.options.batch_size is not None else self.suite.body.batch
-        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MOST_ROWS):
             given = self.options.spelled("batch_size", size)
             self.problems.append(Problem(f"{given}: expected a number of sequences, or 'auto'"))
         self.options = replace(self.options, batch_size=size)

@@ -18,11 +18,11 @@ from saeval.errors import Problem, SaevalError, blamed, quoted, suggestion
 from saeval.fingerprint import digest_of
 from saeval.model import ModelSpec
 from saeval.packing import Split, TooFewSequencesError
-from saeval.parameters import ParameterError, lowered, schema, validated
+from saeval.parameters import MOST_ROWS, ParameterError, lowered, schema, validated
 from saeval.recognition import paths
 from saeval.registry import Registry
 from saeval.suite import Suite
-from saeval.tokens import MOST_ROWS, TokenOptions, build_tokens
+from saeval.tokens import TokenOptions, build_tokens
 
 FIT_SEQUENCES = 64
 log = logging.getLogger("saeval")

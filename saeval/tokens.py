@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from saeval.data import Batch, Dataset, Source, outside
 from saeval.fingerprint import cache_dir
 from saeval.packing import PADDING, Packer, Split, included_of, mask_of
+from saeval.parameters import MOST_ROWS
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,6 @@ FORMAT = 2
 
 LONGEST = 2**20
 """Input positions of a row at most."""
-MOST_ROWS = 10**9
 TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 

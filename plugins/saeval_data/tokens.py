@@ -41,7 +41,7 @@ class Tokens(Source):
     def __init__(self, path: str, field: str | None = None, documents: str | None = None) -> None:
         self.paths = files.matching(path, self.name)
         for one in self.paths:
-            if one.suffix not in (".npy", ".jsonl", ".parquet"):
+            if one.suffix not in (".npy", ".jsonl", ".parquet") or one.is_dir():
                 raise SaevalError(f"data 'tokens': expected a .npy, .jsonl or .parquet file, found {one}")
             if one.suffix == ".npy" and field is not None:
                 raise SaevalError(f"data 'tokens': 'field' is for .jsonl and .parquet files, and {one} has no fields")
@@ -116,10 +116,10 @@ class Tokens(Source):
                 continue
             if not isinstance(tokens, list):
                 raise SaevalError(f"{where}: expected a list of token ids in '{field}', found {type(tokens).__name__}")
-            found, mask = _ids(_integers(tokens, where), where), record.get(_MASK)
+            found, mask = _integers(tokens, where), record.get(_MASK)
             if mask is not None and field != _MASK:
                 found = found[_attended(mask, len(found), where)]
-            yield Document(name, tokens=found)
+            yield Document(name, tokens=_ids(found, where))
 
 
 def _attended(mask: Any, length: int, where: str) -> slice:
