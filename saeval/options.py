@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 
 from saeval.errors import SaevalError
+from saeval.parameters import MOST_ROWS
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 OnFinding = Literal["stop", "warn", "off"]
@@ -70,7 +71,7 @@ def _fault(name: str) -> str | None:
     return None
 
 
-Count = Annotated[int, Field(ge=1, lt=2**63, strict=True)]
+Count = Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True)]
 
 
 @dataclass(frozen=True)

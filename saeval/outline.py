@@ -36,6 +36,14 @@ def _excluded(plan: Plan) -> str:
     return found + (f"; left out: {', '.join(f'{n} {why}' for why, n in left_out.items())}" if left_out else "")
 
 
+def _read(plan: Plan) -> str:
+    """The files that the data come from: the first ones, and how many more."""
+    facts = plan.streams.source.facts()
+    shown = [str(name) for name in facts["read"][:5]]
+    more = int(facts.get("files", len(facts["read"]))) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
 def _stops(plan: Plan) -> str:
     """Where a suite with `precision:` looks at its errors."""
     assert plan.stopping is not None
@@ -59,6 +67,7 @@ def outline(plan: Plan, store: Store) -> str:
         f"  data: {rows} sequences of {plan.streams.evaluation.n_clusters} documents{_excluded(plan)}",
     ]
     size = fitting(plan) if plan.options.batch_size == "auto" else int(plan.options.batch_size or 1)
+    lines += [f"  read: {_read(plan)}"] if plan.streams.source.facts().get("read") else []
     lines += [f"  {_stops(plan)}"] if plan.stopping else []
     total = 0
     for index, one in enumerate(

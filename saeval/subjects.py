@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from saeval.contents import freeze
-from saeval.errors import Problem, SaevalError, blamed, looked_up, suggestion
+from saeval.errors import Problem, SaevalError, blamed, looked_up, quoted, suggestion
 from saeval.fingerprint import digest_of
 from saeval.live import LiveKeys, LiveSAE
 from saeval.model import ModelSpec
 from saeval.names import unfit
 from saeval.options import Options
-from saeval.parameters import ParameterError, parameter_names, validated
+from saeval.parameters import MOST_REPEATS, ParameterError, parameter_names, validated
 from saeval.patterns import WILDCARDS, matching, meant
 from saeval.plugins import Origin, code_identity
 from saeval.recognition import paths, suggested, written
@@ -217,8 +217,8 @@ class Subjects:
                 origin = self.registry.controls.entry(use).origin
                 with blamed(f"control '{use}'", origin, values=True):
                     copies = control(**params).copies
-                if not isinstance(copies, int) or isinstance(copies, bool) or copies < 1:
-                    wrong = f"'copies' is {copies!r}; it must be a whole number from 1"
+                if not isinstance(copies, int) or isinstance(copies, bool) or not 1 <= copies <= MOST_REPEATS:
+                    wrong = f"'copies' is {quoted(copies)}; it must be a whole number from 1 to {MOST_REPEATS}"
                     raise SaevalError(f"control '{use}' (plugin {origin}): {wrong}")
                 parents = _chosen(saes, of, use)
             except ParameterError as error:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from saeval import suitefile
 from saeval.errors import Problem, SuiteError, quoted, suggestion
 from saeval.names import unfit, unfit_for_files
-from saeval.parameters import lowered
+from saeval.parameters import MOST_ROWS, lowered
 from saeval.suitefile import Location, Marks
 
 
@@ -76,8 +76,8 @@ class SuiteModel(BaseModel):
     @field_validator("batch")
     @classmethod
     def _number_or_auto(cls, size: Any) -> Any:
-        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise ValueError("a number of sequences, or auto")
+        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MOST_ROWS):
+            raise ValueError(f"a number of sequences up to {MOST_ROWS}, or auto")
         return size
 
     @field_validator("saes", "metrics")

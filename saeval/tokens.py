@@ -16,15 +16,19 @@ from saeval import cache
 from saeval.data import Batch, Dataset, Source, outside
 from saeval.errors import said
 from saeval.packing import PADDING, Packer, Split, included_of, mask_of
+from saeval.parameters import MOST_ROWS
 
 if TYPE_CHECKING:
     import torch
 
 _KIND = "tokens"
-FORMAT = 1
+FORMAT = 2
 """Part of every cache key: raised when the same options would give other rows."""
 
-TokenId = Annotated[int, Field(ge=0, strict=True)]
+LONGEST = 2**20
+"""Input positions of a row at most."""
+TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class TokenOptions(BaseModel):
@@ -32,11 +36,11 @@ class TokenOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    context: Annotated[int, Field(ge=1, strict=True)]
+    context: Annotated[int, Field(ge=1, le=LONGEST, strict=True)]
     """Input positions of a row, the BOS included; a row holds one token more."""
-    sequences: Annotated[int, Field(ge=1, strict=True)] | None = None
+    sequences: Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True)] | None = None
     """Rows to keep; None keeps all. A larger number keeps the same rows and adds others."""
-    seed: int = 0
+    seed: Seed = 0
     bos: bool = True
     """Begin every row with the tokenizer's BOS."""
     exclude: list[Literal["bos", "eos", "pad"] | TokenId] = ["bos"]
@@ -167,8 +171,8 @@ def build_tokens(
     dataset = _cached(key, facts) if tokenizer_identity is not None else None
     if dataset is None:
         packed = Packer(source, options, tokenizer).pack(split)
-        left_out = {"left_out": {why: n for why, n in packed.left_out.items() if n}}
-        dataset = TokenDataset(*packed[:-1], facts | left_out)
+        counted = {"left_out": packed.left_out, "not_doubled": packed.not_doubled}
+        dataset = TokenDataset(*packed[:-2], facts | counted)
         if tokenizer_identity is not None:
             _store(key, dataset)
     return dataset
@@ -183,7 +187,11 @@ class _About(BaseModel):
     cluster_names: list[str]
     excluded: list[int]
     left_out: dict[str, int]
+    not_doubled: dict[str, int]
     fingerprint: str
+
+
+_COUNTED = ("left_out", "not_doubled")
 
 
 def _cached(key: str, facts: Mapping[str, Any]) -> TokenDataset | None:
@@ -195,7 +203,7 @@ def _cached(key: str, facts: Mapping[str, Any]) -> TokenDataset | None:
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
         clusters = np.array(stored["clusters"], dtype=np.int64)
-        facts = {**facts, "left_out": stored["left_out"]}
+        facts = {**facts, **{name: stored[name] for name in _COUNTED}}
         dataset = TokenDataset(rows[0], rows[1], clusters, stored["excluded"], stored["cluster_names"], facts)
         if dataset.fingerprint == stored["fingerprint"]:
             return dataset
@@ -213,7 +221,7 @@ def _store(key: str, dataset: TokenDataset) -> None:
         "clusters": dataset.clusters.tolist(),
         "cluster_names": dataset.cluster_names,
         "excluded": list(dataset.excluded),
-        "left_out": dataset.facts["left_out"],
+        **{name: dataset.facts[name] for name in _COUNTED},
         "fingerprint": dataset.fingerprint,
     }
     rows = np.stack([dataset.tokens, dataset.documents])

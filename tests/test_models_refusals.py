@@ -66,7 +66,7 @@ def test_a_folder_that_is_no_model(tmp_path):
     assert "has no weights: expected model.safetensors" in refusal(tmp_path)
     tiny_folder(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    assert "config.json is not JSON" in refusal(tmp_path)
+    assert "config.json: broken JSON" in refusal(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert "config.json has no 'model_type'" in refusal(tmp_path)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from saeval.errors import Undefined
 from saeval.evidence import Sample
 from saeval.keyed import hashed
+from saeval.parameters import Repeats
 from saeval.substitute import Control, Encoding, Substitute
 from saeval_controls.fitted import Derived, device_of, rows_of, with_features
 
@@ -101,7 +102,7 @@ class ShuffledFeatures(Control):
 
     name, version, per = "shuffled_features", 1, "sae"
 
-    def __init__(self, seeds: int = 1, seed: int = 0) -> None:
+    def __init__(self, seeds: Repeats = 1, seed: int = 0) -> None:
         self.seeds, self.seed = _checked(self.name, seeds), seed
 
     @property
@@ -147,7 +148,7 @@ class ShuffledDecoder(Control):
 
     name, version, per = "shuffled_decoder", 1, "sae"
 
-    def __init__(self, seeds: int = 5, seed: int = 0) -> None:
+    def __init__(self, seeds: Repeats = 5, seed: int = 0) -> None:
         self.seeds, self.seed = _checked(self.name, seeds), seed
 
     @property

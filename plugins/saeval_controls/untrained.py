@@ -9,6 +9,7 @@ from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.evidence import Sample
+from saeval.parameters import Repeats
 from saeval.substitute import Control, Encoding, Substitute
 from saeval_controls.fitted import device_of, rows_of
 
@@ -53,7 +54,7 @@ class Random(Control):
 
     name, version, per = "random", 1, "sae"
 
-    def __init__(self, seeds: int = 5, seed: int = 0) -> None:
+    def __init__(self, seeds: Repeats = 5, seed: int = 0) -> None:
         if seeds < 1:
             raise ValueError(f"control 'random': seeds must be at least 1, got {seeds}")
         self.seeds, self.seed = seeds, seed

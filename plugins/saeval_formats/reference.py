@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import posixpath
 import re
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from saeval.errors import SaevalError, expanded, looked_up, suggestion
 from saeval.sae import SAELoader
-from saeval.textfile import read_text
+from saeval.textfile import read_json, read_text
 from saeval_formats.hub import snapshot
 
 
@@ -164,11 +163,11 @@ def folder_of(path: Path, format: str, holds: str) -> Path:
 def json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; `SaevalError` where there is none."""
     try:
-        found = json.loads(read_text(path))
+        found = read_json(path)
     except FileNotFoundError:
         raise SaevalError(f"{path}: no such file{looked_up(path)}; check 'path'") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise SaevalError(f"{path}: broken JSON ({error}); copy it again") from None
+    except OSError as error:
+        raise SaevalError(f"{path}: cannot be read ({error}); check 'path'") from None
     if not isinstance(found, dict):
         raise SaevalError(f"{path}: expected a JSON object, found {type(found).__name__}")
     return found

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from saeval.errors import SaevalError, expanded, looked_up
+from saeval.errors import SaevalError, expanded, looked_up, quoted
 from saeval.fingerprint import digest_of, sha256_file
 from saeval.options import spelled
 from saeval.parameters import ParameterError, validated
@@ -21,7 +21,7 @@ from saeval.textfile import read_text
 from saeval_models.hub import absence, hub_file
 from saeval_models.peft_adapters import CONFIG as ADAPTER_CONFIG
 from saeval_models.peft_adapters import PeftAdapter, adapter_in
-from saeval_models.weights import plain_text, weight_files
+from saeval_models.weights import plain_json, weight_files
 
 DType = Annotated[Literal["float32", "float64", "bfloat16", "float16"], BeforeValidator(spelled)]
 Task = Literal["causal", "reward"]
@@ -31,6 +31,10 @@ _TASKS: Mapping[str, Task] = {
     "ConditionalGeneration": "causal",
     "SequenceClassification": "reward",
 }
+
+MOST_MODULES = 4096
+"""Layers or experts of a model at most; no model has a tenth of it."""
+_COUNTED = re.compile(r"(?:^n|^num|_)_?(?:\w+_)?(?:layers?|experts?|blocks?|stages?)$")
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -107,12 +111,10 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The raw `config.json`."""
-        try:
-            config = json.loads(plain_text(self.config_file))
-        except ValueError as error:
-            raise SaevalError(f"{self.config_file} is not JSON ({error}); save the model again") from None
+        config = plain_json(self.config_file)
         if not isinstance(config, dict) or "model_type" not in config:
             raise SaevalError(f"{self.config_file} has no 'model_type': it is not a transformers model's config")
+        check_sizes(self.config_file, config)
         return config
 
     @property
@@ -139,6 +141,11 @@ class Checkpoint:
             found = f"{self.source}@{self.revision}"
         return found if self.adapter is None else digest_of([found, _combined(self.adapter.files)])
 
+    @property
+    def weight_bytes(self) -> int | None:
+        """The size of a local folder's weight files; None for a hub model, of which they may not be here."""
+        return sum(file.stat().st_size for file in weight_files(self.config_file.parent)) if self.local else None
+
     @cached_property
     def offline(self) -> bool:
         """Whether to read from the cache alone, as the hub would only be waited for."""
@@ -151,7 +158,7 @@ class Checkpoint:
             return True
         try:
             settings = json.loads(self._text("tokenizer_config.json") or "")
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return bool(settings.get("chat_template")) if isinstance(settings, dict) else None
 
@@ -235,6 +242,14 @@ def longest_context(config: Any) -> int | None:
     config = config.get_text_config()
     found = (getattr(config, key, None) for key in ("max_position_embeddings", "max_seq_len", "seq_length"))
     return next((int(n) for n in found if n), None)
+
+
+def check_sizes(file: Path, config: Mapping[str, Any]) -> None:
+    """`SaevalError` for a config of more layers or experts than any model has: they are built one by one."""
+    parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
+    for name, value in (entry for part in parts for entry in part.items()):
+        if isinstance(value, int) and _COUNTED.search(name) and value > MOST_MODULES:
+            raise SaevalError(f"{file}: '{name}' is {quoted(value)}, more than the {MOST_MODULES} saeval builds")
 
 
 def vocabulary(config: Mapping[str, Any]) -> int | None:

@@ -23,6 +23,12 @@ if TYPE_CHECKING:  # annotations only: transformers is slow to import
     from saeval_models.hooked import HookedModel  # late: it imports transformers
 
 
+_MOST_A_BYTE = 16
+"""Parameters a byte of weights that no format packs."""
+_FEW = 10**8
+"""Parameters that fit into any memory, whatever the weights are."""
+
+
 class PretrainedSpec(ModelSpec):
     """A checkpoint that transformers loads."""
 
@@ -79,7 +85,17 @@ class PretrainedSpec(ModelSpec):
         what = f"{self.checkpoint.config_file} describes no {self.kind} model that transformers can build"
         with blaming(what, f"saeval takes {TAKEN}"), torch.device("meta"):
             module = self._auto_class.from_config(self._config, attn_implementation="eager")
+        self._check_size(module)
         return hooked(module, layout_of(module))
+
+    def _check_size(self, module: PreTrainedModel) -> None:
+        """`SaevalError` for a config far beyond its weights: transformers would make up what they lack."""
+        described, stored = sum(p.numel() for p in module.parameters()), self.checkpoint.weight_bytes
+        if stored is not None and described > max(_FEW, _MOST_A_BYTE * stored):
+            raise SaevalError(
+                f"{self.checkpoint.config_file} describes {described:,} parameters, and the weights beside it are "
+                f"{stored:,} bytes; check its sizes, such as 'vocab_size'"
+            )
 
     @cached_property
     def _layout(self) -> Layout:

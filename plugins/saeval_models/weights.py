@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from saeval.errors import SaevalError
-from saeval.textfile import MARK, read_text
+from saeval.textfile import MARK, read_json
 
 _KINDS = ("model.safetensors", "pytorch_model.bin")
 """In the order in which transformers looks for them; an index beside each may name shards instead."""
+
+_LONGEST_HEADER = 100_000_000
+"""Bytes of a safetensors header at most, by that format."""
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -32,8 +35,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(plain_text(index))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        names = sorted(set(plain_json(index)["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError):
         raise SaevalError(f"{index} is no index of weights: it has no 'weight_map'; save the model again") from None
     if not names:
         raise SaevalError(f"{index} names no weights; save the model again")
@@ -45,15 +48,15 @@ def _shards(index: Path) -> list[Path]:
     return files
 
 
-def plain_text(path: Path) -> str:
-    """The text of a file that transformers reads too, which takes UTF-8 without a byte order mark alone."""
-    text = read_text(path)
+def plain_json(path: Path) -> Any:
+    """What a JSON file holds that transformers reads too, which takes UTF-8 without a byte order mark alone."""
+    found = read_json(path)
     with path.open("rb") as file:
         if file.read(len(MARK)) == MARK:
             raise SaevalError(
                 f"{path} starts with a byte order mark, which transformers cannot read; save it as UTF-8 without one"
             )
-    return text
+    return found
 
 
 def check_whole(file: Path) -> None:
@@ -62,9 +65,10 @@ def check_whole(file: Path) -> None:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         try:
-            header: dict[str, Any] = json.loads(stream.read(length)) if 8 + length <= size else {}
+            whole = 8 + length <= size and length <= _LONGEST_HEADER
+            header: dict[str, Any] = json.loads(stream.read(length)) if whole else {}
             ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             ends = []
     if not ends:
         raise SaevalError(f"{file} is no safetensors file, or is cut off; copy or download it again")

@@ -12,6 +12,7 @@ from torch import Tensor
 from saeval.errors import Undefined
 from saeval.evidence import Evidence, Histogram, Mean
 from saeval.metric import Metric
+from saeval.parameters import Repeats
 from saeval.scores import TokenScores
 from saeval.values import Scalar, Table, Value
 from saeval_perturbation import noise
@@ -76,7 +77,7 @@ class Perturbation(Metric):
     headline = ("kl_sae", "kl_cosine_matched", "ratio", "percentile")
 
     def __init__(
-        self, draws: int = 4, positions: int = 0, seed: int = 0,
+        self, draws: Repeats = 4, positions: Repeats = 0, seed: int = 0,
         nulls: tuple[Null, ...] = ("cosine_matched_covariance", "shuffled_error", "epsilon"),
     ) -> None:  # fmt: skip
         checked(self.name, draws, positions)

@@ -11,6 +11,7 @@ from torch import Tensor
 from saeval.errors import Undefined
 from saeval.evidence import Evidence, Mean
 from saeval.metric import Metric
+from saeval.parameters import Repeats
 from saeval.scores import TokenScores
 from saeval.values import Curve, Scalar, Value
 from saeval_perturbation import noise
@@ -69,7 +70,7 @@ class PerturbationCurve(Metric):
     )  # fmt: skip
 
     def __init__(
-        self, cosines: tuple[float, ...] = COSINES, norm_ratio: float = 0.9, draws: int = 4, positions: int = 0,
+        self, cosines: tuple[float, ...] = COSINES, norm_ratio: float = 0.9, draws: Repeats = 4, positions: Repeats = 0,
         seed: int = 0,
     ) -> None:  # fmt: skip
         wrong = [c for c in cosines if not -1 <= c <= 1]

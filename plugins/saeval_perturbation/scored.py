@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saeval.estimate import Estimate
 from saeval.evidence import Evidence, Histogram, Mean
+from saeval.parameters import MOST_REPEATS
 from saeval.quantities import rebound
 from saeval.scores import TokenScores
 from saeval.values import Better, Scalar
@@ -37,6 +38,8 @@ def checked(metric: str, draws: int, positions: int) -> None:
         raise ValueError(f"metric '{metric}': draws must be at least 1, got {draws}")
     if positions < 0:
         raise ValueError(f"metric '{metric}': positions must be 0 (none) or more, got {positions}")
+    if draws * positions > MOST_REPEATS:
+        raise ValueError(f"metric '{metric}': draws times positions is {draws * positions}, at most {MOST_REPEATS}")
 
 
 def matched_draws(draws: int, seed: int, place: int | None = None) -> dict[str, Callable[..., Any]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from saeval.data import Batch
 from saeval.evidence import Evidence, Mean
 from saeval.metric import Metric
+from saeval.parameters import Repeats
 from saeval.substitute import Encoding, Substitute
 from saeval.values import Value
 from saeval_reward.ablation import Ablations
@@ -78,14 +79,14 @@ class RewardAttribution(Metric):
 
     def __init__(
         self,
-        steps: int = 16,
+        steps: Repeats = 16,
         baseline: str = "mean",
-        top: int = 20,
+        top: Repeats = 20,
         groups: tuple[int, ...] = (1, 5, 20),
-        random: int = 20,
+        random: Repeats = 20,
         frequent: float = 0.1,
         tolerance: float = 0.05,
-        contexts: int = 5,
+        contexts: Repeats = 5,
         seed: int = 0,
     ) -> None:
         if min(steps, random, contexts) < 0 or top < 1 or not groups or min(groups) < 1:

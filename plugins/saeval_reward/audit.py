@@ -13,6 +13,7 @@ from torch import Tensor
 from saeval.data import Batch
 from saeval.evidence import Evidence, Mean, Ratio
 from saeval.metric import Metric
+from saeval.parameters import Repeats
 from saeval.values import Notes, Scalar, Table, Value
 from saeval_reward.contexts import Contexts
 from saeval_reward.margins import margin, warnings
@@ -50,8 +51,8 @@ class CounterfactualAudit(Metric):
     value_names = ("reward_change", "removed_a_pair", "added_a_pair")
 
     def __init__(
-        self, original: Literal["chosen", "rejected"] = "chosen", steps: int = 16, baseline: str = "mean",
-        top: int = 20, frequent: float = 0.1, contexts: int = 3,
+        self, original: Literal["chosen", "rejected"] = "chosen", steps: Repeats = 16, baseline: str = "mean",
+        top: Repeats = 20, frequent: float = 0.1, contexts: Repeats = 3,
     ) -> None:  # fmt: skip
         if top < 1 or contexts < 0 or steps < 0:
             raise ValueError("metric 'counterfactual_audit': 'top' is at least 1, 'contexts' and 'steps' at least 0")

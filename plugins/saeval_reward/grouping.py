@@ -15,6 +15,7 @@ from saeval.errors import Undefined
 from saeval.evidence import Mean
 from saeval.keyed import hashed
 from saeval.metric import Metric
+from saeval.parameters import Repeats
 from saeval.substitute import Encoding, Substitute
 from saeval.values import Notes, Scalar, Table, Value
 from saeval_reward.ablation import Ablations
@@ -108,8 +109,8 @@ class RewardGroups(Metric):
     value_names = ("n_groups", "grouped", "first_ablated_share")
 
     def __init__(
-        self, steps: int = 16, baseline: str = "mean", relevant: int = 50, cosine: float = 0.5, largest: int = 5,
-        random: int = 100, seed: int = 0,
+        self, steps: Repeats = 16, baseline: str = "mean", relevant: Repeats = 50, cosine: float = 0.5,
+        largest: Repeats = 5, random: Repeats = 100, seed: int = 0,
     ) -> None:  # fmt: skip
         if largest < 1 or relevant < 2 or random < 20 or steps < 0 or not -1 <= cosine < 1:
             raise ValueError(

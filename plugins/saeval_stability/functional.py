@@ -11,7 +11,7 @@ from saeval.metric import Metric
 from saeval.values import Notes, Value
 from saeval_stability.firing import Activity
 from saeval_stability.group import Group, group_values, labelled
-from saeval_stability.seeds import Count, Some
+from saeval_stability.seeds import Draws, Some
 
 
 class FunctionalStability(Metric):
@@ -70,7 +70,7 @@ class FunctionalStability(Metric):
     headline = ("pearson_matched", "pearson_matched_floor", "jaccard_matched", "jaccard_matched_floor")
 
     def __init__(
-        self, alive_firings: Some = 10, alive_tokens: Some = 1_000_000, draws: Count = 20, seed: int = 0,
+        self, alive_firings: Some = 10, alive_tokens: Some = 1_000_000, draws: Draws = 20, seed: int = 0,
         kinds: dict[str, list[str]] | None = None,
     ) -> None:  # fmt: skip
         self.alive_firings, self.alive_tokens = alive_firings, alive_tokens

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.metric import Metric
+from saeval.parameters import Repeats
 from saeval.values import Notes, Value
 from saeval_stability.firing import Firings
 from saeval_stability.floors import Spaces, gaussians, rotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["signed", "abs"]
 Count = Annotated[int, Field(ge=0)]
+Draws = Annotated[Repeats, Field(ge=0)]
 Some = Annotated[int, Field(ge=1)]
 
 
@@ -91,7 +93,7 @@ class SeedStability(Metric):
     name, version, subject = "seed_stability", 1, "group"
 
     def __init__(
-        self, alive_firings: Count = 10, alive_tokens: Some = 1_000_000, draws: Count = 20, seed: int = 0,
+        self, alive_firings: Count = 10, alive_tokens: Some = 1_000_000, draws: Draws = 20, seed: int = 0,
         modes: tuple[Mode, ...] = ("signed", "abs"), kinds: dict[str, list[str]] | None = None,
     ) -> None:  # fmt: skip
         self.alive_firings, self.alive_tokens = alive_firings, alive_tokens

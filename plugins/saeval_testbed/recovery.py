@@ -14,6 +14,7 @@ from saeval.data import Batch
 from saeval.errors import Undefined
 from saeval.evidence import Evidence
 from saeval.metric import Metric
+from saeval.parameters import Repeats
 from saeval.quantities import paired
 from saeval.values import Scalar, Table, Value
 from saeval_reward.ranking import feature_ranking
@@ -99,7 +100,7 @@ class PlantedRecovery(Metric):
 
     name, version, data = "planted_recovery", 1, "pair"
 
-    def __init__(self, steps: int = 16, baseline: str = "mean", sizes: tuple[int, ...] = (1, 5, 20)) -> None:
+    def __init__(self, steps: Repeats = 16, baseline: str = "mean", sizes: tuple[int, ...] = (1, 5, 20)) -> None:
         if steps < 0 or not sizes or min(sizes) < 1:
             raise ValueError("metric 'planted_recovery': 'sizes' are at least 1, 'steps' at least 0")
         self.sizes = sizes
