@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from saeval.api import find_suite, prepare
 from saeval.data import PairBatch
 from saeval.errors import SaevalError, blamed, expanded, said, suggestion
 from saeval.examination import Examination, Finding, examine
+from saeval.late import torch
 from saeval.model import ModelSpec
 from saeval.options import Options
 from saeval.parameters import schema

@@ -7,20 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from saeval.errors import Undefined
+from saeval.late import torch
 from saeval.metric import Metric
 from saeval.values import Notes, Value
 from saeval_stability.firing import Firings
-from saeval_stability.floors import Spaces, gaussians, rotations
+from saeval_stability.floors import gaussians, rotations
 from saeval_stability.group import Group, Numbers, Pair, group_values, labelled, pair_seed
 from saeval_stability.measures import agreement, flattened, iid_best, shared
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from saeval_stability.floors import Spaces
     from saeval_stability.matching import Matching
 
 Mode = Literal["signed", "abs"]
