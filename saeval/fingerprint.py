@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,23 @@ def _remember(entry: Path, content: dict[str, object]) -> None:
         os.replace(temporary, entry)
     except OSError:  # a cache that cannot be written costs time, not results
         return
+
+
+def remembered(kind: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` returns, plain data with text for keys; from the cache where it was made under this key before.
+
+    `key` is a digest of all that the data depend on. An entry that is damaged or cannot be read is made again.
+    """
+    entry = cache_dir() / kind / f"{key}.json"
+    try:
+        found = json.loads(entry.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and found.get("sha256") == digest_of(made := found.get("made")):
+            return made  # type: ignore[no-any-return]
+    except (OSError, ValueError, RecursionError):
+        pass
+    made = make()
+    _remember(entry, {"sha256": digest_of(made), "made": made})
+    return made
 
 
 def tensors_sha256(tensors: Mapping[str, Any]) -> str:
