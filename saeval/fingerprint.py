@@ -61,9 +61,10 @@ def remembered(kind: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[
     entry = cache_dir() / kind / f"{key}.json"
     try:
         found = json.loads(entry.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and found.get("sha256") == digest_of(made := found.get("made")):
-            return made  # type: ignore[no-any-return]
-    except (OSError, ValueError, RecursionError):
+        kept = found.get("made") if isinstance(found, dict) else None
+        if isinstance(kept, dict) and found["sha256"] == digest_of(kept):
+            return kept
+    except (OSError, ValueError, KeyError, RecursionError):
         pass
     made = make()
     _remember(entry, {"sha256": digest_of(made), "made": made})
