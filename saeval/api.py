@@ -12,13 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
-import torch
-
 from saeval import arguments
 from saeval.engine import Engine
 from saeval.errors import Problem, SaevalError, SuiteError, blamed, looked_up, suggestion
 from saeval.guard import Guarded
 from saeval.hookspecs import hookimpl
+from saeval.late import torch
 from saeval.live import LiveKeys, LiveSAE
 from saeval.metric import Metric
 from saeval.model import ModelSpec

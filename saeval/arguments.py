@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from saeval.errors import SaevalError, quoted, suggestion
+from saeval.late import torch
 from saeval.options import Options
 from saeval.parameters import ParameterError, validated
 from saeval.plugins import Plugins

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
-import torch
 from pydantic import TypeAdapter, ValidationError
 
 from saeval.data import Batch, PairBatch
 from saeval.errors import SaevalError, Undefined
 from saeval.flaws import Flaw, described
+from saeval.late import torch
 from saeval.memory import TooLargeError, out_of_memory
 from saeval.passes import Pass
 from saeval.plan import Plan

@@ -6,13 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from saeval.api import find_suite, prepare
 from saeval.data import PairBatch
 from saeval.errors import SaevalError, SuiteError, blamed, expanded, said, suggestion
 from saeval.escapes import line
 from saeval.examination import Examination, Finding, examine
+from saeval.late import torch
 from saeval.model import ModelSpec
 from saeval.options import Options
 from saeval.parameters import schema

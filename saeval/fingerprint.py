@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +39,23 @@ def sha256_file(path: Path | str) -> str:
     if time.time() - found.st_mtime > _SETTLED_SECONDS:
         cache.keep(_KIND, name, {"state": state, "sha256": digest})
     return digest
+
+
+class _Made(BaseModel):
+    made: dict[str, Any]
+
+
+def remembered(kind: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` returns, plain data with text for keys; from the cache where it was made under this key before.
+
+    `key` is a digest of all that the data depend on. An entry that is damaged or cannot be read is made again.
+    """
+    kept = cache.recall(kind, key, _Made)
+    if kept is None:
+        kept = {"made": make()}
+        cache.keep(kind, key, kept)
+    found: dict[str, Any] = kept["made"]
+    return found
 
 
 def tensors_sha256(tensors: Mapping[str, Any]) -> str:

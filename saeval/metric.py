@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from saeval.parameters import parameter_names
 from saeval.patterns import matching
 from saeval.state import Stateless
+
+if TYPE_CHECKING:
+    from saeval.substitute import Subject
 
 
 class Metric(Stateless):
@@ -49,6 +52,15 @@ class Metric(Stateless):
 
     As a mapping, each name's function makes that substitute by itself, and there is no `substitutes`.
     """
+
+    def operations(self, subjects: Sequence[Subject], tokens: int) -> float:
+        """Arithmetic operations that `conclude` takes beyond the passes, for the time that `saeval check` foretells.
+
+        `subjects` are those of one cell, in member order, with the widths `d_in`, `d_sae` and `d_out` where they are
+        known; `tokens` is how many the planned rows have. 0 for a conclusion that takes no time to speak of. What is
+        no matrix product counts as the operations that a matrix product does in that time.
+        """
+        return 0.0
 
 
 def faults(metric: type[Metric]) -> str | None:

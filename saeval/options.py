@@ -41,6 +41,8 @@ def named_device(device: Any) -> str:
     word = str(device).strip().lower()
     if word == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if _fault(name) is None)
+    if word == "cpu":  # there always is one, and `saeval check` need not import torch to know
+        return word
     if fault := _fault(word):
         raise SaevalError(f"device '{device}': {fault}; give another, or 'auto' for the best there is")
     import torch  # late: model adapters, which spell dtypes by this module, are listed without it

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from itertools import pairwise
 
-import torch
-
+from saeval import cost
 from saeval.escapes import line
 from saeval.memory import available, bytes_a_sequence, fitting, memory_budget
 from saeval.nodes import closure
@@ -15,17 +14,6 @@ from saeval.plan import Plan
 from saeval.precision import looks
 from saeval.program import Program
 from saeval.store import Store
-
-
-def _operations_a_second(device: str) -> float:
-    """What a matrix product reaches here: an upper bound on a model's speed."""
-    a = torch.ones(1024, 1024, device=device)
-    best = 0.0
-    for _ in range(4):
-        started = time.perf_counter()
-        float((a @ a)[0, 0])  # reading a number waits for the device
-        best = max(best, 2 * 1024**3 / (time.perf_counter() - started))
-    return best
 
 
 def _excluded(plan: Plan) -> str:
@@ -54,6 +42,18 @@ def _stops(plan: Plan) -> str:
     return f"precision: {wanted}; looks after sequences (documents) {', '.join(places)}"
 
 
+def _time(plan: Plan, operations: float, conclusions: Mapping[str, float]) -> list[str]:
+    """How long the passes would take, and conclusions that are work of their own; nothing where there is neither."""
+    if not operations and not conclusions:
+        return []
+    speed = cost.operations_a_second(plan.options.device)
+    parts = [f"{operations / speed:.0f} s of passes"] if operations else []
+    if conclusions:
+        each = ", ".join(f"{alias} {n / speed:.0f}" for alias, n in conclusions.items())
+        parts.append(f"{sum(conclusions.values()) / speed:.0f} s of conclusions ({each})")
+    return [f"  time: roughly {' and '.join(parts)}, at the {speed / 1e9:.0f} GFLOP/s measured here"]
+
+
 def outline(plan: Plan, store: Store) -> str:
     """A text: what a run would do now, given what is stored."""
     finished = set() if plan.options.fresh else store.finished([c.key for c in plan.cells])
@@ -69,7 +69,7 @@ def outline(plan: Plan, store: Store) -> str:
     size = fitting(plan) if plan.options.batch_size == "auto" else int(plan.options.batch_size or 1)
     lines += [f"  read: {_read(plan)}"] if plan.streams.source.facts().get("read") else []
     lines += [f"  {_stops(plan)}"] if plan.stopping else []
-    total = 0
+    total, operations = 0, 0.0
     for index, one in enumerate(
         passes(plan, pending, stored, memory_budget(plan.options.sae_device or plan.options.device)), 1
     ):
@@ -81,6 +81,7 @@ def outline(plan: Plan, store: Store) -> str:
         clean = sides * batches if needed.touches_model else 0
         resumes = batches * needed.resumes  # each side has nodes of its own
         total += clean + resumes
+        operations += cost.of_pass(plan, one, needed, size)
         cut = "" if needed.final or not needed.hooks else ", cut at the deepest hook"
         hooks = f" at {', '.join(sorted(needed.hooks))}" if needed.hooks else ""
         lines.append(f"  pass {index}: {one.title}: {clean} clean passes{cut}{hooks}, {resumes} resumes")
@@ -99,10 +100,7 @@ def outline(plan: Plan, store: Store) -> str:
     lines.append(f"  forward passes in all: {total}{most}")
     if names:
         lines.append(f"  quantities: {', '.join(names)}")
-    if total and plan.spec is not None and plan.spec.parameters is not None:
-        speed = _operations_a_second(plan.options.device)
-        seconds = 2 * plan.spec.parameters * context * min(size, rows) * total / speed
-        lines.append(f"  time: roughly {seconds:.0f} s of model passes at the {speed / 1e9:.0f} GFLOP/s measured here")
+    lines += _time(plan, operations, cost.of_conclusions(plan, pending))
     lines.append(f"  memory: {weights / 2**20:.1f} MiB of SAE weights, {alive / 2**20:.1f} MiB of feature activations")
     if plan.options.batch_size == "auto":
         free = available(plan.options.device) / 2**20

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from saeval.copies import copies
 from saeval.errors import Problem, SuiteError, suggestion
 from saeval.evidence import Evidence
 from saeval.examination import Examination, Finding, examine
@@ -238,11 +239,12 @@ def same_model(declared: str, name: str) -> bool:
 
 
 def warnings(plan: Plan) -> list[str]:
-    """The disagreements of every SAE of a plan and names that are allowed in vain, a sentence each."""
+    """The disagreements of every SAE, names that are allowed in vain, copies in groups: a sentence each."""
     saes = {s.name: s for s in plan.subjects if s.kind == "sae"}
     vain = [pattern for pattern in plan.options.allow if not matching(pattern, saes)]
     unknown = [
         f"{plan.options.spelled('allow', p)}: no SAE of the suite has this name{suggestion(p, saes)}" for p in vain
     ]
     found = [f"{s.name} {finding.message}" for s in saes.values() for finding in declarations(s, plan)]
-    return [f"warning: {sentence}" for sentence in (*unknown, *found)]
+    twice = dict.fromkeys(sentence for cell in plan.cells for sentence in copies(cell))
+    return [f"warning: {sentence}" for sentence in (*unknown, *found, *twice)]

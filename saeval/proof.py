@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from saeval.data import Batch
+from saeval.late import torch
 from saeval.memory import refuse_too_large
 from saeval.model import Model, Resume
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MOST = 0.9
 """Share of tokens that must be reproduced in half precision, where a rounding may send a token to another expert."""

@@ -9,13 +9,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int
 from pydantic import ValidationError
 
 from saeval.data import Batch, Dataset, PairBatch, Source
 from saeval.errors import Problem, SaevalError, blamed, quoted, suggestion
 from saeval.fingerprint import digest_of
+from saeval.late import torch
 from saeval.model import ModelSpec
 from saeval.packing import Split, TooFewSequencesError
 from saeval.parameters import MOST_ROWS, ParameterError, lowered, schema, validated

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, UInt64
-from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.evidence import Sample
 from saeval.keyed import hashed
+from saeval.late import torch
 from saeval.parameters import Repeats
 from saeval.substitute import Control, Encoding, Substitute
 from saeval_controls.fitted import Derived, device_of, rows_of, with_features
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Reservoir:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.evidence import Sample
+from saeval.late import torch
 from saeval.parameters import Repeats
 from saeval.substitute import Control, Encoding, Substitute
 from saeval_controls.fitted import device_of, rows_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class UntrainedSAE(Substitute):

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 
 from saeval.errors import SaevalError, looked_up
 from saeval.fingerprint import sha256_file
+from saeval.late import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,8 +84,6 @@ class Header:
         stored = unwrapped(path, shapes)
 
         def fetch(names: Collection[str], device: str) -> dict[str, Tensor]:
-            import torch  # late: headers are read without it
-
             try:
                 with np.load(path, allow_pickle=False) as archive:
                     return {name: torch.from_numpy(archive[stored[name]]).to(device) for name in names}
@@ -152,8 +150,6 @@ class Header:
 
     def read(self, names: Collection[str], device: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """These tensors in `dtype`, float32 by default; `SaevalError` where one holds NaN or infinite values."""
-        import torch  # late: headers are read without it
-
         wanted = dtype or torch.float32
         tensors = {}
         for name, stored in self.fetch(names, device).items():
@@ -193,8 +189,6 @@ def _renamed(found: Mapping[str, V], stored: Mapping[str, str]) -> dict[str, V]:
 
 def _finite(tensor: Tensor) -> bool:
     """Whether no entry is NaN or infinite: the extremes tell, in a tenth of the time that looking at each takes."""
-    import torch  # late: as above
-
     return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
@@ -212,8 +206,6 @@ def unpickled(path: Path) -> dict[str, Any]:
     `SaevalError` where there is no file, one that is damaged or holds anything but a dict, and for one that asks
     for more than tensors and plain data.
     """
-    import torch  # late: headers of safetensors are read without it
-
     if not path.is_file():
         raise SaevalError(f"{path}: no such file{looked_up(path)}; check 'path'")
     try:

@@ -11,7 +11,9 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from saeval.errors import SaevalError
+from saeval.fingerprint import digest_of, remembered
 from saeval.model import Model, ModelAdapter, ModelSpec
+from saeval.provenance import libraries
 from saeval_models.checkpoint import TAKEN, Reference, located, longest_context, parsed, vocabulary
 from saeval_models.faults import blaming
 from saeval_models.layouts import BOUNDARIES, RESID_POST, Layout, known_layout
@@ -61,9 +63,24 @@ class PretrainedSpec(ModelSpec):
         return {"peft_adapter": adapter.kind, "base": self.checkpoint.base_name} if adapter is not None else {}
 
     def hooks(self) -> Mapping[str, int]:
-        return self._hooks
+        return self._outline["hooks"]  # type: ignore[no-any-return]
 
     @cached_property
+    def _outline(self) -> dict[str, Any]:
+        """What the model says without its values; kept between runs, since to build it takes seconds of imports."""
+        if not self.code:  # nothing tells whether the adapter is the one of another time
+            return self._outlined()
+        words = [self.adapter, self.code, self.kind, self.checkpoint.config, libraries()]
+        return remembered("models", digest_of(words), self._outlined)
+
+    def _outlined(self) -> dict[str, Any]:
+        hooks = self._hooks()
+        try:
+            twins = self._empty.twins()
+        except Exception:  # a forward that cannot run so
+            twins = {}
+        return {"hooks": hooks, "twins": twins, "parameters": sum(p.numel() for p in self._empty.module.parameters())}
+
     def _hooks(self) -> dict[str, int]:
         model = self._empty
         try:
@@ -99,10 +116,12 @@ class PretrainedSpec(ModelSpec):
 
     @cached_property
     def _layout(self) -> Layout:
+        config = self.checkpoint.config
+        if (known := known_layout(config["model_type"], config)) is not None:
+            return known
         from saeval_models.pretrained import layout_of  # late: it imports transformers
 
-        config = self.checkpoint.config
-        return known_layout(config["model_type"], config) or layout_of(self._empty.module)
+        return layout_of(self._empty.module)
 
     def canonical(self, hook_name: str) -> str:
         return self._layout.canonical(hook_name)
@@ -114,8 +133,8 @@ class PretrainedSpec(ModelSpec):
     @cached_property
     def _twins(self) -> Mapping[str, str]:
         try:
-            return self._empty.twins()
-        except Exception:  # a forward that cannot run so, or no model at all, which is said where hooks are checked
+            return self._outline["twins"]  # type: ignore[no-any-return]
+        except Exception:  # no model at all, which is said where hooks are checked
             return {}
 
     @cached_property
@@ -160,7 +179,7 @@ class PretrainedSpec(ModelSpec):
 
     @property
     def parameters(self) -> int | None:
-        return int(sum(p.numel() for p in self._empty.module.parameters()))
+        return int(self._outline["parameters"])
 
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer  # late: slow to import

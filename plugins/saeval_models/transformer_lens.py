@@ -29,14 +29,14 @@ class BridgeSpec(PretrainedSpec):
         if self.kind == "reward":
             raise SaevalError(f"'{self.name}' is a reward model, which transformer_lens cannot wrap; use 'huggingface'")
 
-    def hooks(self) -> Mapping[str, int]:
+    def _hooks(self) -> dict[str, int]:
         from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES  # late: slow
 
         architecture = type(self._empty.module).__name__
         if architecture not in SUPPORTED_ARCHITECTURES:
             raise SaevalError(f"transformer_lens cannot wrap '{self.name}', a {architecture}; use 'huggingface'")
         # From the model without a bridge: a bridge splits fused weights, which have no values on the meta device.
-        return {name: width for name, width in super().hooks().items() if name.startswith("blocks.")}
+        return {name: width for name, width in super()._hooks().items() if name.startswith("blocks.")}
 
     def load(self, device: str) -> Model:
         from transformer_lens.model_bridge.sources import build_bridge_from_module  # late: slow to import

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt64
-from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.evidence import Evidence, Histogram, Mean
@@ -29,6 +28,9 @@ from saeval_perturbation.scored import (
     ratio,
     share,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Null = Literal["cosine_matched_covariance", "shuffled_error", "epsilon"]
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, UInt64
-from torch import Tensor
 
 from saeval.data import Batch
 from saeval.evidence import Evidence, Mean
+from saeval.late import torch
 from saeval.metric import Metric
 from saeval.parameters import Repeats
 from saeval.substitute import Encoding, Substitute
@@ -22,6 +21,9 @@ from saeval_reward.explained import Explained
 from saeval_reward.ranking import Ranking, set_names
 from saeval_reward.rows import Rows
 from saeval_reward.totals import Attributions, in_fold_b
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class RewardAttribution(Metric):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from saeval.data import Batch
 from saeval.evidence import Evidence, Mean, Ratio
+from saeval.late import torch
 from saeval.metric import Metric
 from saeval.parameters import Repeats
 from saeval.values import Notes, Scalar, Table, Value
@@ -20,6 +19,9 @@ from saeval_reward.margins import margin, warnings
 from saeval_reward.ranking import Ranking
 from saeval_reward.rows import Rows, Top
 from saeval_reward.totals import Attributions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EXAMPLES, CHARACTERS = 20, 1000
 

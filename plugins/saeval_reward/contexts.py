@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from saeval.data import Batch
 from saeval.evidence import Evidence, Stamp
+from saeval.late import torch
 from saeval.values import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BEFORE, AFTER = 16, 4
 """Tokens shown on each side of the one where a feature fires most."""

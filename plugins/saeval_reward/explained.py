@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import spearmanr
 
 from saeval.errors import Undefined
 from saeval.estimate import Estimate
@@ -105,6 +104,8 @@ class Explained:
 
     def agreement(self, top: int, random: int) -> dict[str, Value]:
         """Whether attributions tell the signs and the order of true effects."""
+        from scipy.stats import spearmanr  # late: it takes a second, which listings need not wait
+
         names = [f"feature {i}" for i in range(top)] + [f"random 1.{r}" for r in range(random)]
         found = {int(m[0]): n for n in names if len(m := self.ranking.members[n])}  # a feature drawn twice counts once
         rewards = np.concatenate([self.pairs["chosen"], self.pairs["rejected"]])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int, UInt64
-from scipy.cluster.hierarchy import fcluster, linkage
-from torch import Tensor
 
 from saeval.data import Batch
 from saeval.errors import Undefined
@@ -23,6 +22,9 @@ from saeval_reward.attribution import effects
 from saeval_reward.margins import margin, share, warnings
 from saeval_reward.rows import Rows
 from saeval_reward.totals import Attributions, in_fold_b
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DRAWN = 4
 """What keyed draws are for."""
@@ -56,6 +58,8 @@ def feature_groups(
 
     Average linkage on 1 − cosine; features that stand alone are in no group.
     """
+    from scipy.cluster.hierarchy import fcluster, linkage  # late: listings group nothing
+
     if not attribution_totals.pairs.sum(1).all():
         raise Undefined(f"one of the two folds of {int(attribution_totals.pairs.sum())} pairs is empty; use more pairs")
     on_a = attribution_totals.on_a

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from saeval.data import Batch
 from saeval.errors import Undefined
 from saeval.estimate import Estimate
 from saeval.formatting import with_error
+from saeval.late import torch
 from saeval.metric import Metric
 from saeval.quantities import paired
 from saeval.values import Notes, Scalar, Table, Value
 from saeval_reward.rows import Rows, Top
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LABEL = "label "
 TEXTS, CHARACTERS = 10, 600

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
-from torch import Tensor
 
 from saeval.evidence import Mean
 from saeval.metric import Metric
 from saeval.values import Notes, Scalar, Value
 from saeval_reward.margins import share, warnings
 from saeval_reward.rows import Rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class MarginRecovered(Metric):

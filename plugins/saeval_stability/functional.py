@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from saeval.errors import SaevalError, Undefined
 from saeval.metric import Metric
 from saeval.values import Notes, Value
+from saeval_stability.cost import matching, pairs
 from saeval_stability.firing import Activity
 from saeval_stability.group import Group, group_values, labelled
 from saeval_stability.seeds import Draws, Some
+
+if TYPE_CHECKING:
+    from saeval.substitute import Subject
 
 
 class FunctionalStability(Metric):
@@ -77,6 +83,11 @@ class FunctionalStability(Metric):
         self.draws, self.seed, self.kinds = draws, seed, kinds or {}
         views = ("pearson", "jaccard")
         self.value_names = (*group_values(views, views, self.draws > 0), "index_agreement")
+
+    def operations(self, subjects: Sequence[Subject], tokens: int) -> float:
+        # By correlation and by firing, as they are and for each shift. Of the activations only those that are not 0
+        # are multiplied, as many as a narrow width has: `d` stands for them.
+        return sum(2 * (1 + self.draws) * matching(n, m, d) for n, m, d in pairs(subjects))
 
     def conclude(self, activity: list[Activity], subject_name: list[str]) -> dict[str, Value]:
         from saeval_stability.activities import Member, compared  # late: a compiler is loaded, and only a run needs it

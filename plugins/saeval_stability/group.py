@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import stdtrit
 
 from saeval.errors import SaevalError
 from saeval.formatting import number
@@ -117,6 +116,8 @@ class Group:
 
     def _scalar(self, name: str, statistic: Statistic, better: Better, what: str, each: Sequence[float]) -> Scalar:
         """With an interval over members, or told how far `each` of `what` it is a mean of ranges."""
+        from scipy.special import stdtrit  # late: as everything of scipy, which listings do not need
+
         n, unit = len(self.names), unit_of(name)
         members = list(range(n))
         value = statistic(members)
