@@ -117,7 +117,7 @@ class Engine:
             return {}
         ends = looks(course.dataset.clusters) if one.adaptive else []
         course.look(portions, next((e.sequences for e in ends if e.sequences > course.place.row), len(course.dataset)))
-        self.forward_passes += course.scope.passes
+        self.forward_passes += course.scope.passes + self.preflight.forward_passes
         course.scope.passes = 0
         self._batch_size = min(self._batch_size, course.place.batch_size)
         self._begun = course

@@ -1,9 +1,9 @@
-"""The proof that a model resumes correctly at a hook, made on the first batch of a run."""
+"""The proofs that a model is causal and resumes correctly at a hook, made on the first batch of a run."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,12 +74,88 @@ def prove(activations: Float[Tensor, "batch seq d"], resume: Resume, clean_final
     norms = _distances(clean_final, nought, real, torch.ones_like(noisy))
     # A reward may be near 0, so it is measured by how far noise moves it where that is more.
     scale = max(_root_mean_square(norms), _root_mean_square(changes[changes.isfinite()]), 1e-30)
-    half = torch.finfo(clean_final.dtype).bits < 32
     error = _largest(errors) / scale
-    typical = float(errors.quantile(_MOST)) / scale if half and len(errors) > 1 / (1 - _MOST) else error
     change = _largest(changes) / scale if len(changes) else math.nan
-    tolerance = 5e-2 if half else {32: 1e-3}.get(torch.finfo(clean_final.dtype).bits, 1e-6)
-    return Proof(error, change, typical, tolerance, str(clean_final.dtype).removeprefix("torch."))
+    return Proof(error, change, _typical(errors, scale, clean_final.dtype), *_tolerance(clean_final.dtype))
+
+
+@dataclass(frozen=True)
+class Causality:
+    """What a pass with other later tokens showed: a causal model's earlier states stay as they are."""
+
+    kind: str
+    """`causal` or `reward`, as of the model."""
+    change: float
+    """Largest change of a state before the first changed token, by the states' own size; of a reward, by padding."""
+    typical: float
+    """The change that decides: the largest, in half precision that of the most faithful 90% of tokens."""
+    compared: int
+    """How many states or rewards were compared."""
+    tolerance: float
+    dtype: str
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong; None where nothing is."""
+        if self.typical <= self.tolerance:
+            return None
+        size = f"by {self.typical:.2g} of its size" if math.isfinite(self.typical) else "to NaN or infinity"
+        if self.kind == "reward":
+            return f"is not causal: other padding after a text changes its reward {size}"
+        return f"is not causal: other later tokens change a token's final state {size}, so its scores see their targets"
+
+    def record(self) -> dict[str, Any]:
+        """For the provenance; None for what is not finite."""
+        change = self.change if math.isfinite(self.change) else None
+        return {"max_relative_change": change, "compared": self.compared, "dtype": self.dtype}
+
+
+def prove_causal(model: Model, batch: Batch, clean_final: Tensor) -> Causality:
+    """Run the batch once more with other tokens from some position on, in each row another one.
+
+    The first row changes all but its first token, the last row its last token alone: a prefix that is read both ways
+    shows itself in rows that change inside it. Of a language model the final states before the change are compared with
+    `clean_final [batch, seq, d_model]`. Of a reward model, which gives `[batch]`, the pass has two rows for each of half
+    the batch: the same text, with different padding after it.
+    """
+    rewards = clean_final.ndim == 1
+    places = torch.arange(max(2, len(batch.real)), device=batch.real.device)
+    rows = places // 2 if rewards else places % len(batch.real)
+    shown = batch.part(rows.tolist())
+    counted = shown.real.cumsum(1)
+    share = rows / rows.max().clamp_min(1) if rewards else places / (len(places) - 1)
+    kept = 1 + ((counted[:, -1:] - 2).clamp_min(0) * share[:, None]).round().long()
+    later = counted > kept
+    if rewards:
+        shown = replace(shown, real=shown.real & ~later)
+        later &= (places % 2 == 1)[:, None]
+    known, place = batch.tokens.unique(return_inverse=True)
+    successor = known.roll(-1) if len(known) > 1 else (known + 1).clamp(max=1)
+    other = successor[place][rows]
+    final = model.capture(replace(shown, tokens=torch.where(later, other, shown.tokens)), [], True).final
+    assert final is not None
+    if rewards:
+        pairs = final[: len(final) // 2 * 2].unflatten(0, (-1, 2))
+        changes = (pairs[:, 0].double() - pairs[:, 1].double()).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+        scale = max(_root_mean_square(clean_final.double().abs()), 1e-30)
+    else:
+        earlier = shown.real & ~later
+        changes = _distances(final, clean_final[rows], earlier, torch.ones_like(rows, dtype=torch.bool))
+        scale = max(_root_mean_square(clean_final[batch.real].double().norm(dim=-1)), 1e-30)
+    typical = _typical(changes, scale, clean_final.dtype)
+    return Causality(model.kind, _largest(changes) / scale, typical, len(changes), *_tolerance(clean_final.dtype))
+
+
+def _typical(distances: Tensor, scale: float, dtype: torch.dtype) -> float:
+    """The largest distance, in half precision that of the most faithful tokens, by the states' own size."""
+    few = torch.finfo(dtype).bits >= 32 or len(distances) <= 1 / (1 - _MOST)
+    return (_largest(distances) if few else float(distances.quantile(_MOST))) / scale
+
+
+def _tolerance(dtype: torch.dtype) -> tuple[float, str]:
+    """The largest distance that rounding explains, by the states' own size, and the dtype's name."""
+    tolerance = {16: 5e-2, 32: 1e-3}.get(torch.finfo(dtype).bits, 1e-6)
+    return tolerance, str(dtype).removeprefix("torch.")
 
 
 def _distances(a: Tensor, b: Tensor, places: Bool[Tensor, "batch seq"], rows: Bool[Tensor, "batch"]) -> Tensor:

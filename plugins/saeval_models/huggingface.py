@@ -112,7 +112,13 @@ class PretrainedSpec(ModelSpec):
             known = f"transformers {transformers.__version__} has no such model"
             raise SaevalError(f"{file} is of model_type '{raw['model_type']}': {known}{code}")
         with blaming(f"{file} cannot be read", "save the model again"):
-            return transformers.AutoConfig.from_pretrained(**self._source)  # type: ignore[no-any-return]
+            config = transformers.AutoConfig.from_pretrained(**self._source)
+        if getattr(config.get_text_config(), "is_causal", True) is False:
+            raise SaevalError(
+                f"{file} says 'is_causal': false, so the model does not read from left to right: its scores would see "
+                "their targets; saeval takes causal models"
+            )
+        return config  # type: ignore[no-any-return]
 
     @property
     def _source(self) -> dict[str, Any]:
