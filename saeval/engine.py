@@ -22,7 +22,7 @@ from saeval.passes import Pass, passes, together
 from saeval.plan import Cell, Plan
 from saeval.plugins import Failure
 from saeval.precision import looks
-from saeval.preflight import Preflight
+from saeval.preflight import Preflight, model_warnings
 from saeval.progress import Progress, Silence
 from saeval.result import Result
 from saeval.scope import Scope
@@ -59,6 +59,8 @@ class Engine:
         pending = [c for c in plan.cells if plan.options.fresh or not self.store.has(c.key)]
         if pending:
             plan.verify()
+            for sentence in model_warnings(plan):
+                log.warning("%s", sentence)
         self.store.write_manifest(manifest(plan))
         plugins.notify("saeval_run_started", plan=plan)
         if pending:

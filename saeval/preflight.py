@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from saeval.data import PairBatch
 from saeval.errors import Problem, SuiteError, suggestion
 from saeval.evidence import Evidence
 from saeval.examination import Examination, Finding, examine
@@ -282,3 +283,30 @@ def warnings(plan: Plan) -> list[str]:
     ]
     found = [f"{s.name} {finding.message}" for s in saes.values() for finding in declarations(s, plan)]
     return [f"warning: {sentence}" for sentence in (*unknown, *found)]
+
+
+def model_warnings(plan: Plan) -> list[str]:
+    """What the model's files and the data's texts say together, a sentence each; of a verified plan."""
+    if plan.spec is None:
+        return []
+    ending = _ending_in_padding(plan) if plan.spec.kind == "reward" else None
+    return [*plan.spec.warnings(), *([ending] if ending else [])]
+
+
+def _ending_in_padding(plan: Plan) -> str | None:
+    """Whether texts end with a token that the reward model's own code takes for padding."""
+    padding, rows = plan.spec.padding_token if plan.spec else None, plan.streams.evaluation
+    if padding is None or not rows.needs_model:
+        return None
+    batch = rows.batch(range(min(256, len(rows))), "cpu")
+    ending = texts = 0
+    for side in batch.sides if isinstance(batch, PairBatch) else (batch,):
+        last = side.real.shape[1] - 1 - side.real.long().flip(1).argmax(1)
+        ending += int((side.tokens.gather(1, last[:, None])[:, 0] == padding)[side.real.any(1)].sum())
+        texts += int(side.real.any(1).sum())
+    if not ending or plan.spec is None:
+        return None
+    return (
+        f"{ending} of {texts} texts end with token {padding}, which also is the padding of '{plan.spec.name}': saeval "
+        "reads the reward at it, transformers at the token before; for that add 'reward_at: before_padding' to 'model'"
+    )

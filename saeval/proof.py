@@ -114,9 +114,9 @@ def prove_causal(model: Model, batch: Batch, clean_final: Tensor) -> Causality:
     """Run the batch once more with other tokens from some position on, in each row another one.
 
     The first row changes all but its first token, the last row its last token alone: a prefix that is read both ways
-    shows itself in rows that change inside it. Of a language model the final states before the change are compared with
-    `clean_final [batch, seq, d_model]`. Of a reward model, which gives `[batch]`, the pass has two rows for each of half
-    the batch: the same text, with different padding after it.
+    shows itself in rows that change inside it. Of a language model the final states before the change are compared
+    with `clean_final [batch, seq, d_model]`. Of a reward model, which gives `[batch]`, the pass has two rows for each
+    of half the batch: the same text, with different padding after it.
     """
     rewards = clean_final.ndim == 1
     places = torch.arange(max(2, len(batch.real)), device=batch.real.device)

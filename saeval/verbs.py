@@ -16,7 +16,7 @@ from saeval.leaderboard import boards
 from saeval.options import Options
 from saeval.outline import outline
 from saeval.plugins import Plugins
-from saeval.preflight import warnings
+from saeval.preflight import model_warnings, warnings
 from saeval.progress import progress
 from saeval.registry import Registry
 from saeval.reports import write_pages, writer
@@ -85,7 +85,8 @@ def check(arguments: argparse.Namespace) -> int:
     for suite in arguments.suites:
         made = prepare(suite, registry, _options(arguments), arguments.set)
         made.verify()
-        print("\n".join([*warnings(made), outline(made, Store(Path(arguments.out) / made.name))]))
+        told = [f"warning: {sentence}" for sentence in model_warnings(made)]
+        print("\n".join([*warnings(made), *told, outline(made, Store(Path(arguments.out) / made.name))]))
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
     return OK

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from saeval.errors import SaevalError
 from saeval.fingerprint import digest_of
 from saeval.model import Model, ModelSpec
-from saeval_models.checkpoint import vocabulary
+from saeval_models.checkpoint import padding, vocabulary
 from saeval_models.layouts import RESID_POST, Layout
 from saeval_models.peft_adapters import attached
 
@@ -27,9 +27,12 @@ def inherits(live: object, package: str, class_name: str) -> bool:
     return any(c.__name__ == class_name and c.__module__.split(".")[0] == package for c in type(live).__mro__)
 
 
-def uncompiled(live: object) -> object:
-    """The module that `torch.compile` wrapped, else the object itself."""
-    return vars(live).get("_modules", {}).get("_orig_mod", live) if hasattr(live, "__dict__") else live
+def unwrapped(live: object) -> object:
+    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, else the object itself."""
+    parallel = any(inherits(live, "torch", name) for name in ("DataParallel", "DistributedDataParallel"))
+    parts = vars(live).get("_modules", {}) if hasattr(live, "__dict__") else {}
+    inner = parts.get("module" if parallel else "_orig_mod")
+    return live if inner is None else unwrapped(inner)
 
 
 class LiveSpec(ModelSpec):
@@ -103,6 +106,11 @@ class LiveSpec(ModelSpec):
     @property
     def vocabulary(self) -> int | None:
         return vocabulary(self._config)
+
+    @property
+    def padding_token(self) -> int | None:
+        asked = self.kind == "reward" and hasattr(self._model.module, "score")  # no value head looks for padding
+        return padding(self._config) if asked else None
 
     def tokenizer(self) -> Any:
         if self._tokenizer is None:
