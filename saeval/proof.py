@@ -111,37 +111,33 @@ class Causality:
 
 
 def prove_causal(model: Model, batch: Batch, clean_final: Tensor) -> Causality:
-    """Run the batch once more with other tokens from some position on, in each row another one.
+    """Run half of the rows once more, each beside itself with other tokens from some position on.
 
-    The first row changes all but its first token, the last row its last token alone: a prefix that is read both ways
-    shows itself in rows that change inside it. Of a language model the final states before the change are compared
-    with `clean_final [batch, seq, d_model]`. Of a reward model, which gives `[batch]`, the pass has two rows for each
-    of half the batch: the same text, with different padding after it.
+    The first pair of rows differs from its second token on, the last in its last token alone: a prefix that is read
+    both ways shows itself where the rows differ inside it. Of a language model the final states before that place are
+    compared. The rows of a reward model end there, so that the rewards differ by padding alone. `clean_final` is
+    `[batch, seq, d_model]` or `[batch]`. Both rows of a pair are in one pass, since quantised activations share a scale.
     """
-    rewards = clean_final.ndim == 1
-    places = torch.arange(max(2, len(batch.real)), device=batch.real.device)
-    rows = places // 2 if rewards else places % len(batch.real)
+    rewards, pairs = clean_final.ndim == 1, max(1, len(batch.real) // 2)
+    rows = torch.arange(2 * pairs, device=batch.real.device) // 2
     shown = batch.part(rows.tolist())
     counted = shown.real.cumsum(1)
-    share = rows / rows.max().clamp_min(1) if rewards else places / (len(places) - 1)
-    kept = 1 + ((counted[:, -1:] - 2).clamp_min(0) * share[:, None]).round().long()
+    share = rows[:, None] / max(1, pairs - 1)
+    kept = 1 + ((counted[:, -1:] - 2).clamp_min(0) * share).round().long()
     later = counted > kept
+    earlier = (shown.real & ~later)[::2]
     if rewards:
         shown = replace(shown, real=shown.real & ~later)
-        later &= (places % 2 == 1)[:, None]
     known, place = batch.tokens.unique(return_inverse=True)
     successor = known.roll(-1) if len(known) > 1 else (known + 1).clamp(max=1)
-    other = successor[place][rows]
-    final = model.capture(replace(shown, tokens=torch.where(later, other, shown.tokens)), [], True).final
+    later[::2] = False
+    tokens = torch.where(later, successor[place][rows], shown.tokens)
+    final = model.capture(replace(shown, tokens=tokens), [], True).final
     assert final is not None
-    if rewards:
-        pairs = final[: len(final) // 2 * 2].unflatten(0, (-1, 2))
-        changes = (pairs[:, 0].double() - pairs[:, 1].double()).abs().nan_to_num(nan=math.inf, posinf=math.inf)
-        scale = max(_root_mean_square(clean_final.double().abs()), 1e-30)
-    else:
-        earlier = shown.real & ~later
-        changes = _distances(final, clean_final[rows], earlier, torch.ones_like(rows, dtype=torch.bool))
-        scale = max(_root_mean_square(clean_final[batch.real].double().norm(dim=-1)), 1e-30)
+    first, second = final[::2], final[1::2]
+    changes = _distances(second, first, earlier, torch.ones_like(rows[::2], dtype=torch.bool))
+    sizes = _distances(first, torch.zeros_like(first), earlier, torch.ones_like(rows[::2], dtype=torch.bool))
+    scale = max(_root_mean_square(sizes), 1e-30)
     typical = _typical(changes, scale, clean_final.dtype)
     return Causality(model.kind, _largest(changes) / scale, typical, len(changes), *_tolerance(clean_final.dtype))
 
