@@ -116,7 +116,7 @@ def prove_causal(model: Model, batch: Batch, clean_final: Tensor) -> Causality:
     The first pair of rows differs from its second token on, the last in its last token alone: a prefix that is read
     both ways shows itself where the rows differ inside it. Of a language model the final states before that place are
     compared. The rows of a reward model end there, so that the rewards differ by padding alone. `clean_final` is
-    `[batch, seq, d_model]` or `[batch]`. Both rows of a pair are in one pass, since quantised activations share a scale.
+    `[batch, seq, d_model]` or `[batch]`. Both rows of a pair are in one pass: quantised activations share a scale.
     """
     rewards, pairs = clean_final.ndim == 1, max(1, len(batch.real) // 2)
     rows = torch.arange(2 * pairs, device=batch.real.device) // 2

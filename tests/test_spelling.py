@@ -115,6 +115,7 @@ def test_pages_and_tables_show_texts_as_they_are_written(name, tmp_path):
         data={"use": "preferences", "path": str(tmp_path / "pairs.jsonl"), "prompt": "prompt"},
         metrics=["reward_margin", {"reward_attribution": {"steps": 2, "top": 2, "groups": [1], "random": 0, "tolerance": 99}}],
     )  # fmt: skip
+    assert not results.failed, results.failed[0].reason
     margins, attribution = (next(r for r in results if r.metric == m) for m in ("reward_margin", "reward_attribution"))
     table = margins.values["top_texts"]
     shown = [dict(zip(table["columns"], row, strict=True))["text"] for row in table["rows"]]

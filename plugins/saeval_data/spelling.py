@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,10 +34,16 @@ class Spelling:
                 text = self._decoded(ids[earlier:end])
                 if _UNFINISHED not in text:
                     before = self._decoded(ids[earlier:begin])
-                    texts[begin] = text[len(os.path.commonprefix([text, before])) :]
+                    texts[begin] = text[_shared(text, before) :]
                     earlier, begin = begin, end
                     break
             else:
                 texts[begin] = self._decoded(ids[begin : begin + 1])
                 earlier = begin = begin + 1
         return texts
+
+
+def _shared(a: str, b: str) -> int:
+    """How many characters two texts begin with alike."""
+    pairs = zip(a, b, strict=False)  # one is longer
+    return next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(a), len(b)))

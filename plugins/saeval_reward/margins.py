@@ -143,9 +143,9 @@ class RewardMargin(Metric):
     share of pairs with Δr > 0, ties a half. length_accuracy is that of preferring the longer side, and
     length_correlation that of Δr with the difference of lengths in tokens: what length alone would do.
     The reward is a reward model's head; for a causal model the log-likelihood of the tokens from where the
-    sides differ on, and its unit is then `reward, nats`. `by` has a line for each level of each column; warnings stand on every
-    report where accuracy is near a half or subsets differ in sign. `top_texts` are those of highest
-    reward. No SAE is involved.
+    sides differ on, and its unit is then `reward, nats`. `by` has a line for each level of each column;
+    warnings stand on every report where accuracy is near a half or subsets differ in sign. `top_texts` are
+    those of highest reward. No SAE is involved.
 
     Values:
         margin: mean Δr; reward; −∞ .. ∞; higher is better.
@@ -211,9 +211,9 @@ def _length(rows: Rows, margins: np.ndarray) -> dict[str, Value]:
     elif not longer.any():
         reason = "the sides of every pair have the same length"
     else:
-        same = margins.std() == 0
+        same = "margins" if margins.std() == 0 else "differences of lengths" if longer.std() == 0 else None
         correlation = float("nan") if same else float(np.corrcoef(margins, longer)[0, 1])
-        told = Scalar(correlation, unit="correlation", reason="all margins are equal" if same else None)
+        told = Scalar(correlation, unit="correlation", reason=f"all {same} are equal" if same else None)
         return {"length_accuracy": Scalar(rows.mean(right(longer)), unit=unit), "length_correlation": told}
     return {
         "length_accuracy": Scalar.undefined(reason, unit=unit),
