@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from saeval.archives import damaged_member
+from saeval.archives import damage
 from saeval.errors import SaevalError, looked_up
 from saeval.fingerprint import sha256_file
 
@@ -234,13 +234,13 @@ def unpickled(path: Path) -> dict[str, Any]:
         raise SaevalError(f"{path}: truncated or no torch file ({reason[:200]}); copy it again") from None
     if not isinstance(found, dict):
         raise SaevalError(f"{path}: expected a dict of tensors, found {type(found).__name__}; save its state_dict()")
-    _check_members(path)
+    _check_members(path, found)
     return {str(key): value for key, value in found.items()}
 
 
-def _check_members(path: Path) -> None:
-    if (member := damaged_member(path)) is not None:
-        raise SaevalError(f"{path}: damaged (the checksum of '{member}' in it is wrong); copy it again")
+def _check_members(path: Path, loaded: Any = None) -> None:
+    if (fault := damage(path, loaded)) is not None:
+        raise SaevalError(f"{path}: damaged ({fault}); copy it again")
 
 
 def state_dict(path: Path, found: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.archives import damaged_member
+from saeval.archives import damage
 from saeval.errors import SaevalError
 from saeval.textfile import MARK, read_text
 
@@ -44,7 +44,7 @@ def _shards(index: Path) -> list[Path]:
         raise SaevalError(f"{index} names no weights; save the model again")
     for name in names:
         # A checkpoint may come from anywhere: what it names is looked for beside it, and nowhere else.
-        if not isinstance(name, str) or name != Path(name).name or "\\" in name:
+        if not isinstance(name, str) or name in ("", ".", "..") or name != Path(name).name or "\\" in name:
             raise SaevalError(f"{index} names '{name}', which is no file of its own folder; save the model again")
     files = [index.parent / name for name in names]
     missing = [file.name for file in files if not file.is_file()]
@@ -112,8 +112,8 @@ def _unpickled(file: Path) -> Mapping[str, Tensor]:
 def check_checksums(files: Iterable[Path]) -> None:
     """`SaevalError` for a pickled file in which a tensor is not what was written; safetensors have no checksums."""
     for file in files:
-        if file.suffix == ".bin" and (member := damaged_member(file)) is not None:
-            raise SaevalError(f"{file}: damaged (the checksum of '{member}' in it is wrong); copy it again")
+        if file.suffix == ".bin" and (fault := damage(file, _unpickled(file))) is not None:
+            raise SaevalError(f"{file}: damaged ({fault}); copy it again")
 
 
 def check_whole(file: Path) -> dict[str, Any]:
