@@ -26,7 +26,7 @@ from saeval_models.checkpoint import (
 )  # fmt: skip
 from saeval_models.faults import blaming
 from saeval_models.layouts import BOUNDARIES, RESID_POST, Layout, known_layout
-from saeval_models.live import LiveSpec, inherits, unwrapped
+from saeval_models.live import LiveSpec, inherits
 from saeval_models.weights import check_checksums, tensors, weight_files
 
 if TYPE_CHECKING:  # annotations only: transformers is slow to import
@@ -374,12 +374,15 @@ class HuggingFace(ModelAdapter):
         return PretrainedSpec(parsed(reference, self.name))
 
     def accepts(self, live: object) -> bool:
+        from saeval.live import unwrapped  # late: it imports torch
+
         found = unwrapped(live)
         kinds = (("transformers", "PreTrainedModel"), ("peft", "PeftModel"), _WITH_VALUE_HEAD)
         return any(inherits(found, *kind) for kind in kinds)
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
-        from saeval_models.pretrained import hooked, layout_of  # late: it imports transformers
+        from saeval.live import unwrapped  # late: torch and transformers
+        from saeval_models.pretrained import hooked, layout_of
 
         owner: Any = unwrapped(live)
         module, score = owner, None

@@ -27,14 +27,6 @@ def inherits(live: object, package: str, class_name: str) -> bool:
     return any(c.__name__ == class_name and c.__module__.split(".")[0] == package for c in type(live).__mro__)
 
 
-def unwrapped(live: object) -> object:
-    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, else the object itself."""
-    parallel = any(inherits(live, "torch", name) for name in ("DataParallel", "DistributedDataParallel"))
-    parts = vars(live).get("_modules", {}) if hasattr(live, "__dict__") else {}
-    inner = parts.get("module" if parallel else "_orig_mod")
-    return live if inner is None else unwrapped(inner)
-
-
 class LiveSpec(ModelSpec):
     """A model in memory, which is as it was after every pass. It is never moved: it may be in use elsewhere.
 

@@ -12,7 +12,7 @@ from saeval_models.checkpoint import Reference, longest_context, parsed
 from saeval_models.faults import blaming
 from saeval_models.huggingface import PretrainedSpec
 from saeval_models.layouts import BOUNDARIES, SUFFIXES, Layout
-from saeval_models.live import LiveSpec, inherits, unwrapped
+from saeval_models.live import LiveSpec, inherits
 
 
 class BridgeSpec(PretrainedSpec):
@@ -61,11 +61,14 @@ class TransformerLens(ModelAdapter):
         return BridgeSpec(parsed(reference, self.name))
 
     def accepts(self, live: object) -> bool:
+        from saeval.live import unwrapped  # late: it imports torch
+
         found = unwrapped(live)
         return any(inherits(found, "transformer_lens", name) for name in ("TransformerBridge", "HookedTransformer"))
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
-        from saeval_models.lens import HookedTransformerModel, bridged  # late: torch and transformers
+        from saeval.live import unwrapped  # late: torch and transformers
+        from saeval_models.lens import HookedTransformerModel, bridged
         from saeval_models.pretrained import layout_of
 
         owner: Any = unwrapped(live)
