@@ -18,7 +18,7 @@ from saeval.errors import Problem, SaevalError, SuiteError, blamed, looked_up, s
 from saeval.guard import Guarded
 from saeval.hookspecs import hookimpl
 from saeval.late import torch
-from saeval.live import LiveKeys, LiveSAE
+from saeval.live import LiveKeys, LiveSAE, unwrapped, unwrapping
 from saeval.metric import Metric
 from saeval.model import ModelSpec
 from saeval.namesakes import refuse_namesakes
@@ -278,6 +278,7 @@ def _split(saes: Sequence[Any] | Mapping[str, Any], registry: Registry) -> tuple
                     f"evaluate: an SAE with its hook is a pair (object, hook_name); got {arguments.shown(sae)}"
                 )
             module, hook_name = sae if isinstance(sae, tuple) else (sae, None)
+            module = unwrapped(module)
             base = name or type(module).__name__.lower()
             label = base if base not in live else f"{base}-{sum(n.startswith(base) for n in live)}"
             if found := accepting(registry.loaders, module, registry.plugins):
@@ -294,6 +295,7 @@ def _wrap(model: Any, tokenizer: Any, registry: Registry, keys: LiveKeys) -> Mod
     if isinstance(model, ModelSpec):
         model.code = code_identity(type(model), Origin("evaluate", "model", keys.of("code", model.name), True))
         return model
+    model = unwrapped(model)
     if found := accepting(registry.adapters, model, registry.plugins):
         adapter, entry = found
         with blamed(f"model adapter '{entry.name}'", entry.origin):
@@ -303,5 +305,5 @@ def _wrap(model: Any, tokenizer: Any, registry: Registry, keys: LiveKeys) -> Mod
         return cast(ModelSpec, Guarded(spec, f"model adapter '{entry.name}'", entry.origin))
     raise SaevalError(
         f"no adapter takes an object of type {type(model).__name__}; pass a transformers model, a TransformerBridge, "
-        f"or what a suite's 'model:' takes"
+        f"or what a suite's 'model:' takes{unwrapping(model)}"
     )

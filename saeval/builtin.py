@@ -51,7 +51,7 @@ def labels(batch: Batch) -> dict[str, np.ndarray]:
 
 
 def spelling(batch: Batch) -> Callable[[Sequence[int]], list[str]]:
-    """Function: token ids -> the text of each; numbers, unless the data know their tokenizer."""
+    """Function: token ids of a row -> the text that each adds; numbers, unless the data know their tokenizer."""
     return lambda ids: [f"<{token}>" for token in ids]
 
 

@@ -21,7 +21,7 @@ from saeval.passes import Pass, passes, together
 from saeval.plan import Cell, Plan
 from saeval.plugins import Failure
 from saeval.precision import looks
-from saeval.preflight import Preflight
+from saeval.preflight import Preflight, model_warnings
 from saeval.progress import Progress, Silence
 from saeval.result import Result
 from saeval.scope import Scope
@@ -61,6 +61,8 @@ class Engine:
         pending = [c for c in plan.cells if c.key not in finished]
         if pending:
             plan.verify()
+            for sentence in model_warnings(plan):
+                log.warning("%s", sentence)
         self.store.write_manifest(manifest(plan))
         plugins.notify("saeval_run_started", plan=plan)
         if pending:
@@ -120,7 +122,7 @@ class Engine:
             return {}
         ends = looks(course.dataset.clusters) if one.adaptive else []
         course.look(portions, next((e.sequences for e in ends if e.sequences > course.place.row), len(course.dataset)))
-        self.forward_passes += course.scope.passes
+        self.forward_passes += course.scope.passes + self.preflight.forward_passes
         course.scope.passes = 0
         self._batch_size = min(self._batch_size, course.place.batch_size)
         self._begun = course

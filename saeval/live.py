@@ -45,6 +45,23 @@ class LiveKeys:
         return digest_of(["live", self.named, self.seed, role, name, *facts])
 
 
+def unwrapped(thing: object) -> Any:
+    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, else the object itself."""
+    while isinstance(thing, torch.nn.Module):
+        parallel = isinstance(thing, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel)
+        inner = thing._modules.get("module" if parallel else "_orig_mod")
+        if inner is None:
+            break
+        thing = inner
+    return thing
+
+
+def unwrapping(thing: object) -> str:
+    """How to pass what an object of another library wraps, for a message; empty where it wraps nothing."""
+    inner = getattr(thing, "module", None)
+    return f"; unwrap it: pass its 'module', of {type(inner).__name__}" if isinstance(inner, torch.nn.Module) else ""
+
+
 def modules_of(thing: object) -> list[torch.nn.Module]:
     """The torch modules that an object is or holds, in attributes, lists or mappings, a few levels deep."""
     found: dict[int, torch.nn.Module] = {}
@@ -107,7 +124,8 @@ class LiveSAE(Substitute):
     def __init__(self, module: Any, hook_name: str | None = None, name: str = "sae") -> None:
         for method in ("encode", "decode"):
             if not callable(getattr(module, method, None)):
-                raise SaevalError(f"{name}: a live SAE needs the method '{method}'; {type(module).__name__} has none")
+                told = f"{name}: a live SAE needs the method '{method}'; {type(module).__name__} has none"
+                raise SaevalError(f"{told}{unwrapping(module)}")
         hook_name = hook_name or getattr(module, "hook_name", None) or _metadata_hook(module)
         if not hook_name:
             raise SaevalError(f"{name}: give the SAE's hook, as in saes=[(sae, 'blocks.2.hook_resid_pre')]")
@@ -117,6 +135,9 @@ class LiveSAE(Substitute):
         self._modules = modules_of(module)
         found: dict[str, Any] = {key: getattr(module, key, None) for key in _WEIGHTS}
         self._weights = {key: value.detach() for key, value in found.items() if is_tensor(value)}
+        for part in self._modules:
+            if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
+                raise SaevalError(f"{name}: the SAE's weights are not in memory (on the meta device); load them first")
         shown = _first_float(self._modules, self._weights)
         self._dtype = shown.dtype if shown is not None else None
         self._device = shown.device if shown is not None else None

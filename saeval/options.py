@@ -64,8 +64,10 @@ def _fault(name: str) -> str | None:
     try:
         float(torch.zeros(1, device=device))
     except Exception as error:  # each of torch's backends raises what it likes
-        reason = str(error).strip() or type(error).__name__
-        return f"torch cannot use it here ({reason.splitlines()[0].rstrip('.')})"
+        # Torch may go on to list all its backends, or the steps that build one.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
+        missing = f"Torch not compiled with {device.type.upper()} enabled"
+        return f"torch cannot use it here ({missing if reason.startswith('Could not run') else reason[:120]})"
     try:
         torch.zeros(1, dtype=torch.float64, device=device)
     except Exception:

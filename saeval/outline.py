@@ -85,11 +85,12 @@ def outline(plan: Plan, store: Store) -> str:
         cut = "" if needed.final or not needed.hooks else ", cut at the deepest hook"
         hooks = f" at {', '.join(sorted(needed.hooks))}" if needed.hooks else ""
         lines.append(f"  pass {index}: {one.title}: {clean} clean passes{cut}{hooks}, {resumes} resumes")
-    resumed = {n.hook_name for n in closure([n for c in pending for n in c.nodes()]).values() if n.name == "resume"}
-    if resumed and total and plan.options.preflight != "off":
-        total += len(resumed)
-        lines.append(f"  preflight: {len(resumed)} resume{'s' * (len(resumed) > 1)} on the first batch, one a hook")
     needed_at_all = closure([n for c in pending for n in c.nodes()]).values()
+    resumed = {n.hook_name for n in needed_at_all if n.name == "resume"}
+    if total and plan.options.preflight != "off" and any(n.name in ("clean_final", "resume") for n in needed_at_all):
+        total += len(resumed) + 1
+        proofs = f" and {len(resumed)} resume{'s' * (len(resumed) > 1)}, one a hook" if resumed else ""
+        lines.append(f"  preflight: 1 pass on the first batch, to see that the model is causal{proofs}")
     # Parts of a metric's own interventions, and sides of pairs, are nodes without being quantities.
     names = sorted({n.name for n in needed_at_all if n.args and not set(" [") & set(n.name)})
     weights = sum(8 * (s.d_in or 0) * (s.d_sae or 0) for s in plan.subjects if s.kind == "sae")

@@ -237,6 +237,7 @@ class _Planner:
             pair=pair,
             supplies=supplies,
             site=spec.site if spec else str,
+            reward_unit="nats" if spec and spec.kind == "causal" else "reward",
             origin=lambda metric: self.registry.metrics.entry(metric).origin,
         )
 

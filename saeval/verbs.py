@@ -18,7 +18,7 @@ from saeval.namesakes import refuse_namesakes
 from saeval.options import Options
 from saeval.outline import outline
 from saeval.plugins import Plugins
-from saeval.preflight import warnings
+from saeval.preflight import model_warnings, warnings
 from saeval.progress import progress
 from saeval.registry import Registry
 from saeval.reports import write_pages, writer
@@ -89,7 +89,8 @@ def check(arguments: argparse.Namespace) -> int:
         made = prepare(suite, registry, _options(arguments), arguments.set)
         made.verify()
         refuse_namesakes([made], arguments.out)
-        print("\n".join([*map(line, warnings(made)), outline(made, Store(Path(arguments.out) / made.name))]))
+        told = [f"warning: {sentence}" for sentence in model_warnings(made)]
+        print("\n".join([*map(line, [*warnings(made), *told]), outline(made, Store(Path(arguments.out) / made.name))]))
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
     return OK

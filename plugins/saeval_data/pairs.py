@@ -57,16 +57,6 @@ def divergence(chosen: Sequence[int] | np.ndarray, rejected: Sequence[int] | np.
     return int(differ[0]) if len(differ) else max(shared - 1, 0)
 
 
-class Spelling:
-    """Token ids -> the text of each."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._of = functools.lru_cache(maxsize=None)(lambda token: str(tokenizer.decode([token])))
-
-    def __call__(self, ids: Sequence[int]) -> list[str]:
-        return [self._of(int(token)) for token in ids]
-
-
 @dataclass(frozen=True)
 class PairOptions:
     """How text becomes tokens, and which pairs are kept."""

@@ -20,7 +20,8 @@ from saeval.data import Kind, Source
 from saeval.errors import SaevalError, quoted
 from saeval.fingerprint import sha256_file
 from saeval_data import files
-from saeval_data.pairs import Pair, PairDataset, PairOptions, Spelling, Tokenised, tokenised
+from saeval_data.pairs import Pair, PairDataset, PairOptions, Tokenised, tokenised
+from saeval_data.spelling import Spelling
 from saeval_data.tables import Stored, columns_of, records_of
 
 _REWARDS = ("chosen_reward", "rejected_reward")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from saeval.archives import damage
 from saeval.errors import SaevalError, looked_up
 from saeval.fingerprint import sha256_file
 from saeval.late import torch
@@ -81,6 +82,7 @@ class Header:
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise SaevalError(f"{path}: truncated or no npz file ({reason[:200]}); copy it again") from None
 
+        _check_members(path)
         stored = unwrapped(path, shapes)
 
         def fetch(names: Collection[str], device: str) -> dict[str, Tensor]:
@@ -224,7 +226,13 @@ def unpickled(path: Path) -> dict[str, Any]:
         raise SaevalError(f"{path}: truncated or no torch file ({reason[:200]}); copy it again") from None
     if not isinstance(found, dict):
         raise SaevalError(f"{path}: expected a dict of tensors, found {type(found).__name__}; save its state_dict()")
+    _check_members(path, found)
     return {str(key): value for key, value in found.items()}
+
+
+def _check_members(path: Path, loaded: Any = None) -> None:
+    if (fault := damage(path, loaded)) is not None:
+        raise SaevalError(f"{path}: damaged ({fault}); copy it again")
 
 
 def state_dict(path: Path, found: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -21,10 +21,11 @@ from saeval.textfile import read_text
 from saeval_models.hub import absence, hub_file
 from saeval_models.peft_adapters import CONFIG as ADAPTER_CONFIG
 from saeval_models.peft_adapters import PeftAdapter, adapter_in
-from saeval_models.weights import plain_json, weight_files
+from saeval_models.weights import plain_json, shapes, weight_files
 
 DType = Annotated[Literal["float32", "float64", "bfloat16", "float16"], BeforeValidator(spelled)]
 Task = Literal["causal", "reward"]
+RewardAt = Literal["last_token", "before_padding"]
 _TASKS: Mapping[str, Task] = {
     "CausalLM": "causal",
     "LMHeadModel": "causal",
@@ -59,6 +60,9 @@ class Reference:
     """`eager`, `sdpa`, ...: transformers' own choice by default."""
     task: Task | None = None
     """By default read from the config: `*ForSequenceClassification` is a reward model."""
+    reward_at: RewardAt = "last_token"
+    """Which token of a text a reward model is read at: its last one, or its last one that is not the padding token,
+    as transformers reads it. They differ where a text ends with a token that also is padding."""
     center_writing_weights: bool = False
     """Centre what is written to the residual stream, as TransformerLens does by default; for SAEs trained so."""
 
@@ -76,6 +80,8 @@ def parsed(given: Mapping[str, Any], adapter: str) -> Reference:
     return reference
 
 
+VALUE_HEAD = "v_head.summary.weight"
+"""`[1, d_model]`; beside it `v_head.summary.bias`, `[1]`."""
 TAKEN = "language models (...ForCausalLM) and reward models (...ForSequenceClassification)"
 
 
@@ -115,6 +121,11 @@ class Checkpoint:
         if not isinstance(config, dict) or "model_type" not in config:
             raise SaevalError(f"{self.config_file} has no 'model_type': it is not a transformers model's config")
         check_sizes(self.config_file, config)
+        if config.get("transformers_weights") is not None:  # transformers would read that file in place of the usual
+            raise SaevalError(
+                f"{self.config_file} names its weights ('transformers_weights'); take that out and call the file "
+                "model.safetensors"
+            )
         return config
 
     @property
@@ -128,9 +139,26 @@ class Checkpoint:
         found = architecture_task(self.architecture)
         if found is None:
             raise SaevalError(f"{self.config_file} is of a {self.architecture}; saeval takes {TAKEN}")
+        if asked == "reward" and found == "causal" and self.value_head:
+            return asked
         if asked and found and asked != found:
             raise SaevalError(f"{self.config_file} is of a {self.architecture}: leave out 'task: {asked}'")
         return asked or found or "causal"
+
+    @cached_property
+    def tensor_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of what its weight files hold, by name; nothing of a hub model that is not here yet."""
+        try:
+            return shapes(weight_files(self.config_file.parent))
+        except SaevalError:
+            if self.local:
+                raise
+            return {}
+
+    @property
+    def value_head(self) -> bool:
+        """Whether a language model's weights also hold a value head, as trl saves it."""
+        return VALUE_HEAD in self.tensor_shapes
 
     @cached_property
     def weights(self) -> str:
@@ -256,6 +284,13 @@ def vocabulary(config: Mapping[str, Any]) -> int | None:
     """Token ids that a model embeds, from its config as plain data; None where that does not say."""
     text = config.get("text_config")
     found = (text if isinstance(text, Mapping) else config).get("vocab_size", config.get("d_vocab"))
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def padding(config: Mapping[str, Any]) -> int | None:
+    """The padding token of a model's config as plain data; None where it has none."""
+    text = config.get("text_config")
+    found = (text if isinstance(text, Mapping) else config).get("pad_token_id", config.get("pad_token_id"))
     return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 

@@ -36,7 +36,7 @@ class BridgeSpec(PretrainedSpec):
         if architecture not in SUPPORTED_ARCHITECTURES:
             raise SaevalError(f"transformer_lens cannot wrap '{self.name}', a {architecture}; use 'huggingface'")
         # From the model without a bridge: a bridge splits fused weights, which have no values on the meta device.
-        return {name: width for name, width in super()._hooks().items() if name.startswith("blocks.")}
+        return {name: width for name, width in super()._hooks().items() if name.startswith(("blocks.", "ln_final."))}
 
     def load(self, device: str) -> Model:
         from transformer_lens.model_bridge.sources import build_bridge_from_module  # late: slow to import
@@ -61,15 +61,19 @@ class TransformerLens(ModelAdapter):
         return BridgeSpec(parsed(reference, self.name))
 
     def accepts(self, live: object) -> bool:
-        return any(inherits(live, "transformer_lens", name) for name in ("TransformerBridge", "HookedTransformer"))
+        from saeval.live import unwrapped  # late: it imports torch
+
+        found = unwrapped(live)
+        return any(inherits(found, "transformer_lens", name) for name in ("TransformerBridge", "HookedTransformer"))
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
-        from saeval_models.lens import HookedTransformerModel, bridged  # late: torch and transformers
+        from saeval.live import unwrapped  # late: torch and transformers
+        from saeval_models.lens import HookedTransformerModel, bridged
         from saeval_models.pretrained import layout_of
 
-        owner: Any = live
+        owner: Any = unwrapped(live)
         tokenizer = tokenizer if tokenizer is not None else getattr(owner, "tokenizer", None)
-        if inherits(live, "transformer_lens", "HookedTransformer"):
+        if inherits(owner, "transformer_lens", "HookedTransformer"):
             layout = Layout("", "blocks", {**dict.fromkeys(SUFFIXES, ()), **BOUNDARIES})
             old, cfg = HookedTransformerModel(owner), owner.cfg
             return LiveSpec(self.name, owner, old, layout, cfg.to_dict(), cfg.n_ctx, tokenizer, name)

@@ -14,13 +14,15 @@ from saeval.late import torch
 from saeval.metric import Metric
 from saeval.parameters import Repeats
 from saeval.substitute import Encoding, Substitute
-from saeval.values import Value
+from saeval.values import Notes, Value
 from saeval_reward.ablation import Ablations
 from saeval_reward.contexts import Contexts
 from saeval_reward.explained import Explained
+from saeval_reward.margins import warnings
 from saeval_reward.ranking import Ranking, set_names
 from saeval_reward.rows import Rows
 from saeval_reward.totals import Attributions, in_fold_b
+from saeval_reward.units import in_unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,6 +140,7 @@ class RewardAttribution(Metric):
         feature_ranking: Ranking,
         margin_rows: Rows,
         W_dec: Float[Tensor, "d_sae d"],
+        reward_unit: str,
     ) -> dict[str, Value]:
         found = Explained(
             attribution_totals, feature_ranking, margin_rows,
@@ -150,7 +153,8 @@ class RewardAttribution(Metric):
         values |= found.curves(max(self.groups), self.groups, self.random)
         values |= found.features(self.top, W_dec.double().cpu().numpy())
         values["contexts"] = total["contexts"].table(feature_ranking.order[: self.top].tolist())
-        return values
+        values["warnings"] = Notes(warnings(margin_rows, reward_unit))
+        return in_unit(values, reward_unit)
 
 
 def effects(

@@ -19,6 +19,7 @@ from saeval_reward.margins import margin, warnings
 from saeval_reward.ranking import Ranking
 from saeval_reward.rows import Rows, Top
 from saeval_reward.totals import Attributions
+from saeval_reward.units import in_unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,8 +91,9 @@ class CounterfactualAudit(Metric):
         }
 
     def conclude(
-        self, total: dict[str, Any], attribution_totals: Attributions, feature_ranking: Ranking, margin_rows: Rows
-    ) -> dict[str, Value]:
+        self, total: dict[str, Any], attribution_totals: Attributions, feature_ranking: Ranking, margin_rows: Rows,
+        reward_unit: str,
+    ) -> dict[str, Value]:  # fmt: skip
         features = feature_ranking.order[: self.top]
         sign = -1.0 if self.original == "chosen" else 1.0  # attributions are of chosen − rejected
         lines = []
@@ -104,7 +106,7 @@ class CounterfactualAudit(Metric):
         examples = total["examples"]
         shown = zip(examples.ids.tolist(), examples.text.tolist(), strict=True)
         change = {int(i): sign * float(m) for i, m in zip(margin_rows.ids, margin(margin_rows), strict=True)}
-        return {
+        found: dict[str, Value] = {
             "reward_change": Scalar(total["change"].value, unit="reward"),
             "removed_a_pair": Scalar(_summed(total["removed"]), unit="features"),
             "added_a_pair": Scalar(_summed(total["added"]), unit="features"),
@@ -113,8 +115,9 @@ class CounterfactualAudit(Metric):
                 ["pair", "reward_change", "removed", "added"], [[i, change[i], *text.split("|")] for i, text in shown]
             ),
             "contexts": total["contexts"].table(features.tolist()),
-            "warnings": Notes(warnings(margin_rows)),
+            "warnings": Notes(warnings(margin_rows, reward_unit)),
         }
+        return in_unit(found, reward_unit)
 
 
 def _summed(shares: Mean) -> Any:

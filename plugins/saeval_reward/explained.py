@@ -11,13 +11,14 @@ from saeval.errors import Undefined
 from saeval.estimate import Estimate
 from saeval.evidence import Mean
 from saeval.formatting import number
-from saeval.values import Array, Curve, Notes, Scalar, Table, Value
-from saeval_reward.margins import margin, share, warnings
+from saeval.values import Array, Curve, Scalar, Table, Value
+from saeval_reward.margins import margin, share
 from saeval_reward.ranking import Ranking, duplicate_of
 from saeval_reward.rows import Rows
 from saeval_reward.totals import Attributions, in_fold_b
+from saeval_reward.units import REWARD
 
-REWARD, SHARE = "reward", "share of margin"
+SHARE = "share of margin"
 NOISE = 1e-6
 """Effects below this share of the rewards' root mean square are numeric noise."""
 ROWS = {name: name for name in ("features", "error", "bias", "baseline")} | {
@@ -177,5 +178,4 @@ class Explained:
             "attribution": Array(self.totals.mean, REWARD),
             "density": Array(self.totals.density, "share of tokens"),
             "directions": Array(rows[first]),
-            "warnings": Notes(warnings(self.pairs)),
         }

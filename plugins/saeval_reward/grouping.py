@@ -148,6 +148,7 @@ class RewardGroups(Metric):
         feature_groups: Groups,
         margin_rows: Rows,
         W_dec: Float[Tensor, "d_sae d"],
+        reward_unit: str,
     ) -> dict[str, Value]:
         rows, alive = W_dec.double().cpu().numpy(), np.flatnonzero(attribution_totals.fires > 0)
         groups = feature_groups.features
@@ -170,7 +171,7 @@ class RewardGroups(Metric):
             "n_groups": Scalar(float(len(groups)), unit="groups", n=feature_groups.clustered),
             "grouped": Scalar(float(sum(map(len, groups))), unit="features", n=feature_groups.clustered),
             "groups": Table(columns, lines),
-            "warnings": Notes(warnings(margin_rows)),
+            "warnings": Notes(warnings(margin_rows, reward_unit)),
         }
         first = total[0].value
         whole = margin_rows.mean(margin(margin_rows), in_fold_b(margin_rows.ids))
