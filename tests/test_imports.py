@@ -12,7 +12,10 @@ import pytest
 from claims import some
 from saeval.cli import KINDS, main
 
-SLOW = ("torch", "transformers", "transformer_lens", "datasets", "numba", "pandas", "scipy.stats", "scipy.cluster")
+SLOW = (
+    "torch", "transformers", "transformer_lens", "tokenizers", "huggingface_hub", "datasets", "pandas", "pyarrow", "numba",
+    "matplotlib", "scipy.stats", "scipy.cluster",
+)  # fmt: skip
 SUITE = """
 suite: small
 model: {use: testbed}
