@@ -77,7 +77,8 @@ class SuiteModel(BaseModel):
     @classmethod
     def _number_or_auto(cls, size: Any) -> Any:
         if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MOST_ROWS):
-            raise ValueError(f"a number of sequences up to {MOST_ROWS}, or auto")
+            most = f" up to {MOST_ROWS}" if isinstance(size, int) and size > MOST_ROWS else ""
+            raise ValueError(f"a number of sequences{most}, or auto")
         return size
 
     @field_validator("saes", "metrics")
