@@ -121,6 +121,13 @@ class Header:
         For the sentences: `layout` is how the format stores them, `kind` what says which tensors there should be,
         `sizes` what says how large they should be.
         """
+        first = next(iter(expected), "")
+        prefixes = [name.removesuffix(first) for name in self.shapes if name.endswith(f".{first}")]
+        if prefix := next((p for p in prefixes if all(f"{p}{name}" in self.shapes for name in expected)), None):
+            raise SaevalError(
+                f"{self.path}: every tensor's name begins with '{prefix}', after a module that held the SAE; save the "
+                "state_dict() of the SAE itself"
+            )
         for name in expected:
             if name not in self.shapes:
                 raise SaevalError(

@@ -11,7 +11,7 @@ from saeval.model import Model, ModelAdapter, ModelSpec
 from saeval_models.checkpoint import Reference, longest_context, parsed
 from saeval_models.faults import blaming
 from saeval_models.huggingface import PretrainedSpec
-from saeval_models.layouts import BOUNDARIES, SUFFIXES, Layout
+from saeval_models.layouts import BOUNDARIES, FINAL_NORMALIZED, SUFFIXES, Layout
 from saeval_models.live import LiveSpec, inherits
 
 
@@ -36,7 +36,8 @@ class BridgeSpec(PretrainedSpec):
         if architecture not in SUPPORTED_ARCHITECTURES:
             raise SaevalError(f"transformer_lens cannot wrap '{self.name}', a {architecture}; use 'huggingface'")
         # From the model without a bridge: a bridge splits fused weights, which have no values on the meta device.
-        return {name: width for name, width in super()._hooks().items() if name.startswith(("blocks.", "ln_final."))}
+        after = FINAL_NORMALIZED, self.canonical("ln_final.hook_out")
+        return {name: width for name, width in super()._hooks().items() if name.startswith("blocks.") or name in after}
 
     def load(self, device: str) -> Model:
         from transformer_lens.model_bridge.sources import build_bridge_from_module  # late: slow to import
