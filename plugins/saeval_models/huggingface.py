@@ -101,7 +101,14 @@ class PretrainedSpec(ModelSpec):
         check_checksums(files)
         if not self.code:  # nothing tells whether the adapter is the one of another time
             return self._outlined()
-        words = [self.adapter, self.code, self.kind, self.checkpoint.config, sorted(shapes(files).items()), libraries()]
+        words = [
+            self.adapter,
+            self.code,
+            self.kind,
+            self.checkpoint.config,
+            sorted(self.checkpoint.tensor_shapes.items()),
+            libraries(),
+        ]
         return remembered("models", digest_of(words), self._outlined)
 
     def _outlined(self) -> dict[str, Any]:
