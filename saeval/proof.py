@@ -137,8 +137,11 @@ def prove_causal(model: Model, batch: Batch, clean_final: Tensor) -> Causality:
     final = model.capture(replace(shown, tokens=tokens), [], True).final
     assert final is not None
     first, second = final[::2], final[1::2]
-    changes = _distances(second, first, earlier, torch.ones_like(rows[::2], dtype=torch.bool))
-    sizes = _distances(first, torch.zeros_like(first), earlier, torch.ones_like(rows[::2], dtype=torch.bool))
+    sound = first.isfinite()  # where a model gives no number without any change, that is told of by itself
+    every = sound if rewards else torch.ones_like(rows[::2], dtype=torch.bool)
+    places = earlier if rewards else earlier & sound.all(-1)
+    changes = _distances(second, first, places, every)
+    sizes = _distances(first, torch.zeros_like(first), places, every)
     scale = max(_root_mean_square(sizes), 1e-30)
     typical = _typical(changes, scale, clean_final.dtype)
     return Causality(model.kind, _largest(changes) / scale, typical, len(changes), *_tolerance(clean_final.dtype))

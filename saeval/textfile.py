@@ -32,7 +32,7 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
     """
     size = check_regular(path)
     if size > most:
-        raise SaevalError(f"{path}: {size / 2**20:.0f} MiB, where at most {most / 2**20:.0f} are read; check the path")
+        raise SaevalError(f"{path}: {size:,} bytes, where at most {most:,} are read; check the path")
     with path.open("rb") as file:
         check_encoding(path, file.read(4))
         file.seek(0)

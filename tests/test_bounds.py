@@ -44,22 +44,23 @@ def data(**changed):
     return "{" + ", ".join(f"{key}: {value}" for key, value in entries.items()) + "}"
 
 
+LARGE = "is a number of more than 64 bits, more than anything here takes"
 MISTAKES = {
     "context": ({"data": data(context=2**31 - 1)}, "'context' of data: input should be less than or equal to 1048576"),
     "context of the model": ({"data": data(context=2**20)}, "context 1048576 is longer than the 256 positions of 'testbed'"),
-    "digits": ({"data": data(context=HUGE)}, "got a value of type int too large to be shown"),
-    "seed": ({"data": data(seed=HUGE)}, "'seed' of data: input should be less than"),
+    "digits": ({"data": data(context=HUGE)}, LARGE),
+    "seed": ({"data": data(seed=HUGE)}, LARGE),
     "sequences": ({"data": data(sequences=10**15)}, "'sequences' of data: input should be less than or equal to"),
     "fit_sequences": ({"data": data(fit_sequences=10**15)}, "'fit_sequences' of data: a number of sequences up to"),
     "bos_id": ({"data": data(bos_id=2**31)}, "'bos_id' of data: input should be less than 2147483648"),
     "seeds": ({"controls": "[{use: random, seeds: 100000000}]"}, "'seeds' of control 'random': input should be less than"),
-    "a control's seed": ({"controls": f"[{{use: random, seed: {HUGE}}}]"}, "'seed' of control 'random': an integer of at"),
+    "a control's seed": ({"controls": f"[{{use: random, seed: {HUGE}}}]"}, LARGE),
     "draws": ({"metrics": "[{perturbation: {draws: 100000000}}]"}, "'draws' of metric 'perturbation': input should be"),
     "interventions": (
         {"metrics": "[{perturbation: {draws: 10000, positions: 10000}}]"}, "draws times positions is 100000000, at most 10000",
     ),
     "batch": ({"batch": 10**12}, "'batch': a number of sequences up to 1000000000, or auto, got 1000000000000"),
-    "batch of many digits": ({"batch": HUGE}, "'batch': a number of sequences up to"),
+    "batch of many digits": ({"batch": HUGE}, LARGE),
 }  # fmt: skip
 
 
@@ -168,15 +169,15 @@ def test_a_config_of_a_gigabyte_is_not_read(tmp_path, capsys):
     sparse(tmp_path / "model" / "config.json")
     code, said = check(tmp_path, capsys, model=f"{{use: huggingface, path: '{tmp_path}/model'}}")
     assert code == 2
-    assert "config.json: 1024 MiB, where at most 64 are read; check the path" in said
+    assert "bytes, where at most 67,108,864 are read; check the path" in said
     folder = tmp_path / "sae"
     folder.mkdir()
     sparse(folder / "cfg.json")
     code, said = check(tmp_path, capsys, saes=f"[{{use: saelens, path: '{folder}'}}]")
     assert code == 2
-    assert "cfg.json: 1024 MiB, where at most 64 are read" in said
+    assert "bytes, where at most 67,108,864 are read" in said
     assert cli.main(["check", str(sparse(tmp_path / "big.yaml"))]) == 2
-    assert "big.yaml: 1024 MiB" in capsys.readouterr().err
+    assert "big.yaml: 1,073,741,824 bytes" in capsys.readouterr().err
 
 
 def test_a_line_of_json_without_an_end(tmp_path, monkeypatch):
