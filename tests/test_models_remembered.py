@@ -49,6 +49,8 @@ def test_a_model_is_built_without_values_once_and_again_where_its_entry_or_its_c
         before = len(built)
         assert checked() == (before + 1, first[1])
     config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
-    (folder / "model" / "config.json").write_text(json.dumps({**config, "n_head": config["n_head"] // 2}), encoding="utf-8")
+    (folder / "model" / "config.json").write_text(
+        json.dumps({**config, "n_head": config["n_head"] // 2}), encoding="utf-8"
+    )
     before = len(built)
     assert checked()[0] == before + 1
