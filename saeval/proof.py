@@ -99,15 +99,14 @@ class Causality:
         """What is wrong; None where nothing is."""
         if self.typical <= self.tolerance:
             return None
-        size = f"by {self.typical:.2g} of its size" if math.isfinite(self.typical) else "to NaN or infinity"
+        size = f"by {self.typical:.2g} of its size"
         if self.kind == "reward":
             return f"is not causal: other padding after a text changes its reward {size}"
         return f"is not causal: other later tokens change a token's final state {size}, so its scores see their targets"
 
     def record(self) -> dict[str, Any]:
-        """For the provenance; None for what is not finite."""
-        change = self.change if math.isfinite(self.change) else None
-        return {"max_relative_change": change, "compared": self.compared, "dtype": self.dtype}
+        """For the provenance."""
+        return {"max_relative_change": self.change, "compared": self.compared, "dtype": self.dtype}
 
 
 def prove_causal(model: Model, batch: Batch, clean_final: Tensor) -> Causality:
@@ -137,6 +136,8 @@ def prove_causal(model: Model, batch: Batch, clean_final: Tensor) -> Causality:
     first, second = final[::2], final[1::2]
     changes = _distances(second, first, earlier, torch.ones_like(rows[::2], dtype=torch.bool))
     sizes = _distances(first, torch.zeros_like(first), earlier, torch.ones_like(rows[::2], dtype=torch.bool))
+    # What is no number is said elsewhere, and shows nothing of what it depends on.
+    changes, sizes = changes[changes.isfinite()], sizes[sizes.isfinite()]
     scale = max(_root_mean_square(sizes), 1e-30)
     typical = _typical(changes, scale, clean_final.dtype)
     return Causality(model.kind, _largest(changes) / scale, typical, len(changes), *_tolerance(clean_final.dtype))

@@ -356,7 +356,11 @@ def test_interventions_on_pairs_and_quantities_that_see_both_sides():
     assert values["kept"] == pytest.approx(values["clean"], rel=1e-5)
     assert values["gap"] == pytest.approx(values["clean"], rel=1e-12)
     assert values["gone"] != pytest.approx(values["clean"], rel=1e-2)
-    assert model.passes == {"clean": 4 + 1, "cut": 0, "resumed": 4 * 2 + 1}  # two batches of two sides, whatever the SAEs
+    assert model.passes == {
+        "clean": 4 + 1,
+        "cut": 0,
+        "resumed": 4 * 2 + 1,
+    }  # two batches of two sides, whatever the SAEs
 
 
 def test_a_fold_may_see_both_sides():

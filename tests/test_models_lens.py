@@ -146,7 +146,9 @@ def test_a_live_bridge_with_folded_weights_resumes_exactly():
     torch.testing.assert_close(model.logits(batch).log_softmax(-1), before, rtol=1e-4, atol=1e-4)
     _, cache = live.run_with_cache(batch.tokens)
     for name in some(names):
-        own = name.replace("transformer.ln_f", "ln_final.hook_out").replace("hook_mlp_in", "ln2.hook_in")  # the bridge's hook_mlp_in fires only where it is asked to
+        own = name.replace("transformer.ln_f", "ln_final.hook_out").replace(
+            "hook_mlp_in", "ln2.hook_in"
+        )  # the bridge's hook_mlp_in fires only where it is asked to
         torch.testing.assert_close(captured.activations[name], cache[own].flatten(2), **CLOSE)
         again = model.resume(batch, captured, name, captured.activations[name])
         torch.testing.assert_close(again, captured.final, rtol=1e-4, atol=1e-4)

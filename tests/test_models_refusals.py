@@ -149,7 +149,9 @@ def test_a_pickle_is_read_as_tensors_and_not_run(tmp_path):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"transformer.wte.weight": Evil()}, file)
-    said = "pytorch_model.bin: damaged, or a pickle of more than tensors, which is not run; save the model as safetensors"
+    said = (
+        "pytorch_model.bin: damaged, or a pickle of more than tensors, which is not run; save the model as safetensors"
+    )
     assert said in refusal(tmp_path)
     assert not (tmp_path / "ran").exists()
     file.write_bytes(b"no pickle")
