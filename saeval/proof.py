@@ -101,15 +101,14 @@ class Causality:
         """What is wrong; None where nothing is."""
         if self.typical <= self.tolerance:
             return None
-        size = f"by {self.typical:.2g} of its size" if math.isfinite(self.typical) else "to NaN or infinity"
+        size = f"by {self.typical:.2g} of its size"
         if self.kind == "reward":
             return f"is not causal: other padding after a text changes its reward {size}"
         return f"is not causal: other later tokens change a token's final state {size}, so its scores see their targets"
 
     def record(self) -> dict[str, Any]:
-        """For the provenance; None for what is not finite."""
-        change = self.change if math.isfinite(self.change) else None
-        return {"max_relative_change": change, "compared": self.compared, "dtype": self.dtype}
+        """For the provenance."""
+        return {"max_relative_change": self.change, "compared": self.compared, "dtype": self.dtype}
 
 
 def prove_causal(model: Model, batch: Batch, clean_final: Tensor) -> Causality:
