@@ -59,6 +59,8 @@ def write(path: Path, content: bytes | Callable[[IO[bytes]], object], remedy: st
             with suppress(OSError):
                 os.unlink(temporary)
             raise
+    except IsADirectoryError:
+        raise Unwritable(path, "a folder has this name", "move it away") from None
     except OSError as error:
         raise Unwritable(path, error.strerror or str(error), remedy) from None
 
