@@ -96,6 +96,8 @@ class Board:
     limited: bool = False
     warnings: list[str] = field(default_factory=list)
     """What the layout asked for and the results do not have."""
+    left_out: list[str] = field(default_factory=list)
+    """Of `warnings`, those on results that are not there; of a table without notes they are said on standard error."""
     sample: Mapping[str, Any] | None = None
     """Where the suite's `precision:` stopped, as in `Result.sample`; None where all rows were taken."""
 

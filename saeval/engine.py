@@ -249,7 +249,7 @@ class Engine:
             "plugins": {str(o): o.version for o in plugins.origins.values()},
             "device": self.plan.options.device,
             "sae_device": self.plan.options.sae_device or self.plan.options.device,
-            "limit": self.plan.options.limit,
+            "limit": self.plan.streams.cut,
             **({"plugin_facts": extra} if extra else {}),
         }
 
@@ -274,7 +274,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
         "suite": plan.name,
         "source": plan.suite.marks.source,
         "file": str(plan.suite.file) if plan.suite.file else None,
-        "limit": plan.options.limit,
+        "limit": plan.streams.cut,
         "leaderboard": plan.suite.body.leaderboard.model_dump(),
         "cells": [{"key": c.key, "cell": dict(c.record)} for c in plan.cells],
     }

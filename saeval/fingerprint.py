@@ -25,10 +25,10 @@ class _Remembered(BaseModel):
 
 
 def sha256_file(path: Path | str) -> str:
-    """Hex digest of a file's content; read again only when its size or time changed. `OSError` where it cannot be."""
+    """Hex digest of a file's content; read again only when the file looks changed. `OSError` where it cannot be."""
     path = Path(path).resolve()
     found = path.stat()
-    state = [str(path), found.st_size, found.st_mtime_ns]
+    state = [str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
     name = hashlib.sha256(str(path).encode()).hexdigest()
     remembered = cache.recall(_KIND, name, _Remembered)
     if remembered is not None and remembered["state"] == state:

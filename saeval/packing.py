@@ -240,8 +240,10 @@ class Packer:
         index, last, ended = 0, None, False
         for number, added in tokenised:
             if last not in (None, number):
-                if ended:
+                begins = bool(added[0] == separator)
+                if ended or begins:
                     self._not_doubled["separator"] += 1
+                    added = added[1:] if ended and begins and len(added) > 1 else added
                 else:
                     tokens, documents = np.append(tokens, separator), np.append(documents, np.int32(last))
             tokens = np.concatenate([tokens, added])

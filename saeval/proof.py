@@ -90,7 +90,8 @@ class Causality:
     change: float
     """Largest change of a state before the first changed token, by the states' own size; of a reward, by padding."""
     typical: float
-    """The change that decides: the largest, in half precision that of the most faithful 90% of tokens."""
+    """The change that decides: the largest, in half precision that of the most faithful 90% of all states, or of the
+    two before each place if that is larger."""
     compared: int
     """How many states or rewards were compared."""
     tolerance: float
@@ -112,25 +113,26 @@ class Causality:
 
 
 def prove_causal(model: Model, batch: Batch, clean_final: Tensor) -> Causality:
-    """Run half of the rows once more, each beside itself with other tokens from some position on.
+    """Run half of the rows, and two at least, once more, each beside itself with other tokens from some position on.
 
     The first pair of rows differs from its second token on, the last in its last token alone: a prefix that is read
     both ways shows itself where the rows differ inside it. Of a language model the final states before that place are
     compared. The rows of a reward model end there, so that the rewards differ by padding alone. `clean_final` is
     `[batch, seq, d_model]` or `[batch]`. Both rows of a pair are in one pass: quantised activations share a scale.
     """
-    rewards, pairs = clean_final.ndim == 1, max(1, len(batch.real) // 2)
-    rows = torch.arange(2 * pairs, device=batch.real.device) // 2
+    rewards, pairs = clean_final.ndim == 1, max(2, len(batch.real) // 2)
+    pair = torch.arange(2 * pairs, device=batch.real.device) // 2
+    rows = pair % len(batch.real)
     shown = batch.part(rows.tolist())
     counted = shown.real.cumsum(1)
-    share = rows[:, None] / max(1, pairs - 1)
+    share = pair[:, None] / (pairs - 1)
     kept = 1 + ((counted[:, -1:] - 2).clamp_min(0) * share).round().long()
     later = counted > kept
     earlier = (shown.real & ~later)[::2]
     if rewards:
         shown = replace(shown, real=shown.real & ~later)
     known, place = batch.tokens.unique(return_inverse=True)
-    successor = known.roll(-1) if len(known) > 1 else (known + 1).clamp(max=1)
+    successor = known.roll(-1) if len(known) > 1 else (known == 0).long()
     later[::2] = False
     tokens = torch.where(later, successor[place][rows], shown.tokens)
     final = model.capture(replace(shown, tokens=tokens), [], True).final
@@ -143,6 +145,9 @@ def prove_causal(model: Model, batch: Batch, clean_final: Tensor) -> Causality:
     sizes = _distances(first, torch.zeros_like(first), places, every)
     scale = max(_root_mean_square(sizes), 1e-30)
     typical = _typical(changes, scale, clean_final.dtype)
+    if not rewards:  # a look at the next token or two moves few of all states, and most of those just before
+        near = _distances(second, first, places & (counted > kept - 2)[::2], every)
+        typical = max(typical, _typical(near, scale, clean_final.dtype))
     return Causality(model.kind, _largest(changes) / scale, typical, len(changes), *_tolerance(clean_final.dtype))
 
 

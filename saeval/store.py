@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import math
 import time
@@ -19,7 +18,7 @@ from saeval.errors import SaevalError, expanded, looked_up, said
 from saeval.evidence import Evidence
 from saeval.records import ManifestRecord, ResultRecord
 from saeval.result import FORM, Result
-from saeval.sealed import DamagedError, EarlierError, parsed, sealed, unsealed, validated
+from saeval.sealed import DamagedError, EarlierError, sealed, unsealed, validated
 from saeval.totals import EvidenceTree
 from saeval.wholefile import ROOM, tidy, write
 
@@ -54,9 +53,9 @@ class Store:
         if reasons:
             more = f" and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
             named = ", ".join(str(reason) for reason in reasons[:_SHOWN])
-            log.warning("%s: damaged results are computed again: %s%s", self.folder, named, more)
+            log.warning("%s: damaged results, which a run computes again: %s%s", self.folder, named, more)
         if earlier:
-            log.warning("%s: %d results of another version of saeval are computed again", self.folder, earlier)
+            log.warning("%s: %d results of another version of saeval, which a run computes again", self.folder, earlier)
         return {key for key, result in read.items() if _finished(result)}
 
     def read(self, key: str, arrays: bool = False) -> Result | None:
@@ -120,7 +119,7 @@ class Store:
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """A limited run keeps its own, so that trying a suite leaves the whole run's leaderboard as it was."""
         name = MANIFEST if manifest["limit"] is None else LIMITED
-        _write(self.folder / name, (json.dumps(finite(manifest), indent=1, allow_nan=False) + "\n").encode())
+        _write(self.folder / name, sealed(finite(manifest), indent=1))
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of the last whole run, else of the last limited one; `SaevalError` where there is neither."""
@@ -145,7 +144,7 @@ class Store:
             raise SaevalError(f"{path}: not readable ({error}); run the suite again") from None
 
     def _manifest(self, path: Path) -> dict[str, Any]:
-        manifest = parsed(path.read_bytes())
+        manifest = unsealed(path.read_bytes())
         if manifest.get("schema") != MANIFEST_FORM:
             raise DamagedError(f"its schema is {manifest.get('schema')!r:.40}, this saeval's is {MANIFEST_FORM}")
         validated(ManifestRecord, manifest)
@@ -157,7 +156,7 @@ class Store:
         for name in (MANIFEST, LIMITED):
             try:
                 found.append(self._manifest(self.folder / name))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue
             except (OSError, DamagedError) as error:
                 log.warning("%s: not readable (%s)", self.folder / name, error)

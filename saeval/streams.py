@@ -58,9 +58,14 @@ class Streams:
         with self.answered_for():
             rows = self._rows("evaluation") if options is None else self._tokens("evaluation", options.sequences)
             self._warn(rows.describe())
-            rows = rows if self.limit is None else First(rows, self.limit)
+            rows = First(rows, self.limit) if self.limit is not None and self.limit < len(rows) else rows
             self._check_ids(rows, "evaluation")
             return rows
+
+    @property
+    def cut(self) -> int | None:
+        """The limit, where there are more rows: one that cuts nothing makes no limited run."""
+        return self.limit if isinstance(self.evaluation, First) else None
 
     @cached_property
     def fit(self) -> Dataset:
@@ -120,7 +125,7 @@ class Streams:
         with self.answered_for():
             own = {"use": self.source.name, "fingerprint": self.evaluation.fingerprint}
             common = self.options.model_dump() if self.options else {}
-            limit = {"limit": self.limit} if self.limit is not None else {}
+            limit = {"limit": self.cut} if self.cut is not None else {}
             # Of a name that both use, such as `documents`, what the rows are counts, and not what the source has.
             return {**own, **common, **limit, **dict(self.source.facts()), **dict(self.evaluation.describe())}
 

@@ -346,7 +346,8 @@ def _chosen(saes: list[Subject], of: Any, control: str) -> list[Subject]:
     names = set(meant(map(str, patterns), [s.name for s in saes]))
     chosen = [s for s in saes if s.name in names]
     if not chosen:
-        raise SaevalError(f"control '{control}': no SAE of this suite matches {patterns}")
+        known = ", ".join(s.name for s in saes[:5]) + (", ..." if len(saes) > 5 else "")
+        raise SaevalError(f"control '{control}': no SAE of this suite matches {patterns}; known: {known}")
     return chosen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ MAX_BITS = 64
 _IS_NO = {"bool": "neither true nor false", "int": "no whole number", "float": "no number", "timestamp": "no date"}
 _SHOWN = 60
 """Letters of a wrong value that a message shows."""
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 @dataclass
@@ -176,6 +178,8 @@ class _Builder:
             raise SaevalError(f"'{written}' is a number of more than {MAX_BITS} bits, more than anything here takes")
         if isinstance(value, bytes):
             raise SaevalError("binary data; a value is text, a number, true, false or null")
+        if isinstance(value, str):  # JSON writes one character beyond the first 65,536 as two escapes
+            value = _PAIR.sub(lambda pair: pair[0].encode("utf-16-le", "surrogatepass").decode("utf-16-le"), value)
         if isinstance(value, str) and (half := lone_surrogate(value)):
             what = "is half of a surrogate pair, so this is no text; write the whole character"
             raise SaevalError(f"'{half}' {what}")

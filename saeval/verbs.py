@@ -6,10 +6,12 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from saeval import comparison, listing
 from saeval.api import execute, prepare
+from saeval.board import Board
 from saeval.doctor import Doctor
 from saeval.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
 from saeval.escapes import line
@@ -54,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     refuse_namesakes(plans, arguments.out)
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
-    code, made_boards = OK, []
+    code, made_boards, folders, limited = OK, [], [], False
     told = len(registry.plugins.failures)
     try:
         for made in plans:
@@ -63,6 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
                 print(*map(line, disagreements), sep="\n", file=sys.stderr)
             results = execute(made, arguments.out, progress())
             made_boards += results.boards()
+            folders.append(results.folder)
+            limited |= made.streams.cut is not None
             done = f"{len(results)} cells, {results.forward_passes} forward passes; results in {results.folder}"
             print(done, file=sys.stderr)
             if results.failed:
@@ -72,7 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             print(write(made_boards), flush=True)
         except SaevalError as error:  # the results are kept, and another format may show them
-            print(f"{error}; the results are kept: saeval leaderboard OUT/SUITE shows them", file=sys.stderr)
+            again = ["leaderboard", *(str(folder) for folder in folders), *["--include-limited"] * limited]
+            print(f"{error}; the results are kept: saeval {shlex.join(again)} shows them", file=sys.stderr)
             code = SOME_FAILED
         for failure in registry.plugins.failures[told:]:
             print(f"plugin {failure}", file=sys.stderr)
@@ -137,13 +142,23 @@ def show(arguments: argparse.Namespace) -> int:
 
 def leaderboard(arguments: argparse.Namespace) -> int:
     write = writer(_registry(arguments).reports, arguments.format, "write")
-    print(write(boards(arguments.folders, include_limited=arguments.include_limited)))
+    found = boards(arguments.folders, include_limited=arguments.include_limited)
+    _say_left_out(found, arguments.format)
+    print(write(found))
     return OK
+
+
+def _say_left_out(found: Sequence[Board], form: str) -> None:
+    """What is missing or damaged, where the format has no place for notes."""
+    if form != "md":
+        for sentence in dict.fromkeys(sentence for board in found for sentence in board.left_out):
+            print(line(sentence), file=sys.stderr)
 
 
 def compare(arguments: argparse.Namespace) -> int:
     write = writer(_registry(arguments).reports, arguments.format, "compare")
     found = boards(arguments.folders, include_limited=arguments.include_limited, every_column=True)
+    _say_left_out(found, arguments.format)
     print(write(comparison.compare(found, arguments.a, arguments.b, arguments.metric)))
     return OK
 

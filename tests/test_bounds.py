@@ -158,6 +158,14 @@ def test_what_is_no_file_is_not_read(tmp_path, capsys, kind):
         assert name in str(raised.value)
 
 
+def test_a_pipe_that_a_glob_matches_is_not_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "tokens": [1, 2], "chosen": "a", "rejected": "b"}\n')
+    os.mkfifo(tmp_path / "b.jsonl")
+    for source in (Text, Tokens, Preferences):
+        with pytest.raises(SaevalError, match=r"b\.jsonl: expected a file, found a pipe"):
+            read(source, str(tmp_path / "*.jsonl"))
+
+
 def sparse(path, size=2**30):
     with path.open("wb") as file:
         file.truncate(size)

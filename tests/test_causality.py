@@ -136,3 +136,47 @@ def test_a_folder_whose_config_is_not_causal_is_refused(tmp_path, capsys, saelen
     said = capsys.readouterr().err
     assert "does not read from left to right" in said or "is not causal" in said
     assert "Traceback" not in said
+
+
+def off_by_one(kind, monkeypatch):
+    """A model in which every token attends to the next one too."""
+    import transformers.models.gpt2.modeling_gpt2 as gpt2
+    import transformers.models.llama.modeling_llama as llama
+
+    def mask(*args, **named):
+        x = named.get("inputs_embeds", named.get("input_embeds"))
+        n = x.shape[1]
+        wrong = torch.zeros(n, n, dtype=x.dtype).masked_fill(~torch.ones(n, n).tril(1).bool(), torch.finfo(x.dtype).min)
+        return wrong.expand(x.shape[0], 1, n, n)
+
+    for module in (gpt2, llama):
+        monkeypatch.setattr(module, "create_causal_mask", mask)
+    return tiny_model(kind)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_mask_that_is_off_by_one_is_found_in_every_precision(kind, dtype, monkeypatch):
+    model = off_by_one(kind, monkeypatch).to(dtype)
+    with pytest.raises(SaevalError, match=r"does not read from left to right|is not causal"):
+        evaluate_tiny(["l0"], model=model, saes=[TinySAE(d_in=32)], rows=tiny_tokens(vocab=VOCABULARY))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 24])
+def test_a_look_at_the_next_token_is_found_in_half_precision_whatever_the_batch(size):
+    class FarAhead(TinyModel):
+        """Every token sees as much of the next one as of itself."""
+
+        def _block(self, index, x, real=None):
+            return super()._block(index, x + x.roll(-1, 1), real)
+
+    model = FarAhead().converted(torch.bfloat16)
+    with pytest.raises(SuiteError, match="is not causal"):
+        evaluate_tiny(["ce"], model=model, batch_size=size, rows=tiny_tokens(rows=40))
+
+
+def test_rows_of_one_token_alone_prove_causality_too():
+    rows = tiny_tokens(rows=40)
+    rows.tokens[:] = 1
+    with pytest.raises(SuiteError, match="is not causal"):
+        evaluate_tiny(["ce"], model=Ahead(), rows=rows)

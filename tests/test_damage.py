@@ -134,7 +134,7 @@ def test_damaged_cells_are_computed_again_with_one_line(folder, damaged, finishe
     again = run(folder.parent)
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert "\n" not in warning
-    assert "damaged results are computed again" in warning
+    assert "damaged results, which a run computes again" in warning
     assert "and 8 more" in warning
     assert damaged["npz lost"].key in warning
     assert [r.values for r in again] == [r.values for r in finished[1]]
@@ -213,7 +213,7 @@ def test_results_of_an_earlier_version_are_computed_again_and_said_to_be(folder,
     assert "not computed: " + file.name in capsys.readouterr().out
     again = run(folder.parent)
     assert [r.getMessage() for r in caplog.records] == [
-        f"{folder}: 1 results of another version of saeval are computed again"
+        f"{folder}: 1 results of another version of saeval, which a run computes again"
     ]
     assert [r.values for r in again] == [r.values for r in finished[1]]
 
@@ -243,8 +243,9 @@ def test_a_manifest_of_another_shape_is_one_sentence(folder, capsys, shape):
         file.write_text(wrong)
     else:
         manifest = json.loads(file.read_text())
+        del manifest["checksum"]
         wrong(manifest)
-        file.write_text(json.dumps(manifest))
+        file.write_bytes(sealed(manifest))
     for words in (["leaderboard", str(folder)], ["show", str(folder)], ["compare", str(folder), "a", "b"]):
         assert cli.main(words) == 2, words
         captured = capsys.readouterr()
@@ -303,3 +304,40 @@ def test_folds_carry_a_checksum_and_their_name(tmp_path, caplog):
     ]
     assert [r.values for r in first] == [r.values for r in again]
     assert fold.read_bytes() == whole
+
+
+def test_a_table_without_notes_says_on_standard_error_what_is_left_out(tmp_path, capsys):
+    results = evaluate_tiny(["l0"], saes={"a": TinySAE()}, out=tmp_path, key="these", name="s")
+    (cell,) = results
+    file = tmp_path / "s" / f"{cell.key}.json"
+    file.write_text(file.read_text()[:-20])
+    for form in ("csv", "json"):
+        assert cli.main(["leaderboard", str(tmp_path / "s"), "--format", form]) == 0
+        assert "1 of 1 results is damaged and left out" in capsys.readouterr().err
+
+
+def test_a_folder_without_any_value_does_not_say_that_the_ranking_has_no_direction(tmp_path, capsys):
+    suite = tmp_path / "s.yaml"
+    suite.write_text(
+        "suite: s\nmodel: {use: testbed}\ndata: {use: python-stdlib, context: 16, sequences: 4}\n"
+        "saes: [testbed/topk-8]\nmetrics: [reconstruction]\nleaderboard: {rank_by: reconstruction.mse}\n"
+    )
+    assert cli.main(["run", str(suite), "--out", str(tmp_path)]) == 0
+    for file in some(file for file in (tmp_path / "s").glob("*.json") if file.name != "manifest.json"):
+        file.unlink()
+    capsys.readouterr()
+    assert cli.main(["leaderboard", str(tmp_path / "s")]) == 0
+    told = capsys.readouterr().out
+    assert "no better direction" not in told
+    assert "1 of 1 cells of 's' are not computed yet" in told
+
+
+def test_an_edited_manifest_puts_no_number_under_another_name(folder, capsys):
+    file = folder / "manifest.json"
+    own = file.read_text()
+    manifest = json.loads(own)
+    first, second = [listed for listed in manifest["cells"] if listed["cell"]["metric"] == "l0"][:2]
+    first["key"], second["key"] = second["key"], first["key"]
+    file.write_text(json.dumps(manifest))
+    assert cli.main(["leaderboard", str(folder)]) == 2
+    assert "its content does not match its checksum" in capsys.readouterr().err

@@ -113,7 +113,7 @@ def test_weights_that_are_not_whole(tmp_path):
     weights = load_file_of(whole, file)
     weights.pop("transformer.h.1.mlp.c_fc.weight")
     save_file(weights, file, metadata={"format": "pt"})
-    assert "lack transformer.h.1.mlp.c_fc.weight: is 'task: causal' what they are?" in refusal(folder)
+    assert "lack transformer.h.1.mlp.c_fc.weight: they are incomplete, or of another architecture" in refusal(folder)
 
 
 def load_file_of(content, file):
@@ -179,7 +179,7 @@ def test_a_model_of_another_task(tmp_path):
     causal = tiny_folder(tmp_path / "causal", "llama")
     assert "is of a LlamaForCausalLM: leave out 'task: reward'" in refusal(causal, task="reward")
     changed(causal, architectures=None, num_labels=1, id2label={"0": "reward"})
-    assert "lack score.weight: is 'task: reward' what they are?" in refusal(causal, task="reward")
+    assert "lack score.weight: they are incomplete, or of another architecture" in refusal(causal, task="reward")
     assert "reward model, which transformer_lens cannot wrap; use 'huggingface'" in refusal_of_lens(reward)
 
 

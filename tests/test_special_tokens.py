@@ -122,3 +122,15 @@ def test_a_text_of_nothing_but_a_bos_is_empty():
     found = rows(Texts([BOS, words(3, 4, 5), words(6, 7, 8)]))
     assert every(len(row) == 9 for row in found.tokens.tolist())
     assert found.facts["left_out"].get("empty", 0) <= 1
+
+
+def test_a_separator_that_the_next_text_begins_with_is_not_put_before_it():
+    texts = [words(*range(3, 9)), words(*range(20, 31)), words(*range(40, 60)), words(*range(60, 75))]
+    plain = rows(Texts(texts), packing="concat", bos=False)
+    for rendered in (
+        [texts[0], *(BOS + text for text in texts[1:])],
+        [texts[0] + BOS] + [BOS + t + BOS for t in texts[1:]],
+    ):
+        own = rows(Texts(rendered), packing="concat", bos=False)
+        assert own.tokens[:, :-1].tolist() == plain.tokens[:, :-1].tolist()
+        assert own.facts["not_doubled"]["separator"] == 2

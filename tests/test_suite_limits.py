@@ -127,3 +127,8 @@ def test_options_given_from_python(tmp_path):
 )
 def test_paths_that_no_system_has(capsys, verb, said):
     assert said in refused(capsys, verb, "a" * 400)
+
+
+def test_a_character_that_json_writes_as_two_escapes_is_one(tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text(GOOD.replace("sequences: 4", 'sequences: "\\ud83d\\ude42"'))
+    assert "🙂" in refused(capsys, "check", str(tmp_path / "s.yaml"))

@@ -194,3 +194,28 @@ def test_before_padding_is_refused_where_it_says_nothing(tmp_path):
     for word in some(["before", 3]):
         with pytest.raises(SaevalError, match="'reward_at' of the model"):
             HuggingFace().spec({"path": str(folder), "reward_at": word})
+
+
+def test_a_check_with_a_task_lets_none_without_pass(tmp_path, folder):
+    for _ in range(2):
+        assert HuggingFace().spec({"path": str(folder), "task": "causal"}).hooks()
+        with pytest.raises(SaevalError, match="a head of one output"):
+            HuggingFace().spec({"path": str(folder)}).hooks()
+
+
+def test_a_value_head_stays_in_float32_beside_a_model_in_half_precision(folder):
+    model = HuggingFace().spec({"path": str(folder), "task": "reward", "dtype": "bfloat16"}).load("cpu")
+    states = model.module.transformer(tiny_batch().tokens).last_hidden_state[:, -1].detach().float()
+    rewards = model.capture(tiny_batch(), [], True).final
+    assert rewards.dtype == torch.float32
+    torch.testing.assert_close(rewards, (states @ HEAD["v_head.summary.weight"].T + 3.0)[:, 0])
+
+
+def test_a_value_head_is_read_without_an_architecture_and_refused_in_another_shape(tmp_path, folder):
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "architectures": None}))
+    assert HuggingFace().spec({"path": str(folder), "task": "reward"}).kind == "reward"
+    assert HuggingFace().spec({"path": str(folder), "task": "reward"}).hooks()
+    wrong = with_tensors(tiny_folder(tmp_path / "wrong"), {"v_head.summary.weight": torch.ones(32)})
+    with pytest.raises(SaevalError, match=r"v_head.summary.weight is \[32\], expected \[1, 32\]"):
+        HuggingFace().spec({"path": str(wrong), "task": "reward"}).hooks()

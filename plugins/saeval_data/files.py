@@ -37,6 +37,9 @@ def matching(path: str, source: str) -> list[Path]:
     found = [Path(match) for match in glob.glob(pattern, recursive=True) or glob.glob(plain, recursive=True)]
     if not found:
         raise SaevalError(f"data '{source}': nothing matches 'path: {path}'{looked_up(path)}")
+    for file in found:
+        if not file.is_dir():
+            check_regular(file)  # reading a pipe would never end
     return sorted(
         found, key=lambda file: [(not w.isdecimal(), int(w) if w.isdecimal() else 0, w) for w in _words(file)]
     )

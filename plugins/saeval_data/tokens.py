@@ -70,7 +70,7 @@ class Tokens(Source):
             there = [] if path.suffix == ".npy" else columns_of(path)
             found = [f"'{name}'" for name in _UNUSED if name in there and name not in (self.field, self.owners)]
             if found:
-                unused.append(f"{path}: columns {', '.join(found)} are not used; every token counts")
+                unused.append(f"{path}: columns {', '.join(found)} are not used: every token that is no padding counts")
         read = {"read": [path.name for path in self.paths[:20]], "files": len(self.paths)}
         return {**read, "unused": unused[:3]} if unused else read
 

@@ -105,6 +105,7 @@ class PretrainedSpec(ModelSpec):
             self.adapter,
             self.code,
             self.kind,
+            self.reference.task,
             self.checkpoint.config,
             sorted(self.checkpoint.tensor_shapes.items()),
             libraries(),
@@ -234,7 +235,10 @@ class PretrainedSpec(ModelSpec):
     @property
     def _has_value_head(self) -> bool:
         """Whether rewards are read from a value head beside a language model's own."""
-        return self.kind == "reward" and architecture_task(self.checkpoint.architecture) == "causal"
+        task = architecture_task(self.checkpoint.architecture)
+        return self.kind == "reward" and (
+            task == "causal" or (task == "" and VALUE_HEAD in self.checkpoint.tensor_shapes)
+        )
 
     @property
     def padding_token(self) -> int | None:
@@ -313,7 +317,7 @@ class PretrainedSpec(ModelSpec):
             )
         head = nn.Linear(width, 1, bias=f"{stem}bias" in found)
         head.load_state_dict({name.removeprefix(stem): tensor for name, tensor in found.items()})
-        return head.requires_grad_(False).to(module.device, module.dtype)
+        return head.requires_grad_(False).float().to(module.device)  # as trl keeps it, whatever the model's dtype
 
     @property
     def _where(self) -> str:
@@ -372,13 +376,19 @@ class PretrainedSpec(ModelSpec):
             raise SaevalError(f"{where} are not of its config.json: {name} is {list(found)}, not {list(expected)}")
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
-            raise SaevalError(f"{where} lack {missing}: is 'task: {self.kind}' what they are?")
+            raise SaevalError(
+                f"{where} lack {missing}: they are incomplete, or of another architecture; copy the model again, or "
+                f"check 'architectures' in its config and 'task: {self.kind}'"
+            )
         blocks = sum(1 for _ in base_of(module)[1].get_submodule(self._layout.blocks).children())
         numbered = re.compile(rf"(?:^|\.){re.escape(self._layout.blocks)}\.(\d+)\.")
         found = [int(match[1]) for match in map(numbered.search, report["unexpected_keys"]) if match]
         if found and max(found) >= blocks:
             raise SaevalError(f"{where} have {max(found) + 1} blocks, its config.json {blocks}; save the model again")
         head = VALUE_HEAD.removesuffix("weight") if self._has_value_head else None
+        shape, width = self.checkpoint.tensor_shapes.get(VALUE_HEAD), int(module.config.get_text_config().hidden_size)
+        if head and shape not in (None, (1, width)):
+            raise SaevalError(f"{where}: the value head {VALUE_HEAD} is {list(shape or ())}, expected [1, {width}]")
         unused = sorted(name for name in report["unexpected_keys"] if not (head and name.startswith(head)))
         self._refuse_heads(module, unused)
         return unused
