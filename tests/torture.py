@@ -433,9 +433,11 @@ def main() -> int:
     global SCRATCH
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trials", nargs="*", default=[*TRIALS], metavar="TRIAL", help=f"of {', '.join(TRIALS)}")
-    parser.add_argument("--seconds", type=float, default=600, help="no round of a trial starts after this (each)")
+    parser.add_argument(
+        "--seconds", type=float, default=600, help="start no more rounds of a trial after these (default: 600)"
+    )
     parser.add_argument("--rounds", type=int, help="at most so many of each trial")
-    parser.add_argument("--seed", type=int, help="one round, of this seed")
+    parser.add_argument("--seed", type=int, help="one round of each trial, of this seed")
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     torch.set_num_threads(1)
