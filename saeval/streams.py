@@ -85,7 +85,7 @@ class Streams:
         """Say what of the data is not used, and which special tokens are not put in a second time."""
         for sentence in self.source.facts().get("unused", ()):
             log.warning("data '%s': %s", self.source.name, sentence)
-        ends = {"bos": "begin with a BOS", "eos": "end with an EOS", "separator": "end with the separator"}
+        ends = {"bos": "begin with a BOS", "eos": "end with an EOS", "separator": "end or begin with a separator"}
         for word, number in described.get("not_doubled", {}).items():
             what = f"{number} text{'s' * (number > 1)} of data '{self.source.name}'"
             log.warning("%s %s of their own: no second one is put there", what, ends[word])

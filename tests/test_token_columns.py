@@ -10,6 +10,7 @@ import pytest
 
 from saeval import evaluate
 from saeval.errors import SaevalError
+from saeval_data.preferences import Preferences
 from saeval_data.tokens import Tokens
 
 ROWS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17], [18, 19, 20], [21, 22, 23, 24, 25], [26, 27]] * 2
@@ -87,3 +88,12 @@ def test_columns_that_change_the_meaning_elsewhere_are_named(tmp_path, caplog):
         f"data 'tokens': {path}: columns 'labels', 'token_type_ids' are not used: every token that is no padding counts"
     ]
     assert "'labels'" in results[0].cell["data"]["unused"][0]
+
+
+def test_a_prompt_column_that_is_not_used_is_named(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    record = {"prompt": "is it?", "chosen": "yes", "rejected": "no"}
+    path.write_text(json.dumps(record) + "\n")
+    assert "unused" not in Preferences(path=str(path), prompt="prompt").facts()
+    (said,) = Preferences(path=str(path)).facts()["unused"]
+    assert "column 'prompt' is not used; add 'prompt: prompt' if 'chosen' and 'rejected' do not begin with it" in said

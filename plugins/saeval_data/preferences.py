@@ -202,7 +202,14 @@ class Preferences(Pairs):
         where: dict[str, Any] = {"path": ", ".join(map(str, self.paths)), "read": read[:20], "files": len(read)}
         if not self.paths:
             where = {"dataset": self.stored.name, "revision": self.stored.commit}
-        return {**where, "by": self.by, "trained_on": [list(r) for r in self.trained_on], "fit_share": self.fit_share}
+        unused = [
+            f"{path}: column 'prompt' is not used; add 'prompt: prompt' if '{self.texts['chosen']}' and "
+            f"'{self.texts['rejected']}' do not begin with it"
+            for path in ([] if self.texts["prompt"] or self.rewards else self._files)
+            if "prompt" in columns_of(path)
+        ]
+        own = {"by": self.by, "trained_on": [list(r) for r in self.trained_on], "fit_share": self.fit_share}
+        return {**where, **own, **({"unused": unused[:3]} if unused else {})}
 
     def records(self) -> Iterator[Pair]:
         wanted = [c for c in (*(self.rewards or self.texts.values()), *self.by, self.document) if c is not None]
