@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Threads that spin while they wait slow everything beside them.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test fuzz test-tl4 check clean
+.PHONY: setup demo test fuzz torture test-tl4 check clean
 
 setup: .venv/installed
 
@@ -29,6 +29,11 @@ BUDGET ?= 600
 
 fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --seconds $(BUDGET)
+
+# Kills at random moments; mutated suites, results folders and names: BUDGET seconds of each, with fresh seeds.
+torture: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --seconds $(BUDGET)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --seconds $(BUDGET) --only damaged_checkpoint
 
 # sae-lens needs transformer-lens 3, so transformer-lens 4 has an environment of its own, without sae-lens.
 TL4 := .venv-tl4

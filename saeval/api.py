@@ -5,22 +5,23 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
-import torch
-
 from saeval import arguments
 from saeval.engine import Engine
 from saeval.errors import Problem, SaevalError, SuiteError, blamed, looked_up, suggestion
 from saeval.guard import Guarded
 from saeval.hookspecs import hookimpl
-from saeval.live import LiveKeys, LiveSAE
+from saeval.late import torch
+from saeval.live import LiveKeys, LiveSAE, unwrapped, unwrapping
 from saeval.metric import Metric
 from saeval.model import ModelSpec
+from saeval.namesakes import refuse_namesakes
 from saeval.options import OnFinding, Options
 from saeval.plan import Plan, plan
 from saeval.plugins import Origin, Plugins, code_identity
@@ -29,7 +30,7 @@ from saeval.registry import Registry, accepting
 from saeval.results import Results
 from saeval.store import Store
 from saeval.suite import load, validate
-from saeval.suitefile import Marks, override
+from saeval.suitefile import Marks, beyond, override
 
 log = logging.getLogger("saeval")
 
@@ -41,11 +42,12 @@ _OWN = (
 def find_suite(name: str | Path, registry: Registry) -> Path:
     """The file of a suite: a path as it stands, else the registered suite of that name."""
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or os.path.exists(path):
         return path
     if str(name) in registry.suites:
         return registry.suites[str(name)].path
-    beside = [file for file in (path.with_name(f"{path.name}{end}") for end in (".yaml", ".yml")) if file.is_file()]
+    named = [path.with_name(f"{path.name}{end}") for end in (".yaml", ".yml")]
+    beside = [file for file in named if os.path.isfile(file)]
     near = f"; did you mean '{beside[0]}'?" if beside else suggestion(str(name), registry.suites.names())
     raise SuiteError([Problem(f"no such file{looked_up(path)}, and no suite has this name{near}", str(name))])
 
@@ -55,7 +57,10 @@ def prepare(
 ) -> Plan:
     """Parse and plan a suite: a path, a registered name, or the suite itself as a mapping."""
     if isinstance(suite, Mapping):
-        body, marks = copy.deepcopy(dict(suite)), Marks("suite")
+        marks = Marks("suite")
+        if problem := beyond(suite, marks):  # before it is copied
+            raise SuiteError([problem])
+        body = copy.deepcopy(dict(suite))
         for assignment in overrides:
             override(body, marks, assignment)
         return plan(validate(body, marks), registry, options)
@@ -63,7 +68,8 @@ def prepare(
 
 
 def execute(made: Plan, out: str | Path, progress: Progress | None = None) -> Results:
-    """Run a plan into `out/<suite>`."""
+    """Run a plan into `out/<suite>`; `SuiteError` where that folder belongs to another suite."""
+    refuse_namesakes([made], out)
     store = Store(Path(out) / made.name)
     engine = Engine(made, store, progress)
     layout = made.suite.body.leaderboard.model_dump()
@@ -272,6 +278,7 @@ def _split(saes: Sequence[Any] | Mapping[str, Any], registry: Registry) -> tuple
                     f"evaluate: an SAE with its hook is a pair (object, hook_name); got {arguments.shown(sae)}"
                 )
             module, hook_name = sae if isinstance(sae, tuple) else (sae, None)
+            module = unwrapped(module)
             base = name or type(module).__name__.lower()
             label = base if base not in live else f"{base}-{sum(n.startswith(base) for n in live)}"
             if found := accepting(registry.loaders, module, registry.plugins):
@@ -288,6 +295,7 @@ def _wrap(model: Any, tokenizer: Any, registry: Registry, keys: LiveKeys) -> Mod
     if isinstance(model, ModelSpec):
         model.code = code_identity(type(model), Origin("evaluate", "model", keys.of("code", model.name), True))
         return model
+    model = unwrapped(model)
     if found := accepting(registry.adapters, model, registry.plugins):
         adapter, entry = found
         with blamed(f"model adapter '{entry.name}'", entry.origin):
@@ -297,5 +305,5 @@ def _wrap(model: Any, tokenizer: Any, registry: Registry, keys: LiveKeys) -> Mod
         return cast(ModelSpec, Guarded(spec, f"model adapter '{entry.name}'", entry.origin))
     raise SaevalError(
         f"no adapter takes an object of type {type(model).__name__}; pass a transformers model, a TransformerBridge, "
-        f"or what a suite's 'model:' takes"
+        f"or what a suite's 'model:' takes{unwrapping(model)}"
     )

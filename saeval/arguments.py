@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from saeval.errors import SaevalError, suggestion
+from saeval.errors import SaevalError, quoted, suggestion
+from saeval.late import torch
 from saeval.options import Options
 from saeval.parameters import ParameterError, validated
 from saeval.plugins import Plugins
@@ -23,7 +23,7 @@ _MOST = 80
 
 def shown(value: Any) -> str:
     """A wrong value for a message: itself where it is short, else its type."""
-    text = repr(value)
+    text = quoted(value)
     plain = len(text) <= _MOST and "\n" not in text and " at 0x" not in text
     return text if plain else f"an object of type {type(value).__name__}"
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saeval.estimate import Estimate
 from saeval.formatting import number
+
+if TYPE_CHECKING:
+    from saeval.result import Result
 
 SHOWN = 6
 """Places that a note names."""
@@ -93,6 +96,8 @@ class Board:
     limited: bool = False
     warnings: list[str] = field(default_factory=list)
     """What the layout asked for and the results do not have."""
+    left_out: list[str] = field(default_factory=list)
+    """Of `warnings`, those on results that are not there; of a table without notes they are said on standard error."""
     sample: Mapping[str, Any] | None = None
     """Where the suite's `precision:` stopped, as in `Result.sample`; None where all rows were taken."""
 
@@ -133,6 +138,15 @@ def limit_in_words(data: Mapping[str, Any]) -> str:
     if limit is None:
         return ""
     return f"Limited run: only the first {limit} sequences were used. Its numbers are not comparable with others."
+
+
+def damaged_in_words(results: Sequence[Result]) -> str:
+    """What every table and page made without them says of damaged results; empty where there are none."""
+    damaged = sum(result.status == "damaged" for result in results)
+    if not damaged:
+        return ""
+    counted = f"{damaged} of {len(results)} results {'are' if damaged > 1 else 'is'} damaged and left out"
+    return f"{counted}, also of ranks; run the suite again to compute {'them' if damaged > 1 else 'it'} again."
 
 
 def documents_of(data: Mapping[str, Any]) -> int | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, UInt64
-from torch import Tensor
 
 from saeval.data import Batch
 from saeval.errors import Undefined
@@ -16,11 +14,15 @@ from saeval.evidence import Moments
 from saeval.fired import Fired
 from saeval.hookspecs import hookimpl
 from saeval.keyed import hashed
+from saeval.late import torch
 from saeval.model import Capture, Model, Resume
 from saeval.quantities import finite, gathered, planned, rebound
 from saeval.scores import TokenScores, head_is_exact, score_tokens
 from saeval.spread import Spread
 from saeval.substitute import Encoding, Substitute
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def tokens(batch: Batch) -> Int[Tensor, "batch seq"]:
@@ -49,7 +51,7 @@ def labels(batch: Batch) -> dict[str, np.ndarray]:
 
 
 def spelling(batch: Batch) -> Callable[[Sequence[int]], list[str]]:
-    """Function: token ids -> the text of each; numbers, unless the data know their tokenizer."""
+    """Function: token ids of a row -> the text that each adds; numbers, unless the data know their tokenizer."""
     return lambda ids: [f"<{token}>" for token in ids]
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 
+from saeval.console import shown
 from saeval.errors import INTERRUPTED, OK, WRONG, SaevalError, log, said
 from saeval.flags import model_options, plugin_option, suite_options
 from saeval.provenance import version
@@ -22,12 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code."""
     # Threads that spin while they wait double a run's time beside any other job; read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a console that has no '±' shows '?' there
-            stream.reconfigure(errors="replace")
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    with shown():
+        return _guarded(lambda: _called(sys.argv[1:] if argv is None else list(argv)))
+
+
+def _called(arguments: list[str]) -> int:
     if arguments and arguments[0] in (verbs := _plugin_verbs()):
-        return _guarded(lambda: _plugin_verb(verbs[arguments[0]], arguments[1:]))
+        return _plugin_verb(verbs[arguments[0]], arguments[1:])
     parser = _parser(sorted(_plugin_verbs()))
     options = parser.parse_args(arguments)
     if getattr(options, "offline", False):  # before a library that reads them is imported
@@ -35,28 +36,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(options, "verb"):
         parser.print_help()
         return WRONG
-    return _guarded(lambda: _called(options))
+    from saeval import verbs as own  # late: it imports torch, which `--help` must not
 
-
-def _called(options: argparse.Namespace) -> int:
-    from saeval import verbs  # late: it imports torch, which `--help` must not
-
-    code: int = getattr(verbs, options.verb)(options)
+    code: int = getattr(own, options.verb)(options)
     return code
 
 
 def _guarded(call: Callable[[], int]) -> int:
     try:
-        return call()
+        try:
+            code = call()
+        except SystemExit:  # of `--help`, whose text may not be out yet either
+            _flush()
+            raise
+        _flush()
+        return code
     except SaevalError as error:
         print(error, file=sys.stderr)
         return WRONG
     except BrokenPipeError:  # the reader of a pipe has gone, such as `| head`
-        sys.stderr.close()
         return OK
+    except OSError as error:  # a path that the system cannot even look for
+        log.debug("the verb failed", exc_info=error)
+        name = str(error.filename or "saeval")
+        shown_name = name if len(name) <= 120 else f"{name[:120]}..."
+        print(f"{shown_name}: {error.strerror or said(error)}; check the path", file=sys.stderr)
+        return WRONG
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _flush() -> None:
+    """What a device does not take is noticed here, not at the interpreter's exit."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def _plugin_verbs() -> dict[str, EntryPoint]:

@@ -109,7 +109,7 @@ def compare(boards: Sequence[Board], a: str, b: str, metrics: Sequence[str] = ()
             continue
         for row, entry, other in ((row_a, entry_a, entry_b), (row_b, entry_b, entry_a)):
             if entry.value is None and (other.value is not None or metrics):
-                reason = f"{entry.status}: {entry.reason}" if entry.reason else entry.status
+                reason = _owned(board, column, row) or _why(entry)
                 notes.append(f"{column.name}: {row.name} has no value ({reason})")
     if not both:
         reasons = dict.fromkeys(note.split(": ", 1)[1] for note in notes)
@@ -123,8 +123,25 @@ def compare(boards: Sequence[Board], a: str, b: str, metrics: Sequence[str] = ()
     ]
     limit = limit_in_words(board.data)
     return Comparison(
-        board.title, board.model, str(board.data.get("use")), row_a, row_b, rows, notes, board.stop, limit
+        board.title, board.model, str(board.data.get("use") or ""), row_a, row_b, rows, notes, board.stop, limit
     )
+
+
+def _why(entry: Entry) -> str:
+    return f"{entry.status}: {entry.reason}" if entry.reason else entry.status
+
+
+def _owned(board: Board, column: Column, row: Row) -> str:
+    """Whose value a column is, where it is of no row of this kind: a group's or the model's is of no SAE."""
+    owners = [other for other in board.rows if any(c.metric == column.metric for c in map(Column, other.entries))]
+    if not owners or any(other.kind == row.kind or {other.kind, row.kind} <= _SUBJECTS for other in owners):
+        return ""
+    names = " and ".join(f"{'the ' * (owner.kind in _A_THING)}{owner.kind} '{owner.name}'" for owner in owners[:2])
+    return f"it belongs to {names}"
+
+
+_SUBJECTS = frozenset({"sae", "control"})
+_A_THING = frozenset({"group", "model"})
 
 
 def _better(column: Column, found: Difference, a: Row, b: Row) -> str | None:

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from saeval.cell import Cell
+from saeval.copies import copies
 from saeval.errors import Undefined
 from saeval.estimate import Estimate
+from saeval.records import check_values
 from saeval.result import Result
 from saeval.scope import Scope
 from saeval.store import finite
 from saeval.totals import EvidenceTree
-from saeval.values import Array, Curve, Scalar, Value, named_values
+from saeval.values import Array, Curve, Notes, Scalar, Value, named_values
 
 
 def concluded(cell: Cell, total: EvidenceTree | None, scope: Scope) -> dict[str, Value]:
@@ -23,7 +25,10 @@ def concluded(cell: Cell, total: EvidenceTree | None, scope: Scope) -> dict[str,
         raise Undefined("there are no rows to observe")
     totals = [total] if cell.observe is not None else []
     conclusion = scope.conclude(cell.metric.conclude, totals, cell.conclude, cell.foreign)  # type: ignore[attr-defined]
-    return named_values(cell.metric.name, conclusion)
+    found = named_values(cell.metric.name, conclusion)
+    if twice := copies(cell):
+        found.setdefault("same_weights", Notes(twice))
+    return found
 
 
 def has_error(value: Value) -> bool:
@@ -53,8 +58,9 @@ def of_prefix(
 
 
 def fill(result: Result, values: Mapping[str, Value]) -> None:
-    """Put values into a result; `undefined` where not one of them has a number."""
+    """Put values into a result; `undefined` where none has a number. `TypeError` for one that cannot be stored."""
     result.values = finite({name: value.record() for name, value in values.items()})
+    check_values(result.values)
     result.arrays = _beside(values)
     if all(record.get("value", 0) is None for record in result.values.values()):
         result.status = "undefined"

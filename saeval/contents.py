@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import IntEnum
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from saeval.late import is_tensor, torch
 from saeval.state import FROZEN, Stateless
 from saeval.substitute import Substitute
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CHUNK = 2**20
 
@@ -52,7 +54,7 @@ def _contents(value: Any, care: Care, package: str | None, within: frozenset[int
     def of(one: Any) -> Any:
         return _contents(one, care, package, inside)
 
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         return _of_tensor(value, care)
     if isinstance(value, np.ndarray):
         return id(value), value.shape, _digest(value) if care >= Care.ARRAYS else 0
@@ -66,7 +68,7 @@ def _contents(value: Any, care: Care, package: str | None, within: frozenset[int
         return id(value), tuple(_of_tensor(t, care) for t in weights_of(value))
     if is_dataclass(value) and not isinstance(value, type):
         return id(value), tuple(of(getattr(value, field.name, None)) for field in fields(value))
-    if isinstance(value, torch.Generator):
+    if _package(type(value)) == "torch" and isinstance(value, torch.Generator):
         return _digest(value.get_state().cpu().numpy())
     if isinstance(value, np.random.Generator):
         return repr(value.bit_generator.state)
@@ -87,7 +89,7 @@ def weights_of(substitute: Substitute) -> list[Tensor]:
         for one in several if isinstance(several, list | tuple) else [several]:
             if isinstance(one, torch.nn.Module):
                 found += [*one.parameters(), *one.buffers()]
-            elif isinstance(one, Tensor):
+            elif is_tensor(one):
                 found.append(one)
     return list({id(tensor): tensor for tensor in found}.values())
 
@@ -152,15 +154,15 @@ def _of_tensor(tensor: Tensor, care: Care) -> Any:
     return id(tensor), version, tuple(tensor.shape), _checksum(tensor) if looked_at and not tensor.is_quantized else ()
 
 
-@torch.no_grad()
 def _checksum(tensor: Tensor) -> tuple[int, ...]:
     """Weighted sums of the bits, where the tensor is: a copy of it might not fit there."""
-    flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
-    flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
-    bits, weights = flat.view(whole), _weights(tensor.device)
-    sums = [(part.long() * weights[: len(part)]).sum() for part in bits.split(_CHUNK)]
-    return tuple(torch.stack(sums).tolist()) if sums else ()
+    with torch.no_grad():
+        flat = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
+        flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
+        whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
+        bits, weights = flat.view(whole), _weights(tensor.device)
+        sums = [(part.long() * weights[: len(part)]).sum() for part in bits.split(_CHUNK)]
+        return tuple(torch.stack(sums).tolist()) if sums else ()
 
 
 @functools.cache

@@ -10,15 +10,17 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
-import torch
+from pydantic import TypeAdapter, ValidationError
 
 from saeval.data import Batch, PairBatch
 from saeval.errors import SaevalError, Undefined
 from saeval.flaws import Flaw, described
+from saeval.late import torch
 from saeval.memory import TooLargeError, out_of_memory
 from saeval.passes import Pass
 from saeval.plan import Plan
 from saeval.scope import Draw, Scope
+from saeval.sealed import fault
 from saeval.store import Store
 from saeval.target import Target
 from saeval.totals import EvidenceTree, added, storable
@@ -43,6 +45,24 @@ class Place:
     """Values that were not finite, by their nodes' digests: `Flaw`s as lists."""
     errors: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
     """What each look found, by its row: for each value asked for, every subject's standard error."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint says beside its sums."""
+
+    rows: str
+    """The fingerprint of the dataset."""
+    place: Place
+    dropped: dict[str, tuple[bool, str]]
+    """Targets that have failed, by key: whether they are undefined, and why."""
+    cells: list[str]
+    """Keys of the cells that the pass is for."""
+    folds: list[str]
+    """Digests of the folds that it sums."""
+
+
+_FACTS = TypeAdapter(Facts)
 
 
 class Ticks(Protocol):
@@ -71,14 +91,14 @@ class Course:
     def __init__(self, plan: Plan, store: Store, one: Pass, scope: Scope, batch_size: int) -> None:
         self.plan, self.store, self.one, self.scope = plan, store, one, scope
         self.dataset = one.dataset(plan)
-        self._key = one.key(plan)
+        self.key = one.key(plan)
         facts, evidence = self._resumed()
-        place = Place(**facts["place"]) if facts else Place(batch_size=batch_size)
+        place = facts.place if facts else Place(batch_size=batch_size)
         totals = {t: evidence.get(t.key) for t in one.targets}
         self._state = State(place, totals, {t: evidence.get(_of_prefix(t)) for t in one.targets})
         for target in one.targets:
-            if target.key in facts.get("dropped", {}):
-                target.error = _restored(facts["dropped"][target.key])
+            if facts and target.key in facts.dropped:
+                target.error = _restored(*facts.dropped[target.key])
         self._saved = time.monotonic()
 
     @property
@@ -216,8 +236,12 @@ class Course:
         evidence = {t.key: total for t, total in self.totals.items() if total is not None and t.error is None}
         evidence |= {_of_prefix(t): e for t, e in self.prefix.items() if e is not None and t.error is None}
         dropped = {t.key: [isinstance(t.error, Undefined), str(t.error)] for t in self.totals if t.error is not None}
-        facts = {"rows": self.dataset.fingerprint, "place": asdict(self.place), "dropped": dropped}
-        self.store.write_checkpoint(self._key, facts, evidence)
+        purpose = {
+            "cells": [cell.key for cell in self.one.cells],
+            "folds": [t.node.digest for t in self.one.targets if t.node is not None],
+        }
+        facts = {"rows": self.dataset.fingerprint, "place": asdict(self.place), "dropped": dropped, **purpose}
+        self.store.write_checkpoint(self.key, facts, evidence)
         self._saved = time.monotonic()
 
     def _drop_unstorable(self) -> None:
@@ -229,17 +253,31 @@ class Course:
             except Exception as error:
                 target.error = error
 
-    def _resumed(self) -> tuple[dict[str, Any], dict[str, EvidenceTree]]:
+    def _resumed(self) -> tuple[Facts | None, dict[str, EvidenceTree]]:
         """The furthest checkpoint over these rows that holds all of the pass's targets, and perhaps finished ones."""
-        best: tuple[dict[str, Any], dict[str, EvidenceTree]] = ({}, {})
-        furthest = 0
         wanted = {t.key for t in self.one.targets}
+        able: list[tuple[int, str]] = []
         for key in [] if self.plan.options.fresh else self.store.checkpoints():
-            facts, evidence = self.store.checkpoint(key) or ({}, {})
-            known = "place" in facts and facts["rows"] == self.dataset.fingerprint
-            if known and wanted <= {*evidence, *facts["dropped"]} and facts["place"]["row"] > furthest:
-                best, furthest = (facts, evidence), facts["place"]["row"]
-        return best
+            facts, names = self._outlook(key)
+            if facts and facts.rows == self.dataset.fingerprint and wanted <= {*names, *facts.dropped}:
+                able.append((facts.place.row, key))
+        for row, key in sorted(able, reverse=True):
+            facts, _ = self._outlook(key)
+            if row > 0 and facts is not None and (whole := self.store.checkpoint(key)) is not None:
+                return facts, whole[1]
+        return None, {}
+
+    def _outlook(self, key: str) -> tuple[Facts | None, set[str]]:
+        """The facts of a checkpoint and the names of its evidence; none where it is damaged, which is said."""
+        outlook = self.store.outlook(key)
+        if outlook is None:
+            self.store.checkpoint(key)  # it says what is wrong with it
+            return None, set()
+        try:
+            return _FACTS.validate_python(outlook[0]), outlook[1]
+        except ValidationError as error:
+            log.warning("checkpoint %s: %s; its pass begins again", key, fault(error))
+            return None, set()
 
 
 _MASKED = "every input is excluded or has no target, so look at the data's 'exclude' and 'context'"
@@ -258,7 +296,6 @@ def _tokens(batch: Batch | PairBatch) -> int:
     return sum(int(side.mask.sum()) for side in (batch.sides if isinstance(batch, PairBatch) else (batch,)))
 
 
-def _restored(dropped: list[Any]) -> Exception:
+def _restored(undefined: bool, reason: str) -> Exception:
     """The error of a target that had dropped out of a pass when it was interrupted."""
-    undefined, reason = dropped
     return Undefined(reason) if undefined else RuntimeError(f"{reason} (before this run was interrupted)")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
+from saeval.textfile import Passage
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -140,11 +142,12 @@ def outside(tokens: Int[np.ndarray, "n seq"], vocabulary: int) -> tuple[int, int
 class Document:
     """A unit of independent text: its name is its cluster. `text`, or `tokens` where already tokenised.
 
-    One with neither stands for a record that has none: it is left out and counted.
+    A `Passage` is text too long to be held as a whole. A document with neither stands for a record that has none: it
+    is left out and counted.
     """
 
     name: str
-    text: str | None = None
+    text: str | Passage | None = None
     tokens: Sequence[int] | np.ndarray | None = None
 
 
@@ -181,5 +184,9 @@ class Source(ABC):
         raise NotImplementedError
 
     def facts(self) -> Mapping[str, Any]:
-        """What to record in the provenance (version of the corpus, path, revision)."""
+        """What to record in the provenance (version of the corpus, path, revision).
+
+        A list `read` names the files that are read, which `saeval check` shows; the sentences of a list `unused` say
+        what of them is not used, and are warnings.
+        """
         return {}

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from saeval.board import documents_of, stop_in_words
-from saeval.formatting import interval, number, visible, with_error
+from saeval.escapes import line, terminal
+from saeval.formatting import interval, number, with_error
 from saeval.result import Result
 
 ROWS = 20
@@ -20,23 +21,25 @@ _BETTER = {"lower": "lower", "higher": "higher", None: "–"}
 
 def detail(result: Result) -> str:
     """Everything that a result holds, arrays as summaries."""
-    parts = ["\n".join(_heading(result))]
+    parts = ["\n".join(map(line, _heading(result)))]
     scalars = {name: record for name, record in result.values.items() if "kind" not in record}
     if scalars:
         parts.append(_scalars(scalars))
     for name, record in result.values.items():
         match record.get("kind"):
             case "curve":
-                parts.append(f"{name}: {record['unit'] or 'value'} by {record['x_unit'] or 'x'}\n{_curve(record)}")
+                parts.append(
+                    line(f"{name}: {record['unit'] or 'value'} by {record['x_unit'] or 'x'}") + f"\n{_curve(record)}"
+                )
             case "table":
-                parts.append(f"{name}: a table\n{_grid(record['columns'], record['rows'])}")
+                parts.append(f"{line(name)}: a table\n{_grid(record['columns'], record['rows'])}")
             case "array":
                 parts.append(_array(name, record, result))
     if result.notes:
-        parts.append("\n".join(f"- {note}" for note in result.notes))
+        parts.append("\n".join(f"- {line(note)}" for note in result.notes))
     parts.append(_run(result.provenance))
     if result.traceback:
-        parts.append(result.traceback.rstrip("\n"))
+        parts.append(terminal(result.traceback.rstrip("\n")))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -82,7 +85,7 @@ def _scalars(scalars: Mapping[str, Mapping[str, Any]]) -> str:
             kind = "undefined" if value is None else "no error"
             reasons.setdefault(f"{kind}: {record['reason']}", []).append(name)
     table = _grid(["value", "number ± standard error", "95% interval", "n", "unit", "better"], rows, every=True)
-    return "\n".join([table, *(f"- {reason} ({', '.join(names)})" for reason, names in reasons.items())])
+    return "\n".join([table, *(line(f"- {reason} ({', '.join(names)})") for reason, names in reasons.items())])
 
 
 def _curve(record: Mapping[str, Any]) -> str:
@@ -95,11 +98,12 @@ def _curve(record: Mapping[str, Any]) -> str:
 
 
 def _array(name: str, record: Mapping[str, Any], result: Result) -> str:
-    line = f"{name}: an array {record['shape']} of {record['dtype']}{', ' + record['unit'] if record['unit'] else ''}"
+    what = f"{name}: an array {record['shape']} of {record['dtype']}{', ' + record['unit'] if record['unit'] else ''}"
+    heading = line(what)
     if f"value/{name}" not in result.arrays:
-        return f"{line}; its file {result.key}.npz is not here"
+        return f"{heading}; its file {result.key}.npz is not here"
     data = result.array(name)
-    lines = [line]
+    lines = [heading]
     if data.dtype.kind in "iuf" and data.size:
         known = data[np.isfinite(data)] if data.dtype.kind == "f" else data
         if known.size:
@@ -109,7 +113,7 @@ def _array(name: str, record: Mapping[str, Any], result: Result) -> str:
             lines.append(f"  {data.size - known.size} of {data.size} are not finite")
     elif data.dtype.kind == "b":
         lines.append(f"  {int(data.sum())} of {data.size} are true")
-    lines.append(f"  in {result.key}.npz as value/{name}; from Python: result.array('{name}')")
+    lines.append(f"  in {result.key}.npz as value/{line(name)}; from Python: result.array('{line(name)}')")
     return "\n".join(lines)
 
 
@@ -118,7 +122,7 @@ def _grid(columns: Sequence[str], rows: Sequence[Sequence[Any]], every: bool = F
 
     shown = rows if every else rows[:ROWS]
     lines = [[_cell(cell) for cell in row] for row in shown]
-    text = tabulate(lines, columns, tablefmt="simple", disable_numparse=True)
+    text = tabulate(lines, [line(column) for column in columns], tablefmt="simple", disable_numparse=True)
     return text + (f"\n... {len(rows) - ROWS} more rows; --json has all" if len(shown) < len(rows) else "")
 
 
@@ -126,7 +130,7 @@ def _cell(cell: Any) -> str:
     """A cell on one line; the text of data and models is foreign, and may be long."""
     if cell is None:
         return ""
-    text = number(cell) if isinstance(cell, float) else visible(str(cell))
+    text = number(cell) if isinstance(cell, float) else line(str(cell))
     return text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
 
 
@@ -144,7 +148,7 @@ def _run(provenance: Mapping[str, Any]) -> str:
         "SAEs": dtypes.get("saes"),
         "batch size": provenance.get("batch_size"),
     }
-    line = "computed with " + ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+    computed = "computed with " + ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
     findings = provenance.get("preflight") or {}
     found = [f"- preflight: {name}: {one['message']}" for name, some in findings.items() for one in some]
-    return "\n".join([line, *found])
+    return "\n".join(map(line, [computed, *found]))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
 
 from saeval.board import Entry
 
@@ -45,6 +44,8 @@ class Difference:
     @property
     def ci95(self) -> tuple[float, float] | None:
         """95% interval by the t quantile."""
+        from scipy.special import stdtrit  # late: `saeval ls` compares nothing
+
         error = self.stderr
         if error is None:
             return None
@@ -57,6 +58,8 @@ class Difference:
 
         None without an error, and where both are the same in every document: there is nothing to test.
         """
+        from scipy.special import stdtr  # late: as above
+
         error = self.stderr
         if error is None or (error == 0 and abs(self.value) <= self.rounding):
             return None
@@ -65,6 +68,8 @@ class Difference:
     @property
     def detectable(self) -> float | None:
         """Minimum detectable difference, found with 80% power at the 5% level: t.975 + t.80 standard errors."""
+        from scipy.special import stdtrit  # late: as above
+
         if self.stderr is None:
             return None
         return float(stdtrit(self.dof, 1 - ALPHA / 2) + stdtrit(self.dof, POWER)) * self.stderr

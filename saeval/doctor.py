@@ -6,23 +6,23 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-
 from saeval.api import find_suite, prepare
 from saeval.data import PairBatch
-from saeval.errors import SaevalError, blamed, expanded, said, suggestion
+from saeval.errors import SaevalError, SuiteError, blamed, expanded, said, suggestion
+from saeval.escapes import line
 from saeval.examination import Examination, Finding, examine
+from saeval.late import torch
 from saeval.model import ModelSpec
 from saeval.options import Options
 from saeval.parameters import schema
+from saeval.patterns import WILDCARDS
 from saeval.plan import Plan, plan
 from saeval.preflight import declarations
 from saeval.recognition import readable
 from saeval.registry import Registry
 from saeval.substitute import Subject, Substitute
 from saeval.suite import validate
-from saeval.suitefile import Marks
+from saeval.suitefile import Marks, value_of
 
 SEQUENCES, CONTEXT = 16, 64
 _DECLARED = ("format", "architecture", "k", "l0", "model_name", "context_size", "sha256")
@@ -64,7 +64,7 @@ class Doctor:
                 return found
         if expanded(reference).exists():
             return self._recognised(reference)
-        if any(c in reference for c in "*?[") or reference in self.registry.saes:
+        if WILDCARDS & set(reference) or reference in self.registry.saes:
             return reference
         near = suggestion(reference, self.registry.saes.names())
         raise SaevalError(f"doctor: '{reference}' is no suite, registered SAE or path{near[:300]}")
@@ -125,17 +125,20 @@ class Doctor:
                 one.findings += declarations(subject, made)
                 lines += _lines(subject, one)
                 well &= not one.fatal
-        return "\n".join(lines), well
+        return "\n".join(map(line, lines)), well
 
 
 def _flow(text: str, option: str) -> str | dict[str, Any]:
+    shown = text if len(text) <= 120 else f"{text[:120]}..."
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
-        found = None
-    if not isinstance(found, str | dict):
-        raise SaevalError(f"{option} {text}: expected a name, or an entry such as '{{use: ..., path: ...}}'")
-    return found
+        found = value_of(text, "")
+    except SuiteError as error:
+        reason = f": {error.problems[0].message}"
+    else:
+        if isinstance(found, str | dict):
+            return found
+        reason = ""
+    raise SaevalError(f"{option} {shown}: expected a name, or an entry such as '{{use: ..., path: ...}}'{reason}")
 
 
 def _needs(source: Any) -> bool:

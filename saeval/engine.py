@@ -8,13 +8,12 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from saeval import provenance
 from saeval.common_stop import CommonStop
 from saeval.conclusion import components, concluded, fill, of_prefix
 from saeval.course import Course
 from saeval.errors import Undefined, said
+from saeval.late import torch
 from saeval.memory import fitting, memory_budget, peak_mib
 from saeval.model import Model
 from saeval.nodes import closure
@@ -22,11 +21,11 @@ from saeval.passes import Pass, passes, together
 from saeval.plan import Cell, Plan
 from saeval.plugins import Failure
 from saeval.precision import looks
-from saeval.preflight import Preflight
+from saeval.preflight import Preflight, model_warnings
 from saeval.progress import Progress, Silence
 from saeval.result import Result
 from saeval.scope import Scope
-from saeval.store import Store, finite
+from saeval.store import MANIFEST_FORM, Store, finite
 from saeval.target import Target
 from saeval.totals import EvidenceTree
 
@@ -44,6 +43,8 @@ class Engine:
         self.forward_passes = 0
         self.preflight = Preflight(plan)
         self._batch_size = 1
+        self._ended: list[str] = []
+        """Keys of the passes that this run has concluded."""
         self._begun: Course | None = None
         """The pass on whose first rows the preflight looked: its clean pass is not made again."""
         self._totals: dict[int, EvidenceTree | Exception] = {}
@@ -56,15 +57,19 @@ class Engine:
     def run(self) -> list[Result]:
         """Every cell's result, in the plan's order: from the store where it is finished, else computed."""
         plan, plugins = self.plan, self.plan.registry.plugins
-        pending = [c for c in plan.cells if plan.options.fresh or not self.store.has(c.key)]
+        finished = set() if plan.options.fresh else self.store.finished([c.key for c in plan.cells])
+        pending = [c for c in plan.cells if c.key not in finished]
         if pending:
             plan.verify()
+            for sentence in model_warnings(plan):
+                log.warning("%s", sentence)
         self.store.write_manifest(manifest(plan))
         plugins.notify("saeval_run_started", plan=plan)
         if pending:
             with torch.no_grad():
                 self._compute(pending)
-        self.store.drop_checkpoints()
+        self.store.drop_checkpoints(self._ended)
+        self.store.tidy()
         results = []
         for cell in plan.cells:
             result = self.store.read(cell.key, arrays=True)
@@ -117,7 +122,7 @@ class Engine:
             return {}
         ends = looks(course.dataset.clusters) if one.adaptive else []
         course.look(portions, next((e.sequences for e in ends if e.sequences > course.place.row), len(course.dataset)))
-        self.forward_passes += course.scope.passes
+        self.forward_passes += course.scope.passes + self.preflight.forward_passes
         course.scope.passes = 0
         self._batch_size = min(self._batch_size, course.place.batch_size)
         self._begun = course
@@ -164,6 +169,7 @@ class Engine:
                 self._keep_fold(target, course.totals[target], course.error(target))
             for cell in course.one.cells:
                 self._conclude(cell, course, notes)
+            self._ended.append(course.key)
             self._rest(course.scope)
 
     def _rest(self, *scopes: Scope) -> None:
@@ -177,7 +183,7 @@ class Engine:
         if self.plan.options.fresh:
             return None
         stored = (self.store.read(cell.key) for cell in self.plan.cells if cell.streamed)
-        return next((r.sample for r in stored if r is not None and r.status != "failed" and r.sample), None)
+        return next((r.sample for r in stored if r is not None and r.sample and r.status != "failed"), None)
 
     def _keep_fold(self, target: Target, total: EvidenceTree | None, error: Exception | None) -> None:
         assert target.node is not None
@@ -243,7 +249,7 @@ class Engine:
             "plugins": {str(o): o.version for o in plugins.origins.values()},
             "device": self.plan.options.device,
             "sae_device": self.plan.options.sae_device or self.plan.options.device,
-            "limit": self.plan.options.limit,
+            "limit": self.plan.streams.cut,
             **({"plugin_facts": extra} if extra else {}),
         }
 
@@ -264,10 +270,11 @@ class Engine:
 def manifest(plan: Plan) -> dict[str, Any]:
     """What a run's reports need to know: its cells in order, its leaderboard, whether it was limited."""
     return {
-        "schema": 1,
+        "schema": MANIFEST_FORM,
         "suite": plan.name,
         "source": plan.suite.marks.source,
-        "limit": plan.options.limit,
+        "file": str(plan.suite.file) if plan.suite.file else None,
+        "limit": plan.streams.cut,
         "leaderboard": plan.suite.body.leaderboard.model_dump(),
         "cells": [{"key": c.key, "cell": dict(c.record)} for c in plan.cells],
     }

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from saeval.escapes import line, terminal
+
+
+class _Shown(logging.Filter):
+    """Names in a message may come from anywhere."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = terminal(record.getMessage()), ()
+        return True
+
+
 log = logging.getLogger("saeval")
+log.addFilter(_Shown())
 
 OK, SOME_FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 """Exit codes: all well; some cells failed; the user's mistake; Ctrl-C."""
@@ -17,6 +30,9 @@ OK, SOME_FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 
 class SaevalError(Exception):
     """A mistake of the user's: one sentence that says what was found and what to do. Exit code 2, no traceback."""
+
+    def __str__(self) -> str:
+        return terminal(super().__str__())  # it quotes checkpoints and files
 
 
 class Undefined(Exception):  # noqa: N818 - a state of the data, not an error
@@ -34,8 +50,8 @@ class Problem:
     where: str = ""
 
     def __str__(self) -> str:
-        line = "\\n".join(self.message.splitlines())  # a value that it quotes may hold line breaks
-        return f"{self.where}: {line}" if self.where else line
+        message = line(self.message)  # a value that it quotes may hold line breaks
+        return f"{self.where}: {message}" if self.where else message
 
 
 class SuiteError(SaevalError):
@@ -66,10 +82,23 @@ def blamed(what: str, origin: object, *, values: bool = False) -> Iterator[None]
 def said(error: BaseException) -> str:
     """An error's class and words on one line, whatever its `__str__` does."""
     try:
-        words = " ".join(str(error).split())
+        words = line(" ".join(str(error).split()))
     except Exception:
         words = ""
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def quoted(value: object) -> str:
+    """A wrong value for a message: its repr, where that is not too long for one."""
+    try:
+        text = repr(value)
+    except Exception:  # a number of thousands of digits, a list that holds itself, a foreign object
+        return f"an object of type {type(value).__name__}"
+    return text if len(text) <= _MOST else f"{text[:_MOST]}..."
+
+
+_MOST = 200
+"""Letters of a wrong value that a message shows."""
 
 
 def expanded(path: Path | str) -> Path:
@@ -86,7 +115,7 @@ def expanded(path: Path | str) -> Path:
 
 def looked_up(path: Path | str) -> str:
     """` in /the/folder` for a relative path: where it was looked for; nothing for an absolute one."""
-    return "" if Path(path).expanduser().is_absolute() else f" in {Path.cwd()}"
+    return "" if os.path.isabs(os.path.expanduser(path)) else f" in {Path.cwd()}"
 
 
 def lone_surrogate(text: str) -> str | None:

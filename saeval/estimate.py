@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.special import stdtrit
 
 Number: TypeAlias = "float | int | Estimate"
 
@@ -72,6 +71,8 @@ class Estimate:
     @property
     def ci95(self) -> tuple[float, float] | None:
         """95% interval by the t quantile with `effective` - 1 degrees of freedom; None below two documents."""
+        from scipy.special import stdtrit  # late: it takes a tenth of a second, and `saeval ls` shows no interval
+
         error = self.stderr
         if error is None or not math.isfinite(self.value):
             return None

@@ -4,53 +4,58 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from saeval import cache
 
 _SETTLED_SECONDS = 2.0
+_KIND = "sha256"
 
 
-def cache_dir() -> Path:
-    """`$SAEVAL_CACHE`, else `$XDG_CACHE_HOME/saeval`, else `~/.cache/saeval`; everything in it can be rebuilt."""
-    own = os.environ.get("SAEVAL_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saeval"
+class _Remembered(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    state: list[str | int]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def sha256_file(path: Path | str) -> str:
-    """Hex digest of a file's content; read again only when its size or time changed. `OSError` where it cannot be."""
+    """Hex digest of a file's content; read again only when the file looks changed. `OSError` where it cannot be."""
     path = Path(path).resolve()
     found = path.stat()
-    state = [str(path), found.st_size, found.st_mtime_ns]
-    entry = cache_dir() / "sha256" / f"{hashlib.sha256(str(path).encode()).hexdigest()}.json"
-    try:
-        remembered = json.loads(entry.read_text(encoding="utf-8"))
-        if remembered["state"] == state:
-            return str(remembered["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    state = [str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    name = hashlib.sha256(str(path).encode()).hexdigest()
+    remembered = cache.recall(_KIND, name, _Remembered)
+    if remembered is not None and remembered["state"] == state:
+        return str(remembered["sha256"])
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     # A file changed this moment may change again within one tick of its clock: such a hash is not remembered.
     if time.time() - found.st_mtime > _SETTLED_SECONDS:
-        _remember(entry, {"state": state, "sha256": digest})
+        cache.keep(_KIND, name, {"state": state, "sha256": digest})
     return digest
 
 
-def _remember(entry: Path, content: dict[str, object]) -> None:
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=entry.parent, prefix=".", suffix=".json")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-        os.replace(temporary, entry)
-    except OSError:  # a cache that cannot be written costs time, not results
-        return
+class _Made(BaseModel):
+    made: dict[str, Any]
+
+
+def remembered(kind: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` returns, plain data with text for keys; from the cache where it was made under this key before.
+
+    `key` is a digest of all that the data depend on. An entry that is damaged or cannot be read is made again.
+    """
+    kept = cache.recall(kind, key, _Made)
+    if kept is None:
+        kept = {"made": make()}
+        cache.keep(kind, key, kept)
+    found: dict[str, Any] = kept["made"]
+    return found
 
 
 def tensors_sha256(tensors: Mapping[str, Any]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+
+from saeval.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Fired(NamedTuple):

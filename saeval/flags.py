@@ -44,8 +44,8 @@ def plugin_option(parser: argparse.ArgumentParser) -> None:
 
 def count(text: str) -> int:
     """A positive number."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive number, got '{text}'")
+    if not (text.isascii() and text.isdigit() and len(text) < 19) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got '{text[:40]}'")
     return int(text)
 
 

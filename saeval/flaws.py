@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Bool
-from torch import Tensor
 
+from saeval.late import is_tensor, torch
 from saeval.nodes import Node, closure
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def _not_finite(x: Tensor, mask: Tensor) -> Tensor | None:
 
 
 def _floats(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         if value.is_floating_point():
             yield value.detach()
     elif isinstance(value, Mapping):

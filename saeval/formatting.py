@@ -46,10 +46,4 @@ def interval(ends: tuple[float, float] | list[float], stderr: float | None) -> s
     return " to ".join(f"{end:z.{max(decimals(stderr), 1)}f}" for end in ends)
 
 
-def visible(text: str) -> str:
-    """Foreign text on one line: line breaks and tabs as signs, control characters as none."""
-    shown = text.replace("\r", "").replace("\n", "⏎").replace("\t", "⇥")
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
-
-
-__all__ = ["decimals", "interval", "number", "visible", "with_error"]
+__all__ = ["decimals", "interval", "number", "with_error"]

@@ -16,6 +16,7 @@ from saeval.metric import Metric, conclude_requests, names_of_values, observe_re
 from saeval.model import Model, Resume
 from saeval.nodes import LEAVES
 from saeval.parameters import schema
+from saeval.patterns import matching
 from saeval.registry import Entry, Names, Registry
 from saeval.substitute import Substitute
 
@@ -238,11 +239,10 @@ def _quantity(quantity: Any) -> list[str]:
 
 def _value_page(entry: Entry[type[Metric]], value: str) -> str:
     """A value's own line above its metric's page."""
-    import fnmatch  # late: only here
-
     page = _page(entry, "metric")
-    for one in documented_values(entry.thing):
-        if any(fnmatch.fnmatchcase(value, pattern) for pattern in one.names):
+    documented = documented_values(entry.thing)
+    for one in sorted(documented, key=lambda one: value not in one.names):  # its own line, before that of its family
+        if any(matching(pattern, [value]) for pattern in one.names):
             head = f"value {entry.name}.{value}: {one.equation}"
             return f"{head}\n  unit: {one.unit}\n  range: {one.range}\n  direction: {one.better}\n\n{page}"
     return page

@@ -35,6 +35,7 @@ class Graph:
         pair: bool = False,
         supplies: Iterable[str] = (),
         site: Callable[[str], str] = str,
+        reward_unit: str = "reward",
         origin: Callable[[str], Origin | None] = lambda metric: None,
     ) -> None:
         self._quantity = quantities
@@ -47,6 +48,7 @@ class Graph:
         self._pair = pair
         self._supplies = frozenset(supplies)
         self._site = site
+        self._reward_unit = reward_unit
         self._origin = origin
         self._interned: dict[Any, Node] = {}
         self._open: list[str] = []
@@ -156,6 +158,8 @@ class Graph:
         return self._interned[key]
 
     def _resolve_leaf(self, name: str, binding: Binding) -> Argument:
+        if name == "reward_unit":
+            return Constant(self._reward_unit)
         if name == "sae_input":
             return self.resolve("activations", self._reading(binding))
         if name in ("model", "clean_final", "activations", "resume") and not self._digests["model"]:

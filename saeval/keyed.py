@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int, UInt64
-from torch import Tensor
+
+from saeval.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def hashed(*keys: int | str | Int[np.ndarray, "n"]) -> np.ndarray:

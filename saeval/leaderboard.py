@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval.against import against
-from saeval.board import Board, Column, Entry, Row
+from saeval.board import Board, Column, Entry, Row, damaged_in_words
 from saeval.errors import SaevalError, suggestion
 from saeval.fingerprint import digest_of
 from saeval.formatting import number
@@ -33,10 +33,12 @@ def boards(folders: Iterable[Path | str], *, include_limited: bool = False, ever
     runs = []
     for folder in folders:
         manifest, found = Store(folder).results(include_limited)
-        unfinished = ""
+        unfinished = []
         if absent := sum(result.status == "missing" for result in found):
             share = f"{absent} of {len(manifest['cells'])} cells of '{manifest['suite']}'"
-            unfinished = f"{share} are not computed yet; run it again to go on where it stopped"
+            unfinished.append(f"{share} are not computed yet; run it again to go on where it stopped")
+        if damaged := damaged_in_words(found):
+            unfinished.append(f"'{manifest['suite']}': {damaged}")
         layout = {} if every_column else manifest["leaderboard"]
         runs.append(_Run(manifest["suite"], layout, found, unfinished))
     return _boards(runs)
@@ -54,7 +56,7 @@ class _Run:
     title: str
     layout: Mapping[str, Any]
     results: Sequence[Result]
-    unfinished: str = ""
+    unfinished: Sequence[str] = ()
     """What it still lacks, in a sentence; empty for a whole run."""
 
 
@@ -71,7 +73,8 @@ def _boards(runs: Sequence[_Run]) -> list[Board]:
         own = list({id(run): run for run, _ in table}.values())
         title = " + ".join(dict.fromkeys(run.title for run in own))
         board = _board([result for _, result in table], title, next((r.layout for r in own if r.layout), {}))
-        board.warnings += [run.unfinished for run in own if run.unfinished]
+        board.left_out = [sentence for run in own for sentence in run.unfinished]
+        board.warnings += board.left_out
         made.append(board)
     return made
 
@@ -103,7 +106,10 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
         near = suggestion(rank_by, [c.name for c in columns])
         warnings.append(f"rank_by '{rank_by}': there is no such column, so nothing is ranked{near[:200]}")
     ranked = next((c for c in columns if c.name == rank_by), None)
-    if settings.get("rank_by") and ranked is not None and ranked.better is None:
+    own = [row.entries[ranked.name] for row in merged if ranked.name in row.entries] if ranked is not None else []
+    if settings.get("rank_by") and ranked is not None and all(entry.value is None for entry in own):
+        warnings.append(f"rank_by '{rank_by}': no row has a value of it, so nothing is ranked")
+    elif settings.get("rank_by") and ranked is not None and ranked.better is None:
         warnings.append(f"rank_by '{rank_by}': it has no better direction, so nothing is ranked")
     rank(merged, ranked)
     warnings += _denser(merged, columns, rank_by)
@@ -112,7 +118,7 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
     data = cell["data"]
     columns = [c for column in columns for c in [column, *ahead.get(column.name, [])]]
     sample = next((r.sample for r in results if r.sample), None)
-    return Board(title, model, data, columns, merged, rank_by, data.get("limit") is not None, warnings, sample)
+    return Board(title, model, data, columns, merged, rank_by, data.get("limit") is not None, warnings, sample=sample)
 
 
 def _denser(rows: Sequence[Row], columns: Sequence[Column], rank_by: str | None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from saeval import glossary, lookup
 from saeval.detail import detail
 from saeval.errors import said
+from saeval.escapes import line
 from saeval.nodes import LEAVES
 from saeval.parameters import schema
 from saeval.registry import Entry, Names, Registry
@@ -100,9 +102,9 @@ def show(words: Sequence[str], registry: Callable[[], Registry], out: str = "res
     if len(words) > 1:
         return _shown(lookup.chosen(words, out), as_json)
     what, path = words[0], Path(words[0])
-    if path.suffix == ".json" and path.is_file():
+    if path.suffix == ".json" and os.path.isfile(path):
         return _cells(path.parent) if path.name in (MANIFEST, LIMITED) else _shown(lookup.of_file(path), as_json)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _cells(path)
     if (page := glossary.document(what, registry())) is not None:
         return page
@@ -135,7 +137,8 @@ def _lines(results: Iterable[Result]) -> str:
         own = f"{result.cell['over']} ({names})" if result.cell.get("over") else names
         hooks = ", ".join(dict.fromkeys(s["hook_name"] for s in subjects))
         status = "not computed" if result.status == "missing" else result.status
-        rows.append([result.key, result.metric, own, hooks, f"{status}{f': {result.reason}' if result.reason else ''}"])
+        row = [result.key, result.metric, own, hooks, f"{status}{f': {result.reason}' if result.reason else ''}"]
+        rows.append([line(text) for text in row])
     widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else []
     return "\n".join(
         "  ".join([*(f"{text:<{width}}" for text, width in zip(row, widths, strict=False)), row[4]]) for row in rows

@@ -10,14 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FunctionType, MethodType, ModuleType
-from typing import Any, NoReturn
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from saeval.errors import SaevalError
 from saeval.fingerprint import digest_of
+from saeval.late import is_tensor, torch
 from saeval.substitute import Encoding, Substitute
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec")
 _DEPTH = 4
@@ -44,16 +45,33 @@ class LiveKeys:
         return digest_of(["live", self.named, self.seed, role, name, *facts])
 
 
-def modules_of(thing: object) -> list[nn.Module]:
+def unwrapped(thing: object) -> Any:
+    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, else the object itself."""
+    while isinstance(thing, torch.nn.Module):
+        parallel = isinstance(thing, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel)
+        inner = thing._modules.get("module" if parallel else "_orig_mod")
+        if inner is None:
+            break
+        thing = inner
+    return thing
+
+
+def unwrapping(thing: object) -> str:
+    """How to pass what an object of another library wraps, for a message; empty where it wraps nothing."""
+    inner = getattr(thing, "module", None)
+    return f"; unwrap it: pass its 'module', of {type(inner).__name__}" if isinstance(inner, torch.nn.Module) else ""
+
+
+def modules_of(thing: object) -> list[torch.nn.Module]:
     """The torch modules that an object is or holds, in attributes, lists or mappings, a few levels deep."""
-    found: dict[int, nn.Module] = {}
+    found: dict[int, torch.nn.Module] = {}
     seen: set[int] = set()
 
     def walk(value: object, depth: int) -> None:
-        if id(value) in seen or depth > _DEPTH or isinstance(value, Tensor | type | ModuleType | FunctionType):
+        if id(value) in seen or depth > _DEPTH or isinstance(value, torch.Tensor | type | ModuleType | FunctionType):
             return
         seen.add(id(value))
-        if isinstance(value, nn.Module):
+        if isinstance(value, torch.nn.Module):
             found.update((id(part), part) for part in value.modules())
             depth = 0
         held: list[Any] = list(vars(value).values()) if hasattr(value, "__dict__") else []
@@ -73,7 +91,7 @@ def modules_of(thing: object) -> list[nn.Module]:
 
 
 @contextmanager
-def evaluation_mode(modules: Iterable[nn.Module]) -> Iterator[None]:
+def evaluation_mode(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
     """Evaluation mode, until the end, for those of the modules that are in training mode."""
     training = [module for module in modules if module.training]
     for module in training:
@@ -106,7 +124,8 @@ class LiveSAE(Substitute):
     def __init__(self, module: Any, hook_name: str | None = None, name: str = "sae") -> None:
         for method in ("encode", "decode"):
             if not callable(getattr(module, method, None)):
-                raise SaevalError(f"{name}: a live SAE needs the method '{method}'; {type(module).__name__} has none")
+                told = f"{name}: a live SAE needs the method '{method}'; {type(module).__name__} has none"
+                raise SaevalError(f"{told}{unwrapping(module)}")
         hook_name = hook_name or getattr(module, "hook_name", None) or _metadata_hook(module)
         if not hook_name:
             raise SaevalError(f"{name}: give the SAE's hook, as in saes=[(sae, 'blocks.2.hook_resid_pre')]")
@@ -115,7 +134,10 @@ class LiveSAE(Substitute):
         self.hook_name = str(hook_name)
         self._modules = modules_of(module)
         found: dict[str, Any] = {key: getattr(module, key, None) for key in _WEIGHTS}
-        self._weights = {key: value.detach() for key, value in found.items() if isinstance(value, Tensor)}
+        self._weights = {key: value.detach() for key, value in found.items() if is_tensor(value)}
+        for part in self._modules:
+            if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
+                raise SaevalError(f"{name}: the SAE's weights are not in memory (on the meta device); load them first")
         shown = _first_float(self._modules, self._weights)
         self._dtype = shown.dtype if shown is not None else None
         self._device = shown.device if shown is not None else None
@@ -139,7 +161,7 @@ class LiveSAE(Substitute):
             arguments = sparse(acts) if self._decodes_sparse else (acts,)
         with self.evaluating():
             decoded = self.module.decode(*arguments)
-        if not isinstance(decoded, Tensor) or decoded.shape != activations.shape:
+        if not is_tensor(decoded) or decoded.shape != activations.shape:
             raise SaevalError(
                 f"{self.name}: 'decode' of {type(self.module).__name__} returned {_shown(decoded)}; expected one "
                 f"tensor of the activations' shape {list(activations.shape)}"
@@ -155,9 +177,9 @@ class LiveSAE(Substitute):
             acts, context = encoded
         elif isinstance(encoded, tuple) and len(encoded) == 1:
             (acts,) = encoded
-        if isinstance(acts, Tensor) and acts.layout != torch.strided:
+        if is_tensor(acts) and acts.layout != torch.strided:
             acts = acts.to_dense()
-        fits = isinstance(acts, Tensor) and acts.ndim == 3 and acts.shape[:2] == activations.shape[:2]
+        fits = is_tensor(acts) and acts.ndim == 3 and acts.shape[:2] == activations.shape[:2]
         if not fits or acts.shape[-1] != (self.d_sae or acts.shape[-1]):
             shape = ", ".join(str(size) for size in (*activations.shape[:-1], self.d_sae or "d_sae"))
             self._refuse(encoded, f"one tensor [{shape}], d_sae last, or a pair (values, indices)")
@@ -241,7 +263,7 @@ class LiveSAE(Substitute):
         return [type(self.module).__qualname__, self.d_in, getattr(self.module, "d_sae", None), shown, own]
 
 
-class _Copies(Mapping[str, Tensor]):
+class _Copies(Mapping[str, "Tensor"]):
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
 
@@ -264,8 +286,8 @@ def sparse(acts: Tensor) -> tuple[Tensor, Tensor]:
 
 def _is_sparse_pair(values: Any, indices: Any) -> bool:
     return (
-        isinstance(values, Tensor)
-        and isinstance(indices, Tensor)
+        is_tensor(values)
+        and is_tensor(indices)
         and values.shape == indices.shape
         and values.is_floating_point()
         and indices.dtype in (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
@@ -284,7 +306,7 @@ def _widths(module: Any, weights: Mapping[str, Tensor]) -> tuple[int, int | None
     return own.get("d_in", 0), own.get("d_sae"), None
 
 
-def _first_float(modules: Iterable[nn.Module], weights: Mapping[str, Tensor]) -> Tensor | None:
+def _first_float(modules: Iterable[torch.nn.Module], weights: Mapping[str, Tensor]) -> Tensor | None:
     """A tensor in which the object computes: one of its weights; None where it shows none."""
     own = (parameter for module in modules for parameter in module.parameters(recurse=False))
     return next((t for t in [*weights.values(), *own] if t.is_floating_point()), None)
@@ -296,7 +318,7 @@ def _metadata_hook(module: Any) -> str | None:
 
 def _shown(value: Any) -> str:
     """A value by its kind and shape, short enough for a sentence."""
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, tuple | list):
         name = type(value).__name__ if type(value) not in (tuple, list) else f"a {type(value).__name__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Listed:
 
     @property
     def result(self) -> Result:
-        """The result with its arrays; `missing` where it is not computed."""
+        """The result with its arrays; `missing` where it is not computed, `damaged` where its files are."""
         result = self.store.read(self.key, arrays=True) or Result(self.key, "missing", {})
         result.cell = self.cell
         return result
@@ -47,7 +48,7 @@ class Listed:
 
 def is_folder(path: Path) -> bool:
     """Whether a path is a suite's folder of results."""
-    return any((path / name).is_file() for name in (MANIFEST, LIMITED))
+    return any(os.path.isfile(path / name) for name in (MANIFEST, LIMITED))  # for any text that somebody typed
 
 
 def folder(word: str, out: Path | str) -> Path | None:
@@ -57,6 +58,8 @@ def folder(word: str, out: Path | str) -> Path | None:
 
 def suites(out: Path | str) -> list[str]:
     """The suites with results under a folder."""
+    if not os.path.isdir(out):
+        return []
     found = {path.parent.name for name in (MANIFEST, LIMITED) for path in Path(out).glob(f"*/{name}")}
     return sorted(found)
 
@@ -68,10 +71,21 @@ def cells(path: Path) -> list[Listed]:
 
 
 def of_file(path: Path) -> Result:
-    """The result in a JSON file; `SaevalError` where it holds none."""
-    result = Store(path.parent).read(path.stem, arrays=True)
-    if result is None:
-        raise SaevalError(f"{path}: not a result of saeval")
+    """The result in a JSON file; `SaevalError` where it holds none that can be believed."""
+    result = _read(path)
+    if result is None or not result.cell:
+        why = result.reason if result is not None else "it cannot be read"
+        raise SaevalError(f"{path.parent}: no result of saeval in {why}")
+    return result
+
+
+def _read(path: Path) -> Result | None:
+    """The result of a file; where that is damaged, with the cell that a manifest beside it lists."""
+    store = Store(path.parent)
+    result = store.read(path.stem, arrays=True)
+    if result is not None and not result.cell:
+        listed = (one for manifest in store.manifests() for one in manifest["cells"] if one["key"] == result.key)
+        result.cell = next((one["cell"] for one in listed), {})
     return result
 
 
@@ -80,8 +94,8 @@ def by_key(word: str, folders: Sequence[Path]) -> list[Result]:
     if not _KEY.fullmatch(word):
         return []
     files = {file.stem: file for path in folders for file in sorted(path.glob(f"{word}*.json"))}
-    found = (Store(file.parent).read(stem, arrays=True) for stem, file in sorted(files.items()))
-    return [result for result in found if result is not None]
+    found = (_read(file) for _, file in sorted(files.items()))
+    return [result for result in found if result is not None and result.cell]
 
 
 def under(out: Path | str) -> list[Path]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from saeval.data import PairBatch
+from saeval.late import torch
 
 if TYPE_CHECKING:
     from saeval.plan import Plan

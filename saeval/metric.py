@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from saeval.parameters import parameter_names
+from saeval.patterns import matching
 from saeval.state import Stateless
+
+if TYPE_CHECKING:
+    from saeval.substitute import Subject
 
 
 class Metric(Stateless):
@@ -50,6 +53,15 @@ class Metric(Stateless):
     As a mapping, each name's function makes that substitute by itself, and there is no `substitutes`.
     """
 
+    def operations(self, subjects: Sequence[Subject], tokens: int) -> float:
+        """Arithmetic operations that `conclude` takes beyond the passes, for the time that `saeval check` foretells.
+
+        `subjects` are those of one cell, in member order, with the widths `d_in`, `d_sae` and `d_out` where they are
+        known; `tokens` is how many the planned rows have. 0 for a conclusion that takes no time to speak of. What is
+        no matrix product counts as the operations that a matrix product does in that time.
+        """
+        return 0.0
+
 
 def faults(metric: type[Metric]) -> str | None:
     """Why a class is no usable metric, in a sentence; None for a sound one."""
@@ -83,7 +95,7 @@ def undeclared(metric: Metric, concluded: Collection[Collection[str]]) -> str | 
     unknown = sorted(name for name in given if not declares(declared, name))
     if unknown:
         return f"{metric.name}.value_names lacks {', '.join(unknown)}, which it concludes; add the names"
-    absent = [name for name in declared if not fnmatch.filter(given, name)]
+    absent = [name for name in declared if not matching(name, given)]
     return f"{metric.name}.value_names has {', '.join(absent)}, which it never concludes" if absent else None
 
 
@@ -97,7 +109,7 @@ def names_of_values(metric: type[Metric]) -> Sequence[str] | None:
 
 def declares(declared: Iterable[str], name: str) -> bool:
     """Whether a value is one of those that a metric declares."""
-    return any(name == pattern or fnmatch.fnmatchcase(name, pattern) for pattern in declared)
+    return any(matching(pattern, [name]) for pattern in declared)
 
 
 def observe_requests(metric: Metric) -> list[str]:

@@ -159,6 +159,15 @@ class ModelSpec(ABC):
         """How many parameters the model has, for estimates of time; None where unknown."""
         return None
 
+    @property
+    def padding_token(self) -> int | None:
+        """The token that a reward model's own code passes over at the end of a text, and saeval does not."""
+        return None
+
+    def warnings(self) -> Sequence[str]:
+        """Sentences on what a user should know of its files before a run, such as tensors that nothing reads."""
+        return []
+
     def fetch(self) -> None:  # noqa: B027 (files on disk need no fetching)
         """Download the weights, where they are not here yet."""
 

@@ -13,6 +13,7 @@ LEAVES = {
     "model": "the loaded model, a `Model`",
     "batch": "the batch, a `Batch`: tokens, targets, mask, real, sequence_ids, clusters",
     "divergence": "pairs: the first differing position, an integer tensor [batch]",
+    "reward_unit": "unit of the reward: `reward`, or `nats` where it is a causal model's log-likelihood",
     "hook_name": "the canonical hook name, such as blocks.6.hook_resid_pre",
     "d_in": "width of the hook, an integer",
     "sae": "the substitute, a `Substitute`: an SAE, a control",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 
 from saeval.errors import SaevalError
+from saeval.parameters import MOST_ROWS
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 OnFinding = Literal["stop", "warn", "off"]
@@ -40,6 +41,8 @@ def named_device(device: Any) -> str:
     word = str(device).strip().lower()
     if word == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if _fault(name) is None)
+    if word == "cpu":  # there always is one, and `saeval check` need not import torch to know
+        return word
     if fault := _fault(word):
         raise SaevalError(f"device '{device}': {fault}; give another, or 'auto' for the best there is")
     import torch  # late: model adapters, which spell dtypes by this module, are listed without it
@@ -61,8 +64,10 @@ def _fault(name: str) -> str | None:
     try:
         float(torch.zeros(1, device=device))
     except Exception as error:  # each of torch's backends raises what it likes
-        reason = str(error).strip() or type(error).__name__
-        return f"torch cannot use it here ({reason.splitlines()[0].rstrip('.')})"
+        # Torch may go on to list all its backends, or the steps that build one.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
+        missing = f"Torch not compiled with {device.type.upper()} enabled"
+        return f"torch cannot use it here ({missing if reason.startswith('Could not run') else reason[:120]})"
     try:
         torch.zeros(1, dtype=torch.float64, device=device)
     except Exception:
@@ -70,7 +75,7 @@ def _fault(name: str) -> str | None:
     return None
 
 
-Count = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True)]
 
 
 @dataclass(frozen=True)

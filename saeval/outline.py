@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from itertools import pairwise
 
-import torch
-
+from saeval import cost
+from saeval.escapes import line
 from saeval.memory import available, bytes_a_sequence, fitting, memory_budget
 from saeval.nodes import closure
 from saeval.passes import passes
@@ -16,23 +16,20 @@ from saeval.program import Program
 from saeval.store import Store
 
 
-def _operations_a_second(device: str) -> float:
-    """What a matrix product reaches here: an upper bound on a model's speed."""
-    a = torch.ones(1024, 1024, device=device)
-    best = 0.0
-    for _ in range(4):
-        started = time.perf_counter()
-        float((a @ a)[0, 0])  # reading a number waits for the device
-        best = max(best, 2 * 1024**3 / (time.perf_counter() - started))
-    return best
-
-
 def _excluded(plan: Plan) -> str:
     """Tokens that are not counted, and records that the rows are without."""
     described = plan.streams.evaluation.describe()
     outside, left_out = described.get("excluded"), described.get("left_out")
     found = f"; token ids outside the mask: {', '.join(map(str, outside))}" if outside else ""
     return found + (f"; left out: {', '.join(f'{n} {why}' for why, n in left_out.items())}" if left_out else "")
+
+
+def _read(plan: Plan) -> str:
+    """The files that the data come from: the first ones, and how many more."""
+    facts = plan.streams.source.facts()
+    shown = [str(name) for name in facts["read"][:5]]
+    more = int(facts.get("files", len(facts["read"]))) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
 def _stops(plan: Plan) -> str:
@@ -45,9 +42,22 @@ def _stops(plan: Plan) -> str:
     return f"precision: {wanted}; looks after sequences (documents) {', '.join(places)}"
 
 
+def _time(plan: Plan, operations: float, conclusions: Mapping[str, float]) -> list[str]:
+    """How long the passes would take, and conclusions that are work of their own; nothing where there is neither."""
+    if not operations and not conclusions:
+        return []
+    speed = cost.operations_a_second(plan.options.device)
+    parts = [f"{operations / speed:.0f} s of passes"] if operations else []
+    if conclusions:
+        each = ", ".join(f"{alias} {n / speed:.0f}" for alias, n in conclusions.items())
+        parts.append(f"{sum(conclusions.values()) / speed:.0f} s of conclusions ({each})")
+    return [f"  time: roughly {' and '.join(parts)}, at the {speed / 1e9:.0f} GFLOP/s measured here"]
+
+
 def outline(plan: Plan, store: Store) -> str:
     """A text: what a run would do now, given what is stored."""
-    pending = [c for c in plan.cells if plan.options.fresh or not store.has(c.key)]
+    finished = set() if plan.options.fresh else store.finished([c.key for c in plan.cells])
+    pending = [c for c in plan.cells if c.key not in finished]
     folds = plan.folds(pending)
     stored = {n.digest for n in folds.values() if not plan.options.fresh and store.fold(n.digest) is not None}
     rows = len(plan.streams.evaluation)
@@ -57,8 +67,9 @@ def outline(plan: Plan, store: Store) -> str:
         f"  data: {rows} sequences of {plan.streams.evaluation.n_clusters} documents{_excluded(plan)}",
     ]
     size = fitting(plan) if plan.options.batch_size == "auto" else int(plan.options.batch_size or 1)
+    lines += [f"  read: {_read(plan)}"] if plan.streams.source.facts().get("read") else []
     lines += [f"  {_stops(plan)}"] if plan.stopping else []
-    total = 0
+    total, operations = 0, 0.0
     for index, one in enumerate(
         passes(plan, pending, stored, memory_budget(plan.options.sae_device or plan.options.device)), 1
     ):
@@ -70,14 +81,16 @@ def outline(plan: Plan, store: Store) -> str:
         clean = sides * batches if needed.touches_model else 0
         resumes = batches * needed.resumes  # each side has nodes of its own
         total += clean + resumes
+        operations += cost.of_pass(plan, one, needed, size)
         cut = "" if needed.final or not needed.hooks else ", cut at the deepest hook"
         hooks = f" at {', '.join(sorted(needed.hooks))}" if needed.hooks else ""
         lines.append(f"  pass {index}: {one.title}: {clean} clean passes{cut}{hooks}, {resumes} resumes")
-    resumed = {n.hook_name for n in closure([n for c in pending for n in c.nodes()]).values() if n.name == "resume"}
-    if resumed and total and plan.options.preflight != "off":
-        total += len(resumed)
-        lines.append(f"  preflight: {len(resumed)} resume{'s' * (len(resumed) > 1)} on the first batch, one a hook")
     needed_at_all = closure([n for c in pending for n in c.nodes()]).values()
+    resumed = {n.hook_name for n in needed_at_all if n.name == "resume"}
+    if total and plan.options.preflight != "off" and any(n.name in ("clean_final", "resume") for n in needed_at_all):
+        total += len(resumed) + 1
+        proofs = f" and {len(resumed)} resume{'s' * (len(resumed) > 1)}, one a hook" if resumed else ""
+        lines.append(f"  preflight: 1 pass on the first batch, to see that the model is causal{proofs}")
     # Parts of a metric's own interventions, and sides of pairs, are nodes without being quantities.
     names = sorted({n.name for n in needed_at_all if n.args and not set(" [") & set(n.name)})
     weights = sum(8 * (s.d_in or 0) * (s.d_sae or 0) for s in plan.subjects if s.kind == "sae")
@@ -88,13 +101,10 @@ def outline(plan: Plan, store: Store) -> str:
     lines.append(f"  forward passes in all: {total}{most}")
     if names:
         lines.append(f"  quantities: {', '.join(names)}")
-    if total and plan.spec is not None and plan.spec.parameters is not None:
-        speed = _operations_a_second(plan.options.device)
-        seconds = 2 * plan.spec.parameters * context * min(size, rows) * total / speed
-        lines.append(f"  time: roughly {seconds:.0f} s of model passes at the {speed / 1e9:.0f} GFLOP/s measured here")
+    lines += _time(plan, operations, cost.of_conclusions(plan, pending))
     lines.append(f"  memory: {weights / 2**20:.1f} MiB of SAE weights, {alive / 2**20:.1f} MiB of feature activations")
     if plan.options.batch_size == "auto":
         free = available(plan.options.device) / 2**20
         each = bytes_a_sequence(plan) / 2**20
         lines.append(f"  batch: auto begins with {size} sequences, each up to {each:.0f} MiB of the {free:.0f} free")
-    return "\n".join(lines)
+    return "\n".join(map(line, lines))

@@ -7,6 +7,8 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +16,8 @@ from jaxtyping import Bool, Int
 
 from saeval.data import Document, Source
 from saeval.errors import SaevalError, lone_surrogate
+from saeval.textfile import LONG, Passage
+from saeval.windows import tokens_of
 
 if TYPE_CHECKING:
     from saeval.tokens import TokenOptions
@@ -23,7 +27,7 @@ Split = Literal["evaluation", "fit"]
 FIT_SHARE = 0.2
 PADDING = -1
 EMPTY = "empty"
-_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 4_000_000
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 1_000_000
 
 
 class Packed(NamedTuple):
@@ -36,6 +40,8 @@ class Packed(NamedTuple):
     cluster_names: list[str]
     left_out: dict[str, int]
     """Documents without tokens, counted by why."""
+    not_doubled: dict[str, int]
+    """Documents that began with a BOS, or ended with a separator, of their own, and that got no second one."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +105,11 @@ class Packer:
         beyond = [token for token in [*self.excluded, *self.prefix] if size is not None and token >= size]
         if beyond:
             raise SaevalError(f"data: token id {beyond[0]} is beyond the tokenizer's {size} tokens")
+        self._spelled = unread(self.tokenizer, "bos", self.prefix)
         self._names: list[str] = []
         self._masked = 0  # rows of which 'exclude' leaves no token
         self._left_out: Counter[str] = Counter()
+        self._not_doubled: Counter[str] = Counter()
 
     def _special(self, word: str) -> int | None:
         given: int | None = getattr(self.options, f"{word}_id", None)
@@ -112,6 +120,7 @@ class Packer:
         tokenised = self._tokenised(_documents(self.source, split, self._left_out))
         rows = self._of_documents(tokenised) if self.options.packing == "documents" else self._of_stream(tokenised)
         wanted = self.options.sequences
+        rows = self._within_memory(rows)
         kept = sorted(rows, key=_order) if wanted is None else heapq.nsmallest(wanted, rows, key=_order)
         if len(kept) < (wanted or 1):
             asked = f"'sequences: {wanted}' were asked for" if wanted else "at least one sequence is needed"
@@ -127,6 +136,7 @@ class Packer:
             excluded=self.excluded,
             cluster_names=list(number),
             left_out=dict(self._left_out),
+            not_doubled=dict(self._not_doubled),
         )
 
     def _remedy(self) -> str:
@@ -138,33 +148,88 @@ class Packer:
             return f"{found}, whose only input is BOS; raise 'context', or say 'exclude: []'"
         return f"{found}; exclude fewer, or give documents that hold others"
 
+    def _within_memory(self, rows: Iterable[_Row]) -> Iterator[_Row]:
+        """The rows; `SaevalError` before those to keep take more memory than there is."""
+        from saeval.memory import available  # late: building and hashing rows needs numpy alone
+
+        each = 2 * 8 * (self.options.context + 1)  # tokens and documents of 4 bytes, and their copies in one array
+        most = available("cpu") // each
+        for count, row in enumerate(rows, start=1):
+            if min(count, self.options.sequences or count) > most:
+                raise SaevalError(
+                    f"data '{self.source.name}': rows of context {self.options.context} take "
+                    f"{each / 2**20:.2g} MiB each, so that no more than {most} of them fit in memory; "
+                    "ask for fewer 'sequences', or shorten 'context'"
+                )
+            yield row
+
     def _tokenised(self, documents: Iterable[Document]) -> Iterator[tuple[int, np.ndarray]]:
-        """Number and tokens of each document that has any; the number indexes `_names`."""
+        """Number and tokens of each document that has any, a long one's in parts; the number indexes `_names`."""
         for batch in _batches(documents):
-            texts = [document.text for document in batch if document.tokens is None]
+            texts = [self._unspelled(d.text) for d in batch if d.tokens is None and not _long(d)]
             # verbose=False: a document longer than the model's context is no cause for a warning, it is cut below.
             encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
             ids = iter(encoded)
             for document in batch:
-                tokens = np.asarray(next(ids) if document.tokens is None else document.tokens, dtype=np.int32)
-                if len(tokens):
-                    self._names.append(document.name)
-                    yield len(self._names) - 1, tokens
+                parts: Iterable[Any]
+                if document.tokens is not None:
+                    parts = [document.tokens]
+                elif isinstance(document.text, Passage):
+                    pieces = iter(document.text)
+                    parts = tokens_of(chain([self._unspelled(next(pieces, ""))], pieces), self.tokenizer)
+                elif _long(document):
+                    parts = tokens_of(self._unspelled(document.text), self.tokenizer)
                 else:
-                    self._left_out[EMPTY] += 1
+                    parts = [next(ids)]
+                yield from self._numbered(document.name, (np.asarray(part, dtype=np.int32) for part in parts))
+
+    def _numbered(self, name: str, parts: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+        """Parts of one document with its number, without a BOS of its own where every row begins with one."""
+        first, number = True, None
+        for tokens in parts:
+            if first and len(tokens):
+                first = False
+                if self.prefix == tokens[:1].tolist():
+                    self._not_doubled["bos"] += 1
+                    tokens = tokens[1:]
+            if len(tokens):
+                if number is None:
+                    number = len(self._names)
+                    self._names.append(name)
+                yield number, tokens
+        if number is None:
+            self._left_out[EMPTY] += 1
+
+    def _unspelled(self, text: Any) -> str:
+        """A text without the BOS that it spells, where that would be read as ordinary characters."""
+        if not self._spelled or not text.startswith(self._spelled):
+            return str(text)
+        self._not_doubled["bos"] += 1
+        return str(text).removeprefix(self._spelled)
 
     def _of_documents(self, tokenised: Iterable[tuple[int, np.ndarray]]) -> Iterator[_Row]:
         """Rows of single documents. After a BOS they abut, without one they share a token: each is a target once."""
-        context, bos = self.options.context, bool(self.prefix)
+        context = self.options.context
+        width = context if self.prefix else context + 1
         chunks: Counter[str] = Counter()  # documents of one name number their chunks on, so every row has its own key
-        for number, tokens in tokenised:
+
+        def row_of(number: int, tokens: np.ndarray) -> Iterator[_Row]:
             name = self._names[number]
-            for start in range(0, len(tokens), context):
-                chunk = tokens[start : start + context + (0 if bos else 1)]
-                row = self._row(chunk, np.full(len(chunk), number, dtype=np.int32), name, chunks[name])
-                chunks[name] += 1
-                if row is not None:
-                    yield row
+            row = self._row(tokens, np.full(len(tokens), number, dtype=np.int32), name, chunks[name])
+            chunks[name] += 1
+            if row is not None:
+                yield row
+
+        for number, parts in groupby(tokenised, key=itemgetter(0)):
+            held = np.empty(0, dtype=np.int32)
+            for _, part in parts:
+                held, start = np.concatenate([held, part]), 0
+                while start + width <= len(held):
+                    yield from row_of(number, held[start : start + width])
+                    start += context
+                held = held[start:]
+            if len(held):
+                yield from row_of(number, held)
 
     def _of_stream(self, tokenised: Iterable[tuple[int, np.ndarray]]) -> Iterator[_Row]:
         """Full rows of all documents, one after the other; a separator belongs to the document before it."""
@@ -172,13 +237,18 @@ class Packer:
         width = context if self.prefix else context + 1
         tokens, documents = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int32)
         separator = np.int32(self.separator)
-        index, last = 0, None
+        index, last, ended = 0, None, False
         for number, added in tokenised:
-            if last is not None:
-                tokens, documents = np.append(tokens, separator), np.append(documents, np.int32(last))
+            if last not in (None, number):
+                begins = bool(added[0] == separator)
+                if ended or begins:
+                    self._not_doubled["separator"] += 1
+                    added = added[1:] if ended and begins and len(added) > 1 else added
+                else:
+                    tokens, documents = np.append(tokens, separator), np.append(documents, np.int32(last))
             tokens = np.concatenate([tokens, added])
             documents = np.concatenate([documents, np.full(len(added), number, dtype=np.int32)])
-            last, start = number, 0
+            last, ended, start = number, bool(added[-1] == separator), 0
             while start + width <= len(tokens):
                 piece = slice(start, start + width)
                 owners = Counter(self._names[document] for document in documents[piece].tolist())
@@ -201,8 +271,25 @@ class Packer:
         return _Row(row, owner, name, hashlib.sha256(f"{self.options.seed}\0{name}\0{index}".encode()).digest())
 
 
+def unread(tokenizer: Any, word: Literal["bos", "eos"], ids: Sequence[int]) -> str:
+    """A special token as text spells it, where the tokenizer reads that as ordinary characters; else nothing.
+
+    `ids` is the token that is put before or after texts, if any.
+    """
+    spelling = getattr(tokenizer, f"{word}_token", None)
+    if not spelling or not ids or list(ids) != [getattr(tokenizer, f"{word}_token_id", None)]:
+        return ""
+    read = tokenizer([spelling], add_special_tokens=False, verbose=False)["input_ids"][0]
+    return "" if list(read) == list(ids) else str(spelling)
+
+
 def _order(row: _Row) -> bytes:
     return row.order
+
+
+def _long(document: Document) -> bool:
+    """Whether its text is tokenised in parts."""
+    return isinstance(document.text, Passage) or (document.text is not None and len(document.text) > LONG)
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -210,7 +297,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     size = 0
     for document in documents:
         batch.append(document)
-        size += len(document.text or "")
+        size += len(document.text) if isinstance(document.text, str) else 0
         if len(batch) >= _BATCH_DOCUMENTS or size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
@@ -236,7 +323,7 @@ def _lack(document: Document) -> str | None:
     held = document.text if document.tokens is None else document.tokens
     if held is None:
         return "null"
-    if document.tokens is None and not isinstance(held, str):
+    if document.tokens is None and not isinstance(held, str | Passage):
         raise SaevalError(f"document '{document.name}': expected text, found {type(held).__name__}")
     if isinstance(held, str) and (half := lone_surrogate(held)):
         raise SaevalError(f"document '{document.name}': it holds '{half}', half of a surrogate pair, so it is no text")

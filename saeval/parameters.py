@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from saeval.errors import suggestion
+from saeval.errors import quoted, suggestion
+
+MOST_ROWS = 10**9
+"""Sequences that a suite, a batch or a limit may ask for."""
+MOST_REPEATS = 10_000
+Repeats = Annotated[int, Field(le=MOST_REPEATS)]
+"""A number of draws, steps or copies. Each of them takes time and memory, so that more are a slip of the keyboard."""
+_LARGEST = 2**63
+"""Integers beyond it fit into no array, and those of thousands of digits are not even shown."""
 
 
 class ParameterError(ValueError):
@@ -43,9 +51,21 @@ def validated(cls: type, given: Mapping[str, Any], what: str) -> dict[str, Any]:
     model = schema(cls)
     try:
         made = model(**given)  # also where there is no field, so that a typo does not pass
+        for name in model.model_fields:
+            if any(not -_LARGEST <= number < _LARGEST for number in _integers(getattr(made, name))):
+                raise ParameterError([(name, f"'{name}' of {what}: an integer of at most 64 bits was expected")])
         return {name: getattr(made, name) for name in model.model_fields}
     except ValidationError as error:
         raise ParameterError([_fault(e, model, what) for e in error.errors()]) from None
+
+
+def _integers(value: Any) -> Iterator[int]:
+    """The integers in a value, in lists and mappings too."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _integers(one)
 
 
 def _fault(error: Any, model: type[BaseModel], what: str) -> tuple[str, str]:
@@ -56,7 +76,7 @@ def _fault(error: Any, model: type[BaseModel], what: str) -> tuple[str, str]:
         return key, f"unknown parameter '{key}' of {what}{known}"
     if error["type"] == "missing":
         return "", f"{what} needs the parameter '{key}'"
-    return key, f"'{'.'.join(path)}' of {what}: {lowered(error['msg'])}, got {error['input']!r}"
+    return key, f"'{'.'.join(path)}' of {what}: {lowered(error['msg'])}, got {quoted(error['input'])}"
 
 
 def lowered(message: str) -> str:

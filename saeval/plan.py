@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,8 @@ from saeval.model import ModelSpec
 from saeval.models import model_spec
 from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, closure, flattened
 from saeval.options import Options
-from saeval.parameters import ParameterError, validated
+from saeval.parameters import MOST_ROWS, ParameterError, validated
+from saeval.patterns import matching
 from saeval.plugins import Failure, code_identity
 from saeval.precision import Stopping, stopping
 from saeval.registry import Registry
@@ -196,7 +196,8 @@ class _Planner:
         for name, patterns in self.suite.body.groups.items():
             groups[name] = []
             for index, pattern in enumerate(patterns):
-                members = [s for s in saes if fnmatch.fnmatchcase(s.name, pattern)]
+                names = matching(pattern, [s.name for s in saes])
+                members = [s for s in saes if s.name in names]
                 if not members and not self.problems:
                     message = f"group '{name}': no SAE of 'saes:' matches '{pattern}'"
                     self.problems.append(self.suite.problem(message, "groups", name, index))
@@ -206,12 +207,15 @@ class _Planner:
     def _batch_size(self) -> None:
         """The option's, else the suite's, else 16."""
         size = self.options.batch_size if self.options.batch_size is not None else self.suite.body.batch
-        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MOST_ROWS):
             given = self.options.spelled("batch_size", size)
             self.problems.append(Problem(f"{given}: expected a number of sequences, or 'auto'"))
         self.options = replace(self.options, batch_size=size)
 
     def _graph(self, spec: ModelSpec | None, found: Streams, subjects: Subjects) -> Graph:
+        most = spec.context if spec is not None else None
+        if found.options is not None:  # before the rows are made: each takes memory by its context
+            self._check_context(found.options.context, spec, most)
         try:
             with found.answered_for():
                 evaluation = found.evaluation
@@ -219,10 +223,7 @@ class _Planner:
                 data_digest, pair, supplies = evaluation.fingerprint, evaluation.pair, frozenset(evaluation.supplies)
         except SaevalError as error:
             raise SuiteError([self.suite.problem(str(error), "data")]) from None
-        most = spec.context if spec is not None else None
-        if spec is not None and most is not None and longest is not None and longest > most:
-            message = f"context {longest} is longer than the {most} positions of '{spec.name}'"
-            raise SuiteError([self.suite.problem(message, "data", "context")])
+        self._check_context(longest, spec, most)
         if spec is None and needs_model:
             raise SuiteError([self.suite.problem("this data needs a model; add 'model:'", "data")])
         return Graph(
@@ -236,8 +237,14 @@ class _Planner:
             pair=pair,
             supplies=supplies,
             site=spec.site if spec else str,
+            reward_unit="nats" if spec and spec.kind == "causal" else "reward",
             origin=lambda metric: self.registry.metrics.entry(metric).origin,
         )
+
+    def _check_context(self, longest: int | None, spec: ModelSpec | None, most: int | None) -> None:
+        if spec is not None and most is not None and longest is not None and longest > most:
+            message = f"context {longest} is longer than the {most} positions of '{spec.name}'"
+            raise SuiteError([self.suite.problem(message, "data", "context")])
 
     def _subjects_of(
         self, metric: Metric, entry: MetricEntry, saes: list[Subject], controls: list[Subject],

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from saeval.escapes import plot
+
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
@@ -43,7 +45,7 @@ def png(drawn: Figure) -> bytes:
 
     if title := _TITLE.get():
         own = drawn.get_suptitle()
-        drawn.suptitle(f"{title}\n{own}".strip(), fontsize=9, wrap=True)
+        drawn.suptitle(f"{plot(title)}\n{own}".strip(), fontsize=9, wrap=True)
     FigureCanvasAgg(drawn)
     held = io.BytesIO()
     drawn.savefig(held, format="png", dpi=130, metadata={"Software": None})
@@ -51,8 +53,8 @@ def png(drawn: Figure) -> bytes:
 
 
 def wrapped(text: str, inches: float, size: float) -> str:
-    """A title in as many lines as fit the width at this font size, in points."""
-    return textwrap.fill(text, max(int(inches * 72 / (size * _EM)), 8))
+    """A title in as many lines as fit the width at this font size, in points; nothing in it is a formula."""
+    return textwrap.fill(plot(text), max(int(inches * 72 / (size * _EM)), 8))
 
 
 def titled(drawn: Figure, text: str, size: float = 10) -> None:

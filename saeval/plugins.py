@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
 import traceback
 import uuid
@@ -69,7 +70,7 @@ class Plugins:
                 self._register(_origin(entry_point), entry_point.load)
         for file in files:
             path = Path(file)
-            if not path.is_file():
+            if not os.path.isfile(path):
                 raise SaevalError(f"--plugin {path}: no such file{looked_up(path)}")
             origin = Origin(str(path), path.stem, hashlib.sha256(path.read_bytes()).hexdigest()[:16], True)
             before = len(self.failures)

@@ -1,20 +1,23 @@
-"""The preflight: on a run's first batch, before anything else, SAEs are examined and resumes are proved."""
+"""The preflight: on a run's first batch, before anything else, the model is proved causal, its resumes are proved, and
+SAEs are examined."""
 
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from saeval.copies import copies
+from saeval.data import PairBatch
 from saeval.errors import Problem, SuiteError, suggestion
 from saeval.evidence import Evidence
 from saeval.examination import Examination, Finding, examine
 from saeval.memory import refuse_too_large
-from saeval.nodes import closure
-from saeval.proof import Proof, prove, unwell
+from saeval.nodes import Node, closure
+from saeval.patterns import matching, meant
+from saeval.proof import Causality, Proof, prove, prove_causal, unwell
 from saeval.target import Target
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from saeval.substitute import Subject
 
 log = logging.getLogger("saeval")
+
+_CAUSAL = "use one that reads from left to right, such as a model saved with 'is_decoder' or 'is_causal' true"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,10 @@ class Preflight:
         """By the SAE's key."""
         self.proofs: dict[str, Proof | str] = {}
         """By the hook: the proof of its resume, or why there is none."""
+        self.causality: Causality | str | None = None
+        """The proof that the model is causal, or why there is none; None where no cell asks for its final state."""
+        self.forward_passes = 0
+        """Passes beside those that the pass under way makes and counts."""
         self._unwell: list[str] = []
         self._declared: dict[str, list[Finding]] = {}
 
@@ -46,7 +55,7 @@ class Preflight:
         """What is to be looked at on one batch; SAEs that do not fit in `memory` bytes together are apart."""
         nodes = closure([n for c in cells for n in c.nodes()]).values()
         first: list[Target] = []
-        if self.plan.final is not None and any(n.name in ("clean_final", "resume") for n in nodes):
+        if self.plan.final is not None and any(map(_is_final, nodes)):
             first.append(Target("preflight final", self._model_is_well, [self.plan.final], -2))
         for hook_name in sorted({n.hook_name for n in nodes if n.name == "resume" and n.hook_name}):
             requests = self.plan.proofs[hook_name]
@@ -90,6 +99,14 @@ class Preflight:
     def _model_is_well(self, model: Any, batch: Any, clean_final: Any) -> Evidence:
         fault = unwell(model, batch, clean_final)
         self._unwell = [fault] if fault else []
+        if fault:
+            return _Looked()
+        self.forward_passes += 1
+        try:
+            self.causality = prove_causal(model, batch, clean_final)
+        except Exception as error:  # a model that cannot be run so says why in the provenance
+            refuse_too_large(error)
+            self.causality = f"{type(error).__name__}: {error}"
         return _Looked()
 
     def judge(self, cells: Iterable[Cell]) -> dict[str, str]:
@@ -98,8 +115,8 @@ class Preflight:
         `SuiteError` for what was found, unless the options say to warn of it.
         """
         options = self.plan.options
-        if self._unwell:  # whatever else was found follows from it
-            message = f"preflight: {self._model_fault()}"
+        if fault := self._model_fault():  # whatever else was found follows from it
+            message = f"preflight: {fault}"
             if options.preflight == "stop":
                 raise SuiteError([Problem(message)])
             log.warning("%s", message)
@@ -118,8 +135,15 @@ class Preflight:
                 left_out[cell.key] = "; ".join(reasons)
         return left_out
 
-    def _model_fault(self) -> str:
-        assert self.plan.spec is not None
+    def _model_fault(self) -> str | None:
+        """What is wrong with the model itself, as a sentence with its remedy; None where nothing is."""
+        if self.plan.spec is None:
+            return None
+        causal = self.causality if isinstance(self.causality, Causality) else None
+        if not self._unwell and causal and causal.fault:
+            return f"the model '{self.plan.spec.name}' {causal.fault}; {_CAUSAL}"
+        if not self._unwell:
+            return None
         dtype = self.plan.spec.identity().get("dtype")
         half = str(dtype).removeprefix("torch.") in ("float16", "bfloat16")
         hint = f"its dtype is {dtype}: try float32" if half else "are its weights damaged?"
@@ -128,9 +152,10 @@ class Preflight:
     def _faulty_saes(self) -> dict[str, tuple[str, Problem]]:
         """By the SAE's key: what was found, and the same with its place and the remedies."""
         options, faults = self.plan.options, {}
+        allowed = meant(options.allow, [s.name for s in self.plan.subjects if s.kind == "sae"])
         for subject in self.plan.subjects:
             one = self.examinations.get(subject.key)
-            if one is None or not one.fatal or is_allowed(subject.name, options.allow):
+            if one is None or not one.fatal or subject.name in allowed:
                 continue
             # A wrong hook looks like many other faults; where the checkpoint knows its own, that is the likeliest.
             hook = [f for f in self._declarations(subject) if f.check == "hook"]
@@ -164,10 +189,15 @@ class Preflight:
         found = {s.name: [*self._examined(s), *self._declarations(s)] for s in cell.subjects if s.kind == "sae"}
         if self._unwell:
             found["model"] = [Finding("finite", self._unwell[0])]
+        elif isinstance(self.causality, Causality) and self.causality.fault:
+            found["model"] = [Finding("causal", self.causality.fault)]
         kept = {name: [dataclasses.asdict(f) for f in findings] for name, findings in found.items() if findings}
-        hooks = sorted({n.hook_name for n in closure(cell.nodes()).values() if n.name == "resume" and n.hook_name})
+        nodes = closure(cell.nodes()).values()
+        hooks = sorted({n.hook_name for n in nodes if n.name == "resume" and n.hook_name})
         proofs = {h: p.record() if isinstance(p := self.proofs[h], Proof) else p for h in hooks if h in self.proofs}
-        return ({"preflight": kept} if kept else {}) | ({"resumes": proofs} if proofs else {})
+        causal = self.causality.record() if isinstance(self.causality, Causality) else self.causality
+        proved = {"causal": causal} if causal and any(map(_is_final, nodes)) else {}
+        return ({"preflight": kept} if kept else {}) | ({"resumes": proofs} if proofs else {}) | proved
 
     def _examined(self, subject: Subject) -> list[Finding]:
         return self.examinations[subject.key].findings if subject.key in self.examinations else []
@@ -178,6 +208,11 @@ class Preflight:
         return self._declared[subject.name]
 
 
+def _is_final(node: Node) -> bool:
+    """Whether a node is of the model's final state, clean or resumed."""
+    return node.name in ("clean_final", "resume")
+
+
 def _works(sae: Any, sae_input: Any, activations: Any) -> bool:
     """Whether an SAE encodes and decodes a batch as the cells have it; shown copies, since it may write into them."""
     try:
@@ -185,11 +220,6 @@ def _works(sae: Any, sae_input: Any, activations: Any) -> bool:
     except Exception:  # whatever it is, the cells will have it too
         return False
     return True
-
-
-def is_allowed(name: str, patterns: Iterable[str]) -> bool:
-    """Whether the option `allow` names an SAE."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def declarations(subject: Subject, plan: Plan) -> list[Finding]:
@@ -242,11 +272,39 @@ def same_model(declared: str, name: str) -> bool:
 
 
 def warnings(plan: Plan) -> list[str]:
-    """The disagreements of every SAE of a plan and names that are allowed in vain, a sentence each."""
+    """The disagreements of every SAE, names that are allowed in vain, copies in groups: a sentence each."""
     saes = {s.name: s for s in plan.subjects if s.kind == "sae"}
-    vain = [pattern for pattern in plan.options.allow if not any(is_allowed(name, [pattern]) for name in saes)]
+    vain = [pattern for pattern in plan.options.allow if not matching(pattern, saes)]
     unknown = [
         f"{plan.options.spelled('allow', p)}: no SAE of the suite has this name{suggestion(p, saes)}" for p in vain
     ]
     found = [f"{s.name} {finding.message}" for s in saes.values() for finding in declarations(s, plan)]
-    return [f"warning: {sentence}" for sentence in (*unknown, *found)]
+    twice = dict.fromkeys(sentence for cell in plan.cells for sentence in copies(cell))
+    return [f"warning: {sentence}" for sentence in (*unknown, *found, *twice)]
+
+
+def model_warnings(plan: Plan) -> list[str]:
+    """What the model's files and the data's texts say together, a sentence each; of a verified plan."""
+    if plan.spec is None:
+        return []
+    ending = _ending_in_padding(plan) if plan.spec.kind == "reward" else None
+    return [*plan.spec.warnings(), *([ending] if ending else [])]
+
+
+def _ending_in_padding(plan: Plan) -> str | None:
+    """Whether texts end with a token that the reward model's own code takes for padding."""
+    padding, rows = plan.spec.padding_token if plan.spec else None, plan.streams.evaluation
+    if padding is None or not rows.needs_model:
+        return None
+    batch = rows.batch(range(min(256, len(rows))), "cpu")
+    ending = texts = 0
+    for side in batch.sides if isinstance(batch, PairBatch) else (batch,):
+        last = side.real.shape[1] - 1 - side.real.long().flip(1).argmax(1)
+        ending += int((side.tokens.gather(1, last[:, None])[:, 0] == padding)[side.real.any(1)].sum())
+        texts += int(side.real.any(1).sum())
+    if not ending or plan.spec is None:
+        return None
+    return (
+        f"{ending} of {texts} texts end with token {padding}, which also is the padding of '{plan.spec.name}': saeval "
+        "reads the reward at it, transformers at the token before; for that add 'reward_at: before_padding' to 'model'"
+    )

@@ -57,9 +57,20 @@ class Program:
         return bool(self.hooks or self.resumable or self.final)
 
     @property
+    def substitutes(self) -> set[str]:
+        """Names of the substitutes that are loaded."""
+        return {n.subject for n in self._nodes.values() if n.subject}
+
+    @property
+    def resumed(self) -> list[tuple[str, int]]:
+        """The hook that each node resumes at, and how often it does so in a batch."""
+        asked = [(n, i) for n in self._nodes.values() for i in n.inputs if i.name == "resume"]
+        return [(resume.hook_name or "", _times(node)) for node, resume in asked]
+
+    @property
     def resumes(self) -> int:
         """Resumed passes a batch: one for each node that asks for `resume`, or as many as it says."""
-        return sum(_times(n) for n in self._nodes.values() if any(i.name == "resume" for i in n.inputs))
+        return sum(times for _, times in self.resumed)
 
 
 def _times(node: Node) -> int:

@@ -6,6 +6,9 @@ import sys
 import time
 from typing import Any, Protocol
 
+from saeval.console import device
+from saeval.escapes import line
+
 
 class Progress(Protocol):
     """Told how far a run is, in sequences."""
@@ -30,9 +33,9 @@ class Lines:
         self._title, self._done, self._total, self._last = "", 0, 0, 0.0
 
     def started(self, title: str, sequences: int, done: int) -> None:
-        self._title, self._done, self._total, self._last = title, done, sequences, time.monotonic()
+        self._title, self._done, self._total, self._last = line(title), done, sequences, time.monotonic()
         resumed = f", from sequence {done}" if done else ""
-        print(f"pass: {title}: {sequences} sequences{resumed}", file=sys.stderr, flush=True)
+        print(f"pass: {self._title}: {sequences} sequences{resumed}", file=sys.stderr, flush=True)
 
     def advanced(self, sequences: int) -> None:
         self._done += sequences
@@ -52,11 +55,12 @@ class Bar:
 
     def started(self, title: str, sequences: int, done: int) -> None:
         from rich.console import Console  # late: slow to import, and of no use in a pipe
+        from rich.markup import escape
         from rich.progress import Progress as RichProgress
 
-        self._bar = RichProgress(console=Console(stderr=True))
+        self._bar = RichProgress(console=Console(file=device(sys.stderr)))
         self._bar.start()
-        self._task = self._bar.add_task(title, total=sequences, completed=done)
+        self._task = self._bar.add_task(escape(line(title)), total=sequences, completed=done)
 
     def advanced(self, sequences: int) -> None:
         self._bar.advance(self._task, sequences)

@@ -1,18 +1,20 @@
-"""The proof that a model resumes correctly at a hook, made on the first batch of a run."""
+"""The proofs that a model is causal and resumes correctly at a hook, made on the first batch of a run."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from saeval.data import Batch
+from saeval.late import torch
 from saeval.memory import refuse_too_large
 from saeval.model import Model, Resume
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MOST = 0.9
 """Share of tokens that must be reproduced in half precision, where a rounding may send a token to another expert."""
@@ -74,12 +76,91 @@ def prove(activations: Float[Tensor, "batch seq d"], resume: Resume, clean_final
     norms = _distances(clean_final, nought, real, torch.ones_like(noisy))
     # A reward may be near 0, so it is measured by how far noise moves it where that is more.
     scale = max(_root_mean_square(norms), _root_mean_square(changes[changes.isfinite()]), 1e-30)
-    half = torch.finfo(clean_final.dtype).bits < 32
     error = _largest(errors) / scale
-    typical = float(errors.quantile(_MOST)) / scale if half and len(errors) > 1 / (1 - _MOST) else error
     change = _largest(changes) / scale if len(changes) else math.nan
-    tolerance = 5e-2 if half else {32: 1e-3}.get(torch.finfo(clean_final.dtype).bits, 1e-6)
-    return Proof(error, change, typical, tolerance, str(clean_final.dtype).removeprefix("torch."))
+    return Proof(error, change, _typical(errors, scale, clean_final.dtype), *_tolerance(clean_final.dtype))
+
+
+@dataclass(frozen=True)
+class Causality:
+    """What a pass with other later tokens showed: a causal model's earlier states stay as they are."""
+
+    kind: str
+    """`causal` or `reward`, as of the model."""
+    change: float
+    """Largest change of a state before the first changed token, by the states' own size; of a reward, by padding."""
+    typical: float
+    """The change that decides: the largest, in half precision that of the most faithful 90% of all states, or of the
+    two before each place if that is larger."""
+    compared: int
+    """How many states or rewards were compared."""
+    tolerance: float
+    dtype: str
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong; None where nothing is."""
+        if self.typical <= self.tolerance:
+            return None
+        size = f"by {self.typical:.2g} of its size"
+        if self.kind == "reward":
+            return f"is not causal: other padding after a text changes its reward {size}"
+        return f"is not causal: other later tokens change a token's final state {size}, so its scores see their targets"
+
+    def record(self) -> dict[str, Any]:
+        """For the provenance."""
+        return {"max_relative_change": self.change, "compared": self.compared, "dtype": self.dtype}
+
+
+def prove_causal(model: Model, batch: Batch, clean_final: Tensor) -> Causality:
+    """Run half of the rows, and two at least, once more, each beside itself with other tokens from some position on.
+
+    The first pair of rows differs from its second token on, the last in its last token alone: a prefix that is read
+    both ways shows itself where the rows differ inside it. Of a language model the final states before that place are
+    compared. The rows of a reward model end there, so that the rewards differ by padding alone. `clean_final` is
+    `[batch, seq, d_model]` or `[batch]`. Both rows of a pair are in one pass: quantised activations share a scale.
+    """
+    rewards, pairs = clean_final.ndim == 1, max(2, len(batch.real) // 2)
+    pair = torch.arange(2 * pairs, device=batch.real.device) // 2
+    rows = pair % len(batch.real)
+    shown = batch.part(rows.tolist())
+    counted = shown.real.cumsum(1)
+    share = pair[:, None] / (pairs - 1)
+    kept = 1 + ((counted[:, -1:] - 2).clamp_min(0) * share).round().long()
+    later = counted > kept
+    earlier = (shown.real & ~later)[::2]
+    if rewards:
+        shown = replace(shown, real=shown.real & ~later)
+    known, place = batch.tokens.unique(return_inverse=True)
+    successor = known.roll(-1) if len(known) > 1 else (known == 0).long()
+    later[::2] = False
+    tokens = torch.where(later, successor[place][rows], shown.tokens)
+    final = model.capture(replace(shown, tokens=tokens), [], True).final
+    assert final is not None
+    first, second = final[::2], final[1::2]
+    sound = first.isfinite()  # where a model gives no number without any change, that is told of by itself
+    every = sound if rewards else torch.ones_like(rows[::2], dtype=torch.bool)
+    places = earlier if rewards else earlier & sound.all(-1)
+    changes = _distances(second, first, places, every)
+    sizes = _distances(first, torch.zeros_like(first), places, every)
+    scale = max(_root_mean_square(sizes), 1e-30)
+    typical = _typical(changes, scale, clean_final.dtype)
+    if not rewards:  # a look at the next token or two moves few of all states, and most of those just before
+        near = _distances(second, first, places & (counted > kept - 2)[::2], every)
+        typical = max(typical, _typical(near, scale, clean_final.dtype))
+    return Causality(model.kind, _largest(changes) / scale, typical, len(changes), *_tolerance(clean_final.dtype))
+
+
+def _typical(distances: Tensor, scale: float, dtype: torch.dtype) -> float:
+    """The largest distance, in half precision that of the most faithful tokens, by the states' own size."""
+    few = torch.finfo(dtype).bits >= 32 or len(distances) <= 1 / (1 - _MOST)
+    return (_largest(distances) if few else float(distances.quantile(_MOST))) / scale
+
+
+def _tolerance(dtype: torch.dtype) -> tuple[float, str]:
+    """The largest distance that rounding explains, by the states' own size, and the dtype's name."""
+    tolerance = {16: 5e-2, 32: 1e-3}.get(torch.finfo(dtype).bits, 1e-6)
+    return tolerance, str(dtype).removeprefix("torch.")
 
 
 def _distances(a: Tensor, b: Tensor, places: Bool[Tensor, "batch seq"], rows: Bool[Tensor, "batch"]) -> Tensor:

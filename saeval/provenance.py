@@ -36,7 +36,9 @@ def commit() -> str | None:
 
 
 def _git(root: Path, *words: str) -> str:
-    found = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True)
+    # `status` would refresh the index and lock it, under the feet of a commit that somebody is making.
+    command = ["git", "--no-optional-locks", "-C", str(root), *words]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     return found.stdout.strip()
 
 

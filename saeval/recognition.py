@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from saeval.errors import SaevalError
+from saeval.errors import SaevalError, expanded
 from saeval.registry import Registry
 
 
@@ -36,7 +37,7 @@ def readable(path: str, registry: Registry) -> tuple[dict[str, Mapping[str, Any]
 
 def _references(path: str) -> Iterator[dict[str, str]]:
     yield {"path": path}
-    if Path(path).expanduser().is_dir():
+    if os.path.isdir(os.path.expanduser(path)):
         yield {"path": path, "sites": "*"}
         yield {"path": f"{path.rstrip('/')}/*"}
 
@@ -59,7 +60,10 @@ def suggested(path: Any, registry: Registry, use: str | None = None) -> str:
 
 def paths(path: str) -> list[str]:
     """The path where something is there, else what its globs match."""
-    place = Path(path).expanduser()
+    try:
+        place = expanded(path)
+    except SaevalError:  # too long to be one, say
+        return []
     return [path] if place.exists() else sorted(glob.glob(str(place)))
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saeval.board import limit_in_words
+from saeval.board import damaged_in_words, limit_in_words
 from saeval.errors import SaevalError, blamed, log, said
+from saeval.escapes import file_name, html, markdown
 from saeval.plots import under_heading
+from saeval.wholefile import ROOM, tidy, write
 
 if TYPE_CHECKING:
     from saeval.board import Board
@@ -45,44 +46,61 @@ class Report:
         return found
 
 
-_NOT_IN_FILE_NAMES = re.compile(r'[/\\:*?"<>|\0]')
-"""On some system or other; a page may be named by what a suite calls a metric."""
-
-
 def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Path) -> tuple[list[Path], list[str]]:
     """Write every page of `reports` into `folder`: the files, and a sentence for each report that failed.
 
-    Pages of a limited run say so first: Markdown and HTML in their first line, figures that `saeval.plots` makes in
-    their title.
+    Pages of a limited run, or of one with damaged results, say so first: Markdown and HTML in their first line, figures
+    that `saeval.plots` makes in their title. `Unwritable` where the folder cannot be written; no file is half-written.
     """
-    written, failed = [], []
+    written: list[Path] = []
+    failed: list[str] = []
     limit = next((words for result in results if (words := limit_in_words(result.cell["data"]))), "")
+    heading = " ".join(words for words in (limit, damaged_in_words(results)) if words)
     for report in reports:
         assert report.pages is not None
         try:
-            with under_heading(limit):
-                pages = report.pages(results)
-            for name, content in pages.items():
-                if not (folder / name.replace("\0", "-")).resolve().is_relative_to(folder.resolve()):
-                    raise ValueError(f"the page '{name}' does not lie in the report's folder")
-                if not name.strip(". "):
-                    raise ValueError(f"the page {name!r} has no name for a file")
-                folder.mkdir(parents=True, exist_ok=True)
-                path = folder / _NOT_IN_FILE_NAMES.sub("-", name)
-                path.write_bytes(content if isinstance(content, bytes) else _headed(name, content, limit).encode())
-                written.append(path)
+            with under_heading(heading):
+                pages = {name: _page(name, content, heading) for name, content in report.pages(results).items()}
+            places = list(written)
+            for name in pages:
+                places.append(_path_of(name, folder, places))
         except (Exception, SystemExit) as error:  # one bad report costs its own pages only
             log.debug("report %s failed", report.name, exc_info=error)
             failed.append(f"report '{report.name}' failed: {said(error)}")
+            continue
+        for path, content in zip(places[len(written) :], pages.values(), strict=True):
+            write(path, content, f"{ROOM} --to")
+            written.append(path)
+    if written:
+        tidy(folder)
     return written, failed
+
+
+def _page(name: str, content: bytes | str, heading: str) -> bytes:
+    return content if isinstance(content, bytes) else _headed(name, content, heading).encode()
+
+
+def _path_of(name: str, folder: Path, written: Sequence[Path]) -> Path:
+    """The file of a page, whatever a plugin or somebody else's results call it: new, and in the folder itself."""
+    if not name.strip(". "):
+        raise ValueError(f"the page {name!r} has no name for a file")
+    for place in (folder / name.replace("\0", "-"), path := folder / file_name(name)):  # it may be a link elsewhere
+        if not place.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"the page '{name}' does not lie in the report's folder")
+    taken = {file.name.casefold() for file in written}
+    stem, ending, number = path.stem, path.suffix, 1
+    while path.name.casefold() in taken:  # names that differ in what file names cannot have
+        number += 1
+        path = folder / f"{stem}-{number}{ending}"
+    return path
 
 
 def _headed(name: str, text: str, limit: str) -> str:
     """A page with what must be said first; formats that have no place for it are as they are."""
     if limit and name.lower().endswith(".md"):
-        return f"**{limit}**\n\n{text}"
+        return f"**{markdown(limit)}**\n\n{text}"
     if limit and name.lower().endswith((".html", ".htm")):
-        banner = f'<p role="alert"><strong>{html.escape(limit)}</strong></p>'
+        banner = f'<p role="alert"><strong>{html(limit)}</strong></p>'
         headed, found = re.subn(r"(<body[^>]*>)", rf"\1\n{banner}", text, count=1, flags=re.IGNORECASE)
         return headed if found else f"{banner}\n{text}"
     return text

@@ -11,12 +11,19 @@ import numpy as np
 from saeval.estimate import Estimate
 
 SCHEMA = 1
-Status = Literal["ok", "undefined", "failed", "missing"]
+"""Part of every cell's key."""
+FORM = 2
+"""The `schema` of a result's file: raised when an older file cannot be read as a new one."""
+Status = Literal["ok", "undefined", "failed", "missing", "damaged"]
 
 
 @dataclass
 class Result:
-    """A finished cell. `undefined` and `failed` ones say why in `reason`; a `missing` one is not on disk."""
+    """A finished cell. `undefined` and `failed` ones say why in `reason`.
+
+    A `missing` one is not computed yet; the files of a `damaged` one are not what saeval wrote, so nothing of them is
+    shown, and the next run computes it again.
+    """
 
     key: str
     status: Status
@@ -35,9 +42,9 @@ class Result:
     """Kept beside the JSON: values without each document, `without/NAME`, the documents' `sizes/NAME`; `value/NAME`."""
 
     def record(self) -> dict[str, Any]:
-        """The content of the JSON file."""
+        """The content of the JSON file, but for its checksums."""
         return {
-            "schema": SCHEMA,
+            "schema": FORM,
             "key": self.key,
             "status": self.status,
             "reason": self.reason,
@@ -52,6 +59,7 @@ class Result:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Result:
+        """The result in a file's content that has been checked."""
         return cls(
             key=record["key"],
             status=record["status"],
@@ -60,7 +68,7 @@ class Result:
             values=dict(record["values"]),
             components=dict(record["components"]),
             provenance=dict(record["provenance"]),
-            traceback=_joined(record.get("traceback")),
+            traceback="\n".join(record["traceback"]) if record.get("traceback") else None,
             headline=list(record.get("headline", [])),
             sample=record.get("sample"),
         )
@@ -90,8 +98,3 @@ class Result:
     def array(self, name: str) -> np.ndarray:
         """The numbers of a value that is an `Array`."""
         return self.arrays[f"value/{name}"]
-
-
-def _joined(traceback: list[str] | str | None) -> str | None:
-    """A stored traceback as text; older files have it as one string."""
-    return "\n".join(traceback) if isinstance(traceback, list) else traceback

@@ -41,7 +41,7 @@ class Results(Sequence[Result]):
 
     @property
     def failed(self) -> list[Result]:
-        return [r for r in self._results if r.status == "failed"]
+        return [r for r in self._results if r.status in ("failed", "damaged")]
 
     @property
     def sample(self) -> dict[str, Any] | None:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
-
+from saeval.late import torch
 from saeval.live import LiveSAE
 from saeval.substitute import Substitute
 

@@ -8,14 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import torch
-
 from saeval.contents import Care
 from saeval.data import Batch, PairBatch
 from saeval.errors import Undefined
 from saeval.evidence import Stamp
 from saeval.failure import Failed
 from saeval.flaws import Flaw, flaw
+from saeval.late import torch
 from saeval.memory import TooLargeError, refuse_too_large
 from saeval.model import Capture, Model, Resume
 from saeval.nodes import LEAVES, Argument, Constant, Node

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from saeval.data import Batch
+from saeval.late import torch
 from saeval.model import Model
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK_ELEMENTS = 2**24
 """Logits alive at once for each state, in elements: the chunk of tokens is this over the vocabulary."""

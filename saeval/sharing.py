@@ -8,10 +8,9 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from saeval.contents import Care, contents, frozen_state, state, weights_of
+from saeval.late import is_tensor, torch
 from saeval.state import StateChangedError, remedy
 from saeval.substitute import Substitute
 
@@ -99,6 +98,6 @@ def called(
 
 def _copy(name: str, value: Any) -> str:
     """How to copy an argument."""
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         return f"{name}.clone()"
     return f"{name}.copy()" if isinstance(value, np.ndarray) else f"copy.deepcopy({name}), or .clone() of its tensors"

@@ -2,61 +2,124 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
+import logging
 import math
-import os
-import tempfile
-from collections.abc import Iterable, Mapping
+import time
+import zipfile
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from saeval.errors import SaevalError, looked_up
+from saeval.errors import SaevalError, expanded, looked_up, said
 from saeval.evidence import Evidence
-from saeval.result import SCHEMA, Result
-from saeval.textfile import read_text
+from saeval.records import ManifestRecord, ResultRecord
+from saeval.result import FORM, Result
+from saeval.sealed import DamagedError, EarlierError, sealed, unsealed, validated
 from saeval.totals import EvidenceTree
+from saeval.wholefile import ROOM, tidy, write
+
+log = logging.getLogger("saeval")
 
 MANIFEST, LIMITED = "manifest.json", "manifest.limited.json"
+MANIFEST_FORM = 1
+_SHOWN = 4
+"""Damaged files that a warning names."""
+_ABANDONED_DAYS = 30
+"""After which an interrupted pass that nobody resumed is forgotten."""
 
 
 class Store:
     """One suite's folder: `<key>.json` and `<key>.npz`, `folds/`, `passes/`, and the manifest of the last run."""
 
     def __init__(self, folder: Path | str) -> None:
+        expanded(folder)  # one that no system can look for is the user's mistake, and no damage
         self.folder = Path(folder)
+        self._named: set[Path] = set()
+        """Damaged files that a warning has named."""
 
     def has(self, key: str) -> bool:
         """Whether a cell is finished. Failed ones are tried again; undefined ones are an outcome."""
-        result = self.read(key)
-        return result is not None and result.status != "failed"
+        return _finished(self.read(key))
+
+    def finished(self, keys: Collection[str]) -> set[str]:
+        """Those of the cells that are finished; one warning names what is stored but cannot be believed."""
+        read = {key: self.read(key) for key in dict.fromkeys(keys)}
+        reasons = [result.reason for result in read.values() if result is not None and result.status == "damaged"]
+        earlier = sum(result is not None and result.status == "missing" for result in read.values())
+        if reasons:
+            more = f" and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
+            named = ", ".join(str(reason) for reason in reasons[:_SHOWN])
+            log.warning("%s: damaged results, which a run computes again: %s%s", self.folder, named, more)
+        if earlier:
+            log.warning("%s: %d results of another version of saeval, which a run computes again", self.folder, earlier)
+        return {key for key, result in read.items() if _finished(result)}
 
     def read(self, key: str, arrays: bool = False) -> Result | None:
-        """A stored result; None where there is none or where the file is not one of ours."""
+        """A stored result, with its arrays if asked for; None where there is none.
+
+        Its files are believed only where they agree with the checksums in them: otherwise its status is `damaged`, its
+        `reason` says why, and it has no cell and no values. One of another version of saeval is `missing`.
+        """
+        path = self.folder / f"{key}.json"
         try:
-            record = json.loads(read_text(self.folder / f"{key}.json"))
-            if record["schema"] != SCHEMA or record["key"] != key:
+            content = path.read_bytes()
+        except OSError as error:
+            if isinstance(error, FileNotFoundError | NotADirectoryError):
                 return None
+            return Result(key, "damaged", {}, reason=f"{path.name} cannot be read ({error.strerror or error})")
+        try:
+            record = unsealed(content)
+            if record.get("schema") != FORM:
+                raise EarlierError("another version of saeval wrote it")
+            validated(ResultRecord, record)
+            if record["key"] != key:
+                raise DamagedError(f"it is the result of {record['key']}")
             result = Result.from_record(record)
-        except (OSError, ValueError, KeyError, TypeError, SaevalError):
-            return None
-        if arrays:
-            result.arrays = dict(_load(self.folder / f"{key}.npz") or {})
+        except EarlierError as error:
+            return Result(key, "missing", {}, reason=f"{path.name}: {error}")
+        except DamagedError as error:
+            return Result(key, "damaged", {}, reason=f"{path.name}: {error}")
+        try:
+            result.arrays = self._arrays(key, record, arrays)
+        except DamagedError as error:
+            return Result(key, "damaged", {}, reason=f"{key}.npz: {error}")
         return result
 
+    def _arrays(self, key: str, record: Mapping[str, Any], wanted: bool) -> dict[str, np.ndarray]:
+        """The arrays beside a record; none of them where they are not `wanted`. `DamagedError` unless they are its."""
+        if record.get("arrays") is None:
+            return {}
+        try:
+            content = (self.folder / f"{key}.npz").read_bytes()
+        except OSError as error:
+            raise DamagedError(f"it cannot be read ({error.strerror or error})") from None
+        if hashlib.sha256(content).hexdigest() != record["arrays"]:
+            raise DamagedError("its content does not match the checksum in its JSON")
+        found = _unpacked(io.BytesIO(content)) if wanted else {}
+        for name, value in record["values"].items() if wanted else ():
+            needed = [f"value/{name}"] if value.get("kind") == "array" else []
+            needed += [f"present/{name}"] if f"influence/{name}" in found else []
+            if lacking := [array for array in needed if array not in found]:
+                raise DamagedError(f"it has no array '{lacking[0]}'")
+        return found
+
     def write(self, result: Result) -> None:
-        """Arrays first, so that a JSON never stands without them."""
+        """Arrays first, so that a JSON never stands without them; each is in the other's checksum."""
+        record = finite(result.record())
         if result.arrays:
-            _save(self.folder / f"{result.key}.npz", result.arrays)
-        text = json.dumps(finite(result.record()), indent=1, allow_nan=False) + "\n"
-        _write(self.folder / f"{result.key}.json", text.encode())
+            content = _packed(result.arrays)
+            _write(self.folder / f"{result.key}.npz", content)
+            record["arrays"] = hashlib.sha256(content).hexdigest()
+        _write(self.folder / f"{result.key}.json", sealed(record, indent=1))
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """A limited run keeps its own, so that trying a suite leaves the whole run's leaderboard as it was."""
         name = MANIFEST if manifest["limit"] is None else LIMITED
-        _write(self.folder / name, (json.dumps(finite(manifest), indent=1) + "\n").encode())
+        _write(self.folder / name, sealed(finite(manifest), indent=1))
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of the last whole run, else of the last limited one; `SaevalError` where there is neither."""
@@ -76,10 +139,28 @@ class Store:
                 f"{self.folder}: no {MANIFEST} here; run the suite first, and name its folder of results, OUT/SUITE"
             )
         try:
-            found: dict[str, Any] = json.loads(read_text(path))
-            return found
-        except (OSError, ValueError) as error:
+            return self._manifest(path)
+        except (OSError, DamagedError) as error:
             raise SaevalError(f"{path}: not readable ({error}); run the suite again") from None
+
+    def _manifest(self, path: Path) -> dict[str, Any]:
+        manifest = unsealed(path.read_bytes())
+        if manifest.get("schema") != MANIFEST_FORM:
+            raise DamagedError(f"its schema is {manifest.get('schema')!r:.40}, this saeval's is {MANIFEST_FORM}")
+        validated(ManifestRecord, manifest)
+        return manifest
+
+    def manifests(self) -> list[dict[str, Any]]:
+        """The manifests that are here and can be read."""
+        found = []
+        for name in (MANIFEST, LIMITED):
+            try:
+                found.append(self._manifest(self.folder / name))
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (OSError, DamagedError) as error:
+                log.warning("%s: not readable (%s)", self.folder / name, error)
+        return found
 
     def results(self, include_limited: bool = False) -> tuple[dict[str, Any], list[Result]]:
         """The manifest of the last run and its cells' results, those `missing` included, with their arrays.
@@ -108,14 +189,37 @@ class Store:
         self.write_checkpoint(digest, {}, {"fold": total}, kind="folds")
 
     def checkpoint(self, key: str, kind: str = "passes") -> tuple[dict[str, Any], dict[str, EvidenceTree]] | None:
-        """A pass's facts and evidence so far."""
-        arrays = _load(self.folder / kind / f"{key}.npz")
-        if arrays is None:
+        """A pass's facts and evidence so far; None where there is none, or with a warning where it is damaged."""
+        path = self.folder / kind / f"{key}.npz"
+        if not path.exists():
             return None
         try:
-            header = json.loads(str(arrays["header"]))
-            return header["facts"], {name: _thaw(form, arrays) for name, form in header["evidence"].items()}
-        except Exception:  # damaged, or a plugin's own `from_state` raised: it counts as absent
+            with path.open("rb") as file:
+                arrays = _unpacked(file)
+            header = _header(arrays, f"{kind}/{key}")
+            if header["arrays"] != _digest(arrays):
+                raise DamagedError("its content does not match its checksum")
+            classes = {_class_name(cls): cls for cls in _subclasses(Evidence)}
+            if not _classes(header["evidence"]) <= classes.keys():
+                return None  # a plugin's that is not here now
+            return header["facts"], {name: _thaw(form, arrays, classes) for name, form in header["evidence"].items()}
+        except EarlierError:
+            return None
+        except Exception as error:  # damaged, or a plugin's own `from_state` raised: it counts as absent
+            why = str(error) if isinstance(error, DamagedError) else said(error)
+            if path not in self._named:
+                log.warning("%s: damaged (%s); it is computed again", path, why)
+            self._named.add(path)
+            return None
+
+    def outlook(self, key: str) -> tuple[dict[str, Any], set[str]] | None:
+        """A pass's facts and the names of its evidence, without reading the sums; None where they cannot be read."""
+        try:
+            path = self.folder / "passes" / f"{key}.npz"
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                header = _header({"header": arrays["header"]}, f"passes/{key}")
+            return header["facts"], set(header["evidence"])
+        except Exception:  # whoever reads it whole is told
             return None
 
     def write_checkpoint(
@@ -123,17 +227,58 @@ class Store:
     ) -> None:
         arrays: dict[str, np.ndarray] = {}
         forms = {name: _freeze(tree, f"{index}", arrays) for index, (name, tree) in enumerate(evidence.items())}
-        header = json.dumps({"facts": dict(facts), "evidence": forms})
-        _save(self.folder / kind / f"{key}.npz", {"header": np.array(header), **arrays})
+        header = {"facts": dict(facts), "evidence": forms, "of": f"{kind}/{key}", "arrays": _digest(arrays)}
+        text = np.array(sealed(header).decode())
+        _write(self.folder / kind / f"{key}.npz", _packed({"header": text, **arrays}))
 
     def checkpoints(self) -> list[str]:
         """Keys of the passes that were interrupted."""
         return sorted(file.stem for file in (self.folder / "passes").glob("*.npz"))
 
-    def drop_checkpoints(self) -> None:
-        """Forget interrupted passes, and what a killed process left half-written."""
-        for file in (self.folder / "passes").glob("*"):
-            file.unlink(missing_ok=True)
+    def drop_checkpoints(self, ended: Collection[str]) -> None:
+        """Forget the passes that have `ended`, those whose cells have all been computed since, and abandoned ones.
+
+        A pass that another run was interrupted in keeps its checkpoint.
+        """
+        for key in self.checkpoints():
+            path = self.folder / "passes" / f"{key}.npz"
+            if key in ended or self._computed(key) or _age_in_days(path) > _ABANDONED_DAYS:
+                path.unlink(missing_ok=True)
+
+    def _computed(self, key: str) -> bool:
+        """Whether nothing is left that the pass was for."""
+        facts, _ = self.outlook(key) or ({}, set())
+        cells, folds = facts.get("cells", []), facts.get("folds", [])
+        stored = [self.read(cell) for cell in cells]
+        if stored:
+            return all(r is not None and r.status in ("ok", "undefined", "failed") for r in stored)
+        return bool(folds) and all((self.folder / "folds" / f"{fold}.npz").exists() for fold in folds)
+
+    def tidy(self) -> None:
+        """Remove what killed processes left half-written."""
+        for folder in (self.folder, self.folder / "folds", self.folder / "passes"):
+            tidy(folder)
+
+
+def _finished(result: Result | None) -> bool:
+    return result is not None and result.status in ("ok", "undefined")
+
+
+def _age_in_days(path: Path) -> float:
+    try:
+        return (time.time() - path.stat().st_mtime) / 86400
+    except OSError:  # another process was quicker
+        return 0.0
+
+
+def _header(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, Any]:
+    """What a checkpoint says of itself; `DamagedError` where it is damaged, or the file of another name."""
+    if "header" not in arrays:
+        raise DamagedError("it has no header")
+    header = unsealed(str(arrays["header"]).encode())
+    if header.get("of") != name:
+        raise DamagedError(f"it is the file of {header.get('of')}")
+    return header
 
 
 def _freeze(tree: EvidenceTree, prefix: str, arrays: dict[str, np.ndarray]) -> Any:
@@ -144,11 +289,19 @@ def _freeze(tree: EvidenceTree, prefix: str, arrays: dict[str, np.ndarray]) -> A
     return {"class": _class_name(type(tree)), "prefix": prefix, "fields": list(state)}
 
 
-def _thaw(form: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Any:
+def _classes(forms: Mapping[str, Any]) -> set[str]:
+    """The classes of evidence, by name."""
+    return {
+        name
+        for form in forms.values()
+        for name in (_classes(form["names"]) if "names" in form else {str(form["class"])})
+    }
+
+
+def _thaw(form: Mapping[str, Any], arrays: Mapping[str, np.ndarray], classes: Mapping[str, type[Evidence]]) -> Any:
     if "names" in form:
-        return {name: _thaw(one, arrays) for name, one in form["names"].items()}
-    known = {_class_name(cls): cls for cls in _subclasses(Evidence)}
-    cls = known[form["class"]]  # only classes that plugins have already defined: nothing is imported from a file
+        return {name: _thaw(one, arrays, classes) for name, one in form["names"].items()}
+    cls = classes[form["class"]]  # only those that plugins have already defined: nothing is imported from a file
     return cls.from_state({name: arrays[f"{form['prefix']}:{name}"] for name in form["fields"]})
 
 
@@ -162,46 +315,39 @@ def _subclasses(cls: type[Evidence]) -> Iterable[type[Evidence]]:
         yield from _subclasses(sub)
 
 
-def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """An .npz file; the same bytes for the same arrays, which numpy's own, with the time in it, has not."""
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    _write(path, buffer.getvalue())
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+    return buffer.getvalue()
 
 
-def _load(path: Path) -> dict[str, np.ndarray] | None:
+def _unpacked(file: IO[bytes]) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file; `DamagedError` for whatever is wrong with it."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, KeyError, EOFError):
-        return None
-    except Exception as error:  # zipfile.BadZipFile and zlib.error: a foreign or damaged file counts as absent
-        if type(error).__module__ in ("zipfile", "zlib"):
-            return None
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except MemoryError:
         raise
+    except Exception as error:  # a damaged archive makes zipfile and numpy raise whatever they meet in it
+        raise DamagedError(f"it cannot be read ({said(error)[:100]})") from None
+
+
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Hash of a checkpoint's arrays: names, dtypes, shapes, bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays.keys() - {"header"}):
+        array = np.asarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write to a temporary name, fsync, rename: a reader sees the old file or the new one, never a part."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    except OSError as error:
-        raise SaevalError(f"{path.parent}: cannot be written ({error.strerror}); choose another --out") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)  # temporary files are private, results are not
-        os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise SaevalError(
-            f"{path}: cannot be written ({error.strerror}); free some space or choose another --out"
-        ) from None
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write(path, content, f"{ROOM} --out")
 
 
 def finite(value: Any) -> Any:
@@ -215,7 +361,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(one) for one in value]
     return value if isinstance(value, str | int | bool | None) else str(value)
-
-
-_UMASK = os.umask(0)
-os.umask(_UMASK)

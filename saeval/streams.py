@@ -9,16 +9,16 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int
 from pydantic import ValidationError
 
 from saeval.data import Batch, Dataset, PairBatch, Source
-from saeval.errors import Problem, SaevalError, blamed, suggestion
+from saeval.errors import Problem, SaevalError, blamed, quoted, suggestion
 from saeval.fingerprint import digest_of
+from saeval.late import torch
 from saeval.model import ModelSpec
 from saeval.packing import Split, TooFewSequencesError
-from saeval.parameters import ParameterError, lowered, schema, validated
+from saeval.parameters import MOST_ROWS, ParameterError, lowered, schema, validated
 from saeval.recognition import paths
 from saeval.registry import Registry
 from saeval.suite import Suite
@@ -57,9 +57,15 @@ class Streams:
         options = self.options
         with self.answered_for():
             rows = self._rows("evaluation") if options is None else self._tokens("evaluation", options.sequences)
-            rows = rows if self.limit is None else First(rows, self.limit)
+            self._warn(rows.describe())
+            rows = First(rows, self.limit) if self.limit is not None and self.limit < len(rows) else rows
             self._check_ids(rows, "evaluation")
             return rows
+
+    @property
+    def cut(self) -> int | None:
+        """The limit, where there are more rows: one that cuts nothing makes no limited run."""
+        return self.limit if isinstance(self.evaluation, First) else None
 
     @cached_property
     def fit(self) -> Dataset:
@@ -74,6 +80,15 @@ class Streams:
                     rows = self._tokens("fit", None)
             self._check_ids(rows, "fit")
             return rows
+
+    def _warn(self, described: Mapping[str, Any]) -> None:
+        """Say what of the data is not used, and which special tokens are not put in a second time."""
+        for sentence in self.source.facts().get("unused", ()):
+            log.warning("data '%s': %s", self.source.name, sentence)
+        ends = {"bos": "begin with a BOS", "eos": "end with an EOS", "separator": "end or begin with a separator"}
+        for word, number in described.get("not_doubled", {}).items():
+            what = f"{number} text{'s' * (number > 1)} of data '{self.source.name}'"
+            log.warning("%s %s of their own: no second one is put there", what, ends[word])
 
     def _check_ids(self, rows: Dataset, split: Split) -> None:
         """`SaevalError` for a token id that the model cannot embed."""
@@ -110,7 +125,7 @@ class Streams:
         with self.answered_for():
             own = {"use": self.source.name, "fingerprint": self.evaluation.fingerprint}
             common = self.options.model_dump() if self.options else {}
-            limit = {"limit": self.limit} if self.limit is not None else {}
+            limit = {"limit": self.cut} if self.cut is not None else {}
             # Of a name that both use, such as `documents`, what the rows are counts, and not what the source has.
             return {**own, **common, **limit, **dict(self.source.facts()), **dict(self.evaluation.describe())}
 
@@ -217,8 +232,9 @@ def _chooses(registry: Registry, key: str) -> bool:
 def _check_common(common: Mapping[str, Any]) -> None:
     faults = []
     fit = common.get("fit_sequences", FIT_SEQUENCES)
-    if not isinstance(fit, int) or isinstance(fit, bool) or fit < 1:
-        faults.append(("fit_sequences", f"'fit_sequences' of data: a number of sequences, got {fit!r}"))
+    if not isinstance(fit, int) or isinstance(fit, bool) or not 1 <= fit <= MOST_ROWS:
+        expected = f"a number of sequences up to {MOST_ROWS}"
+        faults.append(("fit_sequences", f"'fit_sequences' of data: {expected}, got {quoted(fit)}"))
     try:
         TokenOptions(**{k: v for k, v in common.items() if k != "fit_sequences"})
     except ValidationError as error:
@@ -227,6 +243,6 @@ def _check_common(common: Mapping[str, Any]) -> None:
             if e["type"] == "missing":
                 faults.append(("", f"data needs '{key}'"))
             else:
-                faults.append((key, f"'{key}' of data: {lowered(e['msg'])}, got {e['input']!r}"))
+                faults.append((key, f"'{key}' of data: {lowered(e['msg'])}, got {quoted(e['input'])}"))
     if faults:
         raise ParameterError(faults)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 import os
 import re
@@ -11,12 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from saeval.contents import freeze
-from saeval.errors import Problem, SaevalError, blamed, looked_up, suggestion
+from saeval.errors import Problem, SaevalError, blamed, looked_up, quoted, suggestion
 from saeval.fingerprint import digest_of
 from saeval.live import LiveKeys, LiveSAE
 from saeval.model import ModelSpec
+from saeval.names import unfit
 from saeval.options import Options
-from saeval.parameters import ParameterError, parameter_names, validated
+from saeval.parameters import MOST_REPEATS, ParameterError, parameter_names, validated
+from saeval.patterns import WILDCARDS, matching, meant
 from saeval.plugins import Origin, code_identity
 from saeval.recognition import paths, suggested, written
 from saeval.registry import Registry
@@ -56,6 +57,12 @@ class Subjects:
                 self.problems.append(self.suite.problem(str(error), *place))
                 continue
             for subject in subjects:
+                if reason := unfit(subject.name):
+                    message = (
+                        f"the name of an SAE cannot be shown: {reason}; give it another 'name:', or rename its folder"
+                    )
+                    self.problems.append(self.suite.problem(message, *place))
+                    break
                 if subject.name in found and isinstance(entry, str):
                     continue  # two globs may overlap
                 if subject.name in found:
@@ -64,13 +71,14 @@ class Subjects:
                 found[subject.name] = subject
                 self.places[subject.name] = place
         for name, live in self.suite.live.items():
+            if reason := unfit(name):
+                self.problems.append(Problem(f"the name of an SAE cannot be shown: {reason}"))
             found[name] = self._live(name, live)
         return list(found.values())
 
     def _registered(self, pattern: str) -> list[Subject]:
         names = self.registry.saes.names()
-        matches = fnmatch.filter(names, pattern) if any(c in pattern for c in "*?[") else [pattern]
-        if not set(matches) & set(names):
+        if not (matches := matching(pattern, names)):
             raise SaevalError(self._unregistered(pattern, names))
         subjects = []
         for name in matches:
@@ -80,7 +88,7 @@ class Subjects:
 
     def _unregistered(self, pattern: str, names: list[str]) -> str:
         """Why no registered SAE is meant: a path, perhaps, whose format is to be named."""
-        globs = set("*?[") & set(pattern)
+        globs = WILDCARDS & set(pattern)
         said = f"no registered SAE matches '{pattern}'" if globs else f"unknown SAE '{pattern}'"
         if paths(pattern):
             able = suggested(pattern, self.registry)
@@ -200,6 +208,8 @@ class Subjects:
                     given, place = {"use": kind, **(parameters or {})}, (*place, kind)
             try:
                 use, name, of = _word(given, "use"), _word(given, "name"), given.pop("of", None)
+                if name is not None and (reason := unfit(name)):
+                    raise SaevalError(f"the name of a control cannot be shown: {reason}")
                 if use is None:
                     raise SaevalError(f"a control needs 'use', one of: {', '.join(self.registry.controls.names())}")
                 control = self.registry.controls[use]
@@ -207,8 +217,8 @@ class Subjects:
                 origin = self.registry.controls.entry(use).origin
                 with blamed(f"control '{use}'", origin, values=True):
                     copies = control(**params).copies
-                if not isinstance(copies, int) or isinstance(copies, bool) or copies < 1:
-                    wrong = f"'copies' is {copies!r}; it must be a whole number from 1"
+                if not isinstance(copies, int) or isinstance(copies, bool) or not 1 <= copies <= MOST_REPEATS:
+                    wrong = f"'copies' is {quoted(copies)}; it must be a whole number from 1 to {MOST_REPEATS}"
                     raise SaevalError(f"control '{use}' (plugin {origin}): {wrong}")
                 parents = _chosen(saes, of, use)
             except ParameterError as error:
@@ -324,7 +334,7 @@ def _name(path: Any, several: bool) -> str:
     """The last part of a path; for one that means several files, the last part before its globs."""
     parts = [part for part in re.split(r"[/\\]" if os.name == "nt" else "/", str(path or "")) if part]
     if several:
-        parts = list(itertools.takewhile(lambda part: not set("*?[") & set(part), parts))
+        parts = list(itertools.takewhile(lambda part: not WILDCARDS & set(part), parts))
     return parts[-1] if parts else ""
 
 
@@ -333,9 +343,11 @@ def _chosen(saes: list[Subject], of: Any, control: str) -> list[Subject]:
     if of is None:
         return saes
     patterns = list(of) if isinstance(of, list) else [of]
-    chosen = [s for s in saes if any(fnmatch.fnmatchcase(s.name, str(p)) for p in patterns)]
+    names = set(meant(map(str, patterns), [s.name for s in saes]))
+    chosen = [s for s in saes if s.name in names]
     if not chosen:
-        raise SaevalError(f"control '{control}': no SAE of this suite matches {patterns}")
+        known = ", ".join(s.name for s in saes[:5]) + (", ..." if len(saes) > 5 else "")
+        raise SaevalError(f"control '{control}': no SAE of this suite matches {patterns}; known: {known}")
     return chosen
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from saeval import suitefile
-from saeval.errors import Problem, SuiteError, suggestion
-from saeval.parameters import lowered
+from saeval.errors import Problem, SuiteError, quoted, suggestion
+from saeval.names import unfit, unfit_for_files
+from saeval.parameters import MOST_ROWS, lowered
 from saeval.suitefile import Location, Marks
 
 
@@ -61,16 +61,24 @@ class SuiteModel(BaseModel):
     @field_validator("suite")
     @classmethod
     def _name_is_a_folder(cls, name: str) -> str:
-        forbidden = "/\\\0" + ('<>:"|?*' if os.name == "nt" else "")
-        if not name or any(c in name for c in forbidden) or name.startswith("."):
-            raise ValueError("a suite's name becomes a folder: no slashes, no leading dot, on Windows no colon either")
+        if reason := unfit_for_files(name):
+            raise ValueError(f"a suite's name becomes a folder, but {reason}")
         return name
+
+    @field_validator("groups")
+    @classmethod
+    def _names_are_shown(cls, groups: dict[str, list[str]]) -> dict[str, list[str]]:
+        for name in groups:
+            if reason := unfit(name):
+                raise ValueError(f"the name of a group cannot be shown: {reason}")
+        return groups
 
     @field_validator("batch")
     @classmethod
     def _number_or_auto(cls, size: Any) -> Any:
-        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise ValueError("a number of sequences, or auto")
+        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MOST_ROWS):
+            most = f" up to {MOST_ROWS}" if isinstance(size, int) and size > MOST_ROWS else ""
+            raise ValueError(f"a number of sequences{most}, or auto")
         return size
 
     @field_validator("saes", "metrics")
@@ -92,6 +100,8 @@ class Suite:
     """A spec around a user's own model, in place of `model:`."""
     live_keys: Any = None
     """The `LiveKeys` of the call, where it has live objects."""
+    file: Path | None = None
+    """Where it was read from; None for a mapping."""
 
     @property
     def name(self) -> str:
@@ -124,6 +134,10 @@ class Suite:
                 message = f"'{wrong[0]}' of metric '{name}' is a name without dots"
                 problems.append(self.problem(message, *location, wrong[0]))
                 continue
+            if alias != name and (reason := unfit_for_files(str(alias or ""))):
+                message = f"'as' of metric '{name}' becomes the name of files, but {reason}"
+                problems.append(self.problem(message, *location, "as"))
+                continue
             if alias in seen:
                 message = f"metric '{alias}' is configured twice; tell them apart with 'as: another_name'"
                 problems.append(self.problem(message, *location))
@@ -151,11 +165,15 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Suite:
     data, marks = suitefile.read(path)
     for assignment in overrides:
         suitefile.override(data, marks, assignment)
-    return validate(data, marks)
+    suite = validate(data, marks)
+    suite.file = Path(path).resolve()
+    return suite
 
 
 def validate(data: dict[str, Any], marks: Marks, live: dict[str, Any] | None = None) -> Suite:
     """A suite from plain data."""
+    if problem := suitefile.beyond(data, marks):
+        raise SuiteError([problem])
     try:
         return Suite(SuiteModel(**data), marks, live or {})
     except ValidationError as error:
@@ -175,7 +193,7 @@ def _problems(error: ValidationError, marks: Marks) -> list[Problem]:
             problem = Problem(f"the key '{key}' is missing", marks.where(location[:-1]))
         else:
             shown = ".".join(str(part) for part in location)
-            message = f"'{shown}': {lowered(fault['msg'])}, got {fault['input']!r}"
+            message = f"'{shown}': {lowered(fault['msg'])}, got {quoted(fault['input'])}"
             problem = Problem(message, marks.where(location))
         problems.setdefault(str(location), problem)  # a union reports each of its branches; one line is enough
     return list(problems.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -74,7 +75,8 @@ class TinyModel(Model, ModelSpec):
 
     def converted(self, dtype: torch.dtype) -> TinyModel:
         """A copy that computes in another dtype, with the same weights."""
-        other = TinyModel(**self._made, dtype=dtype)
+        other = copy.copy(self)  # of its own class, with what that adds
+        TinyModel.__init__(other, **self._made, dtype=dtype)
         other.embed, other.head_weight = self.embed.to(dtype), self.head_weight.to(dtype)
         other.blocks = [(first.to(dtype), second.to(dtype)) for first, second in self.blocks]
         return other

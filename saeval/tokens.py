@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, Field
 
+from saeval import cache
 from saeval.data import Batch, Dataset, Source, outside
-from saeval.fingerprint import cache_dir
+from saeval.errors import said
 from saeval.packing import PADDING, Packer, Split, included_of, mask_of
+from saeval.parameters import MOST_ROWS
 
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 1
+_KIND = "tokens"
+FORMAT = 2
 """Part of every cache key: raised when the same options would give other rows."""
 
-TokenId = Annotated[int, Field(ge=0, strict=True)]
+LONGEST = 2**20
+"""Input positions of a row at most."""
+TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class TokenOptions(BaseModel):
@@ -33,11 +36,11 @@ class TokenOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    context: Annotated[int, Field(ge=1, strict=True)]
+    context: Annotated[int, Field(ge=1, le=LONGEST, strict=True)]
     """Input positions of a row, the BOS included; a row holds one token more."""
-    sequences: Annotated[int, Field(ge=1, strict=True)] | None = None
+    sequences: Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True)] | None = None
     """Rows to keep; None keeps all. A larger number keeps the same rows and adds others."""
-    seed: int = 0
+    seed: Seed = 0
     bos: bool = True
     """Begin every row with the tokenizer's BOS."""
     exclude: list[Literal["bos", "eos", "pad"] | TokenId] = ["bos"]
@@ -165,49 +168,62 @@ def build_tokens(
     request = [FORMAT, source.name, corpus, options.model_dump(), tokenizer_identity, split]
     key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
     facts = {"source": source.name, "corpus": corpus, "split": split, **options.model_dump(include={"packing", "seed"})}
-    stem = cache_dir() / "tokens" / key
-    dataset = _cached(stem, facts) if tokenizer_identity is not None else None
+    dataset = _cached(key, facts) if tokenizer_identity is not None else None
     if dataset is None:
         packed = Packer(source, options, tokenizer).pack(split)
-        left_out = {"left_out": {why: n for why, n in packed.left_out.items() if n}}
-        dataset = TokenDataset(*packed[:-1], facts | left_out)
+        counted = {"left_out": packed.left_out, "not_doubled": packed.not_doubled}
+        dataset = TokenDataset(*packed[:-2], facts | counted)
         if tokenizer_identity is not None:
-            _store(stem, dataset)
+            _store(key, dataset)
     return dataset
 
 
-def _cached(stem: Path, facts: Mapping[str, Any]) -> TokenDataset | None:
-    """The rows stored under `stem`, memory-mapped; None where absent, or where their hash is not the stored one."""
-    try:
-        stored = json.loads(stem.with_suffix(".json").read_text(encoding="utf-8"))
-        rows = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
-        clusters = np.array(stored["clusters"], dtype=np.int64)
-        facts = {**facts, "left_out": stored.get("left_out", {})}
-        dataset = TokenDataset(rows[0], rows[1], clusters, stored["excluded"], stored["cluster_names"], facts)
-        return dataset if dataset.fingerprint == stored["fingerprint"] else None
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, AttributeError):
+class _About(BaseModel):
+    """What stands beside cached rows."""
+
+    model_config = ConfigDict(strict=True)
+
+    clusters: list[int]
+    cluster_names: list[str]
+    excluded: list[int]
+    left_out: dict[str, int]
+    not_doubled: dict[str, int]
+    fingerprint: str
+
+
+_COUNTED = ("left_out", "not_doubled")
+
+
+def _cached(key: str, facts: Mapping[str, Any]) -> TokenDataset | None:
+    """The rows stored under `key`, memory-mapped; None where absent, or where their hash is not the stored one."""
+    folder, stored = cache.cache_dir(), cache.recall(_KIND, key, _About)
+    if folder is None or stored is None:
         return None
+    path = folder / _KIND / f"{key}.npy"
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        clusters = np.array(stored["clusters"], dtype=np.int64)
+        facts = {**facts, **{name: stored[name] for name in _COUNTED}}
+        dataset = TokenDataset(rows[0], rows[1], clusters, stored["excluded"], stored["cluster_names"], facts)
+        if dataset.fingerprint == stored["fingerprint"]:
+            return dataset
+        why = "its content does not match its checksum"
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # a damaged file makes numpy raise whatever it meets in it
+        why = f"it cannot be read ({said(error)[:100]})"
+    cache.damaged(path, why)
+    return None
 
 
-def _store(stem: Path, dataset: TokenDataset) -> None:
-    stem.parent.mkdir(parents=True, exist_ok=True)
+def _store(key: str, dataset: TokenDataset) -> None:
     about = {
         "clusters": dataset.clusters.tolist(),
         "cluster_names": dataset.cluster_names,
         "excluded": list(dataset.excluded),
-        "left_out": dataset.facts["left_out"],
+        **{name: dataset.facts[name] for name in _COUNTED},
         "fingerprint": dataset.fingerprint,
     }
+    rows = np.stack([dataset.tokens, dataset.documents])
     # The description last: it is what makes the rows valid.
-    for suffix in (".npy", ".json"):
-        handle, temporary = tempfile.mkstemp(dir=stem.parent, prefix=".", suffix=suffix)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                if suffix == ".npy":
-                    np.save(file, np.stack([dataset.tokens, dataset.documents]), allow_pickle=False)
-                else:
-                    file.write(json.dumps(about).encode())
-            os.replace(temporary, stem.with_suffix(suffix))
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+    cache.keep(_KIND, key, about, {".npy": lambda file: np.save(file, rows, allow_pickle=False)})

@@ -63,7 +63,7 @@ class Scalar:
         return {
             "value": self.value,
             "stderr": stderr,
-            "ci95": list(interval) if interval else None,
+            "ci95": list(interval) if interval and all(map(math.isfinite, interval)) else None,
             "n": self.n,
             "unit": self.unit,
             "better": self.better,

@@ -6,17 +6,21 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from saeval import comparison, listing
 from saeval.api import execute, prepare
+from saeval.board import Board
 from saeval.doctor import Doctor
 from saeval.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
+from saeval.escapes import line
 from saeval.leaderboard import boards
+from saeval.namesakes import refuse_namesakes
 from saeval.options import Options
 from saeval.outline import outline
 from saeval.plugins import Plugins
-from saeval.preflight import warnings
+from saeval.preflight import model_warnings, warnings
 from saeval.progress import progress
 from saeval.registry import Registry
 from saeval.reports import write_pages, writer
@@ -49,17 +53,20 @@ def run(arguments: argparse.Namespace) -> int:
     write = writer(registry.reports, arguments.format, "write")
     # Every suite is planned before the first one runs, so that a mistake in the last costs nothing.
     plans = [prepare(suite, registry, _options(arguments), arguments.set) for suite in arguments.suites]
+    refuse_namesakes(plans, arguments.out)
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
-    code, made_boards = OK, []
+    code, made_boards, folders, limited = OK, [], [], False
     told = len(registry.plugins.failures)
     try:
         for made in plans:
             if disagreements := warnings(made):
                 made.verify()  # what stops the run is said alone
-                print(*disagreements, sep="\n", file=sys.stderr)
+                print(*map(line, disagreements), sep="\n", file=sys.stderr)
             results = execute(made, arguments.out, progress())
             made_boards += results.boards()
+            folders.append(results.folder)
+            limited |= made.streams.cut is not None
             done = f"{len(results)} cells, {results.forward_passes} forward passes; results in {results.folder}"
             print(done, file=sys.stderr)
             if results.failed:
@@ -67,9 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"{len(results.failed)} of {len(results)} cells failed; {hint}", file=sys.stderr)
                 code = SOME_FAILED
         try:
-            print(write(made_boards))
+            print(write(made_boards), flush=True)
         except SaevalError as error:  # the results are kept, and another format may show them
-            print(f"{error}; the results are kept: saeval leaderboard OUT/SUITE shows them", file=sys.stderr)
+            again = ["leaderboard", *(str(folder) for folder in folders), *["--include-limited"] * limited]
+            print(f"{error}; the results are kept: saeval {shlex.join(again)} shows them", file=sys.stderr)
             code = SOME_FAILED
         for failure in registry.plugins.failures[told:]:
             print(f"plugin {failure}", file=sys.stderr)
@@ -85,7 +93,9 @@ def check(arguments: argparse.Namespace) -> int:
     for suite in arguments.suites:
         made = prepare(suite, registry, _options(arguments), arguments.set)
         made.verify()
-        print("\n".join([*warnings(made), outline(made, Store(Path(arguments.out) / made.name))]))
+        refuse_namesakes([made], arguments.out)
+        told = [f"warning: {sentence}" for sentence in model_warnings(made)]
+        print("\n".join([*map(line, [*warnings(made), *told]), outline(made, Store(Path(arguments.out) / made.name))]))
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
     return OK
@@ -118,9 +128,10 @@ def ls(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(rows, indent=1))
         return OK
-    width = max((len(row["name"]) for row in rows), default=0)
-    for row in rows:
-        print(f"{row['name']:<{width}}  {row['description']}  [{row['from']}]")
+    names = [line(row["name"]) for row in rows]
+    width = max(map(len, names), default=0)
+    for name, row in zip(names, rows, strict=True):
+        print(line(f"{name:<{width}}  {row['description']}  [{row['from']}]"))
     return OK
 
 
@@ -131,13 +142,23 @@ def show(arguments: argparse.Namespace) -> int:
 
 def leaderboard(arguments: argparse.Namespace) -> int:
     write = writer(_registry(arguments).reports, arguments.format, "write")
-    print(write(boards(arguments.folders, include_limited=arguments.include_limited)))
+    found = boards(arguments.folders, include_limited=arguments.include_limited)
+    _say_left_out(found, arguments.format)
+    print(write(found))
     return OK
+
+
+def _say_left_out(found: Sequence[Board], form: str) -> None:
+    """What is missing or damaged, where the format has no place for notes."""
+    if form != "md":
+        for sentence in dict.fromkeys(sentence for board in found for sentence in board.left_out):
+            print(line(sentence), file=sys.stderr)
 
 
 def compare(arguments: argparse.Namespace) -> int:
     write = writer(_registry(arguments).reports, arguments.format, "compare")
     found = boards(arguments.folders, include_limited=arguments.include_limited, every_column=True)
+    _say_left_out(found, arguments.format)
     print(write(comparison.compare(found, arguments.a, arguments.b, arguments.metric)))
     return OK
 
@@ -151,6 +172,8 @@ def report(arguments: argparse.Namespace) -> int:
     code = OK
     for folder in arguments.folders:
         _, results = Store(folder).results(arguments.include_limited)
+        for damaged in (result for result in results if result.status == "damaged"):
+            print(f"{folder}: {damaged.metric} of {damaged.subject} is damaged: {damaged.reason}", file=sys.stderr)
         written, failed = write_pages(chosen, results, Path(arguments.to or Path(folder) / "report"))
         none = f"{folder}: none of its metrics has a page; {', '.join(one.name for one in chosen)} make pages of theirs"
         print(*written, sep="\n") if written else print(none)

@@ -43,9 +43,9 @@ def test_run_check_show_and_leaderboard(suite, tmp_path, capsys):
     assert "testbed/relu-5" in ran.out
     assert "±" in ran.out
     # 3 batches: 3 cut passes for the mean, 3 clean ones, 4 substitutes resumed in each.
-    assert "8 cells, 19 forward passes" in ran.err
-    assert "forward passes in all: 19" not in outline  # at batch size 16 there is one batch
-    assert "forward passes in all: 7" in outline
+    assert "8 cells, 20 forward passes" in ran.err
+    assert "forward passes in all: 20" not in outline  # at batch size 16 there is one batch
+    assert "forward passes in all: 8" in outline
 
     assert cli.main(["run", suite]) == 0
     again = capsys.readouterr()

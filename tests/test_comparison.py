@@ -171,3 +171,14 @@ def test_subjects_of_two_folders_are_compared_where_the_data_agree(tmp_path, cap
     assert "first + second: first against second" in capsys.readouterr().out
     assert cli.main(["compare", *folders, "first", "third"]) == 2
     assert capsys.readouterr().err.startswith("the data of the two differ: ")
+
+
+def test_a_value_of_a_group_is_missing_for_no_sae_but_belongs_to_the_group():
+    mine = [mean_of(n, x) for n, x in (("a", X), ("b", Y))]
+    group = mean_of("a", X, metric="stability")
+    group.cell["subjects"] = [*group.cell["subjects"], *mine[1].cell["subjects"]]
+    group.cell["over"] = "seeds"
+    found = compare(from_results([*mine, group], "t", {}), "a", "b", ["m", "stability"])
+    assert found.notes == [f"stability.v: {name} has no value (it belongs to the group 'seeds (2)')" for name in "ab"]
+    with pytest.raises(SaevalError, match=r"have no value in common: a has no value \(it belongs to the group 'seeds"):
+        compare(from_results([*mine, group], "t", {}), "a", "b", ["stability"])

@@ -74,7 +74,7 @@ def test_rows_are_both_sides_from_the_divergence_on(file):
     # The likelihood of the differing tokens is told by the position before each.
     assert rejected.supplied["scored"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]
     assert rejected.targets[0, :3].tolist() == [6, 5, 7]
-    assert chosen.supplied["spelling"]([3, 4]) == [word(3), word(4)]
+    assert chosen.supplied["spelling"]([3, 4]) == [word(3), f" {word(4)}"]
 
 
 def test_the_pairs_do_not_depend_on_how_many_are_asked_for(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import datasets
@@ -39,12 +38,7 @@ def fails(call, sentence: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_importing_the_plugin_is_light():
-    code = (
-        "import sys, saeval_data; saeval_data.saeval_data()\n"
-        "print(sorted({'datasets', 'pandas', 'pyarrow', 'torch', 'transformers'} & set(sys.modules)))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+def test_the_plugin_supplies_five_sources():
     assert [source.name for source in sources()] == ["preferences", "python-stdlib", "text", "texts", "tokens"]
 
 

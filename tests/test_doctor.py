@@ -149,9 +149,9 @@ def test_the_preflight_costs_one_resume_a_hook():
     options = {"data": data, "metrics": ["l0", "ce"], "plugins": tiny_plugins(), "batch_size": 10}
     with pytest.raises(SaevalError, match=r"preflight: off: .*trained on these activations"):
         evaluate(model=model, saes=[Off()], **options)
-    assert model.passes == {"clean": 1, "cut": 0, "resumed": 1}  # before the pass for the mean
+    assert model.passes == {"clean": 2, "cut": 0, "resumed": 1}  # before the pass for the mean
     evaluate(model=model, saes=[Off()], **options, allow=["of*"])
-    assert model.passes == {"clean": 1 + 1 + 2, "cut": 2 - 1, "resumed": 1 + 1 + 2 * 2}
+    assert model.passes == {"clean": 2 + 2 + 2, "cut": 2 - 1, "resumed": 1 + 1 + 2 * 2}
 
 
 class Neighbourly(TinySAE):

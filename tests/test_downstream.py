@@ -93,10 +93,10 @@ def test_it_costs_no_pass_beyond_those_of_ce_and_kl():
     without, blocks = passes(["reconstruction", "ce", "kl"])
     with_it, more = passes(["reconstruction", "ce", "kl", NAME])
     # Three SAEs, two ablations at each of two hooks; one cut pass for the means, whose first
-    # batch is the preflight's clean one; two hooks to prove.
-    assert without == with_it == {"clean": 5 + 1, "cut": 5 - 1, "resumed": 5 * (3 + 4) + 2}
+    # batch is a clean one of the preflight's; two hooks to prove, and the model.
+    assert without == with_it == {"clean": 5 + 2, "cut": 5 - 1, "resumed": 5 * (3 + 4) + 2}
     assert [b - a for a, b in zip(blocks, more, strict=True)] == [0, 0, 4, 0]  # the last mean lies one block deeper
-    assert passes([NAME])[0] == {"clean": 1, "cut": 9, "resumed": 5 * 7 + 2}
+    assert passes([NAME])[0] == {"clean": 2, "cut": 9, "resumed": 5 * 7 + 2}
     assert passes([{NAME: {"layers": 1}}, {NAME: {"as": "all"}}])[0]["resumed"] == 5 * 7 + 2
 
 

@@ -27,26 +27,26 @@ def test_one_clean_pass_and_one_resume_for_each_distinct_substitute(count):
     )
     assert {r.status for r in results} <= {"ok", "undefined"}
     # The zero and mean ablations are the controls of those names, so they are not run again.
-    # The preflight proves the hook by one resume. Its clean pass serves the first batch of the pass for the mean.
-    assert model.passes == {"clean": 5 + 1, "cut": 5 - 1, "resumed": 5 * (count + 3) + 1}
-    assert results.forward_passes == 5 + 5 + 5 * (count + 3) + 1
+    # The preflight proves the model causal by a clean pass and the hook by a resume. Its other clean pass serves the first batch of the pass for the mean.
+    assert model.passes == {"clean": 5 + 2, "cut": 5 - 1, "resumed": 5 * (count + 3) + 1}
+    assert results.forward_passes == 5 + 5 + 5 * (count + 3) + 2
 
 
 def test_a_control_from_the_fit_split_adds_cut_passes_over_the_fit_rows_only():
     model = TinyModel()
     evaluate_tiny(ALL, model=model, rows=tiny_tokens(rows=20), controls=[{"use": "random", "seeds": 2}], batch_size=4)
     # 5 cut passes for the mean, 5 for the fit rows (here as many), the first of them the preflight's clean one;
-    # 1 SAE, 2 random ones, 2 ablations, and the proof.
-    assert model.passes == {"clean": 5 + 1, "cut": 10 - 1, "resumed": 5 * 5 + 1}
+    # 1 SAE, 2 random ones, 2 ablations, and the two proofs.
+    assert model.passes == {"clean": 5 + 2, "cut": 10 - 1, "resumed": 5 * 5 + 1}
 
 
 def test_more_hooks_cost_no_further_clean_pass():
     model = TinyModel(layers=4)
     many = {**saes(2, "blocks.1.hook_resid_pre"), **saes(1, "blocks.3.hook_resid_pre")}
     evaluate_tiny(ALL, model=model, rows=tiny_tokens(rows=20), saes=many, batch_size=4)
-    assert model.passes == {"clean": 5 + 1, "cut": 5 - 1, "resumed": 5 * (3 + 2 * 2) + 2}
+    assert model.passes == {"clean": 5 + 2, "cut": 5 - 1, "resumed": 5 * (3 + 2 * 2) + 2}
     # The cut passes stop at the deepest hook: block 3 runs in clean passes and resumes alone.
-    assert model.blocks_run == [10, 10 + 5 * 4 + 1, 10 + 5 * 4 + 1, 5 + 1 + 5 * 7 + 2]
+    assert model.blocks_run == [11, 11 + 5 * 4 + 1, 11 + 5 * 4 + 1, 5 + 2 + 5 * 7 + 2]
 
 
 def test_without_scores_nothing_is_resumed_and_the_pass_is_cut():
@@ -167,7 +167,7 @@ def test_saes_that_do_not_fit_together_go_to_further_passes(monkeypatch):
     model = TinyModel()
     together = evaluate_tiny(["l0", "ce"], saes=saes(4), batch_size=24)
     apart = evaluate_tiny(["l0", "ce"], model=model, saes=saes(4), batch_size=24)
-    assert model.passes == {"clean": 1 + 2, "cut": 0, "resumed": 4 + 2 * 1 + 1}
+    assert model.passes == {"clean": 1 + 2 + 1, "cut": 0, "resumed": 4 + 2 * 1 + 1}
     for a, b in some(zip(together, apart, strict=True)):
         assert a.values == b.values
 

@@ -80,6 +80,22 @@ def weights(folder: Path) -> Path:
     return found
 
 
+@pytest.mark.parametrize("prefix", ["ae.", "model.sae.", "module.ae."])
+@pytest.mark.parametrize(
+    "label", [label for label in ONE_EACH if not label.startswith("apollo")]
+)  # whose prefixes are hooks
+def test_the_prefix_of_a_module_that_held_the_sae_is_named(label, prefix, tmp_path):
+    example: Example = BY_LABEL[label]
+    reference = example.write(tmp_path)
+    path = weights(tmp_path)
+    prefixed(path, prefix)
+    sentence = (
+        rf"^{path}: every tensor's name begins with '{prefix.removeprefix('module.')}', after a module that held the"
+    )
+    with pytest.raises(SaevalError, match=sentence):
+        answer(example, reference)
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module.module."])
 @pytest.mark.parametrize("label", ONE_EACH)
 def test_names_of_a_wrapped_module(label, prefix, tmp_path):

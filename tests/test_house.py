@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import dis
 import importlib
 import inspect
 import re
@@ -75,6 +77,24 @@ def test_an_import_inside_a_function_says_why():
                     if "#" not in "".join(lines[first - 1 : node.end_lineno]):
                         silent.append(f"{file.relative_to(ROOT)}:{node.lineno}")
     assert not silent
+
+
+def loaded(code):
+    """The global names that a code object and those inside it look up when they run."""
+    own = {one.argval for one in dis.get_instructions(code) if one.opname == "LOAD_GLOBAL"}
+    return own.union(*(loaded(one) for one in code.co_consts if inspect.iscode(one)))
+
+
+def test_every_name_that_code_looks_up_exists():
+    """No linter says so here: names of jaxtyping's dimensions look like names that are not defined."""
+    looked_up = 0
+    for file in some(parts()):
+        names = loaded(compile(file.read_text(), str(file), "exec"))
+        found = vars(importlib.import_module(module(file)))
+        for name in names:
+            assert name in found or hasattr(builtins, name), f"{file}: {name} is not defined"
+        looked_up += len(names)
+    assert looked_up > 1000
 
 
 def test_files_stay_short():

@@ -71,7 +71,7 @@ def test_splicing():
     assert results.value("top_one_kept", "zero")["value"] == 1  # the ablation over itself
     assert results.value("top_one_kept", "identity")["value"] >= 1
     # Identity, zero and the SAE, each once: the ablation is the control's own row.
-    assert model.passes == {"clean": 2, "cut": 0, "resumed": 2 * 3 + 1}  # and the proof of the hook
+    assert model.passes == {"clean": 2 + 1, "cut": 0, "resumed": 2 * 3 + 1}  # and the proofs of the model and the hook
 
 
 class Shrinkage(Metric):
@@ -99,7 +99,7 @@ def test_curve():
     half, most, all_of_it = results[0].values["shrinkage"]["y"]
     assert half > most > all_of_it == pytest.approx(0, abs=1e-9)
     # They depend on the hook, not on the SAE: three resumes a batch serve both SAEs.
-    assert model.passes == {"clean": 3, "cut": 0, "resumed": 9 + 1}  # and the proof of the hook
+    assert model.passes == {"clean": 3 + 1, "cut": 0, "resumed": 9 + 1}  # and the proofs of the model and the hook
 
 
 def scaled(activations, *, factor):
@@ -133,7 +133,7 @@ def test_interventions_that_are_functions_of_their_own_are_shared_where_they_are
     entries = [{"blends": {"factors": [0.5]}}, {"blends": {"factors": [0.5, 0.9], "as": "more"}}, "shrinkage"]
     results = evaluate_tiny(entries, Blends, Shrinkage, model=model, saes=saes(2), batch_size=8)
     # Of the hook: 0.5 and 0.9, whatever SAE and metric; of each SAE: halfway. Shrinkage makes its own three.
-    assert model.passes == {"clean": 3, "cut": 0, "resumed": 3 * (2 + 2 + 3) + 1}  # and the proof
+    assert model.passes == {"clean": 3 + 1, "cut": 0, "resumed": 3 * (2 + 2 + 3) + 1}  # and the proofs
     found = {(r.metric, r.subject): {name: v.get("value") for name, v in r.values.items()} for r in results}
     for name in ("sae-1-0", "sae-1-1"):
         assert found["blends", name].items() <= found["more", name].items()
@@ -237,7 +237,7 @@ def test_pairs_come_as_chosen_and_rejected_and_one_gradient_serves_every_sae():
     results = evaluate_tiny(["margin"], Margin, model=model, rows=TinyPairs(), saes=saes(3), batch_size=5)
     assert [r.status for r in results] == ["ok"] * 3, results[0].traceback
     # Two batches, two sides: a clean pass, three SAEs spliced and one gradient each.
-    assert model.passes == {"clean": 4, "cut": 0, "resumed": 4 * (3 + 1) + 1}  # and the proof, on one side
+    assert model.passes == {"clean": 4 + 1, "cut": 0, "resumed": 4 * (3 + 1) + 1}  # and the proofs, on one side
     pairs = TinyPairs()
     batch = pairs.batch(range(len(pairs)), "cpu")
     rewards = [model.capture(side, [], True).final for side in batch.sides]
@@ -356,7 +356,11 @@ def test_interventions_on_pairs_and_quantities_that_see_both_sides():
     assert values["kept"] == pytest.approx(values["clean"], rel=1e-5)
     assert values["gap"] == pytest.approx(values["clean"], rel=1e-12)
     assert values["gone"] != pytest.approx(values["clean"], rel=1e-2)
-    assert model.passes == {"clean": 4, "cut": 0, "resumed": 4 * 2 + 1}  # two batches of two sides, whatever the SAEs
+    assert model.passes == {
+        "clean": 4 + 1,
+        "cut": 0,
+        "resumed": 4 * 2 + 1,
+    }  # two batches of two sides, whatever the SAEs
 
 
 def test_a_fold_may_see_both_sides():

@@ -138,3 +138,15 @@ def test_a_page_without_a_body_is_headed_too(tmp_path):
 def test_a_page_without_a_name_is_one_sentence(tmp_path, name):
     _, failed = write_pages([Report("r", pages=lambda results: {name: "hello"})], [], tmp_path)
     assert failed == [f"report 'r' failed: ValueError: the page {name!r} has no name for a file"]
+
+
+def test_a_limit_that_cuts_nothing_makes_no_limited_run(tmp_path):
+    suite = {
+        "suite": "few", "model": {"use": "testbed"}, "saes": ["testbed/topk-8"], "metrics": ["l0"],
+        "data": {"use": "python-stdlib", "context": 16, "sequences": 4},
+    }  # fmt: skip
+    results = run(suite, out=tmp_path, limit=9)
+    assert "Limited" not in results.leaderboard()
+    assert [r.status for r in run(suite, out=tmp_path)] == ["ok"]
+    assert run(suite, out=tmp_path).forward_passes == 0
+    assert (tmp_path / "few" / "manifest.json").exists()

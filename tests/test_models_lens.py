@@ -50,8 +50,10 @@ def changed(activations, name):
 def test_both_adapters_agree_at_every_hook(both, family, left):
     (spec, plain), (lens_spec, lens) = both(family)
     hooks = lens_spec.hooks()
-    assert dict(hooks) == {name: width for name, width in spec.hooks().items() if name.startswith("blocks.")}
-    assert set(hooks) == {f"blocks.{i}.{suffix}" for i in range(3) for suffix in suffixes(family)}
+    after = {"ln_final.hook_normalized", spec.canonical("ln_final.hook_out")}
+    own = {name: width for name, width in spec.hooks().items() if name.startswith("blocks.") or name in after}
+    assert dict(hooks) == own
+    assert set(hooks) == {f"blocks.{i}.{suffix}" for i in range(3) for suffix in suffixes(family)} | after
     batch = padded(tiny_batch(), left, [0, 2, 3])
     expected = plain.capture(batch, hooks, final=True, resumable=hooks)
     found = lens.capture(batch, hooks, final=True, resumable=hooks)
@@ -65,7 +67,7 @@ def test_both_adapters_agree_at_every_hook(both, family, left):
         ours, theirs = (m.resumed(batch, c, name, new, hooks) for m, c in ((plain, expected), (lens, found)))
         torch.testing.assert_close(theirs.final[real], ours.final[real], **CLOSE)
         streams = later_streams(name, list(hooks))
-        assert streams or name == "blocks.2.hook_resid_post"
+        assert streams or name in {"blocks.2.hook_resid_post", *after}
         for later in streams:  # may be empty: at the last hook
             torch.testing.assert_close(theirs.activations[later][real], ours.activations[later][real], **CLOSE)
 
@@ -144,7 +146,9 @@ def test_a_live_bridge_with_folded_weights_resumes_exactly():
     torch.testing.assert_close(model.logits(batch).log_softmax(-1), before, rtol=1e-4, atol=1e-4)
     _, cache = live.run_with_cache(batch.tokens)
     for name in some(names):
-        own = name.replace("hook_mlp_in", "ln2.hook_in")  # the bridge's hook_mlp_in fires only where it is asked to
+        own = name.replace("transformer.ln_f", "ln_final.hook_out").replace(
+            "hook_mlp_in", "ln2.hook_in"
+        )  # the bridge's hook_mlp_in fires only where it is asked to
         torch.testing.assert_close(captured.activations[name], cache[own].flatten(2), **CLOSE)
         again = model.resume(batch, captured, name, captured.activations[name])
         torch.testing.assert_close(again, captured.final, rtol=1e-4, atol=1e-4)

@@ -194,7 +194,7 @@ REFUSED = {
         lambda r: (r / "adapter" / "adapter_model.safetensors").write_bytes(b"\x10"),
         "is no safetensors file, or is cut off",
     ),
-    "no JSON": (lambda r: (r / "adapter" / "adapter_config.json").write_text("{"), "is not JSON"),
+    "no JSON": (lambda r: (r / "adapter" / "adapter_config.json").write_text("{"), "broken JSON"),
     "no config": (lambda r: (r / "adapter" / "adapter_config.json").write_text("{}"), "has no 'peft_type'"),
     "code": (setting(megatron_config={"a": 1}, megatron_core="this"), "names code to import"),
     "blocks": (setting(layer_replication=[[0, 2], [1, 3]]), "repeats blocks"),

@@ -130,7 +130,7 @@ def test_the_rows_sae_zero_and_mean_are_those_of_kl_and_ce_and_nothing_is_resume
     entry = {"perturbation": {"draws": 3, "positions": 2}}
     found = run([*fidelity, entry], model=model, rows=rows, saes=saes(2), controls=["zero"], batch_size=4)
     own = 2 + 4 * 3 + 2 * (1 + 3)
-    assert model.passes["clean"] == plain.passes["clean"] == 5 + 1  # the preflight's, which serves a fold
+    assert model.passes["clean"] == plain.passes["clean"] == 5 + 2  # the preflight's, one of which serves a fold
     assert model.passes["resumed"] - plain.passes["resumed"] == 5 * 3 * own  # two SAEs and the control
     assert model.passes["cut"] - plain.passes["cut"] == 5  # the fit split
     for name in ("sae-1-0", "sae-1-1", "zero"):
@@ -141,7 +141,7 @@ def test_the_rows_sae_zero_and_mean_are_those_of_kl_and_ce_and_nothing_is_resume
         assert mine["delta_ce_sae"] == pytest.approx(values(before, "ce", name)["delta_ce"], abs=1e-12)
     only = TinyModel()
     run([{"perturbation": {"draws": 1, "nulls": []}}], model=only, rows=rows, saes=saes(2), batch_size=4)
-    assert only.passes == {"clean": 5 + 1, "cut": 5 - 1, "resumed": 5 * (2 + 2 * (1 + 1 + 2)) + 1}  # no fit split
+    assert only.passes == {"clean": 5 + 2, "cut": 5 - 1, "resumed": 5 * (2 + 2 * (1 + 1 + 2)) + 1}  # no fit split
 
 
 @pytest.mark.parametrize("control", ["identity", "zero", "mean", "resample", "shuffled_features", "pca"])
@@ -218,10 +218,10 @@ def test_a_resumed_run_is_bit_identical(tmp_path):
     model.stop = 200
     with pytest.raises(KeyboardInterrupt):
         run(BOTH, model=model, rows=tiny_tokens(), saes=saes(2), batch_size=4, out=tmp_path, key="these")
-    done = model.passes["clean"] - 1  # that of the preflight served the first batch of the fit split
+    done = model.passes["clean"] - 2  # of the preflight's two one served the first batch of the fit split
     assert 0 < done < 6
     again = run(BOTH, model=model, rows=tiny_tokens(), saes=saes(2), batch_size=4, out=tmp_path, key="these")
-    assert model.passes["clean"] == 1 + done + 6 - (done - 1)  # the batch that was broken off is done again
+    assert model.passes["clean"] == 3 + done + 6 - (done - 1)  # the batch that was broken off is done again
     assert numbers(again) == numbers(whole)
 
 

@@ -47,7 +47,7 @@ def test_a_bad_sae_stops_the_run_before_a_pass_and_the_message_names_the_argumen
     assert "skip_failing=True" in said
     assert "--" not in said
     assert model.passes["cut"] == 0  # neither the fit split nor the mean
-    assert sum(model.passes.values()) == 2
+    assert sum(model.passes.values()) == 3
 
 
 def test_a_bad_sae_can_be_left_out_with_all_that_is_made_of_it(tmp_path):

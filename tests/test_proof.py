@@ -98,7 +98,7 @@ def test_each_hook_is_proved_by_one_resume_whatever_is_spliced_there():
     evaluate_tiny(["kl", "ce"], model=unproved, preflight="off", **options)
     assert not results.failed
     assert model.passes["resumed"] == unproved.passes["resumed"] + 2
-    assert sum(model.passes.values()) == sum(unproved.passes.values()) + 2 == results.forward_passes
+    assert sum(model.passes.values()) == sum(unproved.passes.values()) + 3 == results.forward_passes
     assert {h for r in results for h in r.provenance["resumes"]} == {
         "blocks.1.hook_resid_pre",
         "blocks.2.hook_resid_pre",
@@ -122,15 +122,16 @@ def test_a_stored_run_is_not_proved_again_and_an_interrupted_one_is(tmp_path):
 
     options = {"batch_size": 4, "out": tmp_path, "key": "these"}
     model = Stopped()
-    model.stop = 3
+    model.stop = 4
     with pytest.raises(KeyboardInterrupt):
         evaluate_tiny(["kl"], model=model, **options)
     with pytest.raises(SaevalError, match="changes its final state"):
         evaluate_tiny(["kl"], model=Rescaling(), **options)
     model = Stopped()
     results = evaluate_tiny(["kl"], model=model, **options)
-    assert 0 < model.passes["clean"] < 6  # from the checkpoint on
-    assert model.passes["resumed"] == 2 * model.passes["clean"] + 1  # the SAE, the ablation, and the proof
+    streamed = model.passes["clean"] - 1  # without the proof that the model is causal
+    assert 0 < streamed < 6  # from the checkpoint on
+    assert model.passes["resumed"] == 2 * streamed + 1  # the SAE, the ablation, and the proof
     assert results[0].provenance["resumes"][HOOK]["dtype"] == "float32"
     again = Stopped()
     stored = evaluate_tiny(["kl"], model=again, **options)
@@ -224,9 +225,9 @@ def test_check_counts_the_passes_of_a_run(tmp_path, capsys):
     )
     assert cli.main(["check", str(suite), "--out", str(tmp_path)]) == 0
     planned = capsys.readouterr().out
-    assert "preflight: 1 resume on the first batch, one a hook" in planned
+    assert "preflight: 1 pass on the first batch, to see that the model is causal and 1 resume, one a hook" in planned
     assert cli.main(["run", str(suite), "--out", str(tmp_path)]) == 0
-    # The pass for the mean, the clean pass, three substitutes (the mean ablation too), and the proof.
-    passes = 3 + 3 + 3 * 3 + 1
+    # The pass for the mean, the clean pass, three substitutes (the mean ablation too), and the two proofs.
+    passes = 3 + 3 + 3 * 3 + 2
     assert f"{passes} forward passes;" in capsys.readouterr().err
     assert f"forward passes in all: {passes}\n" in planned

@@ -346,7 +346,7 @@ def test_k_steps_cost_k_resumes_a_side_whatever_the_number_of_saes_there():
         model = TinyModel(kind="reward")
         saes = {f"sae-{i}": TinySAE(seed=i) for i in range(count)}
         run([{"per_pair": {"steps": 5}}], rows=TinyPairs(), model=model, saes=saes, added=[Supplied()], batch_size=5)
-        assert model.passes == {"clean": batches, "cut": 0, "resumed": batches * (5 + 1) + 1}
+        assert model.passes == {"clean": batches + 1, "cut": 0, "resumed": batches * (5 + 1) + 1}
 
 
 def test_check_counts_the_steps_beforehand(tmp_path):
@@ -387,8 +387,8 @@ def test_the_whole_metric_adds_a_pass_for_its_ablations():
     results = run([metric], rows=TinyPairs(pairs=20), model=model, saes={"sae": TinySAE()}, batch_size=10)
     values(results)
     sides, ablations = 2 * 2, 4 + 2 * 2 + 2 * 2  # single features, top and kept of each size, random of each size
-    assert model.passes == {"clean": 2 * sides, "cut": 0, "resumed": sides * (4 + 1 + ablations) + 1}
-    assert results.forward_passes == sides * (2 + 4 + 1 + ablations) + 1
+    assert model.passes == {"clean": 2 * sides + 1, "cut": 0, "resumed": sides * (4 + 1 + ablations) + 1}
+    assert results.forward_passes == sides * (2 + 4 + 1 + ablations) + 2
 
 
 def test_an_integration_that_is_not_complete_is_undefined_with_the_remedy():

@@ -9,7 +9,7 @@ import pytest
 from claims import some
 from rewards import Directions, Pairs, Readout, run
 from saeval.testing import TinyModel, TinyPairs, TinySAE
-from saeval_reward.document import Grid, Heading, Paragraph, Passage, Picture, Warned, escaped, markdown, page
+from saeval_reward.document import Grid, Heading, Paragraph, Passage, Picture, Warned, markdown, page
 from saeval_reward.pages import duplicates, pages
 from test_reward_attribution import SMALL
 from test_reward_groups import ONE_HOT, random_pairs
@@ -121,4 +121,5 @@ def test_blocks_in_both_forms():
 
 
 def test_markdown_shows_text_letter_by_letter():
-    assert escaped("<a href='x'>*b*</a> | `c`") == r"&lt;a href='x'&gt;\*b\*&lt;/a&gt; \| \`c\`"
+    block = Paragraph("<a href='x'>*b*</a> | `c`")
+    assert markdown("T", [block]) == "# T\n\n" + r"&lt;a href='x'>\*b\*&lt;/a> \| \`c\`" + "\n"

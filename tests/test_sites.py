@@ -71,8 +71,8 @@ def test_controls_and_ablations_of_one_site_are_computed_and_listed_once(results
     shown = {r.subject: r.cell["subjects"][0]["hook_name"] for r in results}
     assert shown == {"post": POST, "pre": PRE, "path": POST, "zero": POST, "identity": POST}
     assert len([r for r in results if r.metric == "ce"]) == 5
-    # The mean, the clean pass, three SAEs, two controls, the mean ablation, and one proof.
-    assert results.forward_passes == 1 + 1 + 3 + 2 + 1 + 1
+    # The mean, the clean pass, three SAEs, two controls, the mean ablation, and two proofs.
+    assert results.forward_passes == 1 + 1 + 3 + 2 + 1 + 1 + 1
     assert {hook for r in results for hook in r.provenance.get("resumes", {})} == {PRE}
 
 

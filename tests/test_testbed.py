@@ -157,11 +157,12 @@ def test_the_real_model_runs_no_block_more_than_the_count_says(downstream):
     finally:
         handle.remove()
     batches, substitutes = 3, 3 + 3
-    assert found.forward_passes == batches * (1 + 1 + substitutes) + 1  # the proof of the hook
+    assert found.forward_passes == batches * (1 + 1 + substitutes) + 2  # the proofs of the model and of the hook
     # Blocks 0 and 1 lie before the hook: a clean pass and, for the mean, a cut one. Blocks 2 and 3: clean and resumed,
     # and for the means of later streams the cut pass goes on to the end, as its first batch does for the preflight.
-    after = batches * (1 + substitutes) + (batches if downstream else 1) + 1
-    assert runs == {0: 2 * batches, 1: 2 * batches, 2: after, 3: after}
+    # The proof that the model is causal is one pass more through all.
+    after, before = batches * (1 + substitutes) + (batches if downstream else 1) + 2, 2 * batches + 1
+    assert runs == {0: before, 1: before, 2: after, 3: after}
 
 
 def test_both_adapters_agree():

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from saeval import builtin
 from saeval.data import Batch
 from saeval.errors import Undefined
 from saeval.evidence import Evidence
+from saeval.late import torch
 from saeval.metric import Metric
 from saeval.scores import TokenScores
 from saeval.values import Scalar, Value
 from saeval_compat.batches import PerBatch, columns
 from saeval_compat.splices import predicting
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TOKEN = ("l2_loss", "l1_loss", "l0", "cossim", "l2_ratio", "norm_hat_squared", "dot", "squared", "norm_squared")
 _LOSSES = ("loss_original", "loss_reconstructed", "loss_zero")

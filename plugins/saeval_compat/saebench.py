@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from saeval.data import Batch
 from saeval.evidence import Evidence, Mean, Ratio
+from saeval.late import torch
 from saeval.metric import Metric
 from saeval.scores import TokenScores
 from saeval.substitute import Encoding, Substitute
@@ -24,6 +25,9 @@ from saeval_compat.saelens import (
     firings,
     weight_values,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ROWS = 1024
 """Rows whose cosines with all others are in memory at once."""

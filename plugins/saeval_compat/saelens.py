@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from saeval import builtin
 from saeval.data import Batch
 from saeval.errors import Undefined
 from saeval.evidence import Evidence, Mean, Ratio
+from saeval.late import torch
 from saeval.metric import Metric
 from saeval.scores import TokenScores
 from saeval.spread import Spread
@@ -18,6 +19,9 @@ from saeval.substitute import Encoding, Substitute
 from saeval.values import Array, Scalar, Value
 from saeval_compat.batches import PerBatch, columns
 from saeval_compat.splices import predicting
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 UNITS = {
     "l2_norm_in": "activation", "l2_norm_out": "activation", "l2_ratio": "ratio", "l0": "features", "l1": "activation",

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from saeval import builtin
 from saeval.data import Batch
+from saeval.late import torch
 from saeval.model import Model, Resume
 from saeval.quantities import gathered, rebound
 from saeval.scores import TokenScores
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def included_final(

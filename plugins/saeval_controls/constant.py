@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from jaxtyping import Float
+
+from saeval.late import torch
 from saeval.substitute import Control, Encoding, Substitute
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class _Identical(Substitute):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.evidence import Sample
+from saeval.late import torch
 from saeval.quantities import fit_split
 from saeval.substitute import Encoding, Substitute
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAMPLE = 8192
 _ROWS = 1024

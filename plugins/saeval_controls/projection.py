@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 from jaxtyping import Float
-from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.evidence import Sample
+from saeval.late import torch
 from saeval.substitute import Control, Encoding, Substitute
 from saeval_controls.fitted import device_of, rows_of, with_features
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Projection(Substitute):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, UInt64
-from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.evidence import Sample
 from saeval.keyed import hashed
+from saeval.late import torch
+from saeval.parameters import Repeats
 from saeval.substitute import Control, Encoding, Substitute
 from saeval_controls.fitted import Derived, device_of, rows_of, with_features
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Reservoir:
@@ -101,7 +105,7 @@ class ShuffledFeatures(Control):
 
     name, version, per = "shuffled_features", 1, "sae"
 
-    def __init__(self, seeds: int = 1, seed: int = 0) -> None:
+    def __init__(self, seeds: Repeats = 1, seed: int = 0) -> None:
         self.seeds, self.seed = _checked(self.name, seeds), seed
 
     @property
@@ -147,7 +151,7 @@ class ShuffledDecoder(Control):
 
     name, version, per = "shuffled_decoder", 1, "sae"
 
-    def __init__(self, seeds: int = 5, seed: int = 0) -> None:
+    def __init__(self, seeds: Repeats = 5, seed: int = 0) -> None:
         self.seeds, self.seed = _checked(self.name, seeds), seed
 
     @property

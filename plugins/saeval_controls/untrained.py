@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.evidence import Sample
+from saeval.late import torch
+from saeval.parameters import Repeats
 from saeval.substitute import Control, Encoding, Substitute
 from saeval_controls.fitted import device_of, rows_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class UntrainedSAE(Substitute):
@@ -53,7 +58,7 @@ class Random(Control):
 
     name, version, per = "random", 1, "sae"
 
-    def __init__(self, seeds: int = 5, seed: int = 0) -> None:
+    def __init__(self, seeds: Repeats = 5, seed: int = 0) -> None:
         if seeds < 1:
             raise ValueError(f"control 'random': seeds must be at least 1, got {seeds}")
         self.seeds, self.seed = seeds, seed

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from saeval.errors import SaevalError, expanded, lone_surrogate, looked_up
-from saeval.textfile import MARK, check_encoding
+from saeval.textfile import MARK, check_encoding, check_regular, json_fault
 
+MOST_LINE = 256 * 2**20
+"""The longest line of a JSON Lines file, in bytes."""
 Record = tuple[int, dict[str, Any] | None]
 """A number from 1, and the record with that number; None for a line that says `null`."""
 
@@ -21,6 +23,8 @@ def existing(path: str, source: str) -> Path:
     found = expanded(path)
     if not found.exists():
         raise SaevalError(f"data '{source}': no such file or folder: {path}{looked_up(path)}; check 'path'")
+    if not found.is_dir():
+        check_regular(found)
     return found
 
 
@@ -29,9 +33,13 @@ def matching(path: str, source: str) -> list[Path]:
     pattern = str(expanded(path))
     if not re.search(r"[*?[]", pattern) or Path(pattern).exists():
         return [existing(path, source)]
-    found = [Path(match) for match in glob.glob(pattern, recursive=True)]
+    plain = pattern.replace("[", "[[]")  # brackets may be those of a name: `run[lr=1e-4]/*.txt`
+    found = [Path(match) for match in glob.glob(pattern, recursive=True) or glob.glob(plain, recursive=True)]
     if not found:
         raise SaevalError(f"data '{source}': nothing matches 'path: {path}'{looked_up(path)}")
+    for file in found:
+        if not file.is_dir():
+            check_regular(file)  # reading a pipe would never end
     return sorted(
         found, key=lambda file: [(not w.isdecimal(), int(w) if w.isdecimal() else 0, w) for w in _words(file)]
     )
@@ -63,17 +71,21 @@ def text_of(value: Any, field: str, where: str) -> str | None:
 
 def jsonl_records(path: Path) -> Iterator[Record]:
     """Line number (from 1) and object of each line that is not blank."""
+    check_regular(path)
     with path.open("rb") as file:
         check_encoding(path, file.read(4))
         file.seek(0)
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(MOST_LINE + 1), b""), start=1):
+            if len(line) > MOST_LINE:
+                raise SaevalError(f"{path}:{number}: longer than {MOST_LINE / 2**20:.0f} MiB; every line is one record")
             line = line.removeprefix(MARK) if number == 1 else line
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:  # bad JSON, or bytes that are no UTF-8
-                raise SaevalError(f"{path}:{number}: broken JSON ({error}); every line must be one object") from None
+                fault = json_fault(error)
+                raise SaevalError(f"{path}:{number}: broken JSON ({fault}); every line must be one object") from None
             if record is not None and not isinstance(record, dict):
                 raise SaevalError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")
             yield number, record

@@ -7,7 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 
 from saeval.data import Batch, Dataset, PairBatch
 from saeval.errors import SaevalError
+from saeval.packing import unread
 
 if TYPE_CHECKING:
     import torch
@@ -56,16 +57,6 @@ def divergence(chosen: Sequence[int] | np.ndarray, rejected: Sequence[int] | np.
     return int(differ[0]) if len(differ) else max(shared - 1, 0)
 
 
-class Spelling:
-    """Token ids -> the text of each."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._of = functools.lru_cache(maxsize=None)(lambda token: str(tokenizer.decode([token])))
-
-    def __call__(self, ids: Sequence[int]) -> list[str]:
-        return [self._of(int(token)) for token in ids]
-
-
 @dataclass(frozen=True)
 class PairOptions:
     """How text becomes tokens, and which pairs are kept."""
@@ -78,22 +69,43 @@ class PairOptions:
 
 
 def tokenised(
-    pairs: Iterable[Pair], tokenizer: Any, options: PairOptions, left_out: Counter[str]
+    pairs: Iterable[Pair], tokenizer: Any, options: PairOptions, left_out: Counter[str], not_doubled: Counter[str]
 ) -> Iterator[Tokenised]:
-    """Tokens of each pair, prompt and completion tokenised together; `left_out` counts those that are not usable."""
+    """Tokens of each pair, prompt and completion tokenised together; `left_out` counts those that are not usable.
+
+    A side that has a BOS or an EOS of its own, as chat templates write them, gets no second one; `not_doubled` counts
+    these.
+    """
     ends = [_special(tokenizer, word) if asked else [] for word, asked in (("bos", options.bos), ("eos", options.eos))]
+    spelled = unread(tokenizer, "bos", ends[0]), unread(tokenizer, "eos", ends[1])
     waiting = iter(pairs)
     while batch := list(islice(waiting, _TOKENISED)):
-        texts = [p.prompt + side for p in batch for side in (p.chosen, p.rejected)]
+        given = [p.prompt + side for p in batch for side in (p.chosen, p.rejected)]
+        texts = [text.removeprefix(spelled[0]).removesuffix(spelled[1]) for text in given]
         found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         for index, pair in enumerate(batch):
-            first, second = (np.array([*ends[0], *found[2 * index + i], *ends[1]], dtype=np.int32) for i in (0, 1))
+            own = [_own(found[2 * index + i], ends, given[2 * index + i], spelled) for i in (0, 1)]
+            first, second = (np.array([*ends[0], *ids, *ends[1]], dtype=np.int32) for ids, _ in own)
+            not_doubled.update(chain.from_iterable(words for _, words in own))
             if not pair.chosen or not pair.rejected:
                 left_out["empty completion"] += 1
             elif options.context is not None and max(len(first), len(second)) > options.context:
                 left_out[f"longer than {options.context} tokens"] += 1
             else:
                 yield Tokenised(pair, (first, second), divergence(first, second))
+
+
+def _own(ids: list[int], ends: Sequence[list[int]], text: str, spelled: tuple[str, str]) -> tuple[list[int], list[str]]:
+    """The ids without a BOS and EOS that will be put there, and which of the two the text had itself."""
+    words = []
+    if ends[0] and ids[:1] == ends[0]:
+        ids = ids[1:]
+        words.append("bos")
+    if ends[1] and ids[-1:] == ends[1]:
+        ids = ids[:-1]
+        words.append("eos")
+    words += ["bos"] if spelled[0] and text.startswith(spelled[0]) else []
+    return ids, words + (["eos"] if spelled[1] and text.endswith(spelled[1]) else [])
 
 
 def _special(tokenizer: Any, word: str) -> list[int]:

@@ -17,10 +17,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from saeval.data import Kind, Source
-from saeval.errors import SaevalError
+from saeval.errors import SaevalError, quoted
 from saeval.fingerprint import sha256_file
 from saeval_data import files
-from saeval_data.pairs import Pair, PairDataset, PairOptions, Spelling, Tokenised, tokenised
+from saeval_data.pairs import Pair, PairDataset, PairOptions, Tokenised, tokenised
+from saeval_data.spelling import Spelling
 from saeval_data.tables import Stored, columns_of, records_of
 
 _REWARDS = ("chosen_reward", "rejected_reward")
@@ -72,6 +73,7 @@ class Pairs(Source):
         chosen = [p for p in self._pairs if (_share(p.cluster) < self.fit_share) == (split == "fit")]
         keys = _hashed(_ORDER, self.seed, np.array([p.row for p in chosen], dtype=np.int64))
         left_out: Counter[str] = Counter()
+        not_doubled: Counter[str] = Counter()
         ordered = _whole((self._swapped(chosen[i]) for i in np.argsort(keys, kind="stable")), left_out)
         wanted = self.options.pairs if split == "evaluation" else None
         found: Iterator[Tokenised]
@@ -80,12 +82,12 @@ class Pairs(Source):
             found, spelling = (Tokenised(p, (_NO_TOKENS, _NO_TOKENS), 0) for p in ordered), None
         else:
             loaded = tokenizer()
-            found, spelling = tokenised(ordered, loaded, self.options, left_out), Spelling(loaded)
+            found, spelling = tokenised(ordered, loaded, self.options, left_out, not_doubled), Spelling(loaded)
         rows = list(islice(found, wanted))
         # The rows of a batch are then of one length, and what does not fit in memory shows at once.
         rows.sort(key=lambda row: -max(map(len, row.sides)))
         self._check(rows, wanted, left_out, split)
-        facts = {"left_out": dict(left_out), "swap": self.swap, "seed": self.seed}
+        facts = {"left_out": dict(left_out), "not_doubled": dict(not_doubled), "swap": self.swap, "seed": self.seed}
         return PairDataset(rows, spelling, facts)
 
     def _check(self, rows: list[Tokenised], wanted: int | None, left_out: Mapping[str, int], split: str) -> None:
@@ -196,10 +198,18 @@ class Preferences(Pairs):
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def facts(self) -> Mapping[str, Any]:
-        where: dict[str, Any] = {"path": ", ".join(map(str, self.paths))}
+        read = [path.name for path in self._files] or self.stored.read
+        where: dict[str, Any] = {"path": ", ".join(map(str, self.paths)), "read": read[:20], "files": len(read)}
         if not self.paths:
             where = {"dataset": self.stored.name, "revision": self.stored.commit}
-        return {**where, "by": self.by, "trained_on": [list(r) for r in self.trained_on], "fit_share": self.fit_share}
+        unused = [
+            f"{path}: column 'prompt' is not used; add 'prompt: prompt' if '{self.texts['chosen']}' and "
+            f"'{self.texts['rejected']}' do not begin with it"
+            for path in ([] if self.texts["prompt"] or self.rewards else self._files)
+            if "prompt" in columns_of(path)
+        ]
+        own = {"by": self.by, "trained_on": [list(r) for r in self.trained_on], "fit_share": self.fit_share}
+        return {**where, **own, **({"unused": unused[:3]} if unused else {})}
 
     def records(self) -> Iterator[Pair]:
         wanted = [c for c in (*(self.rewards or self.texts.values()), *self.by, self.document) if c is not None]
@@ -240,11 +250,15 @@ def _hashed(*keys: Any) -> np.ndarray:
 
 
 def _number(value: Any, name: str, where: str) -> float | None:
-    if value is not None and (
-        isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
-    ):
-        raise SaevalError(f"{where}: expected a number in '{name}', found {value!r}")
-    return None if value is None else float(value)
+    if value is None:
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise SaevalError(f"{where}: expected a number in '{name}', found {quoted(value)}")
+    return number
 
 
 def _label(value: Any, name: str, where: str) -> str:

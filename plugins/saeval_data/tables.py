@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,36 @@ from saeval.errors import SaevalError
 from saeval_data import files
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_TEXT, _TABLES = ".txt", (".arrow", ".jsonl", ".parquet")
+_ABOUT = re.compile(
+    r"(?:licen[cs]e|notice|copying|copyright|readme|citation|authors|changes|changelog|requirements)\b", re.I
+)
+"""Texts that stand beside data and are none."""
+
+
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """The files in a folder and below, in order, without what is hidden."""
+    found = sorted(file for file in folder.rglob(pattern) if file.is_file())
+    return [f for f in found if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
+
+
+def format_of(folder: Path, source: str, formats: Sequence[str] = (_TEXT, *_TABLES)) -> str | None:
+    """The format of a folder's data, by the endings of its files; None where it holds none of these.
+
+    A licence, a notice or the like is no data where there are tables. `SaevalError` for a folder of several formats.
+    """
+    there: dict[str, Path] = {}
+    about: dict[str, Path] = {}
+    for file in visible(folder, "*"):
+        if file.suffix in formats:
+            (about if file.suffix == _TEXT and _ABOUT.match(file.stem) else there).setdefault(file.suffix, file)
+    there = there or about
+    if len(there) > 1:
+        shown = " and ".join(f"{suffix} files ({file.name}, ...)" for suffix, file in sorted(there.items()))
+        raise SaevalError(
+            f"data '{source}': {folder} holds {shown}; say which are the data, as in 'path: {folder}/**/*{min(there)}'"
+        )
+    return next(iter(there), None)
 
 
 class Stored:
@@ -46,8 +76,10 @@ class Stored:
             if self.path is None:
                 return datasets.load_dataset(self.name, self.config, split=self.split, revision=self.commit)
             if not self.saved:
-                return datasets.load_dataset(str(self.path.resolve()), split=self.split)
+                return datasets.load_dataset(str(self.path.resolve()), split=self.split, data_files=self._data_files)
             saved = datasets.load_from_disk(str(self.path.resolve()))
+        except SaevalError:
+            raise
         except Exception as error:  # the library raises its own kinds, hub and Arrow ones among them
             raise SaevalError(f"data '{self.source}': {self.what} cannot be loaded ({_first_line(error)})") from error
         if not isinstance(saved, dict):
@@ -55,6 +87,43 @@ class Stored:
         if self.split not in saved:
             raise SaevalError(f"{self.what}: expected a split '{self.split}', found {', '.join(saved)}; set 'split'")
         return saved[self.split]
+
+    @cached_property
+    def read(self) -> list[str]:
+        """The files that the rows of a folder come from, relative to it; none for a dataset of the hub."""
+        if self.path is None:
+            return []
+        if self.saved:
+            files = [Path(file["filename"]) for file in self.rows.cache_files]
+        else:
+            files = [Path(file) for file in self._resolved(self._data_files).get(self.split, ())]
+        folder = self.path.resolve()
+        return [f.relative_to(folder).as_posix() if f.is_relative_to(folder) else str(f) for f in files]
+
+    @cached_property
+    def _data_files(self) -> dict[str, list[str]] | None:
+        """The files of a folder by their splits, where the library by itself would take others; else None."""
+        from datasets.data_files import DataFilesDict, get_data_patterns  # late: as above
+
+        assert self.path is not None
+        suffix = format_of(self.path, self.source, _TABLES)
+        chosen = [file for files in self._resolved(None).values() for file in files]
+        if suffix is None or (chosen and all(str(file).endswith(suffix) for file in chosen)):
+            return None
+        folder = str(self.path.resolve())
+        found = DataFilesDict.from_patterns(get_data_patterns(folder), folder, [suffix])
+        return {split: list(map(str, files)) for split, files in found.items() if files}
+
+    def _resolved(self, data_files: dict[str, list[str]] | None) -> Mapping[str, Any]:
+        """What the library would read of the folder, by its splits."""
+        import datasets  # late: as above
+
+        assert self.path is not None
+        try:
+            builder = datasets.load_dataset_builder(str(self.path.resolve()), data_files=data_files)
+        except Exception as error:  # as above
+            raise SaevalError(f"data '{self.source}': {self.what} cannot be loaded ({_first_line(error)})") from error
+        return builder.config.data_files or {}
 
     @cached_property
     def commit(self) -> str:

@@ -13,17 +13,20 @@ from typing import Any, Literal
 from saeval.data import Document, Source
 from saeval.errors import SaevalError
 from saeval.fingerprint import sha256_file
-from saeval.textfile import read_text
+from saeval.textfile import passages, with_newlines
 from saeval_data import files
-from saeval_data.tables import Stored, records_of
+from saeval_data.tables import Stored, format_of, records_of, visible
 
 _KINDS = (".txt", ".jsonl", ".parquet")
+_SHOWN = 20
+"""Files that the provenance names; it counts all."""
 
 
 class Text(Source):
     """Text from `path` (a .txt, .jsonl or .parquet file, a folder of .txt files, a dataset folder), or by `name`.
 
-    `path` may hold globs, `corpus/*.jsonl`: of files, or of folders of .txt files.
+    `path` may hold globs, `corpus/*.jsonl`: of files of one format, or of folders of .txt files. A folder may hold
+    data of one format; a licence or notice beside tables is no data.
     `name`, `config`, `split` and `revision` are those of a dataset on the Hugging Face hub; `split` also picks one of
     a dataset folder's (`train` by default). A record of `field` is a document. A .txt file is one document, or
     one for each piece between `separator`s.
@@ -51,10 +54,16 @@ class Text(Source):
         """The one path; None for several, and for a dataset of the hub."""
         self.stored = Stored(self.name, next(iter(self.paths), None), name, config, split, revision)
         self.field = field
-        self.separator = separator
+        self.separator = None if separator is None else with_newlines(separator)
         for one in self.paths:
             if one.is_file() and one.suffix not in _KINDS:
                 raise SaevalError(f"data 'text': expected a {', '.join(_KINDS)} file or a folder, found {one}")
+        kinds = sorted({one.suffix for one in self.paths if one.is_file()})
+        if len(kinds) > 1:
+            remedy = f"end it in one of them, such as '*{kinds[0]}'"
+            raise SaevalError(f"data 'text': 'path: {path}' matches {' and '.join(kinds)} files; {remedy}")
+        if separator is not None and kinds and kinds != [".txt"]:
+            raise SaevalError(f"data 'text': 'separator' cuts .txt files, not {kinds[0]}; leave it out")
 
     def fingerprint(self) -> str:
         """Hash of the files' contents and of what cuts them; a hub dataset counts by its commit."""
@@ -76,7 +85,8 @@ class Text(Source):
         if not self.paths:
             found = self.stored
             return {"dataset": found.name, "config": found.config, "split": found.split, "revision": found.commit}
-        return {"path": str(self.path or self._root), "files": len(self._files)}
+        read = self.stored.read if self._is_dataset else [self._named(file) for file in self._files]
+        return {"path": str(self.path or self._root), "files": len(read), "read": read[:_SHOWN]}
 
     @cached_property
     def _root(self) -> Path:
@@ -90,18 +100,16 @@ class Text(Source):
 
     @cached_property
     def _is_dataset(self) -> bool:
-        """A folder that the datasets library reads: without .txt files, or saved by `save_to_disk`."""
+        """A folder that the datasets library reads: of tables, or saved by `save_to_disk`."""
         if self.path is None or self.path.is_file():
             return False
-        return self.stored.saved or not any(self.path.rglob("*.txt"))
+        return self.stored.saved or format_of(self.path, self.name) != ".txt"
 
     @cached_property
     def _files(self) -> list[Path]:
         found: list[Path] = []
         for path in self.paths:
-            inside = path.rglob("*" if self._is_dataset else "*.txt") if path.is_dir() else [path]
-            inner = sorted(file for file in inside if file.is_file())
-            found += [f for f in inner if not any(part.startswith(".") for part in f.relative_to(path).parts)]
+            found += visible(path, "*" if self._is_dataset else "*.txt") if path.is_dir() else [path]
         if not found:
             raise SaevalError(
                 f"data 'text': the folder {self.path or self._root} holds neither .txt files nor a dataset"
@@ -116,12 +124,10 @@ class Text(Source):
             yield Document(f"{name}:{number}", files.text_of(record[self.field], self.field, where))
 
     def _of_text(self, file: Path, name: str) -> Iterator[Document]:
-        text = read_text(file)
-        if self.separator is None:
-            yield Document(name, text)
-            return
-        for number, piece in enumerate(text.split(self.separator), start=1):
-            if piece.strip():
+        for number, piece in enumerate(passages(file, self.separator), start=1):
+            if self.separator is None:
+                yield Document(name, piece)
+            elif any(part.strip() for part in ([piece] if isinstance(piece, str) else piece)):
                 yield Document(f"{name}:{number}", piece)
 
     def _of_dataset(self) -> Iterator[Document]:

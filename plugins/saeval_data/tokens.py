@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from saeval.data import Document, Kind, Source
-from saeval.errors import SaevalError, suggestion
+from saeval.errors import SaevalError, quoted, suggestion
 from saeval.fingerprint import sha256_file
 from saeval_data import files
+from saeval_data.tables import columns_of
 
 _FIELDS = ("tokens", "input_ids")
 _LARGEST_ID = 2**31 - 1
+_MASK = "attention_mask"
+_UNUSED = (
+    "labels", "loss_mask", "completion_mask", "assistant_masks", "prompt_mask", "special_tokens_mask", "position_ids",
+    "token_type_ids", "segment_ids", "seq_idx",
+)  # fmt: skip
+"""Columns that change what a trainer makes of token ids, and nothing here."""
 
 
 class Tokens(Source):
@@ -25,6 +32,7 @@ class Tokens(Source):
     `field` names the list (`tokens` or `input_ids` by default). `documents` says whose rows are whose:
     the field with the document's name, or for `.npy` the path of a 1-D `.npy` array. Rows of one
     document are one cluster; without it every row is a document. `path` may hold globs, `shards/*.parquet`.
+    Of a record with an `attention_mask`, the tokens at either end where that is 0 are padding, and left out.
     """
 
     name = "tokens"
@@ -33,7 +41,7 @@ class Tokens(Source):
     def __init__(self, path: str, field: str | None = None, documents: str | None = None) -> None:
         self.paths = files.matching(path, self.name)
         for one in self.paths:
-            if one.suffix not in (".npy", ".jsonl", ".parquet"):
+            if one.suffix not in (".npy", ".jsonl", ".parquet") or one.is_dir():
                 raise SaevalError(f"data 'tokens': expected a .npy, .jsonl or .parquet file, found {one}")
             if one.suffix == ".npy" and field is not None:
                 raise SaevalError(f"data 'tokens': 'field' is for .jsonl and .parquet files, and {one} has no fields")
@@ -55,6 +63,16 @@ class Tokens(Source):
     def documents(self, split: Literal["evaluation", "fit"]) -> Iterator[Document]:
         for path in self.paths:
             yield from self._of_array(path) if path.suffix == ".npy" else self._of_records(path)
+
+    def facts(self) -> Mapping[str, Any]:
+        unused = []
+        for path in self.paths:
+            there = [] if path.suffix == ".npy" else columns_of(path)
+            found = [f"'{name}'" for name in _UNUSED if name in there and name not in (self.field, self.owners)]
+            if found:
+                unused.append(f"{path}: columns {', '.join(found)} are not used: every token that is no padding counts")
+        read = {"read": [path.name for path in self.paths[:20]], "files": len(self.paths)}
+        return {**read, "unused": unused[:3]} if unused else read
 
     def _of_array(self, path: Path) -> Iterator[Document]:
         rows = _array(path)
@@ -78,9 +96,11 @@ class Tokens(Source):
     def _of_records(self, path: Path) -> Iterator[Document]:
         jsonl = path.suffix == ".jsonl"
         field = self.field
+        there = [] if jsonl else files.parquet_columns(path)
         if field is None and not jsonl:
-            field = _default_field(files.parquet_columns(path), str(path))
-        wanted = [name for name in (field, self.owners) if name is not None]
+            field = _default_field(there, str(path))
+        masked = [_MASK] if _MASK in there and field != _MASK else []
+        wanted = [*(name for name in (field, self.owners) if name is not None), *masked]
         records = files.jsonl_records(path) if jsonl else files.parquet_records(path, wanted)
         for number, record in records:
             where, name = f"{path}:{number}" if jsonl else f"{path}: row {number}", f"{path.name}:{number}"
@@ -96,7 +116,28 @@ class Tokens(Source):
                 continue
             if not isinstance(tokens, list):
                 raise SaevalError(f"{where}: expected a list of token ids in '{field}', found {type(tokens).__name__}")
-            yield Document(name, tokens=_ids(_integers(tokens, where), where))
+            found, mask = _integers(tokens, where), record.get(_MASK)
+            if mask is not None and field != _MASK:
+                found = found[_attended(mask, len(found), where)]
+            yield Document(name, tokens=_ids(found, where))
+
+
+def _attended(mask: Any, length: int, where: str) -> slice:
+    """The tokens between the padding at either end, by their attention mask."""
+    if not isinstance(mask, list) or any(not isinstance(one, int) or one not in (0, 1) for one in mask):
+        raise SaevalError(f"{where}: expected a list of 0 and 1 in '{_MASK}'")
+    if len(mask) != length:
+        raise SaevalError(f"{where}: '{_MASK}' has {len(mask)} entries for {length} tokens; write the file again")
+    ones = np.flatnonzero(mask)
+    if not len(ones):
+        return slice(0)
+    first, last = int(ones[0]), int(ones[-1])
+    if len(ones) != last - first + 1:
+        hole = first + mask[first:].index(0)
+        raise SaevalError(
+            f"{where}: '{_MASK}' is 0 at position {hole}, between tokens where it is 1; write the file without them"
+        )
+    return slice(first, last + 1)
 
 
 def _default_field(there: list[str], where: str) -> str:
@@ -118,7 +159,7 @@ def _array(path: Path) -> np.ndarray[Any, Any]:
 def _integers(tokens: list[Any], where: str) -> np.ndarray[Any, Any]:
     for position, token in enumerate(tokens):
         if not isinstance(token, int) or isinstance(token, bool):
-            raise SaevalError(f"{where}: expected integer token ids, found {token!r} at position {position}")
+            raise SaevalError(f"{where}: expected integer token ids, found {quoted(token)} at position {position}")
     try:
         return np.array(tokens, dtype=np.int64)
     except OverflowError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.evidence import Evidence, Mean, Ratio
@@ -14,6 +14,9 @@ from saeval.metric import Metric
 from saeval.model import Capture
 from saeval.quantities import at_hooks, finite
 from saeval.values import Better, Curve, Scalar, Value
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PRE, _POST = "hook_resid_pre", "hook_resid_post"
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool
-from torch import Tensor
 
 from saeval.evidence import Evidence, Histogram, Mean, Moments
 from saeval.fired import Fired
+from saeval.late import torch
 from saeval.metric import Metric
 from saeval.values import Curve, Scalar, Table, Value
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class L0(Metric):

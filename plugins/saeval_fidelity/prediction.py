@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool
-from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.estimate import Estimate
@@ -15,6 +14,9 @@ from saeval.formatting import with_error
 from saeval.metric import Metric
 from saeval.scores import TokenScores
 from saeval.values import Scalar, Value
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # 1% wide, below 1e-12 in one bin: float32 tells nothing there.
 _LOG_KL_EDGES = np.concatenate([[-30.0], np.linspace(-12, 2, 3242)])

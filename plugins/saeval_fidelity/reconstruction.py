@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.evidence import Evidence, Mean, Ratio
 from saeval.metric import Metric
 from saeval.spread import Spread
 from saeval.values import Scalar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Reconstruction(Metric):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from saeval.errors import Undefined
+from saeval.late import torch
 from saeval.metric import Metric
 from saeval.substitute import Substitute
 from saeval.values import Scalar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ENDS = ("", "_p5", "_p50", "_p95")
 """The mean over features and its quantiles, as names end."""

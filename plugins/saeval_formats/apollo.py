@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval.errors import SaevalError, suggestion
 from saeval.fingerprint import digest_of, sha256_file
+from saeval.patterns import matching, meant
 from saeval.sae import SAEInfo
 from saeval_formats.fields import Fields
 from saeval_formats.layouts import Layout
@@ -135,10 +135,10 @@ def _matching(path: Path, held: list[str], wanted: str | list[str]) -> list[str]
     """The hooks that are meant, in the order of the file."""
     patterns = [wanted] if isinstance(wanted, str) else wanted
     for pattern in patterns:
-        if not fnmatch.filter(held, pattern):
+        if not matching(pattern, held):
             near = suggestion(pattern, held)
             raise SaevalError(f"{path}: no SAE matches 'sites: {pattern}'{near}; it holds {_listed(held)}")
-    return [site for site in held if any(fnmatch.fnmatchcase(site, pattern) for pattern in patterns)]
+    return meant(patterns, held)
 
 
 def _checkpoint(asked: Reference) -> Checkpoint:

@@ -6,14 +6,15 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
 from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import embedding_bag
 
+from saeval.late import torch
 from saeval.substitute import Encoding, Substitute
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Normalization = Literal["none", "layer_norm", "constant_norm_rescale"]
 _NORMALIZATIONS: Mapping[Normalization, str] = {
@@ -312,6 +313,8 @@ def _decoded(feature_acts: Float[Tensor, "*batch d_sae"], W_dec: Float[Tensor, "
             token, feature = flat.nonzero(as_tuple=True)
             starts = torch.searchsorted(token, torch.arange(len(flat)))
             weights = flat[token, feature]
-            found: Tensor = embedding_bag(feature, W_dec, starts, mode="sum", per_sample_weights=weights)
+            found: Tensor = torch.nn.functional.embedding_bag(
+                feature, W_dec, starts, mode="sum", per_sample_weights=weights
+            )
             return found.view(*feature_acts.shape[:-1], -1)
     return feature_acts @ W_dec

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from saeval.errors import SaevalError, suggestion
+from saeval.patterns import matching, meant
 from saeval_formats.reference import LocalLoader, folder_of, in_order
 
 
@@ -49,9 +49,9 @@ def chosen(wanted: Any, names: list[str], missing: str, key: str) -> list[str]:
     for glob in globs:
         if not isinstance(glob, str) or not glob:
             raise SaevalError(f"{missing.partition(':')[0]}: '{key}' is a glob or a list of globs, found {wanted!r}")
-        if not fnmatch.filter(names, glob):
+        if not matching(glob, names):
             raise SaevalError(f"{missing} matches '{key}: {glob}'{suggestion(glob, names)[:400]}")
-    return [name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+    return meant(globs, names)
 
 
 def below(folder: Path, markers: tuple[str, ...]) -> list[str]:

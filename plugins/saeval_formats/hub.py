@@ -17,7 +17,8 @@ def snapshot(repo: str, revision: str | None, pattern: str, format: str, beside:
     from huggingface_hub import constants, snapshot_download  # late: most suites name no hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = [pattern, f"{pattern.rstrip('/')}/**", *beside]
+    spellings = dict.fromkeys((pattern, pattern.replace("[", "[[]")))  # brackets may be those of a name
+    wanted = [*(f"{one.rstrip('/')}{below}" for one in spellings for below in ("", "/**")), *beside]
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     except HFValidationError:

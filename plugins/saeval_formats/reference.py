@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import posixpath
 import re
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from saeval.errors import SaevalError, expanded, looked_up, suggestion
 from saeval.sae import SAELoader
-from saeval.textfile import read_text
+from saeval.textfile import read_json, read_text
 from saeval_formats.hub import snapshot
 
 
@@ -32,6 +31,7 @@ class Asked(BaseModel):
 A = TypeVar("A", bound=BaseModel)
 
 _GLOB = re.compile(r"\*+|\?|\[[^\]/]+\]")
+_STARS = re.compile(r"\*+|\?")
 _HOLE = re.compile(r"\{(\d*)\}")
 
 
@@ -68,8 +68,10 @@ def matched(reference: Mapping[str, Any], format: str) -> dict[str, dict[str, An
             raise SaevalError(f"{format}: 'hook_name: {hook_name}' has '{holes[0]}', but 'path' has no glob to fill it")
         return {"": dict(reference)}
     found: dict[tuple[str, ...], dict[str, Any]] = {}
-    for match in glob.glob(pattern):
-        parts = re.fullmatch(_expression(pattern), match)
+    matches = glob.glob(pattern)
+    wildcards = _GLOB if matches else _STARS
+    for match in matches or glob.glob(pattern.replace("[", "[[]")):  # brackets may be those of a name: `a[lr=1e-4]/*`
+        parts = re.fullmatch(_expression(pattern, wildcards), match)
         assert parts is not None
         found[parts.groups()] = {**reference, "path": match}
         if holes:
@@ -95,10 +97,10 @@ def _on_disk(reference: Mapping[str, Any], format: str, beside: Callable[[str], 
     return {**local, "path": str(folder / path)}
 
 
-def _expression(pattern: str) -> str:
+def _expression(pattern: str, wildcards: re.Pattern[str]) -> str:
     """A glob as a regular expression, a group for each of its wildcards."""
-    groups = [_group(glob[0]) for glob in _GLOB.finditer(pattern)]
-    literals = [re.escape(text) for text in _GLOB.split(pattern)]
+    groups = [_group(glob[0]) for glob in wildcards.finditer(pattern)]
+    literals = [re.escape(text) for text in wildcards.split(pattern)]
     return literals[0] + "".join(group + text for group, text in zip(groups, literals[1:], strict=True))
 
 
@@ -161,11 +163,11 @@ def folder_of(path: Path, format: str, holds: str) -> Path:
 def json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; `SaevalError` where there is none."""
     try:
-        found = json.loads(read_text(path))
+        found = read_json(path)
     except FileNotFoundError:
         raise SaevalError(f"{path}: no such file{looked_up(path)}; check 'path'") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise SaevalError(f"{path}: broken JSON ({error}); copy it again") from None
+    except OSError as error:
+        raise SaevalError(f"{path}: cannot be read ({error}); check 'path'") from None
     if not isinstance(found, dict):
         raise SaevalError(f"{path}: expected a JSON object, found {type(found).__name__}")
     return found

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import Field
 
 from saeval.errors import SaevalError
 from saeval.fingerprint import sha256_file
+from saeval.late import torch
 from saeval.live import LiveSAE
 from saeval.sae import SAEInfo
 from saeval_formats import folding

@@ -7,17 +7,19 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from saeval.errors import SaevalError
+from saeval.late import torch
 from saeval.live import LiveSAE
 from saeval.substitute import Encoding
 from saeval_formats.folding import rescaled
 from saeval_formats.saelens_config import Config, parsed_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Context(NamedTuple):

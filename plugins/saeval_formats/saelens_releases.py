@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from saeval.errors import SaevalError, suggestion
+from saeval.late import torch
 from saeval.sae import SAEInfo
 from saeval_formats.folders import chosen
 from saeval_formats.reference import parsed

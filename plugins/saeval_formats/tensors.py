@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 
+from saeval.archives import damage
 from saeval.errors import SaevalError, looked_up
 from saeval.fingerprint import sha256_file
+from saeval.late import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,11 +82,10 @@ class Header:
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise SaevalError(f"{path}: truncated or no npz file ({reason[:200]}); copy it again") from None
 
+        _check_members(path)
         stored = unwrapped(path, shapes)
 
         def fetch(names: Collection[str], device: str) -> dict[str, Tensor]:
-            import torch  # late: headers are read without it
-
             try:
                 with np.load(path, allow_pickle=False) as archive:
                     return {name: torch.from_numpy(archive[stored[name]]).to(device) for name in names}
@@ -121,6 +121,13 @@ class Header:
         For the sentences: `layout` is how the format stores them, `kind` what says which tensors there should be,
         `sizes` what says how large they should be.
         """
+        first = next(iter(expected), "")
+        prefixes = [name.removesuffix(first) for name in self.shapes if name.endswith(f".{first}")]
+        if prefix := next((p for p in prefixes if all(f"{p}{name}" in self.shapes for name in expected)), None):
+            raise SaevalError(
+                f"{self.path}: every tensor's name begins with '{prefix}', after a module that held the SAE; save the "
+                "state_dict() of the SAE itself"
+            )
         for name in expected:
             if name not in self.shapes:
                 raise SaevalError(
@@ -152,8 +159,6 @@ class Header:
 
     def read(self, names: Collection[str], device: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """These tensors in `dtype`, float32 by default; `SaevalError` where one holds NaN or infinite values."""
-        import torch  # late: headers are read without it
-
         wanted = dtype or torch.float32
         tensors = {}
         for name, stored in self.fetch(names, device).items():
@@ -193,8 +198,6 @@ def _renamed(found: Mapping[str, V], stored: Mapping[str, str]) -> dict[str, V]:
 
 def _finite(tensor: Tensor) -> bool:
     """Whether no entry is NaN or infinite: the extremes tell, in a tenth of the time that looking at each takes."""
-    import torch  # late: as above
-
     return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
@@ -212,8 +215,6 @@ def unpickled(path: Path) -> dict[str, Any]:
     `SaevalError` where there is no file, one that is damaged or holds anything but a dict, and for one that asks
     for more than tensors and plain data.
     """
-    import torch  # late: headers of safetensors are read without it
-
     if not path.is_file():
         raise SaevalError(f"{path}: no such file{looked_up(path)}; check 'path'")
     try:
@@ -232,7 +233,13 @@ def unpickled(path: Path) -> dict[str, Any]:
         raise SaevalError(f"{path}: truncated or no torch file ({reason[:200]}); copy it again") from None
     if not isinstance(found, dict):
         raise SaevalError(f"{path}: expected a dict of tensors, found {type(found).__name__}; save its state_dict()")
+    _check_members(path, found)
     return {str(key): value for key, value in found.items()}
+
+
+def _check_members(path: Path, loaded: Any = None) -> None:
+    if (fault := damage(path, loaded)) is not None:
+        raise SaevalError(f"{path}: damaged ({fault}); copy it again")
 
 
 def state_dict(path: Path, found: Mapping[str, Any]) -> dict[str, Tensor]:

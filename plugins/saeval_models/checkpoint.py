@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from saeval.errors import SaevalError, expanded, looked_up
+from saeval.errors import SaevalError, expanded, looked_up, quoted
 from saeval.fingerprint import digest_of, sha256_file
 from saeval.options import spelled
 from saeval.parameters import ParameterError, validated
@@ -21,16 +21,21 @@ from saeval.textfile import read_text
 from saeval_models.hub import absence, hub_file
 from saeval_models.peft_adapters import CONFIG as ADAPTER_CONFIG
 from saeval_models.peft_adapters import PeftAdapter, adapter_in
-from saeval_models.weights import plain_text, weight_files
+from saeval_models.weights import plain_json, shapes, weight_files
 
 DType = Annotated[Literal["float32", "float64", "bfloat16", "float16"], BeforeValidator(spelled)]
 Task = Literal["causal", "reward"]
+RewardAt = Literal["last_token", "before_padding"]
 _TASKS: Mapping[str, Task] = {
     "CausalLM": "causal",
     "LMHeadModel": "causal",
     "ConditionalGeneration": "causal",
     "SequenceClassification": "reward",
 }
+
+MOST_MODULES = 4096
+"""Layers or experts of a model at most; no model has a tenth of it."""
+_COUNTED = re.compile(r"(?:^n|^num|_)_?(?:\w+_)?(?:layers?|experts?|blocks?|stages?)$")
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -55,6 +60,9 @@ class Reference:
     """`eager`, `sdpa`, ...: transformers' own choice by default."""
     task: Task | None = None
     """By default read from the config: `*ForSequenceClassification` is a reward model."""
+    reward_at: RewardAt = "last_token"
+    """Which token of a text a reward model is read at: its last one, or its last one that is not the padding token,
+    as transformers reads it. They differ where a text ends with a token that also is padding."""
     center_writing_weights: bool = False
     """Centre what is written to the residual stream, as TransformerLens does by default; for SAEs trained so."""
 
@@ -72,6 +80,8 @@ def parsed(given: Mapping[str, Any], adapter: str) -> Reference:
     return reference
 
 
+VALUE_HEAD = "v_head.summary.weight"
+"""`[1, d_model]`; beside it `v_head.summary.bias`, `[1]`."""
 TAKEN = "language models (...ForCausalLM) and reward models (...ForSequenceClassification)"
 
 
@@ -107,12 +117,15 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The raw `config.json`."""
-        try:
-            config = json.loads(plain_text(self.config_file))
-        except ValueError as error:
-            raise SaevalError(f"{self.config_file} is not JSON ({error}); save the model again") from None
+        config = plain_json(self.config_file)
         if not isinstance(config, dict) or "model_type" not in config:
             raise SaevalError(f"{self.config_file} has no 'model_type': it is not a transformers model's config")
+        check_sizes(self.config_file, config)
+        if config.get("transformers_weights") is not None:  # transformers would read that file in place of the usual
+            raise SaevalError(
+                f"{self.config_file} names its weights ('transformers_weights'); take that out and call the file "
+                "model.safetensors"
+            )
         return config
 
     @property
@@ -126,9 +139,26 @@ class Checkpoint:
         found = architecture_task(self.architecture)
         if found is None:
             raise SaevalError(f"{self.config_file} is of a {self.architecture}; saeval takes {TAKEN}")
+        if asked == "reward" and found == "causal" and self.value_head:
+            return asked
         if asked and found and asked != found:
             raise SaevalError(f"{self.config_file} is of a {self.architecture}: leave out 'task: {asked}'")
         return asked or found or "causal"
+
+    @cached_property
+    def tensor_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of what its weight files hold, by name; nothing of a hub model that is not here yet."""
+        try:
+            return shapes(weight_files(self.config_file.parent))
+        except SaevalError:
+            if self.local:
+                raise
+            return {}
+
+    @property
+    def value_head(self) -> bool:
+        """Whether a language model's weights also hold a value head, as trl saves it."""
+        return VALUE_HEAD in self.tensor_shapes
 
     @cached_property
     def weights(self) -> str:
@@ -138,6 +168,11 @@ class Checkpoint:
         else:
             found = f"{self.source}@{self.revision}"
         return found if self.adapter is None else digest_of([found, _combined(self.adapter.files)])
+
+    @property
+    def weight_bytes(self) -> int | None:
+        """The size of a local folder's weight files; None for a hub model, of which they may not be here."""
+        return sum(file.stat().st_size for file in weight_files(self.config_file.parent)) if self.local else None
 
     @cached_property
     def offline(self) -> bool:
@@ -151,7 +186,7 @@ class Checkpoint:
             return True
         try:
             settings = json.loads(self._text("tokenizer_config.json") or "")
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return bool(settings.get("chat_template")) if isinstance(settings, dict) else None
 
@@ -237,10 +272,25 @@ def longest_context(config: Any) -> int | None:
     return next((int(n) for n in found if n), None)
 
 
+def check_sizes(file: Path, config: Mapping[str, Any]) -> None:
+    """`SaevalError` for a config of more layers or experts than any model has: they are built one by one."""
+    parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
+    for name, value in (entry for part in parts for entry in part.items()):
+        if isinstance(value, int) and _COUNTED.search(name) and value > MOST_MODULES:
+            raise SaevalError(f"{file}: '{name}' is {quoted(value)}, more than the {MOST_MODULES} saeval builds")
+
+
 def vocabulary(config: Mapping[str, Any]) -> int | None:
     """Token ids that a model embeds, from its config as plain data; None where that does not say."""
     text = config.get("text_config")
     found = (text if isinstance(text, Mapping) else config).get("vocab_size", config.get("d_vocab"))
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def padding(config: Mapping[str, Any]) -> int | None:
+    """The padding token of a model's config as plain data; None where it has none."""
+    text = config.get("text_config")
+    found = (text if isinstance(text, Mapping) else config).get("pad_token_id", config.get("pad_token_id"))
     return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,16 +12,39 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from saeval.errors import SaevalError
+from saeval.fingerprint import digest_of, remembered
 from saeval.model import Model, ModelAdapter, ModelSpec
-from saeval_models.checkpoint import TAKEN, Reference, located, longest_context, parsed, vocabulary
+from saeval.provenance import libraries
+from saeval_models.checkpoint import (
+    TAKEN,
+    VALUE_HEAD,
+    Reference,
+    architecture_task,
+    located,
+    longest_context,
+    padding,
+    parsed,
+    vocabulary,
+)  # fmt: skip
 from saeval_models.faults import blaming
 from saeval_models.layouts import BOUNDARIES, RESID_POST, Layout, known_layout
-from saeval_models.live import LiveSpec, inherits, uncompiled
+from saeval_models.live import LiveSpec, inherits
+from saeval_models.weights import check_checksums, tensors, weight_files
 
 if TYPE_CHECKING:  # annotations only: transformers is slow to import
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
     from saeval_models.hooked import HookedModel  # late: it imports transformers
+
+
+_MOST_A_BYTE = 16
+"""Parameters a byte of weights that no format packs."""
+_FEW = 10**8
+"""Parameters that fit into any memory, whatever the weights are."""
+log = logging.getLogger("saeval")
+_WITH_VALUE_HEAD = ("trl", "PreTrainedModelWrapper")
+"""The class of trl's that holds a language model and a value head."""
 
 
 class PretrainedSpec(ModelSpec):
@@ -38,6 +62,18 @@ class PretrainedSpec(ModelSpec):
                 f"{self.checkpoint.adapter.folder} holds an adapter, whose weights 'center_writing_weights' would not "
                 f"centre; merge it into its model and save that"
             )
+        if reference.reward_at == "before_padding":
+            self._check_reward_at()
+
+    def _check_reward_at(self) -> None:
+        """`SaevalError` where a reward cannot be read before padding."""
+        if self.kind != "reward":
+            raise SaevalError(f"'reward_at' is for reward models, and '{self.name}' is a language model; leave it out")
+        if padding(self.checkpoint.config) is None:
+            raise SaevalError(
+                f"'reward_at: before_padding' needs a padding token, and {self.checkpoint.config_file} has no "
+                "'pad_token_id'; leave 'reward_at' out: without one transformers reads the last token, too"
+            )
 
     def identity(self) -> Mapping[str, Any]:
         return {
@@ -47,6 +83,7 @@ class PretrainedSpec(ModelSpec):
             "attn_implementation": self.reference.attn_implementation or "default",
             "task": self.kind,
             "processing": "center_writing_weights" if self.reference.center_writing_weights else "none",
+            **({"reward_at": self.reference.reward_at} if self.reference.reward_at != "last_token" else {}),
             **self._adapter_facts(),
         }
 
@@ -55,9 +92,35 @@ class PretrainedSpec(ModelSpec):
         return {"peft_adapter": adapter.kind, "base": self.checkpoint.base_name} if adapter is not None else {}
 
     def hooks(self) -> Mapping[str, int]:
-        return self._hooks
+        return self._outline["hooks"]  # type: ignore[no-any-return]
 
     @cached_property
+    def _outline(self) -> dict[str, Any]:
+        """What the model says without its values; kept between runs, since to build it takes seconds of imports."""
+        files = weight_files(self.checkpoint.config_file.parent) if self.checkpoint.local else []
+        check_checksums(files)
+        if not self.code:  # nothing tells whether the adapter is the one of another time
+            return self._outlined()
+        words = [
+            self.adapter,
+            self.code,
+            self.kind,
+            self.reference.task,
+            self.checkpoint.config,
+            sorted(self.checkpoint.tensor_shapes.items()),
+            libraries(),
+        ]
+        return remembered("models", digest_of(words), self._outlined)
+
+    def _outlined(self) -> dict[str, Any]:
+        hooks, unused = self._hooks(), self._unused()
+        try:
+            twins = self._empty.twins()
+        except Exception:  # a forward that cannot run so
+            twins = {}
+        parameters = sum(p.numel() for p in self._empty.module.parameters())
+        return {"hooks": hooks, "twins": twins, "unused": unused, "parameters": parameters}
+
     def _hooks(self) -> dict[str, int]:
         model = self._empty
         try:
@@ -79,14 +142,47 @@ class PretrainedSpec(ModelSpec):
         what = f"{self.checkpoint.config_file} describes no {self.kind} model that transformers can build"
         with blaming(what, f"saeval takes {TAKEN}"), torch.device("meta"):
             module = self._auto_class.from_config(self._config, attn_implementation="eager")
+        self._check_size(module)
         return hooked(module, layout_of(module))
+
+    def _check_size(self, module: PreTrainedModel) -> None:
+        """`SaevalError` for a config far beyond its weights: transformers would make up what they lack."""
+        described, stored = sum(p.numel() for p in module.parameters()), self.checkpoint.weight_bytes
+        if stored is not None and described > max(_FEW, _MOST_A_BYTE * stored):
+            raise SaevalError(
+                f"{self.checkpoint.config_file} describes {described:,} parameters, and the weights beside it are "
+                f"{stored:,} bytes; check its sizes, such as 'vocab_size'"
+            )
+
+    def _unused(self) -> list[str]:
+        """The tensors of local weights that the model does not use; `SaevalError` for weights that are not its own.
+
+        No values are read.
+        """
+        if not self.checkpoint.local:
+            return []
+        module, report = self._read(device_map="meta", attn_implementation="eager")
+        return self._check(module, report)
+
+    def warnings(self) -> list[str]:
+        if not (unused := self._outline["unused"]):
+            return []
+        shown = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
+        tensors = "a tensor" if len(unused) == 1 else "tensors"
+        return [f"the weights of '{self.name}' hold {tensors} that {self._class_name} does not use: {shown}"]
+
+    @property
+    def _class_name(self) -> str:
+        return self.checkpoint.architecture or f"a {self.checkpoint.config['model_type']} model"
 
     @cached_property
     def _layout(self) -> Layout:
+        config = self.checkpoint.config
+        if (known := known_layout(config["model_type"], config)) is not None:
+            return known
         from saeval_models.pretrained import layout_of  # late: it imports transformers
 
-        config = self.checkpoint.config
-        return known_layout(config["model_type"], config) or layout_of(self._empty.module)
+        return layout_of(self._empty.module)
 
     def canonical(self, hook_name: str) -> str:
         return self._layout.canonical(hook_name)
@@ -98,8 +194,8 @@ class PretrainedSpec(ModelSpec):
     @cached_property
     def _twins(self) -> Mapping[str, str]:
         try:
-            return self._empty.twins()
-        except Exception:  # a forward that cannot run so, or no model at all, which is said where hooks are checked
+            return self._outline["twins"]  # type: ignore[no-any-return]
+        except Exception:  # no model at all, which is said where hooks are checked
             return {}
 
     @cached_property
@@ -112,7 +208,13 @@ class PretrainedSpec(ModelSpec):
             known = f"transformers {transformers.__version__} has no such model"
             raise SaevalError(f"{file} is of model_type '{raw['model_type']}': {known}{code}")
         with blaming(f"{file} cannot be read", "save the model again"):
-            return transformers.AutoConfig.from_pretrained(**self._source)  # type: ignore[no-any-return]
+            config = transformers.AutoConfig.from_pretrained(**self._source)
+        if getattr(config.get_text_config(), "is_causal", True) is False:
+            raise SaevalError(
+                f"{file} says 'is_causal': false, so the model does not read from left to right: its scores would see "
+                "their targets; saeval takes causal models"
+            )
+        return config  # type: ignore[no-any-return]
 
     @property
     def _source(self) -> dict[str, Any]:
@@ -127,8 +229,21 @@ class PretrainedSpec(ModelSpec):
     def _auto_class(self) -> Any:
         import transformers  # late: slow to import
 
-        reward = self.kind == "reward"
-        return transformers.AutoModelForSequenceClassification if reward else transformers.AutoModelForCausalLM
+        head = self.kind == "reward" and not self._has_value_head
+        return transformers.AutoModelForSequenceClassification if head else transformers.AutoModelForCausalLM
+
+    @property
+    def _has_value_head(self) -> bool:
+        """Whether rewards are read from a value head beside a language model's own."""
+        task = architecture_task(self.checkpoint.architecture)
+        return self.kind == "reward" and (
+            task == "causal" or (task == "" and VALUE_HEAD in self.checkpoint.tensor_shapes)
+        )
+
+    @property
+    def padding_token(self) -> int | None:
+        asked = self.kind == "reward" and self.reference.reward_at == "last_token" and not self._has_value_head
+        return padding(self.checkpoint.config) if asked else None
 
     @property
     def context(self) -> int | None:
@@ -144,7 +259,7 @@ class PretrainedSpec(ModelSpec):
 
     @property
     def parameters(self) -> int | None:
-        return int(sum(p.numel() for p in self._empty.module.parameters()))
+        return int(self._outline["parameters"])
 
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer  # late: slow to import
@@ -182,24 +297,41 @@ class PretrainedSpec(ModelSpec):
     def load(self, device: str) -> Model:
         from saeval_models.pretrained import hooked  # late: it imports transformers
 
-        model = hooked(self._pretrained(device), self._layout)
+        module = self._pretrained(device)
+        before = padding(self.checkpoint.config) if self.reference.reward_at == "before_padding" else None
+        score = self._value_head(module) if self._has_value_head else None
+        model = hooked(module, self._layout, score, before)
         model.check()
         return model
 
-    def _pretrained(self, device: str) -> PreTrainedModel:
-        import torch  # late: see the module's own imports
+    def _value_head(self, module: PreTrainedModel) -> nn.Linear:
+        """The value head of local weights, on the model's device and in its dtype."""
+        from torch import nn  # late: see the module's own imports
 
-        where = f"the weights of {self.checkpoint.source}"
-        options: dict[str, Any] = {"dtype": getattr(torch, self.reference.dtype)}
-        if self.reference.attn_implementation:
-            options["attn_implementation"] = self.reference.attn_implementation
-        self.checkpoint.check_alone()
+        files, stem = weight_files(self.checkpoint.config_file.parent), VALUE_HEAD.removesuffix("weight")
+        found = tensors(files, [VALUE_HEAD, f"{stem}bias"])
+        weight, width = found[VALUE_HEAD], int(module.config.get_text_config().hidden_size)
+        if tuple(weight.shape) != (1, width):
+            raise SaevalError(
+                f"{self._where}: the value head {VALUE_HEAD} is {list(weight.shape)}, expected [1, {width}]"
+            )
+        head = nn.Linear(width, 1, bias=f"{stem}bias" in found)
+        head.load_state_dict({name.removeprefix(stem): tensor for name, tensor in found.items()})
+        return head.requires_grad_(False).float().to(module.device)  # as trl keeps it, whatever the model's dtype
+
+    @property
+    def _where(self) -> str:
+        return f"the weights of {self.checkpoint.source}"
+
+    def _read(self, **options: Any) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+        """What transformers makes of the weights, and its report of what did not fit; nothing in a pickle is run."""
         try:
+            where = self._where
             with blaming(f"{where} cannot be loaded", "check them and the model's entry"), _quietly():
                 # Sizes that do not fit are told of below; transformers would only log them.
                 # An adapter is applied below, since transformers would report on its keys alone: it finds none here.
                 # Nor does it ask the hub for one, for which it would wait half a minute where that is away.
-                module, report = self._auto_class.from_pretrained(
+                return self._auto_class.from_pretrained(  # type: ignore[no-any-return]
                     **self._source, **options, output_loading_info=True, ignore_mismatched_sizes=True,
                     adapter_kwargs={"subfolder": "none", "local_files_only": True},
                 )  # fmt: skip
@@ -208,7 +340,18 @@ class PretrainedSpec(ModelSpec):
                 what = "are damaged, or a pickle of more than tensors, which is not run"
                 raise SaevalError(f"{where} {what}; save them as safetensors") from error
             raise
-        self._check(where, module, report)
+
+    def _pretrained(self, device: str) -> PreTrainedModel:
+        import torch  # late: see the module's own imports
+
+        options: dict[str, Any] = {"dtype": getattr(torch, self.reference.dtype)}
+        if self.reference.attn_implementation:
+            options["attn_implementation"] = self.reference.attn_implementation
+        self.checkpoint.check_alone()
+        module, report = self._read(**options)
+        unused = self._check(module, report)
+        if unused and not self.checkpoint.local:  # those of a folder are known before
+            log.warning("%s hold tensors that the model does not use: %s", self._where, ", ".join(unused[:3]))
         if self.checkpoint.adapter is not None:
             with _quietly():
                 self.checkpoint.adapter.apply(module)
@@ -220,21 +363,53 @@ class PretrainedSpec(ModelSpec):
             centre_writing_weights(module, self._layout, self.name)
         return module.requires_grad_(False).eval().to(device)  # type: ignore[no-any-return]
 
-    def _check(self, where: str, module: PreTrainedModel, report: Mapping[str, Any]) -> None:
-        """Refuse weights that are not this model's: transformers would fill gaps with random numbers."""
+    def _check(self, module: PreTrainedModel, report: Mapping[str, Any]) -> list[str]:
+        """Refuse weights that are not this model's: transformers would fill gaps with random numbers.
+
+        Returns the names of tensors that the model does not use.
+        """
         from saeval_models.pretrained import base_of  # late: it imports transformers
 
+        where = self._where
         if report["mismatched_keys"]:
             name, found, expected = min(report["mismatched_keys"], key=lambda entry: str(entry[0]))
             raise SaevalError(f"{where} are not of its config.json: {name} is {list(found)}, not {list(expected)}")
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
-            raise SaevalError(f"{where} lack {missing}: is 'task: {self.kind}' what they are?")
+            raise SaevalError(
+                f"{where} lack {missing}: they are incomplete, or of another architecture; copy the model again, or "
+                f"check 'architectures' in its config and 'task: {self.kind}'"
+            )
         blocks = sum(1 for _ in base_of(module)[1].get_submodule(self._layout.blocks).children())
         numbered = re.compile(rf"(?:^|\.){re.escape(self._layout.blocks)}\.(\d+)\.")
         found = [int(match[1]) for match in map(numbered.search, report["unexpected_keys"]) if match]
         if found and max(found) >= blocks:
             raise SaevalError(f"{where} have {max(found) + 1} blocks, its config.json {blocks}; save the model again")
+        head = VALUE_HEAD.removesuffix("weight") if self._has_value_head else None
+        shape, width = self.checkpoint.tensor_shapes.get(VALUE_HEAD), int(module.config.get_text_config().hidden_size)
+        if head and shape not in (None, (1, width)):
+            raise SaevalError(f"{where}: the value head {VALUE_HEAD} is {list(shape or ())}, expected [1, {width}]")
+        unused = sorted(name for name in report["unexpected_keys"] if not (head and name.startswith(head)))
+        self._refuse_heads(module, unused)
+        return unused
+
+    def _refuse_heads(self, module: PreTrainedModel, unused: list[str]) -> None:
+        """`SaevalError` for a head of one output that nobody said to leave out: the model may be a reward model."""
+        if self.kind != "causal" or self.reference.task is not None:
+            return
+        one = (1, int(module.config.get_text_config().hidden_size))
+        name = next((name for name in unused if self.checkpoint.tensor_shapes.get(name) == one), None)
+        if name is None:
+            return
+        alone = "'task: causal' for the language model alone"
+        if name == VALUE_HEAD:
+            remedy = f"add 'task: reward' to 'model' to read it as the reward of a text's last token, or {alone}"
+        else:
+            remedy = f"if it is a reward model's, name that class in 'architectures' of config.json; else add {alone}"
+        raise SaevalError(
+            f"{self._where} also hold {name} {list(one)}, a head of one output that {type(module).__name__} does not "
+            f"use; {remedy}"
+        )
 
 
 class HuggingFace(ModelAdapter):
@@ -249,14 +424,20 @@ class HuggingFace(ModelAdapter):
         return PretrainedSpec(parsed(reference, self.name))
 
     def accepts(self, live: object) -> bool:
-        found = uncompiled(live)
-        return inherits(found, "transformers", "PreTrainedModel") or inherits(found, "peft", "PeftModel")
+        from saeval.live import unwrapped  # late: it imports torch
+
+        found = unwrapped(live)
+        kinds = (("transformers", "PreTrainedModel"), ("peft", "PeftModel"), _WITH_VALUE_HEAD)
+        return any(inherits(found, *kind) for kind in kinds)
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
-        from saeval_models.pretrained import hooked, layout_of  # late: it imports transformers
+        from saeval.live import unwrapped  # late: torch and transformers
+        from saeval_models.pretrained import hooked, layout_of
 
-        owner: Any = uncompiled(live)
-        module = owner
+        owner: Any = unwrapped(live)
+        module, score = owner, None
+        if inherits(owner, *_WITH_VALUE_HEAD):
+            module, score = owner.pretrained_model, owner.v_head.summary
         if inherits(owner, "peft", "PeftModel"):
             if owner.active_peft_config.is_prompt_learning:
                 raise SaevalError(
@@ -265,7 +446,7 @@ class HuggingFace(ModelAdapter):
                 )
             module = owner.get_base_model()  # with the adapter's layers in their places
         layout = layout_of(module)
-        model, config = hooked(module, layout), module.config
+        model, config = hooked(module, layout, score), module.config
         return LiveSpec(self.name, owner, model, layout, config.to_dict(), longest_context(config), tokenizer, name)
 
 

@@ -18,6 +18,8 @@ MLP_BRANCH, MLP_NORMALIZED, MLP_IN = "hook_mlp_in", "ln2.hook_normalized", "mlp.
 
 New activations at `hook_mlp_in` change what the MLP reads of the residual stream, not the stream.
 """
+FINAL_NORMALIZED = "ln_final.hook_normalized"
+"""What the norm after the last block makes of the residual stream, before its gain and bias."""
 SUFFIXES = (
     RESID_PRE, RESID_MID, RESID_POST, ATTN_OUT, "hook_mlp_out", "attn.hook_z", "mlp.hook_post",
     MLP_BRANCH, MLP_NORMALIZED, MLP_IN,
@@ -47,6 +49,8 @@ class Layout:
     """TransformerLens suffix -> the places that hold it; the first one is hooked, the others are its aliases."""
     unit: float = 1.0
     """The weight that gives the norms a gain of 1: 0 where they store the gain less 1."""
+    norm: str = ""
+    """Path of the norm after the last block in the base model; empty where there is none."""
 
     def canonical(self, hook_name: str) -> str:
         """The one spelling of a site: its TransformerLens name, else the module path from the full model's root.
@@ -54,6 +58,8 @@ class Layout:
         A path is the module's output, with `:in` its input, and may start at the base model. Names
         of nothing inside a block come back unchanged.
         """
+        if self.norm and hook_name.removesuffix(":out") in self._final:
+            return f"{self.base}.{self.norm}" if self.base else self.norm
         match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
         if match:
             suffix = _BRIDGE_SPELLINGS.get(match[2], match[2])
@@ -66,6 +72,11 @@ class Layout:
         if not match or end not in ("", "in", "out"):
             return hook_name
         return self.name(int(match[1]), (match[2] or "", "in" if end == "in" else "out"))
+
+    @property
+    def _final(self) -> tuple[str, ...]:
+        """The names of what the norm after the last block gives."""
+        return f"{self.base}.{self.norm}", self.norm, self.norm.rpartition(".")[2], "ln_final.hook_out"
 
     def name(self, block: int, place: Place) -> str:
         """The canonical name of a place in a block."""
@@ -84,14 +95,14 @@ def bare_layout(base: str = "", blocks: str = "") -> Layout:
 def _layout(
     base: str, blocks: str, attn: str, proj: str, down: str, *, norm: str | None, parallel: bool = False,
     up: str | None = None, act: str | None = None, attn_norm: str | None = None, mlp_norm: str | None = None,
-    unit: float = 1.0,
+    unit: float = 1.0, final: str = "ln_f",
 ) -> Layout:  # fmt: skip
     """`norm` is read by the MLP and by nothing else, None where attention reads it too.
 
     In `parallel` blocks it reads the block's input, in others the stream between attention and MLP.
     `proj` and `down` are the last projections of attention and MLP, `up` the only module to read the
     MLP's input, `act` the module whose output `down` reads; `attn_norm` and `mlp_norm` come between a
-    branch and its sum with the residual stream.
+    branch and its sum with the residual stream. `final` is the norm after the last block.
     """
     own_norm: dict[str, tuple[Place, ...]] = {}
     if norm:
@@ -109,24 +120,24 @@ def _layout(
         MLP_IN: (("mlp", "in"), *(((norm, "out"),) if norm else ()), *(((f"mlp.{up}", "in"),) if up else ())),
         "mlp.hook_post": ((f"mlp.{down}", "in"), *(((f"mlp.{act}", "out"),) if act else ())),
     }
-    return Layout(base, blocks, sites, unit)
+    return Layout(base, blocks, sites, unit, final)
 
 
 _GPT2 = _layout("transformer", "h", "attn", "c_proj", "c_proj", norm="ln_2", up="c_fc", act="act")
 _GPT_NEO = _layout("transformer", "h", "attn", "attention.out_proj", "c_proj", norm="ln_2", up="c_fc", act="act")
 _GPTJ = _layout("transformer", "h", "attn", "out_proj", "fc_out", norm=None, parallel=True, up="fc_in", act="act")
-_LLAMA = _layout("model", "layers", "self_attn", "o_proj", "down_proj", norm="post_attention_layernorm")
+_LLAMA = _layout("model", "layers", "self_attn", "o_proj", "down_proj", norm="post_attention_layernorm", final="norm")
 _GEMMA = replace(_LLAMA, unit=0.0)
 _GEMMA2 = _layout(
     "model", "layers", "self_attn", "o_proj", "down_proj", norm="pre_feedforward_layernorm",
-    attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm", unit=0.0,
+    attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm", unit=0.0, final="norm",
 )  # fmt: skip
 
 
 def _neox(parallel: bool) -> Layout:
     return _layout(
         "gpt_neox", "layers", "attention", "dense", "dense_4h_to_h", norm="post_attention_layernorm",
-        parallel=parallel, up="dense_h_to_4h", act="act",
+        parallel=parallel, up="dense_h_to_4h", act="act", final="final_layer_norm",
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from saeval.data import Batch
 from saeval_models.hooked import HookedModel, Site
-from saeval_models.layouts import MLP_BRANCH, MLP_IN, MLP_NORMALIZED, SUFFIXES, Layout, Place
-from saeval_models.pretrained import PretrainedCausal, base_of
+from saeval_models.layouts import FINAL_NORMALIZED, MLP_BRANCH, MLP_IN, MLP_NORMALIZED, SUFFIXES, Layout, Place
+from saeval_models.pretrained import PretrainedCausal, base_of, final_sites
 
 # Neither fires by default at its hook point: the way into the MLP is watched at the modules themselves.
 _MODULES: Mapping[str, Place] = {MLP_BRANCH: ("ln2", "in"), MLP_IN: ("mlp", "in")}
@@ -44,10 +45,19 @@ def bridged(bridge: Any, layout: Layout) -> PretrainedCausal:
     forward is the bridge's, and its list of blocks is the bridge's.
     """
     module = bridge.original_model
-    blocks = base_of(module)[1].get_submodule(layout.blocks)
+    name, base = base_of(module)
+    blocks = base.get_submodule(layout.blocks)
     # A bridge's `hook_normalized` may fire aside of the path that its norm's output takes.
     modules = {**_MODULES, MLP_NORMALIZED: ("ln2", "normalized")}
-    return PretrainedCausal(module, blocks, lens_sites(bridge, layout.sites, modules, layout.unit))
+    sites = lens_sites(bridge, layout.sites, modules, layout.unit)
+    return PretrainedCausal(module, blocks, {**sites, **final_sites(name, base, layout, len(blocks))})
+
+
+def _gained(norm: Any, value: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
+    """A TransformerLens norm's output from what is at its hook: times its gain, plus its bias, those that it has."""
+    value = value.to(norm.cfg.dtype)
+    value = value * norm.w if hasattr(norm, "w") else value
+    return value + norm.b if hasattr(norm, "b") else value
 
 
 class _Reached(Exception):  # noqa: N818 (not an error)
@@ -63,7 +73,11 @@ class HookedTransformerModel(HookedModel):
         # Their ln2 comes after the MLP, which reads the residual stream itself.
         post_norm = module.cfg.original_architecture in POST_NORM_ARCHITECTURES
         modules = {**_MODULES, MLP_BRANCH: ("mlp", "in")} if post_norm else _MODULES
-        super().__init__(module, module.blocks, lens_sites(module, SUFFIXES, modules))
+        sites = lens_sites(module, SUFFIXES, modules)
+        if (point := module.hook_dict.get(FINAL_NORMALIZED)) is not None:
+            rest = functools.partial(_gained, module.ln_final)
+            sites[FINAL_NORMALIZED] = Site(point, "out", len(module.blocks), rest=rest, norm=module.ln_final)
+        super().__init__(module, module.blocks, sites)
 
     def _forward(self, tokens: Int[Tensor, "batch seq"], **inputs: Any) -> Float[Tensor, "batch seq d_model"]:
         def reached(module: nn.Module, args: tuple[Tensor, ...]) -> None:

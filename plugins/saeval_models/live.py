@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from saeval.errors import SaevalError
 from saeval.fingerprint import digest_of
 from saeval.model import Model, ModelSpec
-from saeval_models.checkpoint import vocabulary
+from saeval_models.checkpoint import padding, vocabulary
 from saeval_models.layouts import RESID_POST, Layout
 from saeval_models.peft_adapters import attached
 
@@ -25,11 +25,6 @@ _NOT_NUMBERS = ("_name_or_path", "name_or_path", "transformers_version", "dtype"
 def inherits(live: object, package: str, class_name: str) -> bool:
     """Whether an object's class descends from a library's, asked without importing the library."""
     return any(c.__name__ == class_name and c.__module__.split(".")[0] == package for c in type(live).__mro__)
-
-
-def uncompiled(live: object) -> object:
-    """The module that `torch.compile` wrapped, else the object itself."""
-    return vars(live).get("_modules", {}).get("_orig_mod", live) if hasattr(live, "__dict__") else live
 
 
 class LiveSpec(ModelSpec):
@@ -103,6 +98,11 @@ class LiveSpec(ModelSpec):
     @property
     def vocabulary(self) -> int | None:
         return vocabulary(self._config)
+
+    @property
+    def padding_token(self) -> int | None:
+        asked = self.kind == "reward" and hasattr(self._model.module, "score")  # no value head looks for padding
+        return padding(self._config) if asked else None
 
     def tokenizer(self) -> Any:
         if self._tokenizer is None:

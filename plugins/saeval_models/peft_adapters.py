@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeval.errors import SaevalError
+from saeval.textfile import read_json
 from saeval_models.faults import blaming
 from saeval_models.weights import check_whole
 
@@ -34,9 +34,9 @@ class PeftAdapter:
     def config(self) -> Mapping[str, Any]:
         """The raw `adapter_config.json`."""
         try:
-            config = json.loads(self.config_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SaevalError(f"{self.config_file} is not JSON ({error}); save the adapter again") from None
+            config = read_json(self.config_file)
+        except OSError as error:
+            raise SaevalError(f"{self.config_file} cannot be read ({error}); save the adapter again") from None
         if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
             raise SaevalError(f"{self.config_file} has no 'peft_type': it is not the config of an adapter of peft's")
         return config

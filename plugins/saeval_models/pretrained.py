@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from saeval.errors import SaevalError
 from saeval.memory import out_of_memory
 from saeval_models.checkpoint import TAKEN, Task, architecture_task
 from saeval_models.hooked import HookedModel, Site
-from saeval_models.layouts import End, Layout, bare_layout, known_layout
+from saeval_models.layouts import BOUNDARIES, FINAL_NORMALIZED, End, Layout, bare_layout, known_layout
+from saeval_models.norms import scaled
 
 
 def base_of(module: PreTrainedModel) -> tuple[str, Any]:
@@ -64,7 +66,7 @@ def layout_of(module: PreTrainedModel) -> Layout:
             f"{type(module).__name__} has no blocks to hook: it keeps their parts in lists of their own "
             f"({', '.join(path.removeprefix(f'{parent}.') for path in beside)})"
         )
-    return replace(known or bare_layout(), base=name, blocks=found[0])
+    return replace(known or bare_layout(), base=name, blocks=found[0], norm=_norm_of(base, found[0]))
 
 
 def module_sites(blocks: nn.ModuleList, layout: Layout) -> dict[str, Site]:
@@ -85,6 +87,29 @@ def module_sites(blocks: nn.ModuleList, layout: Layout) -> dict[str, Site]:
                 for end in ends:
                     sites.setdefault(layout.name(index, (path, end)), Site(part, end, index))
     return sites
+
+
+def final_sites(name: str, base: nn.Module, layout: Layout, blocks: int) -> dict[str, Site]:
+    """The sites of the norm after the last block: its output, and where that is known what it is before the gain."""
+    parent, _, _ = layout.blocks.rpartition(".")
+    norm = getattr(base.get_submodule(parent), layout.norm.rpartition(".")[2], None) if layout.norm else None
+    if not isinstance(norm, nn.Module):
+        return {}
+    # A bridge's component stands where the norm was, and computes with its parameters.
+    own = getattr(norm, "original_component", None) or norm
+    sites = {f"{name}.{layout.norm}": Site(norm, "out", blocks, rest=lambda state: state, norm=norm)}
+    if layout.sites is not BOUNDARIES or isinstance(own, nn.LayerNorm):
+        rest = functools.partial(scaled, own, unit=layout.unit)
+        sites[FINAL_NORMALIZED] = Site(norm, "normalized", blocks, unit=layout.unit, rest=rest, norm=norm)
+    return sites
+
+
+def _norm_of(base: nn.Module, blocks: str) -> str:
+    """The path of what seems to be the norm after the last block, in a family that is not in the table."""
+    parent, _, _ = blocks.rpartition(".")
+    beside = base.get_submodule(parent).named_children()
+    norms = [name for name, part in beside if "norm" in type(part).__name__.lower() and not list(part.children())]
+    return ".".join(filter(None, (parent, norms[-1]))) if norms else ""
 
 
 def _plain(path: str) -> str:
@@ -193,32 +218,52 @@ class PretrainedCausal(HookedModel):
 
 
 class PretrainedReward(PretrainedCausal):
-    """A `*ForSequenceClassification` with one label: `final` is the reward of each row's last real token."""
+    """A model with a head of one output: `final` is the reward of each row, read at its last real token.
+
+    With `padding`, a token's id, it is read at the last real token that is another one, as transformers reads it.
+    """
 
     kind = "reward"
 
-    def __init__(self, module: PreTrainedModel, blocks: nn.ModuleList, sites: Mapping[str, Site]) -> None:
+    def __init__(
+        self, module: PreTrainedModel, blocks: nn.ModuleList, sites: Mapping[str, Site], score: nn.Module,
+        padding: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(module, blocks, sites)
-        if module.config.num_labels != 1:
-            raise SaevalError(
-                f"{type(module).__name__} has {module.config.num_labels} labels; a reward model has num_labels 1"
-            )
-        if not isinstance(getattr(module, "score", None), nn.Module):
-            raise SaevalError(
-                f"{type(module).__name__} has no 'score' head on its last token: not a supported reward model"
-            )
+        self._score, self._padding = score, padding
 
     def _finish(self, hidden: Float[Tensor, "batch seq d_model"], batch: Batch) -> Float[Tensor, "batch"]:
         positions = torch.arange(hidden.shape[1], device=hidden.device)
-        last = (batch.real * positions).argmax(1)
-        return self.module.score(hidden[torch.arange(len(hidden), device=hidden.device), last])[:, 0]  # type: ignore[no-any-return]
+        read = batch.real if self._padding is None else batch.real & (batch.tokens != self._padding)
+        last = (read * positions).argmax(1)
+        states = hidden[torch.arange(len(hidden), device=hidden.device), last]
+        return self._score(states.to(next(self._score.parameters()).dtype))[:, 0]  # type: ignore[no-any-return]
 
 
-def hooked(module: PreTrainedModel, layout: Layout) -> PretrainedCausal:
-    """The model ready for capture and resume, its kind by its class."""
-    blocks = base_of(module)[1].get_submodule(layout.blocks)
-    kind = PretrainedReward if task_of(module) == "reward" else PretrainedCausal
-    return kind(module, blocks, module_sites(blocks, layout))
+def _score_of(module: PreTrainedModel) -> nn.Module:
+    """The head of a `*ForSequenceClassification`; `SaevalError` for one that does not give one reward a text."""
+    if module.config.num_labels != 1:
+        raise SaevalError(
+            f"{type(module).__name__} has {module.config.num_labels} labels; a reward model has num_labels 1"
+        )
+    score = getattr(module, "score", None)
+    if not isinstance(score, nn.Module):
+        raise SaevalError(
+            f"{type(module).__name__} has no 'score' head on its last token: not a supported reward model"
+        )
+    return score
+
+
+def hooked(
+    module: PreTrainedModel, layout: Layout, score: nn.Module | None = None, padding: int | None = None
+) -> PretrainedCausal:
+    """The model ready for capture and resume: a reward model by its class, or with the value head `score`."""
+    name, base = base_of(module)
+    blocks = base.get_submodule(layout.blocks)
+    sites = {**module_sites(blocks, layout), **final_sites(name, base, layout, len(blocks))}
+    if score is None and task_of(module) != "reward":
+        return PretrainedCausal(module, blocks, sites)
+    return PretrainedReward(module, blocks, sites, score or _score_of(module), padding)
 
 
 @contextmanager

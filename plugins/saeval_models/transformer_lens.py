@@ -11,7 +11,7 @@ from saeval.model import Model, ModelAdapter, ModelSpec
 from saeval_models.checkpoint import Reference, longest_context, parsed
 from saeval_models.faults import blaming
 from saeval_models.huggingface import PretrainedSpec
-from saeval_models.layouts import BOUNDARIES, SUFFIXES, Layout
+from saeval_models.layouts import BOUNDARIES, FINAL_NORMALIZED, SUFFIXES, Layout
 from saeval_models.live import LiveSpec, inherits
 
 
@@ -29,14 +29,15 @@ class BridgeSpec(PretrainedSpec):
         if self.kind == "reward":
             raise SaevalError(f"'{self.name}' is a reward model, which transformer_lens cannot wrap; use 'huggingface'")
 
-    def hooks(self) -> Mapping[str, int]:
+    def _hooks(self) -> dict[str, int]:
         from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES  # late: slow
 
         architecture = type(self._empty.module).__name__
         if architecture not in SUPPORTED_ARCHITECTURES:
             raise SaevalError(f"transformer_lens cannot wrap '{self.name}', a {architecture}; use 'huggingface'")
         # From the model without a bridge: a bridge splits fused weights, which have no values on the meta device.
-        return {name: width for name, width in super().hooks().items() if name.startswith("blocks.")}
+        after = FINAL_NORMALIZED, self.canonical("ln_final.hook_out")
+        return {name: width for name, width in super()._hooks().items() if name.startswith("blocks.") or name in after}
 
     def load(self, device: str) -> Model:
         from transformer_lens.model_bridge.sources import build_bridge_from_module  # late: slow to import
@@ -61,15 +62,19 @@ class TransformerLens(ModelAdapter):
         return BridgeSpec(parsed(reference, self.name))
 
     def accepts(self, live: object) -> bool:
-        return any(inherits(live, "transformer_lens", name) for name in ("TransformerBridge", "HookedTransformer"))
+        from saeval.live import unwrapped  # late: it imports torch
+
+        found = unwrapped(live)
+        return any(inherits(found, "transformer_lens", name) for name in ("TransformerBridge", "HookedTransformer"))
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
-        from saeval_models.lens import HookedTransformerModel, bridged  # late: torch and transformers
+        from saeval.live import unwrapped  # late: torch and transformers
+        from saeval_models.lens import HookedTransformerModel, bridged
         from saeval_models.pretrained import layout_of
 
-        owner: Any = live
+        owner: Any = unwrapped(live)
         tokenizer = tokenizer if tokenizer is not None else getattr(owner, "tokenizer", None)
-        if inherits(live, "transformer_lens", "HookedTransformer"):
+        if inherits(owner, "transformer_lens", "HookedTransformer"):
             layout = Layout("", "blocks", {**dict.fromkeys(SUFFIXES, ()), **BOUNDARIES})
             old, cfg = HookedTransformerModel(owner), owner.cfg
             return LiveSpec(self.name, owner, old, layout, cfg.to_dict(), cfg.n_ctx, tokenizer, name)

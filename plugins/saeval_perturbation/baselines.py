@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt64
-from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.evidence import Evidence, Histogram, Mean
 from saeval.metric import Metric
+from saeval.parameters import Repeats
 from saeval.scores import TokenScores
 from saeval.values import Scalar, Table, Value
 from saeval_perturbation import noise
@@ -28,6 +28,9 @@ from saeval_perturbation.scored import (
     ratio,
     share,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Null = Literal["cosine_matched_covariance", "shuffled_error", "epsilon"]
 
@@ -76,7 +79,7 @@ class Perturbation(Metric):
     headline = ("kl_sae", "kl_cosine_matched", "ratio", "percentile")
 
     def __init__(
-        self, draws: int = 4, positions: int = 0, seed: int = 0,
+        self, draws: Repeats = 4, positions: Repeats = 0, seed: int = 0,
         nulls: tuple[Null, ...] = ("cosine_matched_covariance", "shuffled_error", "epsilon"),
     ) -> None:  # fmt: skip
         checked(self.name, draws, positions)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool, Float
-from scipy.special import stdtr
-from torch import Tensor
 
 from saeval.estimate import Estimate
 from saeval.evidence import Mean
 from saeval.values import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EDGES = (-1.0, 0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 FEWEST = 20
@@ -56,5 +57,7 @@ def by_cosine(total: Mapping[str, Mean], prefix: str) -> Table:
 
 def p_value(found: Estimate) -> float | None:
     """Two-sided p value of the t test, clusters − 1 degrees of freedom, that the estimate is 0; None without error."""
+    from scipy.special import stdtr  # late: listings do not need it
+
     error = found.stderr
     return float(2 * stdtr(found.effective - 1, -abs(found.value) / error)) if error else None

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt64
-from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.evidence import Evidence, Mean
 from saeval.metric import Metric
+from saeval.parameters import Repeats
 from saeval.scores import TokenScores
 from saeval.values import Curve, Scalar, Value
 from saeval_perturbation import noise
 from saeval_perturbation.bins import by_cosine, in_bins
 from saeval_perturbation.geometry import cosines as cosines_of
 from saeval_perturbation.scored import Alone, alone, checked, displaced, matched_draws, over_draws, ratio
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COSINES = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0)
 
@@ -69,7 +73,7 @@ class PerturbationCurve(Metric):
     )  # fmt: skip
 
     def __init__(
-        self, cosines: tuple[float, ...] = COSINES, norm_ratio: float = 0.9, draws: int = 4, positions: int = 0,
+        self, cosines: tuple[float, ...] = COSINES, norm_ratio: float = 0.9, draws: Repeats = 4, positions: Repeats = 0,
         seed: int = 0,
     ) -> None:  # fmt: skip
         wrong = [c for c in cosines if not -1 <= c <= 1]

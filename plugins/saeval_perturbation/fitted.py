@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.evidence import Moments, Sample
+from saeval.late import torch
 from saeval.quantities import fit_split
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAMPLE = 8192
 """Errors kept of each SAE."""

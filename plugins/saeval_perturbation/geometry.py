@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 from jaxtyping import Bool, Float
-from torch import Tensor
+
+from saeval.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOST = 1e-9
 """A direction whose part perpendicular to x is smaller than this, relative to it, has none."""

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, UInt64
-from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.keyed import hashed, normal
+from saeval.late import torch
 from saeval_perturbation.geometry import at_cosine, matched, perpendicular, scaled_to, unit, verify
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass

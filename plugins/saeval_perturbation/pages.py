@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from saeval import escapes
 from saeval.differences import holm
+from saeval.escapes import file_name, markdown, plot
 from saeval.formatting import with_error
 from saeval.plots import figure, label_log, png, titled, wrapped
 from saeval.result import Result
@@ -50,13 +52,15 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     found: dict[str, bytes | str] = {}
     done = [r for r in results if r.status == "ok"]
     for alias, some in _by_alias(done, "perturbation").items():
-        found[f"{alias}.md"] = table(some)
+        stem = file_name(alias)
+        found[f"{stem}.md"] = table(some)
         if saes := [r for r in some if _kind(r) == "sae"]:
-            found[f"{alias}_ratio.png"] = png(ratio_chart(saes))
+            found[f"{stem}_ratio.png"] = png(ratio_chart(saes))
     for alias, some in _by_alias(done, "perturbation_curve").items():
-        found[f"{alias}.png"] = png(curve_chart(some))
+        stem = file_name(alias)
+        found[f"{stem}.png"] = png(curve_chart(some))
         if bins := bin_rows([r for r in some if _kind(r) == "sae"]):
-            found[f"{alias}_by_cosine.csv"] = _csv(bins)
+            found[f"{stem}_by_cosine.csv"] = _csv(bins)
     return found
 
 
@@ -76,7 +80,7 @@ def table(results: Sequence[Result]) -> str:
         lines = [f"| subject | hook | {' | '.join(shown.values())} |", "|---" * (len(shown) + 2) + "|"]
         for r in results:
             cells = [_shown(r.values.get(name)) for name in shown]
-            lines.append(f"| {r.subject} | {_hook(r)} | {' | '.join(cells)} |")
+            lines.append(f"| {markdown(r.subject)} | {markdown(_hook(r))} | {' | '.join(cells)} |")
         parts.append(f"## {title}\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts) + "\n± one standard error, by document.\n"
 
@@ -161,7 +165,7 @@ def _point(panel: Any, result: Result, colour: str, named: bool) -> None:
     if sae["value"]:
         low, high = sae["ci95"] or (sae["value"], sae["value"])
         panel.plot([x, x], [max(low, sae["value"] / 100), high], color=colour, linewidth=1)
-        name = f"{result.subject} (bar: matched noise)" if named else None
+        name = plot(f"{result.subject} (bar: matched noise)") if named else None
         panel.plot([x], [sae["value"]], "o", color=colour, markersize=4, label=name)
 
 
@@ -204,8 +208,8 @@ def _ratios(panel: Any, results: Sequence[Result], name: str, site: str, colour:
     reach = [(v - max(ci[0], v / 100), ci[1] - v) if ci else (0.0, 0.0) for _, v, ci in points]
     single = len({layer for layer, _, _ in points}) == len(points)
     panel.errorbar(
-        x, y, yerr=list(zip(*reach, strict=True)), fmt="-o" if single else "o", color=colour, label=site, markersize=4,
-        linewidth=1, capsize=2,
+        x, y, yerr=list(zip(*reach, strict=True)), fmt="-o" if single else "o", color=colour, label=plot(site),
+        markersize=4, linewidth=1, capsize=2,
     )  # fmt: skip
 
 
@@ -213,7 +217,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     held = io.StringIO()
     writer = csv.DictWriter(held, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: escapes.csv(value) for name, value in row.items()} for row in rows)
     return held.getvalue()
 
 

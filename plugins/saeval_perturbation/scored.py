@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from saeval.estimate import Estimate
 from saeval.evidence import Evidence, Histogram, Mean
+from saeval.late import torch
+from saeval.parameters import MOST_REPEATS
 from saeval.quantities import rebound
 from saeval.scores import TokenScores
 from saeval.values import Better, Scalar
 from saeval_perturbation import noise
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @rebound(subject="zero")
@@ -37,6 +40,8 @@ def checked(metric: str, draws: int, positions: int) -> None:
         raise ValueError(f"metric '{metric}': draws must be at least 1, got {draws}")
     if positions < 0:
         raise ValueError(f"metric '{metric}': positions must be 0 (none) or more, got {positions}")
+    if draws * positions > MOST_REPEATS:
+        raise ValueError(f"metric '{metric}': draws times positions is {draws * positions}, at most {MOST_REPEATS}")
 
 
 def matched_draws(draws: int, seed: int, place: int | None = None) -> dict[str, Callable[..., Any]]:

@@ -7,7 +7,8 @@ import json
 from saeval import formatting
 from saeval.board import Entry
 from saeval.comparison import Compared, Comparison
-from saeval_reports.tables import header, number
+from saeval.escapes import markdown as markdown_of
+from saeval_reports.tables import frame_as_csv, header, number
 
 
 def markdown(comparison: Comparison) -> str:
@@ -17,10 +18,10 @@ def markdown(comparison: Comparison) -> str:
     a, b = comparison.a, comparison.b
     hooks = list(dict.fromkeys((a.hook_name, b.hook_name)))
     same = a.name == b.name
-    names = [f"{row.name}@{row.hook_name}" if same else row.name for row in (a, b)]
+    names = [markdown_of(f"{row.name}@{row.hook_name}" if same else row.name) for row in (a, b)]
     headers = ["value", *names, "difference", "95% interval", "p", "p (Holm)", "detectable", "better"]
     lines = [_line(row) for row in comparison]
-    where = ", at " + " and at ".join(hook or "no hook" for hook in hooks) if any(hooks) else ""
+    where = ", at " + " and at ".join(markdown_of(hook) or "no hook" for hook in hooks) if any(hooks) else ""
     count = sum(row.p_holm is not None for row in comparison)
     legend = (
         f"difference = {names[0]} − {names[1]}, paired by document, ± one standard error; p of the paired t test, "
@@ -31,13 +32,14 @@ def markdown(comparison: Comparison) -> str:
     for row in comparison:
         if row.difference.reason:
             reasons.setdefault(row.difference.reason, []).append(row.column.name)
-    notes = [f"- no error: {reason} ({', '.join(columns)})" for reason, columns in reasons.items()]
-    notes += [f"- {note}" for note in comparison.notes]
-    stop = f" The run {comparison.stop}." if comparison.stop else ""
-    model = f"model {comparison.model}" if comparison.model else "no model"
-    facts = f"{model}, data {comparison.data}{where}.{stop}"
-    text = [f"## {comparison.title}: {names[0]} against {names[1]}"]
-    text += [f"**{comparison.limit}**", facts] if comparison.limit else [facts]
+    notes = [f"no error: {reason} ({', '.join(columns)})" for reason, columns in reasons.items()]
+    notes = [f"- {markdown_of(note)}" for note in (*notes, *comparison.notes)]
+    stop = f" The run {markdown_of(comparison.stop)}." if comparison.stop else ""
+    model = f"model {markdown_of(comparison.model)}" if comparison.model else "no model"
+    data = f", data {markdown_of(comparison.data)}" if comparison.data else ""
+    facts = f"{model}{data}{where}.{stop}"
+    text = [f"## {markdown_of(comparison.title)}: {names[0]} against {names[1]}"]
+    text += [f"**{markdown_of(comparison.limit)}**", facts] if comparison.limit else [facts]
     text += [tabulate(lines, headers, tablefmt="github", disable_numparse=True), legend]
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
 
@@ -70,13 +72,13 @@ def _better(row: Compared) -> str:
     if row.better is None:
         return ""
     if row.sure is None:
-        return f"{row.better} (by value)"
-    return row.better if row.sure else "not sure"
+        return f"{markdown_of(row.better)} (by value)"
+    return markdown_of(row.better) if row.sure else "not sure"
 
 
 def csv(comparison: Comparison) -> str:
     """The records as CSV, full precision."""
-    return str(comparison.to_frame().to_csv(index=False)).rstrip("\n")
+    return frame_as_csv(comparison.to_frame())
 
 
 def as_json(comparison: Comparison) -> str:

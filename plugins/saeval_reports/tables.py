@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from saeval import formatting
+from saeval import escapes, formatting
 from saeval.board import Board, Column, Entry, Row, documents_of, limit_in_words
+from saeval.escapes import markdown as markdown_of
 from saeval.formatting import with_error
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FEW_DOCUMENTS = 20
 
@@ -31,9 +35,9 @@ def _markdown(board: Board) -> str:
     ]
     lines = []
     for row in board.rows:
-        name = row.name if row.copies == 1 else f"{row.name} ×{row.copies}"
+        name = markdown_of(row.name) if row.copies == 1 else f"{markdown_of(row.name)} ×{row.copies}"
         shown = f"*{name}*" if row.kind == "control" else name
-        hook = [row.hook_name] if len(hooks) > 1 else []
+        hook = [markdown_of(row.hook_name)] if len(hooks) > 1 else []
         lines.append(
             [
                 *([_rank(row)] if ranked else []),
@@ -44,21 +48,27 @@ def _markdown(board: Board) -> str:
         )
     table = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
     data = board.data
-    facts = [f"model {board.model}" if board.model else "no model", f"data {data.get('use')}"]
+    facts = [f"model {markdown_of(board.model)}" if board.model else "no model"]
+    facts += [f"data {markdown_of(str(data['use']))}"] if data.get("use") else []
     documents = documents_of(data)
     counted = {**data, "documents": documents}
-    facts += [f"{counted[k]} {k}" for k in ("sequences", "documents", "tokens") if counted.get(k) is not None]
-    where = f"All at {next(iter(hooks))}. " if len(hooks) == 1 and hooks != {""} else ""
-    text = [f"## {board.title}", f"{', '.join(facts)}.", table]
+    facts += [
+        f"{markdown_of(str(counted[k]))} {k}"
+        for k in ("sequences", "documents", "tokens")
+        if counted.get(k) is not None
+    ]
+    where = f"All at {markdown_of(next(iter(hooks)))}. " if len(hooks) == 1 and hooks != {""} else ""
+    text = [f"## {markdown_of(board.title)}", f"{', '.join(facts)}.", table]
     if board.stop:
         text.insert(2, _stop(board))
     if board.limited:
-        text.insert(1, f"**{limit_in_words(data)}**")
-    legend = f"± is one standard error, clustered by document{_of_groups(board)}; ↓ lower is better, ↑ higher is better"
+        text.insert(1, f"**{markdown_of(limit_in_words(data))}**")
+    groups = markdown_of(_of_groups(board))
+    legend = f"± is one standard error, clustered by document{groups}; ↓ lower is better, ↑ higher is better"
     vs = "; x vs y is how far an SAE is ahead of that control, paired" if _against(board) else ""
     controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
-    text.append(f"{where}{legend}{_ranks(board)}{vs}{controls}.{_detectable(board)}")
-    notes = [f"- {note}" for note in (*_leads(board), *board.notes)]
+    text.append(f"{where}{legend}{markdown_of(_ranks(board))}{vs}{controls}.{_detectable(board)}")
+    notes = [f"- {markdown_of(note)}" for note in (*_leads(board), *board.notes)]
     if more := len(board.columns) - len(board.shown):
         notes.append(f"- {more} more values: --format csv and json have them, 'leaderboard: columns:' shows them here")
     if documents == 1:
@@ -83,8 +93,9 @@ def _stop(board: Board) -> str:
     """Where an adaptive run stopped, and what it took from its first rows."""
     sample = board.sample or {}
     prefix = sample.get("prefix", {})
-    first = f"{prefix.get('sequences')} sequences ({prefix.get('tokens')} tokens)"
-    return f"**Adaptive**: {board.stop}. Values without a standard error are of the first {first}, wherever it stops."
+    first = markdown_of(f"{prefix.get('sequences')} sequences ({prefix.get('tokens')} tokens)")
+    rest = f"Values without a standard error are of the first {first}, wherever it stops."
+    return f"**Adaptive**: {markdown_of(board.stop)}. {rest}"
 
 
 def _rank(row: Row) -> str:
@@ -118,7 +129,7 @@ def _detectable(board: Board) -> str:
         return ""
     span = "–".join(dict.fromkeys(formatting.number(end, 2) for end in (found[0], found[-1])))
     unit = next((c.unit for c in board.columns if c.name == board.rank_by), "")
-    return f" Smallest difference to the top row that this run could detect: {span} {unit}".rstrip() + "."
+    return f" Smallest difference to the top row that this run could detect: {span} {markdown_of(unit)}".rstrip() + "."
 
 
 def _against(board: Board) -> list[Column]:
@@ -142,7 +153,7 @@ def _leads(board: Board) -> list[str]:
 def header(column: Column) -> str:
     """A column's name with the arrow of its better direction."""
     arrow = {"lower": " ↓", "higher": " ↑"}.get(column.better or "", "")
-    return f"{column.name}{arrow}"
+    return f"{markdown_of(column.name)}{arrow}"
 
 
 def number(entry: Entry | None) -> str:
@@ -150,7 +161,7 @@ def number(entry: Entry | None) -> str:
     if entry is None:
         return ""
     if entry.value is None:
-        return {"failed": "FAILED", "undefined": "–", "missing": "…"}.get(entry.status, "")
+        return {"failed": "FAILED", "undefined": "–", "missing": "…", "damaged": "DAMAGED"}.get(entry.status, "")
     return with_error(entry.value, entry.stderr)
 
 
@@ -206,7 +217,13 @@ def csv(boards: Sequence[Board]) -> str:
             else:
                 line[name] = value
         flat.append(line)
-    return str(pd.DataFrame(flat).to_csv(index=False)).rstrip("\n")
+    return frame_as_csv(pd.DataFrame(flat))
+
+
+def frame_as_csv(frame: pd.DataFrame) -> str:
+    """A table as CSV in which no text, and no name of a column, is a formula of a spreadsheet."""
+    shown = frame.map(escapes.csv).rename(columns=escapes.csv)
+    return str(shown.to_csv(index=False)).rstrip("\n")
 
 
 def as_json(boards: Sequence[Board]) -> str:

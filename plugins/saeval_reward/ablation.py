@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int, UInt64
-from torch import Tensor
 
 from saeval.errors import Undefined
+from saeval.late import torch
 from saeval.substitute import Encoding, Substitute
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Ablations:

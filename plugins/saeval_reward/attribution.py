@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, UInt64
-from torch import Tensor
 
 from saeval.data import Batch
 from saeval.evidence import Evidence, Mean
+from saeval.late import torch
 from saeval.metric import Metric
+from saeval.parameters import Repeats
 from saeval.substitute import Encoding, Substitute
-from saeval.values import Value
+from saeval.values import Notes, Value
 from saeval_reward.ablation import Ablations
 from saeval_reward.contexts import Contexts
 from saeval_reward.explained import Explained
+from saeval_reward.margins import warnings
 from saeval_reward.ranking import Ranking, set_names
 from saeval_reward.rows import Rows
 from saeval_reward.totals import Attributions, in_fold_b
+from saeval_reward.units import in_unit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class RewardAttribution(Metric):
@@ -78,14 +83,14 @@ class RewardAttribution(Metric):
 
     def __init__(
         self,
-        steps: int = 16,
+        steps: Repeats = 16,
         baseline: str = "mean",
-        top: int = 20,
+        top: Repeats = 20,
         groups: tuple[int, ...] = (1, 5, 20),
-        random: int = 20,
+        random: Repeats = 20,
         frequent: float = 0.1,
         tolerance: float = 0.05,
-        contexts: int = 5,
+        contexts: Repeats = 5,
         seed: int = 0,
     ) -> None:
         if min(steps, random, contexts) < 0 or top < 1 or not groups or min(groups) < 1:
@@ -135,6 +140,7 @@ class RewardAttribution(Metric):
         feature_ranking: Ranking,
         margin_rows: Rows,
         W_dec: Float[Tensor, "d_sae d"],
+        reward_unit: str,
     ) -> dict[str, Value]:
         found = Explained(
             attribution_totals, feature_ranking, margin_rows,
@@ -147,7 +153,8 @@ class RewardAttribution(Metric):
         values |= found.curves(max(self.groups), self.groups, self.random)
         values |= found.features(self.top, W_dec.double().cpu().numpy())
         values["contexts"] = total["contexts"].table(feature_ranking.order[: self.top].tolist())
-        return values
+        values["warnings"] = Notes(warnings(margin_rows, reward_unit))
+        return in_unit(values, reward_unit)
 
 
 def effects(

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from saeval.data import Batch
 from saeval.evidence import Evidence, Mean, Ratio
+from saeval.late import torch
 from saeval.metric import Metric
+from saeval.parameters import Repeats
 from saeval.values import Notes, Scalar, Table, Value
 from saeval_reward.contexts import Contexts
 from saeval_reward.margins import margin, warnings
 from saeval_reward.ranking import Ranking
 from saeval_reward.rows import Rows, Top
 from saeval_reward.totals import Attributions
+from saeval_reward.units import in_unit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EXAMPLES, CHARACTERS = 20, 1000
 
@@ -50,8 +54,8 @@ class CounterfactualAudit(Metric):
     value_names = ("reward_change", "removed_a_pair", "added_a_pair")
 
     def __init__(
-        self, original: Literal["chosen", "rejected"] = "chosen", steps: int = 16, baseline: str = "mean",
-        top: int = 20, frequent: float = 0.1, contexts: int = 3,
+        self, original: Literal["chosen", "rejected"] = "chosen", steps: Repeats = 16, baseline: str = "mean",
+        top: Repeats = 20, frequent: float = 0.1, contexts: Repeats = 3,
     ) -> None:  # fmt: skip
         if top < 1 or contexts < 0 or steps < 0:
             raise ValueError("metric 'counterfactual_audit': 'top' is at least 1, 'contexts' and 'steps' at least 0")
@@ -87,8 +91,9 @@ class CounterfactualAudit(Metric):
         }
 
     def conclude(
-        self, total: dict[str, Any], attribution_totals: Attributions, feature_ranking: Ranking, margin_rows: Rows
-    ) -> dict[str, Value]:
+        self, total: dict[str, Any], attribution_totals: Attributions, feature_ranking: Ranking, margin_rows: Rows,
+        reward_unit: str,
+    ) -> dict[str, Value]:  # fmt: skip
         features = feature_ranking.order[: self.top]
         sign = -1.0 if self.original == "chosen" else 1.0  # attributions are of chosen − rejected
         lines = []
@@ -101,7 +106,7 @@ class CounterfactualAudit(Metric):
         examples = total["examples"]
         shown = zip(examples.ids.tolist(), examples.text.tolist(), strict=True)
         change = {int(i): sign * float(m) for i, m in zip(margin_rows.ids, margin(margin_rows), strict=True)}
-        return {
+        found: dict[str, Value] = {
             "reward_change": Scalar(total["change"].value, unit="reward"),
             "removed_a_pair": Scalar(_summed(total["removed"]), unit="features"),
             "added_a_pair": Scalar(_summed(total["added"]), unit="features"),
@@ -110,8 +115,9 @@ class CounterfactualAudit(Metric):
                 ["pair", "reward_change", "removed", "added"], [[i, change[i], *text.split("|")] for i, text in shown]
             ),
             "contexts": total["contexts"].table(features.tolist()),
-            "warnings": Notes(warnings(margin_rows)),
+            "warnings": Notes(warnings(margin_rows, reward_unit)),
         }
+        return in_unit(found, reward_unit)
 
 
 def _summed(shares: Mean) -> Any:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
+from saeval.late import torch
 from saeval.substitute import Control, Encoding, Substitute
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class _Coordinates(Substitute):

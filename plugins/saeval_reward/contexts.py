@@ -5,22 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from saeval.data import Batch
 from saeval.evidence import Evidence, Stamp
+from saeval.late import torch
 from saeval.values import Table
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BEFORE, AFTER = 16, 4
 """Tokens shown on each side of the one where a feature fires most."""
 _WIDTH = BEFORE + AFTER + 1
 _CHARACTERS = 32
 """Of a token's text."""
+_AROUND = 8
+"""Tokens before and after the window that are spelled with it: a character, or a word's space, may begin there."""
 _FIELDS = ("score", "ids", "side", "texts", "acts")
 
 
@@ -61,7 +65,7 @@ class Contexts(Evidence):
             kept = [p for p in range(at - BEFORE, at + AFTER + 1) if 0 <= p < one.tokens.shape[1] and one.real[row, p]]
             first = kept[0] - (at - BEFORE)
             span = slice(first, first + len(kept))
-            texts[j, place, span] = spelling[side](one.tokens[row, kept[0] : kept[-1] + 1].tolist())
+            texts[j, place, span] = _spelled(spelling[side], one.tokens[row], one.real[row], kept[0], kept[-1] + 1)
             fired = feature_acts[side][row, kept[0] : kept[-1] + 1, j] * mask[side][row, kept[0] : kept[-1] + 1]
             shown[j, place, span] = fired.double().cpu().numpy()
         return cls(best, order % rows, order // rows, texts, shown, size)
@@ -87,9 +91,33 @@ class Contexts(Evidence):
         lines = []
         for j, feature in enumerate(features):
             for place in np.flatnonzero(np.isfinite(self.score[j])):
-                pieces, acts = self.texts[j, place].tolist(), self.acts[j, place].tolist()
-                kept = [(text, act) for text, act in zip(pieces, acts, strict=True) if text]
+                kept = _whole_characters(self.texts[j, place].tolist(), self.acts[j, place].tolist())
                 side = ("chosen", "rejected")[self.side[j, place]]
                 line = [feature, float(self.acts[j, place, BEFORE]), int(self.ids[j, place]), side]
                 lines.append([*line, json.dumps([t for t, _ in kept]), json.dumps([round(a, 4) for _, a in kept])])
         return Table(["feature", "activation", "pair", "side", "tokens", "activations"], lines)
+
+
+def _spelled(
+    spelling: Callable[[Sequence[int]], list[str]], tokens: Int[Tensor, "seq"], real: Bool[Tensor, "seq"], start: int,
+    end: int,
+) -> list[str]:  # fmt: skip
+    """The texts of the tokens from `start` to `end`, as they are in their row."""
+    places = [p for p in range(max(0, start - _AROUND), min(len(tokens), end + _AROUND)) if bool(real[p])]
+    texts = spelling(tokens[places].tolist())
+    return [text for place, text in zip(places, texts, strict=True) if start <= place < end]
+
+
+def _whole_characters(texts: Sequence[str], acts: Sequence[float]) -> list[tuple[str, float]]:
+    """Texts with their activations; of a character of several tokens the one of largest magnitude."""
+    kept: list[tuple[str, float]] = []
+    waiting = 0.0
+    for text, act in zip(texts, acts, strict=True):
+        if text:
+            kept.append((text, max(act, waiting, key=abs)))
+            waiting = 0.0
+        elif kept:
+            kept[-1] = kept[-1][0], max(kept[-1][1], act, key=abs)
+        else:  # a character that began before the window
+            waiting = max(waiting, act, key=abs)
+    return kept

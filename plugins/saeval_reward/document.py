@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from saeval.formatting import number, visible
+from saeval.escapes import html
+from saeval.escapes import markdown as text_of
+from saeval.formatting import number
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ img { max-width: 100%; }
 
 def page(title: str, blocks: Sequence[Block]) -> str:
     """A whole HTML page, without any script."""
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{html(title)}</title><style>{_STYLE}</style>'
     body = "\n".join(_html(block) for block in [Heading(title, 1), *blocks])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
@@ -85,60 +85,54 @@ def cell(value: Any) -> str:
 
 def _html(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
+        return f"<h{block.level}>{html(block.text)}</h{block.level}>"
     if isinstance(block, Picture):
-        return f'<p><img src="{html.escape(block.file)}" alt="{html.escape(block.text)}"></p>'
+        return f'<p><img src="{html(block.file)}" alt="{html(block.text)}"></p>'
     if isinstance(block, Grid):
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in block.columns)
+        head = "".join(f"<th>{html(name)}</th>" for name in block.columns)
         lines = "".join(f"<tr>{''.join(_td(value) for value in row)}</tr>\n" for row in block.rows)
         return f"<table><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table>"
     if isinstance(block, Passage):
         highest = max([abs(a) for a in block.activations], default=0.0)
         marked = "".join(_marked(t, a, highest) for t, a in zip(block.tokens, block.activations, strict=True))
-        return f'<p class="passage"><span>{html.escape(block.label)}</span>  {marked}</p>'
+        return f'<p class="passage"><span>{html(block.label)}</span>  {marked}</p>'
     kind = ' class="warning"' if isinstance(block, Warned) else ""
-    return f"<p{kind}>{html.escape(block.text)}</p>"
+    return f"<p{kind}>{html(block.text)}</p>"
 
 
 def _td(value: Any) -> str:
     kind = ' class="text"' if isinstance(value, str) else ""
-    return f"<td{kind}>{html.escape(visible(cell(value)) if isinstance(value, str) else cell(value))}</td>"
+    return f"<td{kind}>{html(cell(value))}</td>"
 
 
 def _marked(token: str, activation: float, highest: float) -> str:
-    text = html.escape(visible(token))
+    text = html(token)
     if not activation or not highest:
         return text
     strength = 0.15 + 0.75 * min(1.0, abs(activation) / highest)
     return f'<mark title="{activation:.4g}" style="background: rgba(255, 150, 0, {strength:.2f})">{text}</mark>'
 
 
-def escaped(text: str) -> str:
-    """Text as Markdown shows it letter by letter: no markup, no HTML, no table column of its own."""
-    plain = html.escape(visible(text), quote=False)
-    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", plain)
-
-
 def _markdown(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"{'#' * block.level} {escaped(block.text)}"
+        return f"{'#' * block.level} {text_of(block.text)}"
     if isinstance(block, Picture):
-        return f"![{escaped(block.text)}]({block.file})"
+        return f"![{text_of(block.text)}]({block.file})"
     if isinstance(block, Grid):
-        lines = [[escaped(cell(value)) for value in row] for row in block.rows]
-        names = [escaped(name) for name in block.columns]
+        lines = [[text_of(cell(value)) for value in row] for row in block.rows]
+        names = [text_of(name) for name in block.columns]
         return "\n".join("| " + " | ".join(line) + " |" for line in (names, ["---"] * len(names), *lines))
     if isinstance(block, Passage):
         marked = itertools.groupby(zip(block.tokens, block.activations, strict=True), key=lambda pair: bool(pair[1]))
         text = "".join(_run("".join(token for token, _ in pairs), fires) for fires, pairs in marked)
-        return f"- {escaped(block.label)}: {text}"
-    return f"> **Warning:** {escaped(block.text)}" if isinstance(block, Warned) else escaped(block.text)
+        return f"- {text_of(block.label)}: {text}"
+    return f"> **Warning:** {text_of(block.text)}" if isinstance(block, Warned) else text_of(block.text)
 
 
 def _run(text: str, bold: bool) -> str:
     """Consecutive tokens that all fire, or all do not: bold begins and ends at what is no space."""
     body = text.strip(" ")
     if not bold or not body:
-        return escaped(text)
+        return text_of(text)
     before, after = text[: len(text) - len(text.lstrip(" "))], text[len(text.rstrip(" ")) :]
-    return f"{before}**{escaped(body)}**{after}"
+    return f"{before}**{text_of(body)}**{after}"

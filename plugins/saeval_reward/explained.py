@@ -6,19 +6,19 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import spearmanr
 
 from saeval.errors import Undefined
 from saeval.estimate import Estimate
 from saeval.evidence import Mean
 from saeval.formatting import number
-from saeval.values import Array, Curve, Notes, Scalar, Table, Value
-from saeval_reward.margins import margin, share, warnings
+from saeval.values import Array, Curve, Scalar, Table, Value
+from saeval_reward.margins import margin, share
 from saeval_reward.ranking import Ranking, duplicate_of
 from saeval_reward.rows import Rows
 from saeval_reward.totals import Attributions, in_fold_b
+from saeval_reward.units import REWARD
 
-REWARD, SHARE = "reward", "share of margin"
+SHARE = "share of margin"
 NOISE = 1e-6
 """Effects below this share of the rewards' root mean square are numeric noise."""
 ROWS = {name: name for name in ("features", "error", "bias", "baseline")} | {
@@ -105,6 +105,8 @@ class Explained:
 
     def agreement(self, top: int, random: int) -> dict[str, Value]:
         """Whether attributions tell the signs and the order of true effects."""
+        from scipy.stats import spearmanr  # late: it takes a second, which listings need not wait
+
         names = [f"feature {i}" for i in range(top)] + [f"random 1.{r}" for r in range(random)]
         found = {int(m[0]): n for n in names if len(m := self.ranking.members[n])}  # a feature drawn twice counts once
         rewards = np.concatenate([self.pairs["chosen"], self.pairs["rejected"]])
@@ -176,5 +178,4 @@ class Explained:
             "attribution": Array(self.totals.mean, REWARD),
             "density": Array(self.totals.density, "share of tokens"),
             "directions": Array(rows[first]),
-            "warnings": Notes(warnings(self.pairs)),
         }

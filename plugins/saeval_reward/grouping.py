@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int, UInt64
-from scipy.cluster.hierarchy import fcluster, linkage
-from torch import Tensor
 
 from saeval.data import Batch
 from saeval.errors import Undefined
 from saeval.evidence import Mean
 from saeval.keyed import hashed
 from saeval.metric import Metric
+from saeval.parameters import Repeats
 from saeval.substitute import Encoding, Substitute
 from saeval.values import Notes, Scalar, Table, Value
 from saeval_reward.ablation import Ablations
@@ -22,6 +22,9 @@ from saeval_reward.attribution import effects
 from saeval_reward.margins import margin, share, warnings
 from saeval_reward.rows import Rows
 from saeval_reward.totals import Attributions, in_fold_b
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DRAWN = 4
 """What keyed draws are for."""
@@ -55,6 +58,8 @@ def feature_groups(
 
     Average linkage on 1 − cosine; features that stand alone are in no group.
     """
+    from scipy.cluster.hierarchy import fcluster, linkage  # late: listings group nothing
+
     if not attribution_totals.pairs.sum(1).all():
         raise Undefined(f"one of the two folds of {int(attribution_totals.pairs.sum())} pairs is empty; use more pairs")
     on_a = attribution_totals.on_a
@@ -108,8 +113,8 @@ class RewardGroups(Metric):
     value_names = ("n_groups", "grouped", "first_ablated_share")
 
     def __init__(
-        self, steps: int = 16, baseline: str = "mean", relevant: int = 50, cosine: float = 0.5, largest: int = 5,
-        random: int = 100, seed: int = 0,
+        self, steps: Repeats = 16, baseline: str = "mean", relevant: Repeats = 50, cosine: float = 0.5,
+        largest: Repeats = 5, random: Repeats = 100, seed: int = 0,
     ) -> None:  # fmt: skip
         if largest < 1 or relevant < 2 or random < 20 or steps < 0 or not -1 <= cosine < 1:
             raise ValueError(
@@ -143,6 +148,7 @@ class RewardGroups(Metric):
         feature_groups: Groups,
         margin_rows: Rows,
         W_dec: Float[Tensor, "d_sae d"],
+        reward_unit: str,
     ) -> dict[str, Value]:
         rows, alive = W_dec.double().cpu().numpy(), np.flatnonzero(attribution_totals.fires > 0)
         groups = feature_groups.features
@@ -165,7 +171,7 @@ class RewardGroups(Metric):
             "n_groups": Scalar(float(len(groups)), unit="groups", n=feature_groups.clustered),
             "grouped": Scalar(float(sum(map(len, groups))), unit="features", n=feature_groups.clustered),
             "groups": Table(columns, lines),
-            "warnings": Notes(warnings(margin_rows)),
+            "warnings": Notes(warnings(margin_rows, reward_unit)),
         }
         first = total[0].value
         whole = margin_rows.mean(margin(margin_rows), in_fold_b(margin_rows.ids))

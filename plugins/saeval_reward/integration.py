@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, UInt64
-from torch import Tensor
 
 from saeval.errors import Undefined
+from saeval.late import torch
 from saeval.model import Resume
 from saeval.quantities import finite, rebound, resuming
 from saeval.substitute import Encoding, Substitute
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TOKENS = 2048
 """Positions whose pass is kept in memory for one backward pass."""

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from saeval.data import Batch
 from saeval.errors import Undefined
 from saeval.estimate import Estimate
 from saeval.formatting import with_error
+from saeval.late import torch
 from saeval.metric import Metric
 from saeval.quantities import paired
 from saeval.values import Notes, Scalar, Table, Value
 from saeval_reward.rows import Rows, Top
+from saeval_reward.units import REWARD, in_unit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LABEL = "label "
 TEXTS, CHARACTERS = 10, 600
@@ -24,6 +28,11 @@ MOST_LEVELS = 50
 """Levels of a column that are listed."""
 NAMED_LEVELS = 5
 """Levels that a warning names."""
+_WORSE = {
+    True: "are chosen and rejected exchanged?",
+    False: "this reward is a language model's log-likelihood (nats), summed over tokens, so shorter texts have more",
+}
+"""By whether the reward is a reward model's: what an accuracy below a half may come from."""
 
 
 @paired
@@ -93,7 +102,7 @@ def columns(rows: Rows) -> dict[str, np.ndarray]:
     return {name.removeprefix(LABEL): rows[name] for name in rows.names if name.startswith(LABEL)}
 
 
-def warnings(rows: Rows) -> list[str]:
+def warnings(rows: Rows, reward_unit: str) -> list[str]:
     """What every number built on these pairs must be read with."""
     margins = margin(rows)
     pooled, accuracy = rows.mean(margins), rows.mean(right(margins))
@@ -103,7 +112,7 @@ def warnings(rows: Rows) -> list[str]:
         text = f"accuracy is {shown(accuracy)}, no better than chance: there is no preference here to explain"
         found.append(text)
     elif accuracy.value < 0.5:
-        found.append(f"accuracy is {shown(accuracy)}, worse than chance: are chosen and rejected exchanged?")
+        found.append(f"accuracy is {shown(accuracy)}, worse than chance: {_WORSE[reward_unit == REWARD]}")
     for name, values in columns(rows).items():
         signed: dict[bool, list[str]] = {True: [], False: []}
         single = 0
@@ -136,10 +145,10 @@ class RewardMargin(Metric):
     margin = mean Δr, margin_sd its standard deviation over pairs, in units of the reward; accuracy =
     share of pairs with Δr > 0, ties a half. length_accuracy is that of preferring the longer side, and
     length_correlation that of Δr with the difference of lengths in tokens: what length alone would do.
-    The reward is a reward model's head; for a causal model the log-likelihood (nats) of the tokens from
-    where the sides differ on. `by` has a line for each level of each column; warnings stand on every
-    report where accuracy is near a half or subsets differ in sign. `top_texts` are those of highest
-    reward. No SAE is involved.
+    The reward is a reward model's head; for a causal model the log-likelihood of the tokens from where the
+    sides differ on, and its unit is then `reward, nats`. `by` has a line for each level of each column;
+    warnings stand on every report where accuracy is near a half or subsets differ in sign. `top_texts` are
+    those of highest reward. No SAE is involved.
 
     Values:
         margin: mean Δr; reward; −∞ .. ∞; higher is better.
@@ -165,11 +174,11 @@ class RewardMargin(Metric):
         "length_correlation",
     )  # fmt: skip
 
-    def conclude(self, margin_rows: Rows, top_texts: Top) -> dict[str, Value]:
+    def conclude(self, margin_rows: Rows, top_texts: Top, reward_unit: str) -> dict[str, Value]:
         margins = margin(margin_rows)
         accuracy = margin_rows.mean(right(margins))
-        unit = "reward"
-        return {
+        unit = REWARD
+        found: dict[str, Value] = {
             "margin": Scalar(margin_rows.mean(margins), unit=unit, better="higher"),
             "accuracy": Scalar(accuracy, unit="share of pairs", better="higher"),
             "margin_sd": _spread(margins),
@@ -182,8 +191,9 @@ class RewardMargin(Metric):
                 ["reward", "pair", "side", "text"],
                 [[s, i, ("chosen", "rejected")[k], t] for s, i, k, t in _texts(top_texts) if t],
             ),
-            "warnings": Notes(warnings(margin_rows)),
+            "warnings": Notes(warnings(margin_rows, reward_unit)),
         }
+        return in_unit(found, reward_unit)
 
 
 def _texts(top: Top) -> list[tuple[float, int, int, str]]:
@@ -192,8 +202,8 @@ def _texts(top: Top) -> list[tuple[float, int, int, str]]:
 
 def _spread(margins: np.ndarray) -> Scalar:
     if len(margins) < 2:
-        return Scalar.undefined("fewer than two pairs", unit="reward")
-    return Scalar(float(margins.std(ddof=1)), unit="reward", n=len(margins))
+        return Scalar.undefined("fewer than two pairs", unit=REWARD)
+    return Scalar(float(margins.std(ddof=1)), unit=REWARD, n=len(margins))
 
 
 def _length(rows: Rows, margins: np.ndarray) -> dict[str, Value]:
@@ -204,9 +214,9 @@ def _length(rows: Rows, margins: np.ndarray) -> dict[str, Value]:
     elif not longer.any():
         reason = "the sides of every pair have the same length"
     else:
-        same = margins.std() == 0
+        same = "margins" if margins.std() == 0 else "differences of lengths" if longer.std() == 0 else None
         correlation = float("nan") if same else float(np.corrcoef(margins, longer)[0, 1])
-        told = Scalar(correlation, unit="correlation", reason="all margins are equal" if same else None)
+        told = Scalar(correlation, unit="correlation", reason=f"all {same} are equal" if same else None)
         return {"length_accuracy": Scalar(rows.mean(right(longer)), unit=unit), "length_correlation": told}
     return {
         "length_accuracy": Scalar.undefined(reason, unit=unit),

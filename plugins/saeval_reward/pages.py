@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from saeval.escapes import file_name
 from saeval.formatting import with_error
 from saeval.result import Result
 from saeval_reward.document import Block, Grid, Heading, Paragraph, Passage, Picture, Warned, markdown, page
@@ -36,7 +37,7 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     shown = [r for r in attributions if _trained(r) and r.values["contexts"]["rows"]]
     elsewhere = duplicates(shown)
     for number, result in enumerate(shown):
-        name = f"reward-{number + 1}-{re.sub(r'[^A-Za-z0-9]+', '-', _subject(result)).strip('-')}.png"
+        name = file_name(f"reward-{number + 1}-{re.sub(r'[^A-Za-z0-9]+', '-', _subject(result)).strip('-')}.png")
         files[name] = explained_plot(result.values, f"{_subject(result)}: margin explained (fold B)")
         blocks += _attribution(result, name, elsewhere)
     for result in filter(_trained, _of(found, "reward_groups")):

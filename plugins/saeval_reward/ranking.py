@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from saeval.errors import Undefined
 from saeval.keyed import hashed
 from saeval_reward.totals import Attributions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DUPLICATE = 0.9
 """Decoder cosine above which two features are one."""

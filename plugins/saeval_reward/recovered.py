@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
-from torch import Tensor
 
 from saeval.evidence import Mean
 from saeval.metric import Metric
 from saeval.values import Notes, Scalar, Value
 from saeval_reward.margins import share, warnings
 from saeval_reward.rows import Rows
+from saeval_reward.units import in_unit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class MarginRecovered(Metric):
@@ -50,9 +54,9 @@ class MarginRecovered(Metric):
             "accuracy": Mean.of((after > 0).double() + (after == 0).double() / 2),
         }
 
-    def conclude(self, total: dict[str, Mean], margin_rows: Rows) -> dict[str, Value]:
+    def conclude(self, total: dict[str, Mean], margin_rows: Rows, reward_unit: str) -> dict[str, Value]:
         clean, sae = total["clean"].value, total["sae"].value
-        return {
+        found: dict[str, Value] = {
             "margin_clean": Scalar(clean, unit="reward"),
             "margin_sae": Scalar(sae, unit="reward"),
             "lost": Scalar(clean - sae, unit="reward"),
@@ -60,5 +64,6 @@ class MarginRecovered(Metric):
             "recovered": share(sae, clean, "higher"),
             "same_sign": Scalar(total["same_sign"].value, unit="share of pairs", better="higher"),
             "accuracy_sae": Scalar(total["accuracy"].value, unit="share of pairs", better="higher"),
-            "warnings": Notes(warnings(margin_rows)),
+            "warnings": Notes(warnings(margin_rows, reward_unit)),
         }
+        return in_unit(found, reward_unit)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from saeval.estimate import Estimate
 from saeval.evidence import Evidence, Ratio, Stamp
+from saeval.late import is_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ID, _CLUSTER = "_id", "_cluster"
 
@@ -95,7 +98,7 @@ class Rows(Evidence):
 
 
 def _array(column: Tensor | np.ndarray) -> np.ndarray:
-    return column.detach().cpu().numpy() if isinstance(column, Tensor) else np.asarray(column)
+    return column.detach().cpu().numpy() if is_tensor(column) else np.asarray(column)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

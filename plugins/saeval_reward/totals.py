@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from saeval.data import Batch
 from saeval.estimate import Estimate
 from saeval.evidence import Evidence, Ratio, Stamp
 from saeval.keyed import hashed
+from saeval.late import torch
 from saeval.quantities import paired
 from saeval_reward.integration import Attribution
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCKS = 64
 """Clusters are gathered into so many blocks at most: influences by block suffice for an error, and take less memory."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.sparse import csc_array, csr_array
-from torch import Tensor
 
+from saeval.late import torch
 from saeval_stability.similarity import Similarity
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

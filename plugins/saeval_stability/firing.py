@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.sparse import csc_array, csr_array
-from torch import Tensor
 
 from saeval.data import Batch
 from saeval.evidence import Evidence
 from saeval.fired import Fired
+
+if TYPE_CHECKING:
+    from scipy.sparse import csc_array
+    from torch import Tensor
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,6 +61,8 @@ class Activity(Evidence):
 
     def matrix(self) -> Activations:
         """All tokens, document by document and sequence by sequence: an order that batches cannot change."""
+        from scipy.sparse import csc_array, csr_array  # late: listings hold no evidence
+
         part = self._joined()
         starts = np.concatenate([[0], np.cumsum(part["fired"])])
         shape = (len(part["fired"]), self.d_sae)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from saeval.keyed import hashed, normal
+from saeval.late import torch
 
-Spaces = Mapping[str, Float[Tensor, "n d"]]
-"""Directions of the same features in several spaces, such as `decoder` and `encoder`."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Spaces = Mapping[str, Float[Tensor, "n d"]]
+    """Directions of the same features in several spaces, such as `decoder` and `encoder`."""
 
 
 def rotations(spaces: Spaces, seed: int, draws: int) -> Iterator[Spaces]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from saeval.errors import SaevalError, Undefined
 from saeval.metric import Metric
 from saeval.values import Notes, Value
+from saeval_stability.cost import matching, pairs
 from saeval_stability.firing import Activity
 from saeval_stability.group import Group, group_values, labelled
-from saeval_stability.seeds import Count, Some
+from saeval_stability.seeds import Draws, Some
+
+if TYPE_CHECKING:
+    from saeval.substitute import Subject
 
 
 class FunctionalStability(Metric):
@@ -70,13 +76,18 @@ class FunctionalStability(Metric):
     headline = ("pearson_matched", "pearson_matched_floor", "jaccard_matched", "jaccard_matched_floor")
 
     def __init__(
-        self, alive_firings: Some = 10, alive_tokens: Some = 1_000_000, draws: Count = 20, seed: int = 0,
+        self, alive_firings: Some = 10, alive_tokens: Some = 1_000_000, draws: Draws = 20, seed: int = 0,
         kinds: dict[str, list[str]] | None = None,
     ) -> None:  # fmt: skip
         self.alive_firings, self.alive_tokens = alive_firings, alive_tokens
         self.draws, self.seed, self.kinds = draws, seed, kinds or {}
         views = ("pearson", "jaccard")
         self.value_names = (*group_values(views, views, self.draws > 0), "index_agreement")
+
+    def operations(self, subjects: Sequence[Subject], tokens: int) -> float:
+        # By correlation and by firing, as they are and for each shift. Of the activations only those that are not 0
+        # are multiplied, as many as a narrow width has: `d` stands for them.
+        return sum(2 * (1 + self.draws) * matching(n, m, d) for n, m, d in pairs(subjects))
 
     def conclude(self, activity: list[Activity], subject_name: list[str]) -> dict[str, Value]:
         from saeval_stability.activities import Member, compared  # late: a compiler is loaded, and only a run needs it

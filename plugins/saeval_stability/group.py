@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import stdtrit
 
 from saeval.errors import SaevalError
 from saeval.formatting import number
 from saeval.keyed import hashed
+from saeval.patterns import meant
 from saeval.values import Array, Better, Scalar, Table, Value
 from saeval_stability.measures import MEASURES, above, measures, unit_of
 
@@ -117,6 +116,8 @@ class Group:
 
     def _scalar(self, name: str, statistic: Statistic, better: Better, what: str, each: Sequence[float]) -> Scalar:
         """With an interval over members, or told how far `each` of `what` it is a mean of ranges."""
+        from scipy.special import stdtrit  # late: as everything of scipy, which listings do not need
+
         n, unit = len(self.names), unit_of(name)
         members = list(range(n))
         value = statistic(members)
@@ -206,7 +207,8 @@ def labelled(names: Sequence[str], kinds: Mapping[str, Sequence[str]]) -> list[s
     """The kind of each member, by patterns of names; "" for all where there are no kinds."""
     found = []
     for name in names:
-        mine = [kind for kind, patterns in kinds.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+        mine = [kind for kind, patterns in kinds.items() if name in patterns]  # by its name, else by a pattern
+        mine = mine or [kind for kind, patterns in kinds.items() if name in meant(patterns, names)]
         if kinds and len(mine) != 1:
             told = f"the kinds {mine}" if mine else "none of the kinds"
             raise SaevalError(f"'{name}' is of {told}; 'kinds' maps each kind to patterns, and a name must match one")

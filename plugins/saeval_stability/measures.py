@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Int
-from scipy.special import betainc
 
 if TYPE_CHECKING:
     from saeval_stability.matching import Matching
@@ -90,6 +89,8 @@ def iid_best(n: int, d: int, absolute: bool) -> float:
 
     E max = 1 − ∫ F(t)ⁿ dt, where (1 + cos)/2 ~ Beta((d−1)/2, (d−1)/2), or cos² ~ Beta(½, (d−1)/2) for |cos|.
     """
+    from scipy.special import betainc  # late: listings do not need it
+
     if d == 1:  # directions are ±1
         return 1.0 if absolute else 1.0 - 2.0 ** (1 - n)
     grid = np.linspace(0.0 if absolute else -1.0, 1.0, 400_001)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saeval.escapes import file_name, markdown, plot
 from saeval.formatting import number
 from saeval.plots import figure, png, titled, wrapped
 from saeval.result import Result
@@ -24,7 +25,9 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     """Plots and tables of every group of a run, by file name."""
     found: dict[str, bytes | str] = {}
     for result in (r for r in results if r.cell["metric"] in METRICS and r.status == "ok"):
-        stem = re.sub(r"[^A-Za-z0-9]+", "-", f"{result.metric}-{result.cell['over']}").strip("-")
+        stem = file_name(f"{result.metric}-{result.cell['over']}".replace("_", "-"))
+        while f"{stem}.md" in found:  # of groups whose names differ in what file names cannot have
+            stem += "-"
         found[f"{stem}.md"] = tables(result, results)
         found[f"{stem}-matched.png"] = png(histograms(result))
         found[f"{stem}-pairs.png"] = png(heat_maps(result))
@@ -108,8 +111,8 @@ def scatter(result: Result) -> Figure:
 
 def heat_maps(result: Result) -> Figure:
     """Σ / max(n) of every pair, a panel a view."""
-    views, names = _views(result), _names(result)
-    n = len(names)
+    views, labels = _views(result), [plot(name) for name in _names(result)]
+    n = len(labels)
     side = 0.55 * n + 1.6
     drawn = figure((side + 0.6) * len(views), side + 0.6)
     axes = drawn.subplots(1, len(views), squeeze=False)[0]
@@ -126,8 +129,8 @@ def heat_maps(result: Result) -> Figure:
                 if i != j:
                     colour = "white" if grid[i, j] < 0.6 else "black"
                     panel.text(j, i, f"{grid[i, j]:.2f}", ha="center", va="center", fontsize=7, color=colour)
-        panel.set_xticks(range(n), names, rotation=45, ha="right", fontsize=7)
-        panel.set_yticks(range(n), names, fontsize=7)
+        panel.set_xticks(range(n), labels, rotation=45, ha="right", fontsize=7)
+        panel.set_yticks(range(n), labels, fontsize=7)
         panel.set_title(wrapped(f"{view}: Σ {_similarity(view)} / max(n)", side, 9), fontsize=9)
     titled(drawn, _title(result, "matched one-to-one"))
     return drawn
@@ -135,7 +138,7 @@ def heat_maps(result: Result) -> Figure:
 
 def tables(result: Result, results: Sequence[Result]) -> str:
     """The tables of a group; its members with what else the run knows of them."""
-    parts = [f"# {result.metric} of {result.cell['over']}\n", *(f"{note}.\n" for note in result.notes)]
+    parts = [f"# {markdown(_title(result))}\n", *(f"{markdown(note)}.\n" for note in result.notes)]
     parts.append("## Members\n\n" + _members(result, results))
     shown = [n for n, record in result.values.items() if "kind" not in record and not n.endswith("_floor")]
     rows = [[n, *_interval(result.values[n]), _cell(_floor(result, n))] for n in shown]
@@ -181,7 +184,9 @@ def _interval(record: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    cells = [[markdown(cell) for cell in row] for row in rows]
+    head = [markdown(column) for column in columns]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in cells)]
     return "\n".join(lines) + "\n"
 
 
@@ -195,5 +200,5 @@ def _similarity(view: str) -> str:
     return {"pearson": "correlation", "jaccard": "Jaccard index"}.get(view, "|cos|" if view.endswith("abs") else "cos")
 
 
-def _title(result: Result, what: str) -> str:
-    return f"{result.metric} of {result.cell['over']}: {what}"
+def _title(result: Result, what: str = "") -> str:
+    return f"{result.metric} of {result.cell['over']}{what and f': {what}'}"

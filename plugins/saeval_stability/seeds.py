@@ -7,24 +7,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from saeval.errors import Undefined
+from saeval.late import torch
 from saeval.metric import Metric
+from saeval.parameters import Repeats
 from saeval.values import Notes, Value
+from saeval_stability.cost import matching, pairs
 from saeval_stability.firing import Firings
-from saeval_stability.floors import Spaces, gaussians, rotations
+from saeval_stability.floors import gaussians, rotations
 from saeval_stability.group import Group, Numbers, Pair, group_values, labelled, pair_seed
 from saeval_stability.measures import agreement, flattened, iid_best, shared
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from saeval.substitute import Subject
+    from saeval_stability.floors import Spaces
     from saeval_stability.matching import Matching
 
 Mode = Literal["signed", "abs"]
 Count = Annotated[int, Field(ge=0)]
+Draws = Annotated[Repeats, Field(ge=0)]
 Some = Annotated[int, Field(ge=1)]
 
 
@@ -91,7 +97,7 @@ class SeedStability(Metric):
     name, version, subject = "seed_stability", 1, "group"
 
     def __init__(
-        self, alive_firings: Count = 10, alive_tokens: Some = 1_000_000, draws: Count = 20, seed: int = 0,
+        self, alive_firings: Count = 10, alive_tokens: Some = 1_000_000, draws: Draws = 20, seed: int = 0,
         modes: tuple[Mode, ...] = ("signed", "abs"), kinds: dict[str, list[str]] | None = None,
     ) -> None:  # fmt: skip
         self.alive_firings, self.alive_tokens = alive_firings, alive_tokens
@@ -103,6 +109,11 @@ class SeedStability(Metric):
         self.headline = (*(f"{view}_matched{end}" for view in views for end in ("", "_floor")), "shared")
         every = [_view(space, mode) for space in ("decoder", "encoder") for mode in self.modes]
         self.value_names = (*group_values(every, views, self.draws > 0), "shared", "index_agreement")
+
+    def operations(self, subjects: Sequence[Subject], tokens: int) -> float:
+        # The two spaces, for alive features, all and the dead; and for each draw of the two nulls.
+        times = 2 * len(self.modes) * (3 + 2 * self.draws)
+        return sum(times * matching(n, m, d) + self.draws * 8.0 * m * d * d for n, m, d in pairs(subjects))
 
     def conclude(
         self,

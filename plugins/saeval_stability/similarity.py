@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from saeval.errors import SaevalError
+from saeval.late import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -236,7 +238,9 @@ def listed(rows: Any, columns: Any, values: Any, shape: tuple[int, int], default
 def _tensor(given: Any, name: str, whole: bool = False) -> Tensor:
     """As a tensor in a type that keeps every value: float32 or float64, int64 for indices."""
     try:
-        found = given.detach() if isinstance(given, Tensor) else torch.from_numpy(np.require(given, None, ["C", "W"]))
+        found = (
+            given.detach() if isinstance(given, torch.Tensor) else torch.from_numpy(np.require(given, None, ["C", "W"]))
+        )
     except (TypeError, ValueError) as error:
         raise SaevalError(f"{name} must be a tensor or an array of numbers: {error}") from error
     if found.is_complex() or (whole and found.is_floating_point() and found.numel()):

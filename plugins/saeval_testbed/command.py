@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saeval.errors import SaevalError
+from saeval.wholefile import ROOM, write
 
 PARTS = ("model", "reward", "saes")
 
@@ -35,12 +36,9 @@ def main(argv: Sequence[str]) -> int:
 def _preferences(arguments: argparse.Namespace) -> int:
     from saeval_testbed.preferences import preference_pairs  # late: training alone needs it
 
-    count = 0
-    with arguments.out.open("w", encoding="utf-8") as file:
-        for pair in preference_pairs(arguments.split, arguments.pairs, arguments.seed):
-            file.write(json.dumps(pair) + "\n")
-            count += 1
-    print(f"{arguments.out}: {count} pairs")
+    lines = [json.dumps(pair) for pair in preference_pairs(arguments.split, arguments.pairs, arguments.seed)]
+    write(arguments.out, "".join(f"{line}\n" for line in lines).encode(), f"{ROOM} --out")
+    print(f"{arguments.out}: {len(lines)} pairs")
     return 0
 
 

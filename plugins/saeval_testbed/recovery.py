@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from saeval.data import Batch
 from saeval.errors import Undefined
 from saeval.evidence import Evidence
+from saeval.late import torch
 from saeval.metric import Metric
+from saeval.parameters import Repeats
 from saeval.quantities import paired
 from saeval.values import Scalar, Table, Value
 from saeval_reward.ranking import feature_ranking
 from saeval_reward.totals import Attributions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RESPONDS = 0.2
 """By how much more (or less) often a feature fires on sides with the pattern than on those without, to respond."""
@@ -99,7 +103,7 @@ class PlantedRecovery(Metric):
 
     name, version, data = "planted_recovery", 1, "pair"
 
-    def __init__(self, steps: int = 16, baseline: str = "mean", sizes: tuple[int, ...] = (1, 5, 20)) -> None:
+    def __init__(self, steps: Repeats = 16, baseline: str = "mean", sizes: tuple[int, ...] = (1, 5, 20)) -> None:
         if steps < 0 or not sizes or min(sizes) < 1:
             raise ValueError("metric 'planted_recovery': 'sizes' are at least 1, 'steps' at least 0")
         self.sizes = sizes
