@@ -12,7 +12,7 @@ from saeval.estimate import Estimate
 
 SCHEMA = 1
 """Part of every cell's key."""
-FORM = 2
+FORM = 3
 """The `schema` of a result's file: raised when an older file cannot be read as a new one."""
 Status = Literal["ok", "undefined", "failed", "missing", "damaged"]
 

@@ -102,7 +102,7 @@ class Store:
         found = _unpacked(io.BytesIO(content)) if wanted else {}
         for name, value in record["values"].items() if wanted else ():
             needed = [f"value/{name}"] if value.get("kind") == "array" else []
-            needed += [f"present/{name}"] if f"influence/{name}" in found else []
+            needed += [f"sizes/{name}"] if f"without/{name}" in found else []
             if lacking := [array for array in needed if array not in found]:
                 raise DamagedError(f"it has no array '{lacking[0]}'")
         return found
