@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from saeval.board import Board, Column, Entry, Row, documents_of, limit_in_words
-from saeval.differences import ALPHA, Difference, difference, holm
+from saeval.differences import ALPHA, Difference, difference, holm_distinct
 from saeval.errors import SaevalError, suggestion
 
 if TYPE_CHECKING:
@@ -24,14 +24,16 @@ class Compared:
     difference: Difference
     """a - b."""
     p_holm: float | None
-    """The paired test's p value, corrected for all values of the comparison; None where there is no test."""
+    """The paired test's p value, corrected for all distinct tests of the comparison; None where there is none."""
     better: str | None
     """Which one the values favour; None where they are equal or the value has no direction."""
 
     @property
     def sure(self) -> bool | None:
-        """Whether the difference is more than chance at the 5% level; None where there is no test."""
-        return None if self.p_holm is None else self.p_holm < ALPHA
+        """Whether the difference is more than chance at the 5% level; None where that is not known."""
+        if self.p_holm is None:
+            return True if self.difference.certain else None
+        return self.p_holm < ALPHA
 
 
 @dataclass
@@ -116,7 +118,7 @@ def compare(boards: Sequence[Board], a: str, b: str, metrics: Sequence[str] = ()
         detail = f": {'; '.join(reasons)}" if reasons else ""
         raise SaevalError(f"'{row_a.name}' and '{row_b.name}' have no value in common{detail}")
     differences = [difference(one, other) for _, one, other in both]
-    corrected = holm([d.p_value for d in differences])
+    corrected = holm_distinct(differences)
     rows = [
         Compared(column, one, other, found, p, _better(column, found, row_a, row_b))
         for (column, one, other), found, p in zip(both, differences, corrected, strict=True)

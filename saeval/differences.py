@@ -12,6 +12,8 @@ from saeval.board import Entry
 
 ALPHA = 0.05
 POWER = 0.8
+_SAME = 1e-9
+"""Relative distance below which two numbers that went through different sums are one."""
 ROUNDING = 1e-12
 """Differences this small, relative to the two values, are float64's and no finding."""
 
@@ -56,14 +58,26 @@ class Difference:
     def p_value(self) -> float | None:
         """Two-sided p value of the paired t test that the true difference is 0.
 
-        None without an error, and where both are the same in every document: there is nothing to test.
+        None without an error, and where the difference is the same whichever document is left out: nothing is left
+        to chance, so there is nothing to test.
         """
         from scipy.special import stdtr  # late: as above
 
         error = self.stderr
-        if error is None or (error == 0 and abs(self.value) <= self.rounding):
-            return None
-        return float(2 * stdtr(self.dof, -abs(self.value) / error)) if error else 0.0
+        return float(2 * stdtr(self.dof, -abs(self.value) / error)) if error else None
+
+    @property
+    def certain(self) -> bool:
+        """Whether they differ by construction: by the same amount whichever document is left out."""
+        return self.stderr == 0 and abs(self.value) > self.rounding
+
+    def repeats(self, other: Difference) -> bool:
+        """Whether this is the test that the other is: of a value that is the other's up to a constant, or its negative.
+
+        Such are `ce_sae` and `delta_ce`, whose paired differences are one number.
+        """
+        pairs = [(abs(self.value), abs(other.value)), (self.stderr, other.stderr)]
+        return all(a is not None and b is not None and math.isclose(a, b, rel_tol=_SAME) for a, b in pairs)
 
     @property
     def detectable(self) -> float | None:
@@ -98,6 +112,21 @@ def difference(a: Entry, b: Entry) -> Difference:
     spreads = [(entry.spread, entry.draws - 1.0) for entry in (a, b) if entry.draws > 1]
     error = paired.stderr if paired.stderr > rounding else 0.0
     return Difference(value, ((error**2, paired.effective - 1.0), *spreads), rounding=rounding)
+
+
+def holm_distinct(differences: Sequence[Difference]) -> list[float | None]:
+    """Holm's correction over the distinct tests; those that repeat one have its p value. None where nothing is tested."""
+    first: list[int] = []
+    same: dict[int, int] = {}
+    for index, one in enumerate(differences):
+        if one.p_value is None:
+            continue
+        twin = next((other for other in first if one.repeats(differences[other])), None)
+        if twin is None:
+            first.append(index)
+        same[index] = index if twin is None else twin
+    corrected = dict(zip(first, holm([differences[index].p_value for index in first]), strict=True))
+    return [corrected[same[index]] if index in same else None for index in range(len(differences))]
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

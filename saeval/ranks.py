@@ -44,7 +44,7 @@ def _intervals(ordered: Sequence[Row], name: str) -> None:
     pairs = list(itertools.combinations(ordered, 2))
     tests = [difference(better.entries[name], worse.entries[name]) for better, worse in pairs]
     for (better, worse), test, p in zip(pairs, tests, holm([t.p_value for t in tests]), strict=True):
-        sure = p < ALPHA if p is not None else not test.influences and test.value != 0
+        sure = p < ALPHA if p is not None else test.certain or (not test.influences and test.value != 0)
         if sure:
             assert worse.rank is not None
             assert better.rank_high is not None
