@@ -26,7 +26,7 @@ from saeval.tiny import TinyModel, TinyPairs, TinySAE, Variant, tiny_tokens
 
 ROUNDING = 1e-8
 """Relative difference between batch sizes, of a model in float64, beyond which something is summed in less."""
-_MANY = 64
+_MANY = 24
 """Sequences of the run that shows how sums round."""
 _NOTHING = "no token in the mask"
 _SIGNED = ("cosine", "correlation", "sign")

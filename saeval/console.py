@@ -40,7 +40,7 @@ class Shown:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        if not self.failed:  # it has been told
+        if not self.failed:  # already reported
             with self._answering():
                 self.stream.write(self._spelled(text))
         return len(text)

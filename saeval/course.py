@@ -148,7 +148,6 @@ class Course:
                 progress.advanced(len(rows))
                 if time.monotonic() - self._saved > self.plan.options.checkpoint_seconds:
                     self.save()
-            self._drop_unstorable()
         except KeyboardInterrupt:
             try:
                 self.save()

@@ -138,7 +138,7 @@ def prove_causal(model: Model, batch: Batch, clean_final: Tensor) -> Causality:
     final = model.capture(replace(shown, tokens=tokens), [], True).final
     assert final is not None
     first, second = final[::2], final[1::2]
-    sound = first.isfinite()  # where a model gives no number without any change, that is told of by itself
+    sound = first.isfinite()  # where a model gives no number without any change, that is reported separately
     every = sound if rewards else torch.ones_like(rows[::2], dtype=torch.bool)
     places = earlier if rewards else earlier & sound.all(-1)
     changes = _distances(second, first, places, every)

@@ -219,7 +219,7 @@ class Store:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 header = _header({"header": arrays["header"]}, f"passes/{key}")
             return header["facts"], set(header["evidence"])
-        except Exception:  # whoever reads it whole is told
+        except Exception:  # reported when the whole file is read
             return None
 
     def write_checkpoint(

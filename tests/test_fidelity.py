@@ -330,8 +330,8 @@ def wide_vocabulary_models():
 
 @pytest.mark.parametrize("kind", ["plain", "huggingface"])
 def test_no_tensor_of_batch_by_seq_by_vocabulary_is_ever_alive(kind):
-    """At 50,000 symbols the full logits of this batch would be 240 million elements."""
-    rows = tiny_tokens(rows=40, context=120, vocab=50_000)
+    """At 50,000 symbols the full logits of this batch would be 48 million elements."""
+    rows = tiny_tokens(rows=8, context=120, vocab=50_000)
     with Largest() as seen:
         results = evaluate_tiny(
             ["ce", "kl"],
@@ -339,7 +339,7 @@ def test_no_tensor_of_batch_by_seq_by_vocabulary_is_ever_alive(kind):
             rows=rows,
             saes=[TinySAE(d_in=8)],
             controls=["zero", "identity"],
-            batch_size=40,
+            batch_size=8,
         )
     assert not results.failed, results.failed[0].traceback
     assert results[0].provenance["chunked_head"] is True

@@ -18,7 +18,7 @@ UNTRAINED = ["random", "shuffled_decoder", "shuffled_features"]
 def results(tmp_path_factory):
     suite = yaml.safe_load(Registry(Plugins()).suites["controls"].path.read_text())
     suite["saes"] = SAES
-    suite["data"] |= {"context": 64, "sequences": 64}
+    suite["data"] |= {"context": 64, "sequences": 32}
     found = saeval.run(suite, out=tmp_path_factory.mktemp("out"))
     assert not found.failed, found.failed[0].traceback
     return found

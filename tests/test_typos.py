@@ -32,7 +32,8 @@ def plugins():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_typo_is_refused_by_every_registered_class(kind, plugins, tmp_path):
+def test_a_typo_is_refused_by_every_registered_class(kind, plugins, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = getattr(Registry(plugins), kind).names()
     assert len(names) >= 2
     for name in some(names):

@@ -15,7 +15,7 @@ class Spelling:
     """Token ids of a row -> the text that each adds; joined they are what the tokenizer makes of the row.
 
     A token alone often has no text of its own: it may be some bytes of a character, and whether a space stands before
-    a word is told by the token before. So each is decoded after those before it. A character of several tokens stands
+    a word depends on the token before. So each is decoded after those before it. A character of several tokens stands
     at the first of them, and the others have the empty text. Bytes of no whole character are U+FFFD, each by itself.
     """
 
