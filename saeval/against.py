@@ -56,4 +56,7 @@ def _ahead(row: Row, rows: Sequence[Row], control: str, column: Column) -> Entry
             return Entry(status=entry.status, reason=entry.reason)
     ahead = difference(own, other)
     ahead = -ahead if column.better == "lower" else ahead
-    return Entry(ahead.value, ahead.stderr, ahead.ci95, own.n, "ok", ahead.reason, detectable=ahead.detectable)
+    return Entry(
+        ahead.value, ahead.stderr, ahead.ci95, own.n, "ok", ahead.reason,
+        support=ahead.support, detectable=ahead.detectable,
+    )  # fmt: skip

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from saeval.estimate import Estimate
+from saeval.estimate import Estimate, Support
 from saeval.formatting import number
 
 if TYPE_CHECKING:
     from saeval.result import Result
 
+UNRELIABLE = "errors, intervals and tests are themselves unreliable"
 SHOWN = 6
 """Places that a note names."""
 
@@ -51,6 +52,8 @@ class Entry:
     """Independent draws of a control that were averaged."""
     spread: float = 0.0
     """Variance of the average over draws; sampling of documents does not contain it."""
+    support: Support | None = None
+    """What its error rests on; None where that is not documents."""
     detectable: float | None = None
     """Of a paired difference: the smallest that this run could have told from 0, t.975 + t.80 standard errors."""
 
@@ -107,6 +110,26 @@ class Board:
         return [column for column in self.columns if column.headline]
 
     @property
+    def doubts(self) -> list[str]:
+        """Why errors of the shown columns are unreliable: the worst place of each reason."""
+        known = [
+            (entry.support, f"{column.name} of {row.name}")
+            for row in self.rows
+            for column in self.shown
+            if (entry := row.entries.get(column.name)) is not None and entry.support is not None
+        ]
+        found = []
+        few = [(support, place) for support, place in known if support.few]
+        if few:
+            support, place = min(few, key=lambda one: one[0].effective)
+            found.append(f"{support.doubt}, in {place}{_others(len(few))}: {UNRELIABLE}")
+        by_one = [(support, place) for support, place in known if support.one_decides and not support.few]
+        if by_one:
+            support, place = max(by_one, key=lambda one: one[0].largest_share or 0.0)
+            found.append(f"{support.doubt}, in {place}{_others(len(by_one))}: {UNRELIABLE}")
+        return found
+
+    @property
     def stop(self) -> str:
         """The same in words; empty where the suite asks for no precision."""
         return stop_in_words(self.sample)
@@ -124,6 +147,10 @@ class Board:
                     if where not in places:
                         places.append(where)
         return [*self.warnings, *(f"{reason} ({_some(places)})" for reason, places in notes.items())]
+
+
+def _others(count: int) -> str:
+    return f" and {count - 1} more" if count > 1 else ""
 
 
 def _some(places: Sequence[str]) -> str:

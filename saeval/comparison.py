@@ -65,6 +65,7 @@ class Comparison(Sequence[Compared]):
 
     def _record(self, row: Compared) -> dict[str, Any]:
         low, high = row.difference.ci95 or (None, None)
+        support = row.difference.support
         return {
             "value": row.column.name,
             "unit": row.column.unit,
@@ -82,6 +83,9 @@ class Comparison(Sequence[Compared]):
             "p": row.difference.p_value,
             "p_holm": row.p_holm,
             "detectable": row.difference.detectable,
+            "documents": support.documents if support else None,
+            "effective_documents": support.effective if support else None,
+            "largest_share": support.largest_share if support else None,
             "better": row.better,
             "sure": row.sure,
             "reason": row.difference.reason,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from saeval.board import Entry
+from saeval.estimate import Support
 
 ALPHA = 0.05
 POWER = 0.8
@@ -26,9 +27,11 @@ class Difference:
     variances: tuple[tuple[float, float], ...] = ()
     """Independent parts of its variance, each with its degrees of freedom."""
     reason: str | None = None
-    influences: bool = True
-    """Whether both entries have influences; where one has none, only the values can be compared."""
+    paired: bool = True
+    """Whether both entries are known without each document; where one is not, only the values can be compared."""
     rounding: float = 0.0
+    support: Support | None = None
+    """What its error rests on."""
 
     @property
     def stderr(self) -> float | None:
@@ -93,7 +96,7 @@ class Difference:
 
 
 def difference(a: Entry, b: Entry) -> Difference:
-    """`a` - `b`, both with values, by their influences on the same clusters.
+    """`a` - `b`, both with values, over the same documents.
 
     Draws of a control that were averaged add their spread, which more documents do not reduce.
     """
@@ -102,8 +105,8 @@ def difference(a: Entry, b: Entry) -> Difference:
     value = a.value - b.value
     rounding = ROUNDING * max(abs(a.value), abs(b.value))
     if a.estimate is None or b.estimate is None:
-        reason = (a if a.estimate is None else b).reason or "its influences do not lie beside its result"
-        return Difference(value, reason=reason, influences=False)
+        reason = (a if a.estimate is None else b).reason or "what it is without each document is not stored"
+        return Difference(value, reason=reason, paired=False)
     paired = a.estimate - b.estimate
     if paired.stderr is None:
         return Difference(value, reason="fewer than two documents")
@@ -111,11 +114,11 @@ def difference(a: Entry, b: Entry) -> Difference:
         return Difference(value, reason="the difference does not exist without one of the documents")
     spreads = [(entry.spread, entry.draws - 1.0) for entry in (a, b) if entry.draws > 1]
     error = paired.stderr if paired.stderr > rounding else 0.0
-    return Difference(value, ((error**2, paired.effective - 1.0), *spreads), rounding=rounding)
+    return Difference(value, ((error**2, paired.effective - 1.0), *spreads), None, True, rounding, paired.support)
 
 
 def holm_distinct(differences: Sequence[Difference]) -> list[float | None]:
-    """Holm's correction over the distinct tests; those that repeat one have its p value. None where nothing is tested."""
+    """Holm's correction over distinct tests; those that repeat one have its p value. None where nothing is tested."""
     first: list[int] = []
     same: dict[int, int] = {}
     for index, one in enumerate(differences):

@@ -13,6 +13,42 @@ from jaxtyping import Bool, Float
 Number: TypeAlias = "float | int | Estimate"
 
 
+FEW = 20
+"""Effective documents below which errors are themselves unreliable."""
+LARGE_SHARE = 0.2
+"""Of the squared deviations; above it, one document decides the error."""
+
+
+@dataclass(frozen=True)
+class Support:
+    """What an error over documents rests on."""
+
+    documents: int
+    effective: float
+    """Effective number of documents, (Σn)² / Σn² of their sizes n (Kish 1965): their number where all sizes agree."""
+    largest_share: float | None
+    """The largest document's share of the squared deviations; None where there are no deviations."""
+
+    @property
+    def few(self) -> bool:
+        """Whether there are too few effective documents for a reliable error; False where there is no error."""
+        return self.documents > 1 and self.effective < FEW
+
+    @property
+    def one_decides(self) -> bool:
+        """Whether more than a fifth of the squared deviations is one document's."""
+        return self.documents > 1 and self.largest_share is not None and self.largest_share > LARGE_SHARE
+
+    @property
+    def doubt(self) -> str:
+        """Why the error, the interval and the tests are unreliable; empty where they are not."""
+        if self.few:
+            return f"fewer than {FEW} effective documents ({self.effective:.3g}, from {self.documents})"
+        if self.one_decides:
+            return f"one of {self.documents} documents makes {self.largest_share:.0%} of the variance"
+        return ""
+
+
 @dataclass(frozen=True, eq=False)
 class Estimate:
     """A value, and the same value with each document (cluster) left out.
@@ -80,11 +116,13 @@ class Estimate:
         return self.value - reach, self.value + reach
 
     @property
-    def largest_share(self) -> float:
-        """The largest document's share of the squared deviations, from 1/C to 1; NaN where there are none."""
-        squares = np.square(self.deviations)
-        total = float(squares.sum())
-        return float(squares.max()) / total if total > 0 else math.nan
+    def support(self) -> Support:
+        """What the standard error rests on: how many documents, and whether one of them decides it."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            squares = np.square(self.deviations)
+            total = float(squares.sum())
+        share = float(squares.max()) / total if 0 < total < math.inf else None
+        return Support(self.clusters, self.effective, share)
 
     def apply(self, function: Callable[..., Float[np.ndarray, "*n"]], *others: Number) -> Estimate:
         """The estimate of a function of this one and others. `function` works on arrays elementwise, as numpy's do."""

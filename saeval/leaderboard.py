@@ -12,6 +12,7 @@ from typing import Any
 from saeval.against import against
 from saeval.board import Board, Column, Entry, Row, damaged_in_words
 from saeval.errors import SaevalError, suggestion
+from saeval.estimate import Support
 from saeval.fingerprint import digest_of
 from saeval.formatting import number
 from saeval.ranks import rank
@@ -216,8 +217,14 @@ def _entry(result: Result, name: str) -> Entry:
     interval = record["ci95"]
     return Entry(
         record["value"], record["stderr"], tuple(interval) if interval else None, record["n"], status,
-        record.get("reason"), result.estimate(name),
+        record.get("reason"), result.estimate(name), support=_support(record),
     )  # fmt: skip
+
+
+def _support(record: Mapping[str, Any]) -> Support | None:
+    if record.get("documents") is None:
+        return None
+    return Support(record["documents"], record["effective_documents"], record["largest_share"])
 
 
 def _merge_copies(rows: Mapping[tuple[str, ...], Row], results: list[Result]) -> list[Row]:
@@ -272,5 +279,6 @@ def _averaged(family: list[Row]) -> Row:
         average = sum(estimates[1:], estimates[0]) / count if len(estimates) == count else None
         stderr = math.sqrt((average.stderr or 0.0) ** 2 + spread if average else spread)
         reason = entries[0].reason
-        row.entries[name] = Entry(mean, stderr, None, entries[0].n, "ok", reason, average, count, spread)
+        support = average.support if average else None
+        row.entries[name] = Entry(mean, stderr, None, entries[0].n, "ok", reason, average, count, spread, support)
     return row

@@ -37,14 +37,15 @@ def _intervals(ordered: Sequence[Row], name: str) -> None:
 
     "Surely" is by Holm-corrected paired t tests over all pairs, so all intervals hold together with
     95% (Mogstad, Romano, Shaikh and Wilhelm 2024). Not by which row is tied with which: a may be
-    tied with b and b with c while a is better than c. Where a row has no influences, the values decide.
+    tied with b and b with c while a is better than c. Where a row is not known without each document,
+    the values decide.
     """
     for row in ordered:
         row.rank, row.rank_high = 1, len(ordered)
     pairs = list(itertools.combinations(ordered, 2))
     tests = [difference(better.entries[name], worse.entries[name]) for better, worse in pairs]
     for (better, worse), test, p in zip(pairs, tests, holm([t.p_value for t in tests]), strict=True):
-        sure = p < ALPHA if p is not None else test.certain or (not test.influences and test.value != 0)
+        sure = p < ALPHA if p is not None else test.certain or (not test.paired and test.value != 0)
         if sure:
             assert worse.rank is not None
             assert better.rank_high is not None

@@ -26,6 +26,9 @@ class ScalarRecord(_Record):
     n: Finite | None
     unit: str
     better: Better
+    documents: int | None = None
+    effective_documents: Finite | None = None
+    largest_share: Finite | None = None
     reason: str | None = None
 
 

@@ -99,6 +99,7 @@ class Results(Sequence[Result]):
             for name, record in scalars.items():
                 low, high = record["ci95"] or (None, None)
                 numbers = {k: record[k] for k in ("value", "stderr", "n", "unit", "better")}
+                numbers |= {k: record.get(k) for k in ("documents", "effective_documents", "largest_share")}
                 rows.append({**common, "quantity": name, **numbers, "ci95_low": low, "ci95_high": high})
             if not scalars:
                 rows.append({**common, "quantity": None, "value": None})

@@ -67,11 +67,21 @@ class Scalar:
             "n": self.n,
             "unit": self.unit,
             "better": self.better,
+            **(_support(self.estimate) if self.estimate is not None and self.value is not None else {}),
             **({"reason": reason} if reason else {}),
         }
 
     def __repr__(self) -> str:
         return f"Scalar({self.estimate or self.value}{', ' + self.unit if self.unit else ''})"
+
+
+def _support(estimate: Estimate) -> dict[str, Any]:
+    support = estimate.support
+    return {
+        "documents": support.documents,
+        "effective_documents": support.effective,
+        "largest_share": support.largest_share,
+    }
 
 
 @dataclass

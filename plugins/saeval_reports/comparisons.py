@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from saeval import formatting
-from saeval.board import Entry
+from saeval.board import UNRELIABLE, Entry
 from saeval.comparison import Compared, Comparison
 from saeval.escapes import markdown as markdown_of
 from saeval_reports.tables import frame_as_csv, header, number
@@ -33,6 +33,7 @@ def markdown(comparison: Comparison) -> str:
         if row.difference.reason:
             reasons.setdefault(row.difference.reason, []).append(row.column.name)
     notes = [f"no error: {reason} ({', '.join(columns)})" for reason, columns in reasons.items()]
+    notes += [f"{doubt}: {UNRELIABLE}" for doubt in _doubts(comparison)]
     notes = [f"- {markdown_of(note)}" for note in (*notes, *comparison.notes)]
     stop = f" The run {markdown_of(comparison.stop)}." if comparison.stop else ""
     model = f"model {markdown_of(comparison.model)}" if comparison.model else "no model"
@@ -42,6 +43,15 @@ def markdown(comparison: Comparison) -> str:
     text += [f"**{markdown_of(comparison.limit)}**", facts] if comparison.limit else [facts]
     text += [tabulate(lines, headers, tablefmt="github", disable_numparse=True), legend]
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
+
+
+def _doubts(comparison: Comparison) -> list[str]:
+    """Why errors of differences are unreliable, each reason with the values that it is about."""
+    found: dict[str, list[str]] = {}
+    for row in comparison:
+        if row.difference.support is not None and (doubt := row.difference.support.doubt):
+            found.setdefault(doubt, []).append(row.column.name)
+    return [f"{doubt} ({', '.join(columns)})" for doubt, columns in found.items()]
 
 
 def _line(row: Compared) -> list[str]:

@@ -14,8 +14,6 @@ from saeval.formatting import with_error
 if TYPE_CHECKING:
     import pandas as pd
 
-FEW_DOCUMENTS = 20
-
 
 def markdown(boards: Sequence[Board]) -> str:
     """A table a board, numbers with their standard errors, then what is missing and why."""
@@ -73,8 +71,7 @@ def _markdown(board: Board) -> str:
         notes.append(f"- {more} more values: --format csv and json have them, 'leaderboard: columns:' shows them here")
     if documents == 1:
         notes.insert(0, "- one document: no error bars, since the document is the unit of independence")
-    elif (documents or FEW_DOCUMENTS) < FEW_DOCUMENTS:
-        notes.insert(0, f"- fewer than {FEW_DOCUMENTS} documents: error bars and intervals are themselves unreliable")
+    notes[:0] = [f"- {markdown_of(doubt)}" for doubt in board.doubts]
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
 
 
@@ -186,6 +183,11 @@ def _row(board: Board, row: Row) -> dict[str, Any]:
         "stopped_adaptively": bool(board.sample and board.sample["stopped_adaptively"]),
         **({"tokens": board.sample["tokens"]} if board.sample else {}),
     }
+    supports = [entry.support for entry in row.entries.values() if entry.support is not None]
+    least = min(supports, key=lambda support: support.effective, default=None)
+    record["documents"] = least.documents if least else None
+    record["effective_documents"] = least.effective if least else None
+    record["largest_share"] = max((s.largest_share for s in supports if s.largest_share is not None), default=None)
     missing = {}
     ahead = _against(board)
     for column in board.columns:
