@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from saeval.estimate import Estimate, Support
+from saeval.estimate import Estimate, Support, doubts
 from saeval.formatting import number
 
 if TYPE_CHECKING:
     from saeval.result import Result
 
-UNRELIABLE = "errors, intervals and tests are themselves unreliable"
 SHOWN = 6
 """Places that a note names."""
 
@@ -112,22 +111,12 @@ class Board:
     @property
     def doubts(self) -> list[str]:
         """Why errors of the shown columns are unreliable: the worst place of each reason."""
-        known = [
+        return doubts(
             (entry.support, f"{column.name} of {row.name}")
             for row in self.rows
             for column in self.shown
             if (entry := row.entries.get(column.name)) is not None and entry.support is not None
-        ]
-        found = []
-        few = [(support, place) for support, place in known if support.few]
-        if few:
-            support, place = min(few, key=lambda one: one[0].effective)
-            found.append(f"{support.doubt}, in {place}{_others(len(few))}: {UNRELIABLE}")
-        by_one = [(support, place) for support, place in known if support.one_decides and not support.few]
-        if by_one:
-            support, place = max(by_one, key=lambda one: one[0].largest_share or 0.0)
-            found.append(f"{support.doubt}, in {place}{_others(len(by_one))}: {UNRELIABLE}")
-        return found
+        )
 
     @property
     def stop(self) -> str:
@@ -147,10 +136,6 @@ class Board:
                     if where not in places:
                         places.append(where)
         return [*self.warnings, *(f"{reason} ({_some(places)})" for reason, places in notes.items())]
-
-
-def _others(count: int) -> str:
-    return f" and {count - 1} more" if count > 1 else ""
 
 
 def _some(places: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from saeval.board import documents_of, stop_in_words
 from saeval.escapes import line, terminal
+from saeval.estimate import doubts
 from saeval.formatting import interval, number, with_error
 from saeval.result import Result
 
@@ -35,8 +36,8 @@ def detail(result: Result) -> str:
                 parts.append(f"{line(name)}: a table\n{_grid(record['columns'], record['rows'])}")
             case "array":
                 parts.append(_array(name, record, result))
-    if result.notes:
-        parts.append("\n".join(f"- {line(note)}" for note in result.notes))
+    if notes := [*doubts(result.supports), *result.notes]:
+        parts.append("\n".join(f"- {line(note)}" for note in notes))
     parts.append(_run(result.provenance))
     if result.traceback:
         parts.append(terminal(result.traceback.rstrip("\n")))

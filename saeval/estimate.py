@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -47,6 +47,23 @@ class Support:
         if self.one_decides:
             return f"one of {self.documents} documents makes {self.largest_share:.0%} of the variance"
         return ""
+
+
+UNRELIABLE = "errors, intervals and tests are themselves unreliable"
+
+
+def doubts(known: Iterable[tuple[Support, str]]) -> list[str]:
+    """Why errors are unreliable, from (support, where): one sentence for each reason, which names the worst place."""
+    by_reason: dict[bool, list[tuple[Support, str]]] = {True: [], False: []}
+    for support, place in known:
+        if support.doubt:
+            by_reason[support.few].append((support, place))
+    found = []
+    for places in filter(None, by_reason.values()):
+        support, place = min(places, key=lambda one: one[0].effective if one[0].few else -(one[0].largest_share or 0.0))
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        found.append(f"{support.doubt}, in {place}{more}: {UNRELIABLE}")
+    return found
 
 
 @dataclass(frozen=True, eq=False)

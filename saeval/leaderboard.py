@@ -12,7 +12,6 @@ from typing import Any
 from saeval.against import against
 from saeval.board import Board, Column, Entry, Row, damaged_in_words
 from saeval.errors import SaevalError, suggestion
-from saeval.estimate import Support
 from saeval.fingerprint import digest_of
 from saeval.formatting import number
 from saeval.ranks import rank
@@ -217,14 +216,8 @@ def _entry(result: Result, name: str) -> Entry:
     interval = record["ci95"]
     return Entry(
         record["value"], record["stderr"], tuple(interval) if interval else None, record["n"], status,
-        record.get("reason"), result.estimate(name), support=_support(record),
+        record.get("reason"), result.estimate(name), support=result.support(name),
     )  # fmt: skip
-
-
-def _support(record: Mapping[str, Any]) -> Support | None:
-    if record.get("documents") is None:
-        return None
-    return Support(record["documents"], record["effective_documents"], record["largest_share"])
 
 
 def _merge_copies(rows: Mapping[tuple[str, ...], Row], results: list[Result]) -> list[Row]:

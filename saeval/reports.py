@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from saeval.board import damaged_in_words, limit_in_words
 from saeval.errors import SaevalError, blamed, log, said
 from saeval.escapes import file_name, html, markdown
+from saeval.estimate import doubts
 from saeval.plots import under_heading
 from saeval.wholefile import ROOM, tidy, write
 
@@ -50,17 +51,20 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
     """Write every page of `reports` into `folder`: the files, and a sentence for each report that failed.
 
     Pages of a limited run, or of one with damaged results, say so first: Markdown and HTML in their first line, figures
-    that `saeval.plots` makes in their title. `Unwritable` where the folder cannot be written; no file is half-written.
+    that `saeval.plots` makes in their title. So do Markdown and HTML where errors are unreliable.
+    `Unwritable` where the folder cannot be written; no file is half-written.
     """
     written: list[Path] = []
     failed: list[str] = []
     limit = next((words for result in results if (words := limit_in_words(result.cell["data"]))), "")
     heading = " ".join(words for words in (limit, damaged_in_words(results)) if words)
+    unreliable = [f"{doubt[0].upper()}{doubt[1:]}." for doubt in doubts(s for r in results for s in r.supports)]
+    first = " ".join([*([heading] if heading else []), *unreliable])
     for report in reports:
         assert report.pages is not None
         try:
             with under_heading(heading):
-                pages = {name: _page(name, content, heading) for name, content in report.pages(results).items()}
+                pages = {name: _page(name, content, first) for name, content in report.pages(results).items()}
             places = list(written)
             for name in pages:
                 places.append(_path_of(name, folder, places))

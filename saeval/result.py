@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from saeval.estimate import Estimate
+from saeval.estimate import Estimate, Support
 
 SCHEMA = 1
 """Part of every cell's key."""
@@ -94,6 +94,20 @@ class Result:
             return None
         without, sizes = self.arrays[f"without/{name}"], self.arrays[f"sizes/{name}"]
         return Estimate(value, without, sizes, self.values[name].get("n") or 0)
+
+    def support(self, name: str) -> Support | None:
+        """What the value's error over documents rests on; None where it has none."""
+        record = self.values[name]
+        if record.get("documents") is None:
+            return None
+        return Support(record["documents"], record["effective_documents"], record["largest_share"])
+
+    @property
+    def supports(self) -> list[tuple[Support, str]]:
+        """What the errors of the values that are shown first rest on, each with its place."""
+        shown = [name for name in self.headline if name in self.values] or self.values
+        known = ((self.support(name), f"{self.metric}.{name} of {self.subject or 'the model'}") for name in shown)
+        return [(support, place) for support, place in known if support is not None]
 
     def array(self, name: str) -> np.ndarray:
         """The numbers of a value that is an `Array`."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 from saeval import formatting
-from saeval.board import UNRELIABLE, Entry
+from saeval.board import Entry
 from saeval.comparison import Compared, Comparison
 from saeval.escapes import markdown as markdown_of
+from saeval.estimate import UNRELIABLE
 from saeval_reports.tables import frame_as_csv, header, number
 
 
