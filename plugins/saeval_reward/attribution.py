@@ -79,7 +79,7 @@ class RewardAttribution(Metric):
         directions: decoder rows of the top features, an array; norm of weights; −∞ .. ∞; no better direction.
     """
 
-    name, version, data = "reward_attribution", 1, "pair"
+    name, version, data = "reward_attribution", 2, "pair"
 
     def __init__(
         self,

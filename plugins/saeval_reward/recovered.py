@@ -38,7 +38,7 @@ class MarginRecovered(Metric):
     Source: saeval's own definition, after the loss recovered of `ce`.
     """
 
-    name, version, data = "margin_recovered", 1, "pair"
+    name, version, data = "margin_recovered", 2, "pair"
     headline = ("recovered", "change", "same_sign")
     value_names = ("margin_clean", "margin_sae", "lost", "change", "recovered", "same_sign", "accuracy_sae")
 
