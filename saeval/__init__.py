@@ -51,8 +51,8 @@ _HOMES = {
 
 __all__ = [
     "Array", "Curve", "Estimate", "Ever", "Evidence", "Histogram", "Mean", "Metric", "Moments", "Notes", "Quantiles",
-    "Ratio", "Results", "SaevalError", "Sample", "Scalar", "Table", "Undefined", "at_hooks", "evaluate", "finite", "fit_split",
-    "hookimpl", "paired",
+    "Ratio", "Results", "SaevalError", "Sample", "Scalar", "Table", "Undefined", "at_hooks", "evaluate", "finite",
+    "fit_split", "hookimpl", "paired",
     "rebound", "run",
 ]  # fmt: skip
 

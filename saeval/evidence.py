@@ -7,7 +7,6 @@ storing, checkpoints and resume then come for free.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 

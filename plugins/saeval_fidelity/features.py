@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class L0(Metric):
     """Features that fire on a token.
 
-    l0 = mean over the mask of #{j : f_j != 0}; also its quantiles over tokens and its mean by
-    position. Unit: features. Range 0 .. d_sae. Undefined for substitutes without features.
+    l0 = mean over the mask of #{j : f_j != 0}; also its quantiles over tokens, with errors by a bootstrap
+    of documents, and its mean by position. Quantiles of a count move in steps, so differences of two are
+    not tested. Unit: features. Range 0 .. d_sae. Undefined for substitutes without features.
 
     Values:
         l0: mean over the mask of #{j : f_j ≠ 0}; features; 0 .. d_sae; no better direction.

@@ -30,15 +30,17 @@ class CrossEntropy(Metric):
     the ablation is the control that `ablation` names (mean, zero, resample). Losses in nats a token over the
     mask. recovered is 1 for a perfect substitute, 0 for one as bad as the ablation, negative for a
     worse one; it flatters where the ablation is very bad, so the parts always stand beside it. It
-    is defined only when ce_ablated − ce_clean exceeds two standard errors.
+    is defined only when ce_ablated − ce_clean exceeds two standard errors, so never for one document.
+    With `ablation: mean` the errors of ce_ablated and recovered are given μ, the mean activation that is
+    spliced in: they hold it fixed, and leave out what other tokens would make of it.
 
     Values:
         ce_clean: token mean of −log p(target) of the model itself; nats; ≥ 0; no better direction.
         ce_sae: the same with x̂ spliced in; nats; ≥ 0; lower is better.
-        ce_ablated: the same with the ablation spliced in; nats; ≥ 0; no better direction.
+        ce_ablated: the same with the ablation spliced in, its error given μ; nats; ≥ 0; no better direction.
         delta_ce: ce_sae − ce_clean, negative where x̂ happens to help; nats; −∞ .. ∞; lower is better.
-        recovered: (ce_ablated − ce_sae) / (ce_ablated − ce_clean); share; −∞ .. ∞, 1 is perfect; higher is
-            better.
+        recovered: (ce_ablated − ce_sae) / (ce_ablated − ce_clean), its error given μ; share; −∞ .. ∞, 1 is
+            perfect; higher is better.
 
     Source: Bricken et al. 2023 (loss recovered).
     """
@@ -80,14 +82,16 @@ class KLDivergence(Metric):
     """How far the next-token distribution moves when the substitute is spliced in.
 
     kl_sae = mean over the mask of KL(p‖q), p the clean distribution and q the spliced one, in nats;
-    kl_score = 1 − kl_sae / kl_ablated, defined only when kl_ablated exceeds two standard errors;
-    kl_p50, kl_p95 and kl_p99 are quantiles over tokens (bins 1% wide); top1_agreement is the share
-    of tokens whose most likely next token stays the same.
+    kl_score = 1 − kl_sae / kl_ablated, defined only when kl_ablated exceeds two standard errors, so never
+    for one document; kl_p50, kl_p95 and kl_p99 are quantiles over tokens, interpolated in bins 1% wide,
+    with errors by a bootstrap of documents; top1_agreement is the share of tokens whose most likely next
+    token stays the same. With `ablation: mean` the errors of kl_ablated and kl_score are given μ, the mean
+    activation that is spliced in: they hold it fixed.
 
     Values:
         kl_sae: token mean of KL(p‖q); nats; ≥ 0; lower is better.
-        kl_ablated: the same for the ablation; nats; ≥ 0; no better direction.
-        kl_score: 1 − kl_sae / kl_ablated; share; −∞ .. 1; higher is better.
+        kl_ablated: the same for the ablation, its error given μ; nats; ≥ 0; no better direction.
+        kl_score: 1 − kl_sae / kl_ablated, its error given μ; share; −∞ .. 1; higher is better.
         kl_p50, kl_p95, kl_p99: quantiles of KL(p‖q) over tokens; nats; ≥ 0; no better direction.
         top1_agreement: share of tokens with argmax p = argmax q; share of tokens; 0 .. 1; higher is better.
 
