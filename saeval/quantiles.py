@@ -17,7 +17,7 @@ from saeval.values import Better, Scalar
 if TYPE_CHECKING:
     from torch import Tensor
 
-GROUPS = 256
+GROUPS = 512
 """More documents than these are gathered into so many groups, which then stand for documents: it bounds the memory."""
 DRAWS = 1000
 """Bootstrap samples of documents: they leave 2% of doubt about a standard error."""
@@ -29,8 +29,8 @@ class Quantiles(Evidence):
     """Counts of a value over the mask, document by document, for `scalar(0.95)`.
 
     The value is continuous and counted between fixed edges, or a whole number such as a count of features. Before the
-    engine stamps it every row is a document of its own. Of more than 256 documents groups are kept, of those whose
-    numbers agree modulo 256. Memory: 8 bytes for each group and each bin that holds a value.
+    engine stamps it every row is a document of its own. Of more than 512 documents groups are kept, of those whose
+    numbers agree modulo 512. Memory: 4 bytes for each group and each bin that holds a value.
     """
 
     edges: Float[np.ndarray, "bins+1"]
@@ -56,13 +56,13 @@ class Quantiles(Evidence):
         rows = mask.nonzero(as_tuple=True)[0].cpu().numpy()
         found = binned(x, mask, edges) if edges is not None else _whole(x[mask])
         filled, place = np.unique(found, return_inverse=True)
-        counts = np.zeros((len(mask), len(filled)), dtype=np.int64)
+        counts = np.zeros((len(mask), len(filled)), dtype=np.int32)
         np.add.at(counts, (rows, place), 1)
         return cls(np.asarray([] if edges is None else edges, dtype=np.float64), filled, counts)
 
     def stamp(self, stamp: Stamp) -> Self:
         groups = min(max(stamp.n_clusters, 1), GROUPS)
-        counts = np.zeros((groups, len(self.filled)), dtype=np.int64)
+        counts = np.zeros((groups, len(self.filled)), dtype=np.int32)
         np.add.at(counts, stamp.clusters % groups, self.counts)
         return dataclasses.replace(self, counts=counts)
 
@@ -70,7 +70,7 @@ class Quantiles(Evidence):
         if not np.array_equal(self.edges, other.edges):
             raise ValueError("quantiles with different edges cannot be added")
         filled = np.union1d(self.filled, other.filled)
-        counts = np.zeros((len(self.counts), len(filled)), dtype=np.int64)
+        counts = np.zeros((len(self.counts), len(filled)), dtype=np.int32)
         for one in (self, other):
             counts[:, np.searchsorted(filled, one.filled)] += one.counts
         return dataclasses.replace(self, filled=filled, counts=counts)

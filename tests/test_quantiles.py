@@ -140,9 +140,9 @@ def test_memory_is_bounded_however_many_documents_there_are():
     stamped = Quantiles.of(torch.from_numpy(values), mask, edges).stamp(
         Stamp(np.arange(10_000), np.arange(10_000), 10_000)
     )
-    assert stamped.counts.nbytes < 256 * 3242 * 8
+    assert stamped.counts.nbytes <= 512 * 3242 * 4
     one = stamped.scalar(0.5)
-    assert one.estimate.clusters == 256
+    assert one.estimate.clusters == 512
     assert one.ci95[0] < 1 < one.ci95[1]
     assert one.stderr == pytest.approx(np.sqrt(np.pi / 2 / 40_000), rel=0.25)  # of the median of a log-normal
 
