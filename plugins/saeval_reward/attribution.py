@@ -46,8 +46,8 @@ class RewardAttribution(Metric):
     *_random: mean over `random` groups matched on density and E[f_j]‖d_j‖; *_random_high their 97.5%
     quantile; *_kept: the top k without outliers and features on more than `frequent` of the tokens of
     prompts or completions; swapped: ranked with the labels of a random half swapped. sign_agreement and
-    rank_correlation set attribution against true effect over the `top` features and the single random ones, where |effect|
-    exceeds 1e-6 of the rewards' root mean square. Errors of attributed values are over up to 64 blocks of
+    rank_correlation set attribution against true effect over the `top` features and the single random
+    ones, where |effect| exceeds 1e-6 of the rewards' root mean square. Errors of attributed values are over up to 64 blocks of
     documents. Sources: Sundararajan et al. 2017; Marks et al. 2024 (effects with the error kept).
 
     Values:
