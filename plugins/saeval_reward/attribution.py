@@ -47,8 +47,8 @@ class RewardAttribution(Metric):
     quantile; *_kept: the top k without outliers and features on more than `frequent` of the tokens of
     prompts or completions; swapped: ranked with the labels of a random half swapped. sign_agreement and
     rank_correlation set attribution against true effect over the `top` features and the single random
-    ones, where |effect| exceeds 1e-6 of the rewards' root mean square. Errors of attributed values are over up to 64 blocks of
-    documents. Sources: Sundararajan et al. 2017; Marks et al. 2024 (effects with the error kept).
+    ones, where |effect| exceeds 1e-6 of the rewards' root mean square. Errors of attributed values are over
+    up to 64 blocks of documents. Sources: Sundararajan et al. 2017; Marks et al. 2024 (effects with the error kept).
 
     Values:
         completeness_gap: mean |m(x) − m(b) − Σ rows|; reward; ≥ 0; lower is better.
