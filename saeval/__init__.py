@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from saeval.evidence import Ever, Evidence, Histogram, Mean, Moments, Ratio, Sample
     from saeval.hookspecs import hookimpl
     from saeval.metric import Metric
+    from saeval.quantiles import Quantiles
     from saeval.quantities import at_hooks, finite, fit_split, paired, rebound
     from saeval.results import Results
     from saeval.values import Array, Curve, Notes, Scalar, Table
@@ -30,6 +31,7 @@ _HOMES = {
     "Metric": "metric",
     "Moments": "evidence",
     "Notes": "values",
+    "Quantiles": "quantiles",
     "Ratio": "evidence",
     "Results": "results",
     "SaevalError": "errors",
@@ -48,9 +50,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "Array", "Curve", "Estimate", "Ever", "Evidence", "Histogram", "Mean", "Metric", "Moments", "Notes", "Ratio",
-    "Results", "SaevalError", "Sample", "Scalar", "Table", "Undefined", "at_hooks", "evaluate", "finite", "fit_split",
-    "hookimpl", "paired",
+    "Array", "Curve", "Estimate", "Ever", "Evidence", "Histogram", "Mean", "Metric", "Moments", "Notes", "Quantiles",
+    "Ratio", "Results", "SaevalError", "Sample", "Scalar", "Table", "Undefined", "at_hooks", "evaluate", "finite",
+    "fit_split", "hookimpl", "paired",
     "rebound", "run",
 ]  # fmt: skip
 

@@ -32,7 +32,7 @@ class CommonStop:
     def reach(self, advance: Callable[[Course, int], None], known: Mapping[str, Any] | None) -> dict[str, Any]:
         """Stream to the stop, or to the one `known` from finished cells; what results say of the sample taken.
 
-        `SuiteError` where `precision:` names a value that there is not, or that has no standard error.
+        `SuiteError` where `precision:` names a value that there is not, or that no stop can depend on.
         """
         between = looks(self._rows.clusters)
         end = Look(len(self._rows), self._rows.n_clusters)
@@ -119,8 +119,11 @@ class CommonStop:
             if wanted not in values:
                 message = f"precision: metric '{metric}' has no value '{wanted}'{suggestion(wanted, able)}"
             elif wanted not in able and not _may_come(values[wanted]):
-                others = f"; '{metric}' has one for {', '.join(able)}" if able else ""
-                message = f"precision: '{name}' has no standard error{others}"
+                value = values[wanted]
+                shown = isinstance(value, Scalar) and value.stderr is not None
+                what = "moves in steps, which no stop can depend on" if shown else "has no standard error"
+                others = f"; of '{metric}' may be named: {', '.join(able)}" if able else ""
+                message = f"precision: '{name}' {what}{others}"
             else:
                 continue
             problem = self.plan.suite.problem(message, "precision", name, key=True)

@@ -83,7 +83,7 @@ def _scalars(scalars: Mapping[str, Mapping[str, Any]]) -> str:
         span = interval(ends, record["stderr"]) if ends else ""
         rows.append([name, shown, span, record["n"], record["unit"], _BETTER[record["better"]]])
         if record.get("reason"):
-            kind = "undefined" if value is None else "no error"
+            kind = "undefined" if value is None else "no error" if record["stderr"] is None else "not tested"
             reasons.setdefault(f"{kind}: {record['reason']}", []).append(name)
     table = _grid(["value", "number ± standard error", "95% interval", "n", "unit", "better"], rows, every=True)
     return "\n".join([table, *(line(f"- {reason} ({', '.join(names)})") for reason, names in reasons.items())])

@@ -7,7 +7,6 @@ storing, checkpoints and resume then come for free.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -213,12 +212,8 @@ class Histogram(Evidence):
         edges: Float[np.ndarray, "bins+1"],
     ) -> Self:
         """Bins are half-open, [edge, next edge)."""
-        edges = np.asarray(edges, dtype=np.float64)
-        values = x.detach()[mask].double().cpu().numpy()
-        if np.isnan(values).any():
-            raise ValueError(f"{int(np.isnan(values).sum())} of {len(values)} values are NaN")
-        bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
-        return cls(edges, np.bincount(bins, minlength=len(edges) - 1))
+        counts = np.bincount(binned(x, mask, edges), minlength=len(edges) - 1)
+        return cls(np.asarray(edges, dtype=np.float64), counts)
 
     def __add__(self, other: Self) -> Self:
         if not np.array_equal(self.edges, other.edges):
@@ -230,12 +225,27 @@ class Histogram(Evidence):
         total = self.counts.sum()
         if total == 0:
             return float("nan")
-        wanted = max(1, math.ceil(q * total - 1e-9))  # the product of, say, 0.55 and 100 is a little above 55
-        return float(self.edges[int(np.searchsorted(np.cumsum(self.counts), wanted, side="left"))])
+        return float(self.edges[int(np.searchsorted(np.cumsum(self.counts), nth(q, total)))])
 
     def components(self) -> dict[str, Any]:
         filled = np.flatnonzero(self.counts)
         return {"from": self.edges[filled].tolist(), "counts": self.counts[filled].tolist()}
+
+
+def binned(
+    x: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"], edges: Float[np.ndarray, "bins+1"]
+) -> Int[np.ndarray, "n"]:
+    """The bin of each value of the mask, [edge, next edge) or an outer one. `ValueError` where one is NaN."""
+    values = x.detach()[mask].double().cpu().numpy()
+    if np.isnan(values).any():
+        raise ValueError(f"{int(np.isnan(values).sum())} of {len(values)} values are NaN")
+    return np.clip(np.searchsorted(np.asarray(edges), values, side="right") - 1, 0, len(edges) - 2)
+
+
+def nth(q: float, total: Any) -> Any:
+    """Which of `total` values, counted from 1, is their q-quantile, 0 to 1 and no further; elementwise."""
+    # The product of, say, 0.55 and 100 is a little above 55.
+    return np.maximum(1, np.ceil(min(max(q, 0.0), 1.0) * np.asarray(total) - 1e-9))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -270,7 +270,9 @@ def _averaged(family: list[Row]) -> Row:
         spread = sum((v - mean) ** 2 for v in values) / (count - 1) / count
         estimates = [e.estimate for e in entries if e.estimate is not None]
         average = sum(estimates[1:], estimates[0]) / count if len(estimates) == count else None
-        stderr = math.sqrt((average.stderr or 0.0) ** 2 + spread if average else spread)
+        # Draws see the same documents, so together they are no surer of them than one is.
+        own = average.stderr if average else max((e.stderr or 0.0 for e in entries), default=0.0)
+        stderr = math.sqrt((own or 0.0) ** 2 + spread)
         reason = entries[0].reason
         support = average.support if average else None
         row.entries[name] = Entry(mean, stderr, None, entries[0].n, "ok", reason, average, count, spread, support)

@@ -10,6 +10,7 @@ from saeval.sealed import fault
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Ends = Annotated[list[Finite], Field(min_length=2, max_length=2)]
 Better = Literal["lower", "higher"] | None
 Key = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
 """It becomes a file's name."""
@@ -22,7 +23,7 @@ class _Record(BaseModel):
 class ScalarRecord(_Record):
     value: Finite | None
     stderr: Error | None
-    ci95: Annotated[list[Finite], Field(min_length=2, max_length=2)] | None
+    ci95: Ends | None
     n: Finite | None
     unit: str
     better: Better
@@ -37,14 +38,15 @@ class CurveRecord(_Record):
     x: list[Finite | None]
     y: list[Finite | None]
     stderr: list[Error | None]
+    ci95: list[Ends | None] | None = None
     x_unit: str
     unit: str
     better: Better
 
     @model_validator(mode="after")
     def _same_lengths(self) -> CurveRecord:
-        if not len(self.x) == len(self.y) == len(self.stderr):
-            raise ValueError("x, y and stderr differ in length")
+        if len({len(self.x), len(self.y), len(self.stderr), len(self.x if self.ci95 is None else self.ci95)}) > 1:
+            raise ValueError("x, y, stderr and ci95 differ in length")
         return self
 
 

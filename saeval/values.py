@@ -19,9 +19,9 @@ class Scalar:
     """One number with its unit, its direction and, if it came as an `Estimate`, its error.
 
     `Scalar(value, unit="nats", better="lower")` takes an `Estimate` or a plain number. A number
-    that is not finite is recorded as undefined; give the reason with `Scalar.undefined`. `stderr` and
-    `ci95` are for an error that is not over documents, such as one over SAEs: it is shown, and no
-    paired difference is made of it.
+    that is not finite is recorded as undefined; give the reason with `Scalar.undefined`. `stderr` is for
+    a plain number with an error of another kind, such as one over SAEs: it is shown, and no paired
+    difference is made of it. `ci95` goes with it, or takes the place of an estimate's own interval.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Scalar:
         self.n = n if n is not None else (self.estimate.n if self.estimate else None)
         self.reason = reason
         self.stderr = self.estimate.stderr if self.estimate else stderr
-        self.ci95 = self.estimate.ci95 if self.estimate else ci95
+        self.ci95 = self.estimate.ci95 if self.estimate and ci95 is None else ci95
 
     @classmethod
     def undefined(cls, reason: str, *, unit: str = "", better: Better = None) -> Scalar:
@@ -106,6 +106,7 @@ class Curve:
             "x": [float(value) for value in self.x],
             "y": [point["value"] for point in points],
             "stderr": [point["stderr"] for point in points],
+            "ci95": [point["ci95"] for point in points],
             "x_unit": self.x_unit,
             "unit": self.unit,
             "better": self.better,

@@ -116,7 +116,12 @@ def test_it_stops_where_the_rule_says_and_its_estimates_are_those_of_the_first_r
     # What the fixed run over the same rows says, save for what has the mean: that is of all planned tokens.
     fixed = by_cell(run(precision=None, limit=sample["sequences"]))
     first = by_cell(run(precision=None, limit=places[1].sequences))
-    estimates = {"l0": ["l0"], "reconstruction": ["mse", "cosine"], "ce": ["ce_sae", "delta_ce"], "kl": ["kl_sae"]}
+    estimates = {
+        "l0": ["l0"],
+        "reconstruction": ["mse", "cosine"],
+        "ce": ["ce_sae", "delta_ce"],
+        "kl": ["kl_sae", "kl_p95"],
+    }
     for metric, names in some(estimates.items()):
         for record, other in some(
             (r[name, metric].values[v] for r in (by_cell(adaptive), fixed)) for name in "ab" for v in names
@@ -129,7 +134,7 @@ def test_it_stops_where_the_rule_says_and_its_estimates_are_those_of_the_first_r
         "density": ["dead", "frac_above_10pct", "frac_above_1pct", "frac_dead", "histogram"],
         "reconstruction": ["without_direction"],
         "ce": [],
-        "kl": ["kl_p50", "kl_p95", "kl_p99"],
+        "kl": [],
     }
     for metric, names in some(counted.items()):
         found = by_cell(adaptive)["a", metric]
@@ -449,7 +454,7 @@ def test_reports_say_that_it_stopped_and_what_it_took(adaptive, tmp_path, capsys
     words = f"stopped adaptively after {sample['tokens']} tokens ({sample['sequences']} of 700 sequences, "
     assert words in repr(adaptive)
     assert f"**Adaptive**: {words}" in adaptive.leaderboard()
-    assert f"Values without a standard error are of the first {sample['prefix']['sequences']} sequences" in (
+    assert f"Counts, curves and quantiles of counts are of the first {sample['prefix']['sequences']} sequences" in (
         adaptive.leaderboard()
     )
     rows = json.loads(adaptive.leaderboard("json"))
@@ -476,7 +481,7 @@ suite: mine
 model: {use: testbed}
 data: {use: python-stdlib, context: 32, sequences: 12}
 saes: [testbed/relu-5]
-metrics: [ce, kl, weights]
+metrics: [ce, l0, reconstruction, weights]
 precision:
   PLACE: 0.01
 """
@@ -488,7 +493,11 @@ precision:
         ("cee.delta_ce", "precision: no metric 'cee' in this suite; did you mean 'ce'?"),
         ("ce", "precision: 'ce' is a metric; name one of its values, as ce.VALUE"),
         ("ce.delta_c", "precision: metric 'ce' has no value 'delta_c'; did you mean 'delta_ce'?"),
-        ("kl.kl_p50", "precision: 'kl.kl_p50' has no standard error; 'kl' has one for kl_sae"),
+        (
+            "reconstruction.without_direction",
+            "precision: 'reconstruction.without_direction' has no standard error; of ",
+        ),
+        ("l0.l0_p50", "precision: 'l0.l0_p50' moves in steps, which no stop can depend on; of 'l0' may be named: l0"),
         ("weights.b_enc", "precision: metric 'weights' observes no rows"),
     ],
 )

@@ -210,6 +210,15 @@ def test_recovered_is_undefined_without_a_clear_margin():
     assert "less than two standard errors above 0" in result.values["recovered"]["reason"]
 
 
+def test_recovered_is_undefined_where_the_pairs_are_of_one_document():
+    rows = Pairs([([3, 4, 5, i % 9 + 2], [3, i % 7 + 2, 5], 1) for i in range(60)], clusters=np.zeros(60, int))
+    model = Readout(lambda x: x @ W.abs(), embed=POSITIVE)
+    (result,) = run(["margin_recovered"], rows=rows, model=model, saes={"sae": Directions(EYE)})
+    assert result.values["margin_clean"]["value"] > 0
+    assert result.values["recovered"]["value"] is None
+    assert result.values["recovered"]["reason"].startswith("one document gives no standard error")
+
+
 def test_rows_join_in_any_order_and_are_restored_bit_for_bit():
     from saeval.evidence import Stamp
 

@@ -117,8 +117,8 @@ def test_the_traceback_of_a_failed_cell_is_lines(here, capsys):
 def test_a_metric_that_is_named_otherwise_is_found_by_that_name(tmp_path, capsys):
     evaluate_tiny(["l0", {"l0": {"as": "again"}}], out=tmp_path, name="mine")
     first, second = (c["key"] for c in Store(tmp_path / "mine").manifest()["cells"])
-    assert "l0@1 of tinysae" in shown(capsys, tmp_path, "mine", "l0")
-    assert "l0@1 as 'again' of tinysae" in shown(capsys, tmp_path, "mine", "again")
+    assert "l0@2 of tinysae" in shown(capsys, tmp_path, "mine", "l0")
+    assert "l0@2 as 'again' of tinysae" in shown(capsys, tmp_path, "mine", "again")
     assert first == second  # a name is no part of a key
 
 

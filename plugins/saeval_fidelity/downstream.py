@@ -67,8 +67,8 @@ class DownstreamReconstruction(Metric):
     fvu = Σ‖y_l − y'_l‖² / Σ‖y_l − ν_l‖² (0 is perfect, no upper bound), mse = mean ‖y_l − y'_l‖² over
     tokens, cosine = token mean of y_l·y'_l / ‖y_l‖‖y'_l‖ over nonzero norms. Curves over l, and the
     numbers at the last l compared. `layers` compares the next so many; all without it. Undefined
-    where no stream is later. At hooks of one layer's output the stream also carries what was
-    never encoded, which makes its errors a smaller share.
+    where no stream is later. Errors of fvu are given ν_l: they hold it fixed. At hooks of one layer's
+    output the stream also carries what was never encoded, which makes its errors a smaller share.
     Source of the idea: Braun et al. 2024, downstream reconstruction of end-to-end SAEs.
 
     Values:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from saeval.evidence import Evidence, Histogram, Mean, Moments
+from saeval.evidence import Evidence, Mean, Moments
 from saeval.fired import Fired
 from saeval.late import torch
 from saeval.metric import Metric
+from saeval.quantiles import Quantiles
 from saeval.values import Curve, Scalar, Table, Value
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 class L0(Metric):
     """Features that fire on a token.
 
-    l0 = mean over the mask of #{j : f_j != 0}; also its quantiles over tokens and its mean by
-    position. Unit: features. Range 0 .. d_sae. Undefined for substitutes without features.
+    l0 = mean over the mask of #{j : f_j != 0}; also its quantiles over tokens, with errors by a bootstrap
+    of documents, and its mean by position. Quantiles of a count move in steps, so differences of two are
+    not tested. Unit: features. Range 0 .. d_sae. Undefined for substitutes without features.
 
     Values:
         l0: mean over the mask of #{j : f_j ≠ 0}; features; 0 .. d_sae; no better direction.
@@ -33,24 +35,23 @@ class L0(Metric):
     Source: Bricken et al. 2023.
     """
 
-    name, version = "l0", 1
+    name, version = "l0", 2
     headline = ("l0",)
     value_names = ("l0", "l0_p5", "l0_p50", "l0_p95")
 
     def observe(self, fired: Fired, mask: Bool[Tensor, "batch seq"]) -> dict[str, Evidence]:
         counts = fired.per_token().to(mask.device)
-        edges = np.arange(fired.shape[-1] + 2)
         rows = torch.ones(len(mask), 1, dtype=torch.bool, device=mask.device)
         return {
             "l0": Mean.of(counts, mask),
-            "counts": Histogram.of(counts, mask, edges),
+            "counts": Quantiles.of(counts, mask),
             "by_position": Moments.of((counts * mask)[:, None, :], rows),
             "tokens": Moments.of(mask[:, None, :], rows),
         }
 
     def conclude(self, total: dict[str, Any]) -> dict[str, Value]:
         unit = "features"
-        quantiles = {f"l0_p{q}": Scalar(total["counts"].quantile(q / 100), unit=unit) for q in (5, 50, 95)}
+        quantiles = {f"l0_p{q}": total["counts"].scalar(q / 100, unit=unit) for q in (5, 50, 95)}
         tokens = total["tokens"].sum
         seen = np.flatnonzero(tokens)
         curve = Curve(seen.tolist(), (total["by_position"].sum[seen] / tokens[seen]).tolist(), "position", unit)

@@ -9,9 +9,10 @@ from jaxtyping import Bool
 
 from saeval.errors import Undefined
 from saeval.estimate import Estimate
-from saeval.evidence import Evidence, Histogram, Mean
+from saeval.evidence import Evidence, Mean
 from saeval.formatting import with_error
 from saeval.metric import Metric
+from saeval.quantiles import Quantiles
 from saeval.scores import TokenScores
 from saeval.values import Scalar, Value
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # 1% wide, below 1e-12 in one bin: float32 tells nothing there.
-_LOG_KL_EDGES = np.concatenate([[-30.0], np.linspace(-12, 2, 3242)])
+_KL_EDGES = np.concatenate([[0.0], 10 ** np.linspace(-12, 2, 3242)])
 
 
 class CrossEntropy(Metric):
@@ -29,20 +30,22 @@ class CrossEntropy(Metric):
     the ablation is the control that `ablation` names (mean, zero, resample). Losses in nats a token over the
     mask. recovered is 1 for a perfect substitute, 0 for one as bad as the ablation, negative for a
     worse one; it flatters where the ablation is very bad, so the parts always stand beside it. It
-    is defined only when ce_ablated − ce_clean exceeds two standard errors.
+    is defined only when ce_ablated − ce_clean exceeds two standard errors, so never for one document.
+    With `ablation: mean` the errors of ce_ablated and recovered are given μ, the mean activation that is
+    spliced in: they hold it fixed, and leave out what other tokens would make of it.
 
     Values:
         ce_clean: token mean of −log p(target) of the model itself; nats; ≥ 0; no better direction.
         ce_sae: the same with x̂ spliced in; nats; ≥ 0; lower is better.
-        ce_ablated: the same with the ablation spliced in; nats; ≥ 0; no better direction.
+        ce_ablated: the same with the ablation spliced in, its error given μ; nats; ≥ 0; no better direction.
         delta_ce: ce_sae − ce_clean, negative where x̂ happens to help; nats; −∞ .. ∞; lower is better.
-        recovered: (ce_ablated − ce_sae) / (ce_ablated − ce_clean); share; −∞ .. ∞, 1 is perfect; higher is
-            better.
+        recovered: (ce_ablated − ce_sae) / (ce_ablated − ce_clean), its error given μ; share; −∞ .. ∞, 1 is
+            perfect; higher is better.
 
     Source: Bricken et al. 2023 (loss recovered).
     """
 
-    name, version = "ce", 1
+    name, version = "ce", 2
     headline = ("delta_ce", "recovered")
     value_names = ("ce_clean", "ce_sae", "ce_ablated", "delta_ce", "recovered")
 
@@ -79,21 +82,23 @@ class KLDivergence(Metric):
     """How far the next-token distribution moves when the substitute is spliced in.
 
     kl_sae = mean over the mask of KL(p‖q), p the clean distribution and q the spliced one, in nats;
-    kl_score = 1 − kl_sae / kl_ablated, defined only when kl_ablated exceeds two standard errors;
-    kl_p50, kl_p95 and kl_p99 are quantiles over tokens (bins 1% wide); top1_agreement is the share
-    of tokens whose most likely next token stays the same.
+    kl_score = 1 − kl_sae / kl_ablated, defined only when kl_ablated exceeds two standard errors, so never
+    for one document; kl_p50, kl_p95 and kl_p99 are quantiles over tokens, interpolated in bins 1% wide,
+    with errors by a bootstrap of documents; top1_agreement is the share of tokens whose most likely next
+    token stays the same. With `ablation: mean` the errors of kl_ablated and kl_score are given μ, the mean
+    activation that is spliced in: they hold it fixed.
 
     Values:
         kl_sae: token mean of KL(p‖q); nats; ≥ 0; lower is better.
-        kl_ablated: the same for the ablation; nats; ≥ 0; no better direction.
-        kl_score: 1 − kl_sae / kl_ablated; share; −∞ .. 1; higher is better.
+        kl_ablated: the same for the ablation, its error given μ; nats; ≥ 0; no better direction.
+        kl_score: 1 − kl_sae / kl_ablated, its error given μ; share; −∞ .. 1; higher is better.
         kl_p50, kl_p95, kl_p99: quantiles of KL(p‖q) over tokens; nats; ≥ 0; no better direction.
         top1_agreement: share of tokens with argmax p = argmax q; share of tokens; 0 .. 1; higher is better.
 
     Source: Braun et al. 2024 (KL of the spliced model).
     """
 
-    name, version = "kl", 1
+    name, version = "kl", 2
     headline = ("kl_sae", "top1_agreement")
     value_names = ("kl_sae", "kl_ablated", "kl_score", "kl_p50", "kl_p95", "kl_p99", "top1_agreement")
 
@@ -107,14 +112,14 @@ class KLDivergence(Metric):
             "sae": Mean.of(spliced_scores.kl, mask),
             "ablated": Mean.of(ablated_scores.kl, mask),
             "agreement": Mean.of(spliced_scores.top1_agreement.double(), mask),
-            "log10": Histogram.of(spliced_scores.kl.clamp_min(1e-30).log10(), mask, _LOG_KL_EDGES),
+            "quantiles": Quantiles.of(spliced_scores.kl, mask, _KL_EDGES),
         }
 
     def conclude(self, total: dict[str, Any]) -> dict[str, Value]:
         if int(total["sae"].n.sum()) == 0:
             raise Undefined("no token is in the mask")
         sae, ablated = total["sae"].value, total["ablated"].value
-        quantiles = {f"kl_p{q}": Scalar(_power(total["log10"].quantile(q / 100)), unit="nats") for q in (50, 95, 99)}
+        quantiles = {f"kl_p{q}": total["quantiles"].scalar(q / 100, unit="nats") for q in (50, 95, 99)}
         return {
             "kl_sae": Scalar(sae, unit="nats", better="lower"),
             "kl_ablated": Scalar(ablated, unit="nats"),
@@ -124,17 +129,14 @@ class KLDivergence(Metric):
         }
 
 
-def _power(log10: float) -> float:
-    """10 to this, 0 for the bottom bin."""
-    return 10**log10 if log10 > _LOG_KL_EDGES[0] else 0.0
-
-
 def _share(part: Estimate, whole: Estimate, name: str) -> Scalar:
     """part / whole, where the whole is clearly positive."""
     unit = "share"
     error = whole.stderr
-    if whole.value <= 0 or (error is not None and whole.value <= 2 * error):
-        return Scalar.undefined(
-            f"{name} is {with_error(whole.value, error)}, not clearly above 0", unit=unit, better="higher"
-        )
+    if whole.value > 0 and error is None:
+        reason = f"one document gives no standard error, so nothing shows that {name} is above 0"
+        return Scalar.undefined(reason, unit=unit, better="higher")
+    if whole.value <= 0 or error is None or whole.value <= 2 * error:
+        reason = f"{name} is {with_error(whole.value, error)}, not clearly above 0"
+        return Scalar.undefined(reason, unit=unit, better="higher")
     return Scalar(part / whole, unit=unit, better="higher")

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 class Reconstruction(Metric):
     """Error of the reconstruction x̂ of the activations x, with e = x − x̂ and μ the mean of x over the mask of
-    all planned tokens, the one that mean ablations splice in.
+    all planned tokens, the one that mean ablations splice in. Errors of fvu and explained_variance are
+    given μ: they hold it fixed.
 
     fvu = Σ‖e‖² / Σ‖x−μ‖² (0 is perfect, 1 is predicting the mean, no upper bound);
     explained_variance = 1 − fvu; mse = mean ‖e‖² over tokens, mse_per_dim = mse / d_in;

@@ -56,7 +56,10 @@ def by_cosine(total: Mapping[str, Mean], prefix: str) -> Table:
 
 
 def p_value(found: Estimate) -> float | None:
-    """Two-sided p value of the t test, clusters − 1 degrees of freedom, that the estimate is 0; None without error."""
+    """Two-sided p value of the t test, effective documents − 1 degrees of freedom, that the estimate is 0.
+
+    None without an error.
+    """
     from scipy.special import stdtr  # late: listings do not need it
 
     error = found.stderr

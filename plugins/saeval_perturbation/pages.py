@@ -131,22 +131,22 @@ def curve_chart(results: Sequence[Result]) -> Figure:
     drawn.supylabel("KL, nats a token", fontsize=9)
     drawn.supxlabel("1 − cosine (right: closer to the activations)", fontsize=9)
     ratio = results[0].cell["params"]["norm_ratio"]
-    title = f"KL of noise at norm ratio {ratio:g} by cosine; band: ± 2 standard errors, bars: 95% intervals"
+    title = f"KL of noise at norm ratio {ratio:g} by cosine; band and bars: 95% intervals"
     titled(drawn, title)
     return drawn
 
 
 def _curve(panel: Any, values: Mapping[str, Any]) -> None:
     panel.set_yscale("log")
+    kl = values["kl"]
     points = [
-        (1 - c, y, 2 * (error or 0))
-        for c, y, error in zip(values["kl"]["x"], values["kl"]["y"], values["kl"]["stderr"], strict=True)
+        (1 - c, y, *(ends or (y, y)))
+        for c, y, ends in zip(kl["x"], kl["y"], kl.get("ci95") or [None] * len(kl["y"]), strict=True)
         if c < 1 and y is not None and y > 0
     ]
     if points:
-        x, y, reach = (list(part) for part in zip(*points, strict=True))
-        low = [max(a - b, a / 100) for a, b in zip(y, reach, strict=True)]
-        panel.fill_between(x, low, [a + b for a, b in zip(y, reach, strict=True)], color="0.8")
+        x, y, low, high = (list(part) for part in zip(*points, strict=True))
+        panel.fill_between(x, [max(a, b / 100) for a, b in zip(low, y, strict=True)], high, color="0.8")
         panel.plot(x, y, "-o", color="0.3", markersize=2.5, linewidth=1, label="curve")
     floor = values["kl_floor"]["value"]
     if floor is not None and floor > 0:

@@ -91,7 +91,7 @@ def _stop(board: Board) -> str:
     sample = board.sample or {}
     prefix = sample.get("prefix", {})
     first = markdown_of(f"{prefix.get('sequences')} sequences ({prefix.get('tokens')} tokens)")
-    rest = f"Values without a standard error are of the first {first}, wherever it stops."
+    rest = f"Counts, curves and quantiles of counts are of the first {first}, wherever it stops."
     return f"**Adaptive**: {markdown_of(board.stop)}. {rest}"
 
 

@@ -42,13 +42,13 @@ class RewardAttribution(Metric):
     Features are ranked on fold A of the pairs by |mean of Σ_t a(chosen) − Σ_t a(rejected)| and everything
     is evaluated on fold B. attributed_k = Σ over the top k of mean attribution; ablated_k = mean(Δr −
     Δr_after) with x − Σ_J f_j D_j spliced in at t ≥ s, the error kept: units of the reward, and as shares
-    of the margin (undefined where that is less than two standard errors above 0). *_random: mean over
-    `random` groups matched on density and E[f_j]‖d_j‖; *_random_high their 97.5% quantile; *_kept: the top k
-    without outliers and features on more than `frequent` of the tokens of prompts or completions;
-    swapped: ranked with the labels of a random half swapped. sign_agreement and rank_correlation set
-    attribution against true effect over the `top` features and the single random ones, where |effect|
-    exceeds 1e-6 of the rewards' root mean square. Errors of attributed values are over up to 64 blocks of
-    documents. Sources: Sundararajan et al. 2017; Marks et al. 2024 (effects with the error kept).
+    of the margin (undefined where that is less than two standard errors above 0, or of one document).
+    *_random: mean over `random` groups matched on density and E[f_j]‖d_j‖; *_random_high their 97.5%
+    quantile; *_kept: the top k without outliers and features on more than `frequent` of the tokens of
+    prompts or completions; swapped: ranked with the labels of a random half swapped. sign_agreement and
+    rank_correlation set attribution against true effect over the `top` features and the single random
+    ones, where |effect| exceeds 1e-6 of the rewards' root mean square. Errors of attributed values are over
+    up to 64 blocks of documents. Sources: Sundararajan et al. 2017; Marks et al. 2024 (effects with the error kept).
 
     Values:
         completeness_gap: mean |m(x) − m(b) − Σ rows|; reward; ≥ 0; lower is better.
@@ -79,7 +79,7 @@ class RewardAttribution(Metric):
         directions: decoder rows of the top features, an array; norm of weights; −∞ .. ∞; no better direction.
     """
 
-    name, version, data = "reward_attribution", 1, "pair"
+    name, version, data = "reward_attribution", 2, "pair"
 
     def __init__(
         self,

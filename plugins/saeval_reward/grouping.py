@@ -109,7 +109,7 @@ class RewardGroups(Metric):
     Source: saeval's own definition.
     """
 
-    name, version, data = "reward_groups", 1, "pair"
+    name, version, data = "reward_groups", 2, "pair"
     value_names = ("n_groups", "grouped", "first_ablated_share")
 
     def __init__(

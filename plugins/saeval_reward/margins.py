@@ -79,7 +79,9 @@ def right(margins: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
 def too_small(mean: Estimate) -> str | None:
     """Why no share of this mean margin is defined; None where it exceeds two standard errors."""
     error = mean.stderr
-    if np.isfinite(mean.value) and mean.value > 0 and (error is None or mean.value >= 2 * error):
+    if error is None and mean.value > 0:
+        return "one document gives no standard error, so nothing shows that the mean margin is above 0"
+    if error is not None and mean.value > 0 and mean.value >= 2 * error:
         return None
     return f"the mean margin is {shown(mean)}, less than two standard errors above 0"
 

@@ -15,13 +15,13 @@ def explained_plot(values: Mapping[str, Any], title: str) -> bytes:
     drawn = figure(9.5, 4.6)
     axes = drawn.add_subplot()
     for suffix, style, mark, what in (("", "-", "o", "top features"), ("_kept", "--", "s", "without flagged ones")):
-        x, y, error = _points(values[f"cumulative{suffix}"])
-        axes.fill_between(x, y - error, y + error, color="tab:blue", alpha=0.15, linewidth=0)
+        x, y, reach = _points(values[f"cumulative{suffix}"])
+        axes.fill_between(x, y - reach[0], y + reach[1], color="tab:blue", alpha=0.15, linewidth=0)
         axes.plot(x, y, color="tab:blue", linestyle=style, label=f"{what}, attributed")
-        x, y, error = _points(values[f"ablated{suffix}"])
+        x, y, reach = _points(values[f"ablated{suffix}"])
         fill = "tab:red" if mark == "o" else "white"
         shift = 0.985 if suffix else 1.015  # so that the two do not cover each other
-        axes.errorbar(x * shift, y, error, fmt=mark, color="tab:red", mfc=fill, capsize=3, label=f"{what}, ablated")
+        axes.errorbar(x * shift, y, reach, fmt=mark, color="tab:red", mfc=fill, capsize=3, label=f"{what}, ablated")
     for kind, colour, shift in (("attributed", "tab:blue", 0.94), ("ablated", "tab:red", 1.065)):
         low, high = (values.get(f"{kind}_random_{end}") for end in ("low", "high"))
         if low and high:
@@ -45,6 +45,8 @@ def explained_plot(values: Mapping[str, Any], title: str) -> bytes:
 
 
 def _points(curve: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x, y and 1.96 standard errors of a curve."""
-    error = np.array([e or 0.0 for e in curve["stderr"]])
-    return np.array(curve["x"]), np.array(curve["y"], dtype=float), 1.96 * error
+    """x, y and how far the 95% intervals of a curve reach below and above y, `[2, n]`."""
+    y = np.array(curve["y"], dtype=float)
+    known = curve.get("ci95") or [None] * len(y)
+    low, high = np.array([ends or (at, at) for ends, at in zip(known, y, strict=True)], dtype=float).reshape(-1, 2).T
+    return np.array(curve["x"]), y, np.stack([y - low, high - y])

@@ -23,8 +23,8 @@ class MarginRecovered(Metric):
 
     margin_sae = mean Δr with x̂ in the activations' place at all positions t ≥ s; lost = mean(Δr −
     Δr_sae) and change = mean |Δr − Δr_sae|, in units of the reward; recovered = Σ Δr_sae / Σ Δr,
-    undefined where mean Δr is less than two standard errors above 0; same_sign = share of pairs whose
-    margin keeps its sign. recovered may exceed 1, and 1 says nothing of single pairs: read change.
+    undefined where mean Δr is less than two standard errors above 0, or of one document; same_sign = share
+    of pairs whose margin keeps its sign. recovered may exceed 1, and 1 says nothing of single pairs: read change.
 
     Values:
         margin_clean: mean Δr; reward; −∞ .. ∞; no better direction.
@@ -38,7 +38,7 @@ class MarginRecovered(Metric):
     Source: saeval's own definition, after the loss recovered of `ce`.
     """
 
-    name, version, data = "margin_recovered", 1, "pair"
+    name, version, data = "margin_recovered", 2, "pair"
     headline = ("recovered", "change", "same_sign")
     value_names = ("margin_clean", "margin_sae", "lost", "change", "recovered", "same_sign", "accuracy_sae")
 
