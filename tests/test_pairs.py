@@ -53,16 +53,32 @@ def boards(draw):
     sizes = rng.integers(1, 9, documents).astype(float) if draw(st.booleans()) else np.full(documents, 4.0)
     shared = rng.normal(size=documents) * draw(st.sampled_from([0.0, 1.0, 1e4]))
     entries: list[Entry] = []
-    kinds = ["plain", "plain", "plain", "twin", "shifted", "near", "flat", "no array", "sizes", "absent", "nan", "draws"]
+    kinds = [
+        "plain",
+        "plain",
+        "plain",
+        "twin",
+        "shifted",
+        "near",
+        "flat",
+        "no array",
+        "sizes",
+        "absent",
+        "nan",
+        "draws",
+    ]
     for _ in range(draw(st.integers(1, 14))):
         kind, value = draw(st.sampled_from(kinds)), float(rng.choice([rng.normal(), rng.integers(3)]))
         own = (shared + rng.normal(size=documents)) * scale / 10
         known = [one.estimate for one in entries if one.estimate is not None]
         if kind in ("twin", "shifted", "near") and known:
             like = known[rng.integers(len(known))]
-            off = {"twin": 0.0, "shifted": value, "near": value}[kind]
-            noise = rng.normal(size=documents) * scale * 10.0 ** -rng.integers(3, 14) if kind == "near" else 0.0
-            entries.append(Entry(like.value + off, estimate=Estimate(like.value + off, like.without + off + noise, sizes)))
+            small = scale * 10.0 ** -rng.integers(3, 14)
+            off = {"twin": 0.0, "shifted": value, "near": small * rng.normal()}[kind]
+            noise = rng.normal(size=documents) * small / 3 if kind == "near" else 0.0
+            entries.append(
+                Entry(like.value + off, estimate=Estimate(like.value + off, like.without + off + noise, sizes))
+            )
         elif kind == "flat":
             entries.append(entry(value, np.zeros(documents), sizes))
         elif kind == "no array":
@@ -76,7 +92,9 @@ def boards(draw):
             own[rng.integers(documents)] = rng.choice([np.nan, np.inf])
             entries.append(entry(value, own, sizes))
         elif kind == "draws":
-            entries.append(entry(value, own, sizes, draws=int(rng.integers(2, 5)), spread=float(rng.choice([0.0, scale]))))
+            entries.append(
+                entry(value, own, sizes, draws=int(rng.integers(2, 5)), spread=float(rng.choice([0.0, scale])))
+            )
         else:
             entries.append(entry(value, own, sizes))
     return ordered(entries)
