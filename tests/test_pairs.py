@@ -147,3 +147,14 @@ def test_the_whole_is_seen_in_the_ranks_of_rows():
 def test_entries_of_other_documents_cannot_be_ranked_together():
     with pytest.raises(ValueError, match="estimates over different streams cannot be combined: 3 and 4 documents"):
         Pairs([entry(1.0, np.ones(3)), entry(2.0, np.ones(4))])
+
+
+def test_differences_far_smaller_than_the_deviations_are_computed_themselves():
+    """A variance of 1e-18 of two variances of 1 is nothing that g_ii + g_jj - 2 g_ij in float64 could give."""
+    rng = np.random.default_rng(3)
+    shared = rng.normal(size=(2, 40))
+    entries = ordered(
+        entry(1 + 1e-9 * rng.normal(), shared[i % 2] + 1e-9 * rng.normal(size=40) / 20) for i in range(12)
+    )
+    assert at_once(entries) == by_single_tests(entries)
+    assert 0 < sum(at_once(entries)[0]) < 12 * 11 / 2
