@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from saeval.against import Tests, afresh
 from saeval.board import Column, Row
 from saeval.pairs import Pairs
 
 _KINDS = {"sae": 0, "group": 1, "control": 2}
 
 
-def rank(rows: list[Row], column: Column | None) -> None:
+def rank(rows: list[Row], column: Column | None, tests: Tests = afresh) -> None:
     """Order rows, best first, trained before controls, and give the trained ones their interval of ranks.
 
     For m rows that is [1 + the rows surely better, m - the rows surely worse]. "Surely" is by Holm-corrected paired
@@ -30,8 +32,15 @@ def rank(rows: list[Row], column: Column | None) -> None:
     trained = [r for r in rows if r.kind == "sae" and math.isfinite(value(r))]
     if column.better is None or not trained:
         return
-    pairs = Pairs([row.entries[name] for row in trained])
-    better, worse = pairs.sure()
-    for index, (row, detectable) in enumerate(zip(trained, pairs.detectable(0), strict=True)):
-        row.rank, row.rank_high = 1 + int(worse[index]), len(trained) - int(better[index])
-        row.detectable = detectable if index else None
+    entries = [row.entries[name] for row in trained]
+
+    def tested() -> dict[str, list[Any]]:
+        pairs = Pairs(entries)
+        better, worse = pairs.sure()
+        return {"better": better.tolist(), "worse": worse.tolist(), "detectable": pairs.detectable(0)}
+
+    found = tests(f"ranks of {name}", entries, tested)
+    columns = (found[part] for part in ("better", "worse", "detectable"))
+    for row, better, worse, detectable in zip(trained, *columns, strict=True):
+        row.rank, row.rank_high = 1 + worse, len(trained) - better
+        row.detectable = detectable if row is not trained[0] else None

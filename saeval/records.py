@@ -105,15 +105,20 @@ class DataRecord(_Record):
     limit: int | None = None
 
 
-class CellRecord(_Record):
+class KindRecord(_Record):
+    """A cell, but for its subjects."""
+
     metric: str
-    subjects: list[SubjectRecord]
     model: ModelRecord | None
     data: DataRecord
     alias: str = ""
     over: str | None = None
     suite: str = ""
     params: dict[str, Any] | None = None
+
+
+class CellRecord(KindRecord):
+    subjects: list[SubjectRecord]
 
 
 class _Sequences(_Record):
@@ -163,7 +168,8 @@ class ResultRecord(_Record):
 
 class _Listed(_Record):
     key: Key
-    cell: CellRecord
+    kind: Annotated[int, Field(ge=0)]
+    subjects: list[Annotated[int, Field(ge=0)]]
 
 
 class LayoutRecord(_Record):
@@ -179,8 +185,18 @@ class ManifestRecord(_Record):
     suite: str
     limit: int | None
     leaderboard: LayoutRecord
+    kinds: list[KindRecord]
+    subjects: list[SubjectRecord]
     cells: list[_Listed]
+    """By their places in `kinds` and `subjects`."""
     file: str | None = None
+
+    @model_validator(mode="after")
+    def _listed(self) -> ManifestRecord:
+        for cell in self.cells:
+            if cell.kind >= len(self.kinds) or any(place >= len(self.subjects) for place in cell.subjects):
+                raise ValueError(f"the cell {cell.key} has a kind or a subject that is not listed")
+        return self
 
 
 _VALUES: TypeAdapter[Any] = TypeAdapter(dict[str, ValueRecord])

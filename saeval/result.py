@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -87,6 +88,11 @@ class Result:
         """What its metric says that whoever reads its numbers must know."""
         return [note for record in self.values.values() if record.get("kind") == "notes" for note in record["notes"]]
 
+    def scalar(self, name: str) -> Mapping[str, Any] | None:
+        """The record of a value that is one number."""
+        record = self.values.get(name)
+        return record if record is not None and "kind" not in record else None
+
     def estimate(self, name: str) -> Estimate | None:
         """The value as an `Estimate`, where what it is without each document was kept."""
         value = self.values.get(name, {}).get("value")
@@ -98,3 +104,31 @@ class Result:
     def array(self, name: str) -> np.ndarray:
         """The numbers of a value that is an `Array`."""
         return self.arrays[f"value/{name}"]
+
+    @property
+    def form(self) -> object:
+        """The same for results that differ in their subjects and numbers alone; here, one of its own."""
+        return id(self)
+
+
+class StoredEstimate(Estimate):
+    """An estimate whose documents are read from its result's file when they are first asked for."""
+
+    def __init__(self, value: float, n: int, identity: tuple[str, str], load: Callable[[], list[np.ndarray]]) -> None:
+        self.__dict__.update(value=value, n=n, identity=identity, _load=load)
+        """`identity`: the hash of the file and the value's name, which tell what is in it."""
+
+    identity: tuple[str, str]
+
+    @cached_property
+    def _arrays(self) -> list[np.ndarray]:
+        load: Callable[[], list[np.ndarray]] = self.__dict__["_load"]
+        return load()
+
+    @property
+    def without(self) -> np.ndarray:  # type: ignore[override]
+        return self._arrays[0]
+
+    @property
+    def sizes(self) -> np.ndarray:  # type: ignore[override]
+        return self._arrays[1]

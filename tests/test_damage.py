@@ -229,8 +229,11 @@ MANIFESTS = {
     "no cells": lambda m: m.pop("cells"),
     "cells": lambda m: m.update(cells=[1]),
     "a key elsewhere": lambda m: m["cells"][0].update(key="../x"),
-    "subjects": lambda m: m["cells"][0]["cell"].update(subjects="a"),
-    "no metric": lambda m: m["cells"][0]["cell"].pop("metric"),
+    "subjects": lambda m: m["cells"][0].update(subjects="a"),
+    "a subject that is not listed": lambda m: m["cells"][0].update(subjects=[99]),
+    "a kind that is not listed": lambda m: m["cells"][0].update(kind=99),
+    "no subjects": lambda m: m.pop("subjects"),
+    "no metric": lambda m: m["kinds"][0].pop("metric"),
     "limit": lambda m: m.update(limit="few"),
     "layout": lambda m: m.update(leaderboard={"columns": 5}),
 }
@@ -336,7 +339,8 @@ def test_an_edited_manifest_puts_no_number_under_another_name(folder, capsys):
     file = folder / "manifest.json"
     own = file.read_text()
     manifest = json.loads(own)
-    first, second = [listed for listed in manifest["cells"] if listed["cell"]["metric"] == "l0"][:2]
+    l0 = [place for place, kind in enumerate(manifest["kinds"]) if kind["metric"] == "l0"]
+    first, second = [listed for listed in manifest["cells"] if listed["kind"] in l0][:2]
     first["key"], second["key"] = second["key"], first["key"]
     file.write_text(json.dumps(manifest))
     assert cli.main(["leaderboard", str(folder)]) == 2
