@@ -16,7 +16,7 @@ from saeval.errors import SaevalError, suggestion
 from saeval.estimate import Support
 from saeval.fingerprint import digest_of
 from saeval.formatting import number
-from saeval.index import StaleError, Tests, forget
+from saeval.index import StaleError, Tests, forget, uncollected
 from saeval.index import results as indexed
 from saeval.ranks import rank
 from saeval.result import Result
@@ -34,12 +34,13 @@ def boards(folders: Iterable[Path | str], *, include_limited: bool = False, ever
     manifest, and for runs with `--limit` unless `include_limited`.
     """
     folders = list(folders)
-    try:
-        return _of_folders(folders, include_limited, every_column)
-    except StaleError:  # between the index and now: what it is now is found again
-        for folder in folders:
-            forget(folder)
-        return _of_folders(folders, include_limited, every_column)
+    with uncollected():
+        try:
+            return _of_folders(folders, include_limited, every_column)
+        except StaleError:  # a file has changed since the index was compared with it
+            for folder in folders:
+                forget(folder)
+            return _of_folders(folders, include_limited, every_column)
 
 
 def _of_folders(folders: Sequence[Path | str], include_limited: bool, every_column: bool) -> list[Board]:
@@ -235,14 +236,14 @@ def _columns(results: list[Result], asked: Sequence[str]) -> tuple[list[Column],
 
 
 def _entry(result: Result, name: str) -> Entry:
-    record = result.scalar(name)
+    record, estimate = result.scalar(name)
     if record is None:
         return Entry(status=result.status, reason=result.reason)
     status = "ok" if record["value"] is not None else "undefined"
     interval = record["ci95"]
     return Entry(
         record["value"], record["stderr"], tuple(interval) if interval else None, record["n"], status,
-        record.get("reason"), result.estimate(name), support=_support(record),
+        record.get("reason"), estimate, support=_support(record),
     )  # fmt: skip
 
 

@@ -166,10 +166,12 @@ class ResultRecord(_Record):
     arrays: str | None = None
 
 
-class _Listed(_Record):
-    key: Key
-    kind: Annotated[int, Field(ge=0)]
-    subjects: list[Annotated[int, Field(ge=0)]]
+class _CellsRecord(_Record):
+    """A list for each fact, since a manifest may list 100,000 cells."""
+
+    key: list[Key]
+    kind: list[Annotated[int, Field(ge=0)]]
+    subjects: list[list[Annotated[int, Field(ge=0)]]]
 
 
 class LayoutRecord(_Record):
@@ -187,15 +189,18 @@ class ManifestRecord(_Record):
     leaderboard: LayoutRecord
     kinds: list[KindRecord]
     subjects: list[SubjectRecord]
-    cells: list[_Listed]
+    cells: _CellsRecord
     """By their places in `kinds` and `subjects`."""
     file: str | None = None
 
     @model_validator(mode="after")
     def _listed(self) -> ManifestRecord:
-        for cell in self.cells:
-            if cell.kind >= len(self.kinds) or any(place >= len(self.subjects) for place in cell.subjects):
-                raise ValueError(f"the cell {cell.key} has a kind or a subject that is not listed")
+        cells = self.cells
+        if not len(cells.key) == len(cells.kind) == len(cells.subjects):
+            raise ValueError("its cells' keys, kinds and subjects differ in number")
+        last = max(map(max, filter(None, cells.subjects)), default=-1)
+        if max(cells.kind, default=-1) >= len(self.kinds) or last >= len(self.subjects):
+            raise ValueError("a cell has a kind or a subject that is not listed")
         return self
 
 

@@ -88,10 +88,10 @@ class Result:
         """What its metric says that whoever reads its numbers must know."""
         return [note for record in self.values.values() if record.get("kind") == "notes" for note in record["notes"]]
 
-    def scalar(self, name: str) -> Mapping[str, Any] | None:
-        """The record of a value that is one number."""
+    def scalar(self, name: str) -> tuple[Mapping[str, Any] | None, Estimate | None]:
+        """The record of a value that is one number, and its `estimate`."""
         record = self.values.get(name)
-        return record if record is not None and "kind" not in record else None
+        return (None, None) if record is None or "kind" in record else (record, self.estimate(name))
 
     def estimate(self, name: str) -> Estimate | None:
         """The value as an `Estimate`, where what it is without each document was kept."""

@@ -8,6 +8,8 @@ import io
 import json
 import logging
 import math
+import os
+import struct
 import time
 import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -40,6 +42,8 @@ class Store:
     def __init__(self, folder: Path | str) -> None:
         expanded(folder)  # one that no system can look for is the user's mistake, and no damage
         self.folder = Path(folder)
+        self._prefix = f"{self.folder}{os.sep}"
+        """Paths of 100,000 files cost more as `Path` than it costs to read them."""
         self._named: set[Path] = set()
         """Damaged files that a warning has named."""
 
@@ -66,25 +70,28 @@ class Store:
         Its files are believed only where they agree with the checksums in them: otherwise its status is `damaged`, its
         `reason` says why, and it has no cell and no values. One of another version of saeval is `missing`.
         """
-        result, _, content = self.opened(key)
-        if result is not None and arrays and content is not None:
+        result, _, content, _ = self._opened(key)
+        if result is not None and arrays and content:
             try:
                 result.arrays = _unpacked(io.BytesIO(content))
             except DamagedError as error:
                 return Result(key, "damaged", {}, reason=f"{key}.npz: {error}")
         return result
 
-    def opened(self, key: str) -> tuple[Result | None, str | None, bytes | None]:
-        """A result as `read` gives it, without its arrays; the hash and the content of the file of these."""
-        path = self.folder / f"{key}.json"
+    def opened(self, key: str) -> tuple[Result | None, str | None, Collection[str]]:
+        """A result as `read` gives it, without its arrays; the hash of the file of these, and their names."""
+        result, digest, _, names = self._opened(key)
+        return result, digest, names
+
+    def _opened(self, key: str) -> tuple[Result | None, str | None, bytes, Collection[str]]:
+        file = f"{key}.json"
         try:
-            with open(path, "rb", buffering=0) as file:
-                content = file.read()
+            content = _content(f"{self._prefix}{file}")
         except OSError as error:
             if isinstance(error, FileNotFoundError | NotADirectoryError):
-                return None, None, None
-            reason = f"{path.name} cannot be read ({error.strerror or error})"
-            return Result(key, "damaged", {}, reason=reason), None, None
+                return None, None, b"", ()
+            reason = f"{file} cannot be read ({error.strerror or error})"
+            return Result(key, "damaged", {}, reason=reason), None, b"", ()
         try:
             record = unsealed(content)
             if record.get("schema") != FORM:
@@ -94,27 +101,28 @@ class Store:
                 raise DamagedError(f"it is the result of {record['key']}")
             result = Result.from_record(record)
         except EarlierError as error:
-            return Result(key, "missing", {}, reason=f"{path.name}: {error}"), None, None
+            return Result(key, "missing", {}, reason=f"{file}: {error}"), None, b"", ()
         except DamagedError as error:
-            return Result(key, "damaged", {}, reason=f"{path.name}: {error}"), None, None
+            return Result(key, "damaged", {}, reason=f"{file}: {error}"), None, b"", ()
         digest = record.get("arrays")
         if digest is None:
-            return result, None, None
+            return result, None, b"", ()
         try:
             beside = self._beside(key, digest)
+            names = _members(beside)
             for name, value in result.values.items():
-                needed = [f"value/{name}"] if value.get("kind") == "array" else []
-                needed += [f"sizes/{name}"] if has_array(beside, f"without/{name}") else []
-                if lacking := [array for array in needed if not has_array(beside, array)]:
-                    raise DamagedError(f"it has no array '{lacking[0]}'")
+                needed = f"value/{name}" if value.get("kind") == "array" else f"sizes/{name}"
+                if needed not in names and (value.get("kind") == "array" or f"without/{name}" in names):
+                    raise DamagedError(f"it has no array '{needed}'")
         except DamagedError as error:
-            return Result(key, "damaged", {}, reason=f"{key}.npz: {error}"), None, None
-        return result, digest, beside
+            return Result(key, "damaged", {}, reason=f"{key}.npz: {error}"), None, b"", ()
+        return result, digest, beside, names
 
     def arrays(self, key: str, digest: str, names: Sequence[str]) -> list[np.ndarray]:
         """Some of the arrays of a result whose file has this hash; `DamagedError` where it has not, or not these."""
         content = self._beside(key, digest)
-        found = [_array(content, name) for name in names]
+        places = _members(content)
+        found = [_array(content, places.get(name, -1)) for name in names]
         if any(array is None for array in found):
             every = _unpacked(io.BytesIO(content))
             found = [every.get(name) for name in names]
@@ -126,8 +134,7 @@ class Store:
     def _beside(self, key: str, digest: str) -> bytes:
         """The content of the file of a result's arrays; `DamagedError` unless it has this hash."""
         try:
-            with open(self.folder / f"{key}.npz", "rb", buffering=0) as file:
-                content = file.read()
+            content = _content(f"{self._prefix}{key}.npz")
         except OSError as error:
             raise DamagedError(f"it cannot be read ({error.strerror or error})") from None
         if hashlib.sha256(content).hexdigest() != digest:
@@ -299,11 +306,12 @@ def _shared(manifest: dict[str, Any]) -> dict[str, Any]:
     def place(name: str, record: Any) -> int:
         return places[name].setdefault(json.dumps(record), len(places[name]))
 
-    cells = []
+    cells: dict[str, list[Any]] = {"key": [], "kind": [], "subjects": []}
     for listed in manifest["cells"]:
         kind = {name: value for name, value in listed["cell"].items() if name != "subjects"}
-        subjects = [place("subjects", subject) for subject in listed["cell"]["subjects"]]
-        cells.append({"key": listed["key"], "kind": place("kinds", kind), "subjects": subjects})
+        cells["key"].append(listed["key"])
+        cells["kind"].append(place("kinds", kind))
+        cells["subjects"].append([place("subjects", subject) for subject in listed["cell"]["subjects"]])
     return {
         **manifest,
         **{name: [json.loads(text) for text in found] for name, found in places.items()},
@@ -313,15 +321,15 @@ def _shared(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _unshared(manifest: dict[str, Any]) -> dict[str, Any]:
     """The same with whole cells; those with the same subjects, model or data have the same objects of them."""
-    kinds, subjects = manifest.pop("kinds"), manifest.pop("subjects")
+    kinds, subjects, cells = manifest.pop("kinds"), manifest.pop("subjects"), manifest["cells"]
     lists: dict[tuple[int, ...], list[Any]] = {}
-    cells = []
-    for listed in manifest["cells"]:
-        places = tuple(listed["subjects"])
-        if places not in lists:
-            lists[places] = [subjects[place] for place in places]
-        cells.append({"key": listed["key"], "cell": {"subjects": lists[places], **kinds[listed["kind"]]}})
-    return {**manifest, "cells": cells}
+    made = []
+    for key, kind, places in zip(cells["key"], cells["kind"], map(tuple, cells["subjects"]), strict=True):
+        own = lists.get(places)
+        if own is None:
+            own = lists[places] = [subjects[place] for place in places]
+        made.append({"key": key, "cell": {"subjects": own, **kinds[kind]}, "kind": kind})
+    return {**manifest, "cells": made}
 
 
 def _finished(result: Result | None) -> bool:
@@ -400,32 +408,39 @@ def _unpacked(file: IO[bytes]) -> dict[str, np.ndarray]:
         raise DamagedError(f"it cannot be read ({said(error)[:100]})") from None
 
 
-def has_array(content: bytes, name: str) -> bool:
-    """Whether an .npz file has an array, without reading its directory."""
-    return _member(content, name) is not None
+def _content(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
 
 
-def _member(content: bytes, name: str) -> int | None:
-    """Where the header of an array's member ends in an .npz file, and its name begins."""
-    member = f"{name}.npy".encode()
-    at = content.find(member)
-    while at >= 0:
-        header = content[at - 30 : at]
-        if header[:4] == b"PK\x03\x04" and int.from_bytes(header[26:28], "little") == len(member):
-            return at
-        at = content.find(member, at + 1)
-    return None
+def _members(content: bytes) -> dict[str, int]:
+    """Where the arrays of an .npz file are, by name; `DamagedError` for whatever is wrong with it.
+
+    Written as `_packed` does, which the directory of zipfile takes several times as long to read.
+    """
+    try:
+        count, _, at, rest = struct.unpack_from("<HIIH", content, len(content) - 12)
+        found = {}
+        for _ in range(count):
+            size, extra, comment, start = struct.unpack_from("<HHH8xI", content, at + 28)
+            found[content[at + 46 : at + 46 + size - 4].decode()] = start
+            at += 46 + size + extra + comment
+        if rest == 0 and content[at : at + 4] == b"PK\x05\x06":
+            return found
+    except (struct.error, ValueError):
+        pass
+    return dict.fromkeys(_unpacked(io.BytesIO(content)), -1)
 
 
-def _array(content: bytes, name: str) -> np.ndarray | None:
+def _array(content: bytes, at: int) -> np.ndarray | None:
     """An array of an .npz file as `_packed` writes it, much faster than `_unpacked`; None for any other file."""
-    at = _member(content, name)
-    if at is None or content[at - 22 : at - 20] != b"\0\0":  # compressed
+    if at < 0 or content[at : at + 4] != b"PK\x03\x04" or content[at + 8 : at + 10] != b"\0\0":  # compressed
         return None
-    start = at + int.from_bytes(content[at - 4 : at - 2], "little") + int.from_bytes(content[at - 2 : at], "little")
-    length = int.from_bytes(content[start + 8 : start + 10], "little")
+    name, extra = struct.unpack_from("<HH", content, at + 26)
+    start = at + 30 + name + extra
     if content[start : start + 8] != b"\x93NUMPY\x01\x00":
         return None
+    (length,) = struct.unpack_from("<H", content, start + 8)
     dtype, order, shape = _npy_header(content[start : start + 10 + length])
     if dtype.hasobject:
         return None
