@@ -3,8 +3,8 @@
 Run: python benchmarks/boards.py [--saes 16000] [--folder FOLDER]
 
 The results are drawn from a seed and written by saeval's own store: six metrics of eight values, each known without
-each of 100 documents, of SAEs and a few controls at one hook. Every measurement is a fresh process, on whatever cores there
-are. The folder is kept, so that a second call measures the same files.
+each of 100 documents, of SAEs and a few controls at one hook. Every measurement is a fresh process, on whatever cores
+there are. The folder is kept, so that a second call measures the same files.
 """
 
 from __future__ import annotations
