@@ -34,7 +34,7 @@ from saeval.estimate import Estimate
 from saeval.provenance import version
 from saeval.result import Result, StoredEstimate
 from saeval.sealed import DamagedError, sealed, unsealed
-from saeval.store import LIMITED, MANIFEST, Store
+from saeval.store import Store
 from saeval.wholefile import Unwritable, tidy, write
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def results(folder: Path | str, include_limited: bool = False) -> tuple[dict[str
     manifest = store.listed(include_limited)
     if len(manifest["cells"]) < WORTH:
         return store.results(include_limited)
-    name = Path(MANIFEST if manifest["limit"] is None else LIMITED).stem
+    name = "results" if manifest["limit"] is None else "results.limited"
     index = _current(store, [listed["key"] for listed in manifest["cells"]], name)
     return manifest, index.results(manifest["cells"])
 
@@ -93,7 +93,7 @@ def uncollected() -> Iterator[None]:
 
 def forget(folder: Path | str) -> None:
     """Remove the index of a folder."""
-    for path in (Path(folder) / FOLDER).glob("manifest*"):
+    for path in (Path(folder) / FOLDER).glob("results*"):
         with suppress(OSError):
             path.unlink()
 
@@ -263,7 +263,9 @@ def _rows(store: Store, keys: Sequence[str]) -> pa.Table:
     import pyarrow as pa  # late: as above
 
     heads: dict[bytes, int] = {}
-    texts, codes, digests = [], array("i"), []
+    texts: list[str] = []
+    digests: list[str | None] = []
+    codes = array("i")
     starts, numbers = array("i", [0]), array("d")
     for key in keys:
         result, digest, names = store.opened(key)

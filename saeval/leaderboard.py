@@ -97,8 +97,10 @@ def _boards(runs: Sequence[_Run], tests: Tested = afresh) -> list[Board]:
 
 
 def _board(results: list[Result], title: str, settings: Mapping[str, Any], tests: Tested) -> Board:
-    forms = list({result.form: result for result in reversed(results)}.values())[::-1]
-    """The first of each: what is asked of all results is the same for those of one form."""
+    first: dict[object, Result] = {}
+    for result in results:
+        first.setdefault(result.form, result)
+    forms = list(first.values())  # what they are asked, all results of one form answer alike
     _refuse_mixtures(forms)
     settings = _spelt_out(forms, settings)
     columns, warnings = _columns(forms, settings.get("columns") or [])
@@ -107,22 +109,24 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any], tests
         names.setdefault(column.metric, []).append(column.name)
     rows: dict[tuple[str, ...], Row] = {}
     facts: dict[tuple[str, ...], Mapping[str, Any]] = {}
-    same: dict[tuple[int, Any], Row] = {}
+    entries: dict[tuple[str, ...], Entries] = {}
+    same: dict[tuple[int, Any], Entries] = {}
     for result in results:
         subjects = result.cell["subjects"]
-        row = same.get((id(subjects), result.cell.get("over"))) if subjects else None
-        if row is None:
+        known = same.get((id(subjects), result.cell.get("over"))) if subjects else None
+        if known is None:
             name, kind = _named(result)
             hooks = " + ".join(dict.fromkeys(s["hook_name"] for s in subjects))
             identity = (name, hooks, *(s.get("key", "") for s in subjects))
             site = " + ".join(dict.fromkeys(s.get("site", s["hook_name"]) for s in subjects))
-            row = rows.setdefault(identity, Row(name, hooks, kind, Entries(names, _entry), site=site))
-            same[id(subjects), result.cell.get("over")] = row
+            known = entries.setdefault(identity, Entries(names, _entry))
+            same[id(subjects), result.cell.get("over")] = known
+            row = rows.setdefault(identity, Row(name, hooks, kind, known, site=site))
             if kind == "control":
                 row.control, row.of = subjects[0].get("control"), subjects[0].get("of")
             if len(subjects) == 1:
                 facts[identity] = subjects[0]
-        row.entries.add(result)
+        known.add(result)
     warnings += _findings(forms)
     merged = _merge_copies(rows, facts)
     rank_by = settings.get("rank_by") or next((c.name for c in columns if c.headline), None)

@@ -126,9 +126,9 @@ class StoredEstimate(Estimate):
         return load()
 
     @property
-    def without(self) -> np.ndarray:  # type: ignore[override]
+    def without(self) -> np.ndarray:
         return self._arrays[0]
 
     @property
-    def sizes(self) -> np.ndarray:  # type: ignore[override]
+    def sizes(self) -> np.ndarray:
         return self._arrays[1]

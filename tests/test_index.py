@@ -38,7 +38,7 @@ def fill(folder, *, limit=None, fingerprint="d", only=SUBJECTS, draw=0):
     """Results of two metrics of each subject, one of them without a number, and their manifest."""
     store, cells = Store(folder), []
     for place, one in enumerate(only):
-        for metric in ("ce", "l0"):
+        for metric in ("ce", "l0") if one is not only[-1] else ("l0", "ce"):
             data = {"fingerprint": fingerprint, "use": "x", "limit": limit}
             cell = {"suite": "s", "model": None, "data": data, "metric": metric, "alias": metric, "subjects": [one]}
             store.write(scored(f"{metric}{place}", cell, draw))
@@ -137,19 +137,19 @@ def rewritten(folder, name, change):
 
 
 def another(folder, **changes):
-    facts = index.unsealed((folder / "index" / "manifest.json").read_bytes())
-    (folder / "index" / "manifest.json").write_bytes(index.sealed({**facts, **changes}))
+    facts = index.unsealed((folder / "index" / "results.json").read_bytes())
+    (folder / "index" / "results.json").write_bytes(index.sealed({**facts, **changes}))
 
 
 DAMAGES = {
     "missing": lambda folder: shutil.rmtree(folder / "index"),
-    "no columns": lambda folder: (folder / "index" / "manifest.parquet").unlink(),
-    "no facts": lambda folder: (folder / "index" / "manifest.json").unlink(),
-    "truncated": lambda folder: rewritten(folder, "manifest.parquet", lambda content: content[:-50]),
-    "empty": lambda folder: rewritten(folder, "manifest.parquet", lambda content: b""),
-    "a bit": lambda folder: rewritten(folder, "manifest.parquet", lambda c: c[:500] + bytes([c[500] ^ 4]) + c[501:]),
-    "facts edited": lambda folder: rewritten(folder, "manifest.json", lambda c: c.replace(b"0.1.0", b"0.1.1")),
-    "facts of another kind": lambda folder: rewritten(folder, "manifest.json", lambda content: b"[]"),
+    "no columns": lambda folder: (folder / "index" / "results.parquet").unlink(),
+    "no facts": lambda folder: (folder / "index" / "results.json").unlink(),
+    "truncated": lambda folder: rewritten(folder, "results.parquet", lambda content: content[:-50]),
+    "empty": lambda folder: rewritten(folder, "results.parquet", lambda content: b""),
+    "a bit": lambda folder: rewritten(folder, "results.parquet", lambda c: c[:500] + bytes([c[500] ^ 4]) + c[501:]),
+    "facts edited": lambda folder: rewritten(folder, "results.json", lambda c: c.replace(b"0.1.0", b"0.1.1")),
+    "facts of another kind": lambda folder: rewritten(folder, "results.json", lambda content: b"[]"),
     "another form": lambda folder: another(folder, form=99),
     "another version": lambda folder: another(folder, saeval="0.0.1"),
     "no form": lambda folder: another(folder, parquet=None),
@@ -314,7 +314,7 @@ def test_two_halves_of_different_writers_are_no_index(folder, tmp_path, opened):
     expected = shown([folder])
     other = fill(tmp_path / "other", draw=3)
     shown([other])
-    shutil.copy(other / "index" / "manifest.parquet", folder / "index" / "manifest.parquet")
+    shutil.copy(other / "index" / "results.parquet", folder / "index" / "results.parquet")
     opened.clear()
     assert shown([folder]) == expected
     assert len(opened) == 19
@@ -330,7 +330,7 @@ def test_what_is_written_is_plain_parquet(folder):
     import pyarrow.parquet as pq
 
     shown([folder])
-    table = pq.read_table(folder / "index" / "manifest.parquet")
+    table = pq.read_table(folder / "index" / "results.parquet")
     assert table["key"].to_pylist() == some(keys(folder))
     heads = json.loads(table.schema.metadata[b"heads"])
     assert len(heads) < len(table)
