@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+from typing import Any, TypeAlias
 
 from saeval.board import Column, Entry, Row
 from saeval.differences import difference
 from saeval.errors import suggestion
+from saeval.estimate import Support
 
+Tests: TypeAlias = Callable[[str, Sequence[Entry | None], Callable[[], dict[str, list[Any]]]], dict[str, list[Any]]]
+"""What tests of some entries give, in plain data: computed, or from an earlier time. The text says which test it is."""
 Wanted = Sequence[str] | Mapping[str, Sequence[str]]
+
+
+def afresh(_: str, __: Sequence[Entry | None], compute: Callable[[], dict[str, list[Any]]]) -> dict[str, list[Any]]:
+    """Compute them."""
+    return compute()
 
 
 def columns_of(wanted: Wanted, rank_by: str | None) -> list[tuple[str, str]]:
@@ -19,7 +29,7 @@ def columns_of(wanted: Wanted, rank_by: str | None) -> list[tuple[str, str]]:
 
 
 def against(
-    rows: Sequence[Row], columns: Sequence[Column], wanted: Wanted, rank_by: str | None
+    rows: Sequence[Row], columns: Sequence[Column], wanted: Wanted, rank_by: str | None, tests: Tests = afresh
 ) -> tuple[dict[str, list[Column]], list[str]]:
     """Add the entries to the trained rows; returns the new columns by the one they belong to, and what was in vain."""
     made: dict[str, list[Column]] = {}
@@ -37,14 +47,35 @@ def against(
         else:
             new = Column(f"{name} vs {control}", column.unit, "higher", column.headline)
             made.setdefault(name, []).append(new)
+            trained = [row for row in rows if row.kind == "sae"]
+            for row, entry in zip(trained, _ahead(trained, rows, control, column, new, tests), strict=True):
+                row.entries[new.name] = entry
             for row in rows:
-                trained = row.kind == "sae"
-                row.entries[new.name] = _ahead(row, rows, control, column) if trained else Entry(status="for SAEs only")
+                if row.kind != "sae":
+                    row.entries[new.name] = Entry(status="for SAEs only")
     return made, warnings
 
 
-def _ahead(row: Row, rows: Sequence[Row], control: str, column: Column) -> Entry:
-    here = [r for r in rows if r.control == control and r.site == row.site]
+def _ahead(
+    trained: Sequence[Row], rows: Sequence[Row], control: str, column: Column, new: Column, tests: Tests
+) -> list[Entry]:
+    """How far each row is ahead of its control."""
+    controls: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.control == control:
+            controls.setdefault(row.site, []).append(row)
+
+    def computed() -> dict[str, list[Any]]:
+        entries = [_entry(row, controls.get(row.site, []), control, column) for row in trained]
+        return {"entries": [_plain(entry) for entry in entries]}
+
+    every = [row for row in rows if row.kind == "sae" or row.control == control]
+    places = [(row.name, row.hook_name, row.kind, row.site, row.of) for row in every]
+    found = tests(f"{new.name}\n{column.better} {places}", [row.entries.get(column.name) for row in every], computed)
+    return [_from_plain(*plain) for plain in found["entries"]]
+
+
+def _entry(row: Row, here: Sequence[Row], control: str, column: Column) -> Entry:
     found = [r for r in here if r.of == row.name] or [r for r in here if r.of is None]  # its own, else the hook's
     if len(found) != 1:
         count = "several controls" if found else "no control"
@@ -60,3 +91,14 @@ def _ahead(row: Row, rows: Sequence[Row], control: str, column: Column) -> Entry
         ahead.value, ahead.stderr, ahead.ci95, own.n, "ok", ahead.reason,
         support=ahead.support, detectable=ahead.detectable,
     )  # fmt: skip
+
+
+def _plain(entry: Entry) -> list[Any]:
+    support = [*astuple(entry.support)] if entry.support is not None else None
+    return [entry.value, entry.stderr, entry.ci95, entry.n, entry.status, entry.reason, support, entry.detectable]
+
+
+def _from_plain(value: Any, stderr: Any, ci95: Any, n: Any, status: str, reason: Any, support: Any, able: Any) -> Entry:
+    interval = (ci95[0], ci95[1]) if ci95 else None
+    known = Support(*support) if support else None
+    return Entry(value, stderr, interval, n, status, reason, support=known, detectable=able)

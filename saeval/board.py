@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,44 @@ class Entry:
             self.value += 0.0  # no negative zero in any table
 
 
+class Entries(MutableMapping[str, Entry]):
+    """The entries of a row by the names of their columns; those of results are made when they are asked for."""
+
+    def __init__(self, columns: Mapping[str, Sequence[str]], make: Callable[[Result, str], Entry]) -> None:
+        """`columns`: the columns of each metric. `make` gives a result's entry of a value."""
+        self._columns, self._make = columns, make
+        self._results: dict[str, Result] = {}
+        self._made: dict[str, Entry] = {}
+
+    def add(self, result: Result) -> None:
+        """The row has this result."""
+        self._results[result.metric] = result
+
+    def __getitem__(self, name: str) -> Entry:
+        if name not in self._made:
+            metric, _, value = name.partition(".")
+            if metric not in self._results or name not in self._columns.get(metric, ()):
+                raise KeyError(name)
+            self._made[name] = self._make(self._results[metric], value or metric)
+        return self._made[name]
+
+    def __setitem__(self, name: str, entry: Entry) -> None:
+        self._made[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("a row's entries stay")
+
+    def __iter__(self) -> Iterator[str]:
+        own = [name for metric in self._results for name in self._columns.get(metric, ())]
+        yield from dict.fromkeys([*own, *self._made])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
 @dataclass
 class Row:
     """One subject at one hook."""
@@ -68,7 +106,7 @@ class Row:
     name: str
     hook_name: str
     kind: str
-    entries: dict[str, Entry] = field(default_factory=dict)
+    entries: MutableMapping[str, Entry] = field(default_factory=dict)
     rank: int | None = None
     """1 + the trained rows that are surely better in the column ranked by."""
     rank_high: int | None = None

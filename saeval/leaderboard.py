@@ -9,14 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saeval.against import against
-from saeval.board import Board, Column, Entry, Row, damaged_in_words
+from saeval.against import Tests as Tested
+from saeval.against import afresh, against
+from saeval.board import Board, Column, Entries, Entry, Row, damaged_in_words
 from saeval.errors import SaevalError, suggestion
 from saeval.fingerprint import digest_of
 from saeval.formatting import number
+from saeval.index import StaleError, Tests, forget, uncollected
+from saeval.index import results as indexed
 from saeval.ranks import rank
-from saeval.result import Result
-from saeval.store import Store
+from saeval.result import Result, support_of
 
 L0 = "l0"
 """The value that counts a token's features."""
@@ -30,9 +32,20 @@ def boards(folders: Iterable[Path | str], *, include_limited: bool = False, ever
     `every_column` leaves out the suites' own layout. Raises `SaevalError` for a folder without a
     manifest, and for runs with `--limit` unless `include_limited`.
     """
+    folders = list(folders)
+    with uncollected():
+        try:
+            return _of_folders(folders, include_limited, every_column)
+        except StaleError:  # a file has changed since the index was compared with it
+            for folder in folders:
+                forget(folder)
+            return _of_folders(folders, include_limited, every_column)
+
+
+def _of_folders(folders: Sequence[Path | str], include_limited: bool, every_column: bool) -> list[Board]:
     runs = []
     for folder in folders:
-        manifest, found = Store(folder).results(include_limited)
+        manifest, found = indexed(folder, include_limited)
         unfinished = []
         if absent := sum(result.status == "missing" for result in found):
             share = f"{absent} of {len(manifest['cells'])} cells of '{manifest['suite']}'"
@@ -41,7 +54,7 @@ def boards(folders: Iterable[Path | str], *, include_limited: bool = False, ever
             unfinished.append(f"'{manifest['suite']}': {damaged}")
         layout = {} if every_column else manifest["leaderboard"]
         runs.append(_Run(manifest["suite"], layout, found, unfinished))
-    return _boards(runs)
+    return _boards(runs, Tests(folders[0]) if len(folders) == 1 else afresh)
 
 
 def from_results(results: Sequence[Result], title: str, settings: Mapping[str, Any]) -> list[Board]:
@@ -60,46 +73,63 @@ class _Run:
     """What it still lacks, in a sentence; empty for a whole run."""
 
 
-def _boards(runs: Sequence[_Run]) -> list[Board]:
+def _boards(runs: Sequence[_Run], tests: Tested = afresh) -> list[Board]:
     """A board for each model and data. It has the names of the runs that are in it, and the first one's layout."""
     tables: dict[str, list[tuple[_Run, Result]]] = {}
+    grounds: dict[tuple[int, int], str] = {}
     for run in runs:
         for result in run.results:
-            data = result.cell["data"]
-            ground = [result.cell["model"], data["fingerprint"], data.get("stopping")]
-            tables.setdefault(digest_of(ground), []).append((run, result))
+            model, data = result.cell["model"], result.cell["data"]
+            same = (id(model), id(data))
+            if same not in grounds:
+                grounds[same] = digest_of([model, data["fingerprint"], data.get("stopping")])
+            tables.setdefault(grounds[same], []).append((run, result))
     made = []
     for table in tables.values():
         own = list({id(run): run for run, _ in table}.values())
         title = " + ".join(dict.fromkeys(run.title for run in own))
-        board = _board([result for _, result in table], title, next((r.layout for r in own if r.layout), {}))
+        board = _board([result for _, result in table], title, next((r.layout for r in own if r.layout), {}), tests)
         board.left_out = [sentence for run in own for sentence in run.unfinished]
         board.warnings += board.left_out
         made.append(board)
     return made
 
 
-def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Board:
-    _refuse_mixtures(results)
-    settings = _spelt_out(results, settings)
-    columns, warnings = _columns(results, settings.get("columns") or [])
+def _board(results: list[Result], title: str, settings: Mapping[str, Any], tests: Tested) -> Board:
+    first: dict[object, Result] = {}
+    for result in results:
+        first.setdefault(result.form, result)
+    forms = list(first.values())  # what they are asked, all results of one form answer alike
+    _refuse_mixtures(forms)
+    settings = _spelt_out(forms, settings)
+    columns, warnings = _columns(forms, settings.get("columns") or [])
+    names: dict[str, list[str]] = {}
+    for column in columns:
+        names.setdefault(column.metric, []).append(column.name)
     rows: dict[tuple[str, ...], Row] = {}
+    facts: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    entries: dict[tuple[str, ...], Entries] = {}
+    same: dict[tuple[int, Any], Entries] = {}
     for result in results:
         subjects = result.cell["subjects"]
-        name, kind = _named(result)
-        hooks = " + ".join(dict.fromkeys(s["hook_name"] for s in subjects))
-        identity = (name, hooks, *(s.get("key", "") for s in subjects))
-        site = " + ".join(dict.fromkeys(s.get("site", s["hook_name"]) for s in subjects))
-        row = rows.setdefault(identity, Row(name, hooks, kind, site=site))
-        if kind == "control":
-            row.control, row.of = subjects[0].get("control"), subjects[0].get("of")
-        for column in columns:
-            if column.metric == result.metric:
-                row.entries[column.name] = _entry(result, column.value)
-    warnings += _findings(results)
-    merged = _merge_copies(rows, results)
+        known = same.get((id(subjects), result.cell.get("over"))) if subjects else None
+        if known is None:
+            name, kind = _named(result)
+            hooks = " + ".join(dict.fromkeys(s["hook_name"] for s in subjects))
+            identity = (name, hooks, *(s.get("key", "") for s in subjects))
+            site = " + ".join(dict.fromkeys(s.get("site", s["hook_name"]) for s in subjects))
+            known = entries.setdefault(identity, Entries(names, _entry))
+            same[id(subjects), result.cell.get("over")] = known
+            row = rows.setdefault(identity, Row(name, hooks, kind, known, site=site))
+            if kind == "control":
+                row.control, row.of = subjects[0].get("control"), subjects[0].get("of")
+            if len(subjects) == 1:
+                facts[identity] = subjects[0]
+        known.add(result)
+    warnings += _findings(forms)
+    merged = _merge_copies(rows, facts)
     rank_by = settings.get("rank_by") or next((c.name for c in columns if c.headline), None)
-    ahead, in_vain = against(merged, columns, settings.get("against") or [], rank_by)
+    ahead, in_vain = against(merged, columns, settings.get("against") or [], rank_by, tests)
     warnings += in_vain
     _tell_apart(merged)
     if rank_by and rank_by not in {c.name for c in columns}:
@@ -111,13 +141,13 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
         warnings.append(f"rank_by '{rank_by}': no row has a value of it, so nothing is ranked")
     elif settings.get("rank_by") and ranked is not None and ranked.better is None:
         warnings.append(f"rank_by '{rank_by}': it has no better direction, so nothing is ranked")
-    rank(merged, ranked)
+    rank(merged, ranked, tests)
     warnings += _denser(merged, columns, rank_by)
     cell = results[0].cell
     model = (cell["model"] or {}).get("name", "")
     data = cell["data"]
     columns = [c for column in columns for c in [column, *ahead.get(column.name, [])]]
-    sample = next((r.sample for r in results if r.sample), None)
+    sample = next((r.sample for r in forms if r.sample), None)
     return Board(title, model, data, columns, merged, rank_by, data.get("limit") is not None, warnings, sample=sample)
 
 
@@ -209,21 +239,19 @@ def _columns(results: list[Result], asked: Sequence[str]) -> tuple[list[Column],
 
 
 def _entry(result: Result, name: str) -> Entry:
-    record = result.values.get(name)
+    record, estimate = result.scalar(name)
     if record is None:
         return Entry(status=result.status, reason=result.reason)
     status = "ok" if record["value"] is not None else "undefined"
     interval = record["ci95"]
     return Entry(
         record["value"], record["stderr"], tuple(interval) if interval else None, record["n"], status,
-        record.get("reason"), result.estimate(name), support=result.support(name),
+        record.get("reason"), estimate, support=support_of(record),
     )  # fmt: skip
 
 
-def _merge_copies(rows: Mapping[tuple[str, ...], Row], results: list[Result]) -> list[Row]:
+def _merge_copies(rows: Mapping[tuple[str, ...], Row], facts: Mapping[tuple[str, ...], Mapping[str, Any]]) -> list[Row]:
     """Independent draws of one control become one row: their mean, with their spread in the error."""
-    every = [s for r in results for s in r.cell["subjects"]]
-    facts: dict[tuple[str, ...], Any] = {(s["name"], s["hook_name"], s.get("key", "")): s for s in every}
     families: dict[Any, list[Row]] = {}
     for identity, row in rows.items():
         fact = facts.get(identity, {})

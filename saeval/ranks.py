@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from typing import Any
 
+from saeval.against import Tests, afresh
 from saeval.board import Column, Row
-from saeval.differences import ALPHA, difference, holm
+from saeval.pairs import Pairs
 
 _KINDS = {"sae": 0, "group": 1, "control": 2}
 
 
-def rank(rows: list[Row], column: Column | None) -> None:
-    """Order rows, best first, trained before controls, and give the trained ones their interval of ranks."""
+def rank(rows: list[Row], column: Column | None, tests: Tests = afresh) -> None:
+    """Order rows, best first, trained before controls, and give the trained ones their interval of ranks.
+
+    For m rows that is [1 + the rows surely better, m - the rows surely worse]. "Surely" is by Holm-corrected paired
+    t tests over all pairs, so all intervals hold together with 95% (Mogstad, Romano, Shaikh and Wilhelm 2024). Not by
+    which row is tied with which: a may be tied with b and b with c while a is better than c. Where a row is not known
+    without each document, the values decide.
+    """
     if column is None:
         return
     name, sign = column.name, -1.0 if column.better == "higher" else 1.0
@@ -26,28 +32,15 @@ def rank(rows: list[Row], column: Column | None) -> None:
     trained = [r for r in rows if r.kind == "sae" and math.isfinite(value(r))]
     if column.better is None or not trained:
         return
-    _intervals(trained, name)
-    top, *others = trained
-    for row in others:
-        row.detectable = difference(row.entries[name], top.entries[name]).detectable
+    entries = [row.entries[name] for row in trained]
 
+    def tested() -> dict[str, list[Any]]:
+        pairs = Pairs(entries)
+        better, worse = pairs.sure()
+        return {"better": better.tolist(), "worse": worse.tolist(), "detectable": pairs.detectable(0)}
 
-def _intervals(ordered: Sequence[Row], name: str) -> None:
-    """[1 + the rows surely better, m - the rows surely worse] for m rows, the best value first.
-
-    "Surely" is by Holm-corrected paired t tests over all pairs, so all intervals hold together with
-    95% (Mogstad, Romano, Shaikh and Wilhelm 2024). Not by which row is tied with which: a may be
-    tied with b and b with c while a is better than c. Where a row is not known without each document,
-    the values decide.
-    """
-    for row in ordered:
-        row.rank, row.rank_high = 1, len(ordered)
-    pairs = list(itertools.combinations(ordered, 2))
-    tests = [difference(better.entries[name], worse.entries[name]) for better, worse in pairs]
-    for (better, worse), test, p in zip(pairs, tests, holm([t.p_value for t in tests]), strict=True):
-        sure = p < ALPHA if p is not None else test.certain or (not test.paired and test.value != 0)
-        if sure:
-            assert worse.rank is not None
-            assert better.rank_high is not None
-            worse.rank += 1
-            better.rank_high -= 1
+    found = tests(f"ranks of {name}", entries, tested)
+    columns = (found[part] for part in ("better", "worse", "detectable"))
+    for row, better, worse, detectable in zip(trained, *columns, strict=True):
+        row.rank, row.rank_high = 1 + worse, len(trained) - better
+        row.detectable = detectable if row is not trained[0] else None

@@ -107,15 +107,20 @@ class DataRecord(_Record):
     limit: int | None = None
 
 
-class CellRecord(_Record):
+class KindRecord(_Record):
+    """A cell, but for its subjects."""
+
     metric: str
-    subjects: list[SubjectRecord]
     model: ModelRecord | None
     data: DataRecord
     alias: str = ""
     over: str | None = None
     suite: str = ""
     params: dict[str, Any] | None = None
+
+
+class CellRecord(KindRecord):
+    subjects: list[SubjectRecord]
 
 
 class _Sequences(_Record):
@@ -163,9 +168,12 @@ class ResultRecord(_Record):
     arrays: str | None = None
 
 
-class _Listed(_Record):
-    key: Key
-    cell: CellRecord
+class _CellsRecord(_Record):
+    """A list for each fact, since a manifest may list 100,000 cells."""
+
+    key: list[Key]
+    kind: list[Annotated[int, Field(ge=0)]]
+    subjects: list[list[Annotated[int, Field(ge=0)]]]
 
 
 class LayoutRecord(_Record):
@@ -181,8 +189,21 @@ class ManifestRecord(_Record):
     suite: str
     limit: int | None
     leaderboard: LayoutRecord
-    cells: list[_Listed]
+    kinds: list[KindRecord]
+    subjects: list[SubjectRecord]
+    cells: _CellsRecord
+    """By their places in `kinds` and `subjects`."""
     file: str | None = None
+
+    @model_validator(mode="after")
+    def _listed(self) -> ManifestRecord:
+        cells = self.cells
+        if not len(cells.key) == len(cells.kind) == len(cells.subjects):
+            raise ValueError("its cells' keys, kinds and subjects differ in number")
+        last = max(map(max, filter(None, cells.subjects)), default=-1)
+        if max(cells.kind, default=-1) >= len(self.kinds) or last >= len(self.subjects):
+            raise ValueError("a cell has a kind or a subject that is not listed")
+        return self
 
 
 _VALUES: TypeAdapter[Any] = TypeAdapter(dict[str, ValueRecord])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -87,6 +88,11 @@ class Result:
         """What its metric says that whoever reads its numbers must know."""
         return [note for record in self.values.values() if record.get("kind") == "notes" for note in record["notes"]]
 
+    def scalar(self, name: str) -> tuple[Mapping[str, Any] | None, Estimate | None]:
+        """The record of a value that is one number, and its `estimate`."""
+        record = self.values.get(name)
+        return (None, None) if record is None or "kind" in record else (record, self.estimate(name))
+
     def estimate(self, name: str) -> Estimate | None:
         """The value as an `Estimate`, where what it is without each document was kept."""
         value = self.values.get(name, {}).get("value")
@@ -97,10 +103,7 @@ class Result:
 
     def support(self, name: str) -> Support | None:
         """What the value's error over documents rests on; None where it has none."""
-        record = self.values[name]
-        if record.get("documents") is None:
-            return None
-        return Support(record["documents"], record["effective_documents"], record["largest_share"])
+        return support_of(self.values[name])
 
     @property
     def supports(self) -> list[tuple[Support, str]]:
@@ -112,3 +115,38 @@ class Result:
     def array(self, name: str) -> np.ndarray:
         """The numbers of a value that is an `Array`."""
         return self.arrays[f"value/{name}"]
+
+    @property
+    def form(self) -> object:
+        """The same for results that differ in their subjects and numbers alone; here, one of its own."""
+        return id(self)
+
+
+class StoredEstimate(Estimate):
+    """An estimate whose documents are read from its result's file when they are first asked for."""
+
+    def __init__(self, value: float, n: int, identity: tuple[str, str], load: Callable[[], list[np.ndarray]]) -> None:
+        self.__dict__.update(value=value, n=n, identity=identity, _load=load)
+        """`identity`: the hash of the file and the value's name, which tell what is in it."""
+
+    identity: tuple[str, str]
+
+    @cached_property
+    def _arrays(self) -> list[np.ndarray]:
+        load: Callable[[], list[np.ndarray]] = self.__dict__["_load"]
+        return load()
+
+    @property
+    def without(self) -> np.ndarray:
+        return self._arrays[0]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return self._arrays[1]
+
+
+def support_of(record: Mapping[str, Any]) -> Support | None:
+    """What the error in a scalar's record rests on; None where that is not documents."""
+    if record.get("documents") is None:
+        return None
+    return Support(record["documents"], record["effective_documents"], record["largest_share"])

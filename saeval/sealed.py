@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
 from saeval.parameters import lowered
 
-CHECKSUM = "checksum"
+CHECKSUM, TEXT = "checksum", "text"
+"""Of the content, however it is laid out; of the file's bytes before it, which is much faster to compare."""
 
 
 class DamagedError(Exception):
@@ -23,8 +25,18 @@ class EarlierError(DamagedError):
 
 
 def sealed(record: Mapping[str, Any], indent: int | None = None) -> bytes:
-    """A JSON file of `record`, plain data, with its checksum."""
-    return (json.dumps({**record, CHECKSUM: _checksum(record)}, indent=indent, allow_nan=False) + "\n").encode()
+    """A JSON file of `record`, plain data, with its checksums."""
+    record = {name: value for name, value in record.items() if name not in (CHECKSUM, TEXT)}
+    text = json.dumps({**record, CHECKSUM: _checksum(record)}, indent=indent, allow_nan=False)
+    body = text.removesuffix("}").rstrip().encode()
+    return body + _tail(body)
+
+
+def _tail(body: bytes) -> bytes:
+    return f', "{TEXT}": "{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
+
+
+_TAIL = len(_tail(b""))
 
 
 def unsealed(content: bytes) -> dict[str, Any]:
@@ -33,6 +45,9 @@ def unsealed(content: bytes) -> dict[str, Any]:
     if CHECKSUM not in record:
         raise EarlierError("it has no checksum, so another version of saeval wrote it")
     checksum = record.pop(CHECKSUM)
+    record.pop(TEXT, None)
+    if content.endswith(_tail(content[:-_TAIL])):
+        return record
     try:
         own = _checksum(record)
     except (ValueError, RecursionError) as error:  # a number that JSON has no word for, such as 1e999
@@ -45,7 +60,7 @@ def unsealed(content: bytes) -> dict[str, Any]:
 def parsed(content: bytes) -> dict[str, Any]:
     """The mapping in a JSON file, without NaN; `DamagedError` for anything else."""
     try:
-        record = json.loads(content.decode("utf-8-sig"), parse_constant=_refused)
+        record = _json(content)
     except RecursionError:
         raise DamagedError("it is nested too deeply") from None
     except ValueError as error:
@@ -53,6 +68,13 @@ def parsed(content: bytes) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DamagedError(f"it holds a {type(record).__name__}, not an object")
     return record
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return from_json(content, allow_inf_nan=False)  # twice as fast as json, which has the better words
+    except ValueError:
+        return json.loads(content.decode("utf-8-sig"), parse_constant=_refused)
 
 
 def validated(model: type[BaseModel], record: Any) -> None:

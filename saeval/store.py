@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
+import json
 import logging
 import math
+import os
+import struct
 import time
 import zipfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +29,7 @@ from saeval.wholefile import ROOM, tidy, write
 log = logging.getLogger("saeval")
 
 MANIFEST, LIMITED = "manifest.json", "manifest.limited.json"
-MANIFEST_FORM = 1
+MANIFEST_FORM = 2
 _SHOWN = 4
 """Damaged files that a warning names."""
 _ABANDONED_DAYS = 30
@@ -38,6 +42,8 @@ class Store:
     def __init__(self, folder: Path | str) -> None:
         expanded(folder)  # one that no system can look for is the user's mistake, and no damage
         self.folder = Path(folder)
+        self._prefix = f"{self.folder}{os.sep}"
+        """Paths of 100,000 files cost more as `Path` than it costs to read them."""
         self._named: set[Path] = set()
         """Damaged files that a warning has named."""
 
@@ -64,13 +70,28 @@ class Store:
         Its files are believed only where they agree with the checksums in them: otherwise its status is `damaged`, its
         `reason` says why, and it has no cell and no values. One of another version of saeval is `missing`.
         """
-        path = self.folder / f"{key}.json"
+        result, _, content, _ = self._opened(key)
+        if result is not None and arrays and content:
+            try:
+                result.arrays = _unpacked(io.BytesIO(content))
+            except DamagedError as error:
+                return Result(key, "damaged", {}, reason=f"{key}.npz: {error}")
+        return result
+
+    def opened(self, key: str) -> tuple[Result | None, str | None, Collection[str]]:
+        """A result as `read` gives it, without its arrays; the hash of the file of these, and their names."""
+        result, digest, _, names = self._opened(key)
+        return result, digest, names
+
+    def _opened(self, key: str) -> tuple[Result | None, str | None, bytes, Collection[str]]:
+        file = f"{key}.json"
         try:
-            content = path.read_bytes()
+            content = _content(f"{self._prefix}{file}")
         except OSError as error:
             if isinstance(error, FileNotFoundError | NotADirectoryError):
-                return None
-            return Result(key, "damaged", {}, reason=f"{path.name} cannot be read ({error.strerror or error})")
+                return None, None, b"", ()
+            reason = f"{file} cannot be read ({error.strerror or error})"
+            return Result(key, "damaged", {}, reason=reason), None, b"", ()
         try:
             record = unsealed(content)
             if record.get("schema") != FORM:
@@ -80,32 +101,45 @@ class Store:
                 raise DamagedError(f"it is the result of {record['key']}")
             result = Result.from_record(record)
         except EarlierError as error:
-            return Result(key, "missing", {}, reason=f"{path.name}: {error}")
+            return Result(key, "missing", {}, reason=f"{file}: {error}"), None, b"", ()
         except DamagedError as error:
-            return Result(key, "damaged", {}, reason=f"{path.name}: {error}")
+            return Result(key, "damaged", {}, reason=f"{file}: {error}"), None, b"", ()
+        digest = record.get("arrays")
+        if digest is None:
+            return result, None, b"", ()
         try:
-            result.arrays = self._arrays(key, record, arrays)
+            beside = self._beside(key, digest)
+            names = _members(beside)
+            for name, value in result.values.items():
+                needed = f"value/{name}" if value.get("kind") == "array" else f"sizes/{name}"
+                if needed not in names and (value.get("kind") == "array" or f"without/{name}" in names):
+                    raise DamagedError(f"it has no array '{needed}'")
         except DamagedError as error:
-            return Result(key, "damaged", {}, reason=f"{key}.npz: {error}")
-        return result
+            return Result(key, "damaged", {}, reason=f"{key}.npz: {error}"), None, b"", ()
+        return result, digest, beside, names
 
-    def _arrays(self, key: str, record: Mapping[str, Any], wanted: bool) -> dict[str, np.ndarray]:
-        """The arrays beside a record; none of them where they are not `wanted`. `DamagedError` unless they are its."""
-        if record.get("arrays") is None:
-            return {}
+    def arrays(self, key: str, digest: str, names: Sequence[str]) -> list[np.ndarray]:
+        """Some of the arrays of a result whose file has this hash; `DamagedError` where it has not, or not these."""
+        content = self._beside(key, digest)
+        places = _members(content)
+        found = [_array(content, places.get(name, -1)) for name in names]
+        if any(array is None for array in found):
+            every = _unpacked(io.BytesIO(content))
+            found = [every.get(name) for name in names]
+        for name, array in zip(names, found, strict=True):
+            if array is None:
+                raise DamagedError(f"it has no array '{name}'")
+        return [array for array in found if array is not None]
+
+    def _beside(self, key: str, digest: str) -> bytes:
+        """The content of the file of a result's arrays; `DamagedError` unless it has this hash."""
         try:
-            content = (self.folder / f"{key}.npz").read_bytes()
+            content = _content(f"{self._prefix}{key}.npz")
         except OSError as error:
             raise DamagedError(f"it cannot be read ({error.strerror or error})") from None
-        if hashlib.sha256(content).hexdigest() != record["arrays"]:
+        if hashlib.sha256(content).hexdigest() != digest:
             raise DamagedError("its content does not match the checksum in its JSON")
-        found = _unpacked(io.BytesIO(content)) if wanted else {}
-        for name, value in record["values"].items() if wanted else ():
-            needed = [f"value/{name}"] if value.get("kind") == "array" else []
-            needed += [f"sizes/{name}"] if f"without/{name}" in found else []
-            if lacking := [array for array in needed if array not in found]:
-                raise DamagedError(f"it has no array '{lacking[0]}'")
-        return found
+        return content
 
     def write(self, result: Result) -> None:
         """Arrays first, so that a JSON never stands without them; each is in the other's checksum."""
@@ -119,7 +153,7 @@ class Store:
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """A limited run keeps its own, so that trying a suite leaves the whole run's leaderboard as it was."""
         name = MANIFEST if manifest["limit"] is None else LIMITED
-        _write(self.folder / name, sealed(finite(manifest), indent=1))
+        _write(self.folder / name, sealed(_shared(finite(manifest)), indent=1))
 
     def manifest(self) -> dict[str, Any]:
         """The manifest of the last whole run, else of the last limited one; `SaevalError` where there is neither."""
@@ -148,7 +182,7 @@ class Store:
         if manifest.get("schema") != MANIFEST_FORM:
             raise DamagedError(f"its schema is {manifest.get('schema')!r:.40}, this saeval's is {MANIFEST_FORM}")
         validated(ManifestRecord, manifest)
-        return manifest
+        return _unshared(manifest)
 
     def manifests(self) -> list[dict[str, Any]]:
         """The manifests that are here and can be read."""
@@ -167,18 +201,23 @@ class Store:
 
         Raises `SaevalError` for a run with `--limit` unless `include_limited`.
         """
-        manifest = self.manifest()
-        if manifest["limit"] is not None and not include_limited:
-            raise SaevalError(
-                f"{self.folder}: this run was limited to {manifest['limit']} sequences and stays out of leaderboards; "
-                f"run it without --limit, or ask with --include-limited"
-            )
+        manifest = self.listed(include_limited)
         found = []
         for listed in manifest["cells"]:
             result = self.read(listed["key"], arrays=True) or Result(listed["key"], "missing", {})
             result.cell = listed["cell"]
             found.append(result)
         return manifest, found
+
+    def listed(self, include_limited: bool = False) -> dict[str, Any]:
+        """The manifest of the last run. Raises `SaevalError` for one with `--limit` unless `include_limited`."""
+        manifest = self.manifest()
+        if manifest["limit"] is not None and not include_limited:
+            raise SaevalError(
+                f"{self.folder}: this run was limited to {manifest['limit']} sequences and stays out of leaderboards; "
+                f"run it without --limit, or ask with --include-limited"
+            )
+        return manifest
 
     def fold(self, digest: str) -> EvidenceTree | None:
         """A stored fold; None where there is none."""
@@ -260,6 +299,39 @@ class Store:
             tidy(folder)
 
 
+def _shared(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest in which what many cells have in common stands once."""
+    places: dict[str, dict[str, int]] = {"kinds": {}, "subjects": {}}
+
+    def place(name: str, record: Any) -> int:
+        return places[name].setdefault(json.dumps(record), len(places[name]))
+
+    cells: dict[str, list[Any]] = {"key": [], "kind": [], "subjects": []}
+    for listed in manifest["cells"]:
+        kind = {name: value for name, value in listed["cell"].items() if name != "subjects"}
+        cells["key"].append(listed["key"])
+        cells["kind"].append(place("kinds", kind))
+        cells["subjects"].append([place("subjects", subject) for subject in listed["cell"]["subjects"]])
+    return {
+        **manifest,
+        **{name: [json.loads(text) for text in found] for name, found in places.items()},
+        "cells": cells,
+    }
+
+
+def _unshared(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The same with whole cells; those with the same subjects, model or data have the same objects of them."""
+    kinds, subjects, cells = manifest.pop("kinds"), manifest.pop("subjects"), manifest["cells"]
+    lists: dict[tuple[int, ...], list[Any]] = {}
+    made = []
+    for key, kind, places in zip(cells["key"], cells["kind"], map(tuple, cells["subjects"]), strict=True):
+        own = lists.get(places)
+        if own is None:
+            own = lists[places] = [subjects[place] for place in places]
+        made.append({"key": key, "cell": {"subjects": own, **kinds[kind]}, "kind": kind})
+    return {**manifest, "cells": made}
+
+
 def _finished(result: Result | None) -> bool:
     return result is not None and result.status in ("ok", "undefined")
 
@@ -334,6 +406,54 @@ def _unpacked(file: IO[bytes]) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # a damaged archive makes zipfile and numpy raise whatever they meet in it
         raise DamagedError(f"it cannot be read ({said(error)[:100]})") from None
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
+
+
+def _members(content: bytes) -> dict[str, int]:
+    """Where the arrays of an .npz file are, by name; `DamagedError` for whatever is wrong with it.
+
+    Written as `_packed` does, which the directory of zipfile takes several times as long to read.
+    """
+    try:
+        count, _, at, rest = struct.unpack_from("<HIIH", content, len(content) - 12)
+        found = {}
+        for _ in range(count):
+            size, extra, comment, start = struct.unpack_from("<HHH8xI", content, at + 28)
+            found[content[at + 46 : at + 46 + size - 4].decode()] = start
+            at += 46 + size + extra + comment
+        if rest == 0 and content[at : at + 4] == b"PK\x05\x06":
+            return found
+    except (struct.error, ValueError):
+        pass
+    return dict.fromkeys(_unpacked(io.BytesIO(content)), -1)
+
+
+def _array(content: bytes, at: int) -> np.ndarray | None:
+    """An array of an .npz file as `_packed` writes it, much faster than `_unpacked`; None for any other file."""
+    if at < 0 or content[at : at + 4] != b"PK\x03\x04" or content[at + 8 : at + 10] != b"\0\0":  # compressed
+        return None
+    name, extra = struct.unpack_from("<HH", content, at + 26)
+    start = at + 30 + name + extra
+    if content[start : start + 8] != b"\x93NUMPY\x01\x00":
+        return None
+    (length,) = struct.unpack_from("<H", content, start + 8)
+    dtype, order, shape = _npy_header(content[start : start + 10 + length])
+    if dtype.hasobject:
+        return None
+    data = np.frombuffer(content, dtype, math.prod(shape), start + 10 + length)
+    return data.reshape(shape, order="F" if order else "C")
+
+
+@functools.lru_cache(256)
+def _npy_header(header: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
+    file = io.BytesIO(header)
+    np.lib.format.read_magic(file)
+    shape, order, dtype = np.lib.format.read_array_header_1_0(file)
+    return dtype, order, shape
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:

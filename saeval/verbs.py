@@ -15,6 +15,7 @@ from saeval.board import Board
 from saeval.doctor import Doctor
 from saeval.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
 from saeval.escapes import line
+from saeval.index import uncollected
 from saeval.leaderboard import boards
 from saeval.namesakes import refuse_namesakes
 from saeval.options import Options
@@ -142,9 +143,10 @@ def show(arguments: argparse.Namespace) -> int:
 
 def leaderboard(arguments: argparse.Namespace) -> int:
     write = writer(_registry(arguments).reports, arguments.format, "write")
-    found = boards(arguments.folders, include_limited=arguments.include_limited)
-    _say_left_out(found, arguments.format)
-    print(write(found))
+    with uncollected():
+        found = boards(arguments.folders, include_limited=arguments.include_limited)
+        _say_left_out(found, arguments.format)
+        print(write(found))
     return OK
 
 

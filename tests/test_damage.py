@@ -228,9 +228,13 @@ MANIFESTS = {
     "no schema": lambda m: m.pop("schema"),
     "no cells": lambda m: m.pop("cells"),
     "cells": lambda m: m.update(cells=[1]),
-    "a key elsewhere": lambda m: m["cells"][0].update(key="../x"),
-    "subjects": lambda m: m["cells"][0]["cell"].update(subjects="a"),
-    "no metric": lambda m: m["cells"][0]["cell"].pop("metric"),
+    "a key elsewhere": lambda m: m["cells"]["key"].__setitem__(0, "../x"),
+    "subjects": lambda m: m["cells"]["subjects"].__setitem__(0, "a"),
+    "a subject that is not listed": lambda m: m["cells"]["subjects"].__setitem__(0, [99]),
+    "a kind that is not listed": lambda m: m["cells"]["kind"].__setitem__(0, 99),
+    "fewer keys": lambda m: m["cells"]["key"].pop(),
+    "no subjects": lambda m: m.pop("subjects"),
+    "no metric": lambda m: m["kinds"][0].pop("metric"),
     "limit": lambda m: m.update(limit="few"),
     "layout": lambda m: m.update(leaderboard={"columns": 5}),
 }
@@ -336,8 +340,10 @@ def test_an_edited_manifest_puts_no_number_under_another_name(folder, capsys):
     file = folder / "manifest.json"
     own = file.read_text()
     manifest = json.loads(own)
-    first, second = [listed for listed in manifest["cells"] if listed["cell"]["metric"] == "l0"][:2]
-    first["key"], second["key"] = second["key"], first["key"]
+    l0 = [place for place, kind in enumerate(manifest["kinds"]) if kind["metric"] == "l0"]
+    keys, kinds = manifest["cells"]["key"], manifest["cells"]["kind"]
+    first, second = [place for place, kind in enumerate(kinds) if kind in l0][:2]
+    keys[first], keys[second] = keys[second], keys[first]
     file.write_text(json.dumps(manifest))
     assert cli.main(["leaderboard", str(folder)]) == 2
     assert "its content does not match its checksum" in capsys.readouterr().err

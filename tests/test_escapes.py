@@ -132,9 +132,10 @@ def hostile(ran):
     def write(suite="mine", subject=None, **changes):
         manifest = unsealed(own.encode())  # whoever forges one gives it its checksum
         manifest["suite"] = suite
-        for listed in manifest["cells"]:
-            listed["cell"].update(suite=suite, **changes)
-            listed["cell"]["subjects"][0].update(subject or {})
+        for kind in manifest["kinds"]:
+            kind.update(suite=suite, **changes)
+        for record in manifest["subjects"]:
+            record.update(subject or {})
         path.write_bytes(sealed(manifest))
 
     yield write

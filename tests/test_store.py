@@ -238,7 +238,7 @@ def test_a_result_records_what_it_takes_to_check_it(tmp_path):
     results, _ = run(tmp_path)
     record = json.loads((tmp_path / "evaluate" / f"{results[1].key}.json").read_text())
     fields = {"schema", "key", "status", "reason", "cell", "values", "components", "provenance"}
-    assert set(record) == fields | {"headline", "arrays", "checksum"}
+    assert set(record) == fields | {"headline", "arrays", "checksum", "text"}
     assert {"suite", "subjects", "model", "data", "metric", "metric_version", "params"} <= set(record["cell"])
     assert record["cell"]["subjects"][0]["name"] == "tinysae"
     assert record["cell"]["subjects"][0]["hook_name"] == "blocks.1.hook_resid_pre"
@@ -270,7 +270,7 @@ def test_limited_runs_stay_out_of_leaderboards(tmp_path):
     }
     value = {"value": 1.0, "stderr": None, "ci95": None, "n": 1, "unit": "", "better": None}
     store.write(Result("k", "ok", cell, values={"m": value}))
-    manifest = {"schema": 1, "suite": "s", "limit": 4, "leaderboard": {}, "cells": [{"key": "k", "cell": cell}]}
+    manifest = {"schema": 2, "suite": "s", "limit": 4, "leaderboard": {}, "cells": [{"key": "k", "cell": cell}]}
     store.write_manifest(manifest)
     with pytest.raises(SaevalError, match="limited to 4 sequences"):
         boards([tmp_path])
