@@ -22,12 +22,12 @@ from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from saeval.errors import SaevalError
 from saeval.estimate import Estimate
@@ -65,18 +65,31 @@ class StaleError(SaevalError):
     """A file that the index knows has changed since; says which, and how."""
 
 
-def results(folder: Path | str, include_limited: bool = False) -> tuple[dict[str, Any], list[Result]]:
-    """As `Store.results`, through the folder's index; arrays are read when they are asked for.
+@dataclass(frozen=True)
+class Basis:
+    """The files of some results, in the state in which they were read."""
 
-    A file of arrays that is not what it was by then raises `StaleError`.
+    keys: list[str]
+    digest: str
+
+    @classmethod
+    def of(cls, folder: Path, keys: list[str]) -> Basis:
+        """As they are now."""
+        return cls(keys, hashlib.sha256(_states(folder, keys).tobytes()).hexdigest())
+
+
+def results(folder: Path | str, include_limited: bool = False) -> tuple[dict[str, Any], list[Result], Basis | None]:
+    """As `Store.results`, through the folder's index, with what they rest on; None where that may still change.
+
+    Arrays are read when they are asked for; a file that is not what it was by then raises `StaleError`.
     """
     store = Store(folder)
     manifest = store.listed(include_limited)
     if len(manifest["cells"]) < WORTH:
-        return store.results(include_limited)
+        return *store.results(include_limited), None
     name = "results" if manifest["limit"] is None else "results.limited"
-    index = _current(store, [listed["key"] for listed in manifest["cells"]], name)
-    return manifest, index.results(manifest["cells"])
+    index, basis = _current(store, [listed["key"] for listed in manifest["cells"]], name)
+    return manifest, index.results(manifest["cells"]), basis
 
 
 @contextmanager
@@ -205,10 +218,11 @@ class _Index:
         ]
 
 
-def _current(store: Store, keys: list[str], name: str) -> _Index:
+def _current(store: Store, keys: list[str], name: str) -> tuple[_Index, Basis | None]:
     """The index for these cells. What it lacks, and what has changed since, is read and written into it."""
     now = time.time_ns()
     states = _states(store.folder, keys)
+    basis = Basis(keys, hashlib.sha256(states.tobytes()).hexdigest())
     old = _load(store.folder / FOLDER, name)
     places = np.full(len(keys), -1)
     if old is not None and len(old):
@@ -216,28 +230,51 @@ def _current(store: Store, keys: list[str], name: str) -> _Index:
         places = np.array([known.get(key, -1) for key in keys])
         places[(_states_of(old)[places] != states).any(axis=1)] = -1
         if len(known) == len(keys) and (places == np.arange(len(keys))).all():
-            return _Index(store, old)
+            return _Index(store, old), basis
     anew = np.flatnonzero(places < 0)
-    settled = states[:, [1, 2, 5, 6]].max(axis=1) < now - _SETTLED
-    read = _read(store, [keys[place] for place in anew], np.where(settled[:, None], states, _UNSETTLED)[anew])
+    old_enough = settled(states, now)
+    read = _read(store, [keys[place] for place in anew], np.where(old_enough[:, None], states, _UNSETTLED)[anew])
     places[anew] = np.arange(len(anew)) + (len(old) if old is not None else 0)
     table = _joined([old, read] if old is not None else [read]).take(places)
     _keep(store.folder / FOLDER, name, table)
-    return _Index(store, table)
+    return _Index(store, table), basis if old_enough.all() else None
 
 
-def _states(folder: Path, keys: Sequence[str]) -> Int[np.ndarray, "files state"]:
-    """Size, times and inode of the two files of each result."""
+def _states(folder: Path, keys: Sequence[str]) -> Int[np.ndarray, "results state"]:
+    """Those of the two files of each result."""
+    start = f"{folder}{os.sep}"
+    return files_of([f"{start}{key}{suffix}" for key in keys for suffix in (".json", ".npz")]).reshape(len(keys), 8)
+
+
+def files_of(paths: Sequence[str]) -> Int[np.ndarray, "files state"]:
+    """Size, times and inode of each file."""
     found: list[int] = []
-    for key in keys:
-        for suffix in (".json", ".npz"):
-            try:
-                state = os.stat(f"{folder}{os.sep}{key}{suffix}")
-            except OSError:
-                found += (_ABSENT, _ABSENT, _ABSENT, _ABSENT)
-            else:
-                found += (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino & 0x7FFFFFFFFFFFFFFF)
-    return np.array(found, dtype=np.int64).reshape(len(keys), 8)
+    stat = os.stat
+    for path in paths:
+        try:
+            state = stat(path)
+        except OSError:
+            found += (_ABSENT, _ABSENT, _ABSENT, _ABSENT)
+        else:
+            found += (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino & 0x7FFFFFFFFFFFFFFF)
+    return np.array(found, dtype=np.int64).reshape(len(paths), 4)
+
+
+def settled(states: Int[np.ndarray, "files state"], now: int) -> Bool[np.ndarray, "files"]:
+    """Which files are so old that a change from now on must change a time of theirs."""
+    times = states.reshape(len(states), -1, 4)[:, :, 1:3]
+    return np.asarray(times.max(axis=(1, 2)) < now - _SETTLED)
+
+
+@cache
+def code(function: Callable[..., Any] | None = None) -> str:
+    """The version of saeval's code, and of the package that a function is from: what they make may differ with it."""
+    folders = {Path(__file__).parent}
+    module = sys.modules.get(function.__module__) if function is not None else None
+    if module is not None and module.__file__:
+        folders.add(Path(module.__file__).parent)
+    paths = sorted(str(path) for folder in folders for path in folder.glob("*.py"))
+    return hashlib.sha256(repr((version(), paths, files_of(paths).tolist())).encode()).hexdigest()
 
 
 def _states_of(table: pa.Table) -> Int[np.ndarray, "files state"]:
@@ -344,7 +381,7 @@ def _load(folder: Path, name: str) -> pa.Table | None:
     """The index that is there; None where there is none, or none of use."""
     try:
         facts = unsealed((folder / f"{name}.json").read_bytes())
-        if facts["form"] != FORM or facts["saeval"] != version():
+        if facts["form"] != FORM or facts["saeval"] != code():
             return None
         content = (folder / f"{name}.parquet").read_bytes()
         if hashlib.sha256(content).hexdigest() != facts["parquet"]:
@@ -360,7 +397,7 @@ def _load(folder: Path, name: str) -> pa.Table | None:
 def _keep(folder: Path, name: str, table: pa.Table) -> None:
     """Write the index; where that is impossible, the files are read each time."""
     content = _packed(table)
-    facts = {"form": FORM, "saeval": version(), "parquet": hashlib.sha256(content).hexdigest()}
+    facts = {"form": FORM, "saeval": code(), "parquet": hashlib.sha256(content).hexdigest()}
     try:
         write(folder / f"{name}.parquet", content, "")
         write(folder / f"{name}.json", sealed(facts), "")
@@ -378,7 +415,7 @@ class Tests:
         self._kept: dict[str, Any] = {}
         try:
             facts = unsealed(self._path.read_bytes())
-            self._kept = facts["tests"] if facts["form"] == FORM and facts["saeval"] == version() else {}
+            self._kept = facts["tests"] if facts["form"] == FORM and facts["saeval"] == code() else {}
         except (OSError, DamagedError, KeyError):
             log.debug("%s: nothing of use", self._path)
 
@@ -390,7 +427,7 @@ class Tests:
         kept = self._kept.get(name, {})
         if kept.get("of") != digest:
             kept = self._kept[name] = {"of": digest, "found": compute()}
-            facts = {"form": FORM, "saeval": version(), "tests": self._kept}
+            facts = {"form": FORM, "saeval": code(), "tests": self._kept}
             try:
                 write(self._path, sealed(facts), "")
             except Unwritable as error:

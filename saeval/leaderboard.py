@@ -15,7 +15,7 @@ from saeval.board import Board, Column, Entries, Entry, Row, damaged_in_words
 from saeval.errors import SaevalError, suggestion
 from saeval.fingerprint import digest_of
 from saeval.formatting import number
-from saeval.index import StaleError, Tests, forget, uncollected
+from saeval.index import Basis, StaleError, Tests, forget, uncollected
 from saeval.index import results as indexed
 from saeval.ranks import rank
 from saeval.result import Result, support_of
@@ -32,6 +32,13 @@ def boards(folders: Iterable[Path | str], *, include_limited: bool = False, ever
     `every_column` leaves out the suites' own layout. Raises `SaevalError` for a folder without a
     manifest, and for runs with `--limit` unless `include_limited`.
     """
+    return boards_on(folders, include_limited=include_limited, every_column=every_column)[0]
+
+
+def boards_on(
+    folders: Iterable[Path | str], *, include_limited: bool = False, every_column: bool = False
+) -> tuple[list[Board], list[Basis | None]]:
+    """The same, with the files that each folder's results rest on, where they are many."""
     folders = list(folders)
     with uncollected():
         try:
@@ -42,10 +49,13 @@ def boards(folders: Iterable[Path | str], *, include_limited: bool = False, ever
             return _of_folders(folders, include_limited, every_column)
 
 
-def _of_folders(folders: Sequence[Path | str], include_limited: bool, every_column: bool) -> list[Board]:
-    runs = []
+def _of_folders(
+    folders: Sequence[Path | str], include_limited: bool, every_column: bool
+) -> tuple[list[Board], list[Basis | None]]:
+    runs, bases = [], []
     for folder in folders:
-        manifest, found = indexed(folder, include_limited)
+        manifest, found, basis = indexed(folder, include_limited)
+        bases.append(basis)
         unfinished = []
         if absent := sum(result.status == "missing" for result in found):
             share = f"{absent} of {len(manifest['cells'])} cells of '{manifest['suite']}'"
@@ -54,7 +64,7 @@ def _of_folders(folders: Sequence[Path | str], include_limited: bool, every_colu
             unfinished.append(f"'{manifest['suite']}': {damaged}")
         layout = {} if every_column else manifest["leaderboard"]
         runs.append(_Run(manifest["suite"], layout, found, unfinished))
-    return _boards(runs, Tests(folders[0]) if len(folders) == 1 else afresh)
+    return _boards(runs, Tests(folders[0]) if len(folders) == 1 else afresh), bases
 
 
 def from_results(results: Sequence[Result], title: str, settings: Mapping[str, Any]) -> list[Board]:

@@ -36,6 +36,8 @@ class Report:
     description: str = ""
     compare: Callable[[Comparison], str] | None = None
     pages: Callable[[Sequence[Result]], Mapping[str, bytes | str]] | None = None
+    keeps: bool = False
+    """Whether saeval may keep the text of `write` while no result and no module beside its own changes."""
 
     def writer(self, of: Literal["write", "compare", "pages"], others: Iterable[Report]) -> Callable[..., Any]:
         """What it does `of` leaderboards, comparisons or pages; `SaevalError` names those that can, if it cannot."""

@@ -12,7 +12,7 @@ from pydantic_core import from_json
 
 from saeval.parameters import lowered
 
-CHECKSUM, TEXT = "checksum", "text"
+CHECKSUM, OF_FILE = "checksum", "file_checksum"
 """Of the content, however it is laid out; of the file's bytes before it, which is much faster to compare."""
 
 
@@ -26,14 +26,14 @@ class EarlierError(DamagedError):
 
 def sealed(record: Mapping[str, Any], indent: int | None = None) -> bytes:
     """A JSON file of `record`, plain data, with its checksums."""
-    record = {name: value for name, value in record.items() if name not in (CHECKSUM, TEXT)}
+    record = {name: value for name, value in record.items() if name not in (CHECKSUM, OF_FILE)}
     text = json.dumps({**record, CHECKSUM: _checksum(record)}, indent=indent, allow_nan=False)
     body = text.removesuffix("}").rstrip().encode()
     return body + _tail(body)
 
 
 def _tail(body: bytes) -> bytes:
-    return f', "{TEXT}": "{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
+    return f', "{OF_FILE}": "{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
 
 
 _TAIL = len(_tail(b""))
@@ -45,7 +45,7 @@ def unsealed(content: bytes) -> dict[str, Any]:
     if CHECKSUM not in record:
         raise EarlierError("it has no checksum, so another version of saeval wrote it")
     checksum = record.pop(CHECKSUM)
-    record.pop(TEXT, None)
+    record.pop(OF_FILE, None)
     if content.endswith(_tail(content[:-_TAIL])):
         return record
     try:

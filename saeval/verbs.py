@@ -11,12 +11,11 @@ from pathlib import Path
 
 from saeval import comparison, listing
 from saeval.api import execute, prepare
-from saeval.board import Board
 from saeval.doctor import Doctor
 from saeval.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
 from saeval.escapes import line
 from saeval.index import uncollected
-from saeval.leaderboard import boards
+from saeval.leaderboard import boards, boards_on
 from saeval.namesakes import refuse_namesakes
 from saeval.options import Options
 from saeval.outline import outline
@@ -26,6 +25,7 @@ from saeval.progress import progress
 from saeval.registry import Registry
 from saeval.reports import write_pages, writer
 from saeval.store import Store
+from saeval.texts import KeptText
 
 
 def _registry(arguments: argparse.Namespace) -> Registry:
@@ -142,25 +142,39 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def leaderboard(arguments: argparse.Namespace) -> int:
-    write = writer(_registry(arguments).reports, arguments.format, "write")
+    reports = _registry(arguments).reports
+    write = writer(reports, arguments.format, "write")
+    kept = None
+    if len(arguments.folders) == 1 and reports[arguments.format].keeps:
+        kept = KeptText(arguments.folders[0], arguments.include_limited, reports[arguments.format])
+    earlier = kept.read() if kept else None
+    if earlier is not None:
+        text, left_out = earlier
+        _say_left_out(left_out, arguments.format)
+        print(text)
+        return OK
     with uncollected():
-        found = boards(arguments.folders, include_limited=arguments.include_limited)
-        _say_left_out(found, arguments.format)
-        print(write(found))
+        found, bases = boards_on(arguments.folders, include_limited=arguments.include_limited)
+        left_out = [sentence for board in found for sentence in board.left_out]
+        _say_left_out(left_out, arguments.format)
+        text = write(found)
+    if kept:
+        kept.keep(text, left_out, bases[0])
+    print(text)
     return OK
 
 
-def _say_left_out(found: Sequence[Board], form: str) -> None:
+def _say_left_out(left_out: Sequence[str], form: str) -> None:
     """What is missing or damaged, where the format has no place for notes."""
     if form != "md":
-        for sentence in dict.fromkeys(sentence for board in found for sentence in board.left_out):
+        for sentence in dict.fromkeys(left_out):
             print(line(sentence), file=sys.stderr)
 
 
 def compare(arguments: argparse.Namespace) -> int:
     write = writer(_registry(arguments).reports, arguments.format, "compare")
     found = boards(arguments.folders, include_limited=arguments.include_limited, every_column=True)
-    _say_left_out(found, arguments.format)
+    _say_left_out([sentence for board in found for sentence in board.left_out], arguments.format)
     print(write(comparison.compare(found, arguments.a, arguments.b, arguments.metric)))
     return OK
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from claims import some
-from saeval import SaevalError, against, cli, index, ranks
+from saeval import SaevalError, against, cli, index, ranks, verbs
 from saeval.comparison import compare
 from saeval.estimate import Estimate
 from saeval.leaderboard import boards
@@ -148,7 +148,7 @@ DAMAGES = {
     "truncated": lambda folder: rewritten(folder, "results.parquet", lambda content: content[:-50]),
     "empty": lambda folder: rewritten(folder, "results.parquet", lambda content: b""),
     "a bit": lambda folder: rewritten(folder, "results.parquet", lambda c: c[:500] + bytes([c[500] ^ 4]) + c[501:]),
-    "facts edited": lambda folder: rewritten(folder, "results.json", lambda c: c.replace(b"0.1.0", b"0.1.1")),
+    "facts edited": lambda folder: rewritten(folder, "results.json", lambda c: c.replace(b'"form": 1', b'"form": 2')),
     "facts of another kind": lambda folder: rewritten(folder, "results.json", lambda content: b"[]"),
     "another form": lambda folder: another(folder, form=99),
     "another version": lambda folder: another(folder, saeval="0.0.1"),
@@ -334,3 +334,40 @@ def test_what_is_written_is_plain_parquet(folder):
     assert table["key"].to_pylist() == some(keys(folder))
     heads = json.loads(table.schema.metadata[b"heads"])
     assert len(heads) < len(table)
+
+
+@pytest.mark.parametrize("form", ["md", "csv"])
+def test_the_text_of_a_leaderboard_is_kept_until_a_file_changes(folder, capsys, monkeypatch, form):
+    def told():
+        assert cli.main(["leaderboard", str(folder), "--format", form]) == 0
+        return capsys.readouterr()
+
+    monkeypatch.setattr(index, "WORTH", 10**9)
+    expected = told()
+    monkeypatch.setattr(index, "WORTH", 1)
+    assert told() == expected
+
+    def refused(*_, **__):
+        raise AssertionError("made anew")
+
+    for name in ("a result is computed again", "arrays are damaged in place", "a result comes"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(verbs, "boards_on", refused)
+            assert told() == expected
+        kept = shutil.copytree(folder, folder.parent / "kept")
+        CHANGES[name](folder)
+        assert told() != expected, name
+        assert told() == told()
+        shutil.rmtree(folder)
+        kept.rename(folder)
+        expected = told()
+    file = next((folder / "index").glob("text.*"))
+    file.write_bytes(file.read_bytes()[:-5])
+    assert told() == expected
+    index.code.cache_clear()
+    monkeypatch.setattr(index, "version", lambda: "another")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verbs, "boards_on", refused)
+        with pytest.raises(AssertionError, match="made anew"):
+            told()
+    index.code.cache_clear()

@@ -11,7 +11,7 @@ def saeval_reports() -> list[Report]:
     from saeval_reports import comparisons, tables  # late: `saeval ls` needs the names only
 
     return [
-        Report("md", tables.markdown, "Markdown, for people", comparisons.markdown),
-        Report("csv", tables.csv, "CSV, one line a row", comparisons.csv),
-        Report("json", tables.as_json, "JSON, a list of rows", comparisons.as_json),
+        Report("md", tables.markdown, "Markdown, for people", comparisons.markdown, keeps=True),
+        Report("csv", tables.csv, "CSV, one line a row", comparisons.csv, keeps=True),
+        Report("json", tables.as_json, "JSON, a list of rows", comparisons.as_json, keeps=True),
     ]
