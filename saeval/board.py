@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from saeval.estimate import Estimate, Support, doubts
+from saeval.estimate import FEW, UNRELIABLE, Estimate, Support, doubts
 from saeval.formatting import number
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ class Row:
     """The number of trained rows less those surely worse; ties are not transitive, so a rank is an interval."""
     detectable: float | None = None
     """Minimum detectable difference to the top row in the column ranked by, in its unit; None for that row."""
+    support: Support | None = None
+    """What the error of that difference rests on."""
     copies: int = 1
     control: str | None = None
     """A control's name in its suite, without its parent."""
@@ -148,13 +150,20 @@ class Board:
 
     @property
     def doubts(self) -> list[str]:
-        """Why errors of the shown columns are unreliable: the worst place of each reason."""
-        return doubts(
-            (entry.support, f"{column.name} of {row.name}")
+        """Why errors of shown columns, and of differences to the top row, are unreliable: each reason's worst place."""
+        shown = [
+            (entry, f"{column.name} of {row.name}")
             for row in self.rows
             for column in self.shown
-            if (entry := row.entries.get(column.name)) is not None and entry.support is not None
-        )
+            if (entry := row.entries.get(column.name)) is not None and entry.stderr is not None
+        ]
+        known = [(entry.support, place) for entry, place in shown if entry.support is not None]
+        known += [(row.support, f"{row.name} beside the top row") for row in self.rows if row.support is not None]
+        found = doubts(known)
+        documents = documents_of(self.data)
+        if not found and shown and documents is not None and 1 < documents < FEW:
+            found = [f"fewer than {FEW} documents ({documents}): {UNRELIABLE}"]
+        return found
 
     @property
     def stop(self) -> str:

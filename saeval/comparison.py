@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from saeval.board import Board, Column, Entry, Row, documents_of, limit_in_words
-from saeval.differences import ALPHA, Difference, difference, holm_distinct
+from saeval.differences import ALPHA, Difference, difference, distinct, holm
 from saeval.errors import SaevalError, suggestion
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ class Compared:
     @property
     def sure(self) -> bool | None:
         """Whether the difference is more than chance at the 5% level; None where that is not known."""
-        if self.p_holm is None:
-            return True if self.difference.certain else None
-        return self.p_holm < ALPHA
+        return None if self.p_holm is None else self.p_holm < ALPHA
 
 
 @dataclass
@@ -52,6 +50,8 @@ class Comparison(Sequence[Compared]):
     """Where an adaptive run stopped, in words."""
     limit: str = ""
     """That the run was limited, in words; empty for a whole run."""
+    tests: int = 0
+    """How many distinct tests the p values are corrected for."""
 
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
@@ -122,14 +122,25 @@ def compare(boards: Sequence[Board], a: str, b: str, metrics: Sequence[str] = ()
         detail = f": {'; '.join(reasons)}" if reasons else ""
         raise SaevalError(f"'{row_a.name}' and '{row_b.name}' have no value in common{detail}")
     differences = [difference(one, other) for _, one, other in both]
-    corrected = holm_distinct(differences)
+    same = distinct(differences)
+    adjusted = holm([d.p_value if same[index] == index else None for index, d in enumerate(differences)])
+    corrected = [None if twin is None else adjusted[twin] for twin in same]
     rows = [
         Compared(column, one, other, found, p, _better(column, found, row_a, row_b))
         for (column, one, other), found, p in zip(both, differences, corrected, strict=True)
     ]
     limit = limit_in_words(board.data)
     return Comparison(
-        board.title, board.model, str(board.data.get("use") or ""), row_a, row_b, rows, notes, board.stop, limit
+        board.title,
+        board.model,
+        str(board.data.get("use") or ""),
+        row_a,
+        row_b,
+        rows,
+        notes,
+        board.stop,
+        limit,
+        sum(twin == index for index, twin in enumerate(same)),
     )
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from saeval.board import Entry
-from saeval.estimate import Support
+from saeval.estimate import LEAST, Estimate, Support
 
 ALPHA = 0.05
 POWER = 0.8
-_SAME = 1e-9
-"""Relative distance below which two numbers that went through different sums are one."""
+_SAME = 1e-5
+"""Standard errors below which two numbers that went through different sums are one."""
 ROUNDING = 1e-12
 """Differences this small, relative to the two values, are float64's and no finding."""
 
@@ -27,8 +27,8 @@ class Difference:
     variances: tuple[tuple[float, float], ...] = ()
     """Independent parts of its variance, each with its degrees of freedom."""
     reason: str | None = None
-    paired: bool = True
-    """Whether both entries are known without each document; where one is not, only the values can be compared."""
+    paired: Estimate | None = None
+    """The same without each document; None where an entry is not known without each: then the values decide."""
     rounding: float = 0.0
     support: Support | None = None
     """What its error rests on."""
@@ -48,11 +48,11 @@ class Difference:
 
     @property
     def ci95(self) -> tuple[float, float] | None:
-        """95% interval by the t quantile."""
+        """95% interval by the t quantile; None where all documents agree, which tells nothing of its width."""
         from scipy.special import stdtrit  # late: `saeval ls` compares nothing
 
         error = self.stderr
-        if error is None:
+        if not error:
             return None
         reach = float(stdtrit(self.dof, 1 - ALPHA / 2)) * error
         return self.value - reach, self.value + reach
@@ -61,33 +61,39 @@ class Difference:
     def p_value(self) -> float | None:
         """Two-sided p value of the paired t test that the true difference is 0.
 
-        None without an error, and where the difference is the same whichever document is left out: nothing is left
-        to chance, so there is nothing to test.
+        Where the difference is the same whichever document is left out, there is no t: then it is that of the sign
+        test, 2^(1 - effective documents), since all documents agree. None without an error, and where both are equal.
         """
         from scipy.special import stdtr  # late: as above
 
         error = self.stderr
-        return float(2 * stdtr(self.dof, -abs(self.value) / error)) if error else None
-
-    @property
-    def certain(self) -> bool:
-        """Whether they differ by construction: by the same amount whichever document is left out."""
-        return self.stderr == 0 and abs(self.value) > self.rounding
+        if error is None or (error == 0 and abs(self.value) <= self.rounding):
+            return None
+        return float(2 * stdtr(self.dof, -abs(self.value) / error)) if error else 2.0**-self.dof
 
     def repeats(self, other: Difference) -> bool:
-        """Whether this is the test that the other is: of a value that is the other's up to a constant, or its negative.
+        """Whether this is the test that the other is: every document moves both alike, up to a factor.
 
-        Such are `ce_sae` and `delta_ce`, whose paired differences are one number.
+        Such are `ce_sae` and `delta_ce`, `fvu` and `explained_variance`, and one value in two units.
         """
-        pairs = [(abs(self.value), abs(other.value)), (self.stderr, other.stderr)]
-        return all(a is not None and b is not None and math.isclose(a, b, rel_tol=_SAME) for a, b in pairs)
+        mine, others = self._standardised, other._standardised
+        if mine is None or others is None or mine.shape != others.shape or not math.isclose(self.dof, other.dof):
+            return False
+        return bool(min(np.abs(mine - others).max(), np.abs(mine + others).max()) < _SAME)
+
+    @property
+    def _standardised(self) -> np.ndarray | None:
+        """The difference, and how far each document moves it, in standard errors; None where there are none."""
+        if not self.stderr or self.paired is None:
+            return None
+        return np.append(self.paired.deviations, self.value) / self.stderr
 
     @property
     def detectable(self) -> float | None:
-        """Minimum detectable difference, found with 80% power at the 5% level: t.975 + t.80 standard errors."""
+        """Minimum detectable difference, found by one test at 5% with a power of 80%: t.975 + t.80 standard errors."""
         from scipy.special import stdtrit  # late: as above
 
-        if self.stderr is None:
+        if not self.stderr:
             return None
         return float(stdtrit(self.dof, 1 - ALPHA / 2) + stdtrit(self.dof, POWER)) * self.stderr
 
@@ -106,30 +112,32 @@ def difference(a: Entry, b: Entry) -> Difference:
     rounding = ROUNDING * max(abs(a.value), abs(b.value))
     if a.estimate is None or b.estimate is None:
         reason = (a if a.estimate is None else b).reason or "what it is without each document is not stored"
-        return Difference(value, reason=reason, paired=False)
+        return Difference(value, reason=reason)
     paired = a.estimate - b.estimate
     if paired.stderr is None:
-        return Difference(value, reason="fewer than two documents")
+        return Difference(value, reason="fewer than two documents", paired=paired)
+    if paired.effective < LEAST:
+        return Difference(value, reason="one document holds nearly all tokens", paired=paired)
     if not math.isfinite(paired.stderr):
-        return Difference(value, reason="the difference does not exist without one of the documents")
+        return Difference(value, reason="the difference does not exist without one of the documents", paired=paired)
     spreads = [(entry.spread, entry.draws - 1.0) for entry in (a, b) if entry.draws > 1]
     error = paired.stderr if paired.stderr > rounding else 0.0
-    return Difference(value, ((error**2, paired.effective - 1.0), *spreads), None, True, rounding, paired.support)
+    return Difference(value, ((error**2, paired.effective - 1.0), *spreads), None, paired, rounding, paired.support)
 
 
-def holm_distinct(differences: Sequence[Difference]) -> list[float | None]:
-    """Holm's correction over distinct tests; those that repeat one have its p value. None where nothing is tested."""
-    first: list[int] = []
-    same: dict[int, int] = {}
+def distinct(differences: Sequence[Difference]) -> list[int | None]:
+    """For each difference the first that makes the same test, itself where it is the first; None without a test."""
+    firsts: list[int] = []
+    found: list[int | None] = []
     for index, one in enumerate(differences):
         if one.p_value is None:
+            found.append(None)
             continue
-        twin = next((other for other in first if one.repeats(differences[other])), None)
-        if twin is None:
-            first.append(index)
-        same[index] = index if twin is None else twin
-    corrected = dict(zip(first, holm([differences[index].p_value for index in first]), strict=True))
-    return [corrected[same[index]] if index in same else None for index in range(len(differences))]
+        twin = next((other for other in firsts if one.repeats(differences[other])), index)
+        if twin == index:
+            firsts.append(index)
+        found.append(twin)
+    return found
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -16,7 +16,11 @@ Number: TypeAlias = "float | int | Estimate"
 FEW = 20
 """Effective documents below which errors are themselves unreliable."""
 LARGE_SHARE = 0.2
-"""Of the squared deviations; above it, one document decides the error."""
+"""Of the squared deviations: above it one document decides the error, unless as much is to be expected of so few."""
+CHANCE = 0.001
+"""How often one of equal documents with normal deviations may have a share that is called too large."""
+LEAST = 1.1
+"""Effective documents below which there is neither an interval nor a test."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,22 @@ class Support:
 
     @property
     def few(self) -> bool:
-        """Whether there are too few effective documents for a reliable error; False where there is no error."""
-        return self.documents > 1 and self.effective < FEW
+        """Whether there are too few effective documents for a reliable error; False where the error is 0 or missing."""
+        return self.largest_share is not None and self.effective < FEW
 
     @property
     def one_decides(self) -> bool:
-        """Whether more than a fifth of the squared deviations is one document's."""
-        return self.documents > 1 and self.largest_share is not None and self.largest_share > LARGE_SHARE
+        """Whether one document has more than a fifth of the squared deviations, and more than chance gives it.
+
+        Chance: Cochran's (1941) critical value of the largest of as many variances as there are effective documents.
+        """
+        if self.largest_share is None or self.largest_share <= LARGE_SHARE:
+            return False
+        from scipy.special import fdtri  # late: as below
+
+        others = self.effective - 1
+        ratio = float(fdtri(1.0, others, 1 - CHANCE / self.effective)) if others > 0 else math.inf
+        return self.largest_share > ratio / (ratio + others)
 
     @property
     def doubt(self) -> str:
@@ -88,6 +101,12 @@ class Estimate:
     sizes: Float[np.ndarray, "clusters"]
     n: int = 0
     """Observations behind the value, usually tokens of the mask."""
+    least: float = math.inf
+    """Effective documents of the part of the value that has fewest, where parts rest on different documents."""
+
+    def __post_init__(self) -> None:
+        if self.sizes.dtype == bool:
+            raise TypeError("sizes are how many observations each document contributed, not whether it did")
 
     @property
     def present(self) -> Bool[np.ndarray, "clusters"]:
@@ -101,14 +120,19 @@ class Estimate:
 
     @property
     def effective(self) -> float:
-        """Effective number of documents, (Σn)² / Σn² (Kish 1965): their number where all are of one size."""
-        return effective(self.sizes)
+        """Effective number of documents, (Σn)² / Σn² (Kish 1965): their number where all are of one size.
+
+        Of a value whose parts rest on different documents it is that of the part that has fewest.
+        """
+        return min(effective(self.sizes), self.least)
 
     @property
     def deviations(self) -> Float[np.ndarray, "clusters"]:
         """How far each document moves the value: the mean of `without` minus each; 0 for those without a part."""
         here = self.present
         found = np.zeros_like(self.without)
+        if not here.any():
+            return found
         found[here] = self.without[here].mean() - self.without[here]
         return found
 
@@ -123,11 +147,11 @@ class Estimate:
 
     @property
     def ci95(self) -> tuple[float, float] | None:
-        """95% interval by the t quantile with `effective` - 1 degrees of freedom; None below two documents."""
+        """95% interval by the t quantile, `effective` - 1 degrees of freedom; None below 1.1 effective documents."""
         from scipy.special import stdtrit  # late: it takes a tenth of a second, and `saeval ls` shows no interval
 
         error = self.stderr
-        if error is None or not math.isfinite(self.value):
+        if error is None or self.effective < LEAST or not math.isfinite(self.value):
             return None
         reach = float(stdtrit(self.effective - 1, 0.975)) * error
         return self.value - reach, self.value + reach
@@ -155,7 +179,10 @@ class Estimate:
         with np.errstate(all="ignore"):  # what is undefined is NaN
             *without, value = np.where(np.isfinite(found := np.asarray(function(*arguments))), found, np.nan)
         sizes = np.max([one.sizes for one in estimates], axis=0)
-        return Estimate(float(value), np.array(without), sizes, min(one.n for one in estimates))
+        least = min(one.effective for one in estimates)
+        own = effective(sizes)
+        n = min(one.n for one in estimates)
+        return Estimate(float(value), np.array(without), sizes, n, least if least < own else math.inf)
 
     def log(self) -> Estimate:
         """Natural logarithm; NaN for a value that is not positive."""

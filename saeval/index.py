@@ -184,7 +184,8 @@ class _Indexed(Result):
             return record, None
         digest = index.digests[self._place]
         load = partial(self._load, [f"without/{name}", f"sizes/{name}"], digest)
-        return record, StoredEstimate(value, record["n"] or 0, (digest, name), load)
+        least = math.inf if effective is None else effective
+        return record, StoredEstimate(value, record["n"] or 0, least, (digest, name), load)
 
     def estimate(self, name: str) -> Estimate | None:
         return self.scalar(name)[1]

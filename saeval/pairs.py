@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from saeval.board import Entry
 from saeval.differences import ALPHA, POWER, ROUNDING
+from saeval.estimate import LEAST, Support
 
 Rows: TypeAlias = Int[np.ndarray, "rows"]
 Counts: TypeAlias = Int[np.ndarray, "entries"]
@@ -41,8 +43,8 @@ class _Block:
     """t² at `Pairs.dof` degrees of freedom, or what it would be at these for the same p value; 0 without a test."""
     tested: int
     """How many of the pairs have a p value."""
-    certain: Bool[np.ndarray, "rows cols"] | None
-    """Pairs that surely differ without a test; None where there are none."""
+    untested: Bool[np.ndarray, "rows cols"] | None = None
+    """Pairs of which the values decide, since one is not known without each document; None where there are none."""
 
 
 class Pairs:
@@ -65,6 +67,7 @@ class Pairs:
         self.spread = np.array([entry.spread if entry.draws > 1 else 0.0 for entry in entries])
         self.without = np.full((len(entries), clusters), np.nan)
         self.sizes = np.zeros((len(entries), clusters))
+        self.effective = np.array([entry.estimate.effective if entry.estimate else math.inf for entry in entries])
         for index, entry in enumerate(entries):
             if entry.estimate is not None:
                 self.without[index], self.sizes[index] = entry.estimate.without, entry.estimate.sizes
@@ -73,17 +76,19 @@ class Pairs:
     def _set_common(self) -> None:
         """Find the entries whose pairs have all their variances in one product, and prepare it."""
         plain = self.known & (self.draws == 1) & np.isfinite(self.without).all(axis=1)
-        plain &= (self.sizes > 0).sum(axis=1) > 1
-        sizes = [self.sizes[index].tobytes() if plain[index] else b"" for index in range(len(self.values))]
+        plain &= ((self.sizes > 0).sum(axis=1) > 1) & (self.effective >= LEAST)
+        sizes = [
+            self.sizes[index].tobytes() + self.effective[index].tobytes() if plain[index] else b""
+            for index in range(len(self.values))
+        ]
         counted = Counter(one for one in sizes if one)
         most = counted.most_common(1)[0][0] if counted else None
         common = np.array([one == most for one in sizes], dtype=bool) if most else np.zeros(len(sizes), dtype=bool)
         self.common, self.others = np.flatnonzero(common), np.flatnonzero(~common)
         self.dof = 1.0
         if most:
-            own = self.sizes[self.common[0]]
-            self.dof = own.sum() ** 2 / np.square(own).sum() - 1
-            here = own > 0
+            self.dof = self.effective[self.common[0]] - 1
+            here = self.sizes[self.common[0]] > 0
             count = int(here.sum())
             deviations = self.without[self.common][:, here]
             deviations -= deviations.mean(axis=1, keepdims=True)
@@ -104,9 +109,10 @@ class Pairs:
         sizes = np.maximum(self.sizes[index], self.sizes[others])
         with np.errstate(all="ignore"):
             variance = self._variances(self.without[index] - self.without[others], sizes > 0)
-            variance[~np.isfinite(variance) | ~self.known[index] | ~self.known[others]] = np.nan
+            dof = np.minimum(self.effective[index], self.effective[others]) - 1
+            unknown = ~self.known[index] | ~self.known[others] | (dof < LEAST - 1)
+            variance[~np.isfinite(variance) | unknown] = np.nan
             variance[np.sqrt(variance) <= self._rounding(index, others)] = 0.0
-            dof = np.square(sizes.sum(axis=1)) / np.square(sizes).sum(axis=1) - 1
             below = np.square(variance) / dof
             total = variance.copy()
             for one in (index, others):  # Welch and Satterthwaite
@@ -135,7 +141,25 @@ class Pairs:
         for others in self._chunks(np.arange(len(self.values))):
             variance, dof = self.against(index, others)
             reach = (stdtrit(dof, 1 - ALPHA / 2) + stdtrit(dof, POWER)) * np.sqrt(variance)
-            found += [None if np.isnan(variance[i]) else float(reach[i]) for i in range(len(others))]
+            found += [float(reach[i]) if variance[i] > 0 else None for i in range(len(others))]
+        return found
+
+    def supports(self, index: int) -> list[Support | None]:
+        """`Difference.support` of every entry minus entry `index`; None where an entry is not known by document."""
+        found: list[Support | None] = []
+        for others in self._chunks(np.arange(len(self.values))):
+            here = np.maximum(self.sizes[index], self.sizes[others]) > 0
+            effective = np.minimum(self.effective[index], self.effective[others])
+            with np.errstate(all="ignore"):
+                paired = np.where(here, self.without[index] - self.without[others], 0.0)
+                mean = paired.sum(axis=1) / here.sum(axis=1)
+                squares = np.square(np.where(here, paired - mean[:, None], 0.0))
+                total = squares.sum(axis=1)
+                shares = squares.max(axis=1, initial=0.0) / total
+            for place, known in enumerate(self.known[index] & self.known[others]):
+                share = float(shares[place]) if 0 < total[place] < math.inf else None
+                one = Support(int(here[place].sum()), float(effective[place]), share)
+                found.append(one if known else None)
         return found
 
     def sure(self) -> tuple[Counts, Counts]:
@@ -156,8 +180,8 @@ class Pairs:
             if left.any():
                 rows, cols = left.nonzero()
                 near.append((block.rows[rows], block.cols[cols], block.squares[rows, cols]))
-            if block.certain is not None:
-                surely |= block.certain
+            if block.untested is not None:
+                surely |= block.untested
             ones = surely.view(np.uint8)  # whose sum is several times faster than that of true and false
             better[block.rows] += ones.sum(axis=1, dtype=np.uint32)
             worse[block.cols] += ones.sum(axis=0, dtype=np.uint32)
@@ -226,24 +250,29 @@ class Pairs:
         rows, cols = self.common[first], self.common[second]
         variance = self._left[first] @ self._right[second].T
         squares = np.subtract.outer(self.values[rows], self.values[cols])
-        certain = zero = None
+        zero = None
         own, others = self._doubtful[first], self._doubtful[second]
         if variance.min() <= own.max() + others.max():
             zero = self._computed_again(variance, first, second, variance <= own[:, None] + others)
-            certain = zero & (np.abs(squares) > self._rounding(rows[:, None], cols))
+            agreed = zero & (np.abs(squares) > self._rounding(rows[:, None], cols))
         np.multiply(squares, squares, out=squares)
         with np.errstate(divide="ignore", invalid="ignore"):
             np.divide(squares, variance, out=squares)
         if zero is not None:
-            squares[zero] = 0.0
+            squares[zero], squares[agreed] = 0.0, self._agreed()
+            zero &= ~agreed
         tested = squares.size - (int(np.count_nonzero(zero)) if zero is not None else 0)
         if first == second:
             below = np.tri(len(rows), dtype=bool)
             tested -= int(np.count_nonzero(below & ~zero if zero is not None else below))
             squares[below] = 0.0
-            if certain is not None:
-                certain &= ~below
-        return _Block(rows, cols, squares, tested, certain)
+        return _Block(rows, cols, squares, tested)
+
+    def _agreed(self) -> float:
+        """What t² would be for the p value of two entries that differ by the same in every document."""
+        from scipy.special import stdtrit  # late: as above
+
+        return float(stdtrit(self.dof, 2.0**-self.dof / 2)) ** 2
 
     def _computed_again(
         self, variance: Float[np.ndarray, "rows cols"], first: slice, second: slice, doubtful: Bool[np.ndarray, "..."]
@@ -265,18 +294,18 @@ class Pairs:
 
         variance, dof = self.against(index, others)
         distance = np.abs(self.values[index] - self.values[others])
-        tests = variance > 0
+        agreed = (variance == 0) & (distance > self._rounding(index, others))
+        tests = (variance > 0) | agreed
         with np.errstate(all="ignore"):
             squares = np.square(distance) / variance
-            other_dof = tests & (dof != self.dof)
-            p = 2 * stdtr(dof[other_dof], -np.sqrt(squares[other_dof]))
-            squares[other_dof] = np.square(stdtrit(self.dof, p / 2))
-        certain = (variance == 0) & (distance > self._rounding(index, others))
-        certain |= ~(self.known[index] & self.known[others]) & (distance != 0)
+            p = np.where(agreed, 2.0**-dof, 2 * stdtr(dof, -np.sqrt(squares)))
+            translated = tests & (agreed | (dof != self.dof))
+            squares[translated] = np.square(stdtrit(self.dof, p[translated] / 2))
+        untested = ~(self.known[index] & self.known[others]) & (distance != 0)
         shape = (-1, 1) if others_better else (1, -1)
         rows, cols = (others, np.array([index])) if others_better else (np.array([index]), others)
         squares = np.where(tests, squares, 0.0).reshape(shape)
-        return _Block(rows, cols, squares, int(tests.sum()), certain.reshape(shape))
+        return _Block(rows, cols, squares, int(tests.sum()), untested.reshape(shape))
 
     def _chunks(self, pairs: Rows) -> Iterator[Rows]:
         step = max(_CHUNK // max(self.without.shape[1], 1), 1)

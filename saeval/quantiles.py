@@ -94,7 +94,10 @@ class Quantiles(Evidence):
             return Scalar(estimate, unit=unit, better=better, ci95=interval)
         value, error = estimate.value, estimate.stderr
         reason = "fewer than two documents" if error is None else _UNTESTED
-        return Scalar(value, unit=unit, better=better, n=estimate.n, reason=reason, stderr=error, ci95=interval)
+        return Scalar(
+            value, unit=unit, better=better, n=estimate.n, reason=reason, stderr=error, ci95=interval,
+            support=estimate.support,
+        )  # fmt: skip
 
     def _estimate(self, q: float, n: Int[np.ndarray, "groups"]) -> tuple[Estimate, tuple[float, float] | None]:
         from scipy.special import stdtrit  # late: it takes a tenth of a second, and listings need no interval

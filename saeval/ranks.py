@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 from typing import Any
 
 from saeval.against import Tests, afresh
 from saeval.board import Column, Row
+from saeval.estimate import Support
 from saeval.pairs import Pairs
 
 _KINDS = {"sae": 0, "group": 1, "control": 2}
@@ -37,10 +39,17 @@ def rank(rows: list[Row], column: Column | None, tests: Tests = afresh) -> None:
     def tested() -> dict[str, list[Any]]:
         pairs = Pairs(entries)
         better, worse = pairs.sure()
-        return {"better": better.tolist(), "worse": worse.tolist(), "detectable": pairs.detectable(0)}
+        supports = [None if one is None else [*astuple(one)] for one in pairs.supports(0)]
+        return {
+            "better": better.tolist(),
+            "worse": worse.tolist(),
+            "detectable": pairs.detectable(0),
+            "supports": supports,
+        }
 
     found = tests(f"ranks of {name}", entries, tested)
-    columns = (found[part] for part in ("better", "worse", "detectable"))
-    for row, better, worse, detectable in zip(trained, *columns, strict=True):
+    columns = (found[part] for part in ("better", "worse", "detectable", "supports"))
+    for row, better, worse, detectable, support in zip(trained, *columns, strict=True):
         row.rank, row.rank_high = 1 + worse, len(trained) - better
-        row.detectable = detectable if row is not trained[0] else None
+        if row is not trained[0]:
+            row.detectable, row.support = detectable, Support(*support) if support else None

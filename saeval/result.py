@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -95,11 +96,12 @@ class Result:
 
     def estimate(self, name: str) -> Estimate | None:
         """The value as an `Estimate`, where what it is without each document was kept."""
-        value = self.values.get(name, {}).get("value")
+        record = self.values.get(name, {})
+        value, least = record.get("value"), record.get("effective_documents")
         if value is None or f"without/{name}" not in self.arrays:
             return None
         without, sizes = self.arrays[f"without/{name}"], self.arrays[f"sizes/{name}"]
-        return Estimate(value, without, sizes, self.values[name].get("n") or 0)
+        return Estimate(value, without, sizes, record.get("n") or 0, math.inf if least is None else least)
 
     def support(self, name: str) -> Support | None:
         """What the value's error over documents rests on; None where it has none."""
@@ -125,8 +127,10 @@ class Result:
 class StoredEstimate(Estimate):
     """An estimate whose documents are read from its result's file when they are first asked for."""
 
-    def __init__(self, value: float, n: int, identity: tuple[str, str], load: Callable[[], list[np.ndarray]]) -> None:
-        self.__dict__.update(value=value, n=n, identity=identity, _load=load)
+    def __init__(
+        self, value: float, n: int, least: float, identity: tuple[str, str], load: Callable[[], list[np.ndarray]]
+    ) -> None:
+        self.__dict__.update(value=value, n=n, least=least, identity=identity, _load=load)
         """`identity`: the hash of the file and the value's name, which tell what is in it."""
 
     identity: tuple[str, str]

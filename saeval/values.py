@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from saeval.errors import Undefined
-from saeval.estimate import Estimate
+from saeval.estimate import Estimate, Support
 
 Better: TypeAlias = Literal["lower", "higher"] | None
 
@@ -21,7 +21,8 @@ class Scalar:
     `Scalar(value, unit="nats", better="lower")` takes an `Estimate` or a plain number. A number
     that is not finite is recorded as undefined; give the reason with `Scalar.undefined`. `stderr` is for
     a plain number with an error of another kind, such as one over SAEs: it is shown, and no paired
-    difference is made of it. `ci95` goes with it, or takes the place of an estimate's own interval.
+    difference is made of it. `ci95` goes with it, or takes the place of an estimate's own interval. `support` is what
+    such an error rests on, where that is documents.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Scalar:
         reason: str | None = None,
         stderr: float | None = None,
         ci95: tuple[float, float] | None = None,
+        support: Support | None = None,
     ) -> None:
         self.estimate = value if isinstance(value, Estimate) else None
         number = None if value is None else float(value)
@@ -46,6 +48,7 @@ class Scalar:
         self.reason = reason
         self.stderr = self.estimate.stderr if self.estimate else stderr
         self.ci95 = self.estimate.ci95 if self.estimate and ci95 is None else ci95
+        self.support = self.estimate.support if self.estimate else support
 
     @classmethod
     def undefined(cls, reason: str, *, unit: str = "", better: Better = None) -> Scalar:
@@ -60,6 +63,8 @@ class Scalar:
             stderr, interval, reason = None, None, reason or "the value does not exist without one of the documents"
         if self.value is not None and stderr is None:
             reason = reason or ("fewer than two documents" if self.estimate else "not a mean over documents")
+        elif interval is None and self.estimate is not None and stderr:
+            reason = reason or "one document holds nearly all tokens, so there is no interval"
         return {
             "value": self.value,
             "stderr": stderr,
@@ -67,7 +72,7 @@ class Scalar:
             "n": self.n,
             "unit": self.unit,
             "better": self.better,
-            **(_support(self.estimate) if self.estimate is not None and self.value is not None else {}),
+            **(_supported(self.support) if self.support is not None and self.value is not None else {}),
             **({"reason": reason} if reason else {}),
         }
 
@@ -75,8 +80,7 @@ class Scalar:
         return f"Scalar({self.estimate or self.value}{', ' + self.unit if self.unit else ''})"
 
 
-def _support(estimate: Estimate) -> dict[str, Any]:
-    support = estimate.support
+def _supported(support: Support) -> dict[str, Any]:
     return {
         "documents": support.documents,
         "effective_documents": support.effective,

@@ -85,9 +85,9 @@ def test_rows_without_influences_rank_by_value():
 
 def test_higher_may_be_better_and_controls_stand_below_without_rank():
     results = [
-        result("low", 0.1, 0 * NOISE, "higher"),
-        result("high", 0.9, 0 * NOISE, "higher"),
-        result("zero", 1.0, 0 * NOISE, "higher", kind="control", control="zero", of=None, copy=0),
+        result("low", 0.1, np.zeros(8), "higher"),
+        result("high", 0.9, np.zeros(8), "higher"),
+        result("zero", 1.0, np.zeros(8), "higher", kind="control", control="zero", of=None, copy=0),
     ]
     (board,) = from_results(results, "t", {"rank_by": "m.v"})
     assert ranked(board.rows) == [("high", 1, 1), ("low", 2, 2), ("zero", None, None)]

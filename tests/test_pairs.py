@@ -24,7 +24,7 @@ def by_single_tests(entries):
     places = list(itertools.combinations(range(len(entries)), 2))
     tests = [difference(entries[a], entries[b]) for a, b in places]
     for (a, b), test, p in zip(places, tests, holm([t.p_value for t in tests]), strict=True):
-        if p < ALPHA if p is not None else test.certain or (not test.paired and test.value != 0):
+        if p < ALPHA if p is not None else (test.paired is None and test.value != 0):
             better[a] += 1
             worse[b] += 1
     return better.tolist(), worse.tolist()

@@ -5,16 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from claims import some
+import saeval
+from claims import every, some
 from saeval import Estimate, Mean, Metric, Scalar
+from saeval.board import Board, Column, Entry, Row
 from saeval.cli import main
+from saeval.differences import difference
 from saeval.estimate import doubts
+from saeval.ranks import rank
 from saeval.testing import evaluate_tiny, tiny_tokens
 
 COUNTS = st.lists(st.integers(1, 1000), min_size=2, max_size=30)
@@ -123,3 +129,104 @@ def test_every_table_and_page_warns_of_few_documents(suite, capsys, tmp_path):
     assert main(["report", suite]) == 0
     page = next(tmp_path.rglob("perturbation.md")).read_text()
     assert page.startswith("**Fewer than 20 effective documents (")
+
+
+@pytest.mark.parametrize(("documents", "most"), [(20, 0.02), (38, 0.02), (100, 0.02)])
+def test_documents_of_one_kind_are_hardly_ever_called_decided_by_one(documents, most):
+    """Also where chance alone gives the largest a fifth."""
+    random = np.random.default_rng(0)
+    n = np.full(documents, 20)
+    x = random.standard_normal((1000, documents))
+    supports = [of(n, row).support for row in x]
+    assert np.mean([support.one_decides for support in supports]) < most
+    heavy = [of(n, np.append(row[1:], 30.0)).support for row in x[:100]]
+    assert every(support.one_decides for support in heavy)
+
+
+def entry(x):
+    estimate = of([10] * len(x), x)
+    return Entry(estimate.value, estimate.stderr, None, 10, "ok", None, estimate)
+
+
+def test_few_documents_that_agree_are_no_finding_and_many_are():
+    two = difference(entry([0.6, 0.5]), entry([0.5, 0.4]))
+    assert two.stderr < 1e-12
+    assert (two.p_value, two.detectable, two.ci95) == (pytest.approx(0.5), None, None)
+    many = difference(entry(np.full(30, 16.0)), entry(np.full(30, 32.0)))
+    assert many.p_value == pytest.approx(2.0**-29)
+    assert difference(entry([2.0, 2.0]), entry([2.0, 2.0])).p_value is None
+
+
+def test_equal_saes_that_are_counted_over_few_documents_are_seldom_told_apart():
+    """Counts over few documents agree by chance."""
+    random = np.random.default_rng(1)
+    split = 0
+    for _ in range(300):
+        counts = random.binomial(16, 0.6, (8, 2)) / 16
+        rows = [Row(str(i), "h", "sae", {"m.v": entry(one)}) for i, one in enumerate(counts)]
+        rank(rows, Column("m.v", "", "higher"))
+        split += any((row.rank, row.rank_high) != (1, 8) for row in rows)
+    assert split / 300 < 0.07
+
+
+def test_the_part_on_fewest_documents_gives_the_degrees_of_freedom():
+    random = np.random.default_rng(2)
+    false = 0
+    for _ in range(400):
+        n = np.zeros(50, dtype=int)
+        n[:3] = 20
+        few = Mean(random.standard_normal(50) * n, n.astype(float), n).value
+        paired = of([20] * 50, 0.1 * random.standard_normal(50)) - few
+        assert paired.effective == pytest.approx(3)
+        false += abs(paired.value) > paired.stderr * stats.t.ppf(0.975, paired.effective - 1)
+    assert false / 400 < 0.09
+
+
+def test_a_test_is_repeated_where_every_document_moves_alike_up_to_a_factor():
+    x, y = np.random.default_rng(3).standard_normal((2, 30))
+    zero = entry(np.zeros(30))
+    one = difference(entry(x), zero)
+    for other in (3 * x, -x, x / np.log(2)):
+        assert one.repeats(difference(entry(other), zero))
+    assert not one.repeats(difference(entry(x[::-1]), zero))  # the same value and error
+    assert not one.repeats(difference(entry(y), zero))
+
+
+def test_sizes_that_only_say_which_documents_are_refused():
+    with pytest.raises(TypeError, match="how many observations each document contributed"):
+        Estimate(1.0, np.ones(3), np.array([True, True, False]))
+
+
+def test_nearly_one_document_gives_neither_interval_nor_test():
+    lone = of([10**6, 1], [1.0, 2.0])
+    assert lone.stderr > 0
+    record = Scalar(lone).record()
+    assert (record["ci95"], record["reason"]) == (
+        None,
+        "one document holds nearly all tokens, so there is no interval",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert of([0, 0], [1.0, 2.0]).stderr is None
+
+
+def test_a_difference_that_one_document_decides_is_warned_of_beside_ranks():
+    x = np.random.default_rng(4).standard_normal(100)
+    shifted = np.append(x[:-1] + 1e-9 * x[1:], x[-1] + 1)
+    rows = [Row(name, "h", "sae", {"m.v": entry(one)}) for name, one in (("a", x), ("b", shifted))]
+    column = Column("m.v", "", "lower")
+    rank(rows, column)
+    board = Board("t", "", {"use": "x"}, [column], rows, "m.v")
+    assert [doubt for doubt in board.doubts if "in m.v of" in doubt] == []
+    (doubt,) = board.doubts
+    assert doubt.startswith("one of 100 documents makes 9")
+    assert "b beside the top row" in doubt
+
+
+def test_quantiles_of_whole_numbers_say_what_they_rest_on():
+    found = saeval.evaluate(
+        model="testbed", data={"use": "python-stdlib", "context": 16, "sequences": 6}, saes=["testbed/topk-8"],
+        metrics=["l0"],
+    )  # fmt: skip
+    for name in ("l0_p5", "l0_p50", "l0_p95"):
+        assert found[0].values[name]["documents"] == found[0].values["l0"]["documents"]

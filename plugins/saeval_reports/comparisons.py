@@ -8,7 +8,7 @@ from saeval import formatting
 from saeval.board import Entry
 from saeval.comparison import Compared, Comparison
 from saeval.escapes import markdown as markdown_of
-from saeval.estimate import UNRELIABLE
+from saeval.estimate import doubts
 from saeval_reports.tables import frame_as_csv, header, number
 
 
@@ -23,18 +23,18 @@ def markdown(comparison: Comparison) -> str:
     headers = ["value", *names, "difference", "95% interval", "p", "p (Holm)", "detectable", "better"]
     lines = [_line(row) for row in comparison]
     where = ", at " + " and at ".join(markdown_of(hook) or "no hook" for hook in hooks) if any(hooks) else ""
-    count = sum(row.p_holm is not None for row in comparison)
+    count = f"{comparison.tests} distinct test{'s' * (comparison.tests != 1)}"
     legend = (
         f"difference = {names[0]} − {names[1]}, paired by document, ± one standard error; p of the paired t test, "
-        f"Holm-corrected over the {count} tests shown; detectable: the smallest true difference that this run finds "
-        f"with 80% power; ↓ lower is better, ↑ higher is better."
+        f"Holm-corrected over {count}; detectable: the smallest true difference that one test, before the correction, "
+        f"finds with 80% power; ↓ lower is better, ↑ higher is better."
     )
     reasons: dict[str, list[str]] = {}
     for row in comparison:
         if row.difference.reason:
             reasons.setdefault(row.difference.reason, []).append(row.column.name)
     notes = [f"no error: {reason} ({', '.join(columns)})" for reason, columns in reasons.items()]
-    notes += [f"{doubt}: {UNRELIABLE}" for doubt in _doubts(comparison)]
+    notes += doubts((d.support, row.column.name) for row in comparison if (d := row.difference).support is not None)
     notes = [f"- {markdown_of(note)}" for note in (*notes, *comparison.notes)]
     stop = f" The run {markdown_of(comparison.stop)}." if comparison.stop else ""
     model = f"model {markdown_of(comparison.model)}" if comparison.model else "no model"
@@ -44,15 +44,6 @@ def markdown(comparison: Comparison) -> str:
     text += [f"**{markdown_of(comparison.limit)}**", facts] if comparison.limit else [facts]
     text += [tabulate(lines, headers, tablefmt="github", disable_numparse=True), legend]
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
-
-
-def _doubts(comparison: Comparison) -> list[str]:
-    """Why errors of differences are unreliable, each reason with the values that it is about."""
-    found: dict[str, list[str]] = {}
-    for row in comparison:
-        if row.difference.support is not None and (doubt := row.difference.support.doubt):
-            found.setdefault(doubt, []).append(row.column.name)
-    return [f"{doubt} ({', '.join(columns)})" for doubt, columns in found.items()]
 
 
 def _line(row: Compared) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from saeval import escapes, formatting
 from saeval.board import Board, Column, Entry, Row, documents_of, limit_in_words
 from saeval.escapes import markdown as markdown_of
+from saeval.estimate import Support
 from saeval.formatting import with_error
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ def _markdown(board: Board) -> str:
     groups = markdown_of(_of_groups(board))
     legend = f"± is one standard error, clustered by document{groups}; ↓ lower is better, ↑ higher is better"
     vs = "; x vs y is how far an SAE is ahead of that control, paired" if _against(board) else ""
+    draws = "; of rows ×n also over their n draws" if any(r.copies > 1 for r in board.rows) else ""
     controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
-    text.append(f"{where}{legend}{markdown_of(_ranks(board))}{vs}{controls}.{_detectable(board)}")
+    text.append(f"{where}{legend}{draws}{markdown_of(_ranks(board))}{vs}{controls}.{_detectable(board)}")
     notes = [f"- {markdown_of(note)}" for note in (*_leads(board), *board.notes)]
     if more := len(board.columns) - len(board.shown):
         notes.append(f"- {more} more values: --format csv and json have them, 'leaderboard: columns:' shows them here")
@@ -126,7 +128,8 @@ def _detectable(board: Board) -> str:
         return ""
     span = "–".join(dict.fromkeys(formatting.number(end, 2) for end in (found[0], found[-1])))
     unit = next((c.unit for c in board.columns if c.name == board.rank_by), "")
-    return f" Smallest difference to the top row that this run could detect: {span} {markdown_of(unit)}".rstrip() + "."
+    sentence = f" Smallest difference to the top row that one test, before the correction, could detect: {span}"
+    return f"{sentence} {markdown_of(unit)}".rstrip() + "."
 
 
 def _against(board: Board) -> list[Column]:
@@ -183,11 +186,10 @@ def _row(board: Board, row: Row) -> dict[str, Any]:
         "stopped_adaptively": bool(board.sample and board.sample["stopped_adaptively"]),
         **({"tokens": board.sample["tokens"]} if board.sample else {}),
     }
-    supports = [entry.support for entry in row.entries.values() if entry.support is not None]
-    least = min(supports, key=lambda support: support.effective, default=None)
-    record["documents"] = least.documents if least else None
-    record["effective_documents"] = least.effective if least else None
-    record["largest_share"] = max((s.largest_share for s in supports if s.largest_share is not None), default=None)
+    support = _support(board, row)
+    record["documents"] = support.documents if support else None
+    record["effective_documents"] = support.effective if support else None
+    record["largest_share"] = support.largest_share if support else None
     missing = {}
     ahead = _against(board)
     for column in board.columns:
@@ -201,6 +203,12 @@ def _row(board: Board, row: Row) -> dict[str, Any]:
             missing[column.name] = f"{entry.status}: {entry.reason}" if entry.reason else entry.status
     record["missing"] = missing
     return record
+
+
+def _support(board: Board, row: Row) -> Support | None:
+    """Of the column that rows are ranked by; where that has no error over documents, of the first that has."""
+    entries = [row.entries.get(board.rank_by or ""), *(row.entries.get(column.name) for column in board.columns)]
+    return next((entry.support for entry in entries if entry is not None and entry.support is not None), None)
 
 
 def csv(boards: Sequence[Board]) -> str:
