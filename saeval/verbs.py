@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from saeval import comparison, listing
@@ -15,6 +17,7 @@ from saeval.board import Board
 from saeval.doctor import Doctor
 from saeval.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
 from saeval.escapes import line
+from saeval.formatting import counted
 from saeval.leaderboard import boards
 from saeval.namesakes import refuse_namesakes
 from saeval.options import Options
@@ -67,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
             made_boards += results.boards()
             folders.append(results.folder)
             limited |= made.streams.cut is not None
-            done = f"{len(results)} cells, {results.forward_passes} forward passes; results in {results.folder}"
+            done = f"{counted(len(results), 'cell')}, {counted(results.forward_passes, 'forward pass')}"
+            done += f"; results in {results.folder}"
             print(done, file=sys.stderr)
             if results.failed:
                 hint = f"saeval show {results.folder} lists them, saeval show {results.folder} KEY has the traceback"
@@ -88,6 +92,18 @@ def run(arguments: argparse.Namespace) -> int:
     return code
 
 
+@contextmanager
+def _collecting_rarely() -> Iterator[None]:
+    """Cycles looked for less often: imports make a great many lasting objects, and looking through them takes time."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@_collecting_rarely()
 def check(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
     for suite in arguments.suites:
@@ -112,7 +128,8 @@ def fetch(arguments: argparse.Namespace) -> int:
                 with blamed(f"SAE '{subject.name}'", subject.origin):
                     subject.fetch()
         saes = sum(s.kind == "sae" for s in made.subjects)
-        print(f"{made.name}: {len(made.streams.evaluation)} sequences, {saes} SAEs and the model's files are here")
+        rows = counted(len(made.streams.evaluation), "sequence")
+        print(f"{made.name}: {rows}, {counted(saes, 'SAE')} and the model's files are here")
     return OK
 
 
