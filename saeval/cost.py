@@ -91,9 +91,10 @@ def of_pass(plan: Plan, one: Pass, program: Program, batch_size: int) -> float:
     dataset = one.dataset(plan)
     a_token = sum(4.0 * (s.d_in or 0) * (s.d_sae or 0) for s in plan.subjects if s.name in program.substitutes)
     if size is not None and program.touches_model:
+        sides = 2 if dataset.pair else 1  # each side has nodes of its own, which see its tokens alone
         share = 1.0 if program.final else max((size.before(hook) for hook in program.hooks), default=1.0)
-        share += sum(times * size.after(hook) for hook, times in program.resumed)
-        a_token += share * size.a_token + len(program.gathered) * size.a_scored_token
+        share += sum(times * size.after(hook) for hook, times in program.resumed) / sides
+        a_token += share * size.a_token + len(program.gathered) / sides * size.a_scored_token
     return a_token * len(dataset) * tokens_a_row(plan, dataset, batch_size)
 
 

@@ -15,6 +15,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:z.{digits}g}"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 cell`, `2 cells`, `0 clean passes`."""
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
 def with_error(value: float, stderr: float | None) -> str:
     """`0.289 ± 0.011`: a value to the second digit of its standard error; without one, to four digits.
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from saeval.errors import blamed
+from saeval.errors import Problem, SaevalError, SuiteError, blamed
 
 
 class Guarded:
-    """Stands for `thing`: what its methods and properties raise becomes one `SaevalError` that names the plugin."""
+    """Stands for `thing`: what its methods and properties raise becomes one `SaevalError` that names the plugin.
 
-    def __init__(self, thing: Any, what: str, origin: object) -> None:
-        vars(self).update(_thing=thing, _what=what, _origin=origin)
+    With `problem`, a function of the message, it is a `SuiteError` that also says where the suite names the thing.
+    """
+
+    def __init__(
+        self, thing: Any, what: str, origin: object, problem: Callable[[str], Problem] | None = None
+    ) -> None:  # fmt: skip
+        vars(self).update(_thing=thing, _what=what, _origin=origin, _problem=problem)
 
     @property
     def __class__(self) -> Any:
@@ -23,16 +30,26 @@ class Guarded:
         raise TypeError("the class of a plugin's object cannot be changed")
 
     def __getattr__(self, name: str) -> Any:
-        with blamed(self._what, self._origin):
+        with self._answered():
             found = getattr(self._thing, name)
         if not callable(found):
             return found
 
         def call(*arguments: Any, **named: Any) -> Any:
-            with blamed(self._what, self._origin):
+            with self._answered():
                 return found(*arguments, **named)
 
         return call
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        try:
+            with blamed(self._what, self._origin):
+                yield
+        except SaevalError as error:
+            if self._problem is None or type(error) is not SaevalError:
+                raise
+            raise SuiteError([self._problem(str(error))]) from error
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._thing, name, value)

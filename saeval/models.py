@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 from saeval.errors import Problem, SaevalError, blamed
@@ -50,13 +51,18 @@ def model_spec(suite: Suite, registry: Registry, options: Options, problems: lis
             spec.code = code_identity(found.thing, found.origin)
             if use in registry.models:
                 spec.name = use
-        return cast(ModelSpec, Guarded(spec, f"model adapter '{chosen}'", found.origin))
+        return cast(ModelSpec, Guarded(spec, f"model adapter '{chosen}'", found.origin, _placed(suite)))
     except SaevalError as error:
         place = "adapter" if adapter and "adapter" in str(error) else "use"
         asked = dtype is not None and "'dtype'" in str(error)
         given = options.spelled("dtype", dtype)
         problems.append(Problem(f"{given}: {error}") if asked else suite.problem(str(error), "model", place))
         return None
+
+
+def _placed(suite: Suite) -> Callable[[str], Problem]:
+    """For what the adapter finds out later, in whichever part of the suite that is asked for first."""
+    return lambda message: suite.problem(message, "model", "use")
 
 
 def _unknown(registry: Registry, use: str) -> str:

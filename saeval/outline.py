@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from saeval import cost
 from saeval.escapes import line
+from saeval.formatting import counted
 from saeval.memory import available, bytes_a_sequence, fitting, memory_budget
 from saeval.nodes import closure
 from saeval.passes import passes
@@ -63,8 +64,10 @@ def outline(plan: Plan, store: Store) -> str:
     rows = len(plan.streams.evaluation)
     lines = [
         f"suite {plan.name}: no problems found",
-        f"  {len(plan.cells)} cells, {len(plan.cells) - len(pending)} of them stored; {len(plan.subjects)} substitutes",
-        f"  data: {rows} sequences of {plan.streams.evaluation.n_clusters} documents{_excluded(plan)}",
+        f"  {counted(len(plan.cells), 'cell')}, {len(plan.cells) - len(pending)} of them stored; "
+        + counted(len(plan.subjects), "substitute"),
+        f"  data: {counted(rows, 'sequence')} of {counted(plan.streams.evaluation.n_clusters, 'document')}"
+        + _excluded(plan),
     ]
     size = fitting(plan) if plan.options.batch_size == "auto" else int(plan.options.batch_size or 1)
     lines += [f"  read: {_read(plan)}"] if plan.streams.source.facts().get("read") else []
@@ -84,12 +87,13 @@ def outline(plan: Plan, store: Store) -> str:
         operations += cost.of_pass(plan, one, needed, size)
         cut = "" if needed.final or not needed.hooks else ", cut at the deepest hook"
         hooks = f" at {', '.join(sorted(needed.hooks))}" if needed.hooks else ""
-        lines.append(f"  pass {index}: {one.title}: {clean} clean passes{cut}{hooks}, {resumes} resumes")
+        made = f"{counted(clean, 'clean pass')}{cut}{hooks}, {counted(resumes, 'resume')}"
+        lines.append(f"  pass {index}: {one.title}: {made}")
     needed_at_all = closure([n for c in pending for n in c.nodes()]).values()
     resumed = {n.hook_name for n in needed_at_all if n.name == "resume"}
     if total and plan.options.preflight != "off" and any(n.name in ("clean_final", "resume") for n in needed_at_all):
         total += len(resumed) + 1
-        proofs = f" and {len(resumed)} resume{'s' * (len(resumed) > 1)}, one a hook" if resumed else ""
+        proofs = f" and {counted(len(resumed), 'resume')}, one a hook" if resumed else ""
         lines.append(f"  preflight: 1 pass on the first batch, to see that the model is causal{proofs}")
     # Parts of a metric's own interventions, and sides of pairs, are nodes without being quantities.
     names = sorted({n.name for n in needed_at_all if n.args and not set(" [") & set(n.name)})
@@ -106,5 +110,6 @@ def outline(plan: Plan, store: Store) -> str:
     if plan.options.batch_size == "auto":
         free = available(plan.options.device) / 2**20
         each = bytes_a_sequence(plan) / 2**20
-        lines.append(f"  batch: auto begins with {size} sequences, each up to {each:.0f} MiB of the {free:.0f} free")
+        begin = counted(size, "sequence")
+        lines.append(f"  batch: auto begins with {begin}, each up to {each:.0f} MiB of the {free:.0f} free")
     return "\n".join(map(line, lines))

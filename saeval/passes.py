@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from saeval.data import Dataset
 from saeval.fingerprint import digest_of
+from saeval.formatting import counted
 from saeval.nodes import Node, closure, flattened
 from saeval.plan import Cell, Plan
 from saeval.target import Target
@@ -33,7 +34,7 @@ class Pass:
     @property
     def title(self) -> str:
         if self.cells:
-            return f"{len(self.cells)} cells"
+            return counted(len(self.cells), "cell")
         names = sorted({t.node.name for t in self.targets if t.node})
         return f"{', '.join(names)} {'on the fit split' if self.on_fit else 'over the planned tokens'}"
 

@@ -222,7 +222,7 @@ class _Planner:
                 longest, needs_model, _ = evaluation.context, evaluation.needs_model, evaluation.n_clusters
                 data_digest, pair, supplies = evaluation.fingerprint, evaluation.pair, frozenset(evaluation.supplies)
         except SaevalError as error:
-            raise SuiteError([self.suite.problem(str(error), "data")]) from None
+            raise SuiteError([self.suite.problem(error, "data")]) from None
         self._check_context(longest, spec, most)
         if spec is None and needs_model:
             raise SuiteError([self.suite.problem("this data needs a model; add 'model:'", "data")])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from saeval.board import Board, stop_in_words
 from saeval.comparison import Comparison, compare
 from saeval.errors import SaevalError
+from saeval.formatting import counted
 from saeval.leaderboard import from_results
 from saeval.registry import Registry
 from saeval.reports import write_pages, writer
@@ -110,4 +111,4 @@ class Results(Sequence[Result]):
 
     def __repr__(self) -> str:
         stop = f"; {words}" if (words := stop_in_words(self.sample)) else ""
-        return f"<Results of {self.title}: {len(self)} cells, {len(self.failed)} failed{stop}>"
+        return f"<Results of {self.title}: {counted(len(self), 'cell')}, {len(self.failed)} failed{stop}>"

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from saeval.data import Batch, Dataset, PairBatch, Source
 from saeval.errors import Problem, SaevalError, blamed, quoted, suggestion
 from saeval.fingerprint import digest_of
+from saeval.formatting import counted
 from saeval.late import torch
 from saeval.model import ModelSpec
 from saeval.packing import Split, TooFewSequencesError
@@ -87,7 +88,7 @@ class Streams:
             log.warning("data '%s': %s", self.source.name, sentence)
         ends = {"bos": "begin with a BOS", "eos": "end with an EOS", "separator": "end or begin with a separator"}
         for word, number in described.get("not_doubled", {}).items():
-            what = f"{number} text{'s' * (number > 1)} of data '{self.source.name}'"
+            what = f"{counted(number, 'text')} of data '{self.source.name}'"
             log.warning("%s %s of their own: no second one is put there", what, ends[word])
 
     def _check_ids(self, rows: Dataset, split: Split) -> None:

@@ -54,7 +54,7 @@ class Subjects:
             except SaevalError as error:
                 if isinstance(entry, dict) and "unknown SAE format" in str(error):
                     place = (*place, "use")
-                self.problems.append(self.suite.problem(str(error), *place))
+                self.problems.append(self.suite.problem(error, *place))
                 continue
             for subject in subjects:
                 if reason := unfit(subject.name):
@@ -226,7 +226,7 @@ class Subjects:
                     self.problems.append(self.suite.problem(sentence, *place, *([key] if key else [])))
                 continue
             except (SaevalError, ValueError) as error:
-                self.problems.append(self.suite.problem(str(error), *place))
+                self.problems.append(self.suite.problem(error, *place))
                 continue
             by_site: dict[str, Subject] = {}
             for parent in parents:

@@ -107,9 +107,11 @@ class Suite:
     def name(self) -> str:
         return self.body.suite
 
-    def problem(self, message: str, *location: str | int, key: bool = False) -> Problem:
-        """A problem at a place of the file."""
-        return Problem(message, self.marks.where(location, key=key))
+    def problem(self, message: str | Exception, *location: str | int, key: bool = False) -> Problem:
+        """A problem at a place of the file; that of an error which already has one stays what it is."""
+        if isinstance(message, SuiteError):
+            return message.problems[0]
+        return Problem(str(message), self.marks.where(location, key=key))
 
     def metrics(self, problems: list[Problem]) -> list[MetricEntry]:
         """The configured metrics; what is wrong with an entry is added to `problems`."""

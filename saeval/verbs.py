@@ -14,6 +14,7 @@ from saeval.api import execute, prepare
 from saeval.doctor import Doctor
 from saeval.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
 from saeval.escapes import line
+from saeval.formatting import counted
 from saeval.index import uncollected
 from saeval.leaderboard import boards, boards_on
 from saeval.namesakes import refuse_namesakes
@@ -68,7 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
             made_boards += results.boards()
             folders.append(results.folder)
             limited |= made.streams.cut is not None
-            done = f"{len(results)} cells, {results.forward_passes} forward passes; results in {results.folder}"
+            done = f"{counted(len(results), 'cell')}, {counted(results.forward_passes, 'forward pass')}"
+            done += f"; results in {results.folder}"
             print(done, file=sys.stderr)
             if results.failed:
                 hint = f"saeval show {results.folder} lists them, saeval show {results.folder} KEY has the traceback"
@@ -113,7 +115,8 @@ def fetch(arguments: argparse.Namespace) -> int:
                 with blamed(f"SAE '{subject.name}'", subject.origin):
                     subject.fetch()
         saes = sum(s.kind == "sae" for s in made.subjects)
-        print(f"{made.name}: {len(made.streams.evaluation)} sequences, {saes} SAEs and the model's files are here")
+        rows = counted(len(made.streams.evaluation), "sequence")
+        print(f"{made.name}: {rows}, {counted(saes, 'SAE')} and the model's files are here")
     return OK
 
 

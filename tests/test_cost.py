@@ -75,7 +75,8 @@ def test_a_suite_of_metrics_that_only_sum_foretells_no_conclusions(check):
     assert "conclusions" not in text
 
 
-def test_resumes_scores_and_saes_are_foretold(check):
+def test_resumes_scores_and_saes_are_foretold(check, monkeypatch):
+    monkeypatch.setattr(cost, "operations_a_second", lambda device: 1e6)
     times = {}
     for metrics in ("[l0]", "[kl]", "[perturbation: {draws: 4}]", "[perturbation: {draws: 8}]"):
         code, text, _ = check(metrics, texts=64)
@@ -83,10 +84,12 @@ def test_resumes_scores_and_saes_are_foretold(check):
         times[metrics] = seconds(text, "passes")
     l0, kl, four, eight = times.values()
     assert 0 < l0 < kl < four < eight
+    rows, body = int(re.search(r"data: (\d+) sequences", text)[1]), 2 * (1350528 - 4096 * 128) + 3000 * 128 * 4
+    # To the middle of the third of four blocks, and two SAEs, there and back.
+    assert l0 == pytest.approx((2.5 / 4 * body + 2 * 4 * 128 * 1024) * rows * 8 / 1e6, abs=1)
     # Four draws more of each of four nulls, over half of the blocks each, scored.
-    a_pass = 0.5 * (2 * (1350528 - 4096 * 128) + 3000 * 128 * 4) + 4096 * (2 * 128 + 500)
-    rows = int(re.search(r"data: (\d+) sequences", text)[1])
-    assert eight - four == pytest.approx(2 * 16 * a_pass * rows * 8 / 1e9, rel=0.05)
+    a_pass = 0.5 * body + 4096 * (2 * 128 + 500)
+    assert eight - four == pytest.approx(2 * 16 * a_pass * rows * 8 / 1e6, rel=0.05)
 
 
 @pytest.mark.parametrize(

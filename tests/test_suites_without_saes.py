@@ -46,4 +46,4 @@ def test_from_python():
 def test_a_metric_of_model_and_data_alone_needs_none(tmp_path, capsys):
     (tmp_path / "s.yaml").write_text(PAIRS + "metrics: [reward_margin]\n")
     assert cli.main(["check", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out")]) == 0
-    assert "1 cells" in capsys.readouterr().out
+    assert "1 cell," in capsys.readouterr().out

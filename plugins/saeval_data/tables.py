@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,9 @@ class Stored:
             if self.path is None:
                 return datasets.load_dataset(self.name, self.config, split=self.split, revision=self.commit)
             if not self.saved:
-                return datasets.load_dataset(str(self.path.resolve()), split=self.split, data_files=self._data_files)
+                files = self._data_files
+                with _quietly():
+                    return datasets.load_dataset(str(self.path.resolve()), split=self.split, data_files=files)
             saved = datasets.load_from_disk(str(self.path.resolve()))
         except SaevalError:
             raise
@@ -169,6 +172,20 @@ def records_of(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, str, di
 def columns_of(path: Path) -> list[str]:
     """The names of a file's columns, or of the fields of its first record."""
     return files.jsonl_columns(path) if path.suffix == ".jsonl" else files.parquet_columns(path)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """No progress bar of the library's while it copies local files to its cache."""
+    import datasets  # late: as above
+
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _first_line(error: Exception) -> str:

@@ -43,6 +43,7 @@ _MOST_A_BYTE = 16
 _FEW = 10**8
 """Parameters that fit into any memory, whatever the weights are."""
 log = logging.getLogger("saeval")
+_CAUSAL_ONLY = "saeval takes causal models"
 _WITH_VALUE_HEAD = ("trl", "PreTrainedModelWrapper")
 """The class of trl's that holds a language model and a value head."""
 
@@ -143,6 +144,8 @@ class PretrainedSpec(ModelSpec):
         with blaming(what, f"saeval takes {TAKEN}"), torch.device("meta"):
             module = self._auto_class.from_config(self._config, attn_implementation="eager")
         self._check_size(module)
+        if self.kind == "causal":
+            self._check_decoder(module)
         return hooked(module, layout_of(module))
 
     def _check_size(self, module: PreTrainedModel) -> None:
@@ -152,6 +155,16 @@ class PretrainedSpec(ModelSpec):
             raise SaevalError(
                 f"{self.checkpoint.config_file} describes {described:,} parameters, and the weights beside it are "
                 f"{stored:,} bytes; check its sizes, such as 'vocab_size'"
+            )
+
+    def _check_decoder(self, module: PreTrainedModel) -> None:
+        """`SaevalError` for an encoder under a language model's head, such as BERT without 'is_decoder'."""
+        # The config's own field does not tell: GPT-NeoX has one that its model never looks at.
+        said = {part.is_decoder for part in module.modules() if isinstance(getattr(part, "is_decoder", None), bool)}
+        if said == {False}:
+            raise SaevalError(
+                f"{self.checkpoint.config_file} does not say 'is_decoder': true, so {type(module).__name__} does not "
+                f"read from left to right: its scores would see their targets; {_CAUSAL_ONLY}"
             )
 
     def _unused(self) -> list[str]:
@@ -212,7 +225,7 @@ class PretrainedSpec(ModelSpec):
         if getattr(config.get_text_config(), "is_causal", True) is False:
             raise SaevalError(
                 f"{file} says 'is_causal': false, so the model does not read from left to right: its scores would see "
-                "their targets; saeval takes causal models"
+                f"their targets; {_CAUSAL_ONLY}"
             )
         return config  # type: ignore[no-any-return]
 
@@ -266,6 +279,7 @@ class PretrainedSpec(ModelSpec):
 
         if not self.tokenizer_identity():
             raise SaevalError(f"{self.checkpoint.source} has no tokenizer files; save the tokenizer beside the model")
+        _ = self._config  # transformers reads it for a tokenizer, too, whose fault it would seem
         with blaming(f"the tokenizer of {self.checkpoint.source} cannot be loaded", "save it again"):
             where = {"pretrained_model_name_or_path": self.checkpoint.tokenizer_source}
             return AutoTokenizer.from_pretrained(**{**self._source, **where})
