@@ -76,7 +76,8 @@ class Quantiles(Evidence):
         return dataclasses.replace(self, filled=filled, counts=counts)
 
     def scalar(self, q: float, *, unit: str = "", better: Better = None) -> Scalar:
-        """The q-quantile over tokens, its standard error and 95% interval over documents; undefined for no tokens.
+        """The q-quantile over tokens, its standard error and 95% interval over documents. Undefined for no
+        tokens, and above the last bin but one; `ValueError` for a q outside 0 .. 1.
 
         Between edges it is interpolated, except in the outer bins, where it is the lower edge; of whole numbers it is
         exact. The interval is Woodruff's (1952): from the quantile at q − t·s to that at q + t·s, s the jackknife
@@ -86,9 +87,16 @@ class Quantiles(Evidence):
         in size. Differences of continuous quantiles are paired like those of means; those of whole numbers are not
         tested, since they move in steps.
         """
+        if not 0 <= q <= 1:
+            raise ValueError(f"q is {q}; it must lie in 0 .. 1")
         n = self.counts.sum(1)
         if not n.sum():
             return Scalar.undefined("no token is in the mask", unit=unit, better=better)
+        place = int(np.searchsorted(self.counts.sum(0).cumsum(), nth(q, int(n.sum()))))
+        if self.edges.size and self.filled[place] == len(self.edges) - 2:
+            return Scalar.undefined(
+                f"it lies above {self.edges[-2]:g}, the last of the edges", unit=unit, better=better
+            )
         estimate, interval = self._estimate(q, n)
         if self.edges.size:
             return Scalar(estimate, unit=unit, better=better, ci95=interval)

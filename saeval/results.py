@@ -58,7 +58,7 @@ class Results(Sequence[Result]):
         return found[0].values[value or metric]
 
     def boards(self) -> list[Board]:
-        """The boards of these results, ranks from the influences beside them."""
+        """The boards of these results, ranks from the arrays beside them."""
         return from_results(self._results, self.title, self._board)
 
     def leaderboard(self, format: str = "md") -> str:

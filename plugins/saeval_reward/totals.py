@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCKS = 64
-"""Clusters are gathered into so many blocks at most: influences by block suffice for an error, and take less memory."""
+"""Clusters are gathered into so many blocks at most, which stand for documents: it takes less memory."""
 PARTS = ("features", "error", "bias", "baseline", "total", "span", "|gap|", "|span|")
 """Of each pair chosen − rejected: the rows, their sum, m(x) − m(b); then means over both sides of absolute values."""
 _FOLD, _SIGN = 1, 2
