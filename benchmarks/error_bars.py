@@ -69,7 +69,7 @@ class Rates:
     """Shares of the simulated runs."""
 
     covered: float
-    """95% intervals that hold the true value."""
+    """95% intervals that hold the true value, of those that exist."""
     false_tests: float
     """Paired tests of two equally good SAEs that find a difference at 5%."""
     split: float
@@ -82,7 +82,7 @@ def simulated(kind: str, tail: str, documents: int, runs: int, seed: int = 0) ->
     """`runs` texts of one kind; the same seed gives the same numbers."""
     random = np.random.default_rng([seed, zlib.crc32(f"{kind}/{tail}/{documents}".encode())])
     found = np.array([_one(text(kind, tail, documents, random)) for _ in range(runs)], dtype=float)
-    return Rates(*found.mean(0))
+    return Rates(*np.nanmean(found, axis=0))
 
 
 def _one(estimates: Sequence[Estimate]) -> tuple[float, float, bool, bool]:
@@ -93,7 +93,7 @@ def _one(estimates: Sequence[Estimate]) -> tuple[float, float, bool, bool]:
     rows = [Row(str(index), "hook", "sae", {COLUMN.name: entry}) for index, entry in enumerate(entries)]
     rank(rows, COLUMN)
     split = any((row.rank, row.rank_high) != (1, len(rows)) for row in rows)
-    return np.mean(covered), np.mean(false), split, bool(estimates[0].support.doubt)
+    return np.mean(covered) if covered else np.nan, np.mean(false), split, bool(estimates[0].support.doubt)
 
 
 def main() -> None:

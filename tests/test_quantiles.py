@@ -87,9 +87,19 @@ def test_whole_numbers_have_exact_quantiles_with_errors_and_no_paired_difference
         assert one.ci95[0] < one.ci95[1]
         assert one.estimate is None
         assert "not tested" in one.record()["reason"]
-    assert documents(sizes, np.full(sizes.sum(), 7), None).scalar(0.5).record() | {"reason": ""} == {
-        "value": 7.0, "stderr": 0.0, "ci95": [7.0, 7.0], "n": sizes.sum(), "unit": "", "better": None, "reason": ""
-    }  # fmt: skip
+    same = documents(sizes, np.full(sizes.sum(), 7), None).scalar(0.5).record()
+    assert (same["value"], same["stderr"], same["ci95"], same["n"]) == (7.0, 0.0, [7.0, 7.0], sizes.sum())
+    assert (same["documents"], same["largest_share"]) == (40, None)
+
+
+def test_a_quantile_above_the_edges_is_undefined_and_its_place_is_checked():
+    edges = np.array([0.0, 1.0, 2.0, 3.0])
+    found = documents(np.full(5, 4), np.linspace(0.1, 9.0, 20), edges)
+    assert found.scalar(0.1).value is not None
+    assert found.scalar(0.9).record()["reason"] == "it lies above 2, the last of the edges"
+    for q in (np.nan, 1.5, -0.1):
+        with pytest.raises(ValueError, match="it must lie in 0 .. 1"):
+            found.scalar(q)
 
 
 def test_of_two_values_the_error_knows_the_lower_one():
