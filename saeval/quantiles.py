@@ -95,7 +95,7 @@ class Quantiles(Evidence):
         place = int(np.searchsorted(self.counts.sum(0).cumsum(), nth(q, int(n.sum()))))
         if self.edges.size and self.filled[place] == len(self.edges) - 2:
             return Scalar.undefined(
-                f"it lies above {self.edges[-2]:g}, the last of the edges", unit=unit, better=better
+                f"it lies above {self.edges[-2]:g}, in the last bin", unit=unit, better=better
             )
         estimate, interval = self._estimate(q, n)
         if self.edges.size:
