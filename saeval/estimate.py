@@ -17,7 +17,7 @@ FEW = 20
 """Effective documents below which errors are themselves unreliable."""
 LARGE_SHARE = 0.2
 """Of the squared deviations: above it one document decides the error, unless as much is to be expected of so few."""
-CHANCE = 0.001
+CHANCE = 0.01
 """How often one of equal documents with normal deviations may have a share that is called too large."""
 LEAST = 1.1
 """Effective documents below which there is neither an interval nor a test."""
