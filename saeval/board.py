@@ -150,10 +150,11 @@ class Board:
     @property
     def doubts(self) -> list[str]:
         """Why errors of the shown columns are unreliable: the worst place of each reason."""
+        shown = self.shown
         known = [
             (entry.support, f"{column.name} of {row.name}")
             for row in self.rows
-            for column in self.shown
+            for column in shown
             if (entry := row.entries.get(column.name)) is not None and entry.support is not None
         ]
         found = []
@@ -175,16 +176,15 @@ class Board:
     @property
     def notes(self) -> list[str]:
         """Why numbers are missing, each reason once."""
-        notes: dict[str, list[str]] = {}
+        notes: dict[str, dict[str, None]] = {}
+        shown = self.shown
         for row in self.rows:
-            for column in self.shown:
+            for column in shown:
                 entry = row.entries.get(column.name)
                 if entry is not None and entry.value is None and entry.reason:
-                    where = f"{column.metric} of {row.name}"
-                    places = notes.setdefault(f"{entry.status}: {entry.reason}", [])
-                    if where not in places:
-                        places.append(where)
-        return [*self.warnings, *(f"{reason} ({_some(places)})" for reason, places in notes.items())]
+                    places = notes.setdefault(f"{entry.status}: {entry.reason}", {})
+                    places.setdefault(f"{column.metric} of {row.name}")
+        return [*self.warnings, *(f"{reason} ({_some(list(places))})" for reason, places in notes.items())]
 
 
 def _others(count: int) -> str:
