@@ -173,16 +173,15 @@ class Board:
     @property
     def notes(self) -> list[str]:
         """Why numbers are missing, each reason once."""
-        notes: dict[str, list[str]] = {}
+        notes: dict[str, dict[str, None]] = {}
+        shown = self.shown
         for row in self.rows:
-            for column in self.shown:
+            for column in shown:
                 entry = row.entries.get(column.name)
                 if entry is not None and entry.value is None and entry.reason:
-                    where = f"{column.metric} of {row.name}"
-                    places = notes.setdefault(f"{entry.status}: {entry.reason}", [])
-                    if where not in places:
-                        places.append(where)
-        return [*self.warnings, *(f"{reason} ({_some(places)})" for reason, places in notes.items())]
+                    places = notes.setdefault(f"{entry.status}: {entry.reason}", {})
+                    places.setdefault(f"{column.metric} of {row.name}")
+        return [*self.warnings, *(f"{reason} ({_some(list(places))})" for reason, places in notes.items())]
 
 
 def _some(places: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -182,18 +182,22 @@ class _Indexed(Result):
         }  # fmt: skip
         if value is None or not facts["without"]:
             return record, None
-        digest = index.digests[self._place]
-        load = partial(self._load, [f"without/{name}", f"sizes/{name}"], digest)
         least = math.inf if effective is None else effective
-        return record, StoredEstimate(value, record["n"] or 0, least, (digest, name), load)
+        return record, StoredEstimate(value, record["n"] or 0, least, name, self)
 
     def estimate(self, name: str) -> Estimate | None:
         return self.scalar(name)[1]
 
-    def _load(self, names: Sequence[str], digest: str) -> list[np.ndarray]:
+    @property
+    def digest(self) -> str:
+        """The hash of the file of its arrays."""
+        return str(self._index.digests[self._place])
+
+    def load(self, names: Sequence[str]) -> list[np.ndarray]:
+        """Some of its arrays."""
         store = self._index.store
         try:
-            return store.arrays(self.key, digest, names)
+            return store.arrays(self.key, self.digest, names)
         except DamagedError as error:
             raise StaleError(f"{store.folder / self.key}.npz: {error}; run the suite again") from None
 
@@ -375,7 +379,7 @@ def _unpacked(content: bytes) -> pa.Table:
     import pyarrow as pa  # late: as above
     import pyarrow.parquet as pq
 
-    return pq.read_table(pa.BufferReader(content)).combine_chunks()
+    return pq.ParquetFile(pa.BufferReader(content)).read().combine_chunks()  # `read_table` imports pandas
 
 
 def _load(folder: Path, name: str) -> pa.Table | None:

@@ -19,6 +19,7 @@ from saeval.index import Basis, StaleError, Tests, forget, uncollected
 from saeval.index import results as indexed
 from saeval.ranks import rank
 from saeval.result import Result, support_of
+from saeval.store import Store
 
 L0 = "l0"
 """The value that counts a token's features."""
@@ -33,6 +34,25 @@ def boards(folders: Iterable[Path | str], *, include_limited: bool = False, ever
     manifest, and for runs with `--limit` unless `include_limited`.
     """
     return boards_on(folders, include_limited=include_limited, every_column=every_column)[0]
+
+
+def boards_of_two(folder: Path | str, a: str, b: str, *, include_limited: bool = False) -> list[Board]:
+    """The boards of one folder without the SAEs that neither name can mean, which is enough to compare the two.
+
+    Controls and groups are all there. What the other SAEs lack is not said.
+    """
+    store = Store(folder)
+    manifest = store.listed(include_limited)
+    names = {a, b, a.rpartition("@")[0], b.rpartition("@")[0]}
+    results = []
+    for listed in manifest["cells"]:
+        subjects = listed["cell"]["subjects"]
+        if len(subjects) == 1 and subjects[0].get("kind", "sae") == "sae" and subjects[0]["name"] not in names:
+            continue
+        result = store.read(listed["key"], arrays=True) or Result(listed["key"], "missing", {})
+        result.cell = listed["cell"]
+        results.append(result)
+    return from_results(results, manifest["suite"], {})
 
 
 def boards_on(

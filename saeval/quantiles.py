@@ -94,9 +94,7 @@ class Quantiles(Evidence):
             return Scalar.undefined("no token is in the mask", unit=unit, better=better)
         place = int(np.searchsorted(self.counts.sum(0).cumsum(), nth(q, int(n.sum()))))
         if self.edges.size and self.filled[place] == len(self.edges) - 2:
-            return Scalar.undefined(
-                f"it lies above {self.edges[-2]:g}, in the last bin", unit=unit, better=better
-            )
+            return Scalar.undefined(f"it lies above {self.edges[-2]:g}, in the last bin", unit=unit, better=better)
         estimate, interval = self._estimate(q, n)
         if self.edges.size:
             return Scalar(estimate, unit=unit, better=better, ci95=interval)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -124,21 +124,33 @@ class Result:
         return id(self)
 
 
+class Stored(Protocol):
+    """A result whose arrays are in a file."""
+
+    @property
+    def digest(self) -> str:
+        """The file's hash."""
+
+    def load(self, names: Sequence[str]) -> list[np.ndarray]:
+        """Some of its arrays."""
+
+
 class StoredEstimate(Estimate):
     """An estimate whose documents are read from its result's file when they are first asked for."""
 
-    def __init__(
-        self, value: float, n: int, least: float, identity: tuple[str, str], load: Callable[[], list[np.ndarray]]
-    ) -> None:
-        self.__dict__.update(value=value, n=n, least=least, identity=identity, _load=load)
-        """`identity`: the hash of the file and the value's name, which tell what is in it."""
+    def __init__(self, value: float, n: int, least: float, name: str, result: Stored) -> None:
+        self.__dict__.update(value=value, n=n, least=least, _name=name, _result=result)  # frozen
 
-    identity: tuple[str, str]
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What the documents are: the hash of the file that they are in, and the value's name."""
+        return self.__dict__["_result"].digest, self.__dict__["_name"]
 
     @cached_property
     def _arrays(self) -> list[np.ndarray]:
-        load: Callable[[], list[np.ndarray]] = self.__dict__["_load"]
-        return load()
+        name, result = self.__dict__["_name"], self.__dict__["_result"]
+        found: list[np.ndarray] = result.load([f"without/{name}", f"sizes/{name}"])
+        return found
 
     @property
     def without(self) -> np.ndarray:

@@ -445,7 +445,7 @@ def _array(content: bytes, at: int) -> np.ndarray | None:
     if dtype.hasobject:
         return None
     data = np.frombuffer(content, dtype, math.prod(shape), start + 10 + length)
-    return data.reshape(shape, order="F" if order else "C")
+    return data.reshape(shape, order="F" if order else "C").copy()  # else it keeps the whole file in memory
 
 
 @functools.lru_cache(256)

@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from saeval import comparison, listing
@@ -16,7 +17,7 @@ from saeval.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
 from saeval.escapes import line
 from saeval.formatting import counted
 from saeval.index import uncollected
-from saeval.leaderboard import boards, boards_on
+from saeval.leaderboard import boards, boards_of_two, boards_on
 from saeval.namesakes import refuse_namesakes
 from saeval.options import Options
 from saeval.outline import outline
@@ -176,6 +177,12 @@ def _say_left_out(left_out: Sequence[str], form: str) -> None:
 
 def compare(arguments: argparse.Namespace) -> int:
     write = writer(_registry(arguments).reports, arguments.format, "compare")
+    if len(arguments.folders) == 1 and arguments.format == "md" and not arguments.metric:
+        with suppress(SaevalError):  # the whole folder says better what is wrong
+            a, b, limited = arguments.a, arguments.b, arguments.include_limited
+            two = boards_of_two(arguments.folders[0], a, b, include_limited=limited)
+            print(write(comparison.compare(two, arguments.a, arguments.b)))
+            return OK
     found = boards(arguments.folders, include_limited=arguments.include_limited, every_column=True)
     _say_left_out([sentence for board in found for sentence in board.left_out], arguments.format)
     print(write(comparison.compare(found, arguments.a, arguments.b, arguments.metric)))

@@ -371,3 +371,25 @@ def test_the_text_of_a_leaderboard_is_kept_until_a_file_changes(folder, capsys, 
         with pytest.raises(AssertionError, match="made anew"):
             told()
     index.code.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("sae-0", "sae-3"), ("sae-1@h", "random#0"), ("sae-0", "sae-2 (2)"), ("sae-0", "x")]
+)
+def test_the_verb_compare_reads_the_two_alone_and_says_the_same(folder, capsys, opened, monkeypatch, a, b):
+    def told():
+        return cli.main(["compare", str(folder), a, b]), *capsys.readouterr()
+
+    own, expected = verbs.boards_of_two, {}
+    for whole in (True, False):
+        monkeypatch.setattr(
+            verbs, "boards_of_two", own if not whole else lambda *_, **__: boards([folder], every_column=True)
+        )
+        expected[whole] = told()
+    assert expected[False] == expected[True]
+    assert (expected[True][0] == 0) == (b in ("sae-3", "random#0"))
+    monkeypatch.setattr(verbs, "boards", None)
+    monkeypatch.setattr(verbs, "boards_of_two", own)
+    opened.clear()
+    if expected[True][0] == 0:
+        assert told() == expected[True]

@@ -26,11 +26,12 @@ def _markdown(board: Board) -> str:
 
     hooks = {row.hook_name for row in board.rows}
     ranked = any(row.rank for row in board.rows)
+    columns = board.shown
     headers = [
         *(["rank"] if ranked else []),
         "SAE",
         *(["hook"] if len(hooks) > 1 else []),
-        *(header(c) for c in board.shown),
+        *(header(c) for c in columns),
     ]
     lines = []
     for row in board.rows:
@@ -42,7 +43,7 @@ def _markdown(board: Board) -> str:
                 *([_rank(row)] if ranked else []),
                 shown,
                 *hook,
-                *(number(row.entries.get(c.name)) for c in board.shown),
+                *(number(row.entries.get(c.name)) for c in columns),
             ]
         )
     table = tabulate(lines, headers, tablefmt="github", disable_numparse=True)
@@ -69,7 +70,7 @@ def _markdown(board: Board) -> str:
     controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
     text.append(f"{where}{legend}{draws}{markdown_of(_ranks(board))}{vs}{controls}.{_detectable(board)}")
     notes = [f"- {markdown_of(note)}" for note in (*_leads(board), *board.notes)]
-    if more := len(board.columns) - len(board.shown):
+    if more := len(board.columns) - len(columns):
         notes.append(f"- {more} more values: --format csv and json have them, 'leaderboard: columns:' shows them here")
     if documents == 1:
         notes.insert(0, "- one document: no error bars, since the document is the unit of independence")
