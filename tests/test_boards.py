@@ -117,13 +117,13 @@ def test_a_first_row_of_a_much_higher_l0_is_noted():
 
 
 def test_the_legend_explains_a_rank_that_stands_in_the_table():
-    eight = np.tile(NOISE, 2)
-    sure = legend(*(scored(name, x, influence=eight) for name, x in (("a", 0.1), ("b", 0.5), ("c", 0.9))))
+    twelve = np.tile(NOISE, 3)
+    sure = legend(*(scored(name, x, influence=twelve) for name, x in (("a", 0.1), ("b", 0.5), ("c", 0.9))))
     assert "2–4" not in sure
     assert "every two of these SAEs surely differ" in sure
-    small = np.tile(SMALL, 2)
+    small = np.tile(SMALL, 3)
     ties = legend(
-        *(scored(name, x, influence=eight) for name, x in (("a", 0.1), ("b", 0.5), ("d", 0.9), ("e", 1.9))),
+        *(scored(name, x, influence=twelve) for name, x in (("a", 0.1), ("b", 0.5), ("d", 0.9), ("e", 1.9))),
         scored("c", 0.5001, influence=small),
     )
     assert "a rank of 2–3 means that 1 SAE is surely better in ce.delta_ce and 2 surely worse" in ties
