@@ -101,7 +101,7 @@ class Store:
                 raise DamagedError(f"it is the result of {record['key']}")
             result = Result.from_record(record)
         except EarlierError as error:
-            return Result(key, "missing", {}, reason=str(error)), None, b"", ()
+            return Result(key, "missing", {}, reason=f"{file}: {error}"), None, b"", ()
         except DamagedError as error:
             return Result(key, "damaged", {}, reason=f"{file}: {error}"), None, b"", ()
         digest = record.get("arrays")

@@ -108,9 +108,11 @@ def test_pages_of_any_plugin_are_headed(limited, tmp_path):
     written, failed = write_pages([Report("mine", pages=pages)], list(results), tmp_path)
     assert not failed
     assert {path.name for path in written} == {"a.md", "a.html", "a.csv", "a.png"}
-    assert (tmp_path / "a.md").read_text() == f"**{SAID}**\n\n# x\n"
+    page = (tmp_path / "a.md").read_text()
+    assert page.startswith(f"**{SAID} Fewer than 20 effective documents (")
+    assert page.endswith("**\n\n# x\n")
     body = (tmp_path / "a.html").read_text().partition("<BODY class='a'>")[2]
-    assert body.startswith(f'\n<p role="alert"><strong>{SAID}</strong></p>')
+    assert body.startswith(f'\n<p role="alert"><strong>{SAID} Fewer than 20 effective documents (')
     assert (tmp_path / "a.csv").read_text() == "a,b\n"
     assert (tmp_path / "a.png").read_bytes() != pages(results)["a.png"]
 
