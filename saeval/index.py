@@ -51,7 +51,7 @@ FOLDER = "index"
 FORM = 1
 WORTH = 1000
 """Results from which on a folder has an index: fewer are read as fast without."""
-_A_PROCESS = 5000
+_A_PROCESS = 3000
 """Results to read for which another process is worth its start."""
 _PROCESSES = 4
 _SETTLED = 2_000_000_000

@@ -179,8 +179,8 @@ def compare(arguments: argparse.Namespace) -> int:
     write = writer(_registry(arguments).reports, arguments.format, "compare")
     if len(arguments.folders) == 1 and arguments.format == "md" and not arguments.metric:
         with suppress(SaevalError):  # the whole folder says better what is wrong
-            a, b, limited = arguments.a, arguments.b, arguments.include_limited
-            two = boards_of_two(arguments.folders[0], a, b, include_limited=limited)
+            (folder,), limited = arguments.folders, arguments.include_limited
+            two = boards_of_two(folder, arguments.a, arguments.b, include_limited=limited)
             print(write(comparison.compare(two, arguments.a, arguments.b)))
             return OK
     found = boards(arguments.folders, include_limited=arguments.include_limited, every_column=True)
