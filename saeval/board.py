@@ -54,7 +54,7 @@ class Entry:
     support: Support | None = None
     """What its error rests on; None where that is not documents."""
     detectable: float | None = None
-    """Of a paired difference: the smallest that this run could have told from 0, t.975 + t.80 standard errors."""
+    """Of a paired difference: the smallest that one test detects with 80% power, t.975 + t.80 standard errors."""
 
     def __post_init__(self) -> None:
         if self.value is not None:

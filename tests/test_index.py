@@ -338,14 +338,14 @@ def test_what_is_written_is_plain_parquet(folder):
 
 @pytest.mark.parametrize("form", ["md", "csv"])
 def test_the_text_of_a_leaderboard_is_kept_until_a_file_changes(folder, capsys, monkeypatch, form):
-    def told():
+    def printed():
         assert cli.main(["leaderboard", str(folder), "--format", form]) == 0
         return capsys.readouterr()
 
     monkeypatch.setattr(index, "WORTH", 10**9)
-    expected = told()
+    expected = printed()
     monkeypatch.setattr(index, "WORTH", 1)
-    assert told() == expected
+    assert printed() == expected
 
     def refused(*_, **__):
         raise AssertionError("made anew")
@@ -353,23 +353,23 @@ def test_the_text_of_a_leaderboard_is_kept_until_a_file_changes(folder, capsys, 
     for name in ("a result is computed again", "arrays are damaged in place", "a result comes"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(verbs, "boards_on", refused)
-            assert told() == expected
+            assert printed() == expected
         kept = shutil.copytree(folder, folder.parent / "kept")
         CHANGES[name](folder)
-        assert told() != expected, name
-        assert told() == told()
+        assert printed() != expected, name
+        assert printed() == printed()
         shutil.rmtree(folder)
         kept.rename(folder)
-        expected = told()
+        expected = printed()
     file = next((folder / "index").glob("text.*"))
     file.write_bytes(file.read_bytes()[:-5])
-    assert told() == expected
+    assert printed() == expected
     index.code.cache_clear()
     monkeypatch.setattr(index, "version", lambda: "another")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verbs, "boards_on", refused)
         with pytest.raises(AssertionError, match="made anew"):
-            told()
+            printed()
     index.code.cache_clear()
 
 
@@ -377,7 +377,7 @@ def test_the_text_of_a_leaderboard_is_kept_until_a_file_changes(folder, capsys, 
     ("a", "b"), [("sae-0", "sae-3"), ("sae-1@h", "random#0"), ("sae-0", "sae-2 (2)"), ("sae-0", "x")]
 )
 def test_the_verb_compare_reads_the_two_alone_and_says_the_same(folder, capsys, opened, monkeypatch, a, b):
-    def told():
+    def printed():
         return cli.main(["compare", str(folder), a, b]), *capsys.readouterr()
 
     own, expected = verbs.boards_of_two, {}
@@ -385,11 +385,11 @@ def test_the_verb_compare_reads_the_two_alone_and_says_the_same(folder, capsys, 
         monkeypatch.setattr(
             verbs, "boards_of_two", own if not whole else lambda *_, **__: boards([folder], every_column=True)
         )
-        expected[whole] = told()
+        expected[whole] = printed()
     assert expected[False] == expected[True]
     assert (expected[True][0] == 0) == (b in ("sae-3", "random#0"))
     monkeypatch.setattr(verbs, "boards", None)
     monkeypatch.setattr(verbs, "boards_of_two", own)
     opened.clear()
     if expected[True][0] == 0:
-        assert told() == expected[True]
+        assert printed() == expected[True]
