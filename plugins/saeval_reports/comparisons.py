@@ -24,9 +24,11 @@ def markdown(comparison: Comparison) -> str:
     lines = [_line(row) for row in comparison]
     where = ", at " + " and at ".join(markdown_of(hook) or "no hook" for hook in hooks) if any(hooks) else ""
     count = f"{comparison.tests} distinct test{'s' * (comparison.tests != 1)}"
+    agreed = any(row.difference.stderr == 0 and row.difference.p_value is not None for row in comparison)
+    sign = " (of the sign test, where all documents differ alike)" if agreed else ""
     legend = (
-        f"difference = {names[0]} − {names[1]}, paired by document, ± one standard error; p of the paired t test, "
-        f"Holm-corrected over {count}; detectable: the smallest true difference that one test, before the correction, "
+        f"difference = {names[0]} − {names[1]}, paired by document, ± one standard error; "
+        f"p of the paired t test{sign}, Holm-corrected over {count}; detectable: the smallest true difference that one test, before the correction, "
         f"finds with 80% power; ↓ lower is better, ↑ higher is better."
     )
     reasons: dict[str, list[str]] = {}
