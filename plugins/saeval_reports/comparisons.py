@@ -28,7 +28,8 @@ def markdown(comparison: Comparison) -> str:
     sign = " (of the sign test, where all documents differ alike)" if agreed else ""
     legend = (
         f"difference = {names[0]} − {names[1]}, paired by document, ± one standard error; "
-        f"p of the paired t test{sign}, Holm-corrected over {count}; detectable: the smallest true difference that one test, before the correction, "
+        f"p of the paired t test{sign}, Holm-corrected over {count}; "
+        f"detectable: the smallest true difference that one test, before the correction, "
         f"finds with 80% power; ↓ lower is better, ↑ higher is better."
     )
     reasons: dict[str, list[str]] = {}
