@@ -9,12 +9,13 @@ from typing import Any, Generic, TypeVar
 
 from saeval.data import Source
 from saeval.errors import SaevalError, said, suggestion
+from saeval.identity import Origin
 from saeval.metric import Metric, faults
 from saeval.model import ModelAdapter, RegisteredModel
 from saeval.parameters import schema
-from saeval.plugins import Failure, Origin, Plugins
+from saeval.plugins import Failure, Plugins
 from saeval.quantities import Quantity
-from saeval.reports import Report
+from saeval.report import Report
 from saeval.sae import RegisteredSAE, SAELoader
 from saeval.substitute import Control
 from saeval.suite import RegisteredSuite
