@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from saeval.board import damaged_in_words, limit_in_words
-from saeval.errors import blamed, log, said
+from saeval.errors import log, said
 from saeval.escapes import file_name, html, markdown
 from saeval.estimate import doubts
 from saeval.plots import under_heading
@@ -16,7 +16,6 @@ from saeval.report import Report
 from saeval.wholefile import ROOM, tidy, write
 
 if TYPE_CHECKING:
-    from saeval.registry import Names
     from saeval.result import Result
 
 
@@ -81,21 +80,3 @@ def _headed(name: str, text: str, limit: str) -> str:
         headed, found = re.subn(r"(<body[^>]*>)", rf"\1\n{banner}", text, count=1, flags=re.IGNORECASE)
         return headed if found else f"{banner}\n{text}"
     return text
-
-
-def writer(reports: Names[Report], name: str, of: Literal["write", "compare"]) -> Callable[..., str]:
-    """What the format `name` does `of` leaderboards or comparisons; called, a `SaevalError` names a plugin that fails.
-
-    `SaevalError` for a format that does not exist or cannot do it.
-    """
-    entry = reports.entry(name)
-    write = entry.thing.writer(of, [other.thing for other in reports])
-
-    def written(shown: Any) -> str:
-        with blamed(f"report format '{name}'", entry.origin):
-            text = write(shown)
-            if not isinstance(text, str):
-                raise TypeError(f"it returned {type(text).__name__}, not text")
-            return text
-
-    return written

@@ -10,8 +10,8 @@ from saeval.board import Board, stop_in_words
 from saeval.comparison import Comparison, compare
 from saeval.errors import SaevalError
 from saeval.leaderboard import from_results
-from saeval.registry import Registry
-from saeval.reports import write_pages, writer
+from saeval.registry import Registry, writer
+from saeval.reports import write_pages
 from saeval.result import Result
 
 if TYPE_CHECKING:
