@@ -17,6 +17,7 @@ from saeval.engine import Engine
 from saeval.errors import Problem, SaevalError, SuiteError, blamed, looked_up, suggestion
 from saeval.guard import Guarded
 from saeval.hookspecs import hookimpl
+from saeval.identity import Origin, code_identity
 from saeval.late import torch
 from saeval.live import LiveKeys, LiveSAE, unwrapped, unwrapping
 from saeval.metric import Metric
@@ -24,7 +25,7 @@ from saeval.model import ModelSpec
 from saeval.namesakes import refuse_namesakes
 from saeval.options import OnFinding, Options
 from saeval.plan import Plan, plan
-from saeval.plugins import Origin, Plugins, code_identity
+from saeval.plugins import Plugins
 from saeval.progress import Progress
 from saeval.registry import Registry, accepting
 from saeval.results import Results

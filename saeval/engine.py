@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from saeval import provenance
+from saeval.batch_size import fitting
 from saeval.common_stop import CommonStop
 from saeval.conclusion import components, concluded, fill, of_prefix
 from saeval.course import Course
 from saeval.errors import Undefined, said
 from saeval.late import torch
-from saeval.memory import fitting, memory_budget, peak_mib
+from saeval.memory import memory_budget, peak_mib
 from saeval.model import Model
 from saeval.nodes import closure
 from saeval.passes import Pass, passes, together

@@ -11,10 +11,10 @@ from typing import Any
 
 from saeval.errors import SaevalError, blamed, suggestion
 from saeval.fingerprint import digest_of
+from saeval.identity import Origin
 from saeval.metric import Metric, conclude_requests, observe_requests, substitute_requests
 from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, flattened
 from saeval.parameters import parameter_names
-from saeval.plugins import Origin
 from saeval.quantities import Quantity
 from saeval.substitute import Subject
 

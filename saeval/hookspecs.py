@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from saeval.metric import Metric
     from saeval.model import ModelAdapter, RegisteredModel
     from saeval.plan import Plan
-    from saeval.reports import Report
+    from saeval.report import Report
     from saeval.result import Result
     from saeval.sae import RegisteredSAE, SAELoader
     from saeval.substitute import Control

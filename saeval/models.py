@@ -7,9 +7,9 @@ from typing import cast
 
 from saeval.errors import Problem, SaevalError, blamed
 from saeval.guard import Guarded
+from saeval.identity import code_identity
 from saeval.model import ModelSpec
 from saeval.options import Options
-from saeval.plugins import code_identity
 from saeval.recognition import paths
 from saeval.registry import Registry
 from saeval.suite import Suite

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 from saeval import cost
+from saeval.batch_size import bytes_a_sequence, fitting
 from saeval.escapes import line
 from saeval.formatting import counted
-from saeval.memory import available, bytes_a_sequence, fitting, memory_budget
+from saeval.memory import available, memory_budget
 from saeval.nodes import closure
 from saeval.passes import passes
 from saeval.plan import Plan

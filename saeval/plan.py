@@ -12,6 +12,7 @@ from saeval.contents import freeze
 from saeval.errors import Problem, SaevalError, SuiteError, blamed
 from saeval.fingerprint import digest_of
 from saeval.graph import Graph
+from saeval.identity import code_identity
 from saeval.layout import layout_problems
 from saeval.metric import Metric, substitute_requests
 from saeval.model import ModelSpec
@@ -20,7 +21,7 @@ from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, closure, fla
 from saeval.options import Options
 from saeval.parameters import MOST_ROWS, ParameterError, validated
 from saeval.patterns import matching
-from saeval.plugins import Failure, code_identity
+from saeval.plugins import Failure
 from saeval.precision import Stopping, stopping
 from saeval.registry import Registry
 from saeval.result import SCHEMA

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from saeval.evidence import Evidence
+from saeval.identity import Origin, code_identity
 from saeval.parameters import parameter_names
-from saeval.plugins import Origin, code_identity
 
 F = TypeVar("F", bound=Callable[..., Any])
 

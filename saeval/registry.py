@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from saeval.data import Source
-from saeval.errors import SaevalError, said, suggestion
+from saeval.errors import SaevalError, blamed, said, suggestion
+from saeval.identity import Origin
 from saeval.metric import Metric, faults
 from saeval.model import ModelAdapter, RegisteredModel
 from saeval.parameters import schema
-from saeval.plugins import Failure, Origin, Plugins
+from saeval.plugins import Failure, Plugins
 from saeval.quantities import Quantity
-from saeval.reports import Report
+from saeval.report import Report
 from saeval.sae import RegisteredSAE, SAELoader
 from saeval.substitute import Control
 from saeval.suite import RegisteredSuite
@@ -159,6 +160,24 @@ def _shown(thing: Any) -> str:
         return str(getattr(thing, "__qualname__", None) or repr(thing))
     except Exception:
         return f"an object of {type(thing).__qualname__}"
+
+
+def writer(reports: Names[Report], name: str, of: Literal["write", "compare"]) -> Callable[..., str]:
+    """What the format `name` does `of` leaderboards or comparisons; called, a `SaevalError` names a plugin that fails.
+
+    `SaevalError` for a format that does not exist or cannot do it.
+    """
+    entry = reports.entry(name)
+    write = entry.thing.writer(of, [other.thing for other in reports])
+
+    def written(shown: Any) -> str:
+        with blamed(f"report format '{name}'", entry.origin):
+            text = write(shown)
+            if not isinstance(text, str):
+                raise TypeError(f"it returned {type(text).__name__}, not text")
+            return text
+
+    return written
 
 
 def _same(thing: Any, origin: Origin) -> Any:

@@ -3,50 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 from saeval.board import damaged_in_words, limit_in_words
-from saeval.errors import SaevalError, blamed, log, said
+from saeval.errors import log, said
 from saeval.escapes import file_name, html, markdown
 from saeval.estimate import doubts
 from saeval.plots import under_heading
+from saeval.report import Report
 from saeval.wholefile import ROOM, tidy, write
 
 if TYPE_CHECKING:
-    from saeval.board import Board
-    from saeval.comparison import Comparison
-    from saeval.registry import Names
     from saeval.result import Result
-
-
-@dataclass(frozen=True)
-class Report:
-    """Pure functions of results; a report has those that it can do.
-
-    `write` returns the text of boards, `compare` that of a comparison, and `pages` whole files by
-    name, such as `curves.png`, from all results of a run with their arrays; none where there is
-    nothing to show.
-    """
-
-    name: str
-    write: Callable[[Sequence[Board]], str] | None = None
-    description: str = ""
-    compare: Callable[[Comparison], str] | None = None
-    pages: Callable[[Sequence[Result]], Mapping[str, bytes | str]] | None = None
-    keeps: bool = False
-    """Whether saeval may keep the text of `write` while no result and no module beside its own changes."""
-
-    def writer(self, of: Literal["write", "compare", "pages"], others: Iterable[Report]) -> Callable[..., Any]:
-        """What it does `of` leaderboards, comparisons or pages; `SaevalError` names those that can, if it cannot."""
-        found: Callable[..., Any] | None = getattr(self, of)
-        if found is None:
-            what = {"write": "leaderboards", "compare": "comparisons", "pages": "pages"}[of]
-            able = ", ".join(report.name for report in others if getattr(report, of))
-            raise SaevalError(f"format '{self.name}' writes no {what}; {able or 'no plugin'} does")
-        return found
 
 
 def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Path) -> tuple[list[Path], list[str]]:
@@ -110,21 +80,3 @@ def _headed(name: str, text: str, limit: str) -> str:
         headed, found = re.subn(r"(<body[^>]*>)", rf"\1\n{banner}", text, count=1, flags=re.IGNORECASE)
         return headed if found else f"{banner}\n{text}"
     return text
-
-
-def writer(reports: Names[Report], name: str, of: Literal["write", "compare"]) -> Callable[..., str]:
-    """What the format `name` does `of` leaderboards or comparisons; called, a `SaevalError` names a plugin that fails.
-
-    `SaevalError` for a format that does not exist or cannot do it.
-    """
-    entry = reports.entry(name)
-    write = entry.thing.writer(of, [other.thing for other in reports])
-
-    def written(shown: Any) -> str:
-        with blamed(f"report format '{name}'", entry.origin):
-            text = write(shown)
-            if not isinstance(text, str):
-                raise TypeError(f"it returned {type(text).__name__}, not text")
-            return text
-
-    return written

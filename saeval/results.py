@@ -11,8 +11,8 @@ from saeval.comparison import Comparison, compare
 from saeval.errors import SaevalError
 from saeval.formatting import counted
 from saeval.leaderboard import from_results
-from saeval.registry import Registry
-from saeval.reports import write_pages, writer
+from saeval.registry import Registry, writer
+from saeval.reports import write_pages
 from saeval.result import Result
 
 if TYPE_CHECKING:

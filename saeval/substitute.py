@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from saeval.plugins import Origin
+    from saeval.identity import Origin
 
 
 class Encoding(NamedTuple):

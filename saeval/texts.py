@@ -10,7 +10,7 @@ from pathlib import Path
 from saeval.errors import SaevalError
 from saeval.escapes import file_name
 from saeval.index import FOLDER, FORM, Basis, code, files_of, settled
-from saeval.reports import Report
+from saeval.report import Report
 from saeval.sealed import DamagedError, sealed, unsealed
 from saeval.store import LIMITED, MANIFEST
 from saeval.wholefile import Unwritable, write

@@ -24,8 +24,8 @@ from saeval.outline import outline
 from saeval.plugins import Plugins
 from saeval.preflight import model_warnings, warnings
 from saeval.progress import progress
-from saeval.registry import Registry
-from saeval.reports import write_pages, writer
+from saeval.registry import Registry, writer
+from saeval.reports import write_pages
 from saeval.store import Store
 from saeval.texts import KeptText
 

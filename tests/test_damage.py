@@ -192,7 +192,8 @@ def test_verbs_that_only_read_say_what_is_damaged(folder, finished, capsys, verb
 
 
 def test_pages_made_without_a_damaged_result_say_so(folder, finished):
-    from saeval.reports import Report, write_pages
+    from saeval.report import Report
+    from saeval.reports import write_pages
 
     results = list(finished[1])
     results[0].status, status = "damaged", results[0].status

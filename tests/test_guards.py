@@ -10,7 +10,7 @@ from saeval import Curve, Mean, Metric, Notes, SaevalError, Scalar, Table, at_ho
 from saeval.data import Source
 from saeval.evidence import Ratio
 from saeval.model import ModelAdapter, ModelSpec
-from saeval.reports import Report
+from saeval.report import Report
 from saeval.sae import SAELoader
 from saeval.substitute import Control
 from saeval.testing import (
@@ -450,7 +450,7 @@ def test_a_check_and_provenance_that_are_none_are_failures_of_their_plugin():
 
 PLUGIN = '''
 from saeval import Metric, Scalar, hookimpl
-from saeval.reports import Report
+from saeval.report import Report
 
 
 def broken(shown):

@@ -270,7 +270,7 @@ def test_code_of_a_plugin_is_its_own_file_and_not_its_decorators(tmp_path):
         )
         quantities = saeval.registry.Registry(Plugins([file], discover=False)).quantities
         assert {"decorated", "plain", "partly"} <= set(quantities.names())
-        saeval.plugins._source_hash.cache_clear()
+        saeval.identity._source_hash.cache_clear()
         return [quantities[name].identity for name in ("decorated", "plain", "partly")]
 
     before, after = keys("mask"), keys("~mask")

@@ -15,7 +15,8 @@ import saeval
 from saeval import cli, memory, options, suite
 from saeval.errors import SaevalError, SuiteError
 from saeval.options import Options
-from saeval.reports import Report, write_pages
+from saeval.report import Report
+from saeval.reports import write_pages
 from saeval.suitefile import Marks
 from saeval.tiny import TinySAE
 from tinymodels import tiny_folder, tiny_model

@@ -13,7 +13,8 @@ import pytest
 from claims import every, some
 from saeval import SaevalError, cli, wholefile
 from saeval.fingerprint import sha256_file
-from saeval.reports import Report, write_pages
+from saeval.report import Report
+from saeval.reports import write_pages
 from saeval.testing import evaluate_tiny, tiny_tokens
 from saeval.wholefile import Unwritable
 from test_data_tokens import build, corpus
@@ -35,7 +36,7 @@ FAULTS = {
 
 PLUGIN = """
 from saeval import hookimpl
-from saeval.reports import Report
+from saeval.report import Report
 
 @hookimpl
 def saeval_reports():

@@ -7,7 +7,7 @@ from typing import Any
 
 from saeval.hookspecs import hookimpl
 from saeval.metric import Metric
-from saeval.reports import Report
+from saeval.report import Report
 from saeval_perturbation import pages
 from saeval_perturbation.baselines import Perturbation
 from saeval_perturbation.curve import PerturbationCurve

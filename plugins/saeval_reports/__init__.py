@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from saeval.hookspecs import hookimpl
-from saeval.reports import Report
+from saeval.report import Report
 
 
 @hookimpl

@@ -7,7 +7,7 @@ from typing import Any
 
 from saeval.hookspecs import hookimpl
 from saeval.metric import Metric
-from saeval.reports import Report
+from saeval.report import Report
 from saeval.substitute import Control
 from saeval_reward import grouping, integration, margins, pages, ranking, totals
 from saeval_reward.attribution import RewardAttribution

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval.hookspecs import hookimpl
 from saeval.metric import Metric
-from saeval.reports import Report
+from saeval.report import Report
 from saeval_stability import pages
 from saeval_stability.check import problems
 from saeval_stability.firing import activity, firings
