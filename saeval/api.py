@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
-from saeval import arguments
+from saeval import arguments, suitefile
 from saeval.engine import Engine
 from saeval.errors import Problem, SaevalError, SuiteError, blamed, looked_up, suggestion
 from saeval.guard import Guarded
@@ -22,7 +22,6 @@ from saeval.late import torch
 from saeval.live import LiveKeys, LiveSAE, unwrapped, unwrapping
 from saeval.metric import Metric
 from saeval.model import ModelSpec
-from saeval.namesakes import refuse_namesakes
 from saeval.options import OnFinding, Options
 from saeval.plan import Plan, plan
 from saeval.plugins import Plugins
@@ -308,3 +307,39 @@ def _wrap(model: Any, tokenizer: Any, registry: Registry, keys: LiveKeys) -> Mod
         f"no adapter takes an object of type {type(model).__name__}; pass a transformers model, a TransformerBridge, "
         f"or what a suite's 'model:' takes{unwrapping(model)}"
     )
+
+
+def refuse_namesakes(plans: Sequence[Plan], out: Path | str) -> None:
+    """`SuiteError` where a results folder belongs to another suite file than the one that is to run.
+
+    A suite that was edited, moved or copied is the same one: the other file has to be there, to have this name still,
+    and to differ. Suites given as mappings have no file and are not compared.
+    """
+    problems: list[Problem] = []
+    for index, made in enumerate(plans):
+        own, folder = made.suite.file, Path(out) / made.name
+        if own is None:
+            continue
+        earlier = [(p.name, p.suite.file) for p in plans[:index] if p.suite.file is not None and p.name == made.name]
+        listed = [(m["suite"], Path(m["file"])) for m in Store(folder).manifests() if m.get("file")]
+        for name, other in [*earlier, *listed]:
+            if other is not None and _another(name, other, own):
+                message = (
+                    f"another suite, {other}, is named '{name}' and has its results in {folder}; give one of them "
+                    f"another name, or choose another --out"
+                )
+                problems.append(made.suite.problem(message, "suite"))
+                break
+    if problems:
+        raise SuiteError(problems)
+
+
+def _another(name: str, other: Path, own: Path) -> bool:
+    if not other.is_file() or other.resolve() == own.resolve():
+        return False
+    try:
+        there, _ = suitefile.read(other)
+        here, _ = suitefile.read(own)
+    except SuiteError:  # it is no suite any more
+        return False
+    return there.get("suite") == name and there != here

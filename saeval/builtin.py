@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int, UInt64
 
 from saeval.data import Batch
 from saeval.errors import Undefined
-from saeval.evidence import Moments
+from saeval.evidence import Moments, Spread
 from saeval.fired import Fired
 from saeval.hookspecs import hookimpl
 from saeval.keyed import hashed
@@ -18,7 +18,6 @@ from saeval.late import torch
 from saeval.model import Capture, Model, Resume
 from saeval.quantities import finite, gathered, planned, rebound
 from saeval.scores import TokenScores, head_is_exact, score_tokens
-from saeval.spread import Spread
 from saeval.substitute import Encoding, Substitute
 
 if TYPE_CHECKING:

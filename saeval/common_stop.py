@@ -9,11 +9,11 @@ from typing import Any, TypeAlias
 from saeval.conclusion import concluded, has_error
 from saeval.course import Course
 from saeval.errors import Problem, SuiteError, Undefined, suggestion
+from saeval.evidence import EvidenceTree
 from saeval.model import Model
 from saeval.plan import Plan
 from saeval.precision import Look, Stopping, largest, looks, precise
 from saeval.scope import Scope
-from saeval.totals import EvidenceTree
 from saeval.values import Scalar, Value
 
 Folds: TypeAlias = Mapping[int, "EvidenceTree | Exception"]

@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from saeval.cell import Cell
-from saeval.copies import copies
+from saeval.cell import Cell, copies
 from saeval.errors import Undefined
 from saeval.estimate import Estimate
+from saeval.evidence import EvidenceTree
 from saeval.records import check_values
 from saeval.result import Result
 from saeval.scope import Scope
 from saeval.store import finite
-from saeval.totals import EvidenceTree
 from saeval.values import Array, Curve, Notes, Scalar, Value, named_values
 
 

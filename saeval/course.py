@@ -14,16 +14,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from saeval.data import Batch, PairBatch
 from saeval.errors import SaevalError, Undefined
+from saeval.evidence import EvidenceTree, added, storable
 from saeval.flaws import Flaw, described
 from saeval.late import torch
 from saeval.memory import TooLargeError, out_of_memory
 from saeval.passes import Pass
 from saeval.plan import Plan
+from saeval.program import Target
 from saeval.scope import Draw, Scope
 from saeval.sealed import fault
 from saeval.store import Store
-from saeval.target import Target
-from saeval.totals import EvidenceTree, added, storable
 
 log = logging.getLogger("saeval")
 

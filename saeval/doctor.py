@@ -13,9 +13,9 @@ from saeval.escapes import line
 from saeval.examination import Examination, Finding, examine
 from saeval.late import torch
 from saeval.model import ModelSpec
+from saeval.names import WILDCARDS
 from saeval.options import Options
 from saeval.parameters import schema
-from saeval.patterns import WILDCARDS
 from saeval.plan import Plan, plan
 from saeval.preflight import declarations
 from saeval.recognition import readable

@@ -14,6 +14,7 @@ from saeval.common_stop import CommonStop
 from saeval.conclusion import components, concluded, fill, of_prefix
 from saeval.course import Course
 from saeval.errors import Undefined, said
+from saeval.evidence import EvidenceTree
 from saeval.late import torch
 from saeval.memory import memory_budget, peak_mib
 from saeval.model import Model
@@ -23,12 +24,11 @@ from saeval.plan import Cell, Plan
 from saeval.plugins import Failure
 from saeval.precision import looks
 from saeval.preflight import Preflight, model_warnings
+from saeval.program import Target
 from saeval.progress import Progress, Silence
 from saeval.result import Result
 from saeval.scope import Scope
 from saeval.store import MANIFEST_FORM, Store, finite
-from saeval.target import Target
-from saeval.totals import EvidenceTree
 
 log = logging.getLogger("saeval")
 

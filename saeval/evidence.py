@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -320,3 +320,84 @@ class Sample(Evidence):
 
     def components(self) -> dict[str, Any]:
         return {"n": len(self.rows), "size": self.size, "seed": self.seed}
+
+
+EvidenceTree: TypeAlias = "Evidence | dict[str, Evidence]"
+
+
+def stamped(observed: Any, stamp: Stamp) -> EvidenceTree:
+    """An observation with its clusters; `TypeError` for what is no evidence."""
+    if isinstance(observed, Evidence):
+        return storable(observed.stamp(stamp))
+    if isinstance(observed, dict) and observed and all(isinstance(v, Evidence) for v in observed.values()):
+        return storable({name: value.stamp(stamp) for name, value in observed.items()})
+    raise TypeError(f"observe returned {type(observed).__name__}; return an Evidence such as Mean, or a dict of them")
+
+
+def storable(total: EvidenceTree) -> EvidenceTree:
+    """`total`; `TypeError` where its state holds what no file can. A state may be costly: it is asked for seldom."""
+    for evidence in total.values() if isinstance(total, dict) else [total]:
+        for name, array in evidence.state().items():
+            if np.asarray(array).dtype.hasobject:
+                kind = type(evidence).__name__
+                raise TypeError(f"'{name}' of {kind} is no array or number, so it could not be stored; make it one")
+    return total
+
+
+def _sum(one: Evidence, other: Evidence) -> Evidence:
+    total = one + other
+    if not isinstance(total, Evidence):
+        raise TypeError(f"the sum of two evidences is {type(total).__name__}; `__add__` returns an evidence")
+    return total
+
+
+def added(total: EvidenceTree, part: EvidenceTree) -> EvidenceTree:
+    """The evidence of both; dicts are added name by name."""
+    if isinstance(total, dict) and isinstance(part, dict):
+        if total.keys() != part.keys():
+            raise TypeError(f"observe returned {sorted(part)} after {sorted(total)}: names may not change")
+        return {name: _sum(total[name], part[name]) for name in total}
+    if isinstance(total, Evidence) and isinstance(part, Evidence):
+        return _sum(total, part)
+    raise TypeError("observe returned an Evidence once and a dict another time")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spread(Evidence):
+    """Sums of vectors and of their squared norms over the mask, for each cluster.
+
+    Since Σ‖x − μ‖² = Σ‖x‖² − 2 μ·Σx + n‖μ‖², one pass gives each cluster's share of the variance, though
+    the mean is not known before its end. Sums are float64.
+    """
+
+    sum: Float[np.ndarray, "clusters d"]
+    """Σ x of each cluster, in units of x."""
+    squares: Float[np.ndarray, "clusters"]
+    """Σ ‖x‖² of each cluster."""
+    n: Int[np.ndarray, "clusters"]
+    """Tokens of each cluster."""
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "batch seq d"], mask: Bool[Tensor, "batch seq"]) -> Self:
+        """Sums over `mask`; values outside it are never read."""
+        x = x.detach().double()
+        sums = Mean.of(torch.cat([x, x.square().sum(-1, keepdim=True)], -1), mask)
+        return cls(sums.numerator[:, :-1], sums.numerator[:, -1], sums.n)
+
+    def stamp(self, stamp: Stamp) -> Self:
+        joined = Ratio(np.column_stack([self.sum, self.squares]), np.zeros(len(self.n)), self.n).stamp(stamp)
+        return dataclasses.replace(self, sum=joined.numerator[:, :-1], squares=joined.numerator[:, -1], n=joined.n)
+
+    @property
+    def mean(self) -> Float[np.ndarray, "d"]:
+        """Mean vector; zeros where nothing was counted."""
+        found: np.ndarray = self.sum.sum(0) / max(int(self.n.sum()), 1)
+        return found
+
+    def around(self, point: Float[np.ndarray, "d"]) -> Float[np.ndarray, "clusters"]:
+        """Each cluster's sum of squared distances from `point`; zeros where all of them are lost in rounding."""
+        found: np.ndarray = self.squares - 2 * self.sum @ point + self.n * (point @ point)
+        return found if found.sum() > 1e-13 * self.squares.sum() else np.zeros_like(found)
+
+    def components(self) -> dict[str, Any]:
+        return {"n": int(self.n.sum())}

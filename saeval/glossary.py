@@ -14,9 +14,9 @@ from saeval.data import Batch
 from saeval.errors import SaevalError, blamed, suggestion
 from saeval.metric import Metric, conclude_requests, names_of_values, observe_requests, substitute_requests
 from saeval.model import Model, Resume
+from saeval.names import matching
 from saeval.nodes import LEAVES
 from saeval.parameters import schema
-from saeval.patterns import matching
 from saeval.registry import Entry, Names, Registry
 from saeval.substitute import Substitute
 

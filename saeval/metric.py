@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from saeval.names import matching
 from saeval.parameters import parameter_names
-from saeval.patterns import matching
 from saeval.state import Stateless
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from saeval.fingerprint import digest_of
 from saeval.formatting import counted
 from saeval.nodes import Node, closure, flattened
 from saeval.plan import Cell, Plan
-from saeval.target import Target
+from saeval.program import Target
 
 
 @dataclass

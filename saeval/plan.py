@@ -17,10 +17,10 @@ from saeval.layout import layout_problems
 from saeval.metric import Metric, substitute_requests
 from saeval.model import ModelSpec
 from saeval.models import model_spec
+from saeval.names import matching
 from saeval.nodes import LEAVES, Argument, Binding, Constant, Node, closure, flattened
 from saeval.options import Options
 from saeval.parameters import MOST_ROWS, ParameterError, validated
-from saeval.patterns import matching
 from saeval.plugins import Failure
 from saeval.precision import Stopping, stopping
 from saeval.registry import Registry

@@ -9,16 +9,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from saeval.copies import copies
+from saeval.cell import copies
 from saeval.data import PairBatch
 from saeval.errors import Problem, SuiteError, suggestion
 from saeval.evidence import Evidence
 from saeval.examination import Examination, Finding, examine
 from saeval.memory import refuse_too_large
+from saeval.names import matching, meant
 from saeval.nodes import Node, closure
-from saeval.patterns import matching, meant
+from saeval.program import Target
 from saeval.proof import Causality, Proof, prove, prove_causal, unwell
-from saeval.target import Target
 
 if TYPE_CHECKING:
     from saeval.cell import Cell

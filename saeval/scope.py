@@ -11,17 +11,30 @@ from typing import Any, TypeAlias
 from saeval.contents import Care
 from saeval.data import Batch, PairBatch
 from saeval.errors import Undefined
-from saeval.evidence import Stamp
-from saeval.failure import Failed
+from saeval.evidence import EvidenceTree, Stamp, added, stamped
 from saeval.flaws import Flaw, flaw
 from saeval.late import torch
 from saeval.memory import TooLargeError, refuse_too_large
 from saeval.model import Capture, Model, Resume
 from saeval.nodes import LEAVES, Argument, Constant, Node
-from saeval.program import Program
+from saeval.program import Program, Target
 from saeval.sharing import WrittenInPlaceError, called
-from saeval.target import Target
-from saeval.totals import EvidenceTree, added, stamped
+
+
+class Failed:
+    """An error kept in place of a value; raised anew for each consumer with its first traceback only.
+
+    A lack of memory is the batch's fault, not the value's: `TooLargeError` at once.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        refuse_too_large(error)
+        self._error, self._traceback = error, error.__traceback__
+
+    @property
+    def error(self) -> Exception:
+        return self._error.with_traceback(self._traceback)
+
 
 GATHERED = 16
 """Results that may wait for one gathered call: they are held in memory until then."""

@@ -19,11 +19,10 @@ from typing import IO, Any
 import numpy as np
 
 from saeval.errors import SaevalError, expanded, looked_up, said
-from saeval.evidence import Evidence
+from saeval.evidence import Evidence, EvidenceTree
 from saeval.records import ManifestRecord, ResultRecord
 from saeval.result import FORM, Result
 from saeval.sealed import DamagedError, EarlierError, sealed, unsealed, validated
-from saeval.totals import EvidenceTree
 from saeval.wholefile import ROOM, tidy, write
 
 log = logging.getLogger("saeval")

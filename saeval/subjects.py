@@ -15,10 +15,9 @@ from saeval.fingerprint import digest_of
 from saeval.identity import Origin, code_identity
 from saeval.live import LiveKeys, LiveSAE
 from saeval.model import ModelSpec
-from saeval.names import unfit
+from saeval.names import WILDCARDS, matching, meant, unfit
 from saeval.options import Options
 from saeval.parameters import MOST_REPEATS, ParameterError, parameter_names, validated
-from saeval.patterns import WILDCARDS, matching, meant
 from saeval.recognition import paths, suggested, written
 from saeval.registry import Registry
 from saeval.sae import SAEInfo

@@ -11,14 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from saeval import comparison, listing
-from saeval.api import execute, prepare
+from saeval.api import execute, prepare, refuse_namesakes
 from saeval.doctor import Doctor
 from saeval.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
 from saeval.escapes import line
 from saeval.formatting import counted
 from saeval.index import uncollected
 from saeval.leaderboard import boards, boards_of_two, boards_on
-from saeval.namesakes import refuse_namesakes
 from saeval.options import Options
 from saeval.outline import outline
 from saeval.plugins import Plugins

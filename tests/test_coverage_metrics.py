@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from saeval.evidence import Stamp
+from saeval.evidence import Spread, Stamp, stamped
 from saeval.fired import Fired
-from saeval.spread import Spread
-from saeval.totals import stamped
 from saeval_fidelity import L0, CrossEntropy, KLDivergence, Reconstruction
 
 pytestmark = pytest.mark.slow

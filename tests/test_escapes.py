@@ -20,9 +20,8 @@ from saeval.comparison import compare
 from saeval.errors import SuiteError
 from saeval.escapes import csv, file_name, html, line, markdown, plot, terminal
 from saeval.leaderboard import from_results
-from saeval.plots import figure, png, titled
 from saeval.report import Report
-from saeval.reports import write_pages
+from saeval.reports import figure, png, titled, write_pages
 from saeval.result import Result
 from saeval.sealed import sealed, unsealed
 from saeval.suite import validate

@@ -121,7 +121,7 @@ def test_rows_and_clusters_must_agree():
 
 
 def test_a_spread_knows_the_variance_by_cluster_before_the_mean_is_known():
-    from saeval.spread import Spread
+    from saeval.evidence import Spread
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6, 5, 3, generator=generator) + 100

@@ -9,9 +9,8 @@ import pytest
 
 from claims import every, some
 from saeval import cli, run
-from saeval.plots import figure, png, under_heading
 from saeval.report import Report
-from saeval.reports import write_pages
+from saeval.reports import figure, png, under_heading, write_pages
 from saeval.streams import First
 from saeval.testing import evaluate_tiny, tiny_tokens
 from saeval_data.preferences import Preferences

@@ -7,8 +7,8 @@ import pytest
 import saeval
 from claims import every
 from saeval.api import prepare
+from saeval.names import matching, meant
 from saeval.options import Options
-from saeval.patterns import matching, meant
 from saeval.plugins import Plugins
 from saeval.preflight import warnings
 from saeval.registry import Registry

@@ -10,11 +10,10 @@ from jaxtyping import Bool, Float
 from saeval import builtin
 from saeval.data import Batch
 from saeval.errors import Undefined
-from saeval.evidence import Evidence, Mean, Ratio
+from saeval.evidence import Evidence, Mean, Ratio, Spread
 from saeval.late import torch
 from saeval.metric import Metric
 from saeval.scores import TokenScores
-from saeval.spread import Spread
 from saeval.substitute import Encoding, Substitute
 from saeval.values import Array, Scalar, Value
 from saeval_compat.batches import PerBatch, columns

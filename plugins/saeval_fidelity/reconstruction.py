@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from jaxtyping import Bool, Float
 
 from saeval.errors import Undefined
-from saeval.evidence import Evidence, Mean, Ratio
+from saeval.evidence import Evidence, Mean, Ratio, Spread
 from saeval.metric import Metric
-from saeval.spread import Spread
 from saeval.values import Scalar
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval.errors import SaevalError, suggestion
 from saeval.fingerprint import digest_of, sha256_file
-from saeval.patterns import matching, meant
+from saeval.names import matching, meant
 from saeval.sae import SAEInfo
 from saeval_formats.fields import Fields
 from saeval_formats.layouts import Layout

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from saeval.errors import SaevalError, suggestion
-from saeval.patterns import matching, meant
+from saeval.names import matching, meant
 from saeval_formats.reference import LocalLoader, folder_of, in_order
 
 

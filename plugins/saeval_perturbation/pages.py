@@ -13,7 +13,7 @@ from saeval import escapes
 from saeval.differences import holm
 from saeval.escapes import file_name, markdown, plot
 from saeval.formatting import with_error
-from saeval.plots import figure, label_log, png, titled, wrapped
+from saeval.reports import figure, label_log, png, titled, wrapped
 from saeval.result import Result
 from saeval_perturbation.bins import COLUMNS
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from saeval.plots import figure, png, wrapped
+from saeval.reports import figure, png, wrapped
 
 
 def explained_plot(values: Mapping[str, Any], title: str) -> bytes:

@@ -13,7 +13,7 @@ import numpy as np
 from saeval.errors import SaevalError
 from saeval.formatting import number
 from saeval.keyed import hashed
-from saeval.patterns import meant
+from saeval.names import meant
 from saeval.values import Array, Better, Scalar, Table, Value
 from saeval_stability.measures import MEASURES, above, measures, unit_of
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from saeval.escapes import file_name, markdown, plot
 from saeval.formatting import number
-from saeval.plots import figure, png, titled, wrapped
+from saeval.reports import figure, png, titled, wrapped
 from saeval.result import Result
 
 if TYPE_CHECKING:
