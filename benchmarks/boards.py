@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from saeval.estimate import Estimate
-from saeval.result import Result
-from saeval.store import MANIFEST_FORM, Store
-from saeval.values import Scalar
+from saeval.results.result import Result
+from saeval.results.store import MANIFEST_FORM, Store
+from saeval.stats.estimate import Estimate
+from saeval.stats.values import Scalar
 
 METRICS, VALUES, DOCUMENTS, SEED = 6, 8, 100, 0
 CONTROLS = {"random": 8, "zero": 1}

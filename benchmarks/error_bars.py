@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from saeval import Estimate, Mean
-from saeval.board import Column, Entry, Row
-from saeval.differences import ALPHA, difference
-from saeval.ranks import rank
+from saeval.results.board import Column, Entry, Row
+from saeval.results.paired_tests import ALPHA, difference
+from saeval.results.ranks import rank
 
 DOCUMENTS = (5, 10, 20, 48, 200)
 SAES = 8

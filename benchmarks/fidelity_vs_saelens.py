@@ -33,7 +33,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import saeval
 from saeval.testing import register_rows, tiny_plugins
-from saeval.tokens import TokenDataset
+from saeval.text.tokens import TokenDataset
 
 METRICS = ["l0", "density", "reconstruction", {"ce": {"ablation": "zero"}}, {"kl": {"ablation": "zero"}}]
 

@@ -10,50 +10,53 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from saeval.api import evaluate, run
-    from saeval.errors import SaevalError, Undefined
-    from saeval.estimate import Estimate
-    from saeval.evidence import Ever, Evidence, Histogram, Mean, Moments, Ratio, Sample
-    from saeval.hookspecs import hookimpl
-    from saeval.metric import Metric
-    from saeval.quantiles import Quantiles
-    from saeval.quantities import at_hooks, finite, fit_split, paired, rebound
-    from saeval.results import Results
-    from saeval.values import Array, Curve, Notes, Scalar, Table
+    from saeval.base.errors import SaevalError, Undefined
+    from saeval.base.progress import Lines
+    from saeval.collection import Results
+    from saeval.interfaces.metric import Metric
+    from saeval.interfaces.quantity import at_hooks, finite, fit_split, paired, rebound
+    from saeval.registry.discovery import Plugins
+    from saeval.registry.hookspecs import hookimpl
+    from saeval.stats.estimate import Estimate
+    from saeval.stats.evidence import Ever, Evidence, Histogram, Mean, Moments, Ratio, Sample
+    from saeval.stats.quantiles import Quantiles
+    from saeval.stats.values import Array, Curve, Notes, Scalar, Table
 
 _HOMES = {
-    "Array": "values",
-    "Curve": "values",
-    "Estimate": "estimate",
-    "Ever": "evidence",
-    "Evidence": "evidence",
-    "Histogram": "evidence",
-    "Mean": "evidence",
-    "Metric": "metric",
-    "Moments": "evidence",
-    "Notes": "values",
-    "Quantiles": "quantiles",
-    "Ratio": "evidence",
-    "Results": "results",
-    "SaevalError": "errors",
-    "Sample": "evidence",
-    "Scalar": "values",
-    "Table": "values",
-    "Undefined": "errors",
-    "at_hooks": "quantities",
+    "Array": "stats.values",
+    "Curve": "stats.values",
+    "Estimate": "stats.estimate",
+    "Ever": "stats.evidence",
+    "Evidence": "stats.evidence",
+    "Histogram": "stats.evidence",
+    "Lines": "base.progress",
+    "Mean": "stats.evidence",
+    "Metric": "interfaces.metric",
+    "Moments": "stats.evidence",
+    "Notes": "stats.values",
+    "Quantiles": "stats.quantiles",
+    "Plugins": "registry.discovery",
+    "Ratio": "stats.evidence",
+    "Results": "collection",
+    "SaevalError": "base.errors",
+    "Sample": "stats.evidence",
+    "Scalar": "stats.values",
+    "Table": "stats.values",
+    "Undefined": "base.errors",
+    "at_hooks": "interfaces.quantity",
     "evaluate": "api",
-    "finite": "quantities",
-    "fit_split": "quantities",
-    "paired": "quantities",
-    "hookimpl": "hookspecs",
-    "rebound": "quantities",
+    "finite": "interfaces.quantity",
+    "fit_split": "interfaces.quantity",
+    "paired": "interfaces.quantity",
+    "hookimpl": "registry.hookspecs",
+    "rebound": "interfaces.quantity",
     "run": "api",
 }
 
 __all__ = [
-    "Array", "Curve", "Estimate", "Ever", "Evidence", "Histogram", "Mean", "Metric", "Moments", "Notes", "Quantiles",
-    "Ratio", "Results", "SaevalError", "Sample", "Scalar", "Table", "Undefined", "at_hooks", "evaluate", "finite",
-    "fit_split", "hookimpl", "paired",
-    "rebound", "run",
+    "Array", "Curve", "Estimate", "Ever", "Evidence", "Histogram", "Lines", "Mean", "Metric", "Moments", "Notes",
+    "Plugins", "Quantiles", "Ratio", "Results", "SaevalError", "Sample", "Scalar", "Table", "Undefined", "at_hooks",
+    "evaluate", "finite", "fit_split", "hookimpl", "paired", "rebound", "run",
 ]  # fmt: skip
 
 

@@ -12,25 +12,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
-from saeval import arguments, suitefile
-from saeval.engine import Engine
-from saeval.errors import Problem, SaevalError, SuiteError, blamed, looked_up, suggestion
-from saeval.guard import Guarded
-from saeval.hookspecs import hookimpl
-from saeval.identity import Origin, code_identity
-from saeval.late import torch
-from saeval.live import LiveKeys, LiveSAE, unwrapped, unwrapping
-from saeval.metric import Metric
-from saeval.model import ModelSpec
-from saeval.options import OnFinding, Options
-from saeval.plan import Plan, plan
-from saeval.plugins import Plugins
-from saeval.progress import Progress
-from saeval.registry import Registry, accepting
-from saeval.results import Results
-from saeval.store import Store
-from saeval.suite import load, validate
-from saeval.suitefile import Marks, beyond, override
+from saeval import arguments
+from saeval.base.errors import Problem, SaevalError, SuiteError, blamed, looked_up, suggestion
+from saeval.base.guard import Guarded
+from saeval.base.identity import Origin, code_identity
+from saeval.base.lazy_torch import torch
+from saeval.base.progress import Progress
+from saeval.base.run_options import OnFinding, Options
+from saeval.collection import Results
+from saeval.engine.loop import Engine
+from saeval.interfaces.live_objects import LiveKeys, LiveSAE, unwrapped, unwrapping
+from saeval.interfaces.metric import Metric
+from saeval.interfaces.model import ModelSpec
+from saeval.plan.plan import Plan, plan
+from saeval.registry.discovery import Plugins
+from saeval.registry.hookspecs import hookimpl
+from saeval.registry.registry import Registry, accepting
+from saeval.results.store import Store
+from saeval.suite import yaml_marks as suitefile
+from saeval.suite.schema import load, validate
+from saeval.suite.yaml_marks import Marks, beyond, override
 
 log = logging.getLogger("saeval")
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from saeval.errors import SaevalError, quoted, suggestion
-from saeval.late import torch
-from saeval.options import Options
-from saeval.parameters import ParameterError, validated
-from saeval.plugins import Plugins
-from saeval.progress import Progress
+from saeval.base.errors import SaevalError, quoted, suggestion
+from saeval.base.lazy_torch import torch
+from saeval.base.parameters import ParameterError, validated
+from saeval.base.progress import Progress
+from saeval.base.run_options import Options
+from saeval.registry.discovery import Plugins
 
 _TEXTS = 'data={"texts": [...], "context": 128}'
 _MOST = 80
@@ -140,7 +140,7 @@ def progress(call: str, value: Any) -> Progress | None:
     """Who is told how far a run is; nobody for None."""
     if value is not None and not all(callable(getattr(value, name, None)) for name in _TOLD):
         methods = ", ".join(_TOLD)
-        raise _wrong(call, "progress", f"an object with the methods {methods}, such as saeval.progress.Lines()", value)
+        raise _wrong(call, "progress", f"an object with the methods {methods}, such as saeval.Lines()", value)
     return value  # type: ignore[no-any-return]
 
 
@@ -150,5 +150,5 @@ _TOLD = ("started", "advanced", "finished")
 def plugins(call: str, value: Any) -> Plugins:
     """The plugins that are given; all that are installed for None."""
     if value is not None and not isinstance(value, Plugins):
-        raise _wrong(call, "plugins", "a saeval.plugins.Plugins, such as plugins=Plugins(['mine.py'])", value)
+        raise _wrong(call, "plugins", "a saeval.Plugins, such as plugins=Plugins(['mine.py'])", value)
     return value if value is not None else Plugins()

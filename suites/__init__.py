@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saeval.hookspecs import hookimpl
-from saeval.suite import RegisteredSuite
+from saeval.plugin import RegisteredSuite, hookimpl
 
 
 @hookimpl

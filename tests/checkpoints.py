@@ -12,7 +12,7 @@ from torch import Tensor
 
 import saeval
 from claims import none, some
-from saeval.sae import SAELoader
+from saeval.interfaces.sae import SAELoader
 from tinymodels import tiny_folder
 
 D, N, K = 32, 80, 6

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import saeval_perturbation
-from saeval.substitute import Control, Encoding, Substitute
+from saeval.interfaces.substitute import Control, Encoding, Substitute
 from saeval.testing import TinyModel, evaluate_tiny, tiny_tokens
 from saeval_perturbation.baselines import Perturbation
 from saeval_perturbation.curve import PerturbationCurve

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import saeval_reward
-from saeval.data import Batch, Dataset, PairBatch
-from saeval.plugins import Plugins
-from saeval.registry import Registry
+from saeval.interfaces.data import Batch, Dataset, PairBatch
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
 from saeval.testing import TinyModel, TinyPlugin, evaluate, register_rows
 
 

@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import saeval
 from claims import every, some
-from saeval.errors import SaevalError
-from saeval.tiny import TinySAE
+from saeval.base.errors import SaevalError
+from saeval.testing.tiny import TinySAE
 from saeval_models import HuggingFace
 from tinymodels import padded, tiny_batch
 

@@ -11,7 +11,7 @@ import torch
 
 from claims import some
 from saeval import SaevalError, cli, evaluate, run
-from saeval.options import Options
+from saeval.base.run_options import Options
 from saeval.testing import TinyModel, TinySAE, register_rows, tiny_plugins, tiny_tokens
 
 SUITE = {

@@ -14,10 +14,10 @@ import pytest
 import saeval
 from claims import some
 from saeval import cli
-from saeval.formatting import interval, number, with_error
-from saeval.leaderboard import boards, from_results
-from saeval.result import Result
-from saeval.store import Store
+from saeval.base.formatting import interval, number, with_error
+from saeval.results.leaderboard import boards, from_results
+from saeval.results.result import Result
+from saeval.results.store import Store
 from saeval_reports import comparisons, tables
 from saeval_reward import document
 

@@ -9,13 +9,15 @@ import pytest
 import yaml
 
 from claims import some
-from saeval import cli, evaluate, packing, run, textfile
-from saeval.errors import SaevalError
-from saeval.hookspecs import hookimpl
-from saeval.plugins import Plugins
-from saeval.substitute import Control
-from saeval.textfile import read_json
-from saeval.tokens import TokenOptions, build_tokens
+from saeval import cli, evaluate, run
+from saeval.base import text_files as textfile
+from saeval.base.errors import SaevalError
+from saeval.base.text_files import read_json
+from saeval.interfaces.substitute import Control
+from saeval.registry.discovery import Plugins
+from saeval.registry.hookspecs import hookimpl
+from saeval.text import packing
+from saeval.text.tokens import TokenOptions, build_tokens
 from saeval_data import files
 from saeval_data.preferences import Preferences
 from saeval_data.text import Text
@@ -120,7 +122,7 @@ def test_rows_that_do_not_fit_in_memory_are_refused_before_they_are_made(monkeyp
         return build_tokens(texts, TokenOptions(context=8, **options), tiny_tokenizer, None, "evaluation")
 
     made = len(rows())
-    monkeypatch.setattr("saeval.memory.available", lambda device: 2 * 8 * 9 * (made - 1))
+    monkeypatch.setattr("saeval.base.memory.available", lambda device: 2 * 8 * 9 * (made - 1))
     with pytest.raises(SaevalError, match=f"rows of context 8 .* no more than {made - 1} of them fit in memory"):
         rows()
     assert len(rows(sequences=made - 1)) == made - 1

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from claims import every, some
 from saeval import SaevalError, cli
-from saeval.errors import SuiteError
+from saeval.base.errors import SuiteError
 from saeval.testing import TinyModel, TinyPairs, TinySAE, evaluate_tiny, tiny_tokens
 from tinymodels import VOCABULARY, tiny_folder, tiny_model
 

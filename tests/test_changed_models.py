@@ -10,8 +10,8 @@ from torch import nn
 from transformers import ProphetNetConfig, ProphetNetForCausalLM
 
 import saeval
-from saeval.errors import SaevalError
-from saeval.tiny import TinySAE
+from saeval.base.errors import SaevalError
+from saeval.testing.tiny import TinySAE
 from saeval_models import HuggingFace
 from test_architectures import EXACT, made
 from tinymodels import tiny_batch, tiny_model, tiny_tokenizer

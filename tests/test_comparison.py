@@ -12,9 +12,9 @@ from scipy import stats
 
 from claims import every
 from saeval import SaevalError, cli
-from saeval.comparison import compare
-from saeval.differences import holm
-from saeval.leaderboard import from_results
+from saeval.results.comparison import compare
+from saeval.results.leaderboard import from_results
+from saeval.results.paired_tests import holm
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 from saeval_reports import comparisons
 from test_leaderboard import NOISE, result

@@ -13,10 +13,10 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 import saeval_compat
 from claims import some
-from saeval.errors import SaevalError
-from saeval.plugins import Plugins
+from saeval.base.errors import SaevalError
+from saeval.registry.discovery import Plugins
 from saeval.testing import evaluate, register_rows, tiny_plugins
-from saeval.tokens import TokenDataset
+from saeval.text.tokens import TokenDataset
 from saeval_compat import saebench
 from saeval_compat.rows import Rows
 

@@ -26,8 +26,8 @@ from saeval import (
     Table,
     Undefined,
 )
-from saeval.evidence import Evidence as Base
-from saeval.keyed import hashed, normal
+from saeval.stats.evidence import Evidence as Base
+from saeval.stats.randomness import hashed, normal
 from saeval.testing import check_metric
 
 STATE = "so its numbers would depend on their order"

@@ -11,7 +11,7 @@ import pytest
 import saeval
 from claims import every
 from saeval import cli
-from saeval.console import Shown, device
+from saeval.base.console import Shown, device
 
 ENCODINGS = ("cp1252", "cp437", "latin-1", "cp932", "ascii")
 SUITE = """

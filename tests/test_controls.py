@@ -10,10 +10,10 @@ import torch
 
 from claims import every, some
 from saeval import evaluate
-from saeval.errors import Undefined
-from saeval.evidence import Sample, Stamp
-from saeval.leaderboard import from_results
-from saeval.live import LiveSAE
+from saeval.base.errors import Undefined
+from saeval.interfaces.live_objects import LiveSAE
+from saeval.results.leaderboard import from_results
+from saeval.stats.evidence import Sample, Stamp
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny, register_rows, tiny_plugins, tiny_tokens
 from saeval_controls.constant import Identity
 from saeval_controls.fitted import alive_features, parent_l0

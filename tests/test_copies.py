@@ -9,8 +9,8 @@ import pytest
 
 from saeval import Metric, Scalar
 from saeval.cli import main
-from saeval.fixtures import evaluate_tiny
 from saeval.testing import TinySAE
+from saeval.testing.fixtures import evaluate_tiny
 from saeval_testbed import WEIGHTS
 
 SUITE = """

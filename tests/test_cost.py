@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from saeval import cost
+from saeval.cli import cost_estimate as cost
 from saeval.cli import main
 
 PLUGIN = """

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from saeval import Mean, Ratio
-from saeval.comparison import compare
-from saeval.evidence import Stamp
-from saeval.leaderboard import from_results
+from saeval.results.comparison import compare
+from saeval.results.leaderboard import from_results
+from saeval.stats.evidence import Stamp
 from test_leaderboard import result
 
 pytestmark = pytest.mark.slow

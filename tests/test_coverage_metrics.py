@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from saeval.evidence import Spread, Stamp, stamped
-from saeval.fired import Fired
+from saeval.interfaces.fired import Fired
+from saeval.stats.evidence import Spread, Stamp, stamped
 from saeval_fidelity import L0, CrossEntropy, KLDivergence, Reconstruction
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,9 @@ import pytest
 
 from claims import every, none, some
 from saeval import Metric, Scalar, cli
-from saeval.leaderboard import boards
-from saeval.sealed import sealed
-from saeval.store import Store
+from saeval.base.sealed_json import sealed
+from saeval.results.leaderboard import boards
+from saeval.results.store import Store
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 from test_interrupted import changed
 
@@ -192,8 +192,8 @@ def test_verbs_that_only_read_say_what_is_damaged(folder, finished, capsys, verb
 
 
 def test_pages_made_without_a_damaged_result_say_so(folder, finished):
-    from saeval.report import Report
-    from saeval.reports import write_pages
+    from saeval.results.pages import write_pages
+    from saeval.results.report import Report
 
     results = list(finished[1])
     results[0].status, status = "damaged", results[0].status

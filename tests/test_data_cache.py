@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from claims import some
-from saeval.tokens import TokenDataset, TokenOptions, build_tokens
+from saeval.text.tokens import TokenDataset, TokenOptions, build_tokens
 from test_data_tokens import Documents, Ids, _own_cache, build, corpus  # noqa: F401
 
 
@@ -75,8 +75,8 @@ def test_a_cache_hit_imports_neither_torch_nor_transformers():
     build(corpus(), sequences=12)
     code = (
         "import sys\n"
-        "from saeval.data import Source\n"
-        "from saeval.tokens import TokenDataset, TokenOptions, build_tokens\n"
+        "from saeval.interfaces.data import Source\n"
+        "from saeval.text.tokens import TokenDataset, TokenOptions, build_tokens\n"
         "class Documents(Source):\n"
         "    name, kind, splits_itself = 'documents', 'tokens', True\n"
         "    def fingerprint(self): return sys.argv[1]\n"

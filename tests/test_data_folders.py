@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from saeval import cli, evaluate
-from saeval.errors import SaevalError
+from saeval.base.errors import SaevalError
 from saeval_data.preferences import Preferences
 from saeval_data.text import Text
 

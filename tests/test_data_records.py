@@ -11,13 +11,13 @@ import pyarrow.parquet
 import pytest
 
 from saeval import SaevalError, cli, evaluate
-from saeval.data import Document
-from saeval.errors import SuiteError
-from saeval.packing import Packer
-from saeval.streams import Streams
-from saeval.suitefile import parse
+from saeval.base.errors import SuiteError
+from saeval.interfaces.data import Document
+from saeval.plan.streams import Streams
+from saeval.suite.yaml_marks import parse
 from saeval.testing import TinyModel, TinySAE
-from saeval.tokens import TokenOptions, build_tokens
+from saeval.text.packing import Packer
+from saeval.text.tokens import TokenOptions, build_tokens
 from saeval_data.preferences import Preferences
 from saeval_data.text import Text
 from saeval_data.texts import Texts

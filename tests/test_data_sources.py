@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from claims import none
-from saeval.errors import SaevalError
-from saeval.tokens import TokenOptions, build_tokens
+from saeval.base.errors import SaevalError
+from saeval.text.tokens import TokenOptions, build_tokens
 from saeval_data import saeval_data as sources
 from saeval_data.stdlib import PythonStdlib, stdlib_modules
 from saeval_data.text import Text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from saeval.errors import SaevalError
+from saeval.base.errors import SaevalError
 from test_data_tokens import Documents, _own_cache, build, corpus  # noqa: F401
 
 

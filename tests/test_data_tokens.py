@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from saeval.data import Document, Source
-from saeval.errors import SaevalError
-from saeval.tokens import TokenDataset, TokenOptions, build_tokens
+from saeval.base.errors import SaevalError
+from saeval.interfaces.data import Document, Source
+from saeval.text.tokens import TokenDataset, TokenOptions, build_tokens
 
 BOS, EOS = 0, 1
 

@@ -12,15 +12,15 @@ from safetensors.torch import load_file, save_file
 import saeval
 import saeval_testbed
 from saeval import SaevalError, cli
-from saeval.doctor import Doctor
-from saeval.examination import examine
-from saeval.live import LiveSAE
-from saeval.options import Options
-from saeval.plan import plan
-from saeval.preflight import same_model
-from saeval.registry import Registry
-from saeval.suite import validate
-from saeval.suitefile import Marks
+from saeval.base.run_options import Options
+from saeval.cli.doctor import Doctor
+from saeval.engine.examination import examine
+from saeval.engine.preflight import same_model
+from saeval.interfaces.live_objects import LiveSAE
+from saeval.plan.plan import plan
+from saeval.registry.registry import Registry
+from saeval.suite.schema import validate
+from saeval.suite.yaml_marks import Marks
 from saeval.testing import (
     TinyModel,
     TinyPairs,
@@ -403,7 +403,7 @@ def test_disagreements_are_told_before_the_run(copied, tmp_path, capsys, monkeyp
         assert "warning: mine was trained on contexts of 16 tokens" in capsys.readouterr().err
         raise SaevalError("stopped")
 
-    monkeypatch.setattr("saeval.verbs.execute", execute)
+    monkeypatch.setattr("saeval.cli.verbs.execute", execute)
     assert cli.main(["run", str(tmp_path / "told.yaml"), "--out", str(tmp_path)]) == 2
     assert "stopped" in capsys.readouterr().err
 

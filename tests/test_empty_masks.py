@@ -10,7 +10,7 @@ import pytest
 from claims import some
 from saeval import SaevalError
 from saeval.testing import TinyModel, TinySAE, evaluate, evaluate_tiny, tiny_plugins
-from saeval.tokens import TokenDataset
+from saeval.text.tokens import TokenDataset
 
 
 def of_tokens(tmp_path, **options):

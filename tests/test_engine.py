@@ -163,7 +163,7 @@ def test_a_rebound_quantity_sees_another_substitute():
 
 
 def test_saes_that_do_not_fit_together_go_to_further_passes(monkeypatch):
-    monkeypatch.setattr("saeval.engine.memory_budget", lambda device: 8 * 16 * 32 * 2)
+    monkeypatch.setattr("saeval.engine.loop.memory_budget", lambda device: 8 * 16 * 32 * 2)
     model = TinyModel()
     together = evaluate_tiny(["l0", "ce"], saes=saes(4), batch_size=24)
     apart = evaluate_tiny(["l0", "ce"], model=model, saes=saes(4), batch_size=24)

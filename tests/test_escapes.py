@@ -16,16 +16,16 @@ import saeval_perturbation.pages as perturbation_pages
 import saeval_stability.pages as stability_pages
 from claims import every, none, some
 from saeval import SaevalError, cli
-from saeval.comparison import compare
-from saeval.errors import SuiteError
-from saeval.escapes import csv, file_name, html, line, markdown, plot, terminal
-from saeval.leaderboard import from_results
-from saeval.report import Report
-from saeval.reports import figure, png, titled, write_pages
-from saeval.result import Result
-from saeval.sealed import sealed, unsealed
-from saeval.suite import validate
-from saeval.suitefile import Marks
+from saeval.base.errors import SuiteError
+from saeval.base.escapes import csv, file_name, html, line, markdown, plot, terminal
+from saeval.base.sealed_json import sealed, unsealed
+from saeval.results.comparison import compare
+from saeval.results.leaderboard import from_results
+from saeval.results.pages import figure, png, titled, write_pages
+from saeval.results.report import Report
+from saeval.results.result import Result
+from saeval.suite.schema import validate
+from saeval.suite.yaml_marks import Marks
 from saeval_reports import comparisons, tables
 from saeval_reward import document
 from test_boards import NOISE, scored

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from claims import every, some
 from saeval import Ever, Histogram, Mean, Moments, Ratio, Sample
-from saeval.evidence import Stamp
-from saeval.store import Store
+from saeval.results.store import Store
+from saeval.stats.evidence import Stamp
 
 ROWS, SEQ, D = 9, 5, 4
 
@@ -121,7 +121,7 @@ def test_rows_and_clusters_must_agree():
 
 
 def test_a_spread_knows_the_variance_by_cluster_before_the_mean_is_known():
-    from saeval.evidence import Spread
+    from saeval.stats.evidence import Spread
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6, 5, 3, generator=generator) + 100

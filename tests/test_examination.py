@@ -12,8 +12,8 @@ import saeval
 import saeval_testbed
 from claims import every, none
 from saeval import SaevalError, cli
-from saeval.examination import examine
-from saeval.live import LiveSAE
+from saeval.engine.examination import examine
+from saeval.interfaces.live_objects import LiveSAE
 from saeval_formats.dense import DenseSAE, TopK
 from saeval_formats.saelens import SAELens
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from claims import numbers, some
-from saeval.leaderboard import from_results
-from saeval.scores import score_tokens
+from saeval.interfaces.token_scores import score_tokens
+from saeval.results.leaderboard import from_results
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
-from saeval.tokens import TokenDataset
+from saeval.text.tokens import TokenDataset
 
 HOOK = "blocks.1.hook_resid_pre"
 EVERY = [
@@ -48,7 +48,7 @@ def predictable_rows(model, rows=24, context=12, documents=8, seed=0):
     """Rows that the model itself predicts well, so that ablating it hurts."""
     random = np.random.default_rng(seed)
     tokens = random.integers(1, 50, (rows, context + 1))
-    from saeval.data import Batch
+    from saeval.interfaces.data import Batch
 
     for position in range(context):
         inputs = torch.from_numpy(tokens[:, : position + 1])
@@ -258,7 +258,7 @@ class TwoSymbols(TinyModel):
 
 
 def scored(clean, new, targets=None):
-    from saeval.data import Batch
+    from saeval.interfaces.data import Batch
 
     clean, new = (torch.tensor(x, dtype=torch.float32)[None] for x in (clean, new))
     shape = clean.shape[:2]
@@ -295,9 +295,9 @@ def test_top1_is_about_the_next_token():
 
 def test_the_chunked_head_gives_what_full_logits_give(monkeypatch):
     chunked = evaluate({"sae": TinySAE()}, ["ce", "kl"])
-    monkeypatch.setattr("saeval.scores.CHUNK_ELEMENTS", 3 * 50)
+    monkeypatch.setattr("saeval.interfaces.token_scores.CHUNK_ELEMENTS", 3 * 50)
     small = evaluate({"sae": TinySAE()}, ["ce", "kl"])
-    monkeypatch.setattr("saeval.builtin.head_is_exact", lambda *_: False)
+    monkeypatch.setattr("saeval.registry.builtin_quantities.head_is_exact", lambda *_: False)
     full = evaluate({"sae": TinySAE()}, ["ce", "kl"])
     for _, (record, *others) in numbers(chunked, small, full):
         for other in some(others):

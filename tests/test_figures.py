@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from claims import every
-from saeval.reports import figure, label_log
+from saeval.results.pages import figure, label_log
 from saeval.testing import TinySAE, evaluate_tiny
 
 

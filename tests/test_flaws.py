@@ -8,10 +8,10 @@ import torch
 
 from claims import some
 from saeval import Mean, Metric, Scalar
-from saeval.data import PairBatch
-from saeval.errors import SuiteError
+from saeval.base.errors import SuiteError
+from saeval.interfaces.data import PairBatch
 from saeval.testing import TinyModel, TinyPairs, TinySAE, evaluate_tiny, tiny_tokens
-from saeval.tokens import TokenDataset
+from saeval.text.tokens import TokenDataset
 
 HOOK = "blocks.0.hook_resid_pre"
 TOKEN = 7

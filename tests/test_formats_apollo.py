@@ -9,7 +9,7 @@ from torch import relu
 
 from checkpoints import D, Formula, N, assert_same, assert_same_in_a_suite, random_tensors, suite
 from claims import some
-from saeval.errors import SaevalError
+from saeval.base.errors import SaevalError
 from saeval_formats.apollo import Apollo
 
 SHAPES = {"encoder.0.weight": (N, D), "encoder.0.bias": (N,), "decoder.weight": (D, N), "decoder.bias": (D,)}

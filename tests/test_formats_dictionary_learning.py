@@ -11,7 +11,7 @@ from torch import Tensor, relu
 
 from checkpoints import D, Formula, K, N, activations, assert_same, assert_same_in_a_suite, random_tensors, suite
 from claims import some
-from saeval.errors import SaevalError
+from saeval.base.errors import SaevalError
 from saeval_formats.dictionary_learning import DictionaryLearning
 
 THRESHOLD = 0.9

@@ -14,7 +14,7 @@ import saeval
 from claims import some
 from examples import EXAMPLES, Example
 from saeval import SaevalError, cli
-from saeval.suite import load
+from saeval.suite.schema import load
 from saeval_data.text import Text
 from saeval_formats.saelens import SAELens
 from test_formats_mutations import answer, tensors_of, write_tensors

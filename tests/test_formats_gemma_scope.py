@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints import D, Formula, N, activations, assert_same, random_tensors
-from saeval.errors import SaevalError
+from saeval.base.errors import SaevalError
 from saeval_formats.gemma_scope import GemmaScope
 from test_formats_saelens_releases import hub  # noqa: F401
 

@@ -9,8 +9,8 @@ from huggingface_hub.utils import filter_repo_objects
 
 import saeval_testbed
 from saeval import SaevalError
-from saeval.plugins import Plugins
-from saeval.registry import Registry
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
 from saeval_formats.dictionary_learning import DictionaryLearning
 from saeval_formats.reference import LocalLoader
 from saeval_formats.saelens import SAELens

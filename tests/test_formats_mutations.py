@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from examples import EXAMPLES, Example
 from saeval import SaevalError
-from saeval.errors import Problem
-from saeval.plugins import Plugins
-from saeval.registry import Registry
+from saeval.base.errors import Problem
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
 
 REGISTRY = Registry(Plugins())
 PLAIN = [e for e in EXAMPLES if "norm" not in e.architecture]

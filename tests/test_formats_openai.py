@@ -10,7 +10,7 @@ import torch
 from torch import relu
 
 from checkpoints import D, Formula, K, N, activations, assert_same, assert_same_in_a_suite, random_tensors, suite
-from saeval.errors import SaevalError
+from saeval.base.errors import SaevalError
 from saeval_formats.openai import OpenAI
 
 SHAPES = {"pre_bias": (D,), "latent_bias": (N,), "encoder.weight": (N, D), "decoder.weight": (D, N)}

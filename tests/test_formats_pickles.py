@@ -15,7 +15,7 @@ import test_formats_dictionary_learning
 import test_formats_openai
 from checkpoints import suite
 from claims import every, some
-from saeval.errors import SaevalError
+from saeval.base.errors import SaevalError
 from saeval_formats.apollo import Apollo
 from saeval_formats.dictionary_learning import DictionaryLearning
 from saeval_formats.openai import OpenAI

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from saeval.errors import SaevalError
-from saeval.plugins import Plugins
-from saeval.registry import Registry
+from saeval.base.errors import SaevalError
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
 from saeval_formats.saelens import SAELens
 from test_formats_saelens import D_SAE, _own_cache, edit_config, edit_weights, load, random_sae, saved  # noqa: F401
 

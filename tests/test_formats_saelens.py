@@ -10,8 +10,8 @@ import sae_lens
 import torch
 from safetensors.torch import load_file, save_file
 
-from saeval.errors import SaevalError
-from saeval.substitute import Encoding
+from saeval.base.errors import SaevalError
+from saeval.interfaces.substitute import Encoding
 from saeval_formats.saelens import SAELens
 
 D_IN, D_SAE, K = 12, 40, 6

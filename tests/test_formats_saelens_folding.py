@@ -9,7 +9,7 @@ import sae_lens
 import torch
 from safetensors.torch import load_file, save_file
 
-from saeval.errors import SaevalError
+from saeval.base.errors import SaevalError
 from saeval_formats.saelens import SAELens
 from test_formats_saelens import (  # noqa: F401
     D_IN,

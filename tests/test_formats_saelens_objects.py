@@ -9,7 +9,7 @@ import sae_lens
 import torch
 
 import saeval
-from saeval.errors import SaevalError
+from saeval.base.errors import SaevalError
 from saeval.testing import TinyModel, evaluate_tiny, tiny_tokens
 from saeval_formats.saelens import SAELens
 from saeval_formats.saelens_objects import LibrarySAE

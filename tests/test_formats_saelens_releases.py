@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 import saeval
-from saeval.errors import SaevalError, SuiteError
+from saeval.base.errors import SaevalError, SuiteError
 from saeval_formats.saelens import SAELens
 from test_formats_saelens import (
     D_IN,

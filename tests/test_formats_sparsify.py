@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import saeval
 from checkpoints import D, Formula, K, N, activations, assert_same, assert_same_in_a_suite, random_tensors
 from claims import every
-from saeval.errors import SaevalError
+from saeval.base.errors import SaevalError
 from saeval_formats.sparsify import Sparsify
 from tinymodels import tiny_folder
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from examples import EXAMPLES, Example
-from saeval.plugins import Plugins
-from saeval.registry import Registry
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
 
 PAGE = Path(__file__).parent.parent / "docs" / "formats.md"
 TOLERANCE = 1e-5

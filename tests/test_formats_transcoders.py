@@ -10,10 +10,10 @@ import sae_lens
 import torch
 from safetensors.torch import load_file, save_file
 
-from saeval.errors import SaevalError
-from saeval.substitute import Encoding
+from saeval.base.errors import SaevalError
+from saeval.interfaces.substitute import Encoding
 from saeval.testing import evaluate_tiny
-from saeval.tokens import TokenDataset
+from saeval.text.tokens import TokenDataset
 from saeval_formats.saelens import SAELens
 from test_formats_saelens import _own_cache, activations, edit_config, edit_weights  # noqa: F401
 from tinymodels import tiny_model

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from claims import some
-from saeval import cli, glossary
-from saeval.nodes import LEAVES
-from saeval.plugins import Plugins
-from saeval.registry import Registry
+from saeval import cli
+from saeval.cli import glossary
+from saeval.plan.nodes import LEAVES
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
 from saeval.testing import TinySAE, evaluate_tiny
 
 REGISTRY = Registry(Plugins([]))

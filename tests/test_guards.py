@@ -7,12 +7,12 @@ import json
 import pytest
 
 from saeval import Curve, Mean, Metric, Notes, SaevalError, Scalar, Table, at_hooks, cli, hookimpl
-from saeval.data import Source
-from saeval.evidence import Ratio
-from saeval.model import ModelAdapter, ModelSpec
-from saeval.report import Report
-from saeval.sae import SAELoader
-from saeval.substitute import Control
+from saeval.interfaces.data import Source
+from saeval.interfaces.model import ModelAdapter, ModelSpec
+from saeval.interfaces.sae import SAELoader
+from saeval.interfaces.substitute import Control
+from saeval.results.report import Report
+from saeval.stats.evidence import Ratio
 from saeval.testing import (
     InMemory,
     TinyModel,
@@ -450,7 +450,7 @@ def test_a_check_and_provenance_that_are_none_are_failures_of_their_plugin():
 
 PLUGIN = '''
 from saeval import Metric, Scalar, hookimpl
-from saeval.report import Report
+from saeval.results.report import Report
 
 
 def broken(shown):

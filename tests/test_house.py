@@ -13,7 +13,8 @@ from pathlib import Path
 
 import saeval
 from claims import some
-from saeval import cli, hookspecs
+from saeval import cli
+from saeval.registry import hookspecs
 
 ROOT = Path(__file__).parent.parent
 

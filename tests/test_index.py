@@ -12,12 +12,12 @@ import pytest
 
 from claims import some
 from saeval import SaevalError, against, cli, index, ranks, verbs
-from saeval.comparison import compare
-from saeval.estimate import Estimate
-from saeval.leaderboard import boards
-from saeval.result import Result
-from saeval.store import MANIFEST_FORM, Store
-from saeval.values import Notes, Scalar
+from saeval.results.comparison import compare
+from saeval.results.leaderboard import boards
+from saeval.results.result import Result
+from saeval.results.store import MANIFEST_FORM, Store
+from saeval.stats.estimate import Estimate
+from saeval.stats.values import Notes, Scalar
 from saeval_reports import tables
 
 DOCUMENTS = 12

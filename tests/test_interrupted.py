@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from claims import some
-from saeval import wholefile
-from saeval.store import Store
+from saeval.base import whole_files as wholefile
+from saeval.results.store import Store
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 
 ROWS = tiny_tokens(rows=24)

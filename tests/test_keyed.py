@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from saeval.keyed import hashed, normal
+from saeval.stats.randomness import hashed, normal
 
 
 def keys(rows, positions=8, seed=0):

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from claims import every
-from saeval.options import Options
-from saeval.plan import Plan, plan
-from saeval.plugins import Plugins
-from saeval.registry import Registry
-from saeval.suite import validate
-from saeval.suitefile import Marks
+from saeval.base.run_options import Options
+from saeval.plan.plan import Plan, plan
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
+from saeval.suite.schema import validate
+from saeval.suite.yaml_marks import Marks
 from saeval.testing import TinyPlugin, register_rows
-from saeval.tokens import TokenDataset
+from saeval.text.tokens import TokenDataset
 
 FILE = Path(__file__).with_name("keys.json")
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from saeval import Curve, Ever, Mean, Metric, Moments, SaevalError, Scalar
-from saeval.data import Batch
-from saeval.quantities import paired
+from saeval.interfaces.data import Batch
+from saeval.interfaces.quantity import paired
 from saeval.testing import (
     TinyModel,
     TinyPairs,
@@ -145,7 +145,8 @@ def test_interventions_that_are_functions_of_their_own_are_shared_where_they_are
 
 def test_many_substitutes_are_scored_in_parts_that_bound_memory(monkeypatch):
     """Final hidden states wait for their one scoring call; no more than `GATHERED` of them."""
-    from saeval import builtin, scope
+    from saeval.engine import evaluator as scope
+    from saeval.registry import builtin_quantities as builtin
 
     calls = []
     real = builtin.score_tokens

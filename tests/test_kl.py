@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from saeval.data import Batch
-from saeval.scores import score_tokens
+from saeval.interfaces.data import Batch
+from saeval.interfaces.token_scores import score_tokens
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 
 

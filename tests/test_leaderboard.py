@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 from saeval import Metric, SaevalError, Scalar
-from saeval.leaderboard import from_results
-from saeval.result import Result
-from saeval.store import Store
+from saeval.results.leaderboard import from_results
+from saeval.results.result import Result
+from saeval.results.store import Store
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny, tiny_tokens
 from saeval_reports import tables
 
@@ -224,7 +224,7 @@ def test_one_name_for_two_configurations_is_refused():
 
 
 def test_folders_merge_where_model_and_data_agree(tmp_path):
-    from saeval.leaderboard import boards
+    from saeval.results.leaderboard import boards
 
     rows = tiny_tokens()
     for name, seed in (("first", 1), ("second", 2)):
@@ -235,7 +235,7 @@ def test_folders_merge_where_model_and_data_agree(tmp_path):
 
 
 def test_an_unfinished_cell_has_a_row_that_says_so(tmp_path):
-    from saeval.leaderboard import boards
+    from saeval.results.leaderboard import boards
 
     results = evaluate_tiny(["l0", "density"], out=tmp_path)
     (tmp_path / "evaluate" / f"{results[0].key}.json").unlink()

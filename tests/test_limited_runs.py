@@ -9,9 +9,9 @@ import pytest
 
 from claims import every, some
 from saeval import cli, run
-from saeval.report import Report
-from saeval.reports import figure, png, under_heading, write_pages
-from saeval.streams import First
+from saeval.plan.streams import First
+from saeval.results.pages import figure, png, under_heading, write_pages
+from saeval.results.report import Report
 from saeval.testing import evaluate_tiny, tiny_tokens
 from saeval_data.preferences import Preferences
 from tinymodels import tiny_tokenizer

@@ -15,8 +15,8 @@ from torch.nn import functional
 import saeval
 from claims import every, none, numbers, some
 from saeval import Mean, Metric, SaevalError, Scalar
-from saeval.plugins import Plugins
-from saeval.store import Store
+from saeval.registry.discovery import Plugins
+from saeval.results.store import Store
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_plugins, tiny_tokens
 from tinymodels import tiny_model
 
@@ -165,7 +165,9 @@ def test_a_metric_class_is_computed_anew_unless_it_is_named(tmp_path, monkeypatc
     options = {"model": TinyModel(), "data": data, "out": tmp_path, "key": "k", "allow": ["*"], "plugins": plugins}
     named = [saeval.evaluate(saes=[TinySAE()], metrics=[Fires], **options) for _ in range(2)]
     assert [r.forward_passes > 0 for r in named] == [True, False]
-    assert "fires" not in saeval.registry.Registry(plugins).metrics.names()  # the caller's plugins stay as they are
+    assert (
+        "fires" not in saeval.registry.registry.Registry(plugins).metrics.names()
+    )  # the caller's plugins stay as they are
 
 
 def test_a_class_defined_again_is_the_one_that_runs():
@@ -268,9 +270,9 @@ def test_code_of_a_plugin_is_its_own_file_and_not_its_decorators(tmp_path):
             "partly = functools.partial(plain, times=2)\npartly.__name__ = 'partly'\n"
             "@hookimpl\ndef saeval_quantities():\n    return [decorated, plain, partly]\n"
         )
-        quantities = saeval.registry.Registry(Plugins([file], discover=False)).quantities
+        quantities = saeval.registry.registry.Registry(Plugins([file], discover=False)).quantities
         assert {"decorated", "plain", "partly"} <= set(quantities.names())
-        saeval.identity._source_hash.cache_clear()
+        saeval.base.identity._source_hash.cache_clear()
         return [quantities[name].identity for name in ("decorated", "plain", "partly")]
 
     before, after = keys("mask"), keys("~mask")

@@ -36,7 +36,7 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
 
 
 def test_a_word_that_can_be_no_path_is_looked_up_as_a_name(monkeypatch, capsys):
-    monkeypatch.setattr("saeval.glossary.document", lambda word, registry: f"the page of {word}")
+    monkeypatch.setattr("saeval.cli.glossary.document", lambda word, registry: f"the page of {word}")
     for name in (LONG, DEEP, f"{LONG}.json"):
         assert cli.main(["show", name]) == 0
         assert capsys.readouterr().out == f"the page of {name}\n"

@@ -10,11 +10,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from claims import every
-from saeval import evaluate, packing, textfile, windows
-from saeval.errors import SaevalError
-from saeval.textfile import Passage, passages
-from saeval.tokens import TokenOptions, build_tokens
-from saeval.windows import tokens_of
+from saeval import evaluate
+from saeval.base import text_files as textfile
+from saeval.base.errors import SaevalError
+from saeval.base.text_files import Passage, passages
+from saeval.text import packing, windows
+from saeval.text.tokens import TokenOptions, build_tokens
+from saeval.text.windows import tokens_of
 from saeval_data.text import Text
 
 PROSE = "The cat sat on the mat; it was 10:45 (or so) — naïve façade, 猫がいる 😀.\n\n    def f(x):\n\treturn x ** 2\n"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from saeval.errors import SaevalError
+from saeval.base.errors import SaevalError
 from saeval_stability import certify, match, match_sparse
 from saeval_stability.similarity import Cosines, Vectors
 

@@ -10,8 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
 import saeval
 from claims import every
-from saeval.errors import SaevalError
-from saeval.tiny import TinySAE
+from saeval.base.errors import SaevalError
+from saeval.testing.tiny import TinySAE
 from saeval_models import HuggingFace, TransformerLens
 from tinymodels import tiny_batch, tiny_folder, tiny_model, tiny_tokenizer
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import saeval
 from claims import none
-from saeval.errors import SaevalError
+from saeval.base.errors import SaevalError
 from saeval.testing import TinySAE
 from saeval_models import HuggingFace, TransformerLens
 from tinymodels import tiny_batch, tiny_folder, tiny_model

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-from saeval.errors import SaevalError
+from saeval.base.errors import SaevalError
 from saeval_models import HuggingFace, TransformerLens
 from tinymodels import padded, tiny_batch, tiny_folder, tiny_model
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
 
-from saeval.errors import SaevalError
+from saeval.base.errors import SaevalError
 from saeval_models import HuggingFace, TransformerLens
 from tinymodels import FAMILIES, PLACES, SIX_FAMILIES, forward, tiny_batch, tiny_folder
 

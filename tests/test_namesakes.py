@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from saeval import cli, run
-from saeval.errors import SuiteError
-from saeval.store import Store
+from saeval.base.errors import SuiteError
+from saeval.results.store import Store
 
 BODY = {
     "suite": "mine", "model": "testbed", "data": {"use": "python-stdlib", "context": 16, "sequences": 2},

@@ -9,7 +9,7 @@ import torch
 
 from checkpoints import activations, assert_same, assert_same_in_a_suite
 from claims import some
-from saeval.errors import SaevalError
+from saeval.base.errors import SaevalError
 from saeval.testing import TinyModel, TinyPairs, TinySAE, evaluate_tiny
 from saeval_formats.dense import DenseSAE
 from saeval_formats.saelens_objects import LibrarySAE

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from saeval import cost
+from saeval.cli import cost_estimate as cost
 from saeval.cli import main
 from saeval_testbed import WEIGHTS
 from tinymodels import VOCABULARY, tiny_folder, tiny_tokenizer

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claims import every
-from saeval import pairs
-from saeval.board import Column, Entry, Row
-from saeval.differences import ALPHA, difference, holm
-from saeval.estimate import Estimate
-from saeval.pairs import Pairs
-from saeval.ranks import rank
+from saeval.results import all_pairs as pairs
+from saeval.results.all_pairs import Pairs
+from saeval.results.board import Column, Entry, Row
+from saeval.results.paired_tests import ALPHA, difference, holm
+from saeval.results.ranks import rank
+from saeval.stats.estimate import Estimate
 
 
 def by_single_tests(entries):

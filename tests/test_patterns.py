@@ -7,11 +7,11 @@ import pytest
 import saeval
 from claims import every
 from saeval.api import prepare
-from saeval.names import matching, meant
-from saeval.options import Options
-from saeval.plugins import Plugins
-from saeval.preflight import warnings
-from saeval.registry import Registry
+from saeval.base.names import matching, meant
+from saeval.base.run_options import Options
+from saeval.engine.preflight import warnings
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
 from saeval_data.files import matching as files_matching
 from saeval_formats.folders import chosen
 from saeval_formats.reference import matched

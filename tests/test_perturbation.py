@@ -7,8 +7,8 @@ import torch
 
 from claims import some
 from perturbations import Perturbation, PerturbationCurve, Planted, Readout, run, values
-from saeval.keyed import hashed, normal
-from saeval.substitute import Control, Substitute
+from saeval.interfaces.substitute import Control, Substitute
+from saeval.stats.randomness import hashed, normal
 from saeval.testing import TinyModel, TinySAE, check_metric, tiny_tokens
 from saeval_perturbation.geometry import matched
 

@@ -13,8 +13,8 @@ import torch
 from claims import some
 from perturbations import PLUGIN, Planted, Readout, run, values
 from saeval.cli import main
-from saeval.differences import holm
-from saeval.evidence import Stamp
+from saeval.results.paired_tests import holm
+from saeval.stats.evidence import Stamp
 from saeval.testing import TinyModel, TinySAE, tiny_tokens
 from saeval_perturbation.bins import COLUMNS, EDGES, by_cosine, in_bins
 from saeval_perturbation.pages import Place, pages

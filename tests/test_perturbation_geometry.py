@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claims import some
-from saeval.errors import Undefined
-from saeval.evidence import Moments, Sample
-from saeval.keyed import hashed
+from saeval.base.errors import Undefined
+from saeval.stats.evidence import Moments, Sample
+from saeval.stats.randomness import hashed
 from saeval_perturbation import fitted, noise
 from saeval_perturbation.geometry import at_cosine, cosines, matched, perpendicular, scaled_to, unit, verify
 

@@ -12,13 +12,16 @@ import pytest
 import torch
 
 import saeval
-from saeval import cli, memory, options, suite
-from saeval.errors import SaevalError, SuiteError
-from saeval.options import Options
-from saeval.report import Report
-from saeval.reports import write_pages
-from saeval.suitefile import Marks
-from saeval.tiny import TinySAE
+from saeval import cli
+from saeval.base import memory
+from saeval.base import run_options as options
+from saeval.base.errors import SaevalError, SuiteError
+from saeval.base.run_options import Options
+from saeval.results.pages import write_pages
+from saeval.results.report import Report
+from saeval.suite import schema as suite
+from saeval.suite.yaml_marks import Marks
+from saeval.testing.tiny import TinySAE
 from tinymodels import tiny_folder, tiny_model
 
 SUITE = """\
@@ -159,8 +162,8 @@ def test_saeval_is_imported_without_what_windows_lacks():
         "for name in ('sysconf', 'getuid', 'fork', 'uname'):\n"
         "    delattr(os, name)\n"
         "from saeval import memory\n"
-        "import saeval.api, saeval.cli, saeval.verbs\n"
-        "from saeval.plugins import Plugins\n"
+        "import saeval.api, saeval.cli, saeval.cli.verbs\n"
+        "from saeval.registry.discovery import Plugins\n"
         "assert not Plugins().failures, Plugins().failures\n"
         "assert memory.resource is None\n"
         "assert memory.memory_budget('cpu') > memory.available('cpu') // 2 > 0\n"

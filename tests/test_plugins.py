@@ -13,8 +13,8 @@ import pytest
 
 from claims import some
 from saeval import Metric, SaevalError, Scalar, cli, hookimpl
-from saeval.plugins import Plugins
-from saeval.registry import Registry
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
 from saeval.testing import check_metric, evaluate_tiny, tiny_plugins
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -228,7 +228,7 @@ def test_a_malformed_metric_is_named_and_harms_nothing(metric, said):
 
 
 def test_a_plugins_own_bug_while_planning_is_one_sentence_that_names_it(tmp_path):
-    from saeval.sae import SAELoader
+    from saeval.interfaces.sae import SAELoader
 
     class Buggy(SAELoader):
         name = "buggy"
@@ -294,7 +294,7 @@ def test_notifications_reach_plugins_and_a_failing_one_costs_nothing():
 
 
 def test_a_plugins_check_stops_the_run():
-    from saeval.errors import Problem
+    from saeval.base.errors import Problem
     from saeval.testing import TinyModel, TinySAE, evaluate, register_rows, tiny_tokens
 
     class Strict:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from claims import numbers, some
 from saeval import Mean, Metric, Scalar, Undefined, cli
-from saeval.leaderboard import boards
-from saeval.precision import FIRST, looks, precise
+from saeval.plan.precision import FIRST, looks, precise
+from saeval.results.leaderboard import boards
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 
 METRICS = ["l0", "density", "reconstruction", "ce", "kl"]
@@ -369,7 +369,7 @@ def test_an_interrupted_run_stops_at_the_same_place_with_the_same_numbers(
     tmp_path, adaptive, places, where, apart, monkeypatch
 ):
     if apart:  # the SAEs do not fit in memory together
-        monkeypatch.setattr("saeval.engine.memory_budget", lambda device: 8 * 16 * 32)
+        monkeypatch.setattr("saeval.engine.loop.memory_budget", lambda device: 8 * 16 * 32)
     at = {
         "first batch": 3,
         "prefix": places[1].sequences - 1,
@@ -395,7 +395,7 @@ def test_an_interrupted_run_stops_at_the_same_place_with_the_same_numbers(
 
 
 def test_saes_that_do_not_fit_together_stop_together(adaptive, monkeypatch):
-    monkeypatch.setattr("saeval.engine.memory_budget", lambda device: 8 * 16 * 32)
+    monkeypatch.setattr("saeval.engine.loop.memory_budget", lambda device: 8 * 16 * 32)
     model = TinyModel()
     apart = run(model=model)
     assert model.passes["clean"] > 1.5 * adaptive.sample["sequences"] / 32

@@ -12,15 +12,15 @@ import pytest
 import saeval
 from claims import some
 from saeval import Mean
-from saeval.options import Options
-from saeval.plan import plan
-from saeval.plugins import Plugins
-from saeval.precision import looks, precise
-from saeval.registry import Registry
-from saeval.suite import validate
-from saeval.suitefile import Marks
+from saeval.base.run_options import Options
+from saeval.plan.plan import plan
+from saeval.plan.precision import looks, precise
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
+from saeval.suite.schema import validate
+from saeval.suite.yaml_marks import Marks
 from saeval.testing import evaluate, register_rows, tiny_plugins
-from saeval.tokens import TokenDataset
+from saeval.text.tokens import TokenDataset
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import torch
 
 from claims import every, some
 from saeval import SaevalError, cli
-from saeval.errors import SuiteError
+from saeval.base.errors import SuiteError
 from saeval.testing import TinyModel, TinyPairs, TinySAE, evaluate_tiny, tiny_tokens
 
 HOOK = "blocks.1.hook_resid_pre"

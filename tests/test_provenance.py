@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from saeval import provenance
+from saeval.base import provenance
 
 
 def test_the_commit_is_read_without_touching_the_checkout(tmp_path, monkeypatch):

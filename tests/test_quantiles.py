@@ -12,10 +12,10 @@ import pytest
 import torch
 from scipy.stats import norm
 
-import saeval.quantiles
+import saeval.stats.quantiles
 from claims import every, some
 from saeval import Curve, Mean, Quantiles, cli
-from saeval.evidence import Stamp
+from saeval.stats.evidence import Stamp
 from saeval.testing import TinySAE, evaluate_tiny, tiny_tokens
 from saeval_fidelity import CrossEntropy
 
@@ -65,10 +65,10 @@ def simulated(kind, runs):
 @pytest.mark.slow
 def test_intervals_cover_and_paired_tests_are_seldom_false(monkeypatch):
     """Of 2,000 runs of each kind 93.6 to 96.1% cover and 3.9 to 6.4% are false; these few leave a doubt of 2%."""
-    monkeypatch.setattr(saeval.quantiles, "DRAWS", 200)
-    saeval.quantiles._resampled.cache_clear()
+    monkeypatch.setattr(saeval.stats.quantiles, "DRAWS", 200)
+    saeval.stats.quantiles._resampled.cache_clear()
     covered, false, ratio = np.mean([simulated(kind, 40) for kind in SIZES], axis=0)
-    saeval.quantiles._resampled.cache_clear()
+    saeval.stats.quantiles._resampled.cache_clear()
     assert every(0.89 <= one <= 0.99 for one in covered), covered
     assert every(one <= 0.10 for one in false), false
     assert every(0.85 <= one <= 1.25 for one in ratio), ratio
@@ -137,7 +137,7 @@ def test_numbers_of_documents_are_names_and_draws_come_from_no_global_generator(
         np.random.seed(seed)
         names = np.random.default_rng(seed).permutation(20)
         records.append([documents(sizes, values, names=names).scalar(q).record() for q in (0.5, 0.9)])
-        saeval.quantiles._resampled.cache_clear()
+        saeval.stats.quantiles._resampled.cache_clear()
     for one, other in some(zip(*records, strict=True)):
         assert one["stderr"] > 0
         assert every(one[name] == pytest.approx(other[name]) for name in ("value", "stderr", "ci95"))

@@ -13,7 +13,7 @@ from saeval.testing import evaluate_tiny
 PLUGIN = '''
 """Norms of decoder rows, and a page that lists them."""
 from saeval import Array, Metric, Scalar, hookimpl
-from saeval.report import Report
+from saeval.results.report import Report
 
 class Norms(Metric):
     """Norms of the decoder rows."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from claims import some
 from rewards import Directions, Pairs, Readout, plugins, run
 from saeval import Mean, Metric, Scalar
-from saeval.registry import Registry
+from saeval.registry.registry import Registry
 from saeval.testing import TinyModel, TinyPairs, TinySAE
 from saeval_reward.totals import in_fold_b
 
@@ -287,7 +287,7 @@ def test_brute_force_ablation_is_the_oracle_on_a_small_sae():
 
 
 def test_no_features_are_a_no_op_bit_for_bit():
-    from saeval.live import LiveSAE
+    from saeval.interfaces.live_objects import LiveSAE
     from saeval_reward.ablation import Ablations
 
     sae = LiveSAE(TinySAE())
@@ -351,9 +351,9 @@ def test_k_steps_cost_k_resumes_a_side_whatever_the_number_of_saes_there():
 
 def test_check_counts_the_steps_beforehand(tmp_path):
     from saeval.api import prepare
-    from saeval.options import Options
-    from saeval.outline import outline
-    from saeval.store import Store
+    from saeval.base.run_options import Options
+    from saeval.cli.plan_text import outline
+    from saeval.results.store import Store
 
     (tmp_path / "s.yaml").write_text(
         "suite: s\nmodel: {use: testbed-reward}\ndata: {use: testbed-preferences, made: 60, pairs: 32}\n"

@@ -11,7 +11,7 @@ import saeval
 from claims import some
 from rewards import Directions, Pairs, Readout, plugins, run
 from saeval import SaevalError, cli
-from saeval.plugins import Plugins
+from saeval.registry.discovery import Plugins
 from saeval.testing import TinyModel, TinyPairs, TinySAE
 from saeval_reward.rows import Rows
 from test_reward_attribution import EYE, POSITIVE, W, pairs
@@ -20,7 +20,7 @@ from test_reward_attribution import EYE, POSITIVE, W, pairs
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch):
     """The command line finds this plugin, also where it was installed after the environment."""
-    monkeypatch.setattr("saeval.verbs.Plugins", lambda files=(): _with(files))
+    monkeypatch.setattr("saeval.cli.verbs.Plugins", lambda files=(): _with(files))
 
 
 def _with(files):
@@ -220,7 +220,7 @@ def test_recovered_is_undefined_where_the_pairs_are_of_one_document():
 
 
 def test_rows_join_in_any_order_and_are_restored_bit_for_bit():
-    from saeval.evidence import Stamp
+    from saeval.stats.evidence import Stamp
 
     def part(ids):
         ids = np.array(ids)

@@ -8,8 +8,8 @@ import torch
 
 from claims import every
 from saeval import Mean, Metric, Scalar, evaluate
-from saeval.builtin import encoding, feature_acts, reconstruction
-from saeval.substitute import Encoding, Substitute
+from saeval.interfaces.substitute import Encoding, Substitute
+from saeval.registry.builtin_quantities import encoding, feature_acts, reconstruction
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 
 OTHERS = ["l0", "reconstruction", {"ce": {"as": "ce"}}]

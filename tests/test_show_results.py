@@ -9,7 +9,7 @@ import pytest
 
 from claims import some
 from saeval import Array, Curve, Metric, Notes, Scalar, Table, cli
-from saeval.store import Store
+from saeval.results.store import Store
 from saeval.testing import TinySAE, evaluate_tiny
 
 

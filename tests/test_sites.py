@@ -9,8 +9,8 @@ import saeval
 import saeval_testbed
 from claims import some
 from saeval import Metric, Scalar
-from saeval.evidence import Mean
-from saeval.quantities import at_hooks
+from saeval.interfaces.quantity import at_hooks
+from saeval.stats.evidence import Mean
 from saeval.testing import TinySAE, evaluate_tiny, tiny_tokens
 from saeval_models.huggingface import HuggingFace
 from tinymodels import FAMILIES, VOCABULARY, tiny_batch, tiny_folder, tiny_model

@@ -10,7 +10,7 @@ import pytest
 
 from claims import every
 from saeval import evaluate
-from saeval.tokens import TokenOptions, build_tokens
+from saeval.text.tokens import TokenOptions, build_tokens
 from saeval_data.preferences import Preferences
 from saeval_data.texts import Texts
 from saeval_data.tokens import Tokens

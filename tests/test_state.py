@@ -11,7 +11,7 @@ import torch
 
 from claims import some
 from saeval import Mean, Metric, Scalar
-from saeval.substitute import Control, Substitute
+from saeval.interfaces.substitute import Control, Substitute
 from saeval.testing import TinySAE, evaluate_tiny
 
 SAES = {"a": TinySAE(seed=0), "b": TinySAE(seed=1)}

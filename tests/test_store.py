@@ -15,9 +15,9 @@ import torch
 
 from claims import some
 from saeval import Mean, Metric, SaevalError, Scalar
-from saeval.leaderboard import boards
-from saeval.result import Result
-from saeval.store import Store
+from saeval.results.leaderboard import boards
+from saeval.results.result import Result
+from saeval.results.store import Store
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 
 

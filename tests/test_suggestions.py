@@ -9,10 +9,10 @@ import pytest
 import examples
 from saeval import SaevalError, cli, evaluate
 from saeval.api import prepare
-from saeval.options import Options
-from saeval.plugins import Plugins
-from saeval.recognition import readable, written
-from saeval.registry import Registry
+from saeval.base.run_options import Options
+from saeval.registry.discovery import Plugins
+from saeval.registry.format_recognition import readable, written
+from saeval.registry.registry import Registry
 from saeval.testing import TinyModel, TinySAE, register_rows, tiny_plugins, tiny_tokens
 
 SUITE = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from saeval import cli
-from saeval.errors import SuiteError
-from saeval.suitefile import override, parse
+from saeval.base.errors import SuiteError
+from saeval.suite.yaml_marks import override, parse
 
 GOOD = """\
 suite: mine

@@ -6,7 +6,7 @@ import pytest
 
 import saeval
 from saeval import SaevalError, cli
-from saeval.suitefile import MAX_BYTES
+from saeval.suite.yaml_marks import MAX_BYTES
 
 GOOD = """
 suite: mine

@@ -8,11 +8,11 @@ import torch
 from checkpoints import random_tensors
 from claims import every, some
 from saeval import cli
-from saeval.errors import Problem
-from saeval.parameters import validated
-from saeval.plugins import Plugins
-from saeval.registry import Registry
-from saeval.suite import load
+from saeval.base.errors import Problem
+from saeval.base.parameters import validated
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
+from saeval.suite.schema import load
 from saeval_formats.apollo import Apollo
 from test_formats_apollo import SHAPES
 

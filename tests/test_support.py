@@ -16,11 +16,11 @@ from scipy import stats
 import saeval
 from claims import every, some
 from saeval import Estimate, Mean, Metric, Scalar
-from saeval.board import Board, Column, Entry, Row
 from saeval.cli import main
-from saeval.differences import difference
-from saeval.estimate import doubts
-from saeval.ranks import rank
+from saeval.results.board import Board, Column, Entry, Row
+from saeval.results.paired_tests import difference
+from saeval.results.ranks import rank
+from saeval.stats.estimate import doubts
 from saeval.testing import evaluate_tiny, tiny_tokens
 
 COUNTS = st.lists(st.integers(1, 1000), min_size=2, max_size=30)

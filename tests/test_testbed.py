@@ -12,14 +12,14 @@ from torch.nn.modules.module import register_module_forward_hook
 import saeval
 import saeval_testbed
 from claims import numbers, some
-from saeval.options import Options
-from saeval.plan import plan
-from saeval.plugins import Plugins
-from saeval.registry import Registry
-from saeval.suite import validate
-from saeval.suitefile import Marks
+from saeval.base.run_options import Options
+from saeval.plan.plan import plan
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
+from saeval.suite.schema import validate
+from saeval.suite.yaml_marks import Marks
 from saeval.testing import evaluate, register_rows, tiny_plugins
-from saeval.tokens import TokenDataset
+from saeval.text.tokens import TokenDataset
 
 DATA = {"use": "python-stdlib", "context": 64, "sequences": 48}
 MODEL = {"use": "testbed"}

@@ -7,8 +7,8 @@ import yaml
 
 import saeval
 from claims import some
-from saeval.plugins import Plugins
-from saeval.registry import Registry
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
 
 SAES = ["testbed/relu-3", "testbed/topk-16", "testbed/mlp_out-2", "testbed/e2e"]
 UNTRAINED = ["random", "shuffled_decoder", "shuffled_features"]

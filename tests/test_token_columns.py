@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from saeval import evaluate
-from saeval.errors import SaevalError
+from saeval.base.errors import SaevalError
 from saeval_data.preferences import Preferences
 from saeval_data.tokens import Tokens
 

@@ -6,8 +6,8 @@ import pytest
 
 from claims import some
 from saeval import SaevalError, cli, run
-from saeval.plugins import Plugins
-from saeval.registry import Registry
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
 
 SUITE = {
     "suite": "typos",

@@ -12,11 +12,11 @@ import pytest
 
 from claims import every, some
 from saeval import SaevalError, cli, wholefile
-from saeval.fingerprint import sha256_file
-from saeval.report import Report
-from saeval.reports import write_pages
+from saeval.base.fingerprint import sha256_file
+from saeval.base.whole_files import Unwritable
+from saeval.results.pages import write_pages
+from saeval.results.report import Report
 from saeval.testing import evaluate_tiny, tiny_tokens
-from saeval.wholefile import Unwritable
 from test_data_tokens import build, corpus
 
 
@@ -36,7 +36,7 @@ FAULTS = {
 
 PLUGIN = """
 from saeval import hookimpl
-from saeval.report import Report
+from saeval.results.report import Report
 
 @hookimpl
 def saeval_reports():
@@ -133,7 +133,7 @@ def test_a_run_goes_on_without_a_cache_and_says_so_once(own_cache, tmp_path, mon
     if fault == "a file in the way":
         own_cache.write_text("")
     elif fault == "no home":
-        monkeypatch.setattr("saeval.cache._SAID", set())  # it has no folder to be told by
+        monkeypatch.setattr("saeval.base.cache._SAID", set())  # it has no folder to be told by
         monkeypatch.delenv("SAEVAL_CACHE")
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
         monkeypatch.setattr(Path, "home", failing_home)

@@ -8,11 +8,11 @@ import pytest
 from claims import some
 from saeval import Mean, Metric, SaevalError, Scalar, Table, cli
 from saeval.api import prepare
-from saeval.metric import undeclared
-from saeval.options import Options
-from saeval.registry import Registry
+from saeval.base.run_options import Options
+from saeval.interfaces.metric import undeclared
+from saeval.registry.registry import Registry
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny, tiny_plugins, tiny_tokens
-from saeval.tiny import TinyPairs
+from saeval.testing.tiny import TinyPairs
 
 SUITE = """\
 suite: mine

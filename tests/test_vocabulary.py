@@ -11,7 +11,7 @@ import torch
 
 from saeval import SaevalError, cli
 from saeval.testing import TinyModel, TinyPairs, TinySAE, evaluate_tiny, tiny_tokens
-from saeval.tokens import TokenDataset
+from saeval.text.tokens import TokenDataset
 from tinymodels import VOCABULARY, tiny_folder, tiny_model, tiny_tokenizer
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from claims import every, some
 from saeval import SaevalError, cli
-from saeval.options import named_device
+from saeval.base.run_options import named_device
 from saeval.testing import TinySAE, evaluate_tiny, tiny_tokens
 from tinymodels import tiny_model
 

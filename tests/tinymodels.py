@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from saeval.data import Batch
+from saeval.interfaces.data import Batch
 
 torch.set_num_threads(1)  # for tensors this small, threads only wait for each other
 

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from saeval import SaevalError, cli
-from saeval.sealed import CHECKSUM, sealed
+from saeval.base.sealed_json import CHECKSUM, sealed
 from saeval.testing import TinySAE, evaluate_tiny, tiny_tokens
 from test_store import work
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from saeval.data import Source
-from saeval.hookspecs import hookimpl
-from saeval.metric import Metric
+from saeval.plugin import Metric, Source, hookimpl
 from saeval_compat.batches import batch_sums, included_spread
 from saeval_compat.dictionary_learning import DictionaryLearningEvaluate
 from saeval_compat.rows import Rows

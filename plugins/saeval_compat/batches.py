@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saeval.evidence import Evidence, Mean, Spread, Stamp
-from saeval.late import torch
+from saeval.plugin import Evidence, Mean, Spread, Stamp, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

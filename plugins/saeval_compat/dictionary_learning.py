@@ -6,14 +6,8 @@ from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float
 
-from saeval import builtin
-from saeval.data import Batch
-from saeval.errors import Undefined
-from saeval.evidence import Evidence
-from saeval.late import torch
-from saeval.metric import Metric
-from saeval.scores import TokenScores
-from saeval.values import Scalar, Value
+from saeval.plugin import Batch, Evidence, Metric, Scalar, TokenScores, Undefined, Value, torch
+from saeval.plugin import included as included_tokens
 from saeval_compat.batches import PerBatch, columns
 from saeval_compat.splices import predicting
 
@@ -84,7 +78,7 @@ class DictionaryLearningEvaluate(Metric):
         batch: Batch,
     ) -> dict[str, Evidence]:
         real, scored = batch.real, predicting(batch.real, batch.real)
-        if not torch.equal(builtin.included(batch), real):
+        if not torch.equal(included_tokens(batch), real):
             raise Undefined("dictionary_learning leaves no token out: set 'exclude: []' in the suite's data")
         if self.ignored_target is not None:
             scored = scored & (batch.targets != self.ignored_target)

@@ -7,10 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from saeval.data import Dataset, Kind, Source
-from saeval.errors import SaevalError, expanded
-from saeval.fingerprint import digest_of, sha256_file
-from saeval.tokens import TokenDataset
+from saeval.plugin import Dataset, Kind, SaevalError, Source, TokenDataset, digest_of, expanded, sha256_file
 
 
 class Rows(Source):

@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saeval.data import Batch
-from saeval.evidence import Evidence, Mean, Ratio
-from saeval.late import torch
-from saeval.metric import Metric
-from saeval.scores import TokenScores
-from saeval.substitute import Encoding, Substitute
-from saeval.values import Array, Scalar, Value
+from saeval.plugin import (
+    Array,
+    Batch,
+    Encoding,
+    Evidence,
+    Mean,
+    Metric,
+    Ratio,
+    Scalar,
+    Substitute,
+    TokenScores,
+    Value,
+    torch,
+)
 from saeval_compat.batches import PerBatch, columns
 from saeval_compat.saelens import (
     DOWNSTREAM,

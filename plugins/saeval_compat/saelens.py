@@ -7,15 +7,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saeval import builtin
-from saeval.data import Batch
-from saeval.errors import Undefined
-from saeval.evidence import Evidence, Mean, Ratio, Spread
-from saeval.late import torch
-from saeval.metric import Metric
-from saeval.scores import TokenScores
-from saeval.substitute import Encoding, Substitute
-from saeval.values import Array, Scalar, Value
+from saeval.plugin import (
+    Array,
+    Batch,
+    Encoding,
+    Evidence,
+    Mean,
+    Metric,
+    Ratio,
+    Scalar,
+    Spread,
+    Substitute,
+    TokenScores,
+    Undefined,
+    Value,
+    torch,
+)
+from saeval.plugin import included as included_tokens
 from saeval_compat.batches import PerBatch, columns
 from saeval_compat.splices import predicting
 
@@ -34,7 +42,7 @@ _TINY_NORM = 1e-4
 
 def downstream(clean: TokenScores, sae: TokenScores, zero: TokenScores, batch: Batch) -> dict[str, Evidence]:
     """KL at every token that is not excluded; cross-entropy at those after which the row goes on."""
-    included = builtin.included(batch)
+    included = included_tokens(batch)
     scored = predicting(included, batch.real)
     return {
         "kl_div_with_sae": Mean.of(sae.kl, included),

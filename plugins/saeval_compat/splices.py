@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float
 
-from saeval import builtin
-from saeval.data import Batch
-from saeval.late import torch
-from saeval.model import Model, Resume
-from saeval.quantities import gathered, rebound
-from saeval.scores import TokenScores
+from saeval.plugin import Batch, Model, Resume, TokenScores, gathered, rebound, token_scores, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +45,7 @@ def included_token_scores(
     final: Sequence[Tensor],
 ) -> list[TokenScores]:
     """Scores at every token that is not excluded; the likelihood means something where a token of the row follows."""
-    return builtin.token_scores(model, dataclasses.replace(batch, mask=included), clean_final, final)
+    return token_scores(model, dataclasses.replace(batch, mask=included), clean_final, final)
 
 
 @rebound(final="clean_final")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from saeval.hookspecs import hookimpl
-from saeval.substitute import Control
+from saeval.plugin import Control, hookimpl
 from saeval_controls.constant import Identity, Mean, Zero
 from saeval_controls.fitted import alive_features, fit_activations, fit_inputs, parent_l0
 from saeval_controls.projection import PCA

@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saeval.errors import Undefined
-from saeval.evidence import Sample
-from saeval.late import torch
-from saeval.quantities import fit_split
-from saeval.substitute import Encoding, Substitute
+from saeval.plugin import Encoding, Sample, Substitute, Undefined, fit_split, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 
-from saeval.errors import Undefined
-from saeval.evidence import Sample
-from saeval.late import torch
-from saeval.substitute import Control, Encoding, Substitute
+from saeval.plugin import Control, Encoding, Sample, Substitute, Undefined, torch
 from saeval_controls.fitted import device_of, rows_of, with_features
 
 if TYPE_CHECKING:

@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
-from saeval.errors import Undefined
-from saeval.evidence import Sample
-from saeval.keyed import hashed
-from saeval.late import torch
-from saeval.parameters import Repeats
-from saeval.substitute import Control, Encoding, Substitute
+from saeval.plugin import Control, Encoding, Repeats, Sample, Substitute, Undefined, hashed, torch
 from saeval_controls.fitted import Derived, device_of, rows_of, with_features
 
 if TYPE_CHECKING:

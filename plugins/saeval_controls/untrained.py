@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from saeval.errors import Undefined
-from saeval.evidence import Sample
-from saeval.late import torch
-from saeval.parameters import Repeats
-from saeval.substitute import Control, Encoding, Substitute
+from saeval.plugin import Control, Encoding, Repeats, Sample, Substitute, Undefined, torch
 from saeval_controls.fitted import device_of, rows_of
 
 if TYPE_CHECKING:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from saeval.data import Source
-from saeval.hookspecs import hookimpl
+from saeval.plugin import Source, hookimpl
 
 
 @hookimpl

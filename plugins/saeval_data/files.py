@@ -9,8 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from saeval.errors import SaevalError, expanded, lone_surrogate, looked_up
-from saeval.textfile import MARK, check_encoding, check_regular, json_fault
+from saeval.plugin import (
+    MARK,
+    SaevalError,
+    check_encoding,
+    check_regular,
+    expanded,
+    json_fault,
+    lone_surrogate,
+    looked_up,
+)
 
 MOST_LINE = 256 * 2**20
 """The longest line of a JSON Lines file, in bytes."""

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from saeval.data import Batch, Dataset, PairBatch
-from saeval.errors import SaevalError
-from saeval.packing import unread
+from saeval.plugin import Batch, Dataset, PairBatch, SaevalError, unread
 
 if TYPE_CHECKING:
     import torch

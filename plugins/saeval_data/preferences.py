@@ -16,9 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from saeval.data import Kind, Source
-from saeval.errors import SaevalError, quoted
-from saeval.fingerprint import sha256_file
+from saeval.plugin import Kind, SaevalError, Source, quoted, sha256_file
 from saeval_data import files
 from saeval_data.pairs import Pair, PairDataset, PairOptions, Tokenised, tokenised
 from saeval_data.spelling import Spelling
@@ -244,7 +242,7 @@ def _whole(pairs: Iterable[Pair], left_out: Counter[str]) -> Iterator[Pair]:
 
 
 def _hashed(*keys: Any) -> np.ndarray:
-    from saeval.keyed import hashed  # late: it imports torch
+    from saeval.plugin import hashed  # late: it imports torch
 
     return hashed(*keys)
 

@@ -11,8 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from saeval.data import Document, Source
-from saeval.errors import SaevalError
+from saeval.plugin import Document, SaevalError, Source
 
 HELD_OUT_SHARE = 0.2
 # Tables rather than prose: near-copies of each other, so a held-out one would be trivially easy.

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from saeval.errors import SaevalError
+from saeval.plugin import SaevalError
 from saeval_data import files
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

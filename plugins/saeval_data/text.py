@@ -10,10 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from saeval.data import Document, Source
-from saeval.errors import SaevalError
-from saeval.fingerprint import sha256_file
-from saeval.textfile import passages, with_newlines
+from saeval.plugin import Document, SaevalError, Source, passages, sha256_file, with_newlines
 from saeval_data import files
 from saeval_data.tables import Stored, format_of, records_of, visible
 

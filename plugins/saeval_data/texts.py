@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from saeval.data import Document, Source
-from saeval.errors import SaevalError
+from saeval.plugin import Document, SaevalError, Source
 from saeval_data import files
 
 

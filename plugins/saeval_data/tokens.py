@@ -10,9 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from saeval.data import Document, Kind, Source
-from saeval.errors import SaevalError, quoted, suggestion
-from saeval.fingerprint import sha256_file
+from saeval.plugin import Document, Kind, SaevalError, Source, quoted, sha256_file, suggestion
 from saeval_data import files
 from saeval_data.tables import columns_of
 

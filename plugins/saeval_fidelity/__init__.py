@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from saeval.hookspecs import hookimpl
-from saeval.metric import Metric
+from saeval.plugin import Metric, hookimpl
 from saeval_fidelity.downstream import (
     DownstreamReconstruction,
     later_activations,

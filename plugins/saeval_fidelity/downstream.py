@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float
 
-from saeval.errors import Undefined
-from saeval.evidence import Evidence, Mean, Ratio
-from saeval.metric import Metric
-from saeval.model import Capture
-from saeval.quantities import at_hooks, finite
-from saeval.values import Better, Curve, Scalar, Value
+from saeval.plugin import (
+    Better,
+    Capture,
+    Curve,
+    Evidence,
+    Mean,
+    Metric,
+    Ratio,
+    Scalar,
+    Undefined,
+    Value,
+    at_hooks,
+    finite,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from saeval.evidence import Evidence, Mean, Moments
-from saeval.fired import Fired
-from saeval.late import torch
-from saeval.metric import Metric
-from saeval.quantiles import Quantiles
-from saeval.values import Curve, Scalar, Table, Value
+from saeval.plugin import Curve, Evidence, Fired, Mean, Metric, Moments, Quantiles, Scalar, Table, Value, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

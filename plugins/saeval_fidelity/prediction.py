@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from saeval.errors import Undefined
-from saeval.estimate import Estimate
-from saeval.evidence import Evidence, Mean
-from saeval.formatting import with_error
-from saeval.metric import Metric
-from saeval.quantiles import Quantiles
-from saeval.scores import TokenScores
-from saeval.values import Scalar, Value
+from saeval.plugin import Estimate, Evidence, Mean, Metric, Quantiles, Scalar, TokenScores, Undefined, Value, with_error
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float
 
-from saeval.errors import Undefined
-from saeval.evidence import Evidence, Mean, Ratio, Spread
-from saeval.metric import Metric
-from saeval.values import Scalar
+from saeval.plugin import Evidence, Mean, Metric, Ratio, Scalar, Spread, Undefined
 
 if TYPE_CHECKING:
     from torch import Tensor

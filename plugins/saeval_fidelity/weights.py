@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from saeval.errors import Undefined
-from saeval.late import torch
-from saeval.metric import Metric
-from saeval.substitute import Substitute
-from saeval.values import Scalar
+from saeval.plugin import Metric, Scalar, Substitute, Undefined, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from saeval.hookspecs import hookimpl
-from saeval.sae import SAELoader
+from saeval.plugin import SAELoader, hookimpl
 from saeval_formats.apollo import Apollo
 from saeval_formats.dictionary_learning import DictionaryLearning
 from saeval_formats.gemma_scope import GemmaScope

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.errors import SaevalError, suggestion
-from saeval.fingerprint import digest_of, sha256_file
-from saeval.names import matching, meant
-from saeval.sae import SAEInfo
+from saeval.plugin import SAEInfo, SaevalError, digest_of, matching, meant, sha256_file, suggestion
 from saeval_formats.fields import Fields
 from saeval_formats.layouts import Layout
 from saeval_formats.reference import Asked, LocalLoader, parsed, yaml_object

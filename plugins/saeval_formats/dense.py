@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jaxtyping import Float
 
-from saeval.late import torch
-from saeval.substitute import Encoding, Substitute
+from saeval.plugin import Encoding, Substitute, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

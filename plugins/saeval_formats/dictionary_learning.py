@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from saeval.errors import SaevalError
-from saeval.fingerprint import digest_of, sha256_file
-from saeval.sae import SAEInfo
+from saeval.plugin import SAEInfo, SaevalError, digest_of, sha256_file
 from saeval_formats.fields import Fields, shown
 from saeval_formats.layouts import Layout
 from saeval_formats.reference import Asked, LocalLoader, json_object, parsed

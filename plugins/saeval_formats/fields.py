@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from saeval.errors import SaevalError
+from saeval.plugin import SaevalError
 
 LEAST, MOST = 1e-12, 1e12
 """Norms, factors and thresholds beyond these are faults: folded into float32 weights they give zeros or infinities."""

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from saeval.errors import SaevalError, suggestion
-from saeval.names import matching, meant
+from saeval.plugin import SaevalError, matching, meant, suggestion
 from saeval_formats.reference import LocalLoader, folder_of, in_order
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from saeval.errors import SaevalError
+from saeval.plugin import SaevalError
 
 
 def snapshot(repo: str, revision: str | None, pattern: str, format: str, beside: Sequence[str] = ()) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from saeval.errors import SaevalError
+from saeval.plugin import SaevalError
 from saeval_formats.tensors import Header
 
 if TYPE_CHECKING:

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.errors import SaevalError
-from saeval.fingerprint import digest_of, sha256_file
-from saeval.sae import SAEInfo
+from saeval.plugin import SAEInfo, SaevalError, digest_of, sha256_file
 from saeval_formats.fields import Fields
 from saeval_formats.layouts import Layout
 from saeval_formats.reference import Asked, LocalLoader, parsed

@@ -12,9 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from saeval.errors import SaevalError, expanded, looked_up, suggestion
-from saeval.sae import SAELoader
-from saeval.textfile import read_json, read_text
+from saeval.plugin import SAELoader, SaevalError, expanded, looked_up, read_json, read_text, suggestion
 from saeval_formats.hub import snapshot
 
 

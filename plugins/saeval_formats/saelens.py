@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from saeval.errors import SaevalError
-from saeval.fingerprint import sha256_file
-from saeval.late import torch
-from saeval.live import LiveSAE
-from saeval.sae import SAEInfo
+from saeval.plugin import LiveSAE, SAEInfo, SaevalError, sha256_file, torch
 from saeval_formats import folding
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
@@ -26,7 +22,7 @@ from saeval_formats.tensors import Header
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from saeval.substitute import Substitute
+    from saeval.plugin import Substitute
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 WHITENING = "activation_whitening.safetensors"

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.errors import SaevalError
+from saeval.plugin import SaevalError
 from saeval_formats.fields import Fields, shown
 
 if TYPE_CHECKING:

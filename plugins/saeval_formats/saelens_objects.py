@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxtyping import Float
 
-from saeval.errors import SaevalError
-from saeval.late import torch
-from saeval.live import LiveSAE
-from saeval.substitute import Encoding
+from saeval.plugin import Encoding, LiveSAE, SaevalError, torch
 from saeval_formats.folding import rescaled
 from saeval_formats.saelens_config import Config, parsed_config
 

@@ -18,16 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from saeval.errors import SaevalError, suggestion
-from saeval.late import torch
-from saeval.sae import SAEInfo
+from saeval.plugin import SAEInfo, SaevalError, suggestion, torch
 from saeval_formats.folders import chosen
 from saeval_formats.reference import parsed
 from saeval_formats.saelens_config import BY_LIBRARY, Config, assembled, parsed_config
 from saeval_formats.saelens_objects import LibrarySAE, first_line
 
 if TYPE_CHECKING:
-    from saeval.substitute import Substitute
+    from saeval.plugin import Substitute
 
 _PATIENCE_SECONDS = 5.0
 _HEADERS_BY_HTTP = ("gemma_3", "mntss_clt_layer_transcoder")

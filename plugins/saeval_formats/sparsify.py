@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.errors import SaevalError
-from saeval.sae import SAEInfo
+from saeval.plugin import SAEInfo, SaevalError
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
 from saeval_formats.layouts import Layout

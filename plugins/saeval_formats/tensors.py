@@ -15,10 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from saeval.archives import damage
-from saeval.errors import SaevalError, looked_up
-from saeval.fingerprint import sha256_file
-from saeval.late import torch
+from saeval.plugin import SaevalError, damage, looked_up, sha256_file, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from saeval.hookspecs import hookimpl
-from saeval.model import ModelAdapter
+from saeval.plugin import ModelAdapter, hookimpl
 from saeval_models.huggingface import HuggingFace
 from saeval_models.transformer_lens import TransformerLens
 

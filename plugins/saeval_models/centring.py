@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saeval.errors import SaevalError
+from saeval.plugin import SaevalError
 from saeval_models.layouts import Layout
 from saeval_models.pretrained import base_of
 

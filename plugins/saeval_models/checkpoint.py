@@ -13,11 +13,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from saeval.errors import SaevalError, expanded, looked_up, quoted
-from saeval.fingerprint import digest_of, sha256_file
-from saeval.options import spelled
-from saeval.parameters import ParameterError, validated
-from saeval.textfile import read_text
+from saeval.plugin import (
+    ParameterError,
+    SaevalError,
+    digest_of,
+    expanded,
+    looked_up,
+    quoted,
+    read_text,
+    sha256_file,
+    spelled,
+    validated,
+)
 from saeval_models.hub import absence, hub_file
 from saeval_models.peft_adapters import CONFIG as ADAPTER_CONFIG
 from saeval_models.peft_adapters import PeftAdapter, adapter_in

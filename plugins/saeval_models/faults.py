@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from saeval.errors import SaevalError
+from saeval.plugin import SaevalError
 
 
 @contextmanager

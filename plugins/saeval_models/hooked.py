@@ -14,11 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from saeval.data import Batch
-from saeval.errors import SaevalError
-from saeval.live import evaluation_mode
-from saeval.memory import out_of_memory
-from saeval.model import Capture, Model
+from saeval.plugin import Batch, Capture, Model, SaevalError, evaluation_mode, out_of_memory
 from saeval_models.layouts import ATTN_OUT, RESID_MID, RESID_POST, RESID_PRE, End
 from saeval_models.norms import normalized, scaled
 

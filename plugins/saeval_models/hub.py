@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from saeval.errors import SaevalError
+from saeval.plugin import SaevalError
 
 _PATIENCE_SECONDS = 3.0
 

@@ -11,10 +11,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from saeval.errors import SaevalError
-from saeval.fingerprint import digest_of, remembered
-from saeval.model import Model, ModelAdapter, ModelSpec
-from saeval.provenance import libraries
+from saeval.plugin import Model, ModelAdapter, ModelSpec, SaevalError, digest_of, libraries, remembered
 from saeval_models.checkpoint import (
     TAKEN,
     VALUE_HEAD,
@@ -438,14 +435,14 @@ class HuggingFace(ModelAdapter):
         return PretrainedSpec(parsed(reference, self.name))
 
     def accepts(self, live: object) -> bool:
-        from saeval.live import unwrapped  # late: it imports torch
+        from saeval.plugin import unwrapped  # late: it imports torch
 
         found = unwrapped(live)
         kinds = (("transformers", "PreTrainedModel"), ("peft", "PeftModel"), _WITH_VALUE_HEAD)
         return any(inherits(found, *kind) for kind in kinds)
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
-        from saeval.live import unwrapped  # late: torch and transformers
+        from saeval.plugin import unwrapped  # late: torch and transformers
         from saeval_models.pretrained import hooked, layout_of
 
         owner: Any = unwrapped(live)

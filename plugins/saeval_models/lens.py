@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from saeval.data import Batch
+from saeval.plugin import Batch
 from saeval_models.hooked import HookedModel, Site
 from saeval_models.layouts import FINAL_NORMALIZED, MLP_BRANCH, MLP_IN, MLP_NORMALIZED, SUFFIXES, Layout, Place
 from saeval_models.pretrained import PretrainedCausal, base_of, final_sites

@@ -7,9 +7,7 @@ from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from saeval.errors import SaevalError
-from saeval.fingerprint import digest_of
-from saeval.model import Model, ModelSpec
+from saeval.plugin import Model, ModelSpec, SaevalError, digest_of
 from saeval_models.checkpoint import padding, vocabulary
 from saeval_models.layouts import RESID_POST, Layout
 from saeval_models.peft_adapters import attached

@@ -9,8 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.errors import SaevalError
-from saeval.textfile import read_json
+from saeval.plugin import SaevalError, read_json
 from saeval_models.faults import blaming
 from saeval_models.weights import check_whole
 

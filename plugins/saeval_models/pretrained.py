@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from saeval.data import Batch
-from saeval.errors import SaevalError
-from saeval.memory import out_of_memory
+from saeval.plugin import Batch, SaevalError, out_of_memory
 from saeval_models.checkpoint import TAKEN, Task, architecture_task
 from saeval_models.hooked import HookedModel, Site
 from saeval_models.layouts import BOUNDARIES, FINAL_NORMALIZED, End, Layout, bare_layout, known_layout

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from saeval.errors import SaevalError
-from saeval.model import Model, ModelAdapter, ModelSpec
+from saeval.plugin import Model, ModelAdapter, ModelSpec, SaevalError
 from saeval_models.checkpoint import Reference, longest_context, parsed
 from saeval_models.faults import blaming
 from saeval_models.huggingface import PretrainedSpec
@@ -62,13 +61,13 @@ class TransformerLens(ModelAdapter):
         return BridgeSpec(parsed(reference, self.name))
 
     def accepts(self, live: object) -> bool:
-        from saeval.live import unwrapped  # late: it imports torch
+        from saeval.plugin import unwrapped  # late: it imports torch
 
         found = unwrapped(live)
         return any(inherits(found, "transformer_lens", name) for name in ("TransformerBridge", "HookedTransformer"))
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
-        from saeval.live import unwrapped  # late: torch and transformers
+        from saeval.plugin import unwrapped  # late: torch and transformers
         from saeval_models.lens import HookedTransformerModel, bridged
         from saeval_models.pretrained import layout_of
 

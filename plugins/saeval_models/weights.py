@@ -7,9 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.archives import damage
-from saeval.errors import SaevalError
-from saeval.textfile import MARK, read_json
+from saeval.plugin import MARK, SaevalError, damage, read_json
 
 if TYPE_CHECKING:  # annotations only: torch is not needed to list adapters
     from torch import Tensor

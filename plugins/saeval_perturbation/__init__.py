@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from saeval.hookspecs import hookimpl
-from saeval.metric import Metric
-from saeval.report import Report
+from saeval.plugin import Metric, Report, hookimpl
 from saeval_perturbation import pages
 from saeval_perturbation.baselines import Perturbation
 from saeval_perturbation.curve import PerturbationCurve

@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Bool, Float, UInt64
 
-from saeval.errors import Undefined
-from saeval.evidence import Evidence, Histogram, Mean
-from saeval.metric import Metric
-from saeval.parameters import Repeats
-from saeval.scores import TokenScores
-from saeval.values import Scalar, Table, Value
+from saeval.plugin import Evidence, Histogram, Mean, Metric, Repeats, Scalar, Table, TokenScores, Undefined, Value
 from saeval_perturbation import noise
 from saeval_perturbation.scored import (
     Alone,

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool, Float
 
-from saeval.estimate import Estimate
-from saeval.evidence import Mean
-from saeval.values import Table
+from saeval.plugin import Estimate, Mean, Table
 
 if TYPE_CHECKING:
     from torch import Tensor

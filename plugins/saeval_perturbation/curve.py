@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, UInt64
 
-from saeval.errors import Undefined
-from saeval.evidence import Evidence, Mean
-from saeval.metric import Metric
-from saeval.parameters import Repeats
-from saeval.scores import TokenScores
-from saeval.values import Curve, Scalar, Value
+from saeval.plugin import Curve, Evidence, Mean, Metric, Repeats, Scalar, TokenScores, Undefined, Value
 from saeval_perturbation import noise
 from saeval_perturbation.bins import by_cosine, in_bins
 from saeval_perturbation.geometry import cosines as cosines_of

@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float
 
-from saeval.errors import Undefined
-from saeval.evidence import Moments, Sample
-from saeval.late import torch
-from saeval.quantities import fit_split
+from saeval.plugin import Moments, Sample, Undefined, fit_split, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float
 
-from saeval.late import torch
+from saeval.plugin import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

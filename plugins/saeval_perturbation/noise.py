@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
-from saeval.errors import Undefined
-from saeval.keyed import hashed, normal
-from saeval.late import torch
+from saeval.plugin import Undefined, hashed, normal, torch
 from saeval_perturbation.geometry import at_cosine, matched, perpendicular, scaled_to, unit, verify
 
 if TYPE_CHECKING:

@@ -9,12 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from saeval import escapes
-from saeval.differences import holm
-from saeval.escapes import file_name, markdown, plot
-from saeval.formatting import with_error
-from saeval.reports import figure, label_log, png, titled, wrapped
-from saeval.result import Result
+from saeval.plugin import (
+    Result,
+    escapes,
+    figure,
+    file_name,
+    holm,
+    label_log,
+    markdown,
+    plot,
+    png,
+    titled,
+    with_error,
+    wrapped,
+)
 from saeval_perturbation.bins import COLUMNS
 
 if TYPE_CHECKING:

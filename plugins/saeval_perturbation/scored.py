@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saeval.estimate import Estimate
-from saeval.evidence import Evidence, Histogram, Mean
-from saeval.late import torch
-from saeval.parameters import MOST_REPEATS
-from saeval.quantities import rebound
-from saeval.scores import TokenScores
-from saeval.values import Better, Scalar
+from saeval.plugin import MOST_REPEATS, Better, Estimate, Evidence, Histogram, Mean, Scalar, TokenScores, rebound, torch
 from saeval_perturbation import noise
 
 if TYPE_CHECKING:

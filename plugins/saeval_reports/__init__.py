@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from saeval.hookspecs import hookimpl
-from saeval.report import Report
+from saeval.plugin import Report, hookimpl
 
 
 @hookimpl

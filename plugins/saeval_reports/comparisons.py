@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 
-from saeval import formatting
-from saeval.board import Entry
-from saeval.comparison import Compared, Comparison
-from saeval.escapes import markdown as markdown_of
-from saeval.estimate import doubts
+from saeval.plugin import Compared, Comparison, Entry, doubts, formatting
+from saeval.plugin import markdown as markdown_of
 from saeval_reports.tables import frame_as_csv, header, number
 
 

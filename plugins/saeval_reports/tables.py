@@ -6,11 +6,19 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from saeval import escapes, formatting
-from saeval.board import Board, Column, Entry, Row, documents_of, limit_in_words
-from saeval.escapes import markdown as markdown_of
-from saeval.estimate import Support
-from saeval.formatting import with_error
+from saeval.plugin import (
+    Board,
+    Column,
+    Entry,
+    Row,
+    Support,
+    documents_of,
+    escapes,
+    formatting,
+    limit_in_words,
+    with_error,
+)
+from saeval.plugin import markdown as markdown_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from saeval.hookspecs import hookimpl
-from saeval.metric import Metric
-from saeval.report import Report
-from saeval.substitute import Control
+from saeval.plugin import Control, Metric, Report, hookimpl
 from saeval_reward import grouping, integration, margins, pages, ranking, totals
 from saeval_reward.attribution import RewardAttribution
 from saeval_reward.audit import CounterfactualAudit

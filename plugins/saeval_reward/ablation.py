@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
-from saeval.errors import Undefined
-from saeval.late import torch
-from saeval.substitute import Encoding, Substitute
+from saeval.plugin import Encoding, Substitute, Undefined, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt64
 
-from saeval.data import Batch
-from saeval.evidence import Evidence, Mean
-from saeval.late import torch
-from saeval.metric import Metric
-from saeval.parameters import Repeats
-from saeval.substitute import Encoding, Substitute
-from saeval.values import Notes, Value
+from saeval.plugin import Batch, Encoding, Evidence, Mean, Metric, Notes, Repeats, Substitute, Value, torch
 from saeval_reward.ablation import Ablations
 from saeval_reward.contexts import Contexts
 from saeval_reward.explained import Explained

@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saeval.data import Batch
-from saeval.evidence import Evidence, Mean, Ratio
-from saeval.late import torch
-from saeval.metric import Metric
-from saeval.parameters import Repeats
-from saeval.values import Notes, Scalar, Table, Value
+from saeval.plugin import Batch, Evidence, Mean, Metric, Notes, Ratio, Repeats, Scalar, Table, Value, torch
 from saeval_reward.contexts import Contexts
 from saeval_reward.margins import margin, warnings
 from saeval_reward.ranking import Ranking

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 
-from saeval.late import torch
-from saeval.substitute import Control, Encoding, Substitute
+from saeval.plugin import Control, Encoding, Substitute, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

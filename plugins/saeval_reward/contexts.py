@@ -10,10 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saeval.data import Batch
-from saeval.evidence import Evidence, Stamp
-from saeval.late import torch
-from saeval.values import Table
+from saeval.plugin import Batch, Evidence, Stamp, Table, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

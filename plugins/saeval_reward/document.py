@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from saeval.escapes import html
-from saeval.escapes import markdown as text_of
-from saeval.formatting import number
+from saeval.plugin import html, number
+from saeval.plugin import markdown as text_of
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float
 
-from saeval.errors import Undefined
-from saeval.estimate import Estimate
-from saeval.evidence import Mean
-from saeval.formatting import number
-from saeval.values import Array, Curve, Scalar, Table, Value
+from saeval.plugin import Array, Curve, Estimate, Mean, Scalar, Table, Undefined, Value, number
 from saeval_reward.margins import margin, share
 from saeval_reward.ranking import Ranking, duplicate_of
 from saeval_reward.rows import Rows

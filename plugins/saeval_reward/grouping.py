@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
-from saeval.data import Batch
-from saeval.errors import Undefined
-from saeval.evidence import Mean
-from saeval.keyed import hashed
-from saeval.metric import Metric
-from saeval.parameters import Repeats
-from saeval.substitute import Encoding, Substitute
-from saeval.values import Notes, Scalar, Table, Value
+from saeval.plugin import (
+    Batch,
+    Encoding,
+    Mean,
+    Metric,
+    Notes,
+    Repeats,
+    Scalar,
+    Substitute,
+    Table,
+    Undefined,
+    Value,
+    hashed,
+)
 from saeval_reward.ablation import Ablations
 from saeval_reward.attribution import effects
 from saeval_reward.margins import margin, share, warnings

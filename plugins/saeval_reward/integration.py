@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt64
 
-from saeval.errors import Undefined
-from saeval.late import torch
-from saeval.model import Resume
-from saeval.quantities import finite, rebound, resuming
-from saeval.substitute import Encoding, Substitute
+from saeval.plugin import Encoding, Resume, Substitute, Undefined, finite, rebound, resuming, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from saeval.data import Batch
-from saeval.errors import Undefined
-from saeval.estimate import Estimate
-from saeval.formatting import with_error
-from saeval.late import torch
-from saeval.metric import Metric
-from saeval.quantities import paired
-from saeval.values import Notes, Scalar, Table, Value
+from saeval.plugin import Batch, Estimate, Metric, Notes, Scalar, Table, Undefined, Value, paired, torch, with_error
 from saeval_reward.rows import Rows, Top
 from saeval_reward.units import REWARD, in_unit
 

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from saeval.escapes import file_name
-from saeval.formatting import with_error
-from saeval.result import Result
+from saeval.plugin import Result, file_name, with_error
 from saeval_reward.document import Block, Grid, Heading, Paragraph, Passage, Picture, Warned, markdown, page
 from saeval_reward.plots import explained_plot
 from saeval_reward.ranking import DUPLICATE

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from saeval.reports import figure, png, wrapped
+from saeval.plugin import figure, png, wrapped
 
 
 def explained_plot(values: Mapping[str, Any], title: str) -> bytes:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saeval.errors import Undefined
-from saeval.keyed import hashed
+from saeval.plugin import Undefined, hashed
 from saeval_reward.totals import Attributions
 
 if TYPE_CHECKING:

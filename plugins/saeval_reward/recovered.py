@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 
-from saeval.evidence import Mean
-from saeval.metric import Metric
-from saeval.values import Notes, Scalar, Value
+from saeval.plugin import Mean, Metric, Notes, Scalar, Value
 from saeval_reward.margins import share, warnings
 from saeval_reward.rows import Rows
 from saeval_reward.units import in_unit

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saeval.estimate import Estimate
-from saeval.evidence import Evidence, Ratio, Stamp
-from saeval.late import is_tensor
+from saeval.plugin import Estimate, Evidence, Ratio, Stamp, is_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor

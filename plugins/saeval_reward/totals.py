@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saeval.data import Batch
-from saeval.estimate import Estimate
-from saeval.evidence import Evidence, Ratio, Stamp
-from saeval.keyed import hashed
-from saeval.late import torch
-from saeval.quantities import paired
+from saeval.plugin import Batch, Estimate, Evidence, Ratio, Stamp, hashed, paired, torch
 from saeval_reward.integration import Attribution
 
 if TYPE_CHECKING:

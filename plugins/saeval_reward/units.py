@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from saeval.values import Array, Curve, Scalar, Value
+from saeval.plugin import Array, Curve, Scalar, Value
 
 V = TypeVar("V", bound=Value)
 

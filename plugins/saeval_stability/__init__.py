@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from saeval.hookspecs import hookimpl
-from saeval.metric import Metric
-from saeval.report import Report
+from saeval.plugin import Metric, Report, hookimpl
 from saeval_stability import pages
 from saeval_stability.check import problems
 from saeval_stability.firing import activity, firings
@@ -19,8 +17,7 @@ from saeval_stability.functional import FunctionalStability
 from saeval_stability.seeds import SeedStability
 
 if TYPE_CHECKING:
-    from saeval.errors import Problem
-    from saeval.plan import Plan
+    from saeval.plugin import Plan, Problem
     from saeval_stability.certificate import certify
     from saeval_stability.matching import Certificate, Matching, Nearest, match, match_sparse
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 from scipy.sparse import csc_array
 
-from saeval.keyed import hashed
+from saeval.plugin import hashed
 from saeval_stability.coactivation import Jaccard, Pearson, Side
 from saeval_stability.firing import Activity
 from saeval_stability.group import Numbers, Pair, pair_seed

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from saeval.late import torch
+from saeval.plugin import torch
 from saeval_stability.similarity import Similarity
 
 if TYPE_CHECKING:

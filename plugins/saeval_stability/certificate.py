@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saeval.errors import SaevalError
-from saeval.late import torch
+from saeval.plugin import SaevalError, torch
 from saeval_stability.candidates import PER_ROW, Bounds, distinct, rows_per_block
 from saeval_stability.similarity import Cosines, Similarity, Vectors
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from saeval.errors import Problem, SaevalError
+from saeval.plugin import Problem, SaevalError
 from saeval_stability.functional import FunctionalStability
 from saeval_stability.group import labelled
 from saeval_stability.seeds import SeedStability
 
 if TYPE_CHECKING:
-    from saeval.cell import Cell
-    from saeval.plan import Plan
+    from saeval.plugin import Cell, Plan
 
 
 def problems(plan: Plan) -> list[Problem]:

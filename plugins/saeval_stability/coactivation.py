@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csc_array, csr_array
 
-from saeval.late import torch
+from saeval.plugin import torch
 from saeval_stability.similarity import Similarity
 
 if TYPE_CHECKING:

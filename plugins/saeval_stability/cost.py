@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from saeval.substitute import Subject
+from saeval.plugin import Subject
 
 SOLVING = 6e6
 """Operations of a matrix product that take as long as the solver's own work for each feature: candidates, prices,

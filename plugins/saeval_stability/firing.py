@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saeval.data import Batch
-from saeval.evidence import Evidence
-from saeval.fired import Fired
+from saeval.plugin import Batch, Evidence, Fired
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_array

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from saeval.keyed import hashed, normal
-from saeval.late import torch
+from saeval.plugin import hashed, normal, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

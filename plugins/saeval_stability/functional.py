@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saeval.errors import SaevalError, Undefined
-from saeval.metric import Metric
-from saeval.values import Notes, Value
+from saeval.plugin import Metric, Notes, SaevalError, Undefined, Value
 from saeval_stability.cost import matching, pairs
 from saeval_stability.firing import Activity
 from saeval_stability.group import Group, group_values, labelled
 from saeval_stability.seeds import Draws, Some
 
 if TYPE_CHECKING:
-    from saeval.substitute import Subject
+    from saeval.plugin import Subject
 
 
 class FunctionalStability(Metric):

@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saeval.errors import SaevalError
-from saeval.formatting import number
-from saeval.keyed import hashed
-from saeval.names import meant
-from saeval.values import Array, Better, Scalar, Table, Value
+from saeval.plugin import Array, Better, SaevalError, Scalar, Table, Value, hashed, meant, number
 from saeval_stability.measures import MEASURES, above, measures, unit_of
 
 if TYPE_CHECKING:

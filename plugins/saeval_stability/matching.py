@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from saeval.errors import SaevalError
+from saeval.plugin import SaevalError
 from saeval_stability.assignment import Assignment
 from saeval_stability.candidates import candidates, merged, values_of
 from saeval_stability.certificate import NEGLIGIBLE, Pricing, gap

@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saeval.escapes import file_name, markdown, plot
-from saeval.formatting import number
-from saeval.reports import figure, png, titled, wrapped
-from saeval.result import Result
+from saeval.plugin import Result, figure, file_name, markdown, number, plot, png, titled, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,11 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from saeval.errors import Undefined
-from saeval.late import torch
-from saeval.metric import Metric
-from saeval.parameters import Repeats
-from saeval.values import Notes, Value
+from saeval.plugin import Metric, Notes, Repeats, Undefined, Value, torch
 from saeval_stability.cost import matching, pairs
 from saeval_stability.firing import Firings
 from saeval_stability.floors import gaussians, rotations
@@ -24,7 +20,7 @@ from saeval_stability.measures import agreement, flattened, iid_best, shared
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from saeval.substitute import Subject
+    from saeval.plugin import Subject
     from saeval_stability.floors import Spaces
     from saeval_stability.matching import Matching
 

@@ -13,8 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from saeval.errors import SaevalError
-from saeval.late import torch
+from saeval.plugin import SaevalError, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

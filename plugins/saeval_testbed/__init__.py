@@ -6,11 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from saeval.data import Source
-from saeval.hookspecs import hookimpl
-from saeval.metric import Metric
-from saeval.model import RegisteredModel
-from saeval.sae import RegisteredSAE
+from saeval.plugin import Metric, RegisteredModel, RegisteredSAE, Source, hookimpl
 
 WEIGHTS = Path(__file__).parent / "weights"
 _KINDS = {

@@ -7,8 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from saeval.errors import SaevalError
-from saeval.wholefile import ROOM, write
+from saeval.plugin import ROOM, SaevalError, write
 
 PARTS = ("model", "reward", "saes")
 

@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saeval.data import Batch
-from saeval.errors import Undefined
-from saeval.evidence import Evidence
-from saeval.late import torch
-from saeval.metric import Metric
-from saeval.parameters import Repeats
-from saeval.quantities import paired
-from saeval.values import Scalar, Table, Value
+from saeval.plugin import Batch, Evidence, Metric, Repeats, Scalar, Table, Undefined, Value, paired, torch
 from saeval_reward.ranking import feature_ranking
 from saeval_reward.totals import Attributions
 

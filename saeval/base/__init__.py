@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, text that is shown, files, hashes, memory, parameters of classes."""

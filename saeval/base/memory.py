@@ -1,0 +1,74 @@
+"""Memory: what there is, and which errors say that it ran out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import psutil
+
+from saeval.base.lazy_torch import torch
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
+
+_SAYINGS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+class TooLargeError(BaseException):
+    """A batch that does not fit. No `Exception`, so that nothing on its way takes it for the failure of a cell."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: torch's on any device, that of its CPU allocator, numpy's."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
+
+
+def refuse_too_large(error: BaseException) -> None:
+    """Raise `TooLargeError` in place of an error that says that memory ran out."""
+    if out_of_memory(error):
+        raise TooLargeError(str(error).strip().split("\n")[0]) from None
+
+
+def memory_budget(device: str) -> int:
+    """Bytes that SAE weights may take together: half of the device's memory."""
+    if device.startswith("cuda"):
+        _, total = torch.cuda.mem_get_info(device)
+        return total // 2
+    return int(psutil.virtual_memory().total) // 2
+
+
+def available(device: str) -> int:
+    """Bytes free now: the device's, or what this machine and the container around it leave to a process."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min([memory_budget(device), int(psutil.virtual_memory().available), *_free_of_container()])
+
+
+def peak_mib() -> int:
+    """The most memory that this process has had so far, in MiB."""
+    if resource is None:
+        return int(psutil.Process().memory_info().peak_wset) // 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (2**20 if sys.platform == "darwin" else 2**10)  # bytes on macOS, KiB on Linux
+
+
+def _free_of_container() -> list[int]:
+    try:
+        limit, used = (int((_CGROUP / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return []
+    return [max(0, limit - used + _numbers(_CGROUP / "memory.stat").get("inactive_file", 0))]
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    try:
+        words = [line.split() for line in file.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return {}
+    return {word[0]: int(word[1]) for word in words if len(word) > 1 and word[1].isdigit()}

@@ -1,0 +1,103 @@
+"""JSON that carries a checksum of its content, so that a damaged or edited file is known as such."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+
+from saeval.base.parameters import lowered
+
+CHECKSUM, OF_FILE = "checksum", "file_checksum"
+"""Of the content, however it is laid out; of the file's bytes before it, which is much faster to compare."""
+
+
+class DamagedError(Exception):
+    """A file of saeval's own is not what saeval wrote; says why, without its name."""
+
+
+class EarlierError(DamagedError):
+    """The file has no checksum: an earlier version of saeval wrote it."""
+
+
+def sealed(record: Mapping[str, Any], indent: int | None = None) -> bytes:
+    """A JSON file of `record`, plain data, with its checksums."""
+    record = {name: value for name, value in record.items() if name not in (CHECKSUM, OF_FILE)}
+    text = json.dumps({**record, CHECKSUM: _checksum(record)}, indent=indent, allow_nan=False)
+    body = text.removesuffix("}").rstrip().encode()
+    return body + _tail(body)
+
+
+def _tail(body: bytes) -> bytes:
+    return f', "{OF_FILE}": "{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
+
+
+_TAIL = len(_tail(b""))
+
+
+def unsealed(content: bytes) -> dict[str, Any]:
+    """The record in such a file, however it is laid out; `DamagedError` where checksum and content disagree."""
+    record = parsed(content)
+    if CHECKSUM not in record:
+        raise EarlierError("it has no checksum, so another version of saeval wrote it")
+    checksum = record.pop(CHECKSUM)
+    record.pop(OF_FILE, None)
+    if content.endswith(_tail(content[:-_TAIL])):
+        return record
+    try:
+        own = _checksum(record)
+    except (ValueError, RecursionError) as error:  # a number that JSON has no word for, such as 1e999
+        raise DamagedError(f"its content cannot be read ({error})") from None
+    if checksum != own:
+        raise DamagedError("its content does not match its checksum")
+    return record
+
+
+def parsed(content: bytes) -> dict[str, Any]:
+    """The mapping in a JSON file, without NaN; `DamagedError` for anything else."""
+    try:
+        record = _json(content)
+    except RecursionError:
+        raise DamagedError("it is nested too deeply") from None
+    except ValueError as error:
+        raise DamagedError(f"it is not valid JSON ({str(error)[:100]})") from None
+    if not isinstance(record, dict):
+        raise DamagedError(f"it holds a {type(record).__name__}, not an object")
+    return record
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return from_json(content, allow_inf_nan=False)  # twice as fast as json, which has the better words
+    except ValueError:
+        return json.loads(content.decode("utf-8-sig"), parse_constant=_refused)
+
+
+def validated(model: type[BaseModel], record: Any) -> None:
+    """`DamagedError` with the first thing that is not as `model` has it."""
+    try:
+        model.model_validate(record)
+    except ValidationError as error:
+        raise DamagedError(fault(error)) from None
+
+
+def fault(error: ValidationError) -> str:
+    """The first thing wrong, with its place: `'values.ce.value': input should be a valid number, got 'x'`."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "the whole"
+    if first["type"] == "missing":
+        return f"'{place}' is missing"
+    return f"'{place}': {lowered(first['msg'])}, got {str(first['input'])[:60]!r}"
+
+
+def _refused(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

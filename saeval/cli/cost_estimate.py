@@ -1,0 +1,130 @@
+"""How long a run would take: operations counted from shapes and names, at a speed that is measured here."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from saeval.base.errors import SaevalError, blamed
+from saeval.base.lazy_torch import torch
+from saeval.engine.batch_program import Program
+from saeval.engine.passes import Pass
+from saeval.interfaces.data import Dataset, PairBatch
+from saeval.interfaces.model import ModelSpec
+from saeval.plan.cell import Cell
+from saeval.plan.plan import Plan
+from saeval.registry.discovery import Failure
+
+_ELEMENTWISE = 3000
+"""Operations of a matrix product that take as long as a block's other work, for each of the model's dimensions:
+activation functions, norms, sums. Measured on CPUs; what a narrow model mostly does."""
+_SCORING = 500
+"""The same for each token of the vocabulary where logits are scored: exponentials, sums, differences."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What a pass of a model multiplies."""
+
+    blocks: int
+    width: int
+    vocabulary: int
+    parameters: int
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> ModelSize | None:
+        """None where the adapter does not say how many parameters there are."""
+        if spec.parameters is None:
+            return None
+        inside = {name: width for name, width in spec.hooks().items() if _block(name) is not None}
+        blocks = 1 + max((_block(name) or 0 for name in inside), default=0)
+        return cls(blocks, min(inside.values(), default=0), spec.vocabulary or 0, spec.parameters)
+
+    @property
+    def a_token(self) -> float:
+        """Operations of a whole pass on one token, without logits."""
+        body = max(0, self.parameters - self.vocabulary * self.width)  # an embedding is looked up
+        return 2.0 * body + _ELEMENTWISE * self.width * self.blocks
+
+    @property
+    def a_scored_token(self) -> float:
+        """Operations that one token's logits and scores take."""
+        return self.vocabulary * (2.0 * self.width + _SCORING)
+
+    def before(self, hook_name: str) -> float:
+        """The share of the blocks that a pass has gone through at a hook; all of them for one outside the blocks."""
+        block = _block(hook_name)
+        return 1.0 if block is None else (block + 0.5) / self.blocks
+
+    def after(self, hook_name: str) -> float:
+        """The share that a pass resumed at a hook goes through."""
+        block = _block(hook_name)
+        return 1.0 if block is None else 1 - block / self.blocks
+
+
+def _block(hook_name: str) -> int | None:
+    found = re.match(r"blocks\.(\d+)\.", hook_name)
+    return int(found[1]) if found else None
+
+
+def tokens_a_row(plan: Plan, dataset: Dataset, batch_size: int) -> float:
+    """Tokens that go through the model for each row, padding and both sides of a pair included."""
+    if not dataset.pair or not len(dataset):
+        return dataset.context or 0
+    widths = []
+    for start in np.linspace(0, max(0, len(dataset) - batch_size), 4).astype(int):  # each is as wide as its longest row
+        with plan.streams.answered_for():
+            batch = dataset.batch(range(start, min(start + batch_size, len(dataset))), "cpu")
+        assert isinstance(batch, PairBatch)
+        widths.append(sum(side.tokens.shape[1] for side in batch.sides))
+    return float(np.mean(widths))
+
+
+def of_pass(plan: Plan, one: Pass, program: Program, batch_size: int) -> float:
+    """Operations of a pass over all of its rows: clean and resumed passes, scores, SAEs."""
+    size = ModelSize.of(plan.spec) if plan.spec is not None else None
+    dataset = one.dataset(plan)
+    a_token = sum(4.0 * (s.d_in or 0) * (s.d_sae or 0) for s in plan.subjects if s.name in program.substitutes)
+    if size is not None and program.touches_model:
+        sides = 2 if dataset.pair else 1  # each side has nodes of its own, which see its tokens alone
+        share = 1.0 if program.final else max((size.before(hook) for hook in program.hooks), default=1.0)
+        share += sum(times * size.after(hook) for hook, times in program.resumed) / sides
+        a_token += share * size.a_token + len(program.gathered) / sides * size.a_scored_token
+    return a_token * len(dataset) * tokens_a_row(plan, dataset, batch_size)
+
+
+def of_conclusions(plan: Plan, cells: Iterable[Cell]) -> dict[str, float]:
+    """Operations that the metrics say their conclusions take, by the metric's alias; none where that is next to none.
+
+    A metric that fails to say it costs a line in `plan.registry.plugins.failures`.
+    """
+    rows = plan.streams.evaluation
+    tokens, found = len(rows) * (rows.context or 0), dict[str, float]()
+    for cell in cells:
+        origin = plan.registry.metrics.entry(cell.entry.name).origin
+        try:
+            with blamed(f"'operations' of metric '{cell.entry.name}'", origin):
+                operations = float(cell.metric.operations(cell.subjects, tokens))
+        except SaevalError as error:
+            plan.registry.plugins.failures.append(Failure(origin, str(error)))
+            continue
+        if operations:
+            found[cell.entry.alias] = found.get(cell.entry.alias, 0.0) + operations
+    return found
+
+
+def operations_a_second(device: str) -> float:
+    """What a matrix product reaches here: an upper bound on a model's speed."""
+    on_cpu = device == "cpu"
+    a: Any = np.ones((1024, 1024), dtype=np.float32) if on_cpu else torch.ones(1024, 1024, device=device)
+    best = 0.0
+    for _ in range(4):
+        started = time.perf_counter()
+        float((a @ a)[0, 0])  # reading a number waits for the device
+        best = max(best, 2 * 1024**3 / (time.perf_counter() - started))
+    return best

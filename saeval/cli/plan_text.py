@@ -1,0 +1,116 @@
+"""What `saeval check` prints: passes, forward passes, quantities, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+from saeval.base.escapes import line
+from saeval.base.formatting import counted
+from saeval.base.memory import available, memory_budget
+from saeval.cli import cost_estimate as cost
+from saeval.engine.batch_program import Program
+from saeval.engine.passes import passes
+from saeval.plan.batch_size import bytes_a_sequence, fitting
+from saeval.plan.nodes import closure
+from saeval.plan.plan import Plan
+from saeval.plan.precision import looks
+from saeval.results.store import Store
+
+
+def _excluded(plan: Plan) -> str:
+    """Tokens that are not counted, and records that the rows are without."""
+    described = plan.streams.evaluation.describe()
+    outside, left_out = described.get("excluded"), described.get("left_out")
+    found = f"; token ids outside the mask: {', '.join(map(str, outside))}" if outside else ""
+    return found + (f"; left out: {', '.join(f'{n} {why}' for why, n in left_out.items())}" if left_out else "")
+
+
+def _read(plan: Plan) -> str:
+    """The files that the data come from: the first ones, and how many more."""
+    facts = plan.streams.source.facts()
+    shown = [str(name) for name in facts["read"][:5]]
+    more = int(facts.get("files", len(facts["read"]))) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _stops(plan: Plan) -> str:
+    """Where a suite with `precision:` looks at its errors."""
+    assert plan.stopping is not None
+    wanted = ", ".join(f"{name} ± {target:g}" for name, target in plan.stopping.targets.items())
+    places = [f"{look.sequences} ({look.documents})" for look in looks(plan.streams.evaluation.clusters)]
+    if len(places) < 2:
+        return f"precision: {wanted}, but there are too few documents to stop early: all sequences are taken"
+    return f"precision: {wanted}; looks after sequences (documents) {', '.join(places)}"
+
+
+def _time(plan: Plan, operations: float, conclusions: Mapping[str, float]) -> list[str]:
+    """How long the passes would take, and conclusions that are work of their own; nothing where there is neither."""
+    if not operations and not conclusions:
+        return []
+    speed = cost.operations_a_second(plan.options.device)
+    parts = [f"{operations / speed:.0f} s of passes"] if operations else []
+    if conclusions:
+        each = ", ".join(f"{alias} {n / speed:.0f}" for alias, n in conclusions.items())
+        parts.append(f"{sum(conclusions.values()) / speed:.0f} s of conclusions ({each})")
+    return [f"  time: roughly {' and '.join(parts)}, at the {speed / 1e9:.0f} GFLOP/s measured here"]
+
+
+def outline(plan: Plan, store: Store) -> str:
+    """A text: what a run would do now, given what is stored."""
+    finished = set() if plan.options.fresh else store.finished([c.key for c in plan.cells])
+    pending = [c for c in plan.cells if c.key not in finished]
+    folds = plan.folds(pending)
+    stored = {n.digest for n in folds.values() if not plan.options.fresh and store.fold(n.digest) is not None}
+    rows = len(plan.streams.evaluation)
+    lines = [
+        f"suite {plan.name}: no problems found",
+        f"  {counted(len(plan.cells), 'cell')}, {len(plan.cells) - len(pending)} of them stored; "
+        + counted(len(plan.subjects), "substitute"),
+        f"  data: {counted(rows, 'sequence')} of {counted(plan.streams.evaluation.n_clusters, 'document')}"
+        + _excluded(plan),
+    ]
+    size = fitting(plan) if plan.options.batch_size == "auto" else int(plan.options.batch_size or 1)
+    lines += [f"  read: {_read(plan)}"] if plan.streams.source.facts().get("read") else []
+    lines += [f"  {_stops(plan)}"] if plan.stopping else []
+    total, operations = 0, 0.0
+    for index, one in enumerate(
+        passes(plan, pending, stored, memory_budget(plan.options.sae_device or plan.options.device)), 1
+    ):
+        dataset = one.dataset(plan)
+        ends = [look.sequences for look in looks(dataset.clusters)] if one.adaptive else []
+        batches = sum(-(-(b - a) // size) for a, b in pairwise([0, *ends, len(dataset)]))
+        needed = Program(one.targets)
+        sides = 2 if dataset.pair else 1
+        clean = sides * batches if needed.touches_model else 0
+        resumes = batches * needed.resumes  # each side has nodes of its own
+        total += clean + resumes
+        operations += cost.of_pass(plan, one, needed, size)
+        cut = "" if needed.final or not needed.hooks else ", cut at the deepest hook"
+        hooks = f" at {', '.join(sorted(needed.hooks))}" if needed.hooks else ""
+        made = f"{counted(clean, 'clean pass')}{cut}{hooks}, {counted(resumes, 'resume')}"
+        lines.append(f"  pass {index}: {one.title}: {made}")
+    needed_at_all = closure([n for c in pending for n in c.nodes()]).values()
+    resumed = {n.hook_name for n in needed_at_all if n.name == "resume"}
+    if total and plan.options.preflight != "off" and any(n.name in ("clean_final", "resume") for n in needed_at_all):
+        total += len(resumed) + 1
+        proofs = f" and {counted(len(resumed), 'resume')}, one a hook" if resumed else ""
+        lines.append(f"  preflight: 1 pass on the first batch, to see that the model is causal{proofs}")
+    # Parts of a metric's own interventions, and sides of pairs, are nodes without being quantities.
+    names = sorted({n.name for n in needed_at_all if n.args and not set(" [") & set(n.name)})
+    weights = sum(8 * (s.d_in or 0) * (s.d_sae or 0) for s in plan.subjects if s.kind == "sae")
+    widest = max((s.d_sae or 0 for s in plan.subjects), default=0)
+    context = plan.streams.evaluation.context or 0
+    alive = 4 * widest * context * size
+    most = ", if nothing stops earlier" if plan.stopping else ""
+    lines.append(f"  forward passes in all: {total}{most}")
+    if names:
+        lines.append(f"  quantities: {', '.join(names)}")
+    lines += _time(plan, operations, cost.of_conclusions(plan, pending))
+    lines.append(f"  memory: {weights / 2**20:.1f} MiB of SAE weights, {alive / 2**20:.1f} MiB of feature activations")
+    if plan.options.batch_size == "auto":
+        free = available(plan.options.device) / 2**20
+        each = bytes_a_sequence(plan) / 2**20
+        begin = counted(size, "sequence")
+        lines.append(f"  batch: auto begins with {begin}, each up to {each:.0f} MiB of the {free:.0f} free")
+    return "\n".join(map(line, lines))

@@ -1,0 +1,208 @@
+"""What each verb of the command line does: parsed arguments -> printed text and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from saeval.api import execute, prepare, refuse_namesakes
+from saeval.base.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
+from saeval.base.escapes import line
+from saeval.base.formatting import counted
+from saeval.base.progress import progress
+from saeval.base.run_options import Options
+from saeval.cli import listing
+from saeval.cli.doctor import Doctor
+from saeval.cli.plan_text import outline
+from saeval.engine.preflight import model_warnings, warnings
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry, writer
+from saeval.results import comparison
+from saeval.results.index import uncollected
+from saeval.results.kept_text import KeptText
+from saeval.results.leaderboard import boards, boards_of_two, boards_on
+from saeval.results.pages import write_pages
+from saeval.results.store import Store
+
+
+def _registry(arguments: argparse.Namespace) -> Registry:
+    return Registry(Plugins(arguments.plugin))
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    return Options(
+        limit=getattr(arguments, "limit", None),
+        device=arguments.device,
+        dtype=arguments.dtype,
+        sae_device=arguments.sae_device,
+        sae_dtype=arguments.sae_dtype,
+        batch_size=getattr(arguments, "batch_size", None),
+        fresh=getattr(arguments, "fresh", False),
+        checkpoint_seconds=getattr(arguments, "checkpoint_seconds", 60.0),
+        allow=tuple(getattr(arguments, "allow", ())),
+        preflight=getattr(arguments, "preflight", "stop"),
+        skip_failing=getattr(arguments, "skip_failing", False),
+        command_line=True,
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    registry = _registry(arguments)
+    write = writer(registry.reports, arguments.format, "write")
+    # Every suite is planned before the first one runs, so that a mistake in the last costs nothing.
+    plans = [prepare(suite, registry, _options(arguments), arguments.set) for suite in arguments.suites]
+    refuse_namesakes(plans, arguments.out)
+    for failure in registry.plugins.failures:
+        print(f"plugin {failure}", file=sys.stderr)
+    code, made_boards, folders, limited = OK, [], [], False
+    told = len(registry.plugins.failures)
+    try:
+        for made in plans:
+            if disagreements := warnings(made):
+                made.verify()  # what stops the run is said alone
+                print(*map(line, disagreements), sep="\n", file=sys.stderr)
+            results = execute(made, arguments.out, progress())
+            made_boards += results.boards()
+            folders.append(results.folder)
+            limited |= made.streams.cut is not None
+            done = f"{counted(len(results), 'cell')}, {counted(results.forward_passes, 'forward pass')}"
+            done += f"; results in {results.folder}"
+            print(done, file=sys.stderr)
+            if results.failed:
+                hint = f"saeval show {results.folder} lists them, saeval show {results.folder} KEY has the traceback"
+                print(f"{len(results.failed)} of {len(results)} cells failed; {hint}", file=sys.stderr)
+                code = SOME_FAILED
+        try:
+            print(write(made_boards), flush=True)
+        except SaevalError as error:  # the results are kept, and another format may show them
+            again = ["leaderboard", *(str(folder) for folder in folders), *["--include-limited"] * limited]
+            print(f"{error}; the results are kept: saeval {shlex.join(again)} shows them", file=sys.stderr)
+            code = SOME_FAILED
+        for failure in registry.plugins.failures[told:]:
+            print(f"plugin {failure}", file=sys.stderr)
+    except KeyboardInterrupt:
+        words = shlex.join(sys.argv[1:])
+        print(f"\ninterrupted; finished work is kept. Resume with: saeval {words}", file=sys.stderr)
+        return INTERRUPTED
+    return code
+
+
+def check(arguments: argparse.Namespace) -> int:
+    registry = _registry(arguments)
+    for suite in arguments.suites:
+        made = prepare(suite, registry, _options(arguments), arguments.set)
+        made.verify()
+        refuse_namesakes([made], arguments.out)
+        told = [f"warning: {sentence}" for sentence in model_warnings(made)]
+        print("\n".join([*map(line, [*warnings(made), *told]), outline(made, Store(Path(arguments.out) / made.name))]))
+    for failure in registry.plugins.failures:
+        print(f"plugin {failure}", file=sys.stderr)
+    return OK
+
+
+def fetch(arguments: argparse.Namespace) -> int:
+    registry = _registry(arguments)
+    for suite in arguments.suites:
+        made = prepare(suite, registry, _options(arguments), arguments.set)  # the text and the headers come with this
+        if made.spec is not None:
+            made.spec.fetch()
+        for subject in made.subjects:
+            if subject.fetch is not None:
+                with blamed(f"SAE '{subject.name}'", subject.origin):
+                    subject.fetch()
+        saes = sum(s.kind == "sae" for s in made.subjects)
+        rows = counted(len(made.streams.evaluation), "sequence")
+        print(f"{made.name}: {rows}, {counted(saes, 'SAE')} and the model's files are here")
+    return OK
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    one = Doctor(_registry(arguments), _options(arguments))
+    text, well = one.report(one.plan(arguments.reference, arguments.model, arguments.data, arguments.hook))
+    print(text)
+    return OK if well else SOME_FAILED
+
+
+def ls(arguments: argparse.Namespace) -> int:
+    rows = listing.listing(_registry(arguments), arguments.kind)
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+        return OK
+    names = [line(row["name"]) for row in rows]
+    width = max(map(len, names), default=0)
+    for name, row in zip(names, rows, strict=True):
+        print(line(f"{name:<{width}}  {row['description']}  [{row['from']}]"))
+    return OK
+
+
+def show(arguments: argparse.Namespace) -> int:
+    print(listing.show(arguments.what, lambda: _registry(arguments), arguments.out, arguments.json))
+    return OK
+
+
+def leaderboard(arguments: argparse.Namespace) -> int:
+    reports = _registry(arguments).reports
+    write = writer(reports, arguments.format, "write")
+    kept = None
+    if len(arguments.folders) == 1 and reports[arguments.format].keeps:
+        kept = KeptText(arguments.folders[0], arguments.include_limited, reports[arguments.format])
+    earlier = kept.read() if kept else None
+    if earlier is not None:
+        text, left_out = earlier
+        _say_left_out(left_out, arguments.format)
+        print(text)
+        return OK
+    with uncollected():
+        found, bases = boards_on(arguments.folders, include_limited=arguments.include_limited)
+        left_out = [sentence for board in found for sentence in board.left_out]
+        _say_left_out(left_out, arguments.format)
+        text = write(found)
+    if kept:
+        kept.keep(text, left_out, bases[0])
+    print(text)
+    return OK
+
+
+def _say_left_out(left_out: Sequence[str], form: str) -> None:
+    """What is missing or damaged, where the format has no place for notes."""
+    if form != "md":
+        for sentence in dict.fromkeys(left_out):
+            print(line(sentence), file=sys.stderr)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    write = writer(_registry(arguments).reports, arguments.format, "compare")
+    if len(arguments.folders) == 1 and arguments.format == "md" and not arguments.metric:
+        with suppress(SaevalError):  # the whole folder says better what is wrong
+            (folder,), limited = arguments.folders, arguments.include_limited
+            two = boards_of_two(folder, arguments.a, arguments.b, include_limited=limited)
+            print(write(comparison.compare(two, arguments.a, arguments.b)))
+            return OK
+    found = boards(arguments.folders, include_limited=arguments.include_limited, every_column=True)
+    _say_left_out([sentence for board in found for sentence in board.left_out], arguments.format)
+    print(write(comparison.compare(found, arguments.a, arguments.b, arguments.metric)))
+    return OK
+
+
+def report(arguments: argparse.Namespace) -> int:
+    registry = _registry(arguments)
+    for name in arguments.format:
+        registry.reports[name].writer("pages", [entry.thing for entry in registry.reports])
+    every = [entry.thing for entry in registry.reports if entry.thing.pages is not None]
+    chosen = [one for one in every if one.name in arguments.format] or every
+    code = OK
+    for folder in arguments.folders:
+        _, results = Store(folder).results(arguments.include_limited)
+        for damaged in (result for result in results if result.status == "damaged"):
+            print(f"{folder}: {damaged.metric} of {damaged.subject} is damaged: {damaged.reason}", file=sys.stderr)
+        written, failed = write_pages(chosen, results, Path(arguments.to or Path(folder) / "report"))
+        none = f"{folder}: none of its metrics has a page; {', '.join(one.name for one in chosen)} make pages of theirs"
+        print(*written, sep="\n") if written else print(none)
+        print(*failed, sep="\n", end="\n" if failed else "", file=sys.stderr)
+        code = SOME_FAILED if failed else code
+    return code

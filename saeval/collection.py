@@ -1,0 +1,114 @@
+"""`Results`: the results of a run, from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saeval.base.errors import SaevalError
+from saeval.base.formatting import counted
+from saeval.registry.registry import Registry, writer
+from saeval.results.board import Board, stop_in_words
+from saeval.results.comparison import Comparison, compare
+from saeval.results.leaderboard import from_results
+from saeval.results.pages import write_pages
+from saeval.results.result import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Results(Sequence[Result]):
+    """The results of a run, in the suite's order."""
+
+    def __init__(
+        self, results: Iterable[Result], board: Mapping[str, Any], title: str, folder: Path | None, registry: Registry
+    ) -> None:
+        self._registry = registry
+        self._results = list(results)
+        self._board = board
+        self.title = title
+        self.folder = folder
+        """`out/suite`, where the results are stored; None where `evaluate` had no `out` and kept nothing."""
+        self.forward_passes = 0
+        """Clean and resumed passes this run made; 0 when everything came from the store."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._results[index]
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    @property
+    def failed(self) -> list[Result]:
+        return [r for r in self._results if r.status in ("failed", "damaged")]
+
+    @property
+    def sample(self) -> dict[str, Any] | None:
+        """Where the suite's `precision:` stopped, as in `Result.sample`; None where all rows were taken."""
+        return next((r.sample for r in self._results if r.sample), None)
+
+    def value(self, name: str, subject: str | None = None) -> Any:
+        """The record of `metric.value`, for the SAE named or the only one that has it."""
+        metric, _, value = name.partition(".")
+        found = [r for r in self._results if r.metric == metric and (subject is None or r.subject == subject)]
+        if len(found) != 1:
+            raise KeyError(f"{name}: {len(found)} results match; name one of {[r.subject for r in found]}")
+        return found[0].values[value or metric]
+
+    def boards(self) -> list[Board]:
+        """The boards of these results, ranks from the arrays beside them."""
+        return from_results(self._results, self.title, self._board)
+
+    def leaderboard(self, format: str = "md") -> str:
+        """The leaderboard as text, in a format that some plugin writes."""
+        return writer(self._registry.reports, format, "write")(self.boards())
+
+    def compare(self, a: str, b: str, metrics: Sequence[str] = ()) -> Comparison:
+        """Two subjects, by `name` or `name@hook`: every value of both with the paired difference and its test.
+
+        `metrics` chooses some, as "ce" or "ce.delta_ce". Raises `SaevalError` for names that are
+        unknown or ambiguous.
+        """
+        return compare(from_results(self._results, self.title, {}), a, b, metrics)
+
+    def report(self, to: str | Path) -> list[Path]:
+        """Write the plots and pages that plugins make of these results into a folder; the files written."""
+        reports = [entry.thing for entry in self._registry.reports if entry.thing.pages is not None]
+        written, failed = write_pages(reports, self._results, Path(to))
+        if failed:
+            raise SaevalError("\n".join(failed))
+        return written
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a value: name, hook_name, metric, value name, number, error, interval, unit, status."""
+        import pandas as pd  # late: slow to import
+
+        rows = []
+        for result in self._results:
+            subjects = result.cell["subjects"]
+            common = {
+                "name": result.subject,
+                "hook_name": subjects[0]["hook_name"] if subjects else None,
+                "metric": result.metric,
+                "status": result.status,
+                "reason": result.reason,
+                "stopped_adaptively": bool(result.sample and result.sample["stopped_adaptively"]),
+            }
+            scalars = {n: v for n, v in result.values.items() if "kind" not in v}
+            for name, record in scalars.items():
+                low, high = record["ci95"] or (None, None)
+                numbers = {k: record[k] for k in ("value", "stderr", "n", "unit", "better")}
+                numbers |= {k: record.get(k) for k in ("documents", "effective_documents", "largest_share")}
+                rows.append({**common, "quantity": name, **numbers, "ci95_low": low, "ci95_high": high})
+            if not scalars:
+                rows.append({**common, "quantity": None, "value": None})
+        return pd.DataFrame(rows)
+
+    def _repr_markdown_(self) -> str:
+        return self.leaderboard("md")
+
+    def __repr__(self) -> str:
+        stop = f"; {words}" if (words := stop_in_words(self.sample)) else ""
+        return f"<Results of {self.title}: {counted(len(self), 'cell')}, {len(self.failed)} failed{stop}>"

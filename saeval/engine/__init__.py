@@ -1,0 +1,1 @@
+"""How it is computed: passes over the rows, what is kept, what is concluded."""

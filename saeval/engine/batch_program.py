@@ -1,0 +1,118 @@
+"""`Program`: in which order one batch's values are computed, and how many consumers each has."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from saeval.base.memory import refuse_too_large
+from saeval.plan.nodes import Constant, Node, closure, flattened
+from saeval.stats.evidence import EvidenceTree
+
+
+@dataclass(eq=False)
+class Target:
+    """Something a pass sums: a cell's `observe`, or a fold."""
+
+    key: str
+    function: Callable[..., Any]
+    arguments: list[Mapping[str, Any]]
+    """One mapping of requests for each call a batch: one, or one a side for folds over pairs."""
+    order: int = 0
+    """Targets of one SAE stand together, so that its activations need not outlive them."""
+    total: EvidenceTree | None = None
+    error: Exception | None = None
+    trace: str | None = None
+    """The error's traceback as text: the error itself must not hold on to a batch's tensors."""
+    node: Node | None = None
+    """The fold, where this is one."""
+    foreign: bool = False
+    """Whether somebody else than saeval wrote its function."""
+
+    def fail(self, error: Exception) -> None:
+        """Drop out, for this reason; `TooLargeError` where the batch was too large, which is no target's fault."""
+        refuse_too_large(error)
+        self.trace = "".join(traceback.format_exception(error))
+        self.error = error.with_traceback(None)
+
+    def nodes(self) -> list[Node]:
+        return [n for call in self.arguments for a in call.values() for n in flattened(a)]
+
+    def reached(self) -> list[Node]:
+        """All nodes that are computed for it in its pass."""
+        return list(closure(self.nodes(), beyond=lambda node: not node.quantity.fold).values())
+
+
+class Program:
+    """What the targets of a pass need of one batch: SAE by SAE, then all that waits for gathered values."""
+
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self.targets = targets
+        self.uses: Counter[int] = Counter()
+        """How often each node is used, by serial."""
+        self._nodes: dict[int, Node] = {}
+        gathered_by: dict[int, set[int]] = {}
+        first: dict[int, int] = {}
+        for target in targets:
+            gathered = [n for n in self._reach(target) if n.quantity.gathered]
+            gathered_by[id(target)] = {n.serial for n in gathered}
+            for node in gathered:
+                first[node.serial] = min(first.get(node.serial, target.order), target.order)
+        self.gathered = [self._nodes[serial] for serial in first]
+        # A gathered node's own input is computed in its SAE's turn, though it is used only at the end.
+        early: list[tuple[int, int, Target | Node]] = [
+            (first[n.serial], 1, n.inputs[-1]) for n in self.gathered if n.inputs
+        ]
+        early += [(t.order, 0, t) for t in targets if not gathered_by[id(t)]]
+        late = [(t.order, 2, t) for t in targets if gathered_by[id(t)]]
+        self.items = [x for *_, x in sorted(early, key=_turn)] + [x for *_, x in sorted(late, key=_turn)]
+        leaves = [n for n in self._nodes.values() if not n.inputs]
+        self.hooks = {n.hook_name for n in leaves if n.name == "activations" and n.hook_name}
+        self.resumable = {n.hook_name for n in leaves if n.name == "resume" and n.hook_name}
+        self.final = any(n.name == "clean_final" for n in leaves)
+        elsewhere = [i for n in self._nodes.values() if n.quantity.at_hooks for i in n.inputs]
+        self.on_the_way = sorted({i.hook_name for i in elsewhere if i.name == "activations" and i.hook_name})
+        """Hooks that something looks at beside its own: resumed passes keep them as the clean one does."""
+
+    def _reach(self, target: Target) -> list[Node]:
+        """The nodes a target needs in this pass (not those behind folds), counting each new edge once."""
+        reached = closure(target.nodes(), beyond=lambda n: not n.quantity.fold)
+        self.uses.update(node.serial for node in target.nodes())
+        for serial, node in reached.items():
+            if serial not in self._nodes and not node.quantity.fold:
+                self._nodes[serial] = node
+                self.uses.update(n.serial for n in node.inputs)
+        return list(reached.values())
+
+    @property
+    def touches_model(self) -> bool:
+        """Whether a batch goes through the model at all."""
+        return bool(self.hooks or self.resumable or self.final)
+
+    @property
+    def substitutes(self) -> set[str]:
+        """Names of the substitutes that are loaded."""
+        return {n.subject for n in self._nodes.values() if n.subject}
+
+    @property
+    def resumed(self) -> list[tuple[str, int]]:
+        """The hook that each node resumes at, and how often it does so in a batch."""
+        asked = [(n, i) for n in self._nodes.values() for i in n.inputs if i.name == "resume"]
+        return [(resume.hook_name or "", _times(node)) for node, resume in asked]
+
+    @property
+    def resumes(self) -> int:
+        """Resumed passes a batch: one for each node that asks for `resume`, or as many as it says."""
+        return sum(times for _, times in self.resumed)
+
+
+def _times(node: Node) -> int:
+    times = node.args.get(node.quantity.resumes)
+    return max(1, int(times.value)) if isinstance(times, Constant) else 1
+
+
+def _turn(entry: tuple[int, int, Any]) -> tuple[int, int]:
+    return entry[0], entry[1]

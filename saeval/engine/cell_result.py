@@ -1,0 +1,87 @@
+"""A cell's values from its evidence: all of it, or at a stop that depends on the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from saeval.base.errors import Undefined
+from saeval.engine.evaluator import Scope
+from saeval.plan.cell import Cell, copies
+from saeval.results.records import check_values
+from saeval.results.result import Result
+from saeval.results.store import finite
+from saeval.stats.estimate import Estimate
+from saeval.stats.evidence import EvidenceTree
+from saeval.stats.values import Array, Curve, Notes, Scalar, Value, named_values
+
+
+def concluded(cell: Cell, total: EvidenceTree | None, scope: Scope) -> dict[str, Value]:
+    """The values of a cell by name. `Undefined` where there are none, or whatever its metric raises."""
+    if cell.observe is not None and total is None:
+        raise Undefined("there are no rows to observe")
+    totals = [total] if cell.observe is not None else []
+    conclusion = scope.conclude(cell.metric.conclude, totals, cell.conclude, cell.foreign)  # type: ignore[attr-defined]
+    found = named_values(cell.metric.name, conclusion)
+    if twice := copies(cell):
+        found.setdefault("same_weights", Notes(twice))
+    return found
+
+
+def has_error(value: Value) -> bool:
+    """Whether a value is an estimate, whose error says what more rows would change."""
+    if isinstance(value, Curve):
+        return any(isinstance(y, Estimate) for y in value.y)
+    return isinstance(value, Scalar) and value.estimate is not None
+
+
+def of_prefix(
+    cell: Cell, values: Mapping[str, Value], total: EvidenceTree | None, scope: Scope
+) -> tuple[dict[str, Value], list[str]]:
+    """`values` with those that have no standard error taken from the prefix's `total`, and the names of these.
+
+    Such values (dead features, quantiles, histograms) may depend on how many rows there were, and where a pass stops
+    depends on its numbers; the prefix's length does not.
+    """
+    taken = [name for name, value in values.items() if not has_error(value)]
+    if not taken:
+        return dict(values), taken
+    try:
+        early: Mapping[str, Value] = concluded(cell, total, scope)
+    except Undefined as reason:
+        early = {name: Scalar.undefined(f"over the first rows: {reason}") for name in taken}
+    taken = [name for name in taken if name in early and not has_error(early[name])]
+    return {name: early[name] if name in taken else value for name, value in values.items()}, taken
+
+
+def fill(result: Result, values: Mapping[str, Value]) -> None:
+    """Put values into a result; `undefined` where none has a number. `TypeError` for one that cannot be stored."""
+    result.values = finite({name: value.record() for name, value in values.items()})
+    check_values(result.values)
+    result.arrays = _beside(values)
+    if all(record.get("value", 0) is None for record in result.values.values()):
+        result.status = "undefined"
+        result.reason = next((r["reason"] for r in result.values.values() if "reason" in r), None)
+
+
+def _beside(values: Mapping[str, Value]) -> dict[str, np.ndarray]:
+    """What is kept beside the JSON: what every scalar with an error is without each document, and arrays."""
+    arrays = {}
+    for name, value in values.items():
+        if isinstance(value, Scalar) and value.estimate is not None and value.value is not None:
+            arrays[f"without/{name}"] = value.estimate.without
+            arrays[f"sizes/{name}"] = value.estimate.sizes
+        elif isinstance(value, Array):
+            arrays[f"value/{name}"] = value.data
+    return arrays
+
+
+def components(total: EvidenceTree | None) -> dict[str, Any]:
+    """The raw sums of evidence, for the result file."""
+    if total is None:
+        return {}
+    found = {name: one.components() for name, one in total.items()} if isinstance(total, dict) else total.components()
+    plain: dict[str, Any] = finite(found)
+    return plain

@@ -1,0 +1,141 @@
+"""The passes a plan needs: folds in the earliest that can feed them, all cells in the last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from saeval.base.fingerprint import digest_of
+from saeval.base.formatting import counted
+from saeval.engine.batch_program import Target
+from saeval.interfaces.data import Dataset
+from saeval.plan.nodes import Node, closure, flattened
+from saeval.plan.plan import Cell, Plan
+
+
+@dataclass
+class Pass:
+    """One stream through the model: of the evaluated rows, or of the fit split."""
+
+    stage: int
+    on_fit: bool
+    targets: list[Target]
+    cells: list[Cell]
+    adaptive: bool = False
+    """Whether it stops, together with the others that do, where the suite's `precision:` is reached."""
+
+    def dataset(self, plan: Plan) -> Dataset:
+        return plan.streams.fit if self.on_fit else plan.streams.evaluation
+
+    def key(self, plan: Plan) -> str:
+        """Names its checkpoint: what is summed, over which rows."""
+        return digest_of([sorted(t.key for t in self.targets), self.dataset(plan).fingerprint])[:24]
+
+    @property
+    def title(self) -> str:
+        if self.cells:
+            return counted(len(self.cells), "cell")
+        names = sorted({t.node.name for t in self.targets if t.node})
+        return f"{', '.join(names)} {'on the fit split' if self.on_fit else 'over the planned tokens'}"
+
+
+def passes(plan: Plan, cells: Sequence[Cell], stored: Iterable[str], memory: int | None = None) -> list[Pass]:
+    """Passes for the unfinished `cells`, in order. `stored` are the digests of folds already on disk.
+
+    A fold that an `observe` or another fold needs runs as early as it can; one asked for by a
+    `conclude` alone runs beside the cells. Cells whose SAEs do not fit in `memory` bytes together
+    go to further passes.
+
+    Where a suite stops adaptively, so does the pass of its cells, and what a `conclude` asks for is summed there and
+    over the same rows, always: neither what is stored nor the other cells of the suite may change a number. A `planned`
+    fold is taken over all rows, in a pass before.
+    """
+    adaptive = plan.stopping is not None
+    beside = concluding_folds(cells) if adaptive else {}
+    stored = set(stored) - {n.digest for n in beside.values()}
+    streaming = [c for c in cells if c.observe is not None]
+    folds = {s: n for s, n in plan.folds(cells, stored).items() if n.digest not in stored}
+    planned = {s: n for s, n in folds.items() if adaptive and n.quantity.planned}
+    early = _needed_before(streaming, folds) | set(planned)
+    late = beside if adaptive else {s: n for s, n in folds.items() if s not in early and not n.quantity.on_fit}
+    stages = [n.stage for s, n in folds.items() if s in late or s not in early]
+    stages += [n.available for n in planned.values()]
+    last = max([c.stage for c in streaming] + stages, default=0)
+    made: dict[tuple[int, bool], Pass] = {}
+
+    def at(stage: int, on_fit: bool) -> Pass:
+        return made.setdefault((stage, on_fit), Pass(stage, on_fit, [], [], adaptive and stage == last and not on_fit))
+
+    for serial, node in folds.items():
+        if serial in early or node.quantity.on_fit:
+            at(node.stage, node.quantity.on_fit).targets.append(fold_target(node))
+        if serial in late:
+            at(last, False).targets.append(fold_target(node, plan.stopping.key if plan.stopping else ""))
+    waves = _waves(streaming, memory)
+    if waves:
+        place = at(last, False)
+        place.cells = waves[0]
+        place.targets += [cell_target(c) for c in waves[0]]
+    ordered = [made[key] for key in sorted(made, key=lambda k: (k[0], not k[1]))]  # the fit split before the cells
+    return ordered + [Pass(last, False, [cell_target(c) for c in wave], wave, adaptive) for wave in waves[1:]]
+
+
+def concluding_folds(cells: Iterable[Cell]) -> dict[int, Node]:
+    """The folds over the streamed rows that conclusions ask for, by serial."""
+    nodes = [n for c in cells for a in c.conclude.values() for n in flattened(a)]
+    asked = closure(nodes, beyond=lambda n: not n.quantity.fold)
+    return {s: n for s, n in asked.items() if n.quantity.fold and not (n.quantity.on_fit or n.quantity.planned)}
+
+
+def together(ordered: Iterable[Pass]) -> list[list[Pass]]:
+    """Passes that are streamed at one time: those that stop adaptively, any other alone."""
+    groups: list[list[Pass]] = []
+    for one in ordered:
+        if one.adaptive and groups and groups[-1][0].adaptive:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return groups
+
+
+def cell_target(cell: Cell) -> Target:
+    assert cell.observe is not None
+    return Target(cell.key, cell.metric.observe, [cell.observe], cell.order, foreign=cell.foreign)  # type: ignore[attr-defined]
+
+
+def fold_target(node: Node, stop: str = "") -> Target:
+    """`stop` tells a sum over the rows before an adaptive stop from the sum over all."""
+    return Target(
+        f"{node.digest}{stop}",
+        node.quantity.function,
+        [node.args, *node.other_sides],
+        -1,
+        node=node,
+        foreign=node.quantity.foreign,
+    )
+
+
+def _needed_before(cells: Sequence[Cell], folds: Mapping[int, Node]) -> set[int]:
+    """Folds that must be whole before some batch is observed, or before another fold is taken."""
+    waiting = [n for c in cells for a in (c.observe or {}).values() for n in flattened(a)]
+    for fold in folds.values():
+        waiting += [a for side in (fold.args, *fold.other_sides) for a in side.values() if isinstance(a, Node)]
+    needed = closure(waiting, beyond=lambda n: not n.quantity.fold)
+    return {serial for serial, node in needed.items() if node.quantity.fold}
+
+
+def _waves(cells: Sequence[Cell], memory: int | None) -> list[list[Cell]]:
+    """Cells in groups whose SAEs fit in memory together; one group where all do."""
+    if memory is None:
+        return [list(cells)] if cells else []
+    waves: list[list[Cell]] = []
+    held: dict[str, int] = {}
+    for cell in sorted(cells, key=lambda c: c.order):
+        sizes = {s.key: 8 * (s.d_in or 0) * (s.d_sae or 0) for s in cell.subjects}
+        new = sum(size for key, size in sizes.items() if key not in held)
+        if not waves or (held and sum(held.values()) + new > memory):
+            waves.append([])
+            held = {}
+        held.update(sizes)
+        waves[-1].append(cell)
+    return waves

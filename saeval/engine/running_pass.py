@@ -1,0 +1,300 @@
+"""`Course`: a pass under way, from its checkpoint on, in batches that fit."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from saeval.base.errors import SaevalError, Undefined
+from saeval.base.lazy_torch import torch
+from saeval.base.memory import TooLargeError, out_of_memory
+from saeval.base.sealed_json import fault
+from saeval.engine.batch_program import Target
+from saeval.engine.evaluator import Draw, Scope
+from saeval.engine.flaws import Flaw, described
+from saeval.engine.passes import Pass
+from saeval.interfaces.data import Batch, PairBatch
+from saeval.plan.plan import Plan
+from saeval.results.store import Store
+from saeval.stats.evidence import EvidenceTree, added, storable
+
+log = logging.getLogger("saeval")
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a pass has come, in plain data."""
+
+    row: int = 0
+    tokens: int = 0
+    """Of the mask, so far."""
+    batches: int = 0
+    batch_size: int = 0
+    halved: list[list[int]] = field(default_factory=list)
+    """[row, sequences that did not fit, sequences tried next], wherever memory ran out."""
+    prefix: dict[str, int] = field(default_factory=dict)
+    """Sequences, documents and tokens of the prefix, once it is kept."""
+    flaws: dict[str, list[Any]] = field(default_factory=dict)
+    """Values that were not finite, by their nodes' digests: `Flaw`s as lists."""
+    errors: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
+    """What each look found, by its row: for each value asked for, every subject's standard error."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint says beside its sums."""
+
+    rows: str
+    """The fingerprint of the dataset."""
+    place: Place
+    dropped: dict[str, tuple[bool, str]]
+    """Targets that have failed, by key: whether they are undefined, and why."""
+    cells: list[str]
+    """Keys of the cells that the pass is for."""
+    folds: list[str]
+    """Digests of the folds that it sums."""
+
+
+_FACTS = TypeAdapter(Facts)
+
+
+class Ticks(Protocol):
+    """Told of each batch's sequences."""
+
+    def advanced(self, sequences: int) -> None: ...
+
+
+T = TypeVar("T")
+Sums: TypeAlias = Mapping[Target, "EvidenceTree | None"]
+
+
+@dataclass(frozen=True)
+class State:
+    """A place and the evidence up to it; replaced whole, so that an interruption never sees half a batch."""
+
+    place: Place
+    totals: Sums
+    prefix: Sums
+    """The evidence of the stream's first rows, kept for values that depend on how many there were."""
+
+
+class Course:
+    """A pass under way: where it stands, what it has summed, and its checkpoint."""
+
+    def __init__(self, plan: Plan, store: Store, one: Pass, scope: Scope, batch_size: int) -> None:
+        self.plan, self.store, self.one, self.scope = plan, store, one, scope
+        self.dataset = one.dataset(plan)
+        self.key = one.key(plan)
+        facts, evidence = self._resumed()
+        place = facts.place if facts else Place(batch_size=batch_size)
+        totals = {t: evidence.get(t.key) for t in one.targets}
+        self._state = State(place, totals, {t: evidence.get(_of_prefix(t)) for t in one.targets})
+        for target in one.targets:
+            if facts and target.key in facts.dropped:
+                target.error = _restored(*facts.dropped[target.key])
+        self._saved = time.monotonic()
+
+    @property
+    def place(self) -> Place:
+        return self._state.place
+
+    @property
+    def totals(self) -> Sums:
+        return self._state.totals
+
+    @property
+    def prefix(self) -> Sums:
+        return self._state.prefix
+
+    def look(self, portions: Sequence[Sequence[Target]], until: int) -> None:
+        """Run targets that are not the pass's on its next rows; the clean pass that this takes serves the pass too."""
+        while self._fitting(self._next(until), lambda draw: self.scope.look(draw, portions)) is None:
+            pass
+        if len(portions) > 1 or not self.one.cells:  # the SAEs' turn is later
+            self.scope.rest()
+
+    def _next(self, until: int) -> np.ndarray:
+        return np.arange(self.place.row, min(self.place.row + self.place.batch_size, until))
+
+    def advance(self, until: int, progress: Ticks) -> None:
+        """Sum the rows up to `until`."""
+        try:
+            while self.place.row < until:
+                rows = self._next(until)
+                found = self._fitting(rows, self.scope.run)
+                if found is None:  # the same rows again, fewer at once
+                    continue
+                tokens, parts = found
+                totals = dict(self.totals)
+                for target, part in parts:
+                    before = totals[target]
+                    try:
+                        totals[target] = part if before is None else added(before, part)
+                    except Exception as error:  # evidence that does not add up is its own cell's failure
+                        target.error = error
+                at = self.place
+                moved = replace(
+                    at, row=int(rows[-1]) + 1, tokens=at.tokens + tokens, batches=at.batches + 1,
+                    flaws=_joined(at.flaws, self.scope.flaws),
+                )  # fmt: skip
+                self._state = replace(self._state, place=moved, totals=totals)
+                progress.advanced(len(rows))
+                if time.monotonic() - self._saved > self.plan.options.checkpoint_seconds:
+                    self.save()
+        except KeyboardInterrupt:
+            try:
+                self.save()
+            except SaevalError as error:  # a full disk: Ctrl-C arrives nevertheless
+                log.warning("the interrupted pass was not saved: %s", error)
+            raise
+
+    def _fitting(self, rows: np.ndarray, run: Callable[[Draw], T]) -> tuple[int, T] | None:
+        """Tokens of these rows and what `run` makes of them; None, with a smaller batch size, where memory is short."""
+        try:
+            tokens = 0
+
+            def draw() -> Batch | PairBatch:
+                nonlocal tokens
+                batch = self._batch(rows)
+                tokens = _tokens(batch)
+                return batch
+
+            made = run(draw)
+            return tokens, made
+        except TooLargeError as error:
+            said = str(error)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            said = str(error)
+        if len(rows) == 1:
+            self.save()
+            *names, last = map(self.plan.options.called, ("device", "sae_device", "dtype", "sae_dtype"))
+            others = f"{', '.join(names)} or {last}"
+            raise SaevalError(
+                f"out of memory with one sequence a batch on {self.plan.options.device} ({said[:200]}); shorten "
+                f"data.context, drop the largest SAE or metric, or choose another {others}"
+            )
+        half = len(rows) // 2
+        log.warning("out of memory with %d sequences a batch; going on with %d", len(rows), half)
+        halved = [*self.place.halved, [int(rows[0]), len(rows), half]]
+        self._state = replace(self._state, place=replace(self.place, batch_size=half, halved=halved))
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+    def error(self, target: Target) -> Exception | None:
+        """Why a target has no value; None where nothing is wrong with it."""
+        if isinstance(target.error, Undefined):
+            return target.error
+        nothing = self.place.row > 0 and self.place.tokens == 0
+        if nothing and any(node.name == "mask" for node in target.reached()):
+            return Undefined(f"no token is in the mask: {_MASKED}")
+        if not self.place.flaws:
+            return target.error
+        cell = next((c for c in self.one.cells if c.key == target.key), None)
+        own = cell.subjects[0].name if cell is not None and len(cell.subjects) == 1 else ""
+        counts = {"tokens": self.place.tokens, "texts": self.place.row * (2 if self.dataset.pair else 1)}
+        flaws = {digest: Flaw(*found) for digest, found in self.place.flaws.items()}
+        split = " of the fit split" if self.one.on_fit else ""
+        reason = described(target.reached(), flaws, counts, split, own)
+        return target.error if reason is None else Undefined(reason)
+
+    def _batch(self, rows: np.ndarray) -> Batch | PairBatch:
+        """These rows; `SaevalError`, naming the data's plugin, for whatever but a lack of memory it raises."""
+        try:
+            return self.dataset.batch(rows.copy(), self.plan.options.device)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            with self.plan.streams.answered_for():
+                raise
+
+    def keep_prefix(self, documents: int) -> None:
+        """Remember the evidence as it stands: that of the prefix."""
+        if not self.place.prefix:
+            counts = {"sequences": self.place.row, "documents": documents, "tokens": self.place.tokens}
+            self._state = replace(self._state, place=replace(self.place, prefix=counts), prefix=self.totals)
+
+    def keep_errors(self, errors: dict[str, dict[str, float | None]]) -> None:
+        """Remember what the look here found."""
+        kept = {**self.place.errors, str(self.place.row): errors}
+        self._state = replace(self._state, place=replace(self.place, errors=kept))
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        self._drop_unstorable()
+        evidence = {t.key: total for t, total in self.totals.items() if total is not None and t.error is None}
+        evidence |= {_of_prefix(t): e for t, e in self.prefix.items() if e is not None and t.error is None}
+        dropped = {t.key: [isinstance(t.error, Undefined), str(t.error)] for t in self.totals if t.error is not None}
+        purpose = {
+            "cells": [cell.key for cell in self.one.cells],
+            "folds": [t.node.digest for t in self.one.targets if t.node is not None],
+        }
+        facts = {"rows": self.dataset.fingerprint, "place": asdict(self.place), "dropped": dropped, **purpose}
+        self.store.write_checkpoint(self.key, facts, evidence)
+        self._saved = time.monotonic()
+
+    def _drop_unstorable(self) -> None:
+        """A sum that no file can hold is its own cell's failure."""
+        for target, total in self.totals.items():
+            try:
+                if total is not None and target.error is None:
+                    storable(total)
+            except Exception as error:
+                target.error = error
+
+    def _resumed(self) -> tuple[Facts | None, dict[str, EvidenceTree]]:
+        """The furthest checkpoint over these rows that holds all of the pass's targets, and perhaps finished ones."""
+        wanted = {t.key for t in self.one.targets}
+        able: list[tuple[int, str]] = []
+        for key in [] if self.plan.options.fresh else self.store.checkpoints():
+            facts, names = self._outlook(key)
+            if facts and facts.rows == self.dataset.fingerprint and wanted <= {*names, *facts.dropped}:
+                able.append((facts.place.row, key))
+        for row, key in sorted(able, reverse=True):
+            facts, _ = self._outlook(key)
+            if row > 0 and facts is not None and (whole := self.store.checkpoint(key)) is not None:
+                return facts, whole[1]
+        return None, {}
+
+    def _outlook(self, key: str) -> tuple[Facts | None, set[str]]:
+        """The facts of a checkpoint and the names of its evidence; none where it is damaged, which is said."""
+        outlook = self.store.outlook(key)
+        if outlook is None:
+            self.store.checkpoint(key)  # it says what is wrong with it
+            return None, set()
+        try:
+            return _FACTS.validate_python(outlook[0]), outlook[1]
+        except ValidationError as error:
+            log.warning("checkpoint %s: %s; its pass begins again", key, fault(error))
+            return None, set()
+
+
+_MASKED = "every input is excluded or has no target, so look at the data's 'exclude' and 'context'"
+
+
+def _joined(before: Mapping[str, list[Any]], new: Mapping[str, Flaw]) -> dict[str, list[Any]]:
+    totals = {k: found + Flaw(*before[k]) if k in before else found for k, found in new.items()}
+    return {**before, **{k: [found.count, found.per] for k, found in totals.items()}}
+
+
+def _of_prefix(target: Target) -> str:
+    return f"{target.key} prefix"
+
+
+def _tokens(batch: Batch | PairBatch) -> int:
+    return sum(int(side.mask.sum()) for side in (batch.sides if isinstance(batch, PairBatch) else (batch,)))
+
+
+def _restored(undefined: bool, reason: str) -> Exception:
+    """The error of a target that had dropped out of a pass when it was interrupted."""
+    return Undefined(reason) if undefined else RuntimeError(f"{reason} (before this run was interrupted)")

@@ -1,0 +1,1 @@
+"""What a plugin is made of: model, data, SAE, substitute, metric, quantity, value, report."""

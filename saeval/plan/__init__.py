@@ -1,0 +1,1 @@
+"""What will be computed: the suite resolved to a graph, its cells and their keys."""

@@ -1,0 +1,77 @@
+"""The `model:` of a suite: the adapter asked what it would load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from saeval.base.errors import Problem, SaevalError, blamed
+from saeval.base.guard import Guarded
+from saeval.base.identity import code_identity
+from saeval.base.run_options import Options
+from saeval.interfaces.model import ModelSpec
+from saeval.registry.format_recognition import paths
+from saeval.registry.registry import Registry
+from saeval.suite.schema import Suite
+
+
+def model_spec(suite: Suite, registry: Registry, options: Options, problems: list[Problem]) -> ModelSpec | None:
+    """The model's spec; None for a suite without one, or where its entry is wrong."""
+    if suite.live_model is not None:
+        return suite.live_model  # type: ignore[no-any-return]
+    raw = suite.body.model
+    if raw is None:
+        return None
+    entry = {"use": raw} if isinstance(raw, str) else dict(raw)
+    use, adapter, dtype = entry.pop("use", None), entry.pop("adapter", None), options.dtype
+    known = sorted({*registry.models.names(), *registry.adapters.names()})
+    if adapter is not None and not isinstance(adapter, str):
+        problems.append(suite.problem(f"'adapter' is a name, got {adapter!r}", "model", "adapter"))
+        return None
+    if not isinstance(use, str):
+        problems.append(suite.problem(f"'model' needs 'use', one of: {', '.join(known)}", "model"))
+        return None
+    try:
+        if use in registry.models:
+            registered = registry.models[use]
+            with blamed(f"model '{use}'", registry.models.entry(use).origin):
+                entry = {**registered.reference, **entry}
+            chosen = adapter or registered.adapter
+        elif use in registry.adapters:
+            chosen = use
+        else:
+            raise SaevalError(_unknown(registry, use))
+        if dtype is not None:
+            entry["dtype"] = dtype
+        found = registry.adapters.entry(chosen)
+        with blamed(f"model adapter '{chosen}'", found.origin):
+            spec = found.thing().spec(entry)
+            if not isinstance(spec, ModelSpec):
+                raise TypeError(f"'spec' returned {type(spec).__name__}, which is no ModelSpec")
+            spec.code = code_identity(found.thing, found.origin)
+            if use in registry.models:
+                spec.name = use
+        return cast(ModelSpec, Guarded(spec, f"model adapter '{chosen}'", found.origin, _placed(suite)))
+    except SaevalError as error:
+        place = "adapter" if adapter and "adapter" in str(error) else "use"
+        asked = dtype is not None and "'dtype'" in str(error)
+        given = options.spelled("dtype", dtype)
+        problems.append(Problem(f"{given}: {error}") if asked else suite.problem(str(error), "model", place))
+        return None
+
+
+def _placed(suite: Suite) -> Callable[[str], Problem]:
+    """For what the adapter finds out later, in whichever part of the suite that is asked for first."""
+    return lambda message: suite.problem(message, "model", "use")
+
+
+def _unknown(registry: Registry, use: str) -> str:
+    try:
+        registry.models[use]
+    except SaevalError as error:
+        adapters = ", ".join(registry.adapters.names())
+        if paths(use):
+            entry = f"write {{use: ADAPTER, path: {use}}}, with an adapter of {adapters}"
+            return f"no registered model is named '{use}', which is a path; {entry}"
+        return f"{error}; or an adapter: {adapters}"
+    raise AssertionError("only called for a name nobody supplies")

@@ -1,0 +1,365 @@
+"""Suite -> Plan: cells with content keys, the passes they need, and every problem found before weights load."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from saeval.base.errors import Problem, SaevalError, SuiteError, blamed
+from saeval.base.fingerprint import digest_of
+from saeval.base.identity import code_identity
+from saeval.base.names import matching
+from saeval.base.parameters import MOST_ROWS, ParameterError, validated
+from saeval.base.run_options import Options
+from saeval.interfaces.contents import freeze
+from saeval.interfaces.metric import Metric, substitute_requests
+from saeval.interfaces.model import ModelSpec
+from saeval.interfaces.substitute import Subject
+from saeval.plan.cell import Cell, subject_record
+from saeval.plan.column_names import layout_problems
+from saeval.plan.graph import Graph
+from saeval.plan.model_entry import model_spec
+from saeval.plan.nodes import LEAVES, Argument, Binding, Constant, Node, closure, flattened
+from saeval.plan.precision import Stopping, stopping
+from saeval.plan.streams import Streams, streams
+from saeval.plan.subjects import Subjects
+from saeval.registry.discovery import Failure
+from saeval.registry.registry import Registry
+from saeval.results.result import SCHEMA
+from saeval.suite.schema import MetricEntry, Suite
+
+_PROBE_TOKENS = 16
+"""Length of the row that live SAEs are shown, where the data do not say how long rows are."""
+
+
+@dataclass
+class Plan:
+    """All a run will do, and a `check` will print."""
+
+    suite: Suite
+    registry: Registry
+    spec: ModelSpec | None
+    streams: Streams
+    subjects: list[Subject]
+    cells: list[Cell]
+    options: Options
+    check_hooks: Any = None
+    looks: Mapping[str, Mapping[str, Argument]] = field(default_factory=dict)
+    """What the preflight of an SAE asks for, by the SAE's key."""
+    proofs: Mapping[str, Mapping[str, Argument]] = field(default_factory=dict)
+    """What the proof of a resume asks for, by the hook."""
+    final: Mapping[str, Argument] | None = None
+    """What a look at the model's clean final state asks for; None without a model."""
+    places: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
+    """Where each SAE stands in the suite."""
+    stopping: Stopping | None = None
+    passing: frozenset[str] = frozenset()
+    """Keys that no later run has: of live objects that the caller did not name, and of what is made of them."""
+
+    @property
+    def name(self) -> str:
+        return self.suite.name
+
+    def verify(self) -> None:
+        """The checks that look at the model's config and at plugins' own conditions; `SuiteError` if any fails."""
+        problems: list[Problem] = []
+        if self.check_hooks:
+            problems += self.check_hooks()
+        if self.spec is not None:
+            self.spec.facts()  # an adapter that cannot say them should not stop a run half-way
+        plugins = self.registry.plugins
+        for problem, origin in plugins.collect("saeval_check", plan=self):
+            if isinstance(problem, Problem):
+                problems.append(problem)
+            else:
+                error = f"saeval_check returned an object of {type(problem).__name__} in its list; expected Problems"
+                plugins.failures.append(Failure(origin, error))
+        if problems:
+            raise SuiteError(problems)
+
+    def comes_again(self, node: Node) -> bool:
+        """Whether a later run may ask for this node, so that storing its value is of use."""
+        if self.spec is not None and self.spec.live_key in self.passing and "model" in node.roots:
+            return False
+        return not any(n.quantity.identity in self.passing for n in closure([node]).values())
+
+    def folds(self, cells: Iterable[Cell], stored: Iterable[str] = ()) -> dict[int, Node]:
+        """Folds that `cells` need, by serial; those `stored` (by digest) hide what they were made of."""
+        known = set(stored)
+        needed = closure([n for cell in cells for n in cell.nodes()], beyond=lambda n: n.digest not in known)
+        return {serial: node for serial, node in needed.items() if node.quantity.fold}
+
+
+@dataclass
+class _Planner:
+    suite: Suite
+    registry: Registry
+    options: Options
+    problems: list[Problem] = field(default_factory=list)
+
+    def plan(self) -> Plan:
+        entries = self.suite.metrics(self.problems)
+        configured = {entry.alias: self._metric(entry) for entry in entries}
+        metrics = [(entry, made) for entry in entries if (made := configured[entry.alias]) is not None]
+        spec = model_spec(self.suite, self.registry, self.options, self.problems)
+        found = streams(self.suite, self.registry, spec, self.options.limit, self.problems)
+        subjects = Subjects(self.suite, self.registry, spec, self.problems, self.options)
+        saes = subjects.saes()
+        controls = subjects.controls(saes)
+        groups = self._groups(saes)
+        self._without_saes(metrics)
+        if len(entries) == len(self.suite.body.metrics):  # else the names of some metrics are not known
+            self.problems += layout_problems(self.suite, configured, None if self.problems else controls)
+        self._batch_size()
+        if self.problems or found is None:
+            self._raise(subjects, saes)
+        assert found is not None
+        graph = self._graph(spec, found, subjects)
+        subjects_of = {entry.alias: self._subjects_of(made, entry, saes, controls, groups) for entry, made in metrics}
+        order = {s.key: i for i, s in enumerate([*saes, *controls])}
+        cells = []
+        for entry, made in metrics:
+            for members in subjects_of[entry.alias]:
+                cell = self._cell(graph, spec, found, entry, made, members)
+                if cell:
+                    cell.order = min((order[s.key] for s in members), default=-1)
+                    cells.append(cell)
+        stop = stopping(self.suite, cells, self.problems)
+        if self.problems:
+            self._raise(subjects, saes)
+
+        def check_hooks() -> list[Problem]:
+            before = len(self.problems)
+            subjects.check_hooks(saes, found.evaluation.context or _PROBE_TOKENS)
+            return self.problems[before:]
+
+        looks = {s.key: requests for s in saes if (requests := _look(graph, s)) is not None}
+        return Plan(
+            self.suite, self.registry, spec, found, [*saes, *controls], cells, self.options,
+            check_hooks, looks, _proofs(graph, cells), _final(graph) if spec else None, subjects.places, stop,
+            self._passing(spec, [*saes, *controls]),
+        )  # fmt: skip
+
+    def _passing(self, spec: ModelSpec | None, subjects: list[Subject]) -> frozenset[str]:
+        if self.suite.live_keys is None or self.suite.live_keys.named:
+            return frozenset()
+        live = {s.key for s in subjects if (s.parent or s).name in self.suite.live}
+        return frozenset(live | ({spec.live_key} if spec is not None and spec.live_key else set()))
+
+    def _raise(self, subjects: Subjects, saes: list[Subject]) -> None:
+        if subjects.spec is not None:  # a wrong hook should not wait for the other problems to be mended
+            subjects.check_hooks(saes)
+        raise SuiteError(self.problems)
+
+    def _metric(self, entry: MetricEntry) -> Metric | None:
+        try:
+            cls = self.registry.metrics[entry.name]
+            params = validated(cls, entry.params, f"metric '{entry.name}'")
+            with blamed(f"metric '{entry.name}'", self.registry.metrics.entry(entry.name).origin, values=True):
+                metric = cls(**params)
+                freeze(metric)
+            clash = [p for p in params if p in self.registry.quantities or p in LEAVES]
+            if clash:
+                raise SaevalError(f"metric '{entry.name}': its parameter '{clash[0]}' has the name of a quantity")
+        except ParameterError as error:
+            for key, sentence in error.faults:
+                place = (*entry.location, key) if key else entry.location
+                unknown = sentence.startswith("unknown")
+                self.problems.append(self.suite.problem(sentence, *place, key=unknown))
+            return None
+        except (SaevalError, ValueError) as error:
+            self.problems.append(self.suite.problem(str(error), *entry.location, key=True))
+            return None
+        if (entry.over is None) == (metric.subject == "group"):
+            wanted = "needs 'over: GROUP'" if metric.subject == "group" else "takes no 'over'"
+            self.problems.append(self.suite.problem(f"metric '{entry.name}' {wanted}", *entry.location))
+            return None
+        return metric
+
+    def _without_saes(self, metrics: list[tuple[MetricEntry, Metric]]) -> None:
+        """What would have no cell in a suite that names no SAE."""
+        if self.suite.body.saes or self.suite.live:
+            return
+        remedy = "add 'saes:', as in 'saes: [testbed/relu-3]' or 'saes: [{use: FORMAT, path: FOLDER}]'"
+        needing = [entry for entry, metric in metrics if metric.subject == "sae"]
+        if needing:
+            names = ", ".join(f"'{entry.alias}'" for entry in needing)
+            message = f"{names}: evaluated on SAEs, and the suite has none; {remedy}"
+            self.problems.append(self.suite.problem(message, *needing[0].location))
+        elif self.suite.body.controls:
+            message = f"controls stand at the hooks of SAEs, and the suite has no SAE; {remedy}"
+            self.problems.append(self.suite.problem(message, "controls"))
+
+    def _groups(self, saes: list[Subject]) -> dict[str, list[Subject]]:
+        groups: dict[str, list[Subject]] = {}
+        for name, patterns in self.suite.body.groups.items():
+            groups[name] = []
+            for index, pattern in enumerate(patterns):
+                names = matching(pattern, [s.name for s in saes])
+                members = [s for s in saes if s.name in names]
+                if not members and not self.problems:
+                    message = f"group '{name}': no SAE of 'saes:' matches '{pattern}'"
+                    self.problems.append(self.suite.problem(message, "groups", name, index))
+                groups[name] += [m for m in members if m not in groups[name]]
+        return groups
+
+    def _batch_size(self) -> None:
+        """The option's, else the suite's, else 16."""
+        size = self.options.batch_size if self.options.batch_size is not None else self.suite.body.batch
+        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MOST_ROWS):
+            given = self.options.spelled("batch_size", size)
+            self.problems.append(Problem(f"{given}: expected a number of sequences, or 'auto'"))
+        self.options = replace(self.options, batch_size=size)
+
+    def _graph(self, spec: ModelSpec | None, found: Streams, subjects: Subjects) -> Graph:
+        most = spec.context if spec is not None else None
+        if found.options is not None:  # before the rows are made: each takes memory by its context
+            self._check_context(found.options.context, spec, most)
+        try:
+            with found.answered_for():
+                evaluation = found.evaluation
+                longest, needs_model, _ = evaluation.context, evaluation.needs_model, evaluation.n_clusters
+                data_digest, pair, supplies = evaluation.fingerprint, evaluation.pair, frozenset(evaluation.supplies)
+        except SaevalError as error:
+            raise SuiteError([self.suite.problem(error, "data")]) from None
+        self._check_context(longest, spec, most)
+        if spec is None and needs_model:
+            raise SuiteError([self.suite.problem("this data needs a model; add 'model:'", "data")])
+        return Graph(
+            self.registry.quantities.__getitem__,
+            self.registry.quantities.names(),
+            widths=_Lazily(lambda: spec.hooks() if spec else {}),
+            control=subjects.ablation,
+            model_digest=digest_of([_identity(spec), spec.code]) if spec else "",
+            data_digest=data_digest,
+            fit_digest=lambda: found.fit.fingerprint,
+            pair=pair,
+            supplies=supplies,
+            site=spec.site if spec else str,
+            reward_unit="nats" if spec and spec.kind == "causal" else "reward",
+            origin=lambda metric: self.registry.metrics.entry(metric).origin,
+        )
+
+    def _check_context(self, longest: int | None, spec: ModelSpec | None, most: int | None) -> None:
+        if spec is not None and most is not None and longest is not None and longest > most:
+            message = f"context {longest} is longer than the {most} positions of '{spec.name}'"
+            raise SuiteError([self.suite.problem(message, "data", "context")])
+
+    def _subjects_of(
+        self, metric: Metric, entry: MetricEntry, saes: list[Subject], controls: list[Subject],
+        groups: Mapping[str, list[Subject]],
+    ) -> list[list[Subject]]:  # fmt: skip
+        if metric.subject == "group":
+            members = groups[entry.over] if entry.over else []
+            if not members:
+                self._once(f"group '{entry.over}' has no members", entry)
+            return [members] if members else []
+        if metric.subject == "none":
+            return [[]]
+        return [[s] for s in [*saes, *controls]]
+
+    def _cell(
+        self, graph: Graph, spec: ModelSpec | None, found: Streams, entry: MetricEntry, metric: Metric,
+        members: list[Subject],
+    ) -> Cell | None:  # fmt: skip
+        params = validated(type(metric), entry.params, f"metric '{entry.name}'")
+        bindings = [Binding(subject, params) for subject in members] or [Binding(None, params)]
+        needs_pair = metric.data == "pair"
+        if needs_pair != found.evaluation.pair and hasattr(metric, "observe"):
+            wanted = "pairs" if needs_pair else "a stream of text"
+            self._once(f"metric '{entry.name}' observes {wanted}; the data '{found.source.name}' is not", entry)
+            return None
+        origin = self.registry.metrics.entry(entry.name).origin
+        try:
+            with blamed("its requests", origin):
+                observe = graph.observe(metric, bindings) if hasattr(metric, "observe") else None
+                conclude = graph.conclude(metric, bindings)
+        except SaevalError as error:
+            self._once(f"metric '{entry.name}': {error}", entry)
+            return None
+        record = {
+            "suite": self.suite.name,
+            "subjects": [subject_record(s) for s in members],
+            "model": _identity(spec) | {"name": spec.name} if spec else None,
+            "data": found.description,
+            "metric": metric.name,
+            "alias": entry.alias,
+            "metric_version": metric.version,
+            "params": params,
+            "over": entry.over,
+            "supplied_by": str(origin),
+        }
+        nodes = [n for a in [*(observe or {}).values(), *conclude.values()] for n in flattened(a)]
+        streamed = observe is not None or any("batch" in n.roots for n in closure(nodes).values())
+        words = [
+            SCHEMA, metric.name, metric.version, code_identity(type(metric), origin), params,
+            [[s.key, s.hook_name] for s in members],
+            [
+                [name, [n.digest for n in flattened(a)], repr(a) if isinstance(a, Constant) else ""]
+                for part in (observe or {}, conclude)
+                for name, a in part.items()
+            ],
+            substitute_requests(metric),
+            found.evaluation.fingerprint if streamed else "",
+        ]  # fmt: skip
+        return Cell(
+            digest_of(words)[:24], metric, entry, params, members, observe, conclude, record, streamed=streamed,
+            foreign=not origin.own,
+        )  # fmt: skip
+
+    def _once(self, message: str, entry: MetricEntry) -> None:
+        problem = self.suite.problem(message, *entry.location)
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+
+def _identity(spec: ModelSpec) -> dict[str, Any]:
+    return dict(spec.identity()) | ({"live": spec.live_key} if spec.live_key else {})
+
+
+def _look(graph: Graph, sae: Subject) -> dict[str, Argument] | None:
+    """What it takes to examine an SAE; None where the suite has no activations to show it."""
+    try:
+        return {name: graph.resolve(name, Binding(sae)) for name in ("sae", "sae_input", "activations", "mask")}
+    except SaevalError:
+        return None
+
+
+def _proofs(graph: Graph, cells: Iterable[Cell]) -> dict[str, dict[str, Argument]]:
+    """What it takes to prove the resume at each hook where a cell resumes."""
+    nodes = closure([n for cell in cells for n in cell.nodes()]).values()
+    hooks = {n.hook_name for n in nodes if n.name == "resume" and n.hook_name}
+    names = ("activations", "resume", "clean_final", "batch")
+    return {h: {name: graph.resolve(name, Binding(None, hook_name=h)) for name in names} for h in sorted(hooks)}
+
+
+def _final(graph: Graph) -> dict[str, Argument]:
+    return {name: graph.resolve(name, Binding(None)) for name in ("model", "batch", "clean_final")}
+
+
+class _Lazily(Mapping[str, int]):
+    """A mapping made at the first look: a config is read only where something asks for a width."""
+
+    def __init__(self, make: Callable[[], Mapping[str, int]]) -> None:
+        self._make = functools.cache(make)
+
+    def __getitem__(self, key: str) -> int:
+        if key not in self._make():
+            raise SaevalError(f"the model has no hook '{key}'")
+        return self._make()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._make())
+
+    def __len__(self) -> int:
+        return len(self._make())
+
+
+def plan(suite: Suite, registry: Registry, options: Options) -> Plan:
+    """Resolve everything a suite names; `SuiteError` lists all problems at once."""
+    return _Planner(suite, registry, options).plan()
+
+
+__all__ = ["Cell", "Plan", "plan"]

@@ -1,0 +1,105 @@
+"""Adaptive stopping: at which rows a pass looks at its errors, and when they are small enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from saeval.base.errors import Problem
+from saeval.base.fingerprint import digest_of
+from saeval.plan.cell import Cell
+from saeval.suite.schema import Suite
+
+FIRST = 64
+"""Documents of the first look."""
+
+
+class Look(NamedTuple):
+    """A place of the stream: so many rows from its beginning, of so many documents."""
+
+    sequences: int
+    documents: int
+
+
+def looks(clusters: Int[np.ndarray, "n"]) -> list[Look]:
+    """Where a pass over rows of these documents looks at its errors, always before the end.
+
+    The first look takes every row before the 65th document first appears, so all that the stream shows of its first
+    64 documents; the next ones those of the first 128, 256, ... Where the documents run out, each further look has
+    twice the rows of the one before. Whole documents, one after the other, are never cut by the former looks.
+    """
+    first = np.sort(np.unique(clusters, return_index=True)[1])
+    ends: list[int] = []
+    while (documents := FIRST << len(ends)) < len(first):
+        ends.append(int(first[documents]))
+    while ends and 2 * ends[-1] < len(clusters):
+        ends.append(2 * ends[-1])
+    return [Look(end, int((first < end).sum())) for end in ends]
+
+
+def precise(history: Sequence[Mapping[str, float | None]], targets: Mapping[str, float]) -> bool:
+    """The stopping rule: whether to stop at the last look of `history`.
+
+    `history` holds for each look so far, in order, the largest standard error over all subjects of each value of
+    `targets`, in its unit; None where the value of some subject has none yet. True where at the last two looks every
+    error is at most its target: an error that is small once by chance stops nothing.
+    """
+    return len(history) > 1 and all(
+        (error := look.get(name)) is not None and error <= target
+        for look in history[-2:]
+        for name, target in targets.items()
+    )
+
+
+def largest(errors: Mapping[str, float | None]) -> tuple[float | None, str | None]:
+    """The largest error and whose it is; None for one that is missing, which is larger than any, or where all are."""
+    if not errors:
+        return None, None
+    whose = max(errors, key=lambda subject: math.inf if (e := errors[subject]) is None else e)
+    return errors[whose], whose
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """What a suite's `precision:` asks for."""
+
+    targets: Mapping[str, float]
+    """Largest standard error by `metric.value`, in the value's unit."""
+    asked: Mapping[str, Sequence[str]]
+    """Names of `targets` by the key of the cell that has them."""
+    key: str
+    """Hash of what determines where a run stops: the targets, and every cell that they are about."""
+
+
+def stopping(suite: Suite, cells: Sequence[Cell], problems: list[Problem]) -> Stopping | None:
+    """The suite's adaptive stopping; None where it has none, or, with problems, where it names what there is not.
+
+    The keys of all cells that see rows come to depend on it: where one stops is decided by all.
+    """
+    targets = suite.body.precision
+    named: dict[str, list[str]] = {}
+    for name in targets:
+        alias = name.partition(".")[0]
+        found = [cell for cell in cells if cell.entry.alias == alias]
+        if found and found[0].observe is None:
+            message = f"precision: metric '{alias}' observes no rows, so more of them make nothing more precise"
+            problems.append(suite.problem(message, "precision", name, key=True))
+        for cell in found:
+            named.setdefault(cell.key, []).append(name)
+    if not targets or problems:
+        return None
+    about = sorted([key, name.partition(".")[2], targets[name]] for key, names in named.items() for name in names)
+    stop = digest_of([FIRST, about])[:24]
+    asked = {}
+    for cell in cells:
+        names = named.get(cell.key, [])
+        cell.record = {**cell.record, "data": {**cell.record["data"], "precision": dict(targets), "stopping": stop}}
+        if cell.streamed:
+            cell.key = digest_of([cell.key, stop])[:24]
+            asked[cell.key] = names
+    return Stopping(dict(targets), asked, stop)

@@ -1,0 +1,249 @@
+"""The `data:` of a suite as rows ready to stream: the evaluated documents, and the fit split beside them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from pydantic import ValidationError
+
+from saeval.base.errors import Problem, SaevalError, blamed, quoted, suggestion
+from saeval.base.fingerprint import digest_of
+from saeval.base.formatting import counted
+from saeval.base.lazy_torch import torch
+from saeval.base.parameters import MOST_ROWS, ParameterError, lowered, schema, validated
+from saeval.interfaces.data import Batch, Dataset, PairBatch, Source
+from saeval.interfaces.model import ModelSpec
+from saeval.registry.format_recognition import paths
+from saeval.registry.registry import Registry
+from saeval.suite.schema import Suite
+from saeval.text.packing import Split, TooFewSequencesError
+from saeval.text.tokens import TokenOptions, build_tokens
+
+FIT_SEQUENCES = 64
+log = logging.getLogger("saeval")
+
+
+class Streams:
+    """The suite's one data source. Tokenising happens at the first look at `evaluation` or `fit`."""
+
+    def __init__(
+        self,
+        source: Source,
+        common: Mapping[str, Any],
+        spec: ModelSpec | None,
+        limit: int | None,
+        origin: object = None,
+    ) -> None:
+        self.source = source
+        self.origin = origin
+        self.spec = spec
+        self.limit = limit
+        self.fit_sequences = int(common.get("fit_sequences", FIT_SEQUENCES))
+        self.options = (
+            TokenOptions(**{k: v for k, v in common.items() if k != "fit_sequences"}) if self.textual else None
+        )
+
+    @property
+    def textual(self) -> bool:
+        return self.source.kind in ("text", "tokens")
+
+    @cached_property
+    def evaluation(self) -> Dataset:
+        options = self.options
+        with self.answered_for():
+            rows = self._rows("evaluation") if options is None else self._tokens("evaluation", options.sequences)
+            self._warn(rows.describe())
+            rows = First(rows, self.limit) if self.limit is not None and self.limit < len(rows) else rows
+            self._check_ids(rows, "evaluation")
+            return rows
+
+    @property
+    def cut(self) -> int | None:
+        """The limit, where there are more rows: one that cuts nothing makes no limited run."""
+        return self.limit if isinstance(self.evaluation, First) else None
+
+    @cached_property
+    def fit(self) -> Dataset:
+        """At most `fit_sequences` rows of documents that are not evaluated; all there are if fewer."""
+        with self.answered_for():
+            if self.options is None:
+                rows = self._rows("fit")
+            else:
+                try:
+                    rows = self._tokens("fit", self.fit_sequences)
+                except TooFewSequencesError:
+                    rows = self._tokens("fit", None)
+            self._check_ids(rows, "fit")
+            return rows
+
+    def _warn(self, described: Mapping[str, Any]) -> None:
+        """Say what of the data is not used, and which special tokens are not put in a second time."""
+        for sentence in self.source.facts().get("unused", ()):
+            log.warning("data '%s': %s", self.source.name, sentence)
+        ends = {"bos": "begin with a BOS", "eos": "end with an EOS", "separator": "end or begin with a separator"}
+        for word, number in described.get("not_doubled", {}).items():
+            what = f"{counted(number, 'text')} of data '{self.source.name}'"
+            log.warning("%s %s of their own: no second one is put there", what, ends[word])
+
+    def _check_ids(self, rows: Dataset, split: Split) -> None:
+        """`SaevalError` for a token id that the model cannot embed."""
+        size = self.spec.vocabulary if self.spec else None
+        if self.spec is None or size is None or (found := rows.beyond(size)) is None:
+            return
+        token, row = found
+        made = "is its tokenizer another model's?" if self.source.kind == "text" else "was another tokenizer used?"
+        where = f"row {row} of the {split} rows"
+        raise SaevalError(f"token id {token} in {where} is outside the {size} tokens of '{self.spec.name}'; {made}")
+
+    def _rows(self, split: Split) -> Dataset:
+        return self.source.dataset(split, self.spec.tokenizer if self.spec else None)
+
+    def _tokens(self, split: Split, sequences: int | None) -> Dataset:
+        assert self.options is not None
+        options = self.options.model_copy(update={"sequences": sequences})
+        tokenizer = self._tokenizer if self.spec else _no_tokenizer
+        identity = self.spec.tokenizer_identity() if self.spec else ""
+        return build_tokens(self.source, options, tokenizer, identity, split)
+
+    def _tokenizer(self) -> Any:
+        """The model's tokenizer; a warning where it has ids that the model has not."""
+        assert self.spec is not None
+        tokenizer, size = self.spec.tokenizer(), self.spec.vocabulary
+        if size is not None and hasattr(tokenizer, "__len__") and len(tokenizer) > size:
+            name = self.spec.name
+            log.warning("the tokenizer of '%s' has %d tokens, the model embeds %d", name, len(tokenizer), size)
+        return tokenizer
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """What results record of the data."""
+        with self.answered_for():
+            own = {"use": self.source.name, "fingerprint": self.evaluation.fingerprint}
+            common = self.options.model_dump() if self.options else {}
+            limit = {"limit": self.cut} if self.cut is not None else {}
+            # Of a name that both use, such as `documents`, what the rows are counts, and not what the source has.
+            return {**own, **common, **limit, **dict(self.source.facts()), **dict(self.evaluation.describe())}
+
+    def answered_for(self) -> AbstractContextManager[None]:
+        """Calls of the source's own code: what it raises is one `SaevalError` that names its plugin."""
+        return blamed(f"data '{self.source.name}'", self.origin)
+
+
+class First(Dataset):
+    """The first rows of a dataset: what `--limit` leaves."""
+
+    def __init__(self, rows: Dataset, count: int) -> None:
+        self._rows, self._count = rows, min(count, len(rows))
+        self.pair, self.supplies, self.needs_model = rows.pair, rows.supplies, rows.needs_model
+
+    @property
+    def context(self) -> int | None:
+        return self._rows.context
+
+    def describe(self) -> Mapping[str, Any]:
+        counted = self._rows.counts(len(self._rows))
+        known = {name: fact for name, fact in self._rows.describe().items() if name not in (*counted, "tokens")}
+        return {**known, **self.counts(self._count)}
+
+    def counts(self, rows: int) -> Mapping[str, int]:
+        return self._rows.counts(rows)
+
+    @property
+    def fingerprint(self) -> str:
+        return digest_of([self._rows.fingerprint, self._count])
+
+    @property
+    def clusters(self) -> Int[np.ndarray, "n"]:
+        return np.unique(self._rows.clusters[: self._count], return_inverse=True)[1]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> Batch | PairBatch:
+        found = self._rows.batch(rows, device)
+        own = self.clusters[np.asarray(rows)]
+        for side in found.sides if isinstance(found, PairBatch) else [found]:
+            side.clusters = own
+        return found
+
+
+def _no_tokenizer() -> Any:
+    raise SaevalError("text data needs a model for its tokenizer; add 'model:'")
+
+
+def streams(
+    suite: Suite, registry: Registry, spec: ModelSpec | None, limit: int | None, problems: list[Problem]
+) -> Streams | None:
+    """The suite's streams; None, with problems, where the entry is wrong."""
+    raw = suite.body.data
+    entry = {"use": raw} if isinstance(raw, str) else dict(raw)
+    use = entry.pop("use", None) if "use" in entry else next((key for key in entry if _chooses(registry, key)), None)
+    if not isinstance(use, str):
+        near = "; did you mean 'texts'?" if "text" in entry else ""
+        message = f"'data' needs 'use', one of: {', '.join(registry.data.names())}{near}"
+        problems.append(suite.problem(message, "data"))
+        return None
+    try:
+        source_class = registry.data[use]
+    except SaevalError as error:
+        message = str(error)
+        if paths(use):
+            readers = ", ".join(entry.name for entry in registry.data if "path" in schema(entry.thing).model_fields)
+            remedy = f"write {{use: SOURCE, path: {use}}}, with a source of {readers}"
+            message = f"no data source is named '{use}', which is a path; {remedy}"
+        problems.append(suite.problem(message, "data", "use"))
+        return None
+    textual = source_class.kind in ("text", "tokens")
+    shared = {*TokenOptions.model_fields, "fit_sequences"} if textual else set()
+    own_names = set(schema(source_class).model_fields)
+    unknown = [key for key in entry if key not in shared | own_names]
+    for key in unknown:
+        message = f"unknown parameter '{key}' of data '{use}'{suggestion(key, shared | own_names)}"
+        problems.append(suite.problem(message, "data", key, key=True))
+    if unknown:
+        return None
+    try:
+        own = validated(source_class, {k: v for k, v in entry.items() if k in own_names}, f"data '{use}'")
+        common = {k: v for k, v in entry.items() if k in shared - own_names}
+        if textual:
+            _check_common(common)
+        origin = registry.data.entry(use).origin
+        with blamed(f"data '{use}'", origin, values=True):
+            source = source_class(**own)
+        return Streams(source, common, spec, limit, origin)
+    except ParameterError as error:
+        for key, sentence in error.faults:
+            problems.append(suite.problem(sentence, "data", *([key] if key else [])))
+    except (SaevalError, ValueError) as error:
+        problems.append(suite.problem(str(error), "data"))
+    return None
+
+
+def _chooses(registry: Registry, key: str) -> bool:
+    """Whether a key of `data:` is the name of a source and of its own parameter: `texts: [...]` needs no `use`."""
+    return key in registry.data and key in schema(registry.data[key]).model_fields
+
+
+def _check_common(common: Mapping[str, Any]) -> None:
+    faults = []
+    fit = common.get("fit_sequences", FIT_SEQUENCES)
+    if not isinstance(fit, int) or isinstance(fit, bool) or not 1 <= fit <= MOST_ROWS:
+        expected = f"a number of sequences up to {MOST_ROWS}"
+        faults.append(("fit_sequences", f"'fit_sequences' of data: {expected}, got {quoted(fit)}"))
+    try:
+        TokenOptions(**{k: v for k, v in common.items() if k != "fit_sequences"})
+    except ValidationError as error:
+        for e in error.errors():
+            key = str(e["loc"][0]) if e["loc"] else ""
+            if e["type"] == "missing":
+                faults.append(("", f"data needs '{key}'"))
+            else:
+                faults.append((key, f"'{key}' of data: {lowered(e['msg'])}, got {quoted(e['input'])}"))
+    if faults:
+        raise ParameterError(faults)

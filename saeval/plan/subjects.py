@@ -1,0 +1,355 @@
+"""The `saes:` and `controls:` of a suite as subjects: names looked up, headers read, no weights loaded."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from saeval.base.errors import Problem, SaevalError, blamed, looked_up, quoted, suggestion
+from saeval.base.fingerprint import digest_of
+from saeval.base.identity import Origin, code_identity
+from saeval.base.names import WILDCARDS, matching, meant, unfit
+from saeval.base.parameters import MOST_REPEATS, ParameterError, parameter_names, validated
+from saeval.base.run_options import Options
+from saeval.interfaces.contents import freeze
+from saeval.interfaces.live_objects import LiveKeys, LiveSAE
+from saeval.interfaces.model import ModelSpec
+from saeval.interfaces.sae import SAEInfo
+from saeval.interfaces.substitute import Control, Subject
+from saeval.registry.format_recognition import paths, suggested, written
+from saeval.registry.registry import Registry
+from saeval.results.store import finite
+from saeval.suite.schema import Suite
+
+
+class Subjects:
+    """Turns suite entries into `Subject`s; whatever is wrong is added to `problems` with its place."""
+
+    def __init__(
+        self, suite: Suite, registry: Registry, spec: ModelSpec | None, problems: list[Problem], options: Options
+    ) -> None:
+        self.suite = suite
+        self.registry = registry
+        self.spec = spec
+        self.problems = problems
+        self.device = options.sae_device or options.device
+        self.model_device = options.device
+        self.dtype = options.sae_dtype
+        self.places: dict[str, tuple[str | int, ...]] = {}
+        """Where each SAE stands in the suite, for problems found later."""
+        self._ablations: dict[tuple[str, str], Subject] = {}
+
+    def saes(self) -> list[Subject]:
+        """Every SAE of the suite, globs expanded, in the suite's order."""
+        found: dict[str, Subject] = {}
+        for index, entry in enumerate(self.suite.body.saes):
+            place: tuple[str | int, ...] = ("saes", index)
+            try:
+                subjects = self._registered(entry) if isinstance(entry, str) else self._described(entry)
+            except SaevalError as error:
+                if isinstance(entry, dict) and "unknown SAE format" in str(error):
+                    place = (*place, "use")
+                self.problems.append(self.suite.problem(error, *place))
+                continue
+            for subject in subjects:
+                if reason := unfit(subject.name):
+                    message = (
+                        f"the name of an SAE cannot be shown: {reason}; give it another 'name:', or rename its folder"
+                    )
+                    self.problems.append(self.suite.problem(message, *place))
+                    break
+                if subject.name in found and isinstance(entry, str):
+                    continue  # two globs may overlap
+                if subject.name in found:
+                    message = f"two SAEs are called '{subject.name}'; give one another 'name:'"
+                    self.problems.append(self.suite.problem(message, *place))
+                found[subject.name] = subject
+                self.places[subject.name] = place
+        for name, live in self.suite.live.items():
+            if reason := unfit(name):
+                self.problems.append(Problem(f"the name of an SAE cannot be shown: {reason}"))
+            found[name] = self._live(name, live)
+        return list(found.values())
+
+    def _registered(self, pattern: str) -> list[Subject]:
+        names = self.registry.saes.names()
+        if not (matches := matching(pattern, names)):
+            raise SaevalError(self._unregistered(pattern, names))
+        subjects = []
+        for name in matches:
+            sae = self.registry.saes[name]
+            subjects += self._expanded(name, sae.loader, sae.reference)
+        return subjects
+
+    def _unregistered(self, pattern: str, names: list[str]) -> str:
+        """Why no registered SAE is meant: a path, perhaps, whose format is to be named."""
+        globs = WILDCARDS & set(pattern)
+        said = f"no registered SAE matches '{pattern}'" if globs else f"unknown SAE '{pattern}'"
+        if paths(pattern):
+            able = suggested(pattern, self.registry)
+            entry = written({"use": "FORMAT", "path": pattern})
+            return f"{said}, which is a path{able or f'; write {entry}, with a format of `saeval ls formats`'}"
+        near = suggestion(pattern, names)
+        if "did you mean" not in near:
+            near = f"; nor is there such a path{looked_up(pattern)}; `saeval ls saes` lists the registered ones"
+        return f"{said}{near}"
+
+    def _described(self, entry: Mapping[str, Any]) -> list[Subject]:
+        reference = dict(entry)
+        use, name = _word(reference, "use"), _word(reference, "name")
+        if use is None:
+            known = ", ".join(self.registry.loaders.names())
+            near = suggested(reference.get("path"), self.registry)
+            raise SaevalError(f"an SAE entry needs 'use', one of: {known}{near}")
+        return self._expanded(name, use, reference)
+
+    def _expanded(self, name: str | None, use: str, reference: Mapping[str, Any]) -> list[Subject]:
+        entry = self.registry.loaders.entry(use)
+        with self._read_as(use, reference, entry.origin):
+            loader = entry.thing()
+            found = {part: dict(one) for part, one in loader.expand(reference).items()}
+            if name is None:
+                name = str(_name(reference.get("path"), set(found) != {""}) or loader.label(reference))
+        # Taken out after expanding, which may have made it from a template.
+        hooks = {part: _word(one, "hook_name") for part, one in found.items()}
+        return [self._load_later(f"{name}/{p}" if p else name, use, one, hooks[p]) for p, one in found.items()]
+
+    @contextmanager
+    def _read_as(self, use: str, reference: Mapping[str, Any], origin: object) -> Iterator[None]:
+        """Errors of a format's loader, with the format that the files look like, if that is another."""
+        try:
+            with blamed(f"SAE format '{use}'", origin):
+                yield
+        except SaevalError as error:
+            near = "" if "repo" in reference else suggested(reference.get("path"), self.registry, use)
+            raise SaevalError(f"{error}{near}") from error
+
+    def _load_later(self, name: str, use: str, reference: dict[str, Any], hook_name: str | None = None) -> Subject:
+        entry = self.registry.loaders.entry(use)
+        with self._read_as(use, reference, entry.origin):
+            loader = entry.thing()
+            info = loader.info(reference)
+            if not isinstance(info, SAEInfo):
+                raise TypeError(f"'info' returned {type(info).__name__}, which is no SAEInfo")
+            own_facts = finite(dict(info.facts))
+        hook_name = hook_name or info.hook_name
+        if not hook_name:
+            raise SaevalError(f"{name}: the checkpoint does not say its hook; add 'hook_name: blocks.N.hook_resid_pre'")
+        asked = self._canonical(hook_name) or hook_name
+        hook_name, input_hook = self._site(hook_name) or hook_name, self._site(info.input_hook)
+
+        def load() -> Any:
+            import torch  # late: planning needs no torch
+
+            return loader.load(reference, self.device, getattr(torch, self.dtype))
+
+        facts = {"format": use, "architecture": info.architecture, "sha256": info.sha256, **own_facts}
+        if info.hook_name:
+            same = self._site(info.hook_name) == hook_name
+            facts["declared_hook"] = asked if same else self._canonical(info.hook_name)
+        code = code_identity(entry.thing, entry.origin)
+        key = digest_of(
+            [
+                "sae",
+                info.sha256,
+                info.architecture,
+                use,
+                code,
+                hook_name,
+                input_hook,
+                self.dtype,
+                _without_path(reference),
+            ]
+        )
+        return Subject(
+            name, hook_name, key, load,
+            input_hook=input_hook, asked_hook=asked if asked != hook_name else None,
+            d_in=info.d_in, d_sae=info.d_sae, d_out=info.d_out, facts=facts,
+            fetch=lambda: loader.fetch(reference), origin=entry.origin,
+        )  # fmt: skip
+
+    def _canonical(self, hook_name: str | None) -> str | None:
+        return self.spec.canonical(hook_name) if self.spec and hook_name else hook_name
+
+    def _site(self, hook_name: str | None) -> str | None:
+        return self.spec.site(hook_name) if self.spec and hook_name else hook_name
+
+    def _live(self, name: str, live: LiveSAE) -> Subject:
+        asked = self._canonical(live.hook_name) or live.hook_name
+        hook_name, input_hook = self._site(live.hook_name) or live.hook_name, self._site(live.input_hook)
+        keys = self.suite.live_keys = self.suite.live_keys or LiveKeys.of_call(None)
+        key = keys.of("sae", name, hook_name, input_hook, live.shapes())
+        facts = {"format": "live", "architecture": type(live.module).__qualname__}
+        facts |= {"live_key": keys.seed} if keys.named else {}
+        return Subject(
+            name, hook_name, key, lambda: live,
+            input_hook=input_hook, asked_hook=asked if asked != hook_name else None,
+            d_in=live.d_in or None, d_sae=live.d_sae, d_out=live.d_out, facts=facts, origin=Origin("live", name),
+        )  # fmt: skip
+
+    def controls(self, saes: list[Subject]) -> list[Subject]:
+        """Every control: one a hook, or one an SAE, times its copies."""
+        found: list[Subject] = []
+        for index, entry in enumerate(self.suite.body.controls):
+            place: tuple[str | int, ...] = ("controls", index)
+            given = {"use": entry} if isinstance(entry, str) else dict(entry)
+            if len(given) == 1 and "use" not in given:  # `norm_noise: {share: 0.2}`, as metrics are written
+                ((kind, parameters),) = given.items()
+                if kind in self.registry.controls and not isinstance(parameters, dict | None):
+                    message = f"the parameters of '{kind}' are a mapping, got {parameters!r}"
+                    self.problems.append(self.suite.problem(message, *place, kind))
+                    continue
+                if parameters is None or (isinstance(parameters, dict) and "use" not in parameters):
+                    given, place = {"use": kind, **(parameters or {})}, (*place, kind)
+            try:
+                use, name, of = _word(given, "use"), _word(given, "name"), given.pop("of", None)
+                if name is not None and (reason := unfit(name)):
+                    raise SaevalError(f"the name of a control cannot be shown: {reason}")
+                if use is None:
+                    raise SaevalError(f"a control needs 'use', one of: {', '.join(self.registry.controls.names())}")
+                control = self.registry.controls[use]
+                params = validated(control, given, f"control '{use}'")
+                origin = self.registry.controls.entry(use).origin
+                with blamed(f"control '{use}'", origin, values=True):
+                    copies = control(**params).copies
+                if not isinstance(copies, int) or isinstance(copies, bool) or not 1 <= copies <= MOST_REPEATS:
+                    wrong = f"'copies' is {quoted(copies)}; it must be a whole number from 1 to {MOST_REPEATS}"
+                    raise SaevalError(f"control '{use}' (plugin {origin}): {wrong}")
+                parents = _chosen(saes, of, use)
+            except ParameterError as error:
+                for key, sentence in error.faults:
+                    self.problems.append(self.suite.problem(sentence, *place, *([key] if key else [])))
+                continue
+            except (SaevalError, ValueError) as error:
+                self.problems.append(self.suite.problem(error, *place))
+                continue
+            by_site: dict[str, Subject] = {}
+            for parent in parents:
+                by_site.setdefault(parent.hook_name, parent)
+            for at in parents if control.per == "sae" else by_site.values():
+                of_sae = at if control.per == "sae" else None
+                for copy in range(copies):
+                    made = self._control(control, params, at.hook_name, of_sae, copy, name or use, at.asked_hook)
+                    if any((s.name, s.hook_name) == (made.name, made.hook_name) for s in found):
+                        message = f"two controls are called '{made.name}'; give one another 'name:'"
+                        self.problems.append(self.suite.problem(message, *place))
+                        break
+                    found.append(made)
+        return found
+
+    def ablation(self, name: str, hook_name: str) -> Subject:
+        """The control that an `ablation:` parameter names, at a hook; the same subject as the control's own row."""
+        if (name, hook_name) not in self._ablations:
+            control = self.registry.controls[name]
+            if control.per != "hook":
+                usable = [e.name for e in self.registry.controls if e.thing.per == "hook"]
+                raise SaevalError(f"ablation: '{name}' is built from an SAE; use one of {', '.join(usable)}")
+            try:
+                params = validated(control, {}, f"control '{name}'")
+            except ParameterError as error:
+                raise SaevalError(f"ablation: {error}, so it cannot be named alone") from None
+            self._ablations[name, hook_name] = self._control(control, params, hook_name, None, 0, name)
+        return self._ablations[name, hook_name]
+
+    def _control(
+        self,
+        cls: type[Control],
+        params: Mapping[str, Any],
+        hook_name: str,
+        parent: Subject | None,
+        copy: int,
+        name: str,
+        asked_hook: str | None = None,
+    ) -> Subject:
+        origin = self.registry.controls.entry(cls.name).origin
+        with blamed(f"control '{cls.name}'", origin):
+            control = cls(**params)
+            freeze(control)
+            needs = tuple(parameter_names(control.build))
+        constants = {**params, "copy": copy}
+        words = ["control", cls.name, cls.version, constants, parent.key if parent else hook_name]
+        key = digest_of([*words, code_identity(cls, origin)])
+        shown = f"{name}({parent.name})" if parent else name
+        return Subject(
+            shown if copy == 0 else f"{shown}#{copy}", hook_name, key, control.build,
+            needs=needs, build_params=constants, parent=parent,
+            kind="control", input_hook=parent.input_hook if parent else None, asked_hook=asked_hook,
+            d_in=parent.d_in if parent else None, d_sae=parent.d_sae if parent else None,
+            facts={"control": name, "of": parent.name if parent else None, "copy": copy, **params}, origin=origin,
+        )  # fmt: skip
+
+    def check_hooks(self, subjects: list[Subject], context: int | None = None) -> None:
+        """Refuse hooks the model lacks and widths that do not fit, from the config and the headers.
+
+        With a `context`, live SAEs are shown one made-up row of that length, too.
+        """
+        if self.spec is None:
+            return
+        hooks = self.spec.hooks()
+        for subject in subjects:
+            if subject.kind != "sae":
+                continue
+            place = self.places.get(subject.name, ("saes",))
+            reads = subject.input_hook or subject.hook_name
+            writes = subject.d_out or subject.d_in
+            for hook_name, width, does in ((reads, subject.d_in, "takes"), (subject.hook_name, writes, "gives")):
+                message = self._misfit(subject.name, hook_name, width, does, hooks)
+                if message:
+                    self.problems.append(self.suite.problem(message, *place))
+                    break
+            else:
+                live = self.suite.live.get(subject.name)
+                if live is not None and context is not None:
+                    widths = hooks[reads], hooks[subject.hook_name]
+                    if message := live.probe(context, *widths, self.model_device):
+                        self.problems.append(self.suite.problem(message, *place))
+
+    def _misfit(self, name: str, hook_name: str, width: int | None, does: str, hooks: Mapping[str, int]) -> str | None:
+        assert self.spec is not None
+        if hook_name not in hooks:
+            near = suggestion(hook_name, hooks)
+            return f"{name}: model '{self.spec.name}' has no hook '{hook_name}'{near[:400]}"
+        if width is not None and width != hooks[hook_name]:
+            return (
+                f"{name}: the SAE {does} {width} {'inputs' if does == 'takes' else 'outputs'}, but {hook_name} of "
+                f"model '{self.spec.name}' is {hooks[hook_name]} wide; check the hook or the model"
+            )
+        return None
+
+
+def _word(entry: dict[str, Any], key: str) -> str | None:
+    """A name taken out of an entry; `SaevalError` where it is no text."""
+    value = entry.pop(key, None)
+    if value is not None and not isinstance(value, str):
+        raise SaevalError(f"'{key}' is a name, got {value!r}")
+    return value
+
+
+def _name(path: Any, several: bool) -> str:
+    """The last part of a path; for one that means several files, the last part before its globs."""
+    parts = [part for part in re.split(r"[/\\]" if os.name == "nt" else "/", str(path or "")) if part]
+    if several:
+        parts = list(itertools.takewhile(lambda part: not WILDCARDS & set(part), parts))
+    return parts[-1] if parts else ""
+
+
+def _chosen(saes: list[Subject], of: Any, control: str) -> list[Subject]:
+    """The SAEs that a control's `of:` names; all without it."""
+    if of is None:
+        return saes
+    patterns = list(of) if isinstance(of, list) else [of]
+    names = set(meant(map(str, patterns), [s.name for s in saes]))
+    chosen = [s for s in saes if s.name in names]
+    if not chosen:
+        known = ", ".join(s.name for s in saes[:5]) + (", ..." if len(saes) > 5 else "")
+        raise SaevalError(f"control '{control}': no SAE of this suite matches {patterns}; known: {known}")
+    return chosen
+
+
+def _without_path(reference: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the files lie does not change what they are."""
+    return {key: value for key, value in reference.items() if key != "path"}

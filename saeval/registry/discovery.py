@@ -1,0 +1,171 @@
+"""Finds plugins, loads each behind a guard, and calls their hooks one by one so that every name has an owner."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+import traceback
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from saeval.base.errors import SaevalError, looked_up, said, suggestion
+from saeval.base.identity import Origin
+from saeval.registry import hookspecs
+
+GROUP = "saeval"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A plugin that could not be loaded or called; `error` is one line, `details` the traceback."""
+
+    origin: Origin
+    error: str
+    details: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.origin} failed: {self.error}"
+
+
+class Plugins:
+    """All plugins of this process. Loading never raises for a broken one: it is kept in `failures`."""
+
+    def __init__(self, files: Sequence[Path | str] = (), *, discover: bool = True) -> None:
+        self._manager = pluggy.PluginManager("saeval")
+        self._manager.add_hookspecs(hookspecs)
+        self.origins: dict[str, Origin] = {}
+        self.failures: list[Failure] = []
+        self._register(Origin("saeval", "core", _own_version(), _is_editable(None)), _core)
+        if discover:
+            for entry_point in sorted(entry_points(group=GROUP), key=lambda e: (_distribution(e), e.name)):
+                self._register(_origin(entry_point), entry_point.load)
+        for file in files:
+            path = Path(file)
+            if not os.path.isfile(path):
+                raise SaevalError(f"--plugin {path}: no such file{looked_up(path)}")
+            origin = Origin(str(path), path.stem, hashlib.sha256(path.read_bytes()).hexdigest()[:16], True)
+            before = len(self.failures)
+            self._register(origin, functools.partial(_load_file, path))
+            if len(self.failures) > before and str(origin) not in self.origins:
+                raise SaevalError(f"--plugin {path}: {self.failures[-1].error}")
+
+    def add(self, plugin: object, name: str, version: str | None = None) -> None:
+        """Register an object with hook implementations, such as a test's own module.
+
+        Keys of results hash the source of what it supplies, and take what has no source file for new in every
+        process; with a `version` they hold that instead.
+        """
+        origin = Origin(name, name, uuid.uuid4().hex if version is None else version, version is None)
+        self._register(origin, lambda: plugin)
+
+    def copy(self) -> Plugins:
+        """The same plugins in a collection of its own, to which others can be added."""
+        made = Plugins(discover=False)
+        for name, plugin in self._manager.list_name_plugin():
+            if name not in made.origins and plugin is not None:
+                made._manager.register(plugin, name=name)
+                made.origins[name] = self.origins[name]
+        made.failures = self.failures
+        return made
+
+    def _register(self, origin: Origin, load: Callable[[], object]) -> None:
+        name = str(origin)
+        if name in self.origins:
+            return
+        try:
+            plugin = load()
+            self._manager.register(plugin, name=name)
+        except (Exception, SystemExit) as error:  # whatever a plugin does while loading is its own failure
+            self._fail(origin, error)
+            return
+        self.origins[name] = origin
+        known = [hook for hook in dir(hookspecs) if hook.startswith("saeval_")]
+        for hook in (name for name in dir(plugin) if name.startswith("saeval_") and name not in known):
+            if getattr(getattr(plugin, hook, None), "saeval_impl", None):
+                self.failures.append(Failure(origin, f"implements an unknown hook '{hook}'{suggestion(hook, known)}"))
+
+    def _fail(self, origin: Origin, error: BaseException) -> None:
+        details = "".join(traceback.format_exception(error))
+        self.failures.append(Failure(origin, said(error), details))
+
+    def collect(self, hook: str, **arguments: Any) -> list[tuple[Any, Origin]]:
+        """What every plugin returns from a collecting hook, each thing with its origin, in loading order."""
+        found: list[tuple[Any, Origin]] = []
+        for origin, returned in self._call_each(hook, **arguments):
+            if not isinstance(returned, list | tuple):
+                error = f"{hook} returned {type(returned).__name__}; return a list"
+                self.failures.append(Failure(origin, error))
+                continue
+            found += [(thing, origin) for thing in returned]
+        return found
+
+    def notify(self, hook: str, **arguments: Any) -> None:
+        """Call a notification hook of every plugin; one that raises is a failure of its own."""
+        self._call_each(hook, **arguments)
+
+    def _call_each(self, hook: str, **arguments: Any) -> list[tuple[Origin, Any]]:
+        results = []
+        plugins = dict(self._manager.list_name_plugin())
+        for name, origin in self.origins.items():
+            others = [plugin for other, plugin in plugins.items() if other != name and plugin is not None]
+            try:
+                returned = self._manager.subset_hook_caller(hook, others)(**arguments)
+            except (Exception, SystemExit) as error:  # a hook that raises costs its own plugin only
+                self._fail(origin, error)
+                continue
+            results += [(origin, one) for one in returned or []]
+        return results
+
+
+def _core() -> ModuleType:
+    from saeval.registry import builtin_quantities as builtin  # late: it imports torch, which `--help` must not
+
+    return builtin
+
+
+def _load_file(path: Path) -> ModuleType:
+    name = f"saeval_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _origin(entry_point: EntryPoint) -> Origin:
+    version = entry_point.dist.version if entry_point.dist else ""
+    return Origin(_distribution(entry_point), entry_point.name, version, _is_editable(entry_point))
+
+
+def _distribution(entry_point: EntryPoint) -> str:
+    return (entry_point.dist.name if entry_point.dist else None) or "unknown"  # None where its metadata are damaged
+
+
+def _is_editable(entry_point: EntryPoint | None) -> bool:
+    if entry_point is None:
+        own = [e for e in entry_points(group=GROUP) if e.dist and e.dist.name == "saeval"]
+        return _is_editable(own[0]) if own else True
+    text = entry_point.dist.read_text("direct_url.json") if entry_point.dist else None
+    try:
+        return bool(text and json.loads(text).get("dir_info", {}).get("editable"))
+    except (ValueError, AttributeError):  # a damaged record: its source is hashed, which is always right
+        return True
+
+
+def _own_version() -> str:
+    from saeval.base.provenance import version  # late: keeps this module's import light
+
+    return version()

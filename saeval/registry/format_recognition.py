@@ -1,0 +1,76 @@
+"""Which registered SAE format can read a path: for suggestions, where a suite names none or the wrong one."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from saeval.base.errors import SaevalError, expanded
+from saeval.registry.registry import Registry
+
+
+def readable(path: str, registry: Registry) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+    """The entries of `saes:` that read a path, and why other formats cannot, both by the format's name.
+
+    An entry is `{use, path}` for one SAE. Where the path is a folder of several, it has `sites: "*"`, or a glob as its
+    path. Headers alone are read.
+    """
+    able: dict[str, Mapping[str, Any]] = {}
+    unable: dict[str, str] = {}
+    for entry in registry.loaders:
+        for reference in _references(path):
+            try:
+                loader = entry.thing()
+                loader.info(next(iter(loader.expand(reference).values())))
+            except SaevalError as error:
+                unable.setdefault(entry.name, str(error))
+            except Exception as error:  # a plugin's loader, given a file of another format
+                unable.setdefault(entry.name, f"{type(error).__name__}: {error}")
+            else:
+                able[entry.name] = {"use": entry.name, **reference}
+                break
+    return able, {name: reason for name, reason in unable.items() if name not in able}
+
+
+def _references(path: str) -> Iterator[dict[str, str]]:
+    yield {"path": path}
+    if os.path.isdir(os.path.expanduser(path)):
+        yield {"path": path, "sites": "*"}
+        yield {"path": f"{path.rstrip('/')}/*"}
+
+
+def suggested(path: Any, registry: Registry, use: str | None = None) -> str:
+    """`; it looks like ...` with the entry to write for a path that exists; nothing where that is as `use` has it."""
+    if not isinstance(path, str | Path) or not (found := next(iter(paths(str(path))), None)):
+        return ""
+    able, _ = readable(found, registry)
+    if use in able:
+        return ""
+    if len(able) == 1:
+        ((name, entry),) = able.items()
+        entry = {**entry, "path": entry["path"] if found == str(path) else str(path)}
+        return f"; it looks like an SAE of the format '{name}': write {written(entry)}"
+    if able:
+        return f"; it can be read as {', '.join(able)}: write {{use: FORMAT, path: {path}}}"
+    return ""
+
+
+def paths(path: str) -> list[str]:
+    """The path where something is there, else what its globs match."""
+    try:
+        place = expanded(path)
+    except SaevalError:  # too long to be one, say
+        return []
+    return [path] if place.exists() else sorted(glob.glob(str(place)))
+
+
+def written(entry: Mapping[str, Any]) -> str:
+    """An entry as YAML in one line."""
+    quoted = {key: f'"{value}"' if set("*?[{:, ") & set(str(value)) else str(value) for key, value in entry.items()}
+    return "{" + ", ".join(f"{key}: {value}" for key, value in quoted.items()) + "}"
+
+
+__all__ = ["paths", "readable", "suggested", "written"]

@@ -1,0 +1,93 @@
+"""The hooks a plugin may implement. Every hook collects lists; return one even for a single thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from saeval.base.errors import Problem
+    from saeval.interfaces.data import Source
+    from saeval.interfaces.metric import Metric
+    from saeval.interfaces.model import ModelAdapter, RegisteredModel
+    from saeval.interfaces.sae import RegisteredSAE, SAELoader
+    from saeval.interfaces.substitute import Control
+    from saeval.plan.plan import Plan
+    from saeval.results.report import Report
+    from saeval.results.result import Result
+    from saeval.suite.schema import RegisteredSuite
+
+hookspec = pluggy.HookspecMarker("saeval")
+hookimpl = pluggy.HookimplMarker("saeval")
+
+
+@hookspec
+def saeval_metrics() -> Sequence[type[Metric]]:  # type: ignore[empty-body]
+    """Metric classes, named by their `name`."""
+
+
+@hookspec
+def saeval_quantities() -> Sequence[Callable[..., Any]]:  # type: ignore[empty-body]
+    """Functions that metrics may ask for by name; a function's parameters are requests in turn."""
+
+
+@hookspec
+def saeval_sae_loaders() -> Sequence[type[SAELoader]]:  # type: ignore[empty-body]
+    """Checkpoint formats: classes whose `name` is chosen by `use:` in a suite's `saes:`."""
+
+
+@hookspec
+def saeval_saes() -> Sequence[RegisteredSAE]:  # type: ignore[empty-body]
+    """SAEs that suites can name, as `testbed/relu-3`."""
+
+
+@hookspec
+def saeval_models() -> Sequence[type[ModelAdapter] | RegisteredModel]:  # type: ignore[empty-body]
+    """Model adapters, and models that suites can name."""
+
+
+@hookspec
+def saeval_data() -> Sequence[type[Source]]:  # type: ignore[empty-body]
+    """Data sources: classes whose `name` is chosen by `use:` in a suite's `data:`."""
+
+
+@hookspec
+def saeval_suites() -> Sequence[RegisteredSuite]:  # type: ignore[empty-body]
+    """Suites that run by bare name, as `saeval run quickstart`."""
+
+
+@hookspec
+def saeval_controls() -> Sequence[type[Control]]:  # type: ignore[empty-body]
+    """Substitutes nobody trained: rows a trained SAE is read against, and the ablations of `ce` and `kl`."""
+
+
+@hookspec
+def saeval_reports() -> Sequence[Report]:  # type: ignore[empty-body]
+    """Writers of tables, pages and plots, chosen by `--format`."""
+
+
+@hookspec
+def saeval_check(plan: Plan) -> Sequence[Problem]:  # type: ignore[empty-body]
+    """Problems of a plan, found before any weight is loaded; one or more stops the run with exit code 2."""
+
+
+@hookspec
+def saeval_provenance() -> Sequence[Mapping[str, Any]]:  # type: ignore[empty-body]
+    """Facts to record with every result."""
+
+
+@hookspec
+def saeval_run_started(plan: Plan) -> None:
+    """Told once, before the first pass."""
+
+
+@hookspec
+def saeval_cell_finished(result: Result) -> None:
+    """Told after each cell's result is on disk."""
+
+
+@hookspec
+def saeval_run_finished(results: Sequence[Result]) -> None:
+    """Told once, with every result of the run, those from the store included."""

@@ -1,0 +1,337 @@
+"""Leaderboards: a pure function of results folders. One board is one (model, data, mask)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from saeval.results.control_columns import Tests as Tested
+from saeval.results.control_columns import afresh, against
+from saeval.results.board import Board, Column, Entries, Entry, Row, damaged_in_words
+from saeval.base.errors import SaevalError, suggestion
+from saeval.base.fingerprint import digest_of
+from saeval.base.formatting import number
+from saeval.results.index import Basis, StaleError, Tests, forget, uncollected
+from saeval.results.index import results as indexed
+from saeval.results.ranks import rank
+from saeval.results.result import Result, support_of
+from saeval.results.store import Store
+
+L0 = "l0"
+"""The value that counts a token's features."""
+DENSER = 2.0
+"""How many times the L0 of the second row the first may have before the board says so."""
+
+
+def boards(folders: Iterable[Path | str], *, include_limited: bool = False, every_column: bool = False) -> list[Board]:
+    """The boards of one or more results folders; rows are merged only where model and data agree.
+
+    `every_column` leaves out the suites' own layout. Raises `SaevalError` for a folder without a
+    manifest, and for runs with `--limit` unless `include_limited`.
+    """
+    return boards_on(folders, include_limited=include_limited, every_column=every_column)[0]
+
+
+def boards_of_two(folder: Path | str, a: str, b: str, *, include_limited: bool = False) -> list[Board]:
+    """The boards of one folder without the SAEs that neither name can mean, which is enough to compare the two.
+
+    Controls and groups are all there. What the other SAEs lack is not said.
+    """
+    store = Store(folder)
+    manifest = store.listed(include_limited)
+    names = {a, b, a.rpartition("@")[0], b.rpartition("@")[0]}
+    results = []
+    for listed in manifest["cells"]:
+        subjects = listed["cell"]["subjects"]
+        if len(subjects) == 1 and subjects[0].get("kind", "sae") == "sae" and subjects[0]["name"] not in names:
+            continue
+        result = store.read(listed["key"], arrays=True) or Result(listed["key"], "missing", {})
+        result.cell = listed["cell"]
+        results.append(result)
+    return from_results(results, manifest["suite"], {})
+
+
+def boards_on(
+    folders: Iterable[Path | str], *, include_limited: bool = False, every_column: bool = False
+) -> tuple[list[Board], list[Basis | None]]:
+    """The same, with the files that each folder's results rest on, where they are many."""
+    folders = list(folders)
+    with uncollected():
+        try:
+            return _of_folders(folders, include_limited, every_column)
+        except StaleError:  # a file has changed since the index was compared with it
+            for folder in folders:
+                forget(folder)
+            return _of_folders(folders, include_limited, every_column)
+
+
+def _of_folders(
+    folders: Sequence[Path | str], include_limited: bool, every_column: bool
+) -> tuple[list[Board], list[Basis | None]]:
+    runs, bases = [], []
+    for folder in folders:
+        manifest, found, basis = indexed(folder, include_limited)
+        bases.append(basis)
+        unfinished = []
+        if absent := sum(result.status == "missing" for result in found):
+            share = f"{absent} of {len(manifest['cells'])} cells of '{manifest['suite']}'"
+            unfinished.append(f"{share} are not computed yet; run it again to go on where it stopped")
+        if damaged := damaged_in_words(found):
+            unfinished.append(f"'{manifest['suite']}': {damaged}")
+        layout = {} if every_column else manifest["leaderboard"]
+        runs.append(_Run(manifest["suite"], layout, found, unfinished))
+    return _boards(runs, Tests(folders[0]) if len(folders) == 1 else afresh), bases
+
+
+def from_results(results: Sequence[Result], title: str, settings: Mapping[str, Any]) -> list[Board]:
+    """Boards from results in hand; results of groups have no row of their own subject and form rows of members."""
+    return _boards([_Run(title, settings, results)])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """The results of one run, with its suite's name and layout."""
+
+    title: str
+    layout: Mapping[str, Any]
+    results: Sequence[Result]
+    unfinished: Sequence[str] = ()
+    """What it still lacks, in a sentence; empty for a whole run."""
+
+
+def _boards(runs: Sequence[_Run], tests: Tested = afresh) -> list[Board]:
+    """A board for each model and data. It has the names of the runs that are in it, and the first one's layout."""
+    tables: dict[str, list[tuple[_Run, Result]]] = {}
+    grounds: dict[tuple[int, int], str] = {}
+    for run in runs:
+        for result in run.results:
+            model, data = result.cell["model"], result.cell["data"]
+            same = (id(model), id(data))
+            if same not in grounds:
+                grounds[same] = digest_of([model, data["fingerprint"], data.get("stopping")])
+            tables.setdefault(grounds[same], []).append((run, result))
+    made = []
+    for table in tables.values():
+        own = list({id(run): run for run, _ in table}.values())
+        title = " + ".join(dict.fromkeys(run.title for run in own))
+        board = _board([result for _, result in table], title, next((r.layout for r in own if r.layout), {}), tests)
+        board.left_out = [sentence for run in own for sentence in run.unfinished]
+        board.warnings += board.left_out
+        made.append(board)
+    return made
+
+
+def _board(results: list[Result], title: str, settings: Mapping[str, Any], tests: Tested) -> Board:
+    first: dict[object, Result] = {}
+    for result in results:
+        first.setdefault(result.form, result)
+    forms = list(first.values())  # what they are asked, all results of one form answer alike
+    _refuse_mixtures(forms)
+    settings = _spelt_out(forms, settings)
+    columns, warnings = _columns(forms, settings.get("columns") or [])
+    names: dict[str, list[str]] = {}
+    for column in columns:
+        names.setdefault(column.metric, []).append(column.name)
+    rows: dict[tuple[str, ...], Row] = {}
+    facts: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    entries: dict[tuple[str, ...], Entries] = {}
+    same: dict[tuple[int, Any], Entries] = {}
+    for result in results:
+        subjects = result.cell["subjects"]
+        known = same.get((id(subjects), result.cell.get("over"))) if subjects else None
+        if known is None:
+            name, kind = _named(result)
+            hooks = " + ".join(dict.fromkeys(s["hook_name"] for s in subjects))
+            identity = (name, hooks, *(s.get("key", "") for s in subjects))
+            site = " + ".join(dict.fromkeys(s.get("site", s["hook_name"]) for s in subjects))
+            known = entries.setdefault(identity, Entries(names, _entry))
+            same[id(subjects), result.cell.get("over")] = known
+            row = rows.setdefault(identity, Row(name, hooks, kind, known, site=site))
+            if kind == "control":
+                row.control, row.of = subjects[0].get("control"), subjects[0].get("of")
+            if len(subjects) == 1:
+                facts[identity] = subjects[0]
+        known.add(result)
+    warnings += _findings(forms)
+    merged = _merge_copies(rows, facts)
+    rank_by = settings.get("rank_by") or next((c.name for c in columns if c.headline), None)
+    ahead, in_vain = against(merged, columns, settings.get("against") or [], rank_by, tests)
+    warnings += in_vain
+    _tell_apart(merged)
+    if rank_by and rank_by not in {c.name for c in columns}:
+        near = suggestion(rank_by, [c.name for c in columns])
+        warnings.append(f"rank_by '{rank_by}': there is no such column, so nothing is ranked{near[:200]}")
+    ranked = next((c for c in columns if c.name == rank_by), None)
+    own = [row.entries[ranked.name] for row in merged if ranked.name in row.entries] if ranked is not None else []
+    if settings.get("rank_by") and ranked is not None and all(entry.value is None for entry in own):
+        warnings.append(f"rank_by '{rank_by}': no row has a value of it, so nothing is ranked")
+    elif settings.get("rank_by") and ranked is not None and ranked.better is None:
+        warnings.append(f"rank_by '{rank_by}': it has no better direction, so nothing is ranked")
+    rank(merged, ranked, tests)
+    warnings += _denser(merged, columns, rank_by)
+    cell = results[0].cell
+    model = (cell["model"] or {}).get("name", "")
+    data = cell["data"]
+    columns = [c for column in columns for c in [column, *ahead.get(column.name, [])]]
+    sample = next((r.sample for r in forms if r.sample), None)
+    return Board(title, model, data, columns, merged, rank_by, data.get("limit") is not None, warnings, sample=sample)
+
+
+def _denser(rows: Sequence[Row], columns: Sequence[Column], rank_by: str | None) -> list[str]:
+    """That the first row uses far more features than the second at its hook: more features reconstruct better."""
+    l0 = next((c.name for c in columns if c.value == L0), None)
+    if l0 is None or rank_by == l0:
+        return []
+    ranked = [(row, row.entries[l0].value) for row in rows if row.rank is not None and l0 in row.entries]
+    known = [(row, value) for row, value in ranked if value]
+    if not known or known[0][0] is not next(row for row in rows if row.rank is not None):
+        return []
+    (first, most), *others = known
+    second = next(((row, value) for row, value in others if row.hook_name == first.hook_name), None)
+    if second is None or most < DENSER * second[1]:
+        return []
+    return [
+        f"{first.name}, first in {rank_by}, has {number(most / second[1], 2)} times the L0 of {second[0].name} "
+        f"({number(most)} against {number(second[1])} features a token): a higher L0 makes {rank_by} easier, so "
+        f"compare SAEs of similar L0"
+    ]
+
+
+def _spelt_out(results: list[Result], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The layout with every column as `metric.value`: a metric with one value may be named alone."""
+    scalars: dict[str, list[str]] = {}
+    for result in results:
+        names = [name for name, record in result.values.items() if "kind" not in record]
+        scalars.setdefault(result.metric, []).extend(name for name in names if name not in scalars[result.metric])
+
+    def whole(name: Any) -> Any:
+        only = scalars.get(str(name), [])
+        return f"{name}.{only[0]}" if len(only) == 1 else name
+
+    against = settings.get("against") or []
+    if isinstance(against, Mapping):
+        against = {control: [whole(name) for name in names] for control, names in against.items()}
+    columns = [whole(name) for name in settings.get("columns") or []]
+    return {**settings, "columns": columns, "rank_by": whole(settings.get("rank_by")), "against": against}
+
+
+def _named(result: Result) -> tuple[str, str]:
+    """What a result's row is called, and its kind."""
+    subjects = result.cell["subjects"]
+    if len(subjects) == 1:
+        return subjects[0]["name"], subjects[0].get("kind", "sae")
+    if not subjects:
+        return (result.cell["model"] or {}).get("name") or str(result.cell["data"].get("use")), "model"
+    return f"{result.cell.get('over') or 'group'} ({len(subjects)})", "group"
+
+
+def _findings(results: list[Result]) -> list[str]:
+    """What the preflight found of SAEs that were allowed all the same, and what metrics warn of, each once."""
+    found = {
+        f"preflight: {name}: {finding['message']}"
+        for result in results
+        for name, findings in (result.provenance.get("preflight") or {}).items()
+        for finding in findings
+    }
+    return [*sorted(found), *dict.fromkeys(note for result in results for note in result.notes)]
+
+
+def _columns(results: list[Result], asked: Sequence[str]) -> tuple[list[Column], list[str]]:
+    """Every scalar of every metric, those asked for first and in their order; and what was asked for in vain."""
+    warnings = []
+    found: dict[str, Column] = {}
+    complete: set[str] = set()
+    for result in results:
+        if result.values:
+            complete.add(result.metric)
+        first = [name for name in result.headline if name in result.values] or result.values
+        for name, record in result.values.items():
+            if "kind" not in record:
+                column = f"{result.metric}.{name}"
+                shown = column in asked if asked else name in first
+                found.setdefault(column, Column(column, record["unit"], record["better"], shown))
+    for name in asked:
+        metric, _, value = name.partition(".")
+        if name not in found and metric in complete:
+            values = [c.value for c in found.values() if c.metric == metric]
+            warnings.append(f"column '{name}': metric '{metric}' has no value '{value}'{suggestion(value, values)}")
+        found.setdefault(name, Column(name))
+    for result in results:  # a metric that failed everywhere still has its column, which says so
+        if result.metric not in {c.metric for c in found.values()}:
+            name = f"{result.metric}.{result.cell['metric']}"
+            found[name] = Column(name, headline=not asked)
+    order = {name: index for index, name in enumerate(asked)}
+    return sorted(found.values(), key=lambda c: order.get(c.name, len(order))), warnings
+
+
+def _entry(result: Result, name: str) -> Entry:
+    record, estimate = result.scalar(name)
+    if record is None:
+        return Entry(status=result.status, reason=result.reason)
+    status = "ok" if record["value"] is not None else "undefined"
+    interval = record["ci95"]
+    return Entry(
+        record["value"], record["stderr"], tuple(interval) if interval else None, record["n"], status,
+        record.get("reason"), estimate, support=support_of(record),
+    )  # fmt: skip
+
+
+def _merge_copies(rows: Mapping[tuple[str, ...], Row], facts: Mapping[tuple[str, ...], Mapping[str, Any]]) -> list[Row]:
+    """Independent draws of one control become one row: their mean, with their spread in the error."""
+    families: dict[Any, list[Row]] = {}
+    for identity, row in rows.items():
+        fact = facts.get(identity, {})
+        if fact.get("kind") == "control" and "copy" in fact:
+            words = {k: v for k, v in fact.items() if k not in ("name", "key", "copy")}
+            families.setdefault(digest_of(words), []).append(row)
+        else:
+            families[identity] = [row]
+    return [family[0] if len(family) == 1 else _averaged(family) for family in families.values()]
+
+
+def _tell_apart(rows: list[Row]) -> None:
+    """Rows of different subjects under one name (from different runs) are numbered."""
+    seen: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        place = (row.name, row.hook_name)
+        seen[place] += 1
+        if seen[place] > 1:
+            row.name = f"{row.name} ({seen[place]})"
+
+
+def _refuse_mixtures(results: list[Result]) -> None:
+    """One name for two configurations (from different runs) would be a column that mixes two formulas."""
+    configured: dict[str, Any] = {}
+    for result in results:
+        own = {k: result.cell.get(k) for k in ("metric", "metric_version", "params")}
+        if configured.setdefault(result.metric, own) != own:
+            raise SaevalError(
+                f"leaderboard: '{result.metric}' is {configured[result.metric]} in one run and {own} in another; "
+                f"give one of them another name with 'as:'"
+            )
+
+
+def _averaged(family: list[Row]) -> Row:
+    first, count = family[0], len(family)
+    row = dataclasses.replace(first, entries={}, copies=count)
+    for name in first.entries:
+        entries = [r.entries[name] for r in family if name in r.entries]
+        values = [e.value for e in entries if e.value is not None]
+        if len(values) < count:
+            row.entries[name] = next(e for e in entries if e.value is None) if len(entries) == count else Entry()
+            continue
+        mean = sum(values) / count
+        spread = sum((v - mean) ** 2 for v in values) / (count - 1) / count
+        estimates = [e.estimate for e in entries if e.estimate is not None]
+        average = sum(estimates[1:], estimates[0]) / count if len(estimates) == count else None
+        # Draws see the same documents, so together they are no surer of them than one is.
+        own = average.stderr if average else max((e.stderr or 0.0 for e in entries), default=0.0)
+        stderr = math.sqrt((own or 0.0) ** 2 + spread)
+        reason = entries[0].reason
+        support = average.support if average else None
+        row.entries[name] = Entry(mean, stderr, None, entries[0].n, "ok", reason, average, count, spread, support)
+    return row

@@ -1,0 +1,1 @@
+"""Evidence and estimates: how numbers add up and what error they carry."""

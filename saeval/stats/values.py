@@ -1,0 +1,198 @@
+"""What a metric concludes: `Scalar`, `Curve`, `Table`, `Array`, `Notes`, or a dict of them by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from saeval.base.errors import Undefined
+from saeval.stats.estimate import Estimate, Support
+
+Better: TypeAlias = Literal["lower", "higher"] | None
+
+
+class Scalar:
+    """One number with its unit, its direction and, if it came as an `Estimate`, its error.
+
+    `Scalar(value, unit="nats", better="lower")` takes an `Estimate` or a plain number. A number
+    that is not finite is recorded as undefined; give the reason with `Scalar.undefined`. `stderr` is for
+    a plain number with an error of another kind, such as one over SAEs: it is shown, and no paired
+    difference is made of it. `ci95` goes with it, or takes the place of an estimate's own interval. `support` is what
+    such an error rests on, where that is documents.
+    """
+
+    def __init__(
+        self,
+        value: Estimate | float | None,
+        *,
+        unit: str = "",
+        better: Better = None,
+        n: int | None = None,
+        reason: str | None = None,
+        stderr: float | None = None,
+        ci95: tuple[float, float] | None = None,
+        support: Support | None = None,
+    ) -> None:
+        self.estimate = value if isinstance(value, Estimate) else None
+        number = None if value is None else float(value)
+        if number is not None and not math.isfinite(number):
+            number, reason = None, reason or f"the value is {number}"
+        self.value = number
+        self.unit = unit
+        self.better = _direction(better)
+        self.n = n if n is not None else (self.estimate.n if self.estimate else None)
+        self.reason = reason
+        self.stderr = self.estimate.stderr if self.estimate else stderr
+        self.ci95 = self.estimate.ci95 if self.estimate and ci95 is None else ci95
+        self.support = self.estimate.support if self.estimate else support
+
+    @classmethod
+    def undefined(cls, reason: str, *, unit: str = "", better: Better = None) -> Scalar:
+        """A value that does not exist here, with the reason."""
+        return cls(None, unit=unit, better=better, reason=reason)
+
+    def record(self) -> dict[str, Any]:
+        """`{value, stderr, ci95, n, unit, better}`, and `reason` where something is missing."""
+        stderr, interval = (self.stderr, self.ci95) if self.value is not None else (None, None)
+        reason = self.reason
+        if stderr is not None and not math.isfinite(stderr):
+            stderr, interval, reason = None, None, reason or "the value does not exist without one of the documents"
+        if self.value is not None and stderr is None:
+            reason = reason or ("fewer than two documents" if self.estimate else "not a mean over documents")
+        elif interval is None and self.estimate is not None and stderr:
+            reason = reason or "one document holds nearly all tokens, so there is no interval"
+        return {
+            "value": self.value,
+            "stderr": stderr,
+            "ci95": list(interval) if interval and all(map(math.isfinite, interval)) else None,
+            "n": self.n,
+            "unit": self.unit,
+            "better": self.better,
+            **(_supported(self.support) if self.support is not None and self.value is not None else {}),
+            **({"reason": reason} if reason else {}),
+        }
+
+    def __repr__(self) -> str:
+        return f"Scalar({self.estimate or self.value}{', ' + self.unit if self.unit else ''})"
+
+
+def _supported(support: Support) -> dict[str, Any]:
+    return {
+        "documents": support.documents,
+        "effective_documents": support.effective,
+        "largest_share": support.largest_share,
+    }
+
+
+@dataclass
+class Curve:
+    """A function given by points: `y` against `x`, each y a number or an `Estimate`."""
+
+    x: Sequence[float]
+    y: Sequence[Estimate | float]
+    x_unit: str = ""
+    unit: str = ""
+    better: Better = None
+
+    def __post_init__(self) -> None:
+        _direction(self.better)
+        if len(self.x) != len(self.y):
+            raise ValueError(f"a Curve has {len(self.x)} x and {len(self.y)} y; give one y for each x")
+
+    def record(self) -> dict[str, Any]:
+        points = [Scalar(value).record() for value in self.y]
+        return {
+            "kind": "curve",
+            "x": [float(value) for value in self.x],
+            "y": [point["value"] for point in points],
+            "stderr": [point["stderr"] for point in points],
+            "ci95": [point["ci95"] for point in points],
+            "x_unit": self.x_unit,
+            "unit": self.unit,
+            "better": self.better,
+        }
+
+
+@dataclass
+class Table:
+    """Rows of named columns; cells are numbers, strings or None."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for index, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise ValueError(f"row {index} of a Table has {len(row)} cells for {len(self.columns)} columns")
+
+    def record(self) -> dict[str, Any]:
+        return {"kind": "table", "columns": list(self.columns), "rows": [[_plain(c) for c in r] for r in self.rows]}
+
+
+@dataclass
+class Array:
+    """Numbers too many for the result's JSON, such as one a feature; they are kept in the arrays file beside it."""
+
+    data: np.ndarray
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        self.data = np.asarray(self.data)
+        if self.data.dtype.hasobject:
+            raise TypeError("an Array holds numbers, true or false, or text; these are Python objects")
+
+    def record(self) -> dict[str, Any]:
+        return {"kind": "array", "shape": list(self.data.shape), "dtype": str(self.data.dtype), "unit": self.unit}
+
+
+@dataclass
+class Notes:
+    """Sentences that every table and page built on these values must show, such as a warning."""
+
+    notes: Sequence[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.notes, str):
+            raise TypeError(f"Notes are a list of sentences, got the text {self.notes!r}; write Notes([...])")
+
+    def record(self) -> dict[str, Any]:
+        return {"kind": "notes", "notes": list(self.notes)}
+
+
+def _direction(better: Better) -> Better:
+    if better not in ("lower", "higher", None):
+        raise ValueError(f"'better' is {better!r}; it must be 'lower', 'higher' or None")
+    return better
+
+
+def _plain(cell: Any) -> Any:
+    if isinstance(cell, Estimate):
+        cell = cell.value
+    if isinstance(cell, np.generic):
+        cell = cell.item()
+    if isinstance(cell, float) and not math.isfinite(cell):
+        return None
+    return cell
+
+
+Value: TypeAlias = Scalar | Curve | Table | Array | Notes
+
+
+def named_values(name: str, conclusion: Value | Mapping[str, Value] | Estimate | float) -> dict[str, Value]:
+    """A conclusion as values by name; a single value bears the metric's `name`."""
+    if isinstance(conclusion, Value):
+        return {name: conclusion}
+    if isinstance(conclusion, Estimate | float | int):
+        return {name: Scalar(conclusion)}
+    if isinstance(conclusion, Mapping) and all(isinstance(v, Value) for v in conclusion.values()):
+        return dict(conclusion)
+    raise TypeError(
+        f"conclude returned {type(conclusion).__name__}; return a Scalar, a Curve, a Table, an Array or a dict of them"
+    )
+
+
+__all__ = ["Array", "Better", "Curve", "Notes", "Scalar", "Table", "Undefined", "Value", "named_values"]

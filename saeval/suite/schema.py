@@ -1,0 +1,212 @@
+"""The schema of a suite: what a YAML file may say, before any name in it is looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from saeval.base.errors import Problem, SuiteError, quoted, suggestion
+from saeval.base.names import unfit, unfit_for_files
+from saeval.base.parameters import MOST_ROWS, lowered
+from saeval.suite import yaml_marks as suitefile
+from saeval.suite.yaml_marks import Location, Marks
+
+
+class Leaderboard(BaseModel):
+    """How the table is laid out; never part of a cell's key."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rank_by: str | None = None
+    """`metric.value` the rows are ordered by; the first column by default."""
+    columns: list[str] = Field(default_factory=list)
+    """`metric.value` names; every scalar of every metric by default."""
+    against: list[str] | dict[str, list[str]] = Field(default_factory=list)
+    """Controls that each SAE is set against in the column of `rank_by`; as a mapping, in the columns listed."""
+
+
+@dataclass(frozen=True)
+class MetricEntry:
+    """One configured metric: `- ce: {ablation: zero, as: ce_zero}`."""
+
+    name: str
+    alias: str
+    params: Mapping[str, Any]
+    over: str | None
+    location: Location
+
+
+class SuiteModel(BaseModel):
+    """The top level of a suite file."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    suite: str
+    model: str | dict[str, Any] | None = None
+    data: str | dict[str, Any]
+    saes: list[str | dict[str, Any]] = Field(default_factory=list)
+    controls: list[str | dict[str, Any]] = Field(default_factory=list)
+    groups: dict[str, list[str]] = Field(default_factory=dict)
+    metrics: list[str | dict[str, Any]]
+    precision: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    """Standard errors, by `metric.value`, that suffice: the run stops when all its subjects have reached them."""
+    batch: Any = 16
+    """Sequences a batch, or `auto`; never part of a cell's key."""
+    leaderboard: Leaderboard = Field(default_factory=Leaderboard)
+
+    @field_validator("suite")
+    @classmethod
+    def _name_is_a_folder(cls, name: str) -> str:
+        if reason := unfit_for_files(name):
+            raise ValueError(f"a suite's name becomes a folder, but {reason}")
+        return name
+
+    @field_validator("groups")
+    @classmethod
+    def _names_are_shown(cls, groups: dict[str, list[str]]) -> dict[str, list[str]]:
+        for name in groups:
+            if reason := unfit(name):
+                raise ValueError(f"the name of a group cannot be shown: {reason}")
+        return groups
+
+    @field_validator("batch")
+    @classmethod
+    def _number_or_auto(cls, size: Any) -> Any:
+        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MOST_ROWS):
+            most = f" up to {MOST_ROWS}" if isinstance(size, int) and size > MOST_ROWS else ""
+            raise ValueError(f"a number of sequences{most}, or auto")
+        return size
+
+    @field_validator("saes", "metrics")
+    @classmethod
+    def _not_empty(cls, entries: list[Any]) -> list[Any]:
+        if not entries:
+            raise ValueError("the list is empty")
+        return entries
+
+
+@dataclass
+class Suite:
+    """A parsed suite with the places of its parts. Live objects stand beside it, by name."""
+
+    body: SuiteModel
+    marks: Marks
+    live: dict[str, Any] = field(default_factory=dict)
+    live_model: Any = None
+    """A spec around a user's own model, in place of `model:`."""
+    live_keys: Any = None
+    """The `LiveKeys` of the call, where it has live objects."""
+    file: Path | None = None
+    """Where it was read from; None for a mapping."""
+
+    @property
+    def name(self) -> str:
+        return self.body.suite
+
+    def problem(self, message: str | Exception, *location: str | int, key: bool = False) -> Problem:
+        """A problem at a place of the file; that of an error which already has one stays what it is."""
+        if isinstance(message, SuiteError):
+            return message.problems[0]
+        return Problem(str(message), self.marks.where(location, key=key))
+
+    def metrics(self, problems: list[Problem]) -> list[MetricEntry]:
+        """The configured metrics; what is wrong with an entry is added to `problems`."""
+        entries, seen = [], set()
+        for index, raw in enumerate(self.body.metrics):
+            location: Location = ("metrics", index)
+            if isinstance(raw, str):
+                name, params = raw, {}
+            elif len(raw) == 1:
+                name, given = next(iter(raw.items()))
+                if given is not None and not isinstance(given, dict):
+                    problems.append(self.problem(f"the parameters of '{name}' are a mapping", *location, name))
+                    continue
+                params, location = dict(given or {}), (*location, name)
+            else:
+                problems.append(self.problem("a metric is a name, or one name with its parameters", *location))
+                continue
+            alias, over = params.pop("as", name), params.pop("over", None)
+            wrong = [key for key, word in (("as", alias), ("over", over)) if word and not isinstance(word, str)]
+            wrong += ["as"] if isinstance(alias, str) and "." in alias else []  # columns are ALIAS.VALUE
+            if wrong:
+                message = f"'{wrong[0]}' of metric '{name}' is a name without dots"
+                problems.append(self.problem(message, *location, wrong[0]))
+                continue
+            if alias != name and (reason := unfit_for_files(str(alias or ""))):
+                message = f"'as' of metric '{name}' becomes the name of files, but {reason}"
+                problems.append(self.problem(message, *location, "as"))
+                continue
+            if alias in seen:
+                message = f"metric '{alias}' is configured twice; tell them apart with 'as: another_name'"
+                problems.append(self.problem(message, *location))
+                continue
+            seen.add(alias)
+            if over is not None and over not in self.body.groups:
+                near = suggestion(str(over), self.body.groups)
+                problems.append(self.problem(f"unknown group '{over}'{near}", *location, "over"))
+                continue
+            entries.append(MetricEntry(name, str(alias), params, over, location))
+        return entries
+
+
+@dataclass(frozen=True)
+class RegisteredSuite:
+    """A suite that ships with a plugin and runs by bare name."""
+
+    name: str
+    path: Path
+    description: str = ""
+
+
+def load(path: Path | str, overrides: Iterable[str] = ()) -> Suite:
+    """Read and validate a suite file; `SuiteError` with every problem of its form."""
+    data, marks = suitefile.read(path)
+    for assignment in overrides:
+        suitefile.override(data, marks, assignment)
+    suite = validate(data, marks)
+    suite.file = Path(path).resolve()
+    return suite
+
+
+def validate(data: dict[str, Any], marks: Marks, live: dict[str, Any] | None = None) -> Suite:
+    """A suite from plain data."""
+    if problem := suitefile.beyond(data, marks):
+        raise SuiteError([problem])
+    try:
+        return Suite(SuiteModel(**data), marks, live or {})
+    except ValidationError as error:
+        raise SuiteError(_problems(error, marks)) from None
+
+
+def _problems(error: ValidationError, marks: Marks) -> list[Problem]:
+    problems: dict[str, Problem] = {}
+    for fault in error.errors():
+        location: Location = tuple(part for part in fault["loc"] if not _is_type_name(part))
+        key = str(location[-1]) if location else ""
+        if fault["type"] == "extra_forbidden":
+            model = Leaderboard if location[0] == "leaderboard" else SuiteModel
+            message = f"unknown key '{key}'{suggestion(key, model.model_fields)}"
+            problem = Problem(message, marks.where(location, key=True))
+        elif fault["type"] == "missing":
+            problem = Problem(f"the key '{key}' is missing", marks.where(location[:-1]))
+        else:
+            shown = ".".join(str(part) for part in location)
+            message = f"'{shown}': {lowered(fault['msg'])}, got {quoted(fault['input'])}"
+            problem = Problem(message, marks.where(location))
+        problems.setdefault(str(location), problem)  # a union reports each of its branches; one line is enough
+    return list(problems.values())
+
+
+_TYPE_NAMES = ("str", "int", "float", "dict[", "list[", "bool")
+
+
+def _is_type_name(part: Any) -> bool:
+    """Whether pydantic put this part of a location there to name a branch of a union."""
+    return isinstance(part, str) and (part in _TYPE_NAMES or part.startswith(("dict[", "list[")))
+
+
+__all__ = ["Leaderboard", "MetricEntry", "RegisteredSuite", "Suite", "SuiteModel", "load", "validate"]

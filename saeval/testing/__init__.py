@@ -1,0 +1,13 @@
+"""For authors of metrics: a tiny model, data and SAE that need no download, and `check_metric`."""
+
+from __future__ import annotations
+
+from saeval.api import evaluate
+from saeval.testing.conformance import check_metric
+from saeval.testing.fixtures import InMemory, TinyPlugin, evaluate_tiny, register_rows, tiny_plugins
+from saeval.testing.tiny import TinyModel, TinyPairs, TinySAE, tiny_tokens
+
+__all__ = [
+    "InMemory", "TinyModel", "TinyPairs", "TinyPlugin", "TinySAE", "check_metric", "evaluate", "evaluate_tiny",
+    "register_rows", "tiny_plugins", "tiny_tokens",
+]  # fmt: skip

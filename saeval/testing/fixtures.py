@@ -1,0 +1,90 @@
+"""What a test of a plugin runs on: data of its own by name, its own classes as a plugin, the tiny model and SAE."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from saeval.api import evaluate
+from saeval.collection import Results
+from saeval.interfaces.data import Dataset, Source
+from saeval.interfaces.metric import Metric
+from saeval.registry.discovery import Plugins
+from saeval.registry.hookspecs import hookimpl
+from saeval.testing.tiny import TinyModel, TinySAE, tiny_tokens
+
+
+class InMemory(Source):
+    """Data source `in-memory`: rows that a test made, by a name given to `register_rows`."""
+
+    name, kind = "in-memory", "activations"
+    rows: dict[str, Dataset] = {}  # noqa: RUF012  # a test's own table, filled by register_rows
+
+    def __init__(self, rows: str) -> None:
+        self.key = rows
+
+    def fingerprint(self) -> str:
+        return self.rows[self.key].fingerprint
+
+    def dataset(self, split: Literal["evaluation", "fit"], tokenizer: Callable[[], Any] | None = None) -> Dataset:
+        return self.rows[self.key if split == "evaluation" else f"{self.key}/fit"]
+
+
+def register_rows(name: str, rows: Dataset, fit: Dataset | None = None) -> dict[str, Any]:
+    """Make rows available to suites of this process; returns the suite's `data:` entry."""
+    InMemory.rows[name] = rows
+    InMemory.rows[f"{name}/fit"] = fit if fit is not None else rows
+    return {"use": "in-memory", "rows": name}
+
+
+class TinyPlugin:
+    """Registers `in-memory` data, and what a test brings."""
+
+    def __init__(
+        self, metrics: Sequence[type[Metric]] = (), quantities: Sequence[Any] = (), controls: Any = ()
+    ) -> None:
+        self._metrics, self._quantities, self._controls = metrics, quantities, controls
+
+    @hookimpl
+    def saeval_data(self) -> list[type[Source]]:
+        return [InMemory]
+
+    @hookimpl
+    def saeval_metrics(self) -> list[type[Metric]]:
+        return list(self._metrics)
+
+    @hookimpl
+    def saeval_quantities(self) -> list[Any]:
+        return list(self._quantities)
+
+    @hookimpl
+    def saeval_controls(self) -> list[Any]:
+        return list(self._controls)
+
+
+def tiny_plugins(*metrics: type[Metric], quantities: Sequence[Any] = (), controls: Sequence[Any] = ()) -> Plugins:
+    """All installed plugins, and a test's own metrics, quantities and controls."""
+    plugins = Plugins()
+    plugins.add(TinyPlugin(metrics, quantities, controls), "tests")
+    return plugins
+
+
+def evaluate_tiny(
+    metrics: Sequence[Any], *classes: type[Metric], rows: Dataset | None = None, fit: Dataset | None = None,
+    saes: Any = None, model: Any = None, quantities: Sequence[Any] = (), control_classes: Sequence[Any] = (),
+    **options: Any,
+) -> Results:  # fmt: skip
+    """Run metrics on the tiny model, data and SAE, or on those given; random SAEs are allowed.
+
+    Without `fit` the rows are the fit split as well.
+    """
+    options.setdefault("allow", ("*",))
+    data = register_rows(f"rows-{len(InMemory.rows)}", rows if rows is not None else tiny_tokens(), fit)
+    return evaluate(
+        model=model if model is not None else TinyModel(),
+        saes=saes if saes is not None else [TinySAE()],
+        data=data,
+        metrics=metrics,
+        plugins=tiny_plugins(*classes, quantities=quantities, controls=control_classes),
+        **options,
+    )

@@ -1,0 +1,356 @@
+"""Documents to rows of tokens: tokenised in batches, cut or concatenated, the wanted ones chosen by a keyed hash."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from itertools import chain, groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from saeval.base.errors import SaevalError, lone_surrogate
+from saeval.base.text_files import LONG, Passage
+from saeval.interfaces.data import Document, Source
+from saeval.text.windows import tokens_of
+
+if TYPE_CHECKING:
+    from saeval.text.tokens import TokenOptions
+
+Split = Literal["evaluation", "fit"]
+
+FIT_SHARE = 0.2
+PADDING = -1
+EMPTY = "empty"
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 1_000_000
+
+
+class Packed(NamedTuple):
+    """Rows in their order, padded on the right; `documents` is -1 where there is no token."""
+
+    tokens: Int[np.ndarray, "n context+1"]
+    documents: Int[np.ndarray, "n context+1"]
+    clusters: Int[np.ndarray, "n"]
+    excluded: list[int]
+    cluster_names: list[str]
+    left_out: dict[str, int]
+    """Documents without tokens, counted by why."""
+    not_doubled: dict[str, int]
+    """Documents that began with a BOS, or ended with a separator, of their own, and that got no second one."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    tokens: Int[np.ndarray, "context+1"]
+    documents: Int[np.ndarray, "context+1"]
+    name: str
+    order: bytes
+
+
+def included_of(
+    tokens: Int[np.ndarray, "*n length"], documents: Int[np.ndarray, "*n length"], excluded: Sequence[int]
+) -> Bool[np.ndarray, "*n length-1"]:
+    """Inputs that are real tokens and not excluded, whatever their targets."""
+    included = documents[..., :-1] >= 0
+    for token in excluded:
+        included &= tokens[..., :-1] != token
+    return np.asarray(included)
+
+
+def mask_of(
+    tokens: Int[np.ndarray, "*n length"], documents: Int[np.ndarray, "*n length"], excluded: Sequence[int]
+) -> Bool[np.ndarray, "*n length-1"]:
+    """The one mask: the input is a real token, not excluded, and its target is a token of the same document."""
+    mask = included_of(tokens, documents, excluded) & (documents[..., :-1] == documents[..., 1:])
+    return np.asarray(mask)
+
+
+class TooFewSequencesError(SaevalError):
+    """The documents give fewer rows than were asked for."""
+
+
+class Packer:
+    """Makes the rows of one source as its documents stream by.
+
+    `tokenizer` returns a Hugging Face tokenizer; for a source of tokens it may raise `SaevalError`.
+    `SaevalError` where the options need a special token that neither they nor the tokenizer give.
+    """
+
+    def __init__(self, source: Source, options: TokenOptions, tokenizer: Callable[[], Any]) -> None:
+        self.source = source
+        self.options = options
+        self.tokenizer: Any = None
+        missing = "the tokenizer has none"
+        try:
+            self.tokenizer = tokenizer()
+        except SaevalError as error:
+            if source.kind != "tokens":
+                raise
+            missing = f"there is no tokenizer ({error})"
+        bos, eos = self._special("bos"), self._special("eos")
+        if options.bos and bos is None:
+            raise SaevalError(f"data: 'bos: true' needs a BOS token, but {missing}; give 'bos_id' or say 'bos: false'")
+        if options.packing == "concat" and bos is None and eos is None:
+            raise SaevalError(f"data: 'packing: concat' needs an EOS or BOS token, but {missing}; give 'eos_id'")
+        self.prefix = [bos] if options.bos and bos is not None else []
+        self.separator = next((token for token in (eos, bos) if token is not None), 0)
+        named = [self._special(word) if isinstance(word, str) else word for word in options.exclude]
+        self.excluded = sorted({token for token in named if token is not None})
+        size = len(self.tokenizer) if hasattr(self.tokenizer, "__len__") else None
+        beyond = [token for token in [*self.excluded, *self.prefix] if size is not None and token >= size]
+        if beyond:
+            raise SaevalError(f"data: token id {beyond[0]} is beyond the tokenizer's {size} tokens")
+        self._spelled = unread(self.tokenizer, "bos", self.prefix)
+        self._names: list[str] = []
+        self._masked = 0  # rows of which 'exclude' leaves no token
+        self._left_out: Counter[str] = Counter()
+        self._not_doubled: Counter[str] = Counter()
+
+    def _special(self, word: str) -> int | None:
+        given: int | None = getattr(self.options, f"{word}_id", None)
+        return given if given is not None else getattr(self.tokenizer, f"{word}_token_id", None)
+
+    def pack(self, split: Split) -> Packed:
+        """The rows whose keyed hash is smallest, in the order of that hash."""
+        tokenised = self._tokenised(_documents(self.source, split, self._left_out))
+        rows = self._of_documents(tokenised) if self.options.packing == "documents" else self._of_stream(tokenised)
+        wanted = self.options.sequences
+        rows = self._within_memory(rows)
+        kept = sorted(rows, key=_order) if wanted is None else heapq.nsmallest(wanted, rows, key=_order)
+        if len(kept) < (wanted or 1):
+            asked = f"'sequences: {wanted}' were asked for" if wanted else "at least one sequence is needed"
+            raise TooFewSequencesError(
+                f"data '{self.source.name}': {asked}, but its {split} documents give {len(kept)} "
+                f"of context {self.options.context}; {self._remedy()}"
+            )
+        number = {name: i for i, name in enumerate(dict.fromkeys(row.name for row in kept))}
+        return Packed(
+            tokens=np.stack([row.tokens for row in kept]),
+            documents=np.stack([row.documents for row in kept]),
+            clusters=np.array([number[row.name] for row in kept], dtype=np.int64),
+            excluded=self.excluded,
+            cluster_names=list(number),
+            left_out=dict(self._left_out),
+            not_doubled=dict(self._not_doubled),
+        )
+
+    def _remedy(self) -> str:
+        if not self._masked:
+            return "ask for fewer, shorten 'context' or add documents"
+        words = ", ".join(str(word) for word in self.options.exclude[:5]) + ", ..." * (len(self.options.exclude) > 5)
+        found = f"'exclude: [{words}]' leaves no token in {self._masked} more rows"
+        if self.prefix and self.options.context == 1:
+            return f"{found}, whose only input is BOS; raise 'context', or say 'exclude: []'"
+        return f"{found}; exclude fewer, or give documents that hold others"
+
+    def _within_memory(self, rows: Iterable[_Row]) -> Iterator[_Row]:
+        """The rows; `SaevalError` before those to keep take more memory than there is."""
+        from saeval.base.memory import available  # late: building and hashing rows needs numpy alone
+
+        each = 2 * 8 * (self.options.context + 1)  # tokens and documents of 4 bytes, and their copies in one array
+        most = available("cpu") // each
+        for count, row in enumerate(rows, start=1):
+            if min(count, self.options.sequences or count) > most:
+                raise SaevalError(
+                    f"data '{self.source.name}': rows of context {self.options.context} take "
+                    f"{each / 2**20:.2g} MiB each, so that no more than {most} of them fit in memory; "
+                    "ask for fewer 'sequences', or shorten 'context'"
+                )
+            yield row
+
+    def _tokenised(self, documents: Iterable[Document]) -> Iterator[tuple[int, np.ndarray]]:
+        """Number and tokens of each document that has any, a long one's in parts; the number indexes `_names`."""
+        for batch in _batches(documents):
+            texts = [self._unspelled(d.text) for d in batch if d.tokens is None and not _long(d)]
+            # verbose=False: a document longer than the model's context is no cause for a warning, it is cut below.
+            encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+            ids = iter(encoded)
+            for document in batch:
+                parts: Iterable[Any]
+                if document.tokens is not None:
+                    parts = [document.tokens]
+                elif isinstance(document.text, Passage):
+                    pieces = iter(document.text)
+                    parts = tokens_of(chain([self._unspelled(next(pieces, ""))], pieces), self.tokenizer)
+                elif _long(document):
+                    parts = tokens_of(self._unspelled(document.text), self.tokenizer)
+                else:
+                    parts = [next(ids)]
+                yield from self._numbered(document.name, (np.asarray(part, dtype=np.int32) for part in parts))
+
+    def _numbered(self, name: str, parts: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+        """Parts of one document with its number, without a BOS of its own where every row begins with one."""
+        first, number = True, None
+        for tokens in parts:
+            if first and len(tokens):
+                first = False
+                if self.prefix == tokens[:1].tolist():
+                    self._not_doubled["bos"] += 1
+                    tokens = tokens[1:]
+            if len(tokens):
+                if number is None:
+                    number = len(self._names)
+                    self._names.append(name)
+                yield number, tokens
+        if number is None:
+            self._left_out[EMPTY] += 1
+
+    def _unspelled(self, text: Any) -> str:
+        """A text without the BOS that it spells, where that would be read as ordinary characters."""
+        if not self._spelled or not text.startswith(self._spelled):
+            return str(text)
+        self._not_doubled["bos"] += 1
+        return str(text).removeprefix(self._spelled)
+
+    def _of_documents(self, tokenised: Iterable[tuple[int, np.ndarray]]) -> Iterator[_Row]:
+        """Rows of single documents. After a BOS they abut, without one they share a token: each is a target once."""
+        context = self.options.context
+        width = context if self.prefix else context + 1
+        chunks: Counter[str] = Counter()  # documents of one name number their chunks on, so every row has its own key
+
+        def row_of(number: int, tokens: np.ndarray) -> Iterator[_Row]:
+            name = self._names[number]
+            row = self._row(tokens, np.full(len(tokens), number, dtype=np.int32), name, chunks[name])
+            chunks[name] += 1
+            if row is not None:
+                yield row
+
+        for number, parts in groupby(tokenised, key=itemgetter(0)):
+            held = np.empty(0, dtype=np.int32)
+            for _, part in parts:
+                held, start = np.concatenate([held, part]), 0
+                while start + width <= len(held):
+                    yield from row_of(number, held[start : start + width])
+                    start += context
+                held = held[start:]
+            if len(held):
+                yield from row_of(number, held)
+
+    def _of_stream(self, tokenised: Iterable[tuple[int, np.ndarray]]) -> Iterator[_Row]:
+        """Full rows of all documents, one after the other; a separator belongs to the document before it."""
+        context = self.options.context
+        width = context if self.prefix else context + 1
+        tokens, documents = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int32)
+        separator = np.int32(self.separator)
+        index, last, ended = 0, None, False
+        for number, added in tokenised:
+            if last not in (None, number):
+                begins = bool(added[0] == separator)
+                if ended or begins:
+                    self._not_doubled["separator"] += 1
+                    added = added[1:] if ended and begins and len(added) > 1 else added
+                else:
+                    tokens, documents = np.append(tokens, separator), np.append(documents, np.int32(last))
+            tokens = np.concatenate([tokens, added])
+            documents = np.concatenate([documents, np.full(len(added), number, dtype=np.int32)])
+            last, ended, start = number, bool(added[-1] == separator), 0
+            while start + width <= len(tokens):
+                piece = slice(start, start + width)
+                owners = Counter(self._names[document] for document in documents[piece].tolist())
+                row = self._row(tokens[piece], documents[piece], owners.most_common(1)[0][0], index)
+                index, start = index + 1, start + context
+                if row is not None:
+                    yield row
+            tokens, documents = tokens[start:], documents[start:]
+
+    def _row(self, tokens: np.ndarray, documents: np.ndarray, name: str, index: int) -> _Row | None:
+        """BOS before (it belongs to the document that follows), padding after; None where the mask is empty."""
+        first = len(self.prefix)
+        row = np.zeros(self.options.context + 1, dtype=np.int32)
+        owner = np.full(self.options.context + 1, PADDING, dtype=np.int32)
+        row[:first], owner[:first] = self.prefix, documents[0]
+        row[first : first + len(tokens)], owner[first : first + len(tokens)] = tokens, documents
+        if not mask_of(row, owner, self.excluded).any():
+            self._masked += bool(mask_of(row, owner, ()).any())
+            return None
+        return _Row(row, owner, name, hashlib.sha256(f"{self.options.seed}\0{name}\0{index}".encode()).digest())
+
+
+def unread(tokenizer: Any, word: Literal["bos", "eos"], ids: Sequence[int]) -> str:
+    """A special token as text spells it, where the tokenizer reads that as ordinary characters; else nothing.
+
+    `ids` is the token that is put before or after texts, if any.
+    """
+    spelling = getattr(tokenizer, f"{word}_token", None)
+    if not spelling or not ids or list(ids) != [getattr(tokenizer, f"{word}_token_id", None)]:
+        return ""
+    read = tokenizer([spelling], add_special_tokens=False, verbose=False)["input_ids"][0]
+    return "" if list(read) == list(ids) else str(spelling)
+
+
+def _order(row: _Row) -> bytes:
+    return row.order
+
+
+def _long(document: Document) -> bool:
+    """Whether its text is tokenised in parts."""
+    return isinstance(document.text, Passage) or (document.text is not None and len(document.text) > LONG)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text) if isinstance(document.text, str) else 0
+        if len(batch) >= _BATCH_DOCUMENTS or size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _documents(source: Source, split: Split, left_out: Counter[str]) -> Iterator[Document]:
+    """The split's documents; a source that does not split itself is cut by a hash of its documents' names.
+
+    Those without text or tokens are left out and counted.
+    """
+    is_fit = None if source.splits_itself else _fit_rule(source, split)
+    for document in source.documents(split):
+        if why := _lack(document):
+            left_out[why] += 1
+        elif is_fit is None or is_fit(document.name) == (split == "fit"):
+            yield document
+
+
+def _lack(document: Document) -> str | None:
+    """Why there is nothing to tokenise; None where there is something. `SaevalError` where that is no text."""
+    held = document.text if document.tokens is None else document.tokens
+    if held is None:
+        return "null"
+    if document.tokens is None and not isinstance(held, str | Passage):
+        raise SaevalError(f"document '{document.name}': expected text, found {type(held).__name__}")
+    if isinstance(held, str) and (half := lone_surrogate(held)):
+        raise SaevalError(f"document '{document.name}': it holds '{half}', half of a surrogate pair, so it is no text")
+    return EMPTY if isinstance(held, Sized) and len(held) == 0 else None
+
+
+def _fit_rule(source: Source, split: Split) -> Callable[[str], bool]:
+    """Which names are the fit split's: those that hash low, or the lowest alone where they all fall on one side."""
+    shares: dict[str, float] = {}
+    sides: set[bool] = set()
+    for document in source.documents(split):
+        if _lack(document):
+            continue
+        share = shares.setdefault(document.name, _share(document.name))
+        sides.add(share < FIT_SHARE)
+        if len(sides) == 2:  # a few documents suffice to know, so a large corpus is not read twice
+            return lambda name: _share(name) < FIT_SHARE
+    if len(shares) > 1:
+        lowest = min(shares, key=lambda name: (shares[name], name))
+        return lambda name: name == lowest
+    if split == "fit":
+        raise SaevalError(
+            f"data '{source.name}': a fit split needs at least 2 documents, found {len(shares)}; "
+            "give more documents, or cut the text into several"
+        )
+    return lambda name: False
+
+
+def _share(name: str) -> float:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

@@ -1,0 +1,229 @@
+"""Rows of tokens: their options, their one mask, and the cache of those built before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+import numpy as np
+from jaxtyping import Int
+from pydantic import BaseModel, ConfigDict, Field
+
+from saeval.base import cache
+from saeval.base.errors import said
+from saeval.base.parameters import MOST_ROWS
+from saeval.interfaces.data import Batch, Dataset, Source, outside
+from saeval.text.packing import PADDING, Packer, Split, included_of, mask_of
+
+if TYPE_CHECKING:
+    import torch
+
+_KIND = "tokens"
+FORMAT = 2
+"""Part of every cache key: raised when the same options would give other rows."""
+
+LONGEST = 2**20
+"""Input positions of a row at most."""
+TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class TokenOptions(BaseModel):
+    """How documents become rows, the same for every source of text or tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    context: Annotated[int, Field(ge=1, le=LONGEST, strict=True)]
+    """Input positions of a row, the BOS included; a row holds one token more."""
+    sequences: Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True)] | None = None
+    """Rows to keep; None keeps all. A larger number keeps the same rows and adds others."""
+    seed: Seed = 0
+    bos: bool = True
+    """Begin every row with the tokenizer's BOS."""
+    exclude: list[Literal["bos", "eos", "pad"] | TokenId] = ["bos"]
+    """Input tokens outside the mask."""
+    packing: Literal["documents", "concat"] = "documents"
+    bos_id: TokenId | None = None
+    """Instead of the tokenizer's, or where there is no tokenizer; so is `eos_id`."""
+    eos_id: TokenId | None = None
+
+
+class TokenDataset(Dataset):
+    """Rows of context+1 tokens in a fixed order. Row number = sequence id; the source document = cluster."""
+
+    def __init__(
+        self,
+        tokens: Int[np.ndarray, "n context+1"],
+        documents: Int[np.ndarray, "n context+1"],
+        clusters: Int[np.ndarray, "n"],
+        excluded: Sequence[int] = (),
+        cluster_names: Sequence[str] = (),
+        facts: Mapping[str, Any] | None = None,
+        sequence_ids: Int[np.ndarray, "n"] | None = None,
+    ) -> None:
+        """`documents` numbers the document of each token, -1 for padding. `ValueError` where shapes disagree.
+
+        `sequence_ids` are what randomness about a row is keyed by: its number, where not given.
+        """
+        if tokens.ndim != 2 or tokens.shape[1] < 2 or tokens.shape != documents.shape or len(clusters) != len(tokens):
+            shapes = f"tokens {tokens.shape}, documents {documents.shape}, clusters {clusters.shape}"
+            raise ValueError(f"expected tokens and documents [n, context+1] and clusters [n], found {shapes}")
+        self.tokens = tokens
+        self.documents = documents
+        self.excluded = tuple(sorted(set(excluded)))
+        self.cluster_names = list(cluster_names)
+        self.facts = dict(facts or {})
+        self._clusters = clusters
+        self.sequence_ids = sequence_ids
+
+    @classmethod
+    def from_arrays(
+        cls, tokens: Any, documents: Any, clusters: Any, excluded: Sequence[int] = (), sequence_ids: Any = None
+    ) -> Self:
+        """From anything numpy can read as integer arrays."""
+        return cls(
+            np.asarray(tokens, dtype=np.int32),
+            np.asarray(documents, dtype=np.int32),
+            np.asarray(clusters, dtype=np.int64),
+            excluded,
+            sequence_ids=None if sequence_ids is None else np.asarray(sequence_ids, dtype=np.int64),
+        )
+
+    @property
+    def context(self) -> int:
+        return int(self.tokens.shape[1]) - 1
+
+    @property
+    def clusters(self) -> Int[np.ndarray, "n"]:
+        return self._clusters
+
+    @cached_property
+    def _before(self) -> Int[np.ndarray, "n+1"]:
+        """Tokens of the mask in the rows before each, and in all at the end."""
+        parts = (slice(i, i + 4096) for i in range(0, len(self), 4096))
+        counts = [mask_of(self.tokens[p], self.documents[p], self.excluded).sum(1) for p in parts]
+        return np.concatenate([[0], np.cumsum(np.concatenate(counts))]) if counts else np.zeros(1, np.int64)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr((self.tokens.shape, self.excluded)).encode())
+        for array, kind in ((self.tokens, "<i4"), (self.documents, "<i4"), (self._clusters, "<i8")):
+            digest.update(np.ascontiguousarray(array, dtype=kind).data)
+        if self.sequence_ids is not None:
+            digest.update(np.ascontiguousarray(self.sequence_ids, dtype="<i8").data)
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> Batch:
+        import torch  # late: building and hashing rows needs numpy alone
+
+        index = np.asarray(rows, dtype=np.int64)
+        tokens, documents = np.asarray(self.tokens[index]), np.asarray(self.documents[index])
+        on_device = torch.from_numpy(tokens.astype(np.int64)).to(device)
+        return Batch(
+            tokens=on_device[:, :-1],
+            targets=on_device[:, 1:],
+            mask=torch.from_numpy(mask_of(tokens, documents, self.excluded)).to(device),
+            real=torch.from_numpy(documents[:, :-1] >= 0).to(device),
+            sequence_ids=index if self.sequence_ids is None else self.sequence_ids[index],
+            clusters=np.asarray(self._clusters[index]),
+            included=torch.from_numpy(included_of(tokens, documents, self.excluded)).to(device),
+            before=self._before[index],
+        )
+
+    def beyond(self, vocabulary: int) -> tuple[int, int] | None:
+        return outside(self.tokens, vocabulary)
+
+    def padded(self, extra: int) -> Self:
+        """The same rows with `extra` more columns of padding on the right."""
+        width = ((0, 0), (0, extra))
+        tokens, documents = np.pad(self.tokens, width), np.pad(self.documents, width, constant_values=PADDING)
+        return type(self)(
+            tokens, documents, self._clusters, self.excluded, self.cluster_names, self.facts, self.sequence_ids
+        )
+
+    def describe(self) -> Mapping[str, Any]:
+        own = {"context": self.context, "excluded": list(self.excluded), "fingerprint": self.fingerprint}
+        return {**super().describe(), **own, **self.facts}
+
+    def counts(self, rows: int) -> Mapping[str, int]:
+        return {**super().counts(rows), "tokens": int(self._before[rows])}
+
+
+def build_tokens(
+    source: Source, options: TokenOptions, tokenizer: Callable[[], Any], tokenizer_identity: str | None, split: Split
+) -> TokenDataset:
+    """The rows of one split, from the cache where they were built before: then `tokenizer` is not called.
+
+    `tokenizer` returns a Hugging Face tokenizer; for a source of tokens it may raise `SaevalError`, and
+    ids come from the options. Rows of a tokenizer without an identity are built anew. `SaevalError` where there are
+    fewer rows than `options.sequences`, no rows, no BOS to begin rows with, or no documents for the split.
+    """
+    corpus = source.fingerprint()
+    request = [FORMAT, source.name, corpus, options.model_dump(), tokenizer_identity, split]
+    key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+    facts = {"source": source.name, "corpus": corpus, "split": split, **options.model_dump(include={"packing", "seed"})}
+    dataset = _cached(key, facts) if tokenizer_identity is not None else None
+    if dataset is None:
+        packed = Packer(source, options, tokenizer).pack(split)
+        counted = {"left_out": packed.left_out, "not_doubled": packed.not_doubled}
+        dataset = TokenDataset(*packed[:-2], facts | counted)
+        if tokenizer_identity is not None:
+            _store(key, dataset)
+    return dataset
+
+
+class _About(BaseModel):
+    """What stands beside cached rows."""
+
+    model_config = ConfigDict(strict=True)
+
+    clusters: list[int]
+    cluster_names: list[str]
+    excluded: list[int]
+    left_out: dict[str, int]
+    not_doubled: dict[str, int]
+    fingerprint: str
+
+
+_COUNTED = ("left_out", "not_doubled")
+
+
+def _cached(key: str, facts: Mapping[str, Any]) -> TokenDataset | None:
+    """The rows stored under `key`, memory-mapped; None where absent, or where their hash is not the stored one."""
+    folder, stored = cache.cache_dir(), cache.recall(_KIND, key, _About)
+    if folder is None or stored is None:
+        return None
+    path = folder / _KIND / f"{key}.npy"
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        clusters = np.array(stored["clusters"], dtype=np.int64)
+        facts = {**facts, **{name: stored[name] for name in _COUNTED}}
+        dataset = TokenDataset(rows[0], rows[1], clusters, stored["excluded"], stored["cluster_names"], facts)
+        if dataset.fingerprint == stored["fingerprint"]:
+            return dataset
+        why = "its content does not match its checksum"
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # a damaged file makes numpy raise whatever it meets in it
+        why = f"it cannot be read ({said(error)[:100]})"
+    cache.damaged(path, why)
+    return None
+
+
+def _store(key: str, dataset: TokenDataset) -> None:
+    about = {
+        "clusters": dataset.clusters.tolist(),
+        "cluster_names": dataset.cluster_names,
+        "excluded": list(dataset.excluded),
+        **{name: dataset.facts[name] for name in _COUNTED},
+        "fingerprint": dataset.fingerprint,
+    }
+    rows = np.stack([dataset.tokens, dataset.documents])
+    # The description last: it is what makes the rows valid.
+    cache.keep(_KIND, key, about, {".npy": lambda file: np.save(file, rows, allow_pickle=False)})
