@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from claims import some
-from saeval import SaevalError, against, cli, index, ranks, verbs
+from saeval import SaevalError, cli
+from saeval.cli import verbs
+from saeval.results import control_columns as against
+from saeval.results import index, ranks
 from saeval.results.comparison import compare
 from saeval.results.leaderboard import boards
 from saeval.results.result import Result

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from claims import every, numbers
-from saeval import Mean, Metric, SaevalError, Scalar, cli, memory
+from saeval import Mean, Metric, SaevalError, Scalar, cli
+from saeval.base import memory
 from saeval.results.store import Store
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 
@@ -185,7 +186,7 @@ def test_auto_takes_as_many_as_memory_has_room_for(monkeypatch, tmp_path):
     assert {r.provenance["batch_size"] for r in first} == {32}
     assert {r.provenance["batch_asked"] for r in first} == {"auto"}
     model = TinyModel()
-    monkeypatch.setattr("saeval.base.memory.available", lambda device: 0)
+    monkeypatch.setattr("saeval.plan.batch_size.available", lambda device: 0)
     again = evaluate_tiny(METRICS, model=model, rows=rows, batch_size="auto", out=tmp_path, key="these")
     assert sum(model.passes.values()) == 0  # it is part of no key
     assert [r.key for r in again] == [r.key for r in first]

@@ -161,7 +161,7 @@ def test_saeval_is_imported_without_what_windows_lacks():
         "import os\n"
         "for name in ('sysconf', 'getuid', 'fork', 'uname'):\n"
         "    delattr(os, name)\n"
-        "from saeval import memory\n"
+        "from saeval.base import memory\n"
         "import saeval.api, saeval.cli, saeval.cli.verbs\n"
         "from saeval.registry.discovery import Plugins\n"
         "assert not Plugins().failures, Plugins().failures\n"

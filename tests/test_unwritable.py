@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from claims import every, some
-from saeval import SaevalError, cli, wholefile
+from saeval import SaevalError, cli
+from saeval.base import whole_files as wholefile
 from saeval.base.fingerprint import sha256_file
 from saeval.base.whole_files import Unwritable
 from saeval.results.pages import write_pages
