@@ -39,7 +39,7 @@ torture: setup
 TL4 := .venv-tl4
 
 test-tl4: $(TL4)/installed
-	$(TL4)/bin/python -m pytest tests/test_models_*.py
+	$(TL4)/bin/python -m pytest tests/models
 
 $(TL4)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TL4)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 settings.register_profile("ci", derandomize=True, deadline=None, database=None)
 settings.register_profile("fuzz", derandomize=False, deadline=None, database=None, print_blob=True)
 settings.load_profile("ci")
+torch.set_num_threads(1)  # for tensors as small as those of tests, threads only wait for each other
 
 
 def pytest_collection_modifyitems(items):

@@ -1,0 +1,66 @@
+"""Verbs that compute nothing import nothing to compute with."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from saeval.cli import KINDS, main
+from saeval.testing.claims import some
+
+SLOW = (
+    "torch", "transformers", "transformer_lens", "tokenizers", "huggingface_hub", "datasets", "pandas", "pyarrow", "numba",
+    "matplotlib", "scipy.stats", "scipy.cluster",
+)  # fmt: skip
+SUITE = """
+suite: small
+model: {use: testbed}
+data: {texts: ["def one():\\n  return 1\\n", "import os\\nprint(os)\\n", "for x in y:\\n  x()\\n", "a = b + c\\n"], context: 8}
+saes: [testbed/relu-3, testbed/relu-5]
+controls: [mean]
+metrics: [l0, ce]
+"""
+CHILD = f"""
+import contextlib, io, json, sys
+from saeval.cli import main
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = main(words)
+    print(json.dumps([words, code, len(out.getvalue()), [name for name in {SLOW!r} if name in sys.modules]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A suite that has run, so that its model is known and its cells are stored."""
+    found = tmp_path_factory.mktemp("imports")
+    (found / "small.yaml").write_text(SUITE, encoding="utf-8")
+    assert main(["run", str(found / "small.yaml"), "--out", str(found)]) == 0
+    return found
+
+
+def test_listing_checking_and_showing_import_no_library_that_computes(folder):
+    suite, results = str(folder / "small.yaml"), str(folder / "small")
+    verbs = [
+        *(["ls", kind] for kind in KINDS),
+        ["show", "ce"],
+        ["show", results],
+        ["check", suite, "--out", str(folder / "nowhere")],
+        ["run", suite, "--out", str(folder)],
+        ["leaderboard", results],
+        ["leaderboard", results, "--format", "json"],
+        ["compare", results, "testbed/relu-3", "testbed/relu-5"],
+    ]
+    command = [sys.executable, "-c", CHILD, json.dumps(verbs)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    child = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
+    assert child.returncode == 0, child.stderr
+    lines = [json.loads(line) for line in child.stdout.splitlines()]
+    assert [words for words, *_ in lines] == verbs
+    for words, code, printed, imported in some(lines):
+        assert (code, imported) == (0, []), words
+        assert printed > 0, words

@@ -1,0 +1,62 @@
+"""A metric that was written when estimates carried influences runs unchanged: authors' doors have not moved."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from saeval.cli import main
+from saeval.testing.claims import some
+
+SOURCE = '''"""How much smaller reconstructions are, and how unevenly they miss."""
+from saeval import Curve, Mean, Metric, Ratio, Scalar, hookimpl
+
+
+class Shrinkage(Metric):
+    """Ratio of the norms of reconstruction and activations, and the log of its distance from 1."""
+
+    name = "shrinkage"
+    version = 1
+    headline = ("shrinkage",)
+
+    def __init__(self, floor: float = 1e-6) -> None:
+        self.floor = floor
+
+    def observe(self, activations, reconstruction, mask):
+        norms, shorter = activations.norm(dim=-1), reconstruction.norm(dim=-1)
+        return {"size": Ratio.of(shorter, norms, mask), "miss": Mean.of((norms - shorter).abs() + self.floor, mask)}
+
+    def conclude(self, total):
+        size, miss = total["size"].value, total["miss"].value
+        return {
+            "shrinkage": Scalar(1 - size, better="lower"),
+            "log_miss": Scalar(miss.log(), unit="nats", better="lower"),
+            "both": Curve([1, 2], [(size * miss).sqrt(), 2 / (size + 1) - miss.exp()]),
+        }
+
+
+@hookimpl
+def saeval_metrics():
+    return [Shrinkage]
+'''
+
+
+def test_it_runs_unchanged(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shrinkage.py").write_text(SOURCE)
+    (tmp_path / "s.yaml").write_text(
+        "suite: old\nmodel: testbed\ndata: {use: python-stdlib, context: 16, sequences: 48}\n"
+        "saes: [testbed/topk-8, testbed/topk-32]\nmetrics: [shrinkage]\n"
+    )
+    assert main(["run", "s.yaml", "--plugin", "shrinkage.py", "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 2
+    for row in some(rows):
+        assert 0 < row["shrinkage.shrinkage"] < 1
+        assert row["shrinkage.shrinkage.stderr"] > 0
+        assert row["shrinkage.log_miss.stderr"] > 0
+        assert 1 < row["effective_documents"] <= row["documents"]
+    few, many = sorted(rows, key=lambda row: row["name"] != "testbed/topk-8")
+    assert few["shrinkage.shrinkage"] > many["shrinkage.shrinkage"]
+    assert few["rank"] == pytest.approx(2)

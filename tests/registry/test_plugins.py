@@ -1,0 +1,335 @@
+"""Plugins: discovered, attributed, guarded; a broken one is named and harms nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from saeval import Metric, SaevalError, Scalar, cli, hookimpl
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
+from saeval.testing import check_metric, evaluate_tiny, tiny_plugins
+from saeval.testing.claims import some
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+DEAD = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class DeadFeatures" in block)
+
+SUITE = """\
+suite: third-party
+model: {use: testbed}
+data: {use: python-stdlib, context: 32, sequences: 8}
+saes: [testbed/relu-5, testbed/topk-8]
+metrics: [dead_features, l0]
+leaderboard: {rank_by: dead_features.dead_features}
+"""
+
+
+def install(target, name, module, body):
+    """A real distribution with a `saeval` entry point, installed by pip."""
+    source = target.parent / f"{name}-source"
+    source.mkdir()
+    (source / f"{module}.py").write_text(body)
+    (source / "pyproject.toml").write_text(
+        f'[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        f'[project]\nname = "{name}"\nversion = "1.0"\n'
+        f'[project.entry-points.saeval]\nmain = "{module}"\n'
+        f'[tool.setuptools]\npy-modules = ["{module}"]\n'
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(target),
+    ]
+    subprocess.run([*command, str(source)], check=True, capture_output=True, text=True)
+
+
+def saeval(*arguments, path, cwd):
+    """What a fresh process says, which ends well."""
+    environment = {**os.environ, "PYTHONPATH": str(path)}
+    command = [sys.executable, "-m", "saeval.cli", *arguments]
+    ran = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder of installed packages: a sound plugin and a broken one."""
+    site = tmp_path_factory.mktemp("plugins") / "site"
+    install(site, "saeval-dead", "saeval_dead", DEAD)
+    install(site, "saeval-broken", "saeval_broken", "import a_module_that_does_not_exist\n")
+    return site
+
+
+@pytest.mark.slow
+def test_an_installed_plugin_runs_and_a_broken_one_beside_it_harms_nothing(site, tmp_path):
+    assert len(DEAD.splitlines()) <= 25
+    (tmp_path / "s.yaml").write_text(SUITE)
+    ran = saeval("run", "s.yaml", "--format", "json", path=site, cwd=tmp_path)
+    assert "saeval-broken:main failed" in ran.stderr
+    rows = {row["name"]: row for row in json.loads(ran.stdout)}
+    for row in some(rows.values()):
+        assert 0 <= row["dead_features.dead_features"] <= 1
+        assert row["l0.l0"] > 0
+    assert set(rows) == {"testbed/relu-5", "testbed/topk-8"}
+
+
+def test_installed_plugins_are_listed_with_their_package_and_a_broken_one_with_its_error(
+    site, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.syspath_prepend(site)
+    assert cli.main(["ls", "metrics", "--json"]) == 0
+    (dead,) = [row for row in json.loads(capsys.readouterr().out) if row["name"] == "dead_features"]
+    assert dead["from"] == "saeval-dead:main"
+    assert cli.main(["ls", "plugins"]) == 0
+    plugins = capsys.readouterr().out
+    assert "saeval-broken:main" in plugins
+    assert "No module named 'a_module_that_does_not_exist'" in plugins
+    (tmp_path / "s.yaml").write_text(SUITE)
+    assert cli.main(["run", str(tmp_path / "s.yaml"), "--set", "metrics.0=absent"]) == 2
+    told = capsys.readouterr().err
+    assert "unknown metric 'absent'" in told
+    assert "saeval-broken:main failed" in told
+
+
+def test_a_plugin_file_is_loaded_by_name(tmp_path, capsys):
+    file = tmp_path / "dead.py"
+    file.write_text(DEAD)
+    assert cli.main(["ls", "metrics", "--plugin", str(file)]) == 0
+    assert "dead_features" in capsys.readouterr().out
+    assert cli.main(["ls", "metrics", "--plugin", str(tmp_path / "none.py")]) == 2
+    assert "no such file" in capsys.readouterr().err
+    file.write_text("def (")
+    assert cli.main(["ls", "metrics", "--plugin", str(file)]) == 2
+    assert "SyntaxError" in capsys.readouterr().err
+
+
+class _Claimant:
+    """Supplies a metric of its own under a name that another claims too."""
+
+    def __init__(self):
+        class Claim(Metric):
+            name, version = "claimed", 1
+
+            def conclude(self, W_dec):
+                return Scalar(0.0)
+
+        self.claim = Claim
+
+    @hookimpl
+    def saeval_metrics(self):
+        return [self.claim]
+
+
+def test_two_claims_on_one_name_are_refused_naming_both():
+    plugins = Plugins()
+    plugins.add(_Claimant(), "first")
+    plugins.add(_Claimant(), "second")
+    registry = Registry(plugins)
+    with pytest.raises(SaevalError, match="'claimed' is supplied by both first:first and second:second"):
+        registry.metrics["claimed"]
+    assert registry.metrics["l0"].name == "l0"
+
+
+def test_a_hook_that_raises_or_returns_no_list_is_a_failure_of_its_plugin_alone():
+    class Raises:
+        @hookimpl
+        def saeval_metrics(self):
+            raise RuntimeError("planted")
+
+    class Returns:
+        @hookimpl
+        def saeval_metrics(self):
+            return Metric
+
+    class Misspells:
+        @hookimpl
+        def saeval_metrcs(self):
+            return []
+
+    class WrongThing:
+        @hookimpl
+        def saeval_controls(self):
+            return ["not a class"]
+
+    plugins = Plugins()
+    for plugin in (Raises(), Returns(), Misspells(), WrongThing()):
+        plugins.add(plugin, type(plugin).__name__)
+    registry = Registry(plugins)
+    assert "l0" in registry.metrics
+    assert "zero" in registry.controls
+    told = {f.origin.distribution: f.error for f in plugins.failures}
+    assert told["Raises"] == "RuntimeError: planted"
+    assert "return a list" in told["Returns"]
+    assert "did you mean 'saeval_metrics'?" in told["Misspells"]
+    assert "is no control" in told["WrongThing"]
+
+
+class Unfinished(Metric):
+    name, version = "unfinished", 1
+
+    def observe(self, mask):
+        return None
+
+
+class Nameless(Metric):
+    version = 1
+
+    def conclude(self, W_dec):
+        return Scalar(0.0)
+
+
+class Forgetful(Metric):
+    name, version = "forgetful", 1
+
+    def observe(self, mask):
+        return None
+
+    def conclude(self):
+        return Scalar(0.0)
+
+
+class OneName(Metric):
+    name, headline = "onename", "l0"
+
+    def conclude(self, W_dec):
+        return Scalar(0.0)
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (OneName, "'headline' is 'l0'; it must be a list of names of values"),
+        (Unfinished, "it has no method 'conclude'"),
+        (Nameless, "'name' is None"),
+        (Forgetful, "'conclude' must take the total"),
+    ],
+)
+def test_a_malformed_metric_is_named_and_harms_nothing(metric, said):
+    plugins = tiny_plugins(metric)
+    assert "l0" in Registry(plugins).metrics
+    assert any(metric.__name__ in f.error and said in f.error for f in plugins.failures)
+    name = getattr(metric, "name", None) or "nameless"
+    with pytest.raises(SaevalError, match=f"unknown metric '{name}'.*{re.escape(said)}"):
+        evaluate_tiny([name], metric)
+    assert evaluate_tiny(["l0"], metric).value("l0.l0")["value"] > 0
+
+
+def test_a_plugins_own_bug_while_planning_is_one_sentence_that_names_it(tmp_path):
+    from saeval.interfaces.sae import SAELoader
+
+    class Buggy(SAELoader):
+        name = "buggy"
+
+        def info(self, reference):
+            return {}["d_in"]
+
+        def load(self, reference, device, dtype):
+            raise NotImplementedError
+
+    class Half(SAELoader):
+        name = "half"
+
+        def info(self, reference):
+            raise NotImplementedError
+
+    class Brings:
+        @hookimpl
+        def saeval_sae_loaders(self):
+            return [Buggy, Half]
+
+    from saeval.testing import TinyModel, evaluate, register_rows, tiny_tokens
+
+    plugins = tiny_plugins()
+    plugins.add(Brings(), "brings")
+    data = register_rows("buggy", tiny_tokens())
+    run = {"model": TinyModel(), "data": data, "metrics": ["l0"], "plugins": plugins}
+    with pytest.raises(SaevalError, match=r"SAE format 'buggy' \(plugin brings:brings\) failed: KeyError: 'd_in'"):
+        evaluate(saes=[{"use": "buggy"}], **run)
+    with pytest.raises(SaevalError, match=r"unknown SAE format 'half'.*it lacks load"):
+        evaluate(saes=[{"use": "half"}], **run)
+
+
+def test_notifications_reach_plugins_and_a_failing_one_costs_nothing():
+    heard = []
+
+    class Listener:
+        @hookimpl
+        def saeval_run_started(self, plan):
+            heard.append(("started", plan.name))
+
+        @hookimpl
+        def saeval_cell_finished(self, result):
+            heard.append(("cell", result.metric))
+            raise RuntimeError("planted")
+
+        @hookimpl
+        def saeval_run_finished(self, results):
+            heard.append(("finished", len(results)))
+
+        @hookimpl
+        def saeval_provenance(self):
+            return [{"cluster": "here"}]
+
+    from saeval.testing import TinyModel, TinySAE, evaluate, register_rows, tiny_tokens
+
+    plugins = tiny_plugins()
+    plugins.add(Listener(), "listener")
+    data = register_rows("notified", tiny_tokens())
+    results = evaluate(model=TinyModel(), saes=[TinySAE()], data=data, metrics=["l0"], plugins=plugins, allow=["*"])
+    assert heard == [("started", "evaluate"), ("cell", "l0"), ("finished", 1)]
+    assert results[0].provenance["plugin_facts"] == {"listener:listener": {"cluster": "here"}}
+
+
+def test_a_plugins_check_stops_the_run():
+    from saeval.base.errors import Problem
+    from saeval.testing import TinyModel, TinySAE, evaluate, register_rows, tiny_tokens
+
+    class Strict:
+        @hookimpl
+        def saeval_check(self, plan):
+            return [Problem(f"too few sequences: {len(plan.streams.evaluation)}")]
+
+    plugins = tiny_plugins()
+    plugins.add(Strict(), "strict")
+    model = TinyModel()
+    data = register_rows("checked", tiny_tokens())
+    with pytest.raises(SaevalError, match="too few sequences: 24"):
+        evaluate(model=model, saes=[TinySAE()], data=data, metrics=["l0"], plugins=plugins)
+    assert sum(model.passes.values()) == 0
+
+
+@pytest.mark.parametrize("name", ["l0", "density", "reconstruction", "ce", "kl"])
+def test_every_metric_passes_the_conformance_check(name):
+    metric = Registry(Plugins()).metrics[name]
+    meant = {"by_position": ["by_position"]} if name == "l0" else {}
+    values = check_metric(metric, controls=["identity", "zero", "mean"], **meant)
+    assert any(value is not None for value in values.values())
+
+
+def test_the_conformance_check_catches_a_batch_dependent_metric():
+    from saeval import Mean
+
+    class PerBatch(Metric):
+        name, version = "per_batch", 1
+
+        def observe(self, activations, mask):
+            return Mean.of(activations.norm(dim=-1) / len(activations), mask)
+
+        def conclude(self, total):
+            return Scalar(total.value)
+
+    with pytest.raises(AssertionError, match="batch size"):
+        check_metric(PerBatch)

@@ -1,0 +1,397 @@
+"""The index of a results folder: the boards are those that its files give, whatever becomes of the index."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from saeval import SaevalError, cli
+from saeval.cli import verbs
+from saeval.results import control_columns, index, ranks
+from saeval.results.comparison import compare
+from saeval.results.leaderboard import boards
+from saeval.results.result import Result
+from saeval.results.store import MANIFEST_FORM, Store
+from saeval.stats.estimate import Estimate
+from saeval.stats.values import Notes, Scalar
+from saeval.testing.claims import some
+from saeval_reports import tables
+
+DOCUMENTS = 12
+LAYOUT = {"rank_by": "ce.loss", "columns": ["ce.loss", "l0.l0"], "against": ["random"]}
+
+
+def subject(name, **facts):
+    return {"name": name, "hook_name": "h", "key": name, "kind": "sae", **facts}
+
+
+SUBJECTS = [
+    *(subject(f"sae-{i}") for i in range(6)),
+    *(subject(f"random#{i}", kind="control", control="random", copy=i) for i in range(3)),
+]
+
+
+def fill(folder, *, limit=None, fingerprint="d", only=SUBJECTS, draw=0):
+    """Results of two metrics of each subject, one of them without a number, and their manifest."""
+    store, cells = Store(folder), []
+    for place, one in enumerate(only):
+        for metric in ("ce", "l0") if one is not only[-1] else ("l0", "ce"):
+            data = {"fingerprint": fingerprint, "use": "x", "limit": limit}
+            cell = {"suite": "s", "model": None, "data": data, "metric": metric, "alias": metric, "subjects": [one]}
+            store.write(scored(f"{metric}{place}", cell, draw))
+            cells.append({"key": f"{metric}{place}", "cell": cell})
+    cells.append({"key": "none", "cell": {**cell, "subjects": [subject("never run")]}})
+    facts = {"schema": MANIFEST_FORM, "suite": "s", "limit": limit, "leaderboard": LAYOUT, "cells": cells}
+    store.write_manifest(facts)
+    return folder
+
+
+def scored(key, cell, draw):
+    rng = np.random.default_rng([*key.encode(), draw])
+    level = float(key[2:]) + 1
+    estimate = Estimate(level, level + rng.normal(size=DOCUMENTS) / 30, np.arange(1.0, DOCUMENTS + 1), 78)
+    if cell["metric"] == "l0":
+        return Result(key, "undefined", cell, reason="nothing fires") if key == "l01" else Result(
+            key, "ok", cell, values={"l0": Scalar(level).record(), "said": Notes(["mind this"]).record()}
+        )  # fmt: skip
+    values = {"loss": Scalar(estimate, unit="nats", better="lower").record(), "whole": Scalar(level).record()}
+    arrays = {"without/loss": estimate.without, "sizes/loss": estimate.sizes}
+    return Result(key, "ok", cell, values=values, arrays=arrays, headline=["loss"])
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """Indexes of folders this small, of files written a moment ago."""
+    monkeypatch.setattr(index, "WORTH", 1)
+    monkeypatch.setattr(index, "_SETTLED", -(10**10))
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    return fill(tmp_path_factory.mktemp("filled") / "s")
+
+
+@pytest.fixture
+def folder(filled, tmp_path):
+    return shutil.copytree(filled, tmp_path / "s")
+
+
+def shown(folders, **options):
+    """All that is said of the boards."""
+    found = boards(folders, **options)
+    return [tables.markdown(found), tables.as_json(found), [board.left_out for board in found]]
+
+
+def from_files(folders, **options):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "WORTH", 10**9)
+        return shown(folders, **options)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The keys of the results whose files are read."""
+    keys = []
+    own = Store.opened
+    monkeypatch.setattr(Store, "opened", lambda store, key: keys.append(key) or own(store, key))
+    return keys
+
+
+def test_a_board_is_the_same_with_the_index_which_opens_no_file_again(folder, opened):
+    expected = from_files([folder])
+    assert "1 of 19 cells of 's' are not computed yet" in expected[0]
+    assert "mind this" in expected[0]
+    assert "undefined: nothing fires" in expected[0]
+    assert "ce.loss vs random" in expected[0]
+    assert shown([folder]) == expected
+    assert len(opened) == 19
+    opened.clear()
+    assert shown([folder]) == expected
+    assert shown([folder], every_column=True) == from_files([folder], every_column=True)
+    assert opened == []
+
+
+def test_a_comparison_is_the_same_and_opens_the_arrays_of_its_two_rows_only(folder, monkeypatch):
+    loaded, own = [], Store.arrays
+    monkeypatch.setattr(Store, "arrays", lambda store, key, *rest: loaded.append(key) or own(store, key, *rest))
+
+    def compared(worth):
+        monkeypatch.setattr(index, "WORTH", worth)
+        loaded.clear()
+        return compare(boards([folder], every_column=True), "sae-0", "sae-3").records()
+
+    expected = compared(10**9)
+    assert expected[0]["p"] is not None
+    assert not loaded
+    assert compared(1) == expected
+    assert compared(1) == expected
+    assert set(loaded) == {"ce0", "ce3", "ce6", "ce7", "ce8"}, "the ranks are remembered, the draws averaged"
+
+
+def rewritten(folder, name, change):
+    path = folder / "index" / name
+    path.write_bytes(change(path.read_bytes()))
+
+
+def another(folder, **changes):
+    facts = index.unsealed((folder / "index" / "results.json").read_bytes())
+    (folder / "index" / "results.json").write_bytes(index.sealed({**facts, **changes}))
+
+
+DAMAGES = {
+    "missing": lambda folder: shutil.rmtree(folder / "index"),
+    "no columns": lambda folder: (folder / "index" / "results.parquet").unlink(),
+    "no facts": lambda folder: (folder / "index" / "results.json").unlink(),
+    "truncated": lambda folder: rewritten(folder, "results.parquet", lambda content: content[:-50]),
+    "empty": lambda folder: rewritten(folder, "results.parquet", lambda content: b""),
+    "a bit": lambda folder: rewritten(folder, "results.parquet", lambda c: c[:500] + bytes([c[500] ^ 4]) + c[501:]),
+    "facts edited": lambda folder: rewritten(folder, "results.json", lambda c: c.replace(b'"form": 1', b'"form": 2')),
+    "facts of another kind": lambda folder: rewritten(folder, "results.json", lambda content: b"[]"),
+    "another form": lambda folder: another(folder, form=99),
+    "another version": lambda folder: another(folder, saeval="0.0.1"),
+    "no form": lambda folder: another(folder, parquet=None),
+    "tests": lambda folder: rewritten(folder, "tests.json", lambda content: content[:-9]),
+    "tests of another version": lambda folder: (folder / "index" / "tests.json").write_bytes(
+        index.sealed({"form": 99, "tests": {"ranks of ce.loss": 1}})
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_index_that_is_of_no_use_is_made_again(folder, opened, damage, caplog):
+    expected = shown([folder])
+    DAMAGES[damage](folder)
+    opened.clear()
+    assert shown([folder]) == expected
+    assert (len(opened) == 0) == damage.startswith("tests")
+    opened.clear()
+    assert shown([folder]) == expected
+    assert not opened
+    assert not caplog.records
+
+
+def in_place(path, change):
+    """Other content of the same length, with the old time."""
+    state = path.stat()
+    content = change(path.read_bytes())
+    assert len(content) == state.st_size
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def again(folder, key):
+    store = Store(folder)
+    store.write(scored(key, store.read(key).cell, draw=1))
+
+
+CHANGES = {
+    "a result is computed again": lambda folder: again(folder, "ce2"),
+    "arrays alone are another's": lambda folder: shutil.copy(folder / "ce1.npz", folder / "ce2.npz"),
+    "a result is removed": lambda folder: (folder / "ce2.json").unlink(),
+    "its arrays are removed": lambda folder: (folder / "ce2.npz").unlink(),
+    "a result comes": lambda folder: shutil.copy(folder / "l02.json", folder / "none.json"),
+    "a JSON is damaged in place": lambda folder: in_place(folder / "ce2.json", lambda c: c.replace(b"nats", b"bats")),
+    "arrays are damaged in place": lambda folder: in_place(folder / "ce2.npz", lambda c: c[:-300] + c[-300:][::-1]),
+    "a JSON is cut off": lambda folder: (folder / "l02.json").write_bytes((folder / "l02.json").read_bytes()[:100]),
+    "a result of another version": lambda folder: (folder / "l02.json").write_text('{"schema": 1}'),
+    "a folder in its place": lambda folder: ((folder / "l02.json").unlink(), (folder / "l02.json").mkdir()),
+    "fewer cells": lambda folder: fill(folder, only=SUBJECTS[1:5]),
+    "cells in another order": lambda folder: fill(folder, only=SUBJECTS[::-1]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_has_changed_is_read_again(folder, opened, change):
+    before = shown([folder])
+    CHANGES[change](folder)
+    expected = from_files([folder])
+    assert expected != before
+    opened.clear()
+    assert shown([folder]) == expected
+    few = 1 if "cells" not in change else 19
+    assert len(opened) <= few
+    opened.clear()
+    assert shown([folder]) == expected
+    assert not opened
+
+
+def test_a_file_of_this_moment_is_read_again_since_its_next_change_may_have_the_same_time(folder, opened, monkeypatch):
+    monkeypatch.setattr(index, "_SETTLED", 10**12)
+    shown([folder])
+    opened.clear()
+    shown([folder])
+    assert len(opened) == 18, "all that there are"
+
+
+def test_a_folder_that_cannot_be_written_goes_without(folder):
+    expected = from_files([folder])
+    (folder / "index").write_text("mine")
+    assert shown([folder]) == expected
+    assert shown([folder]) == expected
+    assert (folder / "index").read_text() == "mine"
+
+
+def test_several_folders_and_limited_runs(folder, tmp_path, capsys):
+    other = fill(tmp_path / "other", draw=2, only=[subject("other-0"), *SUBJECTS[:2]])
+    third = fill(tmp_path / "third", fingerprint="e")
+    every = [folder, other, third]
+    expected = from_files(every)
+    assert expected[0].count("## ") == 2
+    assert shown(every) == expected
+    assert shown(every) == expected
+    few = fill(tmp_path / "few", limit=2)
+    for _ in range(2):
+        with pytest.raises(SaevalError, match="limited to 2 sequences"):
+            boards([few])
+        assert shown([few], include_limited=True) == from_files([few], include_limited=True)
+    both = fill(few)
+    (both / "ce2.json").unlink()
+    assert shown([both]) == from_files([both])
+    assert cli.main(["leaderboard", str(both)]) == 0
+    assert capsys.readouterr().out == from_files([both])[0] + "\n"
+
+
+def test_arrays_that_changed_behind_the_index_are_damaged_as_without_it(folder, monkeypatch):
+    """A disk may lose what no time of a file tells."""
+    shown([folder])
+    (folder / "index" / "tests.json").unlink()
+    found = boards([folder], every_column=True)
+    states = index._states(folder, keys(folder))
+    monkeypatch.setattr(index, "_states", lambda *_: states)
+    (folder / "ce2.npz").write_bytes((folder / "ce1.npz").read_bytes())
+    expected = from_files([folder])
+    assert "damaged" in expected[0]
+    (folder / "index" / "tests.json").unlink()
+    assert shown([folder]) == expected
+    with pytest.raises(SaevalError, match=r"ce2\.npz: its content does not match the checksum in its JSON; run"):
+        compare(found_without_ranks(found), "sae-2", "sae-4")
+
+
+def keys(folder):
+    return [listed["key"] for listed in Store(folder).listed()["cells"]]
+
+
+def found_without_ranks(found):
+    """The boards as they were before anything was read of the two rows."""
+    for row in found[0].rows:
+        getattr(row.entries, "_made", {}).clear()
+    return found
+
+
+def test_ranks_and_leads_are_computed_again_only_where_what_they_rest_on_has_changed(folder, monkeypatch):
+    expected = shown([folder])
+
+    def refused(*_):
+        raise AssertionError("computed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranks, "Pairs", refused)
+        patch.setattr(control_columns, "difference", refused)
+        assert shown([folder]) == expected
+        again(folder, "ce4")
+        with pytest.raises(AssertionError, match="computed"):
+            shown([folder])
+    assert shown([folder]) == from_files([folder])
+    assert shown([folder]) != expected
+
+
+@pytest.mark.parametrize("python", [sys.executable, "/no/such/python", shutil.which("false")])
+def test_other_processes_read_their_share_and_what_they_cannot_is_read_here(folder, monkeypatch, opened, python):
+    expected = from_files([folder])
+    monkeypatch.setattr(index, "_A_PROCESS", 9)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(sys, "executable", python)
+    assert shown([folder]) == expected
+    assert len(opened) == (9 if python != "/no/such/python" and "false" not in python else 19)
+
+
+def test_two_halves_of_different_writers_are_no_index(folder, tmp_path, opened):
+    """Two processes that build it at once may each leave one of the two files."""
+    expected = shown([folder])
+    other = fill(tmp_path / "other", draw=3)
+    shown([other])
+    shutil.copy(other / "index" / "results.parquet", folder / "index" / "results.parquet")
+    opened.clear()
+    assert shown([folder]) == expected
+    assert len(opened) == 19
+
+
+def test_a_small_folder_has_no_index(folder, monkeypatch):
+    monkeypatch.setattr(index, "WORTH", 20)
+    shown([folder])
+    assert not (folder / "index").exists()
+
+
+def test_what_is_written_is_plain_parquet(folder):
+    import pyarrow.parquet as pq
+
+    shown([folder])
+    table = pq.read_table(folder / "index" / "results.parquet")
+    assert table["key"].to_pylist() == some(keys(folder))
+    heads = json.loads(table.schema.metadata[b"heads"])
+    assert len(heads) < len(table)
+
+
+@pytest.mark.parametrize("form", ["md", "csv"])
+def test_the_text_of_a_leaderboard_is_kept_until_a_file_changes(folder, capsys, monkeypatch, form):
+    def printed():
+        assert cli.main(["leaderboard", str(folder), "--format", form]) == 0
+        return capsys.readouterr()
+
+    monkeypatch.setattr(index, "WORTH", 10**9)
+    expected = printed()
+    monkeypatch.setattr(index, "WORTH", 1)
+    assert printed() == expected
+
+    def refused(*_, **__):
+        raise AssertionError("made anew")
+
+    for name in ("a result is computed again", "arrays are damaged in place", "a result comes"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(verbs, "boards_on", refused)
+            assert printed() == expected
+        kept = shutil.copytree(folder, folder.parent / "kept")
+        CHANGES[name](folder)
+        assert printed() != expected, name
+        assert printed() == printed()
+        shutil.rmtree(folder)
+        kept.rename(folder)
+        expected = printed()
+    file = next((folder / "index").glob("text.*"))
+    file.write_bytes(file.read_bytes()[:-5])
+    assert printed() == expected
+    index.code.cache_clear()
+    monkeypatch.setattr(index, "version", lambda: "another")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verbs, "boards_on", refused)
+        with pytest.raises(AssertionError, match="made anew"):
+            printed()
+    index.code.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("sae-0", "sae-3"), ("sae-1@h", "random#0"), ("sae-0", "sae-2 (2)"), ("sae-0", "x")]
+)
+def test_the_verb_compare_reads_the_two_alone_and_says_the_same(folder, capsys, opened, monkeypatch, a, b):
+    def printed():
+        return cli.main(["compare", str(folder), a, b]), *capsys.readouterr()
+
+    own, expected = verbs.boards_of_two, {}
+    for whole in (True, False):
+        monkeypatch.setattr(
+            verbs, "boards_of_two", own if not whole else lambda *_, **__: boards([folder], every_column=True)
+        )
+        expected[whole] = printed()
+    assert expected[False] == expected[True]
+    assert (expected[True][0] == 0) == (b in ("sae-3", "random#0"))
+    monkeypatch.setattr(verbs, "boards", None)
+    monkeypatch.setattr(verbs, "boards_of_two", own)
+    opened.clear()
+    if expected[True][0] == 0:
+        assert printed() == expected[True]

@@ -1,0 +1,232 @@
+"""What an error rests on: effective documents and the largest one's share, and the warning wherever numbers stand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+import saeval
+from saeval import Estimate, Mean, Metric, Scalar
+from saeval.cli import main
+from saeval.results.board import Board, Column, Entry, Row
+from saeval.results.paired_tests import difference
+from saeval.results.ranks import rank
+from saeval.stats.estimate import doubts
+from saeval.testing import evaluate_tiny, tiny_tokens
+from saeval.testing.claims import every, some
+
+COUNTS = st.lists(st.integers(1, 1000), min_size=2, max_size=30)
+
+
+def of(sizes, means):
+    n = np.array(sizes)
+    return Mean(np.array(means, dtype=float) * n, n.astype(float), n).value
+
+
+@given(COUNTS)
+def test_documents_of_one_size_count_fully_and_others_for_less(sizes):
+    equal = of([7] * len(sizes), range(len(sizes))).support
+    assert equal.documents == len(sizes)
+    assert equal.effective == pytest.approx(len(sizes))
+    unequal = of(sizes, range(len(sizes))).support
+    assert 1 <= unequal.effective <= len(sizes) + 1e-9
+
+
+def test_one_document_with_half_of_the_tokens_leaves_fewer_than_four():
+    support = of([480] + [10] * 48, range(49)).support
+    assert support.effective == pytest.approx(960**2 / (480**2 + 48 * 100))
+    assert support.effective < 4
+    assert support.few
+    assert support.doubt == "fewer than 20 effective documents (3.92, from 49)"
+
+
+def test_one_document_that_decides_is_a_doubt_of_its_own():
+    support = of([10] * 50, [100, *np.resize([1.0, -1.0], 49)]).support
+    assert not support.few
+    assert support.largest_share > 0.9
+    assert support.doubt == "one of 50 documents makes 98% of the variance"
+    assert of([10] * 50, np.resize([1.0, -1.0], 50)).support.doubt == ""
+    constant = of([10] * 50, [3.0] * 50).support
+    assert (constant.largest_share, constant.doubt) == (None, "")
+
+
+def test_one_document_has_no_error_to_doubt():
+    assert of([10], [1.0]).support.doubt == ""
+
+
+def test_the_worst_place_of_each_reason_is_named():
+    fewer, few, heavy = of([9] * 5, range(5)), of([9] * 8, range(8)), of([9] * 50, [100, *range(49)])
+    said = doubts((e.support, place) for e, place in ((few, "b"), (fewer, "a"), (heavy, "c")))
+    assert len(said) == 2
+    assert said[0].startswith("fewer than 20 effective documents (5, from 5), in a and 1 more: errors, intervals")
+    assert "in c: errors" in said[1]
+
+
+class Uneven(Metric):
+    """The mean norm, of few documents where the rows are."""
+
+    name, version = "uneven", 1
+
+    def observe(self, activations, mask):
+        return Mean.of(activations.norm(dim=-1), mask)
+
+    def conclude(self, total):
+        return Scalar(total.value, better="lower")
+
+
+def test_results_and_their_frame_state_it():
+    found = evaluate_tiny(["uneven"], Uneven, rows=tiny_tokens(rows=48, documents=24))
+    record = found[0].values["uneven"]
+    assert record["documents"] == 21  # those that have a token in the mask
+    assert 10 < record["effective_documents"] <= 21
+    assert 1 / 21 < record["largest_share"] < 1
+    frame = found.to_frame()
+    assert frame["effective_documents"].iloc[0] == record["effective_documents"]
+    assert isinstance(found[0].estimate("uneven"), Estimate)
+    assert found[0].estimate("uneven").support == found[0].support("uneven")
+
+
+@pytest.fixture
+def suite(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.yaml").write_text(
+        "suite: few\nmodel: testbed\ndata: {use: python-stdlib, context: 16, sequences: 6}\n"
+        "saes: [testbed/topk-8, testbed/topk-32]\nmetrics: [reconstruction, {perturbation: {draws: 1, positions: 1}}]\n"
+    )
+    assert main(["run", "s.yaml", "--format", "csv"]) == 0
+    return "results/few"
+
+
+def test_every_table_and_page_warns_of_few_documents(suite, capsys, tmp_path):
+    assert main(["leaderboard", suite, "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    for row in some(rows):
+        assert 1 <= row["effective_documents"] < 20
+        assert row["effective_documents"] <= row["documents"]
+    words = "fewer than 20 effective documents ("
+    for command in (
+        ["leaderboard", suite],
+        ["compare", suite, "testbed/topk-8", "testbed/topk-32"],
+    ):
+        assert main(command) == 0
+        assert words in capsys.readouterr().out, command
+    for command in (
+        ["leaderboard", suite, "--format", "csv"],
+        ["compare", suite, "testbed/topk-8", "testbed/topk-32", "--format", "csv"],
+    ):
+        assert main(command) == 0
+        lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+        assert some(lines)[0]["effective_documents"]
+        assert float(lines[0]["documents"]) < 20
+    assert main(["report", suite]) == 0
+    page = next(tmp_path.rglob("perturbation.md")).read_text()
+    assert page.startswith("**Fewer than 20 effective documents (")
+
+
+@pytest.mark.parametrize(("documents", "most"), [(20, 0.02), (38, 0.02), (100, 0.02)])
+def test_documents_of_one_kind_are_hardly_ever_called_decided_by_one(documents, most):
+    """Also where chance alone gives the largest a fifth."""
+    random = np.random.default_rng(0)
+    n = np.full(documents, 20)
+    x = random.standard_normal((1000, documents))
+    supports = [of(n, row).support for row in x]
+    assert np.mean([support.one_decides for support in supports]) < most
+    heavy = [of(n, np.append(row[1:], 30.0)).support for row in x[:100]]
+    assert every(support.one_decides for support in heavy)
+
+
+def entry(x):
+    estimate = of([10] * len(x), x)
+    return Entry(estimate.value, estimate.stderr, None, 10, "ok", None, estimate)
+
+
+def test_few_documents_that_agree_are_no_finding_and_many_are():
+    two = difference(entry([0.6, 0.5]), entry([0.5, 0.4]))
+    assert two.stderr < 1e-12
+    assert (two.p_value, two.detectable, two.ci95) == (pytest.approx(0.5), None, None)
+    many = difference(entry(np.full(30, 16.0)), entry(np.full(30, 32.0)))
+    assert many.p_value == pytest.approx(2.0**-29)
+    assert difference(entry([2.0, 2.0]), entry([2.0, 2.0])).p_value is None
+
+
+def test_equal_saes_that_are_counted_over_few_documents_are_seldom_told_apart():
+    """Counts over few documents agree by chance."""
+    random = np.random.default_rng(1)
+    split = 0
+    for _ in range(300):
+        counts = random.binomial(16, 0.6, (8, 2)) / 16
+        rows = [Row(str(i), "h", "sae", {"m.v": entry(one)}) for i, one in enumerate(counts)]
+        rank(rows, Column("m.v", "", "higher"))
+        split += any((row.rank, row.rank_high) != (1, 8) for row in rows)
+    assert split / 300 < 0.07
+
+
+def test_the_part_on_fewest_documents_gives_the_degrees_of_freedom():
+    random = np.random.default_rng(2)
+    false = 0
+    for _ in range(400):
+        n = np.zeros(50, dtype=int)
+        n[:3] = 20
+        few = Mean(random.standard_normal(50) * n, n.astype(float), n).value
+        paired = of([20] * 50, 0.1 * random.standard_normal(50)) - few
+        assert paired.effective == pytest.approx(3)
+        false += abs(paired.value) > paired.stderr * stats.t.ppf(0.975, paired.effective - 1)
+    assert false / 400 < 0.09
+
+
+def test_a_test_is_repeated_where_every_document_moves_alike_up_to_a_factor():
+    x, y = np.random.default_rng(3).standard_normal((2, 30))
+    zero = entry(np.zeros(30))
+    one = difference(entry(x), zero)
+    for other in (3 * x, -x, x / np.log(2)):
+        assert one.repeats(difference(entry(other), zero))
+    assert not one.repeats(difference(entry(x[::-1]), zero))  # the same value and error
+    assert not one.repeats(difference(entry(y), zero))
+
+
+def test_sizes_that_only_say_which_documents_are_refused():
+    with pytest.raises(TypeError, match="how many observations each document contributed"):
+        Estimate(1.0, np.ones(3), np.array([True, True, False]))
+
+
+def test_nearly_one_document_gives_neither_interval_nor_test():
+    lone = of([10**6, 1], [1.0, 2.0])
+    assert lone.stderr > 0
+    record = Scalar(lone).record()
+    assert (record["ci95"], record["reason"]) == (
+        None,
+        "one document holds nearly all tokens, so there is no interval",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert of([0, 0], [1.0, 2.0]).stderr is None
+
+
+def test_a_difference_that_one_document_decides_is_warned_of_beside_ranks():
+    x = np.random.default_rng(4).standard_normal(100)
+    shifted = np.append(x[:-1] + 1e-9 * x[1:], x[-1] + 1)
+    rows = [Row(name, "h", "sae", {"m.v": entry(one)}) for name, one in (("a", x), ("b", shifted))]
+    column = Column("m.v", "", "lower")
+    rank(rows, column)
+    board = Board("t", "", {"use": "x"}, [column], rows, "m.v")
+    assert [doubt for doubt in board.doubts if "in m.v of" in doubt] == []
+    (doubt,) = board.doubts
+    assert doubt.startswith("one of 100 documents makes 9")
+    assert "b beside the top row" in doubt
+
+
+def test_quantiles_of_whole_numbers_say_what_they_rest_on():
+    found = saeval.evaluate(
+        model="testbed", data={"use": "python-stdlib", "context": 16, "sequences": 6}, saes=["testbed/topk-8"],
+        metrics=["l0"],
+    )  # fmt: skip
+    for name in ("l0_p5", "l0_p50", "l0_p95"):
+        assert found[0].values[name]["documents"] == found[0].values["l0"]["documents"]
