@@ -7,7 +7,7 @@ from pathlib import Path
 
 from claims import none, some
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("plugins/*/README.md")]
 HOMES = (ROOT, ROOT / "saeval")
 """Where a path in backticks may begin."""
