@@ -163,7 +163,7 @@ def test_the_documented_hooks_are_those_there_are():
 
 
 def test_the_readme_names_what_exists():
-    text = "".join(re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
+    text = "".join(re.findall(r"^```\w*\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE))
     for command in some(re.findall(r"^saeval (\w+)", text, re.MULTILINE)):
         assert command in (*cli.VERBS, "testbed"), command
     for target in some(re.findall(r"^make (\w+)", text, re.MULTILINE)):
