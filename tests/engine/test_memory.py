@@ -186,7 +186,7 @@ def test_auto_takes_as_many_as_memory_has_room_for(monkeypatch, tmp_path):
     assert {r.provenance["batch_size"] for r in first} == {32}
     assert {r.provenance["batch_asked"] for r in first} == {"auto"}
     model = TinyModel()
-    monkeypatch.setattr("saeval.base.memory.available", lambda device: 0)
+    monkeypatch.setattr("saeval.plan.batch_size.available", lambda device: 0)
     again = evaluate_tiny(METRICS, model=model, rows=rows, batch_size="auto", out=tmp_path, key="these")
     assert sum(model.passes.values()) == 0  # it is part of no key
     assert [r.key for r in again] == [r.key for r in first]

@@ -7,9 +7,9 @@ import importlib
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from saeval.testing.claims import every
 from saeval.results.pages import figure, label_log
 from saeval.testing import TinySAE, evaluate_tiny
+from saeval.testing.claims import every
 
 
 def page(plugin):

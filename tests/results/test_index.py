@@ -10,7 +10,6 @@ import sys
 import numpy as np
 import pytest
 
-from saeval.testing.claims import some
 from saeval import SaevalError, cli
 from saeval.cli import verbs
 from saeval.results import control_columns, index, ranks
@@ -20,6 +19,7 @@ from saeval.results.result import Result
 from saeval.results.store import MANIFEST_FORM, Store
 from saeval.stats.estimate import Estimate
 from saeval.stats.values import Notes, Scalar
+from saeval.testing.claims import some
 from saeval_reports import tables
 
 DOCUMENTS = 12

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saeval.testing.claims import every
 from saeval.results import all_pairs as pairs
 from saeval.results.all_pairs import Pairs
 from saeval.results.board import Column, Entry, Row
 from saeval.results.paired_tests import ALPHA, difference, holm
 from saeval.results.ranks import rank
 from saeval.stats.estimate import Estimate
+from saeval.testing.claims import every
 
 
 def by_single_tests(entries):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from saeval.testing.claims import every
 from saeval import Array, Metric, Scalar
 from saeval.cli import main
 from saeval.testing import evaluate_tiny
+from saeval.testing.claims import every
 
 PLUGIN = '''
 """Norms of decoder rows, and a page that lists them."""

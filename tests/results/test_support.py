@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import saeval
-from saeval.testing.claims import every, some
 from saeval import Estimate, Mean, Metric, Scalar
 from saeval.cli import main
 from saeval.results.board import Board, Column, Entry, Row
@@ -22,6 +21,7 @@ from saeval.results.paired_tests import difference
 from saeval.results.ranks import rank
 from saeval.stats.estimate import doubts
 from saeval.testing import evaluate_tiny, tiny_tokens
+from saeval.testing.claims import every, some
 
 COUNTS = st.lists(st.integers(1, 1000), min_size=2, max_size=30)
 
