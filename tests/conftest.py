@@ -35,6 +35,12 @@ def _own_cache(tmp_path_factory):
 
 
 @pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A cache of this test alone."""
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
 def waits(monkeypatch):
     """The seconds that anything wanted to sleep for, which nothing does; a busy machine's clock would prove nothing."""
     wanted = []

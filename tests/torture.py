@@ -31,11 +31,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from long_run import work
 
 from saeval import SaevalError, cli
 from saeval.base.sealed_json import CHECKSUM, sealed
 from saeval.testing import TinySAE, evaluate_tiny, tiny_tokens
-from test_store import work
 
 ROUND_SECONDS, GIB = 120, 2**30
 """A round that takes longer hangs."""

@@ -28,7 +28,7 @@ from saeval.suite.yaml_marks import Marks
 from saeval.testing.claims import every, none, some
 from saeval_reports import comparisons, tables
 from saeval_reward import document
-from test_boards import NOISE, scored
+from scored_results import NOISE, scored
 
 FORGERY = "a | b |\n| forged | 1 |\n## Forged <script>alert(1)</script> \x1b[2J\x9b1A\u202e *x* `y` __z__ [l](http://e) $\\frac$"
 CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e]")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from documents import build, corpus
 from saeval import SaevalError, cli
 from saeval.base import whole_files
 from saeval.base.fingerprint import sha256_file
@@ -18,7 +19,6 @@ from saeval.results.pages import write_pages
 from saeval.results.report import Report
 from saeval.testing import evaluate_tiny, tiny_tokens
 from saeval.testing.claims import every, some
-from test_data_tokens import build, corpus
 
 
 def failing(code):

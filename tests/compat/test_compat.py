@@ -5,102 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.evals import get_eval_everything_config, run_evals
-from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.activation_scaler import ActivationScaler
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-import saeval_compat
+from compat_runs import BATCH, CONTEXT, EXCLUDED, HOOK, ROWS, Store, arrays, numbers, ours, plugins
 from saeval.base.errors import SaevalError
-from saeval.registry.discovery import Plugins
-from saeval.testing import evaluate, register_rows, tiny_plugins
+from saeval.testing import evaluate
 from saeval.testing.claims import some
-from saeval.text.tokens import TokenDataset
 from saeval_compat import saebench
 from saeval_compat.rows import Rows
-
-HOOK, ROWS, CONTEXT, BATCH, VOCAB = "blocks.1.hook_resid_pre", 10, 9, 4, 30
-EXCLUDED = {"none": (), "some": (3, 4)}
-
-
-def plugins() -> Plugins:
-    found = tiny_plugins()
-    if "saeval:compat" not in found.origins:
-        found.add(saeval_compat, "compat")
-    return found
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    config = HookedTransformerConfig(
-        n_layers=2, d_model=16, n_ctx=64, d_head=8, n_heads=2, d_mlp=32, d_vocab=VOCAB, act_fn="gelu_new",
-        normalization_type="LN", device="cpu", seed=0,
-    )  # fmt: skip
-    made = HookedTransformer(config).eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.mul_(4)  # at its initial scale the model predicts next to nothing
-    return made
-
-
-@pytest.fixture(scope="module")
-def sae():
-    torch.manual_seed(1)
-    made = StandardSAE(StandardSAEConfig(d_in=16, d_sae=40, metadata=SAEMetadata(hook_name=HOOK)))
-    with torch.no_grad():
-        made.W_dec.copy_(torch.nn.functional.normalize(torch.randn(40, 16), dim=1))
-        made.W_enc.copy_(made.W_dec.T + 0.1 * torch.randn(16, 40))
-        made.b_enc.fill_(-0.1)
-        made.b_dec.copy_(torch.randn(16) * 0.1)
-    return made
-
-
-@pytest.fixture(scope="module")
-def tokens():
-    return torch.randint(0, VOCAB, (ROWS, CONTEXT + 1), generator=torch.Generator().manual_seed(2))
-
-
-class Store:
-    """What `run_evals` asks of an activations store."""
-
-    store_batch_size_prompts, context_size = BATCH, CONTEXT
-
-    def __init__(self, tokens):
-        self.batches = iter(tokens.split(BATCH) * 2)
-
-    def get_batch_tokens(self, batch_size):
-        return next(self.batches)
-
-    def reset_input_dataset(self):
-        pass
-
-
-def ours(model, sae, tokens, metrics, excluded=(), batch_size=3, boundary=None):
-    """Each row is a document of its own; from position `boundary` on it is another one, and no target crosses."""
-    owner = np.repeat(np.arange(ROWS, dtype=np.int32)[:, None], CONTEXT + 1, axis=1)
-    if boundary is not None:
-        owner[:, boundary:] += ROWS
-    rows = TokenDataset.from_arrays(
-        tokens.numpy().astype(np.int32), owner, np.arange(ROWS, dtype=np.int32), excluded=tuple(excluded)
-    )
-    results = evaluate(
-        model=model, saes={"sae": sae}, data=register_rows(f"compat-{excluded}-{boundary}", rows), metrics=metrics,
-        plugins=plugins(), batch_size=batch_size, allow=["*"],
-    )  # fmt: skip
-    assert not results.failed, results.failed[0].traceback
-    return results
-
-
-def numbers(results):
-    return {name: record["value"] for result in results for name, record in result.values.items() if "value" in record}
-
-
-def arrays(results):
-    return {
-        name: result.array(name) for result in results for name in result.values if f"value/{name}" in result.arrays
-    }
 
 
 @pytest.mark.parametrize("boundary", [None, 5, CONTEXT], ids=["one-document", "two-documents", "no-last-target"])

@@ -8,21 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from compat_runs import BATCH, CONTEXT, EXCLUDED, HOOK, ROWS, Store, arrays, numbers, ours
 from saeval.testing.claims import some
-from test_compat import (
-    BATCH,
-    CONTEXT,
-    EXCLUDED,
-    HOOK,
-    ROWS,
-    Store,
-    arrays,
-    model,  # noqa: F401 (a fixture)
-    numbers,
-    ours,
-    sae,  # noqa: F401 (a fixture)
-    tokens,  # noqa: F401 (a fixture)
-)
 
 
 @pytest.fixture
@@ -49,7 +36,7 @@ class Wrapped(torch.nn.Module):
 
 @pytest.mark.parametrize("flag", [False, True])
 @pytest.mark.parametrize("excluded", EXCLUDED.values(), ids=EXCLUDED)
-def test_every_field_of_saebench(saebench, model, sae, tokens, excluded, flag):  # noqa: F811
+def test_every_field_of_saebench(saebench, model, sae, tokens, excluded, flag):
     batches = -(-ROWS // BATCH)
     config = saebench.CoreEvalConfig(
         batch_size_prompts=BATCH, n_eval_reconstruction_batches=batches, n_eval_sparsity_variance_batches=batches,
@@ -76,7 +63,7 @@ def test_every_field_of_saebench(saebench, model, sae, tokens, excluded, flag): 
         assert lists[name] == pytest.approx(np.array(value), rel=1e-4, abs=1e-6, nan_ok=True), name
 
 
-def test_every_field_of_dictionary_learning_but_the_losses(dictionary_learning, model, sae, tokens):  # noqa: F811
+def test_every_field_of_dictionary_learning_but_the_losses(dictionary_learning, model, sae, tokens):
     class Dictionary:
         dict_size, activation_dim = sae.cfg.d_sae, sae.cfg.d_in
 

@@ -19,11 +19,11 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import saeval
+from compat_runs import arrays, numbers, plugins
 from saeval.testing import evaluate
 from saeval.testing.claims import some
 from saeval_data.stdlib import stdlib_modules
 from saeval_testbed import WEIGHTS
-from test_compat import arrays, numbers, plugins
 
 ROOT = Path(__file__).parents[2]
 CONTEXT, BATCH, BATCHES = 32, 4, 3

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from maps import predictable_rows, strong_model
 from saeval import evaluate
 from saeval.base.errors import Undefined
 from saeval.interfaces.live_objects import LiveSAE
@@ -24,7 +25,6 @@ from saeval_fidelity.features import L0
 from saeval_fidelity.prediction import CrossEntropy, KLDivergence
 from saeval_fidelity.reconstruction import Reconstruction
 from saeval_reports import tables
-from test_fidelity import predictable_rows, strong_model
 
 ALL = [
     "pca",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from maps import Map, value
 from saeval import Mean, Metric, SaevalError, Scalar, at_hooks
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import every
 from saeval_fidelity.downstream import DownstreamReconstruction, later_streams
-from test_fidelity import Map, value
 
 HOOKS = [f"blocks.{i}.{s}" for i in range(3) for s in ("hook_resid_pre", "hook_mlp_out", "hook_resid_post")]
 NAME = "downstream_reconstruction"

@@ -9,13 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from maps import Largest, Map, predictable_rows, strong_model, value
 from saeval.interfaces.token_scores import score_tokens
 from saeval.results.leaderboard import from_results
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import numbers, some
-from saeval.text.tokens import TokenDataset
 
 HOOK = "blocks.1.hook_resid_pre"
 EVERY = [
@@ -25,49 +24,9 @@ EVERY = [
 ]  # fmt: skip
 
 
-class Map(TinySAE):
-    """A substitute given by a function of the activations, with no features of interest."""
-
-    def __init__(self, function, seed=0):
-        super().__init__(d_sae=16, seed=seed)  # what it encodes are the activations themselves
-        self.function = function
-
-    def encode(self, x):
-        return x
-
-    def decode(self, x):
-        return self.function(x)
-
-
-def strong_model(**options):
-    """A tiny model whose loss truly depends on its activations: its tokens are its own most likely ones."""
-    return TinyModel(**options)
-
-
-def predictable_rows(model, rows=24, context=12, documents=8, seed=0):
-    """Rows that the model itself predicts well, so that ablating it hurts."""
-    random = np.random.default_rng(seed)
-    tokens = random.integers(1, 50, (rows, context + 1))
-    from saeval.interfaces.data import Batch
-
-    for position in range(context):
-        inputs = torch.from_numpy(tokens[:, : position + 1])
-        ones = torch.ones(inputs.shape, dtype=torch.bool)
-        logits = model.logits(Batch(inputs, inputs, ones, ones, np.arange(rows), np.arange(rows)))
-        tokens[:, position + 1] = logits[:, -1].argmax(-1).numpy()
-    clusters = np.sort(random.integers(0, documents, rows))
-    clusters = np.unique(clusters, return_inverse=True)[1].astype(np.int32)
-    owner = np.repeat(clusters[:, None], context + 1, axis=1).astype(np.int32)
-    return TokenDataset.from_arrays(tokens.astype(np.int32), owner, clusters)
-
-
 def evaluate(saes, metrics, dtype=torch.float32, **options):
     model = strong_model(dtype=dtype)
     return evaluate_tiny(metrics, model=model, rows=predictable_rows(strong_model()), saes=saes, **options)
-
-
-def value(results, name, subject):
-    return results.value(name, subject)["value"]
 
 
 def test_identity_recovers_everything():
@@ -304,19 +263,6 @@ def test_the_chunked_head_gives_what_full_logits_give(monkeypatch):
             assert other["value"] == pytest.approx(record["value"], abs=1e-5)
     assert full[0].provenance["chunked_head"] is False
     assert chunked[0].provenance["chunked_head"] is True
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operation made."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return out
 
 
 def wide_vocabulary_models():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from maps import Largest, Map, value
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny
 from saeval.testing.claims import some
 from saeval_fidelity import weights
 from saeval_fidelity.weights import Weights
-from test_fidelity import Largest, Map, value
 
 
 def evaluate(saes, **options):

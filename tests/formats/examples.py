@@ -12,15 +12,15 @@ import torch
 import yaml
 from torch import Tensor
 
+import apollo_files as apollo
 import checkpoints
-import test_formats_apollo as apollo
-import test_formats_dictionary_learning as dictionary_learning
-import test_formats_gemma_scope as gemma_scope
-import test_formats_llama_scope as llama_scope
-import test_formats_openai as openai
-import test_formats_saelens as saelens
-import test_formats_sparsify as sparsify
-import test_formats_transcoders as transcoders
+import dictionary_learning_files as dictionary_learning
+import gemma_scope_files as gemma_scope
+import llama_scope_files as llama_scope
+import openai_files as openai
+import saelens_files as saelens
+import sparsify_files as sparsify
+import transcoder_files as transcoders
 from checkpoints import Formula
 
 FORMULA = "its source's formula, written out"

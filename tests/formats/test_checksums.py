@@ -16,7 +16,6 @@ from saeval.testing.architectures import tiny_folder, tiny_model
 from saeval.testing.claims import some
 from saeval_formats.tensors import Header
 from saeval_models import HuggingFace
-from test_formats_pickles import loader  # noqa: F401 (a fixture)
 
 
 def flipped(path, member):
@@ -45,7 +44,7 @@ def resized(path, member, change):
             archive.writestr(name, data)
 
 
-def test_a_tensor_that_is_not_what_was_written_is_refused_where_the_file_is_described(loader):  # noqa: F811
+def test_a_tensor_that_is_not_what_was_written_is_refused_where_the_file_is_described(loader):
     calls, state, path = loader
     torch.save(state, path)
     for call in some(calls):
@@ -58,7 +57,7 @@ def test_a_tensor_that_is_not_what_was_written_is_refused_where_the_file_is_desc
 
 
 @pytest.mark.parametrize("change", [lambda data: data[:-4], lambda data: data + bytes(4), lambda data: b""])
-def test_a_tensor_of_another_length_is_refused(loader, change):  # noqa: F811
+def test_a_tensor_of_another_length_is_refused(loader, change):
     calls, state, path = loader
     torch.save(state, path)
     resized(path, next(iter(members(path, "/data/"))), change)

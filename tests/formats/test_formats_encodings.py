@@ -11,6 +11,7 @@ import sae_lens
 import torch
 
 import saeval
+from damage import answer, tensors_of, write_tensors
 from examples import EXAMPLES, Example
 from saeval import SaevalError, cli
 from saeval.suite.schema import load
@@ -18,7 +19,6 @@ from saeval.testing.architectures import tiny_folder
 from saeval.testing.claims import some
 from saeval_data.text import Text
 from saeval_formats.saelens import SAELens
-from test_formats_mutations import answer, tensors_of, write_tensors
 
 BY_LABEL = {e.label: e for e in EXAMPLES}
 CONFIGURED = (

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
+from damage import DEFAULTED, MEASURED, ODD, REGISTRY, answer
 from examples import EXAMPLES, Example
+from llama_scope_files import write
 from saeval import SaevalError, cli
 from saeval.testing.architectures import tiny_folder
 from saeval.testing.claims import some
 from saeval_formats.fields import Fields
-from test_formats_llama_scope import write
-from test_formats_mutations import DEFAULTED, MEASURED, ODD, REGISTRY, answer
 
 CONFIGURED = (
     "saelens-topk-rescaled", "saelens-jumprelu_skip_transcoder",

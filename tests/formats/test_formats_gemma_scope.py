@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sae_lens
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from checkpoints import D, Formula, N, activations, assert_same, random_tensors
+from checkpoints import D, Formula, N, activations, assert_same
+from gemma_scope_files import PLACE, first, params, second
 from saeval.base.errors import SaevalError
 from saeval_formats.gemma_scope import GemmaScope
-from test_formats_saelens_releases import hub  # noqa: F401
-
-SHAPES = {"W_enc": (D, N), "b_enc": (N,), "W_dec": (N, D), "b_dec": (D,), "threshold": (N,)}
-PLACE = "gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71"
 
 
-def params() -> dict[str, np.ndarray]:
-    found = random_tensors(SHAPES)
-    found["threshold"].abs_()
-    return {name: tensor.numpy() for name, tensor in found.items()}
-
-
-def first(folder: Path, **changes) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "params.npz", **{n: array for n, array in {**params(), **changes}.items() if array is not None})
-    return folder
-
-
-def second(folder: Path, config: dict | None = None, affine: bool = False) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name.lower(): torch.from_numpy(array) for name, array in params().items()}
-    if affine:
-        tensors["affine_skip_connection"] = random_tensors({"skip": (D, D)}, seed=5)["skip"]
-    save_file(tensors, folder / "params.safetensors")
-    if config is not None:
-        (folder / "config.json").write_text(json.dumps({"architecture": "jump_relu", **config}))
-    return folder
-
-
-def test_equals_the_converter(hub):  # noqa: F811
+def test_equals_the_converter(hub):
     folder = hub("google/gemma-scope-2b-pt-res", "layer_20/width_16k/average_l0_71")
     first(folder)
     from sae_lens.loading.pretrained_sae_loaders import gemma_2_sae_huggingface_loader
@@ -70,7 +43,7 @@ def test_equals_the_converter(hub):  # noqa: F811
         ("gemma-scope-2-1b-pt-transcoders-all", "layer_3_width_16k_l0_big_affine", True),
     ],
 )
-def test_the_second_equals_the_library(hub, monkeypatch, release, one, affine, named):  # noqa: F811
+def test_the_second_equals_the_library(hub, monkeypatch, release, one, affine, named):
     from sae_lens.loading import pretrained_sae_loaders, pretrained_saes_directory
 
     path = pretrained_saes_directory.get_pretrained_saes_directory()[release].saes_map[one]

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from checkpoints import suite
+from dictionary_learning_files import saved, state_of
 from saeval.base.errors import SaevalError
 from saeval_formats.dictionary_learning import DictionaryLearning
 from saeval_formats.reference import matched
-from test_formats_dictionary_learning import saved, state_of
 
 
 @pytest.fixture

@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 
-from examples import EXAMPLES, Example
+from damage import DEFAULTED, MEASURED, ODD, answer, tensors_of, write_tensors
+from examples import EXAMPLES
 from saeval import SaevalError
 from saeval.base.errors import Problem
-from saeval.registry.discovery import Plugins
-from saeval.registry.registry import Registry
 
-REGISTRY = Registry(Plugins())
 PLAIN = [e for e in EXAMPLES if "norm" not in e.architecture]
 BY_LABEL = {e.label: e for e in PLAIN}
-ODD: list[Any] = [None, [], {}, "x", "8", True, False, -1, 0, 1.5, 10**30, 10**400, math.nan, math.inf, "../../etc"]
-DEFAULTED = {
-    "apply_b_dec_to_input",
-    "normalize_activations",
-    "rescale_acts_by_decoder_norm",
-    "reshape_activations",
-    "transcode",
-    "signed",
-    "activation",
-    "skip_connection",
-    "affine_connection",
-}
-"""Config keys that the libraries fill in where they are missing."""
-MEASURED = {"jump_relu_threshold", "in", "out", "scaling_factor"}
-"""Config keys whose every positive number makes an SAE: nothing tells a wrong one."""
 GONE = object()
 
 
@@ -72,35 +52,6 @@ def written(tmp_path_factory):
         reference = example.write(folder)
         made[example.label] = (folder, reference, answer(example, reference))
     return made
-
-
-def answer(example: Example, reference: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    loader = REGISTRY.loaders[example.format]()
-    info = loader.info(reference)
-    sae = loader.load(reference, "cpu", torch.float32)
-    with torch.no_grad():
-        encoding = sae.encode(example.x)
-        decoded = sae.decode(encoding, example.x)
-    assert info.d_sae == encoding.feature_acts.shape[-1]
-    return encoding.feature_acts, decoded
-
-
-def tensors_of(path: Path) -> dict[str, Any]:
-    if path.suffix == ".safetensors":
-        return dict(load_file(path))
-    if path.suffix == ".npz":
-        return {name: torch.from_numpy(array) for name, array in np.load(path).items()}
-    return dict(torch.load(path, weights_only=True))
-
-
-def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
-    tensors = {k: v.contiguous() if isinstance(v, torch.Tensor) else v for k, v in tensors.items()}
-    if path.suffix == ".safetensors":
-        save_file({k: v.clone() for k, v in tensors.items()}, path)
-    elif path.suffix == ".npz":
-        np.savez(path, **{k: v.numpy() for k, v in tensors.items()})
-    else:
-        torch.save(tensors, path)
 
 
 def damaged_tensors(path: Path, draw: Any) -> None:

@@ -10,21 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import test_formats_apollo
-import test_formats_dictionary_learning
-import test_formats_openai
 from checkpoints import suite
 from saeval.base.errors import SaevalError
 from saeval.testing.claims import every, some
-from saeval_formats.apollo import Apollo
-from saeval_formats.dictionary_learning import DictionaryLearning
-from saeval_formats.openai import OpenAI
-
-LOADERS = {
-    "dictionary_learning": (DictionaryLearning, {"class": "AutoEncoder"}, lambda: test_formats_dictionary_learning.state_of("AutoEncoder")),
-    "openai": (OpenAI, {}, lambda: dict(test_formats_openai.state_of())),
-    "apollo": (Apollo, {}, lambda: test_formats_apollo.state_of("blocks.1.hook_resid_pre")),
-}  # fmt: skip
+from torch_files import LOADERS
 
 
 class Touch:
@@ -35,15 +24,6 @@ class Touch:
 
     def __reduce__(self):
         return Path.touch, (self.trace,)
-
-
-@pytest.fixture(params=LOADERS)
-def loader(request, tmp_path):
-    """A loader's calls on one file, and the state dict that it would take."""
-    cls, extra, state = LOADERS[request.param]
-    reference = {"path": str(tmp_path / "sae.pt"), **extra}
-    calls = [lambda: cls().info(reference), lambda: cls().load(reference, "cpu", torch.float32)]
-    return calls, state(), tmp_path / "sae.pt"
 
 
 def refused(calls, path: Path, sentence: str) -> None:

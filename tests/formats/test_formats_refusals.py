@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from saelens_files import D_SAE, edit_config, edit_weights, load, random_sae, saved
 from saeval.base.errors import SaevalError
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
 from saeval_formats.saelens import SAELens
-from test_formats_saelens import D_SAE, _own_cache, edit_config, edit_weights, load, random_sae, saved  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 TORCH = ("dictionary_learning", "openai", "apollo")
 

@@ -9,19 +9,11 @@ import sae_lens
 import torch
 from safetensors.torch import load_file, save_file
 
+from saelens_files import D_IN, KINDS, activations, assert_same, edit_config, load, random_sae, saved
 from saeval.base.errors import SaevalError
 from saeval_formats.saelens import SAELens
-from test_formats_saelens import (  # noqa: F401
-    D_IN,
-    KINDS,
-    _own_cache,
-    activations,
-    assert_same,
-    edit_config,
-    load,
-    random_sae,
-    saved,
-)
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 WHITENING = "activation_whitening.safetensors"
 

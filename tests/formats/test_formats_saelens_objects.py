@@ -9,23 +9,13 @@ import sae_lens
 import torch
 
 import saeval
+from saelens_files import D_IN, D_SAE, HOOK, KINDS, activations, edit_config, edit_weights, load, random_sae, saved
 from saeval.base.errors import SaevalError
 from saeval.testing import TinyModel, evaluate_tiny, tiny_tokens
 from saeval_formats.saelens import SAELens
 from saeval_formats.saelens_objects import LibrarySAE
-from test_formats_saelens import (  # noqa: F401
-    D_IN,
-    D_SAE,
-    HOOK,
-    KINDS,
-    _own_cache,
-    activations,
-    edit_config,
-    edit_weights,
-    load,
-    random_sae,
-    saved,
-)
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 METADATA = {"hook_name": HOOK, "model_name": "tiny"}
 

@@ -13,40 +13,11 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 import saeval
+from saelens_files import COMMIT, D_IN, D_SAE, FLAT, HOOK, K, activations, assert_same, edit_weights, random_sae, saved
 from saeval.base.errors import SaevalError, SuiteError
 from saeval_formats.saelens import SAELens
-from test_formats_saelens import (
-    D_IN,
-    D_SAE,
-    FLAT,
-    HOOK,
-    K,
-    activations,
-    assert_same,
-    edit_weights,
-    random_sae,
-    saved,
-)
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 JB, JB_REPO = "gpt2-small-res-jb", "jbloom/GPT2-Small-SAEs-Reformatted"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """Makes folders of repositories in a cache of the hub; no network is asked for."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-    def folder(repo: str, path: str, commit: str = COMMIT) -> Path:
-        root = tmp_path / "hub" / f"models--{repo.replace('/', '--')}"
-        (root / "refs").mkdir(parents=True, exist_ok=True)
-        (root / "refs" / "main").write_text(commit)
-        found = root / "snapshots" / commit / path
-        found.mkdir(parents=True, exist_ok=True)
-        return found
-
-    return folder
 
 
 def flat(folder: Path, **changes) -> None:

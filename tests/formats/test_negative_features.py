@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from checkpoints import activations, assert_same, assert_same_in_a_suite
+from saelens_files import D_IN, HOOK, K, load, random_sae, saved
+from saelens_files import activations as saelens_activations
+from saelens_files import assert_same as assert_same_as_library
 from saeval.base.errors import SaevalError
 from saeval.testing import TinyModel, TinyPairs, TinySAE, evaluate_tiny
 from saeval.testing.claims import some
 from saeval_formats.dense import DenseSAE
 from saeval_formats.saelens_objects import LibrarySAE
 from saeval_formats.sparsify import Sparsify
-from test_formats_saelens import D_IN, HOOK, K, load, random_sae, saved
-from test_formats_saelens import activations as saelens_activations
-from test_formats_saelens import assert_same as assert_same_as_library
-from test_formats_sparsify import signed_formula, write
+from sparsify_files import signed_formula, write
 
 sae_lens = pytest.importorskip("sae_lens")
 

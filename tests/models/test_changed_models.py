@@ -10,11 +10,11 @@ from torch import nn
 from transformers import ProphetNetConfig, ProphetNetForCausalLM
 
 import saeval
+from odd_architectures import EXACT, made
 from saeval.base.errors import SaevalError
 from saeval.testing.architectures import tiny_batch, tiny_model, tiny_tokenizer
 from saeval.testing.tiny import TinySAE
 from saeval_models import HuggingFace
-from test_architectures import EXACT, made
 
 HOOKS = ("blocks.1.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.1.attn.hook_z", "blocks.1.hook_mlp_out")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from saeval.testing import evaluate_tiny, tiny_tokens
-from test_precision import documents, saes
+from scattered_rows import documents, saes
 
 TARGET = {"reconstruction.mse": 0.6}
 

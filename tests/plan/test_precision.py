@@ -14,19 +14,11 @@ from saeval.plan.precision import FIRST, looks, precise
 from saeval.results.leaderboard import boards
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import numbers, some
+from scattered_rows import documents, saes
 
 METRICS = ["l0", "density", "reconstruction", "ce", "kl"]
 TARGET = {"ce.delta_ce": 0.045}
 """Within reach of the tiny SAEs below after 256 of some 350 documents."""
-
-
-def documents(shuffled=True):
-    """Documents of one to five rows, in an order of rows that scatters them, or one document after the other."""
-    return tiny_tokens(rows=700, documents=400, order_seed=3 if shuffled else None)
-
-
-def saes():
-    return {"a": TinySAE(), "b": TinySAE(seed=1)}
 
 
 def run(metrics=METRICS, precision=TARGET, **options):

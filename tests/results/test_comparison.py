@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from made_results import NOISE, result
 from saeval import SaevalError, cli
 from saeval.results.comparison import compare
 from saeval.results.leaderboard import from_results
@@ -17,7 +18,6 @@ from saeval.results.paired_tests import holm
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import every
 from saeval_reports import comparisons
-from test_leaderboard import NOISE, result
 
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(2, 30)) + RANDOM.normal(size=30)

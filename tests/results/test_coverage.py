@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from made_results import result
 from saeval import Mean, Ratio
 from saeval.results.comparison import compare
 from saeval.results.leaderboard import from_results
 from saeval.stats.evidence import Stamp
-from test_leaderboard import result
 
 pytestmark = pytest.mark.slow
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edited_files import changed
 from saeval import Metric, Scalar, cli
 from saeval.base.sealed_json import sealed
 from saeval.results.leaderboard import boards
 from saeval.results.store import Store
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import every, none, some
-from test_interrupted import changed
 
 SAES = {name: TinySAE(seed=seed) for seed, name in enumerate("abc")}
 METRICS = ["l0", "reconstruction", "ce", "kl"]

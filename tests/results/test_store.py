@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from long_run import work
 
 from saeval import Mean, Metric, SaevalError, Scalar
 from saeval.results.leaderboard import boards
@@ -19,32 +20,6 @@ from saeval.results.result import Result
 from saeval.results.store import Store
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import some
-
-
-def work(out, log):
-    """A run of a few seconds, of which `log` counts the batches that its metric saw."""
-
-    class Slow(Metric):
-        """Counts the batches it sees in a file."""
-
-        name, version = "slow", 1
-
-        def observe(self, activations, mask):
-            with open(log, "a") as file:
-                file.write("x")
-            time.sleep(0.01)
-            return Mean.of(activations.norm(dim=-1), mask)
-
-        def conclude(self, total):
-            return Scalar(total.value)
-
-    torch.set_num_threads(1)
-    results = evaluate_tiny(
-        ["slow", "l0", "reconstruction", "ce", "kl"], Slow, rows=tiny_tokens(rows=160),
-        saes={"a": TinySAE(seed=1), "b": TinySAE(seed=2)}, controls=["mean"], batch_size=2, out=out,
-        checkpoint_seconds=0.05, key="these",
-    )  # fmt: skip
-    assert not results.failed, results.failed[0].traceback
 
 
 @pytest.mark.slow

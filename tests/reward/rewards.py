@@ -120,3 +120,55 @@ def run(metrics, *, rows, model, saes, added=(), **options):
         model=model, saes=saes, data=register_rows(name, rows), metrics=metrics,
         plugins=plugins(TinyPlugin(), *added), **options,
     )  # fmt: skip
+
+
+W = torch.tensor([1.0, -2.0, 0.5, 0.25], dtype=torch.float64)
+EYE = torch.eye(4, dtype=torch.float64)
+POSITIVE = torch.rand(12, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.1
+
+
+def pairs(count=40, seed=0, length=6, **options):
+    """Random pairs that part at a position of each, some sides shorter than others."""
+    random = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        first, lengths = int(random.integers(1, length - 2)), random.integers(length - 1, length + 2, 2)
+        prefix = random.integers(2, 12, first).tolist()
+        sides = [[*prefix, 2 + side, *random.integers(2, 12, n - first - 1).tolist()] for side, n in enumerate(lengths)]
+        found.append((*sides, first))
+    return Pairs(found, **options)
+
+
+def values(results, subject="sae", metric="reward_attribution"):
+    (found,) = [r for r in results if r.metric == metric and r.subject == subject]
+    assert found.status == "ok", found.reason or found.traceback
+    return found
+
+
+SMALL = {
+    "reward_attribution": {
+        "steps": 4,
+        "baseline": "zero",
+        "top": 4,
+        "groups": [1, 2],
+        "random": 0,
+        "contexts": 2,
+        "frequent": 1.0,
+    }
+}
+ONE_HOT = torch.eye(12, dtype=torch.float64)
+
+
+def lines(record):
+    return [dict(zip(record["columns"], row, strict=True)) for row in record["rows"]]
+
+
+def random_pairs(count=60, seed=0, tail=4):
+    """A common prefix, then tokens 3 to 8; only chosen has token 2, first of all."""
+    random = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        prefix = random.integers(3, 9, 2).tolist()
+        rest = [random.integers(3, 9, tail).tolist() for _ in range(2)]
+        found.append(([*prefix, 2, *rest[0]], [*prefix, 9, *rest[1]], 2))
+    return found

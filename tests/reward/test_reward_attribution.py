@@ -8,28 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards import Directions, Pairs, Readout, plugins, run
+from rewards import EYE, POSITIVE, SMALL, Directions, Pairs, Readout, W, pairs, plugins, run, values
 from saeval import Mean, Metric, Scalar
 from saeval.registry.registry import Registry
 from saeval.testing import TinyModel, TinyPairs, TinySAE
 from saeval.testing.claims import some
 from saeval_reward.totals import in_fold_b
-
-W = torch.tensor([1.0, -2.0, 0.5, 0.25], dtype=torch.float64)
-EYE = torch.eye(4, dtype=torch.float64)
-POSITIVE = torch.rand(12, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 0.1
-
-
-def pairs(count=40, seed=0, length=6, **options):
-    """Random pairs that part at a position of each, some sides shorter than others."""
-    random = np.random.default_rng(seed)
-    found = []
-    for _ in range(count):
-        first, lengths = int(random.integers(1, length - 2)), random.integers(length - 1, length + 2, 2)
-        prefix = random.integers(2, 12, first).tolist()
-        sides = [[*prefix, 2 + side, *random.integers(2, 12, n - first - 1).tolist()] for side, n in enumerate(lengths)]
-        found.append((*sides, first))
-    return Pairs(found, **options)
 
 
 class PerPair(Metric):
@@ -205,25 +189,6 @@ def test_positions_before_the_divergence_and_padding_get_exactly_nothing():
     (result,) = run(["where"], rows=rows, model=model, saes={"sae": TinySAE()}, added=[Adds()])
     assert result.values["outside"]["value"] == 0
     assert result.values["chosen"]["value"] > 0
-
-
-def values(results, subject="sae", metric="reward_attribution"):
-    (found,) = [r for r in results if r.metric == metric and r.subject == subject]
-    assert found.status == "ok", found.reason or found.traceback
-    return found
-
-
-SMALL = {
-    "reward_attribution": {
-        "steps": 4,
-        "baseline": "zero",
-        "top": 4,
-        "groups": [1, 2],
-        "random": 0,
-        "contexts": 2,
-        "frequent": 1.0,
-    }
-}
 
 
 def test_the_planted_direction_comes_first_and_its_true_effect_is_its_attribution():

@@ -6,28 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from rewards import Directions, Pairs, Readout, run
+from rewards import ONE_HOT, SMALL, Directions, Pairs, Readout, lines, random_pairs, run, values
 from saeval.testing import TinyModel, TinyPairs, TinySAE
 from saeval.testing.claims import none, some
 from saeval_reward.ranking import duplicate_of, matched
-from test_reward_attribution import SMALL, values
-
-ONE_HOT = torch.eye(12, dtype=torch.float64)
-
-
-def lines(record):
-    return [dict(zip(record["columns"], row, strict=True)) for row in record["rows"]]
-
-
-def random_pairs(count=60, seed=0, tail=4):
-    """A common prefix, then tokens 3 to 8; only chosen has token 2, first of all."""
-    random = np.random.default_rng(seed)
-    found = []
-    for _ in range(count):
-        prefix = random.integers(3, 9, 2).tolist()
-        rest = [random.integers(3, 9, tail).tolist() for _ in range(2)]
-        found.append(([*prefix, 2, *rest[0]], [*prefix, 9, *rest[1]], 2))
-    return found
 
 
 def test_a_group_matters_where_its_members_do_not():

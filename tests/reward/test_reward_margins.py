@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 import saeval
-from rewards import Directions, Pairs, Readout, plugins, run
+from rewards import EYE, POSITIVE, Directions, Pairs, Readout, W, pairs, plugins, run
 from saeval import SaevalError, cli
 from saeval.registry.discovery import Plugins
 from saeval.testing import TinyModel, TinyPairs, TinySAE
 from saeval.testing.claims import some
 from saeval_reward.rows import Rows
-from test_reward_attribution import EYE, POSITIVE, W, pairs
 
 
 @pytest.fixture(autouse=True)

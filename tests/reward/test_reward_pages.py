@@ -6,13 +6,11 @@ import re
 
 import pytest
 
-from rewards import Directions, Pairs, Readout, run
+from rewards import ONE_HOT, SMALL, Directions, Pairs, Readout, random_pairs, run
 from saeval.testing import TinyModel, TinyPairs, TinySAE
 from saeval.testing.claims import some
 from saeval_reward.document import Grid, Heading, Paragraph, Passage, Picture, Warned, markdown, page
 from saeval_reward.pages import duplicates, pages
-from test_reward_attribution import SMALL
-from test_reward_groups import ONE_HOT, random_pairs
 
 NASTY = [
     "<script>alert(1)</script>",

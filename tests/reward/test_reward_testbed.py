@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 import saeval
-from rewards import plugins
-from test_reward_groups import lines
+from rewards import lines, plugins
 
 FEW = {"top": 1, "groups": [1], "random": 0, "contexts": 0}
 

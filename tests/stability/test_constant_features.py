@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from given_features import FEW, Given, column, value
 from saeval.testing import evaluate_tiny
 from saeval.testing.claims import some
-from test_stability import FEW, Given, column, value
 
 
 class Constant(Given):

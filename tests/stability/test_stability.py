@@ -12,6 +12,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import t as student
 
+from given_features import FEW, Given, column, value
 from saeval import SaevalError
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import every, some
@@ -21,31 +22,6 @@ from saeval_stability.measures import iid_best
 from saeval_stability.seeds import SeedStability
 
 BOTH = ["seed_stability", "functional_stability"]
-FEW = {"draws": 2, "alive_firings": 1}
-
-
-class Given(TinySAE):
-    """An SAE of chosen weights."""
-
-    def __init__(self, W_dec, W_enc, b_enc, hook_name="blocks.1.hook_resid_pre"):
-        self.W_dec, self.W_enc, self.b_enc = W_dec, W_enc, b_enc
-        self.b_dec, self.hook_name = torch.zeros(W_dec.shape[1]), hook_name
-
-    @classmethod
-    def random(cls, seed, n=32, d=16, bias=-0.5):
-        sae = TinySAE(d_in=d, d_sae=n, seed=seed)
-        return cls(sae.W_dec, sae.W_enc, torch.full((n,), bias))
-
-    def copy(self, order, scale):
-        """The same dictionary with its features in another order and each on another, positive scale."""
-        return Given(self.W_dec[order] / scale[:, None], self.W_enc[:, order] * scale, self.b_enc[order] * scale)
-
-    def with_dead(self, extra, seed=9):
-        """With features that never fire."""
-        more = TinySAE(d_in=self.W_dec.shape[1], d_sae=extra, seed=seed)
-        bias = torch.full((extra,), -1e6)
-        return Given(torch.cat([self.W_dec, more.W_dec]), torch.cat([self.W_enc, more.W_enc], 1),
-                     torch.cat([self.b_enc, bias]))  # fmt: skip
 
 
 def stability(saes, metrics=BOTH, **options):
@@ -55,18 +31,6 @@ def stability(saes, metrics=BOTH, **options):
     results = evaluate_tiny(entries, saes=named, groups={"g": list(named)}, **options)
     assert [r.status for r in results] == ["ok"] * len(metrics), [(r.reason, r.traceback) for r in results]
     return {r.metric: r for r in results}
-
-
-def value(result, name):
-    return result.values[name]["value"]
-
-
-def column(result, table, name, **where):
-    """A column of a table, of the rows that have these cells."""
-    record = result.values[table]
-    columns = record["columns"]
-    rows = [r for r in record["rows"] if all(r[columns.index(k)] == v for k, v in where.items())]
-    return [r[columns.index(name)] for r in rows]
 
 
 def test_a_permuted_rescaled_copy_is_the_same_dictionary():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from apollo_files import SHAPES
 from checkpoints import random_tensors
 from saeval import cli
 from saeval.base.errors import Problem
@@ -14,7 +15,6 @@ from saeval.registry.registry import Registry
 from saeval.suite.schema import load
 from saeval.testing.claims import every, some
 from saeval_formats.apollo import Apollo
-from test_formats_apollo import SHAPES
 
 REGISTRY = Registry(Plugins())
 SUITES = REGISTRY.suites.names()

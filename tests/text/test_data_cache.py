@@ -8,9 +8,11 @@ import sys
 import pytest
 import torch
 
+from documents import Documents, Ids, build, corpus
 from saeval.testing.claims import some
 from saeval.text.tokens import TokenDataset, TokenOptions, build_tokens
-from test_data_tokens import Documents, Ids, _own_cache, build, corpus  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def never():

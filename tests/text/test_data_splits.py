@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from documents import Documents, build, corpus
 from saeval.base.errors import SaevalError
-from test_data_tokens import Documents, _own_cache, build, corpus  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_splits_of_a_source_that_does_not_split_itself():

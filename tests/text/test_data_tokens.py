@@ -14,31 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from documents import BOS, EOS, Ids, build, corpus
 from saeval.base.errors import SaevalError
 from saeval.interfaces.data import Document, Source
-from saeval.text.tokens import TokenDataset, TokenOptions, build_tokens
+from saeval.text.tokens import TokenDataset, TokenOptions
 
-BOS, EOS = 0, 1
-
-
-class Documents(Source):
-    """Documents given as lists of token ids, by name."""
-
-    name = "documents"
-    kind = "tokens"
-
-    def __init__(self, documents: dict[str, list[int]], fit: dict[str, list[int]] | None = None) -> None:
-        self.content = documents
-        self.fit = fit
-        self.splits_itself = fit is not None
-
-    def fingerprint(self) -> str:
-        return json.dumps([self.content, self.fit])
-
-    def documents(self, split) -> Iterator[Document]:
-        chosen = self.fit if split == "fit" and self.fit is not None else self.content
-        for name, tokens in chosen.items():
-            yield Document(name.split("#")[0], tokens=tokens)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 class Words(Source):
@@ -55,12 +36,6 @@ class Words(Source):
             yield Document(f"doc{index}", text)
 
 
-class Ids:
-    """The special tokens of a tokenizer, and nothing to tokenise with."""
-
-    bos_token_id, eos_token_id, pad_token_id = BOS, EOS, None
-
-
 def absent():
     raise SaevalError("model 'tiny' has no tokenizer")
 
@@ -75,17 +50,6 @@ def byte_tokenizer():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", model_max_length=4)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-
-
-def build(documents, *, split="evaluation", tokenizer=Ids, **options) -> TokenDataset:
-    """Self-splitting documents, so that all of them are evaluated."""
-    source = Documents(documents, fit={}) if isinstance(documents, dict) else documents
-    return build_tokens(source, TokenOptions(**{"context": 4, **options}), tokenizer, "tiny", split)
 
 
 def rows(dataset: TokenDataset) -> list[list[int]]:
@@ -214,10 +178,6 @@ def test_documents_of_one_name_are_one_cluster_and_stay_apart():
     stream = build(documents, packing="concat", context=8, bos=False, exclude=[])
     assert stream.cluster_names == ["a"]
     assert targets(stream) == [EOS, EOS, 11, 12, 21, 22]  # 20 does not continue 12
-
-
-def corpus(documents: int = 20, length: int = 30) -> dict[str, list[int]]:
-    return {f"d{i}": list(range(100 * i + 2, 100 * i + 2 + length)) for i in range(documents)}
 
 
 @pytest.mark.parametrize("packing", ["documents", "concat"])

@@ -1,0 +1,43 @@
+"""Tests stand in the folders of what they test, and share helpers, not each other."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+from saeval.testing.claims import some
+
+ROOT = Path(__file__).parents[2]
+TESTS = ROOT / "tests"
+FILES = sorted(TESTS.rglob("*.py"))
+
+
+def imported(file):
+    """The modules that a file imports, wherever it does."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_each_folder_is_a_room_or_a_plugin():
+    rooms = {file.parent.name for file in (ROOT / "saeval").glob("*/__init__.py")}
+    plugins = {file.parent.name.removeprefix("saeval_") for file in (ROOT / "plugins").glob("*/__init__.py")}
+    folders = {file.parent.relative_to(TESTS).as_posix() for file in some(FILES) if file.name.startswith("test_")}
+    assert folders <= rooms | plugins | {"api", "house"}
+    assert plugins <= folders
+
+
+def test_no_test_module_imports_another():
+    imports = [(file.name, module) for file in some(FILES) for module in imported(file)]
+    across = [f"{name} imports {module}" for name, module in some(imports) if module.startswith("test_")]
+    assert not across, "what two test modules share goes into a helper beside them"
+
+
+def test_each_name_is_that_of_one_module():
+    """No folder of tests is a package, so pytest imports every file by its bare name."""
+    names = Counter(file.name for file in some(FILES) if file.name != "conftest.py")
+    assert "__init__.py" not in names
+    assert not {name for name, count in names.items() if count > 1}
