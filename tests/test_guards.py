@@ -548,6 +548,6 @@ def test_a_verb_of_a_plugin_that_raises_is_a_sentence(monkeypatch, capsys):
         def load(self):
             raise ImportError("no module named planted")
 
-    monkeypatch.setattr(cli, "_plugin_verbs", lambda: {"odd": Verb()})
+    monkeypatch.setattr(cli.grammar, "_plugin_verbs", lambda: {"odd": Verb()})
     assert cli.main(["odd"]) == 2
     assert capsys.readouterr().err == "verb 'odd' (plugin odd:main) failed: ImportError: no module named planted\n"

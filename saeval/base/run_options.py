@@ -76,74 +76,52 @@ def _fault(name: str) -> str | None:
     return None
 
 
-def _about(help: str, expected: str, example: Any, *, metavar: str | None = None, group: Group = "run") -> _About:
-    """What an option's flag and messages say: `limit is a number of sequences, such as limit=8; got 'x'`."""
-    return {"help": help, "expected": expected, "example": example, "metavar": metavar, "group": group}
-
-
-_About = dict[str, Any]
 Group = Literal["model", "suite", "run"]
 """Flags of every verb that loads a model, those of verbs that take suites, and those of `run` alone."""
 Count = Annotated[int, Interval(ge=1, le=MOST_ROWS)]
 _DEVICE, _DTYPE, _SWITCH = "the name of a device", "the name of a dtype", "true or false"
 
 
+def option(default: Any, help: str, expected: str, example: Any, metavar: str | None = None, *, of: Group) -> Any:
+    """A field of `RunOptions`, with the help of its flag, and what an error says: `expected`, with an `example`."""
+    about = {"help": help, "expected": expected, "example": example, "metavar": metavar, "group": of}
+    return field(default=default, metadata=about)
+
+
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run a suite. None of it is part of a key, except `limit` and the dtypes, which change the numbers."""
+    """How to run a suite. None of it is part of a key, except `limit` and the dtypes, which change the numbers.
 
-    device: str = field(
-        default="cpu",
-        metadata=_about("torch device, or auto: cuda, mps or cpu (default: cpu)", _DEVICE, "cuda", group="model"),
-    )
-    dtype: str | None = field(
-        default=None,
-        metadata=_about("dtype of the model, such as bfloat16 or bf16", _DTYPE, "bfloat16", group="model"),
-    )
-    sae_device: str | None = field(
-        default=None,
-        metadata=_about("device of the SAEs, if not the model's", _DEVICE, "cpu", metavar="DEVICE", group="model"),
-    )
-    sae_dtype: str = field(
-        default="float32",
-        metadata=_about("dtype of the SAEs (default: float32)", _DTYPE, "float32", metavar="DTYPE", group="model"),
-    )
-    limit: Count | None = field(
-        default=None,
-        metadata=_about(
-            "only the first N sequences; stays out of leaderboards", "a number of sequences", 8,
-            metavar="N", group="suite",
-        ),
-    )  # fmt: skip
-    batch_size: Count | Literal["auto"] | None = field(
-        default=None,
-        metadata=_about(
-            "sequences per batch, or auto: as many as fit (default: the suite's, or 16)",
-            "a number of sequences or 'auto'", 16, metavar="N", group="suite",
-        ),
-    )  # fmt: skip
-    allow: Sequence[str] = field(
-        default=(),
-        metadata=_about(
-            "use this SAE (or glob) whatever the preflight finds", "a list of names or globs", ["mine"],
-            metavar="SAE", group="suite",
-        ),
-    )  # fmt: skip
-    fresh: bool = field(default=False, metadata=_about("compute everything again, whatever is stored", _SWITCH, True))
-    checkpoint_seconds: Annotated[float, Ge(0)] = field(
-        default=60.0,
-        metadata=_about("how often a pass saves itself (default: 60)", "a number of seconds", 60, metavar="S"),
-    )
-    preflight: OnFinding = field(
-        default="stop",
-        metadata=_about(
-            "what a finding of the preflight does (default: stop the run); off: examine nothing",
-            "'stop', 'warn' or 'off'", "warn",
-        ),
-    )  # fmt: skip
-    skip_failing: bool = field(
-        default=False, metadata=_about("leave out what the preflight finds wrong, as failed cells", _SWITCH, True)
-    )
+    `SaevalError` for a value that cannot be used here.
+    """
+
+    # fmt: off
+    device: str = option(
+        "cpu", "torch device, or auto: cuda, mps or cpu (default: cpu)", _DEVICE, "cuda", of="model")
+    dtype: str | None = option(
+        None, "dtype of the model, such as bfloat16 or bf16", _DTYPE, "bfloat16", of="model")
+    sae_device: str | None = option(
+        None, "device of the SAEs, if not the model's", _DEVICE, "cpu", "DEVICE", of="model")
+    sae_dtype: str = option(
+        "float32", "dtype of the SAEs (default: float32)", _DTYPE, "float32", "DTYPE", of="model")
+    limit: Count | None = option(
+        None, "only the first N sequences; stays out of leaderboards", "a number of sequences", 8, "N", of="suite")
+    batch_size: Count | Literal["auto"] | None = option(
+        None, "sequences per batch, or auto: as many as fit (default: the suite's, or 16)",
+        "a number of sequences or 'auto'", 16, "N", of="suite")
+    allow: Sequence[str] = option(
+        (), "use this SAE (or glob) whatever the preflight finds", "a list of names or globs", ["mine"], "SAE",
+        of="suite")
+    fresh: bool = option(
+        False, "compute everything again, whatever is stored", _SWITCH, True, of="run")
+    checkpoint_seconds: Annotated[float, Ge(0)] = option(
+        60.0, "how often a pass saves itself (default: 60)", "a number of seconds", 60, "S", of="run")
+    preflight: OnFinding = option(
+        "stop", "what a finding of the preflight does (default: stop the run); off: examine nothing",
+        "'stop', 'warn' or 'off'", "warn", of="run")
+    skip_failing: bool = option(
+        False, "leave out what the preflight finds wrong, as failed cells", _SWITCH, True, of="run")
+    # fmt: on
 
     def spelled(self, option: str, value: Any = True) -> str:
         """An option as the user gives it, for messages: `fresh=True`, `allow=['mine']`."""

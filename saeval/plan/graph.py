@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from saeval.base.errors import SaevalError, UnknownNameError, blamed
+from saeval.base.errors import SaevalError, UnknownNameError, blamed, suggestion
 from saeval.base.fingerprint import digest_of
 from saeval.base.identity import Origin
 from saeval.base.parameters import parameter_names
