@@ -185,8 +185,10 @@ def evaluate(
         if chosen.dtype is not None:
             raise SaevalError("a live model has its dtype already; convert it yourself, or leave out dtype=")
         suite.live_model = _wrap(live_model, tokenizer, registry, keys)
-        device, asked = getattr(live_model, "device", None), changes.get("device", chosen.device)
-        if isinstance(device, torch.device) and asked in ("auto", *["cpu"] * ("device" not in changes)):
+        # It is never moved, so the default gives way to the device where it is.
+        asked = changes.get("device", "auto" if chosen.device == RunOptions.device else chosen.device)
+        device = getattr(live_model, "device", None)
+        if isinstance(device, torch.device) and asked == "auto":
             chosen = replace(chosen, device=str(device))
     made = plan(suite, registry, chosen)
     if out is not None:

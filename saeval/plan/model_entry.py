@@ -54,11 +54,9 @@ def model_spec(suite: Suite, registry: Registry, options: RunOptions, problems: 
                 spec.name = use
         return cast(ModelSpec, Guarded(spec, f"model adapter '{chosen}'", found.origin, _placed(suite)))
     except ParameterError as error:
-        for fault in error.faults:
-            if dtype is not None and fault.location == ("dtype",):
-                problems.append(Problem(f"{options.spelled('dtype', dtype)}: {fault.sentence}"))
-            else:
-                problems += suite.problems(ParameterError([fault]), "model")
+        for fault, problem in zip(error.faults, suite.problems(error, "model"), strict=True):
+            by_option = dtype is not None and fault.location == ("dtype",)
+            problems.append(Problem(f"{options.spelled('dtype', dtype)}: {fault.sentence}") if by_option else problem)
     except SaevalError as error:
         unknown_adapter = isinstance(error, UnknownNameError) and error.kind == registry.adapters.kind
         problems += suite.problems(error, "model", "adapter" if adapter and unknown_adapter else "use")
