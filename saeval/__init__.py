@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from saeval.api import evaluate, run
     from saeval.base.errors import SaevalError, Undefined
     from saeval.base.progress import Lines
+    from saeval.base.run_options import RunOptions
     from saeval.collection import Results
     from saeval.interfaces.metric import Metric
     from saeval.interfaces.quantity import at_hooks, finite, fit_split, paired, rebound
@@ -38,6 +39,7 @@ _HOMES = {
     "Plugins": "registry.discovery",
     "Ratio": "stats.evidence",
     "Results": "collection",
+    "RunOptions": "base.run_options",
     "SaevalError": "base.errors",
     "Sample": "stats.evidence",
     "Scalar": "stats.values",
@@ -55,8 +57,8 @@ _HOMES = {
 
 __all__ = [
     "Array", "Curve", "Estimate", "Ever", "Evidence", "Histogram", "Lines", "Mean", "Metric", "Moments", "Notes",
-    "Plugins", "Quantiles", "Ratio", "Results", "SaevalError", "Sample", "Scalar", "Table", "Undefined", "at_hooks",
-    "evaluate", "finite", "fit_split", "hookimpl", "paired", "rebound", "run",
+    "Plugins", "Quantiles", "Ratio", "Results", "RunOptions", "SaevalError", "Sample", "Scalar", "Table", "Undefined",
+    "at_hooks", "evaluate", "finite", "fit_split", "hookimpl", "paired", "rebound", "run",
 ]  # fmt: skip
 
 

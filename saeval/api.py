@@ -10,15 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from saeval import arguments
-from saeval.base.errors import Problem, SaevalError, SuiteError, blamed, looked_up, suggestion
+from saeval.base.errors import Problem, SaevalError, SuiteError, blamed, looked_up, shown, suggestion
 from saeval.base.guard import Guarded
 from saeval.base.identity import Origin, code_identity
 from saeval.base.lazy_torch import torch
 from saeval.base.progress import Progress
-from saeval.base.run_options import OnFinding, Options
+from saeval.base.run_options import RunOptions
 from saeval.collection import Results
 from saeval.engine.loop import Engine
 from saeval.interfaces.live_objects import LiveKeys, LiveSAE, unwrapped, unwrapping
@@ -37,6 +37,7 @@ log = logging.getLogger("saeval")
 
 _OWN = (
     "model", "saes", "data", "metrics", "controls", "groups", "precision", "tokenizer", "out", "key", "name", "plugins",
+    "options",
 )  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def find_suite(name: str | Path, registry: Registry) -> Path:
 
 
 def prepare(
-    suite: str | Path | Mapping[str, Any], registry: Registry, options: Options, overrides: Iterable[str] = ()
+    suite: str | Path | Mapping[str, Any], registry: Registry, options: RunOptions, overrides: Iterable[str] = ()
 ) -> Plan:
     """Parse and plan a suite: a path, a registered name, or the suite itself as a mapping."""
     if isinstance(suite, Mapping):
@@ -79,24 +80,16 @@ def execute(made: Plan, out: str | Path, progress: Progress | None = None) -> Re
     return results
 
 
+@arguments.takes_options
 def run(
     suite: str | Path | Mapping[str, Any],
     *,
     out: str | Path = "results",
-    limit: int | None = None,
-    device: str = "cpu",
-    dtype: str | None = None,
-    sae_device: str | None = None,
-    sae_dtype: str = "float32",
-    batch_size: int | Literal["auto"] | None = None,
-    fresh: bool = False,
-    checkpoint_seconds: float = 60.0,
-    allow: Sequence[str] = (),
-    preflight: OnFinding = "stop",
-    skip_failing: bool = False,
     overrides: Iterable[str] = (),
     plugins: Plugins | None = None,
     progress: Progress | None = None,
+    options: RunOptions | None = None,
+    **changes: Any,
 ) -> Results:
     """Run a suite: a YAML file, a registered name, or a mapping of the same form.
 
@@ -105,23 +98,21 @@ def run(
     correctly, a model that gives NaN, a hook where it does not resume correctly. `allow` names SAEs to use anyway,
     `skip_failing` leaves out what fails as failed cells, and `preflight="warn"` only logs a warning; with `"off"`
     nothing is examined.
+
+    Every field of `RunOptions` is a keyword, too: `run(suite, limit=8)` is `run(suite, options=RunOptions(limit=8))`.
+    With both, the keywords change the `options`.
     """
     if not isinstance(suite, str | Path) and not arguments.named(suite):
         what = "a YAML file, the name of a suite or a mapping, such as run('quickstart')"
-        raise SaevalError(f"run: suite is {what}; got {arguments.shown(suite)}")
-    options = arguments.options(
-        "run", {
-            "limit": limit, "device": device, "dtype": dtype, "sae_device": sae_device, "sae_dtype": sae_dtype,
-            "batch_size": batch_size, "fresh": fresh, "checkpoint_seconds": checkpoint_seconds, "allow": allow,
-            "preflight": preflight, "skip_failing": skip_failing,
-        },
-    )  # fmt: skip
+        raise SaevalError(f"run: suite is {what}; got {shown(suite)}")
+    chosen = arguments.options("run", options, changes, ("out", "overrides", "plugins", "progress", "options"))
     progress, out = arguments.progress("run", progress), arguments.folder("run", out)
     assigned = arguments.assignments("run", overrides)
     registry = Registry(arguments.plugins("run", plugins))
-    return execute(prepare(suite, registry, options, assigned), out, progress)
+    return execute(prepare(suite, registry, chosen, assigned), out, progress)
 
 
+@arguments.takes_options
 def evaluate(
     *,
     model: Any = None,
@@ -136,7 +127,8 @@ def evaluate(
     key: str | None = None,
     name: str = "evaluate",
     plugins: Plugins | None = None,
-    **options: Any,
+    options: RunOptions | None = None,
+    **changes: Any,
 ) -> Results:
     """Evaluate live objects.
 
@@ -154,7 +146,8 @@ def evaluate(
 
     Raises `SaevalError` for whatever is wrong with these.
 
-    `options` are those of `run`, such as `device` and `limit`. Inside a training loop, where an SAE may not be any good
+    `options` and their keywords, such as `device` and `limit`, are those of `run`; a live model computes where it is,
+    so that `device` need not be given. Inside a training loop, where an SAE may not be any good
     yet, `preflight="warn"` logs what the preflight finds and goes through; `preflight="off"` examines nothing.
     """
     call = "evaluate"
@@ -174,26 +167,28 @@ def evaluate(
     if out is not None:
         arguments.folder(call, out)
     if tokenizer is not None and not callable(tokenizer):
-        raise SaevalError(f"{call}: tokenizer is a loaded tokenizer; got {arguments.shown(tokenizer)}")
+        raise SaevalError(f"{call}: tokenizer is a loaded tokenizer; got {shown(tokenizer)}")
     entries, live = _split(saes, registry)
     live_model = model if model is not None and not isinstance(model, str | Mapping) else None
     if live_model is None and model is not None:
         if not isinstance(model, str) and not arguments.named(model):
             what = "the name of a model, a mapping by names or a loaded model"
-            raise SaevalError(f"{call}: model is {what}; got {arguments.shown(model)}")
+            raise SaevalError(f"{call}: model is {what}; got {shown(model)}")
         body["model"] = model if isinstance(model, str) else dict(model)
     body["saes"] = entries or ["live"]
     suite = validate(body, Marks("evaluate"), live)
     suite.live_keys = keys
     if not entries:
         suite.body.saes = []
-    if live_model is not None and options.get("dtype"):
-        raise SaevalError("a live model has its dtype already; convert it yourself, or leave out dtype=")
-    chosen = arguments.options(call, options, _OWN)
+    chosen = arguments.options(call, options, changes, _OWN)
     if live_model is not None:
+        if chosen.dtype is not None:
+            raise SaevalError("a live model has its dtype already; convert it yourself, or leave out dtype=")
         suite.live_model = _wrap(live_model, tokenizer, registry, keys)
+        # It is never moved, so the default gives way to the device where it is.
+        asked = changes.get("device", "auto" if chosen.device == RunOptions.device else chosen.device)
         device = getattr(live_model, "device", None)
-        if isinstance(device, torch.device) and options.get("device", "auto") == "auto":
+        if isinstance(device, torch.device) and asked == "auto":
             chosen = replace(chosen, device=str(device))
     made = plan(suite, registry, chosen)
     if out is not None:
@@ -231,7 +226,7 @@ def _extended(plugins: Plugins, metrics: Iterable[type], keys: LiveKeys) -> Plug
 def _metric_entries(metrics: Sequence[Any]) -> list[Any]:
     """Suite entries; a class is named by its `name`."""
     if isinstance(metrics, str | Mapping) or not isinstance(metrics, Sequence):
-        raise SaevalError(f"evaluate: metrics is a list, such as metrics=['ce', 'l0']; got {arguments.shown(metrics)}")
+        raise SaevalError(f"evaluate: metrics is a list, such as metrics=['ce', 'l0']; got {shown(metrics)}")
     entries: list[Any] = []
     for metric in metrics:
         if isinstance(metric, type) and issubclass(metric, Metric):
@@ -239,9 +234,7 @@ def _metric_entries(metrics: Sequence[Any]) -> list[Any]:
         elif isinstance(metric, str) or arguments.named(metric):
             entries.append(metric if isinstance(metric, str) else dict(metric))
         else:
-            raise SaevalError(
-                f"evaluate: a metric is a name, a mapping or a Metric class; got {arguments.shown(metric)}"
-            )
+            raise SaevalError(f"evaluate: a metric is a name, a mapping or a Metric class; got {shown(metric)}")
     return entries
 
 
@@ -262,7 +255,7 @@ def _split(saes: Sequence[Any] | Mapping[str, Any], registry: Registry) -> tuple
     listed = isinstance(saes, Mapping | Sequence) and not isinstance(saes, str | bytes) and not lone_pair
     if not listed or (isinstance(saes, Mapping) and not arguments.named(saes)):
         what = "a list or a mapping by name, such as saes=[(sae, 'blocks.2.hook_resid_pre')]"
-        raise SaevalError(f"evaluate: saes is {what}; got {arguments.shown(saes)}")
+        raise SaevalError(f"evaluate: saes is {what}; got {shown(saes)}")
     named = list(saes.items()) if isinstance(saes, Mapping) else [(None, sae) for sae in saes]
     entries: list[Any] = []
     live: dict[str, LiveSAE] = {}
@@ -275,9 +268,7 @@ def _split(saes: Sequence[Any] | Mapping[str, Any], registry: Registry) -> tuple
             entries.append({**sae, **({"name": name} if name else {})})
         else:
             if isinstance(sae, tuple) and len(sae) != 2:
-                raise SaevalError(
-                    f"evaluate: an SAE with its hook is a pair (object, hook_name); got {arguments.shown(sae)}"
-                )
+                raise SaevalError(f"evaluate: an SAE with its hook is a pair (object, hook_name); got {shown(sae)}")
             module, hook_name = sae if isinstance(sae, tuple) else (sae, None)
             module = unwrapped(module)
             base = name or type(module).__name__.lower()

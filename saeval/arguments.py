@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-
-from saeval.base.errors import SaevalError, quoted, suggestion
-from saeval.base.lazy_torch import torch
-from saeval.base.parameters import ParameterError, validated
+from saeval.base.errors import SaevalError, shown, suggestion
+from saeval.base.parameters import ParameterError
 from saeval.base.progress import Progress
-from saeval.base.run_options import Options
+from saeval.base.run_options import RunOptions
 from saeval.registry.discovery import Plugins
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 _TEXTS = 'data={"texts": [...], "context": 128}'
-_MOST = 80
-"""Characters of a wrong value that a message shows."""
-
-
-def shown(value: Any) -> str:
-    """A wrong value for a message: itself where it is short, else its type."""
-    text = quoted(value)
-    plain = len(text) <= _MOST and "\n" not in text and " at 0x" not in text
-    return text if plain else f"an object of type {type(value).__name__}"
 
 
 def named(value: Any) -> bool:
@@ -37,41 +28,33 @@ def _wrong(call: str, name: str, expected: str, value: Any) -> SaevalError:
     return SaevalError(f"{call}: {name} is {expected}; got {shown(value)}")
 
 
-def options(call: str, given: Mapping[str, Any], others: Iterable[str] = ()) -> Options:
-    """Options from keyword arguments; `SaevalError` for the first that is unknown or wrong. `others` are suggested."""
-    known = [field.name for field in fields(Options) if field.name != "command_line"]
-    for name in given:
+def options(call: str, given: Any, changes: Mapping[str, Any], others: Iterable[str]) -> RunOptions:
+    """The options `given`, or the defaults, with `changes`; `SaevalError` for what is unknown or wrong.
+
+    For an unknown name, `others` are suggested, too.
+    """
+    if given is not None and not isinstance(given, RunOptions):
+        raise _wrong(call, "options", "a saeval.RunOptions, such as options=RunOptions(limit=8)", given)
+    known = [field.name for field in fields(RunOptions)]
+    for name in changes:
         if name not in known:
             raise SaevalError(f"{call}: unknown option '{name}'{suggestion(name, [*known, *others])}")
     try:
-        return Options(**validated(Options, {name: _plain(value) for name, value in given.items()}, call))
+        return replace(given or RunOptions(), **changes)
     except ParameterError as error:
-        name, sentence = error.faults[0]
-        if name in _EXPECTED:
-            raise _wrong(call, name, _EXPECTED[name], given[name]) from None
-        raise SaevalError(f"{call}: {sentence}") from None
+        raise SaevalError(f"{call}: {error}") from None
 
 
-_EXPECTED = {
-    "limit": "a number of sequences, such as limit=8",
-    "batch_size": "a number of sequences or 'auto', such as batch_size=16",
-    "device": "the name of a device, such as device='cuda'",
-    "sae_device": "the name of a device, such as sae_device='cpu'",
-    "dtype": "the name of a dtype, such as dtype='bfloat16'",
-    "sae_dtype": "the name of a dtype, such as sae_dtype='float32'",
-    "fresh": "true or false",
-    "checkpoint_seconds": "a number of seconds, such as checkpoint_seconds=60",
-    "allow": "a list of names or globs, such as allow=['mine']",
-    "preflight": "'stop', 'warn' or 'off', such as preflight='warn'",
-    "skip_failing": "true or false",
-}
-
-
-def _plain(value: Any) -> Any:
-    """Devices and dtypes of torch by their names, numpy's numbers as Python's."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return str(value).removeprefix("torch.") if isinstance(value, torch.device | torch.dtype) else value
+def takes_options(function: F) -> F:
+    """A function whose signature shows every run option in place of `**changes`, so that `help` lists them."""
+    signature = inspect.signature(function)
+    *own, _ = signature.parameters.values()
+    added = [
+        inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.type)
+        for option in fields(RunOptions)
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+    return function
 
 
 def names_and_mappings(call: str, name: str, value: Any, example: str) -> list[Any]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from saeval.base.parameters import ParameterError as ParameterError
     from saeval.base.parameters import Repeats as Repeats
     from saeval.base.parameters import validated as validated
+    from saeval.base.parameters import validated_as as validated_as
     from saeval.base.provenance import libraries as libraries
     from saeval.base.run_options import spelled as spelled
     from saeval.base.text_files import MARK as MARK
@@ -157,7 +158,7 @@ _HOMES = {
     # Plugins, their parameters, their errors
     "base.errors": "Problem SaevalError Undefined expanded lone_surrogate looked_up quoted suggestion",
     "base.names": "matching meant",
-    "base.parameters": "MOST_REPEATS ParameterError Repeats validated",
+    "base.parameters": "MOST_REPEATS ParameterError Repeats validated validated_as",
     "base.run_options": "spelled",
     "registry.hookspecs": "hookimpl",
     # Files and text

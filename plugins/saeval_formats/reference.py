@@ -6,13 +6,23 @@ import glob
 import posixpath
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from saeval.plugin import SAELoader, SaevalError, expanded, looked_up, read_json, read_text, suggestion
+from saeval.plugin import (
+    ParameterError,
+    SAELoader,
+    SaevalError,
+    expanded,
+    looked_up,
+    read_json,
+    read_text,
+    validated_as,
+)
 from saeval_formats.hub import snapshot
 
 
@@ -131,19 +141,16 @@ def in_order(parts: tuple[str, ...]) -> list[tuple[bool, int, str]]:
 
 
 def parsed(cls: type[A], reference: Mapping[str, Any], format: str, *, needs: str) -> A:
-    """The reference as `cls`; `SaevalError` names the first key at fault. `needs` says what `path` is."""
+    """The reference as `cls`; `ParameterError` names the keys at fault. `needs` says what `path` is."""
     try:
-        made = cls(**reference)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        known = [field.alias or name for name, field in cls.model_fields.items()]
-        key = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
-            raise SaevalError(f"{format}: unknown key '{key}'{suggestion(key, known)}") from None
-        if fault["type"] == "missing":
-            what = f", {needs}" if key == "path" else ""
-            raise SaevalError(f"{format}: expected the key '{key}'{what}") from None
-        raise SaevalError(f"{format}: '{key}': {fault['msg']}, found {fault['input']!r}") from None
+        made = validated_as(cls, reference, f"SAE format '{format}'")
+    except ParameterError as error:
+        raise ParameterError(
+            replace(fault, sentence=f"{fault.sentence}, {needs}")
+            if fault.kind == "missing" and fault.location == ("path",) and needs
+            else fault
+            for fault in error.faults
+        ) from None
     if isinstance(path := getattr(made, "path", None), Path):
         expanded(path)
     return made

@@ -257,5 +257,5 @@ def state_dict(path: Path, found: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def _refusal(message: str) -> str:
     """The global that an unpickler refused, out of its advice."""
-    named = re.search(r"GLOBAL ([\w.]+)", message)
+    named = re.search(r"GLOBAL ([\w.]+)", message)  # torch's UnpicklingError has no attribute for it
     return f"it names {named[1]}" if named else "its pickle is not one of plain data"

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from saeval.plugin import (
-    ParameterError,
     SaevalError,
     digest_of,
     expanded,
@@ -76,10 +75,7 @@ class Reference:
 
 def parsed(given: Mapping[str, Any], adapter: str) -> Reference:
     """A checked reference; `SaevalError` names the wrong key."""
-    try:
-        reference = Reference(**validated(Reference, given, f"the model '{adapter}'"))
-    except ParameterError as error:
-        raise SaevalError(str(error)) from None
+    reference = Reference(**validated(Reference, given, f"the model '{adapter}'"))
     if (reference.path is None) == (reference.name is None):
         raise SaevalError(f"the model '{adapter}' needs either 'path' (a local folder) or 'name' (a hub model)")
     if reference.path is not None and reference.revision is not None:

@@ -35,6 +35,18 @@ class SaevalError(Exception):
         return terminal(super().__str__())  # it quotes checkpoints and files
 
 
+class UnknownNameError(SaevalError):
+    """No plugin supplies this name. `by` requests it; `failures` are plugins that may have, and did not load."""
+
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], *, by: str | None = None, failures: Iterable[object] = ()
+    ) -> None:
+        self.kind, self.failures = kind, list(failures)
+        asked = f" (asked for by {by})" if by else ""
+        broken = "".join(f" (plugin {failure})" for failure in self.failures)
+        super().__init__(f"unknown {kind} '{name}'{asked}{suggestion(name, known)}{broken}")
+
+
 class Undefined(Exception):  # noqa: N818 - a state of the data, not an error
     """A value that does not exist for this data, such as the L0 of a substitute without features.
 
@@ -101,6 +113,13 @@ _MOST = 200
 """Letters of a wrong value that a message shows."""
 
 
+def shown(value: object) -> str:
+    """A wrong value for one sentence: itself where it is short, else its type."""
+    text = quoted(value)
+    plain = len(text) <= 80 and "\n" not in text and " at 0x" not in text
+    return text if plain else f"an object of type {type(value).__name__}"
+
+
 def expanded(path: Path | str) -> Path:
     """A path with its `~` expanded, existing or not; `SaevalError` where the system cannot even look for it."""
     try:
@@ -127,10 +146,12 @@ def lone_surrogate(text: str) -> str | None:
     return None
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'ce'?` for the nearest known word, else the list of all known words."""
+def suggestion(word: str, known: Iterable[str], otherwise: str | None = None) -> str:
+    """`; did you mean 'ce'?` for the nearest known word, else `otherwise`, by default the list of all known words."""
     words = sorted(set(known))
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.6 if len(word) > 3 else 0.5)
     if near:
         return f"; did you mean '{near[0]}'?"
+    if otherwise is not None:
+        return otherwise
     return f"; known: {', '.join(words)}" if words else ""

@@ -47,7 +47,7 @@ class Guarded:
             with blamed(self._what, self._origin):
                 yield
         except SaevalError as error:
-            if self._problem is None or type(error) is not SaevalError:
+            if self._problem is None or isinstance(error, SuiteError):
                 raise
             raise SuiteError([self._problem(str(error))]) from error
 

@@ -14,6 +14,7 @@ try:
 except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]
 
+# Only CUDA has a class for it; other allocators raise a RuntimeError that differs in its words alone.
 _SAYINGS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _CGROUP = Path("/sys/fs/cgroup")
 

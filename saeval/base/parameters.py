@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic_core import ErrorDetails
 
-from saeval.base.errors import quoted, suggestion
+from saeval.base.errors import SaevalError, quoted, suggestion
 
-MOST_ROWS = 10**9
-"""Sequences that a suite, a batch or a limit may ask for."""
+M = TypeVar("M", bound=BaseModel)
+
 MOST_REPEATS = 10_000
 Repeats = Annotated[int, Field(le=MOST_REPEATS)]
 """A number of draws, steps or copies. Each of them takes time and memory, so that more are a slip of the keyboard."""
@@ -20,12 +22,26 @@ _LARGEST = 2**63
 """Integers beyond it fit into no array, and those of thousands of digits are not even shown."""
 
 
-class ParameterError(ValueError):
-    """Wrong parameters: `faults` are (key, sentence) pairs."""
+Location = tuple[str | int, ...]
+"""Keys and indices that lead to a value in nested data."""
 
-    def __init__(self, faults: list[tuple[str, str]]) -> None:
-        self.faults = faults
-        super().__init__("; ".join(sentence for _, sentence in faults))
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with data that was given: its place in them, and a sentence."""
+
+    location: Location
+    sentence: str
+    kind: Literal["unknown", "missing", "wrong"] = "wrong"
+    """An `unknown` key, a `missing` key, or a `wrong` value."""
+
+
+class ParameterError(SaevalError):
+    """Wrong parameters; each of its `faults` has the place of one."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self.faults = list(faults)
+        super().__init__("; ".join(fault.sentence for fault in self.faults))
 
 
 def schema(cls: type) -> type[BaseModel]:
@@ -46,17 +62,35 @@ def schema(cls: type) -> type[BaseModel]:
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, strict=False, protected_namespaces=())
 
 
-def validated(cls: type, given: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The parameters of `cls`, defaults filled in; `ParameterError` lists every fault of `given`."""
-    model = schema(cls)
+def validated(cls: type, given: Mapping[str, Any], what: str, *, strict: bool | None = None) -> dict[str, Any]:
+    """The parameters of `cls`, defaults filled in; `ParameterError` lists every fault of `given`.
+
+    With `strict` a value must have the type already: `"8"` and `8.0` are no `int`.
+    """
+    made = validated_as(schema(cls), given, what, strict=strict)  # also without fields, so that a typo does not pass
+    values = {name: getattr(made, name) for name in type(made).model_fields}
+    for name, value in values.items():
+        if any(not -_LARGEST <= number < _LARGEST for number in _integers(value)):
+            sentence = f"'{name}' of {what}: an integer of at most 64 bits was expected"
+            raise ParameterError([Fault((name,), sentence)])
+    return values
+
+
+def validated_as(model: type[M], given: Mapping[str, Any], what: str = "", *, strict: bool | None = None) -> M:
+    """`given` as a pydantic model; `ParameterError` lists every fault. `what` has these parameters: `metric 'ce'`."""
     try:
-        made = model(**given)  # also where there is no field, so that a typo does not pass
-        for name in model.model_fields:
-            if any(not -_LARGEST <= number < _LARGEST for number in _integers(getattr(made, name))):
-                raise ParameterError([(name, f"'{name}' of {what}: an integer of at most 64 bits was expected")])
-        return {name: getattr(made, name) for name in model.model_fields}
+        return model.model_validate(dict(given), strict=strict)
     except ValidationError as error:
-        raise ParameterError([_fault(e, model, what) for e in error.errors()]) from None
+        raise ParameterError(faults(error, given, model, what)) from None
+
+
+def faults(error: ValidationError, given: Any, model: type[BaseModel] | None = None, what: str = "") -> list[Fault]:
+    """Everything that pydantic finds wrong with `given`, one sentence for each place."""
+    made: dict[Location, Fault] = {}
+    for detail in error.errors(include_url=False):
+        location = _location(detail, given)
+        made.setdefault(location, _fault(detail, location, model, what))  # a union reports each of its branches
+    return list(made.values())
 
 
 def _integers(value: Any) -> Iterator[int]:
@@ -68,21 +102,39 @@ def _integers(value: Any) -> Iterator[int]:
             yield from _integers(one)
 
 
-def _fault(error: Any, model: type[BaseModel], what: str) -> tuple[str, str]:
-    path = [str(part) for part in error["loc"]]
-    key = path[0] if path else ""
-    if error["type"] == "extra_forbidden":
-        known = suggestion(key, model.model_fields) or "; it has none"
-        return key, f"unknown parameter '{key}' of {what}{known}"
-    if error["type"] == "missing":
-        return "", f"{what} needs the parameter '{key}'"
-    return key, f"'{'.'.join(path)}' of {what}: {lowered(error['msg'])}, got {quoted(error['input'])}"
+def _location(detail: ErrorDetails, given: Any) -> Location:
+    """Pydantic's location without the branches of unions, which are no part of the data."""
+    location: Location = ()
+    for part in detail["loc"]:
+        keys = given if isinstance(given, Mapping) else range(len(given)) if isinstance(given, list | tuple) else ()
+        if part in keys:
+            location, given = (*location, part), given[part]
+    return (*location, detail["loc"][-1]) if detail["type"] == "missing" else location
 
 
-def lowered(message: str) -> str:
-    """A pydantic sentence as the middle of ours."""
-    message = message.removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
+def _fault(detail: ErrorDetails, location: Location, model: type[BaseModel] | None, what: str) -> Fault:
+    path, of = ".".join(map(str, location)), f" of {what}" if what else ""
+    if detail["type"] == "extra_forbidden":
+        key = str(location[-1])
+        known = suggestion(key, _keys(model, location[:-1])) or "; it has none"
+        return Fault(location, f"unknown {'parameter' if what else 'key'} '{key}'{of}{known}", "unknown")
+    if detail["type"] == "missing":
+        return Fault(
+            location, f"{what} needs the parameter '{path}'" if what else f"the key '{path}' is missing", "missing"
+        )
+    message = str(detail["ctx"]["error"]) if detail["type"] == "value_error" else detail["msg"]
+    message = message[:1].lower() + message[1:]
+    if not location:
+        return Fault(location, f"{what}: {message}" if what else message)
+    return Fault(location, f"'{path}'{of}: {message}, got {quoted(detail['input'])}")
+
+
+def _keys(model: type[BaseModel] | None, location: Location) -> list[str]:
+    """The keys that a pydantic model has at a place."""
+    for part in location:
+        field = model.model_fields.get(str(part)) if model else None
+        model = field.annotation if field and isinstance(field.annotation, type) else None
+    return [field.alias or name for name, field in model.model_fields.items()] if model else []
 
 
 def parameter_names(function: Any, *, skip: int = 0) -> dict[str, Any]:

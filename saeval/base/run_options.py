@@ -1,18 +1,19 @@
-"""`Options`: how a run is made."""
+"""`RunOptions`: how a suite is run. The keyword options of `run` and `evaluate`, and the flags, come from here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from annotated_types import Ge, Interval
 
-from saeval.base.errors import SaevalError
-from saeval.base.parameters import MOST_ROWS
+from saeval.base.errors import SaevalError, shown
 
+MOST_ROWS = 10**9
+"""Sequences that a suite, a batch or a limit may ask for."""
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 OnFinding = Literal["stop", "warn", "off"]
-ON_FINDING = get_args(OnFinding)
 _SPELLINGS = {
     "float": "float32", "single": "float32", "fp32": "float32", "f32": "float32",
     "double": "float64", "fp64": "float64", "f64": "float64",
@@ -64,7 +65,7 @@ def _fault(name: str) -> str | None:
     try:
         float(torch.zeros(1, device=device))
     except Exception as error:  # each of torch's backends raises what it likes
-        # Torch may go on to list all its backends, or the steps that build one.
+        # Torch has no class for a backend that is missing. It may go on to list all its backends, or how to build one.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
         missing = f"Torch not compiled with {device.type.upper()} enabled"
         return f"torch cannot use it here ({missing if reason.startswith('Could not run') else reason[:120]})"
@@ -75,53 +76,92 @@ def _fault(name: str) -> str | None:
     return None
 
 
-Count = Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True)]
+Group = Literal["model", "suite", "run"]
+"""Flags of every verb that loads a model, those of verbs that take suites, and those of `run` alone."""
+Count = Annotated[int, Interval(ge=1, le=MOST_ROWS)]
+_DEVICE, _DTYPE, _SWITCH = "the name of a device", "the name of a dtype", "true or false"
+
+
+def option(default: Any, help: str, expected: str, example: Any, metavar: str | None = None, *, of: Group) -> Any:
+    """A field of `RunOptions`, with the help of its flag, and what an error says: `expected`, with an `example`."""
+    about = {"help": help, "expected": expected, "example": example, "metavar": metavar, "group": of}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to run, none of it part of a key, save `limit` and the dtypes, which change the numbers."""
+class RunOptions:
+    """How to run a suite. None of it is part of a key, except `limit` and the dtypes, which change the numbers.
 
-    limit: Count | None = None
-    device: str = "cpu"
-    dtype: str | None = None
-    sae_device: str | None = None
-    """Where SAEs compute, if not on `device`."""
-    sae_dtype: str = "float32"
-    """In which SAEs compute; it changes the numbers, so it is part of their keys."""
-    batch_size: Count | Literal["auto"] | None = None
-    """Sequences a batch, or `auto`: as many as seem to fit. None where the suite's `batch:` decides."""
-    fresh: bool = False
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
-    allow: tuple[str, ...] = ()
-    """Names or globs of SAEs that are used whatever the preflight finds."""
-    preflight: OnFinding = "stop"
-    """What a fatal finding of the preflight does: stop the run, or only warn; with `off` nothing is examined."""
-    skip_failing: bool = False
-    """Leave out what the preflight finds wrong, as failed cells, and run the rest."""
-    command_line: bool = False
-    """Whether the options were given as flags: messages name options as the user gives them."""
+    `SaevalError` for a value that cannot be used here.
+    """
+
+    # fmt: off
+    device: str = option(
+        "cpu", "torch device, or auto: cuda, mps or cpu (default: cpu)", _DEVICE, "cuda", of="model")
+    dtype: str | None = option(
+        None, "dtype of the model, such as bfloat16 or bf16", _DTYPE, "bfloat16", of="model")
+    sae_device: str | None = option(
+        None, "device of the SAEs, if not the model's", _DEVICE, "cpu", "DEVICE", of="model")
+    sae_dtype: str = option(
+        "float32", "dtype of the SAEs (default: float32)", _DTYPE, "float32", "DTYPE", of="model")
+    limit: Count | None = option(
+        None, "only the first N sequences; stays out of leaderboards", "a number of sequences", 8, "N", of="suite")
+    batch_size: Count | Literal["auto"] | None = option(
+        None, "sequences per batch, or auto: as many as fit (default: the suite's, or 16)",
+        "a number of sequences or 'auto'", 16, "N", of="suite")
+    allow: Sequence[str] = option(
+        (), "use this SAE (or glob) whatever the preflight finds", "a list of names or globs", ["mine"], "SAE",
+        of="suite")
+    fresh: bool = option(
+        False, "compute everything again, whatever is stored", _SWITCH, True, of="run")
+    checkpoint_seconds: Annotated[float, Ge(0)] = option(
+        60.0, "how often a pass saves itself (default: 60)", "a number of seconds", 60, "S", of="run")
+    preflight: OnFinding = option(
+        "stop", "what a finding of the preflight does (default: stop the run); off: examine nothing",
+        "'stop', 'warn' or 'off'", "warn", of="run")
+    skip_failing: bool = option(
+        False, "leave out what the preflight finds wrong, as failed cells", _SWITCH, True, of="run")
+    # fmt: on
 
     def spelled(self, option: str, value: Any = True) -> str:
-        """An option as the user gives it: `--allow x`, or from Python `allow=['x']`; `--fresh`, or `fresh=True`."""
-        if not self.command_line:
-            return f"{option}={[value] if option == 'allow' else value!r}"
-        flag = f"--{option.replace('_', '-')}"
-        return flag if value is True else f"{flag} {value}"
+        """An option as the user gives it, for messages: `fresh=True`, `allow=['mine']`."""
+        return f"{option}={value!r}"
 
     def called(self, option: str) -> str:
-        """The name of an option alone: `--sae-dtype`, or from Python `sae_dtype`."""
-        return f"--{option.replace('_', '-')}" if self.command_line else option
+        """The name of an option as the user gives it, for messages."""
+        return option
 
     def __post_init__(self) -> None:
-        """One spelling of devices and dtypes, whichever was given. `SaevalError` for those that are of no use here."""
-        for name, read in (("device", named_device), ("sae_device", named_device), ("dtype", named_dtype),
-                           ("sae_dtype", named_dtype)):  # fmt: skip
-            if (given := getattr(self, name)) is not None:
-                object.__setattr__(self, name, read(given))
-        if self.preflight not in ON_FINDING:
-            given = self.spelled("preflight", self.preflight)
-            raise SaevalError(f"{given}: expected one of {', '.join(ON_FINDING)}")
+        """One spelling of devices and dtypes, whichever was given. `SaevalError` for what cannot be used here."""
+        from saeval.base.parameters import ParameterError, validated  # late: pydantic is slow, and `--help` needs none
+
+        options = {option.name: option for option in fields(RunOptions)}
+        given = {name: _plain(getattr(self, name)) for name in options}
+        try:
+            checked = validated(RunOptions, given, "the options", strict=True)
+        except ParameterError as error:
+            raise ParameterError(
+                replace(fault, sentence=self._refusal(options[str(fault.location[0])])) for fault in error.faults
+            ) from None
+        for name, read in _READ.items():
+            checked[name] = checked[name] if checked[name] is None else read(checked[name])
+        vars(self).update(checked)
         if self.skip_failing and self.preflight != "stop":
             both = f"{self.spelled('skip_failing')} with {self.spelled('preflight', self.preflight)}"
             raise SaevalError(f"{both}: the one leaves out what the other lets pass; give one of them")
+
+    def _refusal(self, option: Field[Any]) -> str:
+        example = self.spelled(option.name, option.metadata["example"])
+        value = shown(getattr(self, option.name))
+        return f"{self.called(option.name)} is {option.metadata['expected']}, such as {example}; got {value}"
+
+
+_READ = {"device": named_device, "sae_device": named_device, "dtype": named_dtype, "sae_dtype": named_dtype}
+
+
+def _plain(value: Any) -> Any:
+    """Torch's devices and dtypes by name, numpy's numbers as Python's, without importing either."""
+    library = type(value).__module__.split(".")[0]
+    if library == "numpy" and hasattr(value, "item"):
+        return value.item()
+    return str(value).removeprefix("torch.") if library == "torch" else value

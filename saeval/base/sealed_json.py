@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from saeval.base.parameters import lowered
+from saeval.base.parameters import faults
 
 CHECKSUM, OF_FILE = "checksum", "file_checksum"
 """Of the content, however it is laid out; of the file's bytes before it, which is much faster to compare."""
@@ -82,16 +82,7 @@ def validated(model: type[BaseModel], record: Any) -> None:
     try:
         model.model_validate(record)
     except ValidationError as error:
-        raise DamagedError(fault(error)) from None
-
-
-def fault(error: ValidationError) -> str:
-    """The first thing wrong, with its place: `'values.ce.value': input should be a valid number, got 'x'`."""
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"]) or "the whole"
-    if first["type"] == "missing":
-        return f"'{place}' is missing"
-    return f"'{place}': {lowered(first['msg'])}, got {str(first['input'])[:60]!r}"
+        raise DamagedError(faults(error, record)[0].sentence) from None
 
 
 def _refused(constant: str) -> NoReturn:

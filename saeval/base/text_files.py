@@ -24,6 +24,14 @@ _CHUNK = 2**18
 _NEWLINE = rb"(?:\r\n|\r(?!\n)|\n)"
 
 
+class FileError(SaevalError):
+    """A text file that cannot be used: `reason`, and the remedy, without its path."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+
+
 def read_text(path: Path, most: int = MOST_BYTES) -> str:
     """The text of a UTF-8 file, without its byte order mark, lines ending in `\\n`.
 
@@ -32,7 +40,7 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
     """
     size = check_regular(path)
     if size > most:
-        raise SaevalError(f"{path}: {size:,} bytes, where at most {most:,} are read; check the path")
+        raise FileError(path, f"{size:,} bytes, where at most {most:,} are read; check the path")
     with path.open("rb") as file:
         check_encoding(path, file.read(4))
         file.seek(0)
@@ -46,13 +54,14 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     try:
         return json.loads(read_text(path, most))
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and too deeply nested lists
-        raise SaevalError(f"{path}: broken JSON ({json_fault(error)}); copy it again") from None
+        raise FileError(path, f"broken JSON ({json_fault(error)}); copy it again") from None
 
 
 def json_fault(error: Exception) -> str:
     """Why text was not read as JSON, in few words."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
+    # Python raises a bare ValueError for these, with advice to its programmers.
     return "a number of thousands of digits" if "integer string conversion" in str(error) else str(error)
 
 
@@ -64,7 +73,7 @@ def check_regular(path: Path) -> int:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a device")
-        raise SaevalError(f"{path}: expected a file, found {kind}; check the path")
+        raise FileError(path, f"expected a file, found {kind}; check the path")
     return found.st_size
 
 
@@ -77,7 +86,7 @@ def check_encoding(path: Path, first: bytes) -> None:
     wide = first[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(first) > 1 and first[:2].count(0) == 1)
     if wide or first == b"\x00\x00\xfe\xff":
         name = "UTF-32" if first in (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff") or first[1:] == b"\0\0\0" else "UTF-16"
-        raise SaevalError(f"{path}: {name} text, expected UTF-8; save it again as UTF-8")
+        raise FileError(path, f"{name} text, expected UTF-8; save it again as UTF-8")
 
 
 @dataclass(frozen=True)
@@ -154,5 +163,5 @@ def _decoded(path: Path, content: bytes, start: int) -> str:
         raise _undecodable(path, start + error.start) from None
 
 
-def _undecodable(path: Path, byte: int) -> SaevalError:
-    return SaevalError(f"{path}: not UTF-8 text (at byte {byte}); save it again as UTF-8")
+def _undecodable(path: Path, byte: int) -> FileError:
+    return FileError(path, f"not UTF-8 text (at byte {byte}); save it again as UTF-8")

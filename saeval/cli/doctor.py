@@ -12,7 +12,7 @@ from saeval.base.escapes import line
 from saeval.base.lazy_torch import torch
 from saeval.base.names import WILDCARDS
 from saeval.base.parameters import schema
-from saeval.base.run_options import Options
+from saeval.base.run_options import RunOptions
 from saeval.engine.examination import Examination, Finding, examine
 from saeval.engine.preflight import declarations
 from saeval.interfaces.data import PairBatch
@@ -32,7 +32,7 @@ class Doctor:
     """Examines every SAE that a reference means: a suite, a registered name or glob, a checkpoint's path, or an entry
     of `saes:` in YAML's flow style."""
 
-    def __init__(self, registry: Registry, options: Options) -> None:
+    def __init__(self, registry: Registry, options: RunOptions) -> None:
         self.registry = registry
         self.options = options
 

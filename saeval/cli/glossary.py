@@ -180,8 +180,7 @@ def unknown(name: str, registry: Registry, also: list[str]) -> SaevalError:
     """The error for a name that is nothing."""
     known = [n for names in kinds(registry) for n in names.names()] + [*LEAVES, *structures(registry), *also]
     known += [n.replace("spliced_", "substitute_", 1) for n in registry.quantities.names() if n.startswith("spliced_")]
-    near = suggestion(name, known)
-    near = near if "did you mean" in near else "; `saeval ls metrics` lists the metrics, `saeval ls KIND` anything else"
+    near = suggestion(name, known, "; `saeval ls metrics` lists the metrics, `saeval ls KIND` anything else")
     return SaevalError(f"'{name}' is neither a results folder, a result, nor a known name{near}")
 
 

@@ -15,8 +15,7 @@ from saeval.base.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
 from saeval.base.escapes import line
 from saeval.base.formatting import counted
 from saeval.base.progress import progress
-from saeval.base.run_options import Options
-from saeval.cli import listing
+from saeval.cli import flags, listing
 from saeval.cli.doctor import Doctor
 from saeval.cli.plan_text import outline
 from saeval.engine.preflight import model_warnings, warnings
@@ -34,28 +33,11 @@ def _registry(arguments: argparse.Namespace) -> Registry:
     return Registry(Plugins(arguments.plugin))
 
 
-def _options(arguments: argparse.Namespace) -> Options:
-    return Options(
-        limit=getattr(arguments, "limit", None),
-        device=arguments.device,
-        dtype=arguments.dtype,
-        sae_device=arguments.sae_device,
-        sae_dtype=arguments.sae_dtype,
-        batch_size=getattr(arguments, "batch_size", None),
-        fresh=getattr(arguments, "fresh", False),
-        checkpoint_seconds=getattr(arguments, "checkpoint_seconds", 60.0),
-        allow=tuple(getattr(arguments, "allow", ())),
-        preflight=getattr(arguments, "preflight", "stop"),
-        skip_failing=getattr(arguments, "skip_failing", False),
-        command_line=True,
-    )
-
-
 def run(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
     write = writer(registry.reports, arguments.format, "write")
     # Every suite is planned before the first one runs, so that a mistake in the last costs nothing.
-    plans = [prepare(suite, registry, _options(arguments), arguments.set) for suite in arguments.suites]
+    plans = [prepare(suite, registry, flags.options(arguments), arguments.set) for suite in arguments.suites]
     refuse_namesakes(plans, arguments.out)
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
@@ -95,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 def check(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
     for suite in arguments.suites:
-        made = prepare(suite, registry, _options(arguments), arguments.set)
+        made = prepare(suite, registry, flags.options(arguments), arguments.set)
         made.verify()
         refuse_namesakes([made], arguments.out)
         told = [f"warning: {sentence}" for sentence in model_warnings(made)]
@@ -108,7 +90,9 @@ def check(arguments: argparse.Namespace) -> int:
 def fetch(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
     for suite in arguments.suites:
-        made = prepare(suite, registry, _options(arguments), arguments.set)  # the text and the headers come with this
+        made = prepare(
+            suite, registry, flags.options(arguments), arguments.set
+        )  # the text and the headers come with this
         if made.spec is not None:
             made.spec.fetch()
         for subject in made.subjects:
@@ -122,7 +106,7 @@ def fetch(arguments: argparse.Namespace) -> int:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    one = Doctor(_registry(arguments), _options(arguments))
+    one = Doctor(_registry(arguments), flags.options(arguments))
     text, well = one.report(one.plan(arguments.reference, arguments.model, arguments.data, arguments.hook))
     print(text)
     return OK if well else SOME_FAILED

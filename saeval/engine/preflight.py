@@ -160,7 +160,7 @@ class Preflight:
             # A wrong hook looks like many other faults; where the checkpoint knows its own, that is the likeliest.
             hook = [f for f in self._declarations(subject) if f.check == "hook"]
             message = f"preflight: {subject.name}: {'; '.join(f.message for f in [*hook, *one.fatal])}"
-            allow, skip = options.spelled("allow", subject.name), options.spelled("skip_failing")
+            allow, skip = options.spelled("allow", [subject.name]), options.spelled("skip_failing")
             live = (subject.facts or {}).get("format") == "live"  # of which doctor knows nothing
             details = "" if live else "run `saeval doctor` for details; "
             remedy = f"({details}{allow} uses the SAE anyway, {skip} leaves it out)"
@@ -276,7 +276,7 @@ def warnings(plan: Plan) -> list[str]:
     saes = {s.name: s for s in plan.subjects if s.kind == "sae"}
     vain = [pattern for pattern in plan.options.allow if not matching(pattern, saes)]
     unknown = [
-        f"{plan.options.spelled('allow', p)}: no SAE of the suite has this name{suggestion(p, saes)}" for p in vain
+        f"{plan.options.spelled('allow', [p])}: no SAE of the suite has this name{suggestion(p, saes)}" for p in vain
     ]
     found = [f"{s.name} {finding.message}" for s in saes.values() for finding in declarations(s, plan)]
     twice = dict.fromkeys(sentence for cell in plan.cells for sentence in copies(cell))

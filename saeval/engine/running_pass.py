@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from saeval.base.errors import SaevalError, Undefined
 from saeval.base.lazy_torch import torch
 from saeval.base.memory import TooLargeError, out_of_memory
-from saeval.base.sealed_json import fault
+from saeval.base.parameters import faults
 from saeval.engine.batch_program import Target
 from saeval.engine.evaluator import Draw, Scope
 from saeval.engine.flaws import Flaw, described
@@ -275,7 +275,7 @@ class Course:
         try:
             return _FACTS.validate_python(outlook[0]), outlook[1]
         except ValidationError as error:
-            log.warning("checkpoint %s: %s; its pass begins again", key, fault(error))
+            log.warning("checkpoint %s: %s; its pass begins again", key, faults(error, outlook[0])[0].sentence)
             return None, set()
 
 

@@ -230,7 +230,8 @@ class LiveSAE(Substitute):
             return str(error)
         except (Exception, SystemExit) as error:  # a user's object may raise anything
             line = (str(error).strip().splitlines() or [""])[0]
-            if re.search(r"\b(shapes?|sizes?)\b", line):  # any other failure costs the SAE's own cells, not the run
+            # Torch has no class for shapes that do not fit. Any other failure costs the SAE's own cells, not the run.
+            if re.search(r"\b(shapes?|sizes?)\b", line):
                 return (
                     f"{self.name}: '{does}' of {type(self.module).__name__} fails on activations {list(x.shape)} of "
                     f"{self.input_hook or self.hook_name} ({line}); check the hook and the SAE's width"

@@ -194,7 +194,7 @@ class ModelAdapter(ABC):
     def spec(self, reference: Mapping[str, Any]) -> ModelSpec:
         """The model that a suite's `model:` entry names: the entry without `use` and `adapter`.
 
-        A pydantic model inside gives clear errors for wrong keys: raise `SaevalError`.
+        `validated_as` with a pydantic model, or `validated` with a class, gives clear errors for wrong keys.
         """
 
     def accepts(self, live: object) -> bool:

@@ -21,7 +21,6 @@ class Cell:
     key: str
     metric: Metric
     entry: MetricEntry
-    params: Mapping[str, Any]
     subjects: list[Subject]
     observe: Mapping[str, Any] | None
     conclude: Mapping[str, Any]

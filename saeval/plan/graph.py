@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from saeval.base.errors import SaevalError, blamed, suggestion
+from saeval.base.errors import SaevalError, UnknownNameError, blamed, suggestion
 from saeval.base.fingerprint import digest_of
 from saeval.base.identity import Origin
 from saeval.base.parameters import parameter_names
@@ -70,14 +70,10 @@ class Graph:
             raise SaevalError(f"quantity '{name}' asks for itself: {' -> '.join([*self._open, name])}")
         try:
             quantity = self._quantity(name)
-        except SaevalError as error:
-            if not str(error).startswith("unknown"):  # claimed twice, say
-                raise
-            asked = f" (asked for by {self._open[-1]})" if self._open else ""
+        except UnknownNameError as error:
             known = self._known | set(binding.params) | self._supplies
-            broken = str(error).partition(" (plugin ")
-            told = f"{broken[1]}{broken[2]}"
-            raise SaevalError(f"unknown quantity '{name}'{asked}{suggestion(name, known)}{told}") from None
+            by = self._open[-1] if self._open else None
+            raise UnknownNameError("quantity", name, known, by=by, failures=error.failures) from None
         self._open.append(name)
         try:
             return self._apply(quantity, binding)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
-from saeval.base.errors import Problem, SaevalError, blamed
+from saeval.base.errors import Problem, SaevalError, UnknownNameError, blamed
 from saeval.base.guard import Guarded
 from saeval.base.identity import code_identity
-from saeval.base.run_options import Options
+from saeval.base.parameters import ParameterError
+from saeval.base.run_options import RunOptions
 from saeval.interfaces.model import ModelSpec
 from saeval.registry.format_recognition import paths
 from saeval.registry.registry import Registry
 from saeval.suite.schema import Suite
 
 
-def model_spec(suite: Suite, registry: Registry, options: Options, problems: list[Problem]) -> ModelSpec | None:
+def model_spec(suite: Suite, registry: Registry, options: RunOptions, problems: list[Problem]) -> ModelSpec | None:
     """The model's spec; None for a suite without one, or where its entry is wrong."""
     if suite.live_model is not None:
         return suite.live_model  # type: ignore[no-any-return]
@@ -40,7 +41,7 @@ def model_spec(suite: Suite, registry: Registry, options: Options, problems: lis
         elif use in registry.adapters:
             chosen = use
         else:
-            raise SaevalError(_unknown(registry, use))
+            raise _unknown(registry, use, known)
         if dtype is not None:
             entry["dtype"] = dtype
         found = registry.adapters.entry(chosen)
@@ -52,12 +53,14 @@ def model_spec(suite: Suite, registry: Registry, options: Options, problems: lis
             if use in registry.models:
                 spec.name = use
         return cast(ModelSpec, Guarded(spec, f"model adapter '{chosen}'", found.origin, _placed(suite)))
+    except ParameterError as error:
+        for fault, problem in zip(error.faults, suite.problems(error, "model"), strict=True):
+            by_option = dtype is not None and fault.location == ("dtype",)
+            problems.append(Problem(f"{options.spelled('dtype', dtype)}: {fault.sentence}") if by_option else problem)
     except SaevalError as error:
-        place = "adapter" if adapter and "adapter" in str(error) else "use"
-        asked = dtype is not None and "'dtype'" in str(error)
-        given = options.spelled("dtype", dtype)
-        problems.append(Problem(f"{given}: {error}") if asked else suite.problem(str(error), "model", place))
-        return None
+        unknown_adapter = isinstance(error, UnknownNameError) and error.kind == registry.adapters.kind
+        problems += suite.problems(error, "model", "adapter" if adapter and unknown_adapter else "use")
+    return None
 
 
 def _placed(suite: Suite) -> Callable[[str], Problem]:
@@ -65,13 +68,8 @@ def _placed(suite: Suite) -> Callable[[str], Problem]:
     return lambda message: suite.problem(message, "model", "use")
 
 
-def _unknown(registry: Registry, use: str) -> str:
-    try:
-        registry.models[use]
-    except SaevalError as error:
-        adapters = ", ".join(registry.adapters.names())
-        if paths(use):
-            entry = f"write {{use: ADAPTER, path: {use}}}, with an adapter of {adapters}"
-            return f"no registered model is named '{use}', which is a path; {entry}"
-        return f"{error}; or an adapter: {adapters}"
-    raise AssertionError("only called for a name nobody supplies")
+def _unknown(registry: Registry, use: str, known: list[str]) -> SaevalError:
+    if paths(use):
+        entry = f"write {{use: ADAPTER, path: {use}}}, with an adapter of {', '.join(registry.adapters.names())}"
+        return SaevalError(f"no registered model is named '{use}', which is a path; {entry}")
+    return UnknownNameError(registry.models.kind, use, known, failures=registry.plugins.failures)

@@ -11,8 +11,8 @@ from saeval.base.errors import Problem, SaevalError, SuiteError, blamed
 from saeval.base.fingerprint import digest_of
 from saeval.base.identity import code_identity
 from saeval.base.names import matching
-from saeval.base.parameters import MOST_ROWS, ParameterError, validated
-from saeval.base.run_options import Options
+from saeval.base.parameters import validated
+from saeval.base.run_options import RunOptions
 from saeval.interfaces.contents import freeze
 from saeval.interfaces.metric import Metric, substitute_requests
 from saeval.interfaces.model import ModelSpec
@@ -44,7 +44,7 @@ class Plan:
     streams: Streams
     subjects: list[Subject]
     cells: list[Cell]
-    options: Options
+    options: RunOptions
     check_hooks: Any = None
     looks: Mapping[str, Mapping[str, Argument]] = field(default_factory=dict)
     """What the preflight of an SAE asks for, by the SAE's key."""
@@ -96,13 +96,13 @@ class Plan:
 class _Planner:
     suite: Suite
     registry: Registry
-    options: Options
+    options: RunOptions
     problems: list[Problem] = field(default_factory=list)
 
     def plan(self) -> Plan:
         entries = self.suite.metrics(self.problems)
-        configured = {entry.alias: self._metric(entry) for entry in entries}
-        metrics = [(entry, made) for entry in entries if (made := configured[entry.alias]) is not None]
+        metrics = [configured for entry in entries if (configured := self._metric(entry)) is not None]
+        by_alias = {entry.alias: None for entry in entries} | {entry.alias: metric for entry, metric in metrics}
         spec = model_spec(self.suite, self.registry, self.options, self.problems)
         found = streams(self.suite, self.registry, spec, self.options.limit, self.problems)
         subjects = Subjects(self.suite, self.registry, spec, self.problems, self.options)
@@ -111,7 +111,7 @@ class _Planner:
         groups = self._groups(saes)
         self._without_saes(metrics)
         if len(entries) == len(self.suite.body.metrics):  # else the names of some metrics are not known
-            self.problems += layout_problems(self.suite, configured, None if self.problems else controls)
+            self.problems += layout_problems(self.suite, by_alias, None if self.problems else controls)
         self._batch_size()
         if self.problems or found is None:
             self._raise(subjects, saes)
@@ -153,7 +153,8 @@ class _Planner:
             subjects.check_hooks(saes)
         raise SuiteError(self.problems)
 
-    def _metric(self, entry: MetricEntry) -> Metric | None:
+    def _metric(self, entry: MetricEntry) -> tuple[MetricEntry, Metric] | None:
+        """The metric of an entry, with the entry's parameters complete; None, and problems, where it is wrong."""
         try:
             cls = self.registry.metrics[entry.name]
             params = validated(cls, entry.params, f"metric '{entry.name}'")
@@ -163,20 +164,14 @@ class _Planner:
             clash = [p for p in params if p in self.registry.quantities or p in LEAVES]
             if clash:
                 raise SaevalError(f"metric '{entry.name}': its parameter '{clash[0]}' has the name of a quantity")
-        except ParameterError as error:
-            for key, sentence in error.faults:
-                place = (*entry.location, key) if key else entry.location
-                unknown = sentence.startswith("unknown")
-                self.problems.append(self.suite.problem(sentence, *place, key=unknown))
-            return None
         except (SaevalError, ValueError) as error:
-            self.problems.append(self.suite.problem(str(error), *entry.location, key=True))
+            self.problems += self.suite.problems(error, *entry.location, key=True)
             return None
         if (entry.over is None) == (metric.subject == "group"):
             wanted = "needs 'over: GROUP'" if metric.subject == "group" else "takes no 'over'"
             self.problems.append(self.suite.problem(f"metric '{entry.name}' {wanted}", *entry.location))
             return None
-        return metric
+        return replace(entry, params=params), metric
 
     def _without_saes(self, metrics: list[tuple[MetricEntry, Metric]]) -> None:
         """What would have no cell in a suite that names no SAE."""
@@ -208,9 +203,6 @@ class _Planner:
     def _batch_size(self) -> None:
         """The option's, else the suite's, else 16."""
         size = self.options.batch_size if self.options.batch_size is not None else self.suite.body.batch
-        if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MOST_ROWS):
-            given = self.options.spelled("batch_size", size)
-            self.problems.append(Problem(f"{given}: expected a number of sequences, or 'auto'"))
         self.options = replace(self.options, batch_size=size)
 
     def _graph(self, spec: ModelSpec | None, found: Streams, subjects: Subjects) -> Graph:
@@ -223,7 +215,7 @@ class _Planner:
                 longest, needs_model, _ = evaluation.context, evaluation.needs_model, evaluation.n_clusters
                 data_digest, pair, supplies = evaluation.fingerprint, evaluation.pair, frozenset(evaluation.supplies)
         except SaevalError as error:
-            raise SuiteError([self.suite.problem(error, "data")]) from None
+            raise SuiteError(self.suite.problems(error, "data")) from None
         self._check_context(longest, spec, most)
         if spec is None and needs_model:
             raise SuiteError([self.suite.problem("this data needs a model; add 'model:'", "data")])
@@ -264,7 +256,7 @@ class _Planner:
         self, graph: Graph, spec: ModelSpec | None, found: Streams, entry: MetricEntry, metric: Metric,
         members: list[Subject],
     ) -> Cell | None:  # fmt: skip
-        params = validated(type(metric), entry.params, f"metric '{entry.name}'")
+        params = entry.params
         bindings = [Binding(subject, params) for subject in members] or [Binding(None, params)]
         needs_pair = metric.data == "pair"
         if needs_pair != found.evaluation.pair and hasattr(metric, "observe"):
@@ -305,7 +297,7 @@ class _Planner:
             found.evaluation.fingerprint if streamed else "",
         ]  # fmt: skip
         return Cell(
-            digest_of(words)[:24], metric, entry, params, members, observe, conclude, record, streamed=streamed,
+            digest_of(words)[:24], metric, entry, members, observe, conclude, record, streamed=streamed,
             foreign=not origin.own,
         )  # fmt: skip
 
@@ -357,7 +349,7 @@ class _Lazily(Mapping[str, int]):
         return len(self._make())
 
 
-def plan(suite: Suite, registry: Registry, options: Options) -> Plan:
+def plan(suite: Suite, registry: Registry, options: RunOptions) -> Plan:
     """Resolve everything a suite names; `SuiteError` lists all problems at once."""
     return _Planner(suite, registry, options).plan()
 

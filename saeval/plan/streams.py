@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from pydantic import ValidationError
 
-from saeval.base.errors import Problem, SaevalError, blamed, quoted, suggestion
+from saeval.base.errors import Problem, SaevalError, blamed, suggestion
 from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import counted
 from saeval.base.lazy_torch import torch
-from saeval.base.parameters import MOST_ROWS, ParameterError, lowered, schema, validated
+from saeval.base.parameters import schema, validated, validated_as
 from saeval.interfaces.data import Batch, Dataset, PairBatch, Source
 from saeval.interfaces.model import ModelSpec
 from saeval.registry.format_recognition import paths
@@ -25,7 +24,6 @@ from saeval.suite.schema import Suite
 from saeval.text.packing import Split, TooFewSequencesError
 from saeval.text.tokens import TokenOptions, build_tokens
 
-FIT_SEQUENCES = 64
 log = logging.getLogger("saeval")
 
 
@@ -35,7 +33,7 @@ class Streams:
     def __init__(
         self,
         source: Source,
-        common: Mapping[str, Any],
+        options: TokenOptions | None,
         spec: ModelSpec | None,
         limit: int | None,
         origin: object = None,
@@ -44,14 +42,8 @@ class Streams:
         self.origin = origin
         self.spec = spec
         self.limit = limit
-        self.fit_sequences = int(common.get("fit_sequences", FIT_SEQUENCES))
-        self.options = (
-            TokenOptions(**{k: v for k, v in common.items() if k != "fit_sequences"}) if self.textual else None
-        )
-
-    @property
-    def textual(self) -> bool:
-        return self.source.kind in ("text", "tokens")
+        self.options = options
+        """How documents become rows; None for a source that makes its own."""
 
     @cached_property
     def evaluation(self) -> Dataset:
@@ -76,7 +68,7 @@ class Streams:
                 rows = self._rows("fit")
             else:
                 try:
-                    rows = self._tokens("fit", self.fit_sequences)
+                    rows = self._tokens("fit", self.options.fit_sequences)
                 except TooFewSequencesError:
                     rows = self._tokens("fit", None)
             self._check_ids(rows, "fit")
@@ -200,7 +192,7 @@ def streams(
         problems.append(suite.problem(message, "data", "use"))
         return None
     textual = source_class.kind in ("text", "tokens")
-    shared = {*TokenOptions.model_fields, "fit_sequences"} if textual else set()
+    shared = set(TokenOptions.model_fields) if textual else set()
     own_names = set(schema(source_class).model_fields)
     unknown = [key for key in entry if key not in shared | own_names]
     for key in unknown:
@@ -211,39 +203,16 @@ def streams(
     try:
         own = validated(source_class, {k: v for k, v in entry.items() if k in own_names}, f"data '{use}'")
         common = {k: v for k, v in entry.items() if k in shared - own_names}
-        if textual:
-            _check_common(common)
+        options = validated_as(TokenOptions, common, f"data '{use}'") if textual else None
         origin = registry.data.entry(use).origin
         with blamed(f"data '{use}'", origin, values=True):
             source = source_class(**own)
-        return Streams(source, common, spec, limit, origin)
-    except ParameterError as error:
-        for key, sentence in error.faults:
-            problems.append(suite.problem(sentence, "data", *([key] if key else [])))
+        return Streams(source, options, spec, limit, origin)
     except (SaevalError, ValueError) as error:
-        problems.append(suite.problem(str(error), "data"))
+        problems += suite.problems(error, "data")
     return None
 
 
 def _chooses(registry: Registry, key: str) -> bool:
     """Whether a key of `data:` is the name of a source and of its own parameter: `texts: [...]` needs no `use`."""
     return key in registry.data and key in schema(registry.data[key]).model_fields
-
-
-def _check_common(common: Mapping[str, Any]) -> None:
-    faults = []
-    fit = common.get("fit_sequences", FIT_SEQUENCES)
-    if not isinstance(fit, int) or isinstance(fit, bool) or not 1 <= fit <= MOST_ROWS:
-        expected = f"a number of sequences up to {MOST_ROWS}"
-        faults.append(("fit_sequences", f"'fit_sequences' of data: {expected}, got {quoted(fit)}"))
-    try:
-        TokenOptions(**{k: v for k, v in common.items() if k != "fit_sequences"})
-    except ValidationError as error:
-        for e in error.errors():
-            key = str(e["loc"][0]) if e["loc"] else ""
-            if e["type"] == "missing":
-                faults.append(("", f"data needs '{key}'"))
-            else:
-                faults.append((key, f"'{key}' of data: {lowered(e['msg'])}, got {quoted(e['input'])}"))
-    if faults:
-        raise ParameterError(faults)

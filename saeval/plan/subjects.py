@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from saeval.base.errors import Problem, SaevalError, blamed, looked_up, quoted, suggestion
+from saeval.base.errors import Problem, SaevalError, UnknownNameError, blamed, looked_up, quoted, suggestion
 from saeval.base.fingerprint import digest_of
 from saeval.base.identity import Origin, code_identity
 from saeval.base.names import WILDCARDS, matching, meant, unfit
 from saeval.base.parameters import MOST_REPEATS, ParameterError, parameter_names, validated
-from saeval.base.run_options import Options
+from saeval.base.run_options import RunOptions
 from saeval.interfaces.contents import freeze
 from saeval.interfaces.live_objects import LiveKeys, LiveSAE
 from saeval.interfaces.model import ModelSpec
@@ -30,7 +30,7 @@ class Subjects:
     """Turns suite entries into `Subject`s; whatever is wrong is added to `problems` with its place."""
 
     def __init__(
-        self, suite: Suite, registry: Registry, spec: ModelSpec | None, problems: list[Problem], options: Options
+        self, suite: Suite, registry: Registry, spec: ModelSpec | None, problems: list[Problem], options: RunOptions
     ) -> None:
         self.suite = suite
         self.registry = registry
@@ -51,9 +51,9 @@ class Subjects:
             try:
                 subjects = self._registered(entry) if isinstance(entry, str) else self._described(entry)
             except SaevalError as error:
-                if isinstance(entry, dict) and "unknown SAE format" in str(error):
+                if isinstance(entry, dict) and isinstance(error, UnknownNameError):
                     place = (*place, "use")
-                self.problems.append(self.suite.problem(error, *place))
+                self.problems += self.suite.problems(error, *place)
                 continue
             for subject in subjects:
                 if reason := unfit(subject.name):
@@ -93,10 +93,8 @@ class Subjects:
             able = suggested(pattern, self.registry)
             entry = written({"use": "FORMAT", "path": pattern})
             return f"{said}, which is a path{able or f'; write {entry}, with a format of `saeval ls formats`'}"
-        near = suggestion(pattern, names)
-        if "did you mean" not in near:
-            near = f"; nor is there such a path{looked_up(pattern)}; `saeval ls saes` lists the registered ones"
-        return f"{said}{near}"
+        nowhere = f"; nor is there such a path{looked_up(pattern)}; `saeval ls saes` lists the registered ones"
+        return f"{said}{suggestion(pattern, names, nowhere)}"
 
     def _described(self, entry: Mapping[str, Any]) -> list[Subject]:
         reference = dict(entry)
@@ -125,7 +123,8 @@ class Subjects:
             with blamed(f"SAE format '{use}'", origin):
                 yield
         except SaevalError as error:
-            near = "" if "repo" in reference else suggested(reference.get("path"), self.registry, use)
+            if "repo" in reference or not (near := suggested(reference.get("path"), self.registry, use)):
+                raise
             raise SaevalError(f"{error}{near}") from error
 
     def _load_later(self, name: str, use: str, reference: dict[str, Any], hook_name: str | None = None) -> Subject:
@@ -220,12 +219,8 @@ class Subjects:
                     wrong = f"'copies' is {quoted(copies)}; it must be a whole number from 1 to {MOST_REPEATS}"
                     raise SaevalError(f"control '{use}' (plugin {origin}): {wrong}")
                 parents = _chosen(saes, of, use)
-            except ParameterError as error:
-                for key, sentence in error.faults:
-                    self.problems.append(self.suite.problem(sentence, *place, *([key] if key else [])))
-                continue
             except (SaevalError, ValueError) as error:
-                self.problems.append(self.suite.problem(error, *place))
+                self.problems += self.suite.problems(error, *place)
                 continue
             by_site: dict[str, Subject] = {}
             for parent in parents:

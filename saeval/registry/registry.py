@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, Literal, TypeVar
 
-from saeval.base.errors import SaevalError, blamed, said, suggestion
+from saeval.base.errors import SaevalError, UnknownNameError, blamed, said
 from saeval.base.identity import Origin
 from saeval.base.parameters import schema
 from saeval.interfaces.data import Source
@@ -55,14 +55,13 @@ class Names(Generic[T]):
         return {name: [c.origin for c in claims] for name, claims in self._claims.items() if len(claims) > 1}
 
     def entry(self, name: str) -> Entry[T]:
-        """The one claim on `name`; `SaevalError` with a suggestion for a miss, with both claimants for two."""
+        """The one claim on `name`; `UnknownNameError` if there is none, `SaevalError` that names both if two."""
         claims = self._claims.get(name, [])
         if len(claims) > 1:
             both = " and ".join(str(claim.origin) for claim in claims)
             raise SaevalError(f"{self.kind} '{name}' is supplied by both {both}; uninstall one")
         if not claims:
-            broken = "".join(f" (plugin {failure})" for failure in self._failures)
-            raise SaevalError(f"unknown {self.kind} '{name}'{suggestion(name, self._claims)}{broken}")
+            raise UnknownNameError(self.kind, name, self._claims, failures=self._failures)
         return claims[0]
 
     def __getitem__(self, name: str) -> T:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
 
-from saeval.base.sealed_json import fault
+from saeval.base.parameters import faults
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -214,4 +214,4 @@ def check_values(values: dict[str, Any]) -> None:
     try:
         _VALUES.validate_python(values)
     except ValidationError as error:
-        raise TypeError(f"a value cannot be stored: {fault(error)}") from None
+        raise TypeError(f"a value cannot be stored: {faults(error, values)[0].sentence}") from None

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from saeval.base.errors import Problem, SuiteError, quoted, suggestion
+from saeval.base.errors import Problem, SuiteError, suggestion
 from saeval.base.names import unfit, unfit_for_files
-from saeval.base.parameters import MOST_ROWS, lowered
+from saeval.base.parameters import Fault, ParameterError, validated_as
+from saeval.base.run_options import MOST_ROWS
 from saeval.suite import yaml_marks as suitefile
 from saeval.suite.yaml_marks import Location, Marks
 
@@ -107,11 +108,17 @@ class Suite:
     def name(self) -> str:
         return self.body.suite
 
-    def problem(self, message: str | Exception, *location: str | int, key: bool = False) -> Problem:
-        """A problem at a place of the file; that of an error which already has one stays what it is."""
-        if isinstance(message, SuiteError):
-            return message.problems[0]
-        return Problem(str(message), self.marks.where(location, key=key))
+    def problem(self, message: str, *location: str | int, key: bool = False) -> Problem:
+        """A problem at a place of the file."""
+        return Problem(message, self.marks.where(location, key=key))
+
+    def problems(self, error: Exception, *location: str | int, key: bool = False) -> list[Problem]:
+        """The problems of an error that occurred at a place of the file: a `ParameterError` has one per parameter."""
+        if isinstance(error, SuiteError):
+            return error.problems
+        if isinstance(error, ParameterError):
+            return [problem_of(fault, self.marks, location) for fault in error.faults]
+        return [self.problem(str(error), *location, key=key)]
 
     def metrics(self, problems: list[Problem]) -> list[MetricEntry]:
         """The configured metrics; what is wrong with an entry is added to `problems`."""
@@ -177,36 +184,14 @@ def validate(data: dict[str, Any], marks: Marks, live: dict[str, Any] | None = N
     if problem := suitefile.beyond(data, marks):
         raise SuiteError([problem])
     try:
-        return Suite(SuiteModel(**data), marks, live or {})
-    except ValidationError as error:
-        raise SuiteError(_problems(error, marks)) from None
+        return Suite(validated_as(SuiteModel, data), marks, live or {})
+    except ParameterError as error:
+        raise SuiteError(problem_of(fault, marks) for fault in error.faults) from None
 
 
-def _problems(error: ValidationError, marks: Marks) -> list[Problem]:
-    problems: dict[str, Problem] = {}
-    for fault in error.errors():
-        location: Location = tuple(part for part in fault["loc"] if not _is_type_name(part))
-        key = str(location[-1]) if location else ""
-        if fault["type"] == "extra_forbidden":
-            model = Leaderboard if location[0] == "leaderboard" else SuiteModel
-            message = f"unknown key '{key}'{suggestion(key, model.model_fields)}"
-            problem = Problem(message, marks.where(location, key=True))
-        elif fault["type"] == "missing":
-            problem = Problem(f"the key '{key}' is missing", marks.where(location[:-1]))
-        else:
-            shown = ".".join(str(part) for part in location)
-            message = f"'{shown}': {lowered(fault['msg'])}, got {quoted(fault['input'])}"
-            problem = Problem(message, marks.where(location))
-        problems.setdefault(str(location), problem)  # a union reports each of its branches; one line is enough
-    return list(problems.values())
-
-
-_TYPE_NAMES = ("str", "int", "float", "dict[", "list[", "bool")
-
-
-def _is_type_name(part: Any) -> bool:
-    """Whether pydantic put this part of a location there to name a branch of a union."""
-    return isinstance(part, str) and (part in _TYPE_NAMES or part.startswith(("dict[", "list[")))
+def problem_of(fault: Fault, marks: Marks, location: Location = ()) -> Problem:
+    """A fault of the data at a place of the file, at the place within it."""
+    return Problem(fault.sentence, marks.where((*location, *fault.location), key=fault.kind == "unknown"))
 
 
 __all__ = ["Leaderboard", "MetricEntry", "RegisteredSuite", "Suite", "SuiteModel", "load", "validate"]

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from saeval.base.errors import Problem, SaevalError, SuiteError, lone_surrogate, looked_up, suggestion
-from saeval.base.text_files import read_text
+from saeval.base.parameters import Location
+from saeval.base.text_files import FileError, read_text
 
-Location = tuple[str | int, ...]
 MAX_BYTES = 2**21
 MAX_NODES = 100_000
 MAX_DEPTH = 50
@@ -58,8 +58,8 @@ def read(path: Path | str) -> tuple[dict[str, Any], Marks]:
         raise SuiteError([Problem(f"no such file{looked_up(path)}", str(path))]) from None
     except OSError as error:
         raise SuiteError([Problem(f"cannot be read: {error}", str(path))]) from None
-    except SaevalError as error:
-        raise SuiteError([Problem(str(error).removeprefix(f"{path}: "), str(path))]) from None
+    except FileError as error:
+        raise SuiteError([Problem(error.reason, str(path))]) from None
     return parse(text, str(path))
 
 
@@ -88,7 +88,7 @@ def _plain(text: str, source: str) -> tuple[Any, Marks]:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         problem = (error.problem or str(error)).strip()
-        if "'\\t'" in problem:
+        if "'\\t'" in problem:  # PyYAML has one class for everything its scanner refuses
             problem = "a tab cannot indent YAML; use spaces"
         raise SuiteError([Problem(problem, where)]) from None
     except yaml.YAMLError as error:

@@ -21,6 +21,7 @@ from saeval.interfaces.data import Dataset
 from saeval.interfaces.metric import Metric, undeclared
 from saeval.results.result import Result
 from saeval.stats.evidence import Evidence
+from saeval.stats.values import Scalar
 from saeval.testing.fixtures import register_rows, tiny_plugins
 from saeval.testing.tiny import TinyModel, TinyPairs, TinySAE, Variant, tiny_tokens
 
@@ -31,6 +32,7 @@ _MANY = 24
 _NOTHING = "no token in the mask"
 _SIGNED = ("cosine", "correlation", "sign")
 """Words of a unit in which -1 is an ordinary value."""
+_WITHOUT_A_REASON = {Scalar(number).reason for number in (math.nan, math.inf, -math.inf)}
 
 _STATE = "keep nothing in globals, on classes or in default arguments"
 _KEYED = "draw from saeval.plugin.normal(hashed(seed, token_keys), d), the same for a token wherever it stands"
@@ -205,7 +207,7 @@ class _Check:
                 what = f"{result.subject}: {name}"
                 said = f"{what} is not finite ({record.get('reason')}), without a word why; "
                 remedy = "say it: raise Undefined('no feature fires'), or Scalar.undefined('...') for one of several"
-                assert not str(record.get("reason")).startswith("the value is "), said + remedy
+                assert record.get("reason") not in _WITHOUT_A_REASON, said + remedy
                 array = result.arrays.get(f"value/{name}")
                 everywhere = array is not None and array.size and array.dtype.kind == "f" and np.isnan(array).all()
                 assert not everywhere, f"{what} is NaN throughout; {remedy}"
@@ -336,7 +338,7 @@ def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
 
 
 def _hint(result: Result, label: str) -> str:
-    """What usually lies behind an error that torch words in its own way."""
+    """What usually lies behind an error that torch and numpy word in their own way: they have no classes for these."""
     if "must match the size of tensor" in str(result.reason) or "could not be broadcast" in str(result.reason):
         return (
             "; activations, reconstructions and feature_acts are [batch, seq, d], the mask is [batch, seq]: write "

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from saeval.base import cache
 from saeval.base.errors import said
-from saeval.base.parameters import MOST_ROWS
+from saeval.base.run_options import MOST_ROWS
 from saeval.interfaces.data import Batch, Dataset, Source, outside
 from saeval.text.packing import PADDING, Packer, Split, included_of, mask_of
 
@@ -49,6 +49,8 @@ class TokenOptions(BaseModel):
     bos_id: TokenId | None = None
     """Instead of the tokenizer's, or where there is no tokenizer; so is `eos_id`."""
     eos_id: TokenId | None = None
+    fit_sequences: Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True, exclude=True)] = 64
+    """Rows of the fit split, at most. They are rows of other documents, so no digest of the options has it."""
 
 
 class TokenDataset(Dataset):

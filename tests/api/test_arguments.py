@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from saeval import SaevalError, cli, evaluate, run
-from saeval.base.run_options import Options
+from saeval.base.run_options import RunOptions
 from saeval.testing import TinyModel, TinySAE, register_rows, tiny_plugins, tiny_tokens
 from saeval.testing.claims import some
 
@@ -66,7 +66,7 @@ def one_sentence(call, argument, value):
 def cases(function):
     defaults = {p.name: p.default for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD}
     if function is evaluate:
-        defaults |= {field.name: field.default for field in dataclasses.fields(Options)}
+        defaults |= {field.name: field.default for field in dataclasses.fields(RunOptions)}
     assert len(defaults) >= 14
     for argument, default in some(defaults.items()):
         taken = [default, *TAKEN.get(argument, ()), *([True] if isinstance(default, bool) else [])]

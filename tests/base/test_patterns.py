@@ -7,7 +7,7 @@ import pytest
 import saeval
 from saeval.api import prepare
 from saeval.base.names import matching, meant
-from saeval.base.run_options import Options
+from saeval.base.run_options import RunOptions
 from saeval.engine.preflight import warnings
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
@@ -47,7 +47,7 @@ def suite(saelens_folder):
 
 def test_of_groups_and_allow_mean_an_sae_by_its_name(suite):
     suite["metrics"].append({"seed_stability": {"over": "two"}})
-    made = prepare(suite, Registry(Plugins()), Options(allow=(NAME,)))
+    made = prepare(suite, Registry(Plugins()), RunOptions(allow=(NAME,)))
     (control,) = (s for s in made.subjects if s.kind == "control")
     assert control.parent.name == NAME
     (group,) = (cell for cell in made.cells if cell.entry.over == "two")

@@ -265,7 +265,7 @@ def test_names_make_documents_of_texts():
             "data 'texts': expected a name for each of 2 texts, found 1",
         ),
         ({"texts": ["a"], "contxt": 3}, "unknown parameter 'contxt' of data 'texts'; did you mean 'context'?"),
-        ({"texts": ["a"]}, "data needs 'context'"),
+        ({"texts": ["a"]}, "data 'texts' needs the parameter 'context'"),
     ],
 )
 def test_a_mistake_in_text_in_memory_is_one_sentence(data, said):
@@ -285,7 +285,7 @@ def test_text_may_stand_in_the_suite_itself(tmp_path, capsys):
 
 
 def test_streams_describe_what_was_left_out():
-    streams = Streams(Texts([words(1, 2, 3), None, ""], names=["a", "a", "a"]), {"context": 4}, None, None)
+    streams = Streams(Texts([words(1, 2, 3), None, ""], names=["a", "a", "a"]), TokenOptions(context=4), None, None)
     streams.spec = type(
         "Spec",
         (),

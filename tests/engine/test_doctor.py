@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import saeval
 import saeval_testbed
 from saeval import SaevalError, cli
-from saeval.base.run_options import Options
+from saeval.base.run_options import RunOptions
 from saeval.cli.doctor import Doctor
 from saeval.engine.examination import examine
 from saeval.engine.preflight import same_model
@@ -347,7 +347,7 @@ def test_the_doctor_looks_at_one_side_of_pairs():
     body = {"suite": "s", "data": register_rows("doctor/pairs", TinyPairs()), "saes": ["x"], "metrics": ["none"]}
     suite = validate(body, Marks("s"), {"mine": LiveSAE(Off(), name="mine")})
     suite.body.saes, suite.body.metrics, suite.live_model = [], [], TinyModel(kind="reward")
-    text, well = Doctor(registry, Options()).report(plan(suite, registry, Options()))
+    text, well = Doctor(registry, RunOptions()).report(plan(suite, registry, RunOptions()))
     assert not well
     chosen = TinyPairs().batch(range(10), "cpu").sides[0]
     assert f"measured on {int(chosen.mask.sum())} tokens: " in text

@@ -210,11 +210,11 @@ def test_interrupted_runs(tmp_path):
 
 
 def test_wrong_references(tmp_path):
-    with pytest.raises(SaevalError, match=r"unknown key 'clas'; did you mean 'class'\?"):
+    with pytest.raises(SaevalError, match=r"unknown parameter 'clas' of SAE format '\w+'; did you mean 'class'\?"):
         info(tmp_path, clas="AutoEncoder")
     with pytest.raises(SaevalError, match="dictionary_learning: 'class': 'Autoencoder' is not supported"):
         info(saved(tmp_path, "AutoEncoder"), **{"class": "Autoencoder"})
-    with pytest.raises(SaevalError, match=r"expected the key 'path', the folder with ae.pt and config.json"):
+    with pytest.raises(SaevalError, match=r"needs the parameter 'path', the folder with ae.pt and config.json"):
         DictionaryLearning().info({})
     with pytest.raises(SaevalError, match=r"absent: no such file"):
         info(tmp_path / "absent")

@@ -112,7 +112,7 @@ def test_tied_weights_are_missing(saved):
 
 
 def test_wrong_references():
-    with pytest.raises(SaevalError, match=r"openai: unknown key 'layer'"):
+    with pytest.raises(SaevalError, match=r"unknown parameter 'layer' of SAE format 'openai'"):
         OpenAI().info({"path": "x", "layer": 3})
-    with pytest.raises(SaevalError, match=r"openai: expected the key 'path', the .pt file"):
+    with pytest.raises(SaevalError, match=r"needs the parameter 'path', the .pt file"):
         OpenAI().info({})

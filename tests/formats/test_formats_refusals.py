@@ -124,9 +124,11 @@ def test_a_path_that_cannot_be_looked_for(use, path):
 
 
 def test_wrong_references():
-    with pytest.raises(SaevalError, match=r"unknown key 'hook_nme'; did you mean 'hook_name'\?"):
+    with pytest.raises(
+        SaevalError, match=r"unknown parameter 'hook_nme' of SAE format '\w+'; did you mean 'hook_name'\?"
+    ):
         SAELens().info({"path": "x", "hook_nme": "y"})
-    with pytest.raises(SaevalError, match="expected the key 'path'"):
+    with pytest.raises(SaevalError, match="needs the parameter 'path'"):
         SAELens().info({})
 
 

@@ -117,7 +117,7 @@ def test_decoder_norms_that_would_choose_other_features(tmp_path):
         load(tmp_path, fold_W_dec_norm=True)
     with pytest.raises(NotImplementedError):
         sae_lens.SAE.load_from_disk(tmp_path, fold_W_dec_norm=True)
-    with pytest.raises(SaevalError, match="'fold_W_dec_norm': Input should be a valid boolean"):
+    with pytest.raises(SaevalError, match="'fold_W_dec_norm' of SAE format 'saelens': input should be a valid boolean"):
         load(tmp_path, fold_W_dec_norm="sometimes")
 
 

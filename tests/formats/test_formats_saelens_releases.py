@@ -177,7 +177,7 @@ def test_wrong_globs(reference, sentence):
     ("reference", "sentence"),
     [
         ({"release": JB, "id": "blocks.8.hook_resid_pr"}, r"has no SAE .*; did you mean 'blocks\.8\.hook_resid_pre'"),
-        ({"release": JB, "id": "blocks.0.hook_resid_pre", "revision": "x"}, "unknown key 'revision'"),
+        ({"release": JB, "id": "blocks.0.hook_resid_pre", "revision": "x"}, "unknown parameter 'revision'"),
         ({"release": JB, "id": "blocks.0.hook_resid_pre"}, rf"nothing is known of '{JB_REPO}' here: .*HF_HUB_OFFLINE"),
     ],
 )

@@ -166,5 +166,5 @@ def test_truncated(tmp_path):
     (folder / "sae.safetensors").write_bytes(content[:-7])
     with pytest.raises(SaevalError, match=r"sae.safetensors: truncated or no safetensors file"):
         Sparsify().info({"path": str(folder)})
-    with pytest.raises(SaevalError, match="unknown key 'site'"):
+    with pytest.raises(SaevalError, match="unknown parameter 'site'"):
         Sparsify().info({"path": str(folder), "site": "x"})

@@ -7,7 +7,7 @@ import pytest
 
 from saeval import Mean, Metric, SaevalError, Scalar, Table, cli
 from saeval.api import prepare
-from saeval.base.run_options import Options
+from saeval.base.run_options import RunOptions
 from saeval.interfaces.metric import undeclared
 from saeval.registry.registry import Registry
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny, tiny_plugins, tiny_tokens
@@ -137,10 +137,10 @@ def test_patterns_and_metrics_that_declare_nothing(column, said):
     }  # fmt: skip
     registry = Registry(tiny_plugins(Thresholds, Silent))
     if said is None:
-        assert prepare(suite, registry, Options()).cells
+        assert prepare(suite, registry, RunOptions()).cells
         return
     with pytest.raises(SaevalError) as raised:
-        prepare(suite, registry, Options())
+        prepare(suite, registry, RunOptions())
     assert said in str(raised.value)
 
 

@@ -48,13 +48,13 @@ def data(**changed):
 
 LARGE = "is a number of more than 64 bits, more than anything here takes"
 MISTAKES = {
-    "context": ({"data": data(context=2**31 - 1)}, "'context' of data: input should be less than or equal to 1048576"),
+    "context": ({"data": data(context=2**31 - 1)}, "'context' of data 'python-stdlib': input should be less than or equal to 1048576"),
     "context of the model": ({"data": data(context=2**20)}, "context 1048576 is longer than the 256 positions of 'testbed'"),
     "digits": ({"data": data(context=HUGE)}, LARGE),
     "seed": ({"data": data(seed=HUGE)}, LARGE),
-    "sequences": ({"data": data(sequences=10**15)}, "'sequences' of data: input should be less than or equal to"),
-    "fit_sequences": ({"data": data(fit_sequences=10**15)}, "'fit_sequences' of data: a number of sequences up to"),
-    "bos_id": ({"data": data(bos_id=2**31)}, "'bos_id' of data: input should be less than 2147483648"),
+    "sequences": ({"data": data(sequences=10**15)}, "'sequences' of data 'python-stdlib': input should be less than or equal to"),
+    "fit_sequences": ({"data": data(fit_sequences=10**15)}, "'fit_sequences' of data 'python-stdlib': input should be less than or equal to"),
+    "bos_id": ({"data": data(bos_id=2**31)}, "'bos_id' of data 'python-stdlib': input should be less than 2147483648"),
     "seeds": ({"controls": "[{use: random, seeds: 100000000}]"}, "'seeds' of control 'random': input should be less than"),
     "a control's seed": ({"controls": f"[{{use: random, seed: {HUGE}}}]"}, LARGE),
     "draws": ({"metrics": "[{perturbation: {draws: 100000000}}]"}, "'draws' of metric 'perturbation': input should be"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from saeval.base.run_options import Options
+from saeval.base.run_options import RunOptions
 from saeval.plan.plan import Plan, plan
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
@@ -43,7 +43,7 @@ def planned() -> Plan:
         "metrics": ["ce", {"ce": {"ablation": "zero", "as": "ce_zero"}}, "l0", "reconstruction",
                     {"functional_stability": {"over": "seeds"}}],
     }  # fmt: skip
-    return plan(validate(suite, Marks("pinned")), Registry(plugins), Options())
+    return plan(validate(suite, Marks("pinned")), Registry(plugins), RunOptions())
 
 
 def keys() -> dict[str, str]:

@@ -11,7 +11,7 @@ import pytest
 
 import saeval
 from saeval import Mean
-from saeval.base.run_options import Options
+from saeval.base.run_options import RunOptions
 from saeval.plan.plan import plan
 from saeval.plan.precision import looks, precise
 from saeval.registry.discovery import Plugins
@@ -68,7 +68,7 @@ class Text:
 
 @pytest.fixture(scope="module")
 def text():
-    streams = plan(validate(SUITE, Marks("s")), Registry(Plugins()), Options()).streams
+    streams = plan(validate(SUITE, Marks("s")), Registry(Plugins()), RunOptions()).streams
     rows = streams.evaluation
     apart = TokenDataset(rows.tokens, rows.documents, np.arange(len(rows)), rows.excluded)
     data = register_rows("each-its-own", apart, streams.fit)

@@ -9,7 +9,7 @@ import pytest
 import examples
 from saeval import SaevalError, cli, evaluate
 from saeval.api import prepare
-from saeval.base.run_options import Options
+from saeval.base.run_options import RunOptions
 from saeval.registry.discovery import Plugins
 from saeval.registry.format_recognition import readable, written
 from saeval.registry.registry import Registry
@@ -25,7 +25,7 @@ ONE_OF_EACH = {example.format: example for example in examples.EXAMPLES}
 
 def said(**changed):
     with pytest.raises(SaevalError) as raised:
-        prepare({**SUITE, **changed}, REGISTRY, Options())
+        prepare({**SUITE, **changed}, REGISTRY, RunOptions())
     lines = str(raised.value).splitlines()
     assert len(lines) == 1, lines
     return lines[0]
@@ -162,7 +162,7 @@ def test_a_control_takes_its_parameters_as_a_metric_does():
 @pytest.mark.parametrize(
     ("controls", "where", "what"),
     [
-        ("[random: {sed: 2}]", "5:26", "unknown parameter 'sed' of control 'random'; did you mean 'seed'?"),
+        ("[random: {sed: 2}]", "5:21", "unknown parameter 'sed' of control 'random'; did you mean 'seed'?"),
         ("[randon: {seeds: 2}]", "5:20", "unknown control 'randon'; did you mean 'random'?"),
         ("[random: 2]", "5:20", "the parameters of 'random' are a mapping, got 2"),
         ("[random: {use: zero}]", "5:12", "a control needs 'use'"),

@@ -56,7 +56,7 @@ def refuse(*_, **__):
         ("use: testbed", "use: testbet", "s.yaml:2:14", "unknown model 'testbet'; did you mean 'testbed'?"),
         ("metrics:", "metrix:", "s.yaml:6:1", "unknown key 'metrix'; did you mean 'metrics'?"),
         ("suite: mine", "suite: a/b", "s.yaml:1:8", "a suite's name becomes a folder"),
-        ("  - testbed/relu-3", "  - {use: saelens}", "s.yaml:5:5", "expected the key 'path'"),
+        ("  - testbed/relu-3", "  - {use: saelens}", "s.yaml:5:5", "SAE format 'saelens' needs the parameter 'path', the folder with"),
         (
             "  - testbed/relu-3",
             "  - {use: saelens, path: nowhere}",

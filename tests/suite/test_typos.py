@@ -55,3 +55,21 @@ def test_a_typo_of_a_class_without_parameters_has_its_place(tmp_path, capsys):
     assert f"{suite}:8:" in said
     assert "unknown parameter 'flor' of metric 'l0'; it has none" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("model", "place", "sentence"),
+    [
+        ("{use: testbet, adapter: huggingface}", "2:14", "unknown model 'testbet'; did you mean 'testbed'?"),
+        ("{use: testbed, adapter: hugingface}", "2:32", "unknown model adapter 'hugingface'; did you mean"),
+        ("{use: testbed, dtyp: half}", "2:23", "unknown parameter 'dtyp' of the model 'huggingface'; did you mean 'dtype'?"),
+        ("{use: testbed, task: rewards}", "2:29", "'task' of the model 'huggingface': input should be 'causal' or 'reward'"),
+    ],
+)  # fmt: skip
+def test_a_typo_in_the_model_has_its_own_place(tmp_path, capsys, model, place, sentence):
+    text = (
+        f"suite: s\nmodel: {model}\ndata: {{use: python-stdlib, context: 16}}\nsaes: [testbed/relu-3]\nmetrics: [l0]\n"
+    )
+    (tmp_path / "s.yaml").write_text(text)
+    assert cli.main(["check", str(tmp_path / "s.yaml")]) == 2
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 's.yaml'}:{place}: {sentence}")

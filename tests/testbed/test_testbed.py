@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 import saeval
 import saeval_testbed
-from saeval.base.run_options import Options
+from saeval.base.run_options import RunOptions
 from saeval.plan.plan import plan
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
@@ -58,7 +58,7 @@ def rows_of(order=None, padding=0):
     """The suite's own rows as data that the model is not told the text of, in an order and padding of choice."""
     found = plan(
         validate({"suite": "s", "model": MODEL, "data": DATA, "saes": ["testbed/relu-5"], "metrics": ["l0"]}, Marks("s")),
-        Registry(Plugins()), Options(),
+        Registry(Plugins()), RunOptions(),
     ).streams  # fmt: skip
     rows = found.evaluation
     order = np.arange(24) if order is None else order

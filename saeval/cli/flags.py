@@ -1,0 +1,63 @@
+"""The flags of `RunOptions`: one for each of its fields, with the field's type, help and default."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from saeval.base.run_options import Group, RunOptions
+
+
+class FlagOptions(RunOptions):
+    """Options that were given as flags, which messages name."""
+
+    def spelled(self, option: str, value: Any = True) -> str:
+        words = [] if value is True else value if isinstance(value, list) else [value]
+        return " ".join([self.called(option), *map(str, words)])
+
+    def called(self, option: str) -> str:
+        return _flag(option)
+
+
+def add(parser: argparse.ArgumentParser, *groups: Group) -> None:
+    """The flags of these groups of options."""
+    kinds = get_type_hints(RunOptions)
+    for option in fields(RunOptions):
+        if option.metadata["group"] in groups:
+            default = list(option.default) if isinstance(option.default, tuple) else option.default
+            reading = _reading(kinds[option.name], option.metadata["metavar"])
+            parser.add_argument(_flag(option.name), help=option.metadata["help"], default=default, **reading)
+
+
+def options(arguments: argparse.Namespace) -> FlagOptions:
+    """The options that parsed arguments hold; defaults for those that the verb has no flags for."""
+    given = vars(arguments)
+    return FlagOptions(**{option.name: given[option.name] for option in fields(RunOptions) if option.name in given})
+
+
+def count(text: str) -> int:
+    """A positive number."""
+    if not (text.isascii() and text.isdigit() and len(text) < 19) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, got '{text[:40]}'")
+    return int(text)
+
+
+def _reading(kind: Any, metavar: str | None) -> dict[str, Any]:
+    """How argparse reads a value of a type."""
+    if kind is bool:
+        return {"action": "store_true"}
+    if get_origin(kind) is Sequence:
+        return {"action": "append", "metavar": metavar}
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    words = [word for part in parts if get_origin(part) is Literal for word in get_args(part)]
+    if words and len(parts) == 1:
+        return {"choices": words}
+    read: Callable[[str], Any] = count if int in parts else float if float in parts else str
+    return {"metavar": metavar, "type": (lambda text: text if text in words else read(text)) if words else read}
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
