@@ -16,7 +16,7 @@ from saeval.base.errors import log, said
 from saeval.base.escapes import file_name, html, markdown, plot
 from saeval.stats.estimate import doubts
 from saeval.results.report import Report
-from saeval.base.whole_files import ROOM, tidy, write
+from saeval.base.whole_files import ROOM, sync, tidy, write
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -54,6 +54,7 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
             write(path, content, f"{ROOM} --to")
             written.append(path)
     if written:
+        sync(folder)
         tidy(folder)
     return written, failed
 
