@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saeval.plugin import Array, Better, SaevalError, Scalar, Table, Value, hashed, meant, number
+from saeval.plugin import Array, Better, Estimate, SaevalError, Scalar, Table, Value, hashed, meant, number
 from saeval_stability.measures import MEASURES, above, measures, unit_of
 
 if TYPE_CHECKING:
@@ -112,8 +112,6 @@ class Group:
 
     def _scalar(self, name: str, statistic: Statistic, better: Better, what: str, each: Sequence[float]) -> Scalar:
         """With an interval over members, or told how far `each` of `what` it is a mean of ranges."""
-        from scipy.special import stdtrit  # late: as everything of scipy, which listings do not need
-
         n, unit = len(self.names), unit_of(name)
         members = list(range(n))
         value = statistic(members)
@@ -123,9 +121,8 @@ class Group:
             reason = "one pair of SAEs" if n == 2 else f"{what} range from {number(min(each))} to {number(max(each))}"
             return Scalar(value, unit=unit, better=better, reason=f"{reason}: an interval takes {INTERVAL_FROM} SAEs")
         without = np.array([statistic([j for j in members if j != i]) for i in members])
-        error = math.sqrt((n - 1) / n * float(np.square(without - without.mean()).sum()))
-        reach = float(stdtrit(n - 1, 0.975)) * error
-        return Scalar(value, unit=unit, stderr=error, ci95=(value - reach, value + reach), better=better)
+        jackknife = Estimate(value, without, np.ones(n))
+        return Scalar(value, unit=unit, stderr=jackknife.stderr, ci95=jackknife.ci95, better=better)
 
     def _pairs(self) -> Table:
         rows = []
