@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from claims import some
-from saeval.cli import KINDS, main
+from saeval.cli import main
+from saeval.registry.kinds import LISTED
 
 SLOW = (
     "torch", "transformers", "transformer_lens", "tokenizers", "huggingface_hub", "datasets", "pandas", "pyarrow", "numba",
@@ -46,7 +47,7 @@ def folder(tmp_path_factory):
 def test_listing_checking_and_showing_import_no_library_that_computes(folder):
     suite, results = str(folder / "small.yaml"), str(folder / "small")
     verbs = [
-        *(["ls", kind] for kind in KINDS),
+        *(["ls", kind] for kind in LISTED),
         ["show", "ce"],
         ["show", results],
         ["check", suite, "--out", str(folder / "nowhere")],
