@@ -19,8 +19,7 @@ from saeval.testing import TinyModel, TinySAE
 from saeval.text.packing import Packer
 from saeval.text.tokens import TokenOptions, build_tokens
 from saeval_data.preferences import Preferences
-from saeval_data.text import Text
-from saeval_data.texts import Texts
+from saeval_data.text import Text, Texts
 from saeval_data.tokens import Tokens
 from tinymodels import tiny_tokenizer
 

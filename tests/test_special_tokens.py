@@ -12,7 +12,7 @@ from claims import every
 from saeval import evaluate
 from saeval.text.tokens import TokenOptions, build_tokens
 from saeval_data.preferences import Preferences
-from saeval_data.texts import Texts
+from saeval_data.text import Texts
 from saeval_data.tokens import Tokens
 from tinymodels import tiny_tokenizer
 

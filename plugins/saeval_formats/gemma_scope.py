@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from saeval.plugin import SAEInfo, SaevalError, looked_up
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
-from saeval_formats.layouts import Layout
 from saeval_formats.reference import Asked, json_object, parsed
+from saeval_formats.tensor_layout import TensorLayout
 from saeval_formats.tensors import Header
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 ARRAYS, TENSORS, CONFIG = "params.npz", "params.safetensors", "config.json"
 _SHAPES = {"W_enc": "dn", "b_enc": "n", "W_dec": "nd", "b_dec": "d", "threshold": "n"}
-_FIRST = Layout({name: (name, shape) for name, shape in _SHAPES.items()})
-_SECOND = Layout({name: (name.lower(), shape) for name, shape in _SHAPES.items()})
-_AFFINE = Layout({**_SECOND.stored, "W_skip": ("affine_skip_connection", "dd")})
+_FIRST = TensorLayout({name: (name, shape) for name, shape in _SHAPES.items()})
+_SECOND = TensorLayout({name: (name.lower(), shape) for name, shape in _SHAPES.items()})
+_AFFINE = TensorLayout({**_SECOND.stored, "W_skip": ("affine_skip_connection", "dd")})
 
 _MLP_OUT = "blocks.{}.hook_mlp_out"
 _FIRST_SITES: Mapping[str, tuple[str, str | None]] = {
@@ -56,7 +56,7 @@ class Reference(Asked):
 class Found:
     """What folder and config tell of an SAE."""
 
-    layout: Layout
+    layout: TensorLayout
     hook_name: str | None = None
     input_hook: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from saeval.plugin import SAEInfo, SaevalError
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
-from saeval_formats.layouts import Layout
 from saeval_formats.reference import Asked, folder_of, json_object, parsed
+from saeval_formats.tensor_layout import TensorLayout
 from saeval_formats.tensors import Header
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from saeval_formats.dense import DenseSAE
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
-_LAYOUT = Layout(
+_LAYOUT = TensorLayout(
     {
         "W_enc": ("encoder.weight", "nd"),
         "b_enc": ("encoder.bias", "n"),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from saeval.plugin import SAEInfo, SaevalError, digest_of, sha256_file
 from saeval_formats.fields import Fields
-from saeval_formats.layouts import Layout
 from saeval_formats.reference import Asked, LocalLoader, parsed
+from saeval_formats.tensor_layout import TensorLayout
 from saeval_formats.tensors import Header, state_dict, unpickled
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from saeval_formats.dense import DenseSAE, Normalization
 
-_LAYOUT = Layout(
+_LAYOUT = TensorLayout(
     {
         "W_enc": ("encoder.weight", "nd"),
         "b_enc": ("latent_bias", "n"),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from saeval.plugin import SAEInfo, SaevalError
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
-from saeval_formats.layouts import Layout
 from saeval_formats.reference import Asked, folder_of, json_object, parsed
+from saeval_formats.tensor_layout import TensorLayout
 from saeval_formats.tensors import Header
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class Config:
         return f"{kind}{'_skip' * self.skip}{'_transcoder' * self.transcode}"
 
     @property
-    def layout(self) -> Layout:
-        return Layout({**_STORED, **({"W_skip": ("W_skip", "dd")} if self.skip else {})})
+    def layout(self) -> TensorLayout:
+        return TensorLayout({**_STORED, **({"W_skip": ("W_skip", "dd")} if self.skip else {})})
 
 
 class Sparsify(FolderLoader):

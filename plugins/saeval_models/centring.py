@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from saeval.plugin import SaevalError
-from saeval_models.layouts import Layout
+from saeval_models.families import Family
 from saeval_models.pretrained import base_of
 
 _WRITING = ("attn.hook_z", "mlp.hook_post")
@@ -17,7 +17,7 @@ _FINAL_NORMS = ("ln_f", "final_layer_norm", "norm")
 
 
 @torch.no_grad()
-def centre_writing_weights(module: Any, layout: Layout, name: str) -> None:
+def centre_writing_weights(module: Any, layout: Family, name: str) -> None:
     """Take from everything that is written to the residual stream its mean over d_model.
 
     The LayerNorms that read the stream do so themselves, so the model's output stays the same while its residual

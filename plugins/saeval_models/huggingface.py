@@ -23,8 +23,8 @@ from saeval_models.checkpoint import (
     parsed,
     vocabulary,
 )  # fmt: skip
-from saeval_models.faults import blaming
-from saeval_models.layouts import BOUNDARIES, RESID_POST, Layout, known_layout
+from saeval_models.families import BOUNDARIES, RESID_POST, Family, known_family
+from saeval_models.library_errors import library_errors
 from saeval_models.live import LiveSpec, inherits
 from saeval_models.weights import check_checksums, tensors, weight_files
 
@@ -138,7 +138,7 @@ class PretrainedSpec(ModelSpec):
         from saeval_models.pretrained import hooked, layout_of  # late: it imports transformers
 
         what = f"{self.checkpoint.config_file} describes no {self.kind} model that transformers can build"
-        with blaming(what, f"saeval takes {TAKEN}"), torch.device("meta"):
+        with library_errors(what, f"saeval takes {TAKEN}"), torch.device("meta"):
             module = self._auto_class.from_config(self._config, attn_implementation="eager")
         self._check_size(module)
         if self.kind == "causal":
@@ -186,9 +186,9 @@ class PretrainedSpec(ModelSpec):
         return self.checkpoint.architecture or f"a {self.checkpoint.config['model_type']} model"
 
     @cached_property
-    def _layout(self) -> Layout:
+    def _layout(self) -> Family:
         config = self.checkpoint.config
-        if (known := known_layout(config["model_type"], config)) is not None:
+        if (known := known_family(config["model_type"], config)) is not None:
             return known
         from saeval_models.pretrained import layout_of  # late: it imports transformers
 
@@ -217,7 +217,7 @@ class PretrainedSpec(ModelSpec):
             code = "; the model brings code of its own, which saeval does not run" if "auto_map" in raw else ""
             known = f"transformers {transformers.__version__} has no such model"
             raise SaevalError(f"{file} is of model_type '{raw['model_type']}': {known}{code}")
-        with blaming(f"{file} cannot be read", "save the model again"):
+        with library_errors(f"{file} cannot be read", "save the model again"):
             config = transformers.AutoConfig.from_pretrained(**self._source)
         if getattr(config.get_text_config(), "is_causal", True) is False:
             raise SaevalError(
@@ -277,7 +277,7 @@ class PretrainedSpec(ModelSpec):
         if not self.tokenizer_identity():
             raise SaevalError(f"{self.checkpoint.source} has no tokenizer files; save the tokenizer beside the model")
         _ = self._config  # transformers reads it for a tokenizer, too, whose fault it would seem
-        with blaming(f"the tokenizer of {self.checkpoint.source} cannot be loaded", "save it again"):
+        with library_errors(f"the tokenizer of {self.checkpoint.source} cannot be loaded", "save it again"):
             where = {"pretrained_model_name_or_path": self.checkpoint.tokenizer_source}
             return AutoTokenizer.from_pretrained(**{**self._source, **where})
 
@@ -300,7 +300,7 @@ class PretrainedSpec(ModelSpec):
             return
         repo, revision = self.checkpoint.source, self.checkpoint.revision
         wanted = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
-        with blaming(f"hub model '{self.name}' cannot be downloaded", "check its name and the network"):
+        with library_errors(f"hub model '{self.name}' cannot be downloaded", "check its name and the network"):
             here = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
             if not any(here.glob("*.safetensors")):  # the older format, which is read where there is no other
                 snapshot_download(repo, revision=revision, allow_patterns=["pytorch_model*.bin"])
@@ -338,7 +338,7 @@ class PretrainedSpec(ModelSpec):
         """What transformers makes of the weights, and its report of what did not fit; nothing in a pickle is run."""
         try:
             where = self._where
-            with blaming(f"{where} cannot be loaded", "check them and the model's entry"), _quietly():
+            with library_errors(f"{where} cannot be loaded", "check them and the model's entry"), _quietly():
                 # Sizes that do not fit are told of below; transformers would only log them.
                 # An adapter is applied below, since transformers would report on its keys alone: it finds none here.
                 # Nor does it ask the hub for one, for which it would wait half a minute where that is away.

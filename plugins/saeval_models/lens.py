@@ -11,16 +11,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saeval.plugin import Batch
+from saeval_models.families import FINAL_NORMALIZED, MLP_BRANCH, MLP_IN, MLP_NORMALIZED, SUFFIXES, Family, ModuleEnd
 from saeval_models.hooked import HookedModel, Site
-from saeval_models.layouts import FINAL_NORMALIZED, MLP_BRANCH, MLP_IN, MLP_NORMALIZED, SUFFIXES, Layout, Place
 from saeval_models.pretrained import PretrainedCausal, base_of, final_sites
 
 # Neither fires by default at its hook point: the way into the MLP is watched at the modules themselves.
-_MODULES: Mapping[str, Place] = {MLP_BRANCH: ("ln2", "in"), MLP_IN: ("mlp", "in")}
+_MODULES: Mapping[str, ModuleEnd] = {MLP_BRANCH: ("ln2", "in"), MLP_IN: ("mlp", "in")}
 
 
 def lens_sites(
-    owner: Any, suffixes: Iterable[str], modules: Mapping[str, Place] = _MODULES, unit: float = 1.0
+    owner: Any, suffixes: Iterable[str], modules: Mapping[str, ModuleEnd] = _MODULES, unit: float = 1.0
 ) -> dict[str, Site]:
     """The sites of `suffixes` that a TransformerLens model has, at its HookPoints, or at one of `modules`.
 
@@ -38,7 +38,7 @@ def lens_sites(
     return sites
 
 
-def bridged(bridge: Any, layout: Layout) -> PretrainedCausal:
+def bridged(bridge: Any, layout: Family) -> PretrainedCausal:
     """A TransformerBridge ready for capture and resume.
 
     The bridge puts its components into the Hugging Face model's own places, so that the model's

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval.plugin import Model, ModelSpec, SaevalError, digest_of
 from saeval_models.checkpoint import padding, vocabulary
-from saeval_models.layouts import RESID_POST, Layout
+from saeval_models.families import RESID_POST, Family
 from saeval_models.peft_adapters import attached
 
 if TYPE_CHECKING:  # annotations only: torch is not needed to list adapters
@@ -32,7 +32,7 @@ class LiveSpec(ModelSpec):
     """
 
     def __init__(
-        self, adapter: str, owner: nn.Module, model: HookedModel, layout: Layout, config: Mapping[str, Any],
+        self, adapter: str, owner: nn.Module, model: HookedModel, layout: Family, config: Mapping[str, Any],
         context: int | None, tokenizer: Any, name: str,
     ) -> None:  # fmt: skip
         devices = sorted({str(parameter.device) for parameter in model.module.parameters()})

@@ -17,9 +17,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from saeval.plugin import Batch, SaevalError, out_of_memory
 from saeval_models.checkpoint import TAKEN, Task, architecture_task
-from saeval_models.hooked import HookedModel, Site
-from saeval_models.layouts import BOUNDARIES, FINAL_NORMALIZED, End, Layout, bare_layout, known_layout
-from saeval_models.norms import scaled
+from saeval_models.families import BOUNDARIES, FINAL_NORMALIZED, End, Family, known_family, unknown_family
+from saeval_models.hooked import HookedModel, Site, with_gain
 
 
 def base_of(module: PreTrainedModel) -> tuple[str, Any]:
@@ -43,11 +42,11 @@ def task_of(module: PreTrainedModel) -> Task:
     return cast(Task, task)
 
 
-def layout_of(module: PreTrainedModel) -> Layout:
+def layout_of(module: PreTrainedModel) -> Family:
     """The layout from the table, else one found by looking for the list of blocks."""
     task_of(module)
     config = module.config.get_text_config()
-    known = known_layout(config.model_type, config.to_dict())
+    known = known_family(config.model_type, config.to_dict())
     name, base = base_of(module)
     if known is not None and isinstance(getattr(base, known.blocks, None), nn.ModuleList):
         return known
@@ -64,10 +63,10 @@ def layout_of(module: PreTrainedModel) -> Layout:
             f"{type(module).__name__} has no blocks to hook: it keeps their parts in lists of their own "
             f"({', '.join(path.removeprefix(f'{parent}.') for path in beside)})"
         )
-    return replace(known or bare_layout(), base=name, blocks=found[0], norm=_norm_of(base, found[0]))
+    return replace(known or unknown_family(), base=name, blocks=found[0], norm=_norm_of(base, found[0]))
 
 
-def module_sites(blocks: nn.ModuleList, layout: Layout) -> dict[str, Site]:
+def module_sites(blocks: nn.ModuleList, layout: Family) -> dict[str, Site]:
     """Every site of the layout, and either end of every other module in the blocks.
 
     A site whose module is not where the family has it, as in a model that its owner changed, is left out.
@@ -87,7 +86,7 @@ def module_sites(blocks: nn.ModuleList, layout: Layout) -> dict[str, Site]:
     return sites
 
 
-def final_sites(name: str, base: nn.Module, layout: Layout, blocks: int) -> dict[str, Site]:
+def final_sites(name: str, base: nn.Module, layout: Family, blocks: int) -> dict[str, Site]:
     """The sites of the norm after the last block: its output, and where that is known what it is before the gain."""
     parent, _, _ = layout.blocks.rpartition(".")
     norm = getattr(base.get_submodule(parent), layout.norm.rpartition(".")[2], None) if layout.norm else None
@@ -97,7 +96,7 @@ def final_sites(name: str, base: nn.Module, layout: Layout, blocks: int) -> dict
     own = getattr(norm, "original_component", None) or norm
     sites = {f"{name}.{layout.norm}": Site(norm, "out", blocks, rest=lambda state: state, norm=norm)}
     if layout.sites is not BOUNDARIES or isinstance(own, nn.LayerNorm):
-        rest = functools.partial(scaled, own, unit=layout.unit)
+        rest = functools.partial(with_gain, own, unit=layout.unit)
         sites[FINAL_NORMALIZED] = Site(norm, "normalized", blocks, unit=layout.unit, rest=rest, norm=norm)
     return sites
 
@@ -253,7 +252,7 @@ def _score_of(module: PreTrainedModel) -> nn.Module:
 
 
 def hooked(
-    module: PreTrainedModel, layout: Layout, score: nn.Module | None = None, padding: int | None = None
+    module: PreTrainedModel, layout: Family, score: nn.Module | None = None, padding: int | None = None
 ) -> PretrainedCausal:
     """The model ready for capture and resume: a reward model by its class, or with the value head `score`."""
     name, base = base_of(module)

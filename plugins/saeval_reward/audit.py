@@ -10,11 +10,10 @@ from jaxtyping import Bool, Float
 
 from saeval.plugin import Batch, Evidence, Mean, Metric, Notes, Ratio, Repeats, Scalar, Table, Value, torch
 from saeval_reward.contexts import Contexts
-from saeval_reward.margins import margin, warnings
+from saeval_reward.margins import in_unit, margin, warnings
 from saeval_reward.ranking import Ranking
 from saeval_reward.rows import Rows, Top
 from saeval_reward.totals import Attributions
-from saeval_reward.units import in_unit
 
 if TYPE_CHECKING:
     from torch import Tensor

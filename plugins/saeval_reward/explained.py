@@ -8,11 +8,10 @@ import numpy as np
 from jaxtyping import Float
 
 from saeval.plugin import Array, Curve, Estimate, Mean, Scalar, Table, Undefined, Value, number
-from saeval_reward.margins import margin, share
+from saeval_reward.margins import REWARD, margin, share
 from saeval_reward.ranking import Ranking, duplicate_of
 from saeval_reward.rows import Rows
 from saeval_reward.totals import Attributions, in_fold_b
-from saeval_reward.units import REWARD
 
 SHARE = "share of margin"
 NOISE = 1e-6

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
-from saeval.plugin import Batch, Estimate, Metric, Notes, Scalar, Table, Undefined, Value, paired, torch, with_error
+from saeval.plugin import (
+    Array,
+    Batch,
+    Curve,
+    Estimate,
+    Metric,
+    Notes,
+    Scalar,
+    Table,
+    Undefined,
+    Value,
+    paired,
+    torch,
+    with_error,
+)
 from saeval_reward.rows import Rows, Top
-from saeval_reward.units import REWARD, in_unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -234,3 +247,17 @@ def _by(rows: Rows, margins: np.ndarray) -> Table:
             found.append([*line, mean.value, mean.stderr, spread, accuracy.value, accuracy.stderr])
     table.rows = found
     return table
+
+
+V = TypeVar("V", bound=Value)
+
+REWARD = "reward"
+
+
+def in_unit(values: dict[str, V], reward_unit: str) -> dict[str, V]:
+    """The values, those in units of the reward with what these are: `reward, nats` of a log-likelihood."""
+    if reward_unit != REWARD:
+        for value in values.values():
+            if isinstance(value, Scalar | Curve | Array) and value.unit.strip("|") == REWARD:
+                value.unit = f"{value.unit}, {reward_unit}"
+    return values

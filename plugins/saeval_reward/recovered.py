@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 
 from saeval.plugin import Mean, Metric, Notes, Scalar, Value
-from saeval_reward.margins import share, warnings
+from saeval_reward.margins import in_unit, share, warnings
 from saeval_reward.rows import Rows
-from saeval_reward.units import in_unit
 
 if TYPE_CHECKING:
     from torch import Tensor

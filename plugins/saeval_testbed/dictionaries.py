@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saeval.plugin import ROOM, write
 from saeval_testbed.activations import CONTEXT, batches, pair_activations, text_activations
-from saeval_testbed.layouts import write_dictionary_learning, write_sparsify
+from saeval_testbed.exports import write_dictionary_learning, write_sparsify
 from saeval_testbed.recipes import D_SAE, Recipe
 
 

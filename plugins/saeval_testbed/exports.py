@@ -1,4 +1,4 @@
-"""Writes SAEs in the layouts of other libraries, exactly: what is written encodes and decodes as what was trained."""
+"""Writes SAEs in the formats of other libraries, exactly: what is written encodes and decodes as what was trained."""
 
 from __future__ import annotations
 
