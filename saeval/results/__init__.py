@@ -1,0 +1,1 @@
+"""What came out, and is the difference real: stored results, boards, paired tests, ranks, comparisons, reports."""
