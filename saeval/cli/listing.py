@@ -100,11 +100,11 @@ def show(words: Sequence[str], registry: Callable[[], Registry], out: str = "res
         return page
     if (folder := lookup.folder(what, out)) is not None:
         return _cells(folder)
-    keyed = lookup.by_key(what, lookup.under(out))
-    if len(keyed) == 1:
-        return _shown(keyed[0], as_json)
-    if keyed:
-        return _lines(keyed)
+    matches = lookup.by_key(what, lookup.under(out))
+    if len(matches) == 1:
+        return _shown(matches[0], as_json)
+    if matches:
+        return _lines(matches)
     raise glossary.unknown(what, registry(), lookup.suites(out))
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from saeval.stats.estimate import FEW, UNRELIABLE, Estimate, Support, doubts
 from saeval.base.formatting import number
+from saeval.stats.estimate import FEW, UNRELIABLE, Estimate, Support, doubts
 
 if TYPE_CHECKING:
     from saeval.results.result import Result

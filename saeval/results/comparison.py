@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from saeval.base.errors import SaevalError, suggestion
 from saeval.results.board import Board, Column, Entry, Row, documents_of, limit_in_words
 from saeval.results.paired_tests import ALPHA, Difference, difference, distinct, holm
-from saeval.base.errors import SaevalError, suggestion
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any, TypeAlias
 
+from saeval.base.errors import suggestion
 from saeval.results.board import Column, Entry, Row
 from saeval.results.paired_tests import difference
-from saeval.base.errors import suggestion
 from saeval.stats.estimate import Support
 
 Tests: TypeAlias = Callable[[str, Sequence[Entry | None], Callable[[], dict[str, list[Any]]]], dict[str, list[Any]]]

@@ -30,12 +30,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from saeval.base.errors import SaevalError
-from saeval.stats.estimate import Estimate
 from saeval.base.provenance import version
-from saeval.results.result import Result, StoredEstimate
 from saeval.base.sealed_json import DamagedError, sealed, unsealed
-from saeval.results.store import Store
 from saeval.base.whole_files import Unwritable, tidy, write
+from saeval.results.result import Result, StoredEstimate
+from saeval.results.store import Store
+from saeval.stats.estimate import Estimate
 
 if TYPE_CHECKING:
     import pyarrow as pa

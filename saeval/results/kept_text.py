@@ -9,11 +9,11 @@ from pathlib import Path
 
 from saeval.base.errors import SaevalError
 from saeval.base.escapes import file_name
+from saeval.base.sealed_json import DamagedError, sealed, unsealed
+from saeval.base.whole_files import Unwritable, write
 from saeval.results.index import FOLDER, FORM, Basis, code, files_of, settled
 from saeval.results.report import Report
-from saeval.base.sealed_json import DamagedError, sealed, unsealed
 from saeval.results.store import LIMITED, MANIFEST
-from saeval.base.whole_files import Unwritable, write
 
 log = logging.getLogger("saeval")
 

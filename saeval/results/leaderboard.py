@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saeval.results.control_columns import Tests as Tested
-from saeval.results.control_columns import afresh, against
-from saeval.results.board import Board, Column, Entries, Entry, Row, damaged_in_words
 from saeval.base.errors import SaevalError, suggestion
 from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import number
+from saeval.results.board import Board, Column, Entries, Entry, Row, damaged_in_words
+from saeval.results.control_columns import Tests as Tested
+from saeval.results.control_columns import afresh, against
 from saeval.results.index import Basis, StaleError, Tests, forget, uncollected
 from saeval.results.index import results as indexed
 from saeval.results.ranks import rank

@@ -11,12 +11,12 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeval.results.board import damaged_in_words, limit_in_words
 from saeval.base.errors import log, said
 from saeval.base.escapes import file_name, html, markdown, plot
-from saeval.stats.estimate import doubts
-from saeval.results.report import Report
 from saeval.base.whole_files import ROOM, sync, tidy, write
+from saeval.results.board import damaged_in_words, limit_in_words
+from saeval.results.report import Report
+from saeval.stats.estimate import doubts
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis

@@ -6,10 +6,10 @@ import math
 from dataclasses import astuple
 from typing import Any
 
-from saeval.results.control_columns import Tests, afresh
-from saeval.results.board import Column, Row
-from saeval.stats.estimate import Support
 from saeval.results.all_pairs import Pairs
+from saeval.results.board import Column, Row
+from saeval.results.control_columns import Tests, afresh
+from saeval.stats.estimate import Support
 
 _KINDS = {"sae": 0, "group": 1, "control": 2}
 

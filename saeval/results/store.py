@@ -19,11 +19,11 @@ from typing import IO, Any
 import numpy as np
 
 from saeval.base.errors import SaevalError, expanded, looked_up, said
-from saeval.stats.evidence import Evidence, EvidenceTree
-from saeval.results.records import ManifestRecord, ResultRecord
-from saeval.results.result import FORM, Result
 from saeval.base.sealed_json import DamagedError, EarlierError, sealed, unsealed, validated
 from saeval.base.whole_files import ROOM, sync, tidy, write
+from saeval.results.records import ManifestRecord, ResultRecord
+from saeval.results.result import FORM, Result
+from saeval.stats.evidence import Evidence, EvidenceTree
 
 log = logging.getLogger("saeval")
 
