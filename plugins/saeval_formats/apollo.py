@@ -12,7 +12,7 @@ from saeval.plugin import SAEInfo, SaevalError, digest_of, matching, meant, sha2
 from saeval_formats.fields import Fields
 from saeval_formats.reference import Asked, LocalLoader, parsed, yaml_object
 from saeval_formats.tensor_layout import TensorLayout
-from saeval_formats.tensors import Header, state_dict, unpickled
+from saeval_formats.tensors import Header, state_dict, unpickled_dict
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +115,7 @@ def _saes(path: Path) -> dict[str, dict[str, Tensor]]:
     The library writes hyphens for the dots of a hook in its keys.
     """
     found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in state_dict(path, unpickled(path)).items():
+    for key, tensor in state_dict(path, unpickled_dict(path)).items():
         match = _KEY.fullmatch(key)
         if match is None:
             raise SaevalError(

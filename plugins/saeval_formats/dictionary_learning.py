@@ -14,7 +14,7 @@ from saeval.plugin import SAEInfo, SaevalError, digest_of, sha256_file
 from saeval_formats.fields import Fields, shown
 from saeval_formats.reference import Asked, LocalLoader, json_object, parsed
 from saeval_formats.tensor_layout import TensorLayout
-from saeval_formats.tensors import Header, state_dict, unpickled
+from saeval_formats.tensors import Header, state_dict, unpickled_dict
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +132,7 @@ class DictionaryLearning(LocalLoader):
 def _checkpoint(asked: Reference) -> Checkpoint:
     path = asked.path.expanduser()
     file = path / WEIGHTS if path.is_dir() else path
-    state = unpickled(file)
+    state = unpickled_dict(file)
     if isinstance(state.get("ae"), dict):
         raise SaevalError(
             f"{file}: a checkpoint of an interrupted run (step {state.get('step')}), whose biases are not yet scaled "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from saeval.plugin import SAEInfo, SaevalError, looked_up
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
-from saeval_formats.reference import Asked, json_object, parsed
+from saeval_formats.reference import AskedTranscoder, json_object, parsed
 from saeval_formats.tensor_layout import TensorLayout
 from saeval_formats.tensors import Header
 
@@ -41,15 +41,6 @@ _SECOND_SITES: Mapping[str, tuple[str, str | None]] = {
     "transcoder": (_MLP_OUT, "model.layers.{}.pre_feedforward_layernorm"),
 }
 """By the folder, as `resid_post_all/layer_9_width_16k_l0_small`, where there is no config."""
-
-
-class Reference(Asked):
-    """What a suite says of one SAE."""
-
-    path: Path
-    """The folder, or the file of its parameters."""
-    input_hook: str | None = None
-    """The hook a transcoder reads, instead of the one its folder or config tells."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +98,8 @@ class GemmaScope(FolderLoader):
         )
 
 
-def _opened(reference: Mapping[str, Any]) -> tuple[Reference, Found, Header, tuple[int, int]]:
-    asked = parsed(Reference, reference, "gemma_scope", needs=f"the folder with {ARRAYS} or {TENSORS}")
+def _opened(reference: Mapping[str, Any]) -> tuple[AskedTranscoder, Found, Header, tuple[int, int]]:
+    asked = parsed(AskedTranscoder, reference, "gemma_scope", needs=f"the folder with {ARRAYS} or {TENSORS}")
     path = asked.path.expanduser()
     if not path.exists():
         raise SaevalError(

@@ -25,6 +25,13 @@ class Asked(BaseModel):
     """Instead of the checkpoint's own."""
 
 
+class AskedTranscoder(Asked):
+    """Keys of formats that have transcoders as well."""
+
+    input_hook: str | None = None
+    """The hook a transcoder reads, instead of the checkpoint's own."""
+
+
 A = TypeVar("A", bound=BaseModel)
 
 _GLOB = re.compile(r"\*+|\?|\[[^\]/]+\]")

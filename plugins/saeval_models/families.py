@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
+
+from saeval.plugin import ModelSpec
 
 End = Literal["in", "out", "normalized"]
 """A module's input; its output; or, of a norm, its output before its own gain and bias."""
@@ -87,8 +90,34 @@ class Family:
         return f"{self.base}.{self.blocks}.{block}.{path}" + (":in" if end == "in" else "")
 
 
+class FamilySpec(ModelSpec):
+    """A model whose hooks are called as its family calls them."""
+
+    @cached_property
+    def _family(self) -> Family:
+        raise NotImplementedError
+
+    def canonical(self, hook_name: str) -> str:
+        return self._family.canonical(hook_name)
+
+    def site(self, hook_name: str) -> str:
+        name = self.canonical(hook_name)
+        return self._twins.get(name, name) if name.endswith(RESID_POST) else name
+
+    @cached_property
+    def _twins(self) -> Mapping[str, str]:
+        try:
+            return self._same_tensors()
+        except Exception:  # a forward that cannot run so, or no model at all, which is said where hooks are checked
+            return {}
+
+    def _same_tensors(self) -> Mapping[str, str]:
+        """The site of each hook that is one tensor with another block's."""
+        raise NotImplementedError
+
+
 def unknown_family(base: str = "", blocks: str = "") -> Family:
-    """A layout that knows of nothing inside the blocks."""
+    """A family that knows of nothing inside the blocks."""
     return Family(base, blocks, BOUNDARIES)
 
 
@@ -156,7 +185,7 @@ _FAMILIES = {
 
 
 def known_family(model_type: str, config: Mapping[str, Any]) -> Family | None:
-    """The layout of a Hugging Face `model_type`; None for a family that is not in the table."""
+    """The family of a Hugging Face `model_type`; None for a family that is not in the table."""
     if model_type == "gpt_neox":
         return _neox(bool(config.get("use_parallel_residual", True)))
     return _FAMILIES.get(model_type)

@@ -23,7 +23,7 @@ from saeval_models.checkpoint import (
     parsed,
     vocabulary,
 )  # fmt: skip
-from saeval_models.families import BOUNDARIES, RESID_POST, Family, known_family
+from saeval_models.families import BOUNDARIES, Family, FamilySpec, known_family
 from saeval_models.library_errors import library_errors
 from saeval_models.live import LiveSpec, inherits
 from saeval_models.weights import check_checksums, tensors, weight_files
@@ -45,7 +45,7 @@ _WITH_VALUE_HEAD = ("trl", "PreTrainedModelWrapper")
 """The class of trl's that holds a language model and a value head."""
 
 
-class PretrainedSpec(ModelSpec):
+class PretrainedSpec(FamilySpec):
     """A checkpoint that transformers loads."""
 
     adapter: ClassVar[str] = "huggingface"
@@ -125,7 +125,7 @@ class PretrainedSpec(ModelSpec):
             return model.widths()
         except Exception:
             # Some forwards cannot run without values, as those that route tokens to experts.
-            if self._layout.sites is not BOUNDARIES:
+            if self._family.sites is not BOUNDARIES:
                 raise
             width = int(self._config.get_text_config().hidden_size)
             return {name: width for name, site in model.sites.items() if site.suffix in BOUNDARIES}
@@ -135,7 +135,7 @@ class PretrainedSpec(ModelSpec):
         """The model on the meta device, where tensors have shapes and no values."""
         import torch  # late: see the module's own imports
 
-        from saeval_models.pretrained import hooked, layout_of  # late: it imports transformers
+        from saeval_models.pretrained import family_of, hooked  # late: it imports transformers
 
         what = f"{self.checkpoint.config_file} describes no {self.kind} model that transformers can build"
         with library_errors(what, f"saeval takes {TAKEN}"), torch.device("meta"):
@@ -143,7 +143,7 @@ class PretrainedSpec(ModelSpec):
         self._check_size(module)
         if self.kind == "causal":
             self._check_decoder(module)
-        return hooked(module, layout_of(module))
+        return hooked(module, family_of(module))
 
     def _check_size(self, module: PreTrainedModel) -> None:
         """`SaevalError` for a config far beyond its weights: transformers would make up what they lack."""
@@ -186,27 +186,16 @@ class PretrainedSpec(ModelSpec):
         return self.checkpoint.architecture or f"a {self.checkpoint.config['model_type']} model"
 
     @cached_property
-    def _layout(self) -> Family:
+    def _family(self) -> Family:
         config = self.checkpoint.config
         if (known := known_family(config["model_type"], config)) is not None:
             return known
-        from saeval_models.pretrained import layout_of  # late: it imports transformers
+        from saeval_models.pretrained import family_of  # late: it imports transformers
 
-        return layout_of(self._empty.module)
+        return family_of(self._empty.module)
 
-    def canonical(self, hook_name: str) -> str:
-        return self._layout.canonical(hook_name)
-
-    def site(self, hook_name: str) -> str:
-        name = self.canonical(hook_name)
-        return self._twins.get(name, name) if name.endswith(RESID_POST) else name
-
-    @cached_property
-    def _twins(self) -> Mapping[str, str]:
-        try:
-            return self._outline["twins"]  # type: ignore[no-any-return]
-        except Exception:  # no model at all, which is said where hooks are checked
-            return {}
+    def _same_tensors(self) -> Mapping[str, str]:
+        return self._outline["twins"]  # type: ignore[no-any-return]
 
     @cached_property
     def _config(self) -> PretrainedConfig:
@@ -311,7 +300,7 @@ class PretrainedSpec(ModelSpec):
         module = self._pretrained(device)
         before = padding(self.checkpoint.config) if self.reference.reward_at == "before_padding" else None
         score = self._value_head(module) if self._has_value_head else None
-        model = hooked(module, self._layout, score, before)
+        model = hooked(module, self._family, score, before)
         model.check()
         return model
 
@@ -371,7 +360,7 @@ class PretrainedSpec(ModelSpec):
         if self.reference.center_writing_weights:
             from saeval_models.centring import centre_writing_weights  # late: it imports transformers
 
-            centre_writing_weights(module, self._layout, self.name)
+            centre_writing_weights(module, self._family, self.name)
         return module.requires_grad_(False).eval().to(device)  # type: ignore[no-any-return]
 
     def _check(self, module: PreTrainedModel, report: Mapping[str, Any]) -> list[str]:
@@ -391,8 +380,8 @@ class PretrainedSpec(ModelSpec):
                 f"{where} lack {missing}: they are incomplete, or of another architecture; copy the model again, or "
                 f"check 'architectures' in its config and 'task: {self.kind}'"
             )
-        blocks = sum(1 for _ in base_of(module)[1].get_submodule(self._layout.blocks).children())
-        numbered = re.compile(rf"(?:^|\.){re.escape(self._layout.blocks)}\.(\d+)\.")
+        blocks = sum(1 for _ in base_of(module)[1].get_submodule(self._family.blocks).children())
+        numbered = re.compile(rf"(?:^|\.){re.escape(self._family.blocks)}\.(\d+)\.")
         found = [int(match[1]) for match in map(numbered.search, report["unexpected_keys"]) if match]
         if found and max(found) >= blocks:
             raise SaevalError(f"{where} have {max(found) + 1} blocks, its config.json {blocks}; save the model again")
@@ -443,7 +432,7 @@ class HuggingFace(ModelAdapter):
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
         from saeval.plugin import unwrapped  # late: torch and transformers
-        from saeval_models.pretrained import hooked, layout_of
+        from saeval_models.pretrained import family_of, hooked
 
         owner: Any = unwrapped(live)
         module, score = owner, None
@@ -456,9 +445,9 @@ class HuggingFace(ModelAdapter):
                     f"no document has; pass the model without it"
                 )
             module = owner.get_base_model()  # with the adapter's layers in their places
-        layout = layout_of(module)
-        model, config = hooked(module, layout, score), module.config
-        return LiveSpec(self.name, owner, model, layout, config.to_dict(), longest_context(config), tokenizer, name)
+        family = family_of(module)
+        model, config = hooked(module, family, score), module.config
+        return LiveSpec(self.name, owner, model, family, config.to_dict(), longest_context(config), tokenizer, name)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def lens_sites(
     return sites
 
 
-def bridged(bridge: Any, layout: Family) -> PretrainedCausal:
+def bridged(bridge: Any, family: Family) -> PretrainedCausal:
     """A TransformerBridge ready for capture and resume.
 
     The bridge puts its components into the Hugging Face model's own places, so that the model's
@@ -46,11 +46,11 @@ def bridged(bridge: Any, layout: Family) -> PretrainedCausal:
     """
     module = bridge.original_model
     name, base = base_of(module)
-    blocks = base.get_submodule(layout.blocks)
+    blocks = base.get_submodule(family.blocks)
     # A bridge's `hook_normalized` may fire aside of the path that its norm's output takes.
     modules = {**_MODULES, MLP_NORMALIZED: ("ln2", "normalized")}
-    sites = lens_sites(bridge, layout.sites, modules, layout.unit)
-    return PretrainedCausal(module, blocks, {**sites, **final_sites(name, base, layout, len(blocks))})
+    sites = lens_sites(bridge, family.sites, modules, family.unit)
+    return PretrainedCausal(module, blocks, {**sites, **final_sites(name, base, family, len(blocks))})
 
 
 def _gained(norm: Any, value: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
