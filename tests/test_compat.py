@@ -18,7 +18,7 @@ from saeval.registry.discovery import Plugins
 from saeval.testing import evaluate, register_rows, tiny_plugins
 from saeval.text.tokens import TokenDataset
 from saeval_compat import saebench
-from saeval_compat.rows import Rows
+from saeval_compat.token_rows import TokenRows
 
 HOOK, ROWS, CONTEXT, BATCH, VOCAB = "blocks.1.hook_resid_pre", 10, 9, 4, 30
 EXCLUDED = {"none": (), "some": (3, 4)}
@@ -271,14 +271,14 @@ def test_rows_come_as_they_are(model, sae, tokens, tmp_path):
 def test_rows_that_are_none_are_refused(tmp_path, rows, complaint):
     np.save(tmp_path / "rows.npy", rows)
     with pytest.raises(SaevalError, match=complaint):
-        Rows(str(tmp_path / "rows.npy")).dataset("evaluation")
+        TokenRows(str(tmp_path / "rows.npy")).dataset("evaluation")
 
 
 def test_rows_need_a_file_and_have_no_fit_split(tmp_path):
     with pytest.raises(SaevalError, match="no such file"):
-        Rows(str(tmp_path / "none.npy"))
+        TokenRows(str(tmp_path / "none.npy"))
     (tmp_path / "text.npy").write_text("no array")
-    broken = Rows(str(tmp_path / "text.npy"))
+    broken = TokenRows(str(tmp_path / "text.npy"))
     with pytest.raises(SaevalError, match=r"expected an array in a \.npy file"):
         broken.dataset("evaluation")
     with pytest.raises(SaevalError, match="no fit split"):
