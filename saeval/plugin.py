@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from saeval.base import escapes as escapes
     from saeval.base import formatting as formatting
     from saeval.base.archives import damage as damage
+    from saeval.base.archives import unpickled as unpickled
     from saeval.base.errors import Problem as Problem
     from saeval.base.errors import SaevalError as SaevalError
     from saeval.base.errors import Undefined as Undefined
@@ -163,7 +164,7 @@ _HOMES = {
     "registry.hookspecs": "hookimpl",
     # Files and text
     "base": "escapes formatting",
-    "base.archives": "damage",
+    "base.archives": "damage unpickled",
     "base.escapes": "file_name html markdown plot",
     "base.fingerprint": "digest_of remembered sha256_file",
     "base.formatting": "number with_error",

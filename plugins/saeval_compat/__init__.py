@@ -8,7 +8,6 @@ from typing import Any
 from saeval.plugin import Metric, Source, hookimpl
 from saeval_compat.batches import batch_sums, included_spread
 from saeval_compat.dictionary_learning import DictionaryLearningEvaluate
-from saeval_compat.rows import Rows
 from saeval_compat.saebench import SAEBenchDownstream, SAEBenchFeatures, SAEBenchVariance, SAEBenchWeights
 from saeval_compat.saelens import SAELensDownstream, SAELensFeatures, SAELensVariance, SAELensWeights
 from saeval_compat.splices import (
@@ -21,6 +20,7 @@ from saeval_compat.splices import (
     zeroed_final,
     zeroed_scores,
 )
+from saeval_compat.token_rows import TokenRows
 
 
 @hookimpl
@@ -42,4 +42,4 @@ def saeval_quantities() -> list[Callable[..., Any]]:
 
 @hookimpl
 def saeval_data() -> list[type[Source]]:
-    return [Rows]
+    return [TokenRows]

@@ -25,11 +25,12 @@ from saeval_compat.batches import PerBatch, columns
 from saeval_compat.saelens import (
     DOWNSTREAM,
     UNITS,
-    VARIANCE,
+    PeerVariance,
     downstream,
     downstream_values,
     firing_values,
     firings,
+    per_token,
     weight_values,
 )
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ROWS = 1024
-"""Rows whose cosines with all others are in memory at once."""
+"""TokenRows whose cosines with all others are in memory at once."""
 
 
 class SAEBenchDownstream(Metric):
@@ -82,7 +83,7 @@ class SAEBenchDownstream(Metric):
         return downstream_values(total)
 
 
-class SAEBenchVariance(Metric):
+class SAEBenchVariance(PeerVariance):
     """SAEBench's norms, sparsity and variance fields, for comparison with numbers that it printed.
 
     Defects, kept: `explained_variance` = 1 − R / (S − A²), where S and R are the means over batches of
@@ -107,12 +108,6 @@ class SAEBenchVariance(Metric):
     """
 
     name, version = "saebench_variance", 1
-    value_names = VARIANCE
-
-    def __init__(self, batch_size: int = 16) -> None:
-        if batch_size < 1:
-            raise ValueError(f"metric 'saebench_variance': batch_size must be at least 1, got {batch_size}")
-        self.batch_size = batch_size
 
     def observe(
         self,
@@ -123,24 +118,17 @@ class SAEBenchVariance(Metric):
         batch: Batch,
         batch_sums: PerBatch,
     ) -> dict[str, Evidence]:
-        x, x_hat = activations.double(), reconstruction.double()
-        norm, norm_hat, dot = x.norm(dim=-1), x_hat.norm(dim=-1), (x * x_hat).sum(-1)
-        squared = (x - x_hat).square().sum(-1)
-        mean = torch.from_numpy(batch_sums.of_sequences(batch.sequence_ids)).to(x.device)
-        means = {
-            "l2_norm_in": norm,
-            "l2_norm_out": norm_hat,
-            "l2_ratio": norm_hat / torch.where(norm.abs() < 1e-4, 1, norm),
-            "explained_variance_legacy": 1 - squared / (x - mean[:, None]).square().sum(-1),
-            "cossim": dot / (norm * norm_hat),
-        }
+        means, dot = per_token(activations, reconstruction, batch, batch_sums)
+        norm, norm_hat, squared = means["l2_norm_in"], means["l2_norm_out"], means.pop("mse")
         if encoding is not None:
-            acts = encoding.feature_acts.to(x.device)
+            acts = encoding.feature_acts.to(dot.device)
             means |= {"l0": (acts != 0).sum(-1).double(), "l1": acts.sum(-1).double()}
         return {
             **{name: Mean.of(value, included) for name, value in means.items()},
             "batches": PerBatch.of(
-                columns(norm_hat.square(), dot, norm.square(), x.square().mean(-1), squared), included, self.batch_size
+                columns(norm_hat.square(), dot, norm.square(), activations.double().square().mean(-1), squared),
+                included,
+                self.batch_size,
             ),
         }
 

@@ -111,7 +111,40 @@ class SAELensDownstream(Metric):
         return downstream_values(total)
 
 
-class SAELensVariance(Metric):
+class PeerVariance(Metric):
+    """Norms, sparsity and variance as two peers print them, over their own batches."""
+
+    value_names = VARIANCE
+
+    def __init__(self, batch_size: int = 16) -> None:
+        if batch_size < 1:
+            raise ValueError(f"metric '{self.name}': batch_size must be at least 1, got {batch_size}")
+        self.batch_size = batch_size
+
+
+def per_token(
+    activations: Float[Tensor, "batch seq d"],
+    reconstruction: Float[Tensor, "batch seq d"],
+    batch: Batch,
+    batch_sums: PerBatch,
+) -> tuple[dict[str, Float[Tensor, "batch seq"]], Float[Tensor, "batch seq"]]:
+    """The fields that are token means, without those of features, and x·x̂; all float64."""
+    x, x_hat = activations.double(), reconstruction.double()
+    norm, norm_hat, dot = x.norm(dim=-1), x_hat.norm(dim=-1), (x * x_hat).sum(-1)
+    squared = (x - x_hat).square().sum(-1)
+    mean = torch.from_numpy(batch_sums.of_sequences(batch.sequence_ids)).to(x.device)
+    means = {
+        "l2_norm_in": norm,
+        "l2_norm_out": norm_hat,
+        "l2_ratio": norm_hat / torch.where(norm < _TINY_NORM, 1, norm),
+        "explained_variance_legacy": 1 - squared / (x - mean[:, None]).square().sum(-1),
+        "mse": squared,
+        "cossim": dot / (norm * norm_hat),
+    }
+    return means, dot
+
+
+class SAELensVariance(PeerVariance):
     """sae-lens' norms, sparsity and variance fields, for comparison with numbers that it printed.
 
     l2_norm_in, l2_norm_out, l2_ratio (input norms below 1e-4 count as 1), l0, l1 (of |f|), mse and cossim
@@ -137,12 +170,6 @@ class SAELensVariance(Metric):
     """
 
     name, version = "saelens_variance", 1
-    value_names = VARIANCE
-
-    def __init__(self, batch_size: int = 16) -> None:
-        if batch_size < 1:
-            raise ValueError(f"metric 'saelens_variance': batch_size must be at least 1, got {batch_size}")
-        self.batch_size = batch_size
 
     def observe(
         self,
@@ -153,25 +180,13 @@ class SAELensVariance(Metric):
         batch: Batch,
         batch_sums: PerBatch,
     ) -> dict[str, Evidence]:
-        x, x_hat = activations.double(), reconstruction.double()
-        norm, norm_hat, dot = x.norm(dim=-1), x_hat.norm(dim=-1), (x * x_hat).sum(-1)
-        squared = (x - x_hat).square().sum(-1)
-        mean = torch.from_numpy(batch_sums.of_sequences(batch.sequence_ids)).to(x.device)
-        around = (x - mean[:, None]).square().sum(-1)
-        means = {
-            "l2_norm_in": norm,
-            "l2_norm_out": norm_hat,
-            "l2_ratio": norm_hat / torch.where(norm < _TINY_NORM, 1, norm),
-            "explained_variance_legacy": 1 - squared / around,
-            "mse": squared,
-            "cossim": dot / (norm * norm_hat),
-        }
+        means, dot = per_token(activations, reconstruction, batch, batch_sums)
         if encoding is not None:
-            acts = encoding.feature_acts.to(x.device)
+            acts = encoding.feature_acts.to(dot.device)
             means |= {"l0": (acts != 0).sum(-1).double(), "l1": acts.abs().sum(-1).double()}
         return {
             **{name: Mean.of(value, included) for name, value in means.items()},
-            "bias": PerBatch.of(columns(norm_hat.square(), dot), included, self.batch_size),
+            "bias": PerBatch.of(columns(means["l2_norm_out"].square(), dot), included, self.batch_size),
         }
 
     def conclude(self, total: dict[str, Evidence], included_spread: Spread) -> dict[str, Value]:

@@ -9,8 +9,7 @@ from saeval.plugin import Source, hookimpl
 def saeval_data() -> list[type[Source]]:
     from saeval_data.preferences import Preferences  # late: an entry point imports nothing it may not need
     from saeval_data.stdlib import PythonStdlib
-    from saeval_data.text import Text
-    from saeval_data.texts import Texts
+    from saeval_data.text import Text, Texts
     from saeval_data.tokens import Tokens
 
     return [Preferences, PythonStdlib, Text, Texts, Tokens]

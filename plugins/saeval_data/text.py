@@ -1,14 +1,16 @@
-"""Text from files, folders and Hugging Face datasets."""
+"""Text from files, folders, Hugging Face datasets and memory."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from saeval.plugin import Document, SaevalError, Source, passages, sha256_file, with_newlines
 from saeval_data import files
@@ -130,3 +132,41 @@ class Text(Source):
     def _of_dataset(self) -> Iterator[Document]:
         for number, where, record in self.stored.records([self.field]):
             yield Document(f"{self.stored.split}:{number}", files.text_of(record[self.field], self.field, where))
+
+
+def _listed(given: Any) -> Any:
+    """A list of what a column of a data frame or data set holds; anything else as it is."""
+    whole = isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable)
+    return given if whole else list(given)
+
+
+class Texts(Source):
+    """Text in memory: each of `texts` is a document, of which `names` has the names.
+
+    From Python, `data={"texts": ["...", "..."], "context": 128}`. Documents of one name are one, as pieces of one text;
+    without names every text is by itself. Null texts are left out and counted.
+    """
+
+    name = "texts"
+
+    def __init__(
+        self,
+        texts: Annotated[list[str | None], BeforeValidator(_listed)],
+        names: Annotated[list[str] | None, BeforeValidator(_listed)] = None,
+    ) -> None:
+        if not texts:
+            raise SaevalError("data 'texts': the list of texts is empty")
+        if names is not None and len(names) != len(texts):
+            raise SaevalError(f"data 'texts': expected a name for each of {len(texts)} texts, found {len(names)}")
+        self.names = names or [f"text {number}" for number in range(1, len(texts) + 1)]
+        self.texts = [files.text_of(t, "texts", f"data 'texts': text {n}") for n, t in enumerate(texts, start=1)]
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps([self.names, self.texts]).encode()).hexdigest()
+
+    def documents(self, split: Literal["evaluation", "fit"]) -> Iterator[Document]:
+        for name, text in zip(self.names, self.texts, strict=True):
+            yield Document(name, text)
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"texts": len(self.texts)}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from saeval.plugin import SAEInfo, SaevalError, digest_of, matching, meant, sha256_file, suggestion
 from saeval_formats.fields import Fields
-from saeval_formats.layouts import Layout
 from saeval_formats.reference import Asked, LocalLoader, parsed, yaml_object
-from saeval_formats.tensors import Header, state_dict, unpickled
+from saeval_formats.tensor_layout import TensorLayout
+from saeval_formats.tensors import Header, state_dict, unpickled_dict
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ class Checkpoint:
     """One SAE of a file, checked."""
 
     header: Header
-    layout: Layout
+    layout: TensorLayout
     site: str
     d_in: int
     d_sae: int
@@ -115,7 +115,7 @@ def _saes(path: Path) -> dict[str, dict[str, Tensor]]:
     The library writes hyphens for the dots of a hook in its keys.
     """
     found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in state_dict(path, unpickled(path)).items():
+    for key, tensor in state_dict(path, unpickled_dict(path)).items():
         match = _KEY.fullmatch(key)
         if match is None:
             raise SaevalError(
@@ -152,7 +152,7 @@ def _checkpoint(asked: Reference) -> Checkpoint:
     return Checkpoint(header, layout, site, d_in, d_sae, asked.hook_name or site or position, facts)
 
 
-def _layout(state: Mapping[str, Tensor], site: str) -> Layout:
+def _layout(state: Mapping[str, Tensor], site: str) -> TensorLayout:
     """Of one SAE: `encoder.0` as the library's modules have it, `encoder` as it publishes them."""
     prefix = f"{site.replace('.', '-')}." if site else ""
     encoder = "encoder" if any(key.startswith(("encoder.w", "encoder.b")) for key in state) else f"{prefix}encoder.0"
@@ -162,7 +162,7 @@ def _layout(state: Mapping[str, Tensor], site: str) -> Layout:
         "W_dec": (f"{prefix}decoder.weight", "dn"),
         "b_dec": (f"{prefix}decoder.bias", "d"),
     }
-    return Layout(stored, unit_decoder=True)
+    return TensorLayout(stored, unit_decoder=True)
 
 
 def _config(path: Path) -> tuple[dict[str, Any], str | None]:

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from saeval.plugin import SAEInfo, SaevalError, digest_of, sha256_file
 from saeval_formats.fields import Fields, shown
-from saeval_formats.layouts import Layout
 from saeval_formats.reference import Asked, LocalLoader, json_object, parsed
-from saeval_formats.tensors import Header, state_dict, unpickled
+from saeval_formats.tensor_layout import TensorLayout
+from saeval_formats.tensors import Header, state_dict, unpickled_dict
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ class DictClass:
     """A class of the library: what its state dict holds and what its `encode` does with it."""
 
     architecture: str
-    layout: Layout
+    layout: TensorLayout
     counts: tuple[str, ...] = ()
     """Whole numbers beside the weights."""
     unused: tuple[str, ...] = ()
@@ -48,20 +48,22 @@ class DictClass:
 
 CLASSES = {
     # Its from_pretrained, alone among these, folds the norms of the decoder into the encoder.
-    "AutoEncoder": DictClass("standard", Layout({**_BIASED, "b_dec": ("bias", "d")}, pre_bias=True, rescale=True)),
-    "AutoEncoderNew": DictClass("standard", Layout({**_BIASED, "b_dec": ("decoder.bias", "d")})),
-    "GatedAutoEncoder": DictClass(
-        "gated", Layout({**_LINEAR, **_GATES, "b_dec": ("decoder_bias", "d")}, pre_bias=True)
+    "AutoEncoder": DictClass(
+        "standard", TensorLayout({**_BIASED, "b_dec": ("bias", "d")}, pre_bias=True, rescale=True)
     ),
-    "JumpReluAutoEncoder": DictClass("jumprelu", Layout({**_PLAIN, "threshold": ("threshold", "n")})),
+    "AutoEncoderNew": DictClass("standard", TensorLayout({**_BIASED, "b_dec": ("decoder.bias", "d")})),
+    "GatedAutoEncoder": DictClass(
+        "gated", TensorLayout({**_LINEAR, **_GATES, "b_dec": ("decoder_bias", "d")}, pre_bias=True)
+    ),
+    "JumpReluAutoEncoder": DictClass("jumprelu", TensorLayout({**_PLAIN, "threshold": ("threshold", "n")})),
     "AutoEncoderTopK": DictClass(
-        "topk", Layout({**_BIASED, "b_dec": ("b_dec", "d")}, pre_bias=True), counts=("k",), unused=("threshold",)
+        "topk", TensorLayout({**_BIASED, "b_dec": ("b_dec", "d")}, pre_bias=True), counts=("k",), unused=("threshold",)
     ),
     "BatchTopKSAE": DictClass(
-        "batchtopk", Layout({**_BIASED, "b_dec": ("b_dec", "d"), **_SCALAR}, pre_bias=True), counts=("k",)
+        "batchtopk", TensorLayout({**_BIASED, "b_dec": ("b_dec", "d"), **_SCALAR}, pre_bias=True), counts=("k",)
     ),
     "MatryoshkaBatchTopKSAE": DictClass(
-        "matryoshka_batchtopk", Layout({**_PLAIN, **_SCALAR}, pre_bias=True), counts=("k", "group_sizes")
+        "matryoshka_batchtopk", TensorLayout({**_PLAIN, **_SCALAR}, pre_bias=True), counts=("k", "group_sizes")
     ),
 }
 _HOOKS = {
@@ -130,7 +132,7 @@ class DictionaryLearning(LocalLoader):
 def _checkpoint(asked: Reference) -> Checkpoint:
     path = asked.path.expanduser()
     file = path / WEIGHTS if path.is_dir() else path
-    state = unpickled(file)
+    state = unpickled_dict(file)
     if isinstance(state.get("ae"), dict):
         raise SaevalError(
             f"{file}: a checkpoint of an interrupted run (step {state.get('step')}), whose biases are not yet scaled "

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from saeval.plugin import SAEInfo, SaevalError, looked_up
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
-from saeval_formats.layouts import Layout
-from saeval_formats.reference import Asked, json_object, parsed
+from saeval_formats.reference import AskedTranscoder, json_object, parsed
+from saeval_formats.tensor_layout import TensorLayout
 from saeval_formats.tensors import Header
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 ARRAYS, TENSORS, CONFIG = "params.npz", "params.safetensors", "config.json"
 _SHAPES = {"W_enc": "dn", "b_enc": "n", "W_dec": "nd", "b_dec": "d", "threshold": "n"}
-_FIRST = Layout({name: (name, shape) for name, shape in _SHAPES.items()})
-_SECOND = Layout({name: (name.lower(), shape) for name, shape in _SHAPES.items()})
-_AFFINE = Layout({**_SECOND.stored, "W_skip": ("affine_skip_connection", "dd")})
+_FIRST = TensorLayout({name: (name, shape) for name, shape in _SHAPES.items()})
+_SECOND = TensorLayout({name: (name.lower(), shape) for name, shape in _SHAPES.items()})
+_AFFINE = TensorLayout({**_SECOND.stored, "W_skip": ("affine_skip_connection", "dd")})
 
 _MLP_OUT = "blocks.{}.hook_mlp_out"
 _FIRST_SITES: Mapping[str, tuple[str, str | None]] = {
@@ -43,20 +43,11 @@ _SECOND_SITES: Mapping[str, tuple[str, str | None]] = {
 """By the folder, as `resid_post_all/layer_9_width_16k_l0_small`, where there is no config."""
 
 
-class Reference(Asked):
-    """What a suite says of one SAE."""
-
-    path: Path
-    """The folder, or the file of its parameters."""
-    input_hook: str | None = None
-    """The hook a transcoder reads, instead of the one its folder or config tells."""
-
-
 @dataclass(frozen=True)
 class Found:
     """What folder and config tell of an SAE."""
 
-    layout: Layout
+    layout: TensorLayout
     hook_name: str | None = None
     input_hook: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -107,8 +98,8 @@ class GemmaScope(FolderLoader):
         )
 
 
-def _opened(reference: Mapping[str, Any]) -> tuple[Reference, Found, Header, tuple[int, int]]:
-    asked = parsed(Reference, reference, "gemma_scope", needs=f"the folder with {ARRAYS} or {TENSORS}")
+def _opened(reference: Mapping[str, Any]) -> tuple[AskedTranscoder, Found, Header, tuple[int, int]]:
+    asked = parsed(AskedTranscoder, reference, "gemma_scope", needs=f"the folder with {ARRAYS} or {TENSORS}")
     path = asked.path.expanduser()
     if not path.exists():
         raise SaevalError(

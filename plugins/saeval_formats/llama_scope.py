@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from saeval.plugin import SAEInfo, SaevalError
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
-from saeval_formats.layouts import Layout
-from saeval_formats.reference import Asked, folder_of, json_object, parsed
+from saeval_formats.reference import AskedTranscoder, folder_of, json_object, parsed
+from saeval_formats.tensor_layout import TensorLayout
 from saeval_formats.tensors import Header
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from saeval_formats.dense import DenseSAE
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
-_LAYOUT = Layout(
+_LAYOUT = TensorLayout(
     {
         "W_enc": ("encoder.weight", "nd"),
         "b_enc": ("encoder.bias", "n"),
@@ -29,15 +29,6 @@ _LAYOUT = Layout(
         "b_dec": ("decoder.bias", "d"),
     }
 )
-
-
-class Reference(Asked):
-    """What a suite says of one SAE."""
-
-    path: Path
-    """The folder."""
-    input_hook: str | None = None
-    """The hook a transcoder reads, instead of the checkpoint's own."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +104,8 @@ class LlamaScope(FolderLoader):
         )
 
 
-def _opened(reference: Mapping[str, Any]) -> tuple[Reference, Config, Header]:
-    asked = parsed(Reference, reference, "llama_scope", needs=f"the folder with {CONFIG}")
+def _opened(reference: Mapping[str, Any]) -> tuple[AskedTranscoder, Config, Header]:
+    asked = parsed(AskedTranscoder, reference, "llama_scope", needs=f"the folder with {CONFIG}")
     folder = folder_of(asked.path, "llama_scope", f"{CONFIG} and {WEIGHTS}")
     config = _config(holding(folder, "llama_scope", (CONFIG,)))
     header = Header.of(folder / WEIGHTS)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from saeval.plugin import SAEInfo, SaevalError, digest_of, sha256_file
 from saeval_formats.fields import Fields
-from saeval_formats.layouts import Layout
 from saeval_formats.reference import Asked, LocalLoader, parsed
-from saeval_formats.tensors import Header, state_dict, unpickled
+from saeval_formats.tensor_layout import TensorLayout
+from saeval_formats.tensors import Header, state_dict, unpickled_dict
 
 if TYPE_CHECKING:
     import torch
 
     from saeval_formats.dense import DenseSAE, Normalization
 
-_LAYOUT = Layout(
+_LAYOUT = TensorLayout(
     {
         "W_enc": ("encoder.weight", "nd"),
         "b_enc": ("latent_bias", "n"),
@@ -68,7 +68,7 @@ def _checkpoint(reference: Mapping[str, Any]) -> tuple[Reference, Header, int, i
     """The reference, what the file holds, d_in, d_sae, and the k of a TopK."""
     asked = parsed(Reference, reference, "openai", needs="the .pt file")
     path = asked.path.expanduser()
-    found = unpickled(path)
+    found = unpickled_dict(path)
     activation, settings = found.pop("activation", "ReLU"), found.pop("activation_state_dict", {})
     weights = {key: value for key, value in state_dict(path, found).items() if key not in _STATISTICS}
     header = Header.of_tensors(path, weights)

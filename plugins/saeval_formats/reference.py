@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import posixpath
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TypeVar
@@ -23,7 +23,6 @@ from saeval.plugin import (
     read_text,
     validated_as,
 )
-from saeval_formats.hub import snapshot
 
 
 class Asked(BaseModel):
@@ -34,6 +33,13 @@ class Asked(BaseModel):
     path: Path
     hook_name: str | None = None
     """Instead of the checkpoint's own."""
+
+
+class AskedTranscoder(Asked):
+    """Keys of formats that have transcoders as well."""
+
+    input_hook: str | None = None
+    """The hook a transcoder reads, instead of the checkpoint's own."""
 
 
 A = TypeVar("A", bound=BaseModel)
@@ -188,3 +194,29 @@ def yaml_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise SaevalError(f"{path}: expected a YAML mapping, found {type(found).__name__}")
     return found
+
+
+def snapshot(repo: str, revision: str | None, pattern: str, format: str, beside: Sequence[str] = ()) -> Path:
+    """The local folder of a repository, in which the files that `pattern` matches are present.
+
+    `pattern` is a file, a folder (with all below it) or a glob of either; `beside` are others that may be there.
+    Offline (`HF_HUB_OFFLINE`) what was downloaded before is used. `SaevalError` where the repository cannot be had.
+    """
+    from huggingface_hub import constants, snapshot_download  # late: most suites name no hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    spellings = dict.fromkeys((pattern, pattern.replace("[", "[[]")))  # brackets may be those of a name
+    wanted = [*(f"{one.rstrip('/')}{below}" for one in spellings for below in ("", "/**")), *beside]
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+    except HFValidationError:
+        raise SaevalError(f"{format}: 'repo: {repo}' is no name of a hub repository, such as org/name") from None
+    except LocalEntryNotFoundError:
+        why = "this run is offline" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        raise SaevalError(
+            f"{format}: repository '{repo}' was not downloaded before and {why}; "
+            "run `saeval fetch SUITE` where there is a network"
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SaevalError(f"{format}: repository '{repo}' cannot be had: {reason}") from None

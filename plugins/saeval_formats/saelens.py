@@ -13,7 +13,7 @@ from saeval.plugin import LiveSAE, SAEInfo, SaevalError, sha256_file, torch
 from saeval_formats import folding
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
-from saeval_formats.reference import Asked, folder_of, json_object, parsed
+from saeval_formats.reference import AskedTranscoder, folder_of, json_object, parsed
 from saeval_formats.saelens_config import BY_LIBRARY, Config, assembled, parsed_config
 from saeval_formats.saelens_objects import LibrarySAE, loaded
 from saeval_formats.saelens_releases import Release, releases
@@ -29,13 +29,9 @@ WHITENING = "activation_whitening.safetensors"
 _SCALE = "scaling_factor"  # for a while written with every SAE, nearly always as ones
 
 
-class Reference(Asked):
+class Reference(AskedTranscoder):
     """What a suite says of one SAE."""
 
-    path: Path
-    """The folder."""
-    input_hook: str | None = None
-    """The hook a transcoder reads, instead of the checkpoint's own."""
     unit_decoder: bool = Field(default=False, alias="fold_W_dec_norm")
     """Give the decoder rows of norm 1 and multiply their norms into the features."""
 
@@ -103,16 +99,8 @@ class Folder:
         config = self.config.with_factor(self.factor, SCALER)
         whitening = self.whitening
         numeric = [*config.numeric, self.factor, self.asked.unit_decoder]
-        return SAEInfo(
-            hook_name=self.asked.hook_name or config.hook_name,
-            input_hook=self.asked.input_hook or config.input_hook if config.transcoder else None,
-            d_in=config.d_in,
-            d_sae=config.d_sae,
-            d_out=config.d_out,
-            sha256=self.header.identity(*numeric, *([sha256_file(whitening.path)] if whitening else [])),
-            architecture=config.architecture,
-            facts=config.facts,
-        )
+        sha256 = self.header.identity(*numeric, *([sha256_file(whitening.path)] if whitening else []))
+        return config.info(self.asked.hook_name, self.asked.input_hook, sha256, config.facts)
 
     def load(self, device: str, dtype: torch.dtype | None) -> Substitute:
         config, header = self.config, self.header

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.plugin import SaevalError
+from saeval.plugin import SAEInfo, SaevalError
 from saeval_formats.fields import Fields, shown
 
 if TYPE_CHECKING:
@@ -75,6 +75,19 @@ class Config:
             return [self.architecture, sorted(self.settings.items()), version("sae-lens")]
         sizes = [self.architecture, self.d_in, self.d_sae, self.d_out, self.k]
         return [*sizes, self.apply_b_dec_to_input, self.normalization, self.rescale]
+
+    def info(self, hook_name: str | None, input_hook: str | None, sha256: str, facts: Mapping[str, Any]) -> SAEInfo:
+        """What a suite learns of the SAE, with the hooks that it asks for."""
+        return SAEInfo(
+            hook_name=hook_name or self.hook_name,
+            input_hook=input_hook or self.input_hook if self.transcoder else None,
+            d_in=self.d_in,
+            d_sae=self.d_sae,
+            d_out=self.d_out,
+            sha256=sha256,
+            architecture=self.architecture,
+            facts=facts,
+        )
 
     @property
     def transcoder(self) -> bool:

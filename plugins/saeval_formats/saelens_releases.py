@@ -107,16 +107,9 @@ class Release:
             published["published_explained_variance"] = self.entry.expected_var_explained.get(self.asked.id)
         # The registry's own defaults, 0 and 1, stand for nothing published.
         published = {key: value for key, value in published.items() if value not in (None, 0.0, 1.0)}
-        return SAEInfo(
-            hook_name=self.asked.hook_name or config.hook_name,
-            input_hook=self.asked.input_hook or config.input_hook if config.transcoder else None,
-            d_in=config.d_in,
-            d_sae=config.d_sae,
-            d_out=config.d_out,
-            sha256=hashlib.sha256(json.dumps([*identity, *config.numeric]).encode()).hexdigest(),
-            architecture=config.architecture,
-            facts={**config.facts, **published, "repository": self.repo_id, "revision": revision},
-        )
+        sha256 = hashlib.sha256(json.dumps([*identity, *config.numeric]).encode()).hexdigest()
+        facts = {**config.facts, **published, "repository": self.repo_id, "revision": revision}
+        return config.info(self.asked.hook_name, self.asked.input_hook, sha256, facts)
 
     def load(self, device: str, dtype: torch.dtype | None) -> Substitute:
         revision, wanted = _revision(self.repo_id), dtype or torch.float32

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from saeval.plugin import SAEInfo, SaevalError
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
-from saeval_formats.layouts import Layout
-from saeval_formats.reference import Asked, folder_of, json_object, parsed
+from saeval_formats.reference import AskedTranscoder, folder_of, json_object, parsed
+from saeval_formats.tensor_layout import TensorLayout
 from saeval_formats.tensors import Header
 
 if TYPE_CHECKING:
@@ -34,15 +34,6 @@ _REFUSED = {
 }
 
 
-class Reference(Asked):
-    """What a suite says of one sparse coder."""
-
-    path: Path
-    """The folder of its hookpoint."""
-    input_hook: str | None = None
-    """The hook a transcoder reads, instead of the input of its module."""
-
-
 @dataclass(frozen=True)
 class Config:
     """What `cfg.json` says, checked."""
@@ -61,8 +52,8 @@ class Config:
         return f"{kind}{'_skip' * self.skip}{'_transcoder' * self.transcode}"
 
     @property
-    def layout(self) -> Layout:
-        return Layout({**_STORED, **({"W_skip": ("W_skip", "dd")} if self.skip else {})})
+    def layout(self) -> TensorLayout:
+        return TensorLayout({**_STORED, **({"W_skip": ("W_skip", "dd")} if self.skip else {})})
 
 
 class Sparsify(FolderLoader):
@@ -115,8 +106,8 @@ class Sparsify(FolderLoader):
         )
 
 
-def _opened(reference: Mapping[str, Any]) -> tuple[Reference, Path, Config, Header]:
-    asked = parsed(Reference, reference, "sparsify", needs=f"the folder with {CONFIG} and {WEIGHTS}")
+def _opened(reference: Mapping[str, Any]) -> tuple[AskedTranscoder, Path, Config, Header]:
+    asked = parsed(AskedTranscoder, reference, "sparsify", needs=f"the folder with {CONFIG} and {WEIGHTS}")
     folder = folder_of(asked.path, "sparsify", f"{CONFIG} and {WEIGHTS}")
     header = Header.of(holding(folder, "sparsify", (WEIGHTS,)))
     config = _config(folder / CONFIG)

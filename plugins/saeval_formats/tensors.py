@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from saeval.plugin import SaevalError, damage, looked_up, sha256_file, torch
+from saeval.plugin import SaevalError, damage, looked_up, sha256_file, torch, unpickled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,7 @@ class Header:
 
     @classmethod
     def of_npz(cls, path: Path) -> Self:
-        """Of a NumPy archive, whose arrays are never unpickled; `SaevalError` as for safetensors."""
+        """Of a NumPy archive, whose arrays are never unpickled_dict; `SaevalError` as for safetensors."""
         if not path.is_file():
             raise SaevalError(f"{path}: no such file{looked_up(path)}; check 'path'")
         shapes, dtypes = {}, {}
@@ -206,7 +206,7 @@ def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def unpickled(path: Path) -> dict[str, Any]:
+def unpickled_dict(path: Path) -> dict[str, Any]:
     """The dict in a `.pt` file, tensors memory-mapped; nothing in it is executed.
 
     `SaevalError` where there is no file, one that is damaged or holds anything but a dict, and for one that asks
@@ -215,10 +215,7 @@ def unpickled(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SaevalError(f"{path}: no such file{looked_up(path)}; check 'path'")
     try:
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # files from before torch 1.6 cannot be mapped
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        found = unpickled(path)
     except pickle.UnpicklingError as error:
         reason = _refusal(str(error))
         raise SaevalError(

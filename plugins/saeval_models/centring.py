@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from saeval.plugin import SaevalError
-from saeval_models.layouts import Layout
+from saeval_models.families import Family
 from saeval_models.pretrained import base_of
 
 _WRITING = ("attn.hook_z", "mlp.hook_post")
@@ -17,7 +17,7 @@ _FINAL_NORMS = ("ln_f", "final_layer_norm", "norm")
 
 
 @torch.no_grad()
-def centre_writing_weights(module: Any, layout: Layout, name: str) -> None:
+def centre_writing_weights(module: Any, family: Family, name: str) -> None:
     """Take from everything that is written to the residual stream its mean over d_model.
 
     The LayerNorms that read the stream do so themselves, so the model's output stays the same while its residual
@@ -30,7 +30,7 @@ def centre_writing_weights(module: Any, layout: Layout, name: str) -> None:
     if not isinstance(norm, nn.LayerNorm):
         kind = type(norm).__name__ if norm is not None else "no known norm"
         raise SaevalError(f"'center_writing_weights' of model '{name}' needs LayerNorm, and it has {kind}; remove it")
-    if not set(_WRITING) <= set(layout.sites):
+    if not set(_WRITING) <= set(family.sites):
         family = module.config.model_type
         raise SaevalError(
             f"'center_writing_weights' of model '{name}': where a {family} keeps its writing weights is not known; "
@@ -38,8 +38,8 @@ def centre_writing_weights(module: Any, layout: Layout, name: str) -> None:
         )
     _untie(module)
     written: list[Any] = [module.get_input_embeddings(), getattr(base, "wpe", None)]
-    for block in base.get_submodule(layout.blocks):
-        written += [block.get_submodule(layout.sites[site][0][0]) for site in _WRITING]
+    for block in base.get_submodule(family.blocks):
+        written += [block.get_submodule(family.sites[site][0][0]) for site in _WRITING]
     for part in written:
         if part is not None:
             width = module.get_input_embeddings().weight.shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from abc import abstractmethod
@@ -15,8 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saeval.plugin import Batch, Capture, Model, SaevalError, evaluation_mode, out_of_memory
-from saeval_models.layouts import ATTN_OUT, RESID_MID, RESID_POST, RESID_PRE, End
-from saeval_models.norms import normalized, scaled
+from saeval_models.families import ATTN_OUT, RESID_MID, RESID_POST, RESID_PRE, End
 
 _PROBE_LENGTH = 13  # unlike any plausible number of heads, so that only [batch, seq, ...] tensors pass for activations
 
@@ -65,7 +65,7 @@ class Site:
             # A bridge's component computes its norm itself, with the parameters of the module it stands for.
             norm = getattr(module, "original_component", None) or module
             new = see(normalized(norm, args, self.unit))
-            return None if new is None else scaled(norm, new, self.unit)
+            return None if new is None else with_gain(norm, new, self.unit)
 
         if self.end == "normalized":
             return self.module.register_forward_hook(normalizing)
@@ -409,3 +409,29 @@ class HookedModel(Model):
             if len(seen) == 1 and len(seen[0]) > 2 and seen[0][:2] == (1, _PROBE_LENGTH)
             if last or self.sites[name].rest is None
         }
+
+
+def normalized(norm: nn.Module, args: tuple[Any, ...], unit: float) -> Float[Tensor, "batch seq d_model"]:
+    """What a norm makes of its input, without its own gain and bias.
+
+    `unit` is the weight that means a gain of 1: 1, or 0 for norms that store the gain less 1.
+    The norm's own code computes it, with neutral parameters and without its hooks.
+    """
+    neutral = copy.copy(norm)
+    neutral._parameters = dict.fromkeys(norm._parameters)
+    for name, value in norm._parameters.items():
+        if value is not None:
+            same = torch.full_like(value, unit if name == "weight" else 0)
+            neutral._parameters[name] = nn.Parameter(same, requires_grad=False)
+    return neutral.forward(*args)  # type: ignore[no-any-return]
+
+
+def with_gain(norm: nn.Module, value: Float[Tensor, "batch seq d_model"], unit: float) -> Tensor:
+    """The norm's output where `value` is what it has before its gain and bias."""
+    parameters = {name: p for name, p in norm._parameters.items() if p is not None}
+    weight = parameters["weight"]
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    output = value.to(wide) * (weight.to(wide) + (1 - unit))
+    if "bias" in parameters:
+        output = output + parameters["bias"].to(wide)
+    return output.to(value.dtype)

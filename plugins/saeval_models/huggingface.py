@@ -23,8 +23,8 @@ from saeval_models.checkpoint import (
     parsed,
     vocabulary,
 )  # fmt: skip
-from saeval_models.faults import blaming
-from saeval_models.layouts import BOUNDARIES, RESID_POST, Layout, known_layout
+from saeval_models.families import BOUNDARIES, Family, FamilySpec, known_family
+from saeval_models.library_errors import library_errors
 from saeval_models.live import LiveSpec, inherits
 from saeval_models.weights import check_checksums, tensors, weight_files
 
@@ -45,7 +45,7 @@ _WITH_VALUE_HEAD = ("trl", "PreTrainedModelWrapper")
 """The class of trl's that holds a language model and a value head."""
 
 
-class PretrainedSpec(ModelSpec):
+class PretrainedSpec(FamilySpec):
     """A checkpoint that transformers loads."""
 
     adapter: ClassVar[str] = "huggingface"
@@ -125,7 +125,7 @@ class PretrainedSpec(ModelSpec):
             return model.widths()
         except Exception:
             # Some forwards cannot run without values, as those that route tokens to experts.
-            if self._layout.sites is not BOUNDARIES:
+            if self._family.sites is not BOUNDARIES:
                 raise
             width = int(self._config.get_text_config().hidden_size)
             return {name: width for name, site in model.sites.items() if site.suffix in BOUNDARIES}
@@ -135,15 +135,15 @@ class PretrainedSpec(ModelSpec):
         """The model on the meta device, where tensors have shapes and no values."""
         import torch  # late: see the module's own imports
 
-        from saeval_models.pretrained import hooked, layout_of  # late: it imports transformers
+        from saeval_models.pretrained import family_of, hooked  # late: it imports transformers
 
         what = f"{self.checkpoint.config_file} describes no {self.kind} model that transformers can build"
-        with blaming(what, f"saeval takes {TAKEN}"), torch.device("meta"):
+        with library_errors(what, f"saeval takes {TAKEN}"), torch.device("meta"):
             module = self._auto_class.from_config(self._config, attn_implementation="eager")
         self._check_size(module)
         if self.kind == "causal":
             self._check_decoder(module)
-        return hooked(module, layout_of(module))
+        return hooked(module, family_of(module))
 
     def _check_size(self, module: PreTrainedModel) -> None:
         """`SaevalError` for a config far beyond its weights: transformers would make up what they lack."""
@@ -186,27 +186,16 @@ class PretrainedSpec(ModelSpec):
         return self.checkpoint.architecture or f"a {self.checkpoint.config['model_type']} model"
 
     @cached_property
-    def _layout(self) -> Layout:
+    def _family(self) -> Family:
         config = self.checkpoint.config
-        if (known := known_layout(config["model_type"], config)) is not None:
+        if (known := known_family(config["model_type"], config)) is not None:
             return known
-        from saeval_models.pretrained import layout_of  # late: it imports transformers
+        from saeval_models.pretrained import family_of  # late: it imports transformers
 
-        return layout_of(self._empty.module)
+        return family_of(self._empty.module)
 
-    def canonical(self, hook_name: str) -> str:
-        return self._layout.canonical(hook_name)
-
-    def site(self, hook_name: str) -> str:
-        name = self.canonical(hook_name)
-        return self._twins.get(name, name) if name.endswith(RESID_POST) else name
-
-    @cached_property
-    def _twins(self) -> Mapping[str, str]:
-        try:
-            return self._outline["twins"]  # type: ignore[no-any-return]
-        except Exception:  # no model at all, which is said where hooks are checked
-            return {}
+    def _same_tensors(self) -> Mapping[str, str]:
+        return self._outline["twins"]  # type: ignore[no-any-return]
 
     @cached_property
     def _config(self) -> PretrainedConfig:
@@ -217,7 +206,7 @@ class PretrainedSpec(ModelSpec):
             code = "; the model brings code of its own, which saeval does not run" if "auto_map" in raw else ""
             known = f"transformers {transformers.__version__} has no such model"
             raise SaevalError(f"{file} is of model_type '{raw['model_type']}': {known}{code}")
-        with blaming(f"{file} cannot be read", "save the model again"):
+        with library_errors(f"{file} cannot be read", "save the model again"):
             config = transformers.AutoConfig.from_pretrained(**self._source)
         if getattr(config.get_text_config(), "is_causal", True) is False:
             raise SaevalError(
@@ -277,7 +266,7 @@ class PretrainedSpec(ModelSpec):
         if not self.tokenizer_identity():
             raise SaevalError(f"{self.checkpoint.source} has no tokenizer files; save the tokenizer beside the model")
         _ = self._config  # transformers reads it for a tokenizer, too, whose fault it would seem
-        with blaming(f"the tokenizer of {self.checkpoint.source} cannot be loaded", "save it again"):
+        with library_errors(f"the tokenizer of {self.checkpoint.source} cannot be loaded", "save it again"):
             where = {"pretrained_model_name_or_path": self.checkpoint.tokenizer_source}
             return AutoTokenizer.from_pretrained(**{**self._source, **where})
 
@@ -300,7 +289,7 @@ class PretrainedSpec(ModelSpec):
             return
         repo, revision = self.checkpoint.source, self.checkpoint.revision
         wanted = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
-        with blaming(f"hub model '{self.name}' cannot be downloaded", "check its name and the network"):
+        with library_errors(f"hub model '{self.name}' cannot be downloaded", "check its name and the network"):
             here = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
             if not any(here.glob("*.safetensors")):  # the older format, which is read where there is no other
                 snapshot_download(repo, revision=revision, allow_patterns=["pytorch_model*.bin"])
@@ -311,7 +300,7 @@ class PretrainedSpec(ModelSpec):
         module = self._pretrained(device)
         before = padding(self.checkpoint.config) if self.reference.reward_at == "before_padding" else None
         score = self._value_head(module) if self._has_value_head else None
-        model = hooked(module, self._layout, score, before)
+        model = hooked(module, self._family, score, before)
         model.check()
         return model
 
@@ -338,7 +327,7 @@ class PretrainedSpec(ModelSpec):
         """What transformers makes of the weights, and its report of what did not fit; nothing in a pickle is run."""
         try:
             where = self._where
-            with blaming(f"{where} cannot be loaded", "check them and the model's entry"), _quietly():
+            with library_errors(f"{where} cannot be loaded", "check them and the model's entry"), _quietly():
                 # Sizes that do not fit are told of below; transformers would only log them.
                 # An adapter is applied below, since transformers would report on its keys alone: it finds none here.
                 # Nor does it ask the hub for one, for which it would wait half a minute where that is away.
@@ -371,7 +360,7 @@ class PretrainedSpec(ModelSpec):
         if self.reference.center_writing_weights:
             from saeval_models.centring import centre_writing_weights  # late: it imports transformers
 
-            centre_writing_weights(module, self._layout, self.name)
+            centre_writing_weights(module, self._family, self.name)
         return module.requires_grad_(False).eval().to(device)  # type: ignore[no-any-return]
 
     def _check(self, module: PreTrainedModel, report: Mapping[str, Any]) -> list[str]:
@@ -391,8 +380,8 @@ class PretrainedSpec(ModelSpec):
                 f"{where} lack {missing}: they are incomplete, or of another architecture; copy the model again, or "
                 f"check 'architectures' in its config and 'task: {self.kind}'"
             )
-        blocks = sum(1 for _ in base_of(module)[1].get_submodule(self._layout.blocks).children())
-        numbered = re.compile(rf"(?:^|\.){re.escape(self._layout.blocks)}\.(\d+)\.")
+        blocks = sum(1 for _ in base_of(module)[1].get_submodule(self._family.blocks).children())
+        numbered = re.compile(rf"(?:^|\.){re.escape(self._family.blocks)}\.(\d+)\.")
         found = [int(match[1]) for match in map(numbered.search, report["unexpected_keys"]) if match]
         if found and max(found) >= blocks:
             raise SaevalError(f"{where} have {max(found) + 1} blocks, its config.json {blocks}; save the model again")
@@ -443,7 +432,7 @@ class HuggingFace(ModelAdapter):
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
         from saeval.plugin import unwrapped  # late: torch and transformers
-        from saeval_models.pretrained import hooked, layout_of
+        from saeval_models.pretrained import family_of, hooked
 
         owner: Any = unwrapped(live)
         module, score = owner, None
@@ -456,9 +445,9 @@ class HuggingFace(ModelAdapter):
                     f"no document has; pass the model without it"
                 )
             module = owner.get_base_model()  # with the adapter's layers in their places
-        layout = layout_of(module)
-        model, config = hooked(module, layout, score), module.config
-        return LiveSpec(self.name, owner, model, layout, config.to_dict(), longest_context(config), tokenizer, name)
+        family = family_of(module)
+        model, config = hooked(module, family, score), module.config
+        return LiveSpec(self.name, owner, model, family, config.to_dict(), longest_context(config), tokenizer, name)
 
 
 @contextmanager

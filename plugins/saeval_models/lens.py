@@ -11,16 +11,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saeval.plugin import Batch
+from saeval_models.families import FINAL_NORMALIZED, MLP_BRANCH, MLP_IN, MLP_NORMALIZED, SUFFIXES, Family, ModuleEnd
 from saeval_models.hooked import HookedModel, Site
-from saeval_models.layouts import FINAL_NORMALIZED, MLP_BRANCH, MLP_IN, MLP_NORMALIZED, SUFFIXES, Layout, Place
 from saeval_models.pretrained import PretrainedCausal, base_of, final_sites
 
 # Neither fires by default at its hook point: the way into the MLP is watched at the modules themselves.
-_MODULES: Mapping[str, Place] = {MLP_BRANCH: ("ln2", "in"), MLP_IN: ("mlp", "in")}
+_MODULES: Mapping[str, ModuleEnd] = {MLP_BRANCH: ("ln2", "in"), MLP_IN: ("mlp", "in")}
 
 
 def lens_sites(
-    owner: Any, suffixes: Iterable[str], modules: Mapping[str, Place] = _MODULES, unit: float = 1.0
+    owner: Any, suffixes: Iterable[str], modules: Mapping[str, ModuleEnd] = _MODULES, unit: float = 1.0
 ) -> dict[str, Site]:
     """The sites of `suffixes` that a TransformerLens model has, at its HookPoints, or at one of `modules`.
 
@@ -38,7 +38,7 @@ def lens_sites(
     return sites
 
 
-def bridged(bridge: Any, layout: Layout) -> PretrainedCausal:
+def bridged(bridge: Any, family: Family) -> PretrainedCausal:
     """A TransformerBridge ready for capture and resume.
 
     The bridge puts its components into the Hugging Face model's own places, so that the model's
@@ -46,11 +46,11 @@ def bridged(bridge: Any, layout: Layout) -> PretrainedCausal:
     """
     module = bridge.original_model
     name, base = base_of(module)
-    blocks = base.get_submodule(layout.blocks)
+    blocks = base.get_submodule(family.blocks)
     # A bridge's `hook_normalized` may fire aside of the path that its norm's output takes.
     modules = {**_MODULES, MLP_NORMALIZED: ("ln2", "normalized")}
-    sites = lens_sites(bridge, layout.sites, modules, layout.unit)
-    return PretrainedCausal(module, blocks, {**sites, **final_sites(name, base, layout, len(blocks))})
+    sites = lens_sites(bridge, family.sites, modules, family.unit)
+    return PretrainedCausal(module, blocks, {**sites, **final_sites(name, base, family, len(blocks))})
 
 
 def _gained(norm: Any, value: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:

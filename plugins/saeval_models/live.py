@@ -7,9 +7,9 @@ from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from saeval.plugin import Model, ModelSpec, SaevalError, digest_of
+from saeval.plugin import Model, SaevalError, digest_of
 from saeval_models.checkpoint import padding, vocabulary
-from saeval_models.layouts import RESID_POST, Layout
+from saeval_models.families import Family, FamilySpec
 from saeval_models.peft_adapters import attached
 
 if TYPE_CHECKING:  # annotations only: torch is not needed to list adapters
@@ -25,14 +25,14 @@ def inherits(live: object, package: str, class_name: str) -> bool:
     return any(c.__name__ == class_name and c.__module__.split(".")[0] == package for c in type(live).__mro__)
 
 
-class LiveSpec(ModelSpec):
+class LiveSpec(FamilySpec):
     """A model in memory, which is as it was after every pass. It is never moved: it may be in use elsewhere.
 
     Its identity is what can be seen of it at no cost; `live_key` stands for its weights and its state.
     """
 
     def __init__(
-        self, adapter: str, owner: nn.Module, model: HookedModel, layout: Layout, config: Mapping[str, Any],
+        self, adapter: str, owner: nn.Module, model: HookedModel, family: Family, config: Mapping[str, Any],
         context: int | None, tokenizer: Any, name: str,
     ) -> None:  # fmt: skip
         devices = sorted({str(parameter.device) for parameter in model.module.parameters()})
@@ -46,7 +46,7 @@ class LiveSpec(ModelSpec):
         self._owner = owner
         """The user's object; the hooked module may be a part of it."""
         self._model = model
-        self._layout = layout
+        self._family = family
         self._config = config
         self._context = context
         self._tokenizer = tokenizer
@@ -75,19 +75,8 @@ class LiveSpec(ModelSpec):
     def _hooks(self) -> dict[str, int]:
         return self._model.widths()
 
-    def canonical(self, hook_name: str) -> str:
-        return self._layout.canonical(hook_name)
-
-    def site(self, hook_name: str) -> str:
-        name = self.canonical(hook_name)
-        return self._twins.get(name, name) if name.endswith(RESID_POST) else name
-
-    @cached_property
-    def _twins(self) -> Mapping[str, str]:
-        try:
-            return self._model.twins()
-        except Exception:  # a forward that cannot run so, or no model at all, which is said where hooks are checked
-            return {}
+    def _same_tensors(self) -> Mapping[str, str]:
+        return self._model.twins()
 
     @property
     def context(self) -> int | None:

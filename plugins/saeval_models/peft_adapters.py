@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeval.plugin import SaevalError, read_json
-from saeval_models.faults import blaming
+from saeval_models.library_errors import library_errors
 from saeval_models.weights import check_whole
 
 if TYPE_CHECKING:  # annotations only: transformers is slow to import
@@ -92,7 +92,9 @@ class PeftAdapter:
 
     def apply(self, module: PreTrainedModel) -> None:
         """Put the adapter into its loaded model. `SaevalError` where its weights are not those of this model."""
-        with blaming(f"the adapter {self.folder} cannot be applied to {type(module).__name__}", "check its model"):
+        with library_errors(
+            f"the adapter {self.folder} cannot be applied to {type(module).__name__}", "check its model"
+        ):
             found = module.load_adapter(str(self.folder), ignore_mismatched_sizes=True)
         for keys, fault in (
             (found.missing_keys, "lacks"),

@@ -17,9 +17,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from saeval.plugin import Batch, SaevalError, out_of_memory
 from saeval_models.checkpoint import TAKEN, Task, architecture_task
-from saeval_models.hooked import HookedModel, Site
-from saeval_models.layouts import BOUNDARIES, FINAL_NORMALIZED, End, Layout, bare_layout, known_layout
-from saeval_models.norms import scaled
+from saeval_models.families import BOUNDARIES, FINAL_NORMALIZED, End, Family, known_family, unknown_family
+from saeval_models.hooked import HookedModel, Site, with_gain
 
 
 def base_of(module: PreTrainedModel) -> tuple[str, Any]:
@@ -43,11 +42,11 @@ def task_of(module: PreTrainedModel) -> Task:
     return cast(Task, task)
 
 
-def layout_of(module: PreTrainedModel) -> Layout:
-    """The layout from the table, else one found by looking for the list of blocks."""
+def family_of(module: PreTrainedModel) -> Family:
+    """The family from the table, else one found by looking for the list of blocks."""
     task_of(module)
     config = module.config.get_text_config()
-    known = known_layout(config.model_type, config.to_dict())
+    known = known_family(config.model_type, config.to_dict())
     name, base = base_of(module)
     if known is not None and isinstance(getattr(base, known.blocks, None), nn.ModuleList):
         return known
@@ -64,11 +63,11 @@ def layout_of(module: PreTrainedModel) -> Layout:
             f"{type(module).__name__} has no blocks to hook: it keeps their parts in lists of their own "
             f"({', '.join(path.removeprefix(f'{parent}.') for path in beside)})"
         )
-    return replace(known or bare_layout(), base=name, blocks=found[0], norm=_norm_of(base, found[0]))
+    return replace(known or unknown_family(), base=name, blocks=found[0], norm=_norm_of(base, found[0]))
 
 
-def module_sites(blocks: nn.ModuleList, layout: Layout) -> dict[str, Site]:
-    """Every site of the layout, and either end of every other module in the blocks.
+def module_sites(blocks: nn.ModuleList, family: Family) -> dict[str, Site]:
+    """Every site of the family, and either end of every other module in the blocks.
 
     A site whose module is not where the family has it, as in a model that its owner changed, is left out.
     """
@@ -76,29 +75,29 @@ def module_sites(blocks: nn.ModuleList, layout: Layout) -> dict[str, Site]:
     for index, block in enumerate(blocks):
         # Compiling wraps a module: `mlp` becomes `mlp._orig_mod`.
         parts = {_plain(path): part for path, part in block.named_modules()}
-        for suffix, ((path, end), *_) in layout.sites.items():
+        for suffix, ((path, end), *_) in family.sites.items():
             if path in parts:
-                sites[f"blocks.{index}.{suffix}"] = Site(parts[path], end, index, suffix, layout.unit)
+                sites[f"blocks.{index}.{suffix}"] = Site(parts[path], end, index, suffix, family.unit)
         for path, part in parts.items():
             if path and not isinstance(part, nn.Dropout | nn.Identity):  # these do nothing in evaluation
                 ends: tuple[End, ...] = ("in", "out")
                 for end in ends:
-                    sites.setdefault(layout.name(index, (path, end)), Site(part, end, index))
+                    sites.setdefault(family.name(index, (path, end)), Site(part, end, index))
     return sites
 
 
-def final_sites(name: str, base: nn.Module, layout: Layout, blocks: int) -> dict[str, Site]:
+def final_sites(name: str, base: nn.Module, family: Family, blocks: int) -> dict[str, Site]:
     """The sites of the norm after the last block: its output, and where that is known what it is before the gain."""
-    parent, _, _ = layout.blocks.rpartition(".")
-    norm = getattr(base.get_submodule(parent), layout.norm.rpartition(".")[2], None) if layout.norm else None
+    parent, _, _ = family.blocks.rpartition(".")
+    norm = getattr(base.get_submodule(parent), family.norm.rpartition(".")[2], None) if family.norm else None
     if not isinstance(norm, nn.Module):
         return {}
     # A bridge's component stands where the norm was, and computes with its parameters.
     own = getattr(norm, "original_component", None) or norm
-    sites = {f"{name}.{layout.norm}": Site(norm, "out", blocks, rest=lambda state: state, norm=norm)}
-    if layout.sites is not BOUNDARIES or isinstance(own, nn.LayerNorm):
-        rest = functools.partial(scaled, own, unit=layout.unit)
-        sites[FINAL_NORMALIZED] = Site(norm, "normalized", blocks, unit=layout.unit, rest=rest, norm=norm)
+    sites = {f"{name}.{family.norm}": Site(norm, "out", blocks, rest=lambda state: state, norm=norm)}
+    if family.sites is not BOUNDARIES or isinstance(own, nn.LayerNorm):
+        rest = functools.partial(with_gain, own, unit=family.unit)
+        sites[FINAL_NORMALIZED] = Site(norm, "normalized", blocks, unit=family.unit, rest=rest, norm=norm)
     return sites
 
 
@@ -253,12 +252,12 @@ def _score_of(module: PreTrainedModel) -> nn.Module:
 
 
 def hooked(
-    module: PreTrainedModel, layout: Layout, score: nn.Module | None = None, padding: int | None = None
+    module: PreTrainedModel, family: Family, score: nn.Module | None = None, padding: int | None = None
 ) -> PretrainedCausal:
     """The model ready for capture and resume: a reward model by its class, or with the value head `score`."""
     name, base = base_of(module)
-    blocks = base.get_submodule(layout.blocks)
-    sites = {**module_sites(blocks, layout), **final_sites(name, base, layout, len(blocks))}
+    blocks = base.get_submodule(family.blocks)
+    sites = {**module_sites(blocks, family), **final_sites(name, base, family, len(blocks))}
     if score is None and task_of(module) != "reward":
         return PretrainedCausal(module, blocks, sites)
     return PretrainedReward(module, blocks, sites, score or _score_of(module), padding)

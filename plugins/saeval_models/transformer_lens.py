@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from saeval.plugin import Model, ModelAdapter, ModelSpec, SaevalError
 from saeval_models.checkpoint import Reference, longest_context, parsed
-from saeval_models.faults import blaming
+from saeval_models.families import BOUNDARIES, FINAL_NORMALIZED, SUFFIXES, Family
 from saeval_models.huggingface import PretrainedSpec
-from saeval_models.layouts import BOUNDARIES, FINAL_NORMALIZED, SUFFIXES, Layout
+from saeval_models.library_errors import library_errors
 from saeval_models.live import LiveSpec, inherits
 
 
@@ -44,10 +44,10 @@ class BridgeSpec(PretrainedSpec):
         from saeval_models.lens import bridged  # late: it imports transformer_lens
 
         module = self._pretrained(device)
-        with blaming(f"transformer_lens cannot wrap '{self.name}'", "use 'huggingface'"):
+        with library_errors(f"transformer_lens cannot wrap '{self.name}'", "use 'huggingface'"):
             bridge = build_bridge_from_module(module, type(module).__name__, hf_config=module.config)
         module.eval()  # the bridge's own components are born in training mode
-        model = bridged(bridge, self._layout)
+        model = bridged(bridge, self._family)
         model.check()
         return model
 
@@ -69,14 +69,14 @@ class TransformerLens(ModelAdapter):
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
         from saeval.plugin import unwrapped  # late: torch and transformers
         from saeval_models.lens import HookedTransformerModel, bridged
-        from saeval_models.pretrained import layout_of
+        from saeval_models.pretrained import family_of
 
         owner: Any = unwrapped(live)
         tokenizer = tokenizer if tokenizer is not None else getattr(owner, "tokenizer", None)
         if inherits(owner, "transformer_lens", "HookedTransformer"):
-            layout = Layout("", "blocks", {**dict.fromkeys(SUFFIXES, ()), **BOUNDARIES})
+            family = Family("", "blocks", {**dict.fromkeys(SUFFIXES, ()), **BOUNDARIES})
             old, cfg = HookedTransformerModel(owner), owner.cfg
-            return LiveSpec(self.name, owner, old, layout, cfg.to_dict(), cfg.n_ctx, tokenizer, name)
-        config, layout = owner.original_model.config, layout_of(owner.original_model)
-        model, context = bridged(owner, layout), longest_context(config)
-        return LiveSpec(self.name, owner, model, layout, config.to_dict(), context, tokenizer, name)
+            return LiveSpec(self.name, owner, old, family, cfg.to_dict(), cfg.n_ctx, tokenizer, name)
+        config, family = owner.original_model.config, family_of(owner.original_model)
+        model, context = bridged(owner, family), longest_context(config)
+        return LiveSpec(self.name, owner, model, family, config.to_dict(), context, tokenizer, name)

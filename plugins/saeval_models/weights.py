@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.plugin import MARK, SaevalError, damage, read_json
+from saeval.plugin import MARK, SaevalError, damage, read_json, unpickled
 
 if TYPE_CHECKING:  # annotations only: torch is not needed to list adapters
     from torch import Tensor
@@ -96,10 +96,7 @@ def _unpickled(file: Path) -> Mapping[str, Tensor]:
     import torch  # late: as above
 
     try:
-        try:
-            found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # files from before torch 1.6 cannot be mapped
-            found = torch.load(file, map_location="cpu", weights_only=True)
+        found = unpickled(file)
         plain = isinstance(found, Mapping) and all(isinstance(value, torch.Tensor) for value in found.values())
     except Exception:  # torch's readers raise what they like on damaged bytes
         plain = False

@@ -9,7 +9,7 @@ from saeval.plugin import Metric, Report, hookimpl
 from saeval_perturbation import pages
 from saeval_perturbation.baselines import Perturbation
 from saeval_perturbation.curve import PerturbationCurve
-from saeval_perturbation.fitted import fit_covariance, fit_covariance_root, fit_displacements, fit_errors
+from saeval_perturbation.noise import fit_covariance, fit_covariance_root, fit_displacements, fit_errors
 from saeval_perturbation.scored import mean_scores, zero_scores
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool, Float
 
-from saeval.plugin import Estimate, Mean, Table
+from saeval.plugin import Mean, Table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,16 +49,5 @@ def by_cosine(total: Mapping[str, Mean], prefix: str) -> Table:
             continue
         below, above = found.ci95 or (None, None)
         share = total[f"{prefix}worse {index}"].value
-        rows.append([low, high, found, found.stderr, below, above, p_value(found), share, *counts, None])
+        rows.append([low, high, found, found.stderr, below, above, found.p_value, share, *counts, None])
     return Table(COLUMNS, rows)
-
-
-def p_value(found: Estimate) -> float | None:
-    """Two-sided p value of the t test, effective documents − 1 degrees of freedom, that the estimate is 0.
-
-    None without an error.
-    """
-    from scipy.special import stdtr  # late: listings do not need it
-
-    error = found.stderr
-    return float(2 * stdtr(found.effective - 1, -abs(found.value) / error)) if error else None

@@ -1,4 +1,4 @@
-"""What is put in the activations' place: each function makes one intervention, a parameter a request.
+"""The interventions, one function each, and what they draw from: covariances and errors of documents held out for it.
 
 A draw is keyed by (seed, sequence id, position, hook, variant, draw). `place` is None for every token
 of the mask, or the number of the one position of each sequence that is perturbed alone.
@@ -13,11 +13,47 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
-from saeval.plugin import Undefined, hashed, normal, torch
+from saeval.plugin import Moments, Sample, Undefined, fit_split, hashed, normal, torch
 from saeval_perturbation.geometry import at_cosine, matched, perpendicular, scaled_to, unit, verify
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+SAMPLE = 8192
+"""Errors kept of each SAE."""
+
+
+@fit_split
+def fit_covariance(activations: Float[Tensor, "batch seq d_in"], mask: Bool[Tensor, "batch seq"]) -> Moments:
+    """Fold over the fit split: count, sum and second moment of the activations."""
+    return Moments.of(activations, mask, covariance=True)
+
+
+def fit_covariance_root(fit_covariance: Moments) -> Float[Tensor, "d_in d_in"]:
+    """The symmetric square root of Σ_x, the centred covariance of the activations on the fit split, float64."""
+    if fit_covariance.n == 0:
+        raise Undefined(
+            "the fit split has no token in its mask; change 'exclude', or leave 'cosine_matched_covariance' out"
+        )
+    values, vectors = torch.linalg.eigh(torch.from_numpy(fit_covariance.covariance))
+    return torch.matmul(vectors * values.clamp_min(0).sqrt(), vectors.T)
+
+
+@fit_split
+def fit_errors(
+    activations: Float[Tensor, "batch seq d_in"],
+    reconstruction: Float[Tensor, "batch seq d_in"],
+    mask: Bool[Tensor, "batch seq"],
+) -> Sample:
+    """Fold over the fit split: δ = x̂ − x of up to 8192 tokens, chosen by hash."""
+    return Sample.of(reconstruction.to(activations.dtype) - activations, mask, SAMPLE)
+
+
+def fit_displacements(fit_errors: Sample) -> Float[Tensor, "n d_in"]:
+    """The sampled δ of the fit split."""
+    if len(fit_errors.rows) == 0:
+        raise Undefined("the fit split has no token in its mask; change 'exclude', or leave 'shuffled_error' out")
+    return torch.from_numpy(fit_errors.rows)
 
 
 @dataclass

@@ -41,14 +41,14 @@ _NAMED = 7
 
 
 @dataclass(frozen=True)
-class Place:
+class HookSite:
     """Where a hook is: its site, and its layer where it is in a numbered block."""
 
     site: str
     layer: int
 
     @classmethod
-    def of(cls, hook_name: str) -> Place:
+    def of(cls, hook_name: str) -> HookSite:
         numbered = re.fullmatch(r"(.*?)\.(\d+)\.?(.*)", hook_name)
         if numbered is None:
             return cls(hook_name, 0)
@@ -110,7 +110,7 @@ def bin_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def curve_chart(results: Sequence[Result]) -> Figure:
     """log KL against cosine, a panel a hook: the curve, its floor, each SAE's point and its matched noise."""
-    hooks = {_hook(r): Place.of(_hook(r)) for r in results}
+    hooks = {_hook(r): HookSite.of(_hook(r)) for r in results}
     sites = sorted({place.site for place in hooks.values()})
     layers = sorted({place.layer for place in hooks.values()})
     drawn = figure(3.6 * len(layers) + 0.6, 3.1 * len(sites) + 0.5)
@@ -187,12 +187,14 @@ def ratio_chart(results: Sequence[Result]) -> Figure:
     shown = [n for n in NULLS if any(r.values.get(n, {}).get("value") for r in results)]
     drawn = figure(3.7 * max(len(shown), 1) + 0.8, 3.8)
     axes = drawn.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
-    sites = sorted({Place.of(_hook(r)).site for r in results})
-    layers = sorted({Place.of(_hook(r)).layer for r in results})
+    sites = sorted({HookSite.of(_hook(r)).site for r in results})
+    layers = sorted({HookSite.of(_hook(r)).layer for r in results})
     for panel, name in zip(axes, shown, strict=False):
         panel.axhline(1, color="0.5", linewidth=1)
         for index, site in enumerate(sites):
-            some = [r for r in results if Place.of(_hook(r)).site == site and (r.values.get(name) or {}).get("value")]
+            some = [
+                r for r in results if HookSite.of(_hook(r)).site == site and (r.values.get(name) or {}).get("value")
+            ]
             _ratios(panel, some, name, site, f"C{index % 10}", 0.12 * (index - (len(sites) - 1) / 2))
         panel.set_yscale("log")
         panel.set_xticks(layers)
@@ -210,7 +212,7 @@ def _ratios(panel: Any, results: Sequence[Result], name: str, site: str, colour:
     """Points with their intervals; a line joins layers that have one SAE each."""
     if not results:
         return
-    points = sorted((Place.of(_hook(r)).layer, r.values[name]["value"], r.values[name]["ci95"]) for r in results)
+    points = sorted((HookSite.of(_hook(r)).layer, r.values[name]["value"], r.values[name]["ci95"]) for r in results)
     x = [layer + shift for layer, _, _ in points]
     y = [value for _, value, _ in points]
     reach = [(v - max(ci[0], v / 100), ci[1] - v) if ci else (0.0, 0.0) for _, v, ci in points]

@@ -12,11 +12,10 @@ from saeval.plugin import Batch, Encoding, Evidence, Mean, Metric, Notes, Repeat
 from saeval_reward.ablation import Ablations
 from saeval_reward.contexts import Contexts
 from saeval_reward.explained import Explained
-from saeval_reward.margins import warnings
+from saeval_reward.margins import in_unit, warnings
+from saeval_reward.per_pair import PerPair
 from saeval_reward.ranking import Ranking, set_names
-from saeval_reward.rows import Rows
 from saeval_reward.totals import Attributions, in_fold_b
-from saeval_reward.units import in_unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,7 +131,7 @@ class RewardAttribution(Metric):
         total: dict[str, Any],
         attribution_totals: Attributions,
         feature_ranking: Ranking,
-        margin_rows: Rows,
+        margin_rows: PerPair,
         W_dec: Float[Tensor, "d_sae d"],
         reward_unit: str,
     ) -> dict[str, Value]:

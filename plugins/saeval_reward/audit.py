@@ -10,11 +10,10 @@ from jaxtyping import Bool, Float
 
 from saeval.plugin import Batch, Evidence, Mean, Metric, Notes, Ratio, Repeats, Scalar, Table, Value, torch
 from saeval_reward.contexts import Contexts
-from saeval_reward.margins import margin, warnings
+from saeval_reward.margins import in_unit, margin, warnings
+from saeval_reward.per_pair import PerPair, Top
 from saeval_reward.ranking import Ranking
-from saeval_reward.rows import Rows, Top
 from saeval_reward.totals import Attributions
-from saeval_reward.units import in_unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +85,7 @@ class CounterfactualAudit(Metric):
         }
 
     def conclude(
-        self, total: dict[str, Any], attribution_totals: Attributions, feature_ranking: Ranking, margin_rows: Rows,
+        self, total: dict[str, Any], attribution_totals: Attributions, feature_ranking: Ranking, margin_rows: PerPair,
         reward_unit: str,
     ) -> dict[str, Value]:  # fmt: skip
         features = feature_ranking.order[: self.top]

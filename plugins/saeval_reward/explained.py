@@ -8,11 +8,10 @@ import numpy as np
 from jaxtyping import Float
 
 from saeval.plugin import Array, Curve, Estimate, Mean, Scalar, Table, Undefined, Value, number
-from saeval_reward.margins import margin, share
+from saeval_reward.margins import REWARD, margin, share
+from saeval_reward.per_pair import PerPair
 from saeval_reward.ranking import Ranking, duplicate_of
-from saeval_reward.rows import Rows
 from saeval_reward.totals import Attributions, in_fold_b
-from saeval_reward.units import REWARD
 
 SHARE = "share of margin"
 NOISE = 1e-6
@@ -27,7 +26,7 @@ class Explained:
     """Attributions, effects and margins of the pairs of fold B, set side by side."""
 
     def __init__(
-        self, totals: Attributions, ranking: Ranking, pairs: Rows, index: Mapping[str, int], effects: Mean
+        self, totals: Attributions, ranking: Ranking, pairs: PerPair, index: Mapping[str, int], effects: Mean
     ) -> None:
         self.totals, self.ranking, self.pairs = totals, ranking, pairs
         self._index, self._effects = index, effects
@@ -41,7 +40,7 @@ class Explained:
         return self._effects[self._index[name]].value
 
     def completeness(self, steps: int, tolerance: float, baseline: str) -> dict[str, Value]:
-        """Rows that sum up, and the gap; `Undefined` where it is beyond `tolerance`."""
+        """PerPair that sum up, and the gap; `Undefined` where it is beyond `tolerance`."""
         gap, span = self.totals.part("|gap|"), self.totals.part("|span|")
         relative = gap / span
         if steps == 0:

@@ -26,7 +26,7 @@ from saeval.plugin import (
 from saeval_reward.ablation import Ablations
 from saeval_reward.attribution import effects
 from saeval_reward.margins import margin, share, warnings
-from saeval_reward.rows import Rows
+from saeval_reward.per_pair import PerPair
 from saeval_reward.totals import Attributions, in_fold_b
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class RewardGroups(Metric):
         total: Mean,
         attribution_totals: Attributions,
         feature_groups: Groups,
-        margin_rows: Rows,
+        margin_rows: PerPair,
         W_dec: Float[Tensor, "d_sae d"],
         reward_unit: str,
     ) -> dict[str, Value]:

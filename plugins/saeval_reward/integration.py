@@ -60,7 +60,7 @@ def path_gradient(
 
 
 def _parts(rows: int, length: int) -> list[slice]:
-    """Rows in parts of about one size and at most `TOKENS` tokens, or of one row."""
+    """PerPair in parts of about one size and at most `TOKENS` tokens, or of one row."""
     count = min(rows, -(-rows * length // TOKENS))
     ends = [rows * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(ends)]

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
-from saeval.plugin import Batch, Estimate, Metric, Notes, Scalar, Table, Undefined, Value, paired, torch, with_error
-from saeval_reward.rows import Rows, Top
-from saeval_reward.units import REWARD, in_unit
+from saeval.plugin import (
+    Array,
+    Batch,
+    Curve,
+    Estimate,
+    Metric,
+    Notes,
+    Scalar,
+    Table,
+    Undefined,
+    Value,
+    paired,
+    torch,
+    with_error,
+)
+from saeval_reward.per_pair import PerPair, Top
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,11 +44,11 @@ _WORSE = {
 @paired
 def margin_rows(
     clean_reward: Sequence[Float[Tensor, "batch"]], labels: Sequence[Mapping[str, np.ndarray]], batch: Sequence[Batch]
-) -> Rows:
+) -> PerPair:
     """Fold over pairs: both rewards, both lengths in tokens and the labels of each."""
     chosen, rejected = (reward.double() for reward in clean_reward)
     lengths = {name: side.real.sum(1) for name, side in zip(("chosen_length", "rejected_length"), batch, strict=True)}
-    return Rows.of(chosen=chosen, rejected=rejected, **lengths, **{LABEL + n: v for n, v in labels[0].items()})
+    return PerPair.of(chosen=chosen, rejected=rejected, **lengths, **{LABEL + n: v for n, v in labels[0].items()})
 
 
 @paired
@@ -56,7 +69,7 @@ def top_texts(
     return Top(scores.flatten().cpu().numpy()[best.numpy()], rows.numpy(), sides.numpy(), text, TEXTS)
 
 
-def margin(rows: Rows) -> Float[np.ndarray, "n"]:
+def margin(rows: PerPair) -> Float[np.ndarray, "n"]:
     """r(chosen) − r(rejected) of each pair; `Undefined` where one is not finite."""
     found = np.asarray(rows["chosen"] - rows["rejected"])
     if bad := int((~np.isfinite(found)).sum()):
@@ -92,12 +105,12 @@ def share(part: Estimate, whole: Estimate, better: str | None = None) -> Scalar:
     return Scalar(part / whole, unit="share of margin", better="higher" if better == "higher" else None)
 
 
-def columns(rows: Rows) -> dict[str, np.ndarray]:
+def columns(rows: PerPair) -> dict[str, np.ndarray]:
     """The labels of each pair by column."""
     return {name.removeprefix(LABEL): rows[name] for name in rows.names if name.startswith(LABEL)}
 
 
-def warnings(rows: Rows, reward_unit: str) -> list[str]:
+def warnings(rows: PerPair, reward_unit: str) -> list[str]:
     """What every number built on these pairs must be read with."""
     margins = margin(rows)
     pooled, accuracy = rows.mean(margins), rows.mean(right(margins))
@@ -169,7 +182,7 @@ class RewardMargin(Metric):
         "length_correlation",
     )  # fmt: skip
 
-    def conclude(self, margin_rows: Rows, top_texts: Top, reward_unit: str) -> dict[str, Value]:
+    def conclude(self, margin_rows: PerPair, top_texts: Top, reward_unit: str) -> dict[str, Value]:
         margins = margin(margin_rows)
         accuracy = margin_rows.mean(right(margins))
         unit = REWARD
@@ -201,7 +214,7 @@ def _spread(margins: np.ndarray) -> Scalar:
     return Scalar(float(margins.std(ddof=1)), unit=REWARD, n=len(margins))
 
 
-def _length(rows: Rows, margins: np.ndarray) -> dict[str, Value]:
+def _length(rows: PerPair, margins: np.ndarray) -> dict[str, Value]:
     longer = (rows["chosen_length"] - rows["rejected_length"]).astype(np.float64)
     unit = "share of pairs"
     if not (rows["chosen_length"].any() or rows["rejected_length"].any()):
@@ -219,7 +232,7 @@ def _length(rows: Rows, margins: np.ndarray) -> dict[str, Value]:
     }
 
 
-def _by(rows: Rows, margins: np.ndarray) -> Table:
+def _by(rows: PerPair, margins: np.ndarray) -> Table:
     table = Table(
         ["column", "level", "pairs", "documents", "margin", "margin_stderr", "margin_sd", "accuracy", "accuracy_stderr"]
     )
@@ -234,3 +247,17 @@ def _by(rows: Rows, margins: np.ndarray) -> Table:
             found.append([*line, mean.value, mean.stderr, spread, accuracy.value, accuracy.stderr])
     table.rows = found
     return table
+
+
+V = TypeVar("V", bound=Value)
+
+REWARD = "reward"
+
+
+def in_unit(values: dict[str, V], reward_unit: str) -> dict[str, V]:
+    """The values, those in units of the reward with what these are: `reward, nats` of a log-likelihood."""
+    if reward_unit != REWARD:
+        for value in values.values():
+            if isinstance(value, Scalar | Curve | Array) and value.unit.strip("|") == REWARD:
+                value.unit = f"{value.unit}, {reward_unit}"
+    return values

@@ -73,16 +73,19 @@ def feature_ranking(
     order, kept = ranked(totals.on_a, alive), ranked(totals.on_a, alive & ~outlier & ~often)
     swapped = ranked(totals.swapped, alive)
     members = {f"feature {i}": order[i : i + 1] for i in range(top)}
-    traits = _traits(totals, rows)
+    density_and_size = _density_and_size(totals, rows)
     for k in groups:
         members |= {f"top {k}": order[:k], f"kept {k}": kept[:k], f"swapped {k}": swapped[:k]}
         for r in range(random):
-            members[f"random {k}.{r}"] = matched(order[:k], alive, traits, seed, k, r)
+            members[f"random {k}.{r}"] = matched(order[:k], alive, density_and_size, seed, k, r)
     return Ranking(order, kept, swapped, outlier, often, members)
 
 
 def matched(
-    group: Int[np.ndarray, "k"], alive: Bool[np.ndarray, "d_sae"], traits: Float[np.ndarray, "d_sae 2"], *seeds: int
+    group: Int[np.ndarray, "k"],
+    alive: Bool[np.ndarray, "d_sae"],
+    density_and_size: Float[np.ndarray, "d_sae 2"],
+    *seeds: int,
 ) -> Int[np.ndarray, "k"]:
     """For each feature of a group another one of about its density and size: a keyed draw among the nearest few.
 
@@ -95,7 +98,7 @@ def matched(
         candidates = np.flatnonzero(free)
         if len(candidates) == 0:
             break
-        distance = np.square(traits[candidates] - traits[feature]).sum(1)
+        distance = np.square(density_and_size[candidates] - density_and_size[feature]).sum(1)
         nearest = candidates[np.argsort(distance, kind="stable")[:_NEAREST]]
         chosen = nearest[int(hashed(_MATCHED, *seeds, int(feature)) % np.uint64(len(nearest)))]
         free[chosen] = False
@@ -103,7 +106,7 @@ def matched(
     return np.array(found, dtype=np.int64)
 
 
-def _traits(totals: Attributions, rows: Float[np.ndarray, "d_sae d"]) -> Float[np.ndarray, "d_sae 2"]:
+def _density_and_size(totals: Attributions, rows: Float[np.ndarray, "d_sae d"]) -> Float[np.ndarray, "d_sae 2"]:
     """Log density and log E[f_j]‖d_j‖, what random groups are matched on."""
     size = totals.magnitude / max(totals.tokens, 1) * np.linalg.norm(rows, axis=1)
     return np.log(np.stack([totals.density, size], axis=1) + 1e-12)

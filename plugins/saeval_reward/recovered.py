@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 
 from saeval.plugin import Mean, Metric, Notes, Scalar, Value
-from saeval_reward.margins import share, warnings
-from saeval_reward.rows import Rows
-from saeval_reward.units import in_unit
+from saeval_reward.margins import in_unit, share, warnings
+from saeval_reward.per_pair import PerPair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +51,7 @@ class MarginRecovered(Metric):
             "accuracy": Mean.of((after > 0).double() + (after == 0).double() / 2),
         }
 
-    def conclude(self, total: dict[str, Mean], margin_rows: Rows, reward_unit: str) -> dict[str, Value]:
+    def conclude(self, total: dict[str, Mean], margin_rows: PerPair, reward_unit: str) -> dict[str, Value]:
         clean, sae = total["clean"].value, total["sae"].value
         found: dict[str, Value] = {
             "margin_clean": Scalar(clean, unit="reward"),

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saeval.plugin import Metric, Notes, SaevalError, Undefined, Value
-from saeval_stability.cost import matching, pairs
 from saeval_stability.firing import Activity
-from saeval_stability.group import Group, group_values, labelled
+from saeval_stability.group import Group, group_values, labelled, matching_operations, pair_sizes
 from saeval_stability.seeds import Draws, Some
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ class FunctionalStability(Metric):
     def operations(self, subjects: Sequence[Subject], tokens: int) -> float:
         # By correlation and by firing, as they are and for each shift. Of the activations only those that are not 0
         # are multiplied, as many as a narrow width has: `d` stands for them.
-        return sum(2 * (1 + self.draws) * matching(n, m, d) for n, m, d in pairs(subjects))
+        return sum(2 * (1 + self.draws) * matching_operations(n, m, d) for n, m, d in pair_sizes(subjects))
 
     def conclude(self, activity: list[Activity], subject_name: list[str]) -> dict[str, Value]:
         from saeval_stability.activities import Member, compared  # late: a compiler is loaded, and only a run needs it

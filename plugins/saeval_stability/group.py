@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saeval.plugin import Array, Better, SaevalError, Scalar, Table, Value, hashed, meant, number
+from saeval.plugin import Array, Better, Estimate, SaevalError, Scalar, Subject, Table, Value, hashed, meant, number
 from saeval_stability.measures import MEASURES, above, measures, unit_of
 
 if TYPE_CHECKING:
@@ -112,8 +112,6 @@ class Group:
 
     def _scalar(self, name: str, statistic: Statistic, better: Better, what: str, each: Sequence[float]) -> Scalar:
         """With an interval over members, or told how far `each` of `what` it is a mean of ranges."""
-        from scipy.special import stdtrit  # late: as everything of scipy, which listings do not need
-
         n, unit = len(self.names), unit_of(name)
         members = list(range(n))
         value = statistic(members)
@@ -123,9 +121,8 @@ class Group:
             reason = "one pair of SAEs" if n == 2 else f"{what} range from {number(min(each))} to {number(max(each))}"
             return Scalar(value, unit=unit, better=better, reason=f"{reason}: an interval takes {INTERVAL_FROM} SAEs")
         without = np.array([statistic([j for j in members if j != i]) for i in members])
-        error = math.sqrt((n - 1) / n * float(np.square(without - without.mean()).sum()))
-        reach = float(stdtrit(n - 1, 0.975)) * error
-        return Scalar(value, unit=unit, stderr=error, ci95=(value - reach, value + reach), better=better)
+        jackknife = Estimate(value, without, np.ones(n))
+        return Scalar(value, unit=unit, stderr=jackknife.stderr, ci95=jackknife.ci95, better=better)
 
     def _pairs(self) -> Table:
         rows = []
@@ -210,3 +207,19 @@ def labelled(names: Sequence[str], kinds: Mapping[str, Sequence[str]]) -> list[s
             raise SaevalError(f"'{name}' is of {told}; 'kinds' maps each kind to patterns, and a name must match one")
         found.append(mine[0] if mine else "")
     return found
+
+
+SOLVING = 6e6
+"""Operations of a matrix product that take as long as the solver's own work for each feature: candidates, prices,
+augmenting paths. Measured from 256 to 4,096 features on a CPU, of dictionaries that share a mean direction."""
+
+
+def matching_operations(n: int, m: int, d: int) -> float:
+    """Operations of one exact matching of n with m features in d dimensions: all cosines, then the solver's work."""
+    return 2.0 * n * m * d + SOLVING * max(n, m)
+
+
+def pair_sizes(subjects: Sequence[Subject]) -> list[tuple[int, int, int]]:
+    """(features, features, width) of each two members; members whose width is not known count as none."""
+    sizes = [(s.d_sae or 0, max(s.d_in or 0, s.d_out or 0)) for s in subjects]
+    return [(n, m, d) for (n, d), (m, _) in itertools.combinations(sizes, 2)]

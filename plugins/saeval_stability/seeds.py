@@ -11,10 +11,18 @@ from jaxtyping import Float
 from pydantic import Field
 
 from saeval.plugin import Metric, Notes, Repeats, Undefined, Value, torch
-from saeval_stability.cost import matching, pairs
 from saeval_stability.firing import Firings
 from saeval_stability.floors import gaussians, rotations
-from saeval_stability.group import Group, Numbers, Pair, group_values, labelled, pair_seed
+from saeval_stability.group import (
+    Group,
+    Numbers,
+    Pair,
+    group_values,
+    labelled,
+    matching_operations,
+    pair_seed,
+    pair_sizes,
+)
 from saeval_stability.measures import agreement, flattened, iid_best, shared
 
 if TYPE_CHECKING:
@@ -109,7 +117,9 @@ class SeedStability(Metric):
     def operations(self, subjects: Sequence[Subject], tokens: int) -> float:
         # The two spaces, for alive features, all and the dead; and for each draw of the two nulls.
         times = 2 * len(self.modes) * (3 + 2 * self.draws)
-        return sum(times * matching(n, m, d) + self.draws * 8.0 * m * d * d for n, m, d in pairs(subjects))
+        return sum(
+            times * matching_operations(n, m, d) + self.draws * 8.0 * m * d * d for n, m, d in pair_sizes(subjects)
+        )
 
     def conclude(
         self,

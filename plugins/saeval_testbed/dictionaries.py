@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from saeval.plugin import ROOM, write
 from saeval_testbed.activations import CONTEXT, batches, pair_activations, text_activations
-from saeval_testbed.layouts import write_dictionary_learning, write_sparsify
+from saeval_testbed.exports import write_dictionary_learning, write_sparsify
 from saeval_testbed.recipes import D_SAE, Recipe
 
 
@@ -52,8 +53,9 @@ def train_sae(recipe: Recipe, data: Tensor, out: Path) -> None:
         write_sparsify(sae, out, data[:4096])
     else:
         weights, config = sae.save_inference_model(out)
-        save_file({name: tensor.half().contiguous() for name, tensor in load_file(weights).items()}, weights)
-        config.write_text(json.dumps(json.loads(config.read_text()), indent=1) + "\n")
+        halved = {name: tensor.half().contiguous() for name, tensor in load_file(weights).items()}
+        write(weights, save(halved), f"{ROOM} --out")
+        write(config, f"{json.dumps(json.loads(config.read_text()), indent=1)}\n".encode(), f"{ROOM} --out")
     metadata = sae.cfg.metadata
     print(
         f"{recipe.name}: {time.monotonic() - started:.0f} s, L0 in training {metadata.l0}, "

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
+from saeval.plugin import ROOM, write
 from saeval_testbed.activations import CONTEXT, text_rows
 from saeval_testbed.recipes import D_SAE
 
@@ -235,9 +236,8 @@ def _loss(
 
 
 def _write(recipe: MatchedRecipe, sae: EndToEndSAE, coefficient: float, report: dict[str, Any], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     state = {f"{KEY}.{name}": tensor.half() for name, tensor in sae.state_dict().items()}
-    torch.save(state, folder / f"samples_{recipe.samples}.pt")
+    write(folder / f"samples_{recipe.samples}.pt", lambda file: torch.save(state, file), f"{ROOM} --out")
     weights = WEIGHTS[recipe.kind]
     later = [f"blocks.{LAYER + 1}.hook_resid_pre", f"blocks.{LAYER + 1}.hook_resid_post"]
     downstream = {"hook_positions": later, "total_coeff": weights["in_to_orig"]} if weights["in_to_orig"] else None
@@ -261,6 +261,6 @@ def _write(recipe: MatchedRecipe, sae: EndToEndSAE, coefficient: float, report: 
         "train_data": {"dataset_name": "python-stdlib", "is_tokenized": False, "n_ctx": CONTEXT},
         "saes": {"sae_positions": [HOOK_NAME], "dict_size_to_input_ratio": D_SAE / sae.encoder[0].in_features},
     }
-    (folder / "final_config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    write(folder / "final_config.yaml", yaml.safe_dump(config, sort_keys=False).encode(), f"{ROOM} --out")
+    write(folder / "report.json", f"{json.dumps(report, indent=1)}\n".encode(), f"{ROOM} --out")
     print(f"{recipe.name}: {json.dumps(report)}", flush=True)

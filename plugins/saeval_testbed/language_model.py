@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from saeval.plugin import ROOM, write
 from saeval_data.stdlib import stdlib_modules
 
 VOCABULARY = 4096
@@ -114,8 +115,9 @@ def train_language_model(out: Path, steps: int = STEPS) -> None:
     model.float().eval()
     report = _report(model, tokenizer, train_documents, held_documents, held_texts, held)
     report |= {"steps": steps, "training_tokens": steps * BATCH * CONTEXT, "minutes": minutes, "seed": SEED}
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2), flush=True)
+    text = json.dumps(report, indent=2)
+    write(out / "report.json", f"{text}\n".encode(), f"{ROOM} --out")
+    print(text, flush=True)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from saeval.plugin import ROOM, write
 from saeval_testbed.preferences import preference_pairs
 
 PAIRS, HELD_OUT_PAIRS, PAIRS_SEED = 6_000, 1_000, 0
@@ -75,8 +76,9 @@ def train_reward_model(out: Path, epochs: int = EPOCHS) -> None:
     held = list(preference_pairs("held_out", HELD_OUT_PAIRS, PAIRS_SEED))
     report = accuracies(model.float().eval(), tokenizer, held)
     report |= {"training_pairs": len(pairs), "epochs": epochs, "seed": SEED}
-    (out / "reward" / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2), flush=True)
+    text = json.dumps(report, indent=2)
+    write(out / "reward" / "report.json", f"{text}\n".encode(), f"{ROOM} --out")
+    print(text, flush=True)
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from saeval.base.lazy_torch import torch
+
 
 def damage(path: Path, loaded: Any = None) -> str | None:
     """What is wrong with an archive's members, in a few words; None where nothing is, or where the file is no archive.
@@ -27,6 +29,17 @@ def damage(path: Path, loaded: Any = None) -> str | None:
     if Counter(storages.values()) - sizes:
         return "a tensor in it is not as long as its shape says"
     return None
+
+
+def unpickled(path: Path) -> Any:
+    """What torch reads of a file, mapped into memory where it can be: tensors and plain data, and nothing is executed.
+
+    Raises whatever torch does for a file that is damaged or asks for more.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # files from before torch 1.6 cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _storages(loaded: Any) -> Iterator[Any]:

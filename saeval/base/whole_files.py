@@ -65,6 +65,19 @@ def write(path: Path, content: bytes | Callable[[IO[bytes]], object], remedy: st
         raise Unwritable(path, error.strerror or str(error), remedy) from None
 
 
+def sync(folder: Path) -> None:
+    """Make the names of files that were written into a folder survive a power cut, where the system can.
+
+    Without it such a file may be the old one afterwards, or absent. One call after many files costs as much as one.
+    """
+    with suppress(OSError, AttributeError):  # Windows has no O_DIRECTORY, and some file systems cannot
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def _temporary(folder: Path) -> tuple[int, str]:
     """A new file, open, locked and hidden, as long as this process is at it."""
     while True:

@@ -1,5 +1,5 @@
 """The command line: `saeval run | check | ls | ...`."""
 
-from saeval.cli.grammar import KINDS, VERBS, main
+from saeval.cli.grammar import VERBS, main
 
-__all__ = ["KINDS", "VERBS", "main"]
+__all__ = ["VERBS", "main"]

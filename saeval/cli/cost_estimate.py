@@ -12,7 +12,7 @@ import numpy as np
 
 from saeval.base.errors import SaevalError, blamed
 from saeval.base.lazy_torch import torch
-from saeval.engine.batch_program import Program
+from saeval.engine.batch_program import BatchProgram
 from saeval.engine.passes import Pass
 from saeval.interfaces.data import Dataset, PairBatch
 from saeval.interfaces.model import ModelSpec
@@ -85,7 +85,7 @@ def tokens_a_row(plan: Plan, dataset: Dataset, batch_size: int) -> float:
     return float(np.mean(widths))
 
 
-def of_pass(plan: Plan, one: Pass, program: Program, batch_size: int) -> float:
+def of_pass(plan: Plan, one: Pass, program: BatchProgram, batch_size: int) -> float:
     """Operations of a pass over all of its rows: clean and resumed passes, scores, SAEs."""
     size = ModelSize.of(plan.spec) if plan.spec is not None else None
     dataset = one.dataset(plan)

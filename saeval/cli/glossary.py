@@ -18,7 +18,7 @@ from saeval.interfaces.metric import Metric, conclude_requests, names_of_values,
 from saeval.interfaces.model import Model, Resume
 from saeval.interfaces.substitute import Substitute
 from saeval.plan.nodes import LEAVES
-from saeval.registry.registry import Entry, Names, Registry
+from saeval.registry.registry import Entry, Registry
 
 _OF_LEAVES: Mapping[str, type] = {"model": Model, "batch": Batch, "sae": Substitute, "resume": Resume}
 """The structures that the engine's own requests give."""
@@ -152,7 +152,9 @@ def _fields(cls: type) -> list[str]:
 def document(name: str, registry: Registry) -> str | None:
     """What there is to read of a name; None for an unknown one. `SaevalError` for a name that is claimed twice."""
     found = []
-    for names in (names for names in kinds(registry) if name in names):
+    for _, names in registry.every():
+        if name not in names:
+            continue
         entry = names.entry(name)
         with blamed(f"{names.kind} '{name}'", entry.origin):
             found.append(_page(entry, names.kind))
@@ -168,17 +170,9 @@ def document(name: str, registry: Registry) -> str | None:
     return _substituted(name, registry) or _structure(name, registry) or _parameter(name, registry)
 
 
-def kinds(registry: Registry) -> tuple[Names[Any], ...]:
-    """Everything that has a page, in the order in which a name is looked up."""
-    return (
-        registry.metrics, registry.quantities, registry.controls, registry.loaders, registry.data, registry.saes,
-        registry.models, registry.adapters, registry.suites, registry.reports,
-    )  # fmt: skip
-
-
 def unknown(name: str, registry: Registry, also: list[str]) -> SaevalError:
     """The error for a name that is nothing."""
-    known = [n for names in kinds(registry) for n in names.names()] + [*LEAVES, *structures(registry), *also]
+    known = [n for _, names in registry.every() for n in names.names()] + [*LEAVES, *structures(registry), *also]
     known += [n.replace("spliced_", "substitute_", 1) for n in registry.quantities.names() if n.startswith("spliced_")]
     near = suggestion(name, known, "; `saeval ls metrics` lists the metrics, `saeval ls KIND` anything else")
     return SaevalError(f"'{name}' is neither a results folder, a result, nor a known name{near}")

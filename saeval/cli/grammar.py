@@ -12,6 +12,7 @@ from saeval.base.console import shown
 from saeval.base.errors import INTERRUPTED, OK, WRONG, SaevalError, log, said
 from saeval.base.provenance import version
 from saeval.cli import flags
+from saeval.registry.kinds import LISTED
 
 
 def suite_options(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,6 @@ def plugin_option(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS = "saeval.commands"
 VERBS = ("run", "check", "fetch", "doctor", "ls", "show", "leaderboard", "compare", "report")
-KINDS = ("metrics", "saes", "models", "data", "controls", "suites", "plugins", "quantities", "formats", "reports")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,7 +131,7 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     check.set_defaults(verb="check")
 
     ls = subparsers.add_parser("ls", help="list what the plugins supply")
-    ls.add_argument("kind", choices=KINDS)
+    ls.add_argument("kind", choices=LISTED)
     ls.add_argument("--json", action="store_true", help="machine-readable")
     plugin_option(ls)
     ls.set_defaults(verb="ls")

@@ -16,7 +16,7 @@ from saeval.cli import glossary
 from saeval.cli import result_lookup as lookup
 from saeval.cli.result_text import detail
 from saeval.plan.nodes import LEAVES
-from saeval.registry.registry import Entry, Names, Registry
+from saeval.registry.registry import Entry, Registry
 from saeval.results.result import Result
 from saeval.results.store import LIMITED, MANIFEST, finite
 
@@ -25,36 +25,25 @@ def listing(registry: Registry, kind: str) -> list[dict[str, Any]]:
     """Rows of name, description, origin, and what else that kind of thing has."""
     if kind == "plugins":
         return _plugins(registry)
-    if kind == "models":
-        return [_row(e, "registered") for e in registry.models] + [_row(e, "adapter") for e in registry.adapters]
-    names: dict[str, Names[Any]] = {
-        "metrics": registry.metrics,
-        "saes": registry.saes,
-        "data": registry.data,
-        "controls": registry.controls,
-        "suites": registry.suites,
-        "quantities": registry.quantities,
-        "formats": registry.loaders,
-        "reports": registry.reports,
-    }
-    rows = [_row(entry) for entry in names[kind]]
+    rows = []
+    for named, names in registry.every(kind):
+        rows += [_row(entry, named.label) for entry in names]
+        for name, origins in names.duplicates().items():
+            both = " and ".join(map(str, origins))
+            rows.append({"name": name, "description": "supplied twice: refused", "from": both})
     if kind == "quantities":
         rows += [{"name": n, "description": d, "from": "saeval:engine"} for n, d in LEAVES.items()]
-    for name, origins in names[kind].duplicates().items():
-        rows.append(
-            {"name": name, "description": "supplied twice: refused", "from": " and ".join(str(o) for o in origins)}
-        )
     return rows
 
 
-def _row(entry: Entry[Any], kind: str | None = None) -> dict[str, Any]:
+def _row(entry: Entry[Any], kind: str) -> dict[str, Any]:
     try:
         return _described(entry, kind)
     except Exception as error:  # a class that cannot be described costs its own line
         return {"name": entry.name, "description": f"FAILED: {said(error)}", "from": str(entry.origin)}
 
 
-def _described(entry: Entry[Any], kind: str | None) -> dict[str, Any]:
+def _described(entry: Entry[Any], kind: str) -> dict[str, Any]:
     thing = entry.thing
     row: dict[str, Any] = {"name": entry.name, "description": _description(thing), "from": str(entry.origin)}
     if kind:
@@ -77,14 +66,14 @@ def _description(thing: Any) -> str:
 
 
 def _plugins(registry: Registry) -> list[dict[str, Any]]:
-    for name in ("metrics", "quantities", "loaders", "saes", "adapters", "data", "controls", "suites", "reports"):
-        getattr(registry, name)  # a plugin may load and still fail when it is asked
+    for _ in registry.every():  # a plugin may load and still fail when it is asked
+        pass
     rows = []
     broken = {str(f.origin) for f in registry.plugins.failures}
     for name, origin in registry.plugins.origins.items():
         status = "ok" if name not in broken else "see below"
         rows.append({"name": name, "description": status, "from": f"{origin.distribution} {origin.version}".strip()})
-    for failure in registry.plugins.failures:
+    for failure in dict.fromkeys(registry.plugins.failures):  # one hook may be asked for two kinds
         row = {
             "name": str(failure.origin),
             "description": f"FAILED: {failure.error}",
@@ -111,11 +100,11 @@ def show(words: Sequence[str], registry: Callable[[], Registry], out: str = "res
         return page
     if (folder := lookup.folder(what, out)) is not None:
         return _cells(folder)
-    keyed = lookup.by_key(what, lookup.under(out))
-    if len(keyed) == 1:
-        return _shown(keyed[0], as_json)
-    if keyed:
-        return _lines(keyed)
+    matches = lookup.by_key(what, lookup.under(out))
+    if len(matches) == 1:
+        return _shown(matches[0], as_json)
+    if matches:
+        return _lines(matches)
     raise glossary.unknown(what, registry(), lookup.suites(out))
 
 

@@ -9,12 +9,12 @@ from saeval.base.escapes import line
 from saeval.base.formatting import counted
 from saeval.base.memory import available, memory_budget
 from saeval.cli import cost_estimate as cost
-from saeval.engine.batch_program import Program
+from saeval.engine.batch_program import BatchProgram
 from saeval.engine.passes import passes
 from saeval.plan.batch_size import bytes_a_sequence, fitting
 from saeval.plan.nodes import closure
 from saeval.plan.plan import Plan
-from saeval.plan.precision import looks
+from saeval.plan.precision import stopping_points
 from saeval.results.store import Store
 
 
@@ -38,7 +38,7 @@ def _stops(plan: Plan) -> str:
     """Where a suite with `precision:` looks at its errors."""
     assert plan.stopping is not None
     wanted = ", ".join(f"{name} ± {target:g}" for name, target in plan.stopping.targets.items())
-    places = [f"{look.sequences} ({look.documents})" for look in looks(plan.streams.evaluation.clusters)]
+    places = [f"{point.sequences} ({point.documents})" for point in stopping_points(plan.streams.evaluation.clusters)]
     if len(places) < 2:
         return f"precision: {wanted}, but there are too few documents to stop early: all sequences are taken"
     return f"precision: {wanted}; looks after sequences (documents) {', '.join(places)}"
@@ -56,7 +56,7 @@ def _time(plan: Plan, operations: float, conclusions: Mapping[str, float]) -> li
     return [f"  time: roughly {' and '.join(parts)}, at the {speed / 1e9:.0f} GFLOP/s measured here"]
 
 
-def outline(plan: Plan, store: Store) -> str:
+def plan_in_words(plan: Plan, store: Store) -> str:
     """A text: what a run would do now, given what is stored."""
     finished = set() if plan.options.fresh else store.finished([c.key for c in plan.cells])
     pending = [c for c in plan.cells if c.key not in finished]
@@ -78,9 +78,9 @@ def outline(plan: Plan, store: Store) -> str:
         passes(plan, pending, stored, memory_budget(plan.options.sae_device or plan.options.device)), 1
     ):
         dataset = one.dataset(plan)
-        ends = [look.sequences for look in looks(dataset.clusters)] if one.adaptive else []
+        ends = [point.sequences for point in stopping_points(dataset.clusters)] if one.adaptive else []
         batches = sum(-(-(b - a) // size) for a, b in pairwise([0, *ends, len(dataset)]))
-        needed = Program(one.targets)
+        needed = BatchProgram(one.summations)
         sides = 2 if dataset.pair else 1
         clean = sides * batches if needed.touches_model else 0
         resumes = batches * needed.resumes  # each side has nodes of its own

@@ -117,9 +117,9 @@ def chosen(words: Sequence[str], out: Path | str) -> list[Listed] | Result:
     if len(words) > 3:
         raise SaevalError(f"show takes a folder, a metric and an SAE, got {len(words)} words: quote names with spaces")
     listed = cells(path)
-    if len(words) == 2 and (keyed := by_key(words[1], [path])):
-        if len(keyed) == 1:
-            return keyed[0]
+    if len(words) == 2 and (matches := by_key(words[1], [path])):
+        if len(matches) == 1:
+            return matches[0]
         return [one for one in listed if one.key.startswith(words[1])]
     metric = words[1].split(".")[0]  # a column, `metric.value`
     some = [one for one in listed if one.metric == metric] or [one for one in listed if one.cell["metric"] == metric]

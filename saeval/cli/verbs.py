@@ -17,7 +17,7 @@ from saeval.base.formatting import counted
 from saeval.base.progress import progress
 from saeval.cli import flags, listing
 from saeval.cli.doctor import Doctor
-from saeval.cli.plan_text import outline
+from saeval.cli.plan_text import plan_in_words
 from saeval.engine.preflight import model_warnings, warnings
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry, writer
@@ -81,7 +81,8 @@ def check(arguments: argparse.Namespace) -> int:
         made.verify()
         refuse_namesakes([made], arguments.out)
         told = [f"warning: {sentence}" for sentence in model_warnings(made)]
-        print("\n".join([*map(line, [*warnings(made), *told]), outline(made, Store(Path(arguments.out) / made.name))]))
+        text = plan_in_words(made, Store(Path(arguments.out) / made.name))
+        print("\n".join([*map(line, [*warnings(made), *told]), text]))
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
     return OK

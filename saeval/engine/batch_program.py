@@ -1,4 +1,4 @@
-"""`Program`: in which order one batch's values are computed, and how many consumers each has."""
+"""`BatchProgram`: in which order one batch's values are computed, and how many consumers each has."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saeval.stats.evidence import EvidenceTree
 
 
 @dataclass(eq=False)
-class Target:
+class Summation:
     """Something a pass sums: a cell's `observe`, or a fold."""
 
     key: str
@@ -33,7 +33,7 @@ class Target:
     """Whether somebody else than saeval wrote its function."""
 
     def fail(self, error: Exception) -> None:
-        """Drop out, for this reason; `TooLargeError` where the batch was too large, which is no target's fault."""
+        """Drop out, for this reason; `TooLargeError` where the batch was too large, which is no summation's fault."""
         refuse_too_large(error)
         self.trace = "".join(traceback.format_exception(error))
         self.error = error.with_traceback(None)
@@ -46,28 +46,28 @@ class Target:
         return list(closure(self.nodes(), beyond=lambda node: not node.quantity.fold).values())
 
 
-class Program:
-    """What the targets of a pass need of one batch: SAE by SAE, then all that waits for gathered values."""
+class BatchProgram:
+    """What the summations of a pass need of one batch: SAE by SAE, then all that waits for gathered values."""
 
-    def __init__(self, targets: Sequence[Target]) -> None:
-        self.targets = targets
+    def __init__(self, summations: Sequence[Summation]) -> None:
+        self.summations = summations
         self.uses: Counter[int] = Counter()
         """How often each node is used, by serial."""
         self._nodes: dict[int, Node] = {}
         gathered_by: dict[int, set[int]] = {}
         first: dict[int, int] = {}
-        for target in targets:
-            gathered = [n for n in self._reach(target) if n.quantity.gathered]
-            gathered_by[id(target)] = {n.serial for n in gathered}
+        for summation in summations:
+            gathered = [n for n in self._reach(summation) if n.quantity.gathered]
+            gathered_by[id(summation)] = {n.serial for n in gathered}
             for node in gathered:
-                first[node.serial] = min(first.get(node.serial, target.order), target.order)
+                first[node.serial] = min(first.get(node.serial, summation.order), summation.order)
         self.gathered = [self._nodes[serial] for serial in first]
         # A gathered node's own input is computed in its SAE's turn, though it is used only at the end.
-        early: list[tuple[int, int, Target | Node]] = [
+        early: list[tuple[int, int, Summation | Node]] = [
             (first[n.serial], 1, n.inputs[-1]) for n in self.gathered if n.inputs
         ]
-        early += [(t.order, 0, t) for t in targets if not gathered_by[id(t)]]
-        late = [(t.order, 2, t) for t in targets if gathered_by[id(t)]]
+        early += [(t.order, 0, t) for t in summations if not gathered_by[id(t)]]
+        late = [(t.order, 2, t) for t in summations if gathered_by[id(t)]]
         self.items = [x for *_, x in sorted(early, key=_turn)] + [x for *_, x in sorted(late, key=_turn)]
         leaves = [n for n in self._nodes.values() if not n.inputs]
         self.hooks = {n.hook_name for n in leaves if n.name == "activations" and n.hook_name}
@@ -77,10 +77,10 @@ class Program:
         self.on_the_way = sorted({i.hook_name for i in elsewhere if i.name == "activations" and i.hook_name})
         """Hooks that something looks at beside its own: resumed passes keep them as the clean one does."""
 
-    def _reach(self, target: Target) -> list[Node]:
-        """The nodes a target needs in this pass (not those behind folds), counting each new edge once."""
-        reached = closure(target.nodes(), beyond=lambda n: not n.quantity.fold)
-        self.uses.update(node.serial for node in target.nodes())
+    def _reach(self, summation: Summation) -> list[Node]:
+        """The nodes a summation needs in this pass (not those behind folds), counting each new edge once."""
+        reached = closure(summation.nodes(), beyond=lambda n: not n.quantity.fold)
+        self.uses.update(node.serial for node in summation.nodes())
         for serial, node in reached.items():
             if serial not in self._nodes and not node.quantity.fold:
                 self._nodes[serial] = node

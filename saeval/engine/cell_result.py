@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from saeval.base.errors import Undefined
-from saeval.engine.evaluator import Scope
+from saeval.engine.evaluator import Evaluator
 from saeval.plan.cell import Cell, copies
 from saeval.results.records import check_values
 from saeval.results.result import Result
@@ -18,13 +18,13 @@ from saeval.stats.evidence import EvidenceTree
 from saeval.stats.values import Array, Curve, Notes, Scalar, Value, named_values
 
 
-def concluded(cell: Cell, total: EvidenceTree | None, scope: Scope) -> dict[str, Value]:
+def concluded(cell: Cell, total: EvidenceTree | None, evaluator: Evaluator) -> dict[str, Value]:
     """The values of a cell by name. `Undefined` where there are none, or whatever its metric raises."""
     if cell.observe is not None and total is None:
         raise Undefined("there are no rows to observe")
     totals = [total] if cell.observe is not None else []
-    conclusion = scope.conclude(cell.metric.conclude, totals, cell.conclude, cell.foreign)  # type: ignore[attr-defined]
-    found = named_values(cell.metric.name, conclusion)
+    returned = evaluator.conclude(cell.metric.conclude, totals, cell.conclude, cell.foreign)  # type: ignore[attr-defined]
+    found = named_values(cell.metric.name, returned)
     if twice := copies(cell):
         found.setdefault("same_weights", Notes(twice))
     return found
@@ -38,7 +38,7 @@ def has_error(value: Value) -> bool:
 
 
 def of_prefix(
-    cell: Cell, values: Mapping[str, Value], total: EvidenceTree | None, scope: Scope
+    cell: Cell, values: Mapping[str, Value], total: EvidenceTree | None, evaluator: Evaluator
 ) -> tuple[dict[str, Value], list[str]]:
     """`values` with those that have no standard error taken from the prefix's `total`, and the names of these.
 
@@ -49,7 +49,7 @@ def of_prefix(
     if not taken:
         return dict(values), taken
     try:
-        early: Mapping[str, Value] = concluded(cell, total, scope)
+        early: Mapping[str, Value] = concluded(cell, total, evaluator)
     except Undefined as reason:
         early = {name: Scalar.undefined(f"over the first rows: {reason}") for name in taken}
     taken = [name for name in taken if name in early and not has_error(early[name])]

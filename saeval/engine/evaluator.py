@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from saeval.base.errors import Undefined
 from saeval.base.lazy_torch import torch
 from saeval.base.memory import TooLargeError, refuse_too_large
-from saeval.engine.batch_program import Program, Target
+from saeval.engine.batch_program import BatchProgram, Summation
 from saeval.engine.flaws import Flaw, flaw
 from saeval.engine.isolation import WrittenInPlaceError, called
 from saeval.interfaces.contents import Care
@@ -49,11 +49,11 @@ class _Redo(BaseException):
 
 
 @dataclass
-class Scope:
-    """Evaluates a pass's targets batch by batch."""
+class Evaluator:
+    """Evaluates a pass's summations batch by batch."""
 
     model: Model | None
-    targets: Sequence[Target]
+    summations: Sequence[Summation]
     totals: Mapping[int, EvidenceTree | Exception]
     """Folds of earlier passes by node serial."""
     n_clusters: int
@@ -64,45 +64,45 @@ class Scope:
     _lasting: dict[int, Any] = field(default_factory=dict)
     _writers: dict[int, Failed] = field(default_factory=dict)
     """Nodes whose function wrote into what others share: never called again."""
-    _wider: Program | None = None
-    """While `look` is under way: all that its clean pass is to serve."""
+    _wider: BatchProgram | None = None
+    """While `run_ahead` is under way: all that its clean pass is to serve."""
     _ahead: tuple[Batch | PairBatch, dict[int, Capture]] | None = None
-    """The clean pass of `look`, and the rows that it is of."""
+    """The clean pass of `run_ahead`, and the rows that it is of."""
     _checked: set[int] = field(default_factory=set)
-    """Nodes and targets, by `id`, whose first call was checked by content: a write that escapes the version counters
+    """Nodes and summations, by `id`, whose first call was checked by content: a write that escapes the version counters
     costs a look at every number, so what is seen at every call is the counters alone."""
 
     def __post_init__(self) -> None:
         self.arrange()
 
     def arrange(self) -> None:
-        """Take up the targets that have not failed."""
-        self.program = Program([t for t in self.targets if t.error is None])
+        """Take up the summations that have not failed."""
+        self.program = BatchProgram([t for t in self.summations if t.error is None])
 
-    def look(self, draw: Draw, portions: Sequence[Sequence[Target]]) -> None:
-        """Run targets that are not the pass's own, portion by portion, on the batch that `run` is shown next.
+    def run_ahead(self, draw: Draw, portions: Sequence[Sequence[Summation]]) -> None:
+        """Run summations that are not the pass's own, portion by portion, on the batch that `run` is shown next.
 
         One clean pass serves them all and `run`. Where there are several portions, weights are let go of in between.
         """
-        own = self.targets
-        self._wider = Program([target for targets in (own, *portions) for target in targets])
+        own = self.summations
+        self._wider = BatchProgram([summation for summations in (own, *portions) for summation in summations])
         try:
-            for targets in portions:
-                self.targets = targets
+            for summations in portions:
+                self.summations = summations
                 self.arrange()
                 self.run(draw)
                 if len(portions) > 1:
-                    self.rest()
+                    self.release_weights()
         finally:
-            self.targets, self._wider = own, None
+            self.summations, self._wider = own, None
             self.arrange()
 
-    def run(self, draw: Draw) -> list[tuple[Target, EvidenceTree]]:
-        """Evidence of every target that has not failed; a target that fails keeps its error and drops out.
+    def run(self, draw: Draw) -> list[tuple[Summation, EvidenceTree]]:
+        """Evidence of every summation that has not failed; a summation that fails keeps its error and drops out.
 
         Where something wrote into what others share, the batch is drawn and done again. `TooLargeError` if it does
         not fit.
-        A target whose values are flawed here may lack its evidence; it does not drop out, so that `flaws` go on.
+        A summation whose values are flawed here may lack its evidence; it does not drop out, so that `flaws` go on.
         """
         while True:
             try:
@@ -116,7 +116,7 @@ class Scope:
                 self.arrange()
                 raise
 
-    def _run(self, batch: Batch | PairBatch) -> Iterator[tuple[Target, EvidenceTree]]:
+    def _run(self, batch: Batch | PairBatch) -> Iterator[tuple[Summation, EvidenceTree]]:
         self._memo: dict[int, Any] = {}
         self._left = self.program.uses.copy()
         self._batch = batch
@@ -145,29 +145,29 @@ class Scope:
         if self._wider is not None:
             self._ahead = batch, self._captures
         self._captures = {}
-        if any(t.error is not None for t in self.program.targets):
+        if any(t.error is not None for t in self.program.summations):
             self.arrange()
 
-    def _flawed(self, target: Target) -> bool:
-        return any(node.digest in self.flaws for node in target.reached())
+    def _flawed(self, summation: Summation) -> bool:
+        return any(node.digest in self.flaws for node in summation.reached())
 
-    def _observe(self, target: Target, stamp: Stamp) -> EvidenceTree:
+    def _observe(self, summation: Summation, stamp: Stamp) -> EvidenceTree:
         total: EvidenceTree | None = None
-        for call in target.arguments:
+        for call in summation.arguments:
             arguments = {name: self._argument(a) for name, a in call.items()}
             try:
-                observed = called(target.function, arguments, "it", self._care(target.foreign, target))
+                observed = called(summation.function, arguments, "it", self._care(summation.foreign, summation))
             except WrittenInPlaceError as error:
-                target.fail(error)
+                summation.fail(error)
                 raise _Redo from None
             part = stamped(observed, stamp)
             total = part if total is None else added(total, part)
         assert total is not None
-        if target.foreign:
-            self._checked.add(id(target))
+        if summation.foreign:
+            self._checked.add(id(summation))
         return total
 
-    def _care(self, foreign: bool, *callers: Node | Target) -> Care:
+    def _care(self, foreign: bool, *callers: Node | Summation) -> Care:
         if not foreign:
             return Care.VERSIONS
         return Care.ARRAYS if all(id(one) in self._checked for one in callers) else Care.EVERYTHING
@@ -190,7 +190,7 @@ class Scope:
             self._lasting.clear()
             raise
 
-    def rest(self) -> None:
+    def release_weights(self) -> None:
         """Let go of weights until they are asked for again."""
         self._lasting.clear()
 
@@ -213,7 +213,7 @@ class Scope:
             else:
                 try:
                     memo[node.serial] = self._compute(node)
-                    self._look(node, memo[node.serial])
+                    self._note_flaw(node, memo[node.serial])
                 except Exception as error:  # kept, so that every consumer fails with the same reason
                     memo[node.serial] = Failed(error)
                 for used in node.inputs:
@@ -223,7 +223,7 @@ class Scope:
             raise value.error
         return value
 
-    def _look(self, node: Node, value: Any) -> None:
+    def _note_flaw(self, node: Node, value: Any) -> None:
         """Note where a value that must be finite is not."""
         if node.quantity.finite and "batch" in node.roots and (found := flaw(value, self._side(node).mask)):
             self.flaws[node.digest] = found
@@ -334,7 +334,7 @@ class Scope:
                 values = [Failed(error)] * len(ready)
             for node, value in zip(ready, values, strict=True):
                 self._memo[node.serial] = value
-                self._look(node, value)
+                self._note_flaw(node, value)
         for node in group:
             for used in node.inputs:
                 self._release(used)

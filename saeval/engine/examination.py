@@ -74,31 +74,31 @@ def examine(
     one = Examination()
     if not sae.has_features or not mask.any():
         return one
-    look = _Look(sae, mask)
-    x, y = look.take(sae_input), look.take(activations)
+    shown = _Shown(sae, mask)
+    x, y = shown.take(sae_input), shown.take(activations)
     bad = ~(x.isfinite().all(-1) & y.isfinite().all(-1))  # those are not the SAE's doing
-    if count := int((bad & look.judged).sum()):
-        told = f"the model's activations there are NaN or infinite for {count} of {int(look.judged.sum())} tokens"
+    if count := int((bad & shown.judged).sum()):
+        told = f"the model's activations there are NaN or infinite for {count} of {int(shown.judged.sum())} tokens"
         one.findings.append(Finding("finite", f"{told}: try a wider dtype of the model", fatal=False))
-        look.judged = look.judged & ~bad
-    if not look.judged.any():
+        shown.judged = shown.judged & ~bad
+    if not shown.judged.any():
         return one
     encoding = sae.encode(x)
     acts, reconstruction = encoding.feature_acts.float(), sae.decode(encoding, y).float()
-    if not torch.isfinite(acts[look.judged]).all() or not torch.isfinite(reconstruction[look.judged]).all():
+    if not torch.isfinite(acts[shown.judged]).all() or not torch.isfinite(reconstruction[shown.judged]).all():
         one.findings.append(Finding("finite", "gives NaN or infinite values on ordinary activations"))
         return one
     if not sae.reads_earlier:
-        one.findings += _dependence(sae, x[look.judged], encoding.feature_acts[look.judged])
-    one.outlying = look.leave_out(x, y)
-    one.tokens = int(look.judged.sum())
+        one.findings += _dependence(sae, x[shown.judged], encoding.feature_acts[shown.judged])
+    one.outlying = shown.leave_out(x, y)
+    one.tokens = int(shown.judged.sum())
     if one.tokens < FEWEST:
         return one
-    fired = (acts[look.judged] != 0).sum(-1).float()
+    fired = (acts[shown.judged] != 0).sum(-1).float()
     one.measured["l0"] = float(fired.mean())
-    one.measured["explained_variance"] = look.explained(y, reconstruction)
+    one.measured["explained_variance"] = shown.explained(y, reconstruction)
     one.findings += _sparsity(declared, fired, acts.shape[-1])
-    misread = _misread(look, encoding, x, y, elsewhere or {}, one)
+    misread = _misread(shown, encoding, x, y, elsewhere or {}, one)
     if misread and declared.get("end_to_end"):
         text = f"{misread.message}; it was trained end to end, and need not reconstruct"
         misread = replace(misread, message=text, fatal=False)
@@ -107,22 +107,22 @@ def examine(
 
 
 def _misread(
-    look: _Look, encoding: Encoding, x: Tensor, y: Tensor, elsewhere: Mapping[str, Tensor], one: Examination
+    shown: _Shown, encoding: Encoding, x: Tensor, y: Tensor, elsewhere: Mapping[str, Tensor], one: Examination
 ) -> Finding | None:
     """What the reconstruction says of how the SAE was read."""
     explained = one.measured["explained_variance"]
     same_site = torch.equal(x, y)  # a transcoder's inputs and outputs are not to be compared
-    explanations = list(_truncation(look, encoding, y))
-    explanations += _readings(look, x, y, explained)
+    explanations = list(_truncation(shown, encoding, y))
+    explanations += _readings(shown, x, y, explained)
     if same_site:
-        explanations += _scale(look, x, explained, one.measured)
-        explanations += _hook(look, elsewhere, explained, one.elsewhere)
+        explanations += _scale(shown, x, explained, one.measured)
+        explanations += _hook(shown, elsewhere, explained, one.elsewhere)
     # By more than rounding, which is all that nearly perfect reconstructions differ in.
     gains = [e for e in explanations if e.explained > max(0, explained + 1e-3)]
     better = [e for e in gains if 1 - e.explained < 0.75 * (1 - explained)]
     if fatal := [e for e in better if e.finding.fatal]:  # the one that explains most; the others are its shadows
         return max(fatal, key=lambda e: e.explained).finding
-    if same_site and (foreign := _basis(look, x, explained, one.measured)):
+    if same_site and (foreign := _basis(shown, x, explained, one.measured)):
         return foreign
     if explained < 0:
         text = f"explained variance is {explained:.3f}, worse than predicting the mean"
@@ -130,7 +130,7 @@ def _misread(
     return max(better, key=lambda e: e.explained).finding if better else None
 
 
-class _Look:
+class _Shown:
     """An SAE and the tokens that it is shown: one row of them, or whole rows where it reads earlier tokens too."""
 
     def __init__(self, sae: Substitute, mask: Bool[Tensor, "batch seq"]) -> None:
@@ -220,36 +220,36 @@ def _sparsity(declared: Mapping[str, Any], fired: Tensor, d_sae: int) -> Iterato
         yield Finding("l0", text, fatal=False)
 
 
-def _truncation(look: _Look, encoding: Encoding, y: Tensor) -> Iterator[_Explanation]:
+def _truncation(shown: _Shown, encoding: Encoding, y: Tensor) -> Iterator[_Explanation]:
     """A TopK SAE read as ReLU improves when all but its largest features are dropped; a ReLU SAE does not."""
     acts, size = encoding.feature_acts, encoding.feature_acts.abs()
     for k in (k for k in _KEPT if k < acts.shape[-1]):
         least = size.topk(k, dim=-1).values[..., -1:]
         only = Encoding(torch.where(size >= least, acts, torch.zeros_like(acts)), encoding.context)
-        found = look.explained(y, look.sae.decode(only, y).float())
+        found = shown.explained(y, shown.sae.decode(only, y).float())
         text = f"its {k} largest features alone explain {found:.3f} of the variance, all of them less: is it TopK?"
         yield _Explanation(found, Finding("activation", text))
 
 
-def _readings(look: _Look, x: Tensor, y: Tensor, explained: float) -> Iterator[_Explanation]:
+def _readings(shown: _Shown, x: Tensor, y: Tensor, explained: float) -> Iterator[_Explanation]:
     """The same weights read otherwise, as their format could have them."""
-    for name, other in look.sae.other_readings().items():
-        found = look.explained(y, other.decode(other.encode(x), y).float())
+    for name, other in shown.sae.other_readings().items():
+        found = shown.explained(y, other.decode(other.encode(x), y).float())
         text = f"explains {found:.3f} of the variance {name}, {explained:.3f} as it is loaded: was it trained so?"
         yield _Explanation(found, Finding("normalisation", text))
 
 
-def _scale(look: _Look, x: Tensor, explained: float, measured: dict[str, float]) -> Iterator[_Explanation]:
+def _scale(shown: _Shown, x: Tensor, explained: float, measured: dict[str, float]) -> Iterator[_Explanation]:
     """An SAE whose scale was not folded in explains more of inputs of another scale: the best one is searched for.
 
     Over octaves, and the norms 1 and √d, on a quarter of the tokens; then between the neighbours of the best.
     """
     if explained > ALMOST_ALL:
         return
-    norm = float(x[look.judged].norm(dim=-1).mean())
+    norm = float(x[shown.judged].norm(dim=-1).mean())
 
     def quick(octaves: float) -> float:
-        return look.reconstructed(x * 2.0**octaves, every=4)
+        return shown.reconstructed(x * 2.0**octaves, every=4)
 
     as_it_is = quick(0)
     if abs(quick(1) - as_it_is) < 1e-6:  # it normalises inputs itself
@@ -257,8 +257,8 @@ def _scale(look: _Look, x: Tensor, explained: float, measured: dict[str, float])
     named = {"√d_in": math.log2(x.shape[-1] ** 0.5 / norm), "1": -math.log2(norm)}
     tried = {octaves: quick(octaves) for octaves in (*(n for n in range(-6, 7) if n), *named.values())} | {0: as_it_is}
     best = max(tried, key=lambda octaves: tried[octaves])
-    octaves = _peak(lambda at: look.reconstructed(x * 2.0**at), best - 1, best + 1)
-    factor, found = 2.0**octaves, look.reconstructed(x * 2.0**octaves)
+    octaves = _peak(lambda at: shown.reconstructed(x * 2.0**at), best - 1, best + 1)
+    factor, found = 2.0**octaves, shown.reconstructed(x * 2.0**octaves)
     if 0.8 < factor < 1.25:  # as SAEs do that were trained to be sparse
         return
     measured["best_input_scale"], measured["explained_variance_at_best_scale"] = factor, found
@@ -293,21 +293,21 @@ def _peak(height: Callable[[float], float], low: float, high: float, steps: int 
 
 
 def _hook(
-    look: _Look, elsewhere: Mapping[str, Tensor], explained: float, measured: dict[str, float]
+    shown: _Shown, elsewhere: Mapping[str, Tensor], explained: float, measured: dict[str, float]
 ) -> Iterator[_Explanation]:
     for hook_name, activations in elsewhere.items():
-        measured[hook_name] = found = look.reconstructed(look.take(activations))
+        measured[hook_name] = found = shown.reconstructed(shown.take(activations))
         text = f"explains {found:.3f} of the variance of {hook_name}, {explained:.3f} of its own hook's"
         yield _Explanation(found, Finding("hook", text))
 
 
-def _basis(look: _Look, x: Tensor, explained: float, measured: dict[str, float]) -> Finding | None:
+def _basis(shown: _Shown, x: Tensor, explained: float, measured: dict[str, float]) -> Finding | None:
     """An SAE of these activations explains them better than the same cloud turned at random about its mean."""
     d = x.shape[-1]
     generator = torch.Generator().manual_seed(0)
     turn = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))[0].to(x)
-    mean = x[look.judged].mean(0)
-    measured["explained_variance_rotated"] = found = look.reconstructed((x - mean) @ turn + mean)
+    mean = x[shown.judged].mean(0)
+    measured["explained_variance_rotated"] = found = shown.reconstructed((x - mean) @ turn + mean)
     if explained > ALMOST_ALL or 1 - explained <= 0.9 * (1 - found):
         return None
     better = "barely better" if explained > found else "no better"

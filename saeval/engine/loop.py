@@ -13,18 +13,18 @@ from saeval.base.errors import Undefined, said
 from saeval.base.lazy_torch import torch
 from saeval.base.memory import memory_budget, peak_mib
 from saeval.base.progress import Progress, Silence
-from saeval.engine.batch_program import Target
+from saeval.engine.batch_program import Summation
 from saeval.engine.cell_result import components, concluded, fill, of_prefix
-from saeval.engine.common_stop import CommonStop
-from saeval.engine.evaluator import Scope
+from saeval.engine.evaluator import Evaluator
 from saeval.engine.passes import Pass, passes, together
 from saeval.engine.preflight import Preflight, model_warnings
-from saeval.engine.running_pass import Course
+from saeval.engine.running_pass import RunningPass
+from saeval.engine.stop_when_precise import StopWhenPrecise
 from saeval.interfaces.model import Model
 from saeval.plan.batch_size import fitting
 from saeval.plan.nodes import closure
 from saeval.plan.plan import Cell, Plan
-from saeval.plan.precision import looks
+from saeval.plan.precision import stopping_points
 from saeval.registry.discovery import Failure
 from saeval.results.result import Result
 from saeval.results.store import MANIFEST_FORM, Store, finite
@@ -46,13 +46,13 @@ class Engine:
         self._batch_size = 1
         self._ended: list[str] = []
         """Keys of the passes that this run has concluded."""
-        self._begun: Course | None = None
+        self._begun: RunningPass | None = None
         """The pass on whose first rows the preflight looked: its clean pass is not made again."""
         self._totals: dict[int, EvidenceTree | Exception] = {}
         self._sample: dict[str, Any] = {}
-        self._at_stop: Scope | None = None
+        self._at_stop: Evaluator | None = None
         """For conclusions, where the suite stops adaptively; so is `_at_prefix`."""
-        self._at_prefix: Scope | None = None
+        self._at_prefix: Evaluator | None = None
         self._facts: dict[str, Any] = {}
 
     def run(self) -> list[Result]:
@@ -100,7 +100,7 @@ class Engine:
             self._stream(group)
         for cell in (c for c in unique if c.observe is None):  # each with its own weights, let go of at once
             self._conclude(cell, None, {})
-            self._rest()
+            self._release_weights()
 
     def _stored_folds(self, cells: list[Cell]) -> set[str]:
         found = set()
@@ -113,71 +113,73 @@ class Engine:
 
     def _examine(self, groups: list[list[Pass]], cells: list[Cell], memory: int) -> dict[str, str]:
         """The preflight, on the first rows that the run will stream: cells to leave out, with the reason."""
-        if self.plan.options.preflight == "off" or not (portions := self.preflight.targets(cells, memory)):
+        if self.plan.options.preflight == "off" or not (portions := self.preflight.summations(cells, memory)):
             return {}
-        for one in (one for group in groups for one in group):
-            course = self._course(one)
-            if course.place.row < len(course.dataset):
+        for planned in (pass_ for group in groups for pass_ in group):
+            running = self._running_pass(planned)
+            if running.place.row < len(running.dataset):
                 break
         else:  # nothing is left to stream: an earlier run has looked
             return {}
-        ends = looks(course.dataset.clusters) if one.adaptive else []
-        course.look(portions, next((e.sequences for e in ends if e.sequences > course.place.row), len(course.dataset)))
-        self.forward_passes += course.scope.passes + self.preflight.forward_passes
-        course.scope.passes = 0
-        self._batch_size = min(self._batch_size, course.place.batch_size)
-        self._begun = course
+        ends = stopping_points(running.dataset.clusters) if planned.adaptive else []
+        until = next((e.sequences for e in ends if e.sequences > running.place.row), len(running.dataset))
+        running.run_ahead(portions, until)
+        self.forward_passes += running.evaluator.passes + self.preflight.forward_passes
+        running.evaluator.passes = 0
+        self._batch_size = min(self._batch_size, running.place.batch_size)
+        self._begun = running
         return self.preflight.judge(cells)
 
-    def _course(self, one: Pass) -> Course:
+    def _running_pass(self, planned: Pass) -> RunningPass:
         """A pass from its checkpoint on, where it has one; the one that the preflight has begun, if it is that."""
-        if (begun := self._begun) is not None and begun.one is one:
+        if (begun := self._begun) is not None and begun.planned is planned:
             self._begun = None
             return begun
-        scope = Scope(self.model, one.targets, self._totals, one.dataset(self.plan).n_clusters)
-        return Course(self.plan, self.store, one, scope, self._batch_size)
+        evaluator = Evaluator(self.model, planned.summations, self._totals, planned.dataset(self.plan).n_clusters)
+        return RunningPass(self.plan, self.store, planned, evaluator, self._batch_size)
 
     def _stream(self, group: list[Pass]) -> None:
         """Passes over the same rows, each from its checkpoint on where it has one; most often one pass."""
         plan, started = self.plan, time.monotonic()
-        courses = [self._course(one) for one in group]
-        rows, done = len(courses[0].dataset), sum(course.place.row for course in courses)
-        self.progress.started(", ".join(one.title for one in group), rows * len(courses), done)
+        running_passes = [self._running_pass(planned) for planned in group]
+        rows, done = len(running_passes[0].dataset), sum(running.place.row for running in running_passes)
+        self.progress.started(", ".join(planned.title for planned in group), rows * len(running_passes), done)
 
-        def advance(course: Course, until: int) -> None:
-            course.advance(until, self.progress)
+        def advance(running: RunningPass, until: int) -> None:
+            running.advance(until, self.progress)
 
         try:
             if group[0].adaptive and plan.stopping is not None:
-                stop = CommonStop(plan, plan.stopping, courses, self.model, self._totals)
+                stop = StopWhenPrecise(plan, plan.stopping, running_passes, self.model, self._totals)
                 self._sample = stop.reach(advance, self._known_sample())
-                self._at_stop, self._at_prefix = stop.scope(), stop.scope(of_prefix=True)
+                self._at_stop, self._at_prefix = stop.evaluator(), stop.evaluator(of_prefix=True)
             else:
-                advance(courses[0], rows)
-            for course in courses:  # concluding can be interrupted as well
-                course.save()
+                advance(running_passes[0], rows)
+            for running in running_passes:  # concluding can be interrupted as well
+                running.save()
         finally:
-            self.forward_passes += sum(course.scope.passes for course in courses)
-            self._batch_size = min([self._batch_size, *(course.place.batch_size for course in courses)])
+            self.forward_passes += sum(running.evaluator.passes for running in running_passes)
+            self._batch_size = min([self._batch_size, *(running.place.batch_size for running in running_passes)])
             self.progress.finished()
         seconds = round(time.monotonic() - started, 3)
-        for course in courses:
-            at = course.place
+        for running in running_passes:
+            at = running.place
             notes: dict[str, Any] = {"seconds": seconds, "batch_size": at.batch_size, "batches": at.batches}
             notes |= {"batch_asked": "auto"} if plan.options.batch_size == "auto" else {}
             notes |= {"out_of_memory": at.halved} if at.halved else {}
-            for target in (t for t in course.one.targets if t.node is not None and not course.one.adaptive):
-                self._keep_fold(target, course.totals[target], course.error(target))
-            for cell in course.one.cells:
-                self._conclude(cell, course, notes)
-            self._ended.append(course.key)
-            self._rest(course.scope)
+            folds = [s for s in running.planned.summations if s.node is not None and not running.planned.adaptive]
+            for summation in folds:
+                self._keep_fold(summation, running.totals[summation], running.error(summation))
+            for cell in running.planned.cells:
+                self._conclude(cell, running, notes)
+            self._ended.append(running.key)
+            self._release_weights(running.evaluator)
 
-    def _rest(self, *scopes: Scope) -> None:
+    def _release_weights(self, *evaluators: Evaluator) -> None:
         """Let go of weights."""
-        for scope in (*scopes, self._at_stop, self._at_prefix):
-            if scope is not None:
-                scope.rest()
+        for evaluator in (*evaluators, self._at_stop, self._at_prefix):
+            if evaluator is not None:
+                evaluator.release_weights()
 
     def _known_sample(self) -> dict[str, Any] | None:
         """The sample of finished cells: those still to be computed are to have the same."""
@@ -186,33 +188,33 @@ class Engine:
         stored = (self.store.read(cell.key) for cell in self.plan.cells if cell.streamed)
         return next((r.sample for r in stored if r is not None and r.sample and r.status != "failed"), None)
 
-    def _keep_fold(self, target: Target, total: EvidenceTree | None, error: Exception | None) -> None:
-        assert target.node is not None
+    def _keep_fold(self, summation: Summation, total: EvidenceTree | None, error: Exception | None) -> None:
+        assert summation.node is not None
         if error is not None:
-            self._totals[target.node.serial] = error
+            self._totals[summation.node.serial] = error
         elif total is None:
-            self._totals[target.node.serial] = Undefined("there are no rows to sum over")
+            self._totals[summation.node.serial] = Undefined("there are no rows to sum over")
         else:
-            self._totals[target.node.serial] = total
-            if self.plan.comes_again(target.node):
-                self.store.write_fold(target.node.digest, total)
+            self._totals[summation.node.serial] = total
+            if self.plan.comes_again(summation.node):
+                self.store.write_fold(summation.node.digest, total)
 
-    def _conclude(self, cell: Cell, course: Course | None, notes: Mapping[str, Any]) -> None:
+    def _conclude(self, cell: Cell, running: RunningPass | None, notes: Mapping[str, Any]) -> None:
         """Write one cell's result; whatever goes wrong is that cell's alone."""
         result = Result(cell.key, "ok", cell.record, provenance=self._provenance(cell, notes))
-        target = next((t for t in course.one.targets if t.key == cell.key), None) if course else None
-        total = course.totals[target] if course and target else None
+        summation = next((t for t in running.planned.summations if t.key == cell.key), None) if running else None
+        total = running.totals[summation] if running and summation else None
         adaptive = cell.streamed and self._at_stop is not None
         try:
             result.headline = [str(name) for name in cell.metric.headline]
             if adaptive:
                 result.sample = dict(self._sample)
-            if course is not None and target is not None and (error := course.error(target)) is not None:
+            if running is not None and summation is not None and (error := running.error(summation)) is not None:
                 raise error
-            own = course.scope if course else Scope(self.model, [], self._totals, 0)
+            own = running.evaluator if running else Evaluator(self.model, [], self._totals, 0)
             values = concluded(cell, total, self._at_stop if adaptive and self._at_stop else own)
             if result.sample is not None and self._at_prefix is not None:
-                early = course.prefix[target] if course and target else None
+                early = running.prefix[summation] if running and summation else None
                 values, taken = of_prefix(cell, values, early, self._at_prefix)
                 result.sample |= {"of_prefix": taken, "prefix_components": components(early) if taken else {}}
             fill(result, values)
@@ -221,7 +223,7 @@ class Engine:
             result.status, result.reason = "undefined", str(reason)
         except Exception as error:  # one bad cell fails alone
             result.status, result.reason, result.values, result.arrays = "failed", said(error), {}, {}
-            trace = target.trace if target is not None and target.error is error else None
+            trace = summation.trace if summation is not None and summation.error is error else None
             result.traceback = trace or "".join(traceback.format_exception(error))
             log.debug("cell %s failed", cell.key, exc_info=error)
         self.store.write(result)

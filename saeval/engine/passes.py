@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import counted
-from saeval.engine.batch_program import Target
+from saeval.engine.batch_program import Summation
 from saeval.interfaces.data import Dataset
 from saeval.plan.nodes import Node, closure, flattened
 from saeval.plan.plan import Cell, Plan
@@ -19,7 +19,7 @@ class Pass:
 
     stage: int
     on_fit: bool
-    targets: list[Target]
+    summations: list[Summation]
     cells: list[Cell]
     adaptive: bool = False
     """Whether it stops, together with the others that do, where the suite's `precision:` is reached."""
@@ -29,13 +29,13 @@ class Pass:
 
     def key(self, plan: Plan) -> str:
         """Names its checkpoint: what is summed, over which rows."""
-        return digest_of([sorted(t.key for t in self.targets), self.dataset(plan).fingerprint])[:24]
+        return digest_of([sorted(t.key for t in self.summations), self.dataset(plan).fingerprint])[:24]
 
     @property
     def title(self) -> str:
         if self.cells:
             return counted(len(self.cells), "cell")
-        names = sorted({t.node.name for t in self.targets if t.node})
+        names = sorted({t.node.name for t in self.summations if t.node})
         return f"{', '.join(names)} {'on the fit split' if self.on_fit else 'over the planned tokens'}"
 
 
@@ -68,16 +68,16 @@ def passes(plan: Plan, cells: Sequence[Cell], stored: Iterable[str], memory: int
 
     for serial, node in folds.items():
         if serial in early or node.quantity.on_fit:
-            at(node.stage, node.quantity.on_fit).targets.append(fold_target(node))
+            at(node.stage, node.quantity.on_fit).summations.append(fold_summation(node))
         if serial in late:
-            at(last, False).targets.append(fold_target(node, plan.stopping.key if plan.stopping else ""))
+            at(last, False).summations.append(fold_summation(node, plan.stopping.key if plan.stopping else ""))
     waves = _waves(streaming, memory)
     if waves:
         place = at(last, False)
         place.cells = waves[0]
-        place.targets += [cell_target(c) for c in waves[0]]
+        place.summations += [cell_summation(c) for c in waves[0]]
     ordered = [made[key] for key in sorted(made, key=lambda k: (k[0], not k[1]))]  # the fit split before the cells
-    return ordered + [Pass(last, False, [cell_target(c) for c in wave], wave, adaptive) for wave in waves[1:]]
+    return ordered + [Pass(last, False, [cell_summation(c) for c in wave], wave, adaptive) for wave in waves[1:]]
 
 
 def concluding_folds(cells: Iterable[Cell]) -> dict[int, Node]:
@@ -98,14 +98,14 @@ def together(ordered: Iterable[Pass]) -> list[list[Pass]]:
     return groups
 
 
-def cell_target(cell: Cell) -> Target:
+def cell_summation(cell: Cell) -> Summation:
     assert cell.observe is not None
-    return Target(cell.key, cell.metric.observe, [cell.observe], cell.order, foreign=cell.foreign)  # type: ignore[attr-defined]
+    return Summation(cell.key, cell.metric.observe, [cell.observe], cell.order, foreign=cell.foreign)  # type: ignore[attr-defined]
 
 
-def fold_target(node: Node, stop: str = "") -> Target:
+def fold_summation(node: Node, stop: str = "") -> Summation:
     """`stop` tells a sum over the rows before an adaptive stop from the sum over all."""
-    return Target(
+    return Summation(
         f"{node.digest}{stop}",
         node.quantity.function,
         [node.args, *node.other_sides],

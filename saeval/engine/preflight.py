@@ -6,13 +6,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from saeval.base.errors import Problem, SuiteError, suggestion
 from saeval.base.memory import refuse_too_large
 from saeval.base.names import matching, meant
-from saeval.engine.batch_program import Target
+from saeval.engine.batch_program import Summation
 from saeval.engine.examination import Examination, Finding, examine
 from saeval.engine.model_proof import Causality, Proof, prove, prove_causal, unwell
 from saeval.interfaces.data import PairBatch
@@ -31,7 +31,7 @@ _CAUSAL = "use one that reads from left to right, such as a model saved with 'is
 
 
 @dataclasses.dataclass(frozen=True)
-class _Looked(Evidence):
+class _NoEvidence(Evidence):
     """There is nothing to sum."""
 
 
@@ -51,28 +51,28 @@ class Preflight:
         self._unwell: list[str] = []
         self._declared: dict[str, list[Finding]] = {}
 
-    def targets(self, cells: Sequence[Cell], memory: int | None) -> list[list[Target]]:
+    def summations(self, cells: Sequence[Cell], memory: int | None) -> list[list[Summation]]:
         """What is to be looked at on one batch; SAEs that do not fit in `memory` bytes together are apart."""
         nodes = closure([n for c in cells for n in c.nodes()]).values()
-        first: list[Target] = []
+        first: list[Summation] = []
         if self.plan.final is not None and any(map(_is_final, nodes)):
-            first.append(Target("preflight final", self._model_is_well, [self.plan.final], -2))
+            first.append(Summation("preflight final", self._model_is_well, [self.plan.final], -2))
         for hook_name in sorted({n.hook_name for n in nodes if n.name == "resume" and n.hook_name}):
             requests = self.plan.proofs[hook_name]
-            first.append(Target(f"preflight {hook_name}", self._prove(hook_name), [requests], -1))
+            first.append(Summation(f"preflight {hook_name}", self._prove(hook_name), [requests], -1))
         portions, held = [first], 0
-        subjects = {s.key: (s, c.order) for c in cells if c.streamed for s in c.subjects if s.key in self.plan.looks}
+        subjects = {s.key: (s, c.order) for c in cells if c.streamed for s in c.subjects if s.key in self.plan.examined}
         for key, (subject, order) in subjects.items():
             size = 8 * (subject.d_in or 0) * (subject.d_sae or 0)
             if memory is not None and held and held + size > memory:
                 portions.append([])
                 held = 0
             held += size
-            portions[-1].append(Target(f"preflight {key}", self._look(subject), [self.plan.looks[key]], order))
-        return [targets for targets in portions if targets]
+            portions[-1].append(Summation(f"preflight {key}", self._examine(subject), [self.plan.examined[key]], order))
+        return [summations for summations in portions if summations]
 
-    def _look(self, subject: Subject) -> Any:
-        def look(sae: Any, sae_input: Any, activations: Any, mask: Any) -> Evidence:
+    def _examine(self, subject: Subject) -> Any:
+        def observe(sae: Any, sae_input: Any, activations: Any, mask: Any) -> Evidence:
             try:
                 one = examine(sae, subject.facts or {}, sae_input, activations, mask)
             except Exception as error:  # an SAE that nobody looked at may be anything
@@ -81,33 +81,33 @@ class Preflight:
                 # One that fails on the whole batch as well costs its own cells, which say so.
                 one = Examination(findings=[Finding("examination", text, fatal=_works(sae, sae_input, activations))])
             self.examinations[subject.key] = one
-            return _Looked()
+            return _NoEvidence()
 
-        return look
+        return observe
 
     def _prove(self, hook_name: str) -> Any:
-        def look(activations: Any, resume: Any, clean_final: Any, batch: Any) -> Evidence:
+        def observe(activations: Any, resume: Any, clean_final: Any, batch: Any) -> Evidence:
             try:
                 self.proofs[hook_name] = prove(activations, resume, clean_final, batch)
             except Exception as error:  # the cells that resume there will say so
                 refuse_too_large(error)
                 self.proofs[hook_name] = f"{type(error).__name__}: {error}"
-            return _Looked()
+            return _NoEvidence()
 
-        return look
+        return observe
 
     def _model_is_well(self, model: Any, batch: Any, clean_final: Any) -> Evidence:
         fault = unwell(model, batch, clean_final)
         self._unwell = [fault] if fault else []
         if fault:
-            return _Looked()
+            return _NoEvidence()
         self.forward_passes += 1
         try:
             self.causality = prove_causal(model, batch, clean_final)
         except Exception as error:  # a model that cannot be run so says why in the provenance
             refuse_too_large(error)
             self.causality = f"{type(error).__name__}: {error}"
-        return _Looked()
+        return _NoEvidence()
 
     def judge(self, cells: Iterable[Cell]) -> dict[str, str]:
         """The cells to leave out, by key, with the reason: none, unless the options say to skip what fails.

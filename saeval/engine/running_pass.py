@@ -1,4 +1,4 @@
-"""`Course`: a pass under way, from its checkpoint on, in batches that fit."""
+"""`RunningPass`: a pass under way, from its checkpoint on, in batches that fit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from saeval.base.errors import SaevalError, Undefined
 from saeval.base.lazy_torch import torch
 from saeval.base.memory import TooLargeError, out_of_memory
 from saeval.base.parameters import faults
-from saeval.engine.batch_program import Target
-from saeval.engine.evaluator import Draw, Scope
+from saeval.engine.batch_program import Summation
+from saeval.engine.evaluator import Draw, Evaluator
 from saeval.engine.flaws import Flaw, described
 from saeval.engine.passes import Pass
 from saeval.interfaces.data import Batch, PairBatch
@@ -72,7 +72,7 @@ class Ticks(Protocol):
 
 
 T = TypeVar("T")
-Sums: TypeAlias = Mapping[Target, "EvidenceTree | None"]
+Totals: TypeAlias = Mapping[Summation, "EvidenceTree | None"]
 
 
 @dataclass(frozen=True)
@@ -80,25 +80,25 @@ class State:
     """A place and the evidence up to it; replaced whole, so that an interruption never sees half a batch."""
 
     place: Place
-    totals: Sums
-    prefix: Sums
+    totals: Totals
+    prefix: Totals
     """The evidence of the stream's first rows, kept for values that depend on how many there were."""
 
 
-class Course:
+class RunningPass:
     """A pass under way: where it stands, what it has summed, and its checkpoint."""
 
-    def __init__(self, plan: Plan, store: Store, one: Pass, scope: Scope, batch_size: int) -> None:
-        self.plan, self.store, self.one, self.scope = plan, store, one, scope
-        self.dataset = one.dataset(plan)
-        self.key = one.key(plan)
+    def __init__(self, plan: Plan, store: Store, planned: Pass, evaluator: Evaluator, batch_size: int) -> None:
+        self.plan, self.store, self.planned, self.evaluator = plan, store, planned, evaluator
+        self.dataset = planned.dataset(plan)
+        self.key = planned.key(plan)
         facts, evidence = self._resumed()
         place = facts.place if facts else Place(batch_size=batch_size)
-        totals = {t: evidence.get(t.key) for t in one.targets}
-        self._state = State(place, totals, {t: evidence.get(_of_prefix(t)) for t in one.targets})
-        for target in one.targets:
-            if facts and target.key in facts.dropped:
-                target.error = _restored(*facts.dropped[target.key])
+        totals = {t: evidence.get(t.key) for t in planned.summations}
+        self._state = State(place, totals, {t: evidence.get(_of_prefix(t)) for t in planned.summations})
+        for summation in planned.summations:
+            if facts and summation.key in facts.dropped:
+                summation.error = _restored(*facts.dropped[summation.key])
         self._saved = time.monotonic()
 
     @property
@@ -106,19 +106,19 @@ class Course:
         return self._state.place
 
     @property
-    def totals(self) -> Sums:
+    def totals(self) -> Totals:
         return self._state.totals
 
     @property
-    def prefix(self) -> Sums:
+    def prefix(self) -> Totals:
         return self._state.prefix
 
-    def look(self, portions: Sequence[Sequence[Target]], until: int) -> None:
-        """Run targets that are not the pass's on its next rows; the clean pass that this takes serves the pass too."""
-        while self._fitting(self._next(until), lambda draw: self.scope.look(draw, portions)) is None:
+    def run_ahead(self, portions: Sequence[Sequence[Summation]], until: int) -> None:
+        """Run other summations on the next rows; the clean pass that this takes serves the pass too."""
+        while self._fitting(self._next(until), lambda draw: self.evaluator.run_ahead(draw, portions)) is None:
             pass
-        if len(portions) > 1 or not self.one.cells:  # the SAEs' turn is later
-            self.scope.rest()
+        if len(portions) > 1 or not self.planned.cells:  # the SAEs' turn is later
+            self.evaluator.release_weights()
 
     def _next(self, until: int) -> np.ndarray:
         return np.arange(self.place.row, min(self.place.row + self.place.batch_size, until))
@@ -128,21 +128,21 @@ class Course:
         try:
             while self.place.row < until:
                 rows = self._next(until)
-                found = self._fitting(rows, self.scope.run)
+                found = self._fitting(rows, self.evaluator.run)
                 if found is None:  # the same rows again, fewer at once
                     continue
                 tokens, parts = found
                 totals = dict(self.totals)
-                for target, part in parts:
-                    before = totals[target]
+                for summation, part in parts:
+                    before = totals[summation]
                     try:
-                        totals[target] = part if before is None else added(before, part)
+                        totals[summation] = part if before is None else added(before, part)
                     except Exception as error:  # evidence that does not add up is its own cell's failure
-                        target.error = error
+                        summation.error = error
                 at = self.place
                 moved = replace(
                     at, row=int(rows[-1]) + 1, tokens=at.tokens + tokens, batches=at.batches + 1,
-                    flaws=_joined(at.flaws, self.scope.flaws),
+                    flaws=_joined(at.flaws, self.evaluator.flaws),
                 )  # fmt: skip
                 self._state = replace(self._state, place=moved, totals=totals)
                 progress.advanced(len(rows))
@@ -191,22 +191,22 @@ class Course:
             torch.cuda.empty_cache()
         return None
 
-    def error(self, target: Target) -> Exception | None:
-        """Why a target has no value; None where nothing is wrong with it."""
-        if isinstance(target.error, Undefined):
-            return target.error
+    def error(self, summation: Summation) -> Exception | None:
+        """Why a summation has no value; None where nothing is wrong with it."""
+        if isinstance(summation.error, Undefined):
+            return summation.error
         nothing = self.place.row > 0 and self.place.tokens == 0
-        if nothing and any(node.name == "mask" for node in target.reached()):
+        if nothing and any(node.name == "mask" for node in summation.reached()):
             return Undefined(f"no token is in the mask: {_MASKED}")
         if not self.place.flaws:
-            return target.error
-        cell = next((c for c in self.one.cells if c.key == target.key), None)
+            return summation.error
+        cell = next((c for c in self.planned.cells if c.key == summation.key), None)
         own = cell.subjects[0].name if cell is not None and len(cell.subjects) == 1 else ""
         counts = {"tokens": self.place.tokens, "texts": self.place.row * (2 if self.dataset.pair else 1)}
         flaws = {digest: Flaw(*found) for digest, found in self.place.flaws.items()}
-        split = " of the fit split" if self.one.on_fit else ""
-        reason = described(target.reached(), flaws, counts, split, own)
-        return target.error if reason is None else Undefined(reason)
+        split = " of the fit split" if self.planned.on_fit else ""
+        reason = described(summation.reached(), flaws, counts, split, own)
+        return summation.error if reason is None else Undefined(reason)
 
     def _batch(self, rows: np.ndarray) -> Batch | PairBatch:
         """These rows; `SaevalError`, naming the data's plugin, for whatever but a lack of memory it raises."""
@@ -236,8 +236,8 @@ class Course:
         evidence |= {_of_prefix(t): e for t, e in self.prefix.items() if e is not None and t.error is None}
         dropped = {t.key: [isinstance(t.error, Undefined), str(t.error)] for t in self.totals if t.error is not None}
         purpose = {
-            "cells": [cell.key for cell in self.one.cells],
-            "folds": [t.node.digest for t in self.one.targets if t.node is not None],
+            "cells": [cell.key for cell in self.planned.cells],
+            "folds": [t.node.digest for t in self.planned.summations if t.node is not None],
         }
         facts = {"rows": self.dataset.fingerprint, "place": asdict(self.place), "dropped": dropped, **purpose}
         self.store.write_checkpoint(self.key, facts, evidence)
@@ -245,16 +245,16 @@ class Course:
 
     def _drop_unstorable(self) -> None:
         """A sum that no file can hold is its own cell's failure."""
-        for target, total in self.totals.items():
+        for summation, total in self.totals.items():
             try:
-                if total is not None and target.error is None:
+                if total is not None and summation.error is None:
                     storable(total)
             except Exception as error:
-                target.error = error
+                summation.error = error
 
     def _resumed(self) -> tuple[Facts | None, dict[str, EvidenceTree]]:
-        """The furthest checkpoint over these rows that holds all of the pass's targets, and perhaps finished ones."""
-        wanted = {t.key for t in self.one.targets}
+        """The furthest checkpoint over these rows that holds all summations of the pass, and perhaps finished ones."""
+        wanted = {t.key for t in self.planned.summations}
         able: list[tuple[int, str]] = []
         for key in [] if self.plan.options.fresh else self.store.checkpoints():
             facts, names = self._outlook(key)
@@ -287,8 +287,8 @@ def _joined(before: Mapping[str, list[Any]], new: Mapping[str, Flaw]) -> dict[st
     return {**before, **{k: [found.count, found.per] for k, found in totals.items()}}
 
 
-def _of_prefix(target: Target) -> str:
-    return f"{target.key} prefix"
+def _of_prefix(summation: Summation) -> str:
+    return f"{summation.key} prefix"
 
 
 def _tokens(batch: Batch | PairBatch) -> int:
@@ -296,5 +296,5 @@ def _tokens(batch: Batch | PairBatch) -> int:
 
 
 def _restored(undefined: bool, reason: str) -> Exception:
-    """The error of a target that had dropped out of a pass when it was interrupted."""
+    """The error of a summation that had dropped out of a pass when it was interrupted."""
     return Undefined(reason) if undefined else RuntimeError(f"{reason} (before this run was interrupted)")

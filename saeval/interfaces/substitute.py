@@ -152,3 +152,12 @@ class Control(Stateless, ABC):
     def copies(self) -> int:
         """How many independent draws of this control there are; their spread enters the error bar."""
         return 1
+
+
+def control_faults(control: type[Control]) -> str | None:
+    """Why a class is no usable control, in a sentence; None for a sound one."""
+    if not callable(getattr(control, "build", None)):
+        return "it has no method 'build'"
+    if control.per not in ("hook", "sae"):
+        return f"'per' is {control.per!r}; it must be 'hook' or 'sae'"
+    return None

@@ -46,12 +46,12 @@ class Plan:
     cells: list[Cell]
     options: RunOptions
     check_hooks: Any = None
-    looks: Mapping[str, Mapping[str, Argument]] = field(default_factory=dict)
+    examined: Mapping[str, Mapping[str, Argument]] = field(default_factory=dict)
     """What the preflight of an SAE asks for, by the SAE's key."""
     proofs: Mapping[str, Mapping[str, Argument]] = field(default_factory=dict)
     """What the proof of a resume asks for, by the hook."""
     final: Mapping[str, Argument] | None = None
-    """What a look at the model's clean final state asks for; None without a model."""
+    """What the examination of the model's clean final state asks for; None without a model."""
     places: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     """Where each SAE stands in the suite."""
     stopping: Stopping | None = None
@@ -135,10 +135,10 @@ class _Planner:
             subjects.check_hooks(saes, found.evaluation.context or _PROBE_TOKENS)
             return self.problems[before:]
 
-        looks = {s.key: requests for s in saes if (requests := _look(graph, s)) is not None}
+        examined = {s.key: requests for s in saes if (requests := _examination_requests(graph, s)) is not None}
         return Plan(
             self.suite, self.registry, spec, found, [*saes, *controls], cells, self.options,
-            check_hooks, looks, _proofs(graph, cells), _final(graph) if spec else None, subjects.places, stop,
+            check_hooks, examined, _proofs(graph, cells), _final(graph) if spec else None, subjects.places, stop,
             self._passing(spec, [*saes, *controls]),
         )  # fmt: skip
 
@@ -311,7 +311,7 @@ def _identity(spec: ModelSpec) -> dict[str, Any]:
     return dict(spec.identity()) | ({"live": spec.live_key} if spec.live_key else {})
 
 
-def _look(graph: Graph, sae: Subject) -> dict[str, Argument] | None:
+def _examination_requests(graph: Graph, sae: Subject) -> dict[str, Argument] | None:
     """What it takes to examine an SAE; None where the suite has no activations to show it."""
     try:
         return {name: graph.resolve(name, Binding(sae)) for name in ("sae", "sae_input", "activations", "mask")}

@@ -1,4 +1,4 @@
-"""Adaptive stopping: at which rows a pass looks at its errors, and when they are small enough."""
+"""Adaptive stopping: at which rows a run may stop, and when its errors are small enough."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from saeval.plan.cell import Cell
 from saeval.suite.schema import Suite
 
 FIRST = 64
-"""Documents of the first look."""
+"""Documents before the first stopping point."""
 
 
-class Look(NamedTuple):
-    """A place of the stream: so many rows from its beginning, of so many documents."""
+class StoppingPoint(NamedTuple):
+    """A row of the stream at which a run may stop: how many rows and documents come before it."""
 
     sequences: int
     documents: int
 
 
-def looks(clusters: Int[np.ndarray, "n"]) -> list[Look]:
-    """Where a pass over rows of these documents looks at its errors, always before the end.
+def stopping_points(clusters: Int[np.ndarray, "n"]) -> list[StoppingPoint]:
+    """The points at which a run over rows of these documents may stop, all before its end.
 
-    The first look takes every row before the 65th document first appears, so all that the stream shows of its first
-    64 documents; the next ones those of the first 128, 256, ... Where the documents run out, each further look has
-    twice the rows of the one before. Whole documents, one after the other, are never cut by the former looks.
+    The first takes every row before the 65th document first appears, so all that the stream shows of its first
+    64 documents; the next ones those of the first 128, 256, ... Where the documents run out, each further point has
+    twice the rows of the one before. Whole documents, one after the other, are never cut by the former points.
     """
     first = np.sort(np.unique(clusters, return_index=True)[1])
     ends: list[int] = []
@@ -39,19 +39,19 @@ def looks(clusters: Int[np.ndarray, "n"]) -> list[Look]:
         ends.append(int(first[documents]))
     while ends and 2 * ends[-1] < len(clusters):
         ends.append(2 * ends[-1])
-    return [Look(end, int((first < end).sum())) for end in ends]
+    return [StoppingPoint(end, int((first < end).sum())) for end in ends]
 
 
 def precise(history: Sequence[Mapping[str, float | None]], targets: Mapping[str, float]) -> bool:
-    """The stopping rule: whether to stop at the last look of `history`.
+    """The stopping rule: True if the run stops at the last point of `history`.
 
-    `history` holds for each look so far, in order, the largest standard error over all subjects of each value of
-    `targets`, in its unit; None where the value of some subject has none yet. True where at the last two looks every
-    error is at most its target: an error that is small once by chance stops nothing.
+    `history` holds for each stopping point so far, in order, the largest standard error over all subjects of each value
+    of `targets`, in its unit; None where the value of some subject has none yet. The run stops where every error is at
+    most its target at the last two points: an error that is small once by chance stops nothing.
     """
     return len(history) > 1 and all(
-        (error := look.get(name)) is not None and error <= target
-        for look in history[-2:]
+        (error := errors_then.get(name)) is not None and error <= target
+        for errors_then in history[-2:]
         for name, target in targets.items()
     )
 

@@ -1,22 +1,23 @@
-"""Everything that has a name: metrics, quantities, SAEs, models, data, controls, suites, reports."""
+"""Everything that has a name, of every kind in `KINDS`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Generic, Literal, TypeVar
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from saeval.base.errors import SaevalError, UnknownNameError, blamed, said
 from saeval.base.identity import Origin
 from saeval.base.parameters import schema
 from saeval.interfaces.data import Source
-from saeval.interfaces.metric import Metric, faults
+from saeval.interfaces.metric import Metric
 from saeval.interfaces.model import ModelAdapter, RegisteredModel
 from saeval.interfaces.quantity import Quantity
 from saeval.interfaces.sae import RegisteredSAE, SAELoader
 from saeval.interfaces.substitute import Control
 from saeval.registry.discovery import Failure, Plugins
+from saeval.registry.kinds import KINDS, NamedKind
 from saeval.results.report import Report
 from saeval.suite.schema import RegisteredSuite
 
@@ -69,21 +70,51 @@ class Names(Generic[T]):
 
 
 class Registry:
-    """All names that the plugins of this process supply."""
+    """All names that the plugins of this process supply: an attribute for each of `KINDS`, made when first used."""
+
+    metrics: Names[type[Metric]]
+    quantities: Names[Quantity]
+    controls: Names[type[Control]]
+    loaders: Names[type[SAELoader]]
+    data: Names[type[Source]]
+    saes: Names[RegisteredSAE]
+    models: Names[RegisteredModel]
+    adapters: Names[type[ModelAdapter]]
+    suites: Names[RegisteredSuite]
+    reports: Names[Report]
 
     def __init__(self, plugins: Plugins) -> None:
         self.plugins = plugins
 
-    def _names(self, kind: str, hook: str, accept: Callable[[Any], bool], wrap: Callable[..., Any]) -> Names[Any]:
+    if not TYPE_CHECKING:  # type checkers know the attributes above and no others
+
+        def __getattr__(self, attribute: str) -> Names[Any]:
+            for kind in KINDS:
+                if kind.attribute == attribute:
+                    setattr(self, attribute, names := self._names(kind))
+                    return names
+            raise AttributeError(f"a registry has no '{attribute}'")
+
+    def every(self, listed: str | None = None) -> Iterator[tuple[NamedKind, Names[Any]]]:
+        """The names of every kind, or of those that `saeval ls` lists under a word, in the order of `KINDS`."""
+        for kind in KINDS:
+            if listed in (None, kind.listed):
+                yield kind, getattr(self, kind.attribute)
+
+    def _names(self, kind: NamedKind) -> Names[Any]:
         entries = []
-        for thing, origin in self.plugins.collect(hook):
+        together = [other for other in KINDS if other.hook == kind.hook]
+        for thing, origin in self.plugins.collect(kind.hook):
             try:
-                if not accept(thing):
-                    if hook != "saeval_models":  # the one hook with two kinds of things
-                        error = f"{hook} returned {_shown(thing)}, which is no {kind}"
+                if not kind.accepts(thing):
+                    if kind is together[0] and not any(other.accepts(thing) for other in together):
+                        words = " or ".join(other.word for other in together)
+                        error = f"{kind.hook} returned {_shown(thing)}, which is no {words}"
                         self.plugins.failures.append(Failure(origin, error))
                     continue
-                made = wrap(thing, origin)
+                made = Quantity.of(thing, origin) if kind.supplied == "function" else thing
+                if kind.faults and (fault := resolve_name(kind.faults)(made)):
+                    raise TypeError(fault)
                 name = made.name
                 if not isinstance(name, str) or not name:
                     raise TypeError(f"'name' is {name!r}; it must be text")
@@ -91,51 +122,11 @@ class Registry:
                     if missing := getattr(made, "__abstractmethods__", None):
                         raise TypeError(f"it lacks {', '.join(sorted(missing))}")
                     schema(made)  # a class whose parameters cannot be read would fail every listing
-            except (Exception, SystemExit) as error:  # a plugin's own fault is told with its name
-                self.plugins.failures.append(Failure(origin, f"{kind} {_shown(thing)}: {said(error)}"))
+            except (Exception, SystemExit) as error:  # a plugin's own fault is reported with its name
+                self.plugins.failures.append(Failure(origin, f"{kind.word} {_shown(thing)}: {said(error)}"))
                 continue
             entries.append(Entry(name, made, origin))
-        return Names(kind, entries, self.plugins.failures)
-
-    @cached_property
-    def metrics(self) -> Names[type[Metric]]:
-        return self._names("metric", "saeval_metrics", _subclass(Metric), _sound)
-
-    @cached_property
-    def quantities(self) -> Names[Quantity]:
-        return self._names("quantity", "saeval_quantities", callable, Quantity.of)
-
-    @cached_property
-    def loaders(self) -> Names[type[SAELoader]]:
-        return self._names("SAE format", "saeval_sae_loaders", _subclass(SAELoader), _same)
-
-    @cached_property
-    def saes(self) -> Names[RegisteredSAE]:
-        return self._names("SAE", "saeval_saes", _instance(RegisteredSAE), _same)
-
-    @cached_property
-    def adapters(self) -> Names[type[ModelAdapter]]:
-        return self._names("model adapter", "saeval_models", _subclass(ModelAdapter), _same)
-
-    @cached_property
-    def models(self) -> Names[RegisteredModel]:
-        return self._names("model", "saeval_models", _instance(RegisteredModel), _same)
-
-    @cached_property
-    def data(self) -> Names[type[Source]]:
-        return self._names("data source", "saeval_data", _subclass(Source), _same)
-
-    @cached_property
-    def controls(self) -> Names[type[Control]]:
-        return self._names("control", "saeval_controls", _subclass(Control), _sound_control)
-
-    @cached_property
-    def suites(self) -> Names[RegisteredSuite]:
-        return self._names("suite", "saeval_suites", _instance(RegisteredSuite), _same)
-
-    @cached_property
-    def reports(self) -> Names[Report]:
-        return self._names("report format", "saeval_reports", _instance(Report), _same)
+        return Names(kind.word, entries, self.plugins.failures)
 
 
 def accepting(names: Names[Any], live: object, plugins: Plugins) -> Any:
@@ -177,32 +168,3 @@ def writer(reports: Names[Report], name: str, of: Literal["write", "compare"]) -
             return text
 
     return written
-
-
-def _same(thing: Any, origin: Origin) -> Any:
-    return thing
-
-
-def _sound(metric: type[Metric], origin: Origin) -> type[Metric]:
-    """A metric as it is, if suites can use it."""
-    fault = faults(metric)
-    if fault:
-        raise TypeError(fault)
-    return metric
-
-
-def _sound_control(control: type[Control], origin: Origin) -> type[Control]:
-    """A control as it is, if suites can use it."""
-    if not callable(getattr(control, "build", None)):
-        raise TypeError("it has no method 'build'")
-    if control.per not in ("hook", "sae"):
-        raise TypeError(f"'per' is {control.per!r}; it must be 'hook' or 'sae'")
-    return control
-
-
-def _subclass(base: type) -> Callable[[Any], bool]:
-    return lambda thing: isinstance(thing, type) and issubclass(thing, base)
-
-
-def _instance(base: type) -> Callable[[Any], bool]:
-    return lambda thing: isinstance(thing, base)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from saeval.base.errors import log, said
 from saeval.base.escapes import file_name, html, markdown, plot
-from saeval.base.whole_files import ROOM, tidy, write
+from saeval.base.whole_files import ROOM, sync, tidy, write
 from saeval.results.board import damaged_in_words, limit_in_words
 from saeval.results.report import Report
 from saeval.stats.estimate import doubts
@@ -54,6 +54,7 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
             write(path, content, f"{ROOM} --to")
             written.append(path)
     if written:
+        sync(folder)
         tidy(folder)
     return written, failed
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from saeval.results.board import Entry
-from saeval.stats.estimate import LEAST, Estimate, Support
+from saeval.stats.estimate import LEAST, Estimate, Support, reach95, t_test
+from saeval.stats.estimate import ROUNDING as ROUNDING  # also for tests of all pairs
 
 ALPHA = 0.05
 POWER = 0.8
 _SAME = 1e-5
 """Standard errors below which two numbers that went through different sums are one."""
-ROUNDING = 1e-12
-"""Differences this small, relative to the two values, are float64's and no finding."""
 
 
 @dataclass(frozen=True)
@@ -49,27 +48,19 @@ class Difference:
     @property
     def ci95(self) -> tuple[float, float] | None:
         """95% interval by the t quantile; None where all documents agree, which tells nothing of its width."""
-        from scipy.special import stdtrit  # late: `saeval ls` compares nothing
-
         error = self.stderr
         if not error:
             return None
-        reach = float(stdtrit(self.dof, 1 - ALPHA / 2)) * error
+        reach = reach95(error, self.dof)
         return self.value - reach, self.value + reach
 
     @property
     def p_value(self) -> float | None:
-        """Two-sided p value of the paired t test that the true difference is 0.
-
-        Where the difference is the same whichever document is left out, there is no t: then it is that of the sign
-        test, 2^(1 - effective documents), since all documents agree. None without an error, and where both are equal.
-        """
-        from scipy.special import stdtr  # late: as above
-
+        """Two-sided p value of the paired `t_test`; None without an error, and where both are equal."""
         error = self.stderr
-        if error is None or (error == 0 and abs(self.value) <= self.rounding):
+        if error is None:
             return None
-        return float(2 * stdtr(self.dof, -abs(self.value) / error)) if error else 2.0**-self.dof
+        return t_test(self.value if abs(self.value) > self.rounding or error else 0.0, error, self.dof)
 
     def repeats(self, other: Difference) -> bool:
         """Whether this is the test that the other is: every document moves both alike, up to a factor.
@@ -91,7 +82,7 @@ class Difference:
     @property
     def detectable(self) -> float | None:
         """Minimum detectable difference, found by one test at 5% with a power of 80%: t.975 + t.80 standard errors."""
-        from scipy.special import stdtrit  # late: as above
+        from scipy.special import stdtrit  # late: `saeval ls` compares nothing
 
         if not self.stderr:
             return None

@@ -20,7 +20,7 @@ import numpy as np
 
 from saeval.base.errors import SaevalError, expanded, looked_up, said
 from saeval.base.sealed_json import DamagedError, EarlierError, sealed, unsealed, validated
-from saeval.base.whole_files import ROOM, tidy, write
+from saeval.base.whole_files import ROOM, sync, tidy, write
 from saeval.results.records import ManifestRecord, ResultRecord
 from saeval.results.result import FORM, Result
 from saeval.stats.evidence import Evidence, EvidenceTree
@@ -276,8 +276,10 @@ class Store:
     def drop_checkpoints(self, ended: Collection[str]) -> None:
         """Forget the passes that have `ended`, those whose cells have all been computed since, and abandoned ones.
 
-        A pass that another run was interrupted in keeps its checkpoint.
+        A pass that another run was interrupted in keeps its checkpoint. Results and folds are safe on the disk first.
         """
+        for folder in self._folders:
+            sync(folder)
         for key in self.checkpoints():
             path = self.folder / "passes" / f"{key}.npz"
             if key in ended or self._computed(key) or _age_in_days(path) > _ABANDONED_DAYS:
@@ -294,8 +296,12 @@ class Store:
 
     def tidy(self) -> None:
         """Remove what killed processes left half-written."""
-        for folder in (self.folder, self.folder / "folds", self.folder / "passes"):
+        for folder in self._folders:
             tidy(folder)
+
+    @property
+    def _folders(self) -> tuple[Path, ...]:
+        return self.folder, self.folder / "folds", self.folder / "passes"
 
 
 def _shared(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,29 @@ CHANCE = 0.01
 LEAST = 1.1
 """Effective documents below which there is neither an interval nor a test."""
 
+ROUNDING = 1e-12
+"""Errors and differences this small, relative to the values, are float64's."""
+
+
+def reach95(error: float, dof: float) -> float:
+    """How far the 95% interval reaches to either side of a value, by the t quantile."""
+    from scipy.special import stdtrit  # late: it takes a tenth of a second, and `saeval ls` shows no interval
+
+    return float(stdtrit(dof, 0.975)) * error
+
+
+def t_test(value: float, error: float, dof: float) -> float | None:
+    """Two-sided p value of the t test that the true value is 0.
+
+    Where the value is the same whichever document is left out, its error is 0 and there is no t: then it is that of the
+    sign test, 2^-dof, since all documents agree. None where the value is 0 as well.
+    """
+    from scipy.special import stdtr  # late: as above
+
+    if error == 0:
+        return 2.0**-dof if value else None
+    return float(2 * stdtr(dof, -abs(value) / error))
+
 
 @dataclass(frozen=True)
 class Support:
@@ -148,13 +171,19 @@ class Estimate:
     @property
     def ci95(self) -> tuple[float, float] | None:
         """95% interval by the t quantile, `effective` - 1 degrees of freedom; None below 1.1 effective documents."""
-        from scipy.special import stdtrit  # late: it takes a tenth of a second, and `saeval ls` shows no interval
-
         error = self.stderr
         if error is None or self.effective < LEAST or not math.isfinite(self.value):
             return None
-        reach = float(stdtrit(self.effective - 1, 0.975)) * error
+        reach = reach95(error, self.effective - 1)
         return self.value - reach, self.value + reach
+
+    @property
+    def p_value(self) -> float | None:
+        """Two-sided p value of `t_test` that the true value is 0; None below 1.1 effective documents."""
+        error = self.stderr
+        if error is None or self.effective < LEAST or not math.isfinite(error):
+            return None
+        return t_test(self.value, error if error > ROUNDING * abs(self.value) else 0.0, self.effective - 1)
 
     @property
     def support(self) -> Support:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saeval.stats.estimate import Estimate
+from saeval.stats.estimate import Estimate, reach95
 from saeval.stats.evidence import Evidence, Ratio, Stamp, binned, nth
 from saeval.stats.randomness import hashed
 from saeval.stats.values import Better, Scalar
@@ -106,8 +106,6 @@ class Quantiles(Evidence):
         )  # fmt: skip
 
     def _estimate(self, q: float, n: Int[np.ndarray, "groups"]) -> tuple[Estimate, tuple[float, float] | None]:
-        from scipy.special import stdtrit  # late: it takes a tenth of a second, and listings need no interval
-
         sizes, total = n.astype(np.float64), int(n.sum())
         reached = np.append(0, self.counts.sum(0).cumsum())
 
@@ -123,7 +121,7 @@ class Quantiles(Evidence):
         if not share.stderr:
             sure = None if share.stderr is None else (value, value)
             return Estimate(value, np.full(len(n), value), sizes, total), sure
-        reach = float(stdtrit(share.effective - 1, 0.975)) * share.stderr
+        reach = reach95(share.stderr, share.effective - 1)
         low, high = at(q - reach), at(q + reach)
         slope = self._slope(q, part) or (high - low) / (2 * reach)
         return Estimate(value, value - slope * (share.without - share.value), sizes, total), (low, high)

@@ -182,16 +182,16 @@ def _plain(cell: Any) -> Any:
 Value: TypeAlias = Scalar | Curve | Table | Array | Notes
 
 
-def named_values(name: str, conclusion: Value | Mapping[str, Value] | Estimate | float) -> dict[str, Value]:
-    """A conclusion as values by name; a single value bears the metric's `name`."""
-    if isinstance(conclusion, Value):
-        return {name: conclusion}
-    if isinstance(conclusion, Estimate | float | int):
-        return {name: Scalar(conclusion)}
-    if isinstance(conclusion, Mapping) and all(isinstance(v, Value) for v in conclusion.values()):
-        return dict(conclusion)
+def named_values(name: str, returned: Value | Mapping[str, Value] | Estimate | float) -> dict[str, Value]:
+    """The values that `conclude` returned, by name; a single value bears the metric's `name`."""
+    if isinstance(returned, Value):
+        return {name: returned}
+    if isinstance(returned, Estimate | float | int):
+        return {name: Scalar(returned)}
+    if isinstance(returned, Mapping) and all(isinstance(v, Value) for v in returned.values()):
+        return dict(returned)
     raise TypeError(
-        f"conclude returned {type(conclusion).__name__}; return a Scalar, a Curve, a Table, an Array or a dict of them"
+        f"conclude returned {type(returned).__name__}; return a Scalar, a Curve, a Table, an Array or a dict of them"
     )
 
 

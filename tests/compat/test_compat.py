@@ -13,7 +13,7 @@ from saeval.base.errors import SaevalError
 from saeval.testing import evaluate
 from saeval.testing.claims import some
 from saeval_compat import saebench
-from saeval_compat.rows import Rows
+from saeval_compat.token_rows import TokenRows
 
 
 @pytest.mark.parametrize("boundary", [None, 5, CONTEXT], ids=["one-document", "two-documents", "no-last-target"])
@@ -184,14 +184,14 @@ def test_rows_come_as_they_are(model, sae, tokens, tmp_path):
 def test_rows_that_are_none_are_refused(tmp_path, rows, complaint):
     np.save(tmp_path / "rows.npy", rows)
     with pytest.raises(SaevalError, match=complaint):
-        Rows(str(tmp_path / "rows.npy")).dataset("evaluation")
+        TokenRows(str(tmp_path / "rows.npy")).dataset("evaluation")
 
 
 def test_rows_need_a_file_and_have_no_fit_split(tmp_path):
     with pytest.raises(SaevalError, match="no such file"):
-        Rows(str(tmp_path / "none.npy"))
+        TokenRows(str(tmp_path / "none.npy"))
     (tmp_path / "text.npy").write_text("no array")
-    broken = Rows(str(tmp_path / "text.npy"))
+    broken = TokenRows(str(tmp_path / "text.npy"))
     with pytest.raises(SaevalError, match=r"expected an array in a \.npy file"):
         broken.dataset("evaluation")
     with pytest.raises(SaevalError, match="no fit split"):

@@ -20,8 +20,7 @@ from saeval.testing.architectures import tiny_tokenizer
 from saeval.text.packing import Packer
 from saeval.text.tokens import TokenOptions, build_tokens
 from saeval_data.preferences import Preferences
-from saeval_data.text import Text
-from saeval_data.texts import Texts
+from saeval_data.text import Text, Texts
 from saeval_data.tokens import Tokens
 
 HALF = '{"text": "w1 \\ud83d w2", "chosen": "w1 \\ud83d", "rejected": "w2", "input_ids": [1], "owner": "\\ud83d"}\n'

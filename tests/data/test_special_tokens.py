@@ -13,7 +13,7 @@ from saeval.testing.architectures import tiny_tokenizer
 from saeval.testing.claims import every
 from saeval.text.tokens import TokenOptions, build_tokens
 from saeval_data.preferences import Preferences
-from saeval_data.texts import Texts
+from saeval_data.text import Texts
 from saeval_data.tokens import Tokens
 
 TOKENIZER = tiny_tokenizer()

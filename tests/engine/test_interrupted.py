@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,26 @@ def test_a_checkpoint_goes_when_its_cells_have_been_computed_in_other_passes(int
         assert store.checkpoints() == [checkpoint]
         run(store.folder.parent, model, [metric])
     assert store.checkpoints() == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot sync a folder")
+def test_results_are_on_the_disk_before_their_checkpoint_goes(interrupted, monkeypatch):
+    store, model, checkpoint = interrupted
+    folder, events, fsync, unlink = store.folder.stat().st_ino, [], os.fsync, Path.unlink
+
+    def synced(handle):
+        events.append("folder" if os.fstat(handle).st_ino == folder else "file")
+        fsync(handle)
+
+    def unlinked(path, **options):
+        events.append(path.stem)
+        unlink(path, **options)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "unlink", unlinked)
+    run(store.folder.parent, model)
+    assert events.index("folder") < events.index(checkpoint)
+    assert events.count("folder") == 1  # once a run: a folder takes as long as a file
 
 
 def test_a_checkpoint_that_nobody_resumes_is_forgotten_after_a_month(interrupted):

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from saeval.cli import KINDS, main
+from saeval.cli import main
+from saeval.registry.kinds import LISTED
 from saeval.testing.claims import some
 
 SLOW = (
@@ -46,7 +47,7 @@ def folder(tmp_path_factory):
 def test_listing_checking_and_showing_import_no_library_that_computes(folder):
     suite, results = str(folder / "small.yaml"), str(folder / "small")
     verbs = [
-        *(["ls", kind] for kind in KINDS),
+        *(["ls", kind] for kind in LISTED),
         ["show", "ce"],
         ["show", results],
         ["check", suite, "--out", str(folder / "nowhere")],

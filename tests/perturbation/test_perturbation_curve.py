@@ -17,7 +17,7 @@ from saeval.stats.evidence import Stamp
 from saeval.testing import TinyModel, TinySAE, tiny_tokens
 from saeval.testing.claims import some
 from saeval_perturbation.bins import COLUMNS, EDGES, by_cosine, in_bins
-from saeval_perturbation.pages import Place, pages
+from saeval_perturbation.pages import HookSite, pages
 
 
 def saes(count, hook_name="blocks.1.hook_resid_pre"):
@@ -113,6 +113,29 @@ def test_bins_find_a_planted_crossing_and_leave_thin_bins_undefined():
     assert low["share_worse"] < 0.25 < 0.6 < high["share_worse"]
 
 
+def test_a_bin_in_which_all_documents_agree_has_the_p_value_of_the_sign_test():
+    cosine, documents = torch.full((80, 10), 0.6).double(), np.arange(80) // 2
+    (same,) = binned(cosine, torch.full((80, 10), -1.0).double(), documents)
+    assert (same["stderr"], same["p"]) == (0, 2.0**-39)
+    (none,) = binned(cosine, torch.zeros(80, 10).double(), documents)
+    assert none["p"] is None
+
+
+def test_a_bin_that_one_document_fills_is_not_tested():
+    difference = torch.randn(80, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    where = torch.zeros(80, 10, dtype=torch.bool)
+    where[:60] = True
+    where[60:, 0] = True
+    documents = np.concatenate([np.zeros(60, dtype=np.int64), np.arange(1, 21)])
+    total = {
+        name: part.stamp(Stamp(np.arange(80), documents, 21))
+        for name, part in in_bins(difference, torch.full((80, 10), 0.6).double(), where).items()
+    }
+    (row,) = by_cosine(total, "").record()["rows"]
+    assert row[COLUMNS.index("documents")] == 21
+    assert row[COLUMNS.index("p")] is row[COLUMNS.index("ci95_low")] is None
+
+
 def test_the_test_by_bin_is_false_five_times_in_a_hundred():
     """1,000 runs of 40 documents of two correlated sequences, with no difference anywhere."""
     generator = torch.Generator().manual_seed(0)
@@ -189,7 +212,7 @@ def test_pages_hold_a_plot_and_a_table_of_each_metric():
     ],
 )
 def test_a_hook_has_a_place_in_the_plots(hook, place):
-    found = Place.of(hook)
+    found = HookSite.of(hook)
     assert (found.site, found.layer) == place
 
 

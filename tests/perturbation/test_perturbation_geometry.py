@@ -12,7 +12,7 @@ from saeval.base.errors import Undefined
 from saeval.stats.evidence import Moments, Sample
 from saeval.stats.randomness import hashed
 from saeval.testing.claims import some
-from saeval_perturbation import fitted, noise
+from saeval_perturbation import noise
 from saeval_perturbation.geometry import at_cosine, cosines, matched, perpendicular, scaled_to, unit, verify
 
 COSINES = (-1.0, -0.999, -0.5, 0.0, 0.5, 0.9, 0.999, 1 - 1e-9, 1.0)
@@ -100,9 +100,9 @@ MASK = torch.ones(SHAPE[:2], dtype=torch.bool)
 MASK[0, :4] = False
 KEYS = hashed(np.arange(3)[:, None], np.arange(10)[None])
 HOOK = "blocks.1.hook_resid_pre"
-ROOT = fitted.fit_covariance_root(Moments.of(X, MASK, covariance=True))
+ROOT = noise.fit_covariance_root(Moments.of(X, MASK, covariance=True))
 MANY = torch.ones(1, 500, dtype=torch.bool)
-OTHERS = fitted.fit_displacements(Sample.of(random(1, 500, 16, seed=5).float(), MANY, 400))
+OTHERS = noise.fit_displacements(Sample.of(random(1, 500, 16, seed=5).float(), MANY, 400))
 
 
 def drawn(function, rows=slice(None), hook=HOOK, draw=0, seed=0, **further):
@@ -144,7 +144,7 @@ def test_covariance_noise_has_the_covariance_of_the_fit_split():
     scales = torch.tensor([5.0, 1.0, 0.2, 0.0])
     rows = (random(1, 5000, 4) * scales + 3).float()  # the mean is not noise
     everything = torch.ones(1, 5000, dtype=torch.bool)
-    root = fitted.fit_covariance_root(Moments.of(rows, everything, covariance=True))
+    root = noise.fit_covariance_root(Moments.of(rows, everything, covariance=True))
     keys = hashed(np.zeros((1, 1), dtype=int), np.arange(5000)[None])
     x, x_hat = torch.zeros(1, 5000, 4), torch.ones(1, 5000, 4)
     new = noise.cosine_matched_covariance(x, x_hat, everything, keys, HOOK, root, draw=0, seed=0)[0]
@@ -164,9 +164,9 @@ def test_where_another_tokens_error_has_no_direction_noise_is_isotropic():
 def test_without_a_fit_split_and_in_one_dimension_there_is_no_noise():
     empty = torch.zeros(1, 3, dtype=torch.bool)
     with pytest.raises(Undefined, match="fit split has no token"):
-        fitted.fit_covariance_root(Moments.of(X[:1, :3], empty, covariance=True))
+        noise.fit_covariance_root(Moments.of(X[:1, :3], empty, covariance=True))
     with pytest.raises(Undefined, match="leave 'shuffled_error' out"):
-        fitted.fit_displacements(Sample.of(X[:1, :3], empty, 5))
+        noise.fit_displacements(Sample.of(X[:1, :3], empty, 5))
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])

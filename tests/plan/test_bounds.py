@@ -21,8 +21,7 @@ from saeval.text import packing
 from saeval.text.tokens import TokenOptions, build_tokens
 from saeval_data import files
 from saeval_data.preferences import Preferences
-from saeval_data.text import Text
-from saeval_data.texts import Texts
+from saeval_data.text import Text, Texts
 from saeval_data.tokens import Tokens
 
 HUGE = "0x" + "f" * 6000

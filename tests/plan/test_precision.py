@@ -1,4 +1,4 @@
-"""Adaptive stopping: where it looks, when it stops, and that nothing but the numbers decides it."""
+"""Adaptive stopping: where it stopping_points, when it stops, and that nothing but the numbers decides it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saeval import Mean, Metric, Scalar, Undefined, cli
-from saeval.plan.precision import FIRST, looks, precise
+from saeval.plan.precision import FIRST, precise, stopping_points
 from saeval.results.leaderboard import boards
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import numbers, some
@@ -40,14 +40,14 @@ def adaptive():
 
 @pytest.fixture(scope="module")
 def places():
-    return looks(documents().clusters)
+    return stopping_points(documents().clusters)
 
 
 def by_cell(results):
     return {(r.subject, r.metric): r for r in results}
 
 
-# Where it looks
+# Where it stopping_points
 
 
 @given(st.integers(0, 400), st.integers(0, 99), st.booleans())
@@ -57,7 +57,7 @@ def test_a_look_takes_all_that_the_stream_shows_of_its_first_documents(count_of_
     clusters = np.repeat(np.arange(len(sizes)), sizes)
     if shuffled:
         clusters = np.random.default_rng(seed).permutation(clusters)
-    found = looks(clusters)
+    found = stopping_points(clusters)
     ends = [look.sequences for look in found]
     assert ends == sorted(set(ends))
     assert max(ends, default=0) < len(clusters) or not len(clusters)

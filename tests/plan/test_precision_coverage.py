@@ -13,7 +13,7 @@ import saeval
 from saeval import Mean
 from saeval.base.run_options import RunOptions
 from saeval.plan.plan import plan
-from saeval.plan.precision import looks, precise
+from saeval.plan.precision import precise, stopping_points
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
 from saeval.suite.schema import validate
@@ -54,7 +54,7 @@ class Text:
         """Where a stream in this order stops, by the engine's own rule, and the estimates there; None at its end."""
         documents = self.clusters[rows] if documents is None else documents
         history = []
-        for look in looks(documents):
+        for look in stopping_points(documents):
             end = look.sequences
             found = self.estimates(rows[:end], documents[:end])
             history.append({"ce.delta_ce": max(one.stderr for one in found)})

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from saeval import Metric, SaevalError, Scalar, cli, hookimpl
+from saeval.cli.listing import listing
+from saeval.interfaces.model import RegisteredModel
 from saeval.registry.discovery import Plugins
+from saeval.registry.kinds import KINDS
 from saeval.registry.registry import Registry
 from saeval.testing import check_metric, evaluate_tiny, tiny_plugins
 from saeval.testing.claims import some
@@ -175,6 +178,34 @@ def test_a_hook_that_raises_or_returns_no_list_is_a_failure_of_its_plugin_alone(
     assert "return a list" in told["Returns"]
     assert "did you mean 'saeval_metrics'?" in told["Misspells"]
     assert "is no control" in told["WrongThing"]
+
+
+def test_every_kind_of_name_is_an_attribute_of_the_registry_and_listed():
+    registry = Registry(Plugins())
+    assert set(Registry.__annotations__) == {kind.attribute for kind in KINDS}
+    for kind, names in some(registry.every()):
+        assert names is getattr(registry, kind.attribute)
+        assert set(names.names()) <= {row["name"] for row in listing(registry, kind.listed)}
+    with pytest.raises(AttributeError, match="a registry has no 'metric'"):
+        registry.metric  # noqa: B018
+
+
+def test_a_model_of_neither_kind_is_a_failure_and_one_supplied_twice_is_listed_as_refused():
+    class Supplies:
+        def __init__(self, *models):
+            self.models = models
+
+        @hookimpl
+        def saeval_models(self):
+            return list(self.models)
+
+    plugins = Plugins()
+    plugins.add(Supplies("no model", RegisteredModel("twice", "huggingface", {})), "first")
+    plugins.add(Supplies(RegisteredModel("twice", "huggingface", {})), "second")
+    rows = [row for row in listing(Registry(plugins), "models") if row["name"] == "twice"]
+    assert rows[-1]["description"] == "supplied twice: refused"
+    (failure,) = [f for f in plugins.failures if f.origin.distribution == "first"]
+    assert failure.error == "saeval_models returned 'no model', which is no model or model adapter"
 
 
 class Unfinished(Metric):

@@ -317,14 +317,14 @@ def test_k_steps_cost_k_resumes_a_side_whatever_the_number_of_saes_there():
 def test_check_counts_the_steps_beforehand(tmp_path):
     from saeval.api import prepare
     from saeval.base.run_options import RunOptions
-    from saeval.cli.plan_text import outline
+    from saeval.cli.plan_text import plan_in_words
     from saeval.results.store import Store
 
     (tmp_path / "s.yaml").write_text(
         "suite: s\nmodel: {use: testbed-reward}\ndata: {use: testbed-preferences, made: 60, pairs: 32}\n"
         "saes: [testbed-reward/topk]\nmetrics: [{reward_groups: {steps: 7, largest: 2}}]\n"
     )
-    told = outline(prepare(tmp_path / "s.yaml", Registry(plugins()), RunOptions()), Store(tmp_path / "out"))
+    told = plan_in_words(prepare(tmp_path / "s.yaml", Registry(plugins()), RunOptions()), Store(tmp_path / "out"))
     sides = 2 * 2  # two batches of two sides: the steps and the baseline, then two groups and their strongest
     assert (
         f"attribution_totals over the planned tokens: {sides} clean passes at blocks.2.hook_resid_pre, {sides * 8}"

@@ -13,7 +13,7 @@ from saeval import SaevalError, cli
 from saeval.registry.discovery import Plugins
 from saeval.testing import TinyModel, TinyPairs, TinySAE
 from saeval.testing.claims import some
-from saeval_reward.rows import Rows
+from saeval_reward.per_pair import PerPair
 
 
 @pytest.fixture(autouse=True)
@@ -223,11 +223,11 @@ def test_rows_join_in_any_order_and_are_restored_bit_for_bit():
 
     def part(ids):
         ids = np.array(ids)
-        return Rows.of(x=ids * 1.5, label=np.array([f"l{i}" for i in ids])).stamp(Stamp(ids, ids % 3, 3))
+        return PerPair.of(x=ids * 1.5, label=np.array([f"l{i}" for i in ids])).stamp(Stamp(ids, ids % 3, 3))
 
     one = part([0, 1]) + part([2]) + part([3, 4, 5]) + part([6])
     other = (part([6]) + part([3, 4, 5])) + (part([2]) + part([0, 1]))
-    for rows in (other, Rows.from_state(one.state())):
+    for rows in (other, PerPair.from_state(one.state())):
         assert np.array_equal(rows["x"], one["x"])
         assert rows["label"].tolist() == one["label"].tolist() == [f"l{i}" for i in range(7)]
         assert np.array_equal(rows.clusters, one.clusters)

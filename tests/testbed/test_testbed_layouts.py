@@ -10,7 +10,7 @@ import torch
 import saeval
 import saeval_testbed
 from saeval.testing.claims import none, some
-from saeval_testbed.layouts import (
+from saeval_testbed.exports import (
     TOLERANCE,
     dictionary_learning_tensors,
     difference,

@@ -1,4 +1,4 @@
-"""Writes SAEs in the layouts of other libraries, exactly: what is written encodes and decodes as what was trained."""
+"""Writes SAEs in the formats of other libraries, exactly: what is written encodes and decodes as what was trained."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
+
+from saeval.plugin import ROOM, write
 
 TOLERANCE = 1e-5
 _HALF = torch.float16
@@ -99,8 +101,8 @@ def _verified(sae: Any, tensors: dict[str, Tensor], sample: Tensor) -> dict[str,
 
 def write_dictionary_learning(sae: Any, folder: Path, sample: Tensor) -> None:
     """`ae.pt` and `config.json` in `folder`; `sample` `[n, d_in]` is what the conversion is checked on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(_verified(sae, dictionary_learning_tensors(sae), sample), folder / "ae.pt")
+    tensors = _verified(sae, dictionary_learning_tensors(sae), sample)
+    write(folder / "ae.pt", lambda file: torch.save(tensors, file), f"{ROOM} --out")
     layer, site = _place(sae)
     trainer = {
         "dict_class": "AutoEncoderTopK",
@@ -113,13 +115,13 @@ def write_dictionary_learning(sae: Any, folder: Path, sample: Tensor) -> None:
         "seed": sae.cfg.metadata.seed,
     }
     buffer = {"d_submodule": sae.cfg.d_in, "ctx_len": sae.cfg.metadata.context_size}
-    (folder / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": buffer}, indent=1) + "\n")
+    text = json.dumps({"trainer": trainer, "buffer": buffer}, indent=1)
+    write(folder / "config.json", f"{text}\n".encode(), f"{ROOM} --out")
 
 
 def write_sparsify(sae: Any, folder: Path, sample: Tensor) -> None:
     """`sae.safetensors` and `cfg.json` in `folder`, a hookpoint of a run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(_verified(sae, sparsify_tensors(sae), sample), folder / "sae.safetensors")
+    write(folder / "sae.safetensors", save(_verified(sae, sparsify_tensors(sae), sample)), f"{ROOM} --out")
     config = {
         "activation": "topk",
         "expansion_factor": sae.cfg.d_sae // sae.cfg.d_in,
@@ -131,7 +133,7 @@ def write_sparsify(sae: Any, folder: Path, sample: Tensor) -> None:
         "transcode": False,
         "d_in": sae.cfg.d_in,
     }
-    (folder / "cfg.json").write_text(json.dumps(config, indent=1) + "\n")
+    write(folder / "cfg.json", f"{json.dumps(config, indent=1)}\n".encode(), f"{ROOM} --out")
 
 
 def _place(sae: Any) -> tuple[int, str]:

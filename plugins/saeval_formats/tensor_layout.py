@@ -20,7 +20,7 @@ _WORDS = {"d": "d_in", "n": "d_sae"}
 
 
 @dataclass(frozen=True)
-class Layout:
+class TensorLayout:
     """Under which key and in which shape a format keeps each tensor, and what its formula does with them."""
 
     stored: Mapping[str, tuple[str, str]]

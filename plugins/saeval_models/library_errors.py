@@ -9,7 +9,7 @@ from saeval.plugin import SaevalError
 
 
 @contextmanager
-def blaming(what: str, remedy: str = "") -> Iterator[None]:
+def library_errors(what: str, remedy: str = "") -> Iterator[None]:
     """Whatever fails inside is a `SaevalError`: what was asked, what the library says of it, what to do."""
     try:
         yield

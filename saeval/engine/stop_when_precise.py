@@ -1,4 +1,4 @@
-"""`CommonStop`: passes over the same rows, streamed until every value that `precision:` names is precise."""
+"""`StopWhenPrecise`: passes over the same rows, streamed until every value that `precision:` names is precise."""
 
 from __future__ import annotations
 
@@ -8,112 +8,112 @@ from typing import Any, TypeAlias
 
 from saeval.base.errors import Problem, SuiteError, Undefined, suggestion
 from saeval.engine.cell_result import concluded, has_error
-from saeval.engine.evaluator import Scope
-from saeval.engine.running_pass import Course
+from saeval.engine.evaluator import Evaluator
+from saeval.engine.running_pass import RunningPass
 from saeval.interfaces.model import Model
 from saeval.plan.plan import Plan
-from saeval.plan.precision import Look, Stopping, largest, looks, precise
+from saeval.plan.precision import Stopping, StoppingPoint, largest, precise, stopping_points
 from saeval.stats.evidence import EvidenceTree
 from saeval.stats.values import Scalar, Value
 
 Folds: TypeAlias = Mapping[int, "EvidenceTree | Exception"]
 
 
-class CommonStop:
+class StopWhenPrecise:
     """The stop of all subjects: of one pass, or of several where their SAEs do not fit in memory together."""
 
     def __init__(
-        self, plan: Plan, stopping: Stopping, courses: Sequence[Course], model: Model | None, folds: Folds
+        self, plan: Plan, stopping: Stopping, running_passes: Sequence[RunningPass], model: Model | None, folds: Folds
     ) -> None:
-        self.plan, self.stopping, self.courses = plan, stopping, courses
+        self.plan, self.stopping, self.running_passes = plan, stopping, running_passes
         self._model, self._folds = model, folds
-        self._rows = courses[0].dataset
+        self._rows = running_passes[0].dataset
 
-    def reach(self, advance: Callable[[Course, int], None], known: Mapping[str, Any] | None) -> dict[str, Any]:
+    def reach(self, advance: Callable[[RunningPass, int], None], known: Mapping[str, Any] | None) -> dict[str, Any]:
         """Stream to the stop, or to the one `known` from finished cells; what results say of the sample taken.
 
         `SuiteError` where `precision:` names a value that there is not, or that no stop can depend on.
         """
-        between = looks(self._rows.clusters)
-        end = Look(len(self._rows), self._rows.n_clusters)
+        between = stopping_points(self._rows.clusters)
+        end = StoppingPoint(len(self._rows), self._rows.n_clusters)
         prefix = between[1] if len(between) > 1 else end  # no run stops earlier
         history: list[dict[str, Any]] = []
-        for look in [*between, end]:
-            for course in self.courses:
-                if course.place.row == 0:
-                    advance(course, min(course.place.batch_size, look.sequences))
-                    self._check(course)
-                advance(course, look.sequences)
-                if len(self.courses) > 1:
-                    course.scope.rest()
-            for course in self.courses:
-                if look == prefix:
-                    course.keep_prefix(look.documents)
-                if look != end and known is None and course.place.row == look.sequences:
-                    course.keep_errors(self._errors(course))
-                if len(self.courses) > 1:
-                    course.save()  # none goes on before all have, so that they can be resumed together
-            if known is not None and look.sequences == known["sequences"]:
+        for point in [*between, end]:
+            for running in self.running_passes:
+                if running.place.row == 0:
+                    advance(running, min(running.place.batch_size, point.sequences))
+                    self._check(running)
+                advance(running, point.sequences)
+                if len(self.running_passes) > 1:
+                    running.evaluator.release_weights()
+            for running in self.running_passes:
+                if point == prefix:
+                    running.keep_prefix(point.documents)
+                if point != end and known is None and running.place.row == point.sequences:
+                    running.keep_errors(self._errors(running))
+                if len(self.running_passes) > 1:
+                    running.save()  # none goes on before all have, so that they can be resumed together
+            if known is not None and point.sequences == known["sequences"]:
                 break
-            if look != end and known is None:
-                found = {name: self._largest(look, name) for name in self.stopping.targets}
+            if point != end and known is None:
+                found = {name: self._largest(point, name) for name in self.stopping.targets}
                 errors, whose = ({name: pair[i] for name, pair in found.items()} for i in (0, 1))
-                history.append({**look._asdict(), "errors": errors, "largest_of": whose})
+                history.append({**point._asdict(), "errors": errors, "largest_of": whose})
                 if precise([one["errors"] for one in history], self.stopping.targets):
                     break
         if known is not None:
             return {name: fact for name, fact in known.items() if name not in ("of_prefix", "prefix_components")}
         return {
-            "stopped_adaptively": look != end,
+            "stopped_adaptively": point != end,
             "precision": dict(self.stopping.targets),
-            **look._asdict(),
-            "tokens": self.courses[0].place.tokens,
+            **point._asdict(),
+            "tokens": self.running_passes[0].place.tokens,
             "of": end._asdict(),
-            "prefix": self.courses[0].place.prefix,
+            "prefix": self.running_passes[0].place.prefix,
             "looks": history,
         }
 
-    def scope(self, of_prefix: bool = False) -> Scope:
+    def evaluator(self, of_prefix: bool = False) -> Evaluator:
         """For conclusions: the folds that they ask for are sums over the same rows."""
         own: dict[int, EvidenceTree | Exception] = {}
-        for course in self.courses:
-            for target, total in (course.prefix if of_prefix else course.totals).items():
-                if target.node is not None:
-                    error = course.error(target)
+        for running in self.running_passes:
+            for summation, total in (running.prefix if of_prefix else running.totals).items():
+                if summation.node is not None:
+                    error = running.error(summation)
                     nothing = error or Undefined("there are no rows to sum over")
-                    own[target.node.serial] = nothing if error or total is None else total
-        return Scope(self._model, [], {**self._folds, **own}, 0)
+                    own[summation.node.serial] = nothing if error or total is None else total
+        return Evaluator(self._model, [], {**self._folds, **own}, 0)
 
-    def _values(self, course: Course) -> list[tuple[str, str, dict[str, Value]]]:
+    def _values(self, running: RunningPass) -> list[tuple[str, str, dict[str, Value]]]:
         """The name that asks, the subject, and its values: of every subject that has any now."""
-        scope, found = self.scope(), []
-        by_key = {target.key: target for target in course.one.targets}
-        for cell in course.one.cells:
+        evaluator, found = self.evaluator(), []
+        by_key = {summation.key: summation for summation in running.planned.summations}
+        for cell in running.planned.cells:
             for name in self.stopping.asked.get(cell.key, []):
-                if course.error(by_key[cell.key]) is not None:  # dropped out: no rows will give it an error
+                if running.error(by_key[cell.key]) is not None:  # dropped out: no rows will give it an error
                     continue
                 try:
-                    values = concluded(cell, course.totals[by_key[cell.key]], scope)
+                    values = concluded(cell, running.totals[by_key[cell.key]], evaluator)
                 except Exception:  # at the end it is that cell's outcome, and says so
                     continue
                 subject = ", ".join(f"{s.name}@{s.hook_name}" for s in cell.subjects)
                 found.append((name, subject, values))
         return found
 
-    def _errors(self, course: Course) -> dict[str, dict[str, float | None]]:
+    def _errors(self, running: RunningPass) -> dict[str, dict[str, float | None]]:
         errors: dict[str, dict[str, float | None]] = {name: {} for name in self.stopping.targets}
-        for name, subject, values in self._values(course):
+        for name, subject, values in self._values(running):
             errors[name][subject] = _error(values.get(name.partition(".")[2]))
         return errors
 
-    def _largest(self, look: Look, name: str) -> tuple[float | None, str | None]:
-        found = [course.place.errors.get(str(look.sequences), {}).get(name, {}) for course in self.courses]
+    def _largest(self, point: StoppingPoint, name: str) -> tuple[float | None, str | None]:
+        found = [running.place.errors.get(str(point.sequences), {}).get(name, {}) for running in self.running_passes]
         return largest({subject: error for errors in found for subject, error in errors.items()})
 
-    def _check(self, course: Course) -> None:
+    def _check(self, running: RunningPass) -> None:
         """The names of `precision:`, as soon as there are values to see."""
         problems: list[Problem] = []
-        for name, _, values in self._values(course):
+        for name, _, values in self._values(running):
             metric, _, wanted = name.partition(".")
             able = [n for n, value in values.items() if has_error(value) and isinstance(value, Scalar)]
             if wanted not in values:

@@ -1,4 +1,4 @@
-"""Evidence that keeps something of each pair: `Rows` of numbers and labels, and the `Top` few texts."""
+"""Evidence that keeps something of each pair: `PerPair` of numbers and labels, and the `Top` few texts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ID, _CLUSTER = "_id", "_cluster"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rows(Evidence):
+class PerPair(Evidence):
     """Columns with one entry a pair, all kept: for what must be split by anything afterwards.
 
     Parts are joined only when they are of similar size, so that n batches cost n log n.

@@ -10,8 +10,8 @@ import numpy as np
 from saeval.plugin import Dataset, Kind, SaevalError, Source, TokenDataset, digest_of, expanded, sha256_file
 
 
-class Rows(Source):
-    """Rows of token ids `[sequences, context]` of a `.npy` file, in the file's order.
+class TokenRows(Source):
+    """TokenRows of token ids `[sequences, context]` of a `.npy` file, in the file's order.
 
     Nothing is put before a row, cut, left for a fit split or drawn by a hash, as other sources do: what a
     harness fed its model, such as the batches of `ActivationsStore.get_batch_tokens` one below the other, is fed

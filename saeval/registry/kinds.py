@@ -1,0 +1,68 @@
+"""The kinds of things that plugins supply by name: the table behind the registry, `ls`, `show` and their errors.
+
+Classes are named by text, so that `saeval --help` imports none of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class NamedKind:
+    """A kind of thing: how commands and messages call it, which hook supplies it, and of which class it is."""
+
+    attribute: str
+    """Of `Registry`."""
+    word: str
+    """In messages."""
+    hook: str
+    base: str
+    """`module:class`."""
+    supplied: Literal["class", "instance", "function"]
+    """Subclasses of `base`, instances of it, or functions of which it is made."""
+    ls: str = ""
+    """The word of `saeval ls` where it isn't `attribute`."""
+    label: str = ""
+    """The column `kind` of `saeval ls`, for kinds that it lists together."""
+    faults: str = ""
+    """`module:function`: why suites cannot use a class, as a phrase or None."""
+
+    @property
+    def listed(self) -> str:
+        """The word of `saeval ls`."""
+        return self.ls or self.attribute
+
+    def accepts(self, thing: Any) -> bool:
+        """True for what a hook may return as a thing of this kind."""
+        if self.supplied == "function":
+            return callable(thing)
+        base = resolve_name(self.base)
+        if self.supplied == "instance":
+            return isinstance(thing, base)
+        return isinstance(thing, type) and issubclass(thing, base)
+
+
+_I = "saeval.interfaces"
+KINDS = (
+    NamedKind("metrics", "metric", "saeval_metrics", f"{_I}.metric:Metric", "class", faults=f"{_I}.metric:faults"),
+    NamedKind("quantities", "quantity", "saeval_quantities", f"{_I}.quantity:Quantity", "function"),
+    NamedKind(
+        "controls", "control", "saeval_controls", f"{_I}.substitute:Control", "class",
+        faults=f"{_I}.substitute:control_faults",
+    ),
+    NamedKind("loaders", "SAE format", "saeval_sae_loaders", f"{_I}.sae:SAELoader", "class", ls="formats"),
+    NamedKind("data", "data source", "saeval_data", f"{_I}.data:Source", "class"),
+    NamedKind("saes", "SAE", "saeval_saes", f"{_I}.sae:RegisteredSAE", "instance"),
+    NamedKind("models", "model", "saeval_models", f"{_I}.model:RegisteredModel", "instance", label="registered"),
+    NamedKind(
+        "adapters", "model adapter", "saeval_models", f"{_I}.model:ModelAdapter", "class", ls="models", label="adapter"
+    ),
+    NamedKind("suites", "suite", "saeval_suites", "saeval.suite.schema:RegisteredSuite", "instance"),
+    NamedKind("reports", "report format", "saeval_reports", "saeval.results.report:Report", "instance"),
+)  # fmt: skip
+"""In the order in which `saeval show` looks a name up."""
+LISTED = (*dict.fromkeys(kind.listed for kind in KINDS), "plugins")
+"""What `saeval ls` lists."""
