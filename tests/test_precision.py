@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from claims import numbers, some
-from saeval import Mean, Metric, Scalar, Undefined, cli
+from saeval import Mean, Metric, Scalar, Undefined, cli, fold
 from saeval.plan.precision import FIRST, looks, precise
 from saeval.results.leaderboard import boards
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
@@ -287,7 +287,8 @@ class Early(Metric):
         return Scalar(total.value)
 
 
-def norms(activations, mask) -> Mean:
+@fold
+def norms(activations, mask):
     """Mean norm of the activations."""
     return Mean.of(activations.norm(dim=-1), mask)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float
 
-from saeval.plugin import Moments, Sample, Undefined, fit_split, torch
+from saeval.plugin import Moments, Sample, Undefined, fit_split, fold, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +15,7 @@ SAMPLE = 8192
 """Errors kept of each SAE."""
 
 
+@fold
 @fit_split
 def fit_covariance(activations: Float[Tensor, "batch seq d_in"], mask: Bool[Tensor, "batch seq"]) -> Moments:
     """Fold over the fit split: count, sum and second moment of the activations."""
@@ -31,6 +32,7 @@ def fit_covariance_root(fit_covariance: Moments) -> Float[Tensor, "d_in d_in"]:
     return torch.matmul(vectors * values.clamp_min(0).sqrt(), vectors.T)
 
 
+@fold
 @fit_split
 def fit_errors(
     activations: Float[Tensor, "batch seq d_in"],

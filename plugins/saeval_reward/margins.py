@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from saeval.plugin import Batch, Estimate, Metric, Notes, Scalar, Table, Undefined, Value, paired, torch, with_error
+from saeval.plugin import (
+    Batch,
+    Estimate,
+    Metric,
+    Notes,
+    Scalar,
+    Table,
+    Undefined,
+    Value,
+    fold,
+    paired,
+    torch,
+    with_error,
+)
 from saeval_reward.rows import Rows, Top
 from saeval_reward.units import REWARD, in_unit
 
@@ -28,6 +41,7 @@ _WORSE = {
 """By whether the reward is a reward model's: what an accuracy below a half may come from."""
 
 
+@fold
 @paired
 def margin_rows(
     clean_reward: Sequence[Float[Tensor, "batch"]], labels: Sequence[Mapping[str, np.ndarray]], batch: Sequence[Batch]
@@ -38,6 +52,7 @@ def margin_rows(
     return Rows.of(chosen=chosen, rejected=rejected, **lengths, **{LABEL + n: v for n, v in labels[0].items()})
 
 
+@fold
 @paired
 def top_texts(
     clean_reward: Sequence[Float[Tensor, "batch"]],

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from saeval.base.memory import refuse_too_large
+from saeval.plan import leaves
+from saeval.plan.leaves import hooks_of
 from saeval.plan.nodes import Constant, Node, closure, flattened
 from saeval.stats.evidence import EvidenceTree
 
@@ -64,17 +66,16 @@ class Program:
         self.gathered = [self._nodes[serial] for serial in first]
         # A gathered node's own input is computed in its SAE's turn, though it is used only at the end.
         early: list[tuple[int, int, Target | Node]] = [
-            (first[n.serial], 1, n.inputs[-1]) for n in self.gathered if n.inputs
+            (first[n.serial], 1, n.gathered) for n in self.gathered if isinstance(n.gathered, Node)
         ]
         early += [(t.order, 0, t) for t in targets if not gathered_by[id(t)]]
         late = [(t.order, 2, t) for t in targets if gathered_by[id(t)]]
         self.items = [x for *_, x in sorted(early, key=_turn)] + [x for *_, x in sorted(late, key=_turn)]
-        leaves = [n for n in self._nodes.values() if not n.inputs]
-        self.hooks = {n.hook_name for n in leaves if n.name == "activations" and n.hook_name}
-        self.resumable = {n.hook_name for n in leaves if n.name == "resume" and n.hook_name}
-        self.final = any(n.name == "clean_final" for n in leaves)
+        self.hooks = hooks_of(leaves.activations, self._nodes.values())
+        self.resumable = hooks_of(leaves.resume, self._nodes.values())
+        self.final = any(n.quantity is leaves.clean_final for n in self._nodes.values())
         elsewhere = [i for n in self._nodes.values() if n.quantity.at_hooks for i in n.inputs]
-        self.on_the_way = sorted({i.hook_name for i in elsewhere if i.name == "activations" and i.hook_name})
+        self.on_the_way = hooks_of(leaves.activations, elsewhere)
         """Hooks that something looks at beside its own: resumed passes keep them as the clean one does."""
 
     def _reach(self, target: Target) -> list[Node]:
@@ -100,7 +101,7 @@ class Program:
     @property
     def resumed(self) -> list[tuple[str, int]]:
         """The hook that each node resumes at, and how often it does so in a batch."""
-        asked = [(n, i) for n in self._nodes.values() for i in n.inputs if i.name == "resume"]
+        asked = [(n, i) for n in self._nodes.values() for i in n.inputs if i.quantity is leaves.resume]
         return [(resume.hook_name or "", _times(node)) for node, resume in asked]
 
     @property
