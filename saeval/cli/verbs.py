@@ -16,7 +16,7 @@ from saeval.base.escapes import line
 from saeval.base.formatting import counted
 from saeval.base.progress import progress
 from saeval.base.run_options import Options
-from saeval.cli import listing
+from saeval.cli import explanation, listing
 from saeval.cli.doctor import Doctor
 from saeval.cli.plan_text import outline
 from saeval.engine.preflight import model_warnings, warnings
@@ -142,6 +142,16 @@ def ls(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     print(listing.show(arguments.what, lambda: _registry(arguments), arguments.out, arguments.json))
+    return OK
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    registry = _registry(arguments)
+    if arguments.suite is None:
+        made = explanation.example(arguments.metric, arguments.sae, registry.plugins)
+    else:
+        made = prepare(arguments.suite, registry, Options(command_line=True))
+    print(explanation.explanation(made, explanation.cell_of(made, arguments.metric, arguments.sae)))
     return OK
 
 

@@ -55,7 +55,8 @@ class Program:
         self.targets = targets
         self.uses: Counter[int] = Counter()
         """How often each node is used, by serial."""
-        self._nodes: dict[int, Node] = {}
+        self.nodes: dict[int, Node] = {}
+        """All that is computed in a batch, by serial."""
         gathered_by: dict[int, set[int]] = {}
         first: dict[int, int] = {}
         for target in targets:
@@ -63,7 +64,7 @@ class Program:
             gathered_by[id(target)] = {n.serial for n in gathered}
             for node in gathered:
                 first[node.serial] = min(first.get(node.serial, target.order), target.order)
-        self.gathered = [self._nodes[serial] for serial in first]
+        self.gathered = [self.nodes[serial] for serial in first]
         # A gathered node's own input is computed in its SAE's turn, though it is used only at the end.
         early: list[tuple[int, int, Target | Node]] = [
             (first[n.serial], 1, n.gathered) for n in self.gathered if isinstance(n.gathered, Node)
@@ -71,10 +72,10 @@ class Program:
         early += [(t.order, 0, t) for t in targets if not gathered_by[id(t)]]
         late = [(t.order, 2, t) for t in targets if gathered_by[id(t)]]
         self.items = [x for *_, x in sorted(early, key=_turn)] + [x for *_, x in sorted(late, key=_turn)]
-        self.hooks = hooks_of(leaves.activations, self._nodes.values())
-        self.resumable = hooks_of(leaves.resume, self._nodes.values())
-        self.final = any(n.quantity is leaves.clean_final for n in self._nodes.values())
-        elsewhere = [i for n in self._nodes.values() if n.quantity.at_hooks for i in n.inputs]
+        self.hooks = hooks_of(leaves.activations, self.nodes.values())
+        self.resumable = hooks_of(leaves.resume, self.nodes.values())
+        self.final = any(n.quantity is leaves.clean_final for n in self.nodes.values())
+        elsewhere = [i for n in self.nodes.values() if n.quantity.at_hooks for i in n.inputs]
         self.on_the_way = hooks_of(leaves.activations, elsewhere)
         """Hooks that something looks at beside its own: resumed passes keep them as the clean one does."""
 
@@ -83,8 +84,8 @@ class Program:
         reached = closure(target.nodes(), beyond=lambda n: not n.quantity.fold)
         self.uses.update(node.serial for node in target.nodes())
         for serial, node in reached.items():
-            if serial not in self._nodes and not node.quantity.fold:
-                self._nodes[serial] = node
+            if serial not in self.nodes and not node.quantity.fold:
+                self.nodes[serial] = node
                 self.uses.update(n.serial for n in node.inputs)
         return list(reached.values())
 
@@ -96,13 +97,12 @@ class Program:
     @property
     def substitutes(self) -> set[str]:
         """Names of the substitutes that are loaded."""
-        return {n.subject for n in self._nodes.values() if n.subject}
+        return {n.subject for n in self.nodes.values() if n.subject}
 
     @property
     def resumed(self) -> list[tuple[str, int]]:
         """The hook that each node resumes at, and how often it does so in a batch."""
-        asked = [(n, i) for n in self._nodes.values() for i in n.inputs if i.quantity is leaves.resume]
-        return [(resume.hook_name or "", _times(node)) for node, resume in asked]
+        return [resumed for node in self.nodes.values() for resumed in resumes(node)]
 
     @property
     def resumes(self) -> int:
@@ -110,9 +110,11 @@ class Program:
         return sum(times for _, times in self.resumed)
 
 
-def _times(node: Node) -> int:
+def resumes(node: Node) -> list[tuple[str, int]]:
+    """The hooks that a node resumes at, and how often it does so in a batch."""
     times = node.args.get(node.quantity.resumes)
-    return max(1, int(times.value)) if isinstance(times, Constant) else 1
+    often = max(1, int(times.value)) if isinstance(times, Constant) else 1
+    return [(used.hook_name or "", often) for used in node.inputs if used.quantity is leaves.resume]
 
 
 def _turn(entry: tuple[int, int, Any]) -> tuple[int, int]:
