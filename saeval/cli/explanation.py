@@ -132,6 +132,8 @@ class _Tree:
         self._rows.append((name, None, "", ("", when, "", "", _code(function))))
         for request, argument in requests.items():
             members = list(dict.fromkeys(flattened(argument)))  # sides of a pair, members of a group
+            if isinstance(argument, list) and not members:
+                argument = Constant([one.value for one in argument])
             self._add(request, members[0] if members else argument, members[1:], 1)
 
     def _add(self, request: str, argument: Node | Constant, alike: Sequence[Node], depth: int) -> None:

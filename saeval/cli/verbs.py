@@ -152,6 +152,8 @@ def explain(arguments: argparse.Namespace) -> int:
     else:
         made = prepare(arguments.suite, registry, Options(command_line=True))
     print(explanation.explanation(made, explanation.cell_of(made, arguments.metric, arguments.sae)))
+    if arguments.suite is None:
+        print(f"\nThis is an example; `saeval explain {arguments.metric} SUITE` explains it as your suite has it.")
     return OK
 
 

@@ -43,6 +43,7 @@ def test_a_metric_alone_is_explained_with_its_defaults(explain):
     assert (code, errors) == (0, "")
     assert re.fullmatch(r"metric ce@\d of 'SAE' at blocks.1.hook_resid_pre, in suite example", lines[0])
     assert "  parameters: ablation='mean'" in lines
+    assert lines[-1].startswith("This is an example; `saeval explain ce SUITE`")
     assert [text.split(": ")[1] for text in lines if text.startswith("  pass ")] == [
         "activation_moments over the planned tokens", "1 cell"
     ]  # fmt: skip
@@ -76,6 +77,7 @@ def test_each_quantity_names_the_line_of_its_code(explain):
     [
         ("reward_margin", "margin_rows (fold)"),
         ("seed_stability", "W_dec, and 1 more like it"),
+        ("seed_stability", "subject_name = ['SAE', 'SAE-2']"),
         ("reward_groups", "group 0 = spliced_reward #1, and 9 more like it"),
         ("perturbation", "fit_covariance (fold over the fit split)"),
     ],
