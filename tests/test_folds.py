@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from saeval import Mean, Metric, Moments, Scalar, fit_split, fold
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
 from saeval.testing import TinyModel, evaluate_tiny
 
 
@@ -63,3 +65,9 @@ def test_a_fold_over_the_fit_split_may_be_asked_for_by_conclude_alone():
     results = evaluate_tiny(["shift"], Shift, quantities=[fit_moments])
     assert results[0].status == "ok", results[0].traceback
     assert results.value("shift")["n"] > 0
+
+
+def test_every_fold_that_ships_is_marked():
+    folds = [entry.thing for entry in Registry(Plugins([])).quantities if entry.thing.fold]
+    assert len(folds) > 12
+    assert not [fold.name for fold in folds if "fold" not in getattr(fold.function, "__saeval__", {})]
