@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from saeval.base.run_options import RunOptions
     from saeval.collection import Results
     from saeval.interfaces.metric import Metric
-    from saeval.interfaces.quantity import at_hooks, finite, fit_split, paired, rebound
+    from saeval.interfaces.quantity import at_hooks, finite, fit_split, fold, paired, rebound
     from saeval.registry.discovery import Plugins
     from saeval.registry.hookspecs import hookimpl
     from saeval.stats.estimate import Estimate
@@ -49,6 +49,7 @@ _HOMES = {
     "evaluate": "api",
     "finite": "interfaces.quantity",
     "fit_split": "interfaces.quantity",
+    "fold": "interfaces.quantity",
     "paired": "interfaces.quantity",
     "hookimpl": "registry.hookspecs",
     "rebound": "interfaces.quantity",
@@ -58,7 +59,7 @@ _HOMES = {
 __all__ = [
     "Array", "Curve", "Estimate", "Ever", "Evidence", "Histogram", "Lines", "Mean", "Metric", "Moments", "Notes",
     "Plugins", "Quantiles", "Ratio", "Results", "RunOptions", "SaevalError", "Sample", "Scalar", "Table", "Undefined",
-    "at_hooks", "evaluate", "finite", "fit_split", "hookimpl", "paired", "rebound", "run",
+    "at_hooks", "evaluate", "finite", "fit_split", "fold", "hookimpl", "paired", "rebound", "run",
 ]  # fmt: skip
 
 

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from saeval.interfaces.quantity import at_hooks as at_hooks
     from saeval.interfaces.quantity import finite as finite
     from saeval.interfaces.quantity import fit_split as fit_split
+    from saeval.interfaces.quantity import fold as fold
     from saeval.interfaces.quantity import gathered as gathered
     from saeval.interfaces.quantity import paired as paired
     from saeval.interfaces.quantity import rebound as rebound
@@ -141,7 +142,7 @@ _HOMES = {
     # Quantities
     "interfaces.data": "Batch Dataset Document Kind PairBatch Source",
     "interfaces.fired": "Fired",
-    "interfaces.quantity": "at_hooks finite fit_split gathered paired rebound resuming",
+    "interfaces.quantity": "at_hooks finite fit_split fold gathered paired rebound resuming",
     "interfaces.token_scores": "TokenScores",
     "registry.builtin_quantities": "included token_scores",
     # SAEs, controls, models

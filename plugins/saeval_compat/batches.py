@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saeval.plugin import Evidence, Mean, Spread, Stamp, torch
+from saeval.plugin import Evidence, Mean, Spread, Stamp, fold, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +65,7 @@ class PerBatch(Evidence):
         return {"groups": len(self.groups), "size": self.size, "n": int(self.n.sum())}
 
 
+@fold
 def batch_sums(
     activations: Float[Tensor, "batch seq d_in"], included: Bool[Tensor, "batch seq"], batch_size: int
 ) -> PerBatch:
@@ -72,6 +73,7 @@ def batch_sums(
     return PerBatch.of(activations.double(), included, batch_size)
 
 
+@fold
 def included_spread(activations: Float[Tensor, "batch seq d_in"], included: Bool[Tensor, "batch seq"]) -> Spread:
     """Fold: sums of the activations, and of their squares, over all tokens that are not excluded."""
     return Spread.of(activations, included)

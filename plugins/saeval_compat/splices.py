@@ -36,7 +36,7 @@ def zeroed_final(resume: Resume, activations: Float[Tensor, "batch seq d"]) -> T
     return resume(torch.zeros_like(activations))
 
 
-@gathered
+@gathered("final")
 def included_token_scores(
     model: Model,
     batch: Batch,

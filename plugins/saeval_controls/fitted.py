@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saeval.plugin import Encoding, Sample, Substitute, Undefined, fit_split, torch
+from saeval.plugin import Encoding, Sample, Substitute, Undefined, fit_split, fold, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,12 +18,14 @@ _ROWS = 1024
 """Encoded at a time."""
 
 
+@fold
 @fit_split
 def fit_activations(activations: Float[Tensor, "batch seq d_in"], mask: Bool[Tensor, "batch seq"]) -> Sample:
     """Fold over the fit split: up to 8192 rows of activations, chosen by hash."""
     return Sample.of(activations, mask, SAMPLE)
 
 
+@fold
 @fit_split
 def fit_inputs(sae_input: Float[Tensor, "batch seq d_in"], mask: Bool[Tensor, "batch seq"]) -> Sample:
     """Fold over the fit split: up to 8192 rows of what the SAE encodes, of the same tokens as `fit_activations`."""

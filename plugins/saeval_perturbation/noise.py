@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
-from saeval.plugin import Moments, Sample, Undefined, fit_split, hashed, normal, torch
+from saeval.plugin import Moments, Sample, Undefined, fit_split, fold, hashed, normal, torch
 from saeval_perturbation.geometry import at_cosine, matched, perpendicular, scaled_to, unit, verify
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ SAMPLE = 8192
 """Errors kept of each SAE."""
 
 
+@fold
 @fit_split
 def fit_covariance(activations: Float[Tensor, "batch seq d_in"], mask: Bool[Tensor, "batch seq"]) -> Moments:
     """Fold over the fit split: count, sum and second moment of the activations."""
@@ -39,6 +40,7 @@ def fit_covariance_root(fit_covariance: Moments) -> Float[Tensor, "d_in d_in"]:
     return torch.matmul(vectors * values.clamp_min(0).sqrt(), vectors.T)
 
 
+@fold
 @fit_split
 def fit_errors(
     activations: Float[Tensor, "batch seq d_in"],

@@ -19,6 +19,7 @@ from saeval.plugin import (
     Table,
     Undefined,
     Value,
+    fold,
     paired,
     torch,
     with_error,
@@ -41,6 +42,7 @@ _WORSE = {
 """By whether the reward is a reward model's: what an accuracy below a half may come from."""
 
 
+@fold
 @paired
 def margin_rows(
     clean_reward: Sequence[Float[Tensor, "batch"]], labels: Sequence[Mapping[str, np.ndarray]], batch: Sequence[Batch]
@@ -51,6 +53,7 @@ def margin_rows(
     return PerPair.of(chosen=chosen, rejected=rejected, **lengths, **{LABEL + n: v for n, v in labels[0].items()})
 
 
+@fold
 @paired
 def top_texts(
     clean_reward: Sequence[Float[Tensor, "batch"]],

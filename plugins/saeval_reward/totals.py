@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saeval.plugin import Batch, Estimate, Evidence, Ratio, Stamp, hashed, paired, torch
+from saeval.plugin import Batch, Estimate, Evidence, Ratio, Stamp, fold, hashed, paired, torch
 from saeval_reward.integration import Attribution
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ class Attributions(Evidence):
         return np.asarray(self.prompt_fires / max(self.prompt_tokens, 1))
 
 
+@fold
 @paired
 def attribution_totals(
     attribution: Sequence[Attribution],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saeval.plugin import Batch, Evidence, Fired
+from saeval.plugin import Batch, Evidence, Fired, fold
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_array
@@ -77,6 +77,7 @@ class Activations:
     documents: Int[np.ndarray, "tokens"]
 
 
+@fold
 def firings(
     fired: Fired, mask: Bool[Tensor, "batch seq"], token_ranks: Int[Tensor, "batch seq"], alive_tokens: int
 ) -> Firings:
@@ -85,6 +86,7 @@ def firings(
     return Firings(fired.per_feature(taken).cpu().numpy(), int(taken.sum()))
 
 
+@fold
 def activity(
     batch: Batch,
     feature_acts: Float[Tensor, "batch seq d_sae"],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saeval.plugin import Batch, Evidence, Metric, Repeats, Scalar, Table, Undefined, Value, paired, torch
+from saeval.plugin import Batch, Evidence, Metric, Repeats, Scalar, Table, Undefined, Value, fold, paired, torch
 from saeval_reward.ranking import feature_ranking
 from saeval_reward.totals import Attributions
 
@@ -47,6 +47,7 @@ class Responses(Evidence):
         return np.asarray(self.products / np.sqrt(np.where(self.squares > 0, self.squares, 1)))
 
 
+@fold
 @paired
 def planted_responses(
     feature_acts: Sequence[Float[Tensor, "batch seq d_sae"]],

@@ -12,11 +12,12 @@ import numpy as np
 
 from saeval.base.errors import SaevalError, blamed
 from saeval.base.lazy_torch import torch
-from saeval.engine.batch_program import BatchProgram
+from saeval.engine.batch_program import BatchProgram, resumes
 from saeval.engine.passes import Pass
 from saeval.interfaces.data import Dataset, PairBatch
 from saeval.interfaces.model import ModelSpec
 from saeval.plan.cell import Cell
+from saeval.plan.nodes import Node
 from saeval.plan.plan import Plan
 from saeval.registry.discovery import Failure
 
@@ -85,16 +86,25 @@ def tokens_a_row(plan: Plan, dataset: Dataset, batch_size: int) -> float:
     return float(np.mean(widths))
 
 
+def of_node(plan: Plan, size: ModelSize | None, node: Node) -> float:
+    """Operations that a node takes for each token: an SAE's own, resumed passes, scores; 0 for next to none."""
+    if node.subject:
+        return sum(4.0 * (s.d_in or 0) * (s.d_sae or 0) for s in plan.subjects if s.name == node.subject)
+    if size is None:
+        return 0.0
+    resumed = sum(times * size.after(hook) for hook, times in resumes(node)) * size.a_token
+    return resumed + (size.a_scored_token if node.quantity.gathered else 0.0)
+
+
 def of_pass(plan: Plan, one: Pass, program: BatchProgram, batch_size: int) -> float:
     """Operations of a pass over all of its rows: clean and resumed passes, scores, SAEs."""
     size = ModelSize.of(plan.spec) if plan.spec is not None else None
     dataset = one.dataset(plan)
-    a_token = sum(4.0 * (s.d_in or 0) * (s.d_sae or 0) for s in plan.subjects if s.name in program.substitutes)
+    sides = 2 if dataset.pair else 1  # each side has nodes of its own, which see its tokens alone
+    a_token = sum(of_node(plan, size, node) / (1 if node.subject else sides) for node in program.nodes.values())
     if size is not None and program.touches_model:
-        sides = 2 if dataset.pair else 1  # each side has nodes of its own, which see its tokens alone
         share = 1.0 if program.final else max((size.before(hook) for hook in program.hooks), default=1.0)
-        share += sum(times * size.after(hook) for hook, times in program.resumed) / sides
-        a_token += share * size.a_token + len(program.gathered) / sides * size.a_scored_token
+        a_token += share * size.a_token
     return a_token * len(dataset) * tokens_a_row(plan, dataset, batch_size)
 
 

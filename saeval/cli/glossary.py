@@ -13,15 +13,9 @@ from typing import Any
 from saeval.base.errors import SaevalError, blamed, suggestion
 from saeval.base.names import matching
 from saeval.base.parameters import schema
-from saeval.interfaces.data import Batch
 from saeval.interfaces.metric import Metric, conclude_requests, names_of_values, observe_requests, substitute_requests
-from saeval.interfaces.model import Model, Resume
-from saeval.interfaces.substitute import Substitute
-from saeval.plan.nodes import LEAVES
+from saeval.plan.leaves import LEAVES
 from saeval.registry.registry import Entry, Registry
-
-_OF_LEAVES: Mapping[str, type] = {"model": Model, "batch": Batch, "sae": Substitute, "resume": Resume}
-"""The structures that the engine's own requests give."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ def _documented(metric: str, entry: str) -> Documented:
 
 def structures(registry: Registry) -> dict[str, type]:
     """The classes of what metrics and quantities are given, by name: those that quantities return, and the engine's."""
-    found = {cls.__name__: cls for cls in _OF_LEAVES.values()}
+    found = {cls.__name__: cls for leaf in LEAVES.values() if (cls := leaf.gives)}
     for entry in registry.quantities:
         found |= {cls.__name__: cls for cls in _returned(entry.thing)}
     for cls in list(found.values()):  # and those that these are made of
@@ -161,9 +155,9 @@ def document(name: str, registry: Registry) -> str | None:
     if found:  # one name may be a metric and a quantity
         return "\n\n".join(found)
     if name in LEAVES:
-        cls = _OF_LEAVES.get(name)
-        rest = ["", *_fields(cls)] if cls else []
-        return "\n".join([f"quantity {name} (saeval:engine)", "", LEAVES[name], *rest])
+        leaf = LEAVES[name]
+        rest = ["", *_fields(leaf.gives)] if leaf.gives else []
+        return "\n".join([f"quantity {name} (saeval:engine)", "", leaf.doc, *rest])
     metric, _, value = name.partition(".")
     if value and metric in registry.metrics:  # a column, `metric.value`
         return _value_page(registry.metrics.entry(metric), value)
@@ -217,9 +211,11 @@ def _metric(metric: type[Metric]) -> list[str]:
 
 def _quantity(quantity: Any) -> list[str]:
     lines = [inspect.getdoc(quantity.function) or "(no documentation)"]
+    marked = "fold" in getattr(quantity.function, "__saeval__", {})
+    fold = "a fold: the sum over all batches" if marked else "a fold, known by its annotation: write @fold above it"
     facts = {
         "gives": quantity.shape,
-        "kind": "a fold: the sum over all batches" if quantity.fold else "",
+        "kind": fold if quantity.fold else "",
         "over": "the fit split" if quantity.on_fit else "",
         "requests": ", ".join(quantity.parameters),
         "source": f"{quantity.function.__module__}.{quantity.function.__qualname__}",
@@ -265,7 +261,7 @@ def _structure(name: str, registry: Registry) -> str | None:
     if cls is None:
         return None
     by = [e.name for e in registry.quantities if cls in _returned(e.thing)]
-    by += [leaf for leaf, given in _OF_LEAVES.items() if given is cls]
+    by += [leaf.name for leaf in LEAVES.values() if leaf.gives is cls]
     given = ["", f"given by: {', '.join(by)}"] if by else []
     return "\n".join([f"structure {name} ({cls.__module__})", "", *_fields(cls), *given])
 

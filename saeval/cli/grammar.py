@@ -38,7 +38,7 @@ def plugin_option(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = "saeval.commands"
-VERBS = ("run", "check", "fetch", "doctor", "ls", "show", "leaderboard", "compare", "report")
+VERBS = ("run", "check", "fetch", "doctor", "ls", "show", "explain", "leaderboard", "compare", "report")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,6 +159,13 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     show.add_argument("--json", action="store_true", help="a result as it is stored")
     plugin_option(show)
     show.set_defaults(verb="show")
+
+    explain = subparsers.add_parser("explain", help="print what a metric requests, down to model and data")
+    explain.add_argument("metric", metavar="METRIC", help="a metric, by its name or its name in the suite")
+    explain.add_argument("suite", nargs="?", metavar="SUITE", help="as this suite resolves it (default: an example)")
+    explain.add_argument("--sae", metavar="NAME", help="on this SAE or control (default: the suite's first)")
+    plugin_option(explain)
+    explain.set_defaults(verb="explain")
 
     board = subparsers.add_parser("leaderboard", help="print the leaderboard of one or more results folders")
     board.add_argument("folders", nargs="+", metavar="OUT/SUITE")

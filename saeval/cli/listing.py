@@ -15,7 +15,7 @@ from saeval.base.parameters import schema
 from saeval.cli import glossary
 from saeval.cli import result_lookup as lookup
 from saeval.cli.result_text import detail
-from saeval.plan.nodes import LEAVES
+from saeval.plan.leaves import LEAVES
 from saeval.registry.registry import Entry, Registry
 from saeval.results.result import Result
 from saeval.results.store import LIMITED, MANIFEST, finite
@@ -32,7 +32,7 @@ def listing(registry: Registry, kind: str) -> list[dict[str, Any]]:
             both = " and ".join(map(str, origins))
             rows.append({"name": name, "description": "supplied twice: refused", "from": both})
     if kind == "quantities":
-        rows += [{"name": n, "description": d, "from": "saeval:engine"} for n, d in LEAVES.items()]
+        rows += [{"name": leaf.name, "description": leaf.doc, "from": "saeval:engine"} for leaf in LEAVES.values()]
     return rows
 
 

@@ -12,6 +12,7 @@ from saeval.cli import cost_estimate as cost
 from saeval.engine.batch_program import BatchProgram
 from saeval.engine.passes import passes
 from saeval.plan.batch_size import bytes_a_sequence, fitting
+from saeval.plan.leaves import hooks_of, reach_the_end, resume
 from saeval.plan.nodes import closure
 from saeval.plan.plan import Plan
 from saeval.plan.precision import stopping_points
@@ -87,17 +88,16 @@ def plan_in_words(plan: Plan, store: Store) -> str:
         total += clean + resumes
         operations += cost.of_pass(plan, one, needed, size)
         cut = "" if needed.final or not needed.hooks else ", cut at the deepest hook"
-        hooks = f" at {', '.join(sorted(needed.hooks))}" if needed.hooks else ""
+        hooks = f" at {', '.join(needed.hooks)}" if needed.hooks else ""
         made = f"{counted(clean, 'clean pass')}{cut}{hooks}, {counted(resumes, 'resume')}"
         lines.append(f"  pass {index}: {one.title}: {made}")
     needed_at_all = closure([n for c in pending for n in c.nodes()]).values()
-    resumed = {n.hook_name for n in needed_at_all if n.name == "resume"}
-    if total and plan.options.preflight != "off" and any(n.name in ("clean_final", "resume") for n in needed_at_all):
+    resumed = hooks_of(resume, needed_at_all)
+    if total and plan.options.preflight != "off" and reach_the_end(needed_at_all):
         total += len(resumed) + 1
         proofs = f" and {counted(len(resumed), 'resume')}, one a hook" if resumed else ""
         lines.append(f"  preflight: 1 pass on the first batch, to see that the model is causal{proofs}")
-    # Parts of a metric's own interventions, and sides of pairs, are nodes without being quantities.
-    names = sorted({n.name for n in needed_at_all if n.args and not set(" [") & set(n.name)})
+    names = sorted({n.name for n in needed_at_all if n.args and not n.quantity.inserted})
     weights = sum(8 * (s.d_in or 0) * (s.d_sae or 0) for s in plan.subjects if s.kind == "sae")
     widest = max((s.d_sae or 0 for s in plan.subjects), default=0)
     context = plan.streams.evaluation.context or 0

@@ -15,7 +15,7 @@ from saeval.base.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
 from saeval.base.escapes import line
 from saeval.base.formatting import counted
 from saeval.base.progress import progress
-from saeval.cli import flags, listing
+from saeval.cli import explanation, flags, listing
 from saeval.cli.doctor import Doctor
 from saeval.cli.plan_text import plan_in_words
 from saeval.engine.preflight import model_warnings, warnings
@@ -127,6 +127,18 @@ def ls(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     print(listing.show(arguments.what, lambda: _registry(arguments), arguments.out, arguments.json))
+    return OK
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    registry = _registry(arguments)
+    if arguments.suite is None:
+        made = explanation.example(arguments.metric, arguments.sae, registry.plugins)
+    else:
+        made = prepare(arguments.suite, registry, flags.FlagOptions())
+    print(explanation.explanation(made, explanation.cell_of(made, arguments.metric, arguments.sae)))
+    if arguments.suite is None:
+        print(f"\nThis is an example; `saeval explain {arguments.metric} SUITE` explains it as your suite has it.")
     return OK
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from saeval.base.memory import refuse_too_large
+from saeval.plan import leaves
+from saeval.plan.leaves import hooks_of
 from saeval.plan.nodes import Constant, Node, closure, flattened
 from saeval.stats.evidence import EvidenceTree
 
@@ -53,7 +55,8 @@ class BatchProgram:
         self.summations = summations
         self.uses: Counter[int] = Counter()
         """How often each node is used, by serial."""
-        self._nodes: dict[int, Node] = {}
+        self.nodes: dict[int, Node] = {}
+        """All that is computed in a batch, by serial."""
         gathered_by: dict[int, set[int]] = {}
         first: dict[int, int] = {}
         for summation in summations:
@@ -61,20 +64,19 @@ class BatchProgram:
             gathered_by[id(summation)] = {n.serial for n in gathered}
             for node in gathered:
                 first[node.serial] = min(first.get(node.serial, summation.order), summation.order)
-        self.gathered = [self._nodes[serial] for serial in first]
+        self.gathered = [self.nodes[serial] for serial in first]
         # A gathered node's own input is computed in its SAE's turn, though it is used only at the end.
         early: list[tuple[int, int, Summation | Node]] = [
-            (first[n.serial], 1, n.inputs[-1]) for n in self.gathered if n.inputs
+            (first[n.serial], 1, n.gathered) for n in self.gathered if isinstance(n.gathered, Node)
         ]
         early += [(t.order, 0, t) for t in summations if not gathered_by[id(t)]]
         late = [(t.order, 2, t) for t in summations if gathered_by[id(t)]]
         self.items = [x for *_, x in sorted(early, key=_turn)] + [x for *_, x in sorted(late, key=_turn)]
-        leaves = [n for n in self._nodes.values() if not n.inputs]
-        self.hooks = {n.hook_name for n in leaves if n.name == "activations" and n.hook_name}
-        self.resumable = {n.hook_name for n in leaves if n.name == "resume" and n.hook_name}
-        self.final = any(n.name == "clean_final" for n in leaves)
-        elsewhere = [i for n in self._nodes.values() if n.quantity.at_hooks for i in n.inputs]
-        self.on_the_way = sorted({i.hook_name for i in elsewhere if i.name == "activations" and i.hook_name})
+        self.hooks = hooks_of(leaves.activations, self.nodes.values())
+        self.resumable = hooks_of(leaves.resume, self.nodes.values())
+        self.final = any(n.quantity is leaves.clean_final for n in self.nodes.values())
+        elsewhere = [i for n in self.nodes.values() if n.quantity.at_hooks for i in n.inputs]
+        self.on_the_way = hooks_of(leaves.activations, elsewhere)
         """Hooks that something looks at beside its own: resumed passes keep them as the clean one does."""
 
     def _reach(self, summation: Summation) -> list[Node]:
@@ -82,8 +84,8 @@ class BatchProgram:
         reached = closure(summation.nodes(), beyond=lambda n: not n.quantity.fold)
         self.uses.update(node.serial for node in summation.nodes())
         for serial, node in reached.items():
-            if serial not in self._nodes and not node.quantity.fold:
-                self._nodes[serial] = node
+            if serial not in self.nodes and not node.quantity.fold:
+                self.nodes[serial] = node
                 self.uses.update(n.serial for n in node.inputs)
         return list(reached.values())
 
@@ -95,13 +97,12 @@ class BatchProgram:
     @property
     def substitutes(self) -> set[str]:
         """Names of the substitutes that are loaded."""
-        return {n.subject for n in self._nodes.values() if n.subject}
+        return {n.subject for n in self.nodes.values() if n.subject}
 
     @property
     def resumed(self) -> list[tuple[str, int]]:
         """The hook that each node resumes at, and how often it does so in a batch."""
-        asked = [(n, i) for n in self._nodes.values() for i in n.inputs if i.name == "resume"]
-        return [(resume.hook_name or "", _times(node)) for node, resume in asked]
+        return [resumed for node in self.nodes.values() for resumed in resumes(node)]
 
     @property
     def resumes(self) -> int:
@@ -109,9 +110,11 @@ class BatchProgram:
         return sum(times for _, times in self.resumed)
 
 
-def _times(node: Node) -> int:
+def resumes(node: Node) -> list[tuple[str, int]]:
+    """The hooks that a node resumes at, and how often it does so in a batch."""
     times = node.args.get(node.quantity.resumes)
-    return max(1, int(times.value)) if isinstance(times, Constant) else 1
+    often = max(1, int(times.value)) if isinstance(times, Constant) else 1
+    return [(used.hook_name or "", often) for used in node.inputs if used.quantity is leaves.resume]
 
 
 def _turn(entry: tuple[int, int, Any]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from saeval.base.errors import Undefined
 from saeval.base.lazy_torch import torch
@@ -17,8 +17,12 @@ from saeval.engine.isolation import WrittenInPlaceError, called
 from saeval.interfaces.contents import Care
 from saeval.interfaces.data import Batch, PairBatch
 from saeval.interfaces.model import Capture, Model, Resume
-from saeval.plan.nodes import LEAVES, Argument, Constant, Node
+from saeval.plan.leaves import Leaf
+from saeval.plan.nodes import Constant, Node
 from saeval.stats.evidence import EvidenceTree, Stamp, added, stamped
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Failed:
@@ -119,7 +123,7 @@ class Evaluator:
     def _run(self, batch: Batch | PairBatch) -> Iterator[tuple[Summation, EvidenceTree]]:
         self._memo: dict[int, Any] = {}
         self._left = self.program.uses.copy()
-        self._batch = batch
+        self.batch = batch
         self.flaws = {}
         ahead, self._ahead = self._ahead, None
         self._captures: dict[int, Capture] = ahead[1] if ahead and _same_rows(ahead[0], batch) else {}
@@ -225,11 +229,12 @@ class Evaluator:
 
     def _note_flaw(self, node: Node, value: Any) -> None:
         """Note where a value that must be finite is not."""
-        if node.quantity.finite and "batch" in node.roots and (found := flaw(value, self._side(node).mask)):
+        if node.quantity.finite and "batch" in node.roots and (found := flaw(value, self.side(node).mask)):
             self.flaws[node.digest] = found
 
-    def _side(self, node: Node) -> Batch:
-        return self._batch.sides[node.side] if isinstance(self._batch, PairBatch) else self._batch
+    def side(self, node: Node) -> Batch:
+        """The batch; of pairs, the node's side of it."""
+        return self.batch.sides[node.side] if isinstance(self.batch, PairBatch) else self.batch
 
     def _total(self, node: Node) -> Any:
         """A copy for each consumer: arrays, unlike tensors, do not tell when they are written into."""
@@ -241,16 +246,16 @@ class Evaluator:
         return copy.deepcopy(total)
 
     def _compute(self, node: Node) -> Any:
-        if node.inputs or node.args or node.quantity.name == "sae":
-            return self._called([node], {name: self._argument(a) for name, a in node.args.items()})
-        return self._leaf(node)
+        if isinstance(node.quantity, Leaf):
+            return node.quantity.function(self, node)
+        return self._called([node], {name: self._argument(a) for name, a in node.args.items()})
 
     def _called(self, nodes: Sequence[Node], arguments: Mapping[str, Any]) -> Any:
         """The function of `nodes`; if it writes into its arguments, they fail for good and the batch is done again."""
         quantity = nodes[0].quantity
         what, foreign = f"'{quantity.name}'", quantity.foreign
-        if any(used.name == "sae" and used.quantity.foreign for used in nodes[0].inputs):
-            what, foreign = f"'{getattr(arguments.get('sae'), 'name', 'the SAE')}', in '{quantity.name}',", True
+        if theirs := [used.subject for used in nodes[0].inputs if used.subject and used.quantity.foreign]:
+            what, foreign = f"'{theirs[0]}', in '{quantity.name}',", True
         try:
             value = called(quantity.function, arguments, what, self._care(foreign, *nodes))
             self._checked.update(map(id, nodes))
@@ -259,29 +264,23 @@ class Evaluator:
             self._writers.update({node.serial: Failed(error) for node in nodes})
             raise _Redo from None
 
-    def _leaf(self, node: Node) -> Any:
-        name = node.name
-        if name == "model":
-            return self.model
-        if name == "divergence":
-            assert isinstance(self._batch, PairBatch)
-            return self._batch.divergence
-        side = self._side(node)
-        if name == "batch":
-            return side
-        if name in side.supplied:
-            return side.supplied[name]
-        if name not in LEAVES:
-            raise KeyError(f"the data say that they supply '{name}', but a batch of theirs has {sorted(side.supplied)}")
-        captured = self._capture(node.side, side)
-        if name == "clean_final":
-            return captured.final
-        assert node.hook_name is not None
-        if name == "activations":
-            if self._wider is not None:
-                return captured.activations[node.hook_name]
-            return captured.activations.pop(node.hook_name)  # the memo holds it from here on
-        return self._resumer(side, captured, node.hook_name)
+    def clean_pass(self, node: Node) -> Capture:
+        """The clean pass over the node's side, made at the first request."""
+        if node.side not in self._captures:
+            self.passes += 1
+            needed = self._wider or self.program
+            captured = self._model.capture(self.side(node), needed.hooks, needed.final, needed.resumable)
+            self._captures[node.side] = captured
+        return self._captures[node.side]
+
+    def activations(self, node: Node) -> Tensor:
+        """The activations at the node's hook: the memo holds them from here on, unless a wider pass is to have them."""
+        activations, hook_name = self.clean_pass(node).activations, node.hook_name or ""
+        return activations.pop(hook_name) if self._wider is None else activations[hook_name]
+
+    def resume(self, node: Node) -> Resume:
+        """The rest of the pass, from the node's hook on."""
+        return self._resumer(self.side(node), self.clean_pass(node), node.hook_name or "")
 
     @property
     def _model(self) -> Model:
@@ -296,14 +295,6 @@ class Evaluator:
 
         return Resume(resumed, lambda rows: self._resumer(side.part(rows), captured.part(rows), hook_name))
 
-    def _capture(self, index: int, side: Batch) -> Capture:
-        if index not in self._captures:
-            self.passes += 1
-            needed = self._wider or self.program
-            found = self._model.capture(side, sorted(needed.hooks), needed.final, sorted(needed.resumable))
-            self._captures[index] = found
-        return self._captures[index]
-
     def _gather_waiting(self) -> None:
         for node in self.program.gathered:
             if node.serial not in self._memo and self._at_hand(node):
@@ -312,24 +303,24 @@ class Evaluator:
 
     def _at_hand(self, node: Node) -> bool:
         """Whether what a gathered node waits for is computed already."""
-        return isinstance(last := _last(node), Constant) or last.serial in self._memo
+        return isinstance(own := node.gathered, Constant) or own.serial in self._memo
 
     def _gather(self, wanted: Node) -> None:
-        """Compute every instance at hand that shares all arguments but the last with `wanted`, in one call."""
-        alike = [n for n in self.program.gathered if n is not wanted and _leading(n) == _leading(wanted)]
+        """Compute every instance at hand that shares all arguments but the gathered one with `wanted`, in one call."""
+        alike = [n for n in self.program.gathered if n is not wanted and _shared(n) == _shared(wanted)]
         group = [n for n in alike if n.serial not in self._memo and self._at_hand(n)] + [wanted]
-        ready, last = [], []
+        ready, gathered = [], []
         for node in group:
             try:
-                last.append(self._argument(_last(node)))
+                gathered.append(self._argument(node.gathered))
                 ready.append(node)
             except Exception as error:  # this instance fails, the others are scored
                 self._memo[node.serial] = Failed(error)
         if ready:
-            *names, over = ready[0].args
+            over = wanted.quantity.gathered
             try:
-                leading = {name: self._argument(ready[0].args[name]) for name in names}
-                values = self._called(ready, {**leading, over: last})
+                shared = {name: self._argument(a) for name, a in ready[0].args.items() if name != over}
+                values = self._called(ready, {**shared, over: gathered})
             except Exception as error:  # the common part failed: so has every instance
                 values = [Failed(error)] * len(ready)
             for node, value in zip(ready, values, strict=True):
@@ -352,10 +343,7 @@ def _same_rows(a: Batch | PairBatch, b: Batch | PairBatch) -> bool:
     return all(torch.equal(x.tokens, y.tokens) and torch.equal(x.real, y.real) for x, y in zip(*sides, strict=True))
 
 
-def _leading(node: Node) -> tuple[Any, ...]:
-    *names, _ = node.args
-    return (node.name, *(a.serial if isinstance(a := node.args[n], Node) else repr(a.value) for n in names))
-
-
-def _last(node: Node) -> Argument:
-    return node.args[list(node.args)[-1]]
+def _shared(node: Node) -> tuple[Any, ...]:
+    """What gathered nodes of one call have in common."""
+    shared = {name: a for name, a in node.args.items() if name != node.quantity.gathered}
+    return (node.name, *(a.serial if isinstance(a, Node) else repr(a.value) for a in shared.values()))

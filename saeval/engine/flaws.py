@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Bool
 
 from saeval.base.lazy_torch import is_tensor, torch
+from saeval.plan.leaves import activations
 from saeval.plan.nodes import Node, closure
 
 if TYPE_CHECKING:
@@ -95,9 +96,9 @@ def described(
 
 def _named(node: Node, flaws: Mapping[str, Flaw]) -> tuple[str, str]:
     """What a value is called, and the substitute that it is of, where it is one's."""
-    before = closure([node], beyond=lambda n: n.name != "sae" and not n.quantity.fold)
+    before = closure([node], beyond=lambda n: not n.subject and not n.quantity.fold)
     subjects = {n.subject for n in before.values() if n.subject}
-    where = f" at {node.hook_name}" if node.name == "activations" else ""
+    where = f" at {node.hook_name}" if node.quantity is activations else ""
     what = node.quantity.finite
     if flaws[node.digest].per == "texts":  # the final state of a reward model
         what = what.replace("final state", "reward")

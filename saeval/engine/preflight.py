@@ -17,7 +17,8 @@ from saeval.engine.examination import Examination, Finding, examine
 from saeval.engine.model_proof import Causality, Proof, prove, prove_causal, unwell
 from saeval.interfaces.data import PairBatch
 from saeval.plan.cell import copies
-from saeval.plan.nodes import Node, closure
+from saeval.plan.leaves import hooks_of, reach_the_end, resume
+from saeval.plan.nodes import closure
 from saeval.stats.evidence import Evidence
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ class Preflight:
         """What is to be looked at on one batch; SAEs that do not fit in `memory` bytes together are apart."""
         nodes = closure([n for c in cells for n in c.nodes()]).values()
         first: list[Summation] = []
-        if self.plan.final is not None and any(map(_is_final, nodes)):
+        if self.plan.final is not None and reach_the_end(nodes):
             first.append(Summation("preflight final", self._model_is_well, [self.plan.final], -2))
-        for hook_name in sorted({n.hook_name for n in nodes if n.name == "resume" and n.hook_name}):
+        for hook_name in hooks_of(resume, nodes):
             requests = self.plan.proofs[hook_name]
             first.append(Summation(f"preflight {hook_name}", self._prove(hook_name), [requests], -1))
         portions, held = [first], 0
@@ -129,7 +130,7 @@ class Preflight:
             return {}
         left_out = {}
         for cell in cells:
-            resumed = [n.hook_name for n in closure(cell.nodes()).values() if n.name == "resume"] if faults else []
+            resumed = hooks_of(resume, closure(cell.nodes()).values()) if faults else []
             keys = [key for s in cell.subjects for key in (s.key, s.parent.key if s.parent else s.key)]
             if reasons := list(dict.fromkeys(faults[k][0] for k in [*keys, *resumed] if k in faults)):
                 left_out[cell.key] = "; ".join(reasons)
@@ -193,10 +194,10 @@ class Preflight:
             found["model"] = [Finding("causal", self.causality.fault)]
         kept = {name: [dataclasses.asdict(f) for f in findings] for name, findings in found.items() if findings}
         nodes = closure(cell.nodes()).values()
-        hooks = sorted({n.hook_name for n in nodes if n.name == "resume" and n.hook_name})
-        proofs = {h: p.record() if isinstance(p := self.proofs[h], Proof) else p for h in hooks if h in self.proofs}
+        hooks = [hook for hook in hooks_of(resume, nodes) if hook in self.proofs]
+        proofs = {h: p.record() if isinstance(p := self.proofs[h], Proof) else p for h in hooks}
         causal = self.causality.record() if isinstance(self.causality, Causality) else self.causality
-        proved = {"causal": causal} if causal and any(map(_is_final, nodes)) else {}
+        proved = {"causal": causal} if causal and reach_the_end(nodes) else {}
         return ({"preflight": kept} if kept else {}) | ({"resumes": proofs} if proofs else {}) | proved
 
     def _examined(self, subject: Subject) -> list[Finding]:
@@ -206,11 +207,6 @@ class Preflight:
         if subject.name not in self._declared:
             self._declared[subject.name] = declarations(subject, self.plan)
         return self._declared[subject.name]
-
-
-def _is_final(node: Node) -> bool:
-    """Whether a node is of the model's final state, clean or resumed."""
-    return node.name in ("clean_final", "resume")
 
 
 def _works(sae: Any, sae_input: Any, activations: Any) -> bool:

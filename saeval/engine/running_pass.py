@@ -22,6 +22,7 @@ from saeval.engine.flaws import Flaw, described
 from saeval.engine.passes import Pass
 from saeval.interfaces.data import Batch, PairBatch
 from saeval.plan.plan import Plan
+from saeval.registry.builtin_quantities import mask
 from saeval.results.store import Store
 from saeval.stats.evidence import EvidenceTree, added, storable
 
@@ -196,7 +197,7 @@ class RunningPass:
         if isinstance(summation.error, Undefined):
             return summation.error
         nothing = self.place.row > 0 and self.place.tokens == 0
-        if nothing and any(node.name == "mask" for node in summation.reached()):
+        if nothing and any(node.quantity.function is mask for node in summation.reached()):
             return Undefined(f"no token is in the mask: {_MASKED}")
         if not self.place.flaws:
             return summation.error

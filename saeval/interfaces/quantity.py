@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from saeval.base.identity import Origin, code_identity
 from saeval.base.parameters import parameter_names
@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Quantity:
-    """A named function. Its annotation tells a fold (it returns `Evidence`) from a value of one batch."""
+    """A named function, and what its decorators say of it."""
 
     name: str
     function: Callable[..., Any]
@@ -28,11 +28,14 @@ class Quantity:
     fold: bool = False
     on_fit: bool = False
     planned: bool = False
-    gathered: bool = False
+    gathered: str = ""
+    """The parameter of which one call takes all of a batch's values; empty where each value has a call of its own."""
     paired: bool = False
     resumes: str = ""
     finite: str = ""
     """What its value is called where it must be finite inside the mask; empty where that is not asked."""
+    inserted: bool = False
+    """True for a step that the graph puts between two quantities: a pair's sides as a list, values by hook."""
     rebinds: Mapping[str, str] = field(default_factory=dict)
     at_hooks: Callable[..., Iterable[str]] | None = None
     identity: str = ""
@@ -41,12 +44,11 @@ class Quantity:
 
     @classmethod
     def of(cls, function: Callable[..., Any], origin: Origin) -> Quantity:
-        marks = getattr(function, "__saeval__", {})
+        marks = {"fold": _returns_evidence(function), **getattr(function, "__saeval__", {})}
         return cls(
             name=getattr(function, "__name__", type(function).__name__),
             function=function,
             parameters=parameter_names(function),
-            fold=_returns_evidence(function),
             identity=code_identity(function, origin),
             origin=origin,
             **marks,
@@ -80,6 +82,11 @@ class Quantity:
         return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
 
 
+def fold(function: F) -> F:
+    """Mark a function that returns evidence: it is summed over all batches, and whoever requests it gets the total."""
+    return _mark(function, fold=True)
+
+
 def fit_split(function: F) -> F:
     """Mark a fold as taken over documents disjoint from the evaluated ones."""
     return _mark(function, on_fit=True)
@@ -110,13 +117,25 @@ def at_hooks(choose: Callable[..., Iterable[str]]) -> Callable[[F], F]:
     return lambda function: _mark(function, at_hooks=choose)
 
 
-def gathered(function: F) -> F:
-    """Compute all of a batch's instances in one call.
+@overload
+def gathered(over: str) -> Callable[[F], F]: ...
+@overload
+def gathered(over: F) -> F: ...
+def gathered(over: str | F) -> Callable[[F], F] | F:
+    """Compute all of a batch's instances in one call, as `@gathered("final")` does.
 
-    Instances that agree in all parameters but the last are computed together: the last
-    parameter is the list of their values, and the function returns a list in the same order.
+    Instances that agree in all parameters but `over` are computed together: this parameter is the list of their
+    values, and the function returns a list in the same order. Without a name it is the last parameter.
     """
-    return _mark(function, gathered=True)
+    if not isinstance(over, str):
+        return _mark(over, gathered=list(parameter_names(over))[-1])
+
+    def marked(function: F) -> F:
+        if over not in parameter_names(function):
+            raise TypeError(f"@gathered('{over}'): '{function.__name__}' has no parameter of this name")
+        return _mark(function, gathered=over)
+
+    return marked
 
 
 def paired(function: F) -> F:
@@ -147,6 +166,7 @@ def _mark(function: F, **marks: Any) -> F:
 
 
 def _returns_evidence(function: Callable[..., Any]) -> bool:
+    """True for a fold as it was written before `@fold`: the return annotation is evidence."""
     annotation = getattr(function, "__annotations__", {}).get("return")
     if isinstance(annotation, str):
         holder = SimpleNamespace(__annotations__={"return": annotation})

@@ -14,7 +14,7 @@ from saeval.plan.nodes import Node, flattened
 from saeval.suite.schema import MetricEntry
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One metric, configured, on one subject or group."""
 

@@ -16,7 +16,8 @@ from saeval.base.parameters import parameter_names
 from saeval.interfaces.metric import Metric, conclude_requests, observe_requests, substitute_requests
 from saeval.interfaces.quantity import Quantity
 from saeval.interfaces.substitute import Subject
-from saeval.plan.nodes import LEAVES, Argument, Binding, Constant, Node, flattened
+from saeval.plan.leaves import LEAVES, Leaf, supplied
+from saeval.plan.nodes import Argument, Binding, Constant, Node, flattened
 
 
 class Graph:
@@ -40,7 +41,7 @@ class Graph:
     ) -> None:
         self._quantity = quantities
         self._known = set(known) | set(LEAVES)
-        self._widths = widths
+        self.widths = widths
         self._control = control
         self._digests = {"model": model_digest, "batch": data_digest}
         self._fit_digest = fit_digest
@@ -48,7 +49,7 @@ class Graph:
         self._pair = pair
         self._supplies = frozenset(supplies)
         self._site = site
-        self._reward_unit = reward_unit
+        self.reward_unit = reward_unit
         self._origin = origin
         self._interned: dict[Any, Node] = {}
         self._open: list[str] = []
@@ -61,9 +62,9 @@ class Graph:
         if renamed is not None:
             return renamed
         if name in self._supplies:
-            return self._leaf(Quantity(name, _no_function, {}), {"batch"}, binding)
+            return self.leaf(supplied(name), binding)
         if name in LEAVES:
-            return self._resolve_leaf(name, binding)
+            return self._resolve_leaf(LEAVES[name], binding)
         if name in binding.params:
             return Constant(binding.params[name])
         if name in self._open:
@@ -113,7 +114,8 @@ class Graph:
         if not isinstance(first, Node) or not first.sided:
             return first
         sides = {f"side {side}": find(name, replace(binding, side=side)) for side in range(self.sides)}
-        return self._intern(Quantity(f"sides of {name}", _listed, dict.fromkeys(sides), paired=True), sides)
+        listed = Quantity(f"sides of {name}", _listed, dict.fromkeys(sides), paired=True, inserted=True)
+        return self._intern(listed, sides)
 
     def _intern(
         self, quantity: Quantity, args: dict[str, Argument], others: tuple[dict[str, Argument], ...] = ()
@@ -140,50 +142,32 @@ class Graph:
         self._interned[key] = node
         return node
 
-    def _leaf(self, quantity: Quantity, roots: set[str], binding: Binding) -> Node:
-        side = binding.side if "batch" in roots else 0
-        hook = binding.hook if "hook" in roots else None
-        key = ("leaf", quantity.name, side, hook)
+    def leaf(self, leaf: Leaf, binding: Binding) -> Node:
+        """The node of a leaf whose value a batch gives."""
+        side = binding.side if "batch" in leaf.roots and not leaf.paired else 0
+        hook = binding.hook if "hook" in leaf.roots else None
+        key = ("leaf", leaf.name, side, hook)
         if key not in self._interned:
-            words = [quantity.name, side, hook]
-            words += [self._digests[root] for root in sorted(roots & {"model"})]
+            words = [leaf.name, side, hook, *(self._digests[root] for root in sorted(leaf.roots & {"model"}))]
             self._interned[key] = Node(
-                quantity, {}, frozenset(roots), len(self._interned), digest_of(words), 0,
-                side=side, sided="batch" in roots and not quantity.paired, hook_name=hook,
+                leaf, {}, leaf.roots, len(self._interned), digest_of(words), 0,
+                side=side, sided="batch" in leaf.roots and not leaf.paired, hook_name=hook,
             )  # fmt: skip
         return self._interned[key]
 
-    def _resolve_leaf(self, name: str, binding: Binding) -> Argument:
-        if name == "reward_unit":
-            return Constant(self._reward_unit)
-        if name == "sae_input":
-            return self.resolve("activations", self._reading(binding))
-        if name in ("model", "clean_final", "activations", "resume") and not self._digests["model"]:
-            raise SaevalError(f"'{name}' needs a model, and this suite has none; add 'model:'")
-        if name in ("model", "batch", "divergence", "clean_final"):
-            roots = {"model": {"model"}, "clean_final": {"model", "batch"}}.get(name, {"batch"})
-            if name == "divergence" and not self._pair:
-                raise SaevalError("'divergence' exists for data of kind 'pair' only")
-            if name == "divergence":
-                binding = replace(binding, side=0)
-            shown = "final state" if name == "clean_final" else ""
-            leaf = Quantity(name, _no_function, {}, paired=name == "divergence", finite=shown)
-            return self._leaf(leaf, roots, binding)
-        if binding.hook is None:
-            raise SaevalError(f"'{name}' belongs to a hook, and this request has none")
-        if name == "hook_name":
-            return Constant(binding.hook)
-        if name == "d_in":
-            return Constant(self._widths[binding.hook])
-        if name in ("activations", "resume"):
-            shown = "activations" if name == "activations" else ""
-            leaf = Quantity(name, _no_function, {}, finite=shown)
-            return self._leaf(leaf, {"model", "batch", "hook"}, binding)
-        subject = binding.subject
-        if subject is None:
-            raise SaevalError(f"'{name}' belongs to an SAE, and this request has none")
-        if name == "subject_name":
-            return Constant(subject.name)
+    def _resolve_leaf(self, leaf: Leaf, binding: Binding) -> Argument:
+        if "model" in leaf.roots and not self._digests["model"]:
+            raise SaevalError(f"'{leaf.name}' needs a model, and this suite has none; add 'model:'")
+        if leaf.paired and not self._pair:
+            raise SaevalError(f"'{leaf.name}' exists for data of kind 'pair' only")
+        if "hook" in leaf.roots and binding.hook is None:
+            raise SaevalError(f"'{leaf.name}' belongs to a hook, and this request has none")
+        if "subject" in leaf.roots and binding.subject is None:
+            raise SaevalError(f"'{leaf.name}' belongs to an SAE, and this request has none")
+        return leaf.resolve(self, binding)
+
+    def substitute(self, subject: Subject, binding: Binding) -> Node:
+        """The node that loads a substitute."""
         within = Binding(subject.parent, subject.build_params, binding.side, hook_name=subject.hook_name)
         args = {need: self.resolve(need, within) for need in subject.needs}
         for need, arg in args.items():
@@ -204,7 +188,7 @@ class Graph:
         """What `name` is at each hook that the quantity's chooser picks, by hook name."""
         if binding.hook is None:
             raise SaevalError(f"'{name}' is wanted at hooks picked from a first one, and this request has none")
-        choose, known = quantity.at_hooks, list(self._widths)
+        choose, known = quantity.at_hooks, list(self.widths)
         assert choose is not None
         with blamed(f"the choice of hooks of quantity '{quantity.name}'", quantity.origin):
             params = {p: binding.params[p] for p in parameter_names(choose) if p in binding.params}
@@ -219,15 +203,8 @@ class Graph:
                 )
         hooks = dict.fromkeys(map(self._site, picked))
         at = {hook: self.resolve(name, replace(binding, subject=None, hook_name=hook)) for hook in hooks}
-        by_hook = Quantity(f"{name} by hook", dict, dict.fromkeys(at), at_hooks=choose)
+        by_hook = Quantity(f"{name} by hook", dict, dict.fromkeys(at), at_hooks=choose, inserted=True)
         return self._intern(by_hook, at) if at else Constant({})
-
-    def _reading(self, binding: Binding) -> Binding:
-        """The binding at the hook that the subject encodes."""
-        subject = binding.subject
-        if subject is None or subject.input_hook is None:
-            return binding
-        return replace(binding, subject=None, hook_name=subject.input_hook)
 
     def request(self, names: Iterable[str], bindings: list[Binding], metric: Metric) -> dict[str, Any]:
         """A metric's requests: lists over members for groups, over the two sides for pairs, as its kind says."""
@@ -243,8 +220,8 @@ class Graph:
         if metric.subject != "group":
             return sides(bindings[0])
         first = self.resolve(name, bindings[0])
-        belongs = isinstance(first, Node) and bool(first.roots & {"hook", "subject"})
-        if belongs or name in ("hook_name", "d_in", "subject_name"):
+        roots = first.roots if isinstance(first, Node) else LEAVES[name].roots if name in LEAVES else frozenset()
+        if roots & {"hook", "subject"}:
             return [sides(binding) for binding in bindings]
         return sides(bindings[0])
 
@@ -277,7 +254,7 @@ class Graph:
             identity=json.dumps(dict(binding.params), sort_keys=True, default=str), origin=self._origin(metric.name),
         )  # fmt: skip
         source = self._intern(made, self._arguments(made, binding))
-        picks = {name: Quantity(f"{made.name}[{name}]", _picker(name), {}) for name in metric.interventions}
+        picks = {n: Quantity(f"{made.name}[{n}]", _picker(n), {}, inserted=True) for n in metric.interventions}
         return {name: self._intern(pick, {"made": source}) for name, pick in picks.items()}
 
     def conclude(self, metric: Metric, bindings: list[Binding]) -> dict[str, Any]:
@@ -311,7 +288,3 @@ def _picker(name: str) -> Callable[..., Any]:
 
 def _listed(**sides: Any) -> list[Any]:
     return list(sides.values())
-
-
-def _no_function() -> None:
-    raise AssertionError("leaves are answered by the engine")

@@ -9,22 +9,6 @@ from typing import Any, TypeAlias
 from saeval.interfaces.quantity import Quantity
 from saeval.interfaces.substitute import Subject
 
-LEAVES = {
-    "model": "the loaded model, a `Model`",
-    "batch": "the batch, a `Batch`: tokens, targets, mask, real, sequence_ids, clusters",
-    "divergence": "pairs: the first differing position, an integer tensor [batch]",
-    "reward_unit": "unit of the reward: `reward`, or `nats` where it is a causal model's log-likelihood",
-    "hook_name": "the canonical hook name, such as blocks.6.hook_resid_pre",
-    "d_in": "width of the hook, an integer",
-    "sae": "the substitute, a `Substitute`: an SAE, a control",
-    "subject_name": "the substitute's name in the suite",
-    "activations": "activations at the hook, [batch, seq, d_in], in the model's dtype and unit",
-    "sae_input": "activations that the SAE encodes: those at the hook, save for transcoders, [batch, seq, d_in]",
-    "clean_final": "final hidden state of the clean pass, [batch, seq, d_model]; for reward models the reward, [batch]",
-    "resume": "function, a `Resume`: activations at the hook -> final, running only what comes after the hook",
-}
-"""Requests that the engine itself answers."""
-
 
 @dataclass(frozen=True, eq=False)
 class Node:
@@ -55,6 +39,11 @@ class Node:
     def inputs(self) -> list[Node]:
         """The nodes whose values this one's computation takes."""
         return [a for a in self.args.values() if isinstance(a, Node)]
+
+    @property
+    def gathered(self) -> Argument:
+        """The argument of which one call takes the values of several nodes; only where the quantity is `gathered`."""
+        return self.args[self.quantity.gathered]
 
     @property
     def available(self) -> int:

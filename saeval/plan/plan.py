@@ -20,8 +20,9 @@ from saeval.interfaces.substitute import Subject
 from saeval.plan.cell import Cell, subject_record
 from saeval.plan.column_names import layout_problems
 from saeval.plan.graph import Graph
+from saeval.plan.leaves import LEAVES, hooks_of, resume
 from saeval.plan.model_entry import model_spec
-from saeval.plan.nodes import LEAVES, Argument, Binding, Constant, Node, closure, flattened
+from saeval.plan.nodes import Argument, Binding, Constant, Node, closure, flattened
 from saeval.plan.precision import Stopping, stopping
 from saeval.plan.streams import Streams, streams
 from saeval.plan.subjects import Subjects
@@ -122,11 +123,10 @@ class _Planner:
         cells = []
         for entry, made in metrics:
             for members in subjects_of[entry.alias]:
-                cell = self._cell(graph, spec, found, entry, made, members)
-                if cell:
-                    cell.order = min((order[s.key] for s in members), default=-1)
+                first = min((order[s.key] for s in members), default=-1)
+                if cell := self._cell(graph, spec, found, entry, made, members, first):
                     cells.append(cell)
-        stop = stopping(self.suite, cells, self.problems)
+        stop, cells = stopping(self.suite, cells, self.problems)
         if self.problems:
             self._raise(subjects, saes)
 
@@ -254,7 +254,7 @@ class _Planner:
 
     def _cell(
         self, graph: Graph, spec: ModelSpec | None, found: Streams, entry: MetricEntry, metric: Metric,
-        members: list[Subject],
+        members: list[Subject], order: int,
     ) -> Cell | None:  # fmt: skip
         params = entry.params
         bindings = [Binding(subject, params) for subject in members] or [Binding(None, params)]
@@ -297,8 +297,8 @@ class _Planner:
             found.evaluation.fingerprint if streamed else "",
         ]  # fmt: skip
         return Cell(
-            digest_of(words)[:24], metric, entry, members, observe, conclude, record, streamed=streamed,
-            foreign=not origin.own,
+            digest_of(words)[:24], metric, entry, members, observe, conclude, record, order,
+            streamed, foreign=not origin.own,
         )  # fmt: skip
 
     def _once(self, message: str, entry: MetricEntry) -> None:
@@ -322,9 +322,9 @@ def _examination_requests(graph: Graph, sae: Subject) -> dict[str, Argument] | N
 def _proofs(graph: Graph, cells: Iterable[Cell]) -> dict[str, dict[str, Argument]]:
     """What it takes to prove the resume at each hook where a cell resumes."""
     nodes = closure([n for cell in cells for n in cell.nodes()]).values()
-    hooks = {n.hook_name for n in nodes if n.name == "resume" and n.hook_name}
     names = ("activations", "resume", "clean_final", "batch")
-    return {h: {name: graph.resolve(name, Binding(None, hook_name=h)) for name in names} for h in sorted(hooks)}
+    at = {hook: Binding(None, hook_name=hook) for hook in hooks_of(resume, nodes)}
+    return {hook: {name: graph.resolve(name, binding) for name in names} for hook, binding in at.items()}
 
 
 def _final(graph: Graph) -> dict[str, Argument]:

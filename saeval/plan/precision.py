@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -76,10 +76,10 @@ class Stopping:
     """Hash of what determines where a run stops: the targets, and every cell that they are about."""
 
 
-def stopping(suite: Suite, cells: Sequence[Cell], problems: list[Problem]) -> Stopping | None:
-    """The suite's adaptive stopping; None where it has none, or, with problems, where it names what there is not.
+def stopping(suite: Suite, cells: list[Cell], problems: list[Problem]) -> tuple[Stopping | None, list[Cell]]:
+    """The suite's adaptive stopping, and its cells as they are with it; None where it has none, or with problems.
 
-    The keys of all cells that see rows come to depend on it: where one stops is decided by all.
+    The keys of all cells that see rows depend on it: where one stops is decided by all.
     """
     targets = suite.body.precision
     named: dict[str, list[str]] = {}
@@ -92,14 +92,14 @@ def stopping(suite: Suite, cells: Sequence[Cell], problems: list[Problem]) -> St
         for cell in found:
             named.setdefault(cell.key, []).append(name)
     if not targets or problems:
-        return None
+        return None, cells
     about = sorted([key, name.partition(".")[2], targets[name]] for key, names in named.items() for name in names)
     stop = digest_of([FIRST, about])[:24]
-    asked = {}
+    asked, stopped = {}, []
     for cell in cells:
-        names = named.get(cell.key, [])
-        cell.record = {**cell.record, "data": {**cell.record["data"], "precision": dict(targets), "stopping": stop}}
+        record = {**cell.record, "data": {**cell.record["data"], "precision": dict(targets), "stopping": stop}}
+        key = digest_of([cell.key, stop])[:24] if cell.streamed else cell.key
+        stopped.append(replace(cell, key=key, record=record))
         if cell.streamed:
-            cell.key = digest_of([cell.key, stop])[:24]
-            asked[cell.key] = names
-    return Stopping(dict(targets), asked, stop)
+            asked[key] = named.get(cell.key, [])
+    return Stopping(dict(targets), asked, stop), stopped

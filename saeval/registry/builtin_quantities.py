@@ -13,7 +13,7 @@ from saeval.base.lazy_torch import torch
 from saeval.interfaces.data import Batch
 from saeval.interfaces.fired import Fired
 from saeval.interfaces.model import Capture, Model, Resume
-from saeval.interfaces.quantity import finite, gathered, planned, rebound
+from saeval.interfaces.quantity import finite, fold, gathered, planned, rebound
 from saeval.interfaces.substitute import Encoding, Substitute
 from saeval.interfaces.token_scores import TokenScores, head_is_exact, score_tokens
 from saeval.registry.hookspecs import hookimpl
@@ -132,7 +132,7 @@ def spliced_final(spliced_pass: Capture) -> Tensor:
 
 
 @finite("scores")
-@gathered
+@gathered("final")
 def token_scores(
     model: Model, batch: Batch, clean_final: Float[Tensor, "batch seq d_model"], final: Sequence[Tensor]
 ) -> list[TokenScores]:
@@ -223,12 +223,14 @@ def gradient(
     return found
 
 
+@fold
 @planned
 def activation_moments(activations: Float[Tensor, "batch seq d_in"], mask: Bool[Tensor, "batch seq"]) -> Moments:
     """Fold: count and sum of the activations over the mask of the planned tokens."""
     return Moments.of(activations, mask)
 
 
+@fold
 def activation_spread(activations: Float[Tensor, "batch seq d_in"], mask: Bool[Tensor, "batch seq"]) -> Spread:
     """Fold: what the squared distance from any point sums to, document by document: FVU's denominator."""
     return Spread.of(activations, mask)

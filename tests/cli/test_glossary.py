@@ -10,7 +10,7 @@ import pytest
 
 from saeval import cli
 from saeval.cli import glossary
-from saeval.plan.nodes import LEAVES
+from saeval.plan.leaves import LEAVES
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
 from saeval.testing import TinySAE, evaluate_tiny

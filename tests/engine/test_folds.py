@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from saeval import Mean, Metric, Moments, Scalar, fit_split
+from saeval import Mean, Metric, Moments, Scalar, fit_split, fold
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
 from saeval.testing import TinyModel, evaluate_tiny
 
 
@@ -21,7 +23,8 @@ def test_a_fold_asked_for_by_conclude_alone_shares_the_metrics_own_pass():
     assert model.passes == {"clean": 0, "cut": 3, "resumed": 0}
 
 
-def clean_loss(clean_scores, mask) -> Mean:
+@fold
+def clean_loss(clean_scores, mask):
     """Fold of the clean pass."""
     return Mean.of(clean_scores.nll, mask)
 
@@ -44,8 +47,9 @@ def test_a_fold_for_conclude_waits_for_the_pass_of_the_cells_where_others_need_a
 
 def test_a_fold_over_the_fit_split_may_be_asked_for_by_conclude_alone():
 
+    @fold
     @fit_split
-    def fit_moments(activations, mask) -> Moments:
+    def fit_moments(activations, mask):
         """Moments over the fit split."""
         return Moments.of(activations, mask)
 
@@ -61,3 +65,9 @@ def test_a_fold_over_the_fit_split_may_be_asked_for_by_conclude_alone():
     results = evaluate_tiny(["shift"], Shift, quantities=[fit_moments])
     assert results[0].status == "ok", results[0].traceback
     assert results.value("shift")["n"] > 0
+
+
+def test_every_fold_that_ships_is_marked():
+    folds = [entry.thing for entry in Registry(Plugins([])).quantities if entry.thing.fold]
+    assert len(folds) > 12
+    assert not [fold.name for fold in folds if "fold" not in getattr(fold.function, "__saeval__", {})]

@@ -52,6 +52,7 @@ def test_listing_checking_and_showing_import_no_library_that_computes(folder):
         ["show", results],
         ["check", suite, "--out", str(folder / "nowhere")],
         ["run", suite, "--out", str(folder)],
+        ["explain", "l0", suite],
         ["leaderboard", results],
         ["leaderboard", results, "--format", "json"],
         ["compare", results, "testbed/relu-3", "testbed/relu-5"],

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-from saeval import Curve, Ever, Mean, Metric, Moments, SaevalError, Scalar
+from saeval import Curve, Ever, Mean, Metric, Moments, SaevalError, Scalar, fold
 from saeval.interfaces.data import Batch
 from saeval.interfaces.quantity import paired
 from saeval.testing import (
@@ -263,7 +263,8 @@ def my_mean(activation_moments: Moments) -> torch.Tensor:
     return torch.from_numpy(activation_moments.mean).float()
 
 
-def feature_moments(feature_acts, mask) -> Moments:
+@fold
+def feature_moments(feature_acts, mask):
     """Fold of the SAE."""
     return Moments.of(feature_acts, mask)
 
@@ -342,8 +343,9 @@ def reward_gap(clean_reward):
     return clean_reward[0] - clean_reward[1]
 
 
+@fold
 @paired
-def gap_total(clean_reward) -> Mean:
+def gap_total(clean_reward):
     """Fold over pairs that sees both sides at once."""
     return Mean.of(clean_reward[0] - clean_reward[1])
 

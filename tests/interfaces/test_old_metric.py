@@ -60,3 +60,55 @@ def test_it_runs_unchanged(tmp_path, monkeypatch, capsys):
     few, many = sorted(rows, key=lambda row: row["name"] != "testbed/topk-8")
     assert few["shrinkage.shrinkage"] > many["shrinkage.shrinkage"]
     assert few["rank"] == pytest.approx(2)
+
+
+QUANTITIES = '''"""A fold without `@fold` and a gathered quantity without the name of its parameter, as both were once written."""
+from saeval.plugin import Mean, Metric, Scalar, gathered, hookimpl
+
+
+def norm_sum(activations, mask) -> Mean:
+    """Mean norm of the activations."""
+    return Mean.of(activations.norm(dim=-1), mask)
+
+
+@gathered
+def lengths(mask, spliced_activations):
+    """Norms of what is spliced in, all at once."""
+    return [spliced.norm(dim=-1) for spliced in spliced_activations]
+
+
+class Relative(Metric):
+    """Norm of what is spliced in, in units of the mean norm of the activations."""
+
+    name, version = "relative", 1
+
+    def observe(self, lengths, mask, norm_sum):
+        return Mean.of(lengths / norm_sum.value.value, mask)
+
+    def conclude(self, total):
+        return Scalar(total.value)
+
+
+@hookimpl
+def saeval_metrics():
+    return [Relative]
+
+
+@hookimpl
+def saeval_quantities():
+    return [norm_sum, lengths]
+'''
+
+
+def test_folds_and_gathered_quantities_of_the_old_spelling_run_unchanged(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "relative.py").write_text(QUANTITIES)
+    (tmp_path / "s.yaml").write_text(
+        "suite: old\nmodel: testbed\ndata: {use: python-stdlib, context: 16, sequences: 24}\n"
+        "saes: [testbed/topk-8, testbed/topk-32]\nmetrics: [relative]\n"
+    )
+    assert main(["run", "s.yaml", "--plugin", "relative.py", "--format", "json"]) == 0
+    for row in some(json.loads(capsys.readouterr().out)):
+        assert 0.3 < row["relative.relative"] < 1.2
+    assert main(["show", "norm_sum", "--plugin", "relative.py"]) == 0
+    assert "a fold, known by its annotation: write @fold above it" in capsys.readouterr().out

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from saeval.base.run_options import RunOptions
 from saeval.plan.plan import Plan, plan
@@ -74,6 +75,12 @@ def test_a_changed_version_is_noticed(monkeypatch):
     metric = Registry(Plugins()).metrics["l0"]
     monkeypatch.setattr(metric, "version", metric.version + 1)
     assert every(name.startswith("l0 ") for name in changed())
+
+
+def test_the_key_of_a_planned_cell_cannot_be_changed():
+    cell = planned().cells[0]
+    with pytest.raises(FrozenInstanceError):
+        cell.key = "another"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saeval import Mean, Metric, Scalar, Undefined, cli
+from saeval import Mean, Metric, Scalar, Undefined, cli, fold
 from saeval.plan.precision import FIRST, precise, stopping_points
 from saeval.results.leaderboard import boards
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
@@ -279,7 +279,8 @@ class Early(Metric):
         return Scalar(total.value)
 
 
-def norms(activations, mask) -> Mean:
+@fold
+def norms(activations, mask):
     """Mean norm of the activations."""
     return Mean.of(activations.norm(dim=-1), mask)
 

@@ -1,0 +1,173 @@
+"""The leaves of the graph: requests that saeval itself answers, each an object that knows its roots and its value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from saeval.interfaces.data import Batch, PairBatch
+from saeval.interfaces.model import Capture, Model, Resume
+from saeval.interfaces.quantity import Quantity
+from saeval.interfaces.substitute import Subject, Substitute
+from saeval.plan.nodes import Argument, Binding, Constant, Node
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Planned(Protocol):
+    """The graph, as far as leaves need it."""
+
+    widths: Mapping[str, int]
+    reward_unit: str
+
+    def resolve(self, name: str, binding: Binding) -> Argument: ...
+    def leaf(self, leaf: Leaf, binding: Binding) -> Node: ...
+    def substitute(self, subject: Subject, binding: Binding) -> Node: ...
+
+
+class Values(Protocol):
+    """A batch under way, as far as leaves need it."""
+
+    model: Model | None
+    batch: Batch | PairBatch
+
+    def side(self, node: Node) -> Batch: ...
+    def clean_pass(self, node: Node) -> Capture: ...
+    def activations(self, node: Node) -> Tensor: ...
+    def resume(self, node: Node) -> Resume: ...
+
+
+@dataclass(frozen=True)
+class Leaf(Quantity):
+    """A request that saeval itself answers: `function(values, node)` takes its value from a batch."""
+
+    roots: frozenset[str] = frozenset()
+    """Of model, batch, hook and subject, those that it needs."""
+    gives: type | None = None
+    """The structure that it gives, where its value is one."""
+
+    def resolve(self, graph: Planned, binding: Binding) -> Argument:
+        """Its node, or its value where that is known before a run."""
+        return graph.leaf(self, binding)
+
+
+class Known(Leaf):
+    """A leaf that is known before a run: `function(graph, binding)` gives its node or constant."""
+
+    def resolve(self, graph: Planned, binding: Binding) -> Argument:
+        argument: Argument = self.function(graph, binding)
+        return argument
+
+
+LEAVES: dict[str, Leaf] = {}
+"""All of them, by name."""
+
+
+def _leaf(roots: str = "", kind: type[Leaf] = Leaf, **marks: Any) -> Callable[[Callable[..., Any]], Leaf]:
+    def made(function: Callable[..., Any]) -> Leaf:
+        name = function.__name__
+        LEAVES[name] = kind(name, function, {}, roots=frozenset(roots.split()), **marks)
+        return LEAVES[name]
+
+    return made
+
+
+@_leaf("model", gives=Model)
+def model(values: Values, node: Node) -> Model | None:
+    """The loaded model, a `Model`."""
+    return values.model
+
+
+@_leaf("batch", gives=Batch)
+def batch(values: Values, node: Node) -> Batch:
+    """The batch, a `Batch`: tokens, targets, mask, real, sequence_ids, clusters."""
+    return values.side(node)
+
+
+@_leaf("batch", paired=True)
+def divergence(values: Values, node: Node) -> Tensor:
+    """Pairs: the first differing position, an integer tensor [batch]."""
+    assert isinstance(values.batch, PairBatch)
+    return values.batch.divergence
+
+
+@_leaf(kind=Known)
+def reward_unit(graph: Planned, binding: Binding) -> Constant:
+    """Unit of the reward: `reward`, or `nats` where it is a causal model's log-likelihood."""
+    return Constant(graph.reward_unit)
+
+
+@_leaf("hook", kind=Known)
+def hook_name(graph: Planned, binding: Binding) -> Constant:
+    """The canonical hook name, such as blocks.6.hook_resid_pre."""
+    return Constant(binding.hook)
+
+
+@_leaf("hook", kind=Known)
+def d_in(graph: Planned, binding: Binding) -> Constant:
+    """Width of the hook, an integer."""
+    return Constant(graph.widths[binding.hook or ""])
+
+
+@_leaf("hook subject", kind=Known, gives=Substitute)
+def sae(graph: Planned, binding: Binding) -> Node:
+    """The substitute, a `Substitute`: an SAE, a control."""
+    assert binding.subject is not None
+    return graph.substitute(binding.subject, binding)
+
+
+@_leaf("hook subject", kind=Known)
+def subject_name(graph: Planned, binding: Binding) -> Constant:
+    """The substitute's name in the suite."""
+    assert binding.subject is not None
+    return Constant(binding.subject.name)
+
+
+@_leaf("model batch hook", finite="activations")
+def activations(values: Values, node: Node) -> Tensor:
+    """Activations at the hook, [batch, seq, d_in], in the model's dtype and unit."""
+    return values.activations(node)
+
+
+@_leaf(kind=Known)  # its roots are those of the activations, which the data may supply without a model
+def sae_input(graph: Planned, binding: Binding) -> Argument:
+    """Activations that the SAE encodes: those at the hook, save for transcoders, [batch, seq, d_in]."""
+    if binding.subject is not None and binding.subject.input_hook is not None:
+        binding = replace(binding, subject=None, hook_name=binding.subject.input_hook)
+    return graph.resolve("activations", binding)
+
+
+@_leaf("model batch", finite="final state")
+def clean_final(values: Values, node: Node) -> Tensor | None:
+    """Final hidden state of the clean pass, [batch, seq, d_model]; for reward models the reward, [batch]."""
+    return values.clean_pass(node).final
+
+
+@_leaf("model batch hook", gives=Resume)
+def resume(values: Values, node: Node) -> Resume:
+    """Function, a `Resume`: activations at the hook -> final, running only what comes after the hook."""
+    return values.resume(node)
+
+
+def supplied(name: str) -> Leaf:
+    """A name that the data supply with each batch."""
+
+    def value(values: Values, node: Node) -> Any:
+        side = values.side(node)
+        if name not in side.supplied:
+            raise KeyError(f"the data say that they supply '{name}', but a batch of theirs has {sorted(side.supplied)}")
+        return side.supplied[name]
+
+    return Leaf(name, value, {}, roots=frozenset({"batch"}))
+
+
+def hooks_of(leaf: Leaf, nodes: Iterable[Node]) -> list[str]:
+    """The hooks at which `nodes` have this leaf."""
+    return sorted({n.hook_name for n in nodes if n.quantity is leaf and n.hook_name})
+
+
+def reach_the_end(nodes: Iterable[Node]) -> bool:
+    """True if some node needs the model's final state, clean or resumed."""
+    return any(n.quantity is clean_final or n.quantity is resume for n in nodes)
