@@ -166,7 +166,9 @@ class Board:
         return [*self.left_out, *self._doubts(self.columns)]
 
     def _doubts(self, columns: Sequence[Column]) -> list[str]:
-        values, tests, errors = [], [], False
+        values: list[tuple[Support, str]] = []
+        tests: list[tuple[Support, str]] = []
+        errors = False
         for row in self.rows:
             for column in columns:
                 entry = row.entries.get(column.name)
