@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from saeval.base.fingerprint import digest_of as digest_of
     from saeval.base.fingerprint import remembered as remembered
     from saeval.base.fingerprint import sha256_file as sha256_file
+    from saeval.base.formatting import counted as counted
     from saeval.base.formatting import number as number
     from saeval.base.formatting import with_error as with_error
     from saeval.base.lazy_torch import is_tensor as is_tensor
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from saeval.results.board import Column as Column
     from saeval.results.board import Entry as Entry
     from saeval.results.board import Row as Row
+    from saeval.results.board import counts_of as counts_of
     from saeval.results.board import documents_of as documents_of
     from saeval.results.board import limit_in_words as limit_in_words
     from saeval.results.comparison import Compared as Compared
@@ -151,7 +153,7 @@ _HOMES = {
     "interfaces.sae": "RegisteredSAE SAEInfo SAELoader",
     "interfaces.substitute": "Control Encoding Subject Substitute",
     # Reports
-    "results.board": "Board Column Entry Row documents_of limit_in_words",
+    "results.board": "Board Column Entry Row counts_of documents_of limit_in_words",
     "results.comparison": "Compared Comparison",
     "results.pages": "figure label_log png titled wrapped",
     "results.paired_tests": "holm",
@@ -168,7 +170,7 @@ _HOMES = {
     "base.archives": "damage unpickled",
     "base.escapes": "file_name html markdown plot",
     "base.fingerprint": "digest_of remembered sha256_file",
-    "base.formatting": "number with_error",
+    "base.formatting": "counted number with_error",
     "base.lazy_torch": "is_tensor torch",
     "base.memory": "out_of_memory",
     "base.provenance": "libraries",

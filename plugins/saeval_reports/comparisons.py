@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from saeval.plugin import Compared, Comparison, Entry, doubts, formatting
+from saeval.plugin import Compared, Comparison, Entry, formatting
 from saeval.plugin import markdown as markdown_of
-from saeval_reports.tables import frame_as_csv, header, number
+from saeval_reports.tables import header, number, records_as_csv
 
 
 def markdown(comparison: Comparison) -> str:
@@ -21,29 +21,43 @@ def markdown(comparison: Comparison) -> str:
     lines = [_line(row) for row in comparison]
     where = ", at " + " and at ".join(markdown_of(hook) or "no hook" for hook in hooks) if any(hooks) else ""
     count = f"{comparison.tests} distinct test{'s' * (comparison.tests != 1)}"
-    agreed = any(row.difference.stderr == 0 and row.difference.p_value is not None for row in comparison)
-    sign = " (of the sign test, where all documents differ alike)" if agreed else ""
-    legend = (
-        f"difference = {names[0]} − {names[1]}, paired by document, ± one standard error; "
-        f"p of the paired t test{sign}, Holm-corrected over {count}; "
-        f"detectable: the smallest true difference that one test, before the correction, "
-        f"finds with 80% power; ↓ lower is better, ↑ higher is better."
-    )
     reasons: dict[str, list[str]] = {}
     for row in comparison:
-        if row.difference.reason:
-            reasons.setdefault(row.difference.reason, []).append(row.column.name)
-    notes = [f"no error: {reason} ({', '.join(columns)})" for reason, columns in reasons.items()]
-    notes += doubts((d.support, row.column.name) for row in comparison if (d := row.difference).support is not None)
-    notes = [f"- {markdown_of(note)}" for note in (*notes, *comparison.notes)]
+        if reason := _reason(row):
+            reasons.setdefault(reason, []).append(row.column.name)
+    sign = " (of the sign test, where all documents differ alike)" if _ALIKE in reasons else ""
+    error = ", ± one standard error" if any(row.difference.stderr is not None for row in comparison) else ""
+    tests = (
+        f"p of the paired t test{sign}, Holm-corrected over {count}; "
+        f"detectable: a single uncorrected test finds a true difference of this size with 80% power"
+    )
+    legend = (
+        f"difference = {names[0]} − {names[1]}, paired by document{error}; "
+        f"{tests if comparison.tests else 'no difference can be tested'}; ↓ lower is better, ↑ higher is better."
+    )
+    notes = [f"{reason} ({', '.join(columns)})" for reason, columns in reasons.items()]
+    notes = [f"- {markdown_of(note)}" for note in (*notes, *comparison.doubts, *comparison.notes)]
     stop = f" The run {markdown_of(comparison.stop)}." if comparison.stop else ""
     model = f"model {markdown_of(comparison.model)}" if comparison.model else "no model"
     data = f", data {markdown_of(comparison.data)}" if comparison.data else ""
-    facts = f"{model}{data}{where}.{stop}"
+    counts = "".join(f", {markdown_of(count)}" for count in comparison.counts)
+    facts = f"{model}{data}{counts}{where}.{stop}"
     text = [f"## {markdown_of(comparison.title)}: {names[0]} against {names[1]}"]
     text += [f"**{markdown_of(comparison.limit)}**", facts] if comparison.limit else [facts]
     text += [tabulate(lines, headers, tablefmt="github", disable_numparse=True), legend]
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
+
+
+_ALIKE = "no interval: the difference is the same in every document"
+
+
+def _reason(row: Compared) -> str:
+    """Why a difference has no interval; empty where it has one, or where both values are equal."""
+    found = row.difference
+    if found.reason:
+        shown = row.a.stderr is not None and row.b.stderr is not None
+        return f"{'not tested' if shown else 'no standard error'}: {found.reason}"
+    return _ALIKE if found.stderr == 0 and found.p_value is not None else ""
 
 
 def _line(row: Compared) -> list[str]:
@@ -80,7 +94,7 @@ def _better(row: Compared) -> str:
 
 def csv(comparison: Comparison) -> str:
     """The records as CSV, full precision."""
-    return frame_as_csv(comparison.to_frame())
+    return records_as_csv(comparison.records())
 
 
 def as_json(comparison: Comparison) -> str:

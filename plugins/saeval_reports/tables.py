@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv as csv_files
+import io
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from saeval.plugin import (
     Board,
@@ -12,6 +14,8 @@ from saeval.plugin import (
     Entry,
     Row,
     Support,
+    counted,
+    counts_of,
     documents_of,
     escapes,
     formatting,
@@ -19,9 +23,6 @@ from saeval.plugin import (
     with_error,
 )
 from saeval.plugin import markdown as markdown_of
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def markdown(boards: Sequence[Board]) -> str:
@@ -58,32 +59,34 @@ def _markdown(board: Board) -> str:
     data = board.data
     facts = [f"model {markdown_of(board.model)}" if board.model else "no model"]
     facts += [f"data {markdown_of(str(data['use']))}"] if data.get("use") else []
-    documents = documents_of(data)
-    counted = {**data, "documents": documents}
-    facts += [
-        f"{markdown_of(str(counted[k]))} {k}"
-        for k in ("sequences", "documents", "tokens")
-        if counted.get(k) is not None
-    ]
+    facts += map(markdown_of, counts_of(data))
     where = f"All at {markdown_of(next(iter(hooks)))}. " if len(hooks) == 1 and hooks != {""} else ""
     text = [f"## {markdown_of(board.title)}", f"{', '.join(facts)}.", table]
     if board.stop:
         text.insert(2, _stop(board))
     if board.limited:
         text.insert(1, f"**{markdown_of(limit_in_words(data))}**")
-    groups = markdown_of(_of_groups(board))
-    legend = f"± is one standard error, clustered by document{groups}; ↓ lower is better, ↑ higher is better"
+    legend = f"{markdown_of(_errors(board))}↓ lower is better, ↑ higher is better"
     vs = "; x vs y is how far an SAE is ahead of that control, paired" if _against(board) else ""
-    draws = "; of rows ×n also over their n draws" if any(r.copies > 1 for r in board.rows) else ""
     controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
-    text.append(f"{where}{legend}{draws}{markdown_of(_ranks(board))}{vs}{controls}.{_detectable(board)}")
+    text.append(f"{where}{legend}{markdown_of(_ranks(board))}{vs}{controls}.{_detectable(board)}")
     notes = [f"- {markdown_of(note)}" for note in (*_leads(board), *board.notes)]
     if more := len(board.columns) - len(columns):
         notes.append(f"- {more} more values: --format csv and json have them, 'leaderboard: columns:' shows them here")
-    if documents == 1:
+    if documents_of(data) == 1:
         notes.insert(0, "- one document: no error bars, since the document is the unit of independence")
     notes[:0] = [f"- {markdown_of(doubt)}" for doubt in board.doubts]
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
+
+
+def _errors(board: Board) -> str:
+    """What ± means; empty for a table without errors."""
+    entries = (row.entries.get(column.name) for row in board.rows for column in board.shown)
+    if not any(entry is not None and entry.stderr is not None for entry in entries):
+        return ""
+    draws = "; for rows marked ×n it includes the spread over the n random draws"
+    several = draws if any(row.copies > 1 for row in board.rows) else ""
+    return f"± is one standard error, clustered by document{_of_groups(board)}{several}; "
 
 
 def _of_groups(board: Board) -> str:
@@ -117,8 +120,8 @@ def _ranks(board: Board) -> str:
     ranked = [row for row in board.rows if row.rank is not None]
     if len(ranked) < 2:
         return ""
-    if not any(e.estimate for row in ranked if (e := row.entries.get(board.rank_by or ""))):
-        return f"; ranks go by the values of {board.rank_by} alone, which have no standard error to test with"
+    if not any(e.testable for row in ranked if (e := row.entries.get(board.rank_by or ""))):
+        return f"; ranks go by the values of {board.rank_by} alone, which cannot be tested"
     tests = "by paired tests, Holm-corrected at 5%"
     row = next((row for row in ranked if row.rank_high not in (None, row.rank)), None)
     if row is None or row.rank is None or row.rank_high is None:
@@ -135,28 +138,35 @@ def _detectable(board: Board) -> str:
     found = sorted(row.detectable for row in board.rows if row.detectable)
     if not found:
         return ""
-    span = "–".join(dict.fromkeys(formatting.number(end, 2) for end in (found[0], found[-1])))
+    ends = list(dict.fromkeys(formatting.number(end, 2) for end in (found[0], found[-1])))
     unit = next((c.unit for c in board.columns if c.name == board.rank_by), "")
-    sentence = f" Smallest difference to the top row that one test, before the correction, could detect: {span}"
-    return f"{sentence} {markdown_of(unit)}".rstrip() + "."
+    span = f"{' to '.join(ends)} {markdown_of(unit)}".rstrip() + (" (depending on the row)" if len(ends) > 1 else "")
+    finds = f"differences of {span}" if len(ends) > 1 else f"a difference of {span}"
+    return f" A single uncorrected test against the top row finds {finds} with 80% power."
 
 
 def _against(board: Board) -> list[Column]:
-    return [column for column in board.columns if " vs " in column.name]
+    return [column for column in board.columns if column.paired]
 
 
 def _leads(board: Board) -> list[str]:
-    """For each control, which SAEs are ahead of it by more than the run could detect, and which are not."""
-    found = []
+    """For each control, how many SAEs lead it by more than the minimum detectable difference, and which do not."""
+    sentences = []
     for column in _against(board):
         leads = [(row.name, row.entries[column.name]) for row in board.rows if row.kind == "sae"]
         known = [(name, e.value, e.detectable) for name, e in leads if e.value is not None and e.detectable is not None]
         if known:
             behind = [name for name, value, detectable in known if value <= detectable]
-            told = f"{len(known) - len(behind)} of {len(known)} SAEs" if len(known) > len(behind) else "no SAE"
-            rest = f", not {', '.join(behind)}" if behind else ""
-            found.append(f"{column.name}: {told} ahead by more than this run could detect{rest}")
-    return found
+            ahead = len(known) - len(behind)
+            lead = f"{ahead} of {len(known)} SAEs lead their" if ahead > 1 else f"1 of {len(known)} SAEs leads its"
+            lead = lead if ahead else "no SAE leads its"
+            rest = f"; not {', '.join(behind)}" if ahead and behind else ""
+            without = counted(len(leads) - len(known), "SAE")
+            lacks = f" ({without} cannot be tested against it)" if len(leads) > len(known) else ""
+            sentences.append(
+                f"{column.name}: {lead} control by more than the minimum detectable difference{rest}{lacks}"
+            )
+    return sentences
 
 
 def header(column: Column) -> str:
@@ -175,7 +185,7 @@ def number(entry: Entry | None) -> str:
 
 
 def rows(boards: Sequence[Board]) -> list[dict[str, Any]]:
-    """One flat record a row: `METRIC.VALUE`, its `.stderr` and `.ci95`, and reasons for what is missing."""
+    """One flat record a row: `METRIC.VALUE`, its `.stderr` and `.ci95`; why some are missing, and errors unreliable."""
     return [_row(board, row) for board in boards for row in board.rows]
 
 
@@ -200,17 +210,20 @@ def _row(board: Board, row: Row) -> dict[str, Any]:
     record["effective_documents"] = support.effective if support else None
     record["largest_share"] = support.largest_share if support else None
     missing = {}
-    ahead = _against(board)
+    unreliable = {"rank": row.support.doubt} if row.support is not None and row.support.unreliable else {}
     for column in board.columns:
         entry = row.entries.get(column.name) or Entry()
         record[column.name] = entry.value
         record[f"{column.name}.stderr"] = entry.stderr
         record[f"{column.name}.ci95"] = list(entry.ci95) if entry.ci95 else None
-        if column in ahead:
+        if column.paired:
             record[f"{column.name}.detectable"] = entry.detectable
+        if entry.support is not None and entry.stderr is not None and entry.support.unreliable:
+            unreliable[column.name] = entry.support.doubt
         if entry.value is None:
             missing[column.name] = f"{entry.status}: {entry.reason}" if entry.reason else entry.status
     record["missing"] = missing
+    record["unreliable"] = unreliable
     return record
 
 
@@ -222,8 +235,6 @@ def _support(board: Board, row: Row) -> Support | None:
 
 def csv(boards: Sequence[Board]) -> str:
     """The rows as CSV, full precision; intervals as two columns."""
-    import pandas as pd  # late: slow to import
-
     flat = []
     for record in rows(boards):
         line: dict[str, Any] = {}
@@ -231,18 +242,22 @@ def csv(boards: Sequence[Board]) -> str:
             if name.endswith(".ci95"):
                 low, high = value or (None, None)
                 line |= {f"{name}.low": low, f"{name}.high": high}
-            elif name == "missing":
+            elif isinstance(value, dict):
                 line[name] = "; ".join(f"{k}: {v}" for k, v in value.items())
             else:
                 line[name] = value
         flat.append(line)
-    return frame_as_csv(pd.DataFrame(flat))
+    return records_as_csv(flat)
 
 
-def frame_as_csv(frame: pd.DataFrame) -> str:
-    """A table as CSV in which no text, and no name of a column, is a formula of a spreadsheet."""
-    shown = frame.map(escapes.csv).rename(columns=escapes.csv)
-    return str(shown.to_csv(index=False)).rstrip("\n")
+def records_as_csv(records: Sequence[Mapping[str, Any]]) -> str:
+    """Records as CSV in which no text, and no name of a column, is a formula of a spreadsheet."""
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    text = io.StringIO()
+    writer = csv_files.writer(text, lineterminator="\n")
+    writer.writerow(map(escapes.csv, columns))
+    writer.writerows([escapes.csv(record.get(name)) for name in columns] for record in records)
+    return text.getvalue().rstrip("\n")
 
 
 def as_json(boards: Sequence[Board]) -> str:

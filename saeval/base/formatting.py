@@ -9,9 +9,11 @@ ROUNDING = 1e-9
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number to so many significant digits; a dash where there is none."""
+    """A number to so many significant digits, below a million to the whole number; a dash where there is none."""
     if value is None or not math.isfinite(value):
         return "–"
+    if 10**digits <= abs(value) < 10**6:
+        return f"{value:.0f}"
     return f"{value:z.{digits}g}"
 
 

@@ -21,7 +21,7 @@ class DamagedError(Exception):
 
 
 class EarlierError(DamagedError):
-    """The file has no checksum: an earlier version of saeval wrote it."""
+    """The file has no checksum: an earlier version of saeval wrote it, or something else overwrote it."""
 
 
 def sealed(record: Mapping[str, Any], indent: int | None = None) -> bytes:
@@ -43,7 +43,7 @@ def unsealed(content: bytes) -> dict[str, Any]:
     """The record in such a file, however it is laid out; `DamagedError` where checksum and content disagree."""
     record = parsed(content)
     if CHECKSUM not in record:
-        raise EarlierError("it has no checksum, so another version of saeval wrote it")
+        raise EarlierError("it has no checksum (written by an earlier saeval, or overwritten)")
     checksum = record.pop(CHECKSUM)
     record.pop(OF_FILE, None)
     if content.endswith(_tail(content[:-_TAIL])):

@@ -176,8 +176,8 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
 
     pair = subparsers.add_parser("compare", help="is the difference between two SAEs, or an SAE and a control, real?")
     pair.add_argument("folders", nargs="+", metavar="OUT/SUITE", help="one results folder, or several with equal data")
-    pair.add_argument("a", metavar="A", help="an SAE or a control, by name; NAME@HOOK where a name is not enough")
-    pair.add_argument("b", metavar="B", help="another")
+    pair.add_argument("a", metavar="NAME", help="an SAE or a control, by name; NAME@HOOK where a name is not enough")
+    pair.add_argument("b", metavar="OTHER_NAME", help="another")
     pair.add_argument("--metric", nargs="+", action="extend", default=[], help="only these, as ce or ce.delta_ce")
     pair.add_argument("--format", default="md", help="md, csv, json, or a plugin's")
     pair.add_argument("--include-limited", action="store_true", help="also runs made with --limit")

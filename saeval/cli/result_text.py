@@ -9,7 +9,7 @@ import numpy as np
 
 from saeval.base.escapes import line, terminal
 from saeval.base.formatting import interval, number, with_error
-from saeval.results.board import documents_of, stop_in_words
+from saeval.results.board import counts_of, stop_in_words
 from saeval.results.result import Result
 from saeval.stats.estimate import doubts
 
@@ -57,21 +57,16 @@ def _heading(result: Result) -> list[str]:
         lines[0] += f", {result.reason}"
     given = ", ".join(f"{name} {value}" for name, value in dict(cell.get("params") or {}).items())
     data = cell.get("data") or {}
-    counted = {**data, "documents": documents_of(data)}
-    counts = [f"{counted[name]} {name}" for name in _COUNTS if counted.get(name) is not None]
     model = (cell.get("model") or {}).get("name")
     facts = [f"suite {cell['suite']}"] if cell.get("suite") else []
     facts += [f"model {model}"] if model else ["no model"]
-    facts += [", ".join([f"data {data.get('use')}", *counts])]
+    facts += [", ".join([f"data {data.get('use')}", *counts_of(data)])]
     lines += [f"key {result.key}; parameters: {given or 'none'}", "; ".join(facts)]
     if data.get("limit") is not None:
         lines.append(f"limited to {data['limit']} sequences: not comparable with other runs")
     if stop := stop_in_words(result.sample):
         lines.append(f"the run {stop}")
     return lines
-
-
-_COUNTS = ("sequences", "documents", "tokens")
 
 
 def _scalars(scalars: Mapping[str, Mapping[str, Any]]) -> str:
@@ -83,7 +78,7 @@ def _scalars(scalars: Mapping[str, Mapping[str, Any]]) -> str:
         span = interval(ends, record["stderr"]) if ends else ""
         rows.append([name, shown, span, record["n"], record["unit"], _BETTER[record["better"]]])
         if record.get("reason"):
-            kind = "undefined" if value is None else "no error" if record["stderr"] is None else "not tested"
+            kind = "undefined" if value is None else "no standard error" if record["stderr"] is None else "not tested"
             reasons.setdefault(f"{kind}: {record['reason']}", []).append(name)
     table = _grid(["value", "number ± standard error", "95% interval", "n", "unit", "better"], rows, every=True)
     return "\n".join([table, *(line(f"- {reason} ({', '.join(names)})") for reason, names in reasons.items())])

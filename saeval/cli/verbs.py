@@ -22,6 +22,8 @@ from saeval.engine.preflight import model_warnings, warnings
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry, writer
 from saeval.results import comparison
+from saeval.results.board import Board
+from saeval.results.comparison import Comparison
 from saeval.results.index import uncollected
 from saeval.results.kept_text import KeptText
 from saeval.results.leaderboard import boards, boards_of_two, boards_on
@@ -60,7 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"{len(results.failed)} of {len(results)} cells failed; {hint}", file=sys.stderr)
                 code = SOME_FAILED
         try:
-            print(write(made_boards), flush=True)
+            text = write(made_boards)
+            _say_aside(made_boards, arguments.format)
+            print(text, flush=True)
         except SaevalError as error:  # the results are kept, and another format may show them
             again = ["leaderboard", *(str(folder) for folder in folders), *["--include-limited"] * limited]
             print(f"{error}; the results are kept: saeval {shlex.join(again)} shows them", file=sys.stderr)
@@ -150,26 +154,26 @@ def leaderboard(arguments: argparse.Namespace) -> int:
         kept = KeptText(arguments.folders[0], arguments.include_limited, reports[arguments.format])
     earlier = kept.read() if kept else None
     if earlier is not None:
-        text, left_out = earlier
-        _say_left_out(left_out, arguments.format)
+        text, asides = earlier
+        print(*map(line, asides), sep="\n", end="\n" if asides else "", file=sys.stderr)
         print(text)
         return OK
     with uncollected():
         found, bases = boards_on(arguments.folders, include_limited=arguments.include_limited)
-        left_out = [sentence for board in found for sentence in board.left_out]
-        _say_left_out(left_out, arguments.format)
+        asides = _say_aside(found, arguments.format)
         text = write(found)
     if kept:
-        kept.keep(text, left_out, bases[0])
+        kept.keep(text, asides, bases[0])
     print(text)
     return OK
 
 
-def _say_left_out(left_out: Sequence[str], form: str) -> None:
-    """What is missing or damaged, where the format has no place for notes."""
-    if form != "md":
-        for sentence in dict.fromkeys(left_out):
-            print(line(sentence), file=sys.stderr)
+def _say_aside(shown: Sequence[Board | Comparison], form: str) -> list[str]:
+    """Print to standard error what a format without notes leaves out; returns the sentences."""
+    sentences = dict.fromkeys(sentence for one in shown for sentence in one.asides) if form != "md" else {}
+    for sentence in sentences:
+        print(line(sentence), file=sys.stderr)
+    return list(sentences)
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -181,8 +185,9 @@ def compare(arguments: argparse.Namespace) -> int:
             print(write(comparison.compare(two, arguments.a, arguments.b)))
             return OK
     found = boards(arguments.folders, include_limited=arguments.include_limited, every_column=True)
-    _say_left_out([sentence for board in found for sentence in board.left_out], arguments.format)
-    print(write(comparison.compare(found, arguments.a, arguments.b, arguments.metric)))
+    made = comparison.compare(found, arguments.a, arguments.b, arguments.metric)
+    _say_aside([made], arguments.format)
+    print(write(made))
     return OK
 
 

@@ -17,6 +17,7 @@ from saeval.engine.examination import Examination, Finding, examine
 from saeval.engine.model_proof import Causality, Proof, prove, prove_causal, unwell
 from saeval.interfaces.data import PairBatch
 from saeval.plan.cell import copies
+from saeval.plan.column_names import without_control
 from saeval.plan.leaves import hooks_of, reach_the_end, resume
 from saeval.plan.nodes import closure
 from saeval.stats.evidence import Evidence
@@ -268,7 +269,7 @@ def same_model(declared: str, name: str) -> bool:
 
 
 def warnings(plan: Plan) -> list[str]:
-    """The disagreements of every SAE, names that are allowed in vain, copies in groups: a sentence each."""
+    """Disagreements of SAEs, names allowed in vain, copies in groups, SAEs without their control: a sentence each."""
     saes = {s.name: s for s in plan.subjects if s.kind == "sae"}
     vain = [pattern for pattern in plan.options.allow if not matching(pattern, saes)]
     unknown = [
@@ -276,7 +277,8 @@ def warnings(plan: Plan) -> list[str]:
     ]
     found = [f"{s.name} {finding.message}" for s in saes.values() for finding in declarations(s, plan)]
     twice = dict.fromkeys(sentence for cell in plan.cells for sentence in copies(cell))
-    return [f"warning: {sentence}" for sentence in (*unknown, *found, *twice)]
+    lacking = without_control(plan.suite, plan.subjects)
+    return [f"warning: {sentence}" for sentence in (*unknown, *found, *twice, *lacking)]
 
 
 def model_warnings(plan: Plan) -> list[str]:

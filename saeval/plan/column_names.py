@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from saeval.base.errors import Problem, suggestion
+from saeval.base.formatting import counted
 from saeval.interfaces.metric import Metric, declares
 from saeval.interfaces.substitute import Subject
 from saeval.suite.schema import Suite
@@ -45,6 +46,28 @@ def layout_problems(
         if fault:
             problems.append(suite.problem(f"precision: {fault}", "precision", name, key=True))
     return problems
+
+
+def without_control(suite: Suite, subjects: Sequence[Subject]) -> list[str]:
+    """A sentence for each control of `against:` that is built from, or at the hooks of, some of the SAEs only."""
+    saes = [subject for subject in subjects if subject.kind == "sae"]
+    sentences = []
+    for name in suite.body.leaderboard.against:
+        controls = [s for s in subjects if s.kind == "control" and (s.facts or {}).get("control") == name]
+        served = {(s.hook_name, s.parent.name if s.parent else None) for s in controls}
+        lacking = [s.name for s in saes if not served & {(s.hook_name, s.name), (s.hook_name, None)}]
+        if lacking:
+            more = f" and {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else ""
+            count = f"{len(lacking)} of {counted(len(saes), 'SAE')}"
+            sentences.append(
+                f"against '{name}': {count} will have no difference, since the control's 'of:' leaves them out: "
+                f"{', '.join(lacking[:_SHOWN])}{more}"
+            )
+    return sentences
+
+
+_SHOWN = 6
+"""SAEs that a sentence names."""
 
 
 def _fault(column: str, metrics: Mapping[str, Metric | None]) -> str | None:

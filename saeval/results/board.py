@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from saeval.base.formatting import number
-from saeval.stats.estimate import FEW, UNRELIABLE, Estimate, Support, doubts
+from saeval.base.formatting import counted, number
+from saeval.stats.estimate import FEW, LEAST, UNRELIABLE, Estimate, Support, doubts
 
 if TYPE_CHECKING:
     from saeval.results.result import Result
@@ -26,6 +26,8 @@ class Column:
     better: str | None = None
     headline: bool = True
     """Shown in a printed table; the others are in JSON and CSV."""
+    paired: bool = False
+    """Its values are paired differences."""
 
     @property
     def metric(self) -> str:
@@ -55,6 +57,11 @@ class Entry:
     """What its error rests on; None where that is not documents."""
     detectable: float | None = None
     """Of a paired difference: the smallest that one test detects with 80% power, t.975 + t.80 standard errors."""
+
+    @property
+    def testable(self) -> bool:
+        """True if its paired differences may have a test: it is known without each of several documents."""
+        return self.estimate is not None and (self.support is None or self.support.effective >= LEAST)
 
     def __post_init__(self) -> None:
         if self.value is not None:
@@ -139,7 +146,7 @@ class Board:
     warnings: list[str] = field(default_factory=list)
     """What the layout asked for and the results do not have."""
     left_out: list[str] = field(default_factory=list)
-    """Of `warnings`, those on results that are not there; of a table without notes they are said on standard error."""
+    """Of `warnings`, those on results that are not there."""
     sample: Mapping[str, Any] | None = None
     """Where the suite's `precision:` stopped, as in `Result.sample`; None where all rows were taken."""
 
@@ -151,19 +158,31 @@ class Board:
     @property
     def doubts(self) -> list[str]:
         """Why errors of shown columns, and of differences to the top row, are unreliable: each reason's worst place."""
-        shown = [
-            (entry, f"{column.name} of {row.name}")
-            for row in self.rows
-            for column in self.shown
-            if (entry := row.entries.get(column.name)) is not None and entry.stderr is not None
-        ]
-        known = [(entry.support, place) for entry, place in shown if entry.support is not None]
-        known += [(row.support, f"{row.name} beside the top row") for row in self.rows if row.support is not None]
-        found = doubts(known)
+        return self._doubts(self.shown)
+
+    @property
+    def asides(self) -> list[str]:
+        """For standard error beside a text without notes, such as CSV: results left out, errors of any column."""
+        return [*self.left_out, *self._doubts(self.columns)]
+
+    def _doubts(self, columns: Sequence[Column]) -> list[str]:
+        values: list[tuple[Support, str]] = []
+        tests: list[tuple[Support, str]] = []
+        errors = False
+        for row in self.rows:
+            for column in columns:
+                entry = row.entries.get(column.name)
+                if entry is None or entry.stderr is None:
+                    continue
+                errors = True
+                if (support := entry.support) is not None and support.unreliable:
+                    (tests if column.paired else values).append((support, f"{column.name} of {row.name}"))
+        tests += [(row.support, f"{row.name} beside the top row") for row in self.rows if row.support is not None]
+        sentences = doubts(values, tests)
         documents = documents_of(self.data)
-        if not found and shown and documents is not None and 1 < documents < FEW:
-            found = [f"fewer than {FEW} documents ({documents}): {UNRELIABLE}"]
-        return found
+        if not sentences and errors and documents is not None and 1 < documents < FEW:
+            sentences = [f"fewer than {FEW} documents ({documents}): {UNRELIABLE}"]
+        return sentences
 
     @property
     def stop(self) -> str:
@@ -205,6 +224,16 @@ def damaged_in_words(results: Sequence[Result]) -> str:
         return ""
     counted = f"{damaged} of {len(results)} results {'are' if damaged > 1 else 'is'} damaged and left out"
     return f"{counted}, also of ranks; run the suite again to compute {'them' if damaged > 1 else 'it'} again."
+
+
+_UNITS = ("sequence", "document", "token")
+
+
+def counts_of(data: Mapping[str, Any]) -> list[str]:
+    """How many sequences, documents and tokens a run had, in words, as far as they are known."""
+    known = {**data, "documents": documents_of(data)}
+    counts = [(known[f"{noun}s"], noun) for noun in _UNITS if known.get(f"{noun}s") is not None]
+    return [counted(count, noun) if isinstance(count, int) else f"{count} {noun}s" for count, noun in counts]
 
 
 def documents_of(data: Mapping[str, Any]) -> int | None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from saeval.base.errors import SaevalError, suggestion
-from saeval.results.board import Board, Column, Entry, Row, documents_of, limit_in_words
+from saeval.results.board import Board, Column, Entry, Row, counts_of, limit_in_words
 from saeval.results.paired_tests import ALPHA, Difference, difference, distinct, holm
+from saeval.stats.estimate import doubts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +53,22 @@ class Comparison(Sequence[Compared]):
     """That the run was limited, in words; empty for a whole run."""
     tests: int = 0
     """How many distinct tests the p values are corrected for."""
+    counts: Sequence[str] = ()
+    """How many sequences, documents and tokens the differences rest on, in words."""
+
+    left_out: Sequence[str] = ()
+    """Which results are not there, of the whole board."""
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why errors of the differences are unreliable: each reason's worst value."""
+        known = ((row.difference.support, row.column.name) for row in self.rows)
+        return doubts((), ((support, name) for support, name in known if support is not None))
+
+    @property
+    def asides(self) -> list[str]:
+        """For standard error beside a text without notes, such as CSV."""
+        return [*self.left_out, *self.doubts, *self.notes]
 
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index]
@@ -86,6 +103,7 @@ class Comparison(Sequence[Compared]):
             "documents": support.documents if support else None,
             "effective_documents": support.effective if support else None,
             "largest_share": support.largest_share if support else None,
+            "unreliable": support.doubt or None if support else None,
             "better": row.better,
             "sure": row.sure,
             "reason": row.difference.reason,
@@ -107,16 +125,21 @@ def compare(boards: Sequence[Board], a: str, b: str, metrics: Sequence[str] = ()
     """
     board, row_a, row_b = _chosen(boards, a, b)
     columns = _columns(board, metrics)
-    both, notes = [], []
+    both: list[tuple[Column, Entry, Entry]] = []
+    lacking: dict[tuple[str, str, str], list[str]] = {}
     for column in columns:
-        entry_a, entry_b = (row.entries.get(column.name, Entry()) for row in (row_a, row_b))
+        entry_a, entry_b = (row.entries.get(column.name, _NOT_RUN) for row in (row_a, row_b))
         if entry_a.value is not None and entry_b.value is not None:
             both.append((column, entry_a, entry_b))
             continue
         for row, entry, other in ((row_a, entry_a, entry_b), (row_b, entry_b, entry_a)):
             if entry.value is None and (other.value is not None or metrics):
-                reason = _owned(board, column, row) or _why(entry)
-                notes.append(f"{column.name}: {row.name} has no value ({reason})")
+                reason = _owned(board, column, row) or _why(entry, board)
+                lacking.setdefault((column.metric, row.name, reason), []).append(column.name)
+    notes = [
+        f"{names[0] if len(names) == 1 else f'{metric} ({len(names)} values)'}: {name} has no value ({reason})"
+        for (metric, name, reason), names in lacking.items()
+    ]
     if not both:
         reasons = dict.fromkeys(note.split(": ", 1)[1] for note in notes)
         detail = f": {'; '.join(reasons)}" if reasons else ""
@@ -141,10 +164,19 @@ def compare(boards: Sequence[Board], a: str, b: str, metrics: Sequence[str] = ()
         board.stop,
         limit,
         sum(twin == index for index, twin in enumerate(same)),
+        counts_of(board.data),
+        board.left_out,
     )
 
 
-def _why(entry: Entry) -> str:
+_NOT_RUN = Entry(status="the metric was not run on it")
+
+
+def _why(entry: Entry, board: Board) -> str:
+    """Why there is no value, and how to get it."""
+    if entry.status in ("missing", "damaged"):
+        cause = f" ({entry.reason})" if entry.reason else ""
+        return f"its result is {entry.status}{cause}; run '{board.title}' again"
     return f"{entry.status}: {entry.reason}" if entry.reason else entry.status
 
 
@@ -204,9 +236,8 @@ def _chosen(boards: Sequence[Board], a: str, b: str) -> tuple[Board, Row, Row]:
 
 
 def _ground(board: Board) -> str:
-    counted = {**board.data, "documents": documents_of(board.data)}
-    facts = [f"{counted[k]} {k}" for k in ("sequences", "documents", "tokens") if counted.get(k) is not None]
-    facts += [
+    facts = [
+        *counts_of(board.data),
         f"fingerprint {str(board.data.get('fingerprint'))[:8]}",
         f"model {board.model}" if board.model else "no model",
     ]

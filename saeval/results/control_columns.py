@@ -45,7 +45,7 @@ def against(
         elif control not in known:
             warnings.append(f"against '{control}': there is no such control{suggestion(control, known)}")
         else:
-            new = Column(f"{name} vs {control}", column.unit, "higher", column.headline)
+            new = Column(f"{name} vs {control}", column.unit, "higher", column.headline, paired=True)
             made.setdefault(name, []).append(new)
             trained = [row for row in rows if row.kind == "sae"]
             for row, entry in zip(trained, _ahead(trained, rows, control, column, new, tests), strict=True):
@@ -79,7 +79,7 @@ def _entry(row: Row, here: Sequence[Row], control: str, column: Column) -> Entry
     found = [r for r in here if r.of == row.name] or [r for r in here if r.of is None]  # its own, else the hook's
     if len(found) != 1:
         count = "several controls" if found else "no control"
-        others = f" is {row.name}'s own" if here and not found else ""
+        others = " is built from this SAE; add the SAE to the control's 'of:'" if here and not found else ""
         return Entry(status="undefined", reason=f"{count} '{control}' at {row.hook_name}{others}")
     own, other = (r.entries.get(column.name, Entry()) for r in (row, found[0]))
     for entry in (own, other):

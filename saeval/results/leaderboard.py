@@ -329,8 +329,8 @@ def _averaged(family: list[Row]) -> Row:
         estimates = [e.estimate for e in entries if e.estimate is not None]
         average = sum(estimates[1:], estimates[0]) / count if len(estimates) == count else None
         # Draws see the same documents, so together they are no surer of them than one is.
-        own = average.stderr if average else max((e.stderr or 0.0 for e in entries), default=0.0)
-        stderr = math.sqrt((own or 0.0) ** 2 + spread)
+        own = average.stderr if average else max((e.stderr for e in entries if e.stderr is not None), default=None)
+        stderr = None if own is None and not spread else math.sqrt((own or 0.0) ** 2 + spread)
         reason = entries[0].reason
         support = average.support if average else None
         row.entries[name] = Entry(mean, stderr, None, entries[0].n, "ok", reason, average, count, spread, support)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 from saeval.results.all_pairs import Pairs
@@ -20,7 +20,7 @@ def rank(rows: list[Row], column: Column | None, tests: Tests = afresh) -> None:
     For m rows that is [1 + the rows surely better, m - the rows surely worse]. "Surely" is by Holm-corrected paired
     t tests over all pairs, so all intervals hold together with 95% (Mogstad, Romano, Shaikh and Wilhelm 2024). Not by
     which row is tied with which: a may be tied with b and b with c while a is better than c. Where a row is not known
-    without each document, the values decide.
+    without each document, or no row can be tested (one document), the values decide.
     """
     if column is None:
         return
@@ -35,6 +35,8 @@ def rank(rows: list[Row], column: Column | None, tests: Tests = afresh) -> None:
     if column.better is None or not trained:
         return
     entries = [row.entries[name] for row in trained]
+    if not any(entry.testable for entry in entries):
+        entries = [replace(entry, estimate=None) for entry in entries]
 
     def tested() -> dict[str, list[Any]]:
         pairs = Pairs(entries)

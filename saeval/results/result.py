@@ -109,9 +109,8 @@ class Result:
 
     @property
     def supports(self) -> list[tuple[Support, str]]:
-        """What the errors of the values that are shown first rest on, each with its place."""
-        shown = [name for name in self.headline if name in self.values] or self.values
-        known = ((self.support(name), f"{self.metric}.{name} of {self.subject or 'the model'}") for name in shown)
+        """What the errors of its values rest on, each with its place."""
+        known = ((self.support(name), f"{self.metric}.{name} of {self.subject or 'the model'}") for name in self.values)
         return [(support, place) for support, place in known if support is not None]
 
     def array(self, name: str) -> np.ndarray:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+from saeval.base.formatting import counted
 
 Number: TypeAlias = "float | int | Estimate"
 
@@ -54,7 +58,7 @@ class Support:
     effective: float
     """Effective number of documents, (Σn)² / Σn² of their sizes n (Kish 1965): their number where all sizes agree."""
     largest_share: float | None
-    """The largest document's share of the squared deviations; None where there are no deviations."""
+    """Share of the squared deviations of the document that moves the value most; None where there are none."""
 
     @property
     def few(self) -> bool:
@@ -67,39 +71,61 @@ class Support:
 
         Chance: Cochran's (1941) critical value of the largest of as many variances as there are effective documents.
         """
-        if self.largest_share is None or self.largest_share <= LARGE_SHARE:
-            return False
-        from scipy.special import fdtri  # late: as below
-
-        others = self.effective - 1
-        ratio = float(fdtri(1.0, others, 1 - CHANCE / self.effective)) if others > 0 else math.inf
-        return self.largest_share > ratio / (ratio + others)
+        share = self.largest_share
+        return share is not None and share > LARGE_SHARE and share > _critical_share(self.effective)
 
     @property
     def doubt(self) -> str:
         """Why the error, the interval and the tests are unreliable; empty where they are not."""
+        return self.doubt_at("") if self.unreliable else ""
+
+    @property
+    def unreliable(self) -> bool:
+        """True if there are too few documents, or if one decides."""
+        return self.few or self.one_decides
+
+    def doubt_at(self, place: str, up_to: str = "") -> str:
+        """The same of an unreliable error, with its place in parentheses."""
         if self.few:
-            return f"fewer than {FEW} effective documents ({self.effective:.3g}, from {self.documents})"
-        if self.one_decides:
-            return f"one of {self.documents} documents makes {self.largest_share:.0%} of the variance"
-        return ""
+            place = f"; {place}" if place else ""
+            return f"fewer than {FEW} effective documents ({self.effective:.3g}, from {self.documents}{place})"
+        place = f" ({place})" if place else ""
+        share = f"{up_to}{self.largest_share:.0%}"
+        return f"one of {self.documents} documents accounts for {share} of the squared standard error{place}"
+
+
+@lru_cache(1024)
+def _critical_share(effective: float) -> float:
+    """Cochran's critical value for so many effective documents."""
+    from scipy.special import fdtri  # late: as below
+
+    others = effective - 1
+    ratio = float(fdtri(1.0, others, 1 - CHANCE / effective)) if others > 0 else math.inf
+    return ratio / (ratio + others) if math.isfinite(ratio) else 1.0
 
 
 UNRELIABLE = "errors, intervals and tests are themselves unreliable"
 
 
-def doubts(known: Iterable[tuple[Support, str]]) -> list[str]:
-    """Why errors are unreliable, from (support, where): one sentence for each reason, which names the worst place."""
-    by_reason: dict[bool, list[tuple[Support, str]]] = {True: [], False: []}
-    for support, place in known:
-        if support.doubt:
-            by_reason[support.few].append((support, place))
-    found = []
+def doubts(values: Iterable[tuple[Support, str]], tests: Iterable[tuple[Support, str]] = ()) -> list[str]:
+    """Why errors of values and of paired tests are unreliable, from (support, place) of each.
+
+    One sentence for each reason: it names the worst place and counts the others.
+    """
+    by_reason: dict[bool, list[tuple[Support, str, str]]] = {True: [], False: []}
+    for kind, known in (("value", values), ("paired test", tests)):
+        for support, place in known:
+            if support.unreliable:
+                by_reason[support.few].append((support, place, kind))
+    sentences = []
     for places in filter(None, by_reason.values()):
-        support, place = min(places, key=lambda one: one[0].effective if one[0].few else -(one[0].largest_share or 0.0))
-        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
-        found.append(f"{support.doubt}, in {place}{more}: {UNRELIABLE}")
-    return found
+        worst, place, kind = min(places, key=lambda p: p[0].effective if p[0].few else -(p[0].largest_share or 0.0))
+        counts = Counter(other for *_, other in places)
+        counts[kind] -= 1
+        also = [counted(n, f"other {noun}" if noun == kind else noun) for noun, n in counts.items() if n]
+        where = f"worst: {place}; also {' and '.join(also)}" if also else f"in {place}"
+        sentences.append(f"{worst.doubt_at(where, 'up to ' if also else '')}: {UNRELIABLE}")
+    return sentences
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ GROUPS = 512
 """More documents than these are gathered into so many groups, which then stand for documents: it bounds the memory."""
 DRAWS = 1000
 """Bootstrap samples of documents: they leave 2% of doubt about a standard error."""
-_UNTESTED = "it is the value of many tokens and moves in steps, so its paired differences are not tested"
+_UNTESTED = "many tokens share this value, so it moves in steps; its interval ends on whole numbers"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -12,6 +12,8 @@ import numpy as np
 from saeval.base.errors import Undefined
 from saeval.stats.estimate import Estimate, Support
 
+_PLAIN = "a plain number, such as a count over all tokens, not a mean over documents"
+
 Better: TypeAlias = Literal["lower", "higher"] | None
 
 
@@ -62,7 +64,7 @@ class Scalar:
         if stderr is not None and not math.isfinite(stderr):
             stderr, interval, reason = None, None, reason or "the value does not exist without one of the documents"
         if self.value is not None and stderr is None:
-            reason = reason or ("fewer than two documents" if self.estimate else "not a mean over documents")
+            reason = reason or ("fewer than two documents" if self.estimate else _PLAIN)
         elif interval is None and self.estimate is not None and stderr:
             reason = reason or "one document holds nearly all tokens, so there is no interval"
         return {

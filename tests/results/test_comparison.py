@@ -71,10 +71,61 @@ def test_without_influences_the_plain_difference_stands_with_the_reason():
     (row,) = both = compared(*counts)
     assert (row.difference.value, row.difference.stderr, row.p_holm, row.better) == (-2, None, None, "a")
     text = comparisons.markdown(both)
-    assert "no error: not a mean over documents (m.v)" in text
+    assert "no standard error: not a mean over documents (m.v)" in text
     assert "a (by value)" in text
     (row,) = compared(result("a", 3.0, NOISE[:1]), result("b", 5.0, NOISE[:1]))
     assert row.difference.reason == "fewer than two documents"
+
+
+def test_what_has_no_error_or_no_interval_says_why():
+    steps = [result(n, v, NOISE, metric="k") for n, v in (("a", 3.0), ("b", 5.0))]
+    for one in steps:
+        one.arrays = {}
+        one.values["v"]["reason"] = "it moves in steps"
+    text = comparisons.markdown(compared(*steps, mean_of("a", X), mean_of("b", X + 1)))
+    assert "- not tested: it moves in steps (k.v)" in text
+    assert "- no interval: the difference is the same in every document (m.v)" in text
+    assert "no standard error" not in text
+
+
+def test_one_document_has_no_test_and_the_legend_claims_none():
+    lone = compared(result("a", 3.0, NOISE[:1]), result("b", 5.0, NOISE[:1]))
+    text = comparisons.markdown(lone)
+    assert "paired by document; no difference can be tested; ↓" in text
+    for word in ("distinct test", "± one", "80% power"):
+        assert word not in text
+
+
+def test_a_result_that_is_not_there_says_so_once_with_its_cause_and_the_remedy(tmp_path, capsys):
+    saes = {"one": TinySAE(seed=1), "two": TinySAE(seed=2)}
+    results = evaluate_tiny(["l0", "density"], saes=saes, out=tmp_path)
+    folder = tmp_path / "evaluate"
+    (l0,) = (one for one in results if (one.metric, one.subject) == ("l0", "one"))
+    path = folder / f"{l0.key}.json"
+    content = path.read_bytes()
+    path.unlink()
+    for form in ("md", "csv"):
+        assert cli.main(["compare", str(folder), "one", "two", "--format", form]) == 0
+        output = capsys.readouterr()
+        said = output.out if form == "md" else output.err
+        assert said.count("has no value") == 1
+        assert "l0 (4 values): one has no value (its result is missing; run 'evaluate' again)" in said
+    path.write_bytes(content.replace(b'"status": "ok"', b'"status": "no"'))
+    assert cli.main(["compare", str(folder), "one", "two"]) == 0
+    cause = f"{l0.key}.json: its content does not match its checksum"
+    said = capsys.readouterr().out
+    assert f"l0 (4 values): one has no value (its result is damaged ({cause}); run 'evaluate' again)" in said
+
+
+def test_a_metric_that_was_not_run_on_one_of_them_is_no_missing_result():
+    both = compared(mean_of("a", X), mean_of("b", Y), mean_of("a", X, metric="k"))
+    assert both.notes == ["k.v: b has no value (the metric was not run on it)"]
+
+
+def test_two_folders_without_names_are_told_which_name_is_missing(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "results/A", "results/B"])
+    assert "the following arguments are required: OTHER_NAME" in capsys.readouterr().err
 
 
 def test_the_spread_of_a_controls_draws_is_in_the_error_with_its_few_degrees_of_freedom():
@@ -147,6 +198,7 @@ def test_the_verb_prints_what_results_compare_returns(tmp_path, capsys):
     assert cli.main(["compare", folder, "one", "two", "--format", "csv"]) == 0
     lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [line["value"] for line in lines] == list(expected.value)
+    assert {line["documents"] for line in lines} <= {"8", ""}
     assert (
         cli.main(["compare", folder, "one", "two", "--format", "json", "--metric", "l0.l0", "reconstruction.mse"]) == 0
     )
@@ -156,7 +208,8 @@ def test_the_verb_prints_what_results_compare_returns(tmp_path, capsys):
     assert cli.main(["compare", folder, "one", "mean"]) == 0
     text = capsys.readouterr().out
     assert "## evaluate: one against mean" in text
-    assert "l0.l0: mean has no value (undefined: " in text
+    assert "data in-memory, 24 sequences, 8 documents, 213 tokens, at" in text
+    assert "l0 (4 values): mean has no value (undefined: " in text
     assert cli.main(["compare", folder, "one", "too"]) == 2
     assert "did you mean 'two'?" in capsys.readouterr().err
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from scipy import stats
 
 from made_results import NOISE, result
-from saeval import Metric, SaevalError, Scalar
+from saeval import Estimate, Metric, SaevalError, Scalar
 from saeval.results.leaderboard import from_results
 from saeval.results.store import Store
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny, tiny_tokens
@@ -38,7 +40,10 @@ def test_a_rank_is_an_interval_since_ties_are_not_transitive():
     reach = stats.t.ppf([0.975, 0.8], 3).sum()  # with 80% power at the 5% level
     errors = [(results[i].estimate("v") - results[1].estimate("v")).stderr for i in (0, 2)]
     assert [r.detectable for r in board.rows] == [None, *(pytest.approx(reach * error) for error in errors)]
-    assert "could detect: 0.00068–1.5 nats." in text
+    assert (
+        "test against the top row finds differences of 0.00068 to 1.5 nats (depending on the row) with 80% power."
+        in text
+    )
     rows = {r["name"]: r for r in json.loads(tables.as_json([board]))}
     assert [rows["b"][k] for k in ("rank", "rank_low", "rank_high")] == [2, 2, 3]
     assert rows["c"]["detectable"] == pytest.approx(reach * errors[1])
@@ -59,7 +64,23 @@ def test_rows_without_influences_rank_by_value():
         one.arrays = {}
     (board,) = from_results(results, "t", {})
     assert ranked(board.rows) == [("a", 1, 1), ("b", 2, 3), ("c", 2, 3)]
-    assert "could detect" not in tables.markdown([board])
+    assert "80% power" not in tables.markdown([board])
+
+
+def test_rows_that_cannot_be_tested_rank_by_value():
+    """Over one document there is no test."""
+    results = [result(name, value, NOISE[:1]) for name, value in (("a", 1.0), ("b", 2.0), ("c", 2.0))]
+    for one in results:
+        one.cell["data"] |= {"documents": 1, "tokens": 1008}
+        one.values["v"] |= {"stderr": None, "ci95": None, **Estimate(1.0, np.ones(1), np.ones(1)).support.__dict__}
+        one.values["v"]["effective_documents"] = one.values["v"].pop("effective")
+    (board,) = from_results(results, "t", {})
+    assert ranked(board.rows) == [("a", 1, 1), ("b", 2, 3), ("c", 2, 3)]
+    text = tables.markdown([board])
+    assert "1 document, 1008 tokens." in text
+    assert "ranks go by the values of m.v alone, which cannot be tested" in text
+    for word in ("±", "Holm", "80% power"):
+        assert word not in text
 
 
 def test_higher_may_be_better_and_controls_stand_below_without_rank():
@@ -119,7 +140,10 @@ def test_against_takes_the_saes_own_control_at_its_own_hook_and_else_the_hooks()
     }
     assert found == {"a": [4, 9], "b": [4, 8], "c": [None, 18], "d": [None, None]}
     assert "undefined: no control 'mean' at off (m of d)" in board.notes
-    assert "undefined: no control 'random' at far is c's own (m of c)" in board.notes  # there is that of x alone
+    assert (
+        "undefined: no control 'random' at far is built from this SAE; add the SAE to the control's 'of:' (m of c)"
+        in board.notes
+    )  # there is that of x alone
     two = [result(name, 7.0, NOISE, kind="control", control="random", key=name) for name in ("one", "another")]
     results += [result("e", 2.0, NOISE), *two]
     (board,) = from_results(results, "t", {"against": {"random": ["m.v"], "men": ["m.v"], "mean": ["m.w"]}})
@@ -127,6 +151,18 @@ def test_against_takes_the_saes_own_control_at_its_own_hook_and_else_the_hooks()
     assert any("several controls 'random' at h (m of e)" in note for note in board.notes)
     assert "against 'men': there is no such control; did you mean 'mean'?" in board.warnings
     assert any("there is no column 'm.w'; did you mean 'm.v'?" in note for note in board.warnings)
+
+
+def test_saes_without_a_control_of_their_own_are_counted_beside_those_that_lead_theirs():
+    results = [result("a", 1.0, NOISE), result("b", 2.0, NOISE)]
+    results += [control("random", "a", 5.0, 2 * NOISE), control("mean", None, 10.0, 2 * NOISE)]
+    text = tables.markdown(from_results(results, "t", {"against": ["random", "mean"]}))
+    leads = [note for note in text.splitlines() if " control by more than " in note]
+    assert leads == [
+        "- m.v vs random: 1 of 1 SAEs leads its control by more than the minimum detectable difference (1 SAE cannot be "
+        "tested against it)",
+        "- m.v vs mean: 2 of 2 SAEs lead their control by more than the minimum detectable difference",
+    ]
 
 
 def test_against_several_draws_has_their_spread_in_its_error():
@@ -149,6 +185,23 @@ def test_copies_of_a_control_are_one_row_with_their_spread_in_its_error():
     sampling = results[0].estimate("v").stderr
     assert row.entries["m.v"].value == 2
     assert row.entries["m.v"].stderr == pytest.approx(np.sqrt(sampling**2 + 1 / 3))
+
+
+def test_a_count_over_draws_has_no_error_unless_they_differ():
+    facts = {"control": "random", "of": "a", "seeds": 2, "kind": "control"}
+    for counts, error in (((7.0, 7.0), None), ((7.0, 9.0), 1.0)):
+        draws = [result(f"r#{i}", n, NOISE, copy=i, key=f"k{i}", **facts) for i, n in enumerate(counts)]
+        for one in draws:
+            one.arrays = {}
+            one.values["v"] |= {"stderr": None, "ci95": None}
+        (board,) = from_results(draws, "t", {})
+        assert board.rows[0].entries["m.v"].stderr == error
+
+
+def test_whole_numbers_are_whole_in_csv():
+    (board,) = from_results([result("a", 1.0, NOISE), result("b", 2.0, NOISE), control("mean", None, 3.0)], "t", {})
+    lines = list(csv.DictReader(io.StringIO(tables.csv([board]))))
+    assert [line["rank"] for line in lines] == ["1", "1", ""]
 
 
 def test_different_data_make_different_boards():
@@ -288,7 +341,7 @@ def test_a_metric_of_one_value_may_be_named_alone():
     assert [column.name for column in board.shown] == ["twice.doubled", "l0.l0"]
     assert not [w for w in board.warnings if "preflight" not in w]
     text = tables.markdown([board])
-    assert "ranks go by the values of twice.doubled alone" in text
+    assert "ranks go by the values of twice.doubled alone, which cannot be tested" in text
     (board,) = from_results(list(results), "tiny", {"rank_by": "l0.l0", "columns": ["twice", "l0.l0"]})
     assert [w for w in board.warnings if "preflight" not in w] == [
         "rank_by 'l0.l0': it has no better direction, so nothing is ranked"

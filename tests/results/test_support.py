@@ -16,9 +16,12 @@ from scipy import stats
 import saeval
 from saeval import Estimate, Mean, Metric, Scalar
 from saeval.cli import main
+from saeval.cli.result_text import detail
 from saeval.results.board import Board, Column, Entry, Row
+from saeval.results.pages import write_pages
 from saeval.results.paired_tests import difference
 from saeval.results.ranks import rank
+from saeval.results.report import Report
 from saeval.stats.estimate import doubts
 from saeval.testing import evaluate_tiny, tiny_tokens
 from saeval.testing.claims import every, some
@@ -40,7 +43,7 @@ def test_documents_of_one_size_count_fully_and_others_for_less(sizes):
     assert 1 <= unequal.effective <= len(sizes) + 1e-9
 
 
-def test_one_document_with_half_of_the_tokens_leaves_fewer_than_four():
+def test_one_document_with_half_of_the_tokens_leaves_at_most_four():
     support = of([480] + [10] * 48, range(49)).support
     assert support.effective == pytest.approx(960**2 / (480**2 + 48 * 100))
     assert support.effective < 4
@@ -52,7 +55,7 @@ def test_one_document_that_decides_is_a_doubt_of_its_own():
     support = of([10] * 50, [100, *np.resize([1.0, -1.0], 49)]).support
     assert not support.few
     assert support.largest_share > 0.9
-    assert support.doubt == "one of 50 documents makes 98% of the variance"
+    assert support.doubt == "one of 50 documents accounts for 98% of the squared standard error"
     assert of([10] * 50, np.resize([1.0, -1.0], 50)).support.doubt == ""
     constant = of([10] * 50, [3.0] * 50).support
     assert (constant.largest_share, constant.doubt) == (None, "")
@@ -64,10 +67,14 @@ def test_one_document_has_no_error_to_doubt():
 
 def test_the_worst_place_of_each_reason_is_named():
     fewer, few, heavy = of([9] * 5, range(5)), of([9] * 8, range(8)), of([9] * 50, [100, *range(49)])
-    said = doubts((e.support, place) for e, place in ((few, "b"), (fewer, "a"), (heavy, "c")))
+    known = [(e.support, place) for e, place in ((few, "b"), (fewer, "a"), (heavy, "c"))]
+    said = doubts(known)
     assert len(said) == 2
-    assert said[0].startswith("fewer than 20 effective documents (5, from 5), in a and 1 more: errors, intervals")
-    assert "in c: errors" in said[1]
+    assert said[0].startswith("fewer than 20 effective documents (5, from 5; worst: a; also 1 other value): errors, ")
+    assert said[1].startswith("one of 50 documents accounts for 36% of the squared standard error (in c): errors, ")
+    first, second = doubts([known[0], known[2]], [known[1], *known])
+    assert "(5, from 5; worst: a; also 1 value and 2 other paired tests): " in first
+    assert "for up to 36% of the squared standard error (worst: c; also 1 paired test): " in second
 
 
 class Uneven(Metric):
@@ -94,24 +101,58 @@ def test_results_and_their_frame_state_it():
     assert found[0].estimate("uneven").support == found[0].support("uneven")
 
 
+class Lopsided(Metric):
+    """A value of all tokens, shown first, and one that a single token moves."""
+
+    name, version, headline = "lopsided", 1, ("steady",)
+
+    def observe(self, activations, mask):
+        norm = activations.norm(dim=-1)
+        return {"steady": Mean.of(norm.square(), mask), "moved": Mean.of((norm == norm[mask].max()) * norm, mask)}
+
+    def conclude(self, total):
+        return {name: Scalar(one.value) for name, one in total.items()}
+
+
+def test_a_result_and_its_pages_warn_of_every_value_and_name_the_worst(tmp_path):
+    rows = tiny_tokens(rows=60, documents=60)
+    (result,) = evaluate_tiny(["lopsided"], Lopsided, rows=rows, batch_size=60)
+    steady, moved = result.support("steady"), result.support("moved")
+    assert not steady.unreliable
+    assert moved.one_decides
+    words = f"one of {moved.documents} documents accounts for {moved.largest_share:.0%} of the squared standard error "
+    words += "(in lopsided.moved of tinysae): errors, intervals and tests are themselves unreliable"
+    assert f"- {words}" in detail(result)
+    page = Report("mine", pages=lambda results: {"mine.md": "text"})
+    ((written,), _) = write_pages([page], [result], tmp_path)
+    assert written.read_text().startswith(f"**{words[0].upper()}{words[1:]}.**")
+
+
 @pytest.fixture
-def suite(tmp_path, monkeypatch):
+def suite(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "s.yaml").write_text(
         "suite: few\nmodel: testbed\ndata: {use: python-stdlib, context: 16, sequences: 6}\n"
         "saes: [testbed/topk-8, testbed/topk-32]\nmetrics: [reconstruction, {perturbation: {draws: 1, positions: 1}}]\n"
     )
     assert main(["run", "s.yaml", "--format", "csv"]) == 0
+    assert "fewer than 20 effective documents (" in capsys.readouterr().err
     return "results/few"
 
 
 def test_every_table_and_page_warns_of_few_documents(suite, capsys, tmp_path):
     assert main(["leaderboard", suite, "--format", "json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    words = "fewer than 20 effective documents ("
+    output = capsys.readouterr()
+    rows = json.loads(output.out)
     for row in some(rows):
         assert 1 <= row["effective_documents"] < 20
         assert row["effective_documents"] <= row["documents"]
-    words = "fewer than 20 effective documents ("
+        for column in ("reconstruction.mse", "perturbation.kl_sae", "perturbation.ratio"):
+            assert row["unreliable"][column].startswith(words)
+    assert rows[1]["unreliable"]["rank"].startswith(words)
+    assert output.err.startswith(words)
+    assert " other values and 1 paired test): errors, " in output.err
     for command in (
         ["leaderboard", suite],
         ["compare", suite, "testbed/topk-8", "testbed/topk-32"],
@@ -123,9 +164,12 @@ def test_every_table_and_page_warns_of_few_documents(suite, capsys, tmp_path):
         ["compare", suite, "testbed/topk-8", "testbed/topk-32", "--format", "csv"],
     ):
         assert main(command) == 0
-        lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+        output = capsys.readouterr()
+        lines = list(csv.DictReader(io.StringIO(output.out)))
         assert some(lines)[0]["effective_documents"]
-        assert float(lines[0]["documents"]) < 20
+        assert int(lines[0]["documents"]) < 20
+        assert words in lines[0]["unreliable"]
+        assert words in output.err
     assert main(["report", suite]) == 0
     page = next(tmp_path.rglob("perturbation.md")).read_text()
     assert page.startswith("**Fewer than 20 effective documents (")
@@ -219,7 +263,7 @@ def test_a_difference_that_one_document_decides_is_warned_of_beside_ranks():
     board = Board("t", "", {"use": "x"}, [column], rows, "m.v")
     assert [doubt for doubt in board.doubts if "in m.v of" in doubt] == []
     (doubt,) = board.doubts
-    assert doubt.startswith("one of 100 documents makes 9")
+    assert doubt.startswith("one of 100 documents accounts for 9")
     assert "b beside the top row" in doubt
 
 

@@ -86,7 +86,7 @@ def test_whole_numbers_have_exact_quantiles_with_errors_and_no_paired_difference
         assert one.ci95[0] <= one.value <= one.ci95[1]
         assert one.ci95[0] < one.ci95[1]
         assert one.estimate is None
-        assert "not tested" in one.record()["reason"]
+        assert "moves in steps" in one.record()["reason"]
     same = documents(sizes, np.full(sizes.sum(), 7), None).scalar(0.5).record()
     assert (same["value"], same["stderr"], same["ci95"], same["n"]) == (7.0, 0.0, [7.0, 7.0], sizes.sum())
     assert (same["documents"], same["largest_share"]) == (40, None)
@@ -187,7 +187,10 @@ def test_kl_and_l0_conclude_errors_and_say_what_is_not_tested(capsys, tmp_path):
         assert record["stderr"] is not None
         assert record["ci95"][0] <= record["value"] <= record["ci95"][1]
     assert cli.main(["show", str(tmp_path / "mine"), "l0"]) == 0
-    assert "not tested: it is the value of many tokens" in capsys.readouterr().out
+    assert (
+        "not tested: many tokens share this value, so it moves in steps; its interval ends on whole numbers ("
+        in capsys.readouterr().out
+    )
 
 
 def test_quantiles_of_kl_are_compared_and_those_of_counts_only_shown():

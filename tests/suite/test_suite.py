@@ -154,6 +154,24 @@ def test_an_unknown_control_to_stand_against_is_found_before_the_run(tmp_path, c
     assert line.startswith(said)
 
 
+def test_saes_that_the_of_of_a_control_leaves_out_are_named_by_check(tmp_path, capsys):
+    path = tmp_path / "s.yaml"
+    text = GOOD.replace("  - testbed/relu-3\n", "  - testbed/relu-3\n  - testbed/topk-8\n")
+    for of, said in (
+        ("", ""),
+        (
+            ", of: testbed/relu-3",
+            "warning: against 'random': 1 of 2 SAEs will have no difference, since the control's 'of:' leaves them out: "
+            "testbed/topk-8\n",
+        ),
+    ):
+        control = f"{{use: random, seeds: 1{of}}}"
+        layout = "leaderboard: {rank_by: ce.delta_ce, against: [random, mean]}"
+        path.write_text(f"{text}controls: [mean, {control}]\n{layout}\n")
+        assert cli.main(["check", str(path), "--out", str(tmp_path)]) == 0
+        assert capsys.readouterr().out.startswith(f"{said}suite mine")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "what"),
     [
