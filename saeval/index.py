@@ -19,10 +19,11 @@ import subprocess
 import sys
 import time
 from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -34,7 +35,7 @@ from saeval.estimate import Estimate
 from saeval.provenance import version
 from saeval.result import Result, StoredEstimate
 from saeval.sealed import DamagedError, sealed, unsealed
-from saeval.store import Store
+from saeval.store import Opened, Store
 from saeval.wholefile import Unwritable, tidy, write
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 Found: TypeAlias = dict[str, list[Any]]
 """Plain data."""
+Wanted: TypeAlias = Mapping[str, Sequence[str]]
+"""Values of metrics."""
 
 log = logging.getLogger("saeval")
 
@@ -59,6 +62,8 @@ _SETTLED = 2_000_000_000
 _NUMBERS = ("value", "stderr", "low", "high", "n", "documents", "effective_documents", "largest_share")
 """Of each scalar, in a row's `numbers`."""
 _ABSENT, _UNSETTLED = -1, -2
+_HELD = 1 << 28
+"""Bytes of arrays that a process keeps of those that it reads."""
 
 
 class StaleError(SaevalError):
@@ -88,8 +93,21 @@ def results(folder: Path | str, include_limited: bool = False) -> tuple[dict[str
     if len(manifest["cells"]) < WORTH:
         return *store.results(include_limited), None
     name = "results" if manifest["limit"] is None else "results.limited"
-    index, basis = _current(store, [listed["key"] for listed in manifest["cells"]], name)
+    keys = [listed["key"] for listed in manifest["cells"]]
+    index, basis = _current(store, keys, name, _tested(manifest["leaderboard"]))
     return manifest, index.results(manifest["cells"]), basis
+
+
+def _tested(layout: Mapping[str, Any]) -> Wanted:
+    """The values of which a leaderboard of this layout tests differences, so that it needs their arrays."""
+    found: dict[str, list[str]] = {}
+    against = layout.get("against") or {}
+    more = against.values() if isinstance(against, Mapping) else ()
+    for name in [layout.get("rank_by"), *itertools.chain.from_iterable(more)]:
+        if name:
+            metric, _, value = str(name).partition(".")
+            found.setdefault(metric, []).extend([value] if value else [])
+    return found
 
 
 @contextmanager
@@ -195,6 +213,10 @@ class _Indexed(Result):
 
     def load(self, names: Sequence[str]) -> list[np.ndarray]:
         """Some of its arrays."""
+        held = [self._index.held.arrays.get((self.key, name)) for name in names]
+        found = [array for array in held if array is not None]
+        if len(found) == len(names):
+            return found
         store = self._index.store
         try:
             return store.arrays(self.key, self.digest, names)
@@ -205,8 +227,8 @@ class _Indexed(Result):
 class _Index:
     """The rows of an index, for the cells of a manifest."""
 
-    def __init__(self, store: Store, table: pa.Table) -> None:
-        self.store = store
+    def __init__(self, store: Store, table: pa.Table, held: _Held) -> None:
+        self.store, self.held = store, held
         numbers = table["numbers"].combine_chunks()
         self.starts = numbers.offsets.to_pylist()
         self.numbers: Float[np.ndarray, "numbers"] = numbers.values.to_numpy()
@@ -223,26 +245,30 @@ class _Index:
         ]
 
 
-def _current(store: Store, keys: list[str], name: str) -> tuple[_Index, Basis | None]:
+def _current(store: Store, keys: list[str], name: str, wanted: Wanted) -> tuple[_Index, Basis | None]:
     """The index for these cells. What it lacks, and what has changed since, is read and written into it."""
     now = time.time_ns()
-    states = _states(store.folder, keys)
-    basis = Basis(keys, hashlib.sha256(states.tobytes()).hexdigest())
     old = _load(store.folder / FOLDER, name)
     places = np.full(len(keys), -1)
     if old is not None and len(old):
+        states = _states(store.folder, keys)
         known = {key: place for place, key in enumerate(old["key"].to_pylist())}
         places = np.array([known.get(key, -1) for key in keys])
         places[(_states_of(old)[places] != states).any(axis=1)] = -1
         if len(known) == len(keys) and (places == np.arange(len(keys))).all():
-            return _Index(store, old), basis
+            return _Index(store, old, _Held()), Basis(keys, hashlib.sha256(states.tobytes()).hexdigest())
     anew = np.flatnonzero(places < 0)
-    old_enough = settled(states, now)
-    read = _read(store, [keys[place] for place in anew], np.where(old_enough[:, None], states, _UNSETTLED)[anew])
+    read, held = _read(store, [keys[place] for place in anew], wanted)
     places[anew] = np.arange(len(anew)) + (len(old) if old is not None else 0)
     table = _joined([old, read] if old is not None else [read]).take(places)
-    _keep(store.folder / FOLDER, name, table)
-    return _Index(store, table), basis if old_enough.all() else None
+    states = _states_of(table)
+    old_enough = settled(states, now)
+    kept = table
+    if not old_enough.all():
+        kept = _with_states(table.drop_columns("state"), np.where(old_enough[:, None], states, _UNSETTLED))
+    _keep(store.folder / FOLDER, name, kept)
+    basis = Basis(keys, hashlib.sha256(states.tobytes()).hexdigest())
+    return _Index(store, table, held), basis if old_enough.all() else None
 
 
 def _states(folder: Path, keys: Sequence[str]) -> Int[np.ndarray, "results state"]:
@@ -257,12 +283,14 @@ def files_of(paths: Sequence[str]) -> Int[np.ndarray, "files state"]:
     stat = os.stat
     for path in paths:
         try:
-            state = stat(path)
+            found += _facts(stat(path))
         except OSError:
             found += (_ABSENT, _ABSENT, _ABSENT, _ABSENT)
-        else:
-            found += (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino & 0x7FFFFFFFFFFFFFFF)
     return np.array(found, dtype=np.int64).reshape(len(paths), 4)
+
+
+def _facts(state: os.stat_result) -> tuple[int, int, int, int]:
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino & 0x7FFFFFFFFFFFFFFF
 
 
 def settled(states: Int[np.ndarray, "files state"], now: int) -> Bool[np.ndarray, "files"]:
@@ -286,38 +314,99 @@ def _states_of(table: pa.Table) -> Int[np.ndarray, "files state"]:
     return np.asarray(table["state"].combine_chunks().values.to_numpy()).reshape(-1, 8)
 
 
-def _read(store: Store, keys: Sequence[str], states: Int[np.ndarray, "files state"]) -> pa.Table:
-    """The rows of these results, from their files; of many, other processes read their share."""
+def _with_states(table: pa.Table, states: Int[np.ndarray, "files state"]) -> pa.Table:
+    import pyarrow as pa  # late: only large folders need it
+
+    return table.append_column("state", pa.FixedSizeListArray.from_arrays(states.ravel(), 8))
+
+
+@dataclass
+class _Held:
+    """Arrays that were read with their results and are needed at once."""
+
+    arrays: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    """By the result's key and their names."""
+    bytes: int = 0
+
+    def add(self, result: Result, opened: Opened, wanted: Wanted) -> None:
+        """Keep the arrays of the wanted values of a result, unless there are too many already."""
+        values = wanted.get(result.metric)
+        if values is None or self.bytes >= _HELD:
+            return
+        values = values or [name for name in result.values if f"without/{name}" in opened.places][:2]
+        for name in (f"{part}/{value}" for value in values for part in ("without", "sizes")):
+            array = opened.array(name)
+            if array is not None and array.dtype == np.float64 and array.ndim == 1:
+                self.arrays[result.key, name] = array
+                self.bytes += array.nbytes
+
+    def table(self) -> pa.Table:
+        import pyarrow as pa  # late: as above
+
+        ends = np.cumsum([0, *(array.size for array in self.arrays.values())], dtype=np.int64)
+        numbers = np.concatenate(list(self.arrays.values())) if self.arrays else np.zeros(0)
+        return pa.table({
+            "key": pa.array([key for key, _ in self.arrays], pa.string()),
+            "name": pa.array([name for _, name in self.arrays], pa.string()),
+            "array": pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), pa.array(numbers, pa.float64())),
+        })  # fmt: skip
+
+    def join(self, table: pa.Table) -> None:
+        """Those of another process."""
+        lists = table["array"].combine_chunks()
+        ends, numbers = lists.offsets.to_numpy(), lists.values.to_numpy()
+        names = zip(table["key"].to_pylist(), table["name"].to_pylist(), strict=True)
+        self.arrays.update(zip(names, np.split(numbers, ends[1:-1]), strict=False))
+
+
+def _read(store: Store, keys: Sequence[str], wanted: Wanted) -> tuple[pa.Table, _Held]:
+    """The rows of these results, from their files, and the arrays of the wanted values.
+
+    Of many results, other processes read their share.
+    """
     count = max(1, min(_PROCESSES, os.cpu_count() or 1, len(keys) // _A_PROCESS))
     cuts = [len(keys) * place // count for place in range(count + 1)]
     shares = [slice(a, b) for a, b in itertools.pairwise(cuts)]
-    others = [_started(store.folder, keys[share]) for share in shares[1:]]
-    tables = [_rows(store, keys[shares[0]])]
+    others = [_started(store.folder, keys[share], wanted) for share in shares[1:]]
+    first, held = _rows(store, keys[shares[0]], wanted)
+    tables = [first]
     for share, process in zip(shares[1:], others, strict=True):
-        tables.append(_answered(process) or _rows(store, keys[share]))
-    import pyarrow as pa  # late: only large folders need it
+        if (answer := _answered(process)) is not None:
+            tables.append(answer[0])
+            held.join(answer[1])
+        else:
+            rows, own = _rows(store, keys[share], wanted)
+            tables.append(rows)
+            held.arrays.update(own.arrays)
+    return _joined(tables), held
 
-    return _joined(tables).append_column("state", pa.FixedSizeListArray.from_arrays(states.ravel(), 8))
 
-
-def _rows(store: Store, keys: Sequence[str]) -> pa.Table:
-    """The rows of these results, from their files."""
+def _rows(store: Store, keys: Sequence[str], wanted: Wanted) -> tuple[pa.Table, _Held]:
+    """The rows of these results, from their files, and the arrays of the wanted values."""
     import pyarrow as pa  # late: as above
 
     heads: dict[bytes, int] = {}
     texts: list[str] = []
     digests: list[str | None] = []
     codes = array("i")
-    starts, numbers = array("i", [0]), array("d")
+    starts, numbers, states = array("i", [0]), array("d"), array("q")
+    held = _Held()
     for key in keys:
-        result, digest, names = store.opened(key)
-        head, own = _split(result or Result(key, "missing", {}), names)
+        opened = store.opened(key)
+        if opened.content and opened.result is not None:
+            held.add(opened.result, opened, wanted)
+        for state, suffix in ((opened.state, ".json"), (opened.beside, ".npz")):
+            if state is not None:
+                states.extend(_facts(state))
+            else:
+                states.extend(files_of([f"{store.folder}{os.sep}{key}{suffix}"]).ravel().tolist())
+        head, own = _split(opened.result or Result(key, "missing", {}), opened.places)
         same = marshal.dumps(head, 2)  # equal bytes for equal heads, and faster than JSON
         if same not in heads:
             heads[same] = len(texts)
             texts.append(json.dumps(head))
         codes.append(heads[same])
-        digests.append(digest)
+        digests.append(opened.digest)
         numbers.extend(own)
         starts.append(len(numbers))
     columns = {
@@ -326,10 +415,14 @@ def _rows(store: Store, keys: Sequence[str]) -> pa.Table:
         "arrays": pa.array(digests, pa.string()),
         "numbers": pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.array(np.array(numbers), pa.float64())),
     }
-    return pa.table(columns).replace_schema_metadata({"heads": json.dumps(texts)})
+    table = pa.table(columns).replace_schema_metadata({"heads": json.dumps(texts)})
+    return _with_states(table, np.array(states, dtype=np.int64)), held
 
 
-def _split(result: Result, names: Collection[str]) -> tuple[tuple[Any, ...], list[float]]:
+_SCALAR = itemgetter("value", "stderr", "ci95", "n", "unit", "better")
+
+
+def _split(result: Result, names: Iterable[str]) -> tuple[tuple[Any, ...], list[float]]:
     """The fields of a `_Head`, and the numbers."""
     values: list[tuple[Any, ...]] = []
     numbers: list[Any] = []
@@ -338,8 +431,10 @@ def _split(result: Result, names: Collection[str]) -> tuple[tuple[Any, ...], lis
             values.append((name, record["kind"], record.get("notes")))
         else:
             get = record.get
-            values.append((name, get("unit"), get("better"), get("reason"), f"without/{name}" in names))
-            numbers += (record["value"], record["stderr"], *(record["ci95"] or (None, None)), record["n"])
+            value, stderr, ci95, n, unit, better = _SCALAR(record)
+            values.append((name, unit, better, get("reason"), f"without/{name}" in names))
+            low, high = ci95 or (None, None)
+            numbers += (value, stderr, low, high, n)
             numbers += (get("documents"), get("effective_documents"), get("largest_share"))
     numbers = [math.nan if number is None else number for number in numbers]
     preflight = result.provenance.get("preflight")
@@ -457,7 +552,7 @@ def _digest(what: str, entries: Sequence[Entry | None]) -> str:
     return digest.hexdigest()
 
 
-def _started(folder: Path, keys: Sequence[str]) -> subprocess.Popen[bytes] | None:
+def _started(folder: Path, keys: Sequence[str], wanted: Wanted) -> subprocess.Popen[bytes] | None:
     """A process that reads these results; None where there can be none."""
     paths = os.pathsep.join(path for path in sys.path if path)
     command = [sys.executable, "-P", "-c", "from saeval.index import serve; serve()"]
@@ -470,18 +565,23 @@ def _started(folder: Path, keys: Sequence[str]) -> subprocess.Popen[bytes] | Non
         return None
     assert process.stdin is not None
     with suppress(OSError), process.stdin as pipe:  # one that has died is noticed when it does not answer
-        pipe.write(json.dumps({"folder": str(folder), "keys": list(keys)}).encode())
+        pipe.write(json.dumps({"folder": str(folder), "keys": list(keys), "wanted": dict(wanted)}).encode())
     return process
 
 
 def serve() -> None:
     """What such a process does."""
     asked = json.loads(sys.stdin.buffer.read())
+    import pyarrow as pa  # late: as above
+
     with uncollected():
-        sys.stdout.buffer.write(_packed(_rows(Store(asked["folder"]), asked["keys"])))
+        rows, held = _rows(Store(asked["folder"]), asked["keys"], asked["wanted"])
+        for table in (rows, held.table()):
+            with pa.ipc.new_stream(sys.stdout.buffer, table.schema) as stream:
+                stream.write_table(table)
 
 
-def _answered(process: subprocess.Popen[bytes] | None) -> pa.Table | None:
+def _answered(process: subprocess.Popen[bytes] | None) -> tuple[pa.Table, pa.Table] | None:
     """What such a process has read; None where it failed."""
     if process is None:
         return None
@@ -490,4 +590,7 @@ def _answered(process: subprocess.Popen[bytes] | None) -> pa.Table | None:
         content = process.stdout.read()
     if process.returncode != 0:
         return None
-    return _unpacked(content)
+    import pyarrow as pa  # late: as above
+
+    source = pa.BufferReader(content)
+    return pa.ipc.open_stream(source).read_all(), pa.ipc.open_stream(source).read_all()
