@@ -290,7 +290,7 @@ def test_ranks_and_leads_are_computed_again_only_where_what_they_rest_on_has_cha
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranks, "Pairs", refused)
-        patch.setattr(against, "difference", refused)
+        patch.setattr(against, "Pairs", refused)
         assert shown([folder]) == expected
         again(folder, "ce4")
         with pytest.raises(AssertionError, match="computed"):

@@ -115,7 +115,8 @@ def test_a_whole_column_is_tested_as_its_pairs_are(entries, block, few, bins):
 @settings(max_examples=40, deadline=None)
 def test_what_could_be_detected_is_the_same_as_of_the_single_difference(entries):
     single = [difference(one, entries[0]).detectable for one in entries]
-    assert Pairs(entries).detectable(0) == [None if one is None else pytest.approx(one, rel=1e-6) for one in single]
+    at_once = [one.detectable for one in Pairs(entries).differences(0)]
+    assert at_once == [None if one is None else pytest.approx(one, rel=1e-6) for one in single]
 
 
 @pytest.mark.parametrize("documents", [6, 40])
