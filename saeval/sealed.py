@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
+from pydantic_core import ValidationError, from_json
 
-from saeval.parameters import lowered
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 CHECKSUM, OF_FILE = "checksum", "file_checksum"
 """Of the content, however it is laid out; of the file's bytes before it, which is much faster to compare."""
@@ -87,6 +87,8 @@ def validated(model: type[BaseModel], record: Any) -> None:
 
 def fault(error: ValidationError) -> str:
     """The first thing wrong, with its place: `'values.ce.value': input should be a valid number, got 'x'`."""
+    from saeval.parameters import lowered  # late: it imports pydantic, and a kept text has no form to check
+
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"]) or "the whole"
     if first["type"] == "missing":

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import json
 import logging
 import math
 import os
-import struct
 import time
-import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from saeval import npz
 from saeval.errors import SaevalError, expanded, looked_up, said
 from saeval.evidence import Evidence
+from saeval.filestates import content_of
 from saeval.records import ManifestRecord, ResultRecord
 from saeval.result import FORM, Result
 from saeval.sealed import DamagedError, EarlierError, sealed, unsealed, validated
@@ -54,7 +53,7 @@ class Opened(NamedTuple):
 
     def array(self, name: str) -> np.ndarray | None:
         """One of the arrays; None where the file was not written by saeval."""
-        return _array(self.content, self.places.get(name, -1))
+        return npz.array(self.content, self.places.get(name, -1))
 
 
 class Store:
@@ -94,7 +93,7 @@ class Store:
         found = self._opened(key)
         if found.result is not None and arrays and found.content:
             try:
-                found.result.arrays = _unpacked(io.BytesIO(found.content))
+                found.result.arrays = npz.unpacked(io.BytesIO(found.content))
             except DamagedError as error:
                 return Result(key, "damaged", {}, reason=f"{key}.npz: {error}")
         return found.result
@@ -106,7 +105,7 @@ class Store:
     def _opened(self, key: str) -> Opened:
         file = f"{key}.json"
         try:
-            content, state = _content(f"{self._prefix}{file}")
+            content, state = content_of(f"{self._prefix}{file}")
         except OSError as error:
             if isinstance(error, FileNotFoundError | NotADirectoryError):
                 return Opened(None)
@@ -129,7 +128,7 @@ class Store:
             return Opened(result, state=state)
         try:
             beside, other = self._beside(key, digest)
-            names = _members(beside)
+            names = npz.members(beside)
             for name, value in result.values.items():
                 needed = f"value/{name}" if value.get("kind") == "array" else f"sizes/{name}"
                 if needed not in names and (value.get("kind") == "array" or f"without/{name}" in names):
@@ -141,10 +140,10 @@ class Store:
     def arrays(self, key: str, digest: str, names: Sequence[str]) -> list[np.ndarray]:
         """Some of the arrays of a result whose file has this hash; `DamagedError` where it has not, or not these."""
         content, _ = self._beside(key, digest)
-        places = _members(content)
-        found = [_array(content, places.get(name, -1)) for name in names]
+        places = npz.members(content)
+        found = [npz.array(content, places.get(name, -1)) for name in names]
         if any(array is None for array in found):
-            every = _unpacked(io.BytesIO(content))
+            every = npz.unpacked(io.BytesIO(content))
             found = [every.get(name) for name in names]
         for name, array in zip(names, found, strict=True):
             if array is None:
@@ -154,7 +153,7 @@ class Store:
     def _beside(self, key: str, digest: str) -> tuple[bytes, os.stat_result]:
         """The content and state of the file of a result's arrays; `DamagedError` unless it has this hash."""
         try:
-            content, state = _content(f"{self._prefix}{key}.npz")
+            content, state = content_of(f"{self._prefix}{key}.npz")
         except OSError as error:
             raise DamagedError(f"it cannot be read ({error.strerror or error})") from None
         if hashlib.sha256(content).hexdigest() != digest:
@@ -165,7 +164,7 @@ class Store:
         """Arrays first, so that a JSON never stands without them; each is in the other's checksum."""
         record = finite(result.record())
         if result.arrays:
-            content = _packed(result.arrays)
+            content = npz.packed(result.arrays)
             _write(self.folder / f"{result.key}.npz", content)
             record["arrays"] = hashlib.sha256(content).hexdigest()
         _write(self.folder / f"{result.key}.json", sealed(record, indent=1))
@@ -175,8 +174,11 @@ class Store:
         name = MANIFEST if manifest["limit"] is None else LIMITED
         _write(self.folder / name, sealed(_shared(finite(manifest)), indent=1))
 
-    def manifest(self) -> dict[str, Any]:
-        """The manifest of the last whole run, else of the last limited one; `SaevalError` where there is neither."""
+    def manifest(self, names: Collection[str] | None = None) -> dict[str, Any]:
+        """The manifest of the last whole run, else of the last limited one; `SaevalError` where there is neither.
+
+        With `names`, without the cells of SAEs of other names.
+        """
         path = next((p for name in (MANIFEST, LIMITED) if (p := self.folder / name).exists()), None)
         if path is None and not self.folder.exists():
             raise SaevalError(
@@ -193,16 +195,16 @@ class Store:
                 f"{self.folder}: no {MANIFEST} here; run the suite first, and name its folder of results, OUT/SUITE"
             )
         try:
-            return self._manifest(path)
+            return self._manifest(path, names)
         except (OSError, DamagedError) as error:
             raise SaevalError(f"{path}: not readable ({error}); run the suite again") from None
 
-    def _manifest(self, path: Path) -> dict[str, Any]:
+    def _manifest(self, path: Path, names: Collection[str] | None = None) -> dict[str, Any]:
         manifest = unsealed(path.read_bytes())
         if manifest.get("schema") != MANIFEST_FORM:
             raise DamagedError(f"its schema is {manifest.get('schema')!r:.40}, this saeval's is {MANIFEST_FORM}")
         validated(ManifestRecord, manifest)
-        return _unshared(manifest)
+        return _unshared(manifest, names)
 
     def manifests(self) -> list[dict[str, Any]]:
         """The manifests that are here and can be read."""
@@ -216,12 +218,15 @@ class Store:
                 log.warning("%s: not readable (%s)", self.folder / name, error)
         return found
 
-    def results(self, include_limited: bool = False) -> tuple[dict[str, Any], list[Result]]:
+    def results(
+        self, include_limited: bool = False, names: Collection[str] | None = None
+    ) -> tuple[dict[str, Any], list[Result]]:
         """The manifest of the last run and its cells' results, those `missing` included, with their arrays.
 
-        Raises `SaevalError` for a run with `--limit` unless `include_limited`.
+        With `names`, those of SAEs of other names are left out. Raises `SaevalError` for a run with `--limit` unless
+        `include_limited`.
         """
-        manifest = self.listed(include_limited)
+        manifest = self.listed(include_limited, names)
         found = []
         for listed in manifest["cells"]:
             result = self.read(listed["key"], arrays=True) or Result(listed["key"], "missing", {})
@@ -229,9 +234,9 @@ class Store:
             found.append(result)
         return manifest, found
 
-    def listed(self, include_limited: bool = False) -> dict[str, Any]:
-        """The manifest of the last run. Raises `SaevalError` for one with `--limit` unless `include_limited`."""
-        manifest = self.manifest()
+    def listed(self, include_limited: bool = False, names: Collection[str] | None = None) -> dict[str, Any]:
+        """The manifest of the last run, as `results` takes it."""
+        manifest = self.manifest(names)
         if manifest["limit"] is not None and not include_limited:
             raise SaevalError(
                 f"{self.folder}: this run was limited to {manifest['limit']} sequences and stays out of leaderboards; "
@@ -254,7 +259,7 @@ class Store:
             return None
         try:
             with path.open("rb") as file:
-                arrays = _unpacked(file)
+                arrays = npz.unpacked(file)
             header = _header(arrays, f"{kind}/{key}")
             if header["arrays"] != _digest(arrays):
                 raise DamagedError("its content does not match its checksum")
@@ -288,7 +293,7 @@ class Store:
         forms = {name: _freeze(tree, f"{index}", arrays) for index, (name, tree) in enumerate(evidence.items())}
         header = {"facts": dict(facts), "evidence": forms, "of": f"{kind}/{key}", "arrays": _digest(arrays)}
         text = np.array(sealed(header).decode())
-        _write(self.folder / kind / f"{key}.npz", _packed({"header": text, **arrays}))
+        _write(self.folder / kind / f"{key}.npz", npz.packed({"header": text, **arrays}))
 
     def checkpoints(self) -> list[str]:
         """Keys of the passes that were interrupted."""
@@ -339,12 +344,17 @@ def _shared(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _unshared(manifest: dict[str, Any]) -> dict[str, Any]:
+def _unshared(manifest: dict[str, Any], names: Collection[str] | None = None) -> dict[str, Any]:
     """The same with whole cells; those with the same subjects, model or data have the same objects of them."""
     kinds, subjects, cells = manifest.pop("kinds"), manifest.pop("subjects"), manifest["cells"]
+    listed = zip(cells["key"], cells["kind"], map(tuple, cells["subjects"]), strict=True)
+    if names is not None:
+        saes = ((place, one["name"]) for place, one in enumerate(subjects) if one.get("kind", "sae") == "sae")
+        others = {(place,) for place, name in saes if name not in names}
+        listed = (cell for cell in listed if cell[2] not in others)
     lists: dict[tuple[int, ...], list[Any]] = {}
     made = []
-    for key, kind, places in zip(cells["key"], cells["kind"], map(tuple, cells["subjects"]), strict=True):
+    for key, kind, places in listed:
         own = lists.get(places)
         if own is None:
             own = lists[places] = [subjects[place] for place in places]
@@ -405,106 +415,6 @@ def _subclasses(cls: type[Evidence]) -> Iterable[type[Evidence]]:
     for sub in cls.__subclasses__():
         yield sub
         yield from _subclasses(sub)
-
-
-def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """An .npz file; the same bytes for the same arrays, which numpy's own, with the time in it, has not."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _unpacked(file: IO[bytes]) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; `DamagedError` for whatever is wrong with it."""
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged archive makes zipfile and numpy raise whatever they meet in it
-        raise DamagedError(f"it cannot be read ({said(error)[:100]})") from None
-
-
-def _content(path: str) -> tuple[bytes, os.stat_result]:
-    """The bytes of a file and its state just before; of 200,000 files half as long as through a file object."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-    try:
-        state = os.fstat(handle)
-        content = os.read(handle, state.st_size + 1)
-        if len(content) != state.st_size:  # a huge file, or one that is being written
-            parts = [content]
-            while part := os.read(handle, 1 << 24):
-                parts.append(part)
-            content = b"".join(parts)
-        return content, state
-    finally:
-        os.close(handle)
-
-
-class _Layout(NamedTuple):
-    """The directory of an .npz file, which many results share but for its checksums."""
-
-    form: struct.Struct
-    facts: tuple[Any, ...]
-    places: dict[str, int]
-
-
-_LAYOUTS: dict[tuple[int, int, int], _Layout] = {}
-"""Those seen last, by number of arrays, length and place."""
-
-
-def _members(content: bytes) -> dict[str, int]:
-    """Where the arrays of an .npz file are, by name; `DamagedError` for whatever is wrong with it.
-
-    Written as `_packed` does, which the directory of zipfile takes several times as long to read.
-    """
-    try:
-        count, length, at, rest = struct.unpack_from("<HIIH", content, len(content) - 12)
-        known = _LAYOUTS.get((count, length, at))
-        if known is not None and rest == 0 and known.form.unpack_from(content, at) == known.facts:
-            return known.places
-        found, form, place = {}, ["<"], at
-        for _ in range(count):
-            size, extra, comment, start = struct.unpack_from("<HHH8xI", content, place + 28)
-            found[content[place + 46 : place + 46 + size - 4].decode()] = start
-            form.append(f"28xHHH8xI{size}s{extra + comment}x")
-            place += 46 + size + extra + comment
-        if rest == 0 and content[place : place + 4] == b"PK\x05\x06":
-            whole = struct.Struct("".join([*form, "4s"]))
-            if len(_LAYOUTS) >= 256:
-                _LAYOUTS.clear()
-            _LAYOUTS[count, length, at] = _Layout(whole, whole.unpack_from(content, at), found)
-            return found
-    except (struct.error, ValueError):
-        pass
-    return dict.fromkeys(_unpacked(io.BytesIO(content)), -1)
-
-
-def _array(content: bytes, at: int) -> np.ndarray | None:
-    """An array of an .npz file as `_packed` writes it, much faster than `_unpacked`; None for any other file."""
-    if at < 0 or content[at : at + 4] != b"PK\x03\x04" or content[at + 8 : at + 10] != b"\0\0":  # compressed
-        return None
-    name, extra = struct.unpack_from("<HH", content, at + 26)
-    start = at + 30 + name + extra
-    if content[start : start + 8] != b"\x93NUMPY\x01\x00":
-        return None
-    (length,) = struct.unpack_from("<H", content, start + 8)
-    dtype, order, shape = _npy_header(content[start : start + 10 + length])
-    if dtype.hasobject:
-        return None
-    data = np.frombuffer(content, dtype, math.prod(shape), start + 10 + length)
-    return data.reshape(shape, order="F" if order else "C").copy()  # else it keeps the whole file in memory
-
-
-@functools.lru_cache(256)
-def _npy_header(header: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
-    file = io.BytesIO(header)
-    np.lib.format.read_magic(file)
-    shape, order, dtype = np.lib.format.read_array_header_1_0(file)
-    return dtype, order, shape
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:

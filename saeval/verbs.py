@@ -6,18 +6,14 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from saeval import comparison, listing
+from saeval import listing
 from saeval.api import execute, prepare
 from saeval.doctor import Doctor
 from saeval.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
 from saeval.escapes import line
 from saeval.formatting import counted
-from saeval.index import uncollected
-from saeval.leaderboard import boards, boards_of_two, boards_on
 from saeval.namesakes import refuse_namesakes
 from saeval.options import Options
 from saeval.outline import outline
@@ -27,7 +23,6 @@ from saeval.progress import progress
 from saeval.registry import Registry
 from saeval.reports import write_pages, writer
 from saeval.store import Store
-from saeval.texts import KeptText
 
 
 def _registry(arguments: argparse.Namespace) -> Registry:
@@ -142,50 +137,6 @@ def ls(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     print(listing.show(arguments.what, lambda: _registry(arguments), arguments.out, arguments.json))
-    return OK
-
-
-def leaderboard(arguments: argparse.Namespace) -> int:
-    reports = _registry(arguments).reports
-    write = writer(reports, arguments.format, "write")
-    kept = None
-    if len(arguments.folders) == 1 and reports[arguments.format].keeps:
-        kept = KeptText(arguments.folders[0], arguments.include_limited, reports[arguments.format])
-    earlier = kept.read() if kept else None
-    if earlier is not None:
-        text, left_out = earlier
-        _say_left_out(left_out, arguments.format)
-        print(text)
-        return OK
-    with uncollected():
-        found, bases = boards_on(arguments.folders, include_limited=arguments.include_limited)
-        left_out = [sentence for board in found for sentence in board.left_out]
-        _say_left_out(left_out, arguments.format)
-        text = write(found)
-    if kept:
-        kept.keep(text, left_out, bases[0])
-    print(text)
-    return OK
-
-
-def _say_left_out(left_out: Sequence[str], form: str) -> None:
-    """What is missing or damaged, where the format has no place for notes."""
-    if form != "md":
-        for sentence in dict.fromkeys(left_out):
-            print(line(sentence), file=sys.stderr)
-
-
-def compare(arguments: argparse.Namespace) -> int:
-    write = writer(_registry(arguments).reports, arguments.format, "compare")
-    if len(arguments.folders) == 1 and arguments.format == "md" and not arguments.metric:
-        with suppress(SaevalError):  # the whole folder says better what is wrong
-            (folder,), limited = arguments.folders, arguments.include_limited
-            two = boards_of_two(folder, arguments.a, arguments.b, include_limited=limited)
-            print(write(comparison.compare(two, arguments.a, arguments.b)))
-            return OK
-    found = boards(arguments.folders, include_limited=arguments.include_limited, every_column=True)
-    _say_left_out([sentence for board in found for sentence in board.left_out], arguments.format)
-    print(write(comparison.compare(found, arguments.a, arguments.b, arguments.metric)))
     return OK
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from claims import some
-from saeval import SaevalError, against, cli, index, ranks, verbs
+from saeval import SaevalError, against, cli, filestates, index, leaderboard, ranks, rows, texts
 from saeval.comparison import compare
 from saeval.estimate import Estimate
 from saeval.leaderboard import boards
@@ -66,7 +66,7 @@ def scored(key, cell, draw):
 def _small(monkeypatch):
     """Indexes of folders this small, of files written a moment ago."""
     monkeypatch.setattr(index, "WORTH", 1)
-    monkeypatch.setattr(index, "_SETTLED", -(10**10))
+    monkeypatch.setattr(filestates, "SETTLED", -(10**10))
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_what_has_changed_is_read_again(folder, opened, change):
 
 
 def test_a_file_of_this_moment_is_read_again_since_its_next_change_may_have_the_same_time(folder, opened, monkeypatch):
-    monkeypatch.setattr(index, "_SETTLED", 10**12)
+    monkeypatch.setattr(filestates, "SETTLED", 10**12)
     shown([folder])
     opened.clear()
     shown([folder])
@@ -302,7 +302,7 @@ def test_ranks_and_leads_are_computed_again_only_where_what_they_rest_on_has_cha
 @pytest.mark.parametrize("python", [sys.executable, "/no/such/python", shutil.which("false")])
 def test_other_processes_read_their_share_and_what_they_cannot_is_read_here(folder, monkeypatch, opened, python):
     expected = from_files([folder])
-    monkeypatch.setattr(index, "_A_PROCESS", 9)
+    monkeypatch.setattr(rows, "_A_PROCESS", 9)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(sys, "executable", python)
     assert shown([folder]) == expected
@@ -352,7 +352,7 @@ def test_the_text_of_a_leaderboard_is_kept_until_a_file_changes(folder, capsys, 
 
     for name in ("a result is computed again", "arrays are damaged in place", "a result comes"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(verbs, "boards_on", refused)
+            patch.setattr(leaderboard, "boards_on", refused)
             assert printed() == expected
         kept = shutil.copytree(folder, folder.parent / "kept")
         CHANGES[name](folder)
@@ -364,13 +364,11 @@ def test_the_text_of_a_leaderboard_is_kept_until_a_file_changes(folder, capsys, 
     file = next((folder / "index").glob("text.*"))
     file.write_bytes(file.read_bytes()[:-5])
     assert printed() == expected
-    index.code.cache_clear()
-    monkeypatch.setattr(index, "version", lambda: "another")
+    monkeypatch.setattr(texts, "code", lambda folders: f"another of {folders}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verbs, "boards_on", refused)
+        patch.setattr(leaderboard, "boards_on", refused)
         with pytest.raises(AssertionError, match="made anew"):
             printed()
-    index.code.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -380,16 +378,16 @@ def test_the_verb_compare_reads_the_two_alone_and_says_the_same(folder, capsys, 
     def printed():
         return cli.main(["compare", str(folder), a, b]), *capsys.readouterr()
 
-    own, expected = verbs.boards_of_two, {}
+    own, expected = leaderboard.boards_of_two, {}
     for whole in (True, False):
         monkeypatch.setattr(
-            verbs, "boards_of_two", own if not whole else lambda *_, **__: boards([folder], every_column=True)
+            leaderboard, "boards_of_two", own if not whole else lambda *_, **__: boards([folder], every_column=True)
         )
         expected[whole] = printed()
     assert expected[False] == expected[True]
     assert (expected[True][0] == 0) == (b in ("sae-3", "random#0"))
-    monkeypatch.setattr(verbs, "boards", None)
-    monkeypatch.setattr(verbs, "boards_of_two", own)
+    monkeypatch.setattr(leaderboard, "boards", None)
+    monkeypatch.setattr(leaderboard, "boards_of_two", own)
     opened.clear()
     if expected[True][0] == 0:
         assert printed() == expected[True]
