@@ -151,17 +151,20 @@ class Board:
     @property
     def doubts(self) -> list[str]:
         """Why errors of shown columns, and of differences to the top row, are unreliable: each reason's worst place."""
-        shown = [
-            (entry, f"{column.name} of {row.name}")
-            for row in self.rows
-            for column in self.shown
-            if (entry := row.entries.get(column.name)) is not None and entry.stderr is not None
-        ]
-        known = [(entry.support, place) for entry, place in shown if entry.support is not None]
+        columns = [column.name for column in self.shown]
+        known: list[tuple[Support, str]] = []
+        errors = False
+        for row in self.rows:
+            for name in columns:
+                entry = row.entries.get(name)
+                if entry is not None and entry.stderr is not None:
+                    errors = True
+                    if entry.support is not None:
+                        known.append((entry.support, f"{name} of {row.name}"))
         known += [(row.support, f"{row.name} beside the top row") for row in self.rows if row.support is not None]
         found = doubts(known)
         documents = documents_of(self.data)
-        if not found and shown and documents is not None and 1 < documents < FEW:
+        if not found and errors and documents is not None and 1 < documents < FEW:
             found = [f"fewer than {FEW} documents ({documents}): {UNRELIABLE}"]
         return found
 

@@ -69,7 +69,7 @@ def doubts(known: Iterable[tuple[Support, str]]) -> list[str]:
     """Why errors are unreliable, from (support, where): one sentence for each reason, which names the worst place."""
     by_reason: dict[bool, list[tuple[Support, str]]] = {True: [], False: []}
     for support, place in known:
-        if support.doubt:
+        if support.few or support.one_decides:
             by_reason[support.few].append((support, place))
     found = []
     for places in filter(None, by_reason.values()):

@@ -95,7 +95,8 @@ def read(store: Store, keys: Sequence[str], wanted: Wanted) -> tuple[pa.Table, H
     Of many results, other processes read their share.
     """
     count = max(1, min(_PROCESSES, os.cpu_count() or 1, len(keys) // _A_PROCESS))
-    cuts = [len(keys) * place // count for place in range(count + 1)]
+    later = max(len(keys) - _A_PROCESS, 0) // count  # this one reads meanwhile
+    cuts = [0, *(len(keys) - later * place for place in range(count - 1, -1, -1))]
     shares = [slice(a, b) for a, b in itertools.pairwise(cuts)]
     others = [_started(store.folder, keys[share], wanted) for share in shares[1:]]
     first, held = _rows(store, keys[shares[0]], wanted)

@@ -306,7 +306,7 @@ def test_other_processes_read_their_share_and_what_they_cannot_is_read_here(fold
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(sys, "executable", python)
     assert shown([folder]) == expected
-    assert len(opened) == (9 if python != "/no/such/python" and "false" not in python else 19)
+    assert len(opened) == (14 if python != "/no/such/python" and "false" not in python else 19)
 
 
 def test_two_halves_of_different_writers_are_no_index(folder, tmp_path, opened):

@@ -9,13 +9,11 @@ from saeval.board import Entry
 from saeval.comparison import Compared, Comparison
 from saeval.escapes import markdown as markdown_of
 from saeval.estimate import doubts
-from saeval_reports.tables import frame_as_csv, header, number
+from saeval_reports.tables import frame_as_csv, header, markdown_table, number
 
 
 def markdown(comparison: Comparison) -> str:
     """A line a value: both numbers, the paired difference with its interval and test, and which one is better."""
-    from tabulate import tabulate  # late: only this writer needs it
-
     a, b = comparison.a, comparison.b
     hooks = list(dict.fromkeys((a.hook_name, b.hook_name)))
     same = a.name == b.name
@@ -45,7 +43,7 @@ def markdown(comparison: Comparison) -> str:
     facts = f"{model}{data}{where}.{stop}"
     text = [f"## {markdown_of(comparison.title)}: {names[0]} against {names[1]}"]
     text += [f"**{markdown_of(comparison.limit)}**", facts] if comparison.limit else [facts]
-    text += [tabulate(lines, headers, tablefmt="github", disable_numparse=True), legend]
+    text += [markdown_table(headers, lines), legend]
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
 
 
