@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -37,12 +38,12 @@ class Difference:
     support: Support | None = None
     """What its error rests on."""
 
-    @property
+    @cached_property
     def stderr(self) -> float | None:
         """Standard error of the paired difference."""
         return math.sqrt(sum(variance for variance, _ in self.variances)) if self.variances else None
 
-    @property
+    @cached_property
     def dof(self) -> float:
         """Effective documents - 1; with the spread of a control's draws in it, Welch and Satterthwaite's (1946)."""
         below = sum(variance**2 / dof for variance, dof in self.variances)

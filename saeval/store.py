@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic_core import ValidationError
 
 from saeval import npz
 from saeval.errors import SaevalError, expanded, looked_up, said
 from saeval.evidence import Evidence
 from saeval.filestates import content_of
-from saeval.records import ManifestRecord, ResultRecord
+from saeval.records import MANIFEST_FILE, RESULT_FILE, SHOWN_FILE
 from saeval.result import FORM, Result
-from saeval.sealed import DamagedError, EarlierError, sealed, unsealed, validated
+from saeval.sealed import DamagedError, EarlierError, is_whole, sealed, unsealed, validated
 from saeval.totals import EvidenceTree
 from saeval.wholefile import ROOM, tidy, write
 
@@ -99,10 +100,10 @@ class Store:
         return found.result
 
     def opened(self, key: str) -> Opened:
-        """A result as `read` gives it, with the file of its arrays not yet unpacked."""
-        return self._opened(key)
+        """A result with what a leaderboard shows of it, and with the file of its arrays not yet unpacked."""
+        return self._opened(key, shown=True)
 
-    def _opened(self, key: str) -> Opened:
+    def _opened(self, key: str, shown: bool = False) -> Opened:
         file = f"{key}.json"
         try:
             content, state = content_of(f"{self._prefix}{file}")
@@ -112,10 +113,12 @@ class Store:
             reason = f"{file} cannot be read ({error.strerror or error})"
             return Opened(Result(key, "damaged", {}, reason=reason))
         try:
-            record = unsealed(content)
-            if record.get("schema") != FORM:
-                raise EarlierError("another version of saeval wrote it")
-            validated(ResultRecord, record)
+            record = _shown(content) if shown else None
+            if record is None:
+                record = unsealed(content)
+                if record.get("schema") != FORM:
+                    raise EarlierError("another version of saeval wrote it")
+                validated(RESULT_FILE.validate_python, record)
             if record["key"] != key:
                 raise DamagedError(f"it is the result of {record['key']}")
             result = Result.from_record(record)
@@ -203,7 +206,7 @@ class Store:
         manifest = unsealed(path.read_bytes())
         if manifest.get("schema") != MANIFEST_FORM:
             raise DamagedError(f"its schema is {manifest.get('schema')!r:.40}, this saeval's is {MANIFEST_FORM}")
-        validated(ManifestRecord, manifest)
+        validated(MANIFEST_FILE.validate_python, manifest)
         return _unshared(manifest, names)
 
     def manifests(self) -> list[dict[str, Any]]:
@@ -360,6 +363,17 @@ def _unshared(manifest: dict[str, Any], names: Collection[str] | None = None) ->
             own = lists[places] = [subjects[place] for place in places]
         made.append({"key": key, "cell": {"subjects": own, **kinds[kind]}, "kind": kind})
     return {**manifest, "cells": made}
+
+
+def _shown(content: bytes) -> dict[str, Any] | None:
+    """What a leaderboard shows of a file that is as it was written; None where it must be looked at more closely."""
+    if not is_whole(content):
+        return None
+    try:
+        record = SHOWN_FILE.validate_json(content)
+    except ValidationError:
+        return None
+    return dict(record) if record["schema"] == FORM else None
 
 
 def _finished(result: Result | None) -> bool:
