@@ -211,7 +211,7 @@ class ManifestRecord(_Record):
 
 
 def _listed(record: ManifestRecord) -> ManifestRecord:
-    keys, kinds, subjects = (record["cells"][part] for part in ("key", "kind", "subjects"))
+    keys, kinds, subjects = record["cells"]["key"], record["cells"]["kind"], record["cells"]["subjects"]
     if not len(keys) == len(kinds) == len(subjects):
         raise ValueError("its cells' keys, kinds and subjects differ in number")
     last = max(map(max, filter(None, subjects)), default=-1)
@@ -226,7 +226,7 @@ class ShownRecord(ResultRecord):
     The kind of a value is tried, since asking for it makes an object of the value first.
     """
 
-    values: dict[  # type: ignore[misc]
+    values: dict[
         str, Annotated[ScalarRecord | Curve | Table | ArrayRecord | NotesRecord, Field(union_mode="left_to_right")]
     ]
 

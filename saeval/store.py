@@ -350,7 +350,7 @@ def _shared(manifest: dict[str, Any]) -> dict[str, Any]:
 def _unshared(manifest: dict[str, Any], names: Collection[str] | None = None) -> dict[str, Any]:
     """The same with whole cells; those with the same subjects, model or data have the same objects of them."""
     kinds, subjects, cells = manifest.pop("kinds"), manifest.pop("subjects"), manifest["cells"]
-    listed = zip(cells["key"], cells["kind"], map(tuple, cells["subjects"]), strict=True)
+    listed: Iterable[Any] = zip(cells["key"], cells["kind"], map(tuple, cells["subjects"]), strict=True)
     if names is not None:
         saes = ((place, one["name"]) for place, one in enumerate(subjects) if one.get("kind", "sae") == "sae")
         others = {(place,) for place, name in saes if name not in names}
