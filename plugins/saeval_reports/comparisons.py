@@ -6,13 +6,11 @@ import json
 
 from saeval.plugin import Compared, Comparison, Entry, formatting
 from saeval.plugin import markdown as markdown_of
-from saeval_reports.tables import header, number, records_as_csv
+from saeval_reports.tables import header, markdown_table, number, records_as_csv
 
 
 def markdown(comparison: Comparison) -> str:
     """A line a value: both numbers, the paired difference with its interval and test, and which one is better."""
-    from tabulate import tabulate  # late: only this writer needs it
-
     a, b = comparison.a, comparison.b
     hooks = list(dict.fromkeys((a.hook_name, b.hook_name)))
     same = a.name == b.name
@@ -44,7 +42,7 @@ def markdown(comparison: Comparison) -> str:
     facts = f"{model}{data}{counts}{where}.{stop}"
     text = [f"## {markdown_of(comparison.title)}: {names[0]} against {names[1]}"]
     text += [f"**{markdown_of(comparison.limit)}**", facts] if comparison.limit else [facts]
-    text += [tabulate(lines, headers, tablefmt="github", disable_numparse=True), legend]
+    text += [markdown_table(headers, lines), legend]
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
 
 

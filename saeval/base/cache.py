@@ -40,7 +40,7 @@ def recall(kind: str, name: str, model: type[BaseModel]) -> dict[str, Any] | Non
         record = unsealed(path.read_bytes())
         if record.pop("of", None) != f"{kind}/{name}":
             raise DamagedError("it is the file of another name")
-        validated(model, record)
+        validated(model.model_validate, record)
     except (OSError, EarlierError):
         return None
     except DamagedError as error:

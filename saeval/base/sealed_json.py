@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
-
-from saeval.base.parameters import faults
+from pydantic_core import ValidationError, from_json
 
 CHECKSUM, OF_FILE = "checksum", "file_checksum"
 """Of the content, however it is laid out; of the file's bytes before it, which is much faster to compare."""
@@ -39,6 +36,11 @@ def _tail(body: bytes) -> bytes:
 _TAIL = len(_tail(b""))
 
 
+def is_whole(content: bytes) -> bool:
+    """Whether a file's bytes are those that were written; one that was laid out anew may still be sound."""
+    return content.endswith(_tail(content[:-_TAIL]))
+
+
 def unsealed(content: bytes) -> dict[str, Any]:
     """The record in such a file, however it is laid out; `DamagedError` where checksum and content disagree."""
     record = parsed(content)
@@ -46,7 +48,7 @@ def unsealed(content: bytes) -> dict[str, Any]:
         raise EarlierError("it has no checksum (written by an earlier saeval, or overwritten)")
     checksum = record.pop(CHECKSUM)
     record.pop(OF_FILE, None)
-    if content.endswith(_tail(content[:-_TAIL])):
+    if is_whole(content):
         return record
     try:
         own = _checksum(record)
@@ -77,11 +79,13 @@ def _json(content: bytes) -> Any:
         return json.loads(content.decode("utf-8-sig"), parse_constant=_refused)
 
 
-def validated(model: type[BaseModel], record: Any) -> None:
-    """`DamagedError` with the first thing that is not as `model` has it."""
+def validated(check: Callable[[Any], object], record: Any) -> None:
+    """`DamagedError` with the first thing that pydantic's `check` finds wrong."""
     try:
-        model.model_validate(record)
+        check(record)
     except ValidationError as error:
+        from saeval.base.parameters import faults  # late: it imports pydantic, and a kept text has no form to check
+
         raise DamagedError(faults(error, record)[0].sentence) from None
 
 

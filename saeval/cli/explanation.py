@@ -211,7 +211,7 @@ class _Tree:
         return ": ".join(what)
 
 
-def _work(program: Program) -> str:
+def _work(program: BatchProgram) -> str:
     """What a pass asks of the model."""
     if not program.touches_model:
         return "no pass of the model"

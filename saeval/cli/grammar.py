@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -39,6 +40,7 @@ def plugin_option(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS = "saeval.commands"
 VERBS = ("run", "check", "fetch", "doctor", "ls", "show", "explain", "leaderboard", "compare", "report")
+READERS = ("leaderboard", "compare")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,18 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _called(arguments: list[str]) -> int:
-    if arguments and arguments[0] in (verbs := _plugin_verbs()):
+    verbs = _plugin_verbs()
+    if arguments and arguments[0] in verbs:
         return _plugin_verb(verbs[arguments[0]], arguments[1:])
-    parser = _parser(sorted(_plugin_verbs()))
+    parser = _parser(sorted(verbs))
     options = parser.parse_args(arguments)
     if getattr(options, "offline", False):  # before a library that reads them is imported
         os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
     if not hasattr(options, "verb"):
         parser.print_help()
         return WRONG
-    from saeval.cli import verbs as own  # late: it imports torch, which `--help` must not
-
-    code: int = getattr(own, options.verb)(options)
+    module = "board_verbs" if options.verb in READERS else "verbs"  # the latter imports all that runs
+    code: int = getattr(importlib.import_module(f"saeval.cli.{module}"), options.verb)(options)
     return code
 
 

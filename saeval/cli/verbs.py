@@ -6,8 +6,6 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from saeval.api import execute, prepare, refuse_namesakes
@@ -16,17 +14,12 @@ from saeval.base.escapes import line
 from saeval.base.formatting import counted
 from saeval.base.progress import progress
 from saeval.cli import explanation, flags, listing
+from saeval.cli.board_verbs import say_aside
 from saeval.cli.doctor import Doctor
 from saeval.cli.plan_text import plan_in_words
 from saeval.engine.preflight import model_warnings, warnings
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry, writer
-from saeval.results import comparison
-from saeval.results.board import Board
-from saeval.results.comparison import Comparison
-from saeval.results.index import uncollected
-from saeval.results.kept_text import KeptText
-from saeval.results.leaderboard import boards, boards_of_two, boards_on
 from saeval.results.pages import write_pages
 from saeval.results.store import Store
 
@@ -63,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
                 code = SOME_FAILED
         try:
             text = write(made_boards)
-            _say_aside(made_boards, arguments.format)
+            say_aside([sentence for board in made_boards for sentence in board.asides], arguments.format)
             print(text, flush=True)
         except SaevalError as error:  # the results are kept, and another format may show them
             again = ["leaderboard", *(str(folder) for folder in folders), *["--include-limited"] * limited]
@@ -143,51 +136,6 @@ def explain(arguments: argparse.Namespace) -> int:
     print(explanation.explanation(made, explanation.cell_of(made, arguments.metric, arguments.sae)))
     if arguments.suite is None:
         print(f"\nThis is an example; `saeval explain {arguments.metric} SUITE` explains it as your suite has it.")
-    return OK
-
-
-def leaderboard(arguments: argparse.Namespace) -> int:
-    reports = _registry(arguments).reports
-    write = writer(reports, arguments.format, "write")
-    kept = None
-    if len(arguments.folders) == 1 and reports[arguments.format].keeps:
-        kept = KeptText(arguments.folders[0], arguments.include_limited, reports[arguments.format])
-    earlier = kept.read() if kept else None
-    if earlier is not None:
-        text, asides = earlier
-        print(*map(line, asides), sep="\n", end="\n" if asides else "", file=sys.stderr)
-        print(text)
-        return OK
-    with uncollected():
-        found, bases = boards_on(arguments.folders, include_limited=arguments.include_limited)
-        asides = _say_aside(found, arguments.format)
-        text = write(found)
-    if kept:
-        kept.keep(text, asides, bases[0])
-    print(text)
-    return OK
-
-
-def _say_aside(shown: Sequence[Board | Comparison], form: str) -> list[str]:
-    """Print to standard error what a format without notes leaves out; returns the sentences."""
-    sentences = dict.fromkeys(sentence for one in shown for sentence in one.asides) if form != "md" else {}
-    for sentence in sentences:
-        print(line(sentence), file=sys.stderr)
-    return list(sentences)
-
-
-def compare(arguments: argparse.Namespace) -> int:
-    write = writer(_registry(arguments).reports, arguments.format, "compare")
-    if len(arguments.folders) == 1 and arguments.format == "md" and not arguments.metric:
-        with suppress(SaevalError):  # the whole folder says better what is wrong
-            (folder,), limited = arguments.folders, arguments.include_limited
-            two = boards_of_two(folder, arguments.a, arguments.b, include_limited=limited)
-            print(write(comparison.compare(two, arguments.a, arguments.b)))
-            return OK
-    found = boards(arguments.folders, include_limited=arguments.include_limited, every_column=True)
-    made = comparison.compare(found, arguments.a, arguments.b, arguments.metric)
-    _say_aside([made], arguments.format)
-    print(write(made))
     return OK
 
 

@@ -69,6 +69,13 @@ class Plugins:
         origin = Origin(name, name, uuid.uuid4().hex if version is None else version, version is None)
         self._register(origin, lambda: plugin)
 
+    @property
+    def folders(self) -> set[Path]:
+        """Where the code of those that are loaded stands."""
+        names = [getattr(one, "__name__", type(one).__module__) for _, one in self._manager.list_name_plugin()]
+        modules = [sys.modules.get(name) for name in names]
+        return {Path(module.__file__).parent for module in modules if module is not None and module.__file__}
+
     def copy(self) -> Plugins:
         """The same plugins in a collection of its own, to which others can be added."""
         made = Plugins(discover=False)

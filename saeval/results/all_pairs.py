@@ -6,13 +6,22 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from saeval.results.board import Entry
-from saeval.results.paired_tests import ALPHA, POWER, ROUNDING
+from saeval.results.paired_tests import (
+    ALPHA,
+    NEARLY_ONE,
+    NOT_STORED,
+    NOT_WITHOUT,
+    ONE_DOCUMENT,
+    ROUNDING,
+    Difference,
+)
 from saeval.stats.estimate import LEAST, Support
 
 Rows: TypeAlias = Int[np.ndarray, "rows"]
@@ -61,6 +70,7 @@ class Pairs:
             if estimate.without.shape != known[0].without.shape:
                 known[0] - estimate  # raises: other streams
         clusters = known[0].without.size if known else 0
+        self._reasons = [entry.reason for entry in entries]
         self.values = np.array([entry.value for entry in entries], dtype=np.float64)
         self.known = np.array([entry.estimate is not None for entry in entries], dtype=bool)
         self.draws = np.array([entry.draws for entry in entries])
@@ -71,7 +81,6 @@ class Pairs:
         for index, entry in enumerate(entries):
             if entry.estimate is not None:
                 self.without[index], self.sizes[index] = entry.estimate.without, entry.estimate.sizes
-        self._set_common()
 
     def _set_common(self) -> None:
         """Find the entries whose pairs have all their variances in one product, and prepare it."""
@@ -103,13 +112,18 @@ class Pairs:
             self._left = np.column_stack([-2 * deviations, norms, ones])  # times the other: g_ii + g_jj - 2 g_ij
             self._right = np.column_stack([deviations, ones, norms])
             self._doubtful = _CANCELLED * norms + (2 * ROUNDING) ** 2 * values
+            cuts = range(0, len(deviations), _BLOCK)
+            self._centres = [deviations[start : start + _BLOCK].mean(axis=0) for start in cuts]
+            self._radii = [
+                float(np.sqrt(np.square(deviations[start : start + _BLOCK] - centre).sum(axis=1).max()))
+                for start, centre in zip(cuts, self._centres, strict=True)
+            ]
 
     def against(self, index: int, others: Rows) -> tuple[Float[np.ndarray, "rows"], Float[np.ndarray, "rows"]]:
         """Variances of one entry minus each of `others`, NaN where there is none, and their degrees of freedom."""
-        sizes = np.maximum(self.sizes[index], self.sizes[others])
         with np.errstate(all="ignore"):
-            variance = self._variances(self.without[index] - self.without[others], sizes > 0)
-            dof = np.minimum(self.effective[index], self.effective[others]) - 1
+            variance = self._variances(self.without[index] - self.without[others], self._here(index, others))
+            dof = self._effective(index, others) - 1
             unknown = ~self.known[index] | ~self.known[others] | (dof < LEAST - 1)
             variance[~np.isfinite(variance) | unknown] = np.nan
             variance[np.sqrt(variance) <= self._rounding(index, others)] = 0.0
@@ -120,47 +134,66 @@ class Pairs:
                 below += np.square(self.spread[one]) / np.maximum(self.draws[one] - 1.0, 1.0)
             return total, np.where(below == 0, dof, np.square(total) / below)
 
+    def _here(self, index: int, others: Rows) -> Bool[np.ndarray, "others clusters"]:
+        """Documents that contributed to an entry or to the other."""
+        return np.asarray((self.sizes[index] > 0) | (self.sizes[others] > 0))
+
+    def _effective(self, index: int, others: Rows) -> Float[np.ndarray, "others"]:
+        """Effective documents of one entry minus each of the others."""
+        return np.asarray(np.minimum(self.effective[index], self.effective[others]))
+
     def _variances(
         self, paired: Float[np.ndarray, "pairs clusters"], here: Bool[np.ndarray, "pairs clusters"]
     ) -> Float[np.ndarray, "pairs"]:
         """Of differences without each document, over the documents that are `here`."""
-        count = here.sum(axis=1)
-        paired = np.where(here, paired, 0.0)
-        mean = paired.sum(axis=1) / count
-        squares = np.square(np.where(here, paired - mean[:, None], 0.0)).sum(axis=1)
+        count, squares = here.sum(axis=1), self._squares(paired, here).sum(axis=1)
         return np.asarray(np.where(count > 1, (count - 1) / count * squares, np.nan))
+
+    def _squares(
+        self, paired: Float[np.ndarray, "pairs clusters"], here: Bool[np.ndarray, "pairs clusters"]
+    ) -> Float[np.ndarray, "pairs clusters"]:
+        """Squared deviations from their mean."""
+        paired = np.where(here, paired, 0.0)
+        mean = paired.sum(axis=1) / here.sum(axis=1)
+        return np.asarray(np.square(np.where(here, paired - mean[:, None], 0.0)))
 
     def _rounding(self, first: Rows | int, second: Rows | int) -> Float[np.ndarray, "..."]:
         return np.asarray(ROUNDING * np.maximum(np.abs(self.values[first]), np.abs(self.values[second])))
 
-    def detectable(self, index: int) -> list[float | None]:
-        """`Difference.detectable` of every entry minus entry `index`."""
-        from scipy.special import stdtrit  # late: `saeval ls` compares nothing
-
-        found: list[float | None] = []
+    def differences(self, index: int) -> list[Difference]:
+        """Every entry minus entry `index`, as `difference` gives it but for what it is without each document."""
+        found: list[Difference] = []
         for others in self._chunks(np.arange(len(self.values))):
-            variance, dof = self.against(index, others)
-            reach = (stdtrit(dof, 1 - ALPHA / 2) + stdtrit(dof, POWER)) * np.sqrt(variance)
-            found += [float(reach[i]) if variance[i] > 0 else None for i in range(len(others))]
-        return found
-
-    def supports(self, index: int) -> list[Support | None]:
-        """`Difference.support` of every entry minus entry `index`; None where an entry is not known by document."""
-        found: list[Support | None] = []
-        for others in self._chunks(np.arange(len(self.values))):
-            here = np.maximum(self.sizes[index], self.sizes[others]) > 0
-            effective = np.minimum(self.effective[index], self.effective[others])
+            here, effective = self._here(index, others), self._effective(index, others)
             with np.errstate(all="ignore"):
-                paired = np.where(here, self.without[index] - self.without[others], 0.0)
-                mean = paired.sum(axis=1) / here.sum(axis=1)
-                squares = np.square(np.where(here, paired - mean[:, None], 0.0))
-                total = squares.sum(axis=1)
+                squares = self._squares(self.without[others] - self.without[index], here)
+                count, total = here.sum(axis=1), squares.sum(axis=1)
+                error = np.sqrt((count - 1) / count * total)
                 shares = squares.max(axis=1, initial=0.0) / total
-            for place, known in enumerate(self.known[index] & self.known[others]):
-                share = float(shares[place]) if 0 < total[place] < math.inf else None
-                one = Support(int(here[place].sum()), float(effective[place]), share)
-                found.append(one if known else None)
+            values, rounding = self.values[others] - self.values[index], self._rounding(index, others)
+            columns = (others, values, rounding, count, effective, error, total, shares)
+            for one in zip(*(column.tolist() for column in columns), strict=True):
+                found.append(self._difference(index, *one))
         return found
+
+    def _difference(
+        self, index: int, other: int, value: float, rounding: float, count: int, effective: float, error: float,
+        total: float, share: float,
+    ) -> Difference:  # fmt: skip
+        if not (self.known[index] and self.known[other]):
+            return Difference(value, reason=self._reasons[index if self.known[other] else other] or NOT_STORED)
+        if count < 2:
+            return Difference(value, reason=ONE_DOCUMENT)
+        if effective < LEAST:
+            return Difference(value, reason=NEARLY_ONE)
+        if not math.isfinite(error):
+            return Difference(value, reason=NOT_WITHOUT)
+        spreads = [
+            (float(self.spread[one]), float(self.draws[one]) - 1.0) for one in (other, index) if self.draws[one] > 1
+        ]
+        support = Support(count, effective, share if 0 < total < math.inf else None)
+        error = error if error > rounding else 0.0
+        return Difference(value, ((error**2, effective - 1.0), *spreads), None, None, rounding, support)
 
     def sure(self) -> tuple[Counts, Counts]:
         """How many entries each is surely better than, and how many are surely better than it.
@@ -169,12 +202,13 @@ class Pairs:
         So k is the smallest with k = #{p (M - k) < level}, which takes no sorted list: t² are counted in bins, and only
         tests in the bins around the threshold are looked at one by one.
         """
-        from scipy.special import stdtr  # late: as above
+        from scipy.special import stdtr  # late: `saeval ls` compares nothing
 
+        self._set_common()
         low, high, tested, above = self._near()
         better, worse = np.zeros((2, len(self.values)), dtype=np.int64)
         near: list[_Tests] = []
-        for block in self._blocks():
+        for block in self._blocks(high):
             surely = block.squares >= high
             left = (block.squares >= low) & ~surely
             if left.any():
@@ -206,7 +240,7 @@ class Pairs:
             shift = max((high - low) // _BINS, 1).bit_length()
             bins = ((high - low) >> shift) + 1
             counts, tested = np.zeros(bins + 1, dtype=np.int64), 0
-            for block in self._blocks():
+            for block in self._blocks(_float(high)):
                 above_low = block.squares >= _float(low)
                 between = block.squares[above_low & (block.squares < _float(high))]
                 counts += np.bincount((between.view(np.int64) - low) >> shift, minlength=bins + 1)
@@ -235,11 +269,18 @@ class Pairs:
 
         return float(stdtrit(self.dof, ALPHA / max(tests, 1) / 2)) ** 2
 
-    def _blocks(self) -> Iterator[_Block]:
-        """Every pair, once."""
-        for start in range(0, len(self.common), _BLOCK):
-            for other in range(start, len(self.common), _BLOCK):
-                yield self._product(slice(start, start + _BLOCK), slice(other, other + _BLOCK))
+    def _blocks(self, sure: float) -> Iterator[_Block]:
+        """Every pair, once. Of a block whose every t² is surely above `sure` none is computed: they are infinite."""
+        starts = range(0, len(self.common), _BLOCK)
+        for i, start in enumerate(starts):
+            first = slice(start, start + _BLOCK)
+            for j in range(i, len(starts)):
+                second = slice(starts[j], starts[j] + _BLOCK)
+                if i == j or self._least(i, j, first, second) < sure:
+                    yield self._product(first, second)
+                else:
+                    rows, cols = self.common[first], self.common[second]
+                    yield _Block(rows, cols, np.broadcast_to(np.inf, (len(rows), len(cols))), len(rows) * len(cols))
         for place, index in enumerate(self.others.tolist()):
             for chunk in self._chunks(np.concatenate([self.common, self.others[place + 1 :]])):
                 yield self._single(index, chunk[chunk > index], False)
@@ -259,7 +300,7 @@ class Pairs:
         with np.errstate(divide="ignore", invalid="ignore"):
             np.divide(squares, variance, out=squares)
         if zero is not None:
-            squares[zero], squares[agreed] = 0.0, self._agreed()
+            squares[zero], squares[agreed] = 0.0, self._agreed_square
             zero &= ~agreed
         tested = squares.size - (int(np.count_nonzero(zero)) if zero is not None else 0)
         if first == second:
@@ -268,7 +309,21 @@ class Pairs:
             squares[below] = 0.0
         return _Block(rows, cols, squares, tested)
 
-    def _agreed(self) -> float:
+    def _least(self, i: int, j: int, first: slice, second: slice) -> float:
+        """A t² that no pair of two blocks is below, since their errors are no larger than their spheres are apart.
+
+        0 where that says nothing. Where a pair agrees in every document, its t² is that of the sign test.
+        """
+        own, others = self.values[self.common[first]], self.values[self.common[second]]
+        gap = max(others.min() - own.max(), own.min() - others.max())
+        if gap <= ROUNDING * max(np.abs(own).max(), np.abs(others).max()):
+            return 0.0
+        error = self._radii[i] + float(np.linalg.norm(self._centres[i] - self._centres[j])) + self._radii[j]
+        least = (gap / error) ** 2 * (1 - _CANCELLED) if error else math.inf
+        return min(least, self._agreed_square)
+
+    @cached_property
+    def _agreed_square(self) -> float:
         """What t² would be for the p value of two entries that differ by the same in every document."""
         from scipy.special import stdtrit  # late: as above
 

@@ -7,8 +7,9 @@ from dataclasses import astuple
 from typing import Any, TypeAlias
 
 from saeval.base.errors import suggestion
+from saeval.results.all_pairs import Pairs
 from saeval.results.board import Column, Entry, Row
-from saeval.results.paired_tests import difference
+from saeval.results.paired_tests import Difference
 from saeval.stats.estimate import Support
 
 Tests: TypeAlias = Callable[[str, Sequence[Entry | None], Callable[[], dict[str, list[Any]]]], dict[str, list[Any]]]
@@ -66,7 +67,17 @@ def _ahead(
             controls.setdefault(row.site, []).append(row)
 
     def computed() -> dict[str, list[Any]]:
-        entries = [_entry(row, controls.get(row.site, []), control, column) for row in trained]
+        entries: list[Entry] = []
+        beside: dict[int, tuple[Entry, list[int]]] = {}
+        for place, row in enumerate(trained):
+            found = _beside(row, controls.get(row.site, []), control, column)
+            entries.append(found)
+            if found.value is not None:
+                beside.setdefault(id(found), (found, []))[1].append(place)
+        for other, places in beside.values():  # all rows of one control at once
+            own = [trained[place].entries[column.name] for place in places]
+            for place, entry, ahead in zip(places, own, Pairs([other, *own]).differences(0)[1:], strict=True):
+                entries[place] = _entry(-ahead if column.better == "lower" else ahead, entry.n)
         return {"entries": [_plain(entry) for entry in entries]}
 
     every = [row for row in rows if row.kind == "sae" or row.control == control]
@@ -75,7 +86,8 @@ def _ahead(
     return [_from_plain(*plain) for plain in found["entries"]]
 
 
-def _entry(row: Row, here: Sequence[Row], control: str, column: Column) -> Entry:
+def _beside(row: Row, here: Sequence[Row], control: str, column: Column) -> Entry:
+    """The control's entry beside which a row's is; one without a value says why there is none."""
     found = [r for r in here if r.of == row.name] or [r for r in here if r.of is None]  # its own, else the hook's
     if len(found) != 1:
         count = "several controls" if found else "no control"
@@ -85,10 +97,12 @@ def _entry(row: Row, here: Sequence[Row], control: str, column: Column) -> Entry
     for entry in (own, other):
         if entry.value is None:
             return Entry(status=entry.status, reason=entry.reason)
-    ahead = difference(own, other)
-    ahead = -ahead if column.better == "lower" else ahead
+    return other
+
+
+def _entry(ahead: Difference, n: int | None) -> Entry:
     return Entry(
-        ahead.value, ahead.stderr, ahead.ci95, own.n, "ok", ahead.reason,
+        ahead.value, ahead.stderr, ahead.ci95, n, "ok", ahead.reason,
         support=ahead.support, detectable=ahead.detectable,
     )  # fmt: skip
 

@@ -6,23 +6,17 @@ were read; other files are read again. The index can be removed at any time; a f
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import io
 import itertools
 import json
 import logging
-import marshal
 import math
-import os
-import subprocess
-import sys
 import time
-from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -30,9 +24,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from saeval.base.errors import SaevalError
-from saeval.base.provenance import version
 from saeval.base.sealed_json import DamagedError, sealed, unsealed
 from saeval.base.whole_files import Unwritable, tidy, write
+from saeval.results import file_states
+from saeval.results.file_states import FOLDER, Basis, code, result_files, states_of
+from saeval.results.index_rows import Held, Wanted, heads_of, joined, read, states_in, with_states
 from saeval.results.result import Result, StoredEstimate
 from saeval.results.store import Store
 from saeval.stats.estimate import Estimate
@@ -47,35 +43,16 @@ Found: TypeAlias = dict[str, list[Any]]
 
 log = logging.getLogger("saeval")
 
-FOLDER = "index"
 FORM = 1
 WORTH = 1000
 """Results from which on a folder has an index: fewer are read as fast without."""
-_A_PROCESS = 3000
-"""Results to read for which another process is worth its start."""
-_PROCESSES = 4
-_SETTLED = 2_000_000_000
-"""Nanoseconds: a file changed later than this before it was read may change again within a tick of its clock."""
 _NUMBERS = ("value", "stderr", "low", "high", "n", "documents", "effective_documents", "largest_share")
 """Of each scalar, in a row's `numbers`."""
-_ABSENT, _UNSETTLED = -1, -2
+_UNSETTLED = -2
 
 
 class StaleError(SaevalError):
     """A file that the index knows has changed since; says which, and how."""
-
-
-@dataclass(frozen=True)
-class Basis:
-    """The files of some results, in the state in which they were read."""
-
-    keys: list[str]
-    digest: str
-
-    @classmethod
-    def of(cls, folder: Path, keys: list[str]) -> Basis:
-        """As they are now."""
-        return cls(keys, hashlib.sha256(_states(folder, keys).tobytes()).hexdigest())
 
 
 def results(folder: Path | str, include_limited: bool = False) -> tuple[dict[str, Any], list[Result], Basis | None]:
@@ -88,20 +65,21 @@ def results(folder: Path | str, include_limited: bool = False) -> tuple[dict[str
     if len(manifest["cells"]) < WORTH:
         return *store.results(include_limited), None
     name = "results" if manifest["limit"] is None else "results.limited"
-    index, basis = _current(store, [listed["key"] for listed in manifest["cells"]], name)
+    keys = [listed["key"] for listed in manifest["cells"]]
+    index, basis = _current(store, keys, name, _tested(manifest["leaderboard"]))
     return manifest, index.results(manifest["cells"]), basis
 
 
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Python's search for cycles turned off: among 100,000 results it takes a third of the time and finds none."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
+def _tested(layout: Mapping[str, Any]) -> Wanted:
+    """The values of which a leaderboard of this layout tests differences, so that it needs their arrays."""
+    found: dict[str, list[str]] = {}
+    against = layout.get("against") or {}
+    more = against.values() if isinstance(against, Mapping) else ()
+    for name in [layout.get("rank_by"), *itertools.chain.from_iterable(more)]:
+        if name:
+            metric, _, value = str(name).partition(".")
+            found.setdefault(metric, []).extend([value] if value else [])
+    return found
 
 
 def forget(folder: Path | str) -> None:
@@ -195,6 +173,10 @@ class _Indexed(Result):
 
     def load(self, names: Sequence[str]) -> list[np.ndarray]:
         """Some of its arrays."""
+        held = [self._index.held.arrays.get((self.key, name)) for name in names]
+        found = [array for array in held if array is not None]
+        if len(found) == len(names):
+            return found
         store = self._index.store
         try:
             return store.arrays(self.key, self.digest, names)
@@ -205,166 +187,59 @@ class _Indexed(Result):
 class _Index:
     """The rows of an index, for the cells of a manifest."""
 
-    def __init__(self, store: Store, table: pa.Table) -> None:
-        self.store = store
+    def __init__(self, store: Store, table: pa.Table, held: Held) -> None:
+        self.store, self.held = store, held
         numbers = table["numbers"].combine_chunks()
         self.starts = numbers.offsets.to_pylist()
         self.numbers: Float[np.ndarray, "numbers"] = numbers.values.to_numpy()
         self.digests = table["arrays"].to_pylist()
         self._codes = table["head"].to_pylist()
-        self._heads = [_Head(*json.loads(text)) for text in _heads(table)]
+        self.heads_of = [_Head(*json.loads(text)) for text in heads_of(table)]
 
     def results(self, cells: Sequence[Mapping[str, Any]]) -> list[Result]:
         """The results of the cells, which are its rows."""
-        heads = self._heads
+        heads = self.heads_of
         return [
             _Indexed(self, heads[code], place, listed["key"], listed["cell"], (code, id(self), listed["kind"]))
             for place, (code, listed) in enumerate(zip(self._codes, cells, strict=True))
         ]
 
 
-def _current(store: Store, keys: list[str], name: str) -> tuple[_Index, Basis | None]:
+def _current(store: Store, keys: list[str], name: str, wanted: Wanted) -> tuple[_Index, Basis | None]:
     """The index for these cells. What it lacks, and what has changed since, is read and written into it."""
     now = time.time_ns()
-    states = _states(store.folder, keys)
-    basis = Basis(keys, hashlib.sha256(states.tobytes()).hexdigest())
     old = _load(store.folder / FOLDER, name)
     places = np.full(len(keys), -1)
     if old is not None and len(old):
+        states = _states(store.folder, keys)
         known = {key: place for place, key in enumerate(old["key"].to_pylist())}
         places = np.array([known.get(key, -1) for key in keys])
-        places[(_states_of(old)[places] != states).any(axis=1)] = -1
+        places[(states_in(old)[places] != states).any(axis=1)] = -1
         if len(known) == len(keys) and (places == np.arange(len(keys))).all():
-            return _Index(store, old), basis
+            return _Index(store, old, Held()), Basis(keys, hashlib.sha256(states.tobytes()).hexdigest())
     anew = np.flatnonzero(places < 0)
-    old_enough = settled(states, now)
-    read = _read(store, [keys[place] for place in anew], np.where(old_enough[:, None], states, _UNSETTLED)[anew])
+    rows, held = read(store, [keys[place] for place in anew], wanted)
     places[anew] = np.arange(len(anew)) + (len(old) if old is not None else 0)
-    table = _joined([old, read] if old is not None else [read]).take(places)
-    _keep(store.folder / FOLDER, name, table)
-    return _Index(store, table), basis if old_enough.all() else None
+    table = joined([old, rows] if old is not None else [rows]).take(places)
+    states = states_in(table)
+    old_enough = _settled(states, now)
+    kept = table
+    if not old_enough.all():
+        kept = with_states(table.drop_columns("state"), np.where(old_enough[:, None], states, _UNSETTLED))
+    _keep(store.folder / FOLDER, name, kept)
+    basis = Basis(keys, hashlib.sha256(states.tobytes()).hexdigest())
+    return _Index(store, table, held), basis if old_enough.all() else None
 
 
 def _states(folder: Path, keys: Sequence[str]) -> Int[np.ndarray, "results state"]:
     """Those of the two files of each result."""
-    start = f"{folder}{os.sep}"
-    return files_of([f"{start}{key}{suffix}" for key in keys for suffix in (".json", ".npz")]).reshape(len(keys), 8)
+    return np.frombuffer(states_of(result_files(folder, keys)), dtype=np.int64).reshape(-1, 8)
 
 
-def files_of(paths: Sequence[str]) -> Int[np.ndarray, "files state"]:
-    """Size, times and inode of each file."""
-    found: list[int] = []
-    stat = os.stat
-    for path in paths:
-        try:
-            state = stat(path)
-        except OSError:
-            found += (_ABSENT, _ABSENT, _ABSENT, _ABSENT)
-        else:
-            found += (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino & 0x7FFFFFFFFFFFFFFF)
-    return np.array(found, dtype=np.int64).reshape(len(paths), 4)
-
-
-def settled(states: Int[np.ndarray, "files state"], now: int) -> Bool[np.ndarray, "files"]:
-    """Which files are so old that a change from now on must change a time of theirs."""
+def _settled(states: Int[np.ndarray, "results state"], now: int) -> Bool[np.ndarray, "results"]:
+    """Which results' files are so old that a change from now on must change a time of theirs."""
     times = states.reshape(len(states), -1, 4)[:, :, 1:3]
-    return np.asarray(times.max(axis=(1, 2)) < now - _SETTLED)
-
-
-@cache
-def code(function: Callable[..., Any] | None = None) -> str:
-    """The version of saeval's code, and of the package that a function is from: what they make may differ with it."""
-    folders = {Path(__file__).parent}
-    module = sys.modules.get(function.__module__) if function is not None else None
-    if module is not None and module.__file__:
-        folders.add(Path(module.__file__).parent)
-    paths = sorted(str(path) for folder in folders for path in folder.glob("*.py"))
-    return hashlib.sha256(repr((version(), paths, files_of(paths).tolist())).encode()).hexdigest()
-
-
-def _states_of(table: pa.Table) -> Int[np.ndarray, "files state"]:
-    return np.asarray(table["state"].combine_chunks().values.to_numpy()).reshape(-1, 8)
-
-
-def _read(store: Store, keys: Sequence[str], states: Int[np.ndarray, "files state"]) -> pa.Table:
-    """The rows of these results, from their files; of many, other processes read their share."""
-    count = max(1, min(_PROCESSES, os.cpu_count() or 1, len(keys) // _A_PROCESS))
-    cuts = [len(keys) * place // count for place in range(count + 1)]
-    shares = [slice(a, b) for a, b in itertools.pairwise(cuts)]
-    others = [_started(store.folder, keys[share]) for share in shares[1:]]
-    tables = [_rows(store, keys[shares[0]])]
-    for share, process in zip(shares[1:], others, strict=True):
-        tables.append(_answered(process) or _rows(store, keys[share]))
-    import pyarrow as pa  # late: only large folders need it
-
-    return _joined(tables).append_column("state", pa.FixedSizeListArray.from_arrays(states.ravel(), 8))
-
-
-def _rows(store: Store, keys: Sequence[str]) -> pa.Table:
-    """The rows of these results, from their files."""
-    import pyarrow as pa  # late: as above
-
-    heads: dict[bytes, int] = {}
-    texts: list[str] = []
-    digests: list[str | None] = []
-    codes = array("i")
-    starts, numbers = array("i", [0]), array("d")
-    for key in keys:
-        result, digest, names = store.opened(key)
-        head, own = _split(result or Result(key, "missing", {}), names)
-        same = marshal.dumps(head, 2)  # equal bytes for equal heads, and faster than JSON
-        if same not in heads:
-            heads[same] = len(texts)
-            texts.append(json.dumps(head))
-        codes.append(heads[same])
-        digests.append(digest)
-        numbers.extend(own)
-        starts.append(len(numbers))
-    columns = {
-        "key": pa.array(keys, pa.string()),
-        "head": pa.array(codes, pa.int32()),
-        "arrays": pa.array(digests, pa.string()),
-        "numbers": pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.array(np.array(numbers), pa.float64())),
-    }
-    return pa.table(columns).replace_schema_metadata({"heads": json.dumps(texts)})
-
-
-def _split(result: Result, names: Collection[str]) -> tuple[tuple[Any, ...], list[float]]:
-    """The fields of a `_Head`, and the numbers."""
-    values: list[tuple[Any, ...]] = []
-    numbers: list[Any] = []
-    for name, record in result.values.items():
-        if "kind" in record:
-            values.append((name, record["kind"], record.get("notes")))
-        else:
-            get = record.get
-            values.append((name, get("unit"), get("better"), get("reason"), f"without/{name}" in names))
-            numbers += (record["value"], record["stderr"], *(record["ci95"] or (None, None)), record["n"])
-            numbers += (get("documents"), get("effective_documents"), get("largest_share"))
-    numbers = [math.nan if number is None else number for number in numbers]
-    preflight = result.provenance.get("preflight")
-    return (result.status, result.reason, values, result.headline, result.sample, preflight), numbers
-
-
-def _heads(table: pa.Table) -> list[str]:
-    found: list[str] = json.loads(table.schema.metadata[b"heads"])
-    return found
-
-
-def _joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """One table of several, each with heads of its own."""
-    import pyarrow as pa  # late: as above
-
-    if len(tables) == 1:
-        return tables[0]
-    heads: dict[str, int] = {}
-    parts = []
-    for table in tables:
-        codes = np.array([heads.setdefault(text, len(heads)) for text in _heads(table)], dtype=np.int32)
-        own = codes[table["head"].to_numpy()] if len(table) else np.zeros(0, dtype=np.int32)
-        parts.append(table.set_column(table.column_names.index("head"), "head", pa.array(own, pa.int32())))
-    joined = pa.concat_tables([part.replace_schema_metadata(None) for part in parts]).combine_chunks()
-    return joined.replace_schema_metadata({"heads": json.dumps(list(heads))})
+    return np.asarray(times.max(axis=(1, 2)) < now - file_states.SETTLED)
 
 
 def _packed(table: pa.Table) -> bytes:
@@ -455,39 +330,3 @@ def _digest(what: str, entries: Sequence[Entry | None]) -> str:
         facts = (entry.value, entry.n, entry.status, entry.reason, entry.draws, entry.spread, own)
         digest.update(repr(facts).encode())
     return digest.hexdigest()
-
-
-def _started(folder: Path, keys: Sequence[str]) -> subprocess.Popen[bytes] | None:
-    """A process that reads these results; None where there can be none."""
-    paths = os.pathsep.join(path for path in sys.path if path)
-    command = [sys.executable, "-P", "-c", "from saeval.results.index import serve; serve()"]
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": paths},
-        )  # fmt: skip
-    except OSError:
-        return None
-    assert process.stdin is not None
-    with suppress(OSError), process.stdin as pipe:  # one that has died is noticed when it does not answer
-        pipe.write(json.dumps({"folder": str(folder), "keys": list(keys)}).encode())
-    return process
-
-
-def serve() -> None:
-    """What such a process does."""
-    asked = json.loads(sys.stdin.buffer.read())
-    with uncollected():
-        sys.stdout.buffer.write(_packed(_rows(Store(asked["folder"]), asked["keys"])))
-
-
-def _answered(process: subprocess.Popen[bytes] | None) -> pa.Table | None:
-    """What such a process has read; None where it failed."""
-    if process is None:
-        return None
-    with process:
-        assert process.stdout is not None
-        content = process.stdout.read()
-    if process.returncode != 0:
-        return None
-    return _unpacked(content)

@@ -1,58 +1,75 @@
-"""`KeptText`: the text of a large leaderboard, kept beside the index for as long as no file of the results changes."""
+"""`KeptText`: the text of a large leaderboard, kept beside the index while no file that it rests on changes."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from saeval.base.errors import SaevalError
 from saeval.base.escapes import file_name
 from saeval.base.sealed_json import DamagedError, sealed, unsealed
 from saeval.base.whole_files import Unwritable, write
-from saeval.results.index import FOLDER, FORM, Basis, code, files_of, settled
-from saeval.results.report import Report
-from saeval.results.store import LIMITED, MANIFEST
+from saeval.results import file_states
+from saeval.results.file_states import FOLDER, Basis, code, states_of
 
 log = logging.getLogger("saeval")
 
+_FORM = 2
+_MANIFESTS = ("manifest.json", "manifest.limited.json")
+
 
 class KeptText:
-    """The text of one report format about one folder. Make it before the results are read."""
+    """The text of one report format about one folder. Make it before the results are read.
 
-    def __init__(self, folder: Path | str, include_limited: bool, report: Report) -> None:
+    It is found again without importing a plugin, or anything else that takes long.
+    """
+
+    def __init__(self, folder: Path | str, include_limited: bool, report: str, plugins: Sequence[Path | str]) -> None:
+        """`plugins`: files of `--plugin`."""
         self._folder = Path(folder)
-        self._path = self._folder / FOLDER / f"text.{file_name(report.name)}.json"
-        manifests = files_of([str(self._folder / name) for name in (MANIFEST, LIMITED)])
-        self._settled = settled(manifests, time.time_ns()).all()
+        self._path = self._folder / FOLDER / f"text.{file_name(report)}.json"
+        manifests = states_of([str(self._folder / name) for name in _MANIFESTS])
+        self._settled = max(*manifests[1:3], *manifests[5:7]) < time.time_ns() - file_states.SETTLED
+        files = [str(Path(file).resolve()) for file in plugins]
         self._facts = {
-            "form": FORM,
-            "saeval": code(report.write),
+            "form": _FORM,
+            "report": report,
             "limited": include_limited,
             "manifests": manifests.tolist(),
+            "plugins": sorted([point.name, point.value] for point in entry_points(group="saeval")),
+            "files": [files, states_of(files).tolist()],
         }
 
     def read(self) -> tuple[str, list[str]] | None:
-        """The text, and what is left out of it; None where a file has changed since, or nothing is kept."""
+        """The text, and the sentences for standard error; None if nothing is kept, or a file has changed since."""
         try:
             kept = unsealed(self._path.read_bytes())
-            if {name: kept.get(name) for name in self._facts} != self._facts:
+            if {name: kept.get(name) for name in self._facts} != self._facts or kept["code"] != code(kept["folders"]):
                 return None
             if Basis.of(self._folder, kept["keys"]).digest != kept["digest"]:
                 return None
-            return str(kept["text"]), list(kept["left_out"])
+            return str(kept["text"]), list(kept["asides"])
         except FileNotFoundError:
             return None
         except (OSError, SaevalError, DamagedError, KeyError, TypeError, ValueError) as error:
             log.debug("%s: of no use (%s)", self._path, error)
             return None
 
-    def keep(self, text: str, left_out: Sequence[str], basis: Basis | None) -> None:
-        """Write it, with the files that it rests on; not where these are not known, or too young to tell a change."""
+    def keep(self, text: str, asides: Sequence[str], basis: Basis | None, folders: Iterable[Path]) -> None:
+        """Write it, with the files that it rests on; not where these are not known, or too young to tell a change.
+
+        `folders`: those of the plugins.
+        """
         if basis is None or not self._settled:
             return
-        kept = {**self._facts, "keys": basis.keys, "digest": basis.digest, "text": text, "left_out": list(left_out)}
+        places = sorted(map(str, folders))
+        kept = {
+            **self._facts, "folders": places, "code": code(places), "keys": basis.keys, "digest": basis.digest,
+            "text": text, "asides": list(asides),
+        }  # fmt: skip
         try:
             write(self._path, sealed(kept), "")
         except Unwritable as error:

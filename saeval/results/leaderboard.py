@@ -15,8 +15,10 @@ from saeval.base.formatting import number
 from saeval.results.board import Board, Column, Entries, Entry, Row, damaged_in_words
 from saeval.results.control_columns import Tests as Tested
 from saeval.results.control_columns import afresh, against
-from saeval.results.index import Basis, StaleError, Tests, forget, uncollected
+from saeval.results.file_states import Basis
+from saeval.results.index import StaleError, Tests, forget
 from saeval.results.index import results as indexed
+from saeval.results.index_rows import uncollected
 from saeval.results.ranks import rank
 from saeval.results.result import Result, support_of
 from saeval.results.store import Store
@@ -36,23 +38,18 @@ def boards(folders: Iterable[Path | str], *, include_limited: bool = False, ever
     return boards_on(folders, include_limited=include_limited, every_column=every_column)[0]
 
 
-def boards_of_two(folder: Path | str, a: str, b: str, *, include_limited: bool = False) -> list[Board]:
-    """The boards of one folder without the SAEs that neither name can mean, which is enough to compare the two.
+def boards_of_two(folders: Iterable[Path | str], a: str, b: str, *, include_limited: bool = False) -> list[Board]:
+    """The boards without the SAEs that neither name can mean, which is enough to compare the two.
 
     Controls and groups are all there. What the other SAEs lack is not said.
     """
-    store = Store(folder)
-    manifest = store.listed(include_limited)
     names = {a, b, a.rpartition("@")[0], b.rpartition("@")[0]}
-    results = []
-    for listed in manifest["cells"]:
-        subjects = listed["cell"]["subjects"]
-        if len(subjects) == 1 and subjects[0].get("kind", "sae") == "sae" and subjects[0]["name"] not in names:
-            continue
-        result = store.read(listed["key"], arrays=True) or Result(listed["key"], "missing", {})
-        result.cell = listed["cell"]
-        results.append(result)
-    return from_results(results, manifest["suite"], {})
+    runs = []
+    with uncollected():
+        for folder in folders:
+            manifest, found = Store(folder).results(include_limited, names)
+            runs.append(_Run(manifest["suite"], {}, found))
+        return _boards(runs)
 
 
 def boards_on(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -16,6 +17,10 @@ ALPHA = 0.05
 POWER = 0.8
 _SAME = 1e-5
 """Standard errors below which two numbers that went through different sums are one."""
+NOT_STORED = "what it is without each document is not stored"
+ONE_DOCUMENT = "fewer than two documents"
+NEARLY_ONE = "one document holds nearly all tokens"
+NOT_WITHOUT = "the difference does not exist without one of the documents"
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,12 @@ class Difference:
     support: Support | None = None
     """What its error rests on."""
 
-    @property
+    @cached_property
     def stderr(self) -> float | None:
         """Standard error of the paired difference."""
         return math.sqrt(sum(variance for variance, _ in self.variances)) if self.variances else None
 
-    @property
+    @cached_property
     def dof(self) -> float:
         """Effective documents - 1; with the spread of a control's draws in it, Welch and Satterthwaite's (1946)."""
         below = sum(variance**2 / dof for variance, dof in self.variances)
@@ -102,15 +107,15 @@ def difference(a: Entry, b: Entry) -> Difference:
     value = a.value - b.value
     rounding = ROUNDING * max(abs(a.value), abs(b.value))
     if a.estimate is None or b.estimate is None:
-        reason = (a if a.estimate is None else b).reason or "what it is without each document is not stored"
+        reason = (a if a.estimate is None else b).reason or NOT_STORED
         return Difference(value, reason=reason)
     paired = a.estimate - b.estimate
     if paired.stderr is None:
-        return Difference(value, reason="fewer than two documents", paired=paired)
+        return Difference(value, reason=ONE_DOCUMENT, paired=paired)
     if paired.effective < LEAST:
-        return Difference(value, reason="one document holds nearly all tokens", paired=paired)
+        return Difference(value, reason=NEARLY_ONE, paired=paired)
     if not math.isfinite(paired.stderr):
-        return Difference(value, reason="the difference does not exist without one of the documents", paired=paired)
+        return Difference(value, reason=NOT_WITHOUT, paired=paired)
     spreads = [(entry.spread, entry.draws - 1.0) for entry in (a, b) if entry.draws > 1]
     error = paired.stderr if paired.stderr > rounding else 0.0
     return Difference(value, ((error**2, paired.effective - 1.0), *spreads), None, paired, rounding, paired.support)

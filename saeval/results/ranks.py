@@ -41,12 +41,12 @@ def rank(rows: list[Row], column: Column | None, tests: Tests = afresh) -> None:
     def tested() -> dict[str, list[Any]]:
         pairs = Pairs(entries)
         better, worse = pairs.sure()
-        supports = [None if one is None else [*astuple(one)] for one in pairs.supports(0)]
+        to_first = pairs.differences(0)
         return {
             "better": better.tolist(),
             "worse": worse.tolist(),
-            "detectable": pairs.detectable(0),
-            "supports": supports,
+            "detectable": [one.detectable for one in to_first],
+            "supports": [one.support and [*astuple(one.support)] for one in to_first],
         }
 
     found = tests(f"ranks of {name}", entries, tested)

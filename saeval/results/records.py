@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from saeval.base.parameters import faults
 
@@ -16,21 +17,24 @@ Key = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
 """It becomes a file's name."""
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
+class _Record(TypedDict):
+    """Dictionaries, which are checked in half the time that objects take: a large board has a million."""
+
+    __pydantic_config__ = ConfigDict(extra="ignore", strict=True)  # type: ignore[misc]
 
 
 class ScalarRecord(_Record):
+    kind: NotRequired[Literal["scalar"]]
     value: Finite | None
     stderr: Error | None
     ci95: Ends | None
     n: Finite | None
     unit: str
     better: Better
-    documents: int | None = None
-    effective_documents: Finite | None = None
-    largest_share: Finite | None = None
-    reason: str | None = None
+    documents: NotRequired[int | None]
+    effective_documents: NotRequired[Finite | None]
+    largest_share: NotRequired[Finite | None]
+    reason: NotRequired[str | None]
 
 
 class CurveRecord(_Record):
@@ -38,16 +42,17 @@ class CurveRecord(_Record):
     x: list[Finite | None]
     y: list[Finite | None]
     stderr: list[Error | None]
-    ci95: list[Ends | None] | None = None
+    ci95: NotRequired[list[Ends | None] | None]
     x_unit: str
     unit: str
     better: Better
 
-    @model_validator(mode="after")
-    def _same_lengths(self) -> CurveRecord:
-        if len({len(self.x), len(self.y), len(self.stderr), len(self.x if self.ci95 is None else self.ci95)}) > 1:
-            raise ValueError("x, y, stderr and ci95 differ in length")
-        return self
+
+def _same_lengths(record: CurveRecord) -> CurveRecord:
+    counted = [record["x"], record["y"], record["stderr"], record.get("ci95")]
+    if len({len(numbers) for numbers in counted if numbers is not None}) > 1:
+        raise ValueError("x, y, stderr and ci95 differ in length")
+    return record
 
 
 class TableRecord(_Record):
@@ -55,11 +60,11 @@ class TableRecord(_Record):
     columns: list[Any]
     rows: list[list[Any]]
 
-    @model_validator(mode="after")
-    def _full_rows(self) -> TableRecord:
-        if any(len(row) != len(self.columns) for row in self.rows):
-            raise ValueError("a row has more or fewer cells than there are columns")
-        return self
+
+def _full_rows(record: TableRecord) -> TableRecord:
+    if any(len(row) != len(record["columns"]) for row in record["rows"]):
+        raise ValueError("a row has more or fewer cells than there are columns")
+    return record
 
 
 class ArrayRecord(_Record):
@@ -78,10 +83,12 @@ def _kind(value: Any) -> str:
     return str(value.get("kind", "scalar")) if isinstance(value, dict) else "scalar"
 
 
+Curve = Annotated[CurveRecord, AfterValidator(_same_lengths)]
+Table = Annotated[TableRecord, AfterValidator(_full_rows)]
 ValueRecord = Annotated[
     Annotated[ScalarRecord, Tag("scalar")]
-    | Annotated[CurveRecord, Tag("curve")]
-    | Annotated[TableRecord, Tag("table")]
+    | Annotated[Curve, Tag("curve")]
+    | Annotated[Table, Tag("table")]
     | Annotated[ArrayRecord, Tag("array")]
     | Annotated[NotesRecord, Tag("notes")],
     Discriminator(_kind),
@@ -91,20 +98,20 @@ ValueRecord = Annotated[
 class SubjectRecord(_Record):
     name: str
     hook_name: str
-    kind: str = "sae"
-    key: str = ""
-    site: str = ""
-    control: str | None = None
-    of: str | None = None
+    kind: NotRequired[str]
+    key: NotRequired[str]
+    site: NotRequired[str]
+    control: NotRequired[str | None]
+    of: NotRequired[str | None]
 
 
 class ModelRecord(_Record):
-    name: str = ""
+    name: NotRequired[str]
 
 
 class DataRecord(_Record):
     fingerprint: str
-    limit: int | None = None
+    limit: NotRequired[int | None]
 
 
 class KindRecord(_Record):
@@ -113,17 +120,23 @@ class KindRecord(_Record):
     metric: str
     model: ModelRecord | None
     data: DataRecord
-    alias: str = ""
-    over: str | None = None
-    suite: str = ""
-    params: dict[str, Any] | None = None
+    alias: NotRequired[str]
+    over: NotRequired[str | None]
+    suite: NotRequired[str]
+    params: NotRequired[dict[str, Any] | None]
 
 
 class CellRecord(KindRecord):
     subjects: list[SubjectRecord]
 
 
-class _Sequences(_Record):
+class _Whole(TypedDict):
+    """All of it is shown."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+
+
+class _Sequences(_Whole):
     sequences: int
     documents: int
 
@@ -141,20 +154,21 @@ class SampleRecord(_Sequences):
     looks: list[_Look]
 
 
-class _Finding(_Record):
+class _Finding(_Whole):
     message: str
 
 
 class ProvenanceRecord(_Record):
-    commit: str | None = None
-    libraries: dict[str, Any] | None = None
-    dtypes: dict[str, Any] | None = None
-    preflight: dict[str, list[_Finding]] | None = None
+    commit: NotRequired[str | None]
+    libraries: NotRequired[dict[str, Any] | None]
+    dtypes: NotRequired[dict[str, Any] | None]
+    preflight: NotRequired[dict[str, list[_Finding]] | None]
 
 
 class ResultRecord(_Record):
     """`KEY.json`, without its checksum."""
 
+    schema: int
     key: Key
     status: Literal["ok", "undefined", "failed"]
     reason: str | None
@@ -162,10 +176,10 @@ class ResultRecord(_Record):
     values: dict[str, ValueRecord]
     components: dict[str, Any]
     provenance: ProvenanceRecord
-    headline: list[str] = Field(default_factory=list)
-    sample: SampleRecord | None = None
-    traceback: list[str] | None = None
-    arrays: str | None = None
+    headline: NotRequired[list[str]]
+    sample: NotRequired[SampleRecord | None]
+    traceback: NotRequired[list[str] | None]
+    arrays: NotRequired[str | None]
 
 
 class _CellsRecord(_Record):
@@ -177,15 +191,15 @@ class _CellsRecord(_Record):
 
 
 class LayoutRecord(_Record):
-    rank_by: str | None = None
-    columns: list[str] = Field(default_factory=list)
-    against: list[str] | dict[str, list[str]] = Field(default_factory=list)
+    rank_by: NotRequired[str | None]
+    columns: NotRequired[list[str]]
+    against: NotRequired[list[str] | dict[str, list[str]]]
 
 
 class ManifestRecord(_Record):
     """`manifest.json`."""
 
-    schema_: int = Field(alias="schema")
+    schema: int
     suite: str
     limit: int | None
     leaderboard: LayoutRecord
@@ -193,19 +207,33 @@ class ManifestRecord(_Record):
     subjects: list[SubjectRecord]
     cells: _CellsRecord
     """By their places in `kinds` and `subjects`."""
-    file: str | None = None
-
-    @model_validator(mode="after")
-    def _listed(self) -> ManifestRecord:
-        cells = self.cells
-        if not len(cells.key) == len(cells.kind) == len(cells.subjects):
-            raise ValueError("its cells' keys, kinds and subjects differ in number")
-        last = max(map(max, filter(None, cells.subjects)), default=-1)
-        if max(cells.kind, default=-1) >= len(self.kinds) or last >= len(self.subjects):
-            raise ValueError("a cell has a kind or a subject that is not listed")
-        return self
+    file: NotRequired[str | None]
 
 
+def _listed(record: ManifestRecord) -> ManifestRecord:
+    keys, kinds, subjects = record["cells"]["key"], record["cells"]["kind"], record["cells"]["subjects"]
+    if not len(keys) == len(kinds) == len(subjects):
+        raise ValueError("its cells' keys, kinds and subjects differ in number")
+    last = max(map(max, filter(None, subjects)), default=-1)
+    if max(kinds, default=-1) >= len(record["kinds"]) or last >= len(record["subjects"]):
+        raise ValueError("a cell has a kind or a subject that is not listed")
+    return record
+
+
+class ShownRecord(ResultRecord):
+    """The same for a leaderboard: checked as JSON, without making anything of what only a file needs.
+
+    The kind of a value is tried, since asking for it makes an object of the value first.
+    """
+
+    values: dict[
+        str, Annotated[ScalarRecord | Curve | Table | ArrayRecord | NotesRecord, Field(union_mode="left_to_right")]
+    ]
+
+
+RESULT_FILE: TypeAdapter[ResultRecord] = TypeAdapter(ResultRecord)
+SHOWN_FILE: TypeAdapter[ShownRecord] = TypeAdapter(ShownRecord)
+MANIFEST_FILE: TypeAdapter[ManifestRecord] = TypeAdapter(Annotated[ManifestRecord, AfterValidator(_listed)])
 _VALUES: TypeAdapter[Any] = TypeAdapter(dict[str, ValueRecord])
 
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import json
 import logging
 import math
 import os
-import struct
 import time
-import zipfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic_core import ValidationError
 
 from saeval.base.errors import SaevalError, expanded, looked_up, said
-from saeval.base.sealed_json import DamagedError, EarlierError, sealed, unsealed, validated
+from saeval.base.sealed_json import DamagedError, EarlierError, is_whole, sealed, unsealed, validated
 from saeval.base.whole_files import ROOM, sync, tidy, write
-from saeval.results.records import ManifestRecord, ResultRecord
+from saeval.results import npz
+from saeval.results.file_states import content_of
+from saeval.results.records import MANIFEST_FILE, RESULT_FILE, SHOWN_FILE
 from saeval.results.result import FORM, Result
 from saeval.stats.evidence import Evidence, EvidenceTree
 
@@ -33,6 +33,27 @@ _SHOWN = 4
 """Damaged files that a warning names."""
 _ABANDONED_DAYS = 30
 """After which an interrupted pass that nobody resumed is forgotten."""
+
+
+class Opened(NamedTuple):
+    """What the two files of a result say, and their state when they were read."""
+
+    result: Result | None
+    """None where there is none."""
+    digest: str | None = None
+    """The hash of the file of its arrays."""
+    content: bytes = b""
+    """Of that file."""
+    places: Mapping[str, int] = {}
+    """Where the arrays are in it, by name."""
+    state: os.stat_result | None = None
+    """Of the JSON file; None where it was not read."""
+    beside: os.stat_result | None = None
+    """Of the file of the arrays."""
+
+    def array(self, name: str) -> np.ndarray | None:
+        """One of the arrays; None where the file was not written by saeval."""
+        return npz.array(self.content, self.places.get(name, -1))
 
 
 class Store:
@@ -69,82 +90,83 @@ class Store:
         Its files are believed only where they agree with the checksums in them: otherwise its status is `damaged`, its
         `reason` says why, and it has no cell and no values. One of another version of saeval is `missing`.
         """
-        result, _, content, _ = self._opened(key)
-        if result is not None and arrays and content:
+        found = self._opened(key)
+        if found.result is not None and arrays and found.content:
             try:
-                result.arrays = _unpacked(io.BytesIO(content))
+                found.result.arrays = npz.unpacked(io.BytesIO(found.content))
             except DamagedError as error:
                 return Result(key, "damaged", {}, reason=f"{key}.npz: {error}")
-        return result
+        return found.result
 
-    def opened(self, key: str) -> tuple[Result | None, str | None, Collection[str]]:
-        """A result as `read` gives it, without its arrays; the hash of the file of these, and their names."""
-        result, digest, _, names = self._opened(key)
-        return result, digest, names
+    def opened(self, key: str) -> Opened:
+        """A result with what a leaderboard shows of it, and with the file of its arrays not yet unpacked."""
+        return self._opened(key, shown=True)
 
-    def _opened(self, key: str) -> tuple[Result | None, str | None, bytes, Collection[str]]:
+    def _opened(self, key: str, shown: bool = False) -> Opened:
         file = f"{key}.json"
         try:
-            content = _content(f"{self._prefix}{file}")
+            content, state = content_of(f"{self._prefix}{file}")
         except OSError as error:
             if isinstance(error, FileNotFoundError | NotADirectoryError):
-                return None, None, b"", ()
+                return Opened(None)
             reason = f"{file} cannot be read ({error.strerror or error})"
-            return Result(key, "damaged", {}, reason=reason), None, b"", ()
+            return Opened(Result(key, "damaged", {}, reason=reason))
         try:
-            record = unsealed(content)
-            if record.get("schema") != FORM:
-                raise EarlierError("another version of saeval wrote it")
-            validated(ResultRecord, record)
+            record = _shown(content) if shown else None
+            if record is None:
+                record = unsealed(content)
+                if record.get("schema") != FORM:
+                    raise EarlierError("another version of saeval wrote it")
+                validated(RESULT_FILE.validate_python, record)
             if record["key"] != key:
                 raise DamagedError(f"it is the result of {record['key']}")
             result = Result.from_record(record)
         except EarlierError as error:
-            return Result(key, "missing", {}, reason=f"{file}: {error}"), None, b"", ()
+            return Opened(Result(key, "missing", {}, reason=f"{file}: {error}"), state=state)
         except DamagedError as error:
-            return Result(key, "damaged", {}, reason=f"{file}: {error}"), None, b"", ()
+            return Opened(Result(key, "damaged", {}, reason=f"{file}: {error}"), state=state)
         digest = record.get("arrays")
         if digest is None:
-            return result, None, b"", ()
+            return Opened(result, state=state)
         try:
-            beside = self._beside(key, digest)
-            names = _members(beside)
+            beside, other = self._beside(key, digest)
+            names = npz.members(beside)
             for name, value in result.values.items():
                 needed = f"value/{name}" if value.get("kind") == "array" else f"sizes/{name}"
                 if needed not in names and (value.get("kind") == "array" or f"without/{name}" in names):
                     raise DamagedError(f"it has no array '{needed}'")
         except DamagedError as error:
-            return Result(key, "damaged", {}, reason=f"{key}.npz: {error}"), None, b"", ()
-        return result, digest, beside, names
+            return Opened(Result(key, "damaged", {}, reason=f"{key}.npz: {error}"), state=state)
+        return Opened(result, digest, beside, names, state, other)
 
     def arrays(self, key: str, digest: str, names: Sequence[str]) -> list[np.ndarray]:
         """Some of the arrays of a result whose file has this hash; `DamagedError` where it has not, or not these."""
-        content = self._beside(key, digest)
-        places = _members(content)
-        found = [_array(content, places.get(name, -1)) for name in names]
+        content, _ = self._beside(key, digest)
+        places = npz.members(content)
+        found = [npz.array(content, places.get(name, -1)) for name in names]
         if any(array is None for array in found):
-            every = _unpacked(io.BytesIO(content))
+            every = npz.unpacked(io.BytesIO(content))
             found = [every.get(name) for name in names]
         for name, array in zip(names, found, strict=True):
             if array is None:
                 raise DamagedError(f"it has no array '{name}'")
         return [array for array in found if array is not None]
 
-    def _beside(self, key: str, digest: str) -> bytes:
-        """The content of the file of a result's arrays; `DamagedError` unless it has this hash."""
+    def _beside(self, key: str, digest: str) -> tuple[bytes, os.stat_result]:
+        """The content and state of the file of a result's arrays; `DamagedError` unless it has this hash."""
         try:
-            content = _content(f"{self._prefix}{key}.npz")
+            content, state = content_of(f"{self._prefix}{key}.npz")
         except OSError as error:
             raise DamagedError(f"it cannot be read ({error.strerror or error})") from None
         if hashlib.sha256(content).hexdigest() != digest:
             raise DamagedError("its content does not match the checksum in its JSON")
-        return content
+        return content, state
 
     def write(self, result: Result) -> None:
         """Arrays first, so that a JSON never stands without them; each is in the other's checksum."""
         record = finite(result.record())
         if result.arrays:
-            content = _packed(result.arrays)
+            content = npz.packed(result.arrays)
             _write(self.folder / f"{result.key}.npz", content)
             record["arrays"] = hashlib.sha256(content).hexdigest()
         _write(self.folder / f"{result.key}.json", sealed(record, indent=1))
@@ -154,8 +176,11 @@ class Store:
         name = MANIFEST if manifest["limit"] is None else LIMITED
         _write(self.folder / name, sealed(_shared(finite(manifest)), indent=1))
 
-    def manifest(self) -> dict[str, Any]:
-        """The manifest of the last whole run, else of the last limited one; `SaevalError` where there is neither."""
+    def manifest(self, names: Collection[str] | None = None) -> dict[str, Any]:
+        """The manifest of the last whole run, else of the last limited one; `SaevalError` where there is neither.
+
+        With `names`, without the cells of SAEs of other names.
+        """
         path = next((p for name in (MANIFEST, LIMITED) if (p := self.folder / name).exists()), None)
         if path is None and not self.folder.exists():
             raise SaevalError(
@@ -172,16 +197,16 @@ class Store:
                 f"{self.folder}: no {MANIFEST} here; run the suite first, and name its folder of results, OUT/SUITE"
             )
         try:
-            return self._manifest(path)
+            return self._manifest(path, names)
         except (OSError, DamagedError) as error:
             raise SaevalError(f"{path}: not readable ({error}); run the suite again") from None
 
-    def _manifest(self, path: Path) -> dict[str, Any]:
+    def _manifest(self, path: Path, names: Collection[str] | None = None) -> dict[str, Any]:
         manifest = unsealed(path.read_bytes())
         if manifest.get("schema") != MANIFEST_FORM:
             raise DamagedError(f"its schema is {manifest.get('schema')!r:.40}, this saeval's is {MANIFEST_FORM}")
-        validated(ManifestRecord, manifest)
-        return _unshared(manifest)
+        validated(MANIFEST_FILE.validate_python, manifest)
+        return _unshared(manifest, names)
 
     def manifests(self) -> list[dict[str, Any]]:
         """The manifests that are here and can be read."""
@@ -195,12 +220,15 @@ class Store:
                 log.warning("%s: not readable (%s)", self.folder / name, error)
         return found
 
-    def results(self, include_limited: bool = False) -> tuple[dict[str, Any], list[Result]]:
+    def results(
+        self, include_limited: bool = False, names: Collection[str] | None = None
+    ) -> tuple[dict[str, Any], list[Result]]:
         """The manifest of the last run and its cells' results, those `missing` included, with their arrays.
 
-        Raises `SaevalError` for a run with `--limit` unless `include_limited`.
+        With `names`, those of SAEs of other names are left out. Raises `SaevalError` for a run with `--limit` unless
+        `include_limited`.
         """
-        manifest = self.listed(include_limited)
+        manifest = self.listed(include_limited, names)
         found = []
         for listed in manifest["cells"]:
             result = self.read(listed["key"], arrays=True) or Result(listed["key"], "missing", {})
@@ -208,9 +236,9 @@ class Store:
             found.append(result)
         return manifest, found
 
-    def listed(self, include_limited: bool = False) -> dict[str, Any]:
-        """The manifest of the last run. Raises `SaevalError` for one with `--limit` unless `include_limited`."""
-        manifest = self.manifest()
+    def listed(self, include_limited: bool = False, names: Collection[str] | None = None) -> dict[str, Any]:
+        """The manifest of the last run, as `results` takes it."""
+        manifest = self.manifest(names)
         if manifest["limit"] is not None and not include_limited:
             raise SaevalError(
                 f"{self.folder}: this run was limited to {manifest['limit']} sequences and stays out of leaderboards; "
@@ -233,7 +261,7 @@ class Store:
             return None
         try:
             with path.open("rb") as file:
-                arrays = _unpacked(file)
+                arrays = npz.unpacked(file)
             header = _header(arrays, f"{kind}/{key}")
             if header["arrays"] != _digest(arrays):
                 raise DamagedError("its content does not match its checksum")
@@ -267,7 +295,7 @@ class Store:
         forms = {name: _freeze(tree, f"{index}", arrays) for index, (name, tree) in enumerate(evidence.items())}
         header = {"facts": dict(facts), "evidence": forms, "of": f"{kind}/{key}", "arrays": _digest(arrays)}
         text = np.array(sealed(header).decode())
-        _write(self.folder / kind / f"{key}.npz", _packed({"header": text, **arrays}))
+        _write(self.folder / kind / f"{key}.npz", npz.packed({"header": text, **arrays}))
 
     def checkpoints(self) -> list[str]:
         """Keys of the passes that were interrupted."""
@@ -324,17 +352,33 @@ def _shared(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _unshared(manifest: dict[str, Any]) -> dict[str, Any]:
+def _unshared(manifest: dict[str, Any], names: Collection[str] | None = None) -> dict[str, Any]:
     """The same with whole cells; those with the same subjects, model or data have the same objects of them."""
     kinds, subjects, cells = manifest.pop("kinds"), manifest.pop("subjects"), manifest["cells"]
+    listed: Iterable[Any] = zip(cells["key"], cells["kind"], map(tuple, cells["subjects"]), strict=True)
+    if names is not None:
+        saes = ((place, one["name"]) for place, one in enumerate(subjects) if one.get("kind", "sae") == "sae")
+        others = {(place,) for place, name in saes if name not in names}
+        listed = (cell for cell in listed if cell[2] not in others)
     lists: dict[tuple[int, ...], list[Any]] = {}
     made = []
-    for key, kind, places in zip(cells["key"], cells["kind"], map(tuple, cells["subjects"]), strict=True):
+    for key, kind, places in listed:
         own = lists.get(places)
         if own is None:
             own = lists[places] = [subjects[place] for place in places]
         made.append({"key": key, "cell": {"subjects": own, **kinds[kind]}, "kind": kind})
     return {**manifest, "cells": made}
+
+
+def _shown(content: bytes) -> dict[str, Any] | None:
+    """What a leaderboard shows of a file that is as it was written; None where it must be looked at more closely."""
+    if not is_whole(content):
+        return None
+    try:
+        record = SHOWN_FILE.validate_json(content)
+    except ValidationError:
+        return None
+    return dict(record) if record["schema"] == FORM else None
 
 
 def _finished(result: Result | None) -> bool:
@@ -390,75 +434,6 @@ def _subclasses(cls: type[Evidence]) -> Iterable[type[Evidence]]:
     for sub in cls.__subclasses__():
         yield sub
         yield from _subclasses(sub)
-
-
-def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """An .npz file; the same bytes for the same arrays, which numpy's own, with the time in it, has not."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _unpacked(file: IO[bytes]) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; `DamagedError` for whatever is wrong with it."""
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged archive makes zipfile and numpy raise whatever they meet in it
-        raise DamagedError(f"it cannot be read ({said(error)[:100]})") from None
-
-
-def _content(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        return file.read()
-
-
-def _members(content: bytes) -> dict[str, int]:
-    """Where the arrays of an .npz file are, by name; `DamagedError` for whatever is wrong with it.
-
-    Written as `_packed` does, which the directory of zipfile takes several times as long to read.
-    """
-    try:
-        count, _, at, rest = struct.unpack_from("<HIIH", content, len(content) - 12)
-        found = {}
-        for _ in range(count):
-            size, extra, comment, start = struct.unpack_from("<HHH8xI", content, at + 28)
-            found[content[at + 46 : at + 46 + size - 4].decode()] = start
-            at += 46 + size + extra + comment
-        if rest == 0 and content[at : at + 4] == b"PK\x05\x06":
-            return found
-    except (struct.error, ValueError):
-        pass
-    return dict.fromkeys(_unpacked(io.BytesIO(content)), -1)
-
-
-def _array(content: bytes, at: int) -> np.ndarray | None:
-    """An array of an .npz file as `_packed` writes it, much faster than `_unpacked`; None for any other file."""
-    if at < 0 or content[at : at + 4] != b"PK\x03\x04" or content[at + 8 : at + 10] != b"\0\0":  # compressed
-        return None
-    name, extra = struct.unpack_from("<HH", content, at + 26)
-    start = at + 30 + name + extra
-    if content[start : start + 8] != b"\x93NUMPY\x01\x00":
-        return None
-    (length,) = struct.unpack_from("<H", content, start + 8)
-    dtype, order, shape = _npy_header(content[start : start + 10 + length])
-    if dtype.hasobject:
-        return None
-    data = np.frombuffer(content, dtype, math.prod(shape), start + 10 + length)
-    return data.reshape(shape, order="F" if order else "C").copy()  # else it keeps the whole file in memory
-
-
-@functools.lru_cache(256)
-def _npy_header(header: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
-    file = io.BytesIO(header)
-    np.lib.format.read_magic(file)
-    shape, order, dtype = np.lib.format.read_array_header_1_0(file)
-    return dtype, order, shape
 
 
 def _digest(arrays: Mapping[str, np.ndarray]) -> str:

@@ -7,68 +7,23 @@ import os
 import shutil
 import sys
 
-import numpy as np
 import pytest
 
+from filled_folders import SUBJECTS, fill, scored, subject
 from saeval import SaevalError, cli
-from saeval.cli import verbs
-from saeval.results import control_columns, index, ranks
+from saeval.results import control_columns, file_states, index, index_rows, kept_text, leaderboard, ranks
 from saeval.results.comparison import compare
 from saeval.results.leaderboard import boards
-from saeval.results.result import Result
-from saeval.results.store import MANIFEST_FORM, Store
-from saeval.stats.estimate import Estimate
-from saeval.stats.values import Notes, Scalar
+from saeval.results.store import Store
 from saeval.testing.claims import some
 from saeval_reports import tables
-
-DOCUMENTS = 12
-LAYOUT = {"rank_by": "ce.loss", "columns": ["ce.loss", "l0.l0"], "against": ["random"]}
-
-
-def subject(name, **facts):
-    return {"name": name, "hook_name": "h", "key": name, "kind": "sae", **facts}
-
-
-SUBJECTS = [
-    *(subject(f"sae-{i}") for i in range(6)),
-    *(subject(f"random#{i}", kind="control", control="random", copy=i) for i in range(3)),
-]
-
-
-def fill(folder, *, limit=None, fingerprint="d", only=SUBJECTS, draw=0):
-    """Results of two metrics of each subject, one of them without a number, and their manifest."""
-    store, cells = Store(folder), []
-    for place, one in enumerate(only):
-        for metric in ("ce", "l0") if one is not only[-1] else ("l0", "ce"):
-            data = {"fingerprint": fingerprint, "use": "x", "limit": limit}
-            cell = {"suite": "s", "model": None, "data": data, "metric": metric, "alias": metric, "subjects": [one]}
-            store.write(scored(f"{metric}{place}", cell, draw))
-            cells.append({"key": f"{metric}{place}", "cell": cell})
-    cells.append({"key": "none", "cell": {**cell, "subjects": [subject("never run")]}})
-    facts = {"schema": MANIFEST_FORM, "suite": "s", "limit": limit, "leaderboard": LAYOUT, "cells": cells}
-    store.write_manifest(facts)
-    return folder
-
-
-def scored(key, cell, draw):
-    rng = np.random.default_rng([*key.encode(), draw])
-    level = float(key[2:]) + 1
-    estimate = Estimate(level, level + rng.normal(size=DOCUMENTS) / 30, np.arange(1.0, DOCUMENTS + 1), 78)
-    if cell["metric"] == "l0":
-        return Result(key, "undefined", cell, reason="nothing fires") if key == "l01" else Result(
-            key, "ok", cell, values={"l0": Scalar(level).record(), "said": Notes(["mind this"]).record()}
-        )  # fmt: skip
-    values = {"loss": Scalar(estimate, unit="nats", better="lower").record(), "whole": Scalar(level).record()}
-    arrays = {"without/loss": estimate.without, "sizes/loss": estimate.sizes}
-    return Result(key, "ok", cell, values=values, arrays=arrays, headline=["loss"])
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     """Indexes of folders this small, of files written a moment ago."""
     monkeypatch.setattr(index, "WORTH", 1)
-    monkeypatch.setattr(index, "_SETTLED", -(10**10))
+    monkeypatch.setattr(file_states, "SETTLED", -(10**10))
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +177,7 @@ def test_what_has_changed_is_read_again(folder, opened, change):
 
 
 def test_a_file_of_this_moment_is_read_again_since_its_next_change_may_have_the_same_time(folder, opened, monkeypatch):
-    monkeypatch.setattr(index, "_SETTLED", 10**12)
+    monkeypatch.setattr(file_states, "SETTLED", 10**12)
     shown([folder])
     opened.clear()
     shown([folder])
@@ -292,7 +247,7 @@ def test_ranks_and_leads_are_computed_again_only_where_what_they_rest_on_has_cha
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranks, "Pairs", refused)
-        patch.setattr(control_columns, "difference", refused)
+        patch.setattr(control_columns, "Pairs", refused)
         assert shown([folder]) == expected
         again(folder, "ce4")
         with pytest.raises(AssertionError, match="computed"):
@@ -304,11 +259,11 @@ def test_ranks_and_leads_are_computed_again_only_where_what_they_rest_on_has_cha
 @pytest.mark.parametrize("python", [sys.executable, "/no/such/python", shutil.which("false")])
 def test_other_processes_read_their_share_and_what_they_cannot_is_read_here(folder, monkeypatch, opened, python):
     expected = from_files([folder])
-    monkeypatch.setattr(index, "_A_PROCESS", 9)
+    monkeypatch.setattr(index_rows, "_A_PROCESS", 9)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(sys, "executable", python)
     assert shown([folder]) == expected
-    assert len(opened) == (9 if python != "/no/such/python" and "false" not in python else 19)
+    assert len(opened) == (14 if python != "/no/such/python" and "false" not in python else 19)
 
 
 def test_two_halves_of_different_writers_are_no_index(folder, tmp_path, opened):
@@ -354,7 +309,7 @@ def test_the_text_of_a_leaderboard_is_kept_until_a_file_changes(folder, capsys, 
 
     for name in ("a result is computed again", "arrays are damaged in place", "a result comes"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(verbs, "boards_on", refused)
+            patch.setattr(leaderboard, "boards_on", refused)
             assert printed() == expected
         kept = shutil.copytree(folder, folder.parent / "kept")
         CHANGES[name](folder)
@@ -366,13 +321,11 @@ def test_the_text_of_a_leaderboard_is_kept_until_a_file_changes(folder, capsys, 
     file = next((folder / "index").glob("text.*"))
     file.write_bytes(file.read_bytes()[:-5])
     assert printed() == expected
-    index.code.cache_clear()
-    monkeypatch.setattr(index, "version", lambda: "another")
+    monkeypatch.setattr(kept_text, "code", lambda folders: f"another of {folders}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verbs, "boards_on", refused)
+        patch.setattr(leaderboard, "boards_on", refused)
         with pytest.raises(AssertionError, match="made anew"):
             printed()
-    index.code.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -382,16 +335,16 @@ def test_the_verb_compare_reads_the_two_alone_and_says_the_same(folder, capsys, 
     def printed():
         return cli.main(["compare", str(folder), a, b]), *capsys.readouterr()
 
-    own, expected = verbs.boards_of_two, {}
+    own, expected = leaderboard.boards_of_two, {}
     for whole in (True, False):
         monkeypatch.setattr(
-            verbs, "boards_of_two", own if not whole else lambda *_, **__: boards([folder], every_column=True)
+            leaderboard, "boards_of_two", own if not whole else lambda *_, **__: boards([folder], every_column=True)
         )
         expected[whole] = printed()
     assert expected[False] == expected[True]
     assert (expected[True][0] == 0) == (b in ("sae-3", "random#0"))
-    monkeypatch.setattr(verbs, "boards", None)
-    monkeypatch.setattr(verbs, "boards_of_two", own)
+    monkeypatch.setattr(leaderboard, "boards", None)
+    monkeypatch.setattr(leaderboard, "boards_of_two", own)
     opened.clear()
     if expected[True][0] == 0:
         assert printed() == expected[True]

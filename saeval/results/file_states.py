@@ -1,0 +1,75 @@
+"""States of files: size, times and inode, which tell of a change without opening them. Imports nothing slow."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = "index"
+"""Of a results folder: what can be made again from its files."""
+ABSENT = -1
+SETTLED = 2_000_000_000
+"""Nanoseconds: a file changed later than this before it was read may change again within a tick of its clock."""
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The files of some results, in the state in which they were read."""
+
+    keys: list[str]
+    digest: str
+
+    @classmethod
+    def of(cls, folder: Path, keys: list[str]) -> Basis:
+        """As they are now."""
+        return cls(keys, hashlib.sha256(states_of(result_files(folder, keys))).hexdigest())
+
+
+def result_files(folder: Path, keys: Iterable[str]) -> list[str]:
+    """The two files of each result."""
+    start = f"{folder}{os.sep}"  # paths of 100,000 files as `Path` cost more than it costs to look at them
+    return [f"{start}{key}{suffix}" for key in keys for suffix in (".json", ".npz")]
+
+
+def states_of(paths: Sequence[str]) -> array[int]:
+    """Size, times and inode of each file, one after the other."""
+    found = array("q")
+    stat, add = os.stat, found.extend
+    for path in paths:
+        try:
+            add(facts(stat(path)))
+        except OSError:
+            add((ABSENT, ABSENT, ABSENT, ABSENT))
+    return found
+
+
+def facts(state: os.stat_result) -> tuple[int, int, int, int]:
+    """What is compared of a file's state."""
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino & 0x7FFFFFFFFFFFFFFF
+
+
+def code(folders: Iterable[Path | str] = ()) -> str:
+    """What stands for the code of saeval, and of other packages in these folders: what it makes may differ with it."""
+    every = {str(Path(__file__).parents[1]), *map(str, folders)}
+    paths = sorted(str(path) for folder in every for path in Path(folder).rglob("*.py"))
+    return hashlib.sha256(repr((paths, states_of(paths).tolist())).encode()).hexdigest()
+
+
+def content_of(path: str) -> tuple[bytes, os.stat_result]:
+    """The bytes of a file and its state just before; of 200,000 files half as long as through a file object."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        state = os.fstat(handle)
+        content = os.read(handle, state.st_size + 1)
+        if len(content) != state.st_size:  # a huge file, or one that is being written
+            parts = [content]
+            while part := os.read(handle, 1 << 24):
+                parts.append(part)
+            content = b"".join(parts)
+        return content, state
+    finally:
+        os.close(handle)
