@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from saeval import arguments
-from saeval.base.errors import Problem, SaevalError, SuiteError, blamed, looked_up, shown, suggestion
+from saeval.base.errors import Problem, SaevalError, SuiteError, blamed, searched_in, shown, suggestion
 from saeval.base.guard import Guarded
 from saeval.base.identity import Origin, code_identity
 from saeval.base.lazy_torch import torch
@@ -21,7 +21,7 @@ from saeval.base.progress import Progress
 from saeval.base.run_options import RunOptions
 from saeval.collection import Results
 from saeval.engine.loop import Engine
-from saeval.interfaces.live_objects import LiveKeys, LiveSAE, unwrapped, unwrapping
+from saeval.interfaces.live_objects import LiveKeys, LiveSAE, unwrap_module, unwrapping
 from saeval.interfaces.metric import Metric
 from saeval.interfaces.model import ModelSpec
 from saeval.plan.plan import Plan, plan
@@ -51,7 +51,7 @@ def find_suite(name: str | Path, registry: Registry) -> Path:
     named = [path.with_name(f"{path.name}{end}") for end in (".yaml", ".yml")]
     beside = [file for file in named if os.path.isfile(file)]
     near = f"; did you mean '{beside[0]}'?" if beside else suggestion(str(name), registry.suites.names())
-    raise SuiteError([Problem(f"no such file{looked_up(path)}, and no suite has this name{near}", str(name))])
+    raise SuiteError([Problem(f"no such file{searched_in(path)}, and no suite has this name{near}", str(name))])
 
 
 def prepare(
@@ -270,7 +270,7 @@ def _split(saes: Sequence[Any] | Mapping[str, Any], registry: Registry) -> tuple
             if isinstance(sae, tuple) and len(sae) != 2:
                 raise SaevalError(f"evaluate: an SAE with its hook is a pair (object, hook_name); got {shown(sae)}")
             module, hook_name = sae if isinstance(sae, tuple) else (sae, None)
-            module = unwrapped(module)
+            module = unwrap_module(module)
             base = name or type(module).__name__.lower()
             label = base if base not in live else f"{base}-{sum(n.startswith(base) for n in live)}"
             if found := accepting(registry.loaders, module, registry.plugins):
@@ -287,7 +287,7 @@ def _wrap(model: Any, tokenizer: Any, registry: Registry, keys: LiveKeys) -> Mod
     if isinstance(model, ModelSpec):
         model.code = code_identity(type(model), Origin("evaluate", "model", keys.of("code", model.name), True))
         return model
-    model = unwrapped(model)
+    model = unwrap_module(model)
     if found := accepting(registry.adapters, model, registry.plugins):
         adapter, entry = found
         with blamed(f"model adapter '{entry.name}'", entry.origin):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from saeval.plugin import Dataset, Kind, SaevalError, Source, TokenDataset, digest_of, expanded, sha256_file
+from saeval.plugin import DataKind, Dataset, SaevalError, Source, TokenDataset, digest_of, expand_user, sha256_file
 
 
 class TokenRows(Source):
@@ -20,10 +20,10 @@ class TokenRows(Source):
     """
 
     name = "rows"
-    kind: ClassVar[Kind] = "activations"  # the rows come ready-made; their activations are the model's
+    kind: ClassVar[DataKind] = "activations"  # the rows come ready-made; their activations are the model's
 
     def __init__(self, path: str, exclude: Sequence[int] = ()) -> None:
-        self.path = expanded(path)
+        self.path = expand_user(path)
         self.exclude = tuple(exclude)
         if not self.path.is_file():
             raise SaevalError(f"data 'rows': no such file: {path}; check 'path'")

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from saeval.plugin import (
-    MARK,
+    BYTE_ORDER_MARK,
     SaevalError,
     check_encoding,
-    check_regular,
-    expanded,
-    json_fault,
+    check_regular_file,
+    expand_user,
+    json_error,
     lone_surrogate,
-    looked_up,
+    searched_in,
 )
 
 MOST_LINE = 256 * 2**20
@@ -28,26 +28,26 @@ Record = tuple[int, dict[str, Any] | None]
 
 def existing(path: str, source: str) -> Path:
     """The path, `~` expanded; `SaevalError` where nothing is there."""
-    found = expanded(path)
+    found = expand_user(path)
     if not found.exists():
-        raise SaevalError(f"data '{source}': no such file or folder: {path}{looked_up(path)}; check 'path'")
+        raise SaevalError(f"data '{source}': no such file or folder: {path}{searched_in(path)}; check 'path'")
     if not found.is_dir():
-        check_regular(found)
+        check_regular_file(found)
     return found
 
 
 def matching(path: str, source: str) -> list[Path]:
     """The path as it stands where it exists, else what its globs match; file 2 comes before file 12."""
-    pattern = str(expanded(path))
+    pattern = str(expand_user(path))
     if not re.search(r"[*?[]", pattern) or Path(pattern).exists():
         return [existing(path, source)]
     plain = pattern.replace("[", "[[]")  # brackets may be those of a name: `run[lr=1e-4]/*.txt`
     found = [Path(match) for match in glob.glob(pattern, recursive=True) or glob.glob(plain, recursive=True)]
     if not found:
-        raise SaevalError(f"data '{source}': nothing matches 'path: {path}'{looked_up(path)}")
+        raise SaevalError(f"data '{source}': nothing matches 'path: {path}'{searched_in(path)}")
     for file in found:
         if not file.is_dir():
-            check_regular(file)  # reading a pipe would never end
+            check_regular_file(file)  # reading a pipe would never end
     return sorted(
         found, key=lambda file: [(not w.isdecimal(), int(w) if w.isdecimal() else 0, w) for w in _words(file)]
     )
@@ -79,20 +79,20 @@ def text_of(value: Any, field: str, where: str) -> str | None:
 
 def jsonl_records(path: Path) -> Iterator[Record]:
     """Line number (from 1) and object of each line that is not blank."""
-    check_regular(path)
+    check_regular_file(path)
     with path.open("rb") as file:
         check_encoding(path, file.read(4))
         file.seek(0)
         for number, line in enumerate(iter(lambda: file.readline(MOST_LINE + 1), b""), start=1):
             if len(line) > MOST_LINE:
                 raise SaevalError(f"{path}:{number}: longer than {MOST_LINE / 2**20:.0f} MiB; every line is one record")
-            line = line.removeprefix(MARK) if number == 1 else line
+            line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:  # bad JSON, or bytes that are no UTF-8
-                fault = json_fault(error)
+                fault = json_error(error)
                 raise SaevalError(f"{path}:{number}: broken JSON ({fault}); every line must be one object") from None
             if record is not None and not isinstance(record, dict):
                 raise SaevalError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")

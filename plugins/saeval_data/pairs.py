@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from saeval.plugin import Batch, Dataset, PairBatch, SaevalError, unread
+from saeval.plugin import Batch, Dataset, PairBatch, SaevalError, unread_special
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,10 @@ def tokenised(
     these.
     """
     ends = [_special(tokenizer, word) if asked else [] for word, asked in (("bos", options.bos), ("eos", options.eos))]
-    spelled = unread(tokenizer, "bos", ends[0]), unread(tokenizer, "eos", ends[1])
+    spelled = (
+        unread_special(tokenizer, "bos", ends[0]),
+        unread_special(tokenizer, "eos", ends[1]),
+    )
     waiting = iter(pairs)
     while batch := list(islice(waiting, _TOKENISED)):
         given = [p.prompt + side for p in batch for side in (p.chosen, p.rejected)]

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from saeval.plugin import Kind, SaevalError, Source, quoted, sha256_file
+from saeval.plugin import DataKind, SaevalError, Source, quoted_value, sha256_file
 from saeval_data import files
 from saeval_data.pairs import Pair, PairDataset, PairOptions, Tokenised, tokenised
 from saeval_data.spelling import Spelling
@@ -40,7 +40,7 @@ _SWAPPED, _ORDER = 11, 12
 class Pairs(Source):
     """Base of sources of preference pairs: which pairs are kept, in which order, and how they become tokens."""
 
-    kind: ClassVar[Kind] = "pair"
+    kind: ClassVar[DataKind] = "pair"
 
     def __init__(self, options: PairOptions, fit_share: float, swap: float, seed: int) -> None:
         for word, share in (("fit_share", fit_share), ("swap", swap)):
@@ -255,7 +255,7 @@ def _number(value: Any, name: str, where: str) -> float | None:
     except OverflowError:  # an integer of hundreds of digits
         number = math.inf
     if not math.isfinite(number):
-        raise SaevalError(f"{where}: expected a number in '{name}', found {quoted(value)}")
+        raise SaevalError(f"{where}: expected a number in '{name}', found {quoted_value(value)}")
     return number
 
 

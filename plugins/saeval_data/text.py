@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from saeval.plugin import Document, SaevalError, Source, passages, sha256_file, with_newlines
+from saeval.plugin import Document, SaevalError, Source, normalized_newlines, sha256_file, text_passages
 from saeval_data import files
 from saeval_data.tables import Stored, format_of, records_of, visible
 
@@ -53,7 +53,7 @@ class Text(Source):
         """The one path; None for several, and for a dataset of the hub."""
         self.stored = Stored(self.name, next(iter(self.paths), None), name, config, split, revision)
         self.field = field
-        self.separator = None if separator is None else with_newlines(separator)
+        self.separator = None if separator is None else normalized_newlines(separator)
         for one in self.paths:
             if one.is_file() and one.suffix not in _KINDS:
                 raise SaevalError(f"data 'text': expected a {', '.join(_KINDS)} file or a folder, found {one}")
@@ -123,7 +123,7 @@ class Text(Source):
             yield Document(f"{name}:{number}", files.text_of(record[self.field], self.field, where))
 
     def _of_text(self, file: Path, name: str) -> Iterator[Document]:
-        for number, piece in enumerate(passages(file, self.separator), start=1):
+        for number, piece in enumerate(text_passages(file, self.separator), start=1):
             if self.separator is None:
                 yield Document(name, piece)
             elif any(part.strip() for part in ([piece] if isinstance(piece, str) else piece)):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from saeval.plugin import Document, Kind, SaevalError, Source, quoted, sha256_file, suggestion
+from saeval.plugin import DataKind, Document, SaevalError, Source, quoted_value, sha256_file, suggestion
 from saeval_data import files
 from saeval_data.tables import columns_of
 
@@ -34,7 +34,7 @@ class Tokens(Source):
     """
 
     name = "tokens"
-    kind: ClassVar[Kind] = "tokens"
+    kind: ClassVar[DataKind] = "tokens"
 
     def __init__(self, path: str, field: str | None = None, documents: str | None = None) -> None:
         self.paths = files.matching(path, self.name)
@@ -157,7 +157,8 @@ def _array(path: Path) -> np.ndarray[Any, Any]:
 def _integers(tokens: list[Any], where: str) -> np.ndarray[Any, Any]:
     for position, token in enumerate(tokens):
         if not isinstance(token, int) or isinstance(token, bool):
-            raise SaevalError(f"{where}: expected integer token ids, found {quoted(token)} at position {position}")
+            wrong = f"found {quoted_value(token)} at position {position}"
+            raise SaevalError(f"{where}: expected integer token ids, {wrong}")
     try:
         return np.array(tokens, dtype=np.int64)
     except OverflowError:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from saeval.plugin import Estimate, Evidence, Mean, Metric, Quantiles, Scalar, TokenScores, Undefined, Value, with_error
+from saeval.plugin import Estimate, Evidence, Mean, Metric, Quantiles, Scalar, TokenScores, Undefined, Value, formatting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,6 +130,6 @@ def _share(part: Estimate, whole: Estimate, name: str) -> Scalar:
         reason = f"one document gives no standard error, so nothing shows that {name} is above 0"
         return Scalar.undefined(reason, unit=unit, better="higher")
     if whole.value <= 0 or error is None or whole.value <= 2 * error:
-        reason = f"{name} is {with_error(whole.value, error)}, not clearly above 0"
+        reason = f"{name} is {formatting.with_error(whole.value, error)}, not clearly above 0"
         return Scalar.undefined(reason, unit=unit, better="higher")
     return Scalar(part / whole, unit=unit, better="higher")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.plugin import SAEInfo, SaevalError, digest_of, matching, meant, sha256_file, suggestion
+from saeval.plugin import SAEInfo, SaevalError, digest_of, names_matching, names_matching_any, sha256_file, suggestion
 from saeval_formats.fields import Fields
 from saeval_formats.reference import Asked, LocalLoader, parsed, yaml_object
 from saeval_formats.tensor_layout import TensorLayout
@@ -132,10 +132,10 @@ def _matching(path: Path, held: list[str], wanted: str | list[str]) -> list[str]
     """The hooks that are meant, in the order of the file."""
     patterns = [wanted] if isinstance(wanted, str) else wanted
     for pattern in patterns:
-        if not matching(pattern, held):
+        if not names_matching(pattern, held):
             near = suggestion(pattern, held)
             raise SaevalError(f"{path}: no SAE matches 'sites: {pattern}'{near}; it holds {_listed(held)}")
-    return meant(patterns, held)
+    return names_matching_any(patterns, held)
 
 
 def _checkpoint(asked: Reference) -> Checkpoint:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from saeval.plugin import SaevalError, matching, meant, suggestion
+from saeval.plugin import SaevalError, names_matching, names_matching_any, suggestion
 from saeval_formats.reference import LocalLoader, folder_of, in_order
 
 
@@ -48,9 +48,9 @@ def chosen(wanted: Any, names: list[str], missing: str, key: str) -> list[str]:
     for glob in globs:
         if not isinstance(glob, str) or not glob:
             raise SaevalError(f"{missing.partition(':')[0]}: '{key}' is a glob or a list of globs, found {wanted!r}")
-        if not matching(glob, names):
+        if not names_matching(glob, names):
             raise SaevalError(f"{missing} matches '{key}: {glob}'{suggestion(glob, names)[:400]}")
-    return meant(globs, names)
+    return names_matching_any(globs, names)
 
 
 def below(folder: Path, markers: tuple[str, ...]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.plugin import SAEInfo, SaevalError, looked_up
+from saeval.plugin import SAEInfo, SaevalError, searched_in
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
 from saeval_formats.reference import AskedTranscoder, json_object, parsed
@@ -103,7 +103,7 @@ def _opened(reference: Mapping[str, Any]) -> tuple[AskedTranscoder, Found, Heade
     path = asked.path.expanduser()
     if not path.exists():
         raise SaevalError(
-            f"gemma_scope: {path}: expected a folder with {ARRAYS} or {TENSORS}, found nothing{looked_up(path)}"
+            f"gemma_scope: {path}: expected a folder with {ARRAYS} or {TENSORS}, found nothing{searched_in(path)}"
         )
     file = path if path.is_file() else holding(path, "gemma_scope", (ARRAYS, TENSORS))
     first = file.suffix == ".npz"

@@ -17,10 +17,10 @@ from saeval.plugin import (
     ParameterError,
     SAELoader,
     SaevalError,
-    expanded,
-    looked_up,
+    expand_user,
     read_json,
     read_text,
+    searched_in,
     validated_as,
 )
 
@@ -76,7 +76,7 @@ def matched(reference: Mapping[str, Any], format: str) -> dict[str, dict[str, An
     """
     path, hook_name = reference.get("path"), reference.get("hook_name")
     holes = _HOLE.search(hook_name) if isinstance(hook_name, str) else None
-    pattern = str(expanded(path)) if isinstance(path, str | Path) else ""
+    pattern = str(expand_user(path)) if isinstance(path, str | Path) else ""
     if not _GLOB.search(pattern) or Path(pattern).exists():
         if holes:
             raise SaevalError(f"{format}: 'hook_name: {hook_name}' has '{holes[0]}', but 'path' has no glob to fill it")
@@ -91,7 +91,7 @@ def matched(reference: Mapping[str, Any], format: str) -> dict[str, dict[str, An
         if holes:
             found[parts.groups()]["hook_name"] = _filled(str(hook_name), parts.groups(), format)
     if not found:
-        raise SaevalError(f"{format}: nothing matches 'path: {path}'{looked_up(pattern)}")
+        raise SaevalError(f"{format}: nothing matches 'path: {path}'{searched_in(pattern)}")
     return {"/".join(parts): found[parts] for parts in sorted(found, key=in_order)}
 
 
@@ -158,7 +158,7 @@ def parsed(cls: type[A], reference: Mapping[str, Any], format: str, *, needs: st
             for fault in error.faults
         ) from None
     if isinstance(path := getattr(made, "path", None), Path):
-        expanded(path)
+        expand_user(path)
     return made
 
 
@@ -166,7 +166,7 @@ def folder_of(path: Path, format: str, holds: str) -> Path:
     """The folder at `path`; `SaevalError` where there is none."""
     folder = path.expanduser()
     if not folder.is_dir():
-        found = "a file" if folder.exists() else f"nothing{looked_up(folder)}"
+        found = "a file" if folder.exists() else f"nothing{searched_in(folder)}"
         raise SaevalError(f"{format}: {folder}: expected a folder with {holds}, found {found}")
     return folder
 
@@ -176,7 +176,7 @@ def json_object(path: Path) -> dict[str, Any]:
     try:
         found = read_json(path)
     except FileNotFoundError:
-        raise SaevalError(f"{path}: no such file{looked_up(path)}; check 'path'") from None
+        raise SaevalError(f"{path}: no such file{searched_in(path)}; check 'path'") from None
     except OSError as error:
         raise SaevalError(f"{path}: cannot be read ({error}); check 'path'") from None
     if not isinstance(found, dict):

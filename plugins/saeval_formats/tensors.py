@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from saeval.plugin import SaevalError, damage, looked_up, sha256_file, torch, unpickled
+from saeval.plugin import SaevalError, archive_damage, load_tensors_only, searched_in, sha256_file, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ class Header:
     def of(cls, path: Path) -> Self:
         """Of a safetensors file; `SaevalError` where there is none, or one that is cut short or of another kind."""
         if not path.is_file():
-            raise SaevalError(f"{path}: no such file{looked_up(path)}; check 'path'")
+            raise SaevalError(f"{path}: no such file{searched_in(path)}; check 'path'")
         try:
             with safe_open(path, framework="np") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not iterable itself)
@@ -66,7 +66,7 @@ class Header:
     def of_npz(cls, path: Path) -> Self:
         """Of a NumPy archive, whose arrays are never unpickled_dict; `SaevalError` as for safetensors."""
         if not path.is_file():
-            raise SaevalError(f"{path}: no such file{looked_up(path)}; check 'path'")
+            raise SaevalError(f"{path}: no such file{searched_in(path)}; check 'path'")
         shapes, dtypes = {}, {}
         try:
             with zipfile.ZipFile(path) as archive:
@@ -213,9 +213,9 @@ def unpickled_dict(path: Path) -> dict[str, Any]:
     for more than tensors and plain data.
     """
     if not path.is_file():
-        raise SaevalError(f"{path}: no such file{looked_up(path)}; check 'path'")
+        raise SaevalError(f"{path}: no such file{searched_in(path)}; check 'path'")
     try:
-        found = unpickled(path)
+        found = load_tensors_only(path)
     except pickle.UnpicklingError as error:
         reason = _refusal(str(error))
         raise SaevalError(
@@ -232,7 +232,7 @@ def unpickled_dict(path: Path) -> dict[str, Any]:
 
 
 def _check_members(path: Path, loaded: Any = None) -> None:
-    if (fault := damage(path, loaded)) is not None:
+    if (fault := archive_damage(path, loaded)) is not None:
         raise SaevalError(f"{path}: damaged ({fault}); copy it again")
 
 

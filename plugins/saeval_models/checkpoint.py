@@ -16,19 +16,19 @@ from pydantic import BeforeValidator
 from saeval.plugin import (
     SaevalError,
     digest_of,
-    expanded,
-    looked_up,
-    quoted,
+    dtype_name,
+    expand_user,
+    quoted_value,
     read_text,
+    searched_in,
     sha256_file,
-    spelled,
     validated,
 )
 from saeval_models.peft_adapters import CONFIG as ADAPTER_CONFIG
 from saeval_models.peft_adapters import PeftAdapter, adapter_in
 from saeval_models.weights import plain_json, shapes, weight_files
 
-DType = Annotated[Literal["float32", "float64", "bfloat16", "float16"], BeforeValidator(spelled)]
+DType = Annotated[Literal["float32", "float64", "bfloat16", "float16"], BeforeValidator(dtype_name)]
 Task = Literal["causal", "reward"]
 RewardAt = Literal["last_token", "before_padding"]
 _TASKS: Mapping[str, Task] = {
@@ -234,10 +234,10 @@ class Checkpoint:
 def located(reference: Reference) -> Checkpoint:
     """The files a reference names. `SaevalError` where they cannot be found."""
     if reference.path is not None:
-        folder = expanded(reference.path)
+        folder = expand_user(reference.path)
         if not folder.is_dir():
             expected = "'path' is a local Hugging Face folder, 'name' a hub model"
-            raise SaevalError(f"{folder} is not a folder{looked_up(folder)}; {expected}")
+            raise SaevalError(f"{folder} is not a folder{searched_in(folder)}; {expected}")
         adapter = adapter_in(folder)
         if adapter is not None and not (folder / "config.json").is_file():
             return _adapted(adapter)
@@ -279,7 +279,7 @@ def check_sizes(file: Path, config: Mapping[str, Any]) -> None:
     parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
     for name, value in (entry for part in parts for entry in part.items()):
         if isinstance(value, int) and _COUNTED.search(name) and value > MOST_MODULES:
-            raise SaevalError(f"{file}: '{name}' is {quoted(value)}, more than the {MOST_MODULES} saeval builds")
+            raise SaevalError(f"{file}: '{name}' is {quoted_value(value)}, more than the {MOST_MODULES} saeval builds")
 
 
 def vocabulary(config: Mapping[str, Any]) -> int | None:

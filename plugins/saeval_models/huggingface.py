@@ -11,7 +11,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from saeval.plugin import Model, ModelAdapter, ModelSpec, SaevalError, digest_of, libraries, remembered
+from saeval.plugin import Model, ModelAdapter, ModelSpec, SaevalError, cached, digest_of, libraries
 from saeval_models.checkpoint import (
     TAKEN,
     VALUE_HEAD,
@@ -108,7 +108,7 @@ class PretrainedSpec(FamilySpec):
             sorted(self.checkpoint.tensor_shapes.items()),
             libraries(),
         ]
-        return remembered("models", digest_of(words), self._outlined)
+        return cached("models", digest_of(words), self._outlined)
 
     def _outlined(self) -> dict[str, Any]:
         hooks, unused = self._hooks(), self._unused()
@@ -424,17 +424,17 @@ class HuggingFace(ModelAdapter):
         return PretrainedSpec(parsed(reference, self.name))
 
     def accepts(self, live: object) -> bool:
-        from saeval.plugin import unwrapped  # late: it imports torch
+        from saeval.plugin import unwrap_module  # late: it imports torch
 
-        found = unwrapped(live)
+        found = unwrap_module(live)
         kinds = (("transformers", "PreTrainedModel"), ("peft", "PeftModel"), _WITH_VALUE_HEAD)
         return any(inherits(found, *kind) for kind in kinds)
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
-        from saeval.plugin import unwrapped  # late: torch and transformers
+        from saeval.plugin import unwrap_module  # late: torch and transformers
         from saeval_models.pretrained import family_of, hooked
 
-        owner: Any = unwrapped(live)
+        owner: Any = unwrap_module(live)
         module, score = owner, None
         if inherits(owner, *_WITH_VALUE_HEAD):
             module, score = owner.pretrained_model, owner.v_head.summary

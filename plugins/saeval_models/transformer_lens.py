@@ -61,17 +61,17 @@ class TransformerLens(ModelAdapter):
         return BridgeSpec(parsed(reference, self.name))
 
     def accepts(self, live: object) -> bool:
-        from saeval.plugin import unwrapped  # late: it imports torch
+        from saeval.plugin import unwrap_module  # late: it imports torch
 
-        found = unwrapped(live)
+        found = unwrap_module(live)
         return any(inherits(found, "transformer_lens", name) for name in ("TransformerBridge", "HookedTransformer"))
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
-        from saeval.plugin import unwrapped  # late: torch and transformers
+        from saeval.plugin import unwrap_module  # late: torch and transformers
         from saeval_models.lens import HookedTransformerModel, bridged
         from saeval_models.pretrained import family_of
 
-        owner: Any = unwrapped(live)
+        owner: Any = unwrap_module(live)
         tokenizer = tokenizer if tokenizer is not None else getattr(owner, "tokenizer", None)
         if inherits(owner, "transformer_lens", "HookedTransformer"):
             family = Family("", "blocks", {**dict.fromkeys(SUFFIXES, ()), **BOUNDARIES})

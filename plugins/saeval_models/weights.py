@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.plugin import MARK, SaevalError, damage, read_json, unpickled
+from saeval.plugin import BYTE_ORDER_MARK, SaevalError, archive_damage, load_tensors_only, read_json
 
 if TYPE_CHECKING:  # annotations only: torch is not needed to list adapters
     from torch import Tensor
@@ -59,7 +59,7 @@ def plain_json(path: Path) -> Any:
     """What a JSON file holds that transformers reads too, which takes UTF-8 without a byte order mark alone."""
     found = read_json(path)
     with path.open("rb") as file:
-        if file.read(len(MARK)) == MARK:
+        if file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK:
             raise SaevalError(
                 f"{path} starts with a byte order mark, which transformers cannot read; save it as UTF-8 without one"
             )
@@ -96,7 +96,7 @@ def _unpickled(file: Path) -> Mapping[str, Tensor]:
     import torch  # late: as above
 
     try:
-        found = unpickled(file)
+        found = load_tensors_only(file)
         plain = isinstance(found, Mapping) and all(isinstance(value, torch.Tensor) for value in found.values())
     except Exception:  # torch's readers raise what they like on damaged bytes
         plain = False
@@ -110,7 +110,7 @@ def _unpickled(file: Path) -> Mapping[str, Tensor]:
 def check_checksums(files: Iterable[Path]) -> None:
     """`SaevalError` for a pickled file in which a tensor is not what was written; safetensors have no checksums."""
     for file in files:
-        if file.suffix == ".bin" and (fault := damage(file, _unpickled(file))) is not None:
+        if file.suffix == ".bin" and (fault := archive_damage(file, _unpickled(file))) is not None:
             raise SaevalError(f"{file}: damaged ({fault}); copy it again")
 
 

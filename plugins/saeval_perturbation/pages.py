@@ -9,20 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from saeval.plugin import (
-    Result,
-    escapes,
-    figure,
-    file_name,
-    holm,
-    label_log,
-    markdown,
-    plot,
-    png,
-    titled,
-    with_error,
-    wrapped,
-)
+from saeval.plugin import Result, escapes, figure, formatting, holm, label_log_axis, png, set_title, wrap_title
 from saeval_perturbation.bins import COLUMNS
 
 if TYPE_CHECKING:
@@ -60,12 +47,12 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     found: dict[str, bytes | str] = {}
     done = [r for r in results if r.status == "ok"]
     for alias, some in _by_alias(done, "perturbation").items():
-        stem = file_name(alias)
+        stem = escapes.file_name(alias)
         found[f"{stem}.md"] = table(some)
         if saes := [r for r in some if _kind(r) == "sae"]:
             found[f"{stem}_ratio.png"] = png(ratio_chart(saes))
     for alias, some in _by_alias(done, "perturbation_curve").items():
-        stem = file_name(alias)
+        stem = escapes.file_name(alias)
         found[f"{stem}.png"] = png(curve_chart(some))
         if bins := bin_rows([r for r in some if _kind(r) == "sae"]):
             found[f"{stem}_by_cosine.csv"] = _csv(bins)
@@ -88,7 +75,7 @@ def table(results: Sequence[Result]) -> str:
         lines = [f"| subject | hook | {' | '.join(shown.values())} |", "|---" * (len(shown) + 2) + "|"]
         for r in results:
             cells = [_shown(r.values.get(name)) for name in shown]
-            lines.append(f"| {markdown(r.subject)} | {markdown(_hook(r))} | {' | '.join(cells)} |")
+            lines.append(f"| {escapes.markdown(r.subject)} | {escapes.markdown(_hook(r))} | {' | '.join(cells)} |")
         parts.append(f"## {title}\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts) + "\n± one standard error, by document.\n"
 
@@ -131,16 +118,16 @@ def curve_chart(results: Sequence[Result]) -> Figure:
         saes = [r for r in here if _kind(r) == "sae" and r.values["cosine"]["value"] is not None]
         for index, r in enumerate(saes):
             _point(panel, r, f"C{(index + 1) % 10}", index < _NAMED)
-        panel.set_title(wrapped(hook, 3.2, 9), fontsize=9)
+        panel.set_title(wrap_title(hook, 3.2, 9), fontsize=9)
         panel.legend(fontsize=6, loc="upper right")
         panel.tick_params(labelsize=7, labelbottom=True)
-        label_log(panel.yaxis)
-    label_log(axes[0][0].xaxis)
+        label_log_axis(panel.yaxis)
+    label_log_axis(axes[0][0].xaxis)
     drawn.supylabel("KL, nats a token", fontsize=9)
     drawn.supxlabel("1 − cosine (right: closer to the activations)", fontsize=9)
     ratio = results[0].cell["params"]["norm_ratio"]
     title = f"KL of noise at norm ratio {ratio:g} by cosine; band and bars: 95% intervals"
-    titled(drawn, title)
+    set_title(drawn, title)
     return drawn
 
 
@@ -173,7 +160,7 @@ def _point(panel: Any, result: Result, colour: str, named: bool) -> None:
     if sae["value"]:
         low, high = sae["ci95"] or (sae["value"], sae["value"])
         panel.plot([x, x], [max(low, sae["value"] / 100), high], color=colour, linewidth=1)
-        name = plot(f"{result.subject} (bar: matched noise)") if named else None
+        name = escapes.plot(f"{result.subject} (bar: matched noise)") if named else None
         panel.plot([x], [sae["value"]], "o", color=colour, markersize=4, label=name)
 
 
@@ -199,12 +186,12 @@ def ratio_chart(results: Sequence[Result]) -> Figure:
         panel.set_yscale("log")
         panel.set_xticks(layers)
         panel.set_xlabel("layer", fontsize=9)
-        panel.set_title(wrapped(f"against: {NULLS[name]}", 3.3, 9), fontsize=9)
+        panel.set_title(wrap_title(f"against: {NULLS[name]}", 3.3, 9), fontsize=9)
         panel.tick_params(labelsize=7, labelleft=True)
-    label_log(axes[0].yaxis)
+    label_log_axis(axes[0].yaxis)
     axes[0].set_ylabel("KL of the SAE / KL of the noise", fontsize=9)
     axes[0].legend(fontsize=7)
-    titled(drawn, "Is the SAE's error worse than noise? Bars: 95% intervals by document")
+    set_title(drawn, "Is the SAE's error worse than noise? Bars: 95% intervals by document")
     return drawn
 
 
@@ -218,7 +205,7 @@ def _ratios(panel: Any, results: Sequence[Result], name: str, site: str, colour:
     reach = [(v - max(ci[0], v / 100), ci[1] - v) if ci else (0.0, 0.0) for _, v, ci in points]
     single = len({layer for layer, _, _ in points}) == len(points)
     panel.errorbar(
-        x, y, yerr=list(zip(*reach, strict=True)), fmt="-o" if single else "o", color=colour, label=plot(site),
+        x, y, yerr=list(zip(*reach, strict=True)), fmt="-o" if single else "o", color=colour, label=escapes.plot(site),
         markersize=4, linewidth=1, capsize=2,
     )  # fmt: skip
 
@@ -234,7 +221,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def _shown(record: Mapping[str, Any] | None) -> str:
     if record is None or record["value"] is None:
         return "—"
-    return with_error(record["value"], record["stderr"])
+    return formatting.with_error(record["value"], record["stderr"])
 
 
 def _by_alias(results: Sequence[Result], metric: str) -> dict[str, list[Result]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saeval.plugin import MOST_REPEATS, Better, Estimate, Evidence, Histogram, Mean, Scalar, TokenScores, rebound, torch
+from saeval.plugin import MAX_REPEATS, Better, Estimate, Evidence, Histogram, Mean, Scalar, TokenScores, rebound, torch
 from saeval_perturbation import noise
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def checked(metric: str, draws: int, positions: int) -> None:
         raise ValueError(f"metric '{metric}': draws must be at least 1, got {draws}")
     if positions < 0:
         raise ValueError(f"metric '{metric}': positions must be 0 (none) or more, got {positions}")
-    if draws * positions > MOST_REPEATS:
-        raise ValueError(f"metric '{metric}': draws times positions is {draws * positions}, at most {MOST_REPEATS}")
+    if draws * positions > MAX_REPEATS:
+        raise ValueError(f"metric '{metric}': draws times positions is {draws * positions}, at most {MAX_REPEATS}")
 
 
 def matched_draws(draws: int, seed: int, place: int | None = None) -> dict[str, Callable[..., Any]]:

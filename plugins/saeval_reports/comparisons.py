@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-from saeval.plugin import Compared, Comparison, Entry, formatting
-from saeval.plugin import markdown as markdown_of
+from saeval.plugin import Compared, Comparison, Entry, escapes, formatting
 from saeval_reports.tables import header, markdown_table, number, records_as_csv
 
 
@@ -14,10 +13,10 @@ def markdown(comparison: Comparison) -> str:
     a, b = comparison.a, comparison.b
     hooks = list(dict.fromkeys((a.hook_name, b.hook_name)))
     same = a.name == b.name
-    names = [markdown_of(f"{row.name}@{row.hook_name}" if same else row.name) for row in (a, b)]
+    names = [escapes.markdown(f"{row.name}@{row.hook_name}" if same else row.name) for row in (a, b)]
     headers = ["value", *names, "difference", "95% interval", "p", "p (Holm)", "detectable", "better"]
     lines = [_line(row) for row in comparison]
-    where = ", at " + " and at ".join(markdown_of(hook) or "no hook" for hook in hooks) if any(hooks) else ""
+    where = ", at " + " and at ".join(escapes.markdown(hook) or "no hook" for hook in hooks) if any(hooks) else ""
     count = f"{comparison.tests} distinct test{'s' * (comparison.tests != 1)}"
     reasons: dict[str, list[str]] = {}
     for row in comparison:
@@ -34,14 +33,14 @@ def markdown(comparison: Comparison) -> str:
         f"{tests if comparison.tests else 'no difference can be tested'}; ↓ lower is better, ↑ higher is better."
     )
     notes = [f"{reason} ({', '.join(columns)})" for reason, columns in reasons.items()]
-    notes = [f"- {markdown_of(note)}" for note in (*notes, *comparison.doubts, *comparison.notes)]
-    stop = f" The run {markdown_of(comparison.stop)}." if comparison.stop else ""
-    model = f"model {markdown_of(comparison.model)}" if comparison.model else "no model"
-    data = f", data {markdown_of(comparison.data)}" if comparison.data else ""
-    counts = "".join(f", {markdown_of(count)}" for count in comparison.counts)
+    notes = [f"- {escapes.markdown(note)}" for note in (*notes, *comparison.doubts, *comparison.notes)]
+    stop = f" The run {escapes.markdown(comparison.stop)}." if comparison.stop else ""
+    model = f"model {escapes.markdown(comparison.model)}" if comparison.model else "no model"
+    data = f", data {escapes.markdown(comparison.data)}" if comparison.data else ""
+    counts = "".join(f", {escapes.markdown(count)}" for count in comparison.counts)
     facts = f"{model}{data}{counts}{where}.{stop}"
-    text = [f"## {markdown_of(comparison.title)}: {names[0]} against {names[1]}"]
-    text += [f"**{markdown_of(comparison.limit)}**", facts] if comparison.limit else [facts]
+    text = [f"## {escapes.markdown(comparison.title)}: {names[0]} against {names[1]}"]
+    text += [f"**{escapes.markdown(comparison.limit)}**", facts] if comparison.limit else [facts]
     text += [markdown_table(headers, lines), legend]
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
 
@@ -86,8 +85,8 @@ def _better(row: Compared) -> str:
     if row.better is None:
         return ""
     if row.sure is None:
-        return f"{markdown_of(row.better)} (by value)"
-    return markdown_of(row.better) if row.sure else "not sure"
+        return f"{escapes.markdown(row.better)} (by value)"
+    return escapes.markdown(row.better) if row.sure else "not sure"
 
 
 def csv(comparison: Comparison) -> str:

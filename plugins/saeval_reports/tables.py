@@ -14,15 +14,12 @@ from saeval.plugin import (
     Entry,
     Row,
     Support,
-    counted,
-    counts_of,
-    documents_of,
+    document_count,
     escapes,
     formatting,
-    limit_in_words,
-    with_error,
+    limit_notice,
+    size_in_words,
 )
-from saeval.plugin import markdown as markdown_of
 
 
 def markdown(boards: Sequence[Board]) -> str:
@@ -42,9 +39,9 @@ def _markdown(board: Board) -> str:
     ]
     lines = []
     for row in board.rows:
-        name = markdown_of(row.name) if row.copies == 1 else f"{markdown_of(row.name)} ×{row.copies}"
+        name = escapes.markdown(row.name) if row.copies == 1 else f"{escapes.markdown(row.name)} ×{row.copies}"
         shown = f"*{name}*" if row.kind == "control" else name
-        hook = [markdown_of(row.hook_name)] if len(hooks) > 1 else []
+        hook = [escapes.markdown(row.hook_name)] if len(hooks) > 1 else []
         lines.append(
             [
                 *([_rank(row)] if ranked else []),
@@ -55,25 +52,25 @@ def _markdown(board: Board) -> str:
         )
     table = markdown_table(headers, lines)
     data = board.data
-    facts = [f"model {markdown_of(board.model)}" if board.model else "no model"]
-    facts += [f"data {markdown_of(str(data['use']))}"] if data.get("use") else []
-    facts += map(markdown_of, counts_of(data))
-    where = f"All at {markdown_of(next(iter(hooks)))}. " if len(hooks) == 1 and hooks != {""} else ""
-    text = [f"## {markdown_of(board.title)}", f"{', '.join(facts)}.", table]
+    facts = [f"model {escapes.markdown(board.model)}" if board.model else "no model"]
+    facts += [f"data {escapes.markdown(str(data['use']))}"] if data.get("use") else []
+    facts += map(escapes.markdown, size_in_words(data))
+    where = f"All at {escapes.markdown(next(iter(hooks)))}. " if len(hooks) == 1 and hooks != {""} else ""
+    text = [f"## {escapes.markdown(board.title)}", f"{', '.join(facts)}.", table]
     if board.stop:
         text.insert(2, _stop(board))
     if board.limited:
-        text.insert(1, f"**{markdown_of(limit_in_words(data))}**")
-    legend = f"{markdown_of(_errors(board))}↓ lower is better, ↑ higher is better"
+        text.insert(1, f"**{escapes.markdown(limit_notice(data))}**")
+    legend = f"{escapes.markdown(_errors(board))}↓ lower is better, ↑ higher is better"
     vs = "; x vs y is how far an SAE is ahead of that control, paired" if _against(board) else ""
     controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
-    text.append(f"{where}{legend}{markdown_of(_ranks(board))}{vs}{controls}.{_detectable(board)}")
-    notes = [f"- {markdown_of(note)}" for note in (*_leads(board), *board.notes)]
+    text.append(f"{where}{legend}{escapes.markdown(_ranks(board))}{vs}{controls}.{_detectable(board)}")
+    notes = [f"- {escapes.markdown(note)}" for note in (*_leads(board), *board.notes)]
     if more := len(board.columns) - len(columns):
         notes.append(f"- {more} more values: --format csv and json have them, 'leaderboard: columns:' shows them here")
-    if documents_of(data) == 1:
+    if document_count(data) == 1:
         notes.insert(0, "- one document: no error bars, since the document is the unit of independence")
-    notes[:0] = [f"- {markdown_of(doubt)}" for doubt in board.doubts]
+    notes[:0] = [f"- {escapes.markdown(doubt)}" for doubt in board.doubts]
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
 
 
@@ -114,9 +111,9 @@ def _stop(board: Board) -> str:
     """Where an adaptive run stopped, and what it took from its first rows."""
     sample = board.sample or {}
     prefix = sample.get("prefix", {})
-    first = markdown_of(f"{prefix.get('sequences')} sequences ({prefix.get('tokens')} tokens)")
+    first = escapes.markdown(f"{prefix.get('sequences')} sequences ({prefix.get('tokens')} tokens)")
     rest = f"Counts, curves and quantiles of counts are of the first {first}, wherever it stops."
-    return f"**Adaptive**: {markdown_of(board.stop)}. {rest}"
+    return f"**Adaptive**: {escapes.markdown(board.stop)}. {rest}"
 
 
 def _rank(row: Row) -> str:
@@ -150,7 +147,9 @@ def _detectable(board: Board) -> str:
         return ""
     ends = list(dict.fromkeys(formatting.number(end, 2) for end in (found[0], found[-1])))
     unit = next((c.unit for c in board.columns if c.name == board.rank_by), "")
-    span = f"{' to '.join(ends)} {markdown_of(unit)}".rstrip() + (" (depending on the row)" if len(ends) > 1 else "")
+    span = f"{' to '.join(ends)} {escapes.markdown(unit)}".rstrip() + (
+        " (depending on the row)" if len(ends) > 1 else ""
+    )
     finds = f"differences of {span}" if len(ends) > 1 else f"a difference of {span}"
     return f" A single uncorrected test against the top row finds {finds} with 80% power."
 
@@ -171,7 +170,7 @@ def _leads(board: Board) -> list[str]:
             lead = f"{ahead} of {len(known)} SAEs lead their" if ahead > 1 else f"1 of {len(known)} SAEs leads its"
             lead = lead if ahead else "no SAE leads its"
             rest = f"; not {', '.join(behind)}" if ahead and behind else ""
-            without = counted(len(leads) - len(known), "SAE")
+            without = formatting.counted(len(leads) - len(known), "SAE")
             lacks = f" ({without} cannot be tested against it)" if len(leads) > len(known) else ""
             sentences.append(
                 f"{column.name}: {lead} control by more than the minimum detectable difference{rest}{lacks}"
@@ -182,7 +181,7 @@ def _leads(board: Board) -> list[str]:
 def header(column: Column) -> str:
     """A column's name with the arrow of its better direction."""
     arrow = {"lower": " ↓", "higher": " ↑"}.get(column.better or "", "")
-    return f"{markdown_of(column.name)}{arrow}"
+    return f"{escapes.markdown(column.name)}{arrow}"
 
 
 def number(entry: Entry | None) -> str:
@@ -191,7 +190,7 @@ def number(entry: Entry | None) -> str:
         return ""
     if entry.value is None:
         return {"failed": "FAILED", "undefined": "–", "missing": "…", "damaged": "DAMAGED"}.get(entry.status, "")
-    return with_error(entry.value, entry.stderr)
+    return formatting.with_error(entry.value, entry.stderr)
 
 
 def rows(boards: Sequence[Board]) -> list[dict[str, Any]]:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from saeval.plugin import html, number
-from saeval.plugin import markdown as text_of
+from saeval.plugin import escapes, formatting
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ img { max-width: 100%; }
 
 def page(title: str, blocks: Sequence[Block]) -> str:
     """A whole HTML page, without any script."""
-    head = f'<meta charset="utf-8"><title>{html(title)}</title><style>{_STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{escapes.html(title)}</title><style>{_STYLE}</style>'
     body = "\n".join(_html(block) for block in [Heading(title, 1), *blocks])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
@@ -79,33 +78,33 @@ def markdown(title: str, blocks: Sequence[Block]) -> str:
 
 def cell(value: Any) -> str:
     """A cell's text: four digits of a number, a dash where there is none."""
-    return number(value) if value is None or isinstance(value, float) else str(value)
+    return formatting.number(value) if value is None or isinstance(value, float) else str(value)
 
 
 def _html(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"<h{block.level}>{html(block.text)}</h{block.level}>"
+        return f"<h{block.level}>{escapes.html(block.text)}</h{block.level}>"
     if isinstance(block, Picture):
-        return f'<p><img src="{html(block.file)}" alt="{html(block.text)}"></p>'
+        return f'<p><img src="{escapes.html(block.file)}" alt="{escapes.html(block.text)}"></p>'
     if isinstance(block, Grid):
-        head = "".join(f"<th>{html(name)}</th>" for name in block.columns)
+        head = "".join(f"<th>{escapes.html(name)}</th>" for name in block.columns)
         lines = "".join(f"<tr>{''.join(_td(value) for value in row)}</tr>\n" for row in block.rows)
         return f"<table><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table>"
     if isinstance(block, Passage):
         highest = max([abs(a) for a in block.activations], default=0.0)
         marked = "".join(_marked(t, a, highest) for t, a in zip(block.tokens, block.activations, strict=True))
-        return f'<p class="passage"><span>{html(block.label)}</span>  {marked}</p>'
+        return f'<p class="passage"><span>{escapes.html(block.label)}</span>  {marked}</p>'
     kind = ' class="warning"' if isinstance(block, Warned) else ""
-    return f"<p{kind}>{html(block.text)}</p>"
+    return f"<p{kind}>{escapes.html(block.text)}</p>"
 
 
 def _td(value: Any) -> str:
     kind = ' class="text"' if isinstance(value, str) else ""
-    return f"<td{kind}>{html(cell(value))}</td>"
+    return f"<td{kind}>{escapes.html(cell(value))}</td>"
 
 
 def _marked(token: str, activation: float, highest: float) -> str:
-    text = html(token)
+    text = escapes.html(token)
     if not activation or not highest:
         return text
     strength = 0.15 + 0.75 * min(1.0, abs(activation) / highest)
@@ -114,24 +113,26 @@ def _marked(token: str, activation: float, highest: float) -> str:
 
 def _markdown(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"{'#' * block.level} {text_of(block.text)}"
+        return f"{'#' * block.level} {escapes.markdown(block.text)}"
     if isinstance(block, Picture):
-        return f"![{text_of(block.text)}]({block.file})"
+        return f"![{escapes.markdown(block.text)}]({block.file})"
     if isinstance(block, Grid):
-        lines = [[text_of(cell(value)) for value in row] for row in block.rows]
-        names = [text_of(name) for name in block.columns]
+        lines = [[escapes.markdown(cell(value)) for value in row] for row in block.rows]
+        names = [escapes.markdown(name) for name in block.columns]
         return "\n".join("| " + " | ".join(line) + " |" for line in (names, ["---"] * len(names), *lines))
     if isinstance(block, Passage):
         marked = itertools.groupby(zip(block.tokens, block.activations, strict=True), key=lambda pair: bool(pair[1]))
         text = "".join(_run("".join(token for token, _ in pairs), fires) for fires, pairs in marked)
-        return f"- {text_of(block.label)}: {text}"
-    return f"> **Warning:** {text_of(block.text)}" if isinstance(block, Warned) else text_of(block.text)
+        return f"- {escapes.markdown(block.label)}: {text}"
+    return (
+        f"> **Warning:** {escapes.markdown(block.text)}" if isinstance(block, Warned) else escapes.markdown(block.text)
+    )
 
 
 def _run(text: str, bold: bool) -> str:
     """Consecutive tokens that all fire, or all do not: bold begins and ends at what is no space."""
     body = text.strip(" ")
     if not bold or not body:
-        return text_of(text)
+        return escapes.markdown(text)
     before, after = text[: len(text) - len(text.lstrip(" "))], text[len(text.rstrip(" ")) :]
-    return f"{before}**{text_of(body)}**{after}"
+    return f"{before}**{escapes.markdown(body)}**{after}"

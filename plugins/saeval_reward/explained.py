@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float
 
-from saeval.plugin import Array, Curve, Estimate, Mean, Scalar, Table, Undefined, Value, number
+from saeval.plugin import Array, Curve, Estimate, Mean, Scalar, Table, Undefined, Value, formatting
 from saeval_reward.margins import REWARD, margin, share
 from saeval_reward.per_pair import PerPair
 from saeval_reward.ranking import Ranking, duplicate_of
@@ -58,8 +58,8 @@ class Explained:
                     else ""
                 )
                 raise Undefined(
-                    f"attributions are not complete: they miss {number(relative.value, 2)} of m(x) − m(baseline), more "
-                    f"than the tolerance {tolerance:g}; take more 'steps' than {steps}{other}{why}"
+                    f"attributions are not complete: they miss {formatting.number(relative.value, 2)} of "
+                    f"m(x) − m(baseline), more than the tolerance {tolerance:g}; take more 'steps' than {steps}{other}{why}"
                 )
             reason = "m(x) is m(baseline) everywhere" if span.value == 0 else None
             values = {

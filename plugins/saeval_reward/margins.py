@@ -20,9 +20,9 @@ from saeval.plugin import (
     Undefined,
     Value,
     fold,
+    formatting,
     paired,
     torch,
-    with_error,
 )
 from saeval_reward.per_pair import PerPair, Top
 
@@ -97,7 +97,7 @@ def too_small(mean: Estimate) -> str | None:
 
 def shown(value: Estimate) -> str:
     """An estimate for a sentence."""
-    return with_error(value.value, value.stderr)
+    return formatting.with_error(value.value, value.stderr)
 
 
 def share(part: Estimate, whole: Estimate, better: str | None = None) -> Scalar:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from saeval.plugin import Result, figure, file_name, png, with_error, wrapped
+from saeval.plugin import Result, escapes, figure, formatting, png, wrap_title
 from saeval_reward.document import Block, Grid, Heading, Paragraph, Passage, Picture, Warned, markdown, page
 from saeval_reward.ranking import DUPLICATE
 
@@ -34,7 +34,9 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     shown = [r for r in attributions if _trained(r) and r.values["contexts"]["rows"]]
     elsewhere = duplicates(shown)
     for number, result in enumerate(shown):
-        name = file_name(f"reward-{number + 1}-{re.sub(r'[^A-Za-z0-9]+', '-', _subject(result)).strip('-')}.png")
+        name = escapes.file_name(
+            f"reward-{number + 1}-{re.sub(r'[^A-Za-z0-9]+', '-', _subject(result)).strip('-')}.png"
+        )
         files[name] = explained_plot(result.values, f"{_subject(result)}: margin explained (fold B)")
         blocks += _attribution(result, name, elsewhere)
     for result in filter(_trained, _of(found, "reward_groups")):
@@ -96,7 +98,7 @@ def _recovered(results: Sequence[Result]) -> list[Block]:
 def _with_error(record: Mapping[str, Any]) -> str:
     if record["value"] is None:
         return "undefined"
-    return with_error(record["value"], record["stderr"])
+    return formatting.with_error(record["value"], record["stderr"])
 
 
 def _compared(results: Sequence[Result]) -> list[Block]:
@@ -224,7 +226,7 @@ def explained_plot(values: Mapping[str, Any], title: str) -> bytes:
     axes.minorticks_off()
     axes.set_xlabel("features, chosen on the other half of the pairs")
     axes.set_ylabel("mean margin explained (reward)")
-    axes.set_title(wrapped(title, 6.0, 11), fontsize=11)
+    axes.set_title(wrap_title(title, 6.0, 11), fontsize=11)
     axes.axhline(0, color="grey", linewidth=0.6)
     drawn.legend(fontsize=8, loc="outside right upper")
     return png(drawn)

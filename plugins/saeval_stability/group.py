@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saeval.plugin import Array, Better, Estimate, SaevalError, Scalar, Subject, Table, Value, hashed, meant, number
+from saeval.plugin import (
+    Array,
+    Better,
+    Estimate,
+    SaevalError,
+    Scalar,
+    Subject,
+    Table,
+    Value,
+    formatting,
+    hashed,
+    names_matching_any,
+)
 from saeval_stability.measures import MEASURES, above, measures, unit_of
 
 if TYPE_CHECKING:
@@ -118,7 +130,11 @@ class Group:
         if math.isnan(value):
             return Scalar.undefined(self.missing, unit=unit, better=better)
         if n < INTERVAL_FROM:
-            reason = "one pair of SAEs" if n == 2 else f"{what} range from {number(min(each))} to {number(max(each))}"
+            reason = (
+                "one pair of SAEs"
+                if n == 2
+                else f"{what} range from {formatting.number(min(each))} to {formatting.number(max(each))}"
+            )
             return Scalar(value, unit=unit, better=better, reason=f"{reason}: an interval takes {INTERVAL_FROM} SAEs")
         without = np.array([statistic([j for j in members if j != i]) for i in members])
         jackknife = Estimate(value, without, np.ones(n))
@@ -201,7 +217,7 @@ def labelled(names: Sequence[str], kinds: Mapping[str, Sequence[str]]) -> list[s
     found = []
     for name in names:
         mine = [kind for kind, patterns in kinds.items() if name in patterns]  # by its name, else by a pattern
-        mine = mine or [kind for kind, patterns in kinds.items() if name in meant(patterns, names)]
+        mine = mine or [kind for kind, patterns in kinds.items() if name in names_matching_any(patterns, names)]
         if kinds and len(mine) != 1:
             told = f"the kinds {mine}" if mine else "none of the kinds"
             raise SaevalError(f"'{name}' is of {told}; 'kinds' maps each kind to patterns, and a name must match one")

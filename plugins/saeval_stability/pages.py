@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saeval.plugin import Result, figure, file_name, markdown, number, plot, png, titled, wrapped
+from saeval.plugin import Result, escapes, figure, formatting, png, set_title, wrap_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     """Plots and tables of every group of a run, by file name."""
     found: dict[str, bytes | str] = {}
     for result in (r for r in results if r.cell["metric"] in METRICS and r.status == "ok"):
-        stem = file_name(f"{result.metric}-{result.cell['over']}".replace("_", "-"))
+        stem = escapes.file_name(f"{result.metric}-{result.cell['over']}".replace("_", "-"))
         while f"{stem}.md" in found:  # of groups whose names differ in what file names cannot have
             stem += "-"
         found[f"{stem}.md"] = tables(result, results)
@@ -69,14 +69,14 @@ def histograms(result: Result) -> Figure:
                 panel.hist(chance, bins, color="0.75", label=f"chance, mean {chance.mean():.2f}")
             panel.hist(cosines, bins, histtype="step", color="C0", linewidth=1.4, label=f"mean {cosines.mean():.2f}")
             panel.axvline(cosines.mean(), color="C0", linewidth=1, linestyle=":")
-            panel.set_title(wrapped(f"{view}: {names[a]} – {names[b]}", 3.5, 8), fontsize=8)
+            panel.set_title(wrap_title(f"{view}: {names[a]} – {names[b]}", 3.5, 8), fontsize=8)
             panel.set_ylim(top=1.35 * panel.get_ylim()[1])  # room for the legend above the bars
             panel.legend(fontsize=6, loc="upper left")
             panel.tick_params(labelsize=7)
     for panel, view in zip(axes[-1], views, strict=True):
         panel.set_xlabel(f"{_similarity(view)} of matched features", fontsize=8)
     drawn.supylabel("features", fontsize=9)
-    titled(drawn, _title(result, "matched one-to-one"))
+    set_title(drawn, _title(result, "matched one-to-one"))
     return drawn
 
 
@@ -97,18 +97,18 @@ def scatter(result: Result) -> Figure:
             shown = matched & which
             panel.scatter(x[shown], y[shown], s=4, color=colour, alpha=0.5, label=f"{label}: {int(shown.sum())}")
         panel.axline((0, 0), slope=1, color="0.7", linewidth=0.8)
-        panel.set_title(wrapped(f"{names[a]} – {names[b]}", 2.9, 8), fontsize=8)
+        panel.set_title(wrap_title(f"{names[a]} – {names[b]}", 2.9, 8), fontsize=8)
         panel.legend(fontsize=6, loc="upper left")
         panel.tick_params(labelsize=7, labelbottom=True)
     drawn.supxlabel("cosine in the decoder matching", fontsize=9)
     drawn.supylabel("cosine in the encoder matching", fontsize=9)
-    titled(drawn, _title(result, "features of the first SAE of each pair"))
+    set_title(drawn, _title(result, "features of the first SAE of each pair"))
     return drawn
 
 
 def heat_maps(result: Result) -> Figure:
     """Σ / max(n) of every pair, a panel a view."""
-    views, labels = _views(result), [plot(name) for name in _names(result)]
+    views, labels = _views(result), [escapes.plot(name) for name in _names(result)]
     n = len(labels)
     side = 0.55 * n + 1.6
     drawn = figure((side + 0.6) * len(views), side + 0.6)
@@ -128,14 +128,14 @@ def heat_maps(result: Result) -> Figure:
                     panel.text(j, i, f"{grid[i, j]:.2f}", ha="center", va="center", fontsize=7, color=colour)
         panel.set_xticks(range(n), labels, rotation=45, ha="right", fontsize=7)
         panel.set_yticks(range(n), labels, fontsize=7)
-        panel.set_title(wrapped(f"{view}: Σ {_similarity(view)} / max(n)", side, 9), fontsize=9)
-    titled(drawn, _title(result, "matched one-to-one"))
+        panel.set_title(wrap_title(f"{view}: Σ {_similarity(view)} / max(n)", side, 9), fontsize=9)
+    set_title(drawn, _title(result, "matched one-to-one"))
     return drawn
 
 
 def tables(result: Result, results: Sequence[Result]) -> str:
     """The tables of a group; its members with what else the run knows of them."""
-    parts = [f"# {markdown(_title(result))}\n", *(f"{markdown(note)}.\n" for note in result.notes)]
+    parts = [f"# {escapes.markdown(_title(result))}\n", *(f"{escapes.markdown(note)}.\n" for note in result.notes)]
     parts.append("## Members\n\n" + _members(result, results))
     shown = [n for n, record in result.values.items() if "kind" not in record and not n.endswith("_floor")]
     rows = [[n, *_interval(result.values[n]), _cell(_floor(result, n))] for n in shown]
@@ -181,8 +181,8 @@ def _interval(record: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = [[markdown(cell) for cell in row] for row in rows]
-    head = [markdown(column) for column in columns]
+    cells = [[escapes.markdown(cell) for cell in row] for row in rows]
+    head = [escapes.markdown(column) for column in columns]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in cells)]
     return "\n".join(lines) + "\n"
 
@@ -190,7 +190,7 @@ def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "—"
-    return number(value) if isinstance(value, float) else str(value)
+    return formatting.number(value) if isinstance(value, float) else str(value)
 
 
 def _similarity(view: str) -> str:

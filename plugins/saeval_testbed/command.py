@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from saeval.plugin import ROOM, SaevalError, write
+from saeval.plugin import FREE_SPACE, SaevalError, write_whole
 
 PARTS = ("model", "reward", "saes")
 
@@ -36,7 +36,7 @@ def _preferences(arguments: argparse.Namespace) -> int:
     from saeval_testbed.preferences import preference_pairs  # late: training alone needs it
 
     lines = [json.dumps(pair) for pair in preference_pairs(arguments.split, arguments.pairs, arguments.seed)]
-    write(arguments.out, "".join(f"{line}\n" for line in lines).encode(), f"{ROOM} --out")
+    write_whole(arguments.out, "".join(f"{line}\n" for line in lines).encode(), f"{FREE_SPACE} --out")
     print(f"{arguments.out}: {len(lines)} pairs")
     return 0
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from saeval.plugin import ROOM, write
+from saeval.plugin import FREE_SPACE, write_whole
 from saeval_testbed.activations import CONTEXT, batches, pair_activations, text_activations
 from saeval_testbed.exports import write_dictionary_learning, write_sparsify
 from saeval_testbed.recipes import D_SAE, Recipe
@@ -54,8 +54,8 @@ def train_sae(recipe: Recipe, data: Tensor, out: Path) -> None:
     else:
         weights, config = sae.save_inference_model(out)
         halved = {name: tensor.half().contiguous() for name, tensor in load_file(weights).items()}
-        write(weights, save(halved), f"{ROOM} --out")
-        write(config, f"{json.dumps(json.loads(config.read_text()), indent=1)}\n".encode(), f"{ROOM} --out")
+        write_whole(weights, save(halved), f"{FREE_SPACE} --out")
+        write_whole(config, f"{json.dumps(json.loads(config.read_text()), indent=1)}\n".encode(), f"{FREE_SPACE} --out")
     metadata = sae.cfg.metadata
     print(
         f"{recipe.name}: {time.monotonic() - started:.0f} s, L0 in training {metadata.l0}, "

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-from saeval.plugin import ROOM, write
+from saeval.plugin import FREE_SPACE, write_whole
 from saeval_testbed.activations import CONTEXT, text_rows
 from saeval_testbed.recipes import D_SAE
 
@@ -237,7 +237,7 @@ def _loss(
 
 def _write(recipe: MatchedRecipe, sae: EndToEndSAE, coefficient: float, report: dict[str, Any], folder: Path) -> None:
     state = {f"{KEY}.{name}": tensor.half() for name, tensor in sae.state_dict().items()}
-    write(folder / f"samples_{recipe.samples}.pt", lambda file: torch.save(state, file), f"{ROOM} --out")
+    write_whole(folder / f"samples_{recipe.samples}.pt", lambda file: torch.save(state, file), f"{FREE_SPACE} --out")
     weights = WEIGHTS[recipe.kind]
     later = [f"blocks.{LAYER + 1}.hook_resid_pre", f"blocks.{LAYER + 1}.hook_resid_post"]
     downstream = {"hook_positions": later, "total_coeff": weights["in_to_orig"]} if weights["in_to_orig"] else None
@@ -261,6 +261,6 @@ def _write(recipe: MatchedRecipe, sae: EndToEndSAE, coefficient: float, report: 
         "train_data": {"dataset_name": "python-stdlib", "is_tokenized": False, "n_ctx": CONTEXT},
         "saes": {"sae_positions": [HOOK_NAME], "dict_size_to_input_ratio": D_SAE / sae.encoder[0].in_features},
     }
-    write(folder / "final_config.yaml", yaml.safe_dump(config, sort_keys=False).encode(), f"{ROOM} --out")
-    write(folder / "report.json", f"{json.dumps(report, indent=1)}\n".encode(), f"{ROOM} --out")
+    write_whole(folder / "final_config.yaml", yaml.safe_dump(config, sort_keys=False).encode(), f"{FREE_SPACE} --out")
+    write_whole(folder / "report.json", f"{json.dumps(report, indent=1)}\n".encode(), f"{FREE_SPACE} --out")
     print(f"{recipe.name}: {json.dumps(report)}", flush=True)

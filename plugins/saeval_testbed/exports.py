@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from saeval.plugin import ROOM, write
+from saeval.plugin import FREE_SPACE, write_whole
 
 TOLERANCE = 1e-5
 _HALF = torch.float16
@@ -102,7 +102,7 @@ def _verified(sae: Any, tensors: dict[str, Tensor], sample: Tensor) -> dict[str,
 def write_dictionary_learning(sae: Any, folder: Path, sample: Tensor) -> None:
     """`ae.pt` and `config.json` in `folder`; `sample` `[n, d_in]` is what the conversion is checked on."""
     tensors = _verified(sae, dictionary_learning_tensors(sae), sample)
-    write(folder / "ae.pt", lambda file: torch.save(tensors, file), f"{ROOM} --out")
+    write_whole(folder / "ae.pt", lambda file: torch.save(tensors, file), f"{FREE_SPACE} --out")
     layer, site = _place(sae)
     trainer = {
         "dict_class": "AutoEncoderTopK",
@@ -116,12 +116,12 @@ def write_dictionary_learning(sae: Any, folder: Path, sample: Tensor) -> None:
     }
     buffer = {"d_submodule": sae.cfg.d_in, "ctx_len": sae.cfg.metadata.context_size}
     text = json.dumps({"trainer": trainer, "buffer": buffer}, indent=1)
-    write(folder / "config.json", f"{text}\n".encode(), f"{ROOM} --out")
+    write_whole(folder / "config.json", f"{text}\n".encode(), f"{FREE_SPACE} --out")
 
 
 def write_sparsify(sae: Any, folder: Path, sample: Tensor) -> None:
     """`sae.safetensors` and `cfg.json` in `folder`, a hookpoint of a run."""
-    write(folder / "sae.safetensors", save(_verified(sae, sparsify_tensors(sae), sample)), f"{ROOM} --out")
+    write_whole(folder / "sae.safetensors", save(_verified(sae, sparsify_tensors(sae), sample)), f"{FREE_SPACE} --out")
     config = {
         "activation": "topk",
         "expansion_factor": sae.cfg.d_sae // sae.cfg.d_in,
@@ -133,7 +133,7 @@ def write_sparsify(sae: Any, folder: Path, sample: Tensor) -> None:
         "transcode": False,
         "d_in": sae.cfg.d_in,
     }
-    write(folder / "cfg.json", f"{json.dumps(config, indent=1)}\n".encode(), f"{ROOM} --out")
+    write_whole(folder / "cfg.json", f"{json.dumps(config, indent=1)}\n".encode(), f"{FREE_SPACE} --out")
 
 
 def _place(sae: Any) -> tuple[int, str]:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from saeval.plugin import ROOM, write
+from saeval.plugin import FREE_SPACE, write_whole
 from saeval_data.stdlib import stdlib_modules
 
 VOCABULARY = 4096
@@ -116,7 +116,7 @@ def train_language_model(out: Path, steps: int = STEPS) -> None:
     report = _report(model, tokenizer, train_documents, held_documents, held_texts, held)
     report |= {"steps": steps, "training_tokens": steps * BATCH * CONTEXT, "minutes": minutes, "seed": SEED}
     text = json.dumps(report, indent=2)
-    write(out / "report.json", f"{text}\n".encode(), f"{ROOM} --out")
+    write_whole(out / "report.json", f"{text}\n".encode(), f"{FREE_SPACE} --out")
     print(text, flush=True)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2ForSequenceClassification, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from saeval.plugin import ROOM, write
+from saeval.plugin import FREE_SPACE, write_whole
 from saeval_testbed.preferences import preference_pairs
 
 PAIRS, HELD_OUT_PAIRS, PAIRS_SEED = 6_000, 1_000, 0
@@ -77,7 +77,7 @@ def train_reward_model(out: Path, epochs: int = EPOCHS) -> None:
     report = accuracies(model.float().eval(), tokenizer, held)
     report |= {"training_pairs": len(pairs), "epochs": epochs, "seed": SEED}
     text = json.dumps(report, indent=2)
-    write(out / "reward" / "report.json", f"{text}\n".encode(), f"{ROOM} --out")
+    write_whole(out / "reward" / "report.json", f"{text}\n".encode(), f"{FREE_SPACE} --out")
     print(text, flush=True)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from saeval.base.lazy_torch import torch
 
 
-def damage(path: Path, loaded: Any = None) -> str | None:
+def archive_damage(path: Path, loaded: Any = None) -> str | None:
     """What is wrong with an archive's members, in a few words; None where nothing is, or where the file is no archive.
 
     Readers that map a file into memory look at no checksum and at no length, so that a flipped bit or the bytes of a
@@ -31,7 +31,7 @@ def damage(path: Path, loaded: Any = None) -> str | None:
     return None
 
 
-def unpickled(path: Path) -> Any:
+def load_tensors_only(path: Path) -> Any:
     """What torch reads of a file, mapped into memory where it can be: tensors and plain data, and nothing is executed.
 
     Raises whatever torch does for a file that is damaged or asks for more.

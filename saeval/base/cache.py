@@ -12,7 +12,7 @@ from typing import IO, Any
 from pydantic import BaseModel
 
 from saeval.base.sealed_json import DamagedError, EarlierError, sealed, unsealed, validated
-from saeval.base.whole_files import Unwritable, tidy, write
+from saeval.base.whole_files import Unwritable, tidy, write_whole
 
 log = logging.getLogger("saeval")
 
@@ -71,7 +71,7 @@ def damaged(path: Path, why: str) -> None:
 
 def _write(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
     _tidied(path.parent)
-    write(path, content, "")
+    write_whole(path, content, "")
 
 
 @functools.cache

@@ -100,7 +100,7 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
-def quoted(value: object) -> str:
+def quoted_value(value: object) -> str:
     """A wrong value for a message: its repr, where that is not too long for one."""
     try:
         text = repr(value)
@@ -115,12 +115,12 @@ _MOST = 200
 
 def shown(value: object) -> str:
     """A wrong value for one sentence: itself where it is short, else its type."""
-    text = quoted(value)
+    text = quoted_value(value)
     plain = len(text) <= 80 and "\n" not in text and " at 0x" not in text
     return text if plain else f"an object of type {type(value).__name__}"
 
 
-def expanded(path: Path | str) -> Path:
+def expand_user(path: Path | str) -> Path:
     """A path with its `~` expanded, existing or not; `SaevalError` where the system cannot even look for it."""
     try:
         found = Path(path).expanduser()
@@ -132,7 +132,7 @@ def expanded(path: Path | str) -> Path:
     return found
 
 
-def looked_up(path: Path | str) -> str:
+def searched_in(path: Path | str) -> str:
     """` in /the/folder` for a relative path: where it was looked for; nothing for an absolute one."""
     return "" if os.path.isabs(os.path.expanduser(path)) else f" in {Path.cwd()}"
 

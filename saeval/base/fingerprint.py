@@ -30,9 +30,9 @@ def sha256_file(path: Path | str) -> str:
     found = path.stat()
     state = [str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
     name = hashlib.sha256(str(path).encode()).hexdigest()
-    remembered = cache.recall(_KIND, name, _Remembered)
-    if remembered is not None and remembered["state"] == state:
-        return str(remembered["sha256"])
+    cached = cache.recall(_KIND, name, _Remembered)
+    if cached is not None and cached["state"] == state:
+        return str(cached["sha256"])
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     # A file changed this moment may change again within one tick of its clock: such a hash is not remembered.
@@ -45,7 +45,7 @@ class _Made(BaseModel):
     made: dict[str, Any]
 
 
-def remembered(kind: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def cached(kind: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What `make` returns, plain data with text for keys; from the cache where it was made under this key before.
 
     `key` is a digest of all that the data depend on. An entry that is damaged or cannot be read is made again.

@@ -35,7 +35,7 @@ def unfit_for_files(name: str) -> str | None:
 WILDCARDS = frozenset("*?[")
 
 
-def matching(pattern: str, names: Iterable[str]) -> list[str]:
+def names_matching(pattern: str, names: Iterable[str]) -> list[str]:
     """The names that a pattern means, in their order: the name itself where there is one, else those it matches.
 
     Where it matches none as a glob, its brackets are brackets: `a[lr=1e-4]/*` means what is below that folder.
@@ -48,8 +48,8 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
     return found or [name for name in known if fnmatch.fnmatchcase(name, plain)]
 
 
-def meant(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
+def names_matching_any(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
     """The names that any of the patterns means, in their order."""
     known = list(names)
-    found = {name for pattern in patterns for name in matching(pattern, known)}
+    found = {name for pattern in patterns for name in names_matching(pattern, known)}
     return [name for name in known if name in found]

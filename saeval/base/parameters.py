@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
-from saeval.base.errors import SaevalError, quoted, suggestion
+from saeval.base.errors import SaevalError, quoted_value, suggestion
 
 M = TypeVar("M", bound=BaseModel)
 
-MOST_REPEATS = 10_000
-Repeats = Annotated[int, Field(le=MOST_REPEATS)]
+MAX_REPEATS = 10_000
+Repeats = Annotated[int, Field(le=MAX_REPEATS)]
 """A number of draws, steps or copies. Each of them takes time and memory, so that more are a slip of the keyboard."""
 _LARGEST = 2**63
 """Integers beyond it fit into no array, and those of thousands of digits are not even shown."""
@@ -126,7 +126,7 @@ def _fault(detail: ErrorDetails, location: Location, model: type[BaseModel] | No
     message = message[:1].lower() + message[1:]
     if not location:
         return Fault(location, f"{what}: {message}" if what else message)
-    return Fault(location, f"'{path}'{of}: {message}, got {quoted(detail['input'])}")
+    return Fault(location, f"'{path}'{of}: {message}, got {quoted_value(detail['input'])}")
 
 
 def _keys(model: type[BaseModel] | None, location: Location) -> list[str]:

@@ -22,7 +22,7 @@ _SPELLINGS = {
 }  # fmt: skip
 
 
-def spelled(dtype: Any) -> Any:
+def dtype_name(dtype: Any) -> Any:
     """The name of a dtype in its usual spellings (`bf16`, `half`, `torch.bfloat16`); anything else unchanged."""
     word = str(dtype).strip().lower().removeprefix("torch.")
     name = _SPELLINGS.get(word, word)
@@ -31,7 +31,7 @@ def spelled(dtype: Any) -> Any:
 
 def named_dtype(dtype: Any) -> str:
     """One of `DTYPES`; `SaevalError` for what is none in any spelling."""
-    name = spelled(dtype)
+    name = dtype_name(dtype)
     if name not in DTYPES:
         raise SaevalError(f"dtype '{dtype}': expected one of {', '.join(DTYPES)}")
     return str(name)

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from saeval.base.errors import SaevalError
 
-MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """The byte order mark that some editors put before UTF-8 text."""
 MOST_BYTES = 64 * 2**20
 """The largest file that is read as a whole: a config, a suite, an index of weights."""
@@ -38,14 +38,14 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
     `SaevalError` where it is not UTF-8, no ordinary file or of more than `most` bytes, `OSError` where it cannot be
     read.
     """
-    size = check_regular(path)
+    size = check_regular_file(path)
     if size > most:
         raise FileError(path, f"{size:,} bytes, where at most {most:,} are read; check the path")
     with path.open("rb") as file:
         check_encoding(path, file.read(4))
         file.seek(0)
         content = file.read(most + 1)
-    text = content.removeprefix(MARK)
+    text = content.removeprefix(BYTE_ORDER_MARK)
     return _decoded(path, text, len(content) - len(text))
 
 
@@ -54,10 +54,10 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     try:
         return json.loads(read_text(path, most))
     except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and too deeply nested lists
-        raise FileError(path, f"broken JSON ({json_fault(error)}); copy it again") from None
+        raise FileError(path, f"broken JSON ({json_error(error)}); copy it again") from None
 
 
-def json_fault(error: Exception) -> str:
+def json_error(error: Exception) -> str:
     """Why text was not read as JSON, in few words."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
@@ -65,7 +65,7 @@ def json_fault(error: Exception) -> str:
     return "a number of thousands of digits" if "integer string conversion" in str(error) else str(error)
 
 
-def check_regular(path: Path) -> int:
+def check_regular_file(path: Path) -> int:
     """The size of an ordinary file; `SaevalError` for a folder, a pipe or a device, `OSError` where nothing is there.
 
     Reading the others may never end.
@@ -112,17 +112,17 @@ class Passage:
                 yield lines.decode(text, place + len(content) >= self.end)
 
 
-def passages(path: Path, separator: str | None = None) -> Iterator[str | Passage]:
+def text_passages(path: Path, separator: str | None = None) -> Iterator[str | Passage]:
     """The text of a file, or its pieces between separators; those of more than `LONG` bytes as passages.
 
     The file is read as it is iterated, so memory does not depend on its size. Line ends of the text and of the
     separator are `\\n`, whichever they are in the file. `SaevalError` as of `read_text`.
     """
-    size = check_regular(path)
+    size = check_regular_file(path)
     with path.open("rb") as file, path.open("rb", buffering=0) as pieces:
         first = file.read(4)
         check_encoding(path, first)
-        start = len(MARK) if first.startswith(MARK) else 0
+        start = len(BYTE_ORDER_MARK) if first.startswith(BYTE_ORDER_MARK) else 0
         for begin, end in [(start, size)] if separator is None else _between(file, start, separator):
             if end - begin > LONG:
                 yield Passage(path, begin, end)
@@ -131,14 +131,14 @@ def passages(path: Path, separator: str | None = None) -> Iterator[str | Passage
                 yield _decoded(path, pieces.read(end - begin), begin)
 
 
-def with_newlines(text: str) -> str:
+def normalized_newlines(text: str) -> str:
     """The text with every line ending in `\\n`."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _between(file: BinaryIO, start: int, separator: str) -> Iterator[tuple[int, int]]:
     """First byte and end of each piece; the file is read on from where it stands when the next is asked for."""
-    parts = with_newlines(separator).encode().split(b"\n")
+    parts = normalized_newlines(separator).encode().split(b"\n")
     pattern = re.compile(_NEWLINE.join(map(re.escape, parts)))
     longest = sum(map(len, parts)) + 2 * (len(parts) - 1)
     file.seek(start)
@@ -158,7 +158,7 @@ def _between(file: BinaryIO, start: int, separator: str) -> Iterator[tuple[int, 
 
 def _decoded(path: Path, content: bytes, start: int) -> str:
     try:
-        return with_newlines(content.decode())
+        return normalized_newlines(content.decode())
     except UnicodeDecodeError as error:
         raise _undecodable(path, start + error.start) from None
 

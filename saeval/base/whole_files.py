@@ -17,7 +17,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-ROOM = "free some space or choose another"
+FREE_SPACE = "free some space or choose another"
 """How a remedy begins, before the option or variable that names the place."""
 _PART = ".part"
 _LOCKS = fcntl is not None
@@ -33,7 +33,7 @@ class Unwritable(SaevalError):  # noqa: N818 - a state of the disk
         super().__init__(f"{path}: cannot be written ({reason}); {remedy}")
 
 
-def write(path: Path, content: bytes | Callable[[IO[bytes]], object], remedy: str) -> None:
+def write_whole(path: Path, content: bytes | Callable[[IO[bytes]], object], remedy: str) -> None:
     """Write under a temporary name, fsync, rename: a reader sees the old file or the new one, never a part.
 
     `content` may be a function that writes into the open file. `Unwritable` says why it failed and ends with `remedy`;

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval.api import find_suite, prepare
-from saeval.base.errors import SaevalError, SuiteError, blamed, expanded, said, suggestion
+from saeval.base.errors import SaevalError, SuiteError, blamed, expand_user, said, suggestion
 from saeval.base.escapes import line
 from saeval.base.lazy_torch import torch
 from saeval.base.names import WILDCARDS
@@ -62,7 +62,7 @@ class Doctor:
             found = _flow(reference, "doctor")
             if isinstance(found, dict):
                 return found
-        if expanded(reference).exists():
+        if expand_user(reference).exists():
             return self._recognised(reference)
         if WILDCARDS & set(reference) or reference in self.registry.saes:
             return reference

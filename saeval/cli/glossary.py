@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from saeval.base.errors import SaevalError, blamed, suggestion
-from saeval.base.names import matching
+from saeval.base.names import names_matching
 from saeval.base.parameters import schema
 from saeval.interfaces.metric import Metric, conclude_requests, names_of_values, observe_requests, substitute_requests
 from saeval.plan.leaves import LEAVES
@@ -231,7 +231,7 @@ def _value_page(entry: Entry[type[Metric]], value: str) -> str:
     page = _page(entry, "metric")
     documented = documented_values(entry.thing)
     for one in sorted(documented, key=lambda one: value not in one.names):  # its own line, before that of its family
-        if any(matching(pattern, [value]) for pattern in one.names):
+        if any(names_matching(pattern, [value]) for pattern in one.names):
             head = f"value {entry.name}.{value}: {one.equation}"
             return f"{head}\n  unit: {one.unit}\n  range: {one.range}\n  direction: {one.better}\n\n{page}"
     return page

@@ -9,9 +9,9 @@ import numpy as np
 
 from saeval.base.escapes import line, terminal
 from saeval.base.formatting import interval, number, with_error
-from saeval.results.board import counts_of, stop_in_words
+from saeval.results.board import size_in_words, stop_in_words
 from saeval.results.result import Result
-from saeval.stats.estimate import doubts
+from saeval.stats.estimate import reliability_warnings
 
 ROWS = 20
 """Rows of a curve or table that are printed; the stored JSON has all of them."""
@@ -36,7 +36,7 @@ def detail(result: Result) -> str:
                 parts.append(f"{line(name)}: a table\n{_grid(record['columns'], record['rows'])}")
             case "array":
                 parts.append(_array(name, record, result))
-    if notes := [*doubts(result.supports), *result.notes]:
+    if notes := [*reliability_warnings(result.supports), *result.notes]:
         parts.append("\n".join(f"- {line(note)}" for note in notes))
     parts.append(_run(result.provenance))
     if result.traceback:
@@ -60,7 +60,7 @@ def _heading(result: Result) -> list[str]:
     model = (cell.get("model") or {}).get("name")
     facts = [f"suite {cell['suite']}"] if cell.get("suite") else []
     facts += [f"model {model}"] if model else ["no model"]
-    facts += [", ".join([f"data {data.get('use')}", *counts_of(data)])]
+    facts += [", ".join([f"data {data.get('use')}", *size_in_words(data)])]
     lines += [f"key {result.key}; parameters: {given or 'none'}", "; ".join(facts)]
     if data.get("limit") is not None:
         lines.append(f"limited to {data['limit']} sequences: not comparable with other runs")

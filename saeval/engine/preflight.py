@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval.base.errors import Problem, SuiteError, suggestion
 from saeval.base.memory import refuse_too_large
-from saeval.base.names import matching, meant
+from saeval.base.names import names_matching, names_matching_any
 from saeval.engine.batch_program import Summation
 from saeval.engine.examination import Examination, Finding, examine
 from saeval.engine.model_proof import Causality, Proof, prove, prove_causal, unwell
@@ -154,7 +154,7 @@ class Preflight:
     def _faulty_saes(self) -> dict[str, tuple[str, Problem]]:
         """By the SAE's key: what was found, and the same with its place and the remedies."""
         options, faults = self.plan.options, {}
-        allowed = meant(options.allow, [s.name for s in self.plan.subjects if s.kind == "sae"])
+        allowed = names_matching_any(options.allow, [s.name for s in self.plan.subjects if s.kind == "sae"])
         for subject in self.plan.subjects:
             one = self.examinations.get(subject.key)
             if one is None or not one.fatal or subject.name in allowed:
@@ -271,7 +271,7 @@ def same_model(declared: str, name: str) -> bool:
 def warnings(plan: Plan) -> list[str]:
     """Disagreements of SAEs, names allowed in vain, copies in groups, SAEs without their control: a sentence each."""
     saes = {s.name: s for s in plan.subjects if s.kind == "sae"}
-    vain = [pattern for pattern in plan.options.allow if not matching(pattern, saes)]
+    vain = [pattern for pattern in plan.options.allow if not names_matching(pattern, saes)]
     unknown = [
         f"{plan.options.spelled('allow', [p])}: no SAE of the suite has this name{suggestion(p, saes)}" for p in vain
     ]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Kind = Literal["text", "tokens", "pair", "activations"]
+DataKind = Literal["text", "tokens", "pair", "activations"]
 
 
 @dataclass
@@ -159,7 +159,7 @@ class Source(ABC):
     """
 
     name: ClassVar[str]
-    kind: ClassVar[Kind] = "text"
+    kind: ClassVar[DataKind] = "text"
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -45,7 +45,7 @@ class LiveKeys:
         return digest_of(["live", self.named, self.seed, role, name, *facts])
 
 
-def unwrapped(thing: object) -> Any:
+def unwrap_module(thing: object) -> Any:
     """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, else the object itself."""
     while isinstance(thing, torch.nn.Module):
         parallel = isinstance(thing, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from saeval.base.names import matching
+from saeval.base.names import names_matching
 from saeval.base.parameters import parameter_names
 from saeval.base.stateless import Stateless
 
@@ -95,7 +95,7 @@ def undeclared(metric: Metric, concluded: Collection[Collection[str]]) -> str | 
     unknown = sorted(name for name in given if not declares(declared, name))
     if unknown:
         return f"{metric.name}.value_names lacks {', '.join(unknown)}, which it concludes; add the names"
-    absent = [name for name in declared if not matching(name, given)]
+    absent = [name for name in declared if not names_matching(name, given)]
     return f"{metric.name}.value_names has {', '.join(absent)}, which it never concludes" if absent else None
 
 
@@ -109,7 +109,7 @@ def names_of_values(metric: type[Metric]) -> Sequence[str] | None:
 
 def declares(declared: Iterable[str], name: str) -> bool:
     """Whether a value is one of those that a metric declares."""
-    return any(matching(pattern, [name]) for pattern in declared)
+    return any(names_matching(pattern, [name]) for pattern in declared)
 
 
 def observe_requests(metric: Metric) -> list[str]:

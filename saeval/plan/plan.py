@@ -10,7 +10,7 @@ from typing import Any
 from saeval.base.errors import Problem, SaevalError, SuiteError, blamed
 from saeval.base.fingerprint import digest_of
 from saeval.base.identity import code_identity
-from saeval.base.names import matching
+from saeval.base.names import names_matching
 from saeval.base.parameters import validated
 from saeval.base.run_options import RunOptions
 from saeval.interfaces.contents import freeze
@@ -192,7 +192,7 @@ class _Planner:
         for name, patterns in self.suite.body.groups.items():
             groups[name] = []
             for index, pattern in enumerate(patterns):
-                names = matching(pattern, [s.name for s in saes])
+                names = names_matching(pattern, [s.name for s in saes])
                 members = [s for s in saes if s.name in names]
                 if not members and not self.problems:
                     message = f"group '{name}': no SAE of 'saes:' matches '{pattern}'"

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from saeval.base.errors import Problem, SaevalError, UnknownNameError, blamed, looked_up, quoted, suggestion
+from saeval.base.errors import Problem, SaevalError, UnknownNameError, blamed, quoted_value, searched_in, suggestion
 from saeval.base.fingerprint import digest_of
 from saeval.base.identity import Origin, code_identity
-from saeval.base.names import WILDCARDS, matching, meant, unfit
-from saeval.base.parameters import MOST_REPEATS, ParameterError, parameter_names, validated
+from saeval.base.names import WILDCARDS, names_matching, names_matching_any, unfit
+from saeval.base.parameters import MAX_REPEATS, ParameterError, parameter_names, validated
 from saeval.base.run_options import RunOptions
 from saeval.interfaces.contents import freeze
 from saeval.interfaces.live_objects import LiveKeys, LiveSAE
@@ -77,7 +77,7 @@ class Subjects:
 
     def _registered(self, pattern: str) -> list[Subject]:
         names = self.registry.saes.names()
-        if not (matches := matching(pattern, names)):
+        if not (matches := names_matching(pattern, names)):
             raise SaevalError(self._unregistered(pattern, names))
         subjects = []
         for name in matches:
@@ -93,7 +93,7 @@ class Subjects:
             able = suggested(pattern, self.registry)
             entry = written({"use": "FORMAT", "path": pattern})
             return f"{said}, which is a path{able or f'; write {entry}, with a format of `saeval ls formats`'}"
-        nowhere = f"; nor is there such a path{looked_up(pattern)}; `saeval ls saes` lists the registered ones"
+        nowhere = f"; nor is there such a path{searched_in(pattern)}; `saeval ls saes` lists the registered ones"
         return f"{said}{suggestion(pattern, names, nowhere)}"
 
     def _described(self, entry: Mapping[str, Any]) -> list[Subject]:
@@ -215,8 +215,8 @@ class Subjects:
                 origin = self.registry.controls.entry(use).origin
                 with blamed(f"control '{use}'", origin, values=True):
                     copies = control(**params).copies
-                if not isinstance(copies, int) or isinstance(copies, bool) or not 1 <= copies <= MOST_REPEATS:
-                    wrong = f"'copies' is {quoted(copies)}; it must be a whole number from 1 to {MOST_REPEATS}"
+                if not isinstance(copies, int) or isinstance(copies, bool) or not 1 <= copies <= MAX_REPEATS:
+                    wrong = f"'copies' is {quoted_value(copies)}; it must be a whole number from 1 to {MAX_REPEATS}"
                     raise SaevalError(f"control '{use}' (plugin {origin}): {wrong}")
                 parents = _chosen(saes, of, use)
             except (SaevalError, ValueError) as error:
@@ -337,7 +337,7 @@ def _chosen(saes: list[Subject], of: Any, control: str) -> list[Subject]:
     if of is None:
         return saes
     patterns = list(of) if isinstance(of, list) else [of]
-    names = set(meant(map(str, patterns), [s.name for s in saes]))
+    names = set(names_matching_any(map(str, patterns), [s.name for s in saes]))
     chosen = [s for s in saes if s.name in names]
     if not chosen:
         known = ", ".join(s.name for s in saes[:5]) + (", ..." if len(saes) > 5 else "")

@@ -19,7 +19,7 @@ from typing import Any
 
 import pluggy
 
-from saeval.base.errors import SaevalError, looked_up, said, suggestion
+from saeval.base.errors import SaevalError, said, searched_in, suggestion
 from saeval.base.identity import Origin
 from saeval.registry import hookspecs
 
@@ -53,7 +53,7 @@ class Plugins:
         for file in files:
             path = Path(file)
             if not os.path.isfile(path):
-                raise SaevalError(f"--plugin {path}: no such file{looked_up(path)}")
+                raise SaevalError(f"--plugin {path}: no such file{searched_in(path)}")
             origin = Origin(str(path), path.stem, hashlib.sha256(path.read_bytes()).hexdigest()[:16], True)
             before = len(self.failures)
             self._register(origin, functools.partial(_load_file, path))

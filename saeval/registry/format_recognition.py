@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from saeval.base.errors import SaevalError, expanded
+from saeval.base.errors import SaevalError, expand_user
 from saeval.registry.registry import Registry
 
 
@@ -61,7 +61,7 @@ def suggested(path: Any, registry: Registry, use: str | None = None) -> str:
 def paths(path: str) -> list[str]:
     """The path where something is there, else what its globs match."""
     try:
-        place = expanded(path)
+        place = expand_user(path)
     except SaevalError:  # too long to be one, say
         return []
     return [path] if place.exists() else sorted(glob.glob(str(place)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from saeval.base.formatting import counted, number
-from saeval.stats.estimate import FEW, LEAST, UNRELIABLE, Estimate, Support, doubts
+from saeval.stats.estimate import FEW, LEAST, UNRELIABLE, Estimate, Support, reliability_warnings
 
 if TYPE_CHECKING:
     from saeval.results.result import Result
@@ -178,8 +178,8 @@ class Board:
                 if (support := entry.support) is not None and support.unreliable:
                     (tests if column.paired else values).append((support, f"{column.name} of {row.name}"))
         tests += [(row.support, f"{row.name} beside the top row") for row in self.rows if row.support is not None]
-        sentences = doubts(values, tests)
-        documents = documents_of(self.data)
+        sentences = reliability_warnings(values, tests)
+        documents = document_count(self.data)
         if not sentences and errors and documents is not None and 1 < documents < FEW:
             sentences = [f"fewer than {FEW} documents ({documents}): {UNRELIABLE}"]
         return sentences
@@ -209,7 +209,7 @@ def _some(places: Sequence[str]) -> str:
     return ", ".join(places[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def limit_in_words(data: Mapping[str, Any]) -> str:
+def limit_notice(data: Mapping[str, Any]) -> str:
     """What every table and page of a run with `--limit` says first; empty for a whole run."""
     limit = data.get("limit")
     if limit is None:
@@ -229,14 +229,14 @@ def damaged_in_words(results: Sequence[Result]) -> str:
 _UNITS = ("sequence", "document", "token")
 
 
-def counts_of(data: Mapping[str, Any]) -> list[str]:
+def size_in_words(data: Mapping[str, Any]) -> list[str]:
     """How many sequences, documents and tokens a run had, in words, as far as they are known."""
-    known = {**data, "documents": documents_of(data)}
+    known = {**data, "documents": document_count(data)}
     counts = [(known[f"{noun}s"], noun) for noun in _UNITS if known.get(f"{noun}s") is not None]
     return [counted(count, noun) if isinstance(count, int) else f"{count} {noun}s" for count, noun in counts]
 
 
-def documents_of(data: Mapping[str, Any]) -> int | None:
+def document_count(data: Mapping[str, Any]) -> int | None:
     """How many documents a run had; older results say `clusters`."""
     found: int | None = data.get("clusters", data.get("documents"))
     return found

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from saeval.base.errors import SaevalError, suggestion
-from saeval.results.board import Board, Column, Entry, Row, counts_of, limit_in_words
+from saeval.results.board import Board, Column, Entry, Row, limit_notice, size_in_words
 from saeval.results.paired_tests import ALPHA, Difference, difference, distinct, holm
-from saeval.stats.estimate import doubts
+from saeval.stats.estimate import reliability_warnings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +63,7 @@ class Comparison(Sequence[Compared]):
     def doubts(self) -> list[str]:
         """Why errors of the differences are unreliable: each reason's worst value."""
         known = ((row.difference.support, row.column.name) for row in self.rows)
-        return doubts((), ((support, name) for support, name in known if support is not None))
+        return reliability_warnings((), ((support, name) for support, name in known if support is not None))
 
     @property
     def asides(self) -> list[str]:
@@ -152,7 +152,7 @@ def compare(boards: Sequence[Board], a: str, b: str, metrics: Sequence[str] = ()
         Compared(column, one, other, found, p, _better(column, found, row_a, row_b))
         for (column, one, other), found, p in zip(both, differences, corrected, strict=True)
     ]
-    limit = limit_in_words(board.data)
+    limit = limit_notice(board.data)
     return Comparison(
         board.title,
         board.model,
@@ -164,7 +164,7 @@ def compare(boards: Sequence[Board], a: str, b: str, metrics: Sequence[str] = ()
         board.stop,
         limit,
         sum(twin == index for index, twin in enumerate(same)),
-        counts_of(board.data),
+        size_in_words(board.data),
         board.left_out,
     )
 
@@ -237,7 +237,7 @@ def _chosen(boards: Sequence[Board], a: str, b: str) -> tuple[Board, Row, Row]:
 
 def _ground(board: Board) -> str:
     facts = [
-        *counts_of(board.data),
+        *size_in_words(board.data),
         f"fingerprint {str(board.data.get('fingerprint'))[:8]}",
         f"model {board.model}" if board.model else "no model",
     ]

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 
 from saeval.base.errors import SaevalError
 from saeval.base.sealed_json import DamagedError, sealed, unsealed
-from saeval.base.whole_files import Unwritable, tidy, write
+from saeval.base.whole_files import Unwritable, tidy, write_whole
 from saeval.results import file_states
 from saeval.results.file_states import FOLDER, Basis, code, result_files, states_of
 from saeval.results.index_rows import Held, Wanted, heads_of, joined, read, states_in, with_states
@@ -279,8 +279,8 @@ def _keep(folder: Path, name: str, table: pa.Table) -> None:
     content = _packed(table)
     facts = {"form": FORM, "saeval": code(), "parquet": hashlib.sha256(content).hexdigest()}
     try:
-        write(folder / f"{name}.parquet", content, "")
-        write(folder / f"{name}.json", sealed(facts), "")
+        write_whole(folder / f"{name}.parquet", content, "")
+        write_whole(folder / f"{name}.json", sealed(facts), "")
     except Unwritable as error:
         log.debug("%s", error)
     else:
@@ -309,7 +309,7 @@ class Tests:
             kept = self._kept[name] = {"of": digest, "found": compute()}
             facts = {"form": FORM, "saeval": code(), "tests": self._kept}
             try:
-                write(self._path, sealed(facts), "")
+                write_whole(self._path, sealed(facts), "")
             except Unwritable as error:
                 log.debug("%s", error)
         found: Found = kept["found"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from saeval.base.errors import SaevalError
 from saeval.base.escapes import file_name
 from saeval.base.sealed_json import DamagedError, sealed, unsealed
-from saeval.base.whole_files import Unwritable, write
+from saeval.base.whole_files import Unwritable, write_whole
 from saeval.results import file_states
 from saeval.results.file_states import FOLDER, Basis, code, states_of
 
@@ -71,6 +71,6 @@ class KeptText:
             "text": text, "asides": list(asides),
         }  # fmt: skip
         try:
-            write(self._path, sealed(kept), "")
+            write_whole(self._path, sealed(kept), "")
         except Unwritable as error:
             log.debug("%s", error)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from saeval.base.errors import log, said
 from saeval.base.escapes import file_name, html, markdown, plot
-from saeval.base.whole_files import ROOM, sync, tidy, write
-from saeval.results.board import damaged_in_words, limit_in_words
+from saeval.base.whole_files import FREE_SPACE, sync, tidy, write_whole
+from saeval.results.board import damaged_in_words, limit_notice
 from saeval.results.report import Report
-from saeval.stats.estimate import doubts
+from saeval.stats.estimate import reliability_warnings
 
 if TYPE_CHECKING:
     from matplotlib.axis import Axis
@@ -34,9 +34,11 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
     """
     written: list[Path] = []
     failed: list[str] = []
-    limit = next((words for result in results if (words := limit_in_words(result.cell["data"]))), "")
+    limit = next((words for result in results if (words := limit_notice(result.cell["data"]))), "")
     heading = " ".join(words for words in (limit, damaged_in_words(results)) if words)
-    unreliable = [f"{doubt[0].upper()}{doubt[1:]}." for doubt in doubts(s for r in results for s in r.supports)]
+    unreliable = [
+        f"{doubt[0].upper()}{doubt[1:]}." for doubt in reliability_warnings(s for r in results for s in r.supports)
+    ]
     first = " ".join([*([heading] if heading else []), *unreliable])
     for report in reports:
         assert report.pages is not None
@@ -51,7 +53,7 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
             failed.append(f"report '{report.name}' failed: {said(error)}")
             continue
         for path, content in zip(places[len(written) :], pages.values(), strict=True):
-            write(path, content, f"{ROOM} --to")
+            write_whole(path, content, f"{FREE_SPACE} --to")
             written.append(path)
     if written:
         sync(folder)
@@ -126,17 +128,17 @@ def png(drawn: Figure) -> bytes:
     return held.getvalue()
 
 
-def wrapped(text: str, inches: float, size: float) -> str:
+def wrap_title(text: str, inches: float, size: float) -> str:
     """A title in as many lines as fit the width at this font size, in points; nothing in it is a formula."""
     return textwrap.fill(plot(text), max(int(inches * 72 / (size * _EM)), 8))
 
 
-def titled(drawn: Figure, text: str, size: float = 10) -> None:
+def set_title(drawn: Figure, text: str, size: float = 10) -> None:
     """Give a figure its title, in as many lines as its width takes."""
-    drawn.suptitle(wrapped(text, float(drawn.get_figwidth()), size), fontsize=size)
+    drawn.suptitle(wrap_title(text, float(drawn.get_figwidth()), size), fontsize=size)
 
 
-def label_log(axis: Axis) -> None:
+def label_log_axis(axis: Axis) -> None:
     """Label a logarithmic axis as densely as its limits ask: call it last, since it keeps the limits of that moment.
 
     Within one decade the ticks are round numbers between its ends; within three 1, 2 and 5 times the powers of ten;

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic_core import ValidationError
 
-from saeval.base.errors import SaevalError, expanded, looked_up, said
+from saeval.base.errors import SaevalError, expand_user, said, searched_in
 from saeval.base.sealed_json import DamagedError, EarlierError, is_whole, sealed, unsealed, validated
-from saeval.base.whole_files import ROOM, sync, tidy, write
+from saeval.base.whole_files import FREE_SPACE, sync, tidy, write_whole
 from saeval.results import npz
 from saeval.results.file_states import content_of
 from saeval.results.records import MANIFEST_FILE, RESULT_FILE, SHOWN_FILE
@@ -60,7 +60,7 @@ class Store:
     """One suite's folder: `<key>.json` and `<key>.npz`, `folds/`, `passes/`, and the manifest of the last run."""
 
     def __init__(self, folder: Path | str) -> None:
-        expanded(folder)  # one that no system can look for is the user's mistake, and no damage
+        expand_user(folder)  # one that no system can look for is the user's mistake, and no damage
         self.folder = Path(folder)
         self._prefix = f"{self.folder}{os.sep}"
         """Paths of 100,000 files cost more as `Path` than it costs to read them."""
@@ -184,7 +184,7 @@ class Store:
         path = next((p for name in (MANIFEST, LIMITED) if (p := self.folder / name).exists()), None)
         if path is None and not self.folder.exists():
             raise SaevalError(
-                f"{self.folder}: no such folder{looked_up(self.folder)}; name a folder of results, OUT/SUITE"
+                f"{self.folder}: no such folder{searched_in(self.folder)}; name a folder of results, OUT/SUITE"
             )
         if path is None:
             inner = sorted({p.parent.name for name in (MANIFEST, LIMITED) for p in self.folder.glob(f"*/{name}")})
@@ -447,7 +447,7 @@ def _digest(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    write(path, content, f"{ROOM} --out")
+    write_whole(path, content, f"{FREE_SPACE} --out")
 
 
 def finite(value: Any) -> Any:

@@ -107,7 +107,7 @@ def _critical_share(effective: float) -> float:
 UNRELIABLE = "errors, intervals and tests are themselves unreliable"
 
 
-def doubts(values: Iterable[tuple[Support, str]], tests: Iterable[tuple[Support, str]] = ()) -> list[str]:
+def reliability_warnings(values: Iterable[tuple[Support, str]], tests: Iterable[tuple[Support, str]] = ()) -> list[str]:
     """Why errors of values and of paired tests are unreliable, from (support, place) of each.
 
     One sentence for each reason: it names the worst place and counts the others.

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from saeval.base.errors import Problem, SaevalError, SuiteError, lone_surrogate, looked_up, suggestion
+from saeval.base.errors import Problem, SaevalError, SuiteError, lone_surrogate, searched_in, suggestion
 from saeval.base.parameters import Location
 from saeval.base.text_files import FileError, read_text
 
@@ -55,7 +55,7 @@ def read(path: Path | str) -> tuple[dict[str, Any], Marks]:
     try:
         text = read_text(path, MAX_BYTES)
     except FileNotFoundError:
-        raise SuiteError([Problem(f"no such file{looked_up(path)}", str(path))]) from None
+        raise SuiteError([Problem(f"no such file{searched_in(path)}", str(path))]) from None
     except OSError as error:
         raise SuiteError([Problem(f"cannot be read: {error}", str(path))]) from None
     except FileError as error:

@@ -105,7 +105,7 @@ class Packer:
         beyond = [token for token in [*self.excluded, *self.prefix] if size is not None and token >= size]
         if beyond:
             raise SaevalError(f"data: token id {beyond[0]} is beyond the tokenizer's {size} tokens")
-        self._spelled = unread(self.tokenizer, "bos", self.prefix)
+        self._spelled = unread_special(self.tokenizer, "bos", self.prefix)
         self._names: list[str] = []
         self._masked = 0  # rows of which 'exclude' leaves no token
         self._left_out: Counter[str] = Counter()
@@ -271,7 +271,7 @@ class Packer:
         return _Row(row, owner, name, hashlib.sha256(f"{self.options.seed}\0{name}\0{index}".encode()).digest())
 
 
-def unread(tokenizer: Any, word: Literal["bos", "eos"], ids: Sequence[int]) -> str:
+def unread_special(tokenizer: Any, word: Literal["bos", "eos"], ids: Sequence[int]) -> str:
     """A special token as text spells it, where the tokenizer reads that as ordinary characters; else nothing.
 
     `ids` is the token that is put before or after texts, if any.

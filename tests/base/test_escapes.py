@@ -20,7 +20,7 @@ from saeval.base.escapes import csv, file_name, html, line, markdown, plot, term
 from saeval.base.sealed_json import sealed, unsealed
 from saeval.results.comparison import compare
 from saeval.results.leaderboard import from_results
-from saeval.results.pages import figure, png, titled, write_pages
+from saeval.results.pages import figure, png, set_title, write_pages
 from saeval.results.report import Report
 from saeval.results.result import Result
 from saeval.suite.schema import validate
@@ -201,7 +201,7 @@ def test_names_in_pages_forge_nothing():
 
 def test_a_title_with_dollar_signs_is_no_formula():
     drawn = figure(2, 2)
-    titled(drawn, "$\\nonsense{$ of a\x1b|b")
+    set_title(drawn, "$\\nonsense{$ of a\x1b|b")
     assert png(drawn)
     assert plot("a$b") == "a\\$b"
 

@@ -6,13 +6,13 @@ import pytest
 
 import saeval
 from saeval.api import prepare
-from saeval.base.names import matching, meant
+from saeval.base.names import names_matching, names_matching_any
 from saeval.base.run_options import RunOptions
 from saeval.engine.preflight import warnings
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
 from saeval.testing.claims import every
-from saeval_data.files import matching as files_matching
+from saeval_data.files import names_matching as files_matching
 from saeval_formats.folders import chosen
 from saeval_formats.reference import matched
 from saeval_stability.group import labelled
@@ -22,12 +22,12 @@ NAME = "a[lr=1e-4]"
 
 def test_a_name_wins_over_a_pattern():
     names = ["a1", "a[1]", "b", NAME]
-    assert matching("a[1]", names) == ["a[1]"]
-    assert matching("a[12]", names) == ["a1"]
-    assert matching("a*", names) == ["a1", "a[1]", NAME]
-    assert matching("*[lr=1e-4]", names[2:]) == [NAME]  # matches nothing else, so the brackets are brackets
-    assert matching("c", names) == []
-    assert meant(["b", "a[1]", NAME], names) == ["a[1]", "b", NAME]
+    assert names_matching("a[1]", names) == ["a[1]"]
+    assert names_matching("a[12]", names) == ["a1"]
+    assert names_matching("a*", names) == ["a1", "a[1]", NAME]
+    assert names_matching("*[lr=1e-4]", names[2:]) == [NAME]  # matches nothing else, so the brackets are brackets
+    assert names_matching("c", names) == []
+    assert names_matching_any(["b", "a[1]", NAME], names) == ["a[1]", "b", NAME]
 
 
 def test_kinds_and_sites_are_given_by_name_or_by_pattern():

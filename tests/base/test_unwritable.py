@@ -13,7 +13,7 @@ import pytest
 from documents import build, corpus
 from saeval import SaevalError, cli
 from saeval.base.fingerprint import sha256_file
-from saeval.base.whole_files import Unwritable, write
+from saeval.base.whole_files import Unwritable, write_whole
 from saeval.results.pages import write_pages
 from saeval.results.report import Report
 from saeval.testing import evaluate_tiny, tiny_tokens
@@ -215,5 +215,5 @@ def test_what_killed_processes_left_in_the_cache_is_removed(own_cache):
 
 def test_a_folder_that_has_the_files_name_is_named(tmp_path):
     with pytest.raises(SaevalError, match=r"cannot be written \(a folder has this name\); move it away"):
-        write(tmp_path, b"content", "free some space")
+        write_whole(tmp_path, b"content", "free some space")
     assert not list(tmp_path.parent.glob(".*.part"))

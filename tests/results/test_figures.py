@@ -7,7 +7,7 @@ import importlib
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from saeval.results.pages import figure, label_log
+from saeval.results.pages import figure, label_log_axis
 from saeval.testing import TinySAE, evaluate_tiny
 from saeval.testing.claims import every
 
@@ -92,7 +92,7 @@ def test_a_short_logarithmic_axis_has_more_than_one_label(low, high):
     axes.plot([0, 1], [low, high])
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    label_log(axes.yaxis)
+    label_log_axis(axes.yaxis)
     drawn(made)
     found = labels(axes.yaxis)
     assert 3 <= len(found) <= 12
@@ -105,6 +105,6 @@ def test_a_long_logarithmic_axis_keeps_its_powers_of_ten():
     axes = made.add_subplot()
     axes.set_yscale("log")
     axes.set_ylim(1e-6, 10)
-    label_log(axes.yaxis)
+    label_log_axis(axes.yaxis)
     drawn(made)
     assert any("10^{-5}" in text for text in labels(axes.yaxis))

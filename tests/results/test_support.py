@@ -22,7 +22,7 @@ from saeval.results.pages import write_pages
 from saeval.results.paired_tests import difference
 from saeval.results.ranks import rank
 from saeval.results.report import Report
-from saeval.stats.estimate import doubts
+from saeval.stats.estimate import reliability_warnings
 from saeval.testing import evaluate_tiny, tiny_tokens
 from saeval.testing.claims import every, some
 
@@ -68,11 +68,11 @@ def test_one_document_has_no_error_to_doubt():
 def test_the_worst_place_of_each_reason_is_named():
     fewer, few, heavy = of([9] * 5, range(5)), of([9] * 8, range(8)), of([9] * 50, [100, *range(49)])
     known = [(e.support, place) for e, place in ((few, "b"), (fewer, "a"), (heavy, "c"))]
-    said = doubts(known)
+    said = reliability_warnings(known)
     assert len(said) == 2
     assert said[0].startswith("fewer than 20 effective documents (5, from 5; worst: a; also 1 other value): errors, ")
     assert said[1].startswith("one of 50 documents accounts for 36% of the squared standard error (in c): errors, ")
-    first, second = doubts([known[0], known[2]], [known[1], *known])
+    first, second = reliability_warnings([known[0], known[2]], [known[1], *known])
     assert "(5, from 5; worst: a; also 1 value and 2 other paired tests): " in first
     assert "for up to 36% of the squared standard error (worst: c; also 1 paired test): " in second
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from saeval import evaluate
 from saeval.base import text_files as textfile
 from saeval.base.errors import SaevalError
-from saeval.base.text_files import Passage, passages
+from saeval.base.text_files import Passage, text_passages
 from saeval.testing.claims import every
 from saeval.text import packing, windows
 from saeval.text.tokens import TokenOptions, build_tokens
@@ -122,7 +122,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, monkeypatch, small):
     assert max(longest) <= windows.WINDOW
 
     tracemalloc.start()
-    pieces = sum(len(piece) for passage in passages(path) for piece in passage)
+    pieces = sum(len(piece) for passage in text_passages(path) for piece in passage)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert pieces == 300_000
@@ -155,9 +155,9 @@ def test_separators_are_found_across_chunks(tmp_path, monkeypatch, chunk):
     path.write_bytes(text.encode())
     monkeypatch.setattr(textfile, "_CHUNK", chunk)
     normal = text.replace("\r\n", "\n").replace("\r", "\n")
-    assert list(passages(path, "\n\n")) == normal.split("\n\n")
+    assert list(text_passages(path, "\n\n")) == normal.split("\n\n")
     monkeypatch.setattr(textfile, "LONG", 0)
-    found = ["".join(piece) for piece in passages(path, "\n\n")]
+    found = ["".join(piece) for piece in text_passages(path, "\n\n")]
     assert found == normal.split("\n\n")
 
 
@@ -165,10 +165,10 @@ def test_a_byte_that_is_no_text_has_its_place(tmp_path, small):
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbf" + b"x" * 5997 + b"\xe9" + b"y" * 100)
     with pytest.raises(SaevalError, match=r"a.txt: not UTF-8 text \(at byte 6000\); save it again as UTF-8"):
-        list(next(passages(path)))
+        list(next(text_passages(path)))
     path.write_bytes(b"x\n\ny\xe9")
     with pytest.raises(SaevalError, match=r"at byte 4"):
-        list(passages(path, "\n\n"))
+        list(text_passages(path, "\n\n"))
 
 
 def test_crlf_paragraphs_are_documents_of_a_run(tmp_path):
