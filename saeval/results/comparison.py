@@ -55,7 +55,6 @@ class Comparison(Sequence[Compared]):
     """How many distinct tests the p values are corrected for."""
     counts: Sequence[str] = ()
     """How many sequences, documents and tokens the differences rest on, in words."""
-
     left_out: Sequence[str] = ()
     """Which results are not there, of the whole board."""
 
