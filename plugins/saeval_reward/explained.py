@@ -59,7 +59,8 @@ class Explained:
                 )
                 raise Undefined(
                     f"attributions are not complete: they miss {formatting.number(relative.value, 2)} of "
-                    f"m(x) − m(baseline), more than the tolerance {tolerance:g}; take more 'steps' than {steps}{other}{why}"
+                    f"m(x) − m(baseline), more than the tolerance {tolerance:g}; "
+                    f"take more 'steps' than {steps}{other}{why}"
                 )
             reason = "m(x) is m(baseline) everywhere" if span.value == 0 else None
             values = {
