@@ -56,7 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
                 code = SOME_FAILED
         try:
             text = write(made_boards)
-            say_aside([sentence for board in made_boards for sentence in board.asides], arguments.format)
+            if arguments.format != "md":  # which has notes of its own
+                say_aside([sentence for board in made_boards for sentence in board.asides])
             print(text, flush=True)
         except SaevalError as error:  # the results are kept, and another format may show them
             again = ["leaderboard", *(str(folder) for folder in folders), *["--include-limited"] * limited]
