@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
 from typing import Any, TypeAlias
 
 from saeval.base.errors import suggestion
@@ -108,7 +107,7 @@ def _entry(ahead: Difference, n: int | None) -> Entry:
 
 
 def _plain(entry: Entry) -> list[Any]:
-    support = [*astuple(entry.support)] if entry.support is not None else None
+    support = entry.support and entry.support.parts
     return [entry.value, entry.stderr, entry.ci95, entry.n, entry.status, entry.reason, support, entry.detectable]
 
 

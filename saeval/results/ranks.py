@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import Any
 
 from saeval.results.all_pairs import Pairs
@@ -46,7 +46,7 @@ def rank(rows: list[Row], column: Column | None, tests: Tests = afresh) -> None:
             "better": better.tolist(),
             "worse": worse.tolist(),
             "detectable": [one.detectable for one in to_first],
-            "supports": [one.support and [*astuple(one.support)] for one in to_first],
+            "supports": [one.support and one.support.parts for one in to_first],
         }
 
     found = tests(f"ranks of {name}", entries, tested)

@@ -61,6 +61,11 @@ class Support:
     """Share of the squared deviations of the document that moves the value most; None where there are none."""
 
     @property
+    def parts(self) -> list[float | None]:
+        """The three as plain data, in their order."""
+        return [self.documents, self.effective, self.largest_share]
+
+    @property
     def few(self) -> bool:
         """Whether there are too few effective documents for a reliable error; False where the error is 0 or missing."""
         return self.largest_share is not None and self.effective < FEW
