@@ -89,11 +89,12 @@ def iid_best(n: int, d: int, absolute: bool) -> float:
 
     E max = 1 − ∫ F(t)ⁿ dt, where (1 + cos)/2 ~ Beta((d−1)/2, (d−1)/2), or cos² ~ Beta(½, (d−1)/2) for |cos|.
     """
-    from scipy.special import betainc  # late: listings do not need it
+    from scipy.integrate import trapezoid  # late: listings do not need it
+    from scipy.special import betainc
 
     if d == 1:  # directions are ±1
         return 1.0 if absolute else 1.0 - 2.0 ** (1 - n)
     grid = np.linspace(0.0 if absolute else -1.0, 1.0, 400_001)
     half = (d - 1) / 2
     below = betainc(0.5, half, grid**2) if absolute else betainc(half, half, (1 + grid) / 2)
-    return float(1.0 - np.trapezoid(below**n, grid))
+    return float(1.0 - trapezoid(below**n, grid))

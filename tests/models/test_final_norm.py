@@ -6,7 +6,6 @@ import functools
 
 import pytest
 import torch
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from saeval import SaevalError
 from saeval.testing import TinyPairs, TinySAE, evaluate_tiny, tiny_tokens
@@ -74,6 +73,9 @@ def test_a_pass_that_needs_no_more_is_cut_there_and_padding_changes_nothing(tmp_
 
 @pytest.mark.parametrize("normalization", ["LN", "LNPre", "RMS", "RMSPre"])
 def test_a_hooked_transformer_has_it_too(normalization):
+    pytest.importorskip("transformer_lens.HookedTransformer", reason="transformer-lens 4 has no HookedTransformer")
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
     config = HookedTransformerConfig(
         n_layers=2, d_model=32, n_ctx=32, d_head=8, n_heads=4, d_vocab=97, act_fn="gelu", seed=0, device="cpu",
         normalization_type=normalization,
