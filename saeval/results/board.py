@@ -139,7 +139,7 @@ class Row:
 
 @dataclass
 class Board:
-    """A table of comparable rows: same suite, model and data."""
+    """A table of comparable rows, which all have the same model and data."""
 
     title: str
     model: str
@@ -149,11 +149,11 @@ class Board:
     columns: list[Column]
     rows: list[Row]
     rank_by: str | None
-    """Name of the column that rows are ranked by; None if rows are not ranked."""
+    """Name of the column that rows are ranked by."""
     limited: bool = False
     """True for a run with `--limit`, whose numbers are not comparable with others."""
     warnings: list[str] = field(default_factory=list)
-    """Sentences on requests of the suite's `leaderboard:` that the results cannot meet, and on missing results."""
+    """Unmet requests of the suite's `leaderboard:`, missing results, findings of the preflight, remarks of metrics."""
     left_out: list[str] = field(default_factory=list)
     """Those of `warnings` that are about missing or damaged results."""
     sample: Mapping[str, Any] | None = None

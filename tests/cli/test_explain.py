@@ -110,7 +110,7 @@ def test_a_registered_sae_needs_no_suite(explain):
         (["cee"], "unknown metric 'cee'; did you mean 'ce'?"),
         (["l0", "--sae", "testbed/relu"], "--sae: 'testbed/relu' is no registered SAE; did you mean"),
         (["kl", "small.yaml"], "suite 'small' has no metric 'kl'"),
-        (["ce", "small.yaml"], "suite 'small' has the metric 'ce' as ce_mean, ce_zero; name one of these"),
+        (["ce", "small.yaml"], "suite 'small' has the metric 'ce' as ce_mean, ce_zero; use one of these names"),
         (["l0", "small.yaml", "--sae", "topk-8"], "metric 'l0' of suite 'small' has no SAE 'topk-8'; did you mean"),
     ],
 )
