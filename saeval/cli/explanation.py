@@ -217,9 +217,7 @@ def _work(program: BatchProgram) -> str:
     if not program.touches_model:
         return "the model is not run"
     hooks = ("the deepest of " if len(program.hooks) > 1 else "") + ", ".join(program.hooks)
-    cut = (
-        "" if program.final else f", cut at {hooks}" if len(program.hooks) == 1 else f", cut at the deepest of {hooks}"
-    )
+    cut = "" if program.final or not hooks else f", cut at {hooks}"
     return f"per batch 1 clean pass{cut}, {counted(program.resumes, 'resumed pass')}"
 
 

@@ -76,7 +76,7 @@ class Comparison(Sequence[Compared]):
         return len(self.rows)
 
     def records(self) -> list[dict[str, Any]]:
-        """Return a flat record per value: both numbers, the difference a - b with its error and test, the better one."""
+        """Return a flat record per value: both numbers, the difference a - b and its test, the better subject."""
         return [self._record(row) for row in self.rows]
 
     def _record(self, row: Compared) -> dict[str, Any]:

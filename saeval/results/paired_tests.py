@@ -122,7 +122,7 @@ def difference(a: Entry, b: Entry) -> Difference:
 
 
 def distinct(differences: Sequence[Difference]) -> list[int | None]:
-    """Return, for each difference, the index of the first that is the same test (maybe its own); None without a test."""
+    """Return for each difference the index of the first that is the same test, perhaps its own; None without a test."""
     firsts: list[int] = []
     twins: list[int | None] = []
     for index, paired in enumerate(differences):

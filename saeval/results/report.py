@@ -19,7 +19,7 @@ class Report:
     """A format: pure functions that turn results into text or files. Each may be None if the format has no such output.
 
     `write` returns the text of some boards, and `compare` that of a comparison. `pages` takes all results of a run,
-    with their arrays, and returns the content of files by name, such as `curves.png`; empty if there is nothing to show.
+    with their arrays, and returns the content of files by name, such as `curves.png`; empty if it has nothing to show.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Report:
     """True if `write` depends only on results and on the code of saeval and its plugins, so that its text is cached."""
 
     def writer(self, of: Literal["write", "compare", "pages"], others: Iterable[Report]) -> Callable[..., Any]:
-        """Return the function `of` that name; `SaevalError` names the `others` that have it, if this report does not."""
+        """Return the function named `of`. `SaevalError` if it is None, with those of `others` that have one."""
         function: Callable[..., Any] | None = getattr(self, of)
         if function is None:
             output = {"write": "leaderboards", "compare": "comparisons", "pages": "pages"}[of]

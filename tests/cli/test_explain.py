@@ -43,7 +43,7 @@ def test_a_metric_alone_is_explained_with_its_defaults(explain):
     assert (code, errors) == (0, "")
     assert re.fullmatch(r"metric ce@\d of 'SAE' at blocks.1.hook_resid_pre, in suite example", lines[0])
     assert "  parameters: ablation='mean'" in lines
-    assert lines[-1].startswith("This is an example; `saeval explain ce SUITE`")
+    assert lines[-1] == "This is an example; for your suite: saeval explain ce SUITE"
     assert [text.split(": ")[1] for text in lines if text.startswith("  pass ")] == [
         "activation_moments over the planned tokens", "1 cell"
     ]  # fmt: skip

@@ -511,9 +511,9 @@ def test_check_says_where_it_will_look(tmp_path, monkeypatch, capsys):
     assert "too few documents to stop early" in capsys.readouterr().out
     assert cli.main(["check", "s.yaml", "--set", "data.sequences=700"]) == 0
     found = capsys.readouterr().out
-    assert "precision: ce.delta_ce ± 0.01; looks after sequences (documents) " in found
+    assert "precision: ce.delta_ce ± 0.01; checked after sequences (documents) " in found
     assert "(64), " in found
-    assert "if nothing stops earlier" in found
+    assert "if the run does not stop early" in found
 
 
 def test_what_raises_undefined_as_a_whole_is_not_asked():
