@@ -206,18 +206,14 @@ def _metric(metric: type[Metric]) -> list[str]:
         "shown first": metric.headline if isinstance(metric.headline, list | tuple) else (),
         "requests": [name for name in requests if name not in ("self", "total")],
     }
-    shown = [
-        f"{label}: {', '.join(map(str, names))}" for label, names in facts.items() if names and not callable(names)
-    ]
+    shown = [f"{label}: {', '.join(map(str, v))}" for label, v in facts.items() if v and not callable(v)]
     return ["", *shown] if shown else []
 
 
 def _quantity(quantity: Any) -> list[str]:
     lines = [inspect.getdoc(quantity.function) or "(no documentation)"]
     marked = "fold" in getattr(quantity.function, "__saeval__", {})
-    fold = (
-        "a fold: the sum over all batches" if marked else "a fold, inferred from its annotation: decorate it with @fold"
-    )
+    fold = "a fold: the sum over all batches" if marked else "a fold, by its annotation only: decorate it with @fold"
     facts = {
         "returns": quantity.shape,
         "kind": fold if quantity.fold else "",

@@ -20,7 +20,7 @@ def suite_options(parser: argparse.ArgumentParser) -> None:
     """Add the suites, and the flags that change a run of them."""
     parser.add_argument("suites", nargs="+", metavar="SUITE", help="a YAML file, or the name of a registered suite")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the suite, such as data.sequences=64"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as data.sequences=64"
     )
     flags.add(parser, "suite")
     model_options(parser)

@@ -94,7 +94,7 @@ def plan_in_words(plan: Plan, store: Store) -> str:
     resumed = hooks_of(resume, nodes)
     if total and plan.options.preflight != "off" and reach_the_end(nodes):
         total += len(resumed) + 1
-        proofs = f", and {counted(len(resumed), 'resumed pass')}, one per hook, to check resuming" if resumed else ""
+        proofs = f", and {counted(len(resumed), 'resumed pass')}, one per hook" if resumed else ""
         lines.append(f"  preflight: 1 pass on the first batch, to check that the model is causal{proofs}")
     names = sorted({n.name for n in nodes if n.args and not n.quantity.inserted})
     weights = sum(8 * (s.d_in or 0) * (s.d_sae or 0) for s in plan.subjects if s.kind == "sae")
