@@ -447,7 +447,7 @@ def test_reports_say_that_it_stopped_and_what_it_took(adaptive, tmp_path, capsys
     words = f"stopped adaptively after {sample['tokens']} tokens ({sample['sequences']} of 700 sequences, "
     assert words in repr(adaptive)
     assert f"**Adaptive**: {words}" in adaptive.leaderboard()
-    assert f"Counts, curves and quantiles of counts are of the first {sample['prefix']['sequences']} sequences" in (
+    assert f"Counts, curves and quantiles of counts always use the first {sample['prefix']['sequences']} sequences" in (
         adaptive.leaderboard()
     )
     rows = json.loads(adaptive.leaderboard("json"))
