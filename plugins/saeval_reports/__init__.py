@@ -7,10 +7,10 @@ from saeval.plugin import Report, hookimpl
 
 @hookimpl
 def saeval_reports() -> list[Report]:
-    from saeval_reports import comparisons, tables  # late: `saeval ls` needs the names only
+    from saeval_reports import comparisons, tables  # late: slow to import
 
     return [
         Report("md", tables.markdown, "Markdown, for people", comparisons.markdown, keeps=True),
-        Report("csv", tables.csv, "CSV, one line a row", comparisons.csv, keeps=True),
-        Report("json", tables.as_json, "JSON, a list of rows", comparisons.as_json, keeps=True),
+        Report("csv", tables.csv, "CSV, one line per row", comparisons.csv, keeps=True),
+        Report("json", tables.as_json, "JSON, one list of all rows", comparisons.as_json, keeps=True),
     ]

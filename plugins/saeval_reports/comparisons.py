@@ -9,7 +9,7 @@ from saeval_reports.tables import header, markdown_table, number, records_as_csv
 
 
 def markdown(comparison: Comparison) -> str:
-    """A line a value: both numbers, the paired difference with its interval and test, and which one is better."""
+    """Return a table with a line per value: both numbers, their paired difference and its test, the better subject."""
     a, b = comparison.a, comparison.b
     hooks = list(dict.fromkeys((a.hook_name, b.hook_name)))
     same = a.name == b.name
@@ -22,7 +22,7 @@ def markdown(comparison: Comparison) -> str:
     for row in comparison:
         if reason := _reason(row):
             reasons.setdefault(reason, []).append(row.column.name)
-    sign = " (of the sign test, where all documents differ alike)" if _ALIKE in reasons else ""
+    sign = " (of the sign test, if the difference is the same in every document)" if _ALIKE in reasons else ""
     error = ", ± one standard error" if any(row.difference.stderr is not None for row in comparison) else ""
     tests = (
         f"p of the paired t test{sign}, Holm-corrected over {count}; "
@@ -49,28 +49,28 @@ _ALIKE = "no interval: the difference is the same in every document"
 
 
 def _reason(row: Compared) -> str:
-    """Why a difference has no interval; empty where it has one, or where both values are equal."""
-    found = row.difference
-    if found.reason:
-        shown = row.a.stderr is not None and row.b.stderr is not None
-        return f"{'not tested' if shown else 'no standard error'}: {found.reason}"
-    return _ALIKE if found.stderr == 0 and found.p_value is not None else ""
+    """Return why a difference has no interval; empty if it has one, or if both values are equal."""
+    difference = row.difference
+    if difference.reason:
+        with_errors = row.a.stderr is not None and row.b.stderr is not None
+        return f"{'not tested' if with_errors else 'no standard error'}: {difference.reason}"
+    return _ALIKE if difference.stderr == 0 and difference.p_value is not None else ""
 
 
 def _line(row: Compared) -> list[str]:
-    found = row.difference
+    difference = row.difference
     interval = ""
-    if found.ci95 is not None and found.stderr:
-        interval = formatting.interval(found.ci95, found.stderr)
+    if difference.ci95 is not None and difference.stderr:
+        interval = formatting.interval(difference.ci95, difference.stderr)
     return [
         header(row.column),
         number(row.a),
         number(row.b),
-        number(Entry(found.value, found.stderr)),
+        number(Entry(difference.value, difference.stderr)),
         interval,
-        _p(found.p_value),
+        _p(difference.p_value),
         _p(row.p_holm),
-        formatting.number(found.detectable, 2) if found.detectable else "",
+        formatting.number(difference.detectable, 2) if difference.detectable else "",
         _better(row),
     ]
 
@@ -90,10 +90,10 @@ def _better(row: Compared) -> str:
 
 
 def csv(comparison: Comparison) -> str:
-    """The records as CSV, full precision."""
+    """Return the records as CSV in full precision."""
     return records_as_csv(comparison.records())
 
 
 def as_json(comparison: Comparison) -> str:
-    """The records as a JSON list."""
+    """Return the records as a JSON list."""
     return json.dumps(comparison.records(), indent=1)

@@ -23,7 +23,7 @@ from saeval.plugin import (
 
 
 def markdown(boards: Sequence[Board]) -> str:
-    """A table a board, numbers with their standard errors, then what is missing and why."""
+    """Return a table per board: values with their standard errors, then a legend and notes on missing values."""
     return "\n\n".join(_markdown(board) for board in boards)
 
 
@@ -62,20 +62,20 @@ def _markdown(board: Board) -> str:
     if board.limited:
         text.insert(1, f"**{escapes.markdown(limit_notice(data))}**")
     legend = f"{escapes.markdown(_errors(board))}↓ lower is better, ↑ higher is better"
-    vs = "; x vs y is how far an SAE is ahead of that control, paired" if _against(board) else ""
+    vs = "; x vs y is the paired lead of an SAE over that control in x" if _paired(board) else ""
     controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
     text.append(f"{where}{legend}{escapes.markdown(_ranks(board))}{vs}{controls}.{_detectable(board)}")
     notes = [f"- {escapes.markdown(note)}" for note in (*_leads(board), *board.notes)]
     if more := len(board.columns) - len(columns):
-        notes.append(f"- {more} more values: --format csv and json have them, 'leaderboard: columns:' shows them here")
+        notes.append(f"- {more} more values: see --format csv or json, or name them in 'leaderboard: columns:'")
     if document_count(data) == 1:
-        notes.insert(0, "- one document: no error bars, since the document is the unit of independence")
+        notes.insert(0, "- one document: no error bars, since they need several independent documents")
     notes[:0] = [f"- {escapes.markdown(doubt)}" for doubt in board.doubts]
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
 
 
 def _errors(board: Board) -> str:
-    """What ± means; empty for a table without errors."""
+    """Return the meaning of ±; empty for a table without errors."""
     entries = (row.entries.get(column.name) for row in board.rows for column in board.shown)
     if not any(entry is not None and entry.stderr is not None for entry in entries):
         return ""
@@ -85,9 +85,9 @@ def _errors(board: Board) -> str:
 
 
 def markdown_table(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells with no line break as a table, in columns also where it is read as text.
+    """Return a Markdown table whose columns are aligned in plain text too. Cells contain no line breaks.
 
-    As tabulate lays it out, which takes as long for 16,000 lines as testing all their differences.
+    The layout is tabulate's, which takes as long for 16,000 lines as all their paired tests.
     """
     columns = zip(*lines, strict=True) if lines else [()] * len(headers)
     widths = [max([len(h) + 2, *map(len, column)]) for h, column in zip(headers, columns, strict=True)]
@@ -97,7 +97,7 @@ def markdown_table(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> st
 
 
 def _of_groups(board: Board) -> str:
-    """Which errors of groups are over their SAEs: those that are no estimates over documents."""
+    """Return the clause on errors of groups that are over their SAEs instead of over documents."""
     entries = [(name, e) for r in board.rows if r.kind == "group" for name, e in r.entries.items() if e.stderr]
     over_members = list(dict.fromkeys(name.split(".")[0] for name, e in entries if e.estimate is None))
     if not over_members:
@@ -108,11 +108,11 @@ def _of_groups(board: Board) -> str:
 
 
 def _stop(board: Board) -> str:
-    """Where an adaptive run stopped, and what it took from its first rows."""
+    """Return the sentences on where an adaptive run stopped, and on the values that use its first rows only."""
     sample = board.sample or {}
     prefix = sample.get("prefix", {})
     first = escapes.markdown(f"{prefix.get('sequences')} sequences ({prefix.get('tokens')} tokens)")
-    rest = f"Counts, curves and quantiles of counts are of the first {first}, wherever it stops."
+    rest = f"Counts, curves and quantiles of counts always use the first {first} only."
     return f"**Adaptive**: {escapes.markdown(board.stop)}. {rest}"
 
 
@@ -123,29 +123,26 @@ def _rank(row: Row) -> str:
 
 
 def _ranks(board: Board) -> str:
-    """What the ranks mean, by the first interval among them."""
+    """Return the meaning of ranks, with the first interval among them as the example."""
     ranked = [row for row in board.rows if row.rank is not None]
     if len(ranked) < 2:
         return ""
     if not any(e.testable for row in ranked if (e := row.entries.get(board.rank_by or ""))):
-        return f"; ranks go by the values of {board.rank_by} alone, which cannot be tested"
-    tests = "by paired tests, Holm-corrected at 5%"
+        return f"; ranks are by the value of {board.rank_by}: its differences cannot be tested"
+    tests = "paired tests (Holm-corrected at 5%)"
     row = next((row for row in ranked if row.rank_high not in (None, row.rank)), None)
-    if row is None or row.rank is None or row.rank_high is None:
-        return f"; ranks are by {board.rank_by}: every two of these SAEs surely differ in it, {tests}"
-    better, worse = row.rank - 1, len(ranked) - row.rank_high
-    counts = (
-        f"{better or 'no'} SAE{'s are' if better > 1 else ' is'} surely better in {board.rank_by} and {worse or 'none'}"
-    )
-    return f"; a rank of {_rank(row)} means that {counts} surely worse, {tests}"
+    if row is None:
+        return f"; ranks are by {board.rank_by}: every two of these SAEs differ significantly in {tests}"
+    places = f"any place from {row.rank} to {row.rank_high}"
+    return f"; a rank of {_rank(row)} in {board.rank_by} means {places}: {tests} cannot say which"
 
 
 def _detectable(board: Board) -> str:
-    """What this run could have told apart from the top row."""
-    found = sorted(row.detectable for row in board.rows if row.detectable)
-    if not found:
+    """Return the sentence on the smallest differences to the top row that this run can detect."""
+    detectable = sorted(row.detectable for row in board.rows if row.detectable)
+    if not detectable:
         return ""
-    ends = list(dict.fromkeys(formatting.number(end, 2) for end in (found[0], found[-1])))
+    ends = list(dict.fromkeys(formatting.number(end, 2) for end in (detectable[0], detectable[-1])))
     unit = next((c.unit for c in board.columns if c.name == board.rank_by), "")
     span = f"{' to '.join(ends)} {escapes.markdown(unit)}".rstrip() + (
         " (depending on the row)" if len(ends) > 1 else ""
@@ -154,24 +151,24 @@ def _detectable(board: Board) -> str:
     return f" A single uncorrected test against the top row finds {finds} with 80% power."
 
 
-def _against(board: Board) -> list[Column]:
+def _paired(board: Board) -> list[Column]:
     return [column for column in board.columns if column.paired]
 
 
 def _leads(board: Board) -> list[str]:
-    """For each control, how many SAEs lead it by more than the minimum detectable difference, and which do not."""
+    """Return a sentence per control: the number of SAEs that detectably lead it, and the SAEs that do not."""
     sentences = []
-    for column in _against(board):
+    for column in _paired(board):
         leads = [(row.name, row.entries[column.name]) for row in board.rows if row.kind == "sae"]
-        known = [(name, e.value, e.detectable) for name, e in leads if e.value is not None and e.detectable is not None]
-        if known:
-            behind = [name for name, value, detectable in known if value <= detectable]
-            ahead = len(known) - len(behind)
-            lead = f"{ahead} of {len(known)} SAEs lead their" if ahead > 1 else f"1 of {len(known)} SAEs leads its"
+        tested = [(n, e.value, e.detectable) for n, e in leads if e.value is not None and e.detectable is not None]
+        if tested:
+            behind = [name for name, value, detectable in tested if value <= detectable]
+            ahead = len(tested) - len(behind)
+            lead = f"{ahead} of {len(tested)} SAEs lead their" if ahead > 1 else f"1 of {len(tested)} SAEs leads its"
             lead = lead if ahead else "no SAE leads its"
             rest = f"; not {', '.join(behind)}" if ahead and behind else ""
-            without = formatting.counted(len(leads) - len(known), "SAE")
-            lacks = f" ({without} cannot be tested against it)" if len(leads) > len(known) else ""
+            untested = formatting.counted(len(leads) - len(tested), "SAE")
+            lacks = f" ({untested} cannot be tested against it)" if len(leads) > len(tested) else ""
             sentences.append(
                 f"{column.name}: {lead} control by more than the minimum detectable difference{rest}{lacks}"
             )
@@ -179,13 +176,13 @@ def _leads(board: Board) -> list[str]:
 
 
 def header(column: Column) -> str:
-    """A column's name with the arrow of its better direction."""
+    """Return a column's name with the arrow of its better direction."""
     arrow = {"lower": " ↓", "higher": " ↑"}.get(column.better or "", "")
     return f"{escapes.markdown(column.name)}{arrow}"
 
 
 def number(entry: Entry | None) -> str:
-    """A value to the second digit of its standard error, or the mark of what is missing."""
+    """Return a value to the second digit of its standard error, or a mark for a missing value."""
     if entry is None:
         return ""
     if entry.value is None:
@@ -194,7 +191,8 @@ def number(entry: Entry | None) -> str:
 
 
 def rows(boards: Sequence[Board]) -> list[dict[str, Any]]:
-    """One flat record a row: `METRIC.VALUE`, its `.stderr` and `.ci95`; why some are missing, and errors unreliable."""
+    """Return a flat record per row: `METRIC.VALUE`, its `.stderr` and `.ci95`, and why values are missing or errors
+    unreliable."""
     return [_row(board, row) for board in boards for row in board.rows]
 
 
@@ -237,13 +235,13 @@ def _row(board: Board, row: Row) -> dict[str, Any]:
 
 
 def _support(board: Board, row: Row) -> Support | None:
-    """Of the column that rows are ranked by; where that has no error over documents, of the first that has."""
+    """Return the support of the column ranked by, or of the first column whose error is over documents."""
     entries = [row.entries.get(board.rank_by or ""), *(row.entries.get(column.name) for column in board.columns)]
     return next((entry.support for entry in entries if entry is not None and entry.support is not None), None)
 
 
 def csv(boards: Sequence[Board]) -> str:
-    """The rows as CSV, full precision; intervals as two columns."""
+    """Return the rows as CSV in full precision, intervals as two columns."""
     flat = []
     for record in rows(boards):
         line: dict[str, Any] = {}
@@ -260,7 +258,7 @@ def csv(boards: Sequence[Board]) -> str:
 
 
 def records_as_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """Records as CSV in which no text, and no name of a column, is a formula of a spreadsheet."""
+    """Return records as CSV. Texts and column names are escaped, so that no spreadsheet takes one for a formula."""
     columns = list(dict.fromkeys(name for record in records for name in record))
     text = io.StringIO()
     writer = csv_files.writer(text, lineterminator="\n")
@@ -270,5 +268,5 @@ def records_as_csv(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def as_json(boards: Sequence[Board]) -> str:
-    """The rows as a JSON list."""
+    """Return the rows as a JSON list."""
     return json.dumps(rows(boards), indent=1)

@@ -1,4 +1,4 @@
-"""The command line: `saeval run | check | ls | ...`."""
+"""The command line: `saeval run`, `saeval check`, `saeval ls`, ..."""
 
 from saeval.cli.grammar import VERBS, main
 

@@ -1,6 +1,6 @@
-"""The verbs that read finished results and print: `leaderboard` and `compare`.
+"""The verbs that print tables of finished results: `leaderboard` and `compare`.
 
-They import late what they need: reading a kept text takes less time than the imports that make one.
+Imports are late, since reading a cached text takes less time than importing the modules that write one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _registry(arguments: argparse.Namespace) -> Registry:
-    from saeval.registry.discovery import Plugins  # late: as the module says
+    from saeval.registry.discovery import Plugins  # late: see the module's docstring
     from saeval.registry.registry import Registry
 
     return Registry(Plugins(arguments.plugin))
@@ -32,47 +32,46 @@ def leaderboard(arguments: argparse.Namespace) -> int:
         kept = KeptText(arguments.folders[0], arguments.include_limited, arguments.format, arguments.plugin)
         if (earlier := kept.read()) is not None:
             text, asides = earlier
-            say_aside(asides)
+            print_asides(asides)
             print(text)
             return OK
-    from saeval.registry.registry import writer  # late: as the module says
+    from saeval.registry.registry import writer  # late: see the module's docstring
     from saeval.results.index_rows import uncollected  # late
     from saeval.results.leaderboard import boards_on  # late
 
     registry = _registry(arguments)
     write = writer(registry.reports, arguments.format, "write")
     with uncollected():
-        found, bases = boards_on(arguments.folders, include_limited=arguments.include_limited)
-        # A table says what it shows; to judge 16,000 rows of columns that it does not show would take half of its time.
-        asides = [sentence for board in found for sentence in board.asides] if arguments.format != "md" else []
-        say_aside(asides)
-        text = write(found)
+        boards, bases = boards_on(arguments.folders, include_limited=arguments.include_limited)
+        # Markdown has its own notes. The asides of 16,000 rows, for all columns, would take half of a table's time.
+        asides = [sentence for board in boards for sentence in board.asides] if arguments.format != "md" else []
+        print_asides(asides)
+        text = write(boards)
     if kept and registry.reports[arguments.format].keeps:
         kept.keep(text, asides, bases[0], registry.plugins.folders)
     print(text)
     return OK
 
 
-def say_aside(asides: Sequence[str]) -> None:
-    """Print to standard error what a format without notes leaves out."""
+def print_asides(asides: Sequence[str]) -> None:
+    """Print the notes that a format has no place for to standard error."""
     for sentence in dict.fromkeys(asides):
         print(line(sentence), file=sys.stderr)
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    from saeval.registry.registry import writer  # late: as the module says
+    from saeval.registry.registry import writer  # late: see the module's docstring
     from saeval.results import comparison  # late
     from saeval.results.leaderboard import boards, boards_of_two  # late
 
     write = writer(_registry(arguments).reports, arguments.format, "compare")
     folders, limited, a, b = arguments.folders, arguments.include_limited, arguments.a, arguments.b
-    if arguments.format == "md":  # no other has a place for what others lack, which is then said of the whole folder
-        with suppress(SaevalError):  # the whole folder says better what is wrong
+    if arguments.format == "md":  # other formats need the asides of the whole folder
+        with suppress(SaevalError):  # the whole folder gives the better error message
             two = boards_of_two(folders, a, b, include_limited=limited)
             print(write(comparison.compare(two, a, b, arguments.metric)))
             return OK
-    found = boards(folders, include_limited=limited, every_column=True)
-    made = comparison.compare(found, a, b, arguments.metric)
-    say_aside(made.asides if arguments.format != "md" else [])
-    print(write(made))
+    compared = comparison.compare(boards(folders, include_limited=limited, every_column=True), a, b, arguments.metric)
+    print_asides(compared.asides if arguments.format != "md" else [])
+    print(write(compared))
     return OK

@@ -1,4 +1,4 @@
-"""How long a run would take: operations counted from shapes and names, at a speed that is measured here."""
+"""An estimate of a run's time: operations counted from shapes and hook names, at a speed measured on this machine."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from saeval.plan.plan import Plan
 from saeval.registry.discovery import Failure
 
 _ELEMENTWISE = 3000
-"""Operations of a matrix product that take as long as a block's other work, for each of the model's dimensions:
-activation functions, norms, sums. Measured on CPUs; what a narrow model mostly does."""
+"""Cost of a block's elementwise work (activation functions, norms, sums) per dimension of the model, in operations of a
+matrix product that take as long. Measured on CPUs; it dominates in narrow models."""
 _SCORING = 500
-"""The same for each token of the vocabulary where logits are scored: exponentials, sums, differences."""
+"""Cost of scoring a logit (exponentials, sums, differences), in the same unit."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a pass of a model multiplies."""
+    """The sizes that determine the operations of a pass."""
 
     blocks: int
     width: int
@@ -39,7 +39,7 @@ class ModelSize:
 
     @classmethod
     def of(cls, spec: ModelSpec) -> ModelSize | None:
-        """None where the adapter does not say how many parameters there are."""
+        """Return the size of a model; None if the adapter does not know the number of parameters."""
         if spec.parameters is None:
             return None
         inside = {name: width for name, width in spec.hooks().items() if _block(name) is not None}
@@ -48,37 +48,37 @@ class ModelSize:
 
     @property
     def a_token(self) -> float:
-        """Operations of a whole pass on one token, without logits."""
-        body = max(0, self.parameters - self.vocabulary * self.width)  # an embedding is looked up
+        """Operations of a full pass per token, without logits."""
+        body = max(0, self.parameters - self.vocabulary * self.width)  # the embedding costs no operations
         return 2.0 * body + _ELEMENTWISE * self.width * self.blocks
 
     @property
     def a_scored_token(self) -> float:
-        """Operations that one token's logits and scores take."""
+        """Operations of the logits and scores per token."""
         return self.vocabulary * (2.0 * self.width + _SCORING)
 
     def before(self, hook_name: str) -> float:
-        """The share of the blocks that a pass has gone through at a hook; all of them for one outside the blocks."""
+        """Return the share of the blocks that run before a hook; 1 for a hook outside the blocks."""
         block = _block(hook_name)
         return 1.0 if block is None else (block + 0.5) / self.blocks
 
     def after(self, hook_name: str) -> float:
-        """The share that a pass resumed at a hook goes through."""
+        """Return the share of the blocks that a pass resumed at a hook runs; 1 for a hook outside the blocks."""
         block = _block(hook_name)
         return 1.0 if block is None else 1 - block / self.blocks
 
 
 def _block(hook_name: str) -> int | None:
-    found = re.match(r"blocks\.(\d+)\.", hook_name)
-    return int(found[1]) if found else None
+    match = re.match(r"blocks\.(\d+)\.", hook_name)
+    return int(match[1]) if match else None
 
 
 def tokens_a_row(plan: Plan, dataset: Dataset, batch_size: int) -> float:
-    """Tokens that go through the model for each row, padding and both sides of a pair included."""
+    """Return the mean number of tokens that the model processes per row, with padding and both sides of a pair."""
     if not dataset.pair or not len(dataset):
         return dataset.context or 0
     widths = []
-    for start in np.linspace(0, max(0, len(dataset) - batch_size), 4).astype(int):  # each is as wide as its longest row
+    for start in np.linspace(0, max(0, len(dataset) - batch_size), 4).astype(int):  # batches are padded to a width
         with plan.streams.answered_for():
             batch = dataset.batch(range(start, min(start + batch_size, len(dataset))), "cpu")
         assert isinstance(batch, PairBatch)
@@ -87,7 +87,7 @@ def tokens_a_row(plan: Plan, dataset: Dataset, batch_size: int) -> float:
 
 
 def of_node(plan: Plan, size: ModelSize | None, node: Node) -> float:
-    """Operations that a node takes for each token: an SAE's own, resumed passes, scores; 0 for next to none."""
+    """Return the operations of a node per token: an SAE's products, resumed passes, scores; 0 if negligible."""
     if node.subject:
         return sum(4.0 * (s.d_in or 0) * (s.d_sae or 0) for s in plan.subjects if s.name == node.subject)
     if size is None:
@@ -96,11 +96,11 @@ def of_node(plan: Plan, size: ModelSize | None, node: Node) -> float:
     return resumed + (size.a_scored_token if node.quantity.gathered else 0.0)
 
 
-def of_pass(plan: Plan, one: Pass, program: BatchProgram, batch_size: int) -> float:
-    """Operations of a pass over all of its rows: clean and resumed passes, scores, SAEs."""
+def of_pass(plan: Plan, pass_: Pass, program: BatchProgram, batch_size: int) -> float:
+    """Return the operations of a pass over all of its rows: clean and resumed passes, scores, SAEs."""
     size = ModelSize.of(plan.spec) if plan.spec is not None else None
-    dataset = one.dataset(plan)
-    sides = 2 if dataset.pair else 1  # each side has nodes of its own, which see its tokens alone
+    dataset = pass_.dataset(plan)
+    sides = 2 if dataset.pair else 1  # the nodes of each side process only its tokens
     a_token = sum(of_node(plan, size, node) / (1 if node.subject else sides) for node in program.nodes.values())
     if size is not None and program.touches_model:
         share = 1.0 if program.final else max((size.before(hook) for hook in program.hooks), default=1.0)
@@ -109,12 +109,12 @@ def of_pass(plan: Plan, one: Pass, program: BatchProgram, batch_size: int) -> fl
 
 
 def of_conclusions(plan: Plan, cells: Iterable[Cell]) -> dict[str, float]:
-    """Operations that the metrics say their conclusions take, by the metric's alias; none where that is next to none.
+    """Return the operations of `conclude` by the metric's alias, for metrics that declare any in `operations`.
 
-    A metric that fails to say it costs a line in `plan.registry.plugins.failures`.
+    An `operations` that fails is added to `plan.registry.plugins.failures`.
     """
     rows = plan.streams.evaluation
-    tokens, found = len(rows) * (rows.context or 0), dict[str, float]()
+    tokens, by_alias = len(rows) * (rows.context or 0), dict[str, float]()
     for cell in cells:
         origin = plan.registry.metrics.entry(cell.entry.name).origin
         try:
@@ -124,17 +124,17 @@ def of_conclusions(plan: Plan, cells: Iterable[Cell]) -> dict[str, float]:
             plan.registry.plugins.failures.append(Failure(origin, str(error)))
             continue
         if operations:
-            found[cell.entry.alias] = found.get(cell.entry.alias, 0.0) + operations
-    return found
+            by_alias[cell.entry.alias] = by_alias.get(cell.entry.alias, 0.0) + operations
+    return by_alias
 
 
 def operations_a_second(device: str) -> float:
-    """What a matrix product reaches here: an upper bound on a model's speed."""
+    """Measure the operations per second of a matrix product on this machine: an upper bound on a model's speed."""
     on_cpu = device == "cpu"
     a: Any = np.ones((1024, 1024), dtype=np.float32) if on_cpu else torch.ones(1024, 1024, device=device)
     best = 0.0
     for _ in range(4):
         started = time.perf_counter()
-        float((a @ a)[0, 0])  # reading a number waits for the device
+        float((a @ a)[0, 0])  # reading a value synchronises with the device
         best = max(best, 2 * 1024**3 / (time.perf_counter() - started))
     return best

@@ -1,4 +1,4 @@
-"""The flags of `RunOptions`: one for each of its fields, with the field's type, help and default."""
+"""The flags of `RunOptions`, one per field, with the field's type, help and default."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from saeval.base.run_options import Group, RunOptions
 
 
 class FlagOptions(RunOptions):
-    """Options that were given as flags, which messages name."""
+    """Options that were given as flags; messages name the flags."""
 
     def spelled(self, option: str, value: Any = True) -> str:
         words = [] if value is True else value if isinstance(value, list) else [value]
@@ -23,30 +23,30 @@ class FlagOptions(RunOptions):
 
 
 def add(parser: argparse.ArgumentParser, *groups: Group) -> None:
-    """The flags of these groups of options."""
+    """Add the flags of these groups of options."""
     kinds = get_type_hints(RunOptions)
     for option in fields(RunOptions):
         if option.metadata["group"] in groups:
             default = list(option.default) if isinstance(option.default, tuple) else option.default
-            reading = _reading(kinds[option.name], option.metadata["metavar"])
-            parser.add_argument(_flag(option.name), help=option.metadata["help"], default=default, **reading)
+            parsing = _parsing(kinds[option.name], option.metadata["metavar"])
+            parser.add_argument(_flag(option.name), help=option.metadata["help"], default=default, **parsing)
 
 
 def options(arguments: argparse.Namespace) -> FlagOptions:
-    """The options that parsed arguments hold; defaults for those that the verb has no flags for."""
+    """Return the options in parsed arguments; defaults for those without a flag of the verb."""
     given = vars(arguments)
     return FlagOptions(**{option.name: given[option.name] for option in fields(RunOptions) if option.name in given})
 
 
 def count(text: str) -> int:
-    """A positive number."""
+    """Return a positive integer; for argparse."""
     if not (text.isascii() and text.isdigit() and len(text) < 19) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, got '{text[:40]}'")
     return int(text)
 
 
-def _reading(kind: Any, metavar: str | None) -> dict[str, Any]:
-    """How argparse reads a value of a type."""
+def _parsing(kind: Any, metavar: str | None) -> dict[str, Any]:
+    """Return the arguments of `add_argument` that parse a value of a type."""
     if kind is bool:
         return {"action": "store_true"}
     if get_origin(kind) is Sequence:

@@ -1,4 +1,4 @@
-"""The documentation of a name: a metric, one of its values, a quantity, a structure, anything registered."""
+"""The documentation of a name: a metric or its value, a quantity, a structure, a parameter, anything registered."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from saeval.registry.registry import Entry, Registry
 
 @dataclass(frozen=True)
 class Documented:
-    """What a metric's documentation says of a value: one line of its section `Values:`."""
+    """The documentation of one or more values: one entry of the section `Values:` in a metric's docstring."""
 
     names: tuple[str, ...]
     """Names, or patterns of names (`kl_*`)."""
@@ -32,9 +32,9 @@ class Documented:
 
 
 def documented_values(metric: type[Metric]) -> list[Documented]:
-    """The values that a metric's docstring describes: `NAMES: EQUATION; UNIT; RANGE; DIRECTION.` under `Values:`.
+    """Return the entries under `Values:` in a metric's docstring: `NAMES: EQUATION; UNIT; RANGE; DIRECTION.`
 
-    Empty for a metric without such a section. `ValueError` for a line that is not of that form.
+    Empty for a metric without this section. `ValueError` for an entry of another form.
     """
     lines = iter((inspect.getdoc(metric) or "").split("\n"))
     if not any(line.strip() == "Values:" for line in lines):
@@ -59,13 +59,13 @@ def _documented(metric: str, entry: str) -> Documented:
 
 
 def structures(registry: Registry) -> dict[str, type]:
-    """The classes of what metrics and quantities are given, by name: those that quantities return, and the engine's."""
-    found = {cls.__name__: cls for leaf in LEAVES.values() if (cls := leaf.gives)}
+    """Return the classes that metrics and quantities may receive, by name, with the classes of their members."""
+    classes = {cls.__name__: cls for leaf in LEAVES.values() if (cls := leaf.gives)}
     for entry in registry.quantities:
-        found |= {cls.__name__: cls for cls in _returned(entry.thing)}
-    for cls in list(found.values()):  # and those that these are made of
-        found |= {inner.__name__: inner for inner in _named(_annotations(cls), vars(inspect.getmodule(cls)))}
-    return dict(sorted(found.items()))
+        classes |= {cls.__name__: cls for cls in _returned(entry.thing)}
+    for cls in list(classes.values()):
+        classes |= {inner.__name__: inner for inner in _named(_annotations(cls), vars(inspect.getmodule(cls)))}
+    return dict(sorted(classes.items()))
 
 
 def _annotations(cls: type) -> str:
@@ -78,10 +78,10 @@ def _returned(quantity: Any) -> list[type]:
 
 
 def _named(annotation: str, names: Mapping[str, Any]) -> list[type]:
-    """The classes with documented members in an annotation as written."""
-    bare = re.sub(r'"[^"]*"', "", annotation)  # the shapes of jaxtyping
-    found = (names.get(word) for word in re.findall(r"[A-Za-z_]\w*", bare))
-    return [cls for cls in found if isinstance(cls, type) and cls.__module__.startswith("saeval") and members(cls)]
+    """Return saeval's classes with members that the text of an annotation names."""
+    bare = re.sub(r'"[^"]*"', "", annotation)  # without the shapes of jaxtyping
+    objects = (names.get(word) for word in re.findall(r"[A-Za-z_]\w*", bare))
+    return [cls for cls in objects if isinstance(cls, type) and cls.__module__.startswith("saeval") and members(cls)]
 
 
 @dataclass(frozen=True)
@@ -90,25 +90,25 @@ class Member:
 
     name: str
     shape: str
-    """Its annotation, or a method's arguments."""
+    """Its annotation, or a method's arguments and return type."""
     doc: str
 
 
 def members(cls: type) -> list[Member]:
-    """The public fields, properties and methods of a structure, its base classes' after its own."""
-    found: dict[str, Member] = {}
-    for one in cls.__mro__:
-        if one.__module__.startswith("saeval"):
-            for member in _own_members(one):
-                if not found.setdefault(member.name, member).doc:  # an override without a text has its base's
-                    found[member.name] = replace(found[member.name], doc=member.doc)
-    return list(found.values())
+    """Return the public fields, properties and methods of a structure, followed by those of its base classes."""
+    by_name: dict[str, Member] = {}
+    for base in cls.__mro__:
+        if base.__module__.startswith("saeval"):
+            for member in _own_members(base):
+                if not by_name.setdefault(member.name, member).doc:  # an override may inherit its docstring
+                    by_name[member.name] = replace(by_name[member.name], doc=member.doc)
+    return list(by_name.values())
 
 
 def _own_members(cls: type) -> Iterator[Member]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-    except (OSError, SyntaxError, TypeError):  # made at run time, or without source
+    except (OSError, SyntaxError, TypeError):  # the class has no source file
         return
     assert isinstance(tree.body[0], ast.ClassDef)
     body = tree.body[0].body
@@ -135,7 +135,7 @@ def _text(node: ast.stmt | None) -> str:
 
 
 def _fields(cls: type) -> list[str]:
-    """A structure as lines: its name, its documentation, its members."""
+    """Return the lines on a structure: its name, its documentation, its members."""
     lines = [f"{cls.__name__}: {(inspect.getdoc(cls) or '').split(chr(10) + chr(10))[0]}"]
     for member in members(cls):
         lines.append(f"  {member.name}: {member.shape}".rstrip(": "))
@@ -144,16 +144,16 @@ def _fields(cls: type) -> list[str]:
 
 
 def document(name: str, registry: Registry) -> str | None:
-    """What there is to read of a name; None for an unknown one. `SaevalError` for a name that is claimed twice."""
-    found = []
+    """Return the documentation of a name; None for an unknown name. `SaevalError` if two plugins provide the name."""
+    pages = []
     for _, names in registry.every():
         if name not in names:
             continue
         entry = names.entry(name)
         with blamed(f"{names.kind} '{name}'", entry.origin):
-            found.append(_page(entry, names.kind))
-    if found:  # one name may be a metric and a quantity
-        return "\n\n".join(found)
+            pages.append(_page(entry, names.kind))
+    if pages:  # a name may be both a metric and a quantity
+        return "\n\n".join(pages)
     if name in LEAVES:
         leaf = LEAVES[name]
         rest = ["", *_fields(leaf.gives)] if leaf.gives else []
@@ -165,80 +165,81 @@ def document(name: str, registry: Registry) -> str | None:
 
 
 def unknown(name: str, registry: Registry, also: list[str]) -> SaevalError:
-    """The error for a name that is nothing."""
-    known = [n for _, names in registry.every() for n in names.names()] + [*LEAVES, *structures(registry), *also]
-    known += [n.replace("spliced_", "substitute_", 1) for n in registry.quantities.names() if n.startswith("spliced_")]
-    near = suggestion(name, known, "; `saeval ls metrics` lists the metrics, `saeval ls KIND` anything else")
+    """Return the error for an unknown name; `also` lists further names to suggest."""
+    names = [n for _, namespace in registry.every() for n in namespace.names()]
+    names += [*LEAVES, *structures(registry), *also]
+    names += [n.replace("spliced_", "substitute_", 1) for n in registry.quantities.names() if n.startswith("spliced_")]
+    near = suggestion(name, names, "; `saeval ls metrics` lists the metrics, `saeval ls KIND` anything else")
     return SaevalError(f"'{name}' is neither a results folder, a result, nor a known name{near}")
 
 
 def _page(entry: Entry[Any], kind: str) -> str:
-    thing = entry.thing
-    version = f"@{thing.version}" if isinstance(getattr(thing, "version", None), int) else ""
+    registered = entry.thing
+    version = f"@{registered.version}" if isinstance(getattr(registered, "version", None), int) else ""
     lines = [f"{kind} {entry.name}{version} ({entry.origin})", ""]
-    if hasattr(thing, "rebinds"):
-        return "\n".join([*lines, *_quantity(thing)])
-    if isinstance(thing, type):
-        lines.append(inspect.getdoc(thing) or "(no documentation)")
-        parameters = schema(thing).model_fields
+    if hasattr(registered, "rebinds"):
+        return "\n".join([*lines, *_quantity(registered)])
+    if isinstance(registered, type):
+        lines.append(inspect.getdoc(registered) or "(no documentation)")
+        parameters = schema(registered).model_fields
         if parameters:
             lines += ["", "parameters:", *(f"  {name}: {default(field)}" for name, field in parameters.items())]
-        if issubclass(thing, Metric):
-            lines += _metric(thing)
+        if issubclass(registered, Metric):
+            lines += _metric(registered)
         return "\n".join(lines)
-    lines.append(str(getattr(thing, "description", "")))
-    where = getattr(thing, "reference", None) or getattr(thing, "path", "")
-    return "\n".join([*lines, str(where)]).rstrip()
+    lines.append(str(getattr(registered, "description", "")))
+    reference = getattr(registered, "reference", None) or getattr(registered, "path", "")
+    return "\n".join([*lines, str(reference)]).rstrip()
 
 
 def default(field: Any) -> str:
-    """A parameter's default, as text."""
+    """Return a parameter's default as text."""
     return "required" if field.is_required() else repr(field.default)
 
 
 def _metric(metric: type[Metric]) -> list[str]:
-    """What else a metric's class says: its values, what a table shows of them, what it asks for."""
-    asked: Any = metric
-    requests = dict.fromkeys([*observe_requests(asked), *substitute_requests(asked), *conclude_requests(asked)])
+    """Return the lines on a metric's values, the values that a table shows, and its requests."""
+    cls: Any = metric
+    requests = dict.fromkeys([*observe_requests(cls), *substitute_requests(cls), *conclude_requests(cls)])
     facts = {
         "values": () if documented_values(metric) else names_of_values(metric) or (),
         "shown first": metric.headline if isinstance(metric.headline, list | tuple) else (),
         "requests": [name for name in requests if name not in ("self", "total")],
     }
-    shown = [f"{what}: {', '.join(map(str, names))}" for what, names in facts.items() if names and not callable(names)]
+    shown = [f"{label}: {', '.join(map(str, v))}" for label, v in facts.items() if v and not callable(v)]
     return ["", *shown] if shown else []
 
 
 def _quantity(quantity: Any) -> list[str]:
     lines = [inspect.getdoc(quantity.function) or "(no documentation)"]
     marked = "fold" in getattr(quantity.function, "__saeval__", {})
-    fold = "a fold: the sum over all batches" if marked else "a fold, known by its annotation: write @fold above it"
+    fold = "a fold: the sum over all batches" if marked else "a fold, by its annotation only: decorate it with @fold"
     facts = {
-        "gives": quantity.shape,
+        "returns": quantity.shape,
         "kind": fold if quantity.fold else "",
         "over": "the fit split" if quantity.on_fit else "",
         "requests": ", ".join(quantity.parameters),
         "source": f"{quantity.function.__module__}.{quantity.function.__qualname__}",
     }
-    lines += ["", *(f"{what}: {text}" for what, text in facts.items() if text)]
+    lines += ["", *(f"{label}: {text}" for label, text in facts.items() if text)]
     for cls in _returned(quantity):
         lines += ["", *_fields(cls)]
     return lines
 
 
 def _value_page(entry: Entry[type[Metric]], value: str) -> str:
-    """A value's own line above its metric's page."""
+    """Return the documentation of one value, above its metric's."""
     page = _page(entry, "metric")
     documented = documented_values(entry.thing)
-    for one in sorted(documented, key=lambda one: value not in one.names):  # its own line, before that of its family
-        if any(names_matching(pattern, [value]) for pattern in one.names):
-            head = f"value {entry.name}.{value}: {one.equation}"
-            return f"{head}\n  unit: {one.unit}\n  range: {one.range}\n  direction: {one.better}\n\n{page}"
+    for doc in sorted(documented, key=lambda doc: value not in doc.names):  # an exact name before a pattern
+        if any(names_matching(pattern, [value]) for pattern in doc.names):
+            head = f"value {entry.name}.{value}: {doc.equation}"
+            return f"{head}\n  unit: {doc.unit}\n  range: {doc.range}\n  direction: {doc.better}\n\n{page}"
     return page
 
 
 def _substituted(name: str, registry: Registry) -> str | None:
-    """`substitute_scores` and its kind: what a metric's own interventions give."""
+    """Return the page on a quantity of a metric's own interventions, such as `substitute_scores`."""
     spliced = name.replace("substitute_", "spliced_", 1)
     if not name.startswith("substitute_") or spliced not in registry.quantities:
         return None
@@ -246,10 +247,10 @@ def _substituted(name: str, registry: Registry) -> str | None:
     lines = [
         f"quantity {name} (saeval:engine)",
         "",
-        f"`{spliced}` of each of a metric's own interventions: a dict by the names that the metric declares in",
-        "`interventions`. Only `observe` of such a metric can request it. Each name costs one resumed pass a batch.",
+        f"`{spliced}` for each of a metric's own interventions: a dict by the names that the metric declares in",
+        "`interventions`. Only `observe` of such a metric can request it. Each name costs one resumed pass per batch.",
         "",
-        f"gives: dict[str, {quantity.shape}]",
+        f"returns: dict[str, {quantity.shape}]",
     ]
     for cls in _returned(quantity):
         lines += ["", *_fields(cls)]
@@ -262,12 +263,12 @@ def _structure(name: str, registry: Registry) -> str | None:
         return None
     by = [e.name for e in registry.quantities if cls in _returned(e.thing)]
     by += [leaf.name for leaf in LEAVES.values() if leaf.gives is cls]
-    given = ["", f"given by: {', '.join(by)}"] if by else []
-    return "\n".join([f"structure {name} ({cls.__module__})", "", *_fields(cls), *given])
+    returned = ["", f"returned by: {', '.join(by)}"] if by else []
+    return "\n".join([f"structure {name} ({cls.__module__})", "", *_fields(cls), *returned])
 
 
 def _parameter(name: str, registry: Registry) -> str | None:
-    """A parameter of metrics, which a quantity that they request may ask for by name."""
+    """Return the page on a parameter of metrics, which quantities may request by name."""
     owners = [(e.name, f) for e in registry.metrics for n, f in schema(e.thing).model_fields.items() if n == name]
     if not owners:
         return None
@@ -275,6 +276,6 @@ def _parameter(name: str, registry: Registry) -> str | None:
     lines += [f"  {metric}: {default(field)}" for metric, field in owners]
     lines += [
         "",
-        f"A quantity that such a metric requests may ask for '{name}' by name; `saeval show METRIC` explains it.",
+        f"A quantity that such a metric requests may itself request '{name}'; `saeval show METRIC` explains it.",
     ]
     return "\n".join(lines)

@@ -17,24 +17,24 @@ from saeval.registry.kinds import LISTED
 
 
 def suite_options(parser: argparse.ArgumentParser) -> None:
-    """Suites, and what changes a run of them."""
+    """Add the suites, and the flags that change a run of them."""
     parser.add_argument("suites", nargs="+", metavar="SUITE", help="a YAML file, or the name of a registered suite")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, as data.sequences=64"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as data.sequences=64"
     )
     flags.add(parser, "suite")
     model_options(parser)
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:
-    """Where and how precisely a model and its SAEs compute."""
+    """Add the flags for devices and dtypes of the model and its SAEs, and for plugins."""
     flags.add(parser, "model")
-    parser.add_argument("--offline", action="store_true", help="use only what was downloaded before (`saeval fetch`)")
+    parser.add_argument("--offline", action="store_true", help="use downloaded files only (see `saeval fetch`)")
     plugin_option(parser)
 
 
 def plugin_option(parser: argparse.ArgumentParser) -> None:
-    """`--plugin FILE`."""
+    """Add `--plugin FILE`."""
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="also load this plugin file")
 
 
@@ -45,7 +45,7 @@ READERS = ("leaderboard", "compare")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit code."""
-    # Threads that spin while they wait double a run's time beside any other job; read when torch is first imported.
+    # Threads that spin while waiting double a run's time next to another job. Torch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with shown():
         return _guarded(lambda: _called(sys.argv[1:] if argv is None else list(argv)))
@@ -57,12 +57,12 @@ def _called(arguments: list[str]) -> int:
         return _plugin_verb(verbs[arguments[0]], arguments[1:])
     parser = _parser(sorted(verbs))
     options = parser.parse_args(arguments)
-    if getattr(options, "offline", False):  # before a library that reads them is imported
+    if getattr(options, "offline", False):  # before importing the libraries that read these
         os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
     if not hasattr(options, "verb"):
         parser.print_help()
         return WRONG
-    module = "board_verbs" if options.verb in READERS else "verbs"  # the latter imports all that runs
+    module = "board_verbs" if options.verb in READERS else "verbs"  # `verbs` is slower to import
     code: int = getattr(importlib.import_module(f"saeval.cli.{module}"), options.verb)(options)
     return code
 
@@ -71,7 +71,7 @@ def _guarded(call: Callable[[], int]) -> int:
     try:
         try:
             code = call()
-        except SystemExit:  # of `--help`, whose text may not be out yet either
+        except SystemExit:  # from `--help`, whose text may still be buffered
             _flush()
             raise
         _flush()
@@ -79,9 +79,9 @@ def _guarded(call: Callable[[], int]) -> int:
     except SaevalError as error:
         print(error, file=sys.stderr)
         return WRONG
-    except BrokenPipeError:  # the reader of a pipe has gone, such as `| head`
+    except BrokenPipeError:  # the reader of a pipe has closed it, such as `| head`
         return OK
-    except OSError as error:  # a path that the system cannot even look for
+    except OSError as error:  # a path that the system cannot look up
         log.debug("the verb failed", exc_info=error)
         name = str(error.filename or "saeval")
         shown_name = name if len(name) <= 120 else f"{name[:120]}..."
@@ -93,13 +93,13 @@ def _guarded(call: Callable[[], int]) -> int:
 
 
 def _flush() -> None:
-    """What a device does not take is noticed here, not at the interpreter's exit."""
+    """Write buffered output now, so that an error of the device is reported and not lost at the interpreter's exit."""
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def _plugin_verbs() -> dict[str, EntryPoint]:
-    return {e.name: e for e in entry_points(group=COMMANDS) if e.name not in VERBS}  # no plugin takes a verb over
+    return {e.name: e for e in entry_points(group=COMMANDS) if e.name not in VERBS}  # plugins cannot replace a verb
 
 
 def _plugin_verb(entry_point: EntryPoint, arguments: list[str]) -> int:
@@ -122,75 +122,75 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
 
     run = subparsers.add_parser("run", help="run one or more suites and print their leaderboards")
     suite_options(run)
-    run.add_argument("--out", default="results", help="folder for results, one subfolder a suite (default: results)")
+    run.add_argument("--out", default="results", help="folder for results, one subfolder per suite (default: results)")
     flags.add(run, "run")
-    run.add_argument("--format", default="md", help="format of the printed leaderboard")
+    run.add_argument("--format", default="md", help="format of the printed leaderboard (default: md)")
     run.set_defaults(verb="run")
 
-    check = subparsers.add_parser("check", help="find a suite's problems and print what a run would do")
+    check = subparsers.add_parser("check", help="check suites for problems and print what a run would compute")
     suite_options(check)
-    check.add_argument("--out", default="results", help="folder whose finished cells need no computing")
+    check.add_argument("--out", default="results", help="results folder; stored cells are not computed again")
     check.set_defaults(verb="check")
 
-    ls = subparsers.add_parser("ls", help="list what the plugins supply")
+    ls = subparsers.add_parser("ls", help="list the metrics, suites, SAEs, ... that plugins provide")
     ls.add_argument("kind", choices=LISTED)
-    ls.add_argument("--json", action="store_true", help="machine-readable")
+    ls.add_argument("--json", action="store_true", help="print JSON, with parameters and versions")
     plugin_option(ls)
     ls.set_defaults(verb="ls")
 
-    fetch = subparsers.add_parser("fetch", help="download what suites need, so that they run without a network")
+    fetch = subparsers.add_parser("fetch", help="download everything that suites need, to run them offline")
     suite_options(fetch)
     fetch.set_defaults(verb="fetch")
 
-    doctor = subparsers.add_parser("doctor", help="look closely at an SAE: what it declares, what is measured")
+    doctor = subparsers.add_parser("doctor", help="is an SAE loaded correctly? compare its metadata with measurements")
     doctor.add_argument("reference", metavar="REF", help="a path, a registered SAE or glob, '{use: ..., ...}', a suite")
     doctor.add_argument("--model", help="a registered model, or '{use: huggingface, path: FOLDER}'")
-    doctor.add_argument("--data", help="text to look at it with, as a suite's `data:` (default: any that ships)")
-    doctor.add_argument("--hook", help="where it belongs, if its checkpoint does not say")
+    doctor.add_argument("--data", help="text to measure on, as in a suite's `data:` (default: any registered text)")
+    doctor.add_argument("--hook", help="the SAE's hook, if its checkpoint does not say")
     model_options(doctor)
     doctor.set_defaults(verb="doctor")
 
-    show = subparsers.add_parser("show", help="show a results folder, one result, or the documentation of a name")
+    show = subparsers.add_parser("show", help="print a results folder, one result, or the documentation of a name")
     show.add_argument(
         "what",
         nargs="+",
         metavar="WHAT",
-        help="a name that `ls` lists; OUT/SUITE or SUITE, alone, with KEY, or with METRIC and SAE; KEY; a file",
+        help="a name that `ls` lists; SUITE or OUT/SUITE, alone or followed by KEY or by METRIC [SAE]; KEY; a file",
     )
     show.add_argument("--out", default="results", help="folder in which SUITE and KEY are looked up (default: results)")
-    show.add_argument("--json", action="store_true", help="a result as it is stored")
+    show.add_argument("--json", action="store_true", help="print a result as stored")
     plugin_option(show)
     show.set_defaults(verb="show")
 
-    explain = subparsers.add_parser("explain", help="print what a metric requests, down to model and data")
-    explain.add_argument("metric", metavar="METRIC", help="a metric, by its name or its name in the suite")
-    explain.add_argument("suite", nargs="?", metavar="SUITE", help="as this suite resolves it (default: an example)")
-    explain.add_argument("--sae", metavar="NAME", help="on this SAE or control (default: the suite's first)")
+    explain = subparsers.add_parser("explain", help="print the quantities that a metric requests, down to the model")
+    explain.add_argument("metric", metavar="METRIC", help="the name of a metric, or its alias in the suite")
+    explain.add_argument("suite", nargs="?", metavar="SUITE", help="the suite to plan (default: a small example)")
+    explain.add_argument("--sae", metavar="NAME", help="the SAE or control to apply it to (default: the suite's first)")
     plugin_option(explain)
     explain.set_defaults(verb="explain")
 
     board = subparsers.add_parser("leaderboard", help="print the leaderboard of one or more results folders")
-    board.add_argument("folders", nargs="+", metavar="OUT/SUITE")
-    board.add_argument("--format", default="md", help="md, csv, json, or a plugin's")
-    board.add_argument("--include-limited", action="store_true", help="also runs made with --limit")
+    board.add_argument("folders", nargs="+", metavar="OUT/SUITE", help="a results folder")
+    board.add_argument("--format", default="md", help="md, csv, json, or a plugin's format (default: md)")
+    board.add_argument("--include-limited", action="store_true", help="include runs with --limit")
     plugin_option(board)
     board.set_defaults(verb="leaderboard")
 
-    pair = subparsers.add_parser("compare", help="is the difference between two SAEs, or an SAE and a control, real?")
-    pair.add_argument("folders", nargs="+", metavar="OUT/SUITE", help="one results folder, or several with equal data")
-    pair.add_argument("a", metavar="NAME", help="an SAE or a control, by name; NAME@HOOK where a name is not enough")
-    pair.add_argument("b", metavar="OTHER_NAME", help="another")
-    pair.add_argument("--metric", nargs="+", action="extend", default=[], help="only these, as ce or ce.delta_ce")
-    pair.add_argument("--format", default="md", help="md, csv, json, or a plugin's")
-    pair.add_argument("--include-limited", action="store_true", help="also runs made with --limit")
+    pair = subparsers.add_parser("compare", help="test the differences between two SAEs, or an SAE and a control")
+    pair.add_argument("folders", nargs="+", metavar="OUT/SUITE", help="a results folder, or several with the same data")
+    pair.add_argument("a", metavar="NAME", help="an SAE or control; NAME@HOOK if it was evaluated at several hooks")
+    pair.add_argument("b", metavar="OTHER_NAME", help="the SAE or control to compare it with")
+    pair.add_argument("--metric", nargs="+", action="extend", default=[], help="only these, such as ce or ce.delta_ce")
+    pair.add_argument("--format", default="md", help="md, csv, json, or a plugin's format (default: md)")
+    pair.add_argument("--include-limited", action="store_true", help="include runs with --limit")
     plugin_option(pair)
     pair.set_defaults(verb="compare")
 
-    report = subparsers.add_parser("report", help="write the plots and pages that plugins make of a run's results")
-    report.add_argument("folders", nargs="+", metavar="OUT/SUITE")
+    report = subparsers.add_parser("report", help="write the plots and pages that plugins draw from results")
+    report.add_argument("folders", nargs="+", metavar="OUT/SUITE", help="a results folder")
     report.add_argument("--to", metavar="FOLDER", help="where to write them (default: OUT/SUITE/report)")
-    report.add_argument("--format", nargs="+", action="extend", default=[], help="only these reports")
-    report.add_argument("--include-limited", action="store_true", help="also runs made with --limit")
+    report.add_argument("--format", nargs="+", action="extend", default=[], help="only these reports (default: all)")
+    report.add_argument("--include-limited", action="store_true", help="include runs with --limit")
     plugin_option(report)
     report.set_defaults(verb="report")
     return parser

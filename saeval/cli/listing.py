@@ -1,4 +1,4 @@
-"""What `ls` and `show` print."""
+"""The output of `ls` and `show`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from saeval.results.store import LIMITED, MANIFEST, finite
 
 
 def listing(registry: Registry, kind: str) -> list[dict[str, Any]]:
-    """Rows of name, description, origin, and what else that kind of thing has."""
+    """Return a row per name of a kind: name, description, origin, and further facts, such as a metric's parameters."""
     if kind == "plugins":
         return _plugins(registry)
     rows = []
@@ -30,7 +30,7 @@ def listing(registry: Registry, kind: str) -> list[dict[str, Any]]:
         rows += [_row(entry, named.label) for entry in names]
         for name, origins in names.duplicates().items():
             both = " and ".join(map(str, origins))
-            rows.append({"name": name, "description": "supplied twice: refused", "from": both})
+            rows.append({"name": name, "description": "ERROR: provided twice", "from": both})
     if kind == "quantities":
         rows += [{"name": leaf.name, "description": leaf.doc, "from": "saeval:engine"} for leaf in LEAVES.values()]
     return rows
@@ -39,41 +39,41 @@ def listing(registry: Registry, kind: str) -> list[dict[str, Any]]:
 def _row(entry: Entry[Any], kind: str) -> dict[str, Any]:
     try:
         return _described(entry, kind)
-    except Exception as error:  # a class that cannot be described costs its own line
+    except Exception as error:  # the other names are still listed
         return {"name": entry.name, "description": f"FAILED: {said(error)}", "from": str(entry.origin)}
 
 
 def _described(entry: Entry[Any], kind: str) -> dict[str, Any]:
-    thing = entry.thing
-    row: dict[str, Any] = {"name": entry.name, "description": _description(thing), "from": str(entry.origin)}
+    registered = entry.thing
+    row: dict[str, Any] = {"name": entry.name, "description": _description(registered), "from": str(entry.origin)}
     if kind:
         row["kind"] = kind
-    if isinstance(thing, type):
-        row["version"] = getattr(thing, "version", None)
-        row["parameters"] = {name: glossary.default(f) for name, f in schema(thing).model_fields.items()}
-    if hasattr(thing, "rebinds"):
-        row |= {"requests": list(thing.parameters), "fold": thing.fold, "shape": thing.shape}
+    if isinstance(registered, type):
+        row["version"] = getattr(registered, "version", None)
+        row["parameters"] = {name: glossary.default(f) for name, f in schema(registered).model_fields.items()}
+    if hasattr(registered, "rebinds"):
+        row |= {"requests": list(registered.parameters), "fold": registered.fold, "shape": registered.shape}
     return row
 
 
-def _description(thing: Any) -> str:
-    own = getattr(thing, "description", None)
-    if isinstance(own, str):
-        return own
-    if hasattr(thing, "rebinds"):
-        return str(thing.doc)
-    return (inspect.getdoc(thing) or "").split("\n")[0]
+def _description(registered: Any) -> str:
+    description = getattr(registered, "description", None)
+    if isinstance(description, str):
+        return description
+    if hasattr(registered, "rebinds"):
+        return str(registered.doc)
+    return (inspect.getdoc(registered) or "").split("\n")[0]
 
 
 def _plugins(registry: Registry) -> list[dict[str, Any]]:
-    for _ in registry.every():  # a plugin may load and still fail when it is asked
+    for _ in registry.every():  # call all hooks: a plugin may load and still fail in one
         pass
     rows = []
     broken = {str(f.origin) for f in registry.plugins.failures}
     for name, origin in registry.plugins.origins.items():
         status = "ok" if name not in broken else "see below"
         rows.append({"name": name, "description": status, "from": f"{origin.distribution} {origin.version}".strip()})
-    for failure in dict.fromkeys(registry.plugins.failures):  # one hook may be asked for two kinds
+    for failure in dict.fromkeys(registry.plugins.failures):  # a hook that is called for two kinds fails twice
         row = {
             "name": str(failure.origin),
             "description": f"FAILED: {failure.error}",
@@ -84,50 +84,50 @@ def _plugins(registry: Registry) -> list[dict[str, Any]]:
 
 
 def show(words: Sequence[str], registry: Callable[[], Registry], out: str = "results", as_json: bool = False) -> str:
-    """A results folder's cells, one result, or a name's documentation.
+    """Return the text of a results folder, of one result, or of the documentation of a name.
 
-    `words` are a folder or a suite with results under `out`, alone or with the beginning of a key or a metric and a
-    subject; a key; a result's file; or a name that `ls` lists. `SaevalError` for what is none of these.
+    `words` are one of: a folder, or a suite with results under `out`, alone or followed by the first letters of a key,
+    or by a metric and perhaps a subject; a key; a result's file; a name that `ls` lists. `SaevalError` otherwise.
     """
     if len(words) > 1:
         return _shown(lookup.chosen(words, out), as_json)
-    what, path = words[0], Path(words[0])
+    word, path = words[0], Path(words[0])
     if path.suffix == ".json" and os.path.isfile(path):
         return _cells(path.parent) if path.name in (MANIFEST, LIMITED) else _shown(lookup.of_file(path), as_json)
     if os.path.isdir(path):
         return _cells(path)
-    if (page := glossary.document(what, registry())) is not None:
+    if (page := glossary.document(word, registry())) is not None:
         return page
-    if (folder := lookup.folder(what, out)) is not None:
+    if (folder := lookup.folder(word, out)) is not None:
         return _cells(folder)
-    matches = lookup.by_key(what, lookup.under(out))
+    matches = lookup.by_key(word, lookup.under(out))
     if len(matches) == 1:
         return _shown(matches[0], as_json)
     if matches:
         return _lines(matches)
-    raise glossary.unknown(what, registry(), lookup.suites(out))
+    raise glossary.unknown(word, registry(), lookup.suites(out))
 
 
-def _shown(found: list[lookup.Listed] | Result, as_json: bool) -> str:
-    if isinstance(found, Result):
-        return json.dumps(finite(found.record()), indent=1) if as_json else detail(found)
-    return _lines(one.result for one in found)
+def _shown(chosen: list[lookup.Listed] | Result, as_json: bool) -> str:
+    if isinstance(chosen, Result):
+        return json.dumps(finite(chosen.record()), indent=1) if as_json else detail(chosen)
+    return _lines(cell.result for cell in chosen)
 
 
 def _cells(path: Path) -> str:
-    return _lines(one.result for one in lookup.cells(path))
+    return _lines(cell.result for cell in lookup.cells(path))
 
 
 def _lines(results: Iterable[Result]) -> str:
-    """A line a result: key, metric, subjects, hooks, status and reason."""
+    """Return a line per result: key, metric, subjects, hooks, status and reason."""
     rows = []
     for result in results:
         subjects = result.cell["subjects"]
         names = result.subject or "the model"
-        own = f"{result.cell['over']} ({names})" if result.cell.get("over") else names
+        group = f"{result.cell['over']} ({names})" if result.cell.get("over") else names
         hooks = ", ".join(dict.fromkeys(s["hook_name"] for s in subjects))
         status = "not computed" if result.status == "missing" else result.status
-        row = [result.key, result.metric, own, hooks, f"{status}{f': {result.reason}' if result.reason else ''}"]
+        row = [result.key, result.metric, group, hooks, f"{status}{f': {result.reason}' if result.reason else ''}"]
         rows.append([line(text) for text in row])
     widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else []
     return "\n".join(

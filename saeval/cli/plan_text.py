@@ -1,4 +1,4 @@
-"""What `saeval check` prints: passes, forward passes, quantities, memory."""
+"""The output of `saeval check`: passes, forward passes, quantities, time and memory."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from saeval.results.store import Store
 
 
 def _excluded(plan: Plan) -> str:
-    """Tokens that are not counted, and records that the rows are without."""
+    """Return the token ids that the mask excludes, and the numbers of records left out, in words."""
     described = plan.streams.evaluation.describe()
-    outside, left_out = described.get("excluded"), described.get("left_out")
-    found = f"; token ids outside the mask: {', '.join(map(str, outside))}" if outside else ""
-    return found + (f"; left out: {', '.join(f'{n} {why}' for why, n in left_out.items())}" if left_out else "")
+    excluded, left_out = described.get("excluded"), described.get("left_out")
+    tokens = f"; token ids outside the mask: {', '.join(map(str, excluded))}" if excluded else ""
+    return tokens + (f"; left out: {', '.join(f'{n} {why}' for why, n in left_out.items())}" if left_out else "")
 
 
 def _read(plan: Plan) -> str:
-    """The files that the data come from: the first ones, and how many more."""
+    """Return the first files that the data come from, and the number of the others."""
     facts = plan.streams.source.facts()
     shown = [str(name) for name in facts["read"][:5]]
     more = int(facts.get("files", len(facts["read"]))) - len(shown)
@@ -36,17 +36,17 @@ def _read(plan: Plan) -> str:
 
 
 def _stops(plan: Plan) -> str:
-    """Where a suite with `precision:` looks at its errors."""
+    """Return where a suite with `precision:` checks its errors, in words."""
     assert plan.stopping is not None
     wanted = ", ".join(f"{name} ± {target:g}" for name, target in plan.stopping.targets.items())
     places = [f"{point.sequences} ({point.documents})" for point in stopping_points(plan.streams.evaluation.clusters)]
     if len(places) < 2:
-        return f"precision: {wanted}, but there are too few documents to stop early: all sequences are taken"
-    return f"precision: {wanted}; looks after sequences (documents) {', '.join(places)}"
+        return f"precision: {wanted}, but there are too few documents to stop early: all sequences are used"
+    return f"precision: {wanted}; checked after sequences (documents) {', '.join(places)}"
 
 
 def _time(plan: Plan, operations: float, conclusions: Mapping[str, float]) -> list[str]:
-    """How long the passes would take, and conclusions that are work of their own; nothing where there is neither."""
+    """Return a line on the time of the passes and of expensive conclusions; no line if there is neither."""
     if not operations and not conclusions:
         return []
     speed = cost.operations_a_second(plan.options.device)
@@ -58,7 +58,7 @@ def _time(plan: Plan, operations: float, conclusions: Mapping[str, float]) -> li
 
 
 def plan_in_words(plan: Plan, store: Store) -> str:
-    """A text: what a run would do now, given what is stored."""
+    """Return the description of what a run would compute now, given the stored results."""
     finished = set() if plan.options.fresh else store.finished([c.key for c in plan.cells])
     pending = [c for c in plan.cells if c.key not in finished]
     folds = plan.folds(pending)
@@ -75,42 +75,41 @@ def plan_in_words(plan: Plan, store: Store) -> str:
     lines += [f"  read: {_read(plan)}"] if plan.streams.source.facts().get("read") else []
     lines += [f"  {_stops(plan)}"] if plan.stopping else []
     total, operations = 0, 0.0
-    for index, one in enumerate(
-        passes(plan, pending, stored, memory_budget(plan.options.sae_device or plan.options.device)), 1
-    ):
-        dataset = one.dataset(plan)
-        ends = [point.sequences for point in stopping_points(dataset.clusters)] if one.adaptive else []
+    budget = memory_budget(plan.options.sae_device or plan.options.device)
+    for index, pass_ in enumerate(passes(plan, pending, stored, budget), 1):
+        dataset = pass_.dataset(plan)
+        ends = [point.sequences for point in stopping_points(dataset.clusters)] if pass_.adaptive else []
         batches = sum(-(-(b - a) // size) for a, b in pairwise([0, *ends, len(dataset)]))
-        needed = BatchProgram(one.summations)
+        program = BatchProgram(pass_.summations)
         sides = 2 if dataset.pair else 1
-        clean = sides * batches if needed.touches_model else 0
-        resumes = batches * needed.resumes  # each side has nodes of its own
+        clean = sides * batches if program.touches_model else 0
+        resumes = batches * program.resumes  # the nodes of each side are counted separately
         total += clean + resumes
-        operations += cost.of_pass(plan, one, needed, size)
-        cut = "" if needed.final or not needed.hooks else ", cut at the deepest hook"
-        hooks = f" at {', '.join(needed.hooks)}" if needed.hooks else ""
-        made = f"{counted(clean, 'clean pass')}{cut}{hooks}, {counted(resumes, 'resume')}"
-        lines.append(f"  pass {index}: {one.title}: {made}")
-    needed_at_all = closure([n for c in pending for n in c.nodes()]).values()
-    resumed = hooks_of(resume, needed_at_all)
-    if total and plan.options.preflight != "off" and reach_the_end(needed_at_all):
+        operations += cost.of_pass(plan, pass_, program, size)
+        cut = "" if program.final else ", cut at the deepest of" if len(program.hooks) > 1 else ", cut at"
+        hooks = f"{cut or ' at'} {', '.join(program.hooks)}" if program.hooks else ""
+        work = f"{counted(clean, 'clean pass')}{hooks}, {counted(resumes, 'resumed pass')}"
+        lines.append(f"  pass {index}: {pass_.title}: {work}")
+    nodes = closure([n for c in pending for n in c.nodes()]).values()
+    resumed = hooks_of(resume, nodes)
+    if total and plan.options.preflight != "off" and reach_the_end(nodes):
         total += len(resumed) + 1
-        proofs = f" and {counted(len(resumed), 'resume')}, one a hook" if resumed else ""
-        lines.append(f"  preflight: 1 pass on the first batch, to see that the model is causal{proofs}")
-    names = sorted({n.name for n in needed_at_all if n.args and not n.quantity.inserted})
+        proofs = f", and {counted(len(resumed), 'resumed pass')}, one per hook" if resumed else ""
+        lines.append(f"  preflight: 1 pass on the first batch, to check that the model is causal{proofs}")
+    names = sorted({n.name for n in nodes if n.args and not n.quantity.inserted})
     weights = sum(8 * (s.d_in or 0) * (s.d_sae or 0) for s in plan.subjects if s.kind == "sae")
     widest = max((s.d_sae or 0 for s in plan.subjects), default=0)
     context = plan.streams.evaluation.context or 0
-    alive = 4 * widest * context * size
-    most = ", if nothing stops earlier" if plan.stopping else ""
-    lines.append(f"  forward passes in all: {total}{most}")
+    acts = 4 * widest * context * size
+    at_most = ", if the run does not stop early" if plan.stopping else ""
+    lines.append(f"  forward passes in all: {total}{at_most}")
     if names:
         lines.append(f"  quantities: {', '.join(names)}")
     lines += _time(plan, operations, cost.of_conclusions(plan, pending))
-    lines.append(f"  memory: {weights / 2**20:.1f} MiB of SAE weights, {alive / 2**20:.1f} MiB of feature activations")
+    lines.append(f"  memory: {weights / 2**20:.1f} MiB of SAE weights, {acts / 2**20:.1f} MiB of feature activations")
     if plan.options.batch_size == "auto":
         free = available(plan.options.device) / 2**20
         each = bytes_a_sequence(plan) / 2**20
-        begin = counted(size, "sequence")
-        lines.append(f"  batch: auto begins with {begin}, each up to {each:.0f} MiB of the {free:.0f} free")
+        start = counted(size, "sequence")
+        lines.append(f"  batch size: auto starts with {start}, each up to {each:.0f} MiB of the {free:.0f} MiB free")
     return "\n".join(map(line, lines))

@@ -1,4 +1,4 @@
-"""A stored result as text for a person: its values with their errors, curves, tables, arrays, notes, traceback."""
+"""A stored result as text: its values with their errors, curves, tables, arrays, notes and traceback."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from saeval.results.result import Result
 from saeval.stats.estimate import reliability_warnings
 
 ROWS = 20
-"""Rows of a curve or table that are printed; the stored JSON has all of them."""
+"""Maximum number of printed rows of a curve or table; the stored JSON has all of them."""
 WIDTH = 72
-"""Letters of a cell that are printed."""
+"""Maximum number of printed characters of a table's cell."""
 _BETTER = {"lower": "lower", "higher": "higher", None: "–"}
 
 
 def detail(result: Result) -> str:
-    """Everything that a result holds, arrays as summaries."""
+    """Return a result as text, with arrays as summaries."""
     parts = ["\n".join(map(line, _heading(result)))]
     scalars = {name: record for name, record in result.values.items() if "kind" not in record}
     if scalars:
@@ -49,19 +49,19 @@ def _heading(result: Result) -> list[str]:
     subjects = cell["subjects"]
     names = ", ".join(s["name"] for s in subjects) or "the model"
     hooks = " and ".join(dict.fromkeys(s["hook_name"] for s in subjects))
-    own = "" if result.metric == cell["metric"] else f" as '{result.metric}'"
-    of = f"{cell['over']} ({names})" if cell.get("over") else names
-    metric = f"{cell['metric']}@{cell.get('metric_version', 1)}{own}"
-    lines = [f"{metric} of {of}{f' at {hooks}' if hooks else ''}: {result.status}"]
+    alias = "" if result.metric == cell["metric"] else f" as '{result.metric}'"
+    subject = f"{cell['over']} ({names})" if cell.get("over") else names
+    metric = f"{cell['metric']}@{cell.get('metric_version', 1)}{alias}"
+    lines = [f"{metric} of {subject}{f' at {hooks}' if hooks else ''}: {result.status}"]
     if result.reason:
         lines[0] += f", {result.reason}"
-    given = ", ".join(f"{name} {value}" for name, value in dict(cell.get("params") or {}).items())
+    parameters = ", ".join(f"{name} {value}" for name, value in dict(cell.get("params") or {}).items())
     data = cell.get("data") or {}
     model = (cell.get("model") or {}).get("name")
     facts = [f"suite {cell['suite']}"] if cell.get("suite") else []
     facts += [f"model {model}"] if model else ["no model"]
     facts += [", ".join([f"data {data.get('use')}", *size_in_words(data)])]
-    lines += [f"key {result.key}; parameters: {given or 'none'}", "; ".join(facts)]
+    lines += [f"key {result.key}; parameters: {parameters or 'none'}", "; ".join(facts)]
     if data.get("limit") is not None:
         lines.append(f"limited to {data['limit']} sequences: not comparable with other runs")
     if stop := stop_in_words(result.sample):
@@ -80,7 +80,7 @@ def _scalars(scalars: Mapping[str, Mapping[str, Any]]) -> str:
         if record.get("reason"):
             kind = "undefined" if value is None else "no standard error" if record["stderr"] is None else "not tested"
             reasons.setdefault(f"{kind}: {record['reason']}", []).append(name)
-    table = _grid(["value", "number ± standard error", "95% interval", "n", "unit", "better"], rows, every=True)
+    table = _grid(["value", "number ± standard error", "95% interval", "n", "unit", "better"], rows, all_rows=True)
     return "\n".join([table, *(line(f"- {reason} ({', '.join(names)})") for reason, names in reasons.items())])
 
 
@@ -88,42 +88,42 @@ def _curve(record: Mapping[str, Any]) -> str:
     errors = record.get("stderr") or [None] * len(record["x"])
     points = zip(record["x"], record["y"], errors, strict=True)
     rows = [[number(x), "undefined" if y is None else with_error(y, error)] for x, y, error in points]
-    kept = rows if len(rows) <= ROWS else [rows[i] for i in np.linspace(0, len(rows) - 1, ROWS).round().astype(int)]
-    text = _grid([record["x_unit"] or "x", record["unit"] or "value"], kept)
-    return text + (f"\n{ROWS} of {len(rows)} points; --json has all" if len(kept) < len(rows) else "")
+    shown = rows if len(rows) <= ROWS else [rows[i] for i in np.linspace(0, len(rows) - 1, ROWS).round().astype(int)]
+    text = _grid([record["x_unit"] or "x", record["unit"] or "value"], shown)
+    return text + (f"\n{ROWS} of {len(rows)} points; --json has all" if len(shown) < len(rows) else "")
 
 
 def _array(name: str, record: Mapping[str, Any], result: Result) -> str:
-    what = f"{name}: an array {record['shape']} of {record['dtype']}{', ' + record['unit'] if record['unit'] else ''}"
-    heading = line(what)
+    unit = f", {record['unit']}" if record["unit"] else ""
+    heading = line(f"{name}: an array {record['shape']} of {record['dtype']}{unit}")
     if f"value/{name}" not in result.arrays:
-        return f"{heading}; its file {result.key}.npz is not here"
+        return f"{heading}; its file {result.key}.npz is missing"
     data = result.array(name)
     lines = [heading]
     if data.dtype.kind in "iuf" and data.size:
-        known = data[np.isfinite(data)] if data.dtype.kind == "f" else data
-        if known.size:
-            marks = {"min": known.min(), "median": np.median(known), "mean": known.mean(), "max": known.max()}
-            lines.append("  " + ", ".join(f"{what} {number(float(x))}" for what, x in marks.items()))
-        if known.size < data.size:
-            lines.append(f"  {data.size - known.size} of {data.size} are not finite")
+        finite = data[np.isfinite(data)] if data.dtype.kind == "f" else data
+        if finite.size:
+            summary = {"min": finite.min(), "median": np.median(finite), "mean": finite.mean(), "max": finite.max()}
+            lines.append("  " + ", ".join(f"{statistic} {number(float(x))}" for statistic, x in summary.items()))
+        if finite.size < data.size:
+            lines.append(f"  {data.size - finite.size} of {data.size} are not finite")
     elif data.dtype.kind == "b":
         lines.append(f"  {int(data.sum())} of {data.size} are true")
     lines.append(f"  in {result.key}.npz as value/{line(name)}; from Python: result.array('{line(name)}')")
     return "\n".join(lines)
 
 
-def _grid(columns: Sequence[str], rows: Sequence[Sequence[Any]], every: bool = False) -> str:
-    from tabulate import tabulate  # late: `ls` does without it
+def _grid(columns: Sequence[str], rows: Sequence[Sequence[Any]], all_rows: bool = False) -> str:
+    from tabulate import tabulate  # late: `ls` does not need it
 
-    shown = rows if every else rows[:ROWS]
+    shown = rows if all_rows else rows[:ROWS]
     lines = [[_cell(cell) for cell in row] for row in shown]
     text = tabulate(lines, [line(column) for column in columns], tablefmt="simple", disable_numparse=True)
     return text + (f"\n... {len(rows) - ROWS} more rows; --json has all" if len(shown) < len(rows) else "")
 
 
 def _cell(cell: Any) -> str:
-    """A cell on one line; the text of data and models is foreign, and may be long."""
+    """Return a cell on one line, escaped and cut: it may contain any text of the data or a model."""
     if cell is None:
         return ""
     text = number(cell) if isinstance(cell, float) else line(str(cell))
@@ -131,7 +131,7 @@ def _cell(cell: Any) -> str:
 
 
 def _run(provenance: Mapping[str, Any]) -> str:
-    """By what and how it was computed, in a line."""
+    """Return a line on the versions, dtypes and device that computed the result, then the preflight's findings."""
     if not provenance:
         return ""
     dtypes = provenance.get("dtypes") or {}
@@ -145,6 +145,6 @@ def _run(provenance: Mapping[str, Any]) -> str:
         "batch size": provenance.get("batch_size"),
     }
     computed = "computed with " + ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
-    findings = provenance.get("preflight") or {}
-    found = [f"- preflight: {name}: {one['message']}" for name, some in findings.items() for one in some]
-    return "\n".join(map(line, [computed, *found]))
+    preflight = provenance.get("preflight") or {}
+    messages = [f"- preflight: {name}: {finding['message']}" for name, some in preflight.items() for finding in some]
+    return "\n".join(map(line, [computed, *messages]))

@@ -1,4 +1,4 @@
-"""What each verb of the command line does: parsed arguments -> printed text and an exit code."""
+"""The verbs of the command line: functions from parsed arguments to printed text and an exit code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saeval.base.escapes import line
 from saeval.base.formatting import counted
 from saeval.base.progress import progress
 from saeval.cli import explanation, flags, listing
-from saeval.cli.board_verbs import say_aside
+from saeval.cli.board_verbs import print_asides
 from saeval.cli.doctor import Doctor
 from saeval.cli.plan_text import plan_in_words
 from saeval.engine.preflight import model_warnings, warnings
@@ -31,22 +31,22 @@ def _registry(arguments: argparse.Namespace) -> Registry:
 def run(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
     write = writer(registry.reports, arguments.format, "write")
-    # Every suite is planned before the first one runs, so that a mistake in the last costs nothing.
+    # Plan every suite before the first one runs, so that a mistake in the last suite is found at once.
     plans = [prepare(suite, registry, flags.options(arguments), arguments.set) for suite in arguments.suites]
     refuse_namesakes(plans, arguments.out)
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
-    code, made_boards, folders, limited = OK, [], [], False
-    told = len(registry.plugins.failures)
+    code, boards, folders, limited = OK, [], [], False
+    printed = len(registry.plugins.failures)
     try:
-        for made in plans:
-            if disagreements := warnings(made):
-                made.verify()  # what stops the run is said alone
+        for plan in plans:
+            if disagreements := warnings(plan):
+                plan.verify()  # an error that stops the run is printed without warnings
                 print(*map(line, disagreements), sep="\n", file=sys.stderr)
-            results = execute(made, arguments.out, progress())
-            made_boards += results.boards()
+            results = execute(plan, arguments.out, progress())
+            boards += results.boards()
             folders.append(results.folder)
-            limited |= made.streams.cut is not None
+            limited |= plan.streams.cut is not None
             done = f"{counted(len(results), 'cell')}, {counted(results.forward_passes, 'forward pass')}"
             done += f"; results in {results.folder}"
             print(done, file=sys.stderr)
@@ -55,15 +55,15 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"{len(results.failed)} of {len(results)} cells failed; {hint}", file=sys.stderr)
                 code = SOME_FAILED
         try:
-            text = write(made_boards)
-            if arguments.format != "md":  # which has notes of its own
-                say_aside([sentence for board in made_boards for sentence in board.asides])
+            text = write(boards)
+            if arguments.format != "md":  # Markdown has its own notes
+                print_asides([sentence for board in boards for sentence in board.asides])
             print(text, flush=True)
-        except SaevalError as error:  # the results are kept, and another format may show them
-            again = ["leaderboard", *(str(folder) for folder in folders), *["--include-limited"] * limited]
-            print(f"{error}; the results are kept: saeval {shlex.join(again)} shows them", file=sys.stderr)
+        except SaevalError as error:  # another format may still work
+            command = ["leaderboard", *(str(folder) for folder in folders), *["--include-limited"] * limited]
+            print(f"{error}; the results are kept: saeval {shlex.join(command)} shows them", file=sys.stderr)
             code = SOME_FAILED
-        for failure in registry.plugins.failures[told:]:
+        for failure in registry.plugins.failures[printed:]:
             print(f"plugin {failure}", file=sys.stderr)
     except KeyboardInterrupt:
         words = shlex.join(sys.argv[1:])
@@ -75,12 +75,12 @@ def run(arguments: argparse.Namespace) -> int:
 def check(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
     for suite in arguments.suites:
-        made = prepare(suite, registry, flags.options(arguments), arguments.set)
-        made.verify()
-        refuse_namesakes([made], arguments.out)
-        told = [f"warning: {sentence}" for sentence in model_warnings(made)]
-        text = plan_in_words(made, Store(Path(arguments.out) / made.name))
-        print("\n".join([*map(line, [*warnings(made), *told]), text]))
+        plan = prepare(suite, registry, flags.options(arguments), arguments.set)
+        plan.verify()
+        refuse_namesakes([plan], arguments.out)
+        of_model = [f"warning: {sentence}" for sentence in model_warnings(plan)]
+        text = plan_in_words(plan, Store(Path(arguments.out) / plan.name))
+        print("\n".join([*map(line, [*warnings(plan), *of_model]), text]))
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
     return OK
@@ -89,26 +89,25 @@ def check(arguments: argparse.Namespace) -> int:
 def fetch(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
     for suite in arguments.suites:
-        made = prepare(
-            suite, registry, flags.options(arguments), arguments.set
-        )  # the text and the headers come with this
-        if made.spec is not None:
-            made.spec.fetch()
-        for subject in made.subjects:
+        plan = prepare(suite, registry, flags.options(arguments), arguments.set)  # downloads the text and the headers
+        if plan.spec is not None:
+            plan.spec.fetch()
+        for subject in plan.subjects:
             if subject.fetch is not None:
                 with blamed(f"SAE '{subject.name}'", subject.origin):
                     subject.fetch()
-        saes = sum(s.kind == "sae" for s in made.subjects)
-        rows = counted(len(made.streams.evaluation), "sequence")
-        print(f"{made.name}: {rows}, {counted(saes, 'SAE')} and the model's files are here")
+        saes = sum(s.kind == "sae" for s in plan.subjects)
+        rows = counted(len(plan.streams.evaluation), "sequence")
+        print(f"{plan.name}: {rows}, {counted(saes, 'SAE')} and the model's files are available offline")
     return OK
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    one = Doctor(_registry(arguments), flags.options(arguments))
-    text, well = one.report(one.plan(arguments.reference, arguments.model, arguments.data, arguments.hook))
+    doctor_ = Doctor(_registry(arguments), flags.options(arguments))
+    plan = doctor_.plan(arguments.reference, arguments.model, arguments.data, arguments.hook)
+    text, passed = doctor_.report(plan)
     print(text)
-    return OK if well else SOME_FAILED
+    return OK if passed else SOME_FAILED
 
 
 def ls(arguments: argparse.Namespace) -> int:
@@ -131,12 +130,12 @@ def show(arguments: argparse.Namespace) -> int:
 def explain(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
     if arguments.suite is None:
-        made = explanation.example(arguments.metric, arguments.sae, registry.plugins)
+        plan = explanation.example(arguments.metric, arguments.sae, registry.plugins)
     else:
-        made = prepare(arguments.suite, registry, flags.FlagOptions())
-    print(explanation.explanation(made, explanation.cell_of(made, arguments.metric, arguments.sae)))
+        plan = prepare(arguments.suite, registry, flags.FlagOptions())
+    print(explanation.explanation(plan, explanation.cell_of(plan, arguments.metric, arguments.sae)))
     if arguments.suite is None:
-        print(f"\nThis is an example; `saeval explain {arguments.metric} SUITE` explains it as your suite has it.")
+        print(f"\nThis is an example; for your suite: saeval explain {arguments.metric} SUITE")
     return OK
 
 
@@ -144,15 +143,15 @@ def report(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
     for name in arguments.format:
         registry.reports[name].writer("pages", [entry.thing for entry in registry.reports])
-    every = [entry.thing for entry in registry.reports if entry.thing.pages is not None]
-    chosen = [one for one in every if one.name in arguments.format] or every
+    with_pages = [entry.thing for entry in registry.reports if entry.thing.pages is not None]
+    chosen = [report for report in with_pages if report.name in arguments.format] or with_pages
     code = OK
     for folder in arguments.folders:
         _, results = Store(folder).results(arguments.include_limited)
         for damaged in (result for result in results if result.status == "damaged"):
             print(f"{folder}: {damaged.metric} of {damaged.subject} is damaged: {damaged.reason}", file=sys.stderr)
         written, failed = write_pages(chosen, results, Path(arguments.to or Path(folder) / "report"))
-        none = f"{folder}: none of its metrics has a page; {', '.join(one.name for one in chosen)} make pages of theirs"
+        none = f"{folder}: no pages for its metrics from the reports {', '.join(report.name for report in chosen)}"
         print(*written, sep="\n") if written else print(none)
         print(*failed, sep="\n", end="\n" if failed else "", file=sys.stderr)
         code = SOME_FAILED if failed else code

@@ -1,1 +1,1 @@
-"""What came out, and is the difference real: stored results, boards, paired tests, ranks, comparisons, reports."""
+"""Stored results, and everything that reads them: boards, paired tests, ranks, comparisons and reports."""

@@ -1,4 +1,4 @@
-"""`Board`: a table of comparable rows, as reports are given it."""
+"""`Board`: a table of comparable rows, as reports receive it."""
 
 from __future__ import annotations
 
@@ -13,34 +13,37 @@ if TYPE_CHECKING:
     from saeval.results.result import Result
 
 SHOWN = 6
-"""Places that a note names."""
+"""Number of places that a note names."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One value of one configured metric."""
+    """One value of one configured metric, such as `ce.delta_ce`."""
 
     name: str
     """`alias.value`, as suites write it."""
     unit: str = ""
     better: str | None = None
+    """`lower`, `higher`, or None for a value without a better direction."""
     headline: bool = True
-    """Shown in a printed table; the others are in JSON and CSV."""
+    """True if printed tables show it; JSON and CSV have all columns."""
     paired: bool = False
-    """Its values are paired differences."""
+    """True if its values are paired differences to a control."""
 
     @property
     def metric(self) -> str:
+        """The metric's alias in the suite."""
         return self.name.split(".", 1)[0]
 
     @property
     def value(self) -> str:
+        """The value's name within its metric."""
         return self.name.split(".", 1)[-1]
 
 
 @dataclass
 class Entry:
-    """One number of a row; without a value, `reason` says why."""
+    """One number of a row. Without a value, `status` and `reason` say why."""
 
     value: float | None = None
     stderr: float | None = None
@@ -50,17 +53,17 @@ class Entry:
     reason: str | None = None
     estimate: Estimate | None = None
     draws: int = 1
-    """Independent draws of a control that were averaged."""
+    """Number of independent draws of a control that were averaged."""
     spread: float = 0.0
-    """Variance of the average over draws; sampling of documents does not contain it."""
+    """Variance of the average due to the choice of draws, in squared units; the sampling of documents adds to it."""
     support: Support | None = None
-    """What its error rests on; None where that is not documents."""
+    """The documents behind its error; None if the error is not over documents."""
     detectable: float | None = None
-    """Of a paired difference: the smallest that one test detects with 80% power, t.975 + t.80 standard errors."""
+    """Minimum detectable difference, of a paired difference: one test at 5% with 80% power, t.975 + t.80 errors."""
 
     @property
     def testable(self) -> bool:
-        """True if its paired differences may have a test: it is known without each of several documents."""
+        """True if its paired differences can be tested: its values without each of several documents are stored."""
         return self.estimate is not None and (self.support is None or self.support.effective >= LEAST)
 
     def __post_init__(self) -> None:
@@ -69,16 +72,16 @@ class Entry:
 
 
 class Entries(MutableMapping[str, Entry]):
-    """The entries of a row by the names of their columns; those of results are made when they are asked for."""
+    """The entries of a row by column name; an entry of a result is built on first access."""
 
     def __init__(self, columns: Mapping[str, Sequence[str]], make: Callable[[Result, str], Entry]) -> None:
-        """`columns`: the columns of each metric. `make` gives a result's entry of a value."""
+        """`columns`: column names by metric. `make` builds the entry of a value from a result."""
         self._columns, self._make = columns, make
         self._results: dict[str, Result] = {}
         self._made: dict[str, Entry] = {}
 
     def add(self, result: Result) -> None:
-        """The row has this result."""
+        """Add the entries of a result to the row."""
         self._results[result.metric] = result
 
     def __getitem__(self, name: str) -> Entry:
@@ -93,11 +96,11 @@ class Entries(MutableMapping[str, Entry]):
         self._made[name] = entry
 
     def __delitem__(self, name: str) -> None:
-        raise TypeError("a row's entries stay")
+        raise TypeError("a row's entries cannot be deleted")
 
     def __iter__(self) -> Iterator[str]:
-        own = [name for metric in self._results for name in self._columns.get(metric, ())]
-        yield from dict.fromkeys([*own, *self._made])
+        of_results = [name for metric in self._results for name in self._columns.get(metric, ())]
+        yield from dict.fromkeys([*of_results, *self._made])
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -108,61 +111,69 @@ class Entries(MutableMapping[str, Entry]):
 
 @dataclass
 class Row:
-    """One subject at one hook."""
+    """One subject at one hook: an SAE, a control, a group of SAEs, or the model."""
 
     name: str
     hook_name: str
     kind: str
+    """`sae`, `control`, `group` or `model`."""
     entries: MutableMapping[str, Entry] = field(default_factory=dict)
+    """Its numbers by column name; a column may have none."""
     rank: int | None = None
-    """1 + the trained rows that are surely better in the column ranked by."""
+    """1 + the number of SAEs that are significantly better in the column ranked by; None for an unranked row."""
     rank_high: int | None = None
-    """The number of trained rows less those surely worse; ties are not transitive, so a rank is an interval."""
+    """Number of ranked SAEs − those that are significantly worse. Ties are not transitive, so a rank is an interval."""
     detectable: float | None = None
-    """Minimum detectable difference to the top row in the column ranked by, in its unit; None for that row."""
+    """Minimum detectable difference to the top row in the column ranked by, in its unit; None for the top row."""
     support: Support | None = None
-    """What the error of that difference rests on."""
+    """The documents behind the error of that difference."""
     copies: int = 1
+    """Number of draws of a control that the row averages."""
     control: str | None = None
-    """A control's name in its suite, without its parent."""
+    """A control's name in its suite, without the SAE that it was built from."""
     of: str | None = None
     """The SAE that a control was built from."""
     site: str = ""
-    """The one name of its hook, of which `hook_name` may be another spelling."""
+    """The model's own name of the hook; `hook_name` may be an alias of it."""
 
 
 @dataclass
 class Board:
-    """A table of comparable rows."""
+    """A table of comparable rows, which all have the same model and data."""
 
     title: str
     model: str
-    """Its name; empty where the suite has no model."""
+    """The model's name; empty if the suite has no model."""
     data: Mapping[str, Any]
+    """The facts that identify the data: source, fingerprint, and numbers of sequences, documents and tokens."""
     columns: list[Column]
     rows: list[Row]
     rank_by: str | None
+    """Name of the column that rows are ranked by."""
     limited: bool = False
+    """True for a run with `--limit`, whose numbers are not comparable with others."""
     warnings: list[str] = field(default_factory=list)
-    """What the layout asked for and the results do not have."""
+    """Unmet requests of the suite's `leaderboard:`, missing results, findings of the preflight, remarks of metrics."""
     left_out: list[str] = field(default_factory=list)
-    """Of `warnings`, those on results that are not there."""
+    """Those of `warnings` that are about missing or damaged results."""
     sample: Mapping[str, Any] | None = None
-    """Where the suite's `precision:` stopped, as in `Result.sample`; None where all rows were taken."""
+    """Where the suite's `precision:` stopped, as in `Result.sample`; None if the suite has no `precision:`."""
 
     @property
     def shown(self) -> list[Column]:
-        """The columns for people; `columns` has them all."""
+        """The columns of a printed table."""
         return [column for column in self.columns if column.headline]
 
     @property
     def doubts(self) -> list[str]:
-        """Why errors of shown columns, and of differences to the top row, are unreliable: each reason's worst place."""
+        """Reasons why errors of shown columns or of differences to the top row are unreliable, each with its worst
+        place."""
         return self._doubts(self.shown)
 
     @property
     def asides(self) -> list[str]:
-        """For standard error beside a text without notes, such as CSV: results left out, errors of any column."""
+        """Sentences to print to standard error with a format that has no notes, such as CSV: missing and damaged
+        results, unreliable errors of any column."""
         return [*self.left_out, *self._doubts(self.columns)]
 
     def _doubts(self, columns: Sequence[Column]) -> list[str]:
@@ -186,12 +197,12 @@ class Board:
 
     @property
     def stop(self) -> str:
-        """The same in words; empty where the suite asks for no precision."""
+        """Where the suite's `precision:` stopped, in words; empty if the suite has none."""
         return stop_in_words(self.sample)
 
     @property
     def notes(self) -> list[str]:
-        """Why numbers are missing, each reason once."""
+        """The warnings, and reasons for missing numbers, each once with its places."""
         notes: dict[str, dict[str, None]] = {}
         shown = self.shown
         for row in self.rows:
@@ -204,13 +215,13 @@ class Board:
 
 
 def _some(places: Sequence[str]) -> str:
-    """The first few; each row has its own reason in JSON and CSV."""
+    """Return the first few places in words; in JSON and CSV each row has its own reason."""
     rest = len(places) - SHOWN
     return ", ".join(places[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def limit_notice(data: Mapping[str, Any]) -> str:
-    """What every table and page of a run with `--limit` says first; empty for a whole run."""
+    """Return the warning that starts every table and page of a run with `--limit`; empty for a whole run."""
     limit = data.get("limit")
     if limit is None:
         return ""
@@ -218,32 +229,33 @@ def limit_notice(data: Mapping[str, Any]) -> str:
 
 
 def damaged_in_words(results: Sequence[Result]) -> str:
-    """What every table and page made without them says of damaged results; empty where there are none."""
+    """Return the warning of every table and page that leaves out damaged results; empty if there are none."""
     damaged = sum(result.status == "damaged" for result in results)
     if not damaged:
         return ""
-    counted = f"{damaged} of {len(results)} results {'are' if damaged > 1 else 'is'} damaged and left out"
-    return f"{counted}, also of ranks; run the suite again to compute {'them' if damaged > 1 else 'it'} again."
+    verb, pronoun = ("are", "them") if damaged > 1 else ("is", "it")
+    left_out = f"{damaged} of {len(results)} results {verb} damaged and left out, also from ranks"
+    return f"{left_out}; run the suite again to compute {pronoun} again."
 
 
 _UNITS = ("sequence", "document", "token")
 
 
 def size_in_words(data: Mapping[str, Any]) -> list[str]:
-    """How many sequences, documents and tokens a run had, in words, as far as they are known."""
-    known = {**data, "documents": document_count(data)}
-    counts = [(known[f"{noun}s"], noun) for noun in _UNITS if known.get(f"{noun}s") is not None]
+    """Return the numbers of sequences, documents and tokens of a run in words, each only if the run recorded it."""
+    sizes = {**data, "documents": document_count(data)}
+    counts = [(sizes[f"{noun}s"], noun) for noun in _UNITS if sizes.get(f"{noun}s") is not None]
     return [counted(count, noun) if isinstance(count, int) else f"{count} {noun}s" for count, noun in counts]
 
 
 def document_count(data: Mapping[str, Any]) -> int | None:
-    """How many documents a run had; older results say `clusters`."""
-    found: int | None = data.get("clusters", data.get("documents"))
-    return found
+    """Return the number of documents of a run, which older results call `clusters`; None if it is not recorded."""
+    count: int | None = data.get("clusters", data.get("documents"))
+    return count
 
 
 def stop_in_words(sample: Mapping[str, Any] | None) -> str:
-    """Where a run with `precision:` stopped, and why."""
+    """Return where a run with `precision:` stopped, and why; empty for None."""
     if sample is None:
         return ""
     wanted = ", ".join(f"{name} ± {target:g}" for name, target in sample["precision"].items())
@@ -253,7 +265,7 @@ def stop_in_words(sample: Mapping[str, Any] | None) -> str:
         return f"stopped adaptively after {counts}, every subject within {wanted}"
     last = sample["looks"][-1] if sample["looks"] else None
     if last is None:
-        return f"did not stop early, after {counts}: too few documents to look at the errors before the end"
+        return f"did not stop early, after {counts}: too few documents to check the errors before the end"
     worst = ", ".join(
         f"{name} ± {number(error, 2) if error is not None else '?'} of {last['largest_of'][name]}"
         for name, error in last["errors"].items()

@@ -1,4 +1,4 @@
-"""`Report`: a writer of leaderboards, comparisons or pages, supplied by a plugin and chosen by `--format`."""
+"""Writing the pages of reports, and helpers for their figures."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Path) -> tuple[list[Path], list[str]]:
-    """Write every page of `reports` into `folder`: the files, and a sentence for each report that failed.
+    """Write every page of `reports` into `folder`. Return the files, and a sentence per report that failed.
 
-    Pages of a limited run, or of one with damaged results, say so first: Markdown and HTML in their first line, figures
-    that `saeval.results.pages` makes in their title. So do Markdown and HTML where errors are unreliable.
-    `Unwritable` where the folder cannot be written; no file is half-written.
+    Pages of a limited run, or of one with damaged results, begin with a warning: in the first line of Markdown and
+    HTML, in the title of figures that `png` writes. Markdown and HTML also warn of unreliable errors.
+    Raises `Unwritable` if the folder cannot be written; no file is half-written.
     """
     written: list[Path] = []
     failed: list[str] = []
@@ -48,7 +48,7 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
             places = list(written)
             for name in pages:
                 places.append(_path_of(name, folder, places))
-        except (Exception, SystemExit) as error:  # one bad report costs its own pages only
+        except (Exception, SystemExit) as error:  # the pages of other reports are still written
             log.debug("report %s failed", report.name, exc_info=error)
             failed.append(f"report '{report.name}' failed: {said(error)}")
             continue
@@ -66,37 +66,37 @@ def _page(name: str, content: bytes | str, heading: str) -> bytes:
 
 
 def _path_of(name: str, folder: Path, written: Sequence[Path]) -> Path:
-    """The file of a page, whatever a plugin or somebody else's results call it: new, and in the folder itself."""
+    """Return a new file in the folder for a page, whose name is untrusted: a plugin or foreign results chose it."""
     if not name.strip(". "):
-        raise ValueError(f"the page {name!r} has no name for a file")
-    for place in (folder / name.replace("\0", "-"), path := folder / file_name(name)):  # it may be a link elsewhere
+        raise ValueError(f"the page name {name!r} cannot be a file name")
+    for place in (folder / name.replace("\0", "-"), path := folder / file_name(name)):  # either may be a link
         if not place.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"the page '{name}' does not lie in the report's folder")
+            raise ValueError(f"the page '{name}' is outside the report's folder")
     taken = {file.name.casefold() for file in written}
     stem, ending, number = path.stem, path.suffix, 1
-    while path.name.casefold() in taken:  # names that differ in what file names cannot have
+    while path.name.casefold() in taken:  # names may differ only in characters that file names cannot have
         number += 1
         path = folder / f"{stem}-{number}{ending}"
     return path
 
 
-def _headed(name: str, text: str, limit: str) -> str:
-    """A page with what must be said first; formats that have no place for it are as they are."""
-    if limit and name.lower().endswith(".md"):
-        return f"**{markdown(limit)}**\n\n{text}"
-    if limit and name.lower().endswith((".html", ".htm")):
-        banner = f'<p role="alert"><strong>{html(limit)}</strong></p>'
-        headed, found = re.subn(r"(<body[^>]*>)", rf"\1\n{banner}", text, count=1, flags=re.IGNORECASE)
-        return headed if found else f"{banner}\n{text}"
+def _headed(name: str, text: str, heading: str) -> str:
+    """Return a page with its warning first; other formats than Markdown and HTML are unchanged."""
+    if heading and name.lower().endswith(".md"):
+        return f"**{markdown(heading)}**\n\n{text}"
+    if heading and name.lower().endswith((".html", ".htm")):
+        banner = f'<p role="alert"><strong>{html(heading)}</strong></p>'
+        headed, bodies = re.subn(r"(<body[^>]*>)", rf"\1\n{banner}", text, count=1, flags=re.IGNORECASE)
+        return headed if bodies else f"{banner}\n{text}"
     return text
 
 
 _EM = 0.6
-"""Mean width of a letter in ems, from above."""
+"""Upper bound on the mean width of a letter, in ems."""
 
 
 def figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches."""
+    """Return an empty matplotlib figure; `width` and `height` are in inches."""
     from matplotlib.figure import Figure  # late: slow to import, and only pages with plots need it
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -107,7 +107,7 @@ _TITLE: ContextVar[str] = ContextVar("title", default="")
 
 @contextmanager
 def under_heading(text: str) -> Iterator[None]:
-    """Figures that `png` writes meanwhile have this line above them."""
+    """Give every figure that `png` writes in this context the line above its title."""
     before = _TITLE.set(text)
     try:
         yield
@@ -116,33 +116,32 @@ def under_heading(text: str) -> Iterator[None]:
 
 
 def png(drawn: Figure) -> bytes:
-    """The figure as a PNG file; the same bytes for the same figure."""
+    """Return the figure as the content of a PNG file; equal figures give equal bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # late: as above
 
     if title := _TITLE.get():
-        own = drawn.get_suptitle()
-        drawn.suptitle(f"{plot(title)}\n{own}".strip(), fontsize=9, wrap=True)
+        drawn.suptitle(f"{plot(title)}\n{drawn.get_suptitle()}".strip(), fontsize=9, wrap=True)
     FigureCanvasAgg(drawn)
-    held = io.BytesIO()
-    drawn.savefig(held, format="png", dpi=130, metadata={"Software": None})
-    return held.getvalue()
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def wrap_title(text: str, inches: float, size: float) -> str:
-    """A title in as many lines as fit the width at this font size, in points; nothing in it is a formula."""
+    """Return a title broken into lines of at most `inches` at this font size (in points), without mathtext."""
     return textwrap.fill(plot(text), max(int(inches * 72 / (size * _EM)), 8))
 
 
 def set_title(drawn: Figure, text: str, size: float = 10) -> None:
-    """Give a figure its title, in as many lines as its width takes."""
+    """Set a figure's title, broken into lines that fit its width; `size` is in points."""
     drawn.suptitle(wrap_title(text, float(drawn.get_figwidth()), size), fontsize=size)
 
 
 def label_log_axis(axis: Axis) -> None:
-    """Label a logarithmic axis as densely as its limits ask: call it last, since it keeps the limits of that moment.
+    """Label a logarithmic axis by its current limits; call it last, since later changes of the limits are not seen.
 
-    Within one decade the ticks are round numbers between its ends; within three 1, 2 and 5 times the powers of ten;
-    beyond them the powers of ten alone.
+    Limits within one decade get round numbers as ticks; within three decades, 1, 2 and 5 times the powers of ten; a
+    wider axis keeps matplotlib's labels at powers of ten.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter  # late: as above
 
@@ -154,7 +153,7 @@ def label_log_axis(axis: Axis) -> None:
     else:
         ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
     inside = [float(tick) for tick in ticks if low <= tick <= high]
-    if len(inside) < 2:  # a very narrow axis: its ends say most
+    if len(inside) < 2:  # a very narrow axis
         inside = [low, high]
     axis.set_ticks(inside)
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))

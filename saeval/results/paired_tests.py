@@ -1,4 +1,4 @@
-"""Paired differences: two entries over the same documents, their t test, and Holm's correction for several tests."""
+"""Paired differences of two entries over the same documents, their t tests, and Holm's correction for several tests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from saeval.stats.estimate import ROUNDING as ROUNDING  # also for tests of all 
 ALPHA = 0.05
 POWER = 0.8
 _SAME = 1e-5
-"""Standard errors below which two numbers that went through different sums are one."""
-NOT_STORED = "what it is without each document is not stored"
+"""Tolerance, in standard errors, for two numbers that should be equal but come from different sums."""
+NOT_STORED = "its values without each document are not stored"
 ONE_DOCUMENT = "fewer than two documents"
 NEARLY_ONE = "one document holds nearly all tokens"
 NOT_WITHOUT = "the difference does not exist without one of the documents"
@@ -32,10 +32,10 @@ class Difference:
     """Independent parts of its variance, each with its degrees of freedom."""
     reason: str | None = None
     paired: Estimate | None = None
-    """The same without each document; None where an entry is not known without each: then the values decide."""
+    """The same difference with each document left out; None if an entry has no such values: then the values decide."""
     rounding: float = 0.0
     support: Support | None = None
-    """What its error rests on."""
+    """The documents behind its error."""
 
     @cached_property
     def stderr(self) -> float | None:
@@ -44,7 +44,7 @@ class Difference:
 
     @cached_property
     def dof(self) -> float:
-        """Effective documents - 1; with the spread of a control's draws in it, Welch and Satterthwaite's (1946)."""
+        """Effective documents - 1; if a control's draws add variance, by Welch and Satterthwaite (1946)."""
         below = sum(variance**2 / dof for variance, dof in self.variances)
         if below == 0:
             return self.variances[0][1]
@@ -52,7 +52,7 @@ class Difference:
 
     @property
     def ci95(self) -> tuple[float, float] | None:
-        """95% interval by the t quantile; None where all documents agree, which tells nothing of its width."""
+        """95% interval by the t quantile; None if all documents agree, which says nothing about its width."""
         error = self.stderr
         if not error:
             return None
@@ -61,16 +61,16 @@ class Difference:
 
     @property
     def p_value(self) -> float | None:
-        """Two-sided p value of the paired `t_test`; None without an error, and where both are equal."""
+        """Two-sided p value of the paired `t_test`; None without an error, and if no document shows a difference."""
         error = self.stderr
         if error is None:
             return None
         return t_test(self.value if abs(self.value) > self.rounding or error else 0.0, error, self.dof)
 
     def repeats(self, other: Difference) -> bool:
-        """Whether this is the test that the other is: every document moves both alike, up to a factor.
+        """Return True if both are the same test: their per-document differences are equal up to a factor.
 
-        Such are `ce_sae` and `delta_ce`, `fvu` and `explained_variance`, and one value in two units.
+        Examples are `ce_sae` and `delta_ce`, `fvu` and `explained_variance`, and one value in two units.
         """
         mine, others = self._standardised, other._standardised
         if mine is None or others is None or mine.shape != others.shape or not math.isclose(self.dof, other.dof):
@@ -79,14 +79,14 @@ class Difference:
 
     @property
     def _standardised(self) -> np.ndarray | None:
-        """The difference, and how far each document moves it, in standard errors; None where there are none."""
+        """The deviation that each document causes, then the difference, in standard errors; None without an error."""
         if not self.stderr or self.paired is None:
             return None
         return np.append(self.paired.deviations, self.value) / self.stderr
 
     @property
     def detectable(self) -> float | None:
-        """Minimum detectable difference, found by one test at 5% with a power of 80%: t.975 + t.80 standard errors."""
+        """Minimum detectable difference of one test at 5% with 80% power: t.975 + t.80 standard errors."""
         from scipy.special import stdtrit  # late: `saeval ls` compares nothing
 
         if not self.stderr:
@@ -98,9 +98,9 @@ class Difference:
 
 
 def difference(a: Entry, b: Entry) -> Difference:
-    """`a` - `b`, both with values, over the same documents.
+    """Return `a` - `b`, paired by document; both have values over the same documents.
 
-    Draws of a control that were averaged add their spread, which more documents do not reduce.
+    If a control's draws were averaged, their spread is added to the variance; more documents do not reduce it.
     """
     assert a.value is not None
     assert b.value is not None
@@ -122,22 +122,22 @@ def difference(a: Entry, b: Entry) -> Difference:
 
 
 def distinct(differences: Sequence[Difference]) -> list[int | None]:
-    """For each difference the first that makes the same test, itself where it is the first; None without a test."""
+    """Return for each difference the index of the first that is the same test, perhaps its own; None without a test."""
     firsts: list[int] = []
-    found: list[int | None] = []
-    for index, one in enumerate(differences):
-        if one.p_value is None:
-            found.append(None)
+    twins: list[int | None] = []
+    for index, paired in enumerate(differences):
+        if paired.p_value is None:
+            twins.append(None)
             continue
-        twin = next((other for other in firsts if one.repeats(differences[other])), index)
+        twin = next((first for first in firsts if paired.repeats(differences[first])), index)
         if twin == index:
             firsts.append(index)
-        found.append(twin)
-    return found
+        twins.append(twin)
+    return twins
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """P values that keep the chance of any false finding at the level (Holm 1979); None stays None, uncounted."""
+    """Return p values corrected for several tests (Holm 1979), in their order. None stays None and is not counted."""
     present = [index for index, p in enumerate(p_values) if p is not None]
     raw = np.array([p_values[index] for index in present], dtype=np.float64)
     order = np.argsort(raw, kind="stable")

@@ -1,4 +1,4 @@
-"""What stands in the files of a results folder, as reading checks it. More keys than these are allowed everywhere."""
+"""Schemas of the files in a results folder, checked on reading. Additional keys are allowed everywhere."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Ends = Annotated[list[Finite], Field(min_length=2, max_length=2)]
 Better = Literal["lower", "higher"] | None
 Key = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
-"""It becomes a file's name."""
+"""The stem of a result's file name."""
 
 
 class _Record(TypedDict):
-    """Dictionaries, which are checked in half the time that objects take: a large board has a million."""
+    """A dictionary: checked in half the time of an object, and a large board has a million of them."""
 
     __pydantic_config__ = ConfigDict(extra="ignore", strict=True)  # type: ignore[misc]
 
@@ -115,7 +115,7 @@ class DataRecord(_Record):
 
 
 class KindRecord(_Record):
-    """A cell, but for its subjects."""
+    """A cell without its subjects."""
 
     metric: str
     model: ModelRecord | None
@@ -131,7 +131,7 @@ class CellRecord(KindRecord):
 
 
 class _Whole(TypedDict):
-    """All of it is shown."""
+    """A dictionary that keeps its additional keys, since all of it is shown."""
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
@@ -166,7 +166,7 @@ class ProvenanceRecord(_Record):
 
 
 class ResultRecord(_Record):
-    """`KEY.json`, without its checksum."""
+    """The content of `KEY.json`, without its checksum."""
 
     schema: int
     key: Key
@@ -183,7 +183,7 @@ class ResultRecord(_Record):
 
 
 class _CellsRecord(_Record):
-    """A list for each fact, since a manifest may list 100,000 cells."""
+    """The cells of a manifest, one list per field: there may be 100,000 cells."""
 
     key: list[Key]
     kind: list[Annotated[int, Field(ge=0)]]
@@ -197,7 +197,7 @@ class LayoutRecord(_Record):
 
 
 class ManifestRecord(_Record):
-    """`manifest.json`."""
+    """The content of `manifest.json`."""
 
     schema: int
     suite: str
@@ -206,7 +206,7 @@ class ManifestRecord(_Record):
     kinds: list[KindRecord]
     subjects: list[SubjectRecord]
     cells: _CellsRecord
-    """By their places in `kinds` and `subjects`."""
+    """Kinds and subjects are indices into `kinds` and `subjects`."""
     file: NotRequired[str | None]
 
 
@@ -221,9 +221,9 @@ def _listed(record: ManifestRecord) -> ManifestRecord:
 
 
 class ShownRecord(ResultRecord):
-    """The same for a leaderboard: checked as JSON, without making anything of what only a file needs.
+    """A `ResultRecord` as a leaderboard reads it: checked as JSON, without building objects for the rest.
 
-    The kind of a value is tried, since asking for it makes an object of the value first.
+    The union tries each kind in turn, since a discriminator would build an object of the value first.
     """
 
     values: dict[
@@ -238,7 +238,7 @@ _VALUES: TypeAdapter[Any] = TypeAdapter(dict[str, ValueRecord])
 
 
 def check_values(values: dict[str, Any]) -> None:
-    """`TypeError` for values that could be written and never read again, such as one whose unit is no text."""
+    """Raise `TypeError` for values that could be written but not read again, such as a unit that is not text."""
     try:
         _VALUES.validate_python(values)
     except ValidationError as error:

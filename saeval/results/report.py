@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """Pure functions of results; a report has those that it can do.
+    """A format: pure functions that turn results into text or files. Each may be None if the format has no such output.
 
-    `write` returns the text of boards, `compare` that of a comparison, and `pages` whole files by
-    name, such as `curves.png`, from all results of a run with their arrays; none where there is
-    nothing to show.
+    `write` returns the text of some boards, and `compare` that of a comparison. `pages` takes all results of a run,
+    with their arrays, and returns the content of files by name, such as `curves.png`; empty if it has nothing to show.
     """
 
     name: str
@@ -29,13 +28,13 @@ class Report:
     compare: Callable[[Comparison], str] | None = None
     pages: Callable[[Sequence[Result]], Mapping[str, bytes | str]] | None = None
     keeps: bool = False
-    """Whether saeval may keep the text of `write` while no result and no module beside its own changes."""
+    """True if `write` depends only on results and on the code of saeval and its plugins, so that its text is cached."""
 
     def writer(self, of: Literal["write", "compare", "pages"], others: Iterable[Report]) -> Callable[..., Any]:
-        """What it does `of` leaderboards, comparisons or pages; `SaevalError` names those that can, if it cannot."""
-        found: Callable[..., Any] | None = getattr(self, of)
-        if found is None:
-            what = {"write": "leaderboards", "compare": "comparisons", "pages": "pages"}[of]
+        """Return the function named `of`. `SaevalError` if it is None, with those of `others` that have one."""
+        function: Callable[..., Any] | None = getattr(self, of)
+        if function is None:
+            output = {"write": "leaderboards", "compare": "comparisons", "pages": "pages"}[of]
             able = ", ".join(report.name for report in others if getattr(report, of))
-            raise SaevalError(f"format '{self.name}' writes no {what}; {able or 'no plugin'} does")
-        return found
+            raise SaevalError(f"format '{self.name}' writes no {output}; use {able or 'a plugin that does'}")
+        return function

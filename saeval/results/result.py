@@ -1,4 +1,4 @@
-"""`Result`: one cell's outcome, as it stands in its JSON file."""
+"""`Result`: the outcome of one cell, as stored in its JSON file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from saeval.stats.estimate import Estimate, Support
 SCHEMA = 1
 """Part of every cell's key."""
 FORM = 3
-"""The `schema` of a result's file: raised when an older file cannot be read as a new one."""
+"""The `schema` of a result's file: raised when older files can no longer be read."""
 Status = Literal["ok", "undefined", "failed", "missing", "damaged"]
 
 
 @dataclass
 class Result:
-    """A finished cell. `undefined` and `failed` ones say why in `reason`.
+    """The outcome of one cell: a metric on an SAE, a control, a group of SAEs or the model.
 
-    A `missing` one is not computed yet; the files of a `damaged` one are not what saeval wrote, so nothing of them is
-    shown, and the next run computes it again.
+    `status` is `ok`, or else `reason` says why there are no values: the result is `undefined` or `failed`, `missing`
+    (not computed yet), or `damaged` (its files are not those that saeval wrote; the next run computes it again).
     """
 
     key: str
@@ -36,15 +36,16 @@ class Result:
     provenance: dict[str, Any] = field(default_factory=dict)
     traceback: str | None = None
     headline: list[str] = field(default_factory=list)
-    """The values that its metric would have shown first; empty: all."""
+    """Names of the values that its metric shows in a printed table; empty: all."""
     sample: dict[str, Any] | None = None
-    """Where a suite's `precision:` stopped: sequences, documents and tokens taken, what each look found, and which
-    values are `of_prefix`. None where the run takes all rows."""
+    """Where a suite's `precision:` stopped: sequences, documents and tokens used, the errors at each check, and the
+    values that are `of_prefix`. None if the suite has no `precision:`."""
     arrays: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
-    """Kept beside the JSON: values without each document, `without/NAME`, the documents' `sizes/NAME`; `value/NAME`."""
+    """The arrays of `KEY.npz`: `value/NAME`, the `Array` itself; of a value with an error over documents
+    `without/NAME`, the value recomputed without each document, and `sizes/NAME`, the size of each document."""
 
     def record(self) -> dict[str, Any]:
-        """The content of the JSON file, but for its checksums."""
+        """Return the content of the JSON file, without its checksums."""
         return {
             "schema": FORM,
             "key": self.key,
@@ -61,7 +62,7 @@ class Result:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Result:
-        """The result in a file's content that has been checked."""
+        """Return the result in the content of a file, which must be valid."""
         return cls(
             key=record["key"],
             status=record["status"],
@@ -77,7 +78,7 @@ class Result:
 
     @property
     def metric(self) -> str:
-        """The metric's name in the suite: its alias where it has one."""
+        """The metric's name in the suite: its alias if it has one."""
         return str(self.cell.get("alias", self.cell["metric"]))
 
     @property
@@ -86,16 +87,16 @@ class Result:
 
     @property
     def notes(self) -> list[str]:
-        """What its metric says that whoever reads its numbers must know."""
+        """Remarks of its metric for readers of its values."""
         return [note for record in self.values.values() if record.get("kind") == "notes" for note in record["notes"]]
 
     def scalar(self, name: str) -> tuple[Mapping[str, Any] | None, Estimate | None]:
-        """The record of a value that is one number, and its `estimate`."""
+        """Return the record and the `estimate` of a scalar value; None for each that does not exist."""
         record = self.values.get(name)
         return (None, None) if record is None or "kind" in record else (record, self.estimate(name))
 
     def estimate(self, name: str) -> Estimate | None:
-        """The value as an `Estimate`, where what it is without each document was kept."""
+        """Return the value as an `Estimate`; None if its leave-one-document-out values are not stored."""
         record = self.values.get(name, {})
         value, least = record.get("value"), record.get("effective_documents")
         if value is None or f"without/{name}" not in self.arrays:
@@ -104,52 +105,52 @@ class Result:
         return Estimate(value, without, sizes, record.get("n") or 0, math.inf if least is None else least)
 
     def support(self, name: str) -> Support | None:
-        """What the value's error over documents rests on; None where it has none."""
+        """Return the documents behind the value's error; None if it has no error over documents."""
         return support_of(self.values[name])
 
     @property
     def supports(self) -> list[tuple[Support, str]]:
-        """What the errors of its values rest on, each with its place."""
-        known = ((self.support(name), f"{self.metric}.{name} of {self.subject or 'the model'}") for name in self.values)
-        return [(support, place) for support, place in known if support is not None]
+        """The documents behind the errors of its values, each with its place, such as `ce.delta_ce of mine`."""
+        places = ((name, f"{self.metric}.{name} of {self.subject or 'the model'}") for name in self.values)
+        return [(support, place) for name, place in places if (support := self.support(name)) is not None]
 
     def array(self, name: str) -> np.ndarray:
-        """The numbers of a value that is an `Array`."""
+        """Return the numbers of a value that is an `Array`. `KeyError` for any other value."""
         return self.arrays[f"value/{name}"]
 
     @property
     def form(self) -> object:
-        """The same for results that differ in their subjects and numbers alone; here, one of its own."""
+        """Equal for results that differ only in subjects and numbers; unique unless a subclass knows more."""
         return id(self)
 
 
 class Stored(Protocol):
-    """A result whose arrays are in a file."""
+    """A result whose arrays stay in its file until they are needed."""
 
     @property
     def digest(self) -> str:
         """The file's hash."""
 
     def load(self, names: Sequence[str]) -> list[np.ndarray]:
-        """Some of its arrays."""
+        """Return the named arrays."""
 
 
 class StoredEstimate(Estimate):
-    """An estimate whose documents are read from its result's file when they are first asked for."""
+    """An estimate that reads its per-document values from its result's file on first use."""
 
     def __init__(self, value: float, n: int, least: float, name: str, result: Stored) -> None:
         self.__dict__.update(value=value, n=n, least=least, _name=name, _result=result)  # frozen
 
     @property
     def identity(self) -> tuple[str, str]:
-        """What the documents are: the hash of the file that they are in, and the value's name."""
+        """The hash of the file that holds the per-document values, and the value's name."""
         return self.__dict__["_result"].digest, self.__dict__["_name"]
 
     @cached_property
     def _arrays(self) -> list[np.ndarray]:
         name, result = self.__dict__["_name"], self.__dict__["_result"]
-        found: list[np.ndarray] = result.load([f"without/{name}", f"sizes/{name}"])
-        return found
+        arrays: list[np.ndarray] = result.load([f"without/{name}", f"sizes/{name}"])
+        return arrays
 
     @property
     def without(self) -> np.ndarray:
@@ -161,7 +162,7 @@ class StoredEstimate(Estimate):
 
 
 def support_of(record: Mapping[str, Any]) -> Support | None:
-    """What the error in a scalar's record rests on; None where that is not documents."""
+    """Return the documents behind the error in a scalar's record; None if the error is not over documents."""
     if record.get("documents") is None:
         return None
     return Support(record["documents"], record["effective_documents"], record["largest_share"])

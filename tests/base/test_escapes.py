@@ -109,7 +109,7 @@ def test_pages_stay_in_their_folder_and_apart(tmp_path):
     linked = Report("linked", pages=lambda results: {"link.md": "theirs"})
     named = Report("named", pages=lambda results: {"a:b.md": "1", "A?b.md": "2", "a*b.md": "3", "con.md": "4"})
     written, failed = write_pages([linked, named], [], folder)
-    assert failed == ["report 'linked' failed: ValueError: the page 'link.md' does not lie in the report's folder"]
+    assert failed == ["report 'linked' failed: ValueError: the page 'link.md' is outside the report's folder"]
     assert outside.read_text() == "mine"
     assert [(file.name, file.read_text()) for file in written] == [
         ("a-b.md", "1"), ("A-b-2.md", "2"), ("a-b-3.md", "3"), ("-con.md", "4"),

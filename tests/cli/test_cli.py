@@ -192,7 +192,7 @@ def test_wrong_commands_exit_2(capsys, tmp_path):
 
 def test_fetch_and_offline_on_what_ships(suite, capsys):
     assert cli.main(["fetch", suite]) == 0
-    assert "small: 12 sequences, 2 SAEs and the model's files are here" in capsys.readouterr().out
+    assert "small: 12 sequences, 2 SAEs and the model's files are available offline" in capsys.readouterr().out
 
 
 def test_offline_a_hub_name_is_refused_at_once(suite, tmp_path):

@@ -43,7 +43,7 @@ def test_a_metric_alone_is_explained_with_its_defaults(explain):
     assert (code, errors) == (0, "")
     assert re.fullmatch(r"metric ce@\d of 'SAE' at blocks.1.hook_resid_pre, in suite example", lines[0])
     assert "  parameters: ablation='mean'" in lines
-    assert lines[-1].startswith("This is an example; `saeval explain ce SUITE`")
+    assert lines[-1] == "This is an example; for your suite: saeval explain ce SUITE"
     assert [text.split(": ")[1] for text in lines if text.startswith("  pass ")] == [
         "activation_moments over the planned tokens", "1 cell"
     ]  # fmt: skip
@@ -110,7 +110,7 @@ def test_a_registered_sae_needs_no_suite(explain):
         (["cee"], "unknown metric 'cee'; did you mean 'ce'?"),
         (["l0", "--sae", "testbed/relu"], "--sae: 'testbed/relu' is no registered SAE; did you mean"),
         (["kl", "small.yaml"], "suite 'small' has no metric 'kl'"),
-        (["ce", "small.yaml"], "suite 'small' has the metric 'ce' as ce_mean, ce_zero; name one of these"),
+        (["ce", "small.yaml"], "suite 'small' has the metric 'ce' as ce_mean, ce_zero; use one of these names"),
         (["l0", "small.yaml", "--sae", "topk-8"], "metric 'l0' of suite 'small' has no SAE 'topk-8'; did you mean"),
     ],
 )

@@ -64,7 +64,7 @@ def test_a_quantitys_page_says_what_it_gives(name):
     own = page[page.index(f"quantity {name} (") :].split("\n")
     assert len(own[2]) > 10
     if name not in LEAVES:
-        assert re.search(r"^gives: \S", page, re.MULTILINE)
+        assert re.search(r"^returns: \S", page, re.MULTILINE)
         assert re.search(r"^source: saeval\S*\.\S+", page, re.MULTILINE)
 
 
@@ -80,7 +80,7 @@ def test_the_fields_of_token_scores_are_shown_with_what_gives_them(capsys):
         page = shown(capsys, name)
         for field in ("nll", "kl", "top1_agreement", "top1_correct"):
             assert re.search(rf"^  {field}: \w+\[Tensor", page, re.MULTILINE), (name, field)
-    assert "given by: " in shown(capsys, "TokenScores")
+    assert "returned by: " in shown(capsys, "TokenScores")
 
 
 @pytest.mark.parametrize("name", GIVEN)

@@ -110,7 +110,7 @@ def test_the_doctor_accuses_no_trained_sae(capsys):
     assert cli.main(["doctor", "testbed/*"]) == 0
     said = capsys.readouterr().out
     assert "PROBLEM" not in said
-    assert said.count("nothing wrong was found") == said.count("measured on") >= 11
+    assert said.count("no problems found") == said.count("measured on") >= 11
 
 
 @pytest.mark.parametrize("check", WRONG)
@@ -413,12 +413,12 @@ def test_disagreements_are_told_before_the_run(copied, tmp_path, capsys, monkeyp
     [
         (["nope"], "is no suite, registered SAE or path"),
         (["testbed/relu-33"], "did you mean 'testbed/relu-3'"),
-        ([str(SAES / "relu-1")], "which model?"),
-        ([str(SAES)], "which model?"),  # a folder of SAEs means all of them
+        ([str(SAES / "relu-1")], "doctor: no model; give --model NAME"),
+        ([str(SAES)], "doctor: no model; give --model NAME"),  # a folder of SAEs means all of them
         ([__file__], "no format reads"),
         (["{use: saelens"], "is no suite, registered SAE or path|expected a name, or an entry"),
-        (["testbed/relu-1", "--hook", HOOK], "has its hook already"),
-        (["quickstart", "--model", "testbed"], "doctor: --model: the suite 'quickstart' says that itself"),
+        (["testbed/relu-1", "--hook", HOOK], "has a hook already"),
+        (["quickstart", "--model", "testbed"], "doctor: --model: the suite 'quickstart' sets it already"),
         (["quickstart", "--data", "python-stdlib"], "doctor: --data: the suite"),
         (["quickstart", "--hook", HOOK], "doctor: --hook: the suite"),
         (["x" * 5000], "cannot be looked for"),

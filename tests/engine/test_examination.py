@@ -103,7 +103,7 @@ def test_a_transcoder_is_read_otherwise_at_its_input_alone():
 )
 def test_the_saes_of_the_reward_model_are_not_accused(name, capsys):
     assert cli.main(["doctor", f"testbed-reward/{name}"]) == 0
-    assert "nothing wrong was found" in capsys.readouterr().out
+    assert "no problems found" in capsys.readouterr().out
 
 
 class Shrunken(torch.nn.Module):

@@ -240,7 +240,7 @@ def test_a_suite_and_the_command_line_say_how_large(tmp_path, monkeypatch, capsy
     assert (four, two, auto) == (4, 2, 8)
     assert key == same == still
     assert cli.main(["check", "small.yaml", "--set", "batch=auto"]) == 0
-    assert "batch: auto begins with 8 sequences" in capsys.readouterr().out
+    assert "batch size: auto starts with 8 sequences" in capsys.readouterr().out
     assert cli.main(["check", "small.yaml", "--set", "batch=many"]) == 2
     assert "'batch': a number of sequences, or auto, got 'many'" in capsys.readouterr().err
     (tmp_path / "small.yaml").write_text(SUITE.replace("batch: 4", "batch: 0"))

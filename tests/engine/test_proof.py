@@ -225,7 +225,10 @@ def test_check_counts_the_passes_of_a_run(tmp_path, capsys):
     )
     assert cli.main(["check", str(suite), "--out", str(tmp_path)]) == 0
     planned = capsys.readouterr().out
-    assert "preflight: 1 pass on the first batch, to see that the model is causal and 1 resume, one a hook" in planned
+    assert (
+        "preflight: 1 pass on the first batch, to check that the model is causal, and 1 resumed pass, one per hook"
+        in planned
+    )
     assert cli.main(["run", str(suite), "--out", str(tmp_path)]) == 0
     # The pass for the mean, the clean pass, three substitutes (the mean ablation too), and the two proofs.
     passes = 3 + 3 + 3 * 3 + 2

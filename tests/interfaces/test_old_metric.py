@@ -111,4 +111,4 @@ def test_folds_and_gathered_quantities_of_the_old_spelling_run_unchanged(tmp_pat
     for row in some(json.loads(capsys.readouterr().out)):
         assert 0.3 < row["relative.relative"] < 1.2
     assert main(["show", "norm_sum", "--plugin", "relative.py"]) == 0
-    assert "a fold, known by its annotation: write @fold above it" in capsys.readouterr().out
+    assert "a fold, by its annotation only: decorate it with @fold" in capsys.readouterr().out

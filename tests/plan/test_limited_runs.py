@@ -139,7 +139,7 @@ def test_a_page_without_a_body_is_headed_too(tmp_path):
 @pytest.mark.parametrize("name", ["", ".", " "])
 def test_a_page_without_a_name_is_one_sentence(tmp_path, name):
     _, failed = write_pages([Report("r", pages=lambda results: {name: "hello"})], [], tmp_path)
-    assert failed == [f"report 'r' failed: ValueError: the page {name!r} has no name for a file"]
+    assert failed == [f"report 'r' failed: ValueError: the page name {name!r} cannot be a file name"]
 
 
 def test_a_limit_that_cuts_nothing_makes_no_limited_run(tmp_path):

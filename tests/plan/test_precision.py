@@ -447,7 +447,7 @@ def test_reports_say_that_it_stopped_and_what_it_took(adaptive, tmp_path, capsys
     words = f"stopped adaptively after {sample['tokens']} tokens ({sample['sequences']} of 700 sequences, "
     assert words in repr(adaptive)
     assert f"**Adaptive**: {words}" in adaptive.leaderboard()
-    assert f"Counts, curves and quantiles of counts are of the first {sample['prefix']['sequences']} sequences" in (
+    assert f"Counts, curves and quantiles of counts always use the first {sample['prefix']['sequences']} sequences" in (
         adaptive.leaderboard()
     )
     rows = json.loads(adaptive.leaderboard("json"))
@@ -511,9 +511,9 @@ def test_check_says_where_it_will_look(tmp_path, monkeypatch, capsys):
     assert "too few documents to stop early" in capsys.readouterr().out
     assert cli.main(["check", "s.yaml", "--set", "data.sequences=700"]) == 0
     found = capsys.readouterr().out
-    assert "precision: ce.delta_ce ± 0.01; looks after sequences (documents) " in found
+    assert "precision: ce.delta_ce ± 0.01; checked after sequences (documents) " in found
     assert "(64), " in found
-    assert "if nothing stops earlier" in found
+    assert "if the run does not stop early" in found
 
 
 def test_what_raises_undefined_as_a_whole_is_not_asked():

@@ -527,7 +527,7 @@ def test_a_writer_that_raises_keeps_the_results_and_is_named(folder, capsys):
     code, _, err = said(capsys, "report", results, "--to", str(folder / "pages"), folder=folder)
     assert code == 1
     assert "report 'broken' failed: RuntimeError: planted" in err
-    assert "the page '../escaped.txt' does not lie in the report's folder" in err
+    assert "the page '../escaped.txt' is outside the report's folder" in err
     assert not (folder / "escaped.txt").exists()
 
 

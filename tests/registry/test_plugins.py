@@ -203,7 +203,7 @@ def test_a_model_of_neither_kind_is_a_failure_and_one_supplied_twice_is_listed_a
     plugins.add(Supplies("no model", RegisteredModel("twice", "huggingface", {})), "first")
     plugins.add(Supplies(RegisteredModel("twice", "huggingface", {})), "second")
     rows = [row for row in listing(Registry(plugins), "models") if row["name"] == "twice"]
-    assert rows[-1]["description"] == "supplied twice: refused"
+    assert rows[-1]["description"] == "ERROR: provided twice"
     (failure,) = [f for f in plugins.failures if f.origin.distribution == "first"]
     assert failure.error == "saeval_models returned 'no model', which is no model or model adapter"
 

@@ -79,7 +79,7 @@ def test_csv_and_json_have_every_value_where_the_suite_names_columns(out, capsys
     assert cli.main(["leaderboard", folder]) == 0
     text = capsys.readouterr().out
     assert "ce.recovered" not in text
-    assert "8 more values: --format csv and json have them" in text
+    assert "8 more values: see --format csv or json" in text
     assert cli.main(["leaderboard", folder, "--format", "csv"]) == 0
     (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert cli.main(["leaderboard", folder, "--format", "json"]) == 0
@@ -101,13 +101,13 @@ def test_the_legend_explains_a_rank_that_stands_in_the_table():
     twelve = np.tile(NOISE, 3)
     sure = legend(*(scored(name, x, influence=twelve) for name, x in (("a", 0.1), ("b", 0.5), ("c", 0.9))))
     assert "2–4" not in sure
-    assert "every two of these SAEs surely differ" in sure
+    assert "every two of these SAEs differ significantly" in sure
     small = np.tile(SMALL, 3)
     ties = legend(
         *(scored(name, x, influence=twelve) for name, x in (("a", 0.1), ("b", 0.5), ("d", 0.9), ("e", 1.9))),
         scored("c", 0.5001, influence=small),
     )
-    assert "a rank of 2–3 means that 1 SAE is surely better in ce.delta_ce and 2 surely worse" in ties
+    assert "a rank of 2–3 in ce.delta_ce means any place from 2 to 3: paired tests" in ties
     assert "| 2–3 " in ties
     assert "a rank of" not in legend(scored("a", 0.1))
 

@@ -186,7 +186,7 @@ def test_verbs_that_only_read_say_what_is_damaged(folder, finished, capsys, verb
     assert "damaged" in said
     if verb == "leaderboard":
         assert "DAMAGED" in said
-        assert "1 of 12 results is damaged and left out, also of ranks" in said
+        assert "1 of 12 results is damaged and left out, also from ranks" in said
     assert not list(folder.glob("*.npz.*"))
     assert not files(folder, lost)[1].exists()  # only `run` repairs
 

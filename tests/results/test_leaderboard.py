@@ -78,7 +78,7 @@ def test_rows_that_cannot_be_tested_rank_by_value():
     assert ranked(board.rows) == [("a", 1, 1), ("b", 2, 3), ("c", 2, 3)]
     text = tables.markdown([board])
     assert "1 document, 1008 tokens." in text
-    assert "ranks go by the values of m.v alone, which cannot be tested" in text
+    assert "ranks are by the value of m.v: its differences cannot be tested" in text
     for word in ("±", "Holm", "80% power"):
         assert word not in text
 
@@ -117,7 +117,7 @@ def test_against_a_control_is_paired_and_positive_where_the_sae_is_better():
     assert board("higher").rows[0].entries["m.v vs mean"].value == -2
     text = tables.markdown([board("lower")])
     assert "m.v vs mean ↑" in text
-    assert "x vs y is how far an SAE is ahead of that control" in text
+    assert "x vs y is the paired lead of an SAE over that control" in text
     rows = {r["name"]: r for r in json.loads(tables.as_json([board("lower")]))}
     assert rows["a"]["m.v vs mean"] == 2
     assert rows["mean"]["m.v vs mean"] is None
@@ -290,7 +290,7 @@ def test_a_printed_table_shows_headlines_unless_the_suite_names_columns(tmp_path
     assert "three.second" in text
     assert "three.first" not in text
     assert "undefined" not in text
-    assert "- 2 more values: --format csv and json have them" in text
+    assert "- 2 more values: see --format csv or json" in text
     for format in ("csv", "json"):
         assert all(f"three.{name}" in results.leaderboard(format) for name in ("first", "second", "third"))
     (board,) = from_results(list(results), "t", {})
@@ -341,7 +341,7 @@ def test_a_metric_of_one_value_may_be_named_alone():
     assert [column.name for column in board.shown] == ["twice.doubled", "l0.l0"]
     assert not [w for w in board.warnings if "preflight" not in w]
     text = tables.markdown([board])
-    assert "ranks go by the values of twice.doubled alone, which cannot be tested" in text
+    assert "ranks are by the value of twice.doubled: its differences cannot be tested" in text
     (board,) = from_results(list(results), "tiny", {"rank_by": "l0.l0", "columns": ["twice", "l0.l0"]})
     assert [w for w in board.warnings if "preflight" not in w] == [
         "rank_by 'l0.l0': it has no better direction, so nothing is ranked"

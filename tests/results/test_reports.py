@@ -77,7 +77,10 @@ def test_one_report_by_name_and_elsewhere(ran, tmp_path, capsys):
     ("argv", "said"),
     [
         (["report", "results/pages", "--format", "md"], "format 'md' writes no pages;"),
-        (["leaderboard", "results/pages", "--format", "norms"], "format 'norms' writes no leaderboards; csv, json, md"),
+        (
+            ["leaderboard", "results/pages", "--format", "norms"],
+            "format 'norms' writes no leaderboards; use csv, json, md",
+        ),
         (["report", "nowhere"], "nowhere: no such folder in "),
         (["report", "results/pages", "--format", "normz"], "unknown report format 'normz'; did you mean 'norms'?"),
     ],

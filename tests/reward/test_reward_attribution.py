@@ -330,7 +330,7 @@ def test_check_counts_the_steps_beforehand(tmp_path):
         f"attribution_totals over the planned tokens: {sides} clean passes at blocks.2.hook_resid_pre, {sides * 8}"
         in told
     )
-    assert f"1 cell: {sides} clean passes at blocks.2.hook_resid_pre, {sides * 4} resumes" in told
+    assert f"1 cell: {sides} clean passes at blocks.2.hook_resid_pre, {sides * 4} resumed passes" in told
 
 
 def test_many_tokens_are_integrated_part_by_part_with_the_same_result(monkeypatch):
