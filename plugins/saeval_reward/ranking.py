@@ -38,7 +38,8 @@ class Ranking:
     """Sets of features by name: `feature i` by rank, `top k`, `kept k`, `swapped k`, `random k.r`."""
 
     def flags(self, feature: int) -> list[str]:
-        return ["outlier"] * bool(self.outlier[feature]) + ["high-frequency"] * bool(self.frequent[feature])
+        flags = {"outlier": self.outlier[feature], "high-frequency": self.frequent[feature]}
+        return [name for name, applies in flags.items() if applies]
 
 
 def set_names(top: int, groups: tuple[int, ...], random: int) -> list[str]:

@@ -45,7 +45,7 @@ class Attributions(Evidence):
     parts: Float[np.ndarray, "folds blocks parts"]
     """Sums of the parts in `PARTS`."""
     swapped: Float[np.ndarray, "d_sae"]
-    """Sums over fold A with the labels of a random half of the pairs swapped, for a ranking without label information."""
+    """Sums over fold A with the labels of a random half of the pairs swapped: a null for the ranking."""
     fires: Int[np.ndarray, "d_sae"]
     """Number of tokens in the masks, of `tokens`, on which each feature fires."""
     prompt_fires: Int[np.ndarray, "d_sae"]
