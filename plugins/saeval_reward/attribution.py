@@ -89,7 +89,8 @@ class RewardAttribution(Metric):
     ) -> None:
         if min(steps, random, contexts) < 0 or top < 1 or not groups or min(groups) < 1:
             raise ValueError(
-                "metric 'reward_attribution': 'top' and 'groups' must be at least 1; 'steps', 'random', 'contexts' 0"
+                "metric 'reward_attribution': 'top' and 'groups' must be at least 1, 'steps', 'random' and 'contexts' "
+                "at least 0"
             )
         self.steps, self.baseline, self.top, self.tolerance = steps, baseline, top, tolerance
         self.groups, self.random, self.contexts = groups, random, contexts

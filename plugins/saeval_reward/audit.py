@@ -52,7 +52,7 @@ class CounterfactualAudit(Metric):
         top: Repeats = 20, frequent: float = 0.1, contexts: Repeats = 3,
     ) -> None:  # fmt: skip
         if top < 1 or contexts < 0 or steps < 0:
-            raise ValueError("metric 'counterfactual_audit': 'top' must be at least 1; 'contexts' and 'steps' 0")
+            raise ValueError("metric 'counterfactual_audit': 'top' must be at least 1, 'contexts' and 'steps' 0")
         self.original, self.top, self.contexts = original, top, contexts
 
     def observe(

@@ -103,21 +103,19 @@ class Explained:
         features = {int(m[0]): n for n in names if len(m := self.ranking.members[n])}  # one drawn twice counts once
         rewards = np.concatenate([self.pairs["chosen"], self.pairs["rejected"]])
         least = NOISE * float(np.sqrt(np.square(rewards).mean()))
-        both = [(self.totals.on_b(np.array([j])).value, self.effect(name).value) for j, name in features.items()]
-        kept = np.array([pair for pair in both if abs(pair[1]) > least]).reshape(-1, 2)
+        points = [(self.totals.on_b(np.array([j])).value, self.effect(name).value) for j, name in features.items()]
+        x, y = np.array([point for point in points if abs(point[1]) > least]).reshape(-1, 2).T
         unit = "share of features"
-        if len(kept) < 3:
-            reason = f"only {len(kept)} features have an effect above numeric noise"
+        if len(x) < 3:
+            reason = f"only {len(x)} features have an effect above numeric noise"
             return {
                 "sign_agreement": Scalar.undefined(reason, unit=unit),
                 "rank_correlation": Scalar.undefined(reason, unit="correlation"),
             }
-        agree = float((np.sign(kept[:, 0]) == np.sign(kept[:, 1])).mean())
+        agree, correlation = float((np.sign(x) == np.sign(y)).mean()), float(spearmanr(x, y).statistic)
         return {
-            "sign_agreement": Scalar(agree, unit=unit, better="higher", n=len(kept)),
-            "rank_correlation": Scalar(
-                float(spearmanr(kept[:, 0], kept[:, 1]).statistic), unit="correlation", better="higher", n=len(kept)
-            ),
+            "sign_agreement": Scalar(agree, unit=unit, better="higher", n=len(x)),
+            "rank_correlation": Scalar(correlation, unit="correlation", better="higher", n=len(x)),
         }
 
     def curves(self, most: int, groups: tuple[int, ...], random: int) -> dict[str, Value]:

@@ -21,7 +21,7 @@ class MarginRecovered(Metric):
     margin_sae = mean Δr with x̂ in place of the activations at all positions t ≥ s; lost = mean(Δr − Δr_sae)
     and change = mean |Δr − Δr_sae|, in units of the reward; recovered = Σ Δr_sae / Σ Δr, undefined if mean Δr
     is less than two standard errors above 0, or comes from one document; same_sign = share of pairs whose margin
-    keeps its sign. recovered may exceed 1. It can be 1 although single pairs change much: see change.
+    keeps its sign. recovered may exceed 1, and it can be 1 although single pairs change a lot: see change.
 
     Values:
         margin_clean: mean Δr; reward; −∞ .. ∞; no better direction.

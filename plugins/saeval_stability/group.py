@@ -122,8 +122,8 @@ class Group:
 
         return shares
 
-    def _scalar(self, name: str, statistic: Statistic, better: Better, what: str, each: Sequence[float]) -> Scalar:
-        """A mean with its jackknife interval; for small groups, with the range of `each` of `what` as the reason."""
+    def _scalar(self, name: str, statistic: Statistic, better: Better, items: str, parts: Sequence[float]) -> Scalar:
+        """A mean with its jackknife interval; for small groups, with the range of its `parts` as the reason."""
         n, unit = len(self.names), unit_of(name)
         members = list(range(n))
         value = statistic(members)
@@ -133,7 +133,7 @@ class Group:
             reason = (
                 "one pair of SAEs"
                 if n == 2
-                else f"{what} range from {formatting.number(min(each))} to {formatting.number(max(each))}"
+                else f"{items} range from {formatting.number(min(parts))} to {formatting.number(max(parts))}"
             )
             return Scalar(value, unit=unit, better=better, reason=f"{reason}: an interval needs {INTERVAL_FROM} SAEs")
         without = np.array([statistic([j for j in members if j != i]) for i in members])

@@ -48,7 +48,7 @@ class SeedStability(Metric):
     are in -1 .. 1, shares in 0 .. 1.
 
     *_matched = Σ / max(n_A, n_B), *_matched_over_smaller = Σ / min(n_A, n_B). *_share_above_0_5, _0_7, _0_9: share of
-    the matched pairs above that similarity. *_max_a_to_b, *_max_b_to_a: mean best match, not one-to-one;
+    the matched pairs above that similarity. *_max_a_to_b, *_max_b_to_a: mean best match, one partner for many allowed;
     *_collisions_*: 1 − |unique best matches| / n. index_agreement: share of the smaller side's features with the same
     partner in the decoder and the encoder matching; shared: those that are also above 0.7 in both.
     *_found_in_all: share of a member's features matched above 0.7 with every other member.
