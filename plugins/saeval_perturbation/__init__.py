@@ -1,4 +1,4 @@
-"""Is an SAE's error worse than noise of the same size and angle? Substitutes matched in cosine and norm."""
+"""Comparison of an SAE's error with noise of the same size and angle: substitutes matched in cosine and norm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SAE's error beside noise of the same size, and of the same size and angle."""
+"""The metric `perturbation`: the SAE's error compared with noise of the same size, and of the same size and angle."""
 
 from __future__ import annotations
 
@@ -31,43 +31,43 @@ Null = Literal["cosine_matched_covariance", "shuffled_error", "epsilon"]
 
 
 class Perturbation(Metric):
-    """KL and ΔCE of the substitute beside those of noise matched to it.
+    """KL and ΔCE of the substitute compared with those of noise matched to it.
 
-    With u = x/‖x‖, δ = x̂ − x, p = δ·u, δ⊥ = δ − p·u and v a unit vector perpendicular to u, the matched
-    noise x' = x + p·u + ‖δ⊥‖·v has exactly the cosine and norm of x̂, token by token. Variants:
-    sae (x̂); cosine_matched (v isotropic); of `nulls`, cosine_matched_covariance (v along noise with the
-    activations' covariance on the fit split), shuffled_error (v along the SAE's δ at a token of
-    another document) and epsilon (x + ‖δ‖·g/‖g‖, which matches neither cosine nor norm); norm_only
-    (x·‖x̂‖/‖x‖), norm_corrected (x̂·‖x‖/‖x̂‖), zero, mean. Every random one has `draws` draws a token,
-    keyed by (seed, sequence id, position, hook, variant, draw).
+    Let u = x/‖x‖, δ = x̂ − x, p = δ·u, δ⊥ = δ − p·u, and v a unit vector perpendicular to u. The matched
+    noise x' = x + p·u + ‖δ⊥‖·v has exactly the cosine and norm of x̂ for each token. Variants: sae (x̂);
+    cosine_matched (v isotropic); the others in `nulls`: cosine_matched_covariance (v along noise with the
+    activations' covariance on the fit split), shuffled_error (v along the SAE's δ at a token of another
+    document), epsilon (x + ‖δ‖·g/‖g‖, which matches neither cosine nor norm); norm_only (x·‖x̂‖/‖x‖);
+    norm_corrected (x̂·‖x‖/‖x̂‖); zero; mean. Each random variant has `draws` draws per token, keyed by
+    (seed, sequence id, position, hook, variant, draw).
 
-    kl_* and delta_ce_*: nats a token over the mask, means over draws. ratio = Σ KL_sae / Σ KL of
-    cosine_matched, ratio_* against the other nulls: above 1 the error is worse than noise, >= 0.
-    percentile, percentile_*: token mean of (#{KL_k < KL_sae} + ½#{=} + ½)/(K + 1), ½ for noise, 0 .. 1.
-    `positions`: how many positions of each sequence, chosen by hash, are also perturbed one at a time:
-    alone_here_* is the KL at that position, alone_later_* its sum over it and all later ones of the
-    mask, with ratio and percentile. Costs 2 + (1 + nulls)·draws + positions·(1 + draws) resumes a
-    batch and subject, beside those that `kl` makes. Undefined for hooks of width 1 and, but for the KLs
-    themselves, where x̂ = x. Where x = 0, x' = ‖x̂‖·g/‖g‖.
+    kl_*, delta_ce_*: nats per token in the mask, means over draws. ratio = Σ KL_sae / Σ KL_cosine_matched and
+    ratio_* the same for the other nulls; ≥ 0, and above 1 the error is worse than that noise. percentile,
+    percentile_*: token mean of (#{KL_k < KL_sae} + ½#{=} + ½)/(K + 1); 0 .. 1, and ½ if the error behaves like
+    noise. With `positions`, that many positions of each sequence, chosen by hash, are also perturbed one at a
+    time: alone_here_* is the KL at that position, alone_later_* its sum over that position and all later ones
+    in the mask, each with ratio and percentile. Cost per batch and subject: 2 + (1 + nulls)·draws +
+    positions·(1 + draws) resumes, in addition to those of `kl`. Undefined for hooks of width 1; ratios and
+    percentiles are undefined if x̂ = x. For x = 0, x' = ‖x̂‖·g/‖g‖.
 
     Values:
         kl_sae: token mean of KL(clean‖spliced); nats; ≥ 0; lower is better.
         delta_ce_sae: token mean of the loss with x̂ − the clean loss; nats; −∞ .. ∞; lower is better.
         kl_*: the same KL for each variant, a mean over draws; nats; ≥ 0; no better direction.
         delta_ce_*: the same difference of losses for each variant; nats; −∞ .. ∞; no better direction.
-        ratio, ratio_*: Σ KL_sae / Σ KL of the null, and above 1 the error is worse than that noise; ratio; ≥ 0;
+        ratio, ratio_*: Σ KL_sae / Σ KL of the null (above 1, the error is worse than that noise); ratio; ≥ 0;
             lower is better.
         percentile, percentile_*: token mean of (#{KL_k < KL_sae} + ½#{=} + ½) / (K + 1); percentile; 0 .. 1;
             lower is better.
-        percentiles, percentiles_*: tokens by percentile, a table; tokens; ≥ 0; no better direction.
-        alone_*_sae: KL with one position perturbed, at it (here) or summed from it on (later); nats; ≥ 0; lower
-            is better.
+        percentiles, percentiles_*: number of tokens per percentile, a table; tokens; ≥ 0; no better direction.
+        alone_*_sae: KL with one position perturbed, at that position (here) or summed from it on (later); nats;
+            ≥ 0; lower is better.
         alone_*_cosine_matched: the same for the matched noise; nats; ≥ 0; no better direction.
         alone_*_ratio: Σ KL_sae / Σ KL of the matched noise, one position at a time; ratio; ≥ 0; lower is
             better.
         alone_*_percentile: the percentile, one position at a time; percentile; 0 .. 1; lower is better.
 
-    Source: Gurnee 2024 (epsilon), the matched nulls are saeval's own.
+    Source: Gurnee 2024 (epsilon); the matched nulls are saeval's own.
     """
 
     name, version = "perturbation", 1
@@ -107,22 +107,22 @@ class Perturbation(Metric):
         token_keys: UInt64[np.ndarray, "batch seq"],
         mask: Bool[Tensor, "batch seq"],
     ) -> dict[str, Evidence]:
-        found: dict[str, Evidence] = {"moved": displaced(activations, reconstruction, mask)}
+        evidence: dict[str, Evidence] = {"moved": displaced(activations, reconstruction, mask)}
         clean = clean_scores.nll.double()
         kl = spliced_scores.kl.double()
         single = {name: substitute_scores[name] for name in ("norm_only", "norm_corrected")}
         for name, scores in {"sae": spliced_scores, **single, "zero": zero_scores, "mean": mean_scores}.items():
-            found[f"kl_{name}"] = Mean.of(scores.kl.double(), mask)
-            found[f"delta_ce_{name}"] = Mean.of(scores.nll.double() - clean, mask)
+            evidence[f"kl_{name}"] = Mean.of(scores.kl.double(), mask)
+            evidence[f"delta_ce_{name}"] = Mean.of(scores.nll.double() - clean, mask)
         for null in self.nulls:
             drawn, nll = over_draws(substitute_scores, null, self.draws)
-            found[f"kl_{null}"] = Mean.of(drawn.mean(0), mask)
-            found[f"delta_ce_{null}"] = Mean.of(nll - clean, mask)
-            found[f"percentile_{null}"] = Mean.of(percentile(kl, drawn), mask)
-            found[f"levels_{null}"] = levels(kl, drawn, mask)
+            evidence[f"kl_{null}"] = Mean.of(drawn.mean(0), mask)
+            evidence[f"delta_ce_{null}"] = Mean.of(nll - clean, mask)
+            evidence[f"percentile_{null}"] = Mean.of(percentile(kl, drawn), mask)
+            evidence[f"levels_{null}"] = levels(kl, drawn, mask)
         if self.positions:
-            found |= Alone(substitute_scores, self.draws, self.positions, self.seed, token_keys, mask).evidence()
-        return found
+            evidence |= Alone(substitute_scores, self.draws, self.positions, self.seed, token_keys, mask).evidence()
+        return evidence
 
     def conclude(self, total: dict[str, Evidence]) -> dict[str, Value]:
         means = {name: evidence for name, evidence in total.items() if isinstance(evidence, Mean)}
@@ -154,11 +154,11 @@ class Perturbation(Metric):
 
 
 def _suffix(null: str) -> str:
-    """How the names of values against a null end: those against the main one have no end."""
+    """The ending of the names of values that compare with `null`; empty for the main null."""
     return "" if null == "cosine_matched" else f"_{null}"
 
 
 def _percentiles(levels: Histogram, draws: int) -> Table:
-    """Tokens by percentile; without ties at K + 1 values, each with 1/(K + 1) of them if the SAE is like noise."""
+    """Number of tokens per percentile. Without ties, an SAE like noise has equally many at each of K + 1 values."""
     rows = [[(level / 2 + 0.5) / (draws + 1), int(count)] for level, count in enumerate(levels.counts) if count]
     return Table(["percentile", "tokens"], rows)

@@ -1,4 +1,4 @@
-"""Same-token differences in fixed bins of the SAE's cosine: does it beat noise at low cosine and lose at high?"""
+"""Same-token differences of KL, SAE minus matched noise, in fixed bins of the SAE's cosine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 EDGES = (-1.0, 0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 FEWEST = 20
-"""Documents in a bin below which nothing is concluded."""
+"""Fewest documents for a bin to be defined."""
 COLUMNS = (
     "from", "to", "difference", "stderr", "ci95_low", "ci95_high", "p", "share_worse", "tokens", "documents", "reason",
 )  # fmt: skip
@@ -24,30 +24,30 @@ COLUMNS = (
 def in_bins(
     difference: Float[Tensor, "batch seq"], cosine: Float[Tensor, "batch seq"], where: Bool[Tensor, "batch seq"]
 ) -> dict[str, Mean]:
-    """For each bin [low, high) of `cosine` (the last holds 1): the mean difference, and how often it is above 0."""
+    """Mean difference, and share of differences above 0, per bin [low, high) of `cosine`; the last includes 1."""
     worse = (difference > 0).double() + 0.5 * (difference == 0).double()
-    found = {}
+    means = {}
     for index, (low, high) in enumerate(pairwise(EDGES)):
         last = index == len(EDGES) - 2
         inside = where & (cosine >= low) & ((cosine <= high) if last else (cosine < high))
-        found[f"difference {index}"] = Mean.of(difference, inside)
-        found[f"worse {index}"] = Mean.of(worse, inside)
-    return found
+        means[f"difference {index}"] = Mean.of(difference, inside)
+        means[f"worse {index}"] = Mean.of(worse, inside)
+    return means
 
 
 def by_cosine(total: Mapping[str, Mean], prefix: str) -> Table:
-    """One row a bin that holds a token. Undefined ones have their reason and no difference."""
+    """One row per bin with tokens. Undefined bins have a reason and no difference."""
     rows: list[list[Any]] = []
     for index, (low, high) in enumerate(pairwise(EDGES)):
-        found = total[f"{prefix}difference {index}"].value
-        if found.n == 0:
+        difference = total[f"{prefix}difference {index}"].value
+        if difference.n == 0:
             continue
-        counts = [found.n, found.clusters]
-        if found.clusters < FEWEST:
-            reason = f"{found.clusters} documents have a token in this bin; {FEWEST} are needed"
+        counts = [difference.n, difference.clusters]
+        if difference.clusters < FEWEST:
+            reason = f"{difference.clusters} documents have a token in this bin; {FEWEST} are needed"
             rows.append([low, high, None, None, None, None, None, None, *counts, reason])
             continue
-        below, above = found.ci95 or (None, None)
+        below, above = difference.ci95 or (None, None)
         share = total[f"{prefix}worse {index}"].value
-        rows.append([low, high, found, found.stderr, below, above, found.p_value, share, *counts, None])
+        rows.append([low, high, difference, difference.stderr, below, above, difference.p_value, share, *counts, None])
     return Table(COLUMNS, rows)

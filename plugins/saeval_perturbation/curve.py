@@ -1,4 +1,4 @@
-"""KL against cosine at a fixed norm ratio, the SAE's point on it, and the SAE against noise by its cosine."""
+"""The metric `perturbation_curve`: KL of noise by cosine at a fixed norm ratio, the SAE's point, and cosine bins."""
 
 from __future__ import annotations
 
@@ -21,40 +21,41 @@ COSINES = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 
 
 
 class PerturbationCurve(Metric):
-    """KL and ΔCE of noise at given cosines, with the SAE's own point.
+    """KL and ΔCE of noise as a function of its cosine to the activations, with the SAE's own point.
 
     Curve: x' = r‖x‖(c·u + √(1−c²)·v) for each c of `cosines`, r = `norm_ratio`, u = x/‖x‖ and v an
-    isotropic unit vector perpendicular to u, the same for every c (so that the curve is smooth), keyed by
-    (seed, sequence id, position, hook). kl and delta_ce: nats a token over the mask, against c.
-    kl_floor, delta_ce_floor: the point c = 1, where only the scale is wrong; it is always taken. One
-    resume a point and batch, for all SAEs of the hook.
+    isotropic unit vector perpendicular to u. v is the same for every c, so the curve is smooth; it is keyed
+    by (seed, sequence id, position, hook). kl and delta_ce: nats per token in the mask, as curves over c.
+    kl_floor, delta_ce_floor: the point c = 1, where only the scale is wrong; it is always included. A point
+    costs one resume per batch, whatever the number of SAEs at the hook.
 
-    SAE's point: kl_sae and delta_ce_sae at cosine and norm_ratio, token means. An SAE has a spread of
-    cosines and a curve has one, so it is judged only against noise matched to it token by token:
-    kl_cosine_matched and delta_ce_cosine_matched, means of `draws` draws, and ratio; draws that
-    `perturbation` makes with the same parameters are the same, and run once.
+    SAE's point: kl_sae and delta_ce_sae at cosine and norm_ratio, all token means. Compare it with noise
+    matched to x̂ for each token (kl_cosine_matched, delta_ce_cosine_matched, means over `draws` draws, and
+    ratio), never with the curve: the tokens of an SAE have many cosines, a point of the curve has only one.
+    `perturbation` with the same parameters shares these draws, and they run once.
 
-    by_cosine, by_cosine_later (`positions` > 0): `positions` positions of each sequence, chosen by hash, are
-    perturbed one at a time; same-token differences KL_sae − mean of K matched KLs (at that position,
-    or summed over it and all later ones) in fixed bins of the SAE's cosine there: mean difference in nats,
-    share of tokens where the SAE is worse, two-sided t test by document. Fewer than 20 documents in a
-    bin: undefined. p values are of single tests; the page of `saeval report` corrects them after Holm
-    over all bins and hooks of a run.
+    by_cosine, by_cosine_later (with `positions` > 0): `positions` positions of each sequence, chosen by hash,
+    are perturbed one at a time. The tables have the same-token difference KL_sae − mean of K matched KLs (at
+    that position, or summed over it and all later ones) in fixed bins of the SAE's cosine: mean difference in
+    nats, share of tokens at which the SAE is worse, two-sided t test by document. A bin with fewer than 20
+    documents is undefined. p values are uncorrected; `saeval report` applies Holm's correction over all bins
+    and hooks of a run.
 
     Values:
-        kl: token mean of KL(clean‖perturbed) against the cosine c, a curve; nats; ≥ 0; no better direction.
+        kl: token mean of KL(clean‖perturbed) by cosine c, a curve; nats; ≥ 0; no better direction.
         delta_ce: token mean of the perturbed loss − the clean loss, a curve; nats; −∞ .. ∞; no better
             direction.
-        kl_floor: the curve's point at c = 1; nats; ≥ 0; no better direction.
-        delta_ce_floor: the same of delta_ce; nats; −∞ .. ∞; no better direction.
+        kl_floor: kl at c = 1; nats; ≥ 0; no better direction.
+        delta_ce_floor: delta_ce at c = 1; nats; −∞ .. ∞; no better direction.
         kl_sae: token mean of KL(clean‖spliced); nats; ≥ 0; lower is better.
         delta_ce_sae: token mean of the spliced loss − the clean loss; nats; −∞ .. ∞; lower is better.
-        kl_cosine_matched: the KL of noise matched to x̂ token by token; nats; ≥ 0; no better direction.
-        delta_ce_cosine_matched: the same difference of losses; nats; −∞ .. ∞; no better direction.
+        kl_cosine_matched: the same KL for noise matched to x̂ at each token; nats; ≥ 0; no better direction.
+        delta_ce_cosine_matched: the same difference of losses for that noise; nats; −∞ .. ∞; no better
+            direction.
         ratio: Σ KL_sae / Σ KL_cosine_matched; ratio; ≥ 0; lower is better.
         cosine: token mean of the cosine of x and x̂; cosine; -1 .. 1; no better direction.
         norm_ratio: token mean of ‖x̂‖ / ‖x‖; ratio; ≥ 0; no better direction.
-        by_cosine, by_cosine_later: mean of KL_sae − matched KL in bins of the cosine, with its t test, a table;
+        by_cosine, by_cosine_later: mean of KL_sae − matched KL per bin of the cosine, with its t test, a table;
             nats; −∞ .. ∞; no better direction.
 
     Source: saeval's own definition.
@@ -73,7 +74,7 @@ class PerturbationCurve(Metric):
     ) -> None:  # fmt: skip
         wrong = [c for c in cosines if not -1 <= c <= 1]
         if wrong:
-            raise ValueError(f"metric '{self.name}': cosines lie between -1 and 1, got {wrong[0]:g}")
+            raise ValueError(f"metric '{self.name}': cosines must be between -1 and 1, got {wrong[0]:g}")
         if not 0 < norm_ratio < float("inf"):
             raise ValueError(f"metric '{self.name}': norm_ratio must be above 0, got {norm_ratio:g}")
         checked(self.name, draws, positions)
@@ -95,7 +96,7 @@ class PerturbationCurve(Metric):
         clean = clean_scores.nll.double()
         drawn, nll = over_draws(substitute_scores, "cosine_matched", self.draws)
         cosine, norm = cosines_of(activations, reconstruction), activations.double().norm(dim=-1)
-        found: dict[str, Evidence] = {
+        evidence: dict[str, Evidence] = {
             "moved": displaced(activations, reconstruction, mask),
             "kl_sae": Mean.of(spliced_scores.kl.double(), mask),
             "delta_ce_sae": Mean.of(spliced_scores.nll.double() - clean, mask),
@@ -106,14 +107,15 @@ class PerturbationCurve(Metric):
         }
         for c in self.cosines:
             scores = substitute_scores[f"c = {c!r}"]
-            found[f"kl at {c!r}"] = Mean.of(scores.kl.double(), mask)
-            found[f"delta_ce at {c!r}"] = Mean.of(scores.nll.double() - clean, mask)
+            evidence[f"kl at {c!r}"] = Mean.of(scores.kl.double(), mask)
+            evidence[f"delta_ce at {c!r}"] = Mean.of(scores.nll.double() - clean, mask)
         if self.positions:
-            one = Alone(substitute_scores, self.draws, self.positions, self.seed, token_keys, mask)
-            for what in ("here", "later"):
-                difference = one.sae[what] - one.drawn[what].mean(0)
-                found |= {f"{what} {name}": part for name, part in in_bins(difference, cosine, one.where).items()}
-        return found
+            single = Alone(substitute_scores, self.draws, self.positions, self.seed, token_keys, mask)
+            for span in ("here", "later"):
+                difference = single.sae[span] - single.drawn[span].mean(0)
+                bins = in_bins(difference, cosine, single.where)
+                evidence |= {f"{span} {name}": mean for name, mean in bins.items()}
+        return evidence
 
     def conclude(self, total: dict[str, Mean]) -> dict[str, Value]:
         if int(total["kl_sae"].n.sum()) == 0:

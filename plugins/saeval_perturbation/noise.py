@@ -1,7 +1,7 @@
-"""The interventions, one function each, and what they draw from: covariances and errors of documents held out for it.
+"""The interventions, one function each, and the covariances and errors of held-out documents that they draw from.
 
-A draw is keyed by (seed, sequence id, position, hook, variant, draw). `place` is None for every token
-of the mask, or the number of the one position of each sequence that is perturbed alone.
+A draw is keyed by (seed, sequence id, position, hook, variant, draw). `place` is None to perturb every token
+of the mask, or the number of the single position to perturb in each sequence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SAMPLE = 8192
-"""Errors kept of each SAE."""
+"""Number of errors sampled per SAE."""
 
 
 @fold
@@ -34,7 +34,7 @@ def fit_covariance_root(fit_covariance: Moments) -> Float[Tensor, "d_in d_in"]:
     """The symmetric square root of Σ_x, the centred covariance of the activations on the fit split, float64."""
     if fit_covariance.n == 0:
         raise Undefined(
-            "the fit split has no token in its mask; change 'exclude', or leave 'cosine_matched_covariance' out"
+            "the fit split has no token in its mask; change 'exclude', or leave out 'cosine_matched_covariance'"
         )
     values, vectors = torch.linalg.eigh(torch.from_numpy(fit_covariance.covariance))
     return torch.matmul(vectors * values.clamp_min(0).sqrt(), vectors.T)
@@ -47,20 +47,20 @@ def fit_errors(
     reconstruction: Float[Tensor, "batch seq d_in"],
     mask: Bool[Tensor, "batch seq"],
 ) -> Sample:
-    """Fold over the fit split: δ = x̂ − x of up to 8192 tokens, chosen by hash."""
+    """Fold over the fit split: δ = x̂ − x for up to 8,192 tokens, chosen by hash."""
     return Sample.of(reconstruction.to(activations.dtype) - activations, mask, SAMPLE)
 
 
 def fit_displacements(fit_errors: Sample) -> Float[Tensor, "n d_in"]:
     """The sampled δ of the fit split."""
     if len(fit_errors.rows) == 0:
-        raise Undefined("the fit split has no token in its mask; change 'exclude', or leave 'shuffled_error' out")
+        raise Undefined("the fit split has no token in its mask; change 'exclude', or leave out 'shuffled_error'")
     return torch.from_numpy(fit_errors.rows)
 
 
 @dataclass
 class _Tokens:
-    """The tokens that are perturbed, as float64 rows."""
+    """The tokens to perturb, as float64 rows."""
 
     activations: Float[Tensor, "batch seq d"]
     where: Bool[Tensor, "batch seq"]
@@ -73,14 +73,14 @@ class _Tokens:
         cls, activations: Tensor, mask: Tensor, token_keys: np.ndarray, hook_name: str, place: int | None, seed: int
     ) -> _Tokens:
         if activations.shape[-1] == 1:
-            raise Undefined(f"{hook_name} is 1 wide: nothing there is perpendicular to x")
+            raise Undefined(f"{hook_name} has width 1: no direction is perpendicular to x")
         where = mask if place is None else chosen(token_keys, mask, seed, place + 1) == place
         keys = token_keys[where.cpu().numpy()]
         return cls(activations, where, activations[where].double(), keys, hook_name)
 
-    def rows(self, other: Float[Tensor, "batch seq d"]) -> Float[Tensor, "n d"]:
-        """The same rows of a substitute, rounded as it is when it is spliced in."""
-        return other.to(self.activations.dtype)[self.where].double()
+    def rows(self, substitute: Float[Tensor, "batch seq d"]) -> Float[Tensor, "n d"]:
+        """The same rows of a substitute, rounded to the model's dtype as in splicing."""
+        return substitute.to(self.activations.dtype)[self.where].double()
 
     def isotropic(self, variant: str, draw: int, seed: int) -> Float[Tensor, "n d"]:
         return normal(self._keys(variant, draw, seed), self.x.shape[-1], self.x.device)
@@ -89,34 +89,34 @@ class _Tokens:
         return hashed(seed, self.keys, self.hook_name, variant, draw)
 
     def sampled(self, rows: Float[Tensor, "m d"], variant: str, draw: int, seed: int) -> Float[Tensor, "n d"]:
-        """A row for each token, drawn by hash."""
+        """One of `rows` for each token, drawn by hash."""
         index = torch.from_numpy((self._keys(variant, draw, seed) % np.uint64(len(rows))).astype(np.int64))
         return rows[index.to(rows.device)].to(self.x)
 
     def replaced(self, new: Float[Tensor, "n d"]) -> Float[Tensor, "batch seq d"]:
-        found = self.activations.clone()
-        found[self.where] = new.to(found.dtype)
-        return found
+        activations = self.activations.clone()
+        activations[self.where] = new.to(activations.dtype)
+        return activations
 
 
 def chosen(
     token_keys: UInt64[np.ndarray, "batch seq"], mask: Bool[Tensor, "batch seq"], seed: int, count: int
 ) -> Int[Tensor, "batch seq"]:
-    """0 .. count − 1 at each sequence's `count` positions of the mask with the smallest hashes, −1 elsewhere."""
+    """Number 0 .. count − 1 the `count` masked positions of each sequence with the smallest hashes; −1 elsewhere."""
     inside = mask.cpu().numpy()
     order = np.argsort(np.where(inside, hashed(seed, token_keys, "position") >> np.uint64(1), ~np.uint64(0)), axis=1)
-    found = np.full(inside.shape, -1)
-    for number in range(min(count, inside.shape[1])):
-        rows = np.flatnonzero(inside.sum(1) > number)
-        found[rows, order[rows, number]] = number
-    return torch.from_numpy(found).to(mask.device)
+    places = np.full(inside.shape, -1)
+    for place in range(min(count, inside.shape[1])):
+        rows = np.flatnonzero(inside.sum(1) > place)
+        places[rows, order[rows, place]] = place
+    return torch.from_numpy(places).to(mask.device)
 
 
 def cosine_matched(
     activations: Float[Tensor, "batch seq d"], reconstruction: Float[Tensor, "batch seq d"], mask: Tensor,
     token_keys: np.ndarray, hook_name: str, *, draw: int, seed: int, place: int | None = None,
 ) -> Float[Tensor, "batch seq d"]:  # fmt: skip
-    """Cosine and norm of x̂, in a direction drawn uniformly among those perpendicular to x."""
+    """Noise with the cosine and norm of x̂; perpendicular to x, its direction is uniform."""
     tokens = _Tokens.of(activations, mask, token_keys, hook_name, place, seed)
     return _matched(tokens, reconstruction, tokens.isotropic("cosine_matched", draw, seed))
 
@@ -125,7 +125,7 @@ def cosine_matched_covariance(
     activations: Float[Tensor, "batch seq d"], reconstruction: Float[Tensor, "batch seq d"], mask: Tensor,
     token_keys: np.ndarray, hook_name: str, fit_covariance_root: Float[Tensor, "d d"], *, draw: int, seed: int,
 ) -> Float[Tensor, "batch seq d"]:  # fmt: skip
-    """Cosine and norm of x̂, in the direction of noise with the activations' covariance, made perpendicular to x."""
+    """Noise with the cosine and norm of x̂; perpendicular to x, it is along noise with the activations' covariance."""
     tokens = _Tokens.of(activations, mask, token_keys, hook_name, None, seed)
     variant = "cosine_matched_covariance"
     g = tokens.isotropic(variant, draw, seed)
@@ -136,7 +136,7 @@ def shuffled_error(
     activations: Float[Tensor, "batch seq d"], reconstruction: Float[Tensor, "batch seq d"], mask: Tensor,
     token_keys: np.ndarray, hook_name: str, fit_displacements: Float[Tensor, "m d"], *, draw: int, seed: int,
 ) -> Float[Tensor, "batch seq d"]:  # fmt: skip
-    """Cosine and norm of x̂, in the direction of the SAE's own δ at a token of another document."""
+    """Noise with the cosine and norm of x̂; perpendicular to x, it is along the SAE's δ in another document."""
     tokens = _Tokens.of(activations, mask, token_keys, hook_name, None, seed)
     g = tokens.sampled(fit_displacements, "shuffled_error", draw, seed)
     return _matched(tokens, reconstruction, g, lambda: tokens.isotropic("shuffled_error", draw, seed))
@@ -146,7 +146,7 @@ def epsilon(
     activations: Float[Tensor, "batch seq d"], reconstruction: Float[Tensor, "batch seq d"], mask: Tensor,
     token_keys: np.ndarray, hook_name: str, *, draw: int, seed: int,
 ) -> Float[Tensor, "batch seq d"]:  # fmt: skip
-    """x + ‖e‖·g/‖g‖: as far from x as x̂ is, with neither its cosine nor its norm."""
+    """x + ‖δ‖·g/‖g‖: as far from x as x̂ is, but without its cosine or norm."""
     tokens = _Tokens.of(activations, mask, token_keys, hook_name, None, seed)
     distance = (tokens.rows(reconstruction) - tokens.x).norm(dim=-1, keepdim=True)
     return tokens.replaced(tokens.x + distance * unit(tokens.isotropic("epsilon", draw, seed)))
@@ -180,7 +180,7 @@ def turned(
     activations: Float[Tensor, "batch seq d"], mask: Tensor, token_keys: np.ndarray, hook_name: str,
     *, cosine: float, ratio: float, seed: int,
 ) -> Float[Tensor, "batch seq d"]:  # fmt: skip
-    """A given cosine to x and norm ratio, in the same random direction whatever the cosine."""
+    """Noise with the given cosine to x and norm ratio, in the same random direction for every cosine."""
     tokens = _Tokens.of(activations, mask, token_keys, hook_name, None, seed)
     return tokens.replaced(at_cosine(tokens.x, tokens.isotropic("curve", 0, seed), cosine, ratio))
 
@@ -188,7 +188,7 @@ def turned(
 def _matched(
     tokens: _Tokens, reconstruction: Tensor, g: Tensor, spare: Callable[[], Tensor] | None = None
 ) -> Float[Tensor, "batch seq d"]:
-    """`spare` gives other directions, for tokens where g has no part perpendicular to x."""
+    """Noise along g with the cosine and norm of x̂; `spare` returns directions for tokens where g is parallel to x."""
     x_hat = tokens.rows(reconstruction)
     if spare is not None and not bool((has := perpendicular(g, unit(tokens.x))[1]).all()):
         g = torch.where(has[:, None], g, spare())

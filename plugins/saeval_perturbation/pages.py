@@ -1,4 +1,4 @@
-"""What `saeval report` writes of perturbation results: plots, and tables with Holm's correction over a run."""
+"""The perturbation report: plots, and tables with Holm's correction over a run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ NULLS = {
     "ratio_shuffled_error": "shuffled errors", "ratio_epsilon": "epsilon ball",
 }  # fmt: skip
 _NAMED = 7
-"""SAEs of a panel that its legend names."""
+"""Most SAEs per panel that the legend names."""
 
 
 @dataclass(frozen=True)
 class HookSite:
-    """Where a hook is: its site, and its layer where it is in a numbered block."""
+    """The site of a hook, and its layer (0 if it is not in a numbered block)."""
 
     site: str
     layer: int
@@ -44,29 +44,29 @@ class HookSite:
 
 def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     """Plots and tables of every configured `perturbation` and `perturbation_curve`, by file name."""
-    found: dict[str, bytes | str] = {}
-    done = [r for r in results if r.status == "ok"]
-    for alias, some in _by_alias(done, "perturbation").items():
+    files: dict[str, bytes | str] = {}
+    ok = [r for r in results if r.status == "ok"]
+    for alias, group in _by_alias(ok, "perturbation").items():
         stem = escapes.file_name(alias)
-        found[f"{stem}.md"] = table(some)
-        if saes := [r for r in some if _kind(r) == "sae"]:
-            found[f"{stem}_ratio.png"] = png(ratio_chart(saes))
-    for alias, some in _by_alias(done, "perturbation_curve").items():
+        files[f"{stem}.md"] = table(group)
+        if saes := [r for r in group if _kind(r) == "sae"]:
+            files[f"{stem}_ratio.png"] = png(ratio_chart(saes))
+    for alias, group in _by_alias(ok, "perturbation_curve").items():
         stem = escapes.file_name(alias)
-        found[f"{stem}.png"] = png(curve_chart(some))
-        if bins := bin_rows([r for r in some if _kind(r) == "sae"]):
-            found[f"{stem}_by_cosine.csv"] = _csv(bins)
-    return found
+        files[f"{stem}.png"] = png(curve_chart(group))
+        if bins := bin_rows([r for r in group if _kind(r) == "sae"]):
+            files[f"{stem}_by_cosine.csv"] = _csv(bins)
+    return files
 
 
 def table(results: Sequence[Result]) -> str:
-    """KL of each subject, variant by variant, and its ratios and percentiles, as Markdown."""
+    """KL of each subject for each variant, with ratios and percentiles, as Markdown."""
     parts = []
     for title, names in (
-        ("KL(clean‖perturbed), nats a token", {f"kl_{v}": v for v in VARIANTS}),
+        ("KL(clean‖perturbed), nats per token", {f"kl_{v}": v for v in VARIANTS}),
         ("Ratio of the SAE's KL to the noise's, and its percentile among draws",
          {**NULLS, "percentile": "percentile (isotropic)"}),
-        ("One position at a time: KL there, and summed over it and later ones",
+        ("One position perturbed at a time: KL there (here), and from there on (later)",
          {f"alone_{w}_{q}": f"{w}: {q}" for w in ("here", "later") for q in ("sae", "cosine_matched", "ratio")}),
     ):  # fmt: skip
         shown = {name: label for name, label in names.items() if any(name in r.values for r in results)}
@@ -81,7 +81,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def bin_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Every bin of every result, with p values corrected over all bins and hooks of each of the two families."""
+    """All bins of all results, with p values corrected over bins and hooks within each of the two families."""
     rows: list[dict[str, Any]] = []
     for of, name in (("position", "by_cosine"), ("position and later", "by_cosine_later")):
         family = [
@@ -96,12 +96,12 @@ def bin_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def curve_chart(results: Sequence[Result]) -> Figure:
-    """log KL against cosine, a panel a hook: the curve, its floor, each SAE's point and its matched noise."""
+    """log KL by cosine, one panel per hook: the curve, its floor, each SAE's point and its matched noise."""
     hooks = {_hook(r): HookSite.of(_hook(r)) for r in results}
     sites = sorted({place.site for place in hooks.values()})
     layers = sorted({place.layer for place in hooks.values()})
-    drawn = figure(3.6 * len(layers) + 0.6, 3.1 * len(sites) + 0.5)
-    axes = drawn.subplots(len(sites), len(layers), sharex=True, squeeze=False)
+    fig = figure(3.6 * len(layers) + 0.6, 3.1 * len(sites) + 0.5)
+    axes = fig.subplots(len(sites), len(layers), sharex=True, squeeze=False)
     shown = [1 - c for r in results for c in r.values["kl"]["x"] if c < 1]
     shown += [_reach(r) for r in results if _kind(r) == "sae" and r.values["cosine"]["value"] is not None]
     axes[0][0].set_xscale("log")  # shared by all panels
@@ -123,12 +123,11 @@ def curve_chart(results: Sequence[Result]) -> Figure:
         panel.tick_params(labelsize=7, labelbottom=True)
         label_log_axis(panel.yaxis)
     label_log_axis(axes[0][0].xaxis)
-    drawn.supylabel("KL, nats a token", fontsize=9)
-    drawn.supxlabel("1 − cosine (right: closer to the activations)", fontsize=9)
+    fig.supylabel("KL, nats per token", fontsize=9)
+    fig.supxlabel("1 − cosine (right: closer to the activations)", fontsize=9)
     ratio = results[0].cell["params"]["norm_ratio"]
-    title = f"KL of noise at norm ratio {ratio:g} by cosine; band and bars: 95% intervals"
-    set_title(drawn, title)
-    return drawn
+    set_title(fig, f"KL of noise by cosine, at norm ratio {ratio:g}; band and bars: 95% intervals")
+    return fig
 
 
 def _curve(panel: Any, values: Mapping[str, Any]) -> None:
@@ -145,7 +144,7 @@ def _curve(panel: Any, values: Mapping[str, Any]) -> None:
         panel.plot(x, y, "-o", color="0.3", markersize=2.5, linewidth=1, label="curve")
     floor = values["kl_floor"]["value"]
     if floor is not None and floor > 0:
-        panel.axhline(floor, color="0.5", linestyle=":", linewidth=1, label="scale alone (c = 1)")
+        panel.axhline(floor, color="0.5", linestyle=":", linewidth=1, label="scale error only (c = 1)")
 
 
 def _point(panel: Any, result: Result, colour: str, named: bool) -> None:
@@ -165,38 +164,38 @@ def _point(panel: Any, result: Result, colour: str, named: bool) -> None:
 
 
 def _reach(result: Result) -> float:
-    """1 − cosine of an SAE, no smaller than what a log scale should show."""
+    """1 − cosine of an SAE, at least 1e-6 for the log scale."""
     return max(1 - float(result.values["cosine"]["value"]), 1e-6)
 
 
 def ratio_chart(results: Sequence[Result]) -> Figure:
-    """The ratio by layer, a panel a null, a colour a site; above 1 the error is worse than that noise."""
+    """The ratio by layer, one panel per null, one colour per site; above 1 the error is worse than that noise."""
     shown = [n for n in NULLS if any(r.values.get(n, {}).get("value") for r in results)]
-    drawn = figure(3.7 * max(len(shown), 1) + 0.8, 3.8)
-    axes = drawn.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
+    fig = figure(3.7 * max(len(shown), 1) + 0.8, 3.8)
+    axes = fig.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
     sites = sorted({HookSite.of(_hook(r)).site for r in results})
     layers = sorted({HookSite.of(_hook(r)).layer for r in results})
     for panel, name in zip(axes, shown, strict=False):
         panel.axhline(1, color="0.5", linewidth=1)
         for index, site in enumerate(sites):
-            some = [
+            at_site = [
                 r for r in results if HookSite.of(_hook(r)).site == site and (r.values.get(name) or {}).get("value")
             ]
-            _ratios(panel, some, name, site, f"C{index % 10}", 0.12 * (index - (len(sites) - 1) / 2))
+            _ratios(panel, at_site, name, site, f"C{index % 10}", 0.12 * (index - (len(sites) - 1) / 2))
         panel.set_yscale("log")
         panel.set_xticks(layers)
         panel.set_xlabel("layer", fontsize=9)
-        panel.set_title(wrap_title(f"against: {NULLS[name]}", 3.3, 9), fontsize=9)
+        panel.set_title(wrap_title(f"noise: {NULLS[name]}", 3.3, 9), fontsize=9)
         panel.tick_params(labelsize=7, labelleft=True)
     label_log_axis(axes[0].yaxis)
     axes[0].set_ylabel("KL of the SAE / KL of the noise", fontsize=9)
     axes[0].legend(fontsize=7)
-    set_title(drawn, "Is the SAE's error worse than noise? Bars: 95% intervals by document")
-    return drawn
+    set_title(fig, "SAE error against noise (above 1: worse than noise); bars: 95% intervals by document")
+    return fig
 
 
 def _ratios(panel: Any, results: Sequence[Result], name: str, site: str, colour: str, shift: float) -> None:
-    """Points with their intervals; a line joins layers that have one SAE each."""
+    """Points with their intervals, joined by a line if every layer has one SAE."""
     if not results:
         return
     points = sorted((HookSite.of(_hook(r)).layer, r.values[name]["value"], r.values[name]["ci95"]) for r in results)
@@ -211,11 +210,11 @@ def _ratios(panel: Any, results: Sequence[Result], name: str, site: str, colour:
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    held = io.StringIO()
-    writer = csv.DictWriter(held, list(rows[0]), lineterminator="\n")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: escapes.csv(value) for name, value in row.items()} for row in rows)
-    return held.getvalue()
+    return text.getvalue()
 
 
 def _shown(record: Mapping[str, Any] | None) -> str:
@@ -225,11 +224,11 @@ def _shown(record: Mapping[str, Any] | None) -> str:
 
 
 def _by_alias(results: Sequence[Result], metric: str) -> dict[str, list[Result]]:
-    found: dict[str, list[Result]] = {}
+    by_alias: dict[str, list[Result]] = {}
     for r in results:
         if r.cell["metric"] == metric:
-            found.setdefault(r.metric, []).append(r)
-    return found
+            by_alias.setdefault(r.metric, []).append(r)
+    return by_alias
 
 
 def _kind(result: Result) -> str:

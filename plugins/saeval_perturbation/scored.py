@@ -1,4 +1,4 @@
-"""What comes of the draws: scores over them, token by token, and of the ablations."""
+"""Scores of the draws and of the ablations, and the statistics of the SAE's KL among them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def mean_scores(spliced_scores: TokenScores) -> TokenScores:
 
 
 def checked(metric: str, draws: int, positions: int) -> None:
-    """`ValueError` for numbers of draws and positions that are none."""
+    """Raise `ValueError` for invalid numbers of draws or positions."""
     if draws < 1:
         raise ValueError(f"metric '{metric}': draws must be at least 1, got {draws}")
     if positions < 0:
@@ -39,52 +39,52 @@ def checked(metric: str, draws: int, positions: int) -> None:
 
 
 def matched_draws(draws: int, seed: int, place: int | None = None) -> dict[str, Callable[..., Any]]:
-    """Interventions by name: K draws of `cosine_matched`, at every token of the mask or at one position."""
-    made = {"cosine_matched": partial(noise.cosine_matched, seed=seed, place=place)}
-    return named_draws(made, draws, "" if place is None else f"place {place} ")
+    """Interventions by name: `draws` draws of `cosine_matched`, at every token of the mask or at one position."""
+    variant = {"cosine_matched": partial(noise.cosine_matched, seed=seed, place=place)}
+    return named_draws(variant, draws, "" if place is None else f"place {place} ")
 
 
 def named_draws(variants: Mapping[str, Callable[..., Any]], draws: int, prefix: str = "") -> dict[str, Any]:
-    """Each variant K times, as `variant 0`, `variant 1`, ..."""
+    """Each variant `draws` times, named `VARIANT 0`, `VARIANT 1`, ..."""
     return {f"{prefix}{v} {k}": partial(function, draw=k) for v, function in variants.items() for k in range(draws)}
 
 
 def alone(draws: int, positions: int, seed: int) -> dict[str, Callable[..., Any]]:
-    """Interventions at `positions` positions of each sequence, one at a time: x̂, and K draws matched to it."""
-    made: dict[str, Callable[..., Any]] = {}
+    """Interventions at `positions` positions of each sequence, one at a time: x̂, and `draws` draws matched to it."""
+    interventions: dict[str, Callable[..., Any]] = {}
     for place in range(positions):
-        made[f"place {place} sae"] = partial(noise.alone, seed=seed, place=place)
-        made |= matched_draws(draws, seed, place)
-    return made
+        interventions[f"place {place} sae"] = partial(noise.alone, seed=seed, place=place)
+        interventions |= matched_draws(draws, seed, place)
+    return interventions
 
 
 def over_draws(
     scores: Mapping[str, TokenScores], variant: str, draws: int
 ) -> tuple[Float[Tensor, "draws batch seq"], Float[Tensor, "batch seq"]]:
-    """KL of each draw, float64, and their mean NLL."""
-    found = [scores[f"{variant} {k}"] for k in range(draws)]
-    return torch.stack([s.kl.double() for s in found]), torch.stack([s.nll.double() for s in found]).mean(0)
+    """The KL of each draw and the mean NLL over draws, float64."""
+    drawn = [scores[f"{variant} {k}"] for k in range(draws)]
+    return torch.stack([s.kl.double() for s in drawn]), torch.stack([s.nll.double() for s in drawn]).mean(0)
 
 
 def levels(
     kl: Float[Tensor, "batch seq"], drawn: Float[Tensor, "draws batch seq"], mask: Bool[Tensor, "batch seq"]
 ) -> Histogram:
-    """Counts of tokens by 2·#{KL_k < KL} + #{KL_k = KL}, 0 .. 2K: where the KL stands among the K draws."""
+    """Counts of tokens by 2·#{KL_k < KL} + #{KL_k = KL}, 0 .. 2K: twice the KL's mid-rank among the K draws."""
     rank = 2 * (drawn < kl).sum(0) + (drawn == kl).sum(0)
     return Histogram.of(rank, mask, np.arange(2 * len(drawn) + 2))
 
 
 def percentile(kl: Float[Tensor, "batch seq"], drawn: Float[Tensor, "draws batch seq"]) -> Float[Tensor, "batch seq"]:
-    """(#{KL_k < KL} + ½#{KL_k = KL} + ½) / (K + 1): uniform on its K + 1 values if KL is a draw like the others."""
+    """(#{KL_k < KL} + ½#{KL_k = KL} + ½) / (K + 1), uniform on its K + 1 values if KL is distributed like the draws."""
     return ((drawn < kl).double().sum(0) + 0.5 * (drawn == kl).double().sum(0) + 0.5) / (len(drawn) + 1)
 
 
 class Alone:
-    """KL of one perturbed position at a time, gathered where it was perturbed.
+    """KL with one position perturbed at a time, stored at the perturbed position.
 
-    `here` is the KL at that position, `later` its sum over that position and all later ones of the
-    mask; each is `[batch, seq]` for the SAE and `[draws, batch, seq]` for the noise, and `where` says
-    which positions were perturbed.
+    `here` is the KL at that position, `later` its sum over that position and all later ones in the mask.
+    Each is `[batch, seq]` for the SAE (`sae`) and `[draws, batch, seq]` for the noise (`drawn`). `where` is
+    the mask of the perturbed positions.
     """
 
     def __init__(
@@ -107,16 +107,16 @@ class Alone:
 
     def evidence(self) -> dict[str, Evidence]:
         """Means over the perturbed positions."""
-        found: dict[str, Evidence] = {}
-        for what in ("here", "later"):
-            found[f"{what}_sae"] = Mean.of(self.sae[what], self.where)
-            found[f"{what}_cosine_matched"] = Mean.of(self.drawn[what].mean(0), self.where)
-            found[f"{what}_percentile"] = Mean.of(percentile(self.sae[what], self.drawn[what]), self.where)
-        return found
+        evidence: dict[str, Evidence] = {}
+        for span in ("here", "later"):
+            evidence[f"{span}_sae"] = Mean.of(self.sae[span], self.where)
+            evidence[f"{span}_cosine_matched"] = Mean.of(self.drawn[span].mean(0), self.where)
+            evidence[f"{span}_percentile"] = Mean.of(percentile(self.sae[span], self.drawn[span]), self.where)
+        return evidence
 
 
 def ratio(sae: Estimate, null: Estimate, moved: float, better: Better = "lower") -> Scalar:
-    """KL of the SAE over KL of its null; undefined where there is no error to match."""
+    """KL of the SAE / KL of its null; undefined if the SAE makes no error."""
     if moved == 0:
         return Scalar.undefined("x̂ = x on every token: there is no error to match", unit="ratio", better=better)
     if null.value <= 0:
@@ -125,7 +125,7 @@ def ratio(sae: Estimate, null: Estimate, moved: float, better: Better = "lower")
 
 
 def share(value: Estimate, moved: float) -> Scalar:
-    """A mean percentile, as a share; undefined where there is no error to match."""
+    """A mean percentile, 0 .. 1; undefined if the SAE makes no error."""
     unit = "percentile, 0 .. 1"
     if moved == 0:
         return Scalar.undefined("x̂ = x on every token: there is no error to match", unit=unit, better="lower")
@@ -135,5 +135,5 @@ def share(value: Estimate, moved: float) -> Scalar:
 def displaced(
     activations: Float[Tensor, "batch seq d"], reconstruction: Float[Tensor, "batch seq d"], mask: Tensor
 ) -> Mean:
-    """Share of tokens where x̂ ≠ x as the model sees them."""
+    """Share of tokens with x̂ ≠ x in the model's dtype."""
     return Mean.of((reconstruction.to(activations.dtype) != activations).any(-1).double(), mask)

@@ -1,4 +1,4 @@
-"""What a reward model prefers, in terms of features: margins, attributions, true effects, groups, counterfactuals."""
+"""A reward model's preferences in terms of features: margins, attributions, true effects, groups, counterfactuals."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def saeval_controls() -> list[type[Control]]:
 def saeval_reports() -> list[Report]:
     return [
         Report(
-            "reward", description="Preferred features, their effects and contexts: a page and a plot", pages=pages.pages
+            "reward", description="preferred features, their effects and contexts: a page and plots", pages=pages.pages
         )
     ]

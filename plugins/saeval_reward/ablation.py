@@ -1,4 +1,4 @@
-"""Features taken out of the activations, the SAE's error kept."""
+"""Ablation of features from the activations, with the SAE's error kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Ablations:
-    """x − Σ_{j∈J} f_j D_j for named sets J of features, each made when it is asked for: one at a time is in memory."""
+    """x − Σ_{j∈J} f_j D_j for named sets J of features, computed on access so that only one is in memory."""
 
     def __init__(
         self,
@@ -34,10 +34,10 @@ class Ablations:
 
     def _decoded(self, members: Int[np.ndarray, "k"]) -> Tensor:
         acts = self._encoding.feature_acts
-        only = torch.zeros_like(acts)
-        kept = torch.from_numpy(members).to(acts.device)
-        only[..., kept] = acts[..., kept]
-        return self._sae.decode(self._encoding._replace(feature_acts=only), self._here)
+        selected = torch.zeros_like(acts)
+        index = torch.from_numpy(members).to(acts.device)
+        selected[..., index] = acts[..., index]
+        return self._sae.decode(self._encoding._replace(feature_acts=selected), self._here)
 
     def __getitem__(self, name: str) -> Float[Tensor, "batch seq d"]:
         written = self._decoded(self._members[name]) - self._empty

@@ -1,4 +1,4 @@
-"""`counterfactual_audit`: which features that matter to the reward an edit added, and which it removed."""
+"""The metric `counterfactual_audit`: the reward-relevant features that an edit added and removed."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ EXAMPLES, CHARACTERS = 20, 1000
 
 
 class CounterfactualAudit(Metric):
-    """What an edit of a completion changed besides what it meant to.
+    """Reward-relevant features that an edit of a completion adds and removes, including side effects of the edit.
 
-    One side of each pair is the `original` (chosen or rejected), the other its edit. Relevant are the `top`
-    features by |mean attribution| on fold A of these pairs. removed = share of pairs where a feature fires
-    somewhere at t ≥ s on the original and nowhere on the edit, added the other way round; change_removed and
-    change_added = mean of r(edit) − r(original) over those pairs (units of the reward). removed_a_pair and
-    added_a_pair count relevant features, reward_change is the mean over all pairs. A feature that an edit
-    removes though the edit was about something else is a side effect: taking words off the end takes the final
-    punctuation with them. steps, baseline, frequent as in `reward_attribution`; `contexts` shows what each is.
+    One side of each pair is the `original` (chosen or rejected), the other is its edit. Relevant features are
+    the `top` by |mean attribution| on fold A of these pairs. removed = share of pairs in which a feature fires
+    at t ≥ s on the original but not on the edit; added = the reverse; change_removed and change_added = mean of
+    r(edit) − r(original) over those pairs, in units of the reward. removed_a_pair and added_a_pair are the mean
+    numbers of relevant features that an edit removes and adds; reward_change is the mean over all pairs. A
+    removed feature that the edit was not about is a side effect: an edit that cuts the last words also cuts the
+    final punctuation. steps, baseline, frequent as in `reward_attribution`; `contexts` shows each feature.
 
     Values:
         reward_change: mean of r(edit) − r(original); reward; −∞ .. ∞; no better direction.
@@ -38,8 +38,8 @@ class CounterfactualAudit(Metric):
             .. `top`; no better direction.
         features: relevant features with attribution, removed, added and changes of reward, a table; reward,
             share of pairs; −∞ .. ∞; no better direction.
-        examples: the pairs that moved the reward most, a table; reward; −∞ .. ∞; no better direction.
-        contexts: where the features fire most, a table; activation; −∞ .. ∞; no better direction.
+        examples: the pairs whose reward changed most, a table; reward; −∞ .. ∞; no better direction.
+        contexts: tokens on which the features fire most, a table; activation; −∞ .. ∞; no better direction.
 
     Source: saeval's own definition.
     """
@@ -52,7 +52,7 @@ class CounterfactualAudit(Metric):
         top: Repeats = 20, frequent: float = 0.1, contexts: Repeats = 3,
     ) -> None:  # fmt: skip
         if top < 1 or contexts < 0 or steps < 0:
-            raise ValueError("metric 'counterfactual_audit': 'top' is at least 1, 'contexts' and 'steps' at least 0")
+            raise ValueError("metric 'counterfactual_audit': 'top' must be at least 1, 'contexts' and 'steps' 0")
         self.original, self.top, self.contexts = original, top, contexts
 
     def observe(
@@ -65,21 +65,21 @@ class CounterfactualAudit(Metric):
         spelling: Sequence[Callable[[Sequence[int]], list[str]]],
     ) -> dict[str, Evidence]:
         order = feature_ranking.order[: self.top]
-        chosen = torch.from_numpy(order.copy()).to(mask[0].device)
-        acts = [f[..., chosen] for f in feature_acts]
+        features = torch.from_numpy(order.copy()).to(mask[0].device)
+        acts = [f[..., features] for f in feature_acts]
         fires = [((f != 0) & inside[..., None]).any(1) for f, inside in zip(acts, mask, strict=True)]
-        first = 0 if self.original == "chosen" else 1
-        before, after = fires[first], fires[1 - first]
-        change = (clean_reward[1 - first] - clean_reward[first]).double()
+        original = 0 if self.original == "chosen" else 1
+        before, after = fires[original], fires[1 - original]
+        change = (clean_reward[1 - original] - clean_reward[original]).double()
         removed, added = (before & ~after).double()[:, None], (after & ~before).double()[:, None]
-        moved = change[:, None, None]
+        per_feature = change[:, None, None]
         return {
             "removed": Mean.of(removed),
             "added": Mean.of(added),
             "kept": Mean.of((before & after).double()[:, None]),
             "change": Mean.of(change),
-            "change_removed": Ratio.of(removed * moved, removed),
-            "change_added": Ratio.of(added * moved, added),
+            "change_removed": Ratio.of(removed * per_feature, removed),
+            "change_added": Ratio.of(added * per_feature, added),
             "contexts": Contexts.of(acts, mask, batch, spelling, self.contexts),
             "examples": _examples(order, removed[:, 0] > 0, added[:, 0] > 0, change),
         }
@@ -100,7 +100,7 @@ class CounterfactualAudit(Metric):
         examples = total["examples"]
         shown = zip(examples.ids.tolist(), examples.text.tolist(), strict=True)
         change = {int(i): sign * float(m) for i, m in zip(margin_rows.ids, margin(margin_rows), strict=True)}
-        found: dict[str, Value] = {
+        values: dict[str, Value] = {
             "reward_change": Scalar(total["change"].value, unit="reward"),
             "removed_a_pair": Scalar(_summed(total["removed"]), unit="features"),
             "added_a_pair": Scalar(_summed(total["added"]), unit="features"),
@@ -111,17 +111,17 @@ class CounterfactualAudit(Metric):
             "contexts": total["contexts"].table(features.tolist()),
             "warnings": Notes(warnings(margin_rows, reward_unit)),
         }
-        return in_unit(found, reward_unit)
+        return in_unit(values, reward_unit)
 
 
 def _summed(shares: Mean) -> Any:
-    """Mean number of features a pair: the sum of the shares."""
+    """Mean number of features per pair: the sum of the shares."""
     top = shares.numerator.sum(1)
     return Mean(top, shares.denominator[:, 0], shares.n).value
 
 
 def _examples(order: np.ndarray, removed: Tensor, added: Tensor, change: Tensor) -> Top:
-    """The pairs whose reward the edit moved most, with the features it removed and added."""
+    """The pairs whose reward the edit changed most, with the features it removed and added."""
     texts = [
         "|".join(", ".join(map(str, order[row.cpu().numpy()].tolist())) for row in both)
         for both in zip(removed, added, strict=True)

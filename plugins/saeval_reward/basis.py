@@ -1,4 +1,4 @@
-"""The raw basis of the hook as if it were an SAE: what attributions look like without one."""
+"""The control `residual_basis`: the raw basis of the hook in place of an SAE."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Coordinates(Substitute):
 
 
 class ResidualBasis(Control):
-    """The hook's own coordinates as features: f = x, d_j = e_j, x̂ = x. Signed, dense, and not sparse at all."""
+    """The hook's coordinates as features: f = x, d_j = e_j, x̂ = x. Features are signed and dense."""
 
     name, version, per = "residual_basis", 1, "hook"
 

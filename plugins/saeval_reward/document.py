@@ -1,4 +1,4 @@
-"""A page as blocks, rendered as Markdown and as HTML. Whatever stands in a block is text: it is escaped, never run."""
+"""A page of blocks, rendered as Markdown and as HTML. All content of a block is escaped as text."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Passage:
-    """Tokens in their order, those with an activation marked."""
+    """Consecutive tokens, with those marked that have an activation."""
 
     label: str
     tokens: Sequence[str]
@@ -65,7 +65,7 @@ img { max-width: 100%; }
 
 
 def page(title: str, blocks: Sequence[Block]) -> str:
-    """A whole HTML page, without any script."""
+    """A complete HTML page, without scripts."""
     head = f'<meta charset="utf-8"><title>{escapes.html(title)}</title><style>{_STYLE}</style>'
     body = "\n".join(_html(block) for block in [Heading(title, 1), *blocks])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
@@ -77,7 +77,7 @@ def markdown(title: str, blocks: Sequence[Block]) -> str:
 
 
 def cell(value: Any) -> str:
-    """A cell's text: four digits of a number, a dash where there is none."""
+    """The text of a table cell: four digits of a float, a dash for None."""
     return formatting.number(value) if value is None or isinstance(value, float) else str(value)
 
 
@@ -130,7 +130,7 @@ def _markdown(block: Block) -> str:
 
 
 def _run(text: str, bold: bool) -> str:
-    """Consecutive tokens that all fire, or all do not: bold begins and ends at what is no space."""
+    """Tokens as escaped text, bold if they fire. Spaces at the ends stay outside the bold markers."""
     body = text.strip(" ")
     if not bold or not body:
         return escapes.markdown(text)

@@ -1,4 +1,4 @@
-"""What is concluded of attributions and true effects on fold B."""
+"""The values of `reward_attribution`, from attributions and true effects on fold B."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ NOISE = 1e-6
 ROWS = {name: name for name in ("features", "error", "bias", "baseline")} | {
     "bias": "b_dec", "total": "sum of rows", "span": "m(x) − m(baseline)",
 }  # fmt: skip
-"""What the rows of the table are called."""
+"""Labels of the rows in the table."""
 
 
 class Explained:
-    """Attributions, effects and margins of the pairs of fold B, set side by side."""
+    """Attributions, effects and margins of the pairs of fold B."""
 
     def __init__(
         self, totals: Attributions, ranking: Ranking, pairs: PerPair, index: Mapping[str, int], effects: Mean
@@ -36,45 +36,41 @@ class Explained:
         self.block_margin = pairs.ratio(margin(pairs), np.ones(len(pairs)), self._in_b, blocks)
 
     def effect(self, name: str) -> Estimate:
-        """Mean Δr − Δr_after of a set, over fold B."""
+        """Mean Δr − Δr_after of the set `name` over fold B."""
         return self._effects[self._index[name]].value
 
     def completeness(self, steps: int, tolerance: float, baseline: str) -> dict[str, Value]:
-        """PerPair that sum up, and the gap; `Undefined` where it is beyond `tolerance`."""
+        """The gap and the table of rows that sum to the span; `Undefined` if the relative gap exceeds `tolerance`."""
         gap, span = self.totals.part("|gap|"), self.totals.part("|span|")
         relative = gap / span
         if steps == 0:
-            why = "gradient × activation has no completeness"
+            reason = "gradient × activation has no completeness"
             values: dict[str, Value] = {
-                "completeness_gap": Scalar.undefined(why, unit=REWARD),
-                "relative_gap": Scalar.undefined(why, unit="share of m(x) − m(baseline)"),
+                "completeness_gap": Scalar.undefined(reason, unit=REWARD),
+                "relative_gap": Scalar.undefined(reason, unit="share of m(x) − m(baseline)"),
             }
         else:
             if relative.value > tolerance:
-                other = "" if baseline == "mean" else ", or 'baseline: mean'"
-                why = (
-                    ", since a line from zero crosses a layer norm where nothing is smooth"
-                    if baseline == "zero"
-                    else ""
-                )
+                from_mean = "" if baseline == "mean" else ", or 'baseline: mean'"
+                why = " (a layer norm is not smooth near zero)" if baseline == "zero" else ""
                 raise Undefined(
                     f"attributions are not complete: they miss {formatting.number(relative.value, 2)} of "
                     f"m(x) − m(baseline), more than the tolerance {tolerance:g}; "
-                    f"take more 'steps' than {steps}{other}{why}"
+                    f"use more 'steps' than {steps}{from_mean}{why}"
                 )
-            reason = "m(x) is m(baseline) everywhere" if span.value == 0 else None
+            equal = "m(x) = m(baseline) on every text" if span.value == 0 else None
             values = {
                 "completeness_gap": Scalar(gap, unit=REWARD, better="lower"),
-                "relative_gap": Scalar(relative, unit="share of m(x) − m(baseline)", better="lower", reason=reason),
+                "relative_gap": Scalar(relative, unit="share of m(x) − m(baseline)", better="lower", reason=equal),
             }
         lines = []
-        for part in ROWS:
+        for part, label in ROWS.items():
             mean = self.totals.part(part)
-            lines.append([ROWS[part], mean.value, mean.stderr])
+            lines.append([label, mean.value, mean.stderr])
         return {**values, "rows": Table(["row", "chosen − rejected", "stderr"], lines)}
 
     def group(self, k: int, random: int) -> dict[str, Value]:
-        """The margin that the top k explain, in attribution and in true ablation, beside what others do."""
+        """The margin that the top k explain by attribution and by ablation, and the same for the control sets."""
         sets, totals = self.ranking.members, self.totals
         attributed, ablated = totals.on_b(sets[f"top {k}"]), self.effect(f"top {k}")
         values: dict[str, Value] = {
@@ -88,44 +84,42 @@ class Explained:
         }
         if random:
             drawn = [f"random {k}.{r}" for r in range(random)]
-            for kind, found in (
+            for kind, estimates in (
                 ("attributed", [totals.on_b(sets[name]) for name in drawn]),
                 ("ablated", [self.effect(name) for name in drawn]),
             ):
-                numbers = np.array([one.value for one in found])
-                mean = sum(found[1:], found[0]) / len(found)
+                numbers = np.array([estimate.value for estimate in estimates])
+                mean = sum(estimates[1:], estimates[0]) / len(estimates)
                 high = float(np.quantile(np.abs(numbers), 0.975))
                 values[f"{kind}_random_{k}"] = Scalar(mean, unit=REWARD)
                 values[f"{kind}_random_high_{k}"] = Scalar(high, unit=f"|{REWARD}|", n=random)
         return values
 
     def agreement(self, top: int, random: int) -> dict[str, Value]:
-        """Whether attributions tell the signs and the order of true effects."""
-        from scipy.stats import spearmanr  # late: it takes a second, which listings need not wait
+        """Agreement of attributions with true effects in sign and in rank."""
+        from scipy.stats import spearmanr  # late: the import takes a second, and listings do not need it
 
         names = [f"feature {i}" for i in range(top)] + [f"random 1.{r}" for r in range(random)]
-        found = {int(m[0]): n for n in names if len(m := self.ranking.members[n])}  # a feature drawn twice counts once
+        features = {int(m[0]): n for n in names if len(m := self.ranking.members[n])}  # one drawn twice counts once
         rewards = np.concatenate([self.pairs["chosen"], self.pairs["rejected"]])
         least = NOISE * float(np.sqrt(np.square(rewards).mean()))
-        both = [(self.totals.on_b(np.array([j])).value, self.effect(name).value) for j, name in found.items()]
-        kept = np.array([pair for pair in both if abs(pair[1]) > least]).reshape(-1, 2)
+        points = [(self.totals.on_b(np.array([j])).value, self.effect(name).value) for j, name in features.items()]
+        x, y = np.array([point for point in points if abs(point[1]) > least]).reshape(-1, 2).T
         unit = "share of features"
-        if len(kept) < 3:
-            reason = f"only {len(kept)} features have an effect above numeric noise"
+        if len(x) < 3:
+            reason = f"only {len(x)} features have an effect above numeric noise"
             return {
                 "sign_agreement": Scalar.undefined(reason, unit=unit),
                 "rank_correlation": Scalar.undefined(reason, unit="correlation"),
             }
-        agree = float((np.sign(kept[:, 0]) == np.sign(kept[:, 1])).mean())
+        agree, correlation = float((np.sign(x) == np.sign(y)).mean()), float(spearmanr(x, y).statistic)
         return {
-            "sign_agreement": Scalar(agree, unit=unit, better="higher", n=len(kept)),
-            "rank_correlation": Scalar(
-                float(spearmanr(kept[:, 0], kept[:, 1]).statistic), unit="correlation", better="higher", n=len(kept)
-            ),
+            "sign_agreement": Scalar(agree, unit=unit, better="higher", n=len(x)),
+            "rank_correlation": Scalar(correlation, unit="correlation", better="higher", n=len(x)),
         }
 
     def curves(self, most: int, groups: tuple[int, ...], random: int) -> dict[str, Value]:
-        """Margin explained against the number of features: by attribution, by ablation, by random groups, by length."""
+        """Margin explained by number of features: by attribution, by ablation, by random groups; and by length."""
         totals, sets = self.totals, self.ranking.members
         values: dict[str, Value] = {
             "margin": Scalar(self.margin, unit=REWARD),
@@ -137,8 +131,8 @@ class Explained:
             y = [self.effect(f"{kind} {k}") for k in groups]
             values[f"ablated{suffix}"] = Curve(list(groups), y, "features", REWARD)
         if random:
-            for kind, one in (("attributed", lambda name: totals.on_b(sets[name]).value), ("ablated", self._value)):
-                drawn = np.array([[one(f"random {k}.{r}") for r in range(random)] for k in groups])
+            for kind, value in (("attributed", lambda name: totals.on_b(sets[name]).value), ("ablated", self._value)):
+                drawn = np.array([[value(f"random {k}.{r}") for r in range(random)] for k in groups])
                 for label, points in (("low", 0.025), ("high", 0.975)):
                     y = np.quantile(drawn, points, axis=1).tolist()
                     values[f"{kind}_random_{label}"] = Curve(list(groups), y, "features", REWARD)
@@ -148,26 +142,26 @@ class Explained:
         return self.effect(name).value
 
     def _length(self) -> Estimate:
-        """What length explains on fold B: the slope of the margin on the difference in tokens, from fold A."""
-        longer = (self.pairs["chosen_length"] - self.pairs["rejected_length"]).astype(np.float64)
+        """The margin on fold B predicted from the difference in tokens, with a slope fitted on fold A."""
+        excess = (self.pairs["chosen_length"] - self.pairs["rejected_length"]).astype(np.float64)
         margins, in_a = margin(self.pairs), ~self._in_b
-        below = float(np.square(longer[in_a]).sum())
-        slope = float((margins * longer)[in_a].sum()) / below if below else 0.0
-        return self.pairs.mean(slope * longer, self._in_b)
+        below = float(np.square(excess[in_a]).sum())
+        slope = float((margins * excess)[in_a].sum()) / below if below else 0.0
+        return self.pairs.mean(slope * excess, self._in_b)
 
     def features(self, top: int, rows: Float[np.ndarray, "d_sae d"]) -> dict[str, Value]:
-        """The table of the first features, and what is known of every feature."""
+        """The table of the `top` features, and arrays over all features."""
         first = self.ranking.order[:top]
-        same = duplicate_of(rows[first])
+        earlier = duplicate_of(rows[first])
         lines = []
         for i, feature in enumerate(first.tolist()):
             attributed, effect = self.totals.on_b(first[i : i + 1]), self.effect(f"feature {i}")
             flags = self.ranking.flags(feature)
-            earlier = same[i]
-            flags += [] if earlier is None else [f"near-duplicate of {first[earlier]}"]
+            twin = earlier[i]
+            flags += [] if twin is None else [f"near-duplicate of {first[twin]}"]
             numbers = [attributed.value, attributed.stderr, effect.value, effect.stderr]
-            often = [float(self.totals.density[feature]), float(self.totals.prompt_density[feature])]
-            lines.append([i + 1, feature, *numbers, *often, ", ".join(flags)])
+            densities = [float(self.totals.density[feature]), float(self.totals.prompt_density[feature])]
+            lines.append([i + 1, feature, *numbers, *densities, ", ".join(flags)])
         columns = ["rank", "feature", "attribution", "attribution_stderr", "true_effect", "true_effect_stderr"]
         return {
             "features": Table([*columns, "density", "prompt_density", "flags"], lines),

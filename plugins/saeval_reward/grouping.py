@@ -1,4 +1,4 @@
-"""`reward_groups`: features that matter to the reward and point the same way."""
+"""The metric `reward_groups`: features that matter to the reward and have similar decoder directions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _DRAWN = 4
-"""What keyed draws are for."""
+"""Key of the random groups' draws."""
 
 
 @dataclass(frozen=True)
@@ -42,29 +42,29 @@ class Groups:
 
     features: list[Int[np.ndarray, "k"]]
     strongest: list[int]
-    """Of each group the member with the largest |attribution on fold A|."""
+    """The member of each group with the largest |attribution on fold A|."""
     clustered: int
-    """Relevant features that were clustered."""
+    """Number of relevant features that were clustered."""
 
     def members(self, largest: int) -> dict[str, Int[np.ndarray, "k"]]:
-        """The sets that are ablated, by name; empty ones where there are fewer groups."""
-        nothing = np.zeros(0, dtype=np.int64)
-        found = {}
+        """The sets to ablate, by name; empty ones if there are fewer than `largest` groups."""
+        empty = np.zeros(0, dtype=np.int64)
+        sets = {}
         for i in range(largest):
-            there = i < len(self.features)
-            found[f"group {i}"] = self.features[i] if there else nothing
-            found[f"strongest {i}"] = np.array([self.strongest[i]]) if there else nothing
-        return found
+            exists = i < len(self.features)
+            sets[f"group {i}"] = self.features[i] if exists else empty
+            sets[f"strongest {i}"] = np.array([self.strongest[i]]) if exists else empty
+        return sets
 
 
 def feature_groups(
     attribution_totals: Attributions, W_dec: Float[Tensor, "d_sae d"], relevant: int = 50, cosine: float = 0.5
 ) -> Groups:
-    """The `relevant` features by |mean attribution| on fold A, in groups of mean decoder cosine above `cosine`.
+    """Groups of the `relevant` features by |mean attribution| on fold A, with mean decoder cosine above `cosine`.
 
-    Average linkage on 1 − cosine; features that stand alone are in no group.
+    Average linkage on 1 − cosine; single features are in no group.
     """
-    from scipy.cluster.hierarchy import fcluster, linkage  # late: listings group nothing
+    from scipy.cluster.hierarchy import fcluster, linkage  # late: listings do not need it
 
     if not attribution_totals.pairs.sum(1).all():
         raise Undefined(f"one of the two folds of {int(attribution_totals.pairs.sum())} pairs is empty; use more pairs")
@@ -72,11 +72,11 @@ def feature_groups(
     order = np.argsort(-np.abs(on_a), kind="stable")
     chosen = order[(attribution_totals.fires[order] > 0)][:relevant]
     if len(chosen) < 2:
-        raise Undefined(f"only {len(chosen)} features fire on these pairs: there is nothing to group")
+        raise Undefined(f"only {len(chosen)} features fire on these pairs: grouping needs at least 2")
     distances = 1 - _cosines(W_dec.double().cpu().numpy()[chosen])
     upper = np.clip(distances[np.triu_indices(len(chosen), 1)], 0, 2)
-    names = fcluster(linkage(upper, "average"), 1 - cosine, "distance")
-    groups = [chosen[names == name] for name in np.unique(names)]
+    labels = fcluster(linkage(upper, "average"), 1 - cosine, "distance")
+    groups = [chosen[labels == label] for label in np.unique(labels)]
     groups = [group for group in groups if len(group) > 1]
     groups.sort(key=lambda group: -abs(float(on_a[group].sum())))
     strongest = [int(group[np.argmax(np.abs(on_a[group]))]) for group in groups]
@@ -95,18 +95,18 @@ def within(rows: Float[np.ndarray, "n d"]) -> float:
 
 
 class RewardGroups(Metric):
-    """Groups of reward-relevant features by decoder cosine, and what each group does as a whole.
+    """Groups of reward-relevant features by decoder cosine, and the effect of each group as a whole.
 
     The `relevant` features by |mean attribution| on fold A are clustered (average linkage, mean cosine above
     `cosine`); the `largest` groups by |attribution| are listed. cosine = mean pairwise decoder cosine within the
-    group, random_cosine and random_cosine_high its mean and 97.5% quantile over `random` groups of the same
-    size drawn from the features that fire. attribution and true_effect (x − Σ_J f_j D_j, error kept) are over
-    fold B in units of the reward, beside those of the group's strongest member alone: a group can matter
-    where its members do not. steps, baseline as in `reward_attribution`.
+    group; random_cosine and random_cosine_high = its mean and 97.5% quantile over `random` groups of the same
+    size, drawn from the features that fire. attribution and true_effect (x − Σ_J f_j D_j, the SAE's error kept) are
+    computed on fold B in units of the reward, for the group and for its strongest member alone: a group can have
+    an effect that no single member has. steps, baseline as in `reward_attribution`.
 
     Values:
         n_groups: number of groups of two or more; groups; ≥ 0; no better direction.
-        grouped: features in them; features; 0 .. `relevant`; no better direction.
+        grouped: number of features in these groups; features; 0 .. `relevant`; no better direction.
         first_ablated_share: true_effect of the first group / the margin; share of margin; −∞ .. ∞; no better
             direction.
         groups: the largest groups with their cosines, attributions and true effects, a table; reward; −∞ .. ∞;
@@ -124,7 +124,8 @@ class RewardGroups(Metric):
     ) -> None:  # fmt: skip
         if largest < 1 or relevant < 2 or random < 20 or steps < 0 or not -1 <= cosine < 1:
             raise ValueError(
-                "metric 'reward_groups': 'largest' is at least 1, 'relevant' 2, 'random' 20, 'cosine' below 1"
+                "metric 'reward_groups': expected 'largest' ≥ 1, 'relevant' ≥ 2, 'random' ≥ 20, 'steps' ≥ 0 and "
+                "'cosine' from -1 to below 1"
             )
         self.largest, self.random, self.seed = largest, random, seed
         self.interventions = [f"{kind} {i}" for i in range(largest) for kind in ("group", "strongest")]
@@ -161,19 +162,19 @@ class RewardGroups(Metric):
         lines = []
         for i, group in enumerate(groups[: self.largest]):
             drawn = [within(rows[self._drawn(alive, len(group), r)]) for r in range(self.random)]
-            alone = np.array([feature_groups.strongest[i]])
-            whole, single = attribution_totals.on_b(group), attribution_totals.on_b(alone)
-            effect, strongest = total[2 * i].value, total[2 * i + 1].value
+            strongest = feature_groups.strongest[i]
+            whole, single = attribution_totals.on_b(group), attribution_totals.on_b(np.array([strongest]))
+            effect, single_effect = total[2 * i].value, total[2 * i + 1].value
             cosines = [within(rows[group]), float(np.mean(drawn)), float(np.quantile(drawn, 0.975))]
-            numbers = [whole.value, whole.stderr, effect.value, effect.stderr]
-            of_one = [int(alone[0]), single.value, strongest.value, strongest.stderr]
-            lines.append([i + 1, len(group), ", ".join(map(str, group.tolist())), *cosines, *numbers, *of_one])
+            of_group = [whole.value, whole.stderr, effect.value, effect.stderr]
+            of_strongest = [strongest, single.value, single_effect.value, single_effect.stderr]
+            lines.append([i + 1, len(group), ", ".join(map(str, group.tolist())), *cosines, *of_group, *of_strongest])
         columns = [
             "group", "size", "features", "cosine", "random_cosine", "random_cosine_high", "attribution",
             "attribution_stderr", "true_effect", "true_effect_stderr", "strongest", "strongest_attribution",
             "strongest_effect", "strongest_effect_stderr",
         ]  # fmt: skip
-        found: dict[str, Value] = {
+        values: dict[str, Value] = {
             "n_groups": Scalar(float(len(groups)), unit="groups", n=feature_groups.clustered),
             "grouped": Scalar(float(sum(map(len, groups))), unit="features", n=feature_groups.clustered),
             "groups": Table(columns, lines),
@@ -183,8 +184,8 @@ class RewardGroups(Metric):
         whole = margin_rows.mean(margin(margin_rows), in_fold_b(margin_rows.ids))
         none = f"no two of the {feature_groups.clustered} most relevant features point the same way"
         unit = "share of margin"
-        found["first_ablated_share"] = share(first, whole) if groups else Scalar.undefined(none, unit=unit)
-        return found
+        values["first_ablated_share"] = share(first, whole) if groups else Scalar.undefined(none, unit=unit)
+        return values
 
     def _drawn(self, alive: Int[np.ndarray, "n"], size: int, draw: int) -> Int[np.ndarray, "k"]:
         return alive[np.argsort(hashed(_DRAWN, self.seed, size, draw, alive), kind="stable")[:size]]

@@ -1,4 +1,4 @@
-"""Integrated gradients along one straight line, taken at the hook so that one backward pass serves every SAE there."""
+"""Integrated gradients along a straight line, computed at the hook so that one backward pass serves all its SAEs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOKENS = 2048
-"""Positions whose pass is kept in memory for one backward pass."""
+"""Most tokens in one backward pass, which limits memory."""
 
 
 @rebound(subject="baseline")
 def baseline_activations(reconstruction: Float[Tensor, "batch seq d"]) -> Float[Tensor, "batch seq d"]:
-    """Where the line of integration begins: what the control puts in the activations' place that `baseline` names."""
+    """The start of the line of integration: the reconstruction of the control that `baseline` names."""
     return reconstruction
 
 
 @rebound(subject="baseline")
 def baseline_reward(spliced_reward: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
-    """The reward of each row at the beginning of the line."""
+    """The reward of each row at the start of the line."""
     return spliced_reward
 
 
@@ -43,44 +43,44 @@ def path_gradient(
     """Mean gradient of the reward along the line from the baseline b to x, at all positions of the mask together.
 
     (1/K) Σ_k ∇m(b + α_k (x − b)) at the midpoints α_k = (k − ½)/K, K = `steps`; 0 outside the mask. With
-    0 steps the gradient at x alone. K resumes forward and backward for every 2,048 tokens, one after the
-    other, so that memory grows neither with K nor with the batch. Source: Sundararajan et al. 2017.
+    0 steps, only the gradient at x. The K forward and backward passes run one after the other on 2,048 tokens
+    at a time, so memory grows with neither K nor the batch. Source: Sundararajan et al. 2017.
     """
     mean = torch.zeros_like(activations)
     alphas = [(k - 0.5) / steps for k in range(1, steps + 1)] or [1.0]
     for rows in _parts(*mask.shape):
-        x, begin, inside = activations[rows], baseline_activations[rows], mask[rows][..., None]
-        onward = resume.part(rows)
+        x, start, inside = activations[rows], baseline_activations[rows], mask[rows][..., None]
+        resume_rows = resume.part(rows)
         for alpha in alphas:
             with torch.enable_grad():
-                point = torch.where(inside, (begin + alpha * (x - begin)).to(x.dtype), x).detach().requires_grad_()
-                (found,) = torch.autograd.grad(reward_of(onward(point), rows).sum(), point)
-            mean[rows] += torch.where(inside, found, torch.zeros_like(found)) / len(alphas)
+                point = torch.where(inside, (start + alpha * (x - start)).to(x.dtype), x).detach().requires_grad_()
+                (gradient,) = torch.autograd.grad(reward_of(resume_rows(point), rows).sum(), point)
+            mean[rows] += torch.where(inside, gradient, torch.zeros_like(gradient)) / len(alphas)
     return mean
 
 
 def _parts(rows: int, length: int) -> list[slice]:
-    """PerPair in parts of about one size and at most `TOKENS` tokens, or of one row."""
+    """Slices of the rows of similar size, each with at most `TOKENS` tokens or one row."""
     count = min(rows, -(-rows * length // TOKENS))
     ends = [rows * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
 
 class Attribution(NamedTuple):
-    """What of the reward's change along the line is each feature's, and whose the rest is. Units of the reward."""
+    """The reward's change along the line, split into features and the rest, in units of the reward."""
 
     features: Float[Tensor, "batch d_sae"]
     """Σ_t f_{t,j} ⟨ḡ_t, D_{t,j}⟩ over the mask."""
     error: Float[Tensor, "batch"]
     """Σ_t ⟨ḡ_t, x_t − x̂_t⟩."""
     bias: Float[Tensor, "batch"]
-    """Σ_t ⟨ḡ_t, what decode gives for no feature at all⟩: b_dec, and a transcoder's skip term."""
+    """Σ_t ⟨ḡ_t, decode(0)⟩: b_dec, and a transcoder's skip term."""
     baseline: Float[Tensor, "batch"]
     """−Σ_t ⟨ḡ_t, b_t⟩."""
 
     @property
     def total(self) -> Float[Tensor, "batch"]:
-        """All rows together: m(x) − m(b) save for the error of integration."""
+        """The sum of all rows: m(x) − m(b), up to the error of integration."""
         return self.features.sum(-1) + self.error + self.bias + self.baseline
 
 
@@ -95,8 +95,8 @@ def attribution(
 ) -> Attribution:
     """The reward's attribution to features, error, b_dec and baseline, summed over each row's mask.
 
-    D_{t,j} is the decoder's contribution of one unit of f_j with its context (norms, scales) frozen, so
-    ⟨ḡ_t, D_{t,j}⟩ is one vector-Jacobian product of `decode`: exact for every decoder linear in f.
+    D_{t,j} is what one unit of f_j adds to the reconstruction, with norms and scales frozen, so ⟨ḡ_t, D_{t,j}⟩
+    is one vector-Jacobian product of `decode`. It is exact for every decoder that is linear in f.
     """
     if encoding is None:
         raise Undefined(f"{sae.name} has no features")
@@ -106,8 +106,7 @@ def attribution(
     with torch.enable_grad():
         leaf = acts.detach().clone().requires_grad_()
         decoded = bound.decode(encoding._replace(feature_acts=leaf), here)
-        toward = path_gradient.to(decoded)
-        (slope,) = torch.autograd.grad(decoded, leaf, toward)
+        (slope,) = torch.autograd.grad(decoded, leaf, path_gradient.to(decoded))
     share = (acts * slope).masked_fill_(~mask.to(acts.device)[..., None], 0)
     empty = bound.decode(encoding._replace(feature_acts=torch.zeros_like(acts)), here)
     decoded = decoded.detach()
@@ -116,5 +115,6 @@ def attribution(
     def along(vectors: Tensor) -> Tensor:
         return (g * vectors.to(g)).sum((1, 2))
 
-    rest = along(activations) - along(decoded)
-    return Attribution(share.sum(1, dtype=torch.float64).to(g.device), rest, along(empty), -along(baseline_activations))
+    error = along(activations) - along(decoded)
+    features = share.sum(1, dtype=torch.float64).to(g.device)
+    return Attribution(features, error, along(empty), -along(baseline_activations))

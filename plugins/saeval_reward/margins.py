@@ -1,4 +1,4 @@
-"""The margin of a reward between chosen and rejected, never only pooled, and what it warns of."""
+"""The metric `reward_margin`: the margin between chosen and rejected, pooled and by subset, and its warnings."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 LABEL = "label "
 TEXTS, CHARACTERS = 10, 600
 MOST_LEVELS = 50
-"""Levels of a column that are listed."""
+"""Most levels of a column in the table `by`."""
 NAMED_LEVELS = 5
-"""Levels that a warning names."""
+"""Most levels that a warning names."""
 _WORSE = {
     True: "are chosen and rejected exchanged?",
     False: "this reward is a language model's log-likelihood (nats), summed over tokens, so shorter texts have more",
 }
-"""By whether the reward is a reward model's: what an accuracy below a half may come from."""
+"""Likely cause of an accuracy below a half, by whether the reward is a reward model's."""
 
 
 @fold
@@ -47,7 +47,7 @@ _WORSE = {
 def margin_rows(
     clean_reward: Sequence[Float[Tensor, "batch"]], labels: Sequence[Mapping[str, np.ndarray]], batch: Sequence[Batch]
 ) -> PerPair:
-    """Fold over pairs: both rewards, both lengths in tokens and the labels of each."""
+    """Fold over pairs: rewards and lengths in tokens of both sides, and the pair's labels."""
     chosen, rejected = (reward.double() for reward in clean_reward)
     lengths = {name: side.real.sum(1) for name, side in zip(("chosen_length", "rejected_length"), batch, strict=True)}
     return PerPair.of(chosen=chosen, rejected=rejected, **lengths, **{LABEL + n: v for n, v in labels[0].items()})
@@ -60,7 +60,7 @@ def top_texts(
     batch: Sequence[Batch],
     spelling: Sequence[Callable[[Sequence[int]], list[str]]],
 ) -> Top:
-    """Fold over pairs: the texts of the highest reward, what one can see without any SAE."""
+    """Fold over pairs: the texts of highest reward; they need no SAE."""
     scores = torch.stack([reward.double() for reward in clean_reward])
     best = scores.flatten().argsort(descending=True, stable=True)[:TEXTS].cpu()
     sides, rows = best // scores.shape[1], best % scores.shape[1]
@@ -73,35 +73,35 @@ def top_texts(
 
 
 def margin(rows: PerPair) -> Float[np.ndarray, "n"]:
-    """r(chosen) − r(rejected) of each pair; `Undefined` where one is not finite."""
-    found = np.asarray(rows["chosen"] - rows["rejected"])
-    if bad := int((~np.isfinite(found)).sum()):
-        raise Undefined(f"the margins of {bad} of {len(found)} pairs are not finite")
-    return found
+    """r(chosen) − r(rejected) of each pair; `Undefined` if any is not finite."""
+    margins = np.asarray(rows["chosen"] - rows["rejected"])
+    if bad := int((~np.isfinite(margins)).sum()):
+        raise Undefined(f"the margins of {bad} of {len(margins)} pairs are not finite")
+    return margins
 
 
 def right(margins: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """1 where the margin is positive, ½ where it is 0."""
+    """Accuracy of each pair: 1 for a positive margin, ½ for 0, else 0."""
     return np.where(margins > 0, 1.0, np.where(margins == 0, 0.5, 0.0))
 
 
 def too_small(mean: Estimate) -> str | None:
-    """Why no share of this mean margin is defined; None where it exceeds two standard errors."""
+    """The reason why shares of this mean margin are undefined; None if it is two standard errors or more above 0."""
     error = mean.stderr
     if error is None and mean.value > 0:
-        return "one document gives no standard error, so nothing shows that the mean margin is above 0"
+        return "one document gives no standard error, so the mean margin may not differ from 0"
     if error is not None and mean.value > 0 and mean.value >= 2 * error:
         return None
     return f"the mean margin is {shown(mean)}, less than two standard errors above 0"
 
 
 def shown(value: Estimate) -> str:
-    """An estimate for a sentence."""
+    """An estimate as text, with its standard error."""
     return formatting.with_error(value.value, value.stderr)
 
 
 def share(part: Estimate, whole: Estimate, better: str | None = None) -> Scalar:
-    """part / whole as a share of the margin, undefined where the margin is not clearly positive."""
+    """part / whole as a share of the margin; undefined if the margin is not clearly positive."""
     reason = too_small(whole)
     if reason:
         return Scalar.undefined(reason, unit="share of margin")
@@ -109,43 +109,42 @@ def share(part: Estimate, whole: Estimate, better: str | None = None) -> Scalar:
 
 
 def columns(rows: PerPair) -> dict[str, np.ndarray]:
-    """The labels of each pair by column."""
+    """The labels of the pairs, by column."""
     return {name.removeprefix(LABEL): rows[name] for name in rows.names if name.startswith(LABEL)}
 
 
 def warnings(rows: PerPair, reward_unit: str) -> list[str]:
-    """What every number built on these pairs must be read with."""
+    """Warnings that apply to every number computed from these pairs."""
     margins = margin(rows)
     pooled, accuracy = rows.mean(margins), rows.mean(right(margins))
-    found = []
+    messages = []
     interval = accuracy.ci95 or (accuracy.value - 0.05, accuracy.value + 0.05)
     if interval[0] <= 0.5 <= interval[1]:
-        text = f"accuracy is {shown(accuracy)}, no better than chance: there is no preference here to explain"
-        found.append(text)
+        messages.append(f"accuracy is {shown(accuracy)}, no better than chance: there is no preference to explain")
     elif accuracy.value < 0.5:
-        found.append(f"accuracy is {shown(accuracy)}, worse than chance: {_WORSE[reward_unit == REWARD]}")
+        messages.append(f"accuracy is {shown(accuracy)}, worse than chance: {_WORSE[reward_unit == REWARD]}")
     for name, values in columns(rows).items():
         signed: dict[bool, list[str]] = {True: [], False: []}
         single = 0
         for level in np.unique(values):
             mean = rows.mean(margins, values == level)
-            low, high = mean.ci95 or (mean.value, mean.value)  # of one document there is no interval
+            low, high = mean.ci95 or (mean.value, mean.value)  # one document has no interval
             if not low <= 0 <= high:
                 signed[mean.value > 0].append(f"{level} ({shown(mean)})")
                 single += mean.ci95 is None
         if signed[True] and signed[False]:
-            unsure = f" ({single} of these have one document, and no interval)" if single else ""
-            found.append(
+            unsure = f" ({single} of these have only one document, so no interval)" if single else ""
+            messages.append(
                 f"subsets of '{name}' disagree in sign, so the pooled margin {shown(pooled)} describes none of them: "
-                f"positive in {_some(signed[True])}; negative in {_some(signed[False])}{unsure}"
+                f"positive in {_shortened(signed[True])}; negative in {_shortened(signed[False])}{unsure}"
             )
         if name == "trained_on" and (values == "yes").any():
-            text = f"{int((values == 'yes').sum())} of {len(values)} pairs were trained on: see the margins by it"
-            found.append(text)
-    return found
+            count = f"{int((values == 'yes').sum())} of {len(values)} pairs"
+            messages.append(f"{count} were trained on: see the margins by 'trained_on'")
+    return messages
 
 
-def _some(levels: Sequence[str]) -> str:
+def _shortened(levels: Sequence[str]) -> str:
     rest = len(levels) - NAMED_LEVELS
     return ", ".join(levels[:NAMED_LEVELS]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -153,26 +152,26 @@ def _some(levels: Sequence[str]) -> str:
 class RewardMargin(Metric):
     """Margin Δr = r(chosen) − r(rejected) of preference pairs, pooled and by every column of the data.
 
-    margin = mean Δr, margin_sd its standard deviation over pairs, in units of the reward; accuracy =
-    share of pairs with Δr > 0, ties a half. length_accuracy is that of preferring the longer side, and
-    length_correlation that of Δr with the difference of lengths in tokens: what length alone would do.
-    The reward is a reward model's head; for a causal model the log-likelihood of the tokens from where the
-    sides differ on, and its unit is then `reward, nats`. `by` has a line for each level of each column;
-    warnings stand on every report where accuracy is near a half or subsets differ in sign. `top_texts` are
-    those of highest reward. No SAE is involved.
+    margin = mean Δr and margin_sd = its standard deviation over pairs, in units of the reward; accuracy =
+    share of pairs with Δr > 0, ties as half. length_accuracy is the accuracy of preferring the longer side and
+    length_correlation the correlation of Δr with the difference of lengths in tokens: baselines that use only
+    length. The reward is the output of a reward model's head. For a causal model it is the log-likelihood of
+    the tokens from the first difference of the sides on, in `reward, nats`. `by` has a row per level of each
+    column. If accuracy is near a half or subsets differ in sign, every report shows a warning. `top_texts`
+    has the texts of highest reward. No SAE is involved.
 
     Values:
         margin: mean Δr; reward; −∞ .. ∞; higher is better.
-        accuracy: share of pairs with Δr > 0, ties a half; share of pairs; 0 .. 1; higher is better.
+        accuracy: share of pairs with Δr > 0, ties as half; share of pairs; 0 .. 1; higher is better.
         margin_sd: standard deviation of Δr over pairs; reward; ≥ 0; no better direction.
         ties: #{Δr = 0}; pairs; ≥ 0; no better direction.
         reward_chosen, reward_rejected: mean r of each side; reward; −∞ .. ∞; no better direction.
-        length_accuracy: share of pairs whose chosen side is longer, ties a half; share of pairs; 0 .. 1; no
+        length_accuracy: share of pairs whose chosen side is longer, ties as half; share of pairs; 0 .. 1; no
             better direction.
         length_correlation: correlation of Δr with the difference of lengths; correlation; -1 .. 1; no better
             direction.
-        by: margin and accuracy of each level of each column, a table; reward, share of pairs; as above; no
-            better direction.
+        by: margin and accuracy per level of each column, a table; reward, share of pairs; as above; no better
+            direction.
         top_texts: the texts of the highest reward, a table; reward; −∞ .. ∞; no better direction.
 
     Source: the accuracy as in RewardBench (Lambert et al. 2024).
@@ -188,14 +187,13 @@ class RewardMargin(Metric):
     def conclude(self, margin_rows: PerPair, top_texts: Top, reward_unit: str) -> dict[str, Value]:
         margins = margin(margin_rows)
         accuracy = margin_rows.mean(right(margins))
-        unit = REWARD
-        found: dict[str, Value] = {
-            "margin": Scalar(margin_rows.mean(margins), unit=unit, better="higher"),
+        values: dict[str, Value] = {
+            "margin": Scalar(margin_rows.mean(margins), unit=REWARD, better="higher"),
             "accuracy": Scalar(accuracy, unit="share of pairs", better="higher"),
             "margin_sd": _spread(margins),
             "ties": Scalar(float((margins == 0).sum()), unit="pairs", n=len(margins)),
-            "reward_chosen": Scalar(margin_rows.mean(margin_rows["chosen"]), unit=unit),
-            "reward_rejected": Scalar(margin_rows.mean(margin_rows["rejected"]), unit=unit),
+            "reward_chosen": Scalar(margin_rows.mean(margin_rows["chosen"]), unit=REWARD),
+            "reward_rejected": Scalar(margin_rows.mean(margin_rows["rejected"]), unit=REWARD),
             **_length(margin_rows, margins),
             "by": _by(margin_rows, margins),
             "top_texts": Table(
@@ -204,7 +202,7 @@ class RewardMargin(Metric):
             ),
             "warnings": Notes(warnings(margin_rows, reward_unit)),
         }
-        return in_unit(found, reward_unit)
+        return in_unit(values, reward_unit)
 
 
 def _texts(top: Top) -> list[tuple[float, int, int, str]]:
@@ -218,38 +216,38 @@ def _spread(margins: np.ndarray) -> Scalar:
 
 
 def _length(rows: PerPair, margins: np.ndarray) -> dict[str, Value]:
-    longer = (rows["chosen_length"] - rows["rejected_length"]).astype(np.float64)
-    unit = "share of pairs"
+    excess = (rows["chosen_length"] - rows["rejected_length"]).astype(np.float64)
     if not (rows["chosen_length"].any() or rows["rejected_length"].any()):
-        reason = "no text was read, so lengths are not known"
-    elif not longer.any():
+        reason = "no text was read, so lengths are unknown"
+    elif not excess.any():
         reason = "the sides of every pair have the same length"
     else:
-        same = "margins" if margins.std() == 0 else "differences of lengths" if longer.std() == 0 else None
-        correlation = float("nan") if same else float(np.corrcoef(margins, longer)[0, 1])
-        told = Scalar(correlation, unit="correlation", reason=f"all {same} are equal" if same else None)
-        return {"length_accuracy": Scalar(rows.mean(right(longer)), unit=unit), "length_correlation": told}
+        equal = "margins" if margins.std() == 0 else "differences of lengths" if excess.std() == 0 else None
+        correlation = float("nan") if equal else float(np.corrcoef(margins, excess)[0, 1])
+        return {
+            "length_accuracy": Scalar(rows.mean(right(excess)), unit="share of pairs"),
+            "length_correlation": Scalar(
+                correlation, unit="correlation", reason=f"all {equal} are equal" if equal else None
+            ),
+        }
     return {
-        "length_accuracy": Scalar.undefined(reason, unit=unit),
+        "length_accuracy": Scalar.undefined(reason, unit="share of pairs"),
         "length_correlation": Scalar.undefined(reason, unit="correlation"),
     }
 
 
 def _by(rows: PerPair, margins: np.ndarray) -> Table:
-    table = Table(
-        ["column", "level", "pairs", "documents", "margin", "margin_stderr", "margin_sd", "accuracy", "accuracy_stderr"]
-    )
-    found = []
+    lines = []
     for name, values in columns(rows).items():
         levels, counts = np.unique(values, return_counts=True)
         for level in levels[np.argsort(-counts, kind="stable")][:MOST_LEVELS]:
-            where = values == level
-            mean, accuracy = rows.mean(margins, where), rows.mean(right(margins), where)
-            spread = float(margins[where].std(ddof=1)) if where.sum() > 1 else None
-            line = [name, str(level), int(where.sum()), mean.clusters]
-            found.append([*line, mean.value, mean.stderr, spread, accuracy.value, accuracy.stderr])
-    table.rows = found
-    return table
+            at_level = values == level
+            mean, accuracy = rows.mean(margins, at_level), rows.mean(right(margins), at_level)
+            spread = float(margins[at_level].std(ddof=1)) if at_level.sum() > 1 else None
+            line = [name, str(level), int(at_level.sum()), mean.clusters]
+            lines.append([*line, mean.value, mean.stderr, spread, accuracy.value, accuracy.stderr])
+    names = ["column", "level", "pairs", "documents", "margin", "margin_stderr", "margin_sd"]
+    return Table([*names, "accuracy", "accuracy_stderr"], lines)
 
 
 V = TypeVar("V", bound=Value)
@@ -258,7 +256,7 @@ REWARD = "reward"
 
 
 def in_unit(values: dict[str, V], reward_unit: str) -> dict[str, V]:
-    """The values, those in units of the reward with what these are: `reward, nats` of a log-likelihood."""
+    """The values, with the reward's unit set where they are in it: `reward, nats` for a log-likelihood."""
     if reward_unit != REWARD:
         for value in values.values():
             if isinstance(value, Scalar | Curve | Array) and value.unit.strip("|") == REWARD:

@@ -1,4 +1,4 @@
-"""The pages of a run: `reward.md` and `reward.html` with the same content, and a plot for each SAE."""
+"""The reward report: `reward.md` and `reward.html` with the same content, and a plot per SAE."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _METRICS = ("reward_margin", "margin_recovered", "reward_attribution", "reward_g
 
 
 def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
-    """Everything that the reward metrics of a run have to show; nothing for a run without them."""
+    """The files of the report, by name; none for a run without reward metrics."""
     mine = [r for r in results if r.cell["metric"] in _METRICS]
     if not mine:
         return {}
     files: dict[str, bytes | str] = {}
-    title = f"What the reward prefers: {mine[0].cell['suite']}"
+    title = f"Reward report: {mine[0].cell['suite']}"
     blocks: list[Block] = [Warned(note) for note in dict.fromkeys(note for r in mine for note in r.notes)]
     blocks += [Paragraph(f"{r.metric} of {r.subject}: {r.status}, {r.reason}") for r in mine if r.status != "ok"]
-    found = [r for r in mine if r.status == "ok"]
-    for result in _of(found, "reward_margin"):
+    ok = [r for r in mine if r.status == "ok"]
+    for result in _of(ok, "reward_margin"):
         blocks += _margins(result)
-    blocks += _recovered(_of(found, "margin_recovered"))
-    attributions = _of(found, "reward_attribution")
-    blocks += _compared(attributions)
-    shown = [r for r in attributions if _trained(r) and r.values["contexts"]["rows"]]
+    blocks += _recovered(_of(ok, "margin_recovered"))
+    attributions = _of(ok, "reward_attribution")
+    blocks += _comparison(attributions)
+    shown = [r for r in attributions if _is_sae(r) and r.values["contexts"]["rows"]]
     elsewhere = duplicates(shown)
     for number, result in enumerate(shown):
         name = escapes.file_name(
@@ -39,13 +39,13 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
         )
         files[name] = explained_plot(result.values, f"{_subject(result)}: margin explained (fold B)")
         blocks += _attribution(result, name, elsewhere)
-    for result in filter(_trained, _of(found, "reward_groups")):
+    for result in filter(_is_sae, _of(ok, "reward_groups")):
         blocks += [Heading(f"Groups of {_subject(result)}"), _scalars(result), _table(result, "groups")]
-    for result in filter(_trained, _of(found, "counterfactual_audit")):
+    for result in filter(_is_sae, _of(ok, "counterfactual_audit")):
         blocks += _audit(result)
-    for result in _of(found, "reward_margin"):
+    for result in _of(ok, "reward_margin"):
         if result.values["top_texts"]["rows"]:
-            text = "What one sees without any SAE: the texts of highest reward, their last characters."
+            text = "For comparison without an SAE: the last characters of the texts of highest reward."
             blocks += [Heading("Texts of highest reward"), Paragraph(text), _table(result, "top_texts")]
     files["reward.md"], files["reward.html"] = markdown(title, blocks), page(title, blocks)
     return files
@@ -55,15 +55,15 @@ def _of(results: Sequence[Result], metric: str) -> list[Result]:
     return [r for r in results if r.cell["metric"] == metric]
 
 
-def _trained(result: Result) -> bool:
-    """Whether it is about an SAE: controls stand beside it in the comparison, and have no section of their own."""
+def _is_sae(result: Result) -> bool:
+    """True for an SAE, False for a control, which has rows in the comparison but no section."""
     return str(result.cell["subjects"][0].get("kind")) == "sae"
 
 
 def _subject(result: Result) -> str:
-    """The SAE, and the name of the metric where that is not its own."""
-    own = "" if result.metric == result.cell["metric"] else f" ({result.metric})"
-    return f"{result.subject}{own}"
+    """The SAE's name, followed by the metric's name if the suite renames it."""
+    alias = "" if result.metric == result.cell["metric"] else f" ({result.metric})"
+    return f"{result.subject}{alias}"
 
 
 def _table(result: Result, name: str) -> Grid:
@@ -72,12 +72,12 @@ def _table(result: Result, name: str) -> Grid:
 
 
 def _scalars(result: Result, names: Sequence[str] | None = None) -> Grid:
-    kept = {n: v for n, v in result.values.items() if "kind" not in v and (names is None or n in names)}
+    scalars = {n: v for n, v in result.values.items() if "kind" not in v and (names is None or n in names)}
     rows = [
         [n, v["value"], v["stderr"], v["unit"], "" if v["value"] is not None else v.get("reason", "")]
-        for n, v in kept.items()
+        for n, v in scalars.items()
     ]
-    return Grid(["value", "number", "± (one standard error)", "unit", "undefined because"], rows)
+    return Grid(["name", "value", "± (one standard error)", "unit", "undefined because"], rows)
 
 
 def _margins(result: Result) -> list[Block]:
@@ -101,7 +101,7 @@ def _with_error(record: Mapping[str, Any]) -> str:
     return formatting.with_error(record["value"], record["stderr"])
 
 
-def _compared(results: Sequence[Result]) -> list[Block]:
+def _comparison(results: Sequence[Result]) -> list[Block]:
     if not results:
         return []
     sizes = sorted({int(n.rsplit("_", 1)[1]) for r in results for n in r.values if re.fullmatch(r"ablated_\d+", n)})
@@ -109,45 +109,46 @@ def _compared(results: Sequence[Result]) -> list[Block]:
     rows = []
     for result in results:
         for k in sizes:
-            found = [result.values.get(f"{kind}_{k}") for kind in kinds]
-            if found[0] is not None:
+            records = [result.values.get(f"{kind}_{k}") for kind in kinds]
+            if records[0] is not None:
                 share = result.values[f"ablated_share_{k}"]
-                shown = [_with_error(one) if one else "–" for one in found]
+                shown = [_with_error(record) if record else "–" for record in records]
                 rows.append([_subject(result), k, *shown[:2], _with_error(share), *shown[2:]])
     text = (
-        "Mean margin explained on fold B by the top k features chosen on fold A (units of the reward): in attribution, "
-        "and by ablating them (x − Σ f d, error kept) from where the sides differ on; beside them random groups "
-        "(mean, and 97.5% quantile of the absolute value) and a ranking with swapped labels."
+        "Mean margin explained on fold B by the top k features of fold A, in units of the reward. Attributed: the sum "
+        "of their attributions. Ablated: x − Σ f d spliced in from the first difference of the sides on, with the "
+        "SAE's error kept. For comparison: random groups (mean, and 97.5% quantile of the absolute value), and the "
+        "top k after swapping labels."
     )
     names = ["by", "k", "attributed", "ablated", "ablated, share", "random, ablated", "random, high", "swapped labels"]
     return [Heading("Margin explained"), Paragraph(text), Grid(names, rows)]
 
 
 def duplicates(results: Sequence[Result]) -> dict[tuple[int, int], tuple[str, int]]:
-    """Top features that are near-duplicates of one with a larger true effect at another hook, and of which.
+    """Near-duplicates (decoder cosine above 0.9) among the top features of different hooks.
 
-    Keys are (index of the result, feature). Two are near-duplicates when their decoder rows have a cosine above 0.9.
+    Maps (index of the result, feature) to the (subject, feature) with a larger true effect that it duplicates.
     """
-    every = []
+    features = []
     for index, result in enumerate(results):
         directions = result.array("directions") if "value/directions" in result.arrays else np.zeros((0, 0))
         for row, direction in zip(result.values["features"]["rows"], directions, strict=False):
             line = dict(zip(result.values["features"]["columns"], row, strict=True))
             norm = np.linalg.norm(direction)
-            every.append((abs(line["true_effect"] or 0.0), index, int(line["feature"]), direction / (norm or 1)))
-    every.sort(key=lambda one: (-one[0], one[1], one[2]))
-    kept: list[tuple[int, int, np.ndarray]] = []
-    found: dict[tuple[int, int], tuple[str, int]] = {}
-    for _, index, feature, unit in every:
-        hook = _site(results[index])
-        for other, twin, direction in kept:
-            apart = _site(results[other]) != hook
-            if apart and len(direction) == len(unit) and float(direction @ unit) > DUPLICATE:
-                found[index, feature] = (results[other].subject, twin)
+            features.append((abs(line["true_effect"] or 0.0), index, int(line["feature"]), direction / (norm or 1)))
+    features.sort(key=lambda entry: (-entry[0], entry[1], entry[2]))
+    originals: list[tuple[int, int, np.ndarray]] = []
+    twins: dict[tuple[int, int], tuple[str, int]] = {}
+    for _, index, feature, unit in features:
+        site = _site(results[index])
+        for at, original, direction in originals:
+            differs = _site(results[at]) != site
+            if differs and len(direction) == len(unit) and float(direction @ unit) > DUPLICATE:
+                twins[index, feature] = (results[at].subject, original)
                 break
         else:
-            kept.append((index, feature, unit))
-    return found
+            originals.append((index, feature, unit))
+    return twins
 
 
 def _site(result: Result) -> str:
@@ -157,66 +158,66 @@ def _site(result: Result) -> str:
 
 def _attribution(result: Result, plot: str, elsewhere: Mapping[tuple[int, int], tuple[str, int]]) -> list[Block]:
     index = int(plot.split("-")[1]) - 1
-    told = {feature: twin for (at, feature), twin in elsewhere.items() if at == index}
+    twins = {feature: twin for (at, feature), twin in elsewhere.items() if at == index}
     names = ["completeness_gap", "relative_gap", "margin", "length_explained", "sign_agreement", "rank_correlation"]
     table = result.values["features"]
-    rows = [row for row in table["rows"] if row[1] not in told]
+    rows = [row for row in table["rows"] if row[1] not in twins]
     hook = result.cell["subjects"][0]["hook_name"]
     blocks: list[Block] = [
         Heading(f"Features of {_subject(result)} at {hook}"),
-        Paragraph(f"Parameters: {json.dumps(dict(result.cell['params']))}. Positive raises the reward of chosen."),
-        _scalars(result, names), _table(result, "rows"), Picture(plot, "Margin explained against number of features"),
+        Paragraph(f"Parameters: {json.dumps(dict(result.cell['params']))}. Positive values favour the chosen side."),
+        _scalars(result, names), _table(result, "rows"), Picture(plot, "Margin explained by number of features"),
         Grid(table["columns"], rows),
     ]  # fmt: skip
-    if told:
-        said = ", ".join(f"{feature} (of {name} {twin})" for feature, (name, twin) in sorted(told.items()))
-        blocks.append(Paragraph(f"Reported at another layer, as near-duplicates: {said}."))
-    blocks += [Heading("Where they fire", 3), *_passages(result, told)]
+    if twins:
+        listed = ", ".join(f"{feature} (of {name} {twin})" for feature, (name, twin) in sorted(twins.items()))
+        blocks.append(Paragraph(f"Reported at another layer, as near-duplicates: {listed}."))
+    blocks += [Heading("Top activating contexts", 3), *_passages(result, twins)]
     return blocks
 
 
-def _passages(result: Result, without: Mapping[int, Any]) -> list[Block]:
+def _passages(result: Result, omitted: Mapping[int, Any]) -> list[Block]:
     blocks: list[Block] = []
-    seen = None
+    current = None
     for feature, activation, pair, side, tokens, activations in result.values["contexts"]["rows"]:
-        if feature in without:
+        if feature in omitted:
             continue
-        if feature != seen:
+        if feature != current:
             blocks.append(Paragraph(f"Feature {feature}"))
-            seen = feature
+            current = feature
         blocks.append(Passage(f"{activation:.3g}, pair {pair}, {side}", json.loads(tokens), json.loads(activations)))
     return blocks
 
 
 def _audit(result: Result) -> list[Block]:
     original = result.cell["params"]["original"]
-    other = "rejected" if original == "chosen" else "chosen"
-    text = f"What going from {original} to {other} removes and adds among the features that matter to the reward."
+    edit = "rejected" if original == "chosen" else "chosen"
+    text = f"Features that matter to the reward, and that an edit from {original} to {edit} removes or adds."
     return [
         Heading(f"Counterfactual audit of {_subject(result)}"), Paragraph(text), _scalars(result),
-        _table(result, "features"), Paragraph("The pairs that moved the reward most:"), _table(result, "examples"),
+        _table(result, "features"), Paragraph("The pairs whose reward changed most:"), _table(result, "examples"),
     ]  # fmt: skip
 
 
 def explained_plot(values: Mapping[str, Any], title: str) -> bytes:
-    """Cumulative explained margin, in attribution and in true ablation, against random groups and length: a PNG."""
-    drawn = figure(9.5, 4.6)
-    axes = drawn.add_subplot()
-    for suffix, style, mark, what in (("", "-", "o", "top features"), ("_kept", "--", "s", "without flagged ones")):
+    """A PNG of the margin explained by number of features, attributed and ablated, with random groups and length."""
+    fig = figure(9.5, 4.6)
+    axes = fig.add_subplot()
+    for suffix, style, mark, label in (("", "-", "o", "top features"), ("_kept", "--", "s", "top unflagged features")):
         x, y, reach = _points(values[f"cumulative{suffix}"])
         axes.fill_between(x, y - reach[0], y + reach[1], color="tab:blue", alpha=0.15, linewidth=0)
-        axes.plot(x, y, color="tab:blue", linestyle=style, label=f"{what}, attributed")
+        axes.plot(x, y, color="tab:blue", linestyle=style, label=f"{label}, attributed")
         x, y, reach = _points(values[f"ablated{suffix}"])
         fill = "tab:red" if mark == "o" else "white"
         shift = 0.985 if suffix else 1.015  # so that the two do not cover each other
-        axes.errorbar(x * shift, y, reach, fmt=mark, color="tab:red", mfc=fill, capsize=3, label=f"{what}, ablated")
+        axes.errorbar(x * shift, y, reach, fmt=mark, color="tab:red", mfc=fill, capsize=3, label=f"{label}, ablated")
     for kind, colour, shift in (("attributed", "tab:blue", 0.94), ("ablated", "tab:red", 1.065)):
         low, high = (values.get(f"{kind}_random_{end}") for end in ("low", "high"))
         if low and high:
             places, ends = np.array(low["x"]) * shift, (np.array(low["y"]), np.array(high["y"]))
-            label = f"matched random groups, {kind} (95%)"
+            label = f"matched random groups, {kind} (95% range)"
             axes.vlines(places, *ends, color=colour, alpha=0.5, linewidth=5, label=label)
-    for name, style, label in (("margin", "-", "whole margin"), ("length_explained", ":", "explained by length")):
+    for name, style, label in (("margin", "-", "full margin"), ("length_explained", ":", "explained by length")):
         value = values[name]["value"]
         if value is not None:
             axes.axhline(value, color="black" if name == "margin" else "tab:green", linestyle=style, label=label)
@@ -224,17 +225,18 @@ def explained_plot(values: Mapping[str, Any], title: str) -> bytes:
     sizes = values["ablated"]["x"]
     axes.set_xticks(sizes, [str(int(k)) for k in sizes])
     axes.minorticks_off()
-    axes.set_xlabel("features, chosen on the other half of the pairs")
+    axes.set_xlabel("number of features (chosen on fold A)")
     axes.set_ylabel("mean margin explained (reward)")
     axes.set_title(wrap_title(title, 6.0, 11), fontsize=11)
     axes.axhline(0, color="grey", linewidth=0.6)
-    drawn.legend(fontsize=8, loc="outside right upper")
-    return png(drawn)
+    fig.legend(fontsize=8, loc="outside right upper")
+    return png(fig)
 
 
 def _points(curve: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x, y and how far the 95% intervals of a curve reach below and above y, `[2, n]`."""
+    """x and y of a curve, and the distances `[2, n]` of its 95% intervals' ends below and above y."""
     y = np.array(curve["y"], dtype=float)
-    known = curve.get("ci95") or [None] * len(y)
-    low, high = np.array([ends or (at, at) for ends, at in zip(known, y, strict=True)], dtype=float).reshape(-1, 2).T
+    intervals = curve.get("ci95") or [None] * len(y)
+    ends = [interval or (at, at) for interval, at in zip(intervals, y, strict=True)]
+    low, high = np.array(ends, dtype=float).reshape(-1, 2).T
     return np.array(curve["x"]), y, np.stack([y - low, high - y])

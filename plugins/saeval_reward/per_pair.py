@@ -1,4 +1,4 @@
-"""Evidence that keeps something of each pair: `PerPair` of numbers and labels, and the `Top` few texts."""
+"""Evidence with entries per pair: `PerPair` for numbers and labels, `Top` for the few best texts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _ID, _CLUSTER = "_id", "_cluster"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PerPair(Evidence):
-    """Columns with one entry a pair, all kept: for what must be split by anything afterwards.
+    """Columns with one entry per pair, so that results can be split by any column afterwards.
 
-    Parts are joined only when they are of similar size, so that n batches cost n log n.
+    Parts are joined only when they have similar sizes, so that n batches cost n log n.
     """
 
     parts: tuple[Mapping[str, np.ndarray], ...]
@@ -53,7 +53,7 @@ class PerPair(Evidence):
 
     @cached_property
     def _whole(self) -> dict[str, np.ndarray]:
-        """All rows in the order of their ids."""
+        """All rows, sorted by id."""
         whole = {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
         order = np.argsort(whole[_ID], kind="stable") if _ID in whole else slice(None)
         return {name: column[order] for name, column in whole.items()}
@@ -77,20 +77,20 @@ class PerPair(Evidence):
         return [name for name in self._whole if name not in (_ID, _CLUSTER)]
 
     def mean(self, values: Float[np.ndarray, "n"], where: Bool[np.ndarray, "n"] | None = None) -> Estimate:
-        """Mean of `values` over the rows `where`, clustered."""
+        """Mean of `values` over the rows `where`, with errors clustered by document."""
         return self.ratio(values, np.ones(len(values)), where)
 
     def ratio(
         self, top: Float[np.ndarray, "n"], below: Float[np.ndarray, "n"], where: Bool[np.ndarray, "n"] | None = None,
         blocks: int | None = None,
     ) -> Estimate:  # fmt: skip
-        """Σ top / Σ below over the rows `where`, clustered; by `cluster % blocks` where these are given."""
-        kept = slice(None) if where is None else where
-        clusters = self.clusters[kept] % (blocks or max(self.n_clusters, 1))
+        """Σ top / Σ below over the rows `where`, clustered by document, or by `cluster % blocks` with `blocks`."""
+        rows = slice(None) if where is None else where
+        clusters = self.clusters[rows] % (blocks or max(self.n_clusters, 1))
         size = blocks or self.n_clusters
 
         def sums(values: np.ndarray) -> np.ndarray:
-            return np.bincount(clusters, values[kept].astype(np.float64), minlength=size)
+            return np.bincount(clusters, values[rows].astype(np.float64), minlength=size)
 
         return Ratio(sums(top), sums(below), np.bincount(clusters, minlength=size)).value
 
@@ -101,7 +101,7 @@ def _array(column: Tensor | np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Top(Evidence):
-    """The few texts with the largest scores, equal scores in the order of (pair, side)."""
+    """The `size` texts with the largest scores; equal scores are ordered by (pair, side)."""
 
     score: Float[np.ndarray, "n"]
     ids: Int[np.ndarray, "n"]
@@ -121,5 +121,5 @@ class Top(Evidence):
 
     def _largest(self) -> Self:
         order = np.lexsort((self.side, self.ids, -self.score))[: self.size]
-        kept: dict[str, Any] = {name: getattr(self, name)[order] for name in ("score", "ids", "side", "text")}
-        return dataclasses.replace(self, **kept)
+        largest: dict[str, Any] = {name: getattr(self, name)[order] for name in ("score", "ids", "side", "text")}
+        return dataclasses.replace(self, **largest)

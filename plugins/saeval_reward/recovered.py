@@ -1,4 +1,4 @@
-"""How much of the margin is left when the SAE's reconstruction stands in for the activations."""
+"""The metric `margin_recovered`: the reward margin with the SAE's reconstruction in place of the activations."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class MarginRecovered(Metric):
-    """The reward margin with the substitute spliced in from where the sides of each pair differ.
+    """The reward margin with the substitute spliced in from the first position at which the sides of a pair differ.
 
-    margin_sae = mean Δr with x̂ in the activations' place at all positions t ≥ s; lost = mean(Δr −
-    Δr_sae) and change = mean |Δr − Δr_sae|, in units of the reward; recovered = Σ Δr_sae / Σ Δr,
-    undefined where mean Δr is less than two standard errors above 0, or of one document; same_sign = share
-    of pairs whose margin keeps its sign. recovered may exceed 1, and 1 says nothing of single pairs: read change.
+    margin_sae = mean Δr with x̂ in place of the activations at all positions t ≥ s; lost = mean(Δr − Δr_sae)
+    and change = mean |Δr − Δr_sae|, in units of the reward; recovered = Σ Δr_sae / Σ Δr, undefined if mean Δr
+    is less than two standard errors above 0, or comes from one document; same_sign = share of pairs whose margin
+    keeps its sign. recovered may exceed 1, and it can be 1 although single pairs change a lot: see change.
 
     Values:
         margin_clean: mean Δr; reward; −∞ .. ∞; no better direction.
@@ -30,9 +30,9 @@ class MarginRecovered(Metric):
         change: mean |Δr − Δr_sae|; reward; ≥ 0; lower is better.
         recovered: Σ Δr_sae / Σ Δr; share of margin; −∞ .. ∞, 1 is the whole margin; higher is better.
         same_sign: share of pairs with sign Δr_sae = sign Δr; share of pairs; 0 .. 1; higher is better.
-        accuracy_sae: share of pairs with Δr_sae > 0, ties a half; share of pairs; 0 .. 1; higher is better.
+        accuracy_sae: share of pairs with Δr_sae > 0, ties as half; share of pairs; 0 .. 1; higher is better.
 
-    Source: saeval's own definition, after the loss recovered of `ce`.
+    Source: saeval's own definition, by analogy with the loss recovered in `ce`.
     """
 
     name, version, data = "margin_recovered", 2, "pair"
@@ -53,7 +53,7 @@ class MarginRecovered(Metric):
 
     def conclude(self, total: dict[str, Mean], margin_rows: PerPair, reward_unit: str) -> dict[str, Value]:
         clean, sae = total["clean"].value, total["sae"].value
-        found: dict[str, Value] = {
+        values: dict[str, Value] = {
             "margin_clean": Scalar(clean, unit="reward"),
             "margin_sae": Scalar(sae, unit="reward"),
             "lost": Scalar(clean - sae, unit="reward"),
@@ -63,4 +63,4 @@ class MarginRecovered(Metric):
             "accuracy_sae": Scalar(total["accuracy"].value, unit="share of pairs", better="higher"),
             "warnings": Notes(warnings(margin_rows, reward_unit)),
         }
-        return in_unit(found, reward_unit)
+        return in_unit(values, reward_unit)

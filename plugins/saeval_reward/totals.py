@@ -1,4 +1,4 @@
-"""Sums of attributions over pairs, fold by fold and block by block: bounded however many pairs there are."""
+"""Sums of attributions over pairs, by fold and block of documents, so that memory does not grow with the pairs."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCKS = 64
-"""Clusters are gathered into so many blocks at most, which stand for documents: it takes less memory."""
+"""Most blocks of documents; standard errors are over blocks, which needs less memory than documents."""
 PARTS = ("features", "error", "bias", "baseline", "total", "span", "|gap|", "|span|")
-"""Of each pair chosen − rejected: the rows, their sum, m(x) − m(b); then means over both sides of absolute values."""
+"""Parts of a pair: chosen − rejected for the rows, their sum and m(x) − m(b); then means of |·| over both sides."""
 _FOLD, _SIGN = 1, 2
-"""What keyed draws are for."""
+"""Keys of the draws."""
 
 
 def in_fold_b(ids: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
-    """Whether pairs are of fold B, on which things are evaluated; the others, fold A, are for choosing."""
+    """Mask of the pairs in fold B, used for evaluation; fold A is used for choosing features."""
     return np.asarray(hashed(_FOLD, ids) & np.uint64(1), dtype=bool)
 
 
 def blocks_of(n_clusters: int) -> int:
-    """How many blocks so many clusters make."""
+    """Number of blocks for `n_clusters` documents."""
     return min(max(n_clusters, 1), BLOCKS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Attributions(Evidence):
-    """Sums over pairs of A_j = Σ_t a_{t,j}(chosen) − Σ_t a_{t,j}(rejected), and how often features fire.
+    """Sums over pairs of A_j = Σ_t a_{t,j}(chosen) − Σ_t a_{t,j}(rejected), and firing counts of features.
 
-    Before the engine stamps it `sums`, `pairs` and `parts` have a row a pair.
+    Before the engine stamps it, `sums`, `pairs` and `parts` have one row per pair.
     """
 
     sums: Float[np.ndarray, "folds blocks d_sae"]
     pairs: Int[np.ndarray, "folds blocks"]
     parts: Float[np.ndarray, "folds blocks parts"]
-    """Sums of what `PARTS` names."""
+    """Sums of the parts in `PARTS`."""
     swapped: Float[np.ndarray, "d_sae"]
-    """Over fold A with the labels of a random half swapped: what a ranking without the labels would be."""
+    """Sums over fold A with the labels of a random half of the pairs swapped: a null for the ranking."""
     fires: Int[np.ndarray, "d_sae"]
-    """Tokens of the masks on which each feature fires; `tokens` counts them all."""
+    """Number of tokens in the masks, of `tokens`, on which each feature fires."""
     prompt_fires: Int[np.ndarray, "d_sae"]
-    """The same over real tokens before the divergence, which cannot tell chosen from rejected."""
+    """The same for real tokens before the sides differ, of `prompt_tokens`; these cannot distinguish the sides."""
     magnitude: Float[np.ndarray, "d_sae"]
     """Σ |f_j| over the masks."""
     squares: Float[np.ndarray, "d_in"]
-    """Σ x² by dimension over the masks."""
+    """Σ x² per dimension over the masks."""
     tokens: int
     prompt_tokens: int
 
@@ -87,7 +87,7 @@ class Attributions(Evidence):
         return Ratio(top, self.pairs[1].astype(np.float64), self.pairs[1]).value
 
     def part(self, name: str) -> Estimate:
-        """Mean of one of `PARTS` over all pairs."""
+        """Mean over all pairs of the part `name`, one of `PARTS`."""
         pairs = self.pairs.sum(0)
         return Ratio(self.parts.sum(0)[:, PARTS.index(name)], pairs.astype(np.float64), pairs).value
 
@@ -103,7 +103,7 @@ class Attributions(Evidence):
 
     @property
     def prompt_density(self) -> Float[np.ndarray, "d_sae"]:
-        """The same for tokens before the divergence."""
+        """The same for tokens before the sides differ."""
         return np.asarray(self.prompt_fires / max(self.prompt_tokens, 1))
 
 
@@ -118,18 +118,18 @@ def attribution_totals(
     clean_reward: Sequence[Float[Tensor, "batch"]],
     baseline_reward: Sequence[Float[Tensor, "batch"]],
 ) -> Attributions:
-    """Fold over pairs: attributions of every feature, and what rankings need to know of them."""
+    """Fold over pairs: attributions of all features, and the statistics that rankings need."""
     chosen, rejected = attribution
     fires = [acts != 0 for acts in feature_acts]
     prompts = [side.real & ~inside for side, inside in zip(batch, mask, strict=True)]
 
     def counted(where: Sequence[Tensor]) -> np.ndarray:
-        found = [fired[inside].sum(0) for fired, inside in zip(fires, where, strict=True)]
-        return np.asarray((found[0] + found[1]).cpu().numpy(), dtype=np.int64)
+        counts = [fired[inside].sum(0) for fired, inside in zip(fires, where, strict=True)]
+        return np.asarray((counts[0] + counts[1]).cpu().numpy(), dtype=np.int64)
 
     def summed(values: Sequence[Tensor]) -> np.ndarray:
-        found = [value[inside].sum(0, dtype=torch.float64) for value, inside in zip(values, mask, strict=True)]
-        return np.asarray((found[0] + found[1]).cpu().numpy())
+        sums = [value[inside].sum(0, dtype=torch.float64) for value, inside in zip(values, mask, strict=True)]
+        return np.asarray((sums[0] + sums[1]).cpu().numpy())
 
     return Attributions(
         sums=(chosen.features - rejected.features).double().cpu().numpy(),

@@ -1,7 +1,7 @@
-"""Do SAEs agree? One-to-one matching of their features: exact, at full width, with a certificate.
+"""Agreement between SAEs: exact one-to-one matching of their features at full width, with a certificate.
 
-The solver stands alone: `match(A, B)` for rows of vectors, `match_sparse(...)` for a similarity given pair by pair,
-`certify(A, B, matching)` to check a result over all pairs without trusting the solver.
+The solver can be used on its own: `match(A, B)` for rows of vectors, `match_sparse(...)` for similarities listed pair
+by pair, `certify(A, B, matching)` to check a result over all pairs without trusting the solver.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Certificate", "Matching", "Nearest", "certify", "match", "match_spar
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from saeval_stability import certificate, matching  # late: a compiler is loaded, and only a matching needs it
+    from saeval_stability import certificate, matching  # late: they load numba, which only a matching needs
 
     return getattr(certificate if name == "certify" else matching, name)
 
@@ -49,29 +49,29 @@ def saeval_reports() -> list[Report]:
 
 @hookimpl
 def saeval_check(plan: Plan) -> list[Problem]:
-    """Groups of one SAE, of SAEs of several hooks, and kinds that do not label every member once."""
-    found = []
+    """Refuse groups of one SAE, groups across hooks, and `kinds` that do not label each member exactly once."""
+    problems = []
     for cell in plan.cells:
-        if isinstance(cell.metric, SeedStability | FunctionalStability) and (message := _fault(cell)):
-            found.append(plan.suite.problem(message, *cell.entry.location))
-    return found
+        if isinstance(cell.metric, SeedStability | FunctionalStability) and (message := _problem(cell)):
+            problems.append(plan.suite.problem(message, *cell.entry.location))
+    return problems
 
 
-def _fault(cell: Cell) -> str | None:
+def _problem(cell: Cell) -> str | None:
     metric = cell.metric
     assert isinstance(metric, SeedStability | FunctionalStability)
     names, group = [s.name for s in cell.subjects], f"metric '{metric.name}': group '{cell.entry.over}'"
     if len(names) < 2:
-        return f"{group} has one SAE, '{names[0]}'; it takes two or more to compare"
+        return f"{group} has one SAE, '{names[0]}'; add at least one more to compare"
     first = cell.subjects[0]
     for subject in cell.subjects[1:]:
-        for what, ours, its in (
+        for verb, first_hook, hook in (
             ("is at", first.hook_name, subject.hook_name),
             ("reads", first.input_hook or first.hook_name, subject.input_hook or subject.hook_name),
         ):
-            if ours != its:
-                told = f"'{first.name}' {what} {ours}, '{subject.name}' {what} {its}"
-                return f"{group} has SAEs of different hooks: {told}; features compare within one hook"
+            if hook != first_hook:
+                hooks = f"'{first.name}' {verb} {first_hook}, '{subject.name}' {verb} {hook}"
+                return f"{group} has SAEs of different hooks: {hooks}; only features of one hook can be compared"
     try:
         labelled(names, metric.kinds)
     except SaevalError as error:

@@ -1,4 +1,4 @@
-"""A group's members by what their features do on the same tokens, and what two of them have in common."""
+"""The activations of a group's members on the same tokens, and the matching of two members by them."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from saeval_stability.measures import MEASURES, flattened
 
 @dataclass(frozen=True)
 class Member:
-    """Features that fire often enough: their activations, tokens document by document."""
+    """The alive features of one SAE and their activations, with tokens sorted by document."""
 
     values: csc_array
     documents: Int[np.ndarray, "tokens"]
     alive: Int[np.ndarray, "n"]
-    """Their numbers in the SAE."""
+    """Indices of the features in the SAE."""
 
     @classmethod
     def of(cls, activity: Activity, firings: int) -> Member:
-        found = activity.matrix()
-        alive = np.flatnonzero(np.diff(found.values.indptr) >= firings)
-        return cls(found.values[:, alive], found.documents, alive)
+        """The features that fire on at least `firings` tokens."""
+        activations = activity.matrix()
+        alive = np.flatnonzero(np.diff(activations.values.indptr) >= firings)
+        return cls(activations.values[:, alive], activations.documents, alive)
 
     @cached_property
-    def all_of_it(self) -> Side:
+    def _all(self) -> Side:
         return Side(self.values)
 
     @cached_property
     def varying(self) -> Int[np.ndarray, "k"]:
-        """Those whose activation varies, by place."""
-        return np.flatnonzero(self.all_of_it.deviation > 0)
+        """Positions in `alive` of the features whose activation varies."""
+        return np.flatnonzero(self._all.deviation > 0)
 
     @cached_property
     def activations(self) -> Side:
@@ -52,42 +53,42 @@ class Member:
         return Side(csc_array((ones, self.values.indices, self.values.indptr), shape=self.values.shape))
 
     def shifted(self, seed: int, draws: int) -> Iterator[Member]:
-        """The same activations on other tokens: begun at another document, as a circle, and the first ones last."""
+        """Circular shifts of the activations against the tokens, each to the start of a random document."""
         starts = np.flatnonzero(np.diff(self.documents)) + 1
         order = np.argsort(hashed(seed, "shift", starts), kind="stable")
         rows = self.values.tocsr()
         tokens = np.arange(len(self.documents))
         for start in starts[order[:draws]]:
-            turned = rows[np.roll(tokens, -int(start))].tocsc()
-            yield Member(turned, self.documents, self.alive)
+            values = rows[np.roll(tokens, -int(start))].tocsc()
+            yield Member(values, self.documents, self.alive)
 
 
-def matched(ours: Member, theirs: Member) -> dict[str, Matching]:
-    """By correlation, where something varies on both sides, and by firing."""
+def _match(ours: Member, theirs: Member) -> dict[str, Matching]:
+    """Matchings by firing and, if features vary on both sides, by correlation."""
     jaccard = {"jaccard": solve(Jaccard(ours.firing, theirs.firing))}
     if not len(ours.varying) or not len(theirs.varying):
         return jaccard
     return {"pearson": solve(Pearson(ours.activations, theirs.activations)), **jaccard}
 
 
-def numbers(views: Mapping[str, Matching], ours: Member, theirs: Member) -> Numbers:
+def _numbers(views: Mapping[str, Matching], ours: Member, theirs: Member) -> Numbers:
     if "pearson" not in views:
-        unknown = dict.fromkeys((*(f"pearson_{name}" for name in MEASURES), "index_agreement"), float("nan"))
-        return {**unknown, **flattened(views)}
-    found = flattened(views)
-    found["pearson_matched"] = views["pearson"].total / max(len(ours.alive), len(theirs.alive))
+        undefined = dict.fromkeys((*(f"pearson_{name}" for name in MEASURES), "index_agreement"), float("nan"))
+        return {**undefined, **flattened(views)}
+    numbers = flattened(views)
+    numbers["pearson_matched"] = views["pearson"].total / max(len(ours.alive), len(theirs.alive))
     places = np.full(len(ours.alive), -1)
     partners = views["pearson"].indices
     places[ours.varying] = np.where(partners >= 0, theirs.varying[partners], -1)
     same = (places >= 0) & (places == views["jaccard"].indices)
-    return {**found, "index_agreement": float(same.sum()) / min(len(ours.alive), len(theirs.alive))}
+    return {**numbers, "index_agreement": float(same.sum()) / min(len(ours.alive), len(theirs.alive))}
 
 
-def compared(a: int, b: int, members: Sequence[Member], seed: int, draws: int) -> Pair:
-    """Members `a` and `b` matched, beside shifts of `b`."""
+def match_pair(a: int, b: int, members: Sequence[Member], seed: int, draws: int) -> Pair:
+    """Match members `a` and `b`, and `a` with `draws` shifts of `b`."""
     ours, theirs = members[a], members[b]
-    views = matched(ours, theirs)
-    drawn = [(matched(ours, other), other) for other in theirs.shifted(pair_seed(seed, a, b), draws)]
-    floors = {"shifted": [numbers(found, ours, other) for found, other in drawn]} if drawn else {}
+    views = _match(ours, theirs)
+    drawn = [(_match(ours, shifted), shifted) for shifted in theirs.shifted(pair_seed(seed, a, b), draws)]
+    floors = {"shifted": [_numbers(matchings, ours, shifted) for matchings, shifted in drawn]} if drawn else {}
     sizes = {"pearson": (len(ours.alive), len(theirs.alive))}
-    return Pair(a, b, views, numbers(views, ours, theirs), floors, drawn[0][0] if drawn else {}, sizes=sizes)
+    return Pair(a, b, views, _numbers(views, ours, theirs), floors, drawn[0][0] if drawn else {}, sizes=sizes)

@@ -1,8 +1,8 @@
-"""The sparse assignment problem: shortest augmenting paths, compiled, with prices that survive new pairs.
+"""The sparse assignment problem: compiled shortest augmenting paths, with prices that are reused when pairs are added.
 
-Rows bid for columns. With prices x of rows and y of columns, x_i + y_j >= value_ij for every pair and equality on the
-matched ones; an unmatched column has price 0. Then the matching is the best one among the given pairs. The method is
-that of Jonker and Volgenant (1987): bids first, then shortest paths for the rows the bids leave over.
+Rows bid for columns. Rows have prices x and columns y, with x_i + y_j >= value_ij for every pair, equality for matched
+pairs, and y_j = 0 for unmatched columns. Then no matching among the given pairs is better. The method is that of Jonker
+and Volgenant (1987): bids first, then shortest paths for the rows that bids leave unmatched.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# A bid that raises a price by less ends its chain: in a tie, two rows would outbid each other for ever.
+# A chain of bids ends if it raises a price by less than this; two tied rows would outbid each other forever.
 SMALLEST_RAISE = 1e-9
 BIDS_PER_ROW = 100
 TIGHT = 1e-12
@@ -26,9 +26,9 @@ SWEEPS = 20
 
 @numba.njit(cache=True, nogil=True)
 def _bid(free, start, column, value, y, partner, owner):  # type: ignore[no-untyped-def]
-    """Each free row takes its best column, paying what makes the second best as good; whom it ousts bids next.
+    """Assign each free row its best column, at the price that makes its second-best column as good.
 
-    Returns the rows that are still free.
+    A row that loses its column bids next. Returns the rows that are still free.
     """
     left = np.empty(len(free), np.int64)
     n_left = 0
@@ -64,8 +64,8 @@ def _bid(free, start, column, value, y, partner, owner):  # type: ignore[no-unty
 def _augment(free, start, node, value, x, y, mate, owner, may_stay_free):  # type: ignore[no-untyped-def]
     """Match each free node of one side along the shortest path to a free node of the other, and adjust the prices.
 
-    With `may_stay_free`, a node of this side is content without a partner once its price x is 0: the path ends where
-    giving up a partner is cheapest, and a node of price 0 is skipped. Rows are served without it, columns with it.
+    With `may_stay_free` (used for columns), nodes of this side may stay unmatched at price 0: a path may also end at
+    the node that is cheapest to unmatch, and free nodes of price 0 are skipped. Without it (rows), all are matched.
     """
     distance = np.full(len(owner), np.inf)
     before = np.full(len(owner), -1, np.int64)
@@ -119,10 +119,10 @@ def _augment(free, start, node, value, x, y, mate, owner, may_stay_free):  # typ
 
 @numba.njit(cache=True, nogil=True)
 def _settle(start, row, value, x, y, owner):  # type: ignore[no-untyped-def]
-    """Lower the price of each matched column, in favour of its row, as far as the other rows allow.
+    """Lower the price of each matched column as far as the other rows allow, and raise its row's price.
 
-    Paths only raise prices, and over the rounds they drift away from what pairs outside the problem are worth: the
-    optimum stays, but it takes many more pairs to prove it.
+    Augmenting paths only raise prices. Without this step, prices drift over the rounds; the optimum is the same, but
+    many more pairs are needed to prove it.
     """
     for _ in range(SWEEPS):
         moved = 0.0
@@ -142,7 +142,7 @@ def _settle(start, row, value, x, y, owner):  # type: ignore[no-untyped-def]
 
 
 class Assignment:
-    """The best assignment of n rows to m >= n columns among pairs given so far, kept while pairs are added.
+    """The best assignment of n rows to m >= n columns among the given pairs, updated when pairs are added.
 
     `partner[i]` is the column of row i, `owner[j]` the row of column j or -1; `x` and `y` are the prices.
     """
@@ -154,7 +154,7 @@ class Assignment:
         self.y = np.zeros(m)
 
     def solve(self, pairs: csr_array) -> None:
-        """Solve for `pairs` `[n, m]`, its indices sorted; they must allow every row a partner (not checked)."""
+        """Solve for `pairs` `[n, m]` with sorted indices, in which every row can have a partner (not checked)."""
         n, m = pairs.shape
         start, column = pairs.indptr.astype(np.int64), pairs.indices.astype(np.int64)
         value, rows = pairs.data, np.arange(n)
@@ -162,9 +162,9 @@ class Assignment:
         matched = np.flatnonzero(self.partner >= 0)
         position = _positions(start, column, matched, self.partner[matched], m)
         slack = self.x[matched] + self.y[self.partner[matched]] - value[position]
-        loose = matched[slack > TIGHT]
-        self.owner[self.partner[loose]] = -1
-        self.partner[loose] = -1
+        released = matched[slack > TIGHT]
+        self.owner[self.partner[released]] = -1
+        self.partner[released] = -1
         free = _bid(rows[self.partner < 0], start, column, value, self.y, self.partner, self.owner)
         self.x = np.maximum.reduceat(value - self.y[column], start[:-1])
         _augment(free, start, column, value, self.x, self.y, self.partner, self.owner, False)
@@ -174,12 +174,12 @@ class Assignment:
             free = np.flatnonzero((self.owner < 0) & (self.y > 0))
             _augment(free, start_c, row, by_column.data, self.y, self.x, self.owner, self.partner, True)
             self.y[self.owner < 0] = 0.0
-            np.maximum(self.y, 0.0, out=self.y)  # a path may leave -1e-17 of rounding
+            np.maximum(self.y, 0.0, out=self.y)  # rounding can leave -1e-17
         _settle(start_c, row, by_column.data, self.x, self.y, self.owner)
         self.x = np.maximum.reduceat(value - self.y[column], start[:-1])
 
 
 def _positions(start: Ints, column: Ints, rows: Ints, columns: Ints, m: int) -> Ints:
-    """Where the pairs (rows, columns) stand among the sorted pairs."""
+    """Positions of the pairs (rows, columns) among the sorted pairs."""
     keys = np.repeat(np.arange(len(start) - 1), np.diff(start)) * m + column
     return np.searchsorted(keys, rows * m + columns)

@@ -1,4 +1,4 @@
-"""The pass over all pairs: the best columns of each row, good rows of each column, and a bound for all the rest."""
+"""The pass over all pairs: the best columns of each row, good rows of each column, and bounds on all other pairs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Floats = NDArray[np.float64]
 PER_ROW = 32
 PER_COLUMN = 8
 GROUP = 32
-BLOCK = 1 << 26  # bytes of a block
-OPEN = 0.25  # a larger share of rows or columns left open is cheaper to settle all at once
+BLOCK = 1 << 26  # bytes per block
+OPEN = 0.25  # if a larger share of rows or columns is undecided, a second full pass is cheaper
 
 
 @dataclass
 class Bounds:
-    """For a pair (i, j) that is no candidate: similarity <= bound[i] + references[reference[i]][j]."""
+    """Bounds on pairs (i, j) that are no candidates: similarity <= bound[i] + references[reference[i]][j]."""
 
     bound: Floats
     reference: Ints
@@ -40,30 +40,30 @@ def rows_per_block(similarity: Similarity, block: int | None, dtype: torch.dtype
 def candidates(similarity: Similarity, block: int | None) -> tuple[Ints, Floats, Bounds]:
     """One pass over all pairs in blocks of rows.
 
-    Returns the candidate pairs as sorted keys i·m + j, their similarities, and the bounds. Among them are the best
-    pair of each row and of each column to within the rounding of float32, and (i, i), so that every row can have a
-    partner. A coarse pass decides most of these; the rows and columns for which it is too coarse are computed again.
+    Returns the candidate pairs as sorted keys i·m + j, their similarities, and bounds on all other pairs. The
+    candidates include the best pair of each row and column, up to float32 rounding, and (i, i), so that every row can
+    have a partner. A coarse pass decides most rows and columns; those that it does not decide are computed again.
     """
     n, m = similarity.shape
-    found = _Pass(similarity, similarity.coarse, block)
-    keys, values = found.keys, values_of(similarity, found.keys)
+    first = _Pass(similarity, similarity.coarse, block)
+    bound, keys, values = first.of_row, first.keys, values_of(similarity, first.keys)
     if similarity.coarse != torch.float32:
-        rows = np.flatnonzero(found.of_row > _best(values, keys // m, n))
-        columns = np.flatnonzero(found.of_column > _best(values, keys % m, m))
+        rows = np.flatnonzero(bound > _best(values, keys // m, n))
+        columns = np.flatnonzero(first.of_column > _best(values, keys % m, m))
         if max(len(rows) / n, len(columns) / m) > OPEN:
-            found = _Pass(similarity, torch.float32, block)
-            more = found.keys
+            second = _Pass(similarity, torch.float32, block)
+            bound, more = second.of_row, second.keys
         else:
-            best, found.of_row[rows] = _best_of(similarity, rows, block)
+            best, bound[rows] = _best_of(similarity, rows, block)
             best_rows, _ = _best_of(similarity.T, columns, block)
             more = distinct(rows[:, None] * m + best, best_rows * m + columns[:, None])
         new = np.setdiff1d(more, keys, assume_unique=True)
         keys, values = merged(keys, values, new, values_of(similarity, new))
-    return keys, values, Bounds(found.of_row, np.zeros(n, np.int64), [np.zeros(m)])
+    return keys, values, Bounds(bound, np.zeros(n, np.int64), [np.zeros(m)])
 
 
 class _Pass:
-    """All pairs once: `keys` of candidates, and what a row's and a column's other pairs are at most."""
+    """One pass over all pairs: `keys` of candidates, and upper bounds on the other pairs of each row and column."""
 
     def __init__(self, similarity: Similarity, dtype: torch.dtype, block: int | None) -> None:
         n, m = similarity.shape
@@ -74,7 +74,7 @@ class _Pass:
         columns = _BestOfColumns(m, min(PER_COLUMN, n), dtype, device)
         group = max(1, min(GROUP, n // 256))
         step = rows_per_block(similarity, block, dtype)
-        step = step // group * group or step  # whole groups
+        step = step // group * group or step  # a multiple of the group size
         buffer = torch.empty(min(step, n), m, dtype=dtype, device=device)
         for first in range(0, n, step):
             part = similarity.block(slice(first, first + step), None, dtype, buffer[: n - first])
@@ -87,19 +87,19 @@ class _Pass:
         keys += [row * m + np.arange(m) for row in columns.row.cpu().numpy()]
         self.keys = distinct(*keys)
         self.of_row: Floats = bound.cpu().numpy()
-        self.of_column: Floats = similarity.at_most(columns.left_out()).cpu().numpy()
+        self.of_column: Floats = similarity.at_most(columns.rest()).cpu().numpy()
 
 
 class _BestOfColumns:
-    """Rows are taken in groups of neighbours, and a column keeps its k best groups by their best row.
+    """The best row of each column, and good rows beside it: per column, the best rows of the k best groups of rows.
 
-    This finds the best row of each column, and nearly its k best, at the price of one maximum per group: a top-k
-    along the columns of a block costs as much as the product.
+    Groups are consecutive rows. One maximum per group is cheap; a top-k along the columns of a block would cost as
+    much as the product.
     """
 
     def __init__(self, m: int, k: int, dtype: torch.dtype, device: torch.device) -> None:
         self.value = torch.full((k, m), -torch.inf, dtype=dtype, device=device)
-        self.second = self.value.clone()  # the next best row of the group
+        self.second = self.value.clone()  # the second-best entry of each group
         self.row = torch.zeros((k, m), dtype=torch.int64, device=device)
 
     def add(self, part: Tensor, first: int, group: int) -> None:
@@ -112,24 +112,24 @@ class _BestOfColumns:
         k, m = self.value.shape
         groups = part.view(-1, group, m)
         self.value, pick = torch.cat([self.value, groups.amax(1)]).topk(k, dim=0)
-        kept = pick.clamp(max=k - 1)
-        self.row, self.second = self.row.gather(0, kept), self.second.gather(0, kept)
-        fresh = pick >= k
-        column = fresh.nonzero()[:, 1]
-        chosen = pick[fresh] - k
+        old = pick.clamp(max=k - 1)
+        self.row, self.second = self.row.gather(0, old), self.second.gather(0, old)
+        is_new = pick >= k
+        column = is_new.nonzero()[:, 1]
+        chosen = pick[is_new] - k
         best, at = groups[chosen, :, column].topk(min(2, group), dim=1)
-        self.row[fresh] = first + chosen * group + at[:, 0]
-        self.second[fresh] = best[:, 1] if group > 1 else -torch.inf
+        self.row[is_new] = first + chosen * group + at[:, 0]
+        self.second[is_new] = best[:, 1] if group > 1 else -torch.inf
 
-    def left_out(self) -> Tensor:
-        """The largest entry of each column at most, but for those of `row`."""
+    def rest(self) -> Tensor:
+        """An upper bound on the entries of each column outside `row`."""
         return torch.maximum(self.value[-1], self.second.amax(0))
 
 
 def distinct(*keys: Ints) -> Ints:
-    """All of them, sorted, each once; np.unique takes longer than the sparse assignment."""
-    found = np.sort(np.concatenate([k.ravel() for k in keys]))
-    return found[np.append(True, found[1:] != found[:-1])] if len(found) else found
+    """All keys, sorted and unique. np.unique would take longer than the sparse assignment."""
+    ordered = np.sort(np.concatenate([k.ravel() for k in keys]))
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
 
 
 def values_of(similarity: Similarity, keys: Ints) -> Floats:
@@ -138,7 +138,7 @@ def values_of(similarity: Similarity, keys: Ints) -> Floats:
 
 
 def merged(keys: Ints, values: Floats, new: Ints, added: Floats) -> tuple[Ints, Floats]:
-    """Two sets of pairs as one, sorted."""
+    """The union of two disjoint sets of pairs, sorted by key."""
     keys = np.concatenate([keys, new])
     order = np.argsort(keys, kind="stable")
     return keys[order], np.concatenate([values, added])[order]
@@ -151,7 +151,7 @@ def _best(values: Floats, line: Ints, n: int) -> Floats:
 
 
 def _best_of(similarity: Similarity, rows: Ints, block: int | None) -> tuple[Ints, Floats]:
-    """The best columns `[len(rows), k]` of these rows in float32, and what the others are at most."""
+    """The best columns `[len(rows), k]` of each row in float32, and an upper bound per row on the others."""
     k, step = min(PER_ROW, similarity.shape[1]), rows_per_block(similarity, block)
     best, bound = np.empty((len(rows), k), np.int64), np.full(len(rows), -np.inf)
     for first in range(0, len(rows), step):

@@ -1,7 +1,7 @@
 """Prices as a proof that a matching is the best one, over all pairs.
 
-For any prices v_j >= 0 of the columns (of any sign when there are as many rows) and u_i = max_j (c_ij - v_j), every
-one-to-one matching of all rows has a sum of at most sum u + sum v: what a given one lacks is a bound on its error.
+For any prices v_j >= 0 of the columns (of any sign if there are as many rows) and u_i = max_j (c_ij - v_j), every
+one-to-one matching of all rows has a sum of at most Σu + Σv. The difference bounds the error of a given matching.
 """
 
 from __future__ import annotations
@@ -22,19 +22,24 @@ if TYPE_CHECKING:
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-NEGLIGIBLE = 1e-9  # a pair that beats the prices by less is no reason to solve again; it still counts in the gap
-FULL_ROWS, PARTIAL_ROWS = 512, 256  # computed at a time: fewer where few columns are concerned, to keep them few
+NEGLIGIBLE = 1e-9  # pairs that beat the prices by less do not cause another round; they still count in the gap
+FULL_ROWS, PARTIAL_ROWS = 512, 256  # rows per block, against all columns or a subset; smaller blocks need fewer columns
 
 
 def certify(A: Any, B: Any, matching: Matching, mode: str = "signed", block: int | None = None) -> float:
-    """How far a matching of A with B may be from the best one: (Σu + Σv − Σ cos) / min(n_A, n_B), all in float64.
+    """Return a bound on the distance of a matching from the best one: (Σu + Σv − Σ cos) / min(n_A, n_B), in float64.
 
-    Computed from the vectors, the partners and the prices of the larger side alone, over all pairs, with none of the
-    solver's shortcuts: about twice the time of `match`.
+    It uses only the vectors, the partners and the prices of the larger side, over all pairs, without the solver's
+    shortcuts. This takes about twice the time of `match`.
+
+    Args:
+        A, B: the arguments of `match`.
+        matching: its result.
+        mode, block: as in `match`.
 
     Raises:
         SaevalError: if the partners are not one-to-one, a price of the larger side is negative, or the vectors are
-            not what `match` takes.
+            invalid for `match`.
     """
     similarity: Similarity = Cosines(Vectors(A, "A"), Vectors(B, "B"), mode == "abs")
     partner, v = np.asarray(matching.indices), np.asarray(matching.certificate.v)
@@ -46,7 +51,7 @@ def certify(A: Any, B: Any, matching: Matching, mode: str = "signed", block: int
         columns, rows = partner, np.arange(len(partner))
     n, m = similarity.shape
     if not (np.array_equal(np.unique(rows), np.arange(n)) and len(np.unique(columns)) == len(columns) == n):
-        raise SaevalError(f"not a matching: each of the {n} rows of the smaller side needs a partner of its own")
+        raise SaevalError(f"not a matching: each of the {n} rows of the smaller side needs a different partner")
     if columns.min() < 0 or columns.max() >= m or v.shape != (m,) or (n < m and v.min() < 0):
         raise SaevalError(f"not a certificate: the larger side needs {m} prices, none negative, and partners within it")
     prices = torch.as_tensor(v, device=similarity.device)
@@ -64,57 +69,57 @@ def gap(u: Floats, v: Floats, matched: Floats) -> float:
 
 
 class Pricing:
-    """Finds pairs that beat the prices among those that are no candidates yet, computing as few as it can.
+    """Finds non-candidate pairs that beat the prices, and computes as few similarities as possible.
 
-    Most rows are settled by the bounds of an earlier pass. Rows that are not are computed against the columns that
-    could matter; where these are many, against all, and the row's best columns at today's prices give it a new bound.
-    Products are in float32 with their error bound; rows that are too close to tell are computed again in float64.
+    The bounds of an earlier pass settle most rows. Other rows are computed against the columns that could matter. If
+    these are many, the row is computed against all columns, and its best ones at the current prices give a new bound.
+    Products are in float32 with an error bound; rows that this does not decide are computed again in float64.
     """
 
     def __init__(self, similarity: Similarity, bounds: Bounds, block: int | None) -> None:
         self.similarity, self.bounds = similarity, bounds
         self.step = rows_per_block(similarity, block)
-        self.computed = 0  # pairs, in all rounds
+        self.computed = 0  # number of similarities, over all rounds
         generator = torch.Generator().manual_seed(0)
-        self.luck = torch.rand(sum(similarity.shape), generator=generator).to(similarity.device)
+        self.random = torch.rand(sum(similarity.shape), generator=generator).to(similarity.device)
 
     def __call__(self, u: Floats, v: Floats) -> tuple[Ints, Floats]:
-        """The pairs that may beat the prices, as keys, and for each row a bound on c_ij - v_j over all other pairs."""
+        """Keys of the pairs that may beat the prices, and per row a bound on c_ij - v_j over all other pairs."""
         bounds, keys = self.bounds, [np.zeros(0, np.int64)]
         over = np.full(len(u), -np.inf)
-        today = len(bounds.references)
+        current = len(bounds.references)
         for reference, prices in enumerate(list(bounds.references)):
-            fall = prices - v  # how much more a column may be worth than the bound knew
+            fall = prices - v  # by how much a column's worth may exceed the bound, since its price fell
             rows = np.flatnonzero(bounds.reference == reference)
             over[rows] = bounds.bound[rows] + fall.max()
             rows = rows[over[rows] > u[rows] + NEGLIGIBLE]
             slack = u[rows] - bounds.bound[rows]
             order = np.argsort(slack, kind="stable")
             rows, slack = rows[order], slack[order]
-            concerned = len(fall) - np.searchsorted(np.sort(fall), slack, side="right")
-            n_full = int((concerned > len(fall) / 4).sum())  # the first ones: slack rises
+            n_columns = len(fall) - np.searchsorted(np.sort(fall), slack, side="right")
+            n_full = int((n_columns > len(fall) / 4).sum())  # the first rows, since slack is sorted
             for part in _parts(rows[:n_full], min(FULL_ROWS, self.step)):
-                found, over[part] = self._compute(part, None, u, v)
-                bounds.bound[part], bounds.reference[part] = over[part], today
-                keys.append(found)
+                best, over[part] = self._compute(part, None, u, v)
+                bounds.bound[part], bounds.reference[part] = over[part], current
+                keys.append(best)
             for part in _parts(rows[n_full:], min(PARTIAL_ROWS, self.step)):
                 close = fall > (u[part] - bounds.bound[part]).min()
-                found, over[part] = self._compute(part, np.flatnonzero(close), u, v)
+                best, over[part] = self._compute(part, np.flatnonzero(close), u, v)
                 over[part] = np.maximum(over[part], bounds.bound[part] + fall[~close].max())
-                keys.append(found)
+                keys.append(best)
         bounds.references.append(v.copy())
         return distinct(*keys), over
 
     def _compute(self, rows: Ints, columns: Ints | None, u: Floats, v: Floats) -> tuple[Ints, Floats]:
-        """Keys of the best pairs of these rows, and bounds on what their other pairs with these columns are worth."""
+        """Keys of the best pairs of rows and columns, and per row a bound on c_ij - v_j over its other pairs."""
         keys, over = [], np.empty(len(rows))
         todo = np.arange(len(rows))
         for dtype in (torch.float32, torch.float64):
             if not len(todo):
                 break
-            found, over[todo], unclear = self._top(rows[todo], columns, u, v, dtype)
-            keys.append(found)
-            todo = todo[unclear]
+            best, over[todo], undecided = self._top(rows[todo], columns, u, v, dtype)
+            keys.append(best)
+            todo = todo[undecided]
         return np.concatenate(keys), over
 
     def _top(
@@ -122,31 +127,31 @@ class Pricing:
     ) -> tuple[Ints, Floats, NDArray[np.bool_]]:
         similarity, m = self.similarity, self.similarity.shape[1]
         device = similarity.device
-        every = torch.arange(m, device=device) if columns is None else torch.as_tensor(columns, device=device)
+        j = torch.arange(m, device=device) if columns is None else torch.as_tensor(columns, device=device)
         i = torch.as_tensor(rows, device=device)
-        worth = similarity.block(i, None if columns is None else every, dtype)
-        worth -= torch.as_tensor(v, device=device)[every].to(dtype)
+        worth = similarity.block(i, None if columns is None else j, dtype)
+        worth -= torch.as_tensor(v, device=device)[j].to(dtype)
         self.computed += worth.numel()
         error = similarity.error(dtype) + (2 * float(np.abs(v).max()) + 1) * torch.finfo(dtype).eps
-        best, at = worth.topk(min(PER_ROW, len(every)), dim=1)
+        best, at = worth.topk(min(PER_ROW, len(j)), dim=1)
         price = torch.as_tensor(u[rows], device=device)
         last = best[:, -1].double()
-        if best.shape[1] == len(every):
+        if best.shape[1] == len(j):
             last = torch.full_like(last, -torch.inf)
-        # Many rows may want the same few columns, or tie: a random choice among what beats the price spreads them.
+        # Many rows may prefer the same few columns, or tie. A random choice among those above the price spreads them.
         crowded = last > price + error + NEGLIGIBLE
-        picks = [torch.stack([i[:, None].expand_as(at), every[at]]).flatten(1)]
+        picks = [torch.stack([i[:, None].expand_as(at), j[at]]).flatten(1)]
         if bool(crowded.any()):
             beats = worth[crowded] > (price[crowded, None] + NEGLIGIBLE).to(dtype)
-            lot = torch.outer(self.luck[i[crowded]], torch.ones(len(every), device=device))
-            lot = lot.add_(self.luck[-m:][every]).frac_().masked_fill_(~beats, -1.0)
-            chance, drawn = lot.topk(min(PER_ROW, len(every)), dim=1)
+            lot = torch.outer(self.random[i[crowded]], torch.ones(len(j), device=device))
+            lot = lot.add_(self.random[-m:][j]).frac_().masked_fill_(~beats, -1.0)
+            chance, drawn = lot.topk(min(PER_ROW, len(j)), dim=1)
             line, place = (chance >= 0).nonzero(as_tuple=True)
-            picks.append(torch.stack([i[crowded][line], every[drawn[line, place]]]))
+            picks.append(torch.stack([i[crowded][line], j[drawn[line, place]]]))
         pairs = torch.cat(picks, 1)
         keys = (pairs[0] * m + pairs[1]).cpu().numpy()
-        unclear = (last + error > price + NEGLIGIBLE) & ~crowded
-        return keys, (last + error).cpu().numpy(), unclear.cpu().numpy()
+        undecided = (last + error > price + NEGLIGIBLE) & ~crowded
+        return keys, (last + error).cpu().numpy(), undecided.cpu().numpy()
 
 
 def _parts(rows: Ints, step: int) -> list[Ints]:

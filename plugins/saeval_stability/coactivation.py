@@ -1,4 +1,4 @@
-"""Similarity of two SAEs' features by what they do on the same tokens."""
+"""Similarity of two SAEs' features by their activations on the same tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 
 class Side:
-    """Activations of one SAE's features `[tokens, n]`, most of them 0, with their moments."""
+    """Sparse activations `[tokens, n]` of one SAE's features, with their moments."""
 
     def __init__(self, values: csc_array) -> None:
         self.columns = values
@@ -33,23 +33,23 @@ class Side:
 
     @cached_property
     def rows(self) -> csr_array:
-        """The same by token, as a product wants its right side."""
+        """The same activations by token, for the right side of a product."""
         return self.columns.tocsr()
 
     @property
     def deviation(self) -> Floats:
-        """Standard deviation over all tokens; exactly 0 where rounding could have made what is left."""
+        """Standard deviation over all tokens; exactly 0 if it could be rounding error."""
         variance = self.square - self.mean**2
-        found: Floats = np.sqrt(np.where(variance > 1e-12 * self.square, variance, 0.0))
-        return found
+        deviation: Floats = np.sqrt(np.where(variance > 1e-12 * self.square, variance, 0.0))
+        return deviation
 
 
 SMALL = 1 << 24
-"""Pairs up to which their sums are kept, 128 MB: a solver asks for some of them twice."""
+"""Most pairs whose sums are stored (128 MB), since the solver requests some of them twice."""
 
 
 class Coactivation(Similarity):
-    """Sums over tokens of products of activations, made into a similarity by `_of`; held whole only where small."""
+    """A similarity computed by `_of` from sums over tokens of products of activations; small matrices are stored."""
 
     device = torch.device("cpu")
 
@@ -62,7 +62,7 @@ class Coactivation(Similarity):
         return type(self)(self.b, self.a)
 
     def _of(self, sums: Floats, rows: Any, columns: Any) -> Floats:
-        """Similarities from sums: of single pairs, or with `rows` as a column and `columns` as a row."""
+        """Similarities from sums, for indices `rows` and `columns` that broadcast to the shape of `sums`."""
         raise NotImplementedError
 
     def block(
@@ -84,10 +84,10 @@ class Coactivation(Similarity):
     def _sums(self, rows: Ints, columns: Ints) -> Floats:
         a = self.a.columns
         b = self.b.rows if len(columns) == self.shape[1] else self.b.columns[:, columns].tocsr()
-        found: Floats = np.zeros((len(rows), len(columns)))
-        features = b.indices.astype(np.uint32)  # numba then has no negative index to look for: twice as fast
-        _add_products(a.indptr, a.indices, a.data, rows, b.indptr, features, b.data, found)
-        return found
+        sums: Floats = np.zeros((len(rows), len(columns)))
+        features = b.indices.astype(np.uint32)  # twice as fast: numba need not check for negative indices
+        _add_products(a.indptr, a.indices, a.data, rows, b.indptr, features, b.data, sums)
+        return sums
 
     def values(self, rows: Ints, columns: Ints) -> Floats:
         if self._small:
@@ -106,17 +106,17 @@ class Pearson(Coactivation):
     def _of(self, sums: Floats, rows: Any, columns: Any) -> Floats:
         n = self.a.columns.shape[0]
         covariance = sums / n - self.a.mean[rows] * self.b.mean[columns]
-        found = covariance / (self.a.deviation[rows] * self.b.deviation[columns])
-        return np.asarray(np.clip(found, -1.0, 1.0))
+        correlation = covariance / (self.a.deviation[rows] * self.b.deviation[columns])
+        return np.asarray(np.clip(correlation, -1.0, 1.0))
 
     def error(self, dtype: torch.dtype) -> float:
-        # What a feature's mean square is to its variance is what subtracting the means loses.
+        # Subtracting the means loses precision by the ratio of a feature's mean square to its variance.
         lost = [float(np.sqrt((side.square / side.deviation**2).max())) for side in (self.a, self.b)]
         return super().error(dtype) + 64 * float(np.finfo(np.float64).eps) * lost[0] * lost[1]
 
 
 class Jaccard(Coactivation):
-    """Tokens on which both fire over tokens on which either does; sides hold 1 where a feature fires."""
+    """Tokens on which both features fire / tokens on which either fires; the sides' values must be 1 or 0."""
 
     def _of(self, sums: Floats, rows: Any, columns: Any) -> Floats:
         either = self.a.fired[rows] + self.b.fired[columns] - sums
@@ -124,20 +124,20 @@ class Jaccard(Coactivation):
 
 
 @numba.njit(cache=True, nogil=True)
-def _add_products(starts_a, tokens_a, a, rows, starts_b, features_b, b, found):  # type: ignore[no-untyped-def]
-    """Sums of products of sparse columns of A with all of B's, a row of sums at a time: it stays in the cache."""
+def _add_products(starts_a, tokens_a, a, rows, starts_b, features_b, b, sums):  # type: ignore[no-untyped-def]
+    """Add products of sparse columns of A with all columns of B to `sums`, one row at a time to stay in the cache."""
     for line in range(len(rows)):
-        sums = found[line]
+        row = sums[line]
         for p in range(starts_a[rows[line]], starts_a[rows[line] + 1]):
             token, value = tokens_a[p], a[p]
             for q in range(starts_b[token], starts_b[token + 1]):
-                sums[features_b[q]] += value * b[q]
+                row[features_b[q]] += value * b[q]
 
 
 @numba.njit(cache=True, nogil=True)
 def _products(starts_a, tokens_a, a, starts_b, tokens_b, b, rows, columns):  # type: ignore[no-untyped-def]
     """Sums of products of single pairs of sparse columns, by merging their sorted tokens."""
-    found = np.empty(len(rows))
+    sums = np.empty(len(rows))
     for k in range(len(rows)):
         p, q, total = starts_a[rows[k]], starts_b[columns[k]], 0.0
         end_p, end_q = starts_a[rows[k] + 1], starts_b[columns[k] + 1]
@@ -150,5 +150,5 @@ def _products(starts_a, tokens_a, a, starts_b, tokens_b, b, rows, columns):  # t
                 p += 1
             else:
                 q += 1
-        found[k] = total
-    return found
+        sums[k] = total
+    return sums

@@ -1,4 +1,4 @@
-"""Which features fire on the first tokens of a stream: counts, and the activations themselves."""
+"""Activity of features on the first tokens of a stream: firing counts, and the activations themselves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Firings(Evidence):
-    """On how many of `n` tokens each feature is not 0."""
+    """The number of tokens, of `n`, on which each feature is not 0."""
 
     counts: Int[np.ndarray, "d_sae"]
     n: int
@@ -29,19 +29,19 @@ class Firings(Evidence):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Activity(Evidence):
-    """The activations of tokens that are not 0, about 8 bytes each: what fires, token by token.
+    """The activations that are not 0, token by token, in about 8 bytes each.
 
-    Kept, rather than summed over pairs of features: sums over pairs would take a number for each of the d_sae²
-    pairs that ever fire together, for every pair of SAEs, and would not tell what chance alone makes of them.
+    Sums over pairs of features would be larger (up to d_sae² numbers for every pair of SAEs), and no chance floor
+    could be computed from them.
     """
 
     parts: tuple[Mapping[str, np.ndarray], ...]
-    """Of each batch: `documents`, `sequences`, `positions` and `fired` (how many features), each `[tokens]`, and
-    `features` and `values`, each `[fired in all]`."""
+    """Per batch: `documents`, `sequences`, `positions` and `fired` (number of features), each `[tokens]`, and
+    `features` and `values`, each `[sum of fired]`."""
     d_sae: int
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(self.parts + other.parts, self.d_sae)  # joined once, at the end: no copies of copies
+        return type(self)(self.parts + other.parts, self.d_sae)  # concatenated only once, in the end
 
     def state(self) -> dict[str, np.ndarray]:
         return {**self._joined(), "d_sae": np.asarray(self.d_sae)}
@@ -58,8 +58,8 @@ class Activity(Evidence):
         return {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
 
     def matrix(self) -> Activations:
-        """All tokens, document by document and sequence by sequence: an order that batches cannot change."""
-        from scipy.sparse import csc_array, csr_array  # late: listings hold no evidence
+        """All tokens, sorted by document, sequence and position, so that batching cannot change the order."""
+        from scipy.sparse import csc_array, csr_array  # late: listings do not need it
 
         part = self._joined()
         starts = np.concatenate([[0], np.cumsum(part["fired"])])
@@ -71,7 +71,7 @@ class Activity(Evidence):
 
 @dataclasses.dataclass(frozen=True)
 class Activations:
-    """Activations, float64, `[tokens, d_sae]`, and each token's document."""
+    """Activations `[tokens, d_sae]`, float64, and the document of each token."""
 
     values: csc_array
     documents: Int[np.ndarray, "tokens"]
@@ -81,7 +81,7 @@ class Activations:
 def firings(
     fired: Fired, mask: Bool[Tensor, "batch seq"], token_ranks: Int[Tensor, "batch seq"], alive_tokens: int
 ) -> Firings:
-    """Fold: on how many of the first `alive_tokens` tokens each feature is not 0."""
+    """Fold: the number of the first `alive_tokens` tokens on which each feature is not 0."""
     taken = mask & (token_ranks < alive_tokens)
     return Firings(fired.per_feature(taken).cpu().numpy(), int(taken.sum()))
 
@@ -95,7 +95,7 @@ def activity(
     token_ranks: Int[Tensor, "batch seq"],
     alive_tokens: int,
 ) -> Activity:
-    """Fold: the activations of the first `alive_tokens` tokens that are not 0."""
+    """Fold: the activations that are not 0 on the first `alive_tokens` tokens."""
     taken = mask & (token_ranks < alive_tokens)
     row, position = (index.cpu().numpy() for index in taken.nonzero(as_tuple=True))
     inside = taken.to(fired.token.device).flatten()[fired.token]

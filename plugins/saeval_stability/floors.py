@@ -1,4 +1,4 @@
-"""What two dictionaries that have nothing to do with each other would score: features of the same shape by chance."""
+"""Null models: random features like those of a dictionary, unrelated to any other dictionary."""
 
 from __future__ import annotations
 
@@ -18,28 +18,26 @@ if TYPE_CHECKING:
 
 
 def rotations(spaces: Spaces, seed: int, draws: int) -> Iterator[Spaces]:
-    """All directions turned by one random rotation (one for each width), uniform over the orthogonal group.
+    """Apply one random orthogonal map per width to all directions, uniform over the orthogonal group.
 
-    Whatever the features are to each other stays as it is, encoder beside decoder included; what they have to do with
-    those of another SAE is lost.
+    The geometry within the dictionary is kept, between encoder and decoder too; any relation to another SAE is lost.
     """
     for draw in range(draws):
-        turn = {d: _rotation(hashed(seed, "rotation", draw, d), d) for d in {x.shape[1] for x in spaces.values()}}
-        yield {name: x @ turn[x.shape[1]].to(x) for name, x in spaces.items()}
+        rotation = {d: _rotation(hashed(seed, "rotation", draw, d), d) for d in {x.shape[1] for x in spaces.values()}}
+        yield {name: x @ rotation[x.shape[1]].to(x) for name, x in spaces.items()}
 
 
 def _rotation(key: np.ndarray, d: int) -> Float[Tensor, "d d"]:
-    """QR of a Gaussian matrix, with the signs that make it uniform (Mezzadri 2007)."""
+    """The Q of a Gaussian matrix, with the signs that make it uniform (Mezzadri 2007)."""
     q, r = torch.linalg.qr(normal(hashed(key, np.arange(d)), d))
     signs = torch.where(r.diagonal() < 0, -1.0, 1.0)
     return torch.mul(q, signs)
 
 
 def gaussians(spaces: Spaces, seed: int, draws: int) -> Iterator[Spaces]:
-    """Gaussian features with the mean and the covariance of the given ones, those between the spaces included.
+    """Gaussian features with the mean and covariance of the given unit directions, jointly over the spaces.
 
-    Of unit directions; so a direction that all features share, which brings every dictionary nearer to every other,
-    is in the floor as well.
+    A direction that all features share, which raises the similarity of any two dictionaries, is thus in the floor too.
     """
     unit = torch.cat([torch.nn.functional.normalize(x.double(), dim=1) for x in spaces.values()], 1)
     n, mean = len(unit), unit.mean(0)

@@ -1,4 +1,4 @@
-"""Do SAEs' features do the same? Activations of all pairs of a group on the same tokens, matched one-to-one."""
+"""The metric `functional_stability`: activations of all pairs of a group on the same tokens, matched one-to-one."""
 
 from __future__ import annotations
 
@@ -18,53 +18,53 @@ if TYPE_CHECKING:
 
 
 class FunctionalStability(Metric):
-    """How alike the features of a group's SAEs are in what they do, beside what chance gives.
+    """Agreement between the SAEs of a group: activations of their features on the same tokens, matched one-to-one.
 
-    On the first `alive_tokens` tokens of the mask, the same for all, the features that are not 0 on at least
-    `alive_firings` of them are matched one-to-one, for every pair A, B of the group: pearson_* so that the sum of the
-    correlations of activations (zeros included) is largest, jaccard_* so that the sum of (tokens on which both are not
-    0) / (tokens on which either is) is. Correlations are in -1 .. 1, Jaccard indices in 0 .. 1. A feature that never
-    varies has no correlation: it stays unmatched and counts in max(n). Where a member has no other features, what is of
-    correlations is undefined, and what is of firing is not.
+    For every pair A, B of the group, features are matched one-to-one: pearson_* maximise the sum of the correlations
+    of their activations (zeros included), jaccard_* the sum of (tokens on which both are not 0) / (tokens on which
+    either is not 0). All members use the same tokens, the first `alive_tokens` in the mask, and the features that are
+    not 0 on at least `alive_firings` of them. Correlations are in -1 .. 1, Jaccard indices in 0 .. 1. A constant
+    feature has no correlation: it stays unmatched and counts in max(n). If all of a member's features are constant,
+    pearson_* and index_agreement are undefined; jaccard_* are not.
 
     *_matched, *_matched_over_smaller, *_share_above_*, *_max_*, *_collisions_*, *_found_in_all, `kinds`, means and
     intervals: as in `seed_stability`. index_agreement: share of features with the same partner in both matchings.
-    *_floor: the mean over `draws` circular shifts of B's tokens by whole documents, which keep how often and how
-    strongly features fire and lose what they fire on; undefined on one document. Memory: about 8 bytes for each
-    activation that is not 0, of all members.
+    *_floor: the score expected by chance, which is the mean over `draws` circular shifts of B's tokens by whole
+    documents, which keep how often and how strongly features fire but not on what; undefined with one document.
+    Memory: about 8 bytes per activation that is not 0, over all members.
 
     Values:
         pearson_matched: Σ of the matched correlations / max(n_A, n_B), a mean over pairs; correlation; -1 .. 1;
             higher is better.
         pearson_matched_over_smaller: the same sum / min(n_A, n_B); correlation; -1 .. 1; higher is better.
-        pearson_matched_floor, pearson_matched_over_smaller_floor: the same by chance; correlation; -1 .. 1; no
-            better direction.
+        pearson_matched_floor, pearson_matched_over_smaller_floor: the same under chance; correlation; -1 .. 1;
+            no better direction.
         pearson_share_above_*: share of the matched pairs above 0.5, 0.7, 0.9; share of matched pairs; 0 .. 1;
             higher is better.
-        pearson_max_a_to_b, pearson_max_b_to_a: mean over the features of A (of B) of the best match;
-            correlation; -1 .. 1; no better direction.
+        pearson_max_a_to_b, pearson_max_b_to_a: mean best match of the features of A (of B); correlation; -1 ..
+            1; no better direction.
         pearson_collisions_a_to_b, pearson_collisions_b_to_a: 1 − |unique best matches| / n; share of features;
             0 .. 1; no better direction.
         jaccard_matched: Σ of the matched Jaccard indices / max(n_A, n_B), a mean over pairs; Jaccard index; 0
             .. 1; higher is better.
         jaccard_matched_over_smaller: the same sum / min(n_A, n_B); Jaccard index; 0 .. 1; higher is better.
-        jaccard_matched_floor, jaccard_matched_over_smaller_floor: the same by chance; Jaccard index; 0 .. 1; no
-            better direction.
+        jaccard_matched_floor, jaccard_matched_over_smaller_floor: the same under chance; Jaccard index; 0 .. 1;
+            no better direction.
         jaccard_share_above_*: share of the matched pairs above 0.5, 0.7, 0.9; share of matched pairs; 0 .. 1;
             higher is better.
-        jaccard_max_a_to_b, jaccard_max_b_to_a: mean over the features of A (of B) of the best match; Jaccard
-            index; 0 .. 1; no better direction.
+        jaccard_max_a_to_b, jaccard_max_b_to_a: mean best match of the features of A (of B); Jaccard index; 0 ..
+            1; no better direction.
         jaccard_collisions_a_to_b, jaccard_collisions_b_to_a: 1 − |unique best matches| / n; share of features;
             0 .. 1; no better direction.
-        index_agreement: features with one partner in both matchings / min(n_A, n_B); share of features; 0 .. 1;
-            higher is better.
+        index_agreement: features with the same partner in both matchings / min(n_A, n_B); share of features; 0
+            .. 1; higher is better.
         *_found_in_all: share of a member's features matched above 0.7 with every other member; share of
             features; 0 .. 1; higher is better.
-        *_indices_*, *_cosines_*, *_chance_*: of each feature of the first SAE its partner and their similarity,
-            and similarities of one draw of chance, arrays; feature number, or similarity; -1 .. d_sae; no
+        *_indices_*, *_cosines_*, *_chance_*: partner of each feature of the first SAE, their similarity, and
+            the similarities of one draw from the null, arrays; feature number, or similarity; -1 .. d_sae; no
             better direction.
-        members, pairs, floors, kinds: the same numbers member by member, pair by pair, null by null and kind by
-            kind, tables; as above; as above; no better direction.
+        members, pairs, floors, kinds: the same numbers per member, per pair, per null and per kind, tables; as
+            above; as above; no better direction.
 
     Source: Bricken et al. 2023 (correlation of activations), Paulo and Belrose 2025 (Hungarian matching).
     """
@@ -82,29 +82,29 @@ class FunctionalStability(Metric):
         self.value_names = (*group_values(views, views, self.draws > 0), "index_agreement")
 
     def operations(self, subjects: Sequence[Subject], tokens: int) -> float:
-        # By correlation and by firing, as they are and for each shift. Of the activations only those that are not 0
-        # are multiplied, as many as a narrow width has: `d` stands for them.
+        # Two views, for the features themselves and for each shift. Only activations that are not 0 are multiplied;
+        # `d` approximates their number.
         return sum(2 * (1 + self.draws) * matching_operations(n, m, d) for n, m, d in pair_sizes(subjects))
 
     def conclude(self, activity: list[Activity], subject_name: list[str]) -> dict[str, Value]:
-        from saeval_stability.activities import Member, compared  # late: a compiler is loaded, and only a run needs it
+        from saeval_stability.activities import Member, match_pair  # late: it loads numba, which only a run needs
 
-        members = [Member.of(found, self.alive_firings) for found in activity]
+        members = [Member.of(member_activity, self.alive_firings) for member_activity in activity]
         for name, member in zip(subject_name, members, strict=True):
             if not len(member.alive):
-                told = f"is not 0 on {self.alive_firings} of {member.values.shape[0]} tokens"
+                threshold = f"{self.alive_firings} of {member.values.shape[0]} tokens"
                 lower = " or a lower 'alive_firings'" if self.alive_firings > 1 else ""
-                raise Undefined(f"no feature of '{name}' {told}; more tokens{lower} may help")
+                raise Undefined(f"no feature of '{name}' fires on {threshold}; try more tokens{lower}")
             if not np.array_equal(member.documents, members[0].documents):
                 raise SaevalError(f"'{name}' and '{subject_name[0]}' saw different tokens")
         pairs = [
-            compared(a, b, members, self.seed, self.draws) for a, b in itertools.combinations(range(len(members)), 2)
+            match_pair(a, b, members, self.seed, self.draws) for a, b in itertools.combinations(range(len(members)), 2)
         ]
         features = {"pearson": [m.alive[m.varying] for m in members], "jaccard": [m.alive for m in members]}
         kinds = labelled(subject_name, self.kinds)
         constant = [f"'{name}'" for name, m in zip(subject_name, members, strict=True) if not len(m.varying)]
         missing = f"no alive feature of {', '.join(constant)} varies, so there is no correlation" if constant else ""
-        group = Group(subject_name, kinds, pairs, features, [found.d_sae for found in activity], missing)
-        tokens = len(members[0].documents)
-        told = f"features that are not 0 on at least {self.alive_firings} of the first {tokens} tokens"
-        return {**group.values(), "alive": Notes([f"functional_stability is of {told}"])}
+        group = Group(subject_name, kinds, pairs, features, [member.d_sae for member in activity], missing)
+        threshold = f"at least {self.alive_firings} of the first {len(members[0].documents)} tokens"
+        note = f"functional_stability counts only features that fire on {threshold}"
+        return {**group.values(), "alive": Notes([note])}

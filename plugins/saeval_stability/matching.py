@@ -1,4 +1,4 @@
-"""The best one-to-one matching of two sets of features."""
+"""Exact one-to-one matching of two sets of features."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Nearest:
-    """For each row of one side its most similar row of the other, which may be many rows' at once.
+    """The most similar row of the other side for each row of one side; not one-to-one.
 
-    `indices` int64 and `cosines` float64, both `[n]`. Of several equally near, any one.
+    `indices` (int64) and `cosines` (float64) are `[n]`. Of several equally similar rows, any one is returned.
     """
 
     indices: Ints
@@ -32,12 +32,12 @@ class Nearest:
 
     @property
     def mean(self) -> float:
-        """The mean of the best similarities, in [-1, 1] for cosines."""
+        """Mean of the best similarities, in [-1, 1] for cosines."""
         return math.fsum(self.cosines) / len(self.cosines)
 
     @property
     def collision_rate(self) -> float:
-        """1 − |unique partners| / n: how many rows share a partner with an earlier one."""
+        """1 − |unique partners| / n, in [0, 1): the share of rows whose partner an earlier row already has."""
         return 1.0 - len(np.unique(self.indices)) / len(self.indices)
 
 
@@ -45,10 +45,10 @@ class Nearest:
 class Certificate:
     """Proof that no one-to-one matching has a larger sum.
 
-    `u` `[n_A]` and `v` `[n_B]` are prices with u_i + v_j >= c_ij for all pairs, up to what `gap` counts; those of the
-    larger side are non-negative. `gap` = (Σu + Σv − Σ cos) / min(n_A, n_B) bounds how much the mean similarity of the
-    matched pairs is below the best possible one. `rounds` of solving, `candidates` pairs given to the solver,
-    `computed` the share of all pairs whose similarity was computed a second time (above 1 when more than once).
+    `u` `[n_A]` and `v` `[n_B]` are prices with u_i + v_j >= c_ij for all pairs, up to `gap`; those of the larger side
+    are non-negative. `gap` = (Σu + Σv − Σ cos) / min(n_A, n_B) bounds how far the mean similarity of the matched pairs
+    is below the best possible one. `rounds` is the number of times the solver ran, `candidates` the number of pairs it
+    was given, and `computed` the number of similarities computed again after the first pass, as a share of all pairs.
     """
 
     gap: float
@@ -63,9 +63,9 @@ class Certificate:
 class Matching:
     """A one-to-one matching of A with B.
 
-    `indices` int64 `[n_A]`: the partner in B of each row of A, -1 where A is larger and the row has none. `cosines`
-    float64 `[n_A]`: its similarity (|cos| in mode "abs"), NaN where there is no partner. `a_to_b` and `b_to_a`: each
-    side's best matches, not one-to-one.
+    `indices` int64 `[n_A]`: the partner in B of each row of A, -1 if it has none (A is then the larger side).
+    `cosines` float64 `[n_A]`: the similarity with the partner (|cos| in mode "abs"), NaN if there is none.
+    `a_to_b` and `b_to_a`: the best match of each row, not one-to-one.
     """
 
     indices: Ints
@@ -76,32 +76,33 @@ class Matching:
 
     @property
     def total(self) -> float:
-        """Σ of the matched similarities, exactly summed."""
+        """Σ of the matched similarities, summed exactly."""
         return math.fsum(self.cosines[self.indices >= 0])
 
     @property
     def over_smaller(self) -> float:
-        """The sum over min(n_A, n_B): the mean of the matched similarities."""
+        """`total` / min(n_A, n_B): the mean of the matched similarities."""
         return self.total / min(len(self.certificate.u), len(self.certificate.v))
 
     @property
     def over_larger(self) -> float:
-        """The sum over max(n_A, n_B): features without a partner count as 0."""
+        """`total` / max(n_A, n_B): features without a partner count as 0."""
         return self.total / max(len(self.certificate.u), len(self.certificate.v))
 
 
 def match(A: Any, B: Any, mode: Literal["signed", "abs"] = "signed", block: int | None = None) -> Matching:
-    """The one-to-one matching of the rows of A with those of B that maximises Σ cos, or Σ |cos| in mode "abs".
+    """Return the one-to-one matching of the rows of A with the rows of B that maximises Σ cos (mode "abs": Σ |cos|).
 
-    Every row of the smaller side is matched, at a negative cosine if need be. Exact, with a proof over all pairs:
-    candidates from one blockwise pass, a sparse assignment (shortest augmenting paths), then pairs that beat its
-    prices are added until there are none.
+    Every row of the smaller side is matched, at a negative cosine if necessary. The result is exact, with a proof over
+    all pairs: a sparse assignment problem (shortest augmenting paths) is solved for candidates from one blockwise
+    pass; then pairs that beat its prices are added, and it is solved again, until there are none.
 
     Args:
-        A, B: `[n_A, d]` and `[n_B, d]`, tensors or arrays of real numbers, of any scale; normalised inside. A row of
-            zeros has cosine 0 with everything. The work is done where A is, on the CPU or a CUDA device.
-        mode: "signed", or "abs" for directions without a sign.
-        block: rows of the smaller side taken at a time; the default fills about 64 MB. It changes memory and time.
+        A, B: `[n_A, d]` and `[n_B, d]`, tensors or arrays of finite real numbers. Rows are normalised; a row of zeros
+            has cosine 0 with every row. The computation runs on the device of A, the CPU or a CUDA device.
+        mode: "signed", or "abs" to ignore the sign of directions.
+        block: number of rows of the smaller side per block; the default fills about 64 MB. It affects only memory and
+            time.
 
     Raises:
         SaevalError: for values that are not finite, shapes that do not fit, or an unknown mode.
@@ -112,7 +113,7 @@ def match(A: Any, B: Any, mode: Literal["signed", "abs"] = "signed", block: int 
     b = Vectors(B, "B").to(a.raw.device)
     if a.raw.shape[1] != b.raw.shape[1]:
         raise SaevalError(
-            f"A and B must have rows of one length, found {list(a.raw.shape)} and {list(b.raw.shape)}; "
+            f"A and B must have rows of the same length, found {list(a.raw.shape)} and {list(b.raw.shape)}; "
             "features of different hooks or models cannot be compared by direction"
         )
     return solve(Cosines(a, b, mode == "abs"), block)
@@ -121,30 +122,32 @@ def match(A: Any, B: Any, mode: Literal["signed", "abs"] = "signed", block: int 
 def match_sparse(
     rows: Any, cols: Any, values: Any, shape: tuple[int, int], default: Any = 0.0, block: int | None = None
 ) -> Matching:
-    """The one-to-one matching that maximises a sum of similarities listed pair by pair, most pairs being absent.
+    """Return the one-to-one matching that maximises a sum of similarities, of which only some are listed.
 
     Args:
-        rows, cols, values: lists of one length, tensors or arrays: similarity `values[k]` of row `rows[k]` of A with
-            row `cols[k]` of B. Finite, of the order of 1 (differences below 1e-9 are taken for ties); no pair twice.
+        rows, cols, values: lists of equal length, tensors or arrays: similarity `values[k]` of row `rows[k]` of A with
+            row `cols[k]` of B. Values must be finite and of order 1, since differences below 1e-9 count as ties. No
+            pair may be listed twice.
         shape: (n_A, n_B).
         default: the similarity of the pairs not listed: a number, or a pair of vectors (r `[n_A]`, c `[n_B]`) for
             r_i · c_j, such as the Pearson correlation −(μ_i/σ_i)(μ_j/σ_j) of features that never fire together.
         block: as in `match`.
 
-    Returns the same as `match`, `cosines` holding the similarities.
+    Returns the same as `match`, with the similarities in `cosines`.
 
     Raises:
-        SaevalError: for values that are not finite, indices outside the shape, lists that do not fit, a pair twice.
+        SaevalError: for values that are not finite, indices outside the shape, lists of unequal length, or a pair
+            listed twice.
     """
     return solve(listed(rows, cols, values, shape, default), block)
 
 
 def solve(similarity: Similarity, block: int | None = None) -> Matching:
-    """The best matching for any similarity that can be computed in blocks: what `match` and `match_sparse` call."""
+    """The best matching for any similarity that can be computed in blocks; `match` and `match_sparse` call this."""
     if block is not None and block < 1:
         raise SaevalError(f"block must be at least 1 row, found {block}")
     if similarity.shape[0] > similarity.shape[1]:
-        return _exchanged(solve(similarity.T, block))
+        return _transposed(solve(similarity.T, block))
     n, m = similarity.shape
     keys, values, bounds = candidates(similarity, block)
     pricing, assignment, rounds = Pricing(similarity, bounds, block), Assignment(n, m), 0
@@ -174,23 +177,23 @@ def _pairs(keys: Ints, values: Floats, n: int, m: int) -> csr_array:
 
 
 def _nearest(pairs: csr_array) -> tuple[Nearest, Nearest]:
-    """The best candidate of each row and of each column; the pass made sure that it is there."""
-    found = []
+    """The best match of each row and of each column; the pass over all pairs made these candidates."""
+    nearest = []
     for by in (pairs, pairs.tocsc()):
         best = np.maximum.reduceat(by.data, by.indptr[:-1])
         lengths = np.diff(by.indptr)
         hits = np.flatnonzero(by.data == np.repeat(best, lengths))
         _, first = np.unique(np.repeat(np.arange(len(best)), lengths)[hits], return_index=True)
-        found.append(Nearest(by.indices[hits[first]].astype(np.int64), best))
-    return found[0], found[1]
+        nearest.append(Nearest(by.indices[hits[first]].astype(np.int64), best))
+    return nearest[0], nearest[1]
 
 
-def _exchanged(found: Matching) -> Matching:
-    """The same matching seen from the other side."""
-    proof = found.certificate
+def _transposed(matching: Matching) -> Matching:
+    """The same matching with A and B exchanged."""
+    proof = matching.certificate
     indices = np.full(len(proof.v), -1, np.int64)
     cosines = np.full(len(proof.v), np.nan)
-    indices[found.indices] = np.arange(len(found.indices))
-    cosines[found.indices] = found.cosines
-    exchanged = Certificate(proof.gap, proof.v, proof.u, proof.rounds, proof.candidates, proof.computed)
-    return Matching(indices, cosines, exchanged, found.b_to_a, found.a_to_b)
+    indices[matching.indices] = np.arange(len(matching.indices))
+    cosines[matching.indices] = matching.cosines
+    transposed = Certificate(proof.gap, proof.v, proof.u, proof.rounds, proof.candidates, proof.computed)
+    return Matching(indices, cosines, transposed, matching.b_to_a, matching.a_to_b)

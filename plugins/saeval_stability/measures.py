@@ -1,4 +1,4 @@
-"""What is told of the matchings of two SAEs, as numbers by name."""
+"""The numbers that are reported of a matching of two SAEs, by name."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ MEASURES = {
     "matched": "Σ over the matched pairs / max(n_A, n_B)",
     "matched_over_smaller": "Σ over the matched pairs / min(n_A, n_B)",
     **{f"share_above_0_{10 * t:.0f}": f"share of the matched pairs above {t}" for t in ABOVE},
-    "max_a_to_b": "mean over A of the best match in B",
-    "max_b_to_a": "mean over B of the best match in A",
+    "max_a_to_b": "mean best match in B of the features of A",
+    "max_b_to_a": "mean best match in A of the features of B",
     "collisions_a_to_b": "1 − |unique best matches| / n_A",
     "collisions_b_to_a": "1 − |unique best matches| / n_B",
 }
 
 
 def unit_of(name: str) -> str:
-    """The unit of a number that is named VIEW_MEASURE, `shared` or the like."""
+    """The unit of the number called `name`, such as `decoder_matched` or `shared`."""
     if "_share_above_" in name:
         return "share of matched pairs"
     if "_collisions_" in name or name.endswith("_found_in_all") or name in ("shared", "index_agreement"):
@@ -36,56 +36,56 @@ def unit_of(name: str) -> str:
     return {"pearson": "correlation", "jaccard": "Jaccard index"}.get(name.split("_")[0], "cosine")
 
 
-def measures(found: Matching) -> dict[str, float]:
+def measures(matching: Matching) -> dict[str, float]:
     """The numbers of one matching, named as in `MEASURES`."""
-    cosines = found.cosines[found.indices >= 0]
+    cosines = matching.cosines[matching.indices >= 0]
     return {
-        "matched": found.over_larger,
-        "matched_over_smaller": found.over_smaller,
+        "matched": matching.over_larger,
+        "matched_over_smaller": matching.over_smaller,
         **{f"share_above_0_{10 * t:.0f}": float((cosines > t).mean()) for t in ABOVE},
-        "max_a_to_b": found.a_to_b.mean,
-        "max_b_to_a": found.b_to_a.mean,
-        "collisions_a_to_b": found.a_to_b.collision_rate,
-        "collisions_b_to_a": found.b_to_a.collision_rate,
+        "max_a_to_b": matching.a_to_b.mean,
+        "max_b_to_a": matching.b_to_a.mean,
+        "collisions_a_to_b": matching.a_to_b.collision_rate,
+        "collisions_b_to_a": matching.b_to_a.collision_rate,
     }
 
 
 def flattened(views: Mapping[str, Matching]) -> dict[str, float]:
     """The numbers of several matchings of the same two SAEs, as VIEW_MEASURE."""
-    return {f"{view}_{name}": value for view, found in views.items() for name, value in measures(found).items()}
+    return {f"{view}_{name}": value for view, matching in views.items() for name, value in measures(matching).items()}
 
 
-def same_partner(one: Matching, other: Matching) -> Bool[np.ndarray, "n_A"]:
-    """Rows of A that both matchings give the same partner."""
-    return np.asarray((one.indices >= 0) & (one.indices == other.indices))
+def same_partner(first: Matching, second: Matching) -> Bool[np.ndarray, "n_A"]:
+    """Mask of the rows of A that have the same partner in both matchings."""
+    return np.asarray((first.indices >= 0) & (first.indices == second.indices))
 
 
-def agreement(one: Matching, other: Matching) -> float:
-    """Share of the smaller side's rows that both matchings give the same partner."""
-    return float(same_partner(one, other).sum()) / _smaller(one)
+def agreement(first: Matching, second: Matching) -> float:
+    """Share of the smaller side's rows with the same partner in both matchings."""
+    return float(same_partner(first, second).sum()) / _smaller(first)
 
 
-def shared(one: Matching, other: Matching) -> float:
+def shared(first: Matching, second: Matching) -> float:
     """Share of the smaller side's rows with the same partner in both matchings, above `SHARED` in both."""
-    both = same_partner(one, other)
-    return float((both & (one.cosines > SHARED) & (other.cosines > SHARED)).sum()) / _smaller(one)
+    same = same_partner(first, second)
+    return float((same & (first.cosines > SHARED) & (second.cosines > SHARED)).sum()) / _smaller(first)
 
 
-def above(found: Matching) -> tuple[Bool[np.ndarray, "n_A"], Bool[np.ndarray, "n_B"]]:
-    """Rows of A and rows of B matched above `SHARED`."""
-    rows: Int[np.ndarray, "k"] = np.flatnonzero(found.cosines > SHARED)
-    of_a, of_b = np.zeros(len(found.indices), bool), np.zeros(len(found.b_to_a.indices), bool)
-    of_a[rows], of_b[found.indices[rows]] = True, True
+def above(matching: Matching) -> tuple[Bool[np.ndarray, "n_A"], Bool[np.ndarray, "n_B"]]:
+    """Masks of the rows of A and of the rows of B that are matched above `SHARED`."""
+    rows: Int[np.ndarray, "k"] = np.flatnonzero(matching.cosines > SHARED)
+    of_a, of_b = np.zeros(len(matching.indices), bool), np.zeros(len(matching.b_to_a.indices), bool)
+    of_a[rows], of_b[matching.indices[rows]] = True, True
     return of_a, of_b
 
 
-def _smaller(found: Matching) -> int:
-    return min(len(found.indices), len(found.b_to_a.indices))
+def _smaller(matching: Matching) -> int:
+    return min(len(matching.indices), len(matching.b_to_a.indices))
 
 
-@cache  # a tenth of a second each, and a group's pairs of SAEs mostly share their sizes
+@cache  # takes 0.1 s, and most pairs of a group have the same sizes
 def iid_best(n: int, d: int, absolute: bool) -> float:
-    """Mean over draws of the best of `n` cosines with independent uniform directions in `d` dimensions.
+    """Expected largest of `n` cosines (or |cosines|) with independent uniform directions in `d` dimensions.
 
     E max = 1 − ∫ F(t)ⁿ dt, where (1 + cos)/2 ~ Beta((d−1)/2, (d−1)/2), or cos² ~ Beta(½, (d−1)/2) for |cos|.
     """

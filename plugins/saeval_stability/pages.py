@@ -1,4 +1,4 @@
-"""What `saeval report` writes of stability results: plots, and their tables as Markdown."""
+"""The stability report: plots, and tables as Markdown."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 METRICS = ("seed_stability", "functional_stability")
 _PANELS = 16
-"""Pairs that a plot has room for."""
+"""Most pairs in one plot."""
 
 
 def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     """Plots and tables of every group of a run, by file name."""
-    found: dict[str, bytes | str] = {}
+    files: dict[str, bytes | str] = {}
     for result in (r for r in results if r.cell["metric"] in METRICS and r.status == "ok"):
         stem = escapes.file_name(f"{result.metric}-{result.cell['over']}".replace("_", "-"))
-        while f"{stem}.md" in found:  # of groups whose names differ in what file names cannot have
+        while f"{stem}.md" in files:  # escaping can map two names of groups to one
             stem += "-"
-        found[f"{stem}.md"] = tables(result, results)
-        found[f"{stem}-matched.png"] = png(histograms(result))
-        found[f"{stem}-pairs.png"] = png(heat_maps(result))
+        files[f"{stem}.md"] = tables(result, results)
+        files[f"{stem}-matched.png"] = png(histograms(result))
+        files[f"{stem}-pairs.png"] = png(heat_maps(result))
         if {"decoder", "encoder"} <= set(_views(result)):
-            found[f"{stem}-encoder-decoder.png"] = png(scatter(result))
-    return found
+            files[f"{stem}-encoder-decoder.png"] = png(scatter(result))
+    return files
 
 
 def _views(result: Result) -> list[str]:
@@ -40,24 +40,24 @@ def _views(result: Result) -> list[str]:
 
 
 def _pairs(result: Result) -> list[tuple[int, int]]:
-    """The members' numbers, pair by pair."""
+    """Indices of the two members of each pair."""
     view = _views(result)[0]
     ends = (re.fullmatch(rf"{view}_indices_(\d+)_(\d+)", name) for name in result.values)
     return [(int(m[1]), int(m[2])) for m in ends if m]
 
 
 def _names(result: Result) -> list[str]:
-    """Members' names without what all of them begin with."""
+    """Members' names, without the folder if all share it."""
     names = [s["name"] for s in result.cell["subjects"]]
     folder = names[0].rpartition("/")[0] + "/"
     return [n.removeprefix(folder) for n in names] if all(n.startswith(folder) for n in names) else names
 
 
 def histograms(result: Result) -> Figure:
-    """Matched similarities of each pair beside those of one draw of chance: a row a pair, a column a view."""
+    """Histograms of matched similarities and of one draw from a null: one row per pair, one column per view."""
     views, pairs, names = _views(result), _pairs(result)[:_PANELS], _names(result)
-    drawn = figure(4.0 * len(views) + 0.4, 1.7 * len(pairs) + 0.8)
-    axes = drawn.subplots(len(pairs), len(views), sharex="col", squeeze=False)
+    fig = figure(4.0 * len(views) + 0.4, 1.7 * len(pairs) + 0.8)
+    axes = fig.subplots(len(pairs), len(views), sharex="col", squeeze=False)
     for row, (a, b) in zip(axes, pairs, strict=True):
         for panel, view in zip(row, views, strict=True):
             cosines = result.array(f"{view}_cosines_{a}_{b}")
@@ -75,51 +75,51 @@ def histograms(result: Result) -> Figure:
             panel.tick_params(labelsize=7)
     for panel, view in zip(axes[-1], views, strict=True):
         panel.set_xlabel(f"{_similarity(view)} of matched features", fontsize=8)
-    drawn.supylabel("features", fontsize=9)
-    set_title(drawn, _title(result, "matched one-to-one"))
-    return drawn
+    fig.supylabel("features", fontsize=9)
+    set_title(fig, _title(result, "matched one-to-one"))
+    return fig
 
 
 def scatter(result: Result) -> Figure:
-    """Each feature's cosine in the decoder matching and in the encoder's, and whether both chose one partner."""
+    """Each feature's cosine in the encoder matching against the decoder matching, coloured by equal partners."""
     pairs, names = _pairs(result)[:_PANELS], _names(result)
     columns = min(4, len(pairs))
     rows = -(-len(pairs) // columns)
-    drawn = figure(3.2 * columns + 0.4, 3.1 * rows + 0.7)
-    axes = drawn.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    fig = figure(3.2 * columns + 0.4, 3.1 * rows + 0.7)
+    axes = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for panel in axes[len(pairs) :]:
         panel.set_visible(False)
     for panel, (a, b) in zip(axes, pairs, strict=False):
         x, y = (result.array(f"{view}_cosines_{a}_{b}") for view in ("decoder", "encoder"))
-        one, other = (result.array(f"{view}_indices_{a}_{b}") for view in ("decoder", "encoder"))
-        matched = (one >= 0) & (other >= 0)
-        for which, colour, label in ((one != other, "C1", "other partner"), (one == other, "C0", "same partner")):
-            shown = matched & which
+        dec, enc = (result.array(f"{view}_indices_{a}_{b}") for view in ("decoder", "encoder"))
+        matched = (dec >= 0) & (enc >= 0)
+        for chosen, colour, label in ((dec != enc, "C1", "different partners"), (dec == enc, "C0", "same partner")):
+            shown = matched & chosen
             panel.scatter(x[shown], y[shown], s=4, color=colour, alpha=0.5, label=f"{label}: {int(shown.sum())}")
         panel.axline((0, 0), slope=1, color="0.7", linewidth=0.8)
         panel.set_title(wrap_title(f"{names[a]} – {names[b]}", 2.9, 8), fontsize=8)
         panel.legend(fontsize=6, loc="upper left")
         panel.tick_params(labelsize=7, labelbottom=True)
-    drawn.supxlabel("cosine in the decoder matching", fontsize=9)
-    drawn.supylabel("cosine in the encoder matching", fontsize=9)
-    set_title(drawn, _title(result, "features of the first SAE of each pair"))
-    return drawn
+    fig.supxlabel("cosine in the decoder matching", fontsize=9)
+    fig.supylabel("cosine in the encoder matching", fontsize=9)
+    set_title(fig, _title(result, "features of the first SAE of each pair"))
+    return fig
 
 
 def heat_maps(result: Result) -> Figure:
-    """Σ / max(n) of every pair, a panel a view."""
+    """Heat maps of Σ / max(n) over all pairs, one panel per view."""
     views, labels = _views(result), [escapes.plot(name) for name in _names(result)]
     n = len(labels)
     side = 0.55 * n + 1.6
-    drawn = figure((side + 0.6) * len(views), side + 0.6)
-    axes = drawn.subplots(1, len(views), squeeze=False)[0]
+    fig = figure((side + 0.6) * len(views), side + 0.6)
+    axes = fig.subplots(1, len(views), squeeze=False)[0]
     columns, rows = (result.values["pairs"][part] for part in ("columns", "rows"))
-    found = {(row[0], row[1], row[2]): row[columns.index("matched")] for row in rows}
-    whole = [s["name"] for s in result.cell["subjects"]]
+    matched = {(row[0], row[1], row[2]): row[columns.index("matched")] for row in rows}
+    names = [s["name"] for s in result.cell["subjects"]]
     for panel, view in zip(axes, views, strict=True):
         grid = np.eye(n)
         for a, b in _pairs(result):
-            grid[a, b] = grid[b, a] = found[whole[a], whole[b], view]
+            grid[a, b] = grid[b, a] = matched[names[a], names[b], view]
         panel.imshow(grid, vmin=min(0.0, float(grid.min())), vmax=1, cmap="viridis")
         for i in range(n):
             for j in range(n):
@@ -129,12 +129,12 @@ def heat_maps(result: Result) -> Figure:
         panel.set_xticks(range(n), labels, rotation=45, ha="right", fontsize=7)
         panel.set_yticks(range(n), labels, fontsize=7)
         panel.set_title(wrap_title(f"{view}: Σ {_similarity(view)} / max(n)", side, 9), fontsize=9)
-    set_title(drawn, _title(result, "matched one-to-one"))
-    return drawn
+    set_title(fig, _title(result, "matched one-to-one"))
+    return fig
 
 
 def tables(result: Result, results: Sequence[Result]) -> str:
-    """The tables of a group; its members with what else the run knows of them."""
+    """The tables of a group, as Markdown."""
     parts = [f"# {escapes.markdown(_title(result))}\n", *(f"{escapes.markdown(note)}.\n" for note in result.notes)]
     parts.append("## Members\n\n" + _members(result, results))
     shown = [n for n, record in result.values.items() if "kind" not in record and not n.endswith("_floor")]
@@ -149,9 +149,9 @@ def tables(result: Result, results: Sequence[Result]) -> str:
 
 
 def _members(result: Result, results: Sequence[Result]) -> str:
-    """With L0 and loss where the run has them: whether SAEs are matched in these is for the reader to see."""
+    """The members, with their L0, loss and explained variance if the run has them, so that readers can compare them."""
     table = result.values["members"]
-    known = {
+    extra = {
         f"{r.metric}.{value}": None
         for r in results
         for value in ("l0", "delta_ce", "explained_variance")
@@ -159,19 +159,19 @@ def _members(result: Result, results: Sequence[Result]) -> str:
     }
     rows = []
     for row, subject in zip(table["rows"], result.cell["subjects"], strict=True):
-        own = [r for r in results if [s["key"] for s in r.cell["subjects"]] == [subject["key"]]]
-        values = {f"{r.metric}.{name}": record.get("value") for r in own for name, record in r.values.items()}
-        rows.append([*map(_cell, row), *(_cell(values.get(name)) for name in known)])
-    return _markdown([*table["columns"], *known], rows)
+        mine = [r for r in results if [s["key"] for s in r.cell["subjects"]] == [subject["key"]]]
+        values = {f"{r.metric}.{name}": record.get("value") for r in mine for name, record in r.values.items()}
+        rows.append([*map(_cell, row), *(_cell(values.get(name)) for name in extra)])
+    return _markdown([*table["columns"], *extra], rows)
 
 
 def _floor(result: Result, name: str) -> float | None:
-    """The larger of the nulls' means, over all pairs."""
+    """Mean over pairs of the larger null; None if a null is missing for some pair."""
     columns, rows = (result.values["floors"][part] for part in ("columns", "rows"))
     nulls = [i + 4 for i, column in enumerate(columns[4:-1]) if not column.endswith("_sd")]
     means = [[row[i] for i in nulls] for row in rows if row[2] == name]
-    known = means and nulls and all(value is not None for some in means for value in some)
-    return float(np.mean([max(some) for some in means])) if known else None
+    complete = means and nulls and all(value is not None for pair in means for value in pair)
+    return float(np.mean([max(pair) for pair in means])) if complete else None
 
 
 def _interval(record: Mapping[str, Any]) -> tuple[str, str]:
@@ -197,5 +197,5 @@ def _similarity(view: str) -> str:
     return {"pearson": "correlation", "jaccard": "Jaccard index"}.get(view, "|cos|" if view.endswith("abs") else "cos")
 
 
-def _title(result: Result, what: str = "") -> str:
-    return f"{result.metric} of {result.cell['over']}{what and f': {what}'}"
+def _title(result: Result, subtitle: str = "") -> str:
+    return f"{result.metric} of {result.cell['over']}{subtitle and f': {subtitle}'}"

@@ -1,4 +1,4 @@
-"""Do SAEs find the same features? Decoders and encoders of all pairs of a group, matched one-to-one."""
+"""The metric `seed_stability`: decoder and encoder directions of all pairs of a group, matched one-to-one."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ Some = Annotated[int, Field(ge=1)]
 
 
 class SeedStability(Metric):
-    """How alike the decoders and the encoders of a group's SAEs are, feature by feature, beside what chance gives.
+    """Agreement between the SAEs of a group: decoder and encoder directions, matched feature by feature.
 
-    For every pair A, B of the group (in the suite's order), decoder rows and encoder columns of unit norm are matched
-    one-to-one so that Σ cos is largest, exactly and with a proof: decoder_* and encoder_*; *_abs_* maximise Σ |cos|.
-    Only alive features, those that are not 0 on at least `alive_firings` of the stream's first `alive_tokens` tokens
-    of the mask; the table `pairs` has all features and the dead alone beside them. A cosine is in -1 .. 1, and so are
-    means of them; shares are in 0 .. 1.
+    For every pair A, B of the group (in the suite's order), unit-norm decoder rows (decoder_*) and encoder columns
+    (encoder_*) are matched one-to-one to maximise Σ cos; *_abs_* maximise Σ |cos|. Each matching is exact, with a
+    proof. Only alive features are matched: those that are not 0 on at least `alive_firings` of the first `alive_tokens`
+    tokens in the mask. The table `pairs` also has all features and, separately, the dead ones. Cosines and their means
+    are in -1 .. 1, shares in 0 .. 1.
 
-    *_matched = Σ / max(n_A, n_B), *_matched_over_smaller = Σ / min. *_share_above_0_5, _0_7, _0_9: of the matched
-    pairs. *_max_a_to_b, *_max_b_to_a: mean best match, which counts one feature as often as it is nearest;
-    *_collisions_*: 1 − |unique best matches| / n. shared: features of the smaller side with the same partner in both
-    matchings, above 0.7 in both; index_agreement: with the same partner.
+    *_matched = Σ / max(n_A, n_B), *_matched_over_smaller = Σ / min(n_A, n_B). *_share_above_0_5, _0_7, _0_9: share of
+    the matched pairs above that similarity. *_max_a_to_b, *_max_b_to_a: mean best match, one partner for many allowed;
+    *_collisions_*: 1 − |unique best matches| / n. index_agreement: share of the smaller side's features with the same
+    partner in the decoder and the encoder matching; shared: those that are also above 0.7 in both.
     *_found_in_all: share of a member's features matched above 0.7 with every other member.
 
-    *_floor: the larger of two nulls' means over `draws` draws: a random rotation of B, and Gaussian features with B's
-    mean and covariance (decoder and encoder jointly). The table `floors` has every value with both nulls, and the
-    closed form for uniform directions where there is one.
+    *_floor: the score expected by chance, which is the larger of two nulls' means over `draws` draws: a random rotation
+    of B, and Gaussian features with B's mean and covariance (decoder and encoder jointly). The table `floors` has every
+    value under both nulls, and the closed form for uniform directions if there is one.
 
-    Values are means over all pairs; from 4 SAEs on with a 95% interval by leaving one SAE out at a time. `kinds` maps a
-    label to patterns of names, for a table within and across kinds. Undefined where an SAE has no encoder or decoder
+    Values are means over all pairs, with a jackknife 95% interval over SAEs for groups of 4 or more. `kinds` maps a
+    label to patterns of names, for a table within and across kinds. Undefined if an SAE has no encoder or decoder
     weights or no alive feature. Source: Sharkey et al. 2022 (max-cosine), Paulo and Belrose 2025 (Hungarian matching).
 
     Values:
@@ -67,35 +67,35 @@ class SeedStability(Metric):
         decoder_matched_over_smaller, encoder_matched_over_smaller: the same sum / min(n_A, n_B); cosine; -1 ..
             1; higher is better.
         decoder_matched_floor, decoder_matched_over_smaller_floor, encoder_matched_floor,
-            encoder_matched_over_smaller_floor: the same by chance; cosine; -1 .. 1; no better direction.
+            encoder_matched_over_smaller_floor: the same under chance; cosine; -1 .. 1; no better direction.
         decoder_share_above_*, encoder_share_above_*: share of the matched pairs above 0.5, 0.7, 0.9; share of
             matched pairs; 0 .. 1; higher is better.
-        decoder_max_a_to_b, decoder_max_b_to_a, encoder_max_a_to_b, encoder_max_b_to_a: mean over the features
-            of A (of B) of the best match; cosine; -1 .. 1; no better direction.
+        decoder_max_a_to_b, decoder_max_b_to_a, encoder_max_a_to_b, encoder_max_b_to_a: mean best match of the
+            features of A (of B); cosine; -1 .. 1; no better direction.
         decoder_collisions_a_to_b, decoder_collisions_b_to_a, encoder_collisions_a_to_b,
             encoder_collisions_b_to_a: 1 − |unique best matches| / n; share of features; 0 .. 1; no better
             direction.
         *_abs_matched: Σ of the matched |cosines| / max(n_A, n_B), a mean over pairs; cosine; 0 .. 1; higher is
             better.
         *_abs_matched_over_smaller: the same sum / min(n_A, n_B); cosine; 0 .. 1; higher is better.
-        *_abs_matched_floor, *_abs_matched_over_smaller_floor: the same by chance; cosine; 0 .. 1; no better
+        *_abs_matched_floor, *_abs_matched_over_smaller_floor: the same under chance; cosine; 0 .. 1; no better
             direction.
         *_abs_share_above_*: share of the matched pairs above 0.5, 0.7, 0.9; share of matched pairs; 0 .. 1;
             higher is better.
-        *_abs_max_a_to_b, *_abs_max_b_to_a: mean over the features of A (of B) of the best match; cosine; 0 ..
-            1; no better direction.
+        *_abs_max_a_to_b, *_abs_max_b_to_a: mean best match of the features of A (of B); cosine; 0 .. 1; no
+            better direction.
         *_abs_collisions_a_to_b, *_abs_collisions_b_to_a: 1 − |unique best matches| / n; share of features; 0 ..
             1; no better direction.
-        shared: features with one partner in both matchings above 0.7 / min(n_A, n_B); share of features; 0 ..
-            1; higher is better.
-        index_agreement: features with one partner in both matchings / min(n_A, n_B); share of features; 0 .. 1;
-            higher is better.
+        shared: features with the same partner in both matchings, above 0.7 in both, / min(n_A, n_B); share of
+            features; 0 .. 1; higher is better.
+        index_agreement: features with the same partner in both matchings / min(n_A, n_B); share of features; 0
+            .. 1; higher is better.
         *_found_in_all: share of a member's features matched above 0.7 with every other member; share of
             features; 0 .. 1; higher is better.
-        *_indices_*, *_cosines_*, *_chance_*: of each feature of the first SAE its partner and their cosine, and
-            cosines of one draw of chance, arrays; feature number, or cosine; -1 .. d_sae; no better direction.
-        members, pairs, floors, kinds: the same numbers member by member, pair by pair, null by null and kind by
-            kind, tables; as above; as above; no better direction.
+        *_indices_*, *_cosines_*, *_chance_*: partner of each feature of the first SAE, their cosine, and the
+            cosines of one draw from a null, arrays; feature number, or cosine; -1 .. d_sae; no better direction.
+        members, pairs, floors, kinds: the same numbers per member, per pair, per null and per kind, tables; as
+            above; as above; no better direction.
     """
 
     name, version, subject = "seed_stability", 1, "group"
@@ -108,17 +108,17 @@ class SeedStability(Metric):
         self.draws, self.seed, self.kinds = draws, seed, kinds or {}
         self.modes: tuple[Mode, ...] = tuple(dict.fromkeys(modes))
         if not self.modes:
-            raise ValueError("'modes' names none: expected [signed], [abs] or both")
-        views = [_view(space, self.modes[0]) for space in ("decoder", "encoder")]
-        self.headline = (*(f"{view}_matched{end}" for view in views for end in ("", "_floor")), "shared")
-        every = [_view(space, mode) for space in ("decoder", "encoder") for mode in self.modes]
-        self.value_names = (*group_values(every, views, self.draws > 0), "shared", "index_agreement")
+            raise ValueError("'modes' is empty: expected [signed], [abs] or both")
+        main_views = [_view(space, self.modes[0]) for space in ("decoder", "encoder")]
+        self.headline = (*(f"{view}_matched{end}" for view in main_views for end in ("", "_floor")), "shared")
+        views = [_view(space, mode) for space in ("decoder", "encoder") for mode in self.modes]
+        self.value_names = (*group_values(views, main_views, self.draws > 0), "shared", "index_agreement")
 
     def operations(self, subjects: Sequence[Subject], tokens: int) -> float:
-        # The two spaces, for alive features, all and the dead; and for each draw of the two nulls.
-        times = 2 * len(self.modes) * (3 + 2 * self.draws)
+        # Two spaces: alive, all and dead features, and the alive ones again for each draw of the two nulls.
+        matchings = 2 * len(self.modes) * (3 + 2 * self.draws)
         return sum(
-            times * matching_operations(n, m, d) + self.draws * 8.0 * m * d * d for n, m, d in pair_sizes(subjects)
+            matchings * matching_operations(n, m, d) + self.draws * 8.0 * m * d * d for n, m, d in pair_sizes(subjects)
         )
 
     def conclude(
@@ -129,71 +129,71 @@ class SeedStability(Metric):
         subject_name: list[str],
     ) -> dict[str, Value]:
         spaces = [{"decoder": dec, "encoder": enc.T} for dec, enc in zip(W_dec, W_enc, strict=True)]
-        alive = [found.counts >= self.alive_firings for found in firings]
-        for name, some in zip(subject_name, alive, strict=True):
-            if not some.any():
-                told = f"fires on {self.alive_firings} of {firings[0].n} tokens"
+        alive = [member.counts >= self.alive_firings for member in firings]
+        for name, is_alive in zip(subject_name, alive, strict=True):
+            if not is_alive.any():
+                threshold = f"{self.alive_firings} of {firings[0].n} tokens"
                 lower = " or a lower 'alive_firings'" if self.alive_firings > 1 else ""
-                raise Undefined(f"no feature of '{name}' {told}; more tokens{lower} may help")
+                raise Undefined(f"no feature of '{name}' fires on {threshold}; try more tokens{lower}")
         pairs = [self._pair(a, b, spaces, alive) for a, b in itertools.combinations(range(len(spaces)), 2)]
         kinds = labelled(subject_name, self.kinds)
-        numbers = [np.flatnonzero(some) for some in alive]
+        numbers = [np.flatnonzero(is_alive) for is_alive in alive]
         main = {_view(space, self.modes[0]): numbers for space in ("decoder", "encoder")}
-        group = Group(subject_name, kinds, pairs, main, [len(some) for some in alive])
-        told = f"features that are not 0 on at least {self.alive_firings} of the first {firings[0].n} tokens"
-        return {**group.values(), "alive": Notes([f"seed_stability is of {told}"])}
+        group = Group(subject_name, kinds, pairs, main, [len(is_alive) for is_alive in alive])
+        threshold = f"at least {self.alive_firings} of the first {firings[0].n} tokens"
+        return {**group.values(), "alive": Notes([f"seed_stability counts only features that fire on {threshold}"])}
 
     def _pair(self, a: int, b: int, spaces: Sequence[Spaces], alive: Sequence[np.ndarray]) -> Pair:
-        ours, theirs = _taken(spaces[a], alive[a]), _taken(spaces[b], alive[b])
-        main = self._matched(ours, theirs)
+        ours, theirs = _selected(spaces[a], alive[a]), _selected(spaces[b], alive[b])
+        main = self._match(ours, theirs)
         views = dict(main)
         if alive[a].all() and alive[b].all():
-            views |= {f"all_{view}": found for view, found in main.items()}
+            views |= {f"all_{view}": matching for view, matching in main.items()}
         else:
-            views |= {f"all_{view}": found for view, found in self._matched(spaces[a], spaces[b]).items()}
+            views |= {f"all_{view}": matching for view, matching in self._match(spaces[a], spaces[b]).items()}
         if not alive[a].all() and not alive[b].all():
-            dead = self._matched(_taken(spaces[a], ~alive[a]), _taken(spaces[b], ~alive[b]))
-            views |= {f"dead_{view}": found for view, found in dead.items()}
+            dead = self._match(_selected(spaces[a], ~alive[a]), _selected(spaces[b], ~alive[b]))
+            views |= {f"dead_{view}": matching for view, matching in dead.items()}
         key, floors, examples = pair_seed(self.seed, a, b), {}, []
         for name, null in (("rotated", rotations), ("gaussian", gaussians)):
-            floors[name], example = self._chance(ours, null(theirs, key, self.draws))
+            floors[name], example = self._match_null(ours, null(theirs, key, self.draws))
             examples += example
         chance = {view: max((e[view] for e in examples), key=lambda m: m.total) for view in main} if examples else {}
-        return Pair(a, b, views, self._numbers(main), floors, chance, self._closed(ours, theirs))
+        return Pair(a, b, views, self._numbers(main), floors, chance, self._closed_forms(ours, theirs))
 
-    def _chance(self, ours: Spaces, null: Iterator[Spaces]) -> tuple[list[Numbers], list[dict[str, Matching]]]:
+    def _match_null(self, ours: Spaces, null: Iterator[Spaces]) -> tuple[list[Numbers], list[dict[str, Matching]]]:
         """The numbers of all draws, and the matchings of the first."""
         numbers: list[Numbers] = []
         first: list[dict[str, Matching]] = []
         for drawn in null:
-            found = self._matched(ours, drawn)
-            numbers.append(self._numbers(found))
-            first = first or [found]
+            matchings = self._match(ours, drawn)
+            numbers.append(self._numbers(matchings))
+            first = first or [matchings]
         return numbers, first
 
-    def _matched(self, ours: Spaces, theirs: Spaces) -> dict[str, Matching]:
-        from saeval_stability.matching import match  # late: a compiler is loaded, and only a run needs it
+    def _match(self, ours: Spaces, theirs: Spaces) -> dict[str, Matching]:
+        from saeval_stability.matching import match  # late: it loads numba, which only a run needs
 
-        both = itertools.product(ours, self.modes)
-        return {_view(space, mode): match(ours[space], theirs[space], mode) for space, mode in both}
+        views = itertools.product(ours, self.modes)
+        return {_view(space, mode): match(ours[space], theirs[space], mode) for space, mode in views}
 
     def _numbers(self, views: Mapping[str, Matching]) -> Numbers:
         dec, enc = (views[_view(space, self.modes[0])] for space in ("decoder", "encoder"))
         return {**flattened(views), "shared": shared(dec, enc), "index_agreement": agreement(dec, enc)}
 
-    def _closed(self, ours: Spaces, theirs: Spaces) -> Numbers:
-        found: Numbers = {}
+    def _closed_forms(self, ours: Spaces, theirs: Spaces) -> Numbers:
+        numbers: Numbers = {}
         for space, mode in itertools.product(ours, self.modes):
             n_a, n_b, d = len(ours[space]), len(theirs[space]), ours[space].shape[1]
-            found[f"{_view(space, mode)}_max_a_to_b"] = iid_best(n_b, d, mode == "abs")
-            found[f"{_view(space, mode)}_max_b_to_a"] = iid_best(n_a, d, mode == "abs")
-        return found
+            numbers[f"{_view(space, mode)}_max_a_to_b"] = iid_best(n_b, d, mode == "abs")
+            numbers[f"{_view(space, mode)}_max_b_to_a"] = iid_best(n_a, d, mode == "abs")
+        return numbers
 
 
 def _view(space: str, mode: Mode) -> str:
     return space if mode == "signed" else f"{space}_abs"
 
 
-def _taken(spaces: Spaces, which: np.ndarray) -> Spaces:
-    index = torch.from_numpy(np.flatnonzero(which))
+def _selected(spaces: Spaces, features: np.ndarray) -> Spaces:
+    index = torch.from_numpy(np.flatnonzero(features))
     return {name: x[index.to(x.device)] for name, x in spaces.items()}

@@ -167,7 +167,7 @@ def test_a_hook_of_width_one_is_undefined_with_a_reason():
     sae = TinySAE("blocks.1.hook_resid_pre", d_in=1, d_sae=2)
     (result,) = run(["perturbation"], model=TinyModel(d_model=1), saes=[sae])
     assert result.status == "undefined"
-    assert "is 1 wide" in result.reason
+    assert "has width 1" in result.reason
 
 
 def numbers(results):

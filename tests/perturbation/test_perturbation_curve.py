@@ -230,8 +230,8 @@ metrics:
 @pytest.mark.parametrize(
     ("metric", "said"),
     [
-        ("perturbation_curve: {cosines: [0.5, 1.5]}", "8:5: metric 'perturbation_curve': cosines lie between -1 and 1, got 1.5"),
-        ("perturbation_curve: {cosines: [-1.01]}", "8:5: metric 'perturbation_curve': cosines lie between -1 and 1, got -1.01"),
+        ("perturbation_curve: {cosines: [0.5, 1.5]}", "8:5: metric 'perturbation_curve': cosines must be between -1 and 1, got 1.5"),
+        ("perturbation_curve: {cosines: [-1.01]}", "8:5: metric 'perturbation_curve': cosines must be between -1 and 1, got -1.01"),
         ("perturbation_curve: {norm_ratio: 0}", "8:5: metric 'perturbation_curve': norm_ratio must be above 0, got 0"),
         ("perturbation_curve: {norm_ratio: -0.9}", "8:5: metric 'perturbation_curve': norm_ratio must be above 0, got -0.9"),
         ("perturbation_curve: {draws: 0}", "8:5: metric 'perturbation_curve': draws must be at least 1, got 0"),

@@ -165,7 +165,7 @@ def test_without_a_fit_split_and_in_one_dimension_there_is_no_noise():
     empty = torch.zeros(1, 3, dtype=torch.bool)
     with pytest.raises(Undefined, match="fit split has no token"):
         noise.fit_covariance_root(Moments.of(X[:1, :3], empty, covariance=True))
-    with pytest.raises(Undefined, match="leave 'shuffled_error' out"):
+    with pytest.raises(Undefined, match="leave out 'shuffled_error'"):
         noise.fit_displacements(Sample.of(X[:1, :3], empty, 5))
 
 

@@ -363,11 +363,11 @@ def test_an_integration_that_is_not_complete_is_undefined_with_the_remedy():
     results = run([SMALL], rows=pairs(30), model=Readout(steep, embed=POSITIVE), saes={"sae": Directions(EYE)})
     assert results[0].status == "undefined"
     assert "attributions are not complete: they miss" in results[0].reason
-    assert "take more 'steps' than 4, or 'baseline: mean'" in results[0].reason
+    assert "use more 'steps' than 4, or 'baseline: mean'" in results[0].reason
     metric = {"reward_attribution": {**SMALL["reward_attribution"], "baseline": "mean"}}
     (at_mean,) = run([metric], rows=pairs(30), model=Readout(steep), saes={"sae": Directions(EYE)})
     assert at_mean.status == "undefined"
-    assert at_mean.reason.endswith("take more 'steps' than 4")  # nothing that is already so is advised
+    assert at_mean.reason.endswith("use more 'steps' than 4")  # nothing that is already so is advised
 
 
 def test_a_substitute_without_features_is_undefined():

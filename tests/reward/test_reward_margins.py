@@ -75,7 +75,7 @@ def test_margins_of_recorded_rewards_without_a_model(tmp_path):
     assert result.values["margin"]["value"] == pytest.approx(truth.mean())
     assert result.values["margin_sd"]["value"] == pytest.approx(truth.std(ddof=1))
     assert result.values["accuracy"]["value"] == pytest.approx((truth > 0).mean())
-    assert result.values["length_accuracy"]["reason"] == "no text was read, so lengths are not known"
+    assert result.values["length_accuracy"]["reason"] == "no text was read, so lengths are unknown"
     for line in some(lines(result.values["by"])):
         inside = np.array([r["subset"] == line["level"] for r in records])
         assert line["pairs"] == inside.sum()
@@ -103,7 +103,7 @@ def test_subsets_of_one_document_that_disagree_in_sign_are_said(tmp_path):
     notes = margins(write(tmp_path / "one.jsonl", rows), document="who")[0].values["warnings"]["notes"]
     (note,) = [n for n in notes if n.startswith("subsets")]
     assert note.startswith("subsets of 'subset' disagree in sign, so the pooled margin ")
-    assert note.endswith("negative in one (-2) (1 of these have one document, and no interval)")
+    assert note.endswith("negative in one (-2) (1 of these have only one document, so no interval)")
     each = [{"c": (-1.0) ** i, "r": -0.5, "subset": f"s{i}"} for i in range(60)]
     notes = margins(write(tmp_path / "each.jsonl", each))[0].values["warnings"]["notes"]
     (note,) = [n for n in notes if n.startswith("subsets")]

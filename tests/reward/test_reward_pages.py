@@ -48,7 +48,7 @@ def test_every_part_is_there(made):
     for part in (
         "Margins",
         "Margin explained",
-        "Where they fire",
+        "Top activating contexts",
         "Groups of",
         "Counterfactual audit",
         "Texts of highest reward",

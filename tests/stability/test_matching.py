@@ -348,7 +348,7 @@ def test_types_of_input(dtype):
     [
         ([[1.0, np.nan]], [[1.0, 1.0]], "signed", "A has a value that is not finite, in row 0"),
         ([[1.0, 1.0]], [[1.0, 1.0], [np.inf, 0.0]], "signed", "B has a value that is not finite, in row 1"),
-        ([[1.0, 1.0]], [[1.0]], "signed", r"rows of one length, found \[1, 2\] and \[1, 1\]"),
+        ([[1.0, 1.0]], [[1.0]], "signed", r"rows of the same length, found \[1, 2\] and \[1, 1\]"),
         ([1.0, 1.0], [[1.0]], "signed", r"A must have the shape \[n, d\]"),
         (np.zeros((0, 3)), np.ones((2, 3)), "signed", r"A must have the shape \[n, d\]"),
         ([["a"]], [[1.0]], "signed", "A must be a tensor or an array of numbers"),
@@ -369,7 +369,7 @@ def test_what_is_refused(A, B, mode, message):
         ([0], [0], [1.0], (1, 1), np.inf, "default must be finite"),
         ([0], [3], [1.0], (1, 3), 0.0, r"cols must lie in 0\.\.2, found 3\.\.3"),
         ([0, 0], [1, 1], [1.0, 2.0], (2, 2), 0.0, r"pair \(0, 1\) is listed twice"),
-        ([0, 1], [1], [1.0], (2, 2), 0.0, "three lists of one length"),
+        ([0, 1], [1], [1.0], (2, 2), 0.0, "lists of equal length"),
         ([0.5], [1], [1.0], (2, 2), 0.0, "rows must hold whole numbers"),
         ([0], [1], [1.0], (2, 0), 0.0, "shape must be"),
         ([0], [1], [1.0], (2, 2), ([1.0], [1.0]), "pair of vectors of lengths 2 and 2"),

@@ -329,7 +329,7 @@ def test_what_cannot_be_compared_is_told_before_anything_runs(metric):
     told = refused({"a": here, "b": there}, ["a", "b"], metric=metric)
     assert "'a' is at blocks.1.hook_resid_pre, 'b' is at blocks.2.hook_resid_pre" in told
     told = refused({"a": here, "b": Given.random(1)}, ["*"], {"kinds": {"one": ["a"]}}, metric=metric)
-    assert "'b' is of none of the kinds" in told
+    assert "'b' matches none of the kinds" in told
     assert "alive_tokens" in refused({"a": here, "b": Given.random(1)}, ["*"], {"alive_tokens": 0}, metric=metric)
 
 
@@ -344,7 +344,7 @@ def test_weights_that_are_not_finite_and_features_that_never_fire():
     results = evaluate_tiny([entry], saes={"a": Given.random(0), "b": dead}, groups={"g": ["*"]})
     assert results[0].status == "undefined"
     assert "no feature of 'b' fires on 1 of" in results[0].reason
-    with pytest.raises(SaevalError, match="'modes' names none"):
+    with pytest.raises(SaevalError, match="'modes' is empty"):
         evaluate_tiny([{"seed_stability": {"over": "g", "modes": []}}], saes=[Given.random(0)], groups={"g": ["*"]})
 
 
