@@ -458,7 +458,7 @@ def top(acts, k=4):
         (Returns(lambda acts: (acts, acts, acts)), "expected one tensor [1, 12, 32]"),
         (Returns(decoded=lambda x: (x, x)), "'decode' of Returns returned a tuple of a tensor [1, 12, 16] of float32"),
         (Returns(decoded=lambda x: x[0, 0]), "'decode' of Returns returned a tensor [16] of float32; expected one"),
-        (Unsized(top), "expected an attribute 'd_sae' beside it"),
+        (Unsized(top), "expected an attribute 'd_sae' of the object"),
         (TinySAE(d_in=20), "the SAE takes 20 inputs, but blocks.1.hook_resid_pre of model 'tiny' is 16 wide"),
     ],
 )  # fmt: skip
