@@ -64,7 +64,7 @@ def test_evidence_that_does_not_add_up_costs_its_own_cell():
 
     results = evaluate_tiny(["fickle", "plain", "l0"], Fickle, Plain, batch_size=8)
     assert [r.status for r in results] == ["failed", "failed", "ok"]
-    assert "names may not change" in results[0].reason
+    assert "names must not change" in results[0].reason
     assert "return an Evidence" in results[1].reason
 
 
