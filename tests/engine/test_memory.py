@@ -247,6 +247,6 @@ def test_a_suite_and_the_command_line_say_how_large(tmp_path, monkeypatch, capsy
     assert cli.main(["check", "small.yaml"]) == 2
     assert capsys.readouterr().err.startswith("small.yaml:6:8: 'batch': a number of sequences")
     with pytest.raises(
-        SaevalError, match="batch_size is a number of sequences or 'auto', such as batch_size=16; got 0"
+        SaevalError, match="batch_size must be a number of sequences or 'auto', such as batch_size=16; got 0"
     ):
         evaluate_tiny(["l0"], batch_size=0)

@@ -78,7 +78,7 @@ def test_a_number_that_would_fill_the_machine(tmp_path, capsys, what):
 def test_numbers_of_options(tmp_path, capsys):
     assert check(tmp_path, capsys, "--set", "data.context=2147483647")[0] == 2
     assert check(tmp_path, capsys, "--batch-size", str(10**12))[0] == 2
-    with pytest.raises(SaevalError, match="batch_size is a number of sequences or 'auto'"):
+    with pytest.raises(SaevalError, match="batch_size must be a number of sequences or 'auto'"):
         run(str(tmp_path / "s.yaml"), out=tmp_path / "out", batch_size=10**12)
     with pytest.raises(SaevalError, match="'steps' of metric 'reward_attribution'"):
         evaluate(
@@ -178,13 +178,13 @@ def test_a_config_of_a_gigabyte_is_not_read(tmp_path, capsys):
     sparse(tmp_path / "model" / "config.json")
     code, said = check(tmp_path, capsys, model=f"{{use: huggingface, path: '{tmp_path}/model'}}")
     assert code == 2
-    assert "bytes, where at most 67,108,864 are read; check the path" in said
+    assert "bytes, but at most 67,108,864 are read; check the path" in said
     folder = tmp_path / "sae"
     folder.mkdir()
     sparse(folder / "cfg.json")
     code, said = check(tmp_path, capsys, saes=f"[{{use: saelens, path: '{folder}'}}]")
     assert code == 2
-    assert "bytes, where at most 67,108,864 are read" in said
+    assert "bytes, but at most 67,108,864 are read" in said
     assert cli.main(["check", str(sparse(tmp_path / "big.yaml"))]) == 2
     assert "big.yaml: 1,073,741,824 bytes" in capsys.readouterr().err
 
@@ -222,7 +222,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 NUMBER = "1" * 5000
 
 
-@pytest.mark.parametrize(("value", "why"), [(DEEP, "nested too deeply"), (NUMBER, "a number of thousands of digits")])
+@pytest.mark.parametrize(("value", "why"), [(DEEP, "nested too deeply"), (NUMBER, "a number with thousands of digits")])
 def test_json_that_python_cannot_hold(tmp_path, value, why):
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"text": {value}, "tokens": {value}, "chosen": {value}, "rejected": {value}}}\n')

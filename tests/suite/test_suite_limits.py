@@ -79,7 +79,7 @@ def test_counts_of_options(tmp_path, capsys, number):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("- x\n" * (MAX_BYTES // 4 + 1), f"bytes, where at most {MAX_BYTES:,} are read"),
+        ("- x\n" * (MAX_BYTES // 4 + 1), f"bytes, but at most {MAX_BYTES:,} are read"),
         (BOMB, "more than 100000 nodes after expanding aliases"),
         ("s: &s '" + "x" * 10**6 + "'\nl: [" + ", ".join(["*s"] * 20) + "]", "characters after expanding aliases"),
         ("a: &x [*x]", "nested more than 50 deep, or an alias of itself"),
@@ -111,7 +111,7 @@ def test_suites_given_from_python(tmp_path, key, value):
 
 
 def test_options_given_from_python(tmp_path):
-    with pytest.raises(SaevalError, match=r"limit is a number of sequences, .*; got an object of type int"):
+    with pytest.raises(SaevalError, match=r"limit must be a number of sequences, .*; got an object of type int"):
         saeval.run("quickstart", out=tmp_path, limit=10**5000)
 
 
