@@ -120,7 +120,7 @@ class RunOptions:
         "stop", "stop the run or warn if the preflight finds something (default: stop); off: no preflight",
         "'stop', 'warn' or 'off'", "warn", of="run")
     skip_failing: bool = option(
-        False, "record cells whose SAE or hook fails the preflight as failed, and run the rest", _SWITCH, True, of="run")
+        False, "record cells whose SAE or hook fails the preflight as failed; run the rest", _SWITCH, True, of="run")
     # fmt: on
 
     def spelled(self, option: str, value: Any = True) -> str:

@@ -45,7 +45,7 @@ def data(**changed):
     return "{" + ", ".join(f"{key}: {value}" for key, value in entries.items()) + "}"
 
 
-LARGE = "is a number of more than 64 bits, more than anything here takes"
+LARGE = "is a number of more than 64 bits, which is too large"
 MISTAKES = {
     "context": ({"data": data(context=2**31 - 1)}, "'context' of data 'python-stdlib': input should be less than or equal to 1048576"),
     "context of the model": ({"data": data(context=2**20)}, "context 1048576 is longer than the 256 positions of 'testbed'"),
@@ -60,7 +60,7 @@ MISTAKES = {
     "interventions": (
         {"metrics": "[{perturbation: {draws: 10000, positions: 10000}}]"}, "draws times positions is 100000000, at most 10000",
     ),
-    "batch": ({"batch": 10**12}, "'batch': a number of sequences up to 1000000000, or auto, got 1000000000000"),
+    "batch": ({"batch": 10**12}, "'batch': expected a number of sequences up to 1000000000, or auto, got 1000000000000"),
     "batch of many digits": ({"batch": HUGE}, LARGE),
 }  # fmt: skip
 
