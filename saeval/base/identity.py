@@ -29,22 +29,22 @@ class Origin:
         return self.distribution == "saeval"
 
 
-def code_identity(thing: object, origin: Origin) -> str:
+def code_identity(definition: object, origin: Origin) -> str:
     """Return the identity of an object's code: the distribution's version, or a hash of its package if editable."""
     if not origin.editable:
         return f"{origin.distribution}=={origin.version}"
-    return f"{origin.distribution}:{_source_identity(thing) or origin.version}"
+    return f"{origin.distribution}:{_source_identity(definition) or origin.version}"
 
 
-def _source_identity(thing: Any) -> str:
+def _source_identity(definition: Any) -> str:
     """Return a hash of the package that defines a function or class; empty if it has no file, as in a notebook."""
-    while isinstance(thing, functools.partial):
-        thing = thing.func
-    thing = inspect.unwrap(thing)  # the file of the decorated function, not of the decorator
-    if not isinstance(thing, type | FunctionType):
-        thing = type(thing)
+    while isinstance(definition, functools.partial):
+        definition = definition.func
+    definition = inspect.unwrap(definition)  # the file of the decorated function, not of the decorator
+    if not isinstance(definition, type | FunctionType):
+        definition = type(definition)
     try:
-        file = inspect.getsourcefile(thing)
+        file = inspect.getsourcefile(definition)
         return _source_hash(Path(file).resolve()) if file else ""
     except (TypeError, OSError):
         return ""

@@ -37,5 +37,5 @@ class Stateless:
         super().__delattr__(name)
 
 
-def _name(thing: Stateless) -> str:
-    return str(getattr(thing, "name", type(thing).__qualname__))
+def _name(owner: Stateless) -> str:
+    return str(getattr(owner, "name", type(owner).__qualname__))

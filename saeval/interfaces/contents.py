@@ -25,7 +25,7 @@ _CHUNK = 2**20
 
 
 class Care(IntEnum):
-    """How closely values are compared."""
+    """The thoroughness of a comparison of values."""
 
     VERSIONS = 0
     """Containers, and tensors by their version counters, which miss writes through `.numpy()` and `.data`."""

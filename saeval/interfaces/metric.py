@@ -31,7 +31,7 @@ class Metric(Stateless):
       those that a `functools.partial` fixes. A function that requests nothing of the SAE runs once
       for all SAEs at a hook, and metrics with equal functions and arguments share passes.
 
-    The parameters of `__init__` are the schema of the YAML parameters. A metric keeps no state between calls: one
+    `__init__` is the schema of the YAML parameters. A metric keeps no state between calls: one
     object serves every batch and every SAE, and setting an attribute after `__init__` fails the cell.
     """
 
