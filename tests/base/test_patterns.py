@@ -12,7 +12,7 @@ from saeval.engine.preflight import warnings
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
 from saeval.testing.claims import every
-from saeval_data.files import names_matching as files_matching
+from saeval_data.files import matching as files_matching
 from saeval_formats.folders import chosen
 from saeval_formats.reference import matched
 from saeval_stability.group import labelled

@@ -104,7 +104,7 @@ def test_a_wrong_flag_is_named_as_one(capsys):
     assert cli.main(["run", "quickstart", "--limit", str(10**10)]) == 2
     assert capsys.readouterr().err.startswith("--limit must be a number of sequences, such as --limit 8; got")
     assert cli.main(["run", "quickstart", "--skip-failing", "--preflight", "off"]) == 2
-    assert capsys.readouterr().err.startswith("--skip-failing with --preflight off: the one")
+    assert capsys.readouterr().err.startswith("--skip-failing with --preflight off: these contradict")
 
 
 def test_the_documentation_has_a_row_for_each():
