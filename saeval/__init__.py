@@ -1,6 +1,6 @@
-"""saeval: how good is a sparse autoencoder, and is a difference real?
+"""saeval evaluates sparse autoencoders and tests if their differences are real.
 
-Names are imported when first used, so that `import saeval` and `saeval --help` stay fast.
+Names are imported on first use, so that `import saeval` and `saeval --help` are fast.
 """
 
 from __future__ import annotations

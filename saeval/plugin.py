@@ -1,6 +1,6 @@
-"""What a plugin is written with, and all that it may import of saeval. Everything else may change without notice.
+"""The API for plugins: the only module of saeval that they may import. All others may change without notice.
 
-Names are imported when first used, so that listing plugins loads no library that computes.
+Names are imported on first use, so that listing plugins does not import torch.
 """
 
 from __future__ import annotations

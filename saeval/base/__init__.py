@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, text that is shown, files, hashes, memory, parameters of classes."""
+"""The foundation of the other packages: errors, text output, files, hashes, memory and parameters."""

@@ -1,4 +1,4 @@
-"""Zip archives of arrays and tensors: whether what is in them is what was written."""
+"""Integrity checks of zip archives of arrays and tensors."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from saeval.base.lazy_torch import torch
 
 
 def archive_damage(path: Path, loaded: Any = None) -> str | None:
-    """What is wrong with an archive's members, in a few words; None where nothing is, or where the file is no archive.
+    """Return what is wrong with an archive's members, in a few words; None if nothing is, or if it is no archive.
 
-    Readers that map a file into memory look at no checksum and at no length, so that a flipped bit or the bytes of a
-    neighbour would be weights. `loaded` is what torch made of the file: each tensor's storage has a member of its size.
+    Readers that map a file into memory check neither checksums nor lengths, so a flipped bit or the bytes of another
+    member would become weights. `loaded` is torch's content of the file: each storage must have a member of its size.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            sizes = Counter(one.file_size for one in archive.infolist() if "/data/" in one.filename)
-            if (member := archive.testzip()) is not None:
-                return f"the checksum of '{member}' in it is wrong"
+            sizes = Counter(member.file_size for member in archive.infolist() if "/data/" in member.filename)
+            if (damaged := archive.testzip()) is not None:
+                return f"the checksum of '{damaged}' in it is wrong"
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError):
-        return None  # what is wrong with the archive itself is said by its reader
-    storages = {one.data_ptr(): one.nbytes() for one in _storages(loaded) if one.nbytes() and one.device.type == "cpu"}
+        return None  # its reader reports damage of the archive itself
+    storages = {s.data_ptr(): s.nbytes() for s in _storages(loaded) if s.nbytes() and s.device.type == "cpu"}
     if Counter(storages.values()) - sizes:
-        return "a tensor in it is not as long as its shape says"
+        return "a tensor in it is shorter or longer than its shape"
     return None
 
 
 def load_tensors_only(path: Path) -> Any:
-    """What torch reads of a file, mapped into memory where it can be: tensors and plain data, and nothing is executed.
+    """Return the tensors and plain data in a torch file, memory-mapped if possible; nothing in it is executed.
 
-    Raises whatever torch does for a file that is damaged or asks for more.
+    Raises torch's own errors if the file is damaged or holds other objects.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -43,11 +43,11 @@ def load_tensors_only(path: Path) -> Any:
 
 
 def _storages(loaded: Any) -> Iterator[Any]:
-    """The storages of all tensors in what was loaded, however nested."""
+    """Yield the storages of all tensors in nested lists and mappings."""
     if isinstance(loaded, Mapping):
         loaded = list(loaded.values())
     if isinstance(loaded, list | tuple):
-        for one in loaded:
-            yield from _storages(one)
+        for item in loaded:
+            yield from _storages(item)
     elif hasattr(loaded, "untyped_storage") and str(getattr(loaded, "layout", "")) == "torch.strided":
         yield loaded.untyped_storage()

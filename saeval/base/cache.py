@@ -1,4 +1,4 @@
-"""The cache folder: tokens and hashes of earlier runs. All of it can be made again, and a run goes on without it."""
+"""The cache folder: tokens and hashes of earlier runs. All of it can be rebuilt, and a run works without it."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ VARIABLE = "SAEVAL_CACHE"
 
 
 def cache_dir() -> Path | None:
-    """`$SAEVAL_CACHE`, else `$XDG_CACHE_HOME/saeval`, else `~/.cache/saeval`; None where nobody knows a home folder."""
-    own = os.environ.get(VARIABLE)
+    """Return `$SAEVAL_CACHE`, else `$XDG_CACHE_HOME/saeval`, else `~/.cache/saeval`; None without a home folder."""
+    chosen = os.environ.get(VARIABLE)
     try:
-        if own:
-            return Path(own).expanduser()
+        if chosen:
+            return Path(chosen).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saeval"
     except RuntimeError:
         return None
 
 
 def recall(kind: str, name: str, model: type[BaseModel]) -> dict[str, Any] | None:
-    """What `keep` wrote as `kind/name.json`, of the form of `model`; None where there is nothing of use."""
+    """Return the record that `keep` wrote as `kind/name.json`, checked by `model`; None if missing or damaged."""
     folder = cache_dir()
     if folder is None:
         return None
@@ -39,7 +39,7 @@ def recall(kind: str, name: str, model: type[BaseModel]) -> dict[str, Any] | Non
     try:
         record = unsealed(path.read_bytes())
         if record.pop("of", None) != f"{kind}/{name}":
-            raise DamagedError("it is the file of another name")
+            raise DamagedError("it belongs to another file name")
         validated(model.model_validate, record)
     except (OSError, EarlierError):
         return None
@@ -52,21 +52,22 @@ def recall(kind: str, name: str, model: type[BaseModel]) -> dict[str, Any] | Non
 def keep(
     kind: str, name: str, record: Mapping[str, Any], beside: Mapping[str, Callable[[IO[bytes]], object]] | None = None
 ) -> None:
-    """Write `kind/name.json`, and before it the files `beside` it, by suffix; one warning where that is impossible."""
+    """Write `kind/name.json`, and before it the files `beside` it, by suffix. Warn once if that is impossible."""
     folder = cache_dir()
     if folder is None:
-        _go_on_without(None, "this user has no home folder")
+        _warn_once(None, "this user has no home folder")
         return
     try:
         for suffix, content in (beside or {}).items():
             _write(folder / kind / f"{name}{suffix}", content)
         _write(folder / kind / f"{name}.json", sealed({**record, "of": f"{kind}/{name}"}))
     except Unwritable as error:
-        _go_on_without(folder, error.reason)
+        _warn_once(folder, error.reason)
 
 
 def damaged(path: Path, why: str) -> None:
-    log.warning("%s: %s; it is made again", path, why)
+    """Warn about a damaged file."""
+    log.warning("%s: %s; it is rebuilt", path, why)
 
 
 def _write(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
@@ -76,17 +77,17 @@ def _write(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
 
 @functools.cache
 def _tidied(folder: Path) -> None:
-    """Once a process: a cache holds many files."""
+    """Tidy a folder once per process, since a cache holds many files."""
     tidy(folder)
 
 
-def _go_on_without(folder: Path | None, reason: str) -> None:
-    """Say once a process that a cache is of no use."""
-    if folder not in _SAID:
-        _SAID.add(folder)
+def _warn_once(folder: Path | None, reason: str) -> None:
+    """Warn, once per process, that a cache cannot be used."""
+    if folder not in _WARNED:
+        _WARNED.add(folder)
         what = "there is no cache" if folder is None else f"the cache {folder} cannot be written"
-        remedy = f"tokens and hashes are made anew in every run: set {VARIABLE} to a folder that can be written"
+        remedy = f"tokens and hashes are computed again in every run: set {VARIABLE} to a writable folder"
         log.warning("%s (%s); %s", what, reason, remedy)
 
 
-_SAID: set[Path | None] = set()
+_WARNED: set[Path | None] = set()

@@ -1,4 +1,4 @@
-"""The command line's streams: what is printed reaches any terminal, in any encoding, and no device stops the work."""
+"""The command line's streams: output that suits any terminal and encoding, and survives a full or closed device."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _ASCII = str.maketrans({
     "⇥": "\\t", "‖": "||", "Σ": "sum ", "²": "^2", "³": "^3", "≤": "<=", "≥": ">=", "≈": "~", "“": '"', "”": '"',
     "’": "'", "\u0302": "^", "μ": "mu", "∞": "inf", "·": ".", "√": "sqrt",
 })  # fmt: skip
-"""What saeval's own text says in ASCII where a console lacks the sign."""
+"""ASCII spellings of saeval's own signs, for consoles that lack them."""
 
 
 _MOVES = re.compile(r"\r(?!\n)|\n*(\x1b\[A)+\Z")
-"""How progress bars of libraries begin their line again, and go up to it; nothing foreign begins what is written."""
+"""Cursor moves of libraries' progress bars at the start of a write, where no foreign text can be."""
 
 
 class Shown:
-    """A stream for people: control characters are shown, and signs that its encoding lacks are spelled in ASCII.
+    """A stream for people: it escapes control characters and spells signs that its encoding lacks in ASCII.
 
-    `needed` is whether what is written there is the verb's answer: then a device that takes no more is a `SaevalError`.
-    Otherwise (progress, warnings) it is no reason to stop.
+    `needed` is True for the stream of a verb's answer: a write that fails is then a `SaevalError`. For progress and
+    warnings it is False, and the run continues.
     """
 
     def __init__(self, stream: TextIO, needed: bool) -> None:
@@ -41,7 +41,7 @@ class Shown:
 
     def write(self, text: str) -> int:
         if not self.failed:  # already reported
-            with self._answering():
+            with self._handling_failure():
                 self.stream.write(self._spelled(text))
         return len(text)
 
@@ -51,7 +51,7 @@ class Shown:
 
     def flush(self) -> None:
         if not self.failed:
-            with self._answering():
+            with self._handling_failure():
                 self.stream.flush()
 
     def _spelled(self, text: str) -> str:
@@ -64,12 +64,12 @@ class Shown:
         except UnicodeEncodeError:
             letters = (c if _has(encoding, c) else c.translate(_ASCII) for c in plain)
             return "".join(letters).encode(encoding, "backslashreplace").decode(encoding)
-        except LookupError:  # a stream of some notebook's, with an encoding of its own name
+        except LookupError:  # a notebook's stream with an unknown encoding
             pass
         return plain
 
     @contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _handling_failure(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -79,11 +79,11 @@ class Shown:
             if isinstance(error, BrokenPipeError):
                 raise
             reason = error.strerror or error
-            message = f"standard output cannot be written ({reason}); free some space, or send it elsewhere"
+            message = f"standard output cannot be written ({reason}); free some space, or redirect it"
             raise SaevalError(message) from None
 
     def abandon(self) -> None:
-        """Leave what could not be written: the interpreter would try again at its exit, and fail."""
+        """Discard unwritten output, which the interpreter would try to write again at exit, and fail."""
         with suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.stream.fileno())
@@ -100,7 +100,7 @@ def _has(encoding: str, letter: str) -> bool:
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Standard output and error as `Shown` meanwhile."""
+    """Context manager that wraps standard output and error in `Shown`."""
     before = sys.stdout, sys.stderr
     streams = [Shown(s, needed) if s is not None else None for s, needed in zip(before, (True, False), strict=True)]
     sys.stdout, sys.stderr = cast("list[TextIO]", streams)
@@ -114,11 +114,11 @@ def shown() -> Iterator[None]:
 
 
 def device(stream: TextIO) -> TextIO:
-    """The stream itself, for what draws with a terminal's own codes; it must not fail at a sign that it lacks."""
-    own = stream.stream if isinstance(stream, Shown) else stream
+    """Return the wrapped stream, for libraries that draw with terminal codes; signs that it lacks are escaped."""
+    inner = stream.stream if isinstance(stream, Shown) else stream
     with suppress(AttributeError, ValueError):
-        own.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
-    return own
+        inner.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
+    return inner
 
 
 __all__ = ["Shown", "device", "shown"]

@@ -1,4 +1,4 @@
-"""What goes wrong, by whose fault: the user's (`SaevalError`), or the data's (`Undefined`)."""
+"""Errors of the user (`SaevalError`) and undefined values (`Undefined`), with helpers for messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saeval.base.escapes import line, terminal
 
 
 class _Shown(logging.Filter):
-    """Names in a message may come from anywhere."""
+    """Escapes control characters, since names in a message may come from anywhere."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = terminal(record.getMessage()), ()
@@ -25,41 +25,43 @@ log = logging.getLogger("saeval")
 log.addFilter(_Shown())
 
 OK, SOME_FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes: all well; some cells failed; the user's mistake; Ctrl-C."""
+"""Exit codes: success; some cells failed; a mistake of the user; Ctrl-C."""
 
 
 class SaevalError(Exception):
-    """A mistake of the user's: one sentence that says what was found and what to do. Exit code 2, no traceback."""
+    """A mistake of the user. The message says what is wrong and what to do; the exit code is 2, without traceback."""
 
     def __str__(self) -> str:
-        return terminal(super().__str__())  # it quotes checkpoints and files
+        return terminal(super().__str__())  # a message may quote checkpoints and files
 
 
 class UnknownNameError(SaevalError):
-    """No plugin supplies this name. `by` requests it; `failures` are plugins that may have, and did not load."""
+    """An unknown name, requested by `by`. `failures` are plugins that did not load and might supply it."""
 
     def __init__(
         self, kind: str, name: str, known: Iterable[str], *, by: str | None = None, failures: Iterable[object] = ()
     ) -> None:
         self.kind, self.failures = kind, list(failures)
-        asked = f" (asked for by {by})" if by else ""
+        requested = f" (requested by {by})" if by else ""
         broken = "".join(f" (plugin {failure})" for failure in self.failures)
-        super().__init__(f"unknown {kind} '{name}'{asked}{suggestion(name, known)}{broken}")
+        super().__init__(f"unknown {kind} '{name}'{requested}{suggestion(name, known)}{broken}")
 
 
 class Undefined(Exception):  # noqa: N818 - a state of the data, not an error
     """A value that does not exist for this data, such as the L0 of a substitute without features.
 
-    Raised by a metric or a quantity, it makes the cell `undefined` with this reason, not `failed`.
+    If a metric or a quantity raises it, the cell is `undefined` with this reason, not `failed`.
     """
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a suite: where it stands (`file:line:col`, or nothing) and what is wrong."""
+    """One problem of a suite."""
 
     message: str
+    """A sentence on what is wrong."""
     where: str = ""
+    """Its place, `file:line:col`; empty if unknown."""
 
     def __str__(self) -> str:
         message = line(self.message)  # a value that it quotes may hold line breaks
@@ -67,7 +69,7 @@ class Problem:
 
 
 class SuiteError(SaevalError):
-    """Everything wrong with a suite, all at once, one line a problem."""
+    """All problems of a suite, one per line."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(dict.fromkeys(problems))
@@ -76,9 +78,9 @@ class SuiteError(SaevalError):
 
 @contextmanager
 def blamed(what: str, origin: object, *, values: bool = False) -> Iterator[None]:
-    """Errors of a plugin's own code outside cells, as one `SaevalError` that names the plugin.
+    """Context manager that turns errors of a plugin's code into a `SaevalError` that names the plugin.
 
-    With `values`, a `ValueError` is about what the user asked for, and its words are kept.
+    With `values`, a `ValueError` is about a value that the user gave and is raised unchanged.
     """
     try:
         yield
@@ -92,53 +94,53 @@ def blamed(what: str, origin: object, *, values: bool = False) -> Iterator[None]
 
 
 def said(error: BaseException) -> str:
-    """An error's class and words on one line, whatever its `__str__` does."""
+    """Return an error's class and message on one line."""
     try:
         words = line(" ".join(str(error).split()))
-    except Exception:
+    except Exception:  # its `__str__` failed
         words = ""
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def quoted_value(value: object) -> str:
-    """A wrong value for a message: its repr, where that is not too long for one."""
+    """Return the repr of a wrong value for a message, cut at 200 characters."""
     try:
         text = repr(value)
-    except Exception:  # a number of thousands of digits, a list that holds itself, a foreign object
+    except Exception:  # a number with thousands of digits, a list that contains itself, an object of another library
         return f"an object of type {type(value).__name__}"
     return text if len(text) <= _MOST else f"{text[:_MOST]}..."
 
 
 _MOST = 200
-"""Letters of a wrong value that a message shows."""
+"""Number of characters of a wrong value that a message shows."""
 
 
 def shown(value: object) -> str:
-    """A wrong value for one sentence: itself where it is short, else its type."""
+    """Return the repr of a wrong value if it is short, else its type."""
     text = quoted_value(value)
     plain = len(text) <= 80 and "\n" not in text and " at 0x" not in text
     return text if plain else f"an object of type {type(value).__name__}"
 
 
 def expand_user(path: Path | str) -> Path:
-    """A path with its `~` expanded, existing or not; `SaevalError` where the system cannot even look for it."""
+    """Return a path with its `~` expanded, existing or not; `SaevalError` if the system cannot access it."""
     try:
-        found = Path(path).expanduser()
+        expanded = Path(path).expanduser()
         with suppress(FileNotFoundError, NotADirectoryError):
-            found.stat()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, nobody's home, a zero byte, no permission
+            expanded.stat()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, an unknown user, a zero byte, no permission
         shown = repr(str(path)[:80] + "..." * (len(str(path)) > 80))
-        raise SaevalError(f"{shown} cannot be looked for ({getattr(error, 'strerror', None) or error})") from None
-    return found
+        raise SaevalError(f"{shown} cannot be accessed ({getattr(error, 'strerror', None) or error})") from None
+    return expanded
 
 
 def searched_in(path: Path | str) -> str:
-    """` in /the/folder` for a relative path: where it was looked for; nothing for an absolute one."""
+    """Return ` in /the/folder`, the current folder, for a relative path; empty for an absolute one."""
     return "" if os.path.isabs(os.path.expanduser(path)) else f" in {Path.cwd()}"
 
 
 def lone_surrogate(text: str) -> str | None:
-    """The first half of a surrogate pair without its other half, as `\\ud800`: a string with one is no text."""
+    """Return the first unpaired surrogate of a string, as `\\ud800`; None if it is valid text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -147,7 +149,7 @@ def lone_surrogate(text: str) -> str | None:
 
 
 def suggestion(word: str, known: Iterable[str], otherwise: str | None = None) -> str:
-    """`; did you mean 'ce'?` for the nearest known word, else `otherwise`, by default the list of all known words."""
+    """Return `; did you mean 'ce'?` for the nearest known word, else `otherwise`, by default a list of known words."""
     words = sorted(set(known))
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.6 if len(word) > 3 else 0.5)
     if near:

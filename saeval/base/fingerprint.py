@@ -1,4 +1,4 @@
-"""Hashes: of files (remembered between runs), of tensors, of plain data."""
+"""Hashes of files (cached between runs), of tensors and of plain data."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class _Remembered(BaseModel):
 
 
 def sha256_file(path: Path | str) -> str:
-    """Hex digest of a file's content; read again only when the file looks changed. `OSError` where it cannot be."""
+    """Return the SHA-256 hex digest of a file, cached until its size, times or inode change. `OSError` as of `open`."""
     path = Path(path).resolve()
-    found = path.stat()
-    state = [str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    status = path.stat()
+    state = [str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
     name = hashlib.sha256(str(path).encode()).hexdigest()
     cached = cache.recall(_KIND, name, _Remembered)
     if cached is not None and cached["state"] == state:
         return str(cached["sha256"])
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    # A file changed this moment may change again within one tick of its clock: such a hash is not remembered.
-    if time.time() - found.st_mtime > _SETTLED_SECONDS:
+    # A file that just changed may change again within the same clock tick, so its hash is not cached.
+    if time.time() - status.st_mtime > _SETTLED_SECONDS:
         cache.keep(_KIND, name, {"state": state, "sha256": digest})
     return digest
 
@@ -46,20 +46,21 @@ class _Made(BaseModel):
 
 
 def cached(kind: str, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` returns, plain data with text for keys; from the cache where it was made under this key before.
+    """Return the result of `make`, from the cache if it is there.
 
-    `key` is a digest of all that the data depend on. An entry that is damaged or cannot be read is made again.
+    The result is plain data with string keys. `key` is a digest of everything that it depends on, and `kind` a folder
+    of the cache. A damaged entry is computed again.
     """
-    kept = cache.recall(kind, key, _Made)
-    if kept is None:
-        kept = {"made": make()}
-        cache.keep(kind, key, kept)
-    found: dict[str, Any] = kept["made"]
-    return found
+    entry = cache.recall(kind, key, _Made)
+    if entry is None:
+        entry = {"made": make()}
+        cache.keep(kind, key, entry)
+    result: dict[str, Any] = entry["made"]
+    return result
 
 
 def tensors_sha256(tensors: Mapping[str, Any]) -> str:
-    """Hash of named tensors: names, shapes, dtypes, bytes. What is no tensor is passed over."""
+    """Return a hash of named tensors: names, shapes, dtypes, bytes. Other values are ignored."""
     import torch  # late: files are hashed without it
 
     digest = hashlib.sha256()
@@ -71,5 +72,5 @@ def tensors_sha256(tensors: Mapping[str, Any]) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """Hash of plain data, the same in every process."""
+    """Return the SHA-256 hex digest of plain data; it is the same in every process."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,15 +1,15 @@
-"""Numbers as text for people: one way for all tables, pages and messages, and never a negative zero."""
+"""Numbers as text for people, the same in all tables, pages and messages; never a negative zero."""
 
 from __future__ import annotations
 
 import math
 
 ROUNDING = 1e-9
-"""A standard error below this share of its value, or of 1 where the value is not above it, is rounding."""
+"""A standard error below this share of its value, or of 1 if the value is not larger than it, is rounding."""
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number to so many significant digits, below a million to the whole number; a dash where there is none."""
+    """Format a number to `digits` significant digits, or to a whole one below a million; `–` if None or not finite."""
     if value is None or not math.isfinite(value):
         return "–"
     if 10**digits <= abs(value) < 10**6:
@@ -18,14 +18,14 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 cell`, `2 cells`, `0 clean passes`."""
+    """Return a count with its noun: `1 cell`, `2 cells`, `0 clean passes`."""
     return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def with_error(value: float, stderr: float | None) -> str:
-    """`0.289 ± 0.011`: a value to the second digit of its standard error; without one, to four digits.
+    """Format a value to the second digit of its standard error, `0.289 ± 0.011`; without one, to four digits.
 
-    Where that takes more than six decimals both share a power of ten: `(3.4 ± 1.2)e-08`.
+    If that takes more than six decimals, both share a power of ten: `(3.4 ± 1.2)e-08`.
     """
     if stderr is None or not (math.isfinite(stderr) and math.isfinite(value)):
         return number(value)
@@ -42,12 +42,12 @@ def with_error(value: float, stderr: float | None) -> str:
 
 
 def decimals(stderr: float) -> int:
-    """Decimals that show the second digit of a standard error."""
+    """Return the number of decimals that shows two digits of a standard error."""
     return max(0, 1 - math.floor(math.log10(stderr)))
 
 
 def interval(ends: tuple[float, float] | list[float], stderr: float | None) -> str:
-    """`0.27 to 0.31`: both ends to the second digit of the standard error."""
+    """Format an interval, with both ends to the second digit of the standard error: `0.27 to 0.31`."""
     if not stderr or not math.isfinite(stderr) or decimals(stderr) > 6:
         return " to ".join(number(end, 3) for end in ends)
     return " to ".join(f"{end:z.{max(decimals(stderr), 1)}f}" for end in ends)

@@ -1,4 +1,4 @@
-"""`Guarded`: an object of a plugin's whose every call is answered for by that plugin."""
+"""`Guarded`: a proxy of a plugin's object whose errors name the plugin."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from saeval.base.errors import Problem, SaevalError, SuiteError, blamed
 
 
 class Guarded:
-    """Stands for `thing`: what its methods and properties raise becomes one `SaevalError` that names the plugin.
+    """A proxy of `inner`: errors of its methods and properties become a `SaevalError` that names the plugin.
 
-    With `problem`, a function of the message, it is a `SuiteError` that also says where the suite names the thing.
+    With `problem`, a function of the message, it is a `SuiteError` with the object's place in the suite.
     """
 
     def __init__(
-        self, thing: Any, what: str, origin: object, problem: Callable[[str], Problem] | None = None
+        self, inner: Any, what: str, origin: object, problem: Callable[[str], Problem] | None = None
     ) -> None:  # fmt: skip
-        vars(self).update(_thing=thing, _what=what, _origin=origin, _problem=problem)
+        vars(self).update(_inner=inner, _what=what, _origin=origin, _problem=problem)
 
     @property
     def __class__(self) -> Any:
-        """The class of what it stands for, so that `isinstance` says the same."""
-        return type(self._thing)
+        """The class of the inner object, so that `isinstance` works."""
+        return type(self._inner)
 
     @__class__.setter
     def __class__(self, cls: Any) -> None:
         raise TypeError("the class of a plugin's object cannot be changed")
 
     def __getattr__(self, name: str) -> Any:
-        with self._answered():
-            found = getattr(self._thing, name)
-        if not callable(found):
-            return found
+        with self._blaming():
+            attribute = getattr(self._inner, name)
+        if not callable(attribute):
+            return attribute
 
         def call(*arguments: Any, **named: Any) -> Any:
-            with self._answered():
-                return found(*arguments, **named)
+            with self._blaming():
+                return attribute(*arguments, **named)
 
         return call
 
     @contextmanager
-    def _answered(self) -> Iterator[None]:
+    def _blaming(self) -> Iterator[None]:
         try:
             with blamed(self._what, self._origin):
                 yield
@@ -52,4 +52,4 @@ class Guarded:
             raise SuiteError([self._problem(str(error))]) from error
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._thing, name, value)
+        setattr(self._inner, name, value)

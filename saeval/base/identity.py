@@ -1,4 +1,4 @@
-"""`Origin`: who supplies a thing, and what makes its code the same; part of every key."""
+"""`Origin`: the plugin that supplies an object, and the identity of its code, which is part of every key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Origin:
-    """Who supplies a thing: `distribution:entry-point`, or the file of `--plugin`."""
+    """The plugin that supplies an object: `distribution:entry-point`, or the file of `--plugin`."""
 
     distribution: str
     entry_point: str
@@ -25,26 +25,26 @@ class Origin:
 
     @property
     def own(self) -> bool:
-        """Whether it ships with saeval, whose tests prove that its functions write into nothing."""
+        """True if it ships with saeval, whose tests show that its functions do not change their arguments."""
         return self.distribution == "saeval"
 
 
-def code_identity(thing: object, origin: Origin) -> str:
-    """What makes the code behind a name the same: the distribution's version, or its package's source when editable."""
+def code_identity(definition: object, origin: Origin) -> str:
+    """Return the identity of an object's code: the distribution's version, or a hash of its package if editable."""
     if not origin.editable:
         return f"{origin.distribution}=={origin.version}"
-    return f"{origin.distribution}:{_source_identity(thing) or origin.version}"
+    return f"{origin.distribution}:{_source_identity(definition) or origin.version}"
 
 
-def _source_identity(thing: Any) -> str:
-    """Hash of the package that a function or class is written in; empty where no file has it, as in a notebook."""
-    while isinstance(thing, functools.partial):
-        thing = thing.func
-    thing = inspect.unwrap(thing)  # a decorator's own file says nothing of what it decorates
-    if not isinstance(thing, type | FunctionType):
-        thing = type(thing)
+def _source_identity(definition: Any) -> str:
+    """Return a hash of the package that defines a function or class; empty if it has no file, as in a notebook."""
+    while isinstance(definition, functools.partial):
+        definition = definition.func
+    definition = inspect.unwrap(definition)  # the file of the decorated function, not of the decorator
+    if not isinstance(definition, type | FunctionType):
+        definition = type(definition)
     try:
-        file = inspect.getsourcefile(thing)
+        file = inspect.getsourcefile(definition)
         return _source_hash(Path(file).resolve()) if file else ""
     except (TypeError, OSError):
         return ""
@@ -52,7 +52,7 @@ def _source_identity(thing: Any) -> str:
 
 @functools.cache
 def _source_hash(source: Path) -> str:
-    """Hash of a module's whole package, or of the module alone where it stands in none."""
+    """Return a hash of a module's top-level package, or of the module if it is in none."""
     package = source.parent
     if not (package / "__init__.py").exists():
         files = [source]

@@ -1,7 +1,7 @@
-"""torch, imported when something of it is first used: `from saeval.base.lazy_torch import torch`.
+"""torch, imported on first use: `from saeval.base.lazy_torch import torch`.
 
-Listing, checking and showing import the modules that compute, and compute nothing: without this, `saeval ls metrics`
-would spend most of its time on a library that it does not use.
+Verbs that list or check import modules that compute, but compute nothing. Without this module, `saeval ls metrics`
+would spend most of its time importing torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 else:
 
     class _Torch:
-        """Stands for the module: each of its names is looked up there."""
+        """A proxy of the module."""
 
         __slots__ = ()
 
@@ -30,5 +30,5 @@ __all__ = ["is_tensor", "torch"]
 
 
 def is_tensor(value: object) -> TypeIs[torch.Tensor]:
-    """Whether it is a tensor; asking does not import torch, without which there is none."""
+    """Return True for a torch tensor, without importing torch."""
     return "torch" in sys.modules and isinstance(value, torch.Tensor)

@@ -1,4 +1,4 @@
-"""Memory: what there is, and which errors say that it ran out."""
+"""Memory: how much is available, and which errors say that it ran out."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ try:
 except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]
 
-# Only CUDA has a class for it; other allocators raise a RuntimeError that differs in its words alone.
+# Only CUDA has an error class for it; other allocators raise a RuntimeError with one of these messages.
 _SAYINGS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 class TooLargeError(BaseException):
-    """A batch that does not fit. No `Exception`, so that nothing on its way takes it for the failure of a cell."""
+    """A batch that does not fit in memory. It is not an `Exception`, so that it is never recorded as a failed cell."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: torch's on any device, that of its CPU allocator, numpy's."""
+    """Return True if an error says that memory ran out: torch's on any device or numpy's."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
 
 
 def refuse_too_large(error: BaseException) -> None:
-    """Raise `TooLargeError` in place of an error that says that memory ran out."""
+    """Raise `TooLargeError` if an error says that memory ran out."""
     if out_of_memory(error):
         raise TooLargeError(str(error).strip().split("\n")[0]) from None
 
 
 def memory_budget(device: str) -> int:
-    """Bytes that SAE weights may take together: half of the device's memory."""
+    """Return the bytes that all SAE weights together may take: half of the device's memory."""
     if device.startswith("cuda"):
         _, total = torch.cuda.mem_get_info(device)
         return total // 2
@@ -45,14 +45,14 @@ def memory_budget(device: str) -> int:
 
 
 def available(device: str) -> int:
-    """Bytes free now: the device's, or what this machine and the container around it leave to a process."""
+    """Return the bytes that are free now: on the device, or on this machine and within its container's limit."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
     return min([memory_budget(device), int(psutil.virtual_memory().available), *_free_of_container()])
 
 
 def peak_mib() -> int:
-    """The most memory that this process has had so far, in MiB."""
+    """Return the peak memory of this process, in MiB."""
     if resource is None:
         return int(psutil.Process().memory_info().peak_wset) // 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -62,7 +62,7 @@ def peak_mib() -> int:
 def _free_of_container() -> list[int]:
     try:
         limit, used = (int((_CGROUP / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current"))
-    except (OSError, ValueError):  # no container, or one without a limit
+    except (OSError, ValueError):  # no container, or no limit
         return []
     return [max(0, limit - used + _numbers(_CGROUP / "memory.stat").get("inactive_file", 0))]
 

@@ -1,4 +1,4 @@
-"""The grammar of names that people choose: of suites, metrics, SAEs, groups and controls."""
+"""Rules for the names that users choose: of suites, metrics, SAEs, groups and controls."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from saeval.base.escapes import CONTROL, FORBIDDEN, MAX_BYTES, RESERVED, line
 
 
 def unfit(name: str) -> str | None:
-    """Why a name cannot stand in a table, in a phrase; None where it can: it is one line without control characters."""
+    """Return why a name cannot be shown in a table, in a phrase; None if it is one line without control characters."""
     if not name.strip():
         return "it is empty"
-    if found := CONTROL.search(name):
-        return f"it has the control character '{line(found[0])}' at place {found.start() + 1}"
+    if match := CONTROL.search(name):
+        return f"it has the control character '{line(match[0])}' at position {match.start() + 1}"
     return None
 
 
 def unfit_for_files(name: str) -> str | None:
-    """Why a name cannot be that of a file on every system, in a phrase; None where it can."""
+    """Return why a name cannot be a file name on every system, in a phrase; None if it can."""
     if reason := unfit(name):
         return reason
     if wrong := next((letter for letter in name if letter in FORBIDDEN), None):
-        return f"it has '{wrong}', which file names cannot have on every system"
+        return f"it has '{wrong}', which file names cannot contain on every system"
     if name[0] in ". " or name[-1] in ". ":
         return "it begins or ends with a dot or a space"
     if RESERVED.fullmatch(name):
@@ -36,20 +36,20 @@ WILDCARDS = frozenset("*?[")
 
 
 def names_matching(pattern: str, names: Iterable[str]) -> list[str]:
-    """The names that a pattern means, in their order: the name itself where there is one, else those it matches.
+    """Return the names that a pattern matches, in order: a name equal to it, else those that it matches as a glob.
 
-    Where it matches none as a glob, its brackets are brackets: `a[lr=1e-4]/*` means what is below that folder.
+    If it matches none, its brackets are taken literally: `a[lr=1e-4]/*` then matches everything in that folder.
     """
-    known = list(names)
-    if pattern in known:
-        return [name for name in known if name == pattern]
-    found = [name for name in known if fnmatch.fnmatchcase(name, pattern)]
-    plain = pattern.replace("[", "[[]")
-    return found or [name for name in known if fnmatch.fnmatchcase(name, plain)]
+    names = list(names)
+    if pattern in names:
+        return [name for name in names if name == pattern]
+    matches = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    literal = pattern.replace("[", "[[]")
+    return matches or [name for name in names if fnmatch.fnmatchcase(name, literal)]
 
 
 def names_matching_any(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
-    """The names that any of the patterns means, in their order."""
-    known = list(names)
-    found = {name for pattern in patterns for name in names_matching(pattern, known)}
-    return [name for name in known if name in found]
+    """Return the names that any of the patterns matches, in order."""
+    names = list(names)
+    matches = {name for pattern in patterns for name in names_matching(pattern, names)}
+    return [name for name in names if name in matches]

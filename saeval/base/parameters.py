@@ -1,4 +1,4 @@
-"""A class's `__init__` as the schema of its YAML parameters."""
+"""Validation of YAML parameters, with a class's `__init__` as their schema."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ M = TypeVar("M", bound=BaseModel)
 
 MAX_REPEATS = 10_000
 Repeats = Annotated[int, Field(le=MAX_REPEATS)]
-"""A number of draws, steps or copies. Each of them takes time and memory, so that more are a slip of the keyboard."""
+"""A number of draws, steps or copies, at most 10,000: each takes time and memory, so a larger one is a typo."""
 _LARGEST = 2**63
-"""Integers beyond it fit into no array, and those of thousands of digits are not even shown."""
+"""Larger integers do not fit into arrays, and Python does not print those with thousands of digits."""
 
 
 Location = tuple[str | int, ...]
-"""Keys and indices that lead to a value in nested data."""
+"""The keys and indices that lead to a value in nested data."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong with data that was given: its place in them, and a sentence."""
+    """One fault of validated data: its place and a sentence."""
 
     location: Location
     sentence: str
@@ -37,7 +37,7 @@ class Fault:
 
 
 class ParameterError(SaevalError):
-    """Wrong parameters; each of its `faults` has the place of one."""
+    """Wrong parameters, with one `Fault` each in `faults`."""
 
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = list(faults)
@@ -45,7 +45,7 @@ class ParameterError(SaevalError):
 
 
 def schema(cls: type) -> type[BaseModel]:
-    """A pydantic model with one field for each parameter of `cls.__init__`."""
+    """Return a pydantic model with one field per parameter of `cls.__init__`."""
     init = cls.__init__  # type: ignore[misc]
     if init is object.__init__:
         return create_model(cls.__name__, __config__=_CONFIG)
@@ -53,7 +53,7 @@ def schema(cls: type) -> type[BaseModel]:
     fields: dict[str, Any] = {}
     for name, parameter in list(inspect.signature(init).parameters.items())[1:]:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise TypeError(f"{cls.__qualname__}.__init__ takes *{name}: parameters must be named to be a schema")
+            raise TypeError(f"{cls.__qualname__}.__init__ takes *{name}: name each parameter, since they are a schema")
         default = ... if parameter.default is parameter.empty else parameter.default
         fields[name] = (hints.get(name, Any), default)
     return create_model(cls.__name__, __config__=_CONFIG, **fields)
@@ -63,12 +63,13 @@ _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True, strict=False,
 
 
 def validated(cls: type, given: Mapping[str, Any], what: str, *, strict: bool | None = None) -> dict[str, Any]:
-    """The parameters of `cls`, defaults filled in; `ParameterError` lists every fault of `given`.
+    """Return the parameters of `cls` from `given`, with defaults; `ParameterError` lists every fault.
 
-    With `strict` a value must have the type already: `"8"` and `8.0` are no `int`.
+    `what` names the owner in messages, such as `metric 'ce'`. With `strict`, values are not converted: `"8"` and
+    `8.0` are not an `int`.
     """
-    made = validated_as(schema(cls), given, what, strict=strict)  # also without fields, so that a typo does not pass
-    values = {name: getattr(made, name) for name in type(made).model_fields}
+    model = validated_as(schema(cls), given, what, strict=strict)  # even without fields: it finds unknown keys
+    values = {name: getattr(model, name) for name in type(model).model_fields}
     for name, value in values.items():
         if any(not -_LARGEST <= number < _LARGEST for number in _integers(value)):
             sentence = f"'{name}' of {what}: an integer of at most 64 bits was expected"
@@ -77,7 +78,10 @@ def validated(cls: type, given: Mapping[str, Any], what: str, *, strict: bool | 
 
 
 def validated_as(model: type[M], given: Mapping[str, Any], what: str = "", *, strict: bool | None = None) -> M:
-    """`given` as a pydantic model; `ParameterError` lists every fault. `what` has these parameters: `metric 'ce'`."""
+    """Return `given` as a pydantic model; `ParameterError` lists every fault.
+
+    `what` names the owner in messages, such as `metric 'ce'`; `strict` is as in `validated`.
+    """
     try:
         return model.model_validate(dict(given), strict=strict)
     except ValidationError as error:
@@ -85,25 +89,25 @@ def validated_as(model: type[M], given: Mapping[str, Any], what: str = "", *, st
 
 
 def faults(error: ValidationError, given: Any, model: type[BaseModel] | None = None, what: str = "") -> list[Fault]:
-    """Everything that pydantic finds wrong with `given`, one sentence for each place."""
-    made: dict[Location, Fault] = {}
+    """Return the faults that pydantic found in `given`, one per place."""
+    by_location: dict[Location, Fault] = {}
     for detail in error.errors(include_url=False):
         location = _location(detail, given)
-        made.setdefault(location, _fault(detail, location, model, what))  # a union reports each of its branches
-    return list(made.values())
+        by_location.setdefault(location, _fault(detail, location, model, what))  # unions report every branch
+    return list(by_location.values())
 
 
 def _integers(value: Any) -> Iterator[int]:
-    """The integers in a value, in lists and mappings too."""
+    """Yield the integers in a value, and in lists and mappings."""
     if isinstance(value, int):
         yield value
     elif isinstance(value, list | tuple | dict):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _integers(one)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _integers(item)
 
 
 def _location(detail: ErrorDetails, given: Any) -> Location:
-    """Pydantic's location without the branches of unions, which are no part of the data."""
+    """Return pydantic's location without the branches of unions, which are not keys of the data."""
     location: Location = ()
     for part in detail["loc"]:
         keys = given if isinstance(given, Mapping) else range(len(given)) if isinstance(given, list | tuple) else ()
@@ -116,8 +120,8 @@ def _fault(detail: ErrorDetails, location: Location, model: type[BaseModel] | No
     path, of = ".".join(map(str, location)), f" of {what}" if what else ""
     if detail["type"] == "extra_forbidden":
         key = str(location[-1])
-        known = suggestion(key, _keys(model, location[:-1])) or "; it has none"
-        return Fault(location, f"unknown {'parameter' if what else 'key'} '{key}'{of}{known}", "unknown")
+        hint = suggestion(key, _keys(model, location[:-1])) or "; it has none"
+        return Fault(location, f"unknown {'parameter' if what else 'key'} '{key}'{of}{hint}", "unknown")
     if detail["type"] == "missing":
         return Fault(
             location, f"{what} needs the parameter '{path}'" if what else f"the key '{path}' is missing", "missing"
@@ -130,7 +134,7 @@ def _fault(detail: ErrorDetails, location: Location, model: type[BaseModel] | No
 
 
 def _keys(model: type[BaseModel] | None, location: Location) -> list[str]:
-    """The keys that a pydantic model has at a place."""
+    """Return the keys that a pydantic model has at a location."""
     for part in location:
         field = model.model_fields.get(str(part)) if model else None
         model = field.annotation if field and isinstance(field.annotation, type) else None
@@ -138,6 +142,6 @@ def _keys(model: type[BaseModel] | None, location: Location) -> list[str]:
 
 
 def parameter_names(function: Any, *, skip: int = 0) -> dict[str, Any]:
-    """Parameter names of a function with their defaults (`inspect.Parameter.empty` where none)."""
+    """Return a function's parameter names with their defaults (`inspect.Parameter.empty` if there is none)."""
     parameters = list(inspect.signature(function).parameters.values())[skip:]
     return {p.name: p.default for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY)}

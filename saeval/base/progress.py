@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, plain lines otherwise."""
+"""Progress of a run: a bar on a terminal, plain lines otherwise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saeval.base.escapes import line
 
 
 class Progress(Protocol):
-    """Told how far a run is, in sequences."""
+    """A display that the engine calls on progress, in sequences."""
 
     def started(self, title: str, sequences: int, done: int) -> None: ...
     def advanced(self, sequences: int) -> None: ...
@@ -27,7 +27,7 @@ class Silence:
 
 
 class Lines:
-    """A line at the start and end of each pass, and every ten seconds between."""
+    """Prints a line to standard error at the start and end of each pass, and every ten seconds in between."""
 
     def __init__(self) -> None:
         self._title, self._done, self._total, self._last = "", 0, 0, 0.0
@@ -54,7 +54,7 @@ class Bar:
         self._bar: Any = None
 
     def started(self, title: str, sequences: int, done: int) -> None:
-        from rich.console import Console  # late: slow to import, and of no use in a pipe
+        from rich.console import Console  # late: slow to import, and not used in a pipe
         from rich.markup import escape
         from rich.progress import Progress as RichProgress
 
@@ -70,5 +70,5 @@ class Bar:
 
 
 def progress() -> Progress:
-    """What suits the standard error stream."""
+    """Return a `Bar` if standard error is a terminal, else `Lines`."""
     return Bar() if sys.stderr.isatty() else Lines()

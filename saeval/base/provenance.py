@@ -1,4 +1,4 @@
-"""What was run: versions, commits, machine. Of the package, never of the folder it was called from."""
+"""Provenance of a run: versions, commit and machine, of the package, not of the current folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIBRARIES = ("torch", "transformers", "transformer-lens", "safetensors", "numpy"
 
 @functools.cache
 def version() -> str:
-    """Version of the installed saeval."""
+    """Return the version of the installed saeval."""
     try:
         return metadata.version("saeval")
     except metadata.PackageNotFoundError:
@@ -24,7 +24,7 @@ def version() -> str:
 
 @functools.cache
 def commit() -> str | None:
-    """Commit of saeval's own checkout, with `+` for uncommitted changes; None for an ordinary install."""
+    """Return the commit of saeval's checkout, with `+` for uncommitted changes; None for an ordinary install."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
@@ -36,26 +36,25 @@ def commit() -> str | None:
 
 
 def _git(root: Path, *words: str) -> str:
-    # `status` would refresh the index and lock it, under the feet of a commit that somebody is making.
+    # Without this option `status` locks the index, which could make a concurrent commit fail.
     command = ["git", "--no-optional-locks", "-C", str(root), *words]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    return found.stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
 
 @functools.cache
 def libraries() -> dict[str, str]:
-    """Versions of the libraries that numbers depend on."""
-    found = {}
+    """Return the versions of the libraries that numbers depend on, by name; those not installed are left out."""
+    versions = {}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def environment() -> dict[str, Any]:
-    """Everything about this process that a reader of a result may ask for."""
+    """Return the facts about this process that are recorded with results."""
     return {
         "saeval": version(),
         "commit": commit(),

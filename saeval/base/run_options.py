@@ -1,4 +1,4 @@
-"""`RunOptions`: how a suite is run. The keyword options of `run` and `evaluate`, and the flags, come from here."""
+"""`RunOptions`: the options of a run, from which come the keywords of `run` and `evaluate` and the flags."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from annotated_types import Ge, Interval
 from saeval.base.errors import SaevalError, shown
 
 MOST_ROWS = 10**9
-"""Sequences that a suite, a batch or a limit may ask for."""
+"""Largest number of sequences of a suite, a batch or a limit."""
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 OnFinding = Literal["stop", "warn", "off"]
 _SPELLINGS = {
@@ -23,14 +23,14 @@ _SPELLINGS = {
 
 
 def dtype_name(dtype: Any) -> Any:
-    """The name of a dtype in its usual spellings (`bf16`, `half`, `torch.bfloat16`); anything else unchanged."""
+    """Return the name of a dtype in any usual spelling (`bf16`, `half`, `torch.bfloat16`); other values unchanged."""
     word = str(dtype).strip().lower().removeprefix("torch.")
     name = _SPELLINGS.get(word, word)
     return name if name in DTYPES else dtype
 
 
 def named_dtype(dtype: Any) -> str:
-    """One of `DTYPES`; `SaevalError` for what is none in any spelling."""
+    """Return one of `DTYPES`, from any spelling; `SaevalError` for other values."""
     name = dtype_name(dtype)
     if name not in DTYPES:
         raise SaevalError(f"dtype '{dtype}': expected one of {', '.join(DTYPES)}")
@@ -38,22 +38,22 @@ def named_dtype(dtype: Any) -> str:
 
 
 def named_device(device: Any) -> str:
-    """A device as torch spells it, `auto` being the best there is; `SaevalError` for one that cannot be used here."""
+    """Return a device as torch spells it, the best one for `auto`; `SaevalError` if it cannot be used here."""
     word = str(device).strip().lower()
     if word == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if _fault(name) is None)
-    if word == "cpu":  # there always is one, and `saeval check` need not import torch to know
+    if word == "cpu":  # always available: `saeval check` need not import torch
         return word
     if fault := _fault(word):
-        raise SaevalError(f"device '{device}': {fault}; give another, or 'auto' for the best there is")
-    import torch  # late: model adapters, which spell dtypes by this module, are listed without it
+        raise SaevalError(f"device '{device}': {fault}; choose another, or 'auto' for the best one")
+    import torch  # late: model adapters use this module, and are listed without torch
 
-    found = torch.device(word)
-    return "cpu" if found.type == "cpu" else str(found)  # there is one cpu: `cpu:0` is spelled `cpu` on its tensors
+    named = torch.device(word)
+    return "cpu" if named.type == "cpu" else str(named)  # `cpu:0` is `cpu`, as on its tensors
 
 
 def _fault(name: str) -> str | None:
-    """Why a device is of no use here; None where it is."""
+    """Return why a device cannot be used here; None if it can."""
     import torch  # late: as above
 
     try:
@@ -64,8 +64,8 @@ def _fault(name: str) -> str | None:
         return "it holds shapes and no values"
     try:
         float(torch.zeros(1, device=device))
-    except Exception as error:  # each of torch's backends raises what it likes
-        # Torch has no class for a backend that is missing. It may go on to list all its backends, or how to build one.
+    except Exception as error:  # torch's backends raise different classes
+        # Torch has no class for a missing backend. Its message may list all backends, or explain how to build one.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
         missing = f"Torch not compiled with {device.type.upper()} enabled"
         return f"torch cannot use it here ({missing if reason.startswith('Could not run') else reason[:120]})"
@@ -77,22 +77,22 @@ def _fault(name: str) -> str | None:
 
 
 Group = Literal["model", "suite", "run"]
-"""Flags of every verb that loads a model, those of verbs that take suites, and those of `run` alone."""
+"""Flags of all verbs that load a model, of all verbs that take suites, or of `run` alone."""
 Count = Annotated[int, Interval(ge=1, le=MOST_ROWS)]
 _DEVICE, _DTYPE, _SWITCH = "the name of a device", "the name of a dtype", "true or false"
 
 
 def option(default: Any, help: str, expected: str, example: Any, metavar: str | None = None, *, of: Group) -> Any:
-    """A field of `RunOptions`, with the help of its flag, and what an error says: `expected`, with an `example`."""
+    """Return a field of `RunOptions` with its flag's help; errors name what was `expected`, with an `example`."""
     about = {"help": help, "expected": expected, "example": example, "metavar": metavar, "group": of}
     return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run a suite. None of it is part of a key, except `limit` and the dtypes, which change the numbers.
+    """Options of a run. Only `limit` and the dtypes are part of keys, since they change the numbers.
 
-    `SaevalError` for a value that cannot be used here.
+    `SaevalError` for a wrong value, or a device that cannot be used here.
     """
 
     # fmt: off
@@ -110,30 +110,30 @@ class RunOptions:
         None, "sequences per batch, or auto: as many as fit (default: the suite's, or 16)",
         "a number of sequences or 'auto'", 16, "N", of="suite")
     allow: Sequence[str] = option(
-        (), "use this SAE (or glob) whatever the preflight finds", "a list of names or globs", ["mine"], "SAE",
-        of="suite")
+        (), "run this SAE (or glob) even if the preflight finds something", "a list of names or globs", ["mine"],
+        "SAE", of="suite")
     fresh: bool = option(
-        False, "compute everything again, whatever is stored", _SWITCH, True, of="run")
+        False, "compute everything again, ignoring stored results", _SWITCH, True, of="run")
     checkpoint_seconds: Annotated[float, Ge(0)] = option(
-        60.0, "how often a pass saves itself (default: 60)", "a number of seconds", 60, "S", of="run")
+        60.0, "seconds between checkpoints of a pass (default: 60)", "a number of seconds", 60, "S", of="run")
     preflight: OnFinding = option(
-        "stop", "what a finding of the preflight does (default: stop the run); off: examine nothing",
+        "stop", "stop the run or warn if the preflight finds something (default: stop); off: no preflight",
         "'stop', 'warn' or 'off'", "warn", of="run")
     skip_failing: bool = option(
-        False, "leave out what the preflight finds wrong, as failed cells", _SWITCH, True, of="run")
+        False, "record cells whose SAE or hook fails the preflight as failed; run the rest", _SWITCH, True, of="run")
     # fmt: on
 
     def spelled(self, option: str, value: Any = True) -> str:
-        """An option as the user gives it, for messages: `fresh=True`, `allow=['mine']`."""
+        """Return an option as the user writes it, for messages: `fresh=True`, `allow=['mine']`."""
         return f"{option}={value!r}"
 
     def called(self, option: str) -> str:
-        """The name of an option as the user gives it, for messages."""
+        """Return the name of an option as the user writes it, for messages."""
         return option
 
     def __post_init__(self) -> None:
-        """One spelling of devices and dtypes, whichever was given. `SaevalError` for what cannot be used here."""
-        from saeval.base.parameters import ParameterError, validated  # late: pydantic is slow, and `--help` needs none
+        """Validate the options, and normalise the spelling of devices and dtypes."""
+        from saeval.base.parameters import ParameterError, validated  # late: pydantic is slow; `--help` does not use it
 
         options = {option.name: option for option in fields(RunOptions)}
         given = {name: _plain(getattr(self, name)) for name in options}
@@ -148,19 +148,19 @@ class RunOptions:
         vars(self).update(checked)
         if self.skip_failing and self.preflight != "stop":
             both = f"{self.spelled('skip_failing')} with {self.spelled('preflight', self.preflight)}"
-            raise SaevalError(f"{both}: the one leaves out what the other lets pass; give one of them")
+            raise SaevalError(f"{both}: these contradict each other; set only one of them")
 
     def _refusal(self, option: Field[Any]) -> str:
         example = self.spelled(option.name, option.metadata["example"])
         value = shown(getattr(self, option.name))
-        return f"{self.called(option.name)} is {option.metadata['expected']}, such as {example}; got {value}"
+        return f"{self.called(option.name)} must be {option.metadata['expected']}, such as {example}; got {value}"
 
 
 _READ = {"device": named_device, "sae_device": named_device, "dtype": named_dtype, "sae_dtype": named_dtype}
 
 
 def _plain(value: Any) -> Any:
-    """Torch's devices and dtypes by name, numpy's numbers as Python's, without importing either."""
+    """Convert torch's devices and dtypes to names, and numpy's numbers to Python's, without importing either."""
     library = type(value).__module__.split(".")[0]
     if library == "numpy" and hasattr(value, "item"):
         return value.item()

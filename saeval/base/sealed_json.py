@@ -1,4 +1,4 @@
-"""JSON that carries a checksum of its content, so that a damaged or edited file is known as such."""
+"""JSON files with a checksum of their content, by which damage and edits are detected."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any, NoReturn
 from pydantic_core import ValidationError, from_json
 
 CHECKSUM, OF_FILE = "checksum", "file_checksum"
-"""Of the content, however it is laid out; of the file's bytes before it, which is much faster to compare."""
+"""Keys of two checksums: of the content in any layout, and of the preceding bytes, which is faster to compare."""
 
 
 class DamagedError(Exception):
-    """A file of saeval's own is not what saeval wrote; says why, without its name."""
+    """A file is not as saeval wrote it. The message says why, without the file's name."""
 
 
 class EarlierError(DamagedError):
-    """The file has no checksum: an earlier version of saeval wrote it, or something else overwrote it."""
+    """A file has no checksum: an earlier version of saeval wrote it, or something else overwrote it."""
 
 
 def sealed(record: Mapping[str, Any], indent: int | None = None) -> bytes:
-    """A JSON file of `record`, plain data, with its checksums."""
+    """Return the JSON file of `record`, plain data, with its checksums."""
     record = {name: value for name, value in record.items() if name not in (CHECKSUM, OF_FILE)}
     text = json.dumps({**record, CHECKSUM: _checksum(record)}, indent=indent, allow_nan=False)
     body = text.removesuffix("}").rstrip().encode()
@@ -37,12 +37,12 @@ _TAIL = len(_tail(b""))
 
 
 def is_whole(content: bytes) -> bool:
-    """Whether a file's bytes are those that were written; one that was laid out anew may still be sound."""
+    """Return True if a file's bytes are unchanged. If only its layout changed, `unsealed` still accepts it."""
     return content.endswith(_tail(content[:-_TAIL]))
 
 
 def unsealed(content: bytes) -> dict[str, Any]:
-    """The record in such a file, however it is laid out; `DamagedError` where checksum and content disagree."""
+    """Return the record in a sealed file, in any layout; `DamagedError` if checksum and content disagree."""
     record = parsed(content)
     if CHECKSUM not in record:
         raise EarlierError("it has no checksum (written by an earlier saeval, or overwritten)")
@@ -51,16 +51,16 @@ def unsealed(content: bytes) -> dict[str, Any]:
     if is_whole(content):
         return record
     try:
-        own = _checksum(record)
-    except (ValueError, RecursionError) as error:  # a number that JSON has no word for, such as 1e999
+        actual = _checksum(record)
+    except (ValueError, RecursionError) as error:  # a number beyond JSON, such as 1e999
         raise DamagedError(f"its content cannot be read ({error})") from None
-    if checksum != own:
+    if checksum != actual:
         raise DamagedError("its content does not match its checksum")
     return record
 
 
 def parsed(content: bytes) -> dict[str, Any]:
-    """The mapping in a JSON file, without NaN; `DamagedError` for anything else."""
+    """Return the mapping in a JSON file; `DamagedError` for other content and for NaN."""
     try:
         record = _json(content)
     except RecursionError:
@@ -74,23 +74,23 @@ def parsed(content: bytes) -> dict[str, Any]:
 
 def _json(content: bytes) -> Any:
     try:
-        return from_json(content, allow_inf_nan=False)  # twice as fast as json, which has the better words
+        return from_json(content, allow_inf_nan=False)  # twice as fast as json, which has better messages
     except ValueError:
         return json.loads(content.decode("utf-8-sig"), parse_constant=_refused)
 
 
 def validated(check: Callable[[Any], object], record: Any) -> None:
-    """`DamagedError` with the first thing that pydantic's `check` finds wrong."""
+    """Call pydantic's `check`; `DamagedError` with its first fault."""
     try:
         check(record)
     except ValidationError as error:
-        from saeval.base.parameters import faults  # late: it imports pydantic, and a kept text has no form to check
+        from saeval.base.parameters import faults  # late: it imports pydantic, which plain text does not need
 
         raise DamagedError(faults(error, record)[0].sentence) from None
 
 
 def _refused(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _checksum(record: Mapping[str, Any]) -> str:

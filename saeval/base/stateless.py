@@ -1,19 +1,19 @@
-"""`Stateless`: base of the objects of which one serves every batch and every SAE, so that they may keep nothing."""
+"""`Stateless`: base class of objects that serve every batch and every SAE, and therefore keep no state."""
 
 from __future__ import annotations
 
 from typing import Any
 
 FROZEN = "__saeval_frozen__"
-"""Key of an object's `__dict__`: what its attributes were when it was made."""
+"""Key in an object's `__dict__` of a snapshot of its attributes after `__init__`."""
 
 
 class StateChangedError(RuntimeError):
-    """Something kept state between calls, so that its numbers would depend on the order of batches or SAEs."""
+    """An object kept state between calls, so that its numbers would depend on the order of batches or SAEs."""
 
 
 def remedy(what: str) -> str:
-    """The sentence that says what is wrong with state and what to do instead."""
+    """Return a message: what happened, why state is wrong, and what to do instead."""
     return (
         f"{what}, but one object serves every batch and every SAE, so its numbers would depend on their order; "
         f"return what you count as evidence (Mean, Ratio, ...), and set constants in __init__"
@@ -21,9 +21,9 @@ def remedy(what: str) -> str:
 
 
 class Stateless:
-    """Refuses new attributes once it is frozen, which the engine does after `__init__`.
+    """An object that refuses changes of its attributes once the engine has frozen it, after `__init__`.
 
-    A `functools.cached_property` still works: it is a constant that is computed late.
+    A `functools.cached_property` still works, since it is a constant that is computed late.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -37,5 +37,5 @@ class Stateless:
         super().__delattr__(name)
 
 
-def _name(thing: Stateless) -> str:
-    return str(getattr(thing, "name", type(thing).__qualname__))
+def _name(owner: Stateless) -> str:
+    return str(getattr(owner, "name", type(owner).__qualname__))

@@ -1,4 +1,4 @@
-"""Text files as users save them: UTF-8, with or without a byte order mark; no larger than they should be."""
+"""Text files of users: UTF-8 with or without a byte order mark, and of limited size."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from saeval.base.errors import SaevalError
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 """The byte order mark that some editors put before UTF-8 text."""
 MOST_BYTES = 64 * 2**20
-"""The largest file that is read as a whole: a config, a suite, an index of weights."""
+"""Largest file that is read as a whole, such as a config, a suite or an index of weights."""
 LONG = 2**20
-"""Bytes of a text beyond which it is not held as a whole."""
+"""Longest text, in bytes, that is held in memory as a whole."""
 _CHUNK = 2**18
 _NEWLINE = rb"(?:\r\n|\r(?!\n)|\n)"
 
 
 class FileError(SaevalError):
-    """A text file that cannot be used: `reason`, and the remedy, without its path."""
+    """A text file cannot be used. `reason` is the message without the path."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -33,14 +33,13 @@ class FileError(SaevalError):
 
 
 def read_text(path: Path, most: int = MOST_BYTES) -> str:
-    """The text of a UTF-8 file, without its byte order mark, lines ending in `\\n`.
+    """Return the text of a UTF-8 file without its byte order mark, with lines ending in `\\n`.
 
-    `SaevalError` where it is not UTF-8, no ordinary file or of more than `most` bytes, `OSError` where it cannot be
-    read.
+    `SaevalError` if it is not UTF-8, not a regular file or has more than `most` bytes; `OSError` as of `open`.
     """
     size = check_regular_file(path)
     if size > most:
-        raise FileError(path, f"{size:,} bytes, where at most {most:,} are read; check the path")
+        raise FileError(path, f"{size:,} bytes, but at most {most:,} are read; check the path")
     with path.open("rb") as file:
         check_encoding(path, file.read(4))
         file.seek(0)
@@ -50,39 +49,39 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
 
 
 def read_json(path: Path, most: int = MOST_BYTES) -> Any:
-    """What a JSON file holds, its text read as by `read_text`; `SaevalError` also where it is broken JSON."""
+    """Return the content of a JSON file, with the errors of `read_text`; `SaevalError` also for broken JSON."""
     try:
         return json.loads(read_text(path, most))
-    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and too deeply nested lists
+    except (ValueError, RecursionError) as error:  # also numbers with thousands of digits, and lists nested too deeply
         raise FileError(path, f"broken JSON ({json_error(error)}); copy it again") from None
 
 
 def json_error(error: Exception) -> str:
-    """Why text was not read as JSON, in few words."""
+    """Return in a few words why text could not be read as JSON, from the error of `json.loads`."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
-    # Python raises a bare ValueError for these, with advice to its programmers.
-    return "a number of thousands of digits" if "integer string conversion" in str(error) else str(error)
+    # Python raises a plain ValueError for these, with advice for programmers.
+    return "a number with thousands of digits" if "integer string conversion" in str(error) else str(error)
 
 
 def check_regular_file(path: Path) -> int:
-    """The size of an ordinary file; `SaevalError` for a folder, a pipe or a device, `OSError` where nothing is there.
+    """Return the size of a regular file in bytes; `OSError` if there is none.
 
-    Reading the others may never end.
+    `SaevalError` for a folder, a pipe or a device, since reading these may never end.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a device")
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
         raise FileError(path, f"expected a file, found {kind}; check the path")
-    return found.st_size
+    return status.st_size
 
 
 _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
 def check_encoding(path: Path, first: bytes) -> None:
-    """`SaevalError` where a file's first bytes are those of UTF-16 or UTF-32."""
-    # Without a mark, one of the first two bytes of UTF-16 text is zero where its first character is of ASCII.
+    """Raise `SaevalError` if a file's first bytes, up to 4, are those of UTF-16 or UTF-32."""
+    # UTF-16 text without a mark has a zero among its first two bytes if its first character is ASCII.
     wide = first[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(first) > 1 and first[:2].count(0) == 1)
     if wide or first == b"\x00\x00\xfe\xff":
         name = "UTF-32" if first in (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff") or first[1:] == b"\0\0\0" else "UTF-16"
@@ -91,7 +90,7 @@ def check_encoding(path: Path, first: bytes) -> None:
 
 @dataclass(frozen=True)
 class Passage:
-    """A long part of a text file, from byte `start` to byte `end`: an iterable of its text in pieces."""
+    """A long part of a text file, from byte `start` to byte `end`. Iteration yields its text in pieces."""
 
     path: Path
     start: int
@@ -113,10 +112,10 @@ class Passage:
 
 
 def text_passages(path: Path, separator: str | None = None) -> Iterator[str | Passage]:
-    """The text of a file, or its pieces between separators; those of more than `LONG` bytes as passages.
+    """Yield the text of a file, or its pieces between separators; pieces of more than 1 MiB come as a `Passage`.
 
-    The file is read as it is iterated, so memory does not depend on its size. Line ends of the text and of the
-    separator are `\\n`, whichever they are in the file. `SaevalError` as of `read_text`.
+    The file is read during iteration, so memory does not depend on its size. Line ends of the text and of the
+    separator are `\\n`, whatever they are in the file. `SaevalError` as of `read_text`.
     """
     size = check_regular_file(path)
     with path.open("rb") as file, path.open("rb", buffering=0) as pieces:
@@ -132,12 +131,12 @@ def text_passages(path: Path, separator: str | None = None) -> Iterator[str | Pa
 
 
 def normalized_newlines(text: str) -> str:
-    """The text with every line ending in `\\n`."""
+    """Return the text with every line ending in `\\n`."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _between(file: BinaryIO, start: int, separator: str) -> Iterator[tuple[int, int]]:
-    """First byte and end of each piece; the file is read on from where it stands when the next is asked for."""
+    """Yield the first byte and the end of each piece; nothing else may move the file's position meanwhile."""
     parts = normalized_newlines(separator).encode().split(b"\n")
     pattern = re.compile(_NEWLINE.join(map(re.escape, parts)))
     longest = sum(map(len, parts)) + 2 * (len(parts) - 1)
@@ -147,12 +146,12 @@ def _between(file: BinaryIO, start: int, separator: str) -> Iterator[tuple[int, 
         added = file.read(_CHUNK)
         buffer += added
         searched = 0
-        # A match that ends where the buffer does may be longer, where its last byte is the first of `\r\n`.
-        while (found := pattern.search(buffer, searched)) and (found.end() < len(buffer) or not added):
-            yield begin, place + found.start()
-            begin, searched = place + found.end(), found.end()
-        kept = max(searched, len(buffer) - longest - 1)
-        place, buffer = place + kept, buffer[kept:]
+        # A match at the end of the buffer may be longer, if its last byte is the first of `\r\n`.
+        while (match := pattern.search(buffer, searched)) and (match.end() < len(buffer) or not added):
+            yield begin, place + match.start()
+            begin, searched = place + match.end(), match.end()
+        done = max(searched, len(buffer) - longest - 1)
+        place, buffer = place + done, buffer[done:]
     yield begin, place + len(buffer)
 
 

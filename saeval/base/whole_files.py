@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever happens to the process or the disk: every file that saeval writes."""
+"""Atomic writes: each file that saeval writes is whole or absent, whatever happens to the process or the disk."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 FREE_SPACE = "free some space or choose another"
-"""How a remedy begins, before the option or variable that names the place."""
+"""Start of a remedy, followed by the option or variable that sets the path."""
 _PART = ".part"
 _LOCKS = fcntl is not None
-"""Whether a file can be renamed and removed while it is open, and locks tell who has it open."""
+"""True if open files can be renamed and removed, and locks show which files are open."""
 _MINUTE, _DAY = 60.0, 86400.0
 
 
 class Unwritable(SaevalError):  # noqa: N818 - a state of the disk
-    """A file cannot be written, for a `reason`: the disk is full, the folder is read-only, a file is in the way."""
+    """A file cannot be written, for a `reason` such as a full disk or a read-only folder."""
 
     def __init__(self, path: Path, reason: str, remedy: str) -> None:
         self.reason = reason
@@ -34,10 +34,10 @@ class Unwritable(SaevalError):  # noqa: N818 - a state of the disk
 
 
 def write_whole(path: Path, content: bytes | Callable[[IO[bytes]], object], remedy: str) -> None:
-    """Write under a temporary name, fsync, rename: a reader sees the old file or the new one, never a part.
+    """Write a file atomically (temporary name, fsync, rename): readers see the old file or the new one, never a part.
 
-    `content` may be a function that writes into the open file. `Unwritable` says why it failed and ends with `remedy`;
-    then the old file is as it was.
+    `content` may be a function that writes to the open file. On failure the old file is unchanged, and `Unwritable`,
+    a `SaevalError`, says why and ends with `remedy`.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def write_whole(path: Path, content: bytes | Callable[[IO[bytes]], object], reme
                 file.flush()
                 os.fsync(file.fileno())
                 os.chmod(temporary, 0o666 & ~_UMASK)  # temporary files are private, results are not
-                if _LOCKS:  # while it is locked, so that nobody takes it for one of a killed process
+                if _LOCKS:  # while it is locked, so that `tidy` does not remove it
                     os.replace(temporary, path)
             if not _LOCKS:
                 os.replace(temporary, path)
@@ -66,11 +66,11 @@ def write_whole(path: Path, content: bytes | Callable[[IO[bytes]], object], reme
 
 
 def sync(folder: Path) -> None:
-    """Make the names of files that were written into a folder survive a power cut, where the system can.
+    """Make the names of files written into a folder survive a power cut, if the system supports it.
 
-    Without it such a file may be the old one afterwards, or absent. One call after many files costs as much as one.
+    Without it a file may be old or absent afterwards. One call after many writes costs no more than after one.
     """
-    with suppress(OSError, AttributeError):  # Windows has no O_DIRECTORY, and some file systems cannot
+    with suppress(OSError, AttributeError):  # Windows has no O_DIRECTORY, and some file systems do not support it
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(handle)
@@ -79,16 +79,16 @@ def sync(folder: Path) -> None:
 
 
 def _temporary(folder: Path) -> tuple[int, str]:
-    """A new file, open, locked and hidden, as long as this process is at it."""
+    """Return a new hidden file, open and locked by this process."""
     while True:
         handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=_PART)
         if _locked(handle) is not False and os.fstat(handle).st_nlink:
             return handle, name
-        os.close(handle)  # between its making and its lock somebody else tidied it away
+        os.close(handle)  # another process tidied it away before it was locked
 
 
 def _locked(handle: int) -> bool | None:
-    """Lock an open file: False where another process has it, None where this file system has no locks."""
+    """Lock an open file; return False if another process holds the lock, None if the file system has no locks."""
     if fcntl is None:
         return None
     try:
@@ -101,7 +101,7 @@ def _locked(handle: int) -> bool | None:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder, and nothing that a living one is writing."""
+    """Remove files that killed processes left half-written in a folder, but none that is being written."""
     with suppress(OSError):
         for path in folder.glob(f".*{_PART}"):
             with suppress(OSError):

@@ -1,1 +1,1 @@
-"""What a plugin is made of: model, data, SAE, substitute, metric, quantity, value, report."""
+"""Interfaces of plugins: models, data, SAEs, substitutes, metrics and quantities."""

@@ -1,4 +1,4 @@
-"""What the engine asks of data: rows of context+1 tokens, one mask, the document as the cluster."""
+"""Interface of data sets: rows of context+1 tokens, one mask, documents as clusters."""
 
 from __future__ import annotations
 
@@ -21,75 +21,79 @@ DataKind = Literal["text", "tokens", "pair", "activations"]
 
 @dataclass
 class Batch:
-    """Rows of one stream on the model's device.
+    """Rows of one stream, on the model's device.
 
-    `mask` is the one mask: the input is a real token and not excluded, and its target is a real
-    token of the same document. It drives intervention, ablation and every average. `real` says
-    which inputs are tokens at all (attention).
+    A position is in `mask` if its input is a real token and not excluded, and its target is a real
+    token of the same document. Interventions, ablations and averages all use this mask. `real` is
+    the attention mask.
     """
 
     tokens: Int[Tensor, "batch seq"]
-    """Input token ids; without meaning where `real` is false."""
+    """Input token ids; arbitrary where `real` is False."""
     targets: Int[Tensor, "batch seq"]
     """The token after each input."""
     mask: Bool[Tensor, "batch seq"]
     """Positions that are replaced, ablated and averaged."""
     real: Bool[Tensor, "batch seq"]
-    """Inputs that are tokens at all, not padding."""
+    """Inputs that are tokens, not padding."""
     sequence_ids: Int[np.ndarray, "batch"]
-    """Each row's number in the stream, whatever the batches."""
+    """Index of each row in the stream, independent of the batch size."""
     clusters: Int[np.ndarray, "batch"]
-    """Each row's document, 0 .. n_clusters - 1: the unit of the error bars."""
+    """Document of each row, 0 .. n_clusters - 1: the unit of the standard errors."""
     supplied: Mapping[str, Any] = field(default_factory=dict)
-    """What else the source supplies by name, as `Dataset.supplies` lists it: quantities in place of others."""
+    """Quantities that come with the data, by the names in `Dataset.supplies`; they are not computed."""
     included: Bool[Tensor, "batch seq"] | None = None
-    """Inputs that are real and not excluded, whatever their targets; where not given, those of the mask."""
+    """Inputs that are real and not excluded, whatever their targets; None: the same as `mask`."""
     before: Int[np.ndarray, "batch"] | None = None
-    """How many tokens of the mask the stream has in the rows before each; None where the source does not say."""
+    """Number of tokens in the mask of all earlier rows of the stream, per row; None if unknown."""
 
     def part(self, rows: slice | Sequence[int]) -> Batch:
-        """Some of the rows, perhaps more than once, without what the source supplies."""
-        taken = {
+        """Return a batch of some of the rows, which may repeat, with an empty `supplied`."""
+        selected = {
             f.name: x[rows] for f in fields(self) if f.name != "supplied" and (x := getattr(self, f.name)) is not None
         }
-        return replace(self, **taken, supplied={})
+        return replace(self, **selected, supplied={})
 
 
 @dataclass
 class PairBatch:
-    """Preference pairs: two batches of equal rows and where each pair first differs."""
+    """Preference pairs: two batches with one row per pair, and the position at which each pair first differs."""
 
     sides: tuple[Batch, Batch]
-    """Chosen, rejected."""
+    """The chosen and the rejected texts."""
     divergence: Int[Tensor, "batch"]
-    """First differing position; one earlier when one is a prefix of the other."""
+    """First position at which the tokens differ; one earlier if one text is a prefix of the other."""
 
     @property
     def sequence_ids(self) -> Int[np.ndarray, "batch"]:
+        """Index of each pair in the stream."""
         return self.sides[0].sequence_ids
 
     @property
     def clusters(self) -> Int[np.ndarray, "batch"]:
+        """Document of each pair, 0 .. n_clusters - 1."""
         return self.sides[0].clusters
 
 
 class Dataset(ABC):
-    """Rows ready to stream: fixed, numbered, hashed."""
+    """A fixed, numbered list of rows with a hash."""
 
     pair: bool = False
+    """True if the rows are preference pairs: `batch` returns a `PairBatch`."""
     supplies: frozenset[str] = frozenset()
     """Names of the quantities that come with the data."""
     needs_model: bool = True
+    """False if the data can be evaluated without a model."""
 
     @property
     def context(self) -> int | None:
-        """Positions of the longest row; None where that is not known."""
+        """Number of positions in the longest row; None if unknown."""
         return None
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of the rows: tokens, documents, mask policy."""
+        """Hash of the rows: tokens, documents, excluded tokens."""
 
     @property
     @abstractmethod
@@ -98,40 +102,41 @@ class Dataset(ABC):
 
     @property
     def n_clusters(self) -> int:
+        """Number of clusters."""
         return int(self.clusters.max()) + 1 if len(self) else 0
 
     @abstractmethod
     def __len__(self) -> int:
-        """Rows."""
+        """Return the number of rows."""
 
     @abstractmethod
     def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> Batch | PairBatch:
-        """These rows, in this order."""
+        """Return the rows with these indices, in this order, with tensors on `device`."""
 
     def beyond(self, vocabulary: int) -> tuple[int, int] | None:
-        """The first token id that a vocabulary of this size does not have, and its row; None where all are in it.
+        """Return the first token id outside a vocabulary of this size, and its row; None if all are inside.
 
-        Padding counts too: the model embeds it. Rows that come with activations are not asked.
+        Padding counts too, since the model embeds it. Rows with supplied activations are not checked.
         """
         for start in range(0, 0 if self.supplies else len(self), 256):
             batch = self.batch(range(start, min(start + 256, len(self))), "cpu")
             for side in batch.sides if isinstance(batch, PairBatch) else (batch,):
                 for tokens in (side.tokens, side.targets):
-                    if found := outside(tokens.numpy(), vocabulary):
-                        return found[0], start + found[1]
+                    if token_and_row := outside(tokens.numpy(), vocabulary):
+                        return token_and_row[0], start + token_and_row[1]
         return None
 
     def describe(self) -> Mapping[str, Any]:
-        """Facts for the provenance: what `counts` says of all rows, corpus fingerprint."""
+        """Return facts for the provenance: the `counts` of all rows, and the source's own."""
         return dict(self.counts(len(self)))
 
     def counts(self, rows: int) -> Mapping[str, int]:
-        """What the first rows are: sequences, documents, tokens of the mask where these are known."""
+        """Return the numbers of sequences, documents and, if known, tokens of the mask in the first `rows` rows."""
         return {"sequences": rows, "documents": len(np.unique(self.clusters[:rows]))}
 
 
 def outside(tokens: Int[np.ndarray, "n seq"], vocabulary: int) -> tuple[int, int] | None:
-    """The first token id below 0 or not below `vocabulary`, and its row."""
+    """Return the first token id outside 0 .. `vocabulary` - 1, and its row; None if there is none."""
     if not tokens.size or (tokens.min() >= 0 and tokens.max() < vocabulary):
         return None
     row, position = np.argwhere((tokens < 0) | (tokens >= vocabulary))[0]
@@ -140,53 +145,57 @@ def outside(tokens: Int[np.ndarray, "n seq"], vocabulary: int) -> tuple[int, int
 
 @dataclass(frozen=True)
 class Document:
-    """A unit of independent text: its name is its cluster. `text`, or `tokens` where already tokenised.
+    """A unit of independent text, with either `text` or, if already tokenised, `tokens`.
 
-    A `Passage` is text too long to be held as a whole. A document with neither stands for a record that has none: it
-    is left out and counted.
+    A document with neither stands for a record without text: it is left out and counted.
     """
 
     name: str
+    """Documents of one name are one cluster."""
     text: str | Passage | None = None
+    """A `Passage` is text too long to be held in memory."""
     tokens: Sequence[int] | np.ndarray | None = None
+    """Token ids."""
 
 
 class Source(ABC):
-    """Where text comes from, chosen by `use:` in `data:`. `__init__` is the YAML schema of its own parameters.
+    """A source of data, chosen by `use:` in `data:`. `__init__` is the schema of its YAML parameters.
 
-    Context, packing, BOS, exclusion, the number of sequences and the seed are every text source's
-    and are handled by the core (`saeval.text.tokens`).
+    The core (`saeval.text.tokens`) adds and handles the parameters that all text sources share: context, packing,
+    BOS, excluded tokens, number of sequences and seed.
     """
 
     name: ClassVar[str]
+    """The name that `use:` selects."""
     kind: ClassVar[DataKind] = "text"
+    """`text` and `tokens` sources define `documents`; `pair` and `activations` sources define `dataset`."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hash of the documents this source will yield, cheap enough to take at every plan."""
+        """Return a hash of the documents that this source yields. It is called for every plan, so it must be fast."""
 
     def documents(self, split: Literal["evaluation", "fit"]) -> Iterator[Document]:
-        """The documents, always in the same order; `fit` ones are disjoint from the evaluated.
+        """Yield the documents, always in the same order; those of `fit` are disjoint from the evaluated ones.
 
-        A source without a fit split of its own yields all documents for both: the core then cuts
-        them by a hash of the name.
+        A source without its own fit split yields all documents for both. The core then splits them by
+        a hash of their names.
         """
         raise NotImplementedError
 
     splits_itself: ClassVar[bool] = False
-    """Whether `documents("fit")` is already disjoint from `documents("evaluation")`."""
+    """True if `documents("fit")` is already disjoint from `documents("evaluation")`."""
 
     def dataset(self, split: Literal["evaluation", "fit"], tokenizer: Callable[[], Any] | None = None) -> Dataset:
-        """For kinds `pair` and `activations`: the rows themselves; `SaevalError` for a split there is not.
+        """Return the rows, for kinds `pair` and `activations`; `SaevalError` if there is no such split.
 
-        `tokenizer` loads the model's; None where the suite has no model.
+        `tokenizer` loads the model's tokenizer; None if the suite has no model.
         """
         raise NotImplementedError
 
     def facts(self) -> Mapping[str, Any]:
-        """What to record in the provenance (version of the corpus, path, revision).
+        """Return plain data to record in the provenance (version of the corpus, path, revision).
 
-        A list `read` names the files that are read, which `saeval check` shows; the sentences of a list `unused` say
-        what of them is not used, and are warnings.
+        `saeval check` lists the file names in `read`. The sentences in `unused`, on parts of these files that are not
+        used, are warnings.
         """
         return {}

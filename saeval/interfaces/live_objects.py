@@ -1,4 +1,4 @@
-"""Live objects: what a caller hands over from Python. Their keys, their mode, and an SAE made of any of them."""
+"""Live objects, which a caller passes from Python: their keys, their evaluation mode, and `LiveSAE`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _DEPTH = 4
 
 @dataclass(frozen=True)
 class LiveKeys:
-    """Keys of the live objects of one call: new at every call, unless the caller names them.
+    """Keys of the live objects of one call: new on every call, unless the caller gives one.
 
-    Nothing that can be read of an object tells what it will compute: that may depend on any attribute, closure or
-    packed weight. So a caller who wants results to be reused says when the objects are the same.
+    No inspection of an object can tell what it will compute, which may depend on any attribute, closure or packed
+    weight. So results are reused only if the caller says, by the same key, that the objects are the same.
     """
 
     seed: str
@@ -37,34 +37,34 @@ class LiveKeys:
 
     @classmethod
     def of_call(cls, key: str | None) -> LiveKeys:
-        """Under the caller's `key`; new ones where that is None."""
+        """Return the keys of a call, from the caller's `key`; new ones if it is None."""
         return cls(uuid.uuid4().hex if key is None else key, key is not None)
 
     def of(self, role: str, name: str, *facts: Any) -> str:
-        """The key of one object. `facts` are plain data that can be seen at no cost, such as shapes."""
+        """Return the key of one object. `facts` are plain data that are cheap to read, such as shapes."""
         return digest_of(["live", self.named, self.seed, role, name, *facts])
 
 
-def unwrap_module(thing: object) -> Any:
-    """The module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, else the object itself."""
-    while isinstance(thing, torch.nn.Module):
-        parallel = isinstance(thing, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel)
-        inner = thing._modules.get("module" if parallel else "_orig_mod")
+def unwrap_module(live: object) -> Any:
+    """Return the module inside `torch.compile`, `DataParallel` and `DistributedDataParallel`, else the object."""
+    while isinstance(live, torch.nn.Module):
+        parallel = isinstance(live, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel)
+        inner = live._modules.get("module" if parallel else "_orig_mod")
         if inner is None:
             break
-        thing = inner
-    return thing
+        live = inner
+    return live
 
 
-def unwrapping(thing: object) -> str:
-    """How to pass what an object of another library wraps, for a message; empty where it wraps nothing."""
-    inner = getattr(thing, "module", None)
+def unwrapping(live: object) -> str:
+    """Return advice to unwrap a wrapper of another library, for a message; empty if it wraps no module."""
+    inner = getattr(live, "module", None)
     return f"; unwrap it: pass its 'module', of {type(inner).__name__}" if isinstance(inner, torch.nn.Module) else ""
 
 
-def modules_of(thing: object) -> list[torch.nn.Module]:
-    """The torch modules that an object is or holds, in attributes, lists or mappings, a few levels deep."""
-    found: dict[int, torch.nn.Module] = {}
+def modules_of(live: object) -> list[torch.nn.Module]:
+    """Return the torch modules that an object is or holds, in attributes, lists or mappings, a few levels deep."""
+    modules: dict[int, torch.nn.Module] = {}
     seen: set[int] = set()
 
     def walk(value: object, depth: int) -> None:
@@ -72,7 +72,7 @@ def modules_of(thing: object) -> list[torch.nn.Module]:
             return
         seen.add(id(value))
         if isinstance(value, torch.nn.Module):
-            found.update((id(part), part) for part in value.modules())
+            modules.update((id(part), part) for part in value.modules())
             depth = 0
         held: list[Any] = list(vars(value).values()) if hasattr(value, "__dict__") else []
         if isinstance(value, MethodType):
@@ -83,16 +83,16 @@ def modules_of(thing: object) -> list[torch.nn.Module]:
             held = list(value.values())
         elif isinstance(value, list | tuple | set):
             held = list(value)
-        for one in held:
-            walk(one, depth + 1)
+        for item in held:
+            walk(item, depth + 1)
 
-    walk(thing, 0)
-    return list(found.values())
+    walk(live, 0)
+    return list(modules.values())
 
 
 @contextmanager
 def evaluation_mode(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
-    """Evaluation mode, until the end, for those of the modules that are in training mode."""
+    """Context manager that puts modules in evaluation mode, and at the end those that were training back."""
     training = [module for module in modules if module.training]
     for module in training:
         module.training = False  # not `eval()`, which some classes use to change their weights
@@ -105,27 +105,27 @@ def evaluation_mode(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Sparse:
-    """The context of an encoding that came as (values, indices)."""
+    """The context of an encoding that `encode` returned as (values, indices)."""
 
 
 class LiveSAE(Substitute):
-    """Any object with `encode(x)` and `decode(acts)`, run in evaluation mode and left as it was.
+    """An SAE around any object with `encode(x)` and `decode(acts)`, which runs in evaluation mode and is not changed.
 
     `encode` returns the feature activations `[batch, seq, d_sae]`, dense or sparse, or one of
 
     - `(acts, context)`: then `decode(acts, context)` is called;
-    - `(values, indices)`, both `[batch, seq, k]`, perhaps with more behind them: the k activations of each token and
-      their features. `decode` is called with `(values, indices)` if it takes two arguments, else with the dense ones.
+    - `(values, indices)`, both `[batch, seq, k]`, perhaps followed by more: k activations per token and their
+      features. `decode` is called with `(values, indices)` if it takes two arguments, else with dense activations.
 
-    One whose features of a token depend on earlier tokens has an attribute `reads_earlier` that is true.
-    Anything else that `encode` or `decode` returns is a `SaevalError`.
+    If the features of a token depend on earlier tokens, the object has an attribute `reads_earlier = True`.
+    Any other return value of `encode` or `decode` is a `SaevalError`.
     """
 
     def __init__(self, module: Any, hook_name: str | None = None, name: str = "sae") -> None:
         for method in ("encode", "decode"):
             if not callable(getattr(module, method, None)):
-                told = f"{name}: a live SAE needs the method '{method}'; {type(module).__name__} has none"
-                raise SaevalError(f"{told}{unwrapping(module)}")
+                message = f"{name}: a live SAE needs the method '{method}'; {type(module).__name__} has none"
+                raise SaevalError(f"{message}{unwrapping(module)}")
         hook_name = hook_name or getattr(module, "hook_name", None) or _metadata_hook(module)
         if not hook_name:
             raise SaevalError(f"{name}: give the SAE's hook, as in saes=[(sae, 'blocks.2.hook_resid_pre')]")
@@ -133,8 +133,8 @@ class LiveSAE(Substitute):
         self.name = name
         self.hook_name = str(hook_name)
         self._modules = modules_of(module)
-        found: dict[str, Any] = {key: getattr(module, key, None) for key in _WEIGHTS}
-        self._weights = {key: value.detach() for key, value in found.items() if is_tensor(value)}
+        attributes: dict[str, Any] = {key: getattr(module, key, None) for key in _WEIGHTS}
+        self._weights = {key: value.detach() for key, value in attributes.items() if is_tensor(value)}
         for part in self._modules:
             if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
                 raise SaevalError(f"{name}: the SAE's weights are not in memory (on the meta device); load them first")
@@ -142,15 +142,15 @@ class LiveSAE(Substitute):
         self._dtype = shown.dtype if shown is not None else None
         self._device = shown.device if shown is not None else None
         self.d_in, self.d_sae, self.d_out = _widths(module, self._weights)
-        """`d_in` is 0 and `d_sae` None where nothing shows them."""
+        """`d_in` is 0 and `d_sae` None if unknown; `d_out` as in `SAEInfo`."""
         self.input_hook: str | None = None
-        """As in `SAEInfo`, and so is `d_out`."""
+        """As in `SAEInfo`."""
         self.reads_earlier = bool(getattr(module, "reads_earlier", False))
 
     def encode(self, activations: Tensor) -> Encoding:
-        own = activations.to(dtype=self._dtype or activations.dtype, copy=True)  # a copy, since it may be written into
+        copied = activations.to(dtype=self._dtype or activations.dtype, copy=True)  # `encode` may write into it
         with self.evaluating():
-            encoded = self.module.encode(own)
+            encoded = self.module.encode(copied)
         return self._encoding(encoded, activations)
 
     def decode(self, encoding: Encoding | None, activations: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ class LiveSAE(Substitute):
         return decoded
 
     def _encoding(self, encoded: Any, activations: Tensor) -> Encoding:
-        """What `encode` returned, as dense feature activations and a context."""
+        """Convert the return value of `encode` to dense feature activations and a context."""
         acts, context = encoded, None
         if isinstance(encoded, tuple) and len(encoded) > 1 and _is_sparse_pair(*encoded[:2]):
             acts, context = self._scattered(encoded), _Sparse()
@@ -187,16 +187,16 @@ class LiveSAE(Substitute):
         return Encoding(acts, context)
 
     def _scattered(self, encoded: tuple[Any, ...]) -> Tensor:
-        """Dense feature activations from the values of k features a token, and which they are."""
+        """Return dense feature activations from k values per token and the indices of their features."""
         values, indices = encoded[:2]
         width = self.d_sae
         if width is None:
-            self._refuse(encoded, "an attribute 'd_sae' beside it, which says how many features there are")
+            self._refuse(encoded, "an attribute 'd_sae' of the object, the number of its features")
         if values.shape[-1] == width and len(encoded) == 2:
-            self._refuse(encoded, "fewer values than features, or the dense activations: this may be either")
+            self._refuse(encoded, "fewer values than features, or dense activations; this is ambiguous")
         if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= width):
-            found = f"indices from {int(indices.min())} to {int(indices.max())}"
-            self._refuse(encoded, f"indices from 0 to {width - 1}; got {found}")
+            got = f"indices from {int(indices.min())} to {int(indices.max())}"
+            self._refuse(encoded, f"indices from 0 to {width - 1}; got {got}")
         dense = torch.zeros((*values.shape[:-1], width), dtype=values.dtype, device=values.device)
         return dense.scatter_add(-1, indices.long(), values)
 
@@ -207,7 +207,7 @@ class LiveSAE(Substitute):
 
     @property
     def _decodes_sparse(self) -> bool:
-        """Whether `decode` needs a second argument."""
+        """True if `decode` requires a second argument."""
         try:
             parameters = inspect.signature(self.module.decode).parameters.values()
         except (TypeError, ValueError):  # a builtin or an extension's method
@@ -216,31 +216,31 @@ class LiveSAE(Substitute):
         return sum(p.kind in positional and p.default is p.empty for p in parameters) > 1
 
     def probe(self, context: int, width: int, d_out: int, device: str) -> str | None:
-        """Encode and decode one made-up row, `[1, context, width]`; a sentence on shapes that do not fit, else None."""
-        here = self.device or torch.device(device)
-        x = torch.linspace(-1, 1, context * width, device=here).reshape(1, context, width)
-        y = torch.linspace(-1, 1, context * d_out, device=here).reshape(1, context, d_out)
-        does = "encode"
+        """Encode and decode one synthetic row `[1, context, width]`; return a sentence on a wrong shape, else None."""
+        own_device = self.device or torch.device(device)
+        x = torch.linspace(-1, 1, context * width, device=own_device).reshape(1, context, width)
+        y = torch.linspace(-1, 1, context * d_out, device=own_device).reshape(1, context, d_out)
+        method = "encode"
         try:
             with torch.no_grad():
                 encoding = self.encode(x)
-                does = "decode"
+                method = "decode"
                 self.decode(encoding, y)
         except SaevalError as error:
             return str(error)
         except (Exception, SystemExit) as error:  # a user's object may raise anything
             line = (str(error).strip().splitlines() or [""])[0]
-            # Torch has no class for shapes that do not fit. Any other failure costs the SAE's own cells, not the run.
+            # Torch has no class for shape mismatches. Any other failure costs the SAE's own cells, not the run.
             if re.search(r"\b(shapes?|sizes?)\b", line):
                 return (
-                    f"{self.name}: '{does}' of {type(self.module).__name__} fails on activations {list(x.shape)} of "
+                    f"{self.name}: '{method}' of {type(self.module).__name__} fails on activations {list(x.shape)} of "
                     f"{self.input_hook or self.hook_name} ({line}); check the hook and the SAE's width"
                 )
         return None
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode for the object's modules, until the end."""
+        """Context manager that puts the object's modules in evaluation mode."""
         with evaluation_mode(self._modules):
             yield
 
@@ -254,14 +254,14 @@ class LiveSAE(Substitute):
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """Copies, made as they are asked for: nothing that metrics do reaches the user's object."""
+        """Copies, made on access: metrics cannot change the user's object."""
         return _Copies(self._weights)
 
     def shapes(self) -> list[Any]:
-        """What can be seen of the object at no cost: its class, widths, and its tensors' names, shapes and dtypes."""
-        own = [[n, list(t.shape), str(t.dtype)] for m in self._modules for n, t in m.named_parameters(recurse=False)]
-        shown = [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in self._weights.items()]
-        return [type(self.module).__qualname__, self.d_in, getattr(self.module, "d_sae", None), shown, own]
+        """Return the object's class, its widths, and its tensors' names, shapes and dtypes; it reads no tensor."""
+        inner = [[n, list(t.shape), str(t.dtype)] for m in self._modules for n, t in m.named_parameters(recurse=False)]
+        weights = [[name, list(tensor.shape), str(tensor.dtype)] for name, tensor in self._weights.items()]
+        return [type(self.module).__qualname__, self.d_in, getattr(self.module, "d_sae", None), weights, inner]
 
 
 class _Copies(Mapping[str, "Tensor"]):
@@ -279,7 +279,7 @@ class _Copies(Mapping[str, "Tensor"]):
 
 
 def sparse(acts: Tensor) -> tuple[Tensor, Tensor]:
-    """Dense activations as (values, indices), `[batch, seq, k]`: k is the most that any token has."""
+    """Return dense activations as (values, indices), `[batch, seq, k]`: k is the largest number for any token."""
     k = max(1, int((acts != 0).sum(-1).max()))
     indices = (acts != 0).float().topk(k, dim=-1).indices
     return acts.gather(-1, indices), indices
@@ -296,21 +296,21 @@ def _is_sparse_pair(values: Any, indices: Any) -> bool:
 
 
 def _widths(module: Any, weights: Mapping[str, Tensor]) -> tuple[int, int | None, int | None]:
-    """`d_in`, `d_sae` and, where it is not `d_in`, `d_out`: by the weights, else by the object's own attributes."""
+    """Return `d_in`, `d_sae` and `d_out` (None if it is `d_in`), from the weights or else the object's attributes."""
     encoder, decoder = weights.get("W_enc"), weights.get("W_dec")
     if decoder is not None and decoder.ndim == 2:
         d_sae, d_out = decoder.shape
         transcodes = encoder is not None and encoder.ndim == 2 and encoder.shape[1] == d_sae
         d_in = encoder.shape[0] if encoder is not None and transcodes else d_out
         return int(d_in), int(d_sae), int(d_out) if d_out != d_in else None
-    own = {key: value for key in ("d_in", "d_sae") if isinstance(value := getattr(module, key, None), int)}
-    return own.get("d_in", 0), own.get("d_sae"), None
+    widths = {key: value for key in ("d_in", "d_sae") if isinstance(value := getattr(module, key, None), int)}
+    return widths.get("d_in", 0), widths.get("d_sae"), None
 
 
 def _first_float(modules: Iterable[torch.nn.Module], weights: Mapping[str, Tensor]) -> Tensor | None:
-    """A tensor in which the object computes: one of its weights; None where it shows none."""
-    own = (parameter for module in modules for parameter in module.parameters(recurse=False))
-    return next((t for t in [*weights.values(), *own] if t.is_floating_point()), None)
+    """Return one of the object's weights, for its dtype and device; None if it exposes none."""
+    parameters = (parameter for module in modules for parameter in module.parameters(recurse=False))
+    return next((t for t in [*weights.values(), *parameters] if t.is_floating_point()), None)
 
 
 def _metadata_hook(module: Any) -> str | None:
@@ -318,10 +318,10 @@ def _metadata_hook(module: Any) -> str | None:
 
 
 def _shown(value: Any) -> str:
-    """A value by its kind and shape, short enough for a sentence."""
+    """Return the type and shape of a value, for a sentence."""
     if is_tensor(value):
         return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, tuple | list):
         name = type(value).__name__ if type(value) not in (tuple, list) else f"a {type(value).__name__}"
-        return f"{name} of {', '.join(_shown(one) for one in value[:4]) or 'nothing'}"
+        return f"{name} of {', '.join(_shown(item) for item in value[:4]) or 'nothing'}"
     return f"a {type(value).__name__}"

@@ -1,4 +1,4 @@
-"""What the engine asks of a model: capture activations once, resume from a hook. Adapters are plugins."""
+"""Interface of models: capture activations once, resume from a hook. Adapters are plugins."""
 
 from __future__ import annotations
 
@@ -18,32 +18,29 @@ if TYPE_CHECKING:  # annotations only: listing models must not import torch
 
 @dataclass
 class Capture:
-    """One clean pass over one batch.
-
-    `final` is the hidden state the unembedding reads, `[batch, seq, d_model]` (after the final
-    norm), or for a reward model the reward `[batch]`; None when the pass was cut before it.
-    """
+    """The outcome of one forward pass over one batch."""
 
     activations: dict[str, Float[Tensor, "batch seq d"]]
-    """By hook name, at the hooks that this run looks at."""
+    """Activations by hook name, at the hooks that the run uses."""
     final: Tensor | None = None
-    """`[batch, seq, d_model]`, or for a reward model `[batch]`; None where the pass was cut."""
+    """The input of the unembedding (after the final norm), `[batch, seq, d_model]`, or for a reward model the reward
+    `[batch]`; None if the pass stopped before it."""
     inputs: dict[int, Tensor] = field(default_factory=dict)
-    """Inputs of the blocks that a resume at a hook inside them will need, by block index."""
+    """Inputs of the blocks from which a later resume starts, by block index."""
 
     def part(self, rows: slice | Sequence[int]) -> Capture:
-        """What a resume of some of the batch's rows needs."""
+        """Return the part that a resume of some of the batch's rows needs."""
         return Capture({}, None, {index: tensor[rows] for index, tensor in self.inputs.items()})
 
 
 @dataclass(frozen=True)
 class Resume:
-    """The rest of one batch's pass, from one hook on: called with the activations there, it gives `final`."""
+    """A partial forward pass of one batch, from one hook on: a call with the hook's activations returns `final`."""
 
     captured: Callable[[Tensor], Capture]
-    """`final`, and what this run keeps of hooks on the way."""
+    """Return the `Capture` of the partial pass: `final`, and the activations that the run keeps at later hooks."""
     part: Callable[[slice | Sequence[int]], Resume]
-    """The same for some of the batch's rows: for what keeps a whole pass in memory, as a backward pass does."""
+    """Return the same for some of the batch's rows, to save memory in backward passes."""
 
     def __call__(self, activations: Float[Tensor, "batch seq d"]) -> Tensor:
         final = self.captured(activations).final
@@ -55,20 +52,20 @@ class Model(ABC):
     """A loaded model. Every forward pass goes through `capture` or `resumed`."""
 
     kind: ClassVar[Literal["causal", "reward"]] = "causal"
-    """What it gives: logits of the next token, or a reward for each row."""
+    """`causal`: it returns logits of the next token; `reward`: one reward per row."""
     device: torch.device
-    """Where its weights are."""
+    """Device of its weights."""
     dtype: torch.dtype
-    """In which it computes."""
+    """Dtype in which it computes."""
     chunked_head: bool | None = None
-    """Whether `unembed` was seen to equal the model's own logits; None before the check."""
+    """True if `unembed` equals the model's own logits; None before the check."""
 
     @abstractmethod
     def capture(self, batch: Batch, hooks: Iterable[str], final: bool, resumable: Iterable[str] = ()) -> Capture:
-        """Run the model once, keeping the activations at `hooks`.
+        """Run the model once and keep the activations at `hooks`.
 
-        Without `final` the pass is cut as soon as the deepest hook has been seen. `resumable`
-        names the hooks that `resume` will be called for with this capture.
+        Without `final` the pass stops after the deepest hook. `resumable` names the hooks from
+        which `resume` will be called with this capture.
         """
 
     @abstractmethod
@@ -80,139 +77,143 @@ class Model(ABC):
         activations: Float[Tensor, "batch seq d"],
         hooks: Iterable[str] = (),
     ) -> Capture:
-        """The pass with the hook's activations replaced, running only what comes after the hook.
+        """Run the model from the hook on, with the hook's activations replaced by `activations`.
 
-        It keeps `final` and, of `hooks`, the activations at those that come after. Differentiable with
-        respect to `activations` when gradients are enabled.
+        The capture has `final` and the activations at those of `hooks` that come later. It is differentiable
+        with respect to `activations` if gradients are enabled.
         """
 
     def resume(
         self, batch: Batch, captured: Capture, hook_name: str, activations: Float[Tensor, "batch seq d"]
     ) -> Tensor:
-        """`final` alone of the resumed pass."""
+        """Return only `final` of the resumed pass."""
         final = self.resumed(batch, captured, hook_name, activations).final
         assert final is not None
         return final
 
     @abstractmethod
     def unembed(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
-        """Logits of final hidden states; causal models only."""
+        """Return the logits of final hidden states; causal models only."""
 
     def head(self, final: Tensor, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
-        """All logits of a final hidden state by the model's own head, whatever that does; no block is run.
+        """Return all logits of a final hidden state, computed by the model's own head; no block is run.
 
-        `unembed` is checked against it on 16 tokens, and it is used instead where they differ.
+        `unembed` is compared with it on 16 tokens; if they differ, the engine uses `head`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no full-logits path")
 
 
 class ModelSpec(ABC):
-    """A model that can be loaded: everything here is known before any weight is read."""
+    """A model that can be loaded: everything known about it before its weights are read."""
 
     name: str
     kind: Literal["causal", "reward"] = "causal"
+    """As in `Model`."""
     code: str = ""
-    """What makes the adapter's code the same, part of every key; set by whoever chose the adapter."""
+    """Identifies the version of the adapter's code; part of every key, set by the engine."""
     live_key: str = ""
-    """Of a user's own loaded model: what stands for its weights and state in every key; set by `saeval.evaluate`."""
+    """For a user's own loaded model: its key, in place of a hash of its weights; set by `saeval.evaluate`."""
 
     @abstractmethod
     def identity(self) -> Mapping[str, Any]:
-        """Plain data that determines the numbers: adapter, weights hash or revision, processing, dtype."""
+        """Return plain data that determines the numbers: adapter, weights hash or revision, processing, dtype."""
 
     @abstractmethod
     def hooks(self) -> Mapping[str, int]:
-        """Every canonical hook name with its width, from the config or a meta-device model."""
+        """Return the width of every hook by its canonical name, from the config or a meta-device model."""
 
     @abstractmethod
     def canonical(self, hook_name: str) -> str:
-        """The canonical spelling of a hook name (`blocks.6.hook_resid_pre`); unknown names come back unchanged."""
+        """Return the canonical spelling of a hook name (`blocks.6.hook_resid_pre`), or an unknown name unchanged."""
 
     def site(self, hook_name: str) -> str:
-        """The one name of the tensor at a hook, from any of its names.
+        """Return the canonical name of the tensor at a hook.
 
-        Hooks that are one tensor have one site: in most models what leaves a block is what enters the next. An adapter
-        that knows so says so; otherwise a hook's site is its canonical name.
+        Hooks with the same tensor have one site: in most models the output of a block is the input of the next.
+        Override it for such a model; by default a hook's site is its canonical name.
         """
         return self.canonical(hook_name)
 
     @abstractmethod
     def tokenizer(self) -> Any:
-        """A Hugging Face tokenizer; `SaevalError` where the model has none."""
+        """Return a Hugging Face tokenizer; `SaevalError` if the model has none."""
 
     @abstractmethod
     def tokenizer_identity(self) -> str | None:
-        """Hash or revision of the tokenizer, known without loading it; None where only running it tells its tokens."""
+        """Return a hash or revision of the tokenizer, without loading it; if None, its rows are not cached."""
 
     @property
     @abstractmethod
     def context(self) -> int | None:
-        """Longest context the model accepts, or None where unknown."""
+        """Longest context that the model accepts, in tokens; None if unknown."""
 
     @property
     def vocabulary(self) -> int | None:
-        """How many token ids the model embeds, from its config; None where unknown."""
+        """Number of token ids that the model embeds, from its config; None if unknown."""
         return None
 
     @property
     def parameters(self) -> int | None:
-        """How many parameters the model has, for estimates of time; None where unknown."""
+        """Number of the model's parameters, for estimates of time; None if unknown."""
         return None
 
     @property
     def padding_token(self) -> int | None:
-        """The token that a reward model's own code passes over at the end of a text, and saeval does not."""
+        """Token that a reward model's own code skips at the end of a text, unlike saeval; None if there is none."""
         return None
 
     def warnings(self) -> Sequence[str]:
-        """Sentences on what a user should know of its files before a run, such as tensors that nothing reads."""
+        """Return warnings about the model's files for the user before a run, such as tensors that are never read."""
         return []
 
     def fetch(self) -> None:  # noqa: B027 (files on disk need no fetching)
-        """Download the weights, where they are not here yet."""
+        """Download the weights if they are not on disk."""
 
     def facts(self) -> Mapping[str, Any]:
-        """What else is known of the model, for checks before a run: plain data; what is unknown is left out.
+        """Return further facts as plain data, for checks before a run; unknown ones are left out.
 
-        By the adapters: `name` and `revision` as its makers say them, `model_type`, `architecture`,
-        `context` (its longest, in tokens), `chat_template` (whether its tokenizer has one: chat
+        Adapters give `name` and `revision` as the publisher spells them, `model_type`, `architecture`,
+        `context` (the longest, in tokens) and `chat_template` (True if its tokenizer has one: chat
         models do, and a few base models).
         """
         return {}
 
     @abstractmethod
     def load(self, device: str) -> Model:
-        """Read the weights."""
+        """Read the weights and return the model on `device`."""
 
 
 class ModelAdapter(ABC):
     """A way to load models, chosen by `use:` (or by `adapter:` for a registered model)."""
 
     name: ClassVar[str]
+    """The name that `use:` selects."""
 
     @abstractmethod
     def spec(self, reference: Mapping[str, Any]) -> ModelSpec:
-        """The model that a suite's `model:` entry names: the entry without `use` and `adapter`.
+        """Return the model of a suite's `model:` entry, which comes without `use` and `adapter`.
 
-        `validated_as` with a pydantic model, or `validated` with a class, gives clear errors for wrong keys.
+        `validated_as` with a pydantic model, or `validated` with a class, raises clear errors for wrong keys.
         """
 
     def accepts(self, live: object) -> bool:
-        """Whether `wrap` takes this object, a user's own loaded model."""
+        """Return True if `wrap` can handle this object, a user's own loaded model."""
         return False
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
-        """A spec around a live object, for `saeval.evaluate`."""
+        """Return a spec of a live object, for `saeval.evaluate`."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class RegisteredModel:
-    """A named model: `reference` is what its `adapter` would find in a suite."""
+    """A named model, usable as `model: NAME` in a suite."""
 
     name: str
     adapter: str
+    """Name of the `ModelAdapter` that loads it."""
     reference: Mapping[str, Any]
+    """The keys of a suite's `model:` entry, as its adapter reads them."""
     description: str = ""
     aliases: tuple[str, ...] = ()
-    """What checkpoints that were trained on it call it, besides its name."""
+    """Other names that checkpoints of SAEs use for this model."""

@@ -1,4 +1,4 @@
-"""`Quantity`: a function whose parameters are requests, as a pytest fixture's are."""
+"""`Quantity`: a function whose parameters are requests, like those of a pytest fixture; and its decorators."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Quantity:
-    """A named function, and what its decorators say of it."""
+    """A named function with the marks of its decorators."""
 
     name: str
     function: Callable[..., Any]
     parameters: Mapping[str, Any]
-    """Requests, with the function's own defaults (`inspect.Parameter.empty` where none)."""
+    """Requests with their defaults (`inspect.Parameter.empty` if there is none)."""
     fold: bool = False
     on_fit: bool = False
     planned: bool = False
     gathered: str = ""
-    """The parameter of which one call takes all of a batch's values; empty where each value has a call of its own."""
+    """The parameter whose values of a batch are all passed in one call, as a list; empty for one call per value."""
     paired: bool = False
     resumes: str = ""
+    """The parameter that says how often the function calls `resume`; empty if it never does."""
     finite: str = ""
-    """What its value is called where it must be finite inside the mask; empty where that is not asked."""
+    """Name of its value in messages, if it must be finite inside the mask; empty if that is not checked."""
     inserted: bool = False
-    """True for a step that the graph puts between two quantities: a pair's sides as a list, values by hook."""
+    """True for a step that the graph inserts between two quantities: a pair's sides as a list, values by hook."""
     rebinds: Mapping[str, str] = field(default_factory=dict)
     at_hooks: Callable[..., Iterable[str]] | None = None
     identity: str = ""
-    """What makes its code the same, part of every key."""
+    """Identifies the version of its code; part of every key."""
     origin: Origin | None = None
 
     @classmethod
@@ -56,19 +57,20 @@ class Quantity:
 
     @classmethod
     def anonymous(cls, function: Callable[..., Any], origin: Origin | None = None) -> Quantity:
-        """A metric's own function, perhaps a `functools.partial`: equal ones with equal arguments are one quantity.
+        """Return the quantity of a function that a metric holds, perhaps a `functools.partial`.
 
-        Its code is known by its name alone: the metric's own identity stands for the code in every key.
+        Equal functions with equal arguments are one quantity. `identity` has no version of the code, since the
+        metric's identity is part of every key.
         """
-        given, fixed = getattr(function, "args", ()), getattr(function, "keywords", {})
+        positional, fixed = getattr(function, "args", ()), getattr(function, "keywords", {})
         inner: Any = getattr(function, "func", function)
         requests = {name: default for name, default in parameter_names(function).items() if name not in fixed}
-        identity = json.dumps([inner.__module__, given, fixed], sort_keys=True, default=repr)
+        identity = json.dumps([inner.__module__, positional, fixed], sort_keys=True, default=repr)
         return cls(inner.__qualname__, function, requests, identity=identity, origin=origin)
 
     @property
     def foreign(self) -> bool:
-        """Whether somebody else than saeval wrote it, so that its calls are watched."""
+        """True if it does not ship with saeval: its calls are then checked for writes into their arguments."""
         return self.origin is not None and not self.origin.own
 
     @property
@@ -83,36 +85,36 @@ class Quantity:
 
 
 def fold(function: F) -> F:
-    """Mark a function that returns evidence: it is summed over all batches, and whoever requests it gets the total."""
+    """Mark a function that returns the `Evidence` of one batch: requests for it receive the sum over all batches."""
     return _mark(function, fold=True)
 
 
 def fit_split(function: F) -> F:
-    """Mark a fold as taken over documents disjoint from the evaluated ones."""
+    """Mark a fold that is computed on the fit split: documents disjoint from the evaluated ones."""
     return _mark(function, on_fit=True)
 
 
 def planned(function: F) -> F:
-    """Mark a fold as taken over all planned rows, also where a suite stops adaptively: one value for all its users."""
+    """Mark a fold computed over all planned rows, even if `precision:` stops the run early: cells share its value."""
     return _mark(function, planned=True)
 
 
 def rebound(**names: str) -> Callable[[F], F]:
-    """Resolve the function's requests with names rebound.
+    """Return a decorator that resolves the function's requests with names rebound.
 
-    `rebound(final="clean_final")`: wherever `final` is asked for, down to any depth, it is
-    `clean_final`. `rebound(subject="ablation")`: the SAE is the control that the metric's
-    parameter `ablation` names.
+    `rebound(final="clean_final")`: every request for `final`, at any depth, receives
+    `clean_final`. `rebound(subject="ablation")`: the SAE is replaced by the control that the
+    metric's parameter `ablation` names.
     """
     return lambda function: _mark(function, rebinds=names)
 
 
 def at_hooks(choose: Callable[..., Iterable[str]]) -> Callable[[F], F]:
-    """Resolve the function's requests at several hooks: each comes as a dict by hook name.
+    """Return a decorator that resolves the function's requests at several hooks: each is a dict by hook name.
 
-    `choose(hook_name, hooks, ...)` picks the names, in order, out of all `hooks` of the model; what
-    else it asks for are parameters of the metric. They may be none. The passes that a substitute
-    resumes keep the activations at these hooks, too (`spliced_pass`).
+    `choose(hook_name, hooks, ...)` returns the chosen names, in order, out of all `hooks` of the
+    model, perhaps none; its other parameters are parameters of the metric. The resumed passes of
+    a substitute also keep the activations at these hooks (`spliced_pass`).
     """
     return lambda function: _mark(function, at_hooks=choose)
 
@@ -122,10 +124,11 @@ def gathered(over: str) -> Callable[[F], F]: ...
 @overload
 def gathered(over: F) -> F: ...
 def gathered(over: str | F) -> Callable[[F], F] | F:
-    """Compute all of a batch's instances in one call, as `@gathered("final")` does.
+    """Compute all instances of a batch in one call, as in `@gathered("final")`.
 
-    Instances that agree in all parameters but `over` are computed together: this parameter is the list of their
-    values, and the function returns a list in the same order. Without a name it is the last parameter.
+    Instances that agree in all parameters but `over` are computed together: the function receives the list of
+    their values for `over`, and returns a list in the same order. Without a name, `over` is the last parameter.
+    `TypeError` if the function has no such parameter.
     """
     if not isinstance(over, str):
         return _mark(over, gathered=list(parameter_names(over))[-1])
@@ -139,23 +142,23 @@ def gathered(over: str | F) -> Callable[[F], F] | F:
 
 
 def paired(function: F) -> F:
-    """Over preference pairs: what belongs to a batch comes as the list [chosen, rejected], and the value to both.
+    """Mark a function of preference pairs: per-batch requests are lists [chosen, rejected], and its value is shared.
 
-    Other quantities are asked once for each side.
+    Quantities without this mark are computed once per side.
     """
     return _mark(function, paired=True)
 
 
 def resuming(times: str) -> Callable[[F], F]:
-    """Mark a function that calls `resume` as often as its parameter `times` says, so that passes can be counted."""
+    """Mark a function that calls `resume` as many times as its parameter `times` says, so that passes are counted."""
     return lambda function: _mark(function, resumes=times)
 
 
 def finite(what: str) -> Callable[[F], F]:
-    """Mark a function whose value must be finite, as `finite("reconstruction")` does.
+    """Mark a function whose value must be finite inside the mask, as in `finite("reconstruction")`.
 
-    The engine counts the tokens of the mask whose value is NaN or infinite (texts, for a value `[batch]`). Whatever
-    was computed from such a value is undefined, with a reason that names `what` and the count over the whole pass.
+    The engine counts the tokens of the mask whose value is NaN or infinite (rows, for a value `[batch]`). Everything
+    computed from such a value is undefined; the reason names `what` and the count over the whole pass.
     """
     return lambda function: _mark(function, finite=what)
 
@@ -166,12 +169,12 @@ def _mark(function: F, **marks: Any) -> F:
 
 
 def _returns_evidence(function: Callable[..., Any]) -> bool:
-    """True for a fold as it was written before `@fold`: the return annotation is evidence."""
+    """Return True for a fold without `@fold`, as in earlier versions: its return annotation is a class of evidence."""
     annotation = getattr(function, "__annotations__", {}).get("return")
     if isinstance(annotation, str):
         holder = SimpleNamespace(__annotations__={"return": annotation})
         try:
             annotation = typing.get_type_hints(holder, getattr(function, "__globals__", {}))["return"]
         except (NameError, AttributeError, TypeError, SyntaxError):
-            return False  # a name imported for annotations only: no evidence, since that must exist to be returned
+            return False  # imported for annotations only, so not evidence, which must exist to be returned
     return isinstance(annotation, type) and issubclass(annotation, Evidence)

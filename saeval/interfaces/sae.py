@@ -1,4 +1,4 @@
-"""What the engine asks of SAEs and their loaders."""
+"""Interface of SAE loaders: one per checkpoint format."""
 
 from __future__ import annotations
 
@@ -14,63 +14,69 @@ from saeval.interfaces.substitute import Substitute
 
 @dataclass(frozen=True)
 class SAEInfo:
-    """What a checkpoint's headers tell, without reading the weights."""
+    """The facts about a checkpoint that its headers hold, known without reading the weights."""
 
     hook_name: str | None
+    """The hook whose activations it replaces; None if the checkpoint does not say."""
     d_in: int
+    """Width of the activations that it encodes."""
     d_sae: int
+    """Number of features."""
     sha256: str
-    """Hash of the weights, or a hub revision: what makes two checkpoints the same."""
+    """Hash of the weights, or a hub revision: identifies the checkpoint."""
     architecture: str = ""
     d_out: int | None = None
-    """Width of what it writes, where that is not `d_in`."""
+    """Width of the reconstruction; None if it is `d_in`."""
     input_hook: str | None = None
-    """The hook a transcoder reads; None where it reads the one it replaces, `hook_name`."""
+    """The hook that a transcoder encodes; None if it is `hook_name`."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """The checkpoint's own words about itself (model name, context size, L1, k, ...)."""
+    """The checkpoint's metadata (model name, context size, L1, k, ...)."""
 
 
 class SAELoader(ABC):
     """A checkpoint format, chosen by `use:` in a suite's `saes:` entry."""
 
     name: ClassVar[str]
+    """The name that `use:` selects."""
 
     def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-        """The references that an entry with globs or `sites:` means, by what tells them apart.
+        """Return one reference per SAE that an entry with globs or `sites:` matches, by a name for each.
 
-        Just itself, under the empty name, for an entry that means one SAE. `SaevalError` where nothing matches.
+        An entry of a single SAE returns itself under the empty name. `SaevalError` if nothing matches.
         """
         return {"": reference}
 
     def fetch(self, reference: Mapping[str, Any]) -> None:  # noqa: B027 (files on disk need no fetching)
-        """Download the weights that `load` will read, for a format whose `expand` or `info` has not done it."""
+        """Download the weights that `load` will read, unless `expand` or `info` already did."""
 
     @abstractmethod
     def info(self, reference: Mapping[str, Any]) -> SAEInfo:
-        """From the file's header only. `SaevalError` names the file, the key, what was found and what expected."""
+        """Read the file's header only. A `SaevalError` names the file, the key, the value and the expected one."""
 
     @abstractmethod
     def load(self, reference: Mapping[str, Any], device: str, dtype: torch.dtype) -> Substitute:
-        """Read the weights. Nothing that the checkpoint carries is ever executed."""
+        """Read the weights and return the SAE. Code inside a checkpoint is never executed."""
 
     def label(self, reference: Mapping[str, Any]) -> str:
-        """What an entry without a `name:` or a `path:` is called."""
+        """Return the name of an entry that has neither `name:` nor `path:`."""
         return self.name
 
     def accepts(self, live: object) -> bool:
-        """Whether `live` is an object of this format's library, which `wrap` knows how to call."""
+        """Return True if `live` is an object of this format's library, which `wrap` can handle."""
         return False
 
     def wrap(self, live: Any, hook_name: str | None, name: str) -> LiveSAE:
-        """A user's own object as an SAE; `hook_name` wins over what the object says."""
+        """Return a user's own object as an SAE; `hook_name` overrides the hook that the object declares."""
         return LiveSAE(live, hook_name, name)
 
 
 @dataclass(frozen=True)
 class RegisteredSAE:
-    """A named SAE: `reference` is what its `loader` would find in a suite."""
+    """A named SAE, usable by its name in a suite's `saes:`."""
 
     name: str
     loader: str
+    """Name of the `SAELoader` that loads it."""
     reference: Mapping[str, Any]
+    """The keys of a suite's `saes:` entry, as its loader reads them."""
     description: str = ""

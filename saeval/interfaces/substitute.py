@@ -1,4 +1,4 @@
-"""Anything that replaces an activation: an SAE, an ablation, a control. Splicing them is one mechanism."""
+"""`Substitute`: anything that replaces activations at a hook, such as an SAE, an ablation or a control."""
 
 from __future__ import annotations
 
@@ -21,114 +21,117 @@ if TYPE_CHECKING:
 
 
 class Encoding(NamedTuple):
-    """Feature activations and whatever decoding needs besides (norms, scales), which the SAE itself keeps nowhere."""
+    """Feature activations, and per-batch data that `decode` needs (norms, scales), since a substitute has no state."""
 
     feature_acts: Float[Tensor, "batch seq d_sae"]
     """Feature activations, 0 where a feature does not fire."""
     context: Any = None
-    """What `decode` needs besides: the format's own, None where it needs nothing."""
+    """Further data for `decode`, in any form; None if it needs none."""
 
 
 class Substitute(ABC):
     """A named function of the activations at a hook."""
 
     name: str = "the substitute"
-    """For messages."""
+    """Its name in messages."""
     hook_name: str
-    """The hook whose activations it replaces. A transcoder encodes those of another one."""
+    """The hook whose activations it replaces. A transcoder encodes those of another hook."""
     d_in: int
-    """Width of what it encodes."""
+    """Width of the activations that it encodes."""
     d_sae: int | None = None
     """Number of features; None for substitutes without features."""
     reads_earlier: bool = False
-    """Whether a token's features depend on earlier tokens of its row too."""
+    """True if the features of a token also depend on earlier tokens of its row."""
 
     @abstractmethod
     def decode(
         self, encoding: Encoding | None, activations: Float[Tensor, "batch seq d"]
     ) -> Float[Tensor, "batch seq d"]:
-        """What replaces `activations`. `encoding` is None for substitutes without features."""
+        """Return the replacement of `activations`. `encoding` is None for substitutes without features."""
 
     def encode(self, activations: Float[Tensor, "batch seq d"]) -> Encoding:
-        """Feature activations; `Undefined` where the substitute has none."""
+        """Return the feature activations; raise `Undefined` if the substitute has no features."""
         raise Undefined(f"{self.name} has no features")
 
     def at(self, token_keys: UInt64[np.ndarray, "batch seq"]) -> Substitute:
-        """This substitute for the tokens with these keys: the one that encodes and decodes their activations.
+        """Return the substitute that encodes and decodes the activations of the tokens with these keys.
 
-        Itself, save where what it does to a token depends on which token that is (another one's
-        activations in its place, noise of its own): then a copy that knows them. A batch row or a
-        state kept between calls would change the numbers with the batch size.
+        By default itself. A substitute that treats tokens differently (adds noise, swaps activations
+        between tokens) returns a copy with the keys, from which it derives its draws. Draws by batch row,
+        or from state, would depend on the batch size.
         """
         return self
 
     @property
     def device(self) -> torch.device | None:
-        """Where it computes; None where it follows what it is given."""
+        """Device on which it computes; None: that of its input."""
         return None
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """In which it computes; None where it follows what it is given."""
+        """Dtype in which it computes; None: that of its input."""
         return None
 
     @property
     def has_features(self) -> bool:
-        """Whether it encodes at all; ablations do not."""
+        """True if it defines `encode`; ablations do not."""
         return type(self).encode is not Substitute.encode
 
     def other_readings(self) -> Mapping[str, Substitute]:
-        """What else the same weights might be, by name, such as `without input normalisation`.
+        """Return other interpretations of the same weights, by name, such as `without input normalisation`.
 
-        The preflight tries them: where one explains much more, the SAE is not loaded correctly.
+        The preflight tries them: if one explains much more variance, the SAE is not loaded correctly.
         """
         return {}
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """`W_enc [d_in, d_sae]`, `b_enc [d_sae]`, `W_dec [d_sae, d_out]`, `b_dec [d_out]`, those it has."""
+        """Those that it has of `W_enc [d_in, d_sae]`, `b_enc [d_sae]`, `W_dec [d_sae, d_out]` and `b_dec [d_out]`."""
         return {}
 
     def weight(self, name: str) -> Tensor:
-        """One of `weights`; `Undefined` where there is none of this name, or where it holds NaN or infinite values."""
+        """Return one of `weights`; `Undefined` if it does not exist or holds NaN or infinite values."""
         if name not in self.weights:
             raise Undefined(f"{self.name} has no {name}")
-        found = self.weights[name]
-        if bad := int((~found.isfinite()).sum()):
-            raise Undefined(f"{name} of '{self.name}' holds {bad} NaN or infinite values of {found.numel()}")
-        return found
+        weight = self.weights[name]
+        if bad := int((~weight.isfinite()).sum()):
+            raise Undefined(f"{name} of '{self.name}' holds {bad} NaN or infinite values of {weight.numel()}")
+        return weight
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A substitute in a suite: what a cell is about. `key` determines its numbers; `name` is for people."""
+    """An SAE or control of a suite: the subject of a cell."""
 
     name: str
+    """Its name in tables and messages."""
     hook_name: str
+    """The hook whose activations it replaces, by its canonical name."""
     key: str
+    """A hash of all that determines its numbers."""
     load: Callable[..., Substitute]
-    """Called once a pass with the values of the quantities named by `needs`."""
+    """Called once per pass with the values of the quantities in `needs`."""
     needs: tuple[str, ...] = ()
-    """Quantities that `load` takes by keyword; they may not depend on a batch except through folds."""
+    """Quantities that `load` takes by keyword; they may depend on batches only through folds."""
     build_params: Mapping[str, Any] = field(default_factory=dict)
     """Constants that `needs` may name, such as the control's own parameters."""
     parent: Subject | None = None
-    """For a control built from an SAE: that SAE, in whose place `needs` are resolved."""
+    """For a control built from an SAE: that SAE, for which `needs` are resolved."""
     kind: Literal["sae", "control"] = "sae"
     input_hook: str | None = None
-    """The hook that `encode` reads; None where it is `hook_name`."""
+    """The hook whose activations `encode` takes; None if it is `hook_name`."""
     asked_hook: str | None = None
-    """What the suite calls its hook, where `hook_name`, the site's one name, is another."""
+    """The hook as the suite spells it, if that is not `hook_name`."""
     d_in: int | None = None
     d_sae: int | None = None
     d_out: int | None = None
-    """Width of the replacement; None where it is `d_in`."""
+    """Width of the replacement; None if it is `d_in`."""
     fetch: Callable[[], None] | None = None
-    """Download what `load` will read, where that is not here yet."""
+    """Download the files that `load` will read, if they are not on disk."""
     facts: Mapping[str, Any] | None = None
-    """What the checkpoint says of itself, recorded with the results."""
+    """The checkpoint's metadata, recorded with the results."""
     origin: Origin | None = None
-    """Who supplies its code; None where saeval does."""
+    """The plugin that supplies its code; None if it is saeval."""
 
     @property
     def shown_hook(self) -> str:
@@ -137,25 +140,28 @@ class Subject:
 
 
 class Control(Stateless, ABC):
-    """A substitute nobody trained: a class whose `__init__` is the YAML schema of its parameters.
+    """An untrained baseline. `__init__` is the schema of its YAML parameters.
 
-    It keeps no state after `__init__`; what `build` returns may. `build` asks by its parameters' names for what it
-    needs: `hook_name`, `d_in`, folds such as `activation_mean`, and for `per = "sae"` quantities of the parent SAE.
+    It keeps no state after `__init__`; the substitute that `build` returns may. The parameters of `build` are requests:
+    `hook_name`, `d_in`, folds such as `activation_mean`, and with `per = "sae"` quantities of the parent SAE.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    """Part of every key; raise it when the numbers change."""
     per: ClassVar[Literal["hook", "sae"]] = "hook"
+    """One control per hook, or one per SAE."""
     build: Callable[..., Substitute]
+    """Return the substitute."""
 
     @property
     def copies(self) -> int:
-        """How many independent draws of this control there are; their spread enters the error bar."""
+        """Number of independent draws of this control; their spread enters the standard error."""
         return 1
 
 
 def control_faults(control: type[Control]) -> str | None:
-    """Why a class is no usable control, in a sentence; None for a sound one."""
+    """Return a sentence on why a class is not a valid control; None if it is valid."""
     if not callable(getattr(control, "build", None)):
         return "it has no method 'build'"
     if control.per not in ("hook", "sae"):

@@ -1,4 +1,4 @@
-"""`TokenScores`: what a final hidden state predicts, token by token, against the clean one."""
+"""`TokenScores`: the predictions of a final hidden state compared with the clean ones, per token."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK_ELEMENTS = 2**24
-"""Logits alive at once for each state, in elements: the chunk of tokens is this over the vocabulary."""
+"""Logits in memory at once per state, in elements: a chunk has this many divided by the vocabulary tokens."""
 TILE_ELEMENTS = 2**20
-"""Logits that are looked at together on a CPU, in elements: few enough to stay in its cache."""
+"""Logits that a CPU processes together, in elements: few enough to stay in its cache."""
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Per-token scores, zero outside the mask. Nats, float32 or better."""
+    """Scores per token, in nats, float32 or float64; 0 or False outside the mask."""
 
     nll: Float[Tensor, "batch seq"]
     """Negative log-likelihood of the target."""
     kl: Float[Tensor, "batch seq"]
-    """KL(clean || this): of the clean next-token distribution to this one."""
+    """KL(clean || this), from the clean next-token distribution to this one, at least 0."""
     top1_agreement: Bool[Tensor, "batch seq"]
-    """Whether the most likely token is the clean one's."""
+    """True if the most likely token is the most likely one of the clean distribution."""
     top1_correct: Bool[Tensor, "batch seq"]
-    """Whether the most likely token is the target."""
+    """True if the most likely token is the target."""
 
 
 def score_tokens(
@@ -42,11 +42,11 @@ def score_tokens(
     finals: Sequence[Float[Tensor, "batch seq d_model"]],
     full_logits: bool = False,
 ) -> list[TokenScores]:
-    """Score all of a batch's final hidden states in one chunked call of the unembedding.
+    """Score several final hidden states of one batch, in chunks of tokens.
 
-    The clean distribution is computed once for each chunk of tokens; no `[batch, seq, vocab]`
-    tensor exists. With `full_logits` the model's own head is used instead, a row at a time, for
-    models whose logits are more than the unembedding of the final state.
+    The clean distribution is computed once per chunk, and no `[batch, seq, vocab]` tensor is
+    built. With `full_logits` the model's own head computes the logits, one row at a time, for
+    models whose logits are not just the unembedding of the final state.
     """
     shape, device = batch.tokens.shape, clean.device
     wide = torch.promote_types(clean.dtype, torch.float32)
@@ -65,12 +65,12 @@ def score_tokens(
 
         def logits(final: Tensor, where: tuple[Tensor, Tensor] = where, part: Batch | None = part) -> Tensor:
             if part is None:
-                found = model.unembed(final[where])
+                values = model.unembed(final[where])
             else:
                 row = where[0][0]
-                found = model.head(final[row : row + 1], part)[0, where[1]]
-            # Half-precision logits are widened: their log-softmax would lose the small differences that KL is made of.
-            return found.to(torch.promote_types(found.dtype, torch.float32))
+                values = model.head(final[row : row + 1], part)[0, where[1]]
+            # Half-precision logits are widened: KL is a sum of differences that their log-softmax would round away.
+            return values.to(torch.promote_types(values.dtype, torch.float32))
 
         reference = _Reference(logits(clean), targets)
         for final, score in zip(finals, scores, strict=True):
@@ -83,11 +83,11 @@ def score_tokens(
 
 
 class _Reference:
-    """The clean distribution p of a chunk of tokens, and how others compare with it.
+    """The clean distribution p of a chunk of tokens, with which others are compared.
 
     With Δ the change of the logits, a distribution q has log Z_q − log Z_p = log E_p[exp Δ], so that
-    KL(p‖q) = log E_p[exp Δ] − E_p[Δ]. Δ of nearby logits is exact, where log-probabilities round to 10⁻⁶. A few rows
-    are looked at together: what is read again is still in the cache.
+    KL(p‖q) = log E_p[exp Δ] − E_p[Δ]. Δ of nearby logits is exact, whereas log-probabilities round to 10⁻⁶. Rows are
+    processed in tiles that fit in the CPU's cache.
     """
 
     def __init__(self, logits: Float[Tensor, "n vocab"], targets: Int[Tensor, "n"]) -> None:
@@ -107,10 +107,10 @@ class _Reference:
         nll = self.log_z - self.logits.gather(-1, targets[:, None])[:, 0]
         self.itself = nll, torch.zeros_like(nll), self.top
         self._possible = bool(torch.isfinite(self.logits.amin()))
-        """Whether every token has some probability."""
+        """True if all logits are finite: every token has some probability."""
 
     def scored(self, logits: Float[Tensor, "n vocab"]) -> tuple[Tensor, Tensor, Tensor]:
-        """NLL of the targets, KL(clean || this) and the most likely token, each `[n]`. Overwrites `logits`."""
+        """Return NLL of the targets, KL(clean || this) and the most likely token, each `[n]`. Overwrites `logits`."""
         room = [torch.empty_like(self.p[self.tiles[0]]) for _ in range(2)]  # new pages for each tile would cost more
         parts = [self._scored(logits[tile], tile, [x[: len(logits[tile])] for x in room]) for tile in self.tiles]
         nll, kl, tops = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -120,12 +120,12 @@ class _Reference:
         old, p, targets = self.logits[tile], self.p[tile], self.targets[tile, None]
         top = new.max(-1).indices
         change = torch.sub(new, old, out=room[0])
-        if not self._possible:  # the difference of two −∞ is none
+        if not self._possible:  # −∞ minus −∞ is NaN
             change.masked_fill_(new == old, 0)
         low, high = change.amin(-1), change.amax(-1)
         at_top = change.gather(-1, self.top[tile, None])[:, 0]
         most = torch.maximum(high - at_top, at_top - low)
-        beyond = ~((high - at_top < _MOST) & (low > -_FARTHEST))  # also where something is not finite
+        beyond = ~((high - at_top < _MOST) & (low > -_FARTHEST))  # also True for NaN and infinite values
         if bool((most < _SLIGHT).all()):
             kl, growth = self._precise(p, old, new, self.top[tile], room)
         else:
@@ -134,10 +134,10 @@ class _Reference:
             kl = growth - mean
             near = ~beyond & ((kl < _ROUNDING * (1 + torch.maximum(high, -low))) | (at_top.abs() > _MOST))
             if bool(near.any()):
-                some = slice(None) if int(near.sum()) > len(near) // 2 else near  # copies of most cost more than all
+                some = slice(None) if int(near.sum()) > len(near) // 2 else near  # copying most costs more than all
                 few = p[some]
-                own_room = [x[: len(few)] for x in room]
-                precise = self._precise(few, old[some], new[some], self.top[tile][some], own_room)
+                few_room = [x[: len(few)] for x in room]
+                precise = self._precise(few, old[some], new[some], self.top[tile][some], few_room)
                 kl[near], growth[near] = (x[near[some]] for x in precise)
         nll = self.log_z[tile] + growth - new.gather(-1, targets)[:, 0]
         if bool(beyond.any()):
@@ -150,10 +150,10 @@ class _Reference:
         self, p: Float[Tensor, "n vocab"], old: Float[Tensor, "n vocab"], new: Float[Tensor, "n vocab"],
         top: Int[Tensor, "n"], room: list[Tensor],
     ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:  # fmt: skip
-        """KL and log Z_q − log Z_p where KL is small.
+        """Return KL and log Z_q − log Z_p, precisely where KL is small.
 
         With t = Δ − Δ_top, KL = log(1 + r + s) − r for r = E_p[t] and s = E_p[exp t − 1 − t], a sum of terms >= 0.
-        Logits less that of the clean top token round little where p is large, whatever is added to all of them.
+        Logits minus the logit of the clean top token round little where p is large, whatever constant they share.
         """
         old_top, new_top = (x.gather(-1, top[:, None]) for x in (old, new))
         t = torch.sub(new, new_top, out=room[0]).sub_(torch.sub(old, old_top, out=room[1]))
@@ -169,13 +169,13 @@ class _Reference:
 
 
 _MOST, _FARTHEST = 40, 1e30
-"""Changes of a logit that float32 can take the exponential of, times the smallest p; others are left to float64."""
+"""Largest rise and fall of a logit for which float32 suffices; beyond them the scores are computed in float64."""
 _ROUNDING = 1e-4
 """KL below which, for changes of about 1, the difference of two float32 sums is not precise to 1%."""
 _SLIGHT = 0.01
-"""Changes of which KL is below `_ROUNDING` for certain."""
+"""Largest change of the logits for which KL is certainly below `_ROUNDING`."""
 _SERIES = 1e-3
-"""Changes for which exp t − 1 − t is t²/2 to 0.04%."""
+"""Largest t for which exp t − 1 − t is t²/2 to 0.04%."""
 
 
 def _chunks(model: Model, clean: Tensor, batch: Batch) -> list[tuple[tuple[Tensor, Tensor], None]]:
@@ -188,38 +188,38 @@ def _chunks(model: Model, clean: Tensor, batch: Batch) -> list[tuple[tuple[Tenso
 
 
 def _rows(batch: Batch) -> list[tuple[tuple[Tensor, Tensor], Batch]]:
-    found = []
+    rows = []
     for row in range(len(batch.tokens)):
         positions = batch.mask[row].nonzero(as_tuple=True)[0]
         if len(positions):
-            found.append(((torch.full_like(positions, row), positions), _part(batch, row, batch.tokens.shape[1])))
-    return found
+            rows.append(((torch.full_like(positions, row), positions), _part(batch, row, batch.tokens.shape[1])))
+    return rows
 
 
 def _part(batch: Batch, row: int, length: int) -> Batch:
-    """One row of a batch, its first `length` positions."""
-    one = slice(row, row + 1)
+    """Return the first `length` positions of one row of a batch."""
+    rows = slice(row, row + 1)
     return Batch(
-        batch.tokens[one, :length], batch.targets[one, :length], batch.mask[one, :length], batch.real[one, :length],
-        batch.sequence_ids[one], batch.clusters[one],
+        batch.tokens[rows, :length], batch.targets[rows, :length], batch.mask[rows, :length], batch.real[rows, :length],
+        batch.sequence_ids[rows], batch.clusters[rows],
     )  # fmt: skip
 
 
 def head_is_exact(model: Model, batch: Batch, clean: Float[Tensor, "batch seq d_model"]) -> bool:
-    """Whether the chunked unembedding equals the model's own head on (up to) 16 real tokens.
+    """Return True if the chunked unembedding equals the model's own head on (up to) 16 real tokens.
 
-    False for models that do more to their logits than the adapter knows. No block is run.
+    False for models that process their logits in ways that the adapter does not know. No block is run.
     """
     row = int(batch.real.sum(1).argmax())
     part = _part(batch, row, min(16, batch.tokens.shape[1]))
-    own = model.head(clean[row : row + 1, : part.tokens.shape[1]], part)[0].double()
+    full = model.head(clean[row : row + 1, : part.tokens.shape[1]], part)[0].double()
     chunked = model.unembed(clean[row, : part.tokens.shape[1]]).double()
-    if own.shape != chunked.shape:
+    if full.shape != chunked.shape:
         return False
-    if bool(own.isnan().any()):
-        raise ValueError("the model gives NaN logits on the first batch")
+    if bool(full.isnan().any()):
+        raise ValueError("the model returns NaN logits on the first batch")
     tolerance = 1e-4 if torch.finfo(clean.dtype).bits >= 32 else 1e-2
-    return bool(torch.allclose(own, chunked, rtol=tolerance, atol=tolerance * float(own.abs().max())))
+    return bool(torch.allclose(full, chunked, rtol=tolerance, atol=tolerance * float(full.abs().max())))
 
 
 __all__ = ["TokenScores", "head_is_exact", "score_tokens"]

@@ -1,1 +1,1 @@
-"""Evidence and estimates: how numbers add up and what error they carry."""
+"""Evidence summed over batches, and estimates with their standard errors."""

@@ -1,4 +1,4 @@
-"""`Estimate`: a number that carries what it would be without each document; the jackknife gives its error."""
+"""`Estimate`: a value with its leave-one-out values, from which the jackknife computes its standard error."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ Number: TypeAlias = "float | int | Estimate"
 
 
 FEW = 20
-"""Effective documents below which errors are themselves unreliable."""
+"""Number of effective documents below which standard errors are themselves unreliable."""
 LARGE_SHARE = 0.2
-"""Of the squared deviations: above it one document decides the error, unless as much is to be expected of so few."""
+"""Share of the squared deviations above which one document decides the error, if it also exceeds chance."""
 CHANCE = 0.01
-"""How often one of equal documents with normal deviations may have a share that is called too large."""
+"""Significance level of the test for a large share: its false positive rate for equal, normal documents."""
 LEAST = 1.1
-"""Effective documents below which there is neither an interval nor a test."""
+"""Number of effective documents below which there is neither an interval nor a test."""
 
 ROUNDING = 1e-12
-"""Errors and differences this small, relative to the values, are float64's."""
+"""Errors and differences below this share of the values are float64 rounding."""
 
 
 def reach95(error: float, dof: float) -> float:
-    """How far the 95% interval reaches to either side of a value, by the t quantile."""
+    """Return the half-width of the 95% interval, by the t quantile."""
     from scipy.special import stdtrit  # late: it takes a tenth of a second, and `saeval ls` shows no interval
 
     return float(stdtrit(dof, 0.975)) * error
 
 
 def t_test(value: float, error: float, dof: float) -> float | None:
-    """Two-sided p value of the t test that the true value is 0.
+    """Return the two-sided p value of the t test that the true value is 0.
 
-    Where the value is the same whichever document is left out, its error is 0 and there is no t: then it is that of the
-    sign test, 2^-dof, since all documents agree. None where the value is 0 as well.
+    An error of 0 means that leaving out any document gives the same value. There is no t then, and p is that of the
+    sign test, 2^-dof, since all documents agree. None if the value is 0 too.
     """
     from scipy.special import stdtr  # late: as above
 
@@ -52,45 +52,46 @@ def t_test(value: float, error: float, dof: float) -> float | None:
 
 @dataclass(frozen=True)
 class Support:
-    """What an error over documents rests on."""
+    """The documents behind a standard error: their number, and the share of the most influential one."""
 
     documents: int
+    """Number of documents that contributed."""
     effective: float
-    """Effective number of documents, (Σn)² / Σn² of their sizes n (Kish 1965): their number where all sizes agree."""
+    """Effective number of documents, (Σn)² / Σn² of their sizes n (Kish 1965); their number if all sizes are equal."""
     largest_share: float | None
-    """Share of the squared deviations of the document that moves the value most; None where there are none."""
+    """Share of the most influential document in the squared deviations, 0 to 1; None if there are no deviations."""
 
     @property
     def parts(self) -> list[float | None]:
-        """The three as plain data, in their order."""
+        """The three fields as plain data, in order."""
         return [self.documents, self.effective, self.largest_share]
 
     @property
     def few(self) -> bool:
-        """Whether there are too few effective documents for a reliable error; False where the error is 0 or missing."""
+        """True if there are too few effective documents for a reliable error; False if the error is 0 or missing."""
         return self.largest_share is not None and self.effective < FEW
 
     @property
     def one_decides(self) -> bool:
-        """Whether one document has more than a fifth of the squared deviations, and more than chance gives it.
+        """True if one document has more than a fifth of the squared deviations, and more than by chance.
 
-        Chance: Cochran's (1941) critical value of the largest of as many variances as there are effective documents.
+        Chance is Cochran's (1941) critical value for the largest of as many variances as there are effective documents.
         """
         share = self.largest_share
         return share is not None and share > LARGE_SHARE and share > _critical_share(self.effective)
 
     @property
     def doubt(self) -> str:
-        """Why the error, the interval and the tests are unreliable; empty where they are not."""
+        """The reason why the error, the interval and the tests are unreliable; empty if they are reliable."""
         return self.doubt_at("") if self.unreliable else ""
 
     @property
     def unreliable(self) -> bool:
-        """True if there are too few documents, or if one decides."""
+        """True if there are too few documents, or if one decides the error."""
         return self.few or self.one_decides
 
     def doubt_at(self, place: str, up_to: str = "") -> str:
-        """The same of an unreliable error, with its place in parentheses."""
+        """Return the reason why the error is unreliable, with its place in parentheses."""
         if self.few:
             place = f"; {place}" if place else ""
             return f"fewer than {FEW} effective documents ({self.effective:.3g}, from {self.documents}{place})"
@@ -101,8 +102,8 @@ class Support:
 
 @lru_cache(1024)
 def _critical_share(effective: float) -> float:
-    """Cochran's critical value for so many effective documents."""
-    from scipy.special import fdtri  # late: as below
+    """Return Cochran's critical value for a number of effective documents."""
+    from scipy.special import fdtri  # late: as above
 
     others = effective - 1
     ratio = float(fdtri(1.0, others, 1 - CHANCE / effective)) if others > 0 else math.inf
@@ -113,19 +114,19 @@ UNRELIABLE = "errors, intervals and tests are themselves unreliable"
 
 
 def reliability_warnings(values: Iterable[tuple[Support, str]], tests: Iterable[tuple[Support, str]] = ()) -> list[str]:
-    """Why errors of values and of paired tests are unreliable, from (support, place) of each.
+    """Return why errors of values and of paired tests are unreliable, from the (support, place) of each.
 
-    One sentence for each reason: it names the worst place and counts the others.
+    There is one sentence per reason, which names the worst place and counts the others.
     """
     by_reason: dict[bool, list[tuple[Support, str, str]]] = {True: [], False: []}
-    for kind, known in (("value", values), ("paired test", tests)):
-        for support, place in known:
+    for kind, supports in (("value", values), ("paired test", tests)):
+        for support, place in supports:
             if support.unreliable:
                 by_reason[support.few].append((support, place, kind))
     sentences = []
     for places in filter(None, by_reason.values()):
         worst, place, kind = min(places, key=lambda p: p[0].effective if p[0].few else -(p[0].largest_share or 0.0))
-        counts = Counter(other for *_, other in places)
+        counts = Counter(noun for *_, noun in places)
         counts[kind] -= 1
         also = [counted(n, f"other {noun}" if noun == kind else noun) for noun, n in counts.items() if n]
         where = f"worst: {place}; also {' and '.join(also)}" if also else f"in {place}"
@@ -137,16 +138,16 @@ def reliability_warnings(values: Iterable[tuple[Support, str]], tests: Iterable[
 class Estimate:
     """A value, and the same value with each document (cluster) left out.
 
-    `without[c]` is the value that the rest gives where document c is left out, in the unit of the value; it equals
-    `value` for a document that contributed nothing. `sizes[c]` is how many observations, usually tokens, document c
-    contributed. Two estimates over the same stream have the same documents, so every operation, and every function
-    given to `apply`, is applied to the value and to each of `without`: no derivatives are needed.
+    `without[c]` is the value of the other documents if document c is left out, in the unit of the value; it equals
+    `value` for a document that contributed nothing. `sizes[c]` is the number of observations, usually tokens, that
+    document c contributed. Estimates over the same stream have the same documents. So every operation, and every
+    function passed to `apply`, is applied to the value and to each of `without`, and no derivatives are needed.
 
-    The standard error is the delete-one jackknife's, √((C−1)/C · Σ (without[c] − their mean)²) over the C documents
-    that contributed (Miller 1974; Tukey 1958). Degrees of freedom are `effective` − 1, since few large documents among
-    many small ones tell little about the spread.
+    The standard error is that of the delete-one jackknife, √((C−1)/C · Σ (without[c] − their mean)²) over the C
+    documents that contributed (Tukey 1958; Miller 1974). It has `effective` − 1 degrees of freedom, since a few large
+    documents among many small ones say little about the spread.
 
-    The operators accept plain numbers. Dividing by a zero estimate gives NaN, which results record
+    The operators accept plain numbers. Division by a zero estimate gives NaN, which results record
     as undefined.
     """
 
@@ -154,54 +155,53 @@ class Estimate:
     without: Float[np.ndarray, "clusters"]
     sizes: Float[np.ndarray, "clusters"]
     n: int = 0
-    """Observations behind the value, usually tokens of the mask."""
+    """Number of observations, usually tokens of the mask."""
     least: float = math.inf
-    """Effective documents of the part of the value that has fewest, where parts rest on different documents."""
+    """Smallest effective number of documents of any part of the value, if parts are over different documents."""
 
     def __post_init__(self) -> None:
         if self.sizes.dtype == bool:
-            raise TypeError("sizes are how many observations each document contributed, not whether it did")
+            raise TypeError("sizes are numbers of observations per document, not booleans")
 
     @property
     def present(self) -> Bool[np.ndarray, "clusters"]:
-        """Which documents contributed."""
+        """True for each document that contributed."""
         return np.asarray(self.sizes > 0)
 
     @property
     def clusters(self) -> int:
-        """How many documents contributed."""
+        """Number of documents that contributed."""
         return int(self.present.sum())
 
     @property
     def effective(self) -> float:
-        """Effective number of documents, (Σn)² / Σn² (Kish 1965): their number where all are of one size.
+        """Effective number of documents, (Σn)² / Σn² (Kish 1965); their number if all sizes are equal.
 
-        Of a value whose parts rest on different documents it is that of the part that has fewest.
+        If parts of the value are over different documents, it is the smallest number of any part.
         """
         return min(effective(self.sizes), self.least)
 
     @property
     def deviations(self) -> Float[np.ndarray, "clusters"]:
-        """How far each document moves the value: the mean of `without` minus each; 0 for those without a part."""
-        here = self.present
-        found = np.zeros_like(self.without)
-        if not here.any():
-            return found
-        found[here] = self.without[here].mean() - self.without[here]
-        return found
+        """Influence of each document: the mean of `without` minus its own; 0 for those that did not contribute."""
+        present = self.present
+        deviations = np.zeros_like(self.without)
+        if present.any():
+            deviations[present] = self.without[present].mean() - self.without[present]
+        return deviations
 
     @property
     def stderr(self) -> float | None:
-        """Standard error, in the unit of the value; None below two documents."""
+        """Standard error, in the unit of the value; None for fewer than two documents."""
         count = self.clusters
         if count < 2:
             return None
-        with np.errstate(invalid="ignore", over="ignore"):  # a value that does not exist without some document
+        with np.errstate(invalid="ignore", over="ignore"):  # the value may not exist without some document
             return float(math.sqrt((count - 1) / count * float(np.square(self.deviations).sum())))
 
     @property
     def ci95(self) -> tuple[float, float] | None:
-        """95% interval by the t quantile, `effective` - 1 degrees of freedom; None below 1.1 effective documents."""
+        """95% interval by t with `effective` − 1 degrees of freedom; None below 1.1 effective documents."""
         error = self.stderr
         if error is None or self.effective < LEAST or not math.isfinite(self.value):
             return None
@@ -210,7 +210,7 @@ class Estimate:
 
     @property
     def p_value(self) -> float | None:
-        """Two-sided p value of `t_test` that the true value is 0; None below 1.1 effective documents."""
+        """Two-sided p value that the true value is 0, by `t_test`; None below 1.1 effective documents."""
         error = self.stderr
         if error is None or self.effective < LEAST or not math.isfinite(error):
             return None
@@ -218,7 +218,7 @@ class Estimate:
 
     @property
     def support(self) -> Support:
-        """What the standard error rests on: how many documents, and whether one of them decides it."""
+        """The documents behind the standard error, and the share of the most influential one."""
         with np.errstate(invalid="ignore", over="ignore"):
             squares = np.square(self.deviations)
             total = float(squares.sum())
@@ -226,34 +226,37 @@ class Estimate:
         return Support(self.clusters, self.effective, share)
 
     def apply(self, function: Callable[..., Float[np.ndarray, "*n"]], *others: Number) -> Estimate:
-        """The estimate of a function of this one and others. `function` works on arrays elementwise, as numpy's do."""
+        """Return the estimate of a function of this and other numbers.
+
+        `function` works on arrays elementwise, like numpy's. NaN and infinite values become NaN. `ValueError` for
+        estimates over different streams.
+        """
         numbers: list[Number] = [self, *others]
         estimates = [number for number in numbers if isinstance(number, Estimate)]
-        for other in estimates:
-            if other.without.shape != self.without.shape:
+        for estimate in estimates:
+            if estimate.without.shape != self.without.shape:
                 raise ValueError(
                     f"estimates over different streams cannot be combined: "
-                    f"{self.without.size} and {other.without.size} documents"
+                    f"{self.without.size} and {estimate.without.size} documents"
                 )
-        arguments = [np.append(one.without, one.value) if isinstance(one, Estimate) else float(one) for one in numbers]
-        with np.errstate(all="ignore"):  # what is undefined is NaN
-            *without, value = np.where(np.isfinite(found := np.asarray(function(*arguments))), found, np.nan)
-        sizes = np.max([one.sizes for one in estimates], axis=0)
-        least = min(one.effective for one in estimates)
-        own = effective(sizes)
-        n = min(one.n for one in estimates)
-        return Estimate(float(value), np.array(without), sizes, n, least if least < own else math.inf)
+        arguments = [np.append(x.without, x.value) if isinstance(x, Estimate) else float(x) for x in numbers]
+        with np.errstate(all="ignore"):  # undefined values become NaN
+            *without, value = np.where(np.isfinite(values := np.asarray(function(*arguments))), values, np.nan)
+        sizes = np.max([estimate.sizes for estimate in estimates], axis=0)
+        least = min(estimate.effective for estimate in estimates)
+        n = min(estimate.n for estimate in estimates)
+        return Estimate(float(value), np.array(without), sizes, n, least if least < effective(sizes) else math.inf)
 
     def log(self) -> Estimate:
-        """Natural logarithm; NaN for a value that is not positive."""
+        """Return the natural logarithm; NaN for a value that is not positive."""
         return self.apply(np.log)
 
     def exp(self) -> Estimate:
-        """e to this value."""
+        """Return e to this value."""
         return self.apply(np.exp)
 
     def sqrt(self) -> Estimate:
-        """Square root; NaN for a negative value."""
+        """Return the square root; NaN for a negative value."""
         return self.apply(np.sqrt)
 
     def __add__(self, other: Number) -> Estimate:
@@ -295,6 +298,6 @@ class Estimate:
 
 
 def effective(sizes: Float[np.ndarray, "clusters"]) -> float:
-    """Effective number of documents of these sizes, (Σn)² / Σn²; 0 where there are none."""
+    """Return the effective number of documents of these sizes, (Σn)² / Σn² (Kish 1965); 0 if all are 0."""
     squares = float(np.square(sizes, dtype=np.float64).sum())
     return float(sizes.sum(dtype=np.float64)) ** 2 / squares if squares else 0.0

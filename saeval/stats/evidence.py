@@ -1,7 +1,7 @@
-"""Evidence: what a metric observes of one batch, a value with `+`. All sums are float64 on the CPU.
+"""Evidence: a metric's observation of one batch, with `+`. All sums are float64 on the CPU.
 
-A plugin's own evidence is a dataclass derived from `Evidence` whose fields are arrays and numbers:
-storing, checkpoints and resume then come for free.
+A plugin's own evidence is a dataclass derived from `Evidence` whose fields are arrays and numbers.
+The engine can then store it in checkpoints and continue from them.
 """
 
 from __future__ import annotations
@@ -23,37 +23,40 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Stamp:
-    """Where the rows of a batch come from: its sequence ids and clusters, and the stream's cluster count."""
+    """The origin of a batch's rows in the stream, passed to `Evidence.stamp`."""
 
     sequence_ids: Int[np.ndarray, "batch"]
+    """Index of each row in the stream."""
     clusters: Int[np.ndarray, "batch"]
+    """Document of each row, 0 .. n_clusters - 1."""
     n_clusters: int
+    """Number of documents in the stream."""
 
 
 class Evidence:
-    """Base of all evidence: `a + b` is the evidence of both batches. Subclasses are dataclasses of arrays."""
+    """Base class of evidence: `a + b` is the evidence of both batches. Subclasses are dataclasses of arrays."""
 
     def __add__(self, other: Self) -> Self:
-        """Sum field by field; override where that is not what joining two batches means."""
-        with np.errstate(invalid="ignore"):  # inf - inf is NaN, which no value stays
+        """Return the sum, field by field; override it if two batches are joined otherwise."""
+        with np.errstate(invalid="ignore"):  # inf - inf is NaN, which is recorded as undefined
             summed = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in _fields(self)}
         return type(self)(**summed)
 
     def stamp(self, stamp: Stamp) -> Self:
-        """Told by the engine where the rows come from; evidence without clusters stays as it is."""
+        """Return the evidence with the origin of its rows, by default unchanged; the engine calls it on each batch."""
         return self
 
     def state(self) -> dict[str, np.ndarray]:
-        """The fields as arrays, from which `from_state` restores an equal value, bit for bit."""
+        """Return the fields as arrays, from which `from_state` restores an equal value, bit for bit."""
         return {f.name: np.asarray(getattr(self, f.name)) for f in _fields(self)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
-        """The value whose `state` this is."""
+        """Return the value with this `state`."""
         return cls(**{name: array.item() if array.ndim == 0 else array for name, array in state.items()})
 
     def components(self) -> dict[str, Any]:
-        """The raw sums for the result file, from which its values can be recomputed; small, as JSON can hold it."""
+        """Return the raw sums for the result file, from which values can be recomputed, as a small JSON mapping."""
         return {}
 
 
@@ -63,15 +66,18 @@ def _fields(evidence: Any) -> tuple[dataclasses.Field[Any], ...]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ratio(Evidence):
-    """A ratio of two sums over the mask, kept for each cluster: the sum of numerators over that of denominators.
+    """A ratio of two sums over the mask, Σ numerator / Σ denominator, with the sums of each cluster.
 
-    Before the engine stamps it every sequence is a cluster of its own. Trailing dimensions are
+    Before the engine calls `stamp`, each sequence is its own cluster. Trailing dimensions are
     independent ratios: `evidence[k]` is the k-th.
     """
 
     numerator: Float[np.ndarray, "clusters *k"]
+    """Sum of numerators per cluster."""
     denominator: Float[np.ndarray, "clusters *k"]
+    """Sum of denominators per cluster."""
     n: Int[np.ndarray, "clusters"]
+    """Number of tokens per cluster."""
 
     @classmethod
     def of(
@@ -80,10 +86,10 @@ class Ratio(Evidence):
         denominator: Float[Tensor, "batch seq *k"],
         mask: Bool[Tensor, "batch seq"] | None = None,
     ) -> Self:
-        """Sums of both over `mask`; without one, over all positions. Values outside the mask are never read."""
+        """Return the sums of one batch over `mask`, or over all positions. Values outside the mask are ignored."""
         top, n = _row_sums(numerator, mask)
-        below, _ = _row_sums(denominator, mask)
-        return cls(top, below, n)
+        bottom, _ = _row_sums(denominator, mask)
+        return cls(top, bottom, n)
 
     def stamp(self, stamp: Stamp) -> Self:
         if len(self.n) != len(stamp.clusters):
@@ -110,17 +116,17 @@ class Ratio(Evidence):
 
     @property
     def value(self) -> Estimate:
-        """The ratio of the sums as an `Estimate`; NaN where the denominators sum to 0."""
+        """The ratio of the sums; NaN if the denominators sum to 0. `ValueError` for several ratios."""
         if self.numerator.ndim != 1:
             shape = list(self.numerator.shape[1:])
             raise ValueError(
-                f"this evidence holds ratios of shape {shape}, and .value is of one: reduce values [batch, seq, d] to "
-                f"[batch, seq] before they are summed, as in x.square().sum(-1), or take one, as in evidence[0].value"
+                f"this evidence holds ratios of shape {shape}, but .value needs a single one: reduce values "
+                f"[batch, seq, d] to [batch, seq] first, as in x.square().sum(-1), or take one, as in evidence[0].value"
             )
-        with np.errstate(invalid="ignore", divide="ignore"):  # inf - inf and 0 / 0 are NaN, which no value stays
-            top, below = float(self.numerator.sum()), float(self.denominator.sum())
-            value = top / below if below else float("nan")
-            rest = (top - self.numerator) / (below - self.denominator)
+        with np.errstate(invalid="ignore", divide="ignore"):  # inf - inf and 0 / 0 are NaN, recorded as undefined
+            top, bottom = float(self.numerator.sum()), float(self.denominator.sum())
+            value = top / bottom if bottom else float("nan")
+            rest = (top - self.numerator) / (bottom - self.denominator)
         return Estimate(value, np.where(self.n > 0, rest, value), self.n.astype(np.float64), int(self.n.sum()))
 
     def components(self) -> dict[str, Any]:
@@ -132,15 +138,15 @@ class Ratio(Evidence):
 
 
 class Mean(Ratio):
-    """A mean over the mask: one (sum, count) for each cluster."""
+    """A mean over the mask: a sum and a count per cluster."""
 
     @classmethod
     def of(  # type: ignore[override]
         cls, x: Float[Tensor, "batch seq *k"], mask: Bool[Tensor, "batch seq"] | None = None
     ) -> Self:
-        """Sum and count of `x` over `mask`; without one, over all. Values outside the mask are never read.
+        """Return sum and count of `x` over `mask`, or over all positions. Values outside the mask are ignored.
 
-        `x` may also be `[batch]`, one value a sequence or pair.
+        `x` may also be `[batch]`: one value per sequence or pair.
         """
         top, n = _row_sums(x, mask)
         count = n.astype(np.float64).reshape(-1, *([1] * (top.ndim - 1)))
@@ -148,7 +154,7 @@ class Mean(Ratio):
 
 
 def _row_sums(x: Tensor, mask: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
-    """Float64 sums over positions, `[batch, *k]`, and how many positions counted, `[batch]`."""
+    """Return float64 sums over positions, `[batch, *k]`, and the number of positions, `[batch]`."""
     x = x.detach()
     if x.ndim == 1:
         x = x[:, None]
@@ -164,18 +170,18 @@ def _row_sums(x: Tensor, mask: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments(Evidence):
-    """Count, sum and, where asked for, summed outer product of vectors over the mask."""
+    """Count, sum and optionally summed outer product of vectors over the mask."""
 
     n: int
-    """How many vectors were counted."""
+    """Number of vectors."""
     sum: Float[np.ndarray, "d"]
     """Σ x, in units of x."""
     outer: Float[np.ndarray, "d d"] | float = 0.0
-    """Σ x xᵀ; 0 where it was not asked for."""
+    """Σ x xᵀ; 0.0 without `covariance=True`."""
 
     @classmethod
     def of(cls, x: Float[Tensor, "batch seq d"], mask: Bool[Tensor, "batch seq"], covariance: bool = False) -> Self:
-        """`covariance=True` also keeps the d x d second moment."""
+        """Return the moments of one batch; with `covariance=True` including the `[d, d]` second moment."""
         rows = x.detach()[mask]
         total = rows.sum(0, dtype=torch.float64).cpu().numpy()
         outer = (rows.double().T @ rows.double()).cpu().numpy() if covariance else 0.0
@@ -183,14 +189,14 @@ class Moments(Evidence):
 
     @property
     def mean(self) -> Float[np.ndarray, "d"]:
-        """Mean vector; zeros where nothing was counted."""
+        """Mean vector, in units of x; zeros if `n` is 0."""
         return self.sum / max(self.n, 1)
 
     @property
     def covariance(self) -> Float[np.ndarray, "d d"]:
-        """Centred covariance, divided by the count."""
+        """Covariance, with divisor `n`. `ValueError` without `covariance=True`."""
         if isinstance(self.outer, float):
-            raise ValueError("these moments were taken without covariance=True")
+            raise ValueError("these moments were computed without covariance=True")
         return self.outer / max(self.n, 1) - np.outer(self.mean, self.mean)
 
     def components(self) -> dict[str, Any]:
@@ -199,10 +205,12 @@ class Moments(Evidence):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Histogram(Evidence):
-    """Counts between fixed, ascending edges. Values below the first or above the last count in the outer bins."""
+    """Counts of values between fixed edges. Values beyond the outer edges count in the outer bins."""
 
     edges: Float[np.ndarray, "bins+1"]
+    """Edges of the bins, ascending. Bins are half-open, [edge, next edge)."""
     counts: Int[np.ndarray, "bins"]
+    """Number of values per bin."""
 
     @classmethod
     def of(
@@ -211,7 +219,7 @@ class Histogram(Evidence):
         mask: Bool[Tensor, "batch seq"],
         edges: Float[np.ndarray, "bins+1"],
     ) -> Self:
-        """Bins are half-open, [edge, next edge)."""
+        """Return the counts of `x` over `mask`. `ValueError` for NaN."""
         counts = np.bincount(binned(x, mask, edges), minlength=len(edges) - 1)
         return cls(np.asarray(edges, dtype=np.float64), counts)
 
@@ -221,7 +229,7 @@ class Histogram(Evidence):
         return type(self)(self.edges, self.counts + other.counts)
 
     def quantile(self, q: float) -> float:
-        """Lower edge of the bin that holds the q-quantile: exact where every bin holds one value."""
+        """Return the lower edge of the bin of the q-quantile; NaN for no values. Exact if each bin has one value."""
         total = self.counts.sum()
         if total == 0:
             return float("nan")
@@ -235,7 +243,7 @@ class Histogram(Evidence):
 def binned(
     x: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"], edges: Float[np.ndarray, "bins+1"]
 ) -> Int[np.ndarray, "n"]:
-    """The bin of each value of the mask, [edge, next edge) or an outer one. `ValueError` where one is NaN."""
+    """Return the bin of each value in the mask, [edge, next edge) or an outer one. `ValueError` for NaN."""
     values = x.detach()[mask].double().cpu().numpy()
     if np.isnan(values).any():
         raise ValueError(f"{int(np.isnan(values).sum())} of {len(values)} values are NaN")
@@ -243,20 +251,23 @@ def binned(
 
 
 def nth(q: float, total: Any) -> Any:
-    """Which of `total` values, counted from 1, is their q-quantile, 0 to 1 and no further; elementwise."""
-    # The product of, say, 0.55 and 100 is a little above 55.
+    """Return the rank, from 1, of the q-quantile among `total` values, elementwise; q is clipped to 0 .. 1."""
+    # 0.55 * 100, for example, is slightly above 55.
     return np.maximum(1, np.ceil(min(max(q, 0.0), 1.0) * np.asarray(total) - 1e-9))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ever(Evidence):
-    """Which of the last dimension's entries were ever true on the mask, and over how many tokens."""
+    """Flags of the entries of the last dimension that were true on any token of the mask."""
 
     true: Bool[np.ndarray, "d"]
+    """True for each entry that was true at least once."""
     n: int
+    """Number of tokens."""
 
     @classmethod
     def of(cls, x: Bool[Tensor, "batch seq d"], mask: Bool[Tensor, "batch seq"]) -> Self:
+        """Return the flags of one batch."""
         rows = x.detach()[mask]
         return cls(rows.any(0).cpu().numpy(), rows.shape[0])
 
@@ -265,12 +276,12 @@ class Ever(Evidence):
 
     @property
     def count(self) -> int:
-        """How many entries were ever true."""
+        """Number of entries that were ever true."""
         return int(self.true.sum())
 
     @property
     def share(self) -> float:
-        """Share of the entries that were ever true; depends on `n`, so state it."""
+        """Share of the entries that were ever true, 0 to 1. It grows with `n`, so report both."""
         return self.count / max(self.true.size, 1)
 
     def components(self) -> dict[str, Any]:
@@ -279,25 +290,29 @@ class Ever(Evidence):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample(Evidence):
-    """A uniform sample of rows of the mask: those whose keyed hash is smallest.
+    """A uniform sample of tokens of the mask: those with the smallest keyed hashes.
 
-    Which rows it holds depends on (seed, sequence id, position) alone, so batch size, order and
-    resume cannot change it.
+    The choice depends on (seed, sequence id, position) alone, so it is the same for any batch size
+    and order, and after an interruption.
     """
 
     rows: np.ndarray
+    """Sampled values, `[n, *k]`."""
     sequence_ids: Int[np.ndarray, "n"]
+    """Index in the stream of each one's row."""
     positions: Int[np.ndarray, "n"]
+    """Position of each in its row."""
     size: int
+    """Largest number of values kept."""
     seed: int = 0
 
     @classmethod
     def of(cls, x: Tensor, mask: Bool[Tensor, "batch seq"], size: int, seed: int = 0) -> Self:
-        """`x` is `[batch, seq, *k]`; at most `size` of its masked rows are kept."""
+        """Return at most `size` values of `x`, `[batch, seq, *k]`, from the tokens of the mask."""
         row, position = (index.cpu().numpy() for index in mask.nonzero(as_tuple=True))
         rows = x.detach()[mask]
         if rows.dtype in (torch.bfloat16, torch.float16):
-            rows = rows.float()  # numpy knows no bfloat16
+            rows = rows.float()  # numpy has no bfloat16
         return cls(rows.cpu().numpy(), row, position, size, seed)
 
     def stamp(self, stamp: Stamp) -> Self:
@@ -326,7 +341,7 @@ EvidenceTree: TypeAlias = "Evidence | dict[str, Evidence]"
 
 
 def stamped(observed: Any, stamp: Stamp) -> EvidenceTree:
-    """An observation with its clusters; `TypeError` for what is no evidence."""
+    """Return an observation after `stamp`; `TypeError` if it is not evidence."""
     if isinstance(observed, Evidence):
         return storable(observed.stamp(stamp))
     if isinstance(observed, dict) and observed and all(isinstance(v, Evidence) for v in observed.values()):
@@ -335,51 +350,51 @@ def stamped(observed: Any, stamp: Stamp) -> EvidenceTree:
 
 
 def storable(total: EvidenceTree) -> EvidenceTree:
-    """`total`; `TypeError` where its state holds what no file can. A state may be costly: it is asked for seldom."""
+    """Return `total`; `TypeError` if its state cannot be stored. Called rarely, since a state may be costly."""
     for evidence in total.values() if isinstance(total, dict) else [total]:
         for name, array in evidence.state().items():
             if np.asarray(array).dtype.hasobject:
                 kind = type(evidence).__name__
-                raise TypeError(f"'{name}' of {kind} is no array or number, so it could not be stored; make it one")
+                raise TypeError(f"'{name}' of {kind} is not an array or number, so it cannot be stored; convert it")
     return total
 
 
-def _sum(one: Evidence, other: Evidence) -> Evidence:
-    total = one + other
+def _sum(left: Evidence, right: Evidence) -> Evidence:
+    total = left + right
     if not isinstance(total, Evidence):
-        raise TypeError(f"the sum of two evidences is {type(total).__name__}; `__add__` returns an evidence")
+        raise TypeError(f"the sum of two Evidence objects is {type(total).__name__}; `__add__` must return an Evidence")
     return total
 
 
 def added(total: EvidenceTree, part: EvidenceTree) -> EvidenceTree:
-    """The evidence of both; dicts are added name by name."""
+    """Return the sum of both; dicts are added by name."""
     if isinstance(total, dict) and isinstance(part, dict):
         if total.keys() != part.keys():
-            raise TypeError(f"observe returned {sorted(part)} after {sorted(total)}: names may not change")
+            raise TypeError(f"observe returned {sorted(part)} after {sorted(total)}: names must not change")
         return {name: _sum(total[name], part[name]) for name in total}
     if isinstance(total, Evidence) and isinstance(part, Evidence):
         return _sum(total, part)
-    raise TypeError("observe returned an Evidence once and a dict another time")
+    raise TypeError("observe returned an Evidence for one batch and a dict for another")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spread(Evidence):
-    """Sums of vectors and of their squared norms over the mask, for each cluster.
+    """Sums of vectors and of their squared norms over the mask, per cluster.
 
-    Since Σ‖x − μ‖² = Σ‖x‖² − 2 μ·Σx + n‖μ‖², one pass gives each cluster's share of the variance, though
-    the mean is not known before its end. Sums are float64.
+    Since Σ‖x − μ‖² = Σ‖x‖² − 2 μ·Σx + n‖μ‖², one pass suffices for each cluster's share of the variance, although
+    the mean is known only at its end. Sums are float64.
     """
 
     sum: Float[np.ndarray, "clusters d"]
-    """Σ x of each cluster, in units of x."""
+    """Σ x per cluster, in units of x."""
     squares: Float[np.ndarray, "clusters"]
-    """Σ ‖x‖² of each cluster."""
+    """Σ ‖x‖² per cluster, in squared units of x."""
     n: Int[np.ndarray, "clusters"]
-    """Tokens of each cluster."""
+    """Number of tokens per cluster."""
 
     @classmethod
     def of(cls, x: Float[Tensor, "batch seq d"], mask: Bool[Tensor, "batch seq"]) -> Self:
-        """Sums over `mask`; values outside it are never read."""
+        """Return the sums of one batch over `mask`; values outside it are ignored."""
         x = x.detach().double()
         sums = Mean.of(torch.cat([x, x.square().sum(-1, keepdim=True)], -1), mask)
         return cls(sums.numerator[:, :-1], sums.numerator[:, -1], sums.n)
@@ -390,14 +405,14 @@ class Spread(Evidence):
 
     @property
     def mean(self) -> Float[np.ndarray, "d"]:
-        """Mean vector; zeros where nothing was counted."""
-        found: np.ndarray = self.sum.sum(0) / max(int(self.n.sum()), 1)
-        return found
+        """Mean vector, in units of x; zeros if there are no tokens."""
+        mean: np.ndarray = self.sum.sum(0) / max(int(self.n.sum()), 1)
+        return mean
 
     def around(self, point: Float[np.ndarray, "d"]) -> Float[np.ndarray, "clusters"]:
-        """Each cluster's sum of squared distances from `point`; zeros where all of them are lost in rounding."""
-        found: np.ndarray = self.squares - 2 * self.sum @ point + self.n * (point @ point)
-        return found if found.sum() > 1e-13 * self.squares.sum() else np.zeros_like(found)
+        """Return each cluster's sum of squared distances from `point`; all 0 if their sum is float64 rounding."""
+        sums: np.ndarray = self.squares - 2 * self.sum @ point + self.n * (point @ point)
+        return sums if sums.sum() > 1e-13 * self.squares.sum() else np.zeros_like(sums)
 
     def components(self) -> dict[str, Any]:
         return {"n": int(self.n.sum())}

@@ -1,4 +1,4 @@
-"""`Quantiles`: quantiles over tokens, with standard errors and intervals over documents."""
+"""`Quantiles`: quantiles over tokens with standard errors and intervals over documents."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GROUPS = 512
-"""More documents than these are gathered into so many groups, which then stand for documents: it bounds the memory."""
+"""Largest number of documents kept apart; more are merged into this many groups, to limit memory."""
 DRAWS = 1000
-"""Bootstrap samples of documents: they leave 2% of doubt about a standard error."""
+"""Number of bootstrap samples of documents: it determines a standard error to about 2%."""
 _UNTESTED = "many tokens share this value, so it moves in steps; its interval ends on whole numbers"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Quantiles(Evidence):
-    """Counts of a value over the mask, document by document, for `scalar(0.95)`.
+    """Counts of a value over the mask, per document, for quantiles such as `scalar(0.95)`.
 
     The value is continuous and counted between fixed edges, or a whole number such as a count of features. Before the
-    engine stamps it every row is a document of its own. Of more than 512 documents groups are kept, of those whose
-    numbers agree modulo 512. Memory: 4 bytes for each group and each bin that holds a value.
+    engine calls `stamp`, each row is its own document. With more than 512 documents, those with the same number modulo
+    512 are one group. Memory: 4 bytes per group and nonempty bin.
     """
 
     edges: Float[np.ndarray, "bins+1"]
-    """Ascending; none where the values are whole numbers."""
+    """Edges of the bins, ascending; empty for whole numbers."""
     filled: Int[np.ndarray, "filled"]
-    """Bins, or whole numbers, that some token has, ascending."""
+    """Nonempty bins, or whole numbers, ascending."""
     counts: Int[np.ndarray, "groups filled"]
-    """Tokens of each document, or group of documents, that have them."""
+    """Number of tokens in each, per document or group of documents."""
 
     @classmethod
     def of(
@@ -47,15 +47,14 @@ class Quantiles(Evidence):
         mask: Bool[Tensor, "batch seq"],
         edges: Float[np.ndarray, "bins+1"] | None = None,
     ) -> Self:
-        """Counts of `x` over `mask`, whose outside is never read.
+        """Return the counts of `x` over `mask`; values outside the mask are ignored.
 
-        Bins are half-open, [edge, next edge); values below the first edge or above the last count in the outer bins.
-        Without `edges` every whole number has a bin of its own. `ValueError` where a value is NaN, or not whole where
-        there are no edges.
+        Bins are half-open, [edge, next edge); values beyond the outer edges count in the outer bins. Without `edges`
+        each whole number has its own bin. `ValueError` for NaN and, without `edges`, for values that are not whole.
         """
         rows = mask.nonzero(as_tuple=True)[0].cpu().numpy()
-        found = binned(x, mask, edges) if edges is not None else _whole(x[mask])
-        filled, place = np.unique(found, return_inverse=True)
+        bins = binned(x, mask, edges) if edges is not None else _whole(x[mask])
+        filled, place = np.unique(bins, return_inverse=True)
         counts = np.zeros((len(mask), len(filled)), dtype=np.int32)
         np.add.at(counts, (rows, place), 1)
         return cls(np.asarray([] if edges is None else edges, dtype=np.float64), filled, counts)
@@ -71,21 +70,22 @@ class Quantiles(Evidence):
             raise ValueError("quantiles with different edges cannot be added")
         filled = np.union1d(self.filled, other.filled)
         counts = np.zeros((len(self.counts), len(filled)), dtype=np.int32)
-        for one in (self, other):
-            counts[:, np.searchsorted(filled, one.filled)] += one.counts
+        for part in (self, other):
+            counts[:, np.searchsorted(filled, part.filled)] += part.counts
         return dataclasses.replace(self, filled=filled, counts=counts)
 
     def scalar(self, q: float, *, unit: str = "", better: Better = None) -> Scalar:
-        """The q-quantile over tokens, its standard error and 95% interval over documents. Undefined for no
-        tokens, and above the last bin but one; `ValueError` for a q outside 0 .. 1.
+        """Return the q-quantile over tokens, with standard error and 95% interval over documents.
 
-        Between edges it is interpolated, except in the outer bins, where it is the lower edge; of whole numbers it is
-        exact. The interval is Woodruff's (1952): from the quantile at q − t·s to that at q + t·s, s the jackknife
-        error of the share of tokens at or below the quantile and t with effective documents − 1 degrees of freedom.
-        The standard error is s times how far the quantile moves for a move of that share, the ratio of their spreads
-        over 1,000 bootstrap samples of documents: the spread of the quantile alone is too small where documents differ
-        in size. Differences of continuous quantiles are paired like those of means; those of whole numbers are not
-        tested, since they move in steps.
+        It is undefined without tokens and in the last bin; `ValueError` for a q outside 0 .. 1. Between edges it is
+        interpolated, except in the first bin, where it is the lower edge; for whole numbers it is exact.
+
+        The interval is Woodruff's (1952), from the quantile at q − t·s to that at q + t·s: s is the jackknife error of
+        the share of tokens at or below the quantile, and t has effective documents − 1 degrees of freedom. The
+        standard error is s times the slope of the quantile against that share. The slope is the ratio of their
+        standard deviations over 1,000 bootstrap samples of documents; the standard deviation of the quantile alone is
+        too small if documents differ in size. Differences of continuous quantiles are paired like those of means.
+        Differences of whole numbers are not tested, since they move in steps.
         """
         if not 0 <= q <= 1:
             raise ValueError(f"q is {q}; it must lie in 0 .. 1")
@@ -114,27 +114,27 @@ class Quantiles(Evidence):
             return float(self._interpolated(place, share * total - reached[place], reached[place + 1] - reached[place]))
 
         value, place = at(q), int(np.searchsorted(reached[1:], nth(q, total)))
-        # Of a value that many tokens share, the share below it may vary where that at or below it does not.
+        # If many tokens have this value, the share below it may vary when the share at or below it does not.
         parts = [self.counts[:, : place + 1].sum(1), self.counts[:, :place].sum(1)]
         shares = [(Ratio(part.astype(np.float64), sizes, n).value, part) for part in parts]
-        share, part = max(shares, key=lambda one: one[0].stderr or 0.0)
+        share, part = max(shares, key=lambda pair: pair[0].stderr or 0.0)
         if not share.stderr:
-            sure = None if share.stderr is None else (value, value)
-            return Estimate(value, np.full(len(n), value), sizes, total), sure
+            point = None if share.stderr is None else (value, value)
+            return Estimate(value, np.full(len(n), value), sizes, total), point
         reach = reach95(share.stderr, share.effective - 1)
         low, high = at(q - reach), at(q + reach)
         slope = self._slope(q, part) or (high - low) / (2 * reach)
         return Estimate(value, value - slope * (share.without - share.value), sizes, total), (low, high)
 
     def _slope(self, q: float, part: Int[np.ndarray, "groups"]) -> float:
-        """How far the quantile moves for a move of the share `part`: their spreads over bootstrap samples."""
-        # Documents are drawn by their place in an order of what they hold: their numbers are only names.
+        """Return the slope of the quantile against the share `part`, from bootstrap samples of documents."""
+        # Documents are sorted by content before they are drawn, so that their numbering does not matter.
         order = sorted(np.flatnonzero(self.counts.any(1)), key=lambda group: self.counts[group].tobytes())
         weights, counts = _resampled(len(order)), self.counts[order].astype(np.float64)
         until, n = np.pad(counts.cumsum(1), ((0, 0), (1, 0))), weights @ counts.sum(1)
 
         def reached(place: Int[np.ndarray, "draws"]) -> Float[np.ndarray, "draws"]:
-            """Tokens of each sample in the bins before this one."""
+            """Return the number of tokens in earlier bins, per sample."""
             return np.asarray(np.einsum("dg,gd->d", weights, until[:, place]))
 
         low, high = np.zeros(DRAWS, dtype=np.int64), np.full(DRAWS, len(self.filled) - 1)
@@ -147,7 +147,7 @@ class Quantiles(Evidence):
         return float(np.std(moved) / np.std(weights @ part[order] / n))
 
     def _interpolated(self, place: Any, within: Any, count: Any) -> Any:
-        """Where, in the filled bin at `place`, the token `within` of `count` is; elementwise."""
+        """Return the interpolated value of token `within` of `count` in the nonempty bin at `place`, elementwise."""
         bins = self.filled[place]
         if not self.edges.size:
             return bins.astype(np.float64)
@@ -161,15 +161,15 @@ class Quantiles(Evidence):
 
 
 def _whole(values: Tensor) -> Int[np.ndarray, "n"]:
-    found = values.detach().double().cpu().numpy()
-    if (odd := found[~np.isfinite(found) | (found != np.floor(found))]).size:
-        raise ValueError(f"{len(odd)} of {len(found)} values are no whole numbers, such as {odd[0]}; give edges")
-    return found.astype(np.int64)
+    numbers = values.detach().double().cpu().numpy()
+    if (odd := numbers[~np.isfinite(numbers) | (numbers != np.floor(numbers))]).size:
+        raise ValueError(f"{len(odd)} of {len(numbers)} values are not whole numbers, such as {odd[0]}; pass edges")
+    return numbers.astype(np.int64)
 
 
 @functools.lru_cache(maxsize=8)
 def _resampled(groups: int) -> Float[np.ndarray, "draws groups"]:
-    """How often each group is in each bootstrap sample of as many, drawn with replacement."""
+    """Return the count of each group in each bootstrap sample, drawn with replacement."""
     draw, place = np.divmod(np.arange(DRAWS * groups), groups)
     drawn = (hashed("bootstrap", draw, place) % np.uint64(groups)).astype(np.int64)
     return np.bincount(draw * groups + drawn, minlength=DRAWS * groups).reshape(DRAWS, groups).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Keyed randomness: every draw depends on what it is for, never on a batch row."""
+"""Keyed random numbers: each draw depends on its key alone, never on its row in a batch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def hashed(*keys: int | str | Int[np.ndarray, "n"]) -> np.ndarray:
-    """A 64-bit hash of keys, elementwise (splitmix64): the source of everything keyed, never a batch row.
+    """Return a 64-bit hash of the keys, elementwise and with broadcasting (splitmix64), as uint64.
 
-    Words, such as a hook's name, count as the integer of their own hash.
+    A word, such as a hook's name, stands for the integer of its blake2b hash.
     """
     arrays = np.broadcast_arrays(*(np.asarray(_number(key)).astype(np.uint64) for key in keys))
     state = np.full(arrays[0].shape, 0x9E3779B97F4A7C15, dtype=np.uint64)
@@ -38,13 +38,13 @@ def _number(key: int | str | np.ndarray) -> int | np.ndarray:
 
 
 def normal(keys: UInt64[np.ndarray, "*shape"], d: int, device: torch.device | str = "cpu") -> Float[Tensor, "*shape d"]:
-    """`d` independent standard normal numbers for each key, float64: the same for a key wherever it stands.
+    """Return `d` independent standard normal numbers per key, float64; they depend on the key alone.
 
-    Box-Muller on splitmix64, computed on `device`: bits are the same on every one, the numbers to rounding.
+    The method is Box-Muller on splitmix64, on `device`. Numbers of different devices agree up to rounding.
     """
     start = torch.from_numpy(np.ascontiguousarray(keys).view(np.int64)).to(device)[..., None]
     counter = torch.arange(1, (d + 1) // 2 + 1, device=device)
-    state = start + _signed(0x9E3779B97F4A7C15) * counter  # wraps around, as all that follows
+    state = start + _signed(0x9E3779B97F4A7C15) * counter  # wraps around, like the products below
     state = (state ^ _shifted(state, 30)) * _signed(0xBF58476D1CE4E5B9)
     state = (state ^ _shifted(state, 27)) * _signed(0x94D049BB133111EB)
     state = state ^ _shifted(state, 31)
@@ -58,5 +58,5 @@ def _signed(bits: int) -> int:
 
 
 def _shifted(state: Tensor, by: int) -> Tensor:
-    """A logical right shift: torch's keeps the sign."""
+    """Return a logical right shift; torch's is arithmetic."""
     return (state >> by) & ((1 << (64 - by)) - 1)

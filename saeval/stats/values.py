@@ -1,4 +1,4 @@
-"""What a metric concludes: `Scalar`, `Curve`, `Table`, `Array`, `Notes`, or a dict of them by name."""
+"""Values that a metric concludes: `Scalar`, `Curve`, `Table`, `Array`, `Notes`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ Better: TypeAlias = Literal["lower", "higher"] | None
 
 
 class Scalar:
-    """One number with its unit, its direction and, if it came as an `Estimate`, its error.
+    """One number with its unit, its direction and, for an `Estimate`, its standard error.
 
     `Scalar(value, unit="nats", better="lower")` takes an `Estimate` or a plain number. A number
-    that is not finite is recorded as undefined; give the reason with `Scalar.undefined`. `stderr` is for
-    a plain number with an error of another kind, such as one over SAEs: it is shown, and no paired
-    difference is made of it. `ci95` goes with it, or takes the place of an estimate's own interval. `support` is what
-    such an error rests on, where that is documents.
+    that is not finite is recorded as undefined; to give the reason use `Scalar.undefined`.
+
+    `stderr` is for a plain number with an error of another kind, such as one over SAEs: it is shown, but
+    takes part in no paired test. `ci95` goes with it, or replaces the interval of an estimate. `support`
+    has the documents behind such an error, if it is over documents. `n` is the number of observations.
     """
 
     def __init__(
@@ -54,11 +55,11 @@ class Scalar:
 
     @classmethod
     def undefined(cls, reason: str, *, unit: str = "", better: Better = None) -> Scalar:
-        """A value that does not exist here, with the reason."""
+        """Return a value that does not exist for this data, with the reason."""
         return cls(None, unit=unit, better=better, reason=reason)
 
     def record(self) -> dict[str, Any]:
-        """`{value, stderr, ci95, n, unit, better}`, and `reason` where something is missing."""
+        """Return `{value, stderr, ci95, n, unit, better}`, and `reason` if any of the first three is missing."""
         stderr, interval = (self.stderr, self.ci95) if self.value is not None else (None, None)
         reason = self.reason
         if stderr is not None and not math.isfinite(stderr):
@@ -92,7 +93,7 @@ def _supported(support: Support) -> dict[str, Any]:
 
 @dataclass
 class Curve:
-    """A function given by points: `y` against `x`, each y a number or an `Estimate`."""
+    """A curve through points: one `y`, a number or an `Estimate`, for each `x`. `ValueError` if lengths differ."""
 
     x: Sequence[float]
     y: Sequence[Estimate | float]
@@ -103,7 +104,7 @@ class Curve:
     def __post_init__(self) -> None:
         _direction(self.better)
         if len(self.x) != len(self.y):
-            raise ValueError(f"a Curve has {len(self.x)} x and {len(self.y)} y; give one y for each x")
+            raise ValueError(f"a Curve has {len(self.x)} x and {len(self.y)} y; give one y per x")
 
     def record(self) -> dict[str, Any]:
         points = [Scalar(value).record() for value in self.y]
@@ -121,7 +122,7 @@ class Curve:
 
 @dataclass
 class Table:
-    """Rows of named columns; cells are numbers, strings or None."""
+    """Rows of named columns; cells are numbers, strings or None. `ValueError` if a row has another length."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]] = field(default_factory=list)
@@ -137,7 +138,10 @@ class Table:
 
 @dataclass
 class Array:
-    """Numbers too many for the result's JSON, such as one a feature; they are kept in the arrays file beside it."""
+    """An array too large for the result's JSON, such as one number per feature; stored in the arrays file beside it.
+
+    It holds numbers, booleans or text; `TypeError` for Python objects.
+    """
 
     data: np.ndarray
     unit: str = ""
@@ -145,7 +149,7 @@ class Array:
     def __post_init__(self) -> None:
         self.data = np.asarray(self.data)
         if self.data.dtype.hasobject:
-            raise TypeError("an Array holds numbers, true or false, or text; these are Python objects")
+            raise TypeError("an Array holds numbers, booleans or text, not Python objects")
 
     def record(self) -> dict[str, Any]:
         return {"kind": "array", "shape": list(self.data.shape), "dtype": str(self.data.dtype), "unit": self.unit}
@@ -185,7 +189,7 @@ Value: TypeAlias = Scalar | Curve | Table | Array | Notes
 
 
 def named_values(name: str, returned: Value | Mapping[str, Value] | Estimate | float) -> dict[str, Value]:
-    """The values that `conclude` returned, by name; a single value bears the metric's `name`."""
+    """Return the values that `conclude` returned, by name; a single value gets the metric's `name`."""
     if isinstance(returned, Value):
         return {name: returned}
     if isinstance(returned, Estimate | float | int):

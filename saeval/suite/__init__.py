@@ -1,1 +1,1 @@
-"""What a suite may say, and where in its YAML it says so."""
+"""The schema of suites, and the places of their parts in YAML files."""

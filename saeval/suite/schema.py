@@ -1,4 +1,4 @@
-"""The schema of a suite: what a YAML file may say, before any name in it is looked up."""
+"""The schema of a suite file, checked before any name in it is looked up."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from saeval.suite.yaml_marks import Location, Marks
 
 
 class Leaderboard(BaseModel):
-    """How the table is laid out; never part of a cell's key."""
+    """The layout of the table; not part of any key."""
 
     model_config = ConfigDict(extra="forbid")
 
     rank_by: str | None = None
-    """`metric.value` the rows are ordered by; the first column by default."""
+    """The `metric.value` that orders the rows; by default the first column."""
     columns: list[str] = Field(default_factory=list)
-    """`metric.value` names; every scalar of every metric by default."""
+    """Names `metric.value`; by default every scalar of every metric."""
     against: list[str] | dict[str, list[str]] = Field(default_factory=list)
-    """Controls that each SAE is set against in the column of `rank_by`; as a mapping, in the columns listed."""
+    """Controls with which each SAE is compared in the `rank_by` column, or, as a mapping, in the listed columns."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class SuiteModel(BaseModel):
     groups: dict[str, list[str]] = Field(default_factory=dict)
     metrics: list[str | dict[str, Any]]
     precision: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(default_factory=dict)
-    """Standard errors, by `metric.value`, that suffice: the run stops when all its subjects have reached them."""
+    """Target standard errors by `metric.value`: the run stops early when all subjects have reached them."""
     batch: Any = 16
-    """Sequences a batch, or `auto`; never part of a cell's key."""
+    """Sequences per batch, or `auto`; not part of any key."""
     leaderboard: Leaderboard = Field(default_factory=Leaderboard)
 
     @field_validator("suite")
@@ -79,7 +79,7 @@ class SuiteModel(BaseModel):
     def _number_or_auto(cls, size: Any) -> Any:
         if size != "auto" and (not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MOST_ROWS):
             most = f" up to {MOST_ROWS}" if isinstance(size, int) and size > MOST_ROWS else ""
-            raise ValueError(f"a number of sequences{most}, or auto")
+            raise ValueError(f"expected a number of sequences{most}, or auto")
         return size
 
     @field_validator("saes", "metrics")
@@ -92,28 +92,29 @@ class SuiteModel(BaseModel):
 
 @dataclass
 class Suite:
-    """A parsed suite with the places of its parts. Live objects stand beside it, by name."""
+    """A parsed suite with the places of its parts in the file."""
 
     body: SuiteModel
     marks: Marks
     live: dict[str, Any] = field(default_factory=dict)
+    """Live objects by name."""
     live_model: Any = None
-    """A spec around a user's own model, in place of `model:`."""
+    """The spec of a user's own model, used instead of `model:`."""
     live_keys: Any = None
-    """The `LiveKeys` of the call, where it has live objects."""
+    """The `LiveKeys` of the call, if it has live objects."""
     file: Path | None = None
-    """Where it was read from; None for a mapping."""
+    """Path of its file; None for a mapping."""
 
     @property
     def name(self) -> str:
         return self.body.suite
 
     def problem(self, message: str, *location: str | int, key: bool = False) -> Problem:
-        """A problem at a place of the file."""
+        """Return a problem at a location of the file."""
         return Problem(message, self.marks.where(location, key=key))
 
     def problems(self, error: Exception, *location: str | int, key: bool = False) -> list[Problem]:
-        """The problems of an error that occurred at a place of the file: a `ParameterError` has one per parameter."""
+        """Return the problems of an error at a location of the file; a `ParameterError` has one per parameter."""
         if isinstance(error, SuiteError):
             return error.problems
         if isinstance(error, ParameterError):
@@ -121,7 +122,7 @@ class Suite:
         return [self.problem(str(error), *location, key=key)]
 
     def metrics(self, problems: list[Problem]) -> list[MetricEntry]:
-        """The configured metrics; what is wrong with an entry is added to `problems`."""
+        """Return the configured metrics, and append the problems of entries to `problems`."""
         entries, seen = [], set()
         for index, raw in enumerate(self.body.metrics):
             location: Location = ("metrics", index)
@@ -130,25 +131,25 @@ class Suite:
             elif len(raw) == 1:
                 name, given = next(iter(raw.items()))
                 if given is not None and not isinstance(given, dict):
-                    problems.append(self.problem(f"the parameters of '{name}' are a mapping", *location, name))
+                    problems.append(self.problem(f"the parameters of '{name}' must be a mapping", *location, name))
                     continue
                 params, location = dict(given or {}), (*location, name)
             else:
-                problems.append(self.problem("a metric is a name, or one name with its parameters", *location))
+                problems.append(self.problem("a metric must be a name, or one name with its parameters", *location))
                 continue
             alias, over = params.pop("as", name), params.pop("over", None)
             wrong = [key for key, word in (("as", alias), ("over", over)) if word and not isinstance(word, str)]
             wrong += ["as"] if isinstance(alias, str) and "." in alias else []  # columns are ALIAS.VALUE
             if wrong:
-                message = f"'{wrong[0]}' of metric '{name}' is a name without dots"
+                message = f"'{wrong[0]}' of metric '{name}' must be a name without dots"
                 problems.append(self.problem(message, *location, wrong[0]))
                 continue
             if alias != name and (reason := unfit_for_files(str(alias or ""))):
-                message = f"'as' of metric '{name}' becomes the name of files, but {reason}"
+                message = f"'as' of metric '{name}' becomes a file name, but {reason}"
                 problems.append(self.problem(message, *location, "as"))
                 continue
             if alias in seen:
-                message = f"metric '{alias}' is configured twice; tell them apart with 'as: another_name'"
+                message = f"metric '{alias}' is configured twice; rename one with 'as: another_name'"
                 problems.append(self.problem(message, *location))
                 continue
             seen.add(alias)
@@ -162,7 +163,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class RegisteredSuite:
-    """A suite that ships with a plugin and runs by bare name."""
+    """A suite that ships with a plugin, run as `saeval run NAME`."""
 
     name: str
     path: Path
@@ -170,7 +171,7 @@ class RegisteredSuite:
 
 
 def load(path: Path | str, overrides: Iterable[str] = ()) -> Suite:
-    """Read and validate a suite file; `SuiteError` with every problem of its form."""
+    """Read and validate a suite file; `SuiteError` with every problem of the schema."""
     data, marks = suitefile.read(path)
     for assignment in overrides:
         suitefile.override(data, marks, assignment)
@@ -180,7 +181,7 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Suite:
 
 
 def validate(data: dict[str, Any], marks: Marks, live: dict[str, Any] | None = None) -> Suite:
-    """A suite from plain data."""
+    """Return a suite from plain data; `SuiteError` with every problem of the schema."""
     if problem := suitefile.beyond(data, marks):
         raise SuiteError([problem])
     try:
@@ -190,7 +191,7 @@ def validate(data: dict[str, Any], marks: Marks, live: dict[str, Any] | None = N
 
 
 def problem_of(fault: Fault, marks: Marks, location: Location = ()) -> Problem:
-    """A fault of the data at a place of the file, at the place within it."""
+    """Return the problem of a fault in the data at a location of the file."""
     return Problem(fault.sentence, marks.where((*location, *fault.location), key=fault.kind == "unknown"))
 
 

@@ -1,4 +1,4 @@
-"""Reads YAML with the mark of every node, so that a problem can say file:line:col. Nothing in it is executed."""
+"""A YAML reader that keeps the position of each node, so that problems have file:line:col. It executes nothing."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import Any
 
 import yaml
 
-from saeval.base.errors import Problem, SaevalError, SuiteError, lone_surrogate, searched_in, suggestion
+from saeval.base.errors import Problem, SaevalError, SuiteError, lone_surrogate, searched_in
 from saeval.base.parameters import Location
 from saeval.base.text_files import FileError, read_text
 
 MAX_BYTES = 2**21
 MAX_NODES = 100_000
 MAX_DEPTH = 50
-"""Far more than any suite has: beyond these a file is something else, and would take minutes or all memory."""
+"""Limits far beyond any suite: larger files would take minutes or exhaust memory."""
 MAX_CHARACTERS = 4 * MAX_BYTES
-"""Of all texts, those of aliases counted wherever they stand."""
+"""Largest total length of all strings, with aliases expanded."""
 MAX_BITS = 64
-_IS_NO = {"bool": "neither true nor false", "int": "no whole number", "float": "no number", "timestamp": "no date"}
+_IS = {"bool": "neither true nor false", "int": "not an integer", "float": "not a number", "timestamp": "not a date"}
 _SHOWN = 60
-"""Letters of a wrong value that a message shows."""
+"""Number of characters of a wrong value that a message shows."""
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 
 
 @dataclass
 class Marks:
-    """Where each key and value of a suite stands."""
+    """The line and column of each key and value of a suite."""
 
     source: str
     values: dict[Location, tuple[int, int]] = field(default_factory=dict)
     keys: dict[Location, tuple[int, int]] = field(default_factory=dict)
 
     def where(self, location: Location, *, key: bool = False) -> str:
-        """`file:line:col` of a value (or of its key), or of the nearest thing around it."""
+        """Return `file:line:col` of a value (or of its key), or of the nearest enclosing value with a position."""
         if key and location in self.keys:
             return self._show(self.keys[location])
         for length in range(len(location), -1, -1):
@@ -50,7 +50,7 @@ class Marks:
 
 
 def read(path: Path | str) -> tuple[dict[str, Any], Marks]:
-    """The suite as plain data, with its marks. `SuiteError` for anything that is not a mapping of plain data."""
+    """Return a suite file as plain data, with its marks; `SuiteError` if it is not a mapping of plain data."""
     path = Path(path)
     try:
         text = read_text(path, MAX_BYTES)
@@ -64,19 +64,19 @@ def read(path: Path | str) -> tuple[dict[str, Any], Marks]:
 
 
 def parse(text: str, source: str) -> tuple[dict[str, Any], Marks]:
-    """Like `read`, from a string."""
+    """Return a suite like `read`, from a string."""
     data, marks = _plain(text, source)
     if data is None:
         raise SuiteError(
             [Problem("the file is empty; a suite needs at least 'suite', 'data' and 'metrics'", f"{source}:1:1")]
         )
     if not isinstance(data, dict):
-        raise SuiteError([Problem(f"a suite is a mapping, found {_kind(data)}", marks.where(()))])
+        raise SuiteError([Problem(f"a suite must be a mapping, found {_kind(data)}", marks.where(()))])
     return data, marks
 
 
 def value_of(text: str, source: str) -> Any:
-    """The plain data of a piece of YAML, such as an option's; `SuiteError` where it is none."""
+    """Return the plain data of a piece of YAML, such as an option's value; `SuiteError` if it is not plain data."""
     return _plain(text, source)[0]
 
 
@@ -88,8 +88,8 @@ def _plain(text: str, source: str) -> tuple[Any, Marks]:
         mark = error.problem_mark or error.context_mark
         where = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         problem = (error.problem or str(error)).strip()
-        if "'\\t'" in problem:  # PyYAML has one class for everything its scanner refuses
-            problem = "a tab cannot indent YAML; use spaces"
+        if "'\\t'" in problem:  # PyYAML has one class for all errors of its scanner
+            problem = "YAML cannot be indented with tabs; use spaces"
         raise SuiteError([Problem(problem, where)]) from None
     except yaml.YAMLError as error:
         raise SuiteError([Problem(str(error).split("\n")[0], source)]) from None
@@ -101,20 +101,20 @@ def _plain(text: str, source: str) -> tuple[Any, Marks]:
 
 
 def beyond(data: Any, marks: Marks, location: Location = (), around: tuple[int, ...] = ()) -> Problem | None:
-    """What of plain data, given from Python, no YAML could have: a number too large, a list that holds itself."""
+    """Return a problem of data from Python that YAML cannot have: a number too large, a list that contains itself."""
     if isinstance(data, int) and data.bit_length() > MAX_BITS:
-        return Problem(f"a number of more than {MAX_BITS} bits, more than anything here takes", marks.where(location))
+        return Problem(f"a number of more than {MAX_BITS} bits, which is too large", marks.where(location))
     if not isinstance(data, Mapping | list | tuple):
         return None
     if len(location) > MAX_DEPTH or id(data) in around:
         return Problem(f"nested more than {MAX_DEPTH} deep, or in itself", marks.where(location))
     inner = data.items() if isinstance(data, Mapping) else enumerate(data)
-    found = (beyond(one, marks, (*location, key), (*around, id(data))) for key, one in inner)
-    return next((problem for problem in found if problem is not None), None)
+    problems = (beyond(value, marks, (*location, key), (*around, id(data))) for key, value in inner)
+    return next((problem for problem in problems if problem is not None), None)
 
 
 class _Composer(yaml.SafeLoader):
-    """Stops where a file cannot be a suite any more, before it takes the machine."""
+    """A loader that stops at files too large or too deep to be a suite, before they exhaust memory."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -169,24 +169,23 @@ class _Builder:
             value = self._scalars.construct_object(node)
         except yaml.YAMLError as error:
             raise SaevalError(str(getattr(error, "problem", error))) from None
-        except Exception:  # PyYAML's constructors raise what they come across: KeyError for `!!bool maybe`
+        except Exception:  # PyYAML's constructors raise any class, such as KeyError for `!!bool maybe`
             digits = "; it has too many digits" if kind == "int" and len(node.value) > _SHOWN else ""
             raise SaevalError(
-                f"'{written}' is {_IS_NO.get(kind, f'no {kind}')}{digits}; quote it if it is text"
+                f"'{written}' is {_IS.get(kind, f'not a {kind}')}{digits}; quote it if it is text"
             ) from None
         if isinstance(value, int) and value.bit_length() > MAX_BITS:
-            raise SaevalError(f"'{written}' is a number of more than {MAX_BITS} bits, more than anything here takes")
+            raise SaevalError(f"'{written}' is a number of more than {MAX_BITS} bits, which is too large")
         if isinstance(value, bytes):
-            raise SaevalError("binary data; a value is text, a number, true, false or null")
-        if isinstance(value, str):  # JSON writes one character beyond the first 65,536 as two escapes
+            raise SaevalError("binary data; a value must be text, a number, true, false or null")
+        if isinstance(value, str):  # JSON escapes a character beyond the first 65,536 as a surrogate pair
             value = _PAIR.sub(lambda pair: pair[0].encode("utf-16-le", "surrogatepass").decode("utf-16-le"), value)
         if isinstance(value, str) and (half := lone_surrogate(value)):
-            what = "is half of a surrogate pair, so this is no text; write the whole character"
-            raise SaevalError(f"'{half}' {what}")
+            raise SaevalError(f"'{half}' is half of a surrogate pair, so this is not text; write the whole character")
         return value
 
     def _mapping(self, node: Any, location: Location) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             line, column = _mark(key_node)
@@ -194,13 +193,13 @@ class _Builder:
             if not isinstance(key, str) or lone_surrogate(key):
                 self.problems.append(Problem("a key must be a plain word", where))
                 continue
-            if key in found:
+            if key in mapping:
                 first = self.marks.keys[(*location, key)][0]
                 self.problems.append(Problem(f"duplicate key '{key}', first set in line {first}; keep one", where))
                 continue
             self.marks.keys[(*location, key)] = (line, column)
-            found[key] = self.build(value_node, (*location, key))
-        return found
+            mapping[key] = self.build(value_node, (*location, key))
+        return mapping
 
 
 def override(data: dict[str, Any], marks: Marks, assignment: str) -> None:
@@ -213,7 +212,7 @@ def override(data: dict[str, Any], marks: Marks, assignment: str) -> None:
         value = value_of(text, "")
     except SuiteError as error:
         reason = error.problems[0].message
-        raise SaevalError(f"--set {assignment}: the value is not YAML of plain data: {reason}") from None
+        raise SaevalError(f"--set {assignment}: the value is not plain YAML data: {reason}") from None
     place: Any = data
     *parents, last = path.split(".")
     location: Location = ()
@@ -228,18 +227,18 @@ def override(data: dict[str, Any], marks: Marks, assignment: str) -> None:
     place[key] = value
     stale = (*location, key)
     for table in (marks.values, marks.keys):
-        for known in [k for k in table if k[: len(stale)] == stale]:
-            del table[known]
+        for nested in [k for k in table if k[: len(stale)] == stale]:
+            del table[nested]
     marks.values[stale] = (0, 0)
 
 
 def _step(place: Any, part: str, assignment: str) -> str | int:
     if isinstance(place, list):
         if not (part.isascii() and part.isdigit() and len(part) < 10) or int(part) >= len(place):
-            raise SaevalError(f"--set {assignment}: '{part[:_SHOWN]}' is no index of a list of {len(place)}")
+            raise SaevalError(f"--set {assignment}: '{part[:_SHOWN]}' is not an index of a list of {len(place)}")
         return int(part)
     if not isinstance(place, dict):
-        raise SaevalError(f"--set {assignment}: there is nothing below '{part}'{suggestion(part, [])}")
+        raise SaevalError(f"--set {assignment}: the parent of '{part}' is neither a mapping nor a list")
     return part
 
 

@@ -1,1 +1,1 @@
-"""How text becomes rows of tokens."""
+"""Conversion of text to rows of tokens."""

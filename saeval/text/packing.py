@@ -1,4 +1,4 @@
-"""Documents to rows of tokens: tokenised in batches, cut or concatenated, the wanted ones chosen by a keyed hash."""
+"""Packing of documents into rows of tokens: tokenised in batches, cut or concatenated, sampled by a keyed hash."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 1_000_000
 
 
 class Packed(NamedTuple):
-    """Rows in their order, padded on the right; `documents` is -1 where there is no token."""
+    """Rows in their final order, padded on the right; `documents` is -1 at padding."""
 
     tokens: Int[np.ndarray, "n context+1"]
     documents: Int[np.ndarray, "n context+1"]
@@ -39,9 +39,9 @@ class Packed(NamedTuple):
     excluded: list[int]
     cluster_names: list[str]
     left_out: dict[str, int]
-    """Documents without tokens, counted by why."""
+    """Number of documents without tokens, by reason."""
     not_doubled: dict[str, int]
-    """Documents that began with a BOS, or ended with a separator, of their own, and that got no second one."""
+    """Number of documents with their own BOS or separator, which got no second one."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class _Row:
 def included_of(
     tokens: Int[np.ndarray, "*n length"], documents: Int[np.ndarray, "*n length"], excluded: Sequence[int]
 ) -> Bool[np.ndarray, "*n length-1"]:
-    """Inputs that are real tokens and not excluded, whatever their targets."""
+    """Return the inputs that are real tokens and not excluded, whatever their targets."""
     included = documents[..., :-1] >= 0
     for token in excluded:
         included &= tokens[..., :-1] != token
@@ -65,20 +65,20 @@ def included_of(
 def mask_of(
     tokens: Int[np.ndarray, "*n length"], documents: Int[np.ndarray, "*n length"], excluded: Sequence[int]
 ) -> Bool[np.ndarray, "*n length-1"]:
-    """The one mask: the input is a real token, not excluded, and its target is a token of the same document."""
+    """Return the mask: inputs that are real tokens and not excluded, with a target of the same document."""
     mask = included_of(tokens, documents, excluded) & (documents[..., :-1] == documents[..., 1:])
     return np.asarray(mask)
 
 
 class TooFewSequencesError(SaevalError):
-    """The documents give fewer rows than were asked for."""
+    """The documents give fewer rows than requested."""
 
 
 class Packer:
-    """Makes the rows of one source as its documents stream by.
+    """Packs the documents of one source into rows, without holding all documents in memory.
 
     `tokenizer` returns a Hugging Face tokenizer; for a source of tokens it may raise `SaevalError`.
-    `SaevalError` where the options need a special token that neither they nor the tokenizer give.
+    `SaevalError` if the options need a special token that neither they nor the tokenizer have.
     """
 
     def __init__(self, source: Source, options: TokenOptions, tokenizer: Callable[[], Any]) -> None:
@@ -94,9 +94,9 @@ class Packer:
             missing = f"there is no tokenizer ({error})"
         bos, eos = self._special("bos"), self._special("eos")
         if options.bos and bos is None:
-            raise SaevalError(f"data: 'bos: true' needs a BOS token, but {missing}; give 'bos_id' or say 'bos: false'")
+            raise SaevalError(f"data: 'bos: true' needs a BOS token, but {missing}; set 'bos_id' or 'bos: false'")
         if options.packing == "concat" and bos is None and eos is None:
-            raise SaevalError(f"data: 'packing: concat' needs an EOS or BOS token, but {missing}; give 'eos_id'")
+            raise SaevalError(f"data: 'packing: concat' needs an EOS or BOS token, but {missing}; set 'eos_id'")
         self.prefix = [bos] if options.bos and bos is not None else []
         self.separator = next((token for token in (eos, bos) if token is not None), 0)
         named = [self._special(word) if isinstance(word, str) else word for word in options.exclude]
@@ -107,32 +107,32 @@ class Packer:
             raise SaevalError(f"data: token id {beyond[0]} is beyond the tokenizer's {size} tokens")
         self._spelled = unread_special(self.tokenizer, "bos", self.prefix)
         self._names: list[str] = []
-        self._masked = 0  # rows of which 'exclude' leaves no token
+        self._masked = 0  # rows in which 'exclude' leaves no token
         self._left_out: Counter[str] = Counter()
         self._not_doubled: Counter[str] = Counter()
 
     def _special(self, word: str) -> int | None:
-        given: int | None = getattr(self.options, f"{word}_id", None)
-        return given if given is not None else getattr(self.tokenizer, f"{word}_token_id", None)
+        token: int | None = getattr(self.options, f"{word}_id", None)
+        return token if token is not None else getattr(self.tokenizer, f"{word}_token_id", None)
 
     def pack(self, split: Split) -> Packed:
-        """The rows whose keyed hash is smallest, in the order of that hash."""
+        """Return the rows with the smallest keyed hashes, in the order of the hash."""
         tokenised = self._tokenised(_documents(self.source, split, self._left_out))
         rows = self._of_documents(tokenised) if self.options.packing == "documents" else self._of_stream(tokenised)
-        wanted = self.options.sequences
+        count = self.options.sequences
         rows = self._within_memory(rows)
-        kept = sorted(rows, key=_order) if wanted is None else heapq.nsmallest(wanted, rows, key=_order)
-        if len(kept) < (wanted or 1):
-            asked = f"'sequences: {wanted}' were asked for" if wanted else "at least one sequence is needed"
+        sample = sorted(rows, key=_order) if count is None else heapq.nsmallest(count, rows, key=_order)
+        if len(sample) < (count or 1):
+            requested = f"'sequences: {count}' was requested" if count else "at least one sequence is needed"
             raise TooFewSequencesError(
-                f"data '{self.source.name}': {asked}, but its {split} documents give {len(kept)} "
+                f"data '{self.source.name}': {requested}, but its {split} documents give {len(sample)} "
                 f"of context {self.options.context}; {self._remedy()}"
             )
-        number = {name: i for i, name in enumerate(dict.fromkeys(row.name for row in kept))}
+        number = {name: i for i, name in enumerate(dict.fromkeys(row.name for row in sample))}
         return Packed(
-            tokens=np.stack([row.tokens for row in kept]),
-            documents=np.stack([row.documents for row in kept]),
-            clusters=np.array([number[row.name] for row in kept], dtype=np.int64),
+            tokens=np.stack([row.tokens for row in sample]),
+            documents=np.stack([row.documents for row in sample]),
+            clusters=np.array([number[row.name] for row in sample], dtype=np.int64),
             excluded=self.excluded,
             cluster_names=list(number),
             left_out=dict(self._left_out),
@@ -141,15 +141,15 @@ class Packer:
 
     def _remedy(self) -> str:
         if not self._masked:
-            return "ask for fewer, shorten 'context' or add documents"
+            return "request fewer, shorten 'context' or add documents"
         words = ", ".join(str(word) for word in self.options.exclude[:5]) + ", ..." * (len(self.options.exclude) > 5)
-        found = f"'exclude: [{words}]' leaves no token in {self._masked} more rows"
+        cause = f"'exclude: [{words}]' leaves no token in {self._masked} more rows"
         if self.prefix and self.options.context == 1:
-            return f"{found}, whose only input is BOS; raise 'context', or say 'exclude: []'"
-        return f"{found}; exclude fewer, or give documents that hold others"
+            return f"{cause}, whose only input is BOS; raise 'context', or set 'exclude: []'"
+        return f"{cause}; exclude fewer, or add documents with other tokens"
 
     def _within_memory(self, rows: Iterable[_Row]) -> Iterator[_Row]:
-        """The rows; `SaevalError` before those to keep take more memory than there is."""
+        """Yield the rows; `SaevalError` before those that are kept exceed the available memory."""
         from saeval.base.memory import available  # late: building and hashing rows needs numpy alone
 
         each = 2 * 8 * (self.options.context + 1)  # tokens and documents of 4 bytes, and their copies in one array
@@ -159,15 +159,15 @@ class Packer:
                 raise SaevalError(
                     f"data '{self.source.name}': rows of context {self.options.context} take "
                     f"{each / 2**20:.2g} MiB each, so that no more than {most} of them fit in memory; "
-                    "ask for fewer 'sequences', or shorten 'context'"
+                    "request fewer 'sequences', or shorten 'context'"
                 )
             yield row
 
     def _tokenised(self, documents: Iterable[Document]) -> Iterator[tuple[int, np.ndarray]]:
-        """Number and tokens of each document that has any, a long one's in parts; the number indexes `_names`."""
+        """Yield number and tokens of each nonempty document, in parts if it is long; the number indexes `_names`."""
         for batch in _batches(documents):
-            texts = [self._unspelled(d.text) for d in batch if d.tokens is None and not _long(d)]
-            # verbose=False: a document longer than the model's context is no cause for a warning, it is cut below.
+            texts = [self._without_bos(d.text) for d in batch if d.tokens is None and not _long(d)]
+            # verbose=False: no warning for documents longer than the model's context, since they are cut below.
             encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
             ids = iter(encoded)
             for document in batch:
@@ -176,15 +176,15 @@ class Packer:
                     parts = [document.tokens]
                 elif isinstance(document.text, Passage):
                     pieces = iter(document.text)
-                    parts = tokens_of(chain([self._unspelled(next(pieces, ""))], pieces), self.tokenizer)
+                    parts = tokens_of(chain([self._without_bos(next(pieces, ""))], pieces), self.tokenizer)
                 elif _long(document):
-                    parts = tokens_of(self._unspelled(document.text), self.tokenizer)
+                    parts = tokens_of(self._without_bos(document.text), self.tokenizer)
                 else:
                     parts = [next(ids)]
                 yield from self._numbered(document.name, (np.asarray(part, dtype=np.int32) for part in parts))
 
     def _numbered(self, name: str, parts: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-        """Parts of one document with its number, without a BOS of its own where every row begins with one."""
+        """Yield the parts of one document with its number, without its own BOS if every row begins with one."""
         first, number = True, None
         for tokens in parts:
             if first and len(tokens):
@@ -200,18 +200,18 @@ class Packer:
         if number is None:
             self._left_out[EMPTY] += 1
 
-    def _unspelled(self, text: Any) -> str:
-        """A text without the BOS that it spells, where that would be read as ordinary characters."""
+    def _without_bos(self, text: Any) -> str:
+        """Return a text without the BOS spelled at its start, if the tokenizer reads that as ordinary characters."""
         if not self._spelled or not text.startswith(self._spelled):
             return str(text)
         self._not_doubled["bos"] += 1
         return str(text).removeprefix(self._spelled)
 
     def _of_documents(self, tokenised: Iterable[tuple[int, np.ndarray]]) -> Iterator[_Row]:
-        """Rows of single documents. After a BOS they abut, without one they share a token: each is a target once."""
+        """Yield rows of single documents. Without BOS, consecutive rows overlap by one token: each is a target once."""
         context = self.options.context
         width = context if self.prefix else context + 1
-        chunks: Counter[str] = Counter()  # documents of one name number their chunks on, so every row has its own key
+        chunks: Counter[str] = Counter()  # documents of one name share a counter, so that every row has its own key
 
         def row_of(number: int, tokens: np.ndarray) -> Iterator[_Row]:
             name = self._names[number]
@@ -221,18 +221,18 @@ class Packer:
                 yield row
 
         for number, parts in groupby(tokenised, key=itemgetter(0)):
-            held = np.empty(0, dtype=np.int32)
+            buffer = np.empty(0, dtype=np.int32)
             for _, part in parts:
-                held, start = np.concatenate([held, part]), 0
-                while start + width <= len(held):
-                    yield from row_of(number, held[start : start + width])
+                buffer, start = np.concatenate([buffer, part]), 0
+                while start + width <= len(buffer):
+                    yield from row_of(number, buffer[start : start + width])
                     start += context
-                held = held[start:]
-            if len(held):
-                yield from row_of(number, held)
+                buffer = buffer[start:]
+            if len(buffer):
+                yield from row_of(number, buffer)
 
     def _of_stream(self, tokenised: Iterable[tuple[int, np.ndarray]]) -> Iterator[_Row]:
-        """Full rows of all documents, one after the other; a separator belongs to the document before it."""
+        """Yield full rows of the concatenated documents; a separator belongs to the document before it."""
         context = self.options.context
         width = context if self.prefix else context + 1
         tokens, documents = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int32)
@@ -259,7 +259,7 @@ class Packer:
             tokens, documents = tokens[start:], documents[start:]
 
     def _row(self, tokens: np.ndarray, documents: np.ndarray, name: str, index: int) -> _Row | None:
-        """BOS before (it belongs to the document that follows), padding after; None where the mask is empty."""
+        """Return a row with BOS, which belongs to the document after it, and padding; None if its mask is empty."""
         first = len(self.prefix)
         row = np.zeros(self.options.context + 1, dtype=np.int32)
         owner = np.full(self.options.context + 1, PADDING, dtype=np.int32)
@@ -272,9 +272,9 @@ class Packer:
 
 
 def unread_special(tokenizer: Any, word: Literal["bos", "eos"], ids: Sequence[int]) -> str:
-    """A special token as text spells it, where the tokenizer reads that as ordinary characters; else nothing.
+    """Return the spelling of a special token, if the tokenizer reads it as ordinary characters; else an empty string.
 
-    `ids` is the token that is put before or after texts, if any.
+    `ids` holds the token that is put before or after texts; if it is not this special token, the result is empty.
     """
     spelling = getattr(tokenizer, f"{word}_token", None)
     if not spelling or not ids or list(ids) != [getattr(tokenizer, f"{word}_token_id", None)]:
@@ -288,7 +288,7 @@ def _order(row: _Row) -> bytes:
 
 
 def _long(document: Document) -> bool:
-    """Whether its text is tokenised in parts."""
+    """Return True if the document's text is tokenised in parts."""
     return isinstance(document.text, Passage) or (document.text is not None and len(document.text) > LONG)
 
 
@@ -306,9 +306,9 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _documents(source: Source, split: Split, left_out: Counter[str]) -> Iterator[Document]:
-    """The split's documents; a source that does not split itself is cut by a hash of its documents' names.
+    """Yield the documents of a split; a source without its own fit split is split by a hash of document names.
 
-    Those without text or tokens are left out and counted.
+    Documents without text or tokens are left out and counted.
     """
     is_fit = None if source.splits_itself else _fit_rule(source, split)
     for document in source.documents(split):
@@ -319,19 +319,19 @@ def _documents(source: Source, split: Split, left_out: Counter[str]) -> Iterator
 
 
 def _lack(document: Document) -> str | None:
-    """Why there is nothing to tokenise; None where there is something. `SaevalError` where that is no text."""
-    held = document.text if document.tokens is None else document.tokens
-    if held is None:
+    """Return why a document has nothing to tokenise; None if it has. `SaevalError` if its text is not valid."""
+    content = document.text if document.tokens is None else document.tokens
+    if content is None:
         return "null"
-    if document.tokens is None and not isinstance(held, str | Passage):
-        raise SaevalError(f"document '{document.name}': expected text, found {type(held).__name__}")
-    if isinstance(held, str) and (half := lone_surrogate(held)):
-        raise SaevalError(f"document '{document.name}': it holds '{half}', half of a surrogate pair, so it is no text")
-    return EMPTY if isinstance(held, Sized) and len(held) == 0 else None
+    if document.tokens is None and not isinstance(content, str | Passage):
+        raise SaevalError(f"document '{document.name}': expected text, found {type(content).__name__}")
+    if isinstance(content, str) and (half := lone_surrogate(content)):
+        raise SaevalError(f"document '{document.name}': '{half}' is half of a surrogate pair, so this is not text")
+    return EMPTY if isinstance(content, Sized) and len(content) == 0 else None
 
 
 def _fit_rule(source: Source, split: Split) -> Callable[[str], bool]:
-    """Which names are the fit split's: those that hash low, or the lowest alone where they all fall on one side."""
+    """Return the rule for names of the fit split: a low hash, or the lowest one if all fall on the same side."""
     shares: dict[str, float] = {}
     sides: set[bool] = set()
     for document in source.documents(split):
@@ -339,7 +339,7 @@ def _fit_rule(source: Source, split: Split) -> Callable[[str], bool]:
             continue
         share = shares.setdefault(document.name, _share(document.name))
         sides.add(share < FIT_SHARE)
-        if len(sides) == 2:  # a few documents suffice to know, so a large corpus is not read twice
+        if len(sides) == 2:  # a few documents show this, so a large corpus is not read twice
             return lambda name: _share(name) < FIT_SHARE
     if len(shares) > 1:
         lowest = min(shares, key=lambda name: (shares[name], name))
@@ -347,7 +347,7 @@ def _fit_rule(source: Source, split: Split) -> Callable[[str], bool]:
     if split == "fit":
         raise SaevalError(
             f"data '{source.name}': a fit split needs at least 2 documents, found {len(shares)}; "
-            "give more documents, or cut the text into several"
+            "add documents, or cut the text into several"
         )
     return lambda name: False
 

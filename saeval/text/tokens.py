@@ -1,4 +1,4 @@
-"""Rows of tokens: their options, their one mask, and the cache of those built before."""
+"""Rows of tokens: their options, their mask, and their cache."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 _KIND = "tokens"
 FORMAT = 2
-"""Part of every cache key: raised when the same options would give other rows."""
+"""Part of every cache key; raise it when the same options give other rows."""
 
 LONGEST = 2**20
-"""Input positions of a row at most."""
+"""Largest number of input positions of a row."""
 TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class TokenOptions(BaseModel):
-    """How documents become rows, the same for every source of text or tokens."""
+    """Options for turning documents into rows, the same for all sources of text or tokens."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     context: Annotated[int, Field(ge=1, le=LONGEST, strict=True)]
-    """Input positions of a row, the BOS included; a row holds one token more."""
+    """Number of input positions per row, including BOS; a row has one more token."""
     sequences: Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True)] | None = None
-    """Rows to keep; None keeps all. A larger number keeps the same rows and adds others."""
+    """Number of rows; None for all. A larger number adds rows to the same ones."""
     seed: Seed = 0
     bos: bool = True
     """Begin every row with the tokenizer's BOS."""
@@ -47,14 +47,15 @@ class TokenOptions(BaseModel):
     """Input tokens outside the mask."""
     packing: Literal["documents", "concat"] = "documents"
     bos_id: TokenId | None = None
-    """Instead of the tokenizer's, or where there is no tokenizer; so is `eos_id`."""
+    """BOS in place of the tokenizer's, or without a tokenizer."""
     eos_id: TokenId | None = None
+    """EOS, likewise."""
     fit_sequences: Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True, exclude=True)] = 64
-    """Rows of the fit split, at most. They are rows of other documents, so no digest of the options has it."""
+    """Largest number of rows of the fit split. Excluded from digests, since these rows are of other documents."""
 
 
 class TokenDataset(Dataset):
-    """Rows of context+1 tokens in a fixed order. Row number = sequence id; the source document = cluster."""
+    """Rows of context+1 tokens in a fixed order. The sequence id is the row's index, the cluster its document."""
 
     def __init__(
         self,
@@ -66,9 +67,11 @@ class TokenDataset(Dataset):
         facts: Mapping[str, Any] | None = None,
         sequence_ids: Int[np.ndarray, "n"] | None = None,
     ) -> None:
-        """`documents` numbers the document of each token, -1 for padding. `ValueError` where shapes disagree.
+        """`ValueError` if the shapes disagree.
 
-        `sequence_ids` are what randomness about a row is keyed by: its number, where not given.
+        `documents` has the number of each token's document, -1 for padding. Inputs in `excluded`, token ids, are never
+        in the mask. `facts` are recorded in the provenance. `sequence_ids`, by default the row's index, are the keys
+        of random draws about a row.
         """
         if tokens.ndim != 2 or tokens.shape[1] < 2 or tokens.shape != documents.shape or len(clusters) != len(tokens):
             shapes = f"tokens {tokens.shape}, documents {documents.shape}, clusters {clusters.shape}"
@@ -85,7 +88,7 @@ class TokenDataset(Dataset):
     def from_arrays(
         cls, tokens: Any, documents: Any, clusters: Any, excluded: Sequence[int] = (), sequence_ids: Any = None
     ) -> Self:
-        """From anything numpy can read as integer arrays."""
+        """Return a data set from anything that numpy converts to integer arrays; arguments as of the class."""
         return cls(
             np.asarray(tokens, dtype=np.int32),
             np.asarray(documents, dtype=np.int32),
@@ -104,7 +107,7 @@ class TokenDataset(Dataset):
 
     @cached_property
     def _before(self) -> Int[np.ndarray, "n+1"]:
-        """Tokens of the mask in the rows before each, and in all at the end."""
+        """Number of tokens in the mask of all earlier rows, per row, and of all rows at the end."""
         parts = (slice(i, i + 4096) for i in range(0, len(self), 4096))
         counts = [mask_of(self.tokens[p], self.documents[p], self.excluded).sum(1) for p in parts]
         return np.concatenate([[0], np.cumsum(np.concatenate(counts))]) if counts else np.zeros(1, np.int64)
@@ -142,7 +145,7 @@ class TokenDataset(Dataset):
         return outside(self.tokens, vocabulary)
 
     def padded(self, extra: int) -> Self:
-        """The same rows with `extra` more columns of padding on the right."""
+        """Return the same rows with `extra` more columns of padding on the right."""
         width = ((0, 0), (0, extra))
         tokens, documents = np.pad(self.tokens, width), np.pad(self.documents, width, constant_values=PADDING)
         return type(self)(
@@ -150,8 +153,8 @@ class TokenDataset(Dataset):
         )
 
     def describe(self) -> Mapping[str, Any]:
-        own = {"context": self.context, "excluded": list(self.excluded), "fingerprint": self.fingerprint}
-        return {**super().describe(), **own, **self.facts}
+        facts = {"context": self.context, "excluded": list(self.excluded), "fingerprint": self.fingerprint}
+        return {**super().describe(), **facts, **self.facts}
 
     def counts(self, rows: int) -> Mapping[str, int]:
         return {**super().counts(rows), "tokens": int(self._before[rows])}
@@ -160,10 +163,10 @@ class TokenDataset(Dataset):
 def build_tokens(
     source: Source, options: TokenOptions, tokenizer: Callable[[], Any], tokenizer_identity: str | None, split: Split
 ) -> TokenDataset:
-    """The rows of one split, from the cache where they were built before: then `tokenizer` is not called.
+    """Return the rows of one split, from the cache if they are there; `tokenizer` is then not called.
 
     `tokenizer` returns a Hugging Face tokenizer; for a source of tokens it may raise `SaevalError`, and
-    ids come from the options. Rows of a tokenizer without an identity are built anew. `SaevalError` where there are
+    ids come from the options. Rows of a tokenizer without an identity are not cached. `SaevalError` if there are
     fewer rows than `options.sequences`, no rows, no BOS to begin rows with, or no documents for the split.
     """
     corpus = source.fingerprint()
@@ -181,7 +184,7 @@ def build_tokens(
 
 
 class _About(BaseModel):
-    """What stands beside cached rows."""
+    """The description of cached rows, in a file of its own."""
 
     model_config = ConfigDict(strict=True)
 
@@ -197,7 +200,7 @@ _COUNTED = ("left_out", "not_doubled")
 
 
 def _cached(key: str, facts: Mapping[str, Any]) -> TokenDataset | None:
-    """The rows stored under `key`, memory-mapped; None where absent, or where their hash is not the stored one."""
+    """Return the rows stored under `key`, memory-mapped; None if absent or damaged."""
     folder, stored = cache.cache_dir(), cache.recall(_KIND, key, _About)
     if folder is None or stored is None:
         return None
@@ -212,7 +215,7 @@ def _cached(key: str, facts: Mapping[str, Any]) -> TokenDataset | None:
         why = "its content does not match its checksum"
     except FileNotFoundError:
         return None
-    except Exception as error:  # a damaged file makes numpy raise whatever it meets in it
+    except Exception as error:  # numpy raises any class for a damaged file
         why = f"it cannot be read ({said(error)[:100]})"
     cache.damaged(path, why)
     return None
@@ -227,5 +230,5 @@ def _store(key: str, dataset: TokenDataset) -> None:
         "fingerprint": dataset.fingerprint,
     }
     rows = np.stack([dataset.tokens, dataset.documents])
-    # The description last: it is what makes the rows valid.
+    # `keep` writes the description last: rows without one are ignored.
     cache.keep(_KIND, key, about, {".npy": lambda file: np.save(file, rows, allow_pickle=False)})

@@ -1,4 +1,4 @@
-"""Windows of a long text: tokenised one after the other, they give the tokens of the whole in little memory."""
+"""Tokenisation of long texts in overlapping windows, which takes little memory."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ import numpy as np
 from jaxtyping import Int
 
 WINDOW = 2**17
-"""Characters of a window."""
+"""Number of characters per window."""
 _OVERLAP, _WIDE = 2**10, 2**14
-"""Characters that two windows share, and share where fewer do not suffice."""
+"""Number of characters that two windows share, and of the second attempt if that is too few."""
 _AGREEING = 32
-"""Tokens on which two windows have to agree, one after the other, to be joined in their middle."""
+"""Number of consecutive tokens that must be equal in two windows to join them."""
 _TOGETHER = 8
-"""Windows handed to the tokenizer at a time, which uses several threads for them."""
+"""Number of windows per call of the tokenizer, which uses several threads for them."""
 
 
 class _Window(NamedTuple):
     start: int
-    """The place of its first character in the whole text."""
+    """Index of its first character in the whole text."""
     text: str
     ids: Int[np.ndarray, "n"]
     encoding: Any
-    """The tokenizer's own account of it, which knows where each token stands."""
+    """The tokenizer's encoding, with the characters of each token."""
 
     @property
     def end(self) -> int:
         return self.start + len(self.text)
 
     def span(self, token: int) -> tuple[int, int]:
-        """First character and end of a token, in the whole text."""
-        found = self.encoding.token_to_chars(token)
-        return (self.start + found[0], self.start + found[1]) if found else (self.start, self.start)
+        """Return the first character and the end of a token, in the whole text."""
+        span = self.encoding.token_to_chars(token)
+        return (self.start + span[0], self.start + span[1]) if span else (self.start, self.start)
 
 
 def tokens_of(text: str | Iterable[str], tokenizer: Any) -> Iterator[Int[np.ndarray, "n"]]:
-    """The tokens of a text that is given as a whole or in pieces, a part at a time.
+    """Yield the tokens of a text, a whole or its pieces, in parts.
 
-    Windows overlap, and are joined amid tokens on which both agree: what a token is depends on the text near it alone.
-    Where none agree, as in a line of many thousand equal characters, the text is cut there. A tokenizer without
-    offsets is given the whole text.
+    Windows overlap and are joined in the middle of a stretch of equal tokens, since a token depends only on the text
+    near it. If there is no such stretch, as in a line of many thousand equal characters, the text is cut there. A
+    tokenizer without offsets gets the whole text.
     """
     pieces = (text[i : i + WINDOW] for i in range(0, len(text), WINDOW)) if isinstance(text, str) else text
     if not getattr(tokenizer, "is_fast", False):
@@ -62,7 +62,7 @@ def tokens_of(text: str | Iterable[str], tokenizer: Any) -> Iterator[Int[np.ndar
 
 
 def _windows(pieces: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Place and text of each window."""
+    """Yield start and text of each window."""
     start, text = 0, ""
     for piece in pieces:
         text += piece
@@ -80,7 +80,7 @@ def _tokenised(windows: Iterator[tuple[int, str]], tokenizer: Any) -> Iterator[_
 
 
 def _joined(last: _Window, window: _Window, tokenizer: Any) -> tuple[_Window, int, int]:
-    """The window, perhaps begun earlier, the end of the last one's tokens, and the first token of this one."""
+    """Return the window, perhaps with an earlier start, the end of the last one's tokens and this one's first token."""
     if (seam := _seam(last, window)) is not None:
         return window, *seam
     rest = window.text[last.end - window.start :]
@@ -93,19 +93,19 @@ def _joined(last: _Window, window: _Window, tokenizer: Any) -> tuple[_Window, in
 
 
 def _seam(last: _Window, window: _Window) -> tuple[int, int] | None:
-    """Where the last window's tokens end and this one's begin: in the middle of the longest stretch that is equal."""
+    """Return the end of the last window's tokens and the start of this one's, amid the longest equal stretch."""
     i, j = bisect_left(range(len(last.ids)), window.start, key=lambda token: last.span(token)[0]), 0
     best = run = (0, 0, 0)
-    while i < len(last.ids) and j < len(window.ids) and (own := window.span(j))[1] <= last.end:
-        other = last.span(i)
-        if own == other and last.ids[i] == window.ids[j]:
+    while i < len(last.ids) and j < len(window.ids) and (span := window.span(j))[1] <= last.end:
+        last_span = last.span(i)
+        if span == last_span and last.ids[i] == window.ids[j]:
             i, j = i + 1, j + 1
             run = (run[0] + 1, i, j)
             best = max(best, run)
         else:
-            i, j, run = i + (other[0] <= own[0]), j + (own[0] <= other[0]), (0, 0, 0)
+            i, j, run = i + (last_span[0] <= span[0]), j + (span[0] <= last_span[0]), (0, 0, 0)
     length, i, j = best
     for back in range(length // 2, length) if length >= _AGREEING else ():
-        if last.span(i - back - 1)[1] <= last.span(i - back)[0]:  # not within a character of several tokens
+        if last.span(i - back - 1)[1] <= last.span(i - back)[0]:  # not inside a character of several tokens
             return i - back, j - back
     return None

@@ -118,7 +118,7 @@ def test_a_full_device_is_one_sentence(ran, failing, capsys):
     failing("stdout")
     assert cli.main(["leaderboard", str(ran / "mine")]) == 2
     assert capsys.readouterr().err == (
-        "standard output cannot be written (No space left on device); free some space, or send it elsewhere\n"
+        "standard output cannot be written (No space left on device); free some space, or redirect it\n"
     )
 
 

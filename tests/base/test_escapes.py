@@ -226,7 +226,7 @@ def test_a_name_for_a_metric_is_one_for_files(name):
     problems = []
     assert validate(body, Marks("s.yaml")).metrics(problems) == []
     (problem,) = problems
-    assert "'as' of metric 'l0' becomes the name of files, but it " in str(problem)
+    assert "'as' of metric 'l0' becomes a file name, but it " in str(problem)
     assert not CONTROLS.search(str(problem))
 
 

@@ -98,7 +98,7 @@ def test_a_device_without_float64_is_refused(monkeypatch):
         return plain(*size)
 
     monkeypatch.setattr(torch, "zeros", zeros)
-    with pytest.raises(SaevalError, match=r"^device 'mps': it has no float64, in which saeval sums; give another"):
+    with pytest.raises(SaevalError, match=r"^device 'mps': it has no float64, in which saeval sums; choose another"):
         RunOptions(device="mps")
 
 

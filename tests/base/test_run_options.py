@@ -81,12 +81,15 @@ def test_options_and_keywords_mean_the_same_and_keywords_win():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"limit": "8"}, "limit is a number of sequences, such as limit=8; got '8'"),
-        ({"limit": 10**9 + 1}, "limit is a number of sequences, such as limit=8; got 1000000001"),
-        ({"fresh": 1}, "fresh is true or false, such as fresh=True; got 1"),
-        ({"allow": "mine"}, "allow is a list of names or globs, such as allow=['mine']; got 'mine'"),
-        ({"preflight": "of"}, "preflight is 'stop', 'warn' or 'off', such as preflight='warn'; got 'of'"),
-        ({"skip_failing": True, "preflight": "off"}, "skip_failing=True with preflight='off': the one leaves out"),
+        ({"limit": "8"}, "limit must be a number of sequences, such as limit=8; got '8'"),
+        ({"limit": 10**9 + 1}, "limit must be a number of sequences, such as limit=8; got 1000000001"),
+        ({"fresh": 1}, "fresh must be true or false, such as fresh=True; got 1"),
+        ({"allow": "mine"}, "allow must be a list of names or globs, such as allow=['mine']; got 'mine'"),
+        ({"preflight": "of"}, "preflight must be 'stop', 'warn' or 'off', such as preflight='warn'; got 'of'"),
+        (
+            {"skip_failing": True, "preflight": "off"},
+            "skip_failing=True with preflight='off': these contradict each other",
+        ),
     ],
 )
 def test_a_wrong_option_is_one_sentence(given, said):
@@ -96,12 +99,12 @@ def test_a_wrong_option_is_one_sentence(given, said):
 
 def test_a_wrong_flag_is_named_as_one(capsys):
     assert cli.main(["run", "quickstart", "--checkpoint-seconds", "-1"]) == 2
-    said = "--checkpoint-seconds is a number of seconds, such as --checkpoint-seconds 60; got -1.0\n"
+    said = "--checkpoint-seconds must be a number of seconds, such as --checkpoint-seconds 60; got -1.0\n"
     assert capsys.readouterr().err == said
     assert cli.main(["run", "quickstart", "--limit", str(10**10)]) == 2
-    assert capsys.readouterr().err.startswith("--limit is a number of sequences, such as --limit 8; got")
+    assert capsys.readouterr().err.startswith("--limit must be a number of sequences, such as --limit 8; got")
     assert cli.main(["run", "quickstart", "--skip-failing", "--preflight", "off"]) == 2
-    assert capsys.readouterr().err.startswith("--skip-failing with --preflight off: the one")
+    assert capsys.readouterr().err.startswith("--skip-failing with --preflight off: these contradict")
 
 
 def test_the_documentation_has_a_row_for_each():

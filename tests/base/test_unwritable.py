@@ -133,7 +133,7 @@ def test_a_run_goes_on_without_a_cache_and_says_so_once(own_cache, tmp_path, mon
     if fault == "a file in the way":
         own_cache.write_text("")
     elif fault == "no home":
-        monkeypatch.setattr("saeval.base.cache._SAID", set())  # it has no folder to be told by
+        monkeypatch.setattr("saeval.base.cache._WARNED", set())  # it has no folder to be told by
         monkeypatch.delenv("SAEVAL_CACHE")
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
         monkeypatch.setattr(Path, "home", failing_home)
@@ -142,7 +142,7 @@ def test_a_run_goes_on_without_a_cache_and_says_so_once(own_cache, tmp_path, mon
     caplog.clear()
     assert used(file) == expected
     (line,) = [r.getMessage() for r in caplog.records]
-    assert "tokens and hashes are made anew in every run: set SAEVAL_CACHE to" in line
+    assert "tokens and hashes are computed again in every run: set SAEVAL_CACHE to" in line
     assert "\n" not in line
     assert not own_cache.is_dir() or not [path for path in own_cache.rglob("*") if path.is_file()]
 
@@ -188,7 +188,7 @@ def test_damaged_caches_are_named_and_made_again(own_cache, tmp_path, caplog):
             assert used(file) == expected
             (line,) = [r.getMessage() for r in caplog.records]
             assert line.startswith(f"{one}: ")
-            assert line.endswith("; it is made again")
+            assert line.endswith("; it is rebuilt")
             assert one.read_bytes() == whole
 
 
@@ -203,7 +203,7 @@ def test_the_cache_of_another_name_is_not_taken(own_cache, tmp_path, caplog):
     for suffix in (".json", ".npy"):
         shutil.copy(own_cache / "tokens" / f"{small}{suffix}", own_cache / "tokens" / f"{large}{suffix}")
     assert len(build(corpus(), sequences=12)) == 12
-    assert any("it is the file of another name" in r.getMessage() for r in caplog.records)
+    assert any("it belongs to another file name" in r.getMessage() for r in caplog.records)
 
 
 def test_what_killed_processes_left_in_the_cache_is_removed(own_cache):

@@ -421,7 +421,7 @@ def test_disagreements_are_told_before_the_run(copied, tmp_path, capsys, monkeyp
         (["quickstart", "--model", "testbed"], "doctor: --model: the suite 'quickstart' sets it already"),
         (["quickstart", "--data", "python-stdlib"], "doctor: --data: the suite"),
         (["quickstart", "--hook", HOOK], "doctor: --hook: the suite"),
-        (["x" * 5000], "cannot be looked for"),
+        (["x" * 5000], "cannot be accessed"),
         (["testbed/relu-1", "--model", "testbedd"], "did you mean 'testbed'"),
     ],
 )

@@ -26,10 +26,10 @@ def of_tokens(tmp_path, **options):
     ("options", "remedy"),
     [
         ({"context": 4, "exclude": [0, 1, 2, 3, 4, 5, 6]}, "'exclude: [0, 1, 2, 3, 4, ...]' leaves no token in 14 more rows; "
-         "exclude fewer, or give documents that hold others"),
+         "exclude fewer, or add documents with other tokens"),
         ({"context": 1}, "'exclude: [bos]' leaves no token in 42 more rows, whose only input is BOS; raise 'context', "
-         "or say 'exclude: []'"),
-        ({"context": 4, "sequences": 100}, "ask for fewer, shorten 'context' or add documents"),
+         "or set 'exclude: []'"),
+        ({"context": 4, "sequences": 100}, "request fewer, shorten 'context' or add documents"),
     ],
 )  # fmt: skip
 def test_the_sentence_names_exclude_where_that_is_the_cause(tmp_path, options, remedy):

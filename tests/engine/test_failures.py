@@ -64,7 +64,7 @@ def test_evidence_that_does_not_add_up_costs_its_own_cell():
 
     results = evaluate_tiny(["fickle", "plain", "l0"], Fickle, Plain, batch_size=8)
     assert [r.status for r in results] == ["failed", "failed", "ok"]
-    assert "names may not change" in results[0].reason
+    assert "names must not change" in results[0].reason
     assert "return an Evidence" in results[1].reason
 
 
@@ -124,7 +124,7 @@ def test_evidence_that_cannot_be_stored_is_its_own_cells_failure():
 
     results = evaluate_tiny(["odd", "l0"], Odd, checkpoint_seconds=0.0, batch_size=4)
     assert [r.status for r in results] == ["failed", "ok"]
-    assert "could not be stored" in results[0].reason
+    assert "cannot be stored" in results[0].reason
 
 
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1e9], ids=["saved", "never-saved"])
@@ -158,7 +158,7 @@ def test_a_sum_that_cannot_be_stored_is_its_own_cells_failure_and_is_seldom_aske
     rows = tiny_tokens()
     results = evaluate_tiny(["odd", "l0"], Odd, rows=rows, checkpoint_seconds=checkpoint_seconds, batch_size=1)
     assert [r.status for r in results] == ["failed", "ok"]
-    assert "could not be stored" in results[0].reason
+    assert "cannot be stored" in results[0].reason
     batches = len(rows)
     assert batches > 4
     if checkpoint_seconds:  # a state may be costly: of the sums, the last one's alone

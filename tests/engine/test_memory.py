@@ -242,11 +242,11 @@ def test_a_suite_and_the_command_line_say_how_large(tmp_path, monkeypatch, capsy
     assert cli.main(["check", "small.yaml", "--set", "batch=auto"]) == 0
     assert "batch size: auto starts with 8 sequences" in capsys.readouterr().out
     assert cli.main(["check", "small.yaml", "--set", "batch=many"]) == 2
-    assert "'batch': a number of sequences, or auto, got 'many'" in capsys.readouterr().err
+    assert "'batch': expected a number of sequences, or auto, got 'many'" in capsys.readouterr().err
     (tmp_path / "small.yaml").write_text(SUITE.replace("batch: 4", "batch: 0"))
     assert cli.main(["check", "small.yaml"]) == 2
-    assert capsys.readouterr().err.startswith("small.yaml:6:8: 'batch': a number of sequences")
+    assert capsys.readouterr().err.startswith("small.yaml:6:8: 'batch': expected a number of sequences")
     with pytest.raises(
-        SaevalError, match="batch_size is a number of sequences or 'auto', such as batch_size=16; got 0"
+        SaevalError, match="batch_size must be a number of sequences or 'auto', such as batch_size=16; got 0"
     ):
         evaluate_tiny(["l0"], batch_size=0)

@@ -140,7 +140,7 @@ def test_from_the_command_line_the_message_names_the_flags(tmp_path, capsys):
 
 @pytest.mark.parametrize("preflight", ["warn", "off"])
 def test_what_is_left_out_is_not_let_pass(preflight):
-    with pytest.raises(SaevalError, match=f"skip_failing=True with preflight='{preflight}': .*; give one of them"):
+    with pytest.raises(SaevalError, match=f"skip_failing=True with preflight='{preflight}': .*; set only one of them"):
         evaluate_tiny(["l0"], skip_failing=True, preflight=preflight)
 
 

@@ -213,7 +213,9 @@ def test_a_half_precision_model_that_gives_nan_is_to_be_tried_in_float32():
 
 
 def test_a_wrong_option_is_one_sentence():
-    with pytest.raises(SaevalError, match="preflight is 'stop', 'warn' or 'off', such as preflight='warn'; got 'stpo'"):
+    with pytest.raises(
+        SaevalError, match="preflight must be 'stop', 'warn' or 'off', such as preflight='warn'; got 'stpo'"
+    ):
         evaluate_tiny(["l0"], preflight="stpo")
 
 

@@ -451,14 +451,14 @@ def top(acts, k=4):
     [
         (Returns(lambda acts: acts[..., :7]), "a tensor [1, 12, 7] of float32; expected one tensor [1, 12, 32], d_sae"),
         (Returns(lambda acts: acts.flatten(0, 1)), "a tensor [12, 32] of float32; expected one tensor [1, 12, 32]"),
-        (Returns(lambda acts: top(acts, 32)), "expected fewer values than features, or the dense activations"),
+        (Returns(lambda acts: top(acts, 32)), "expected fewer values than features, or dense activations"),
         (Returns(lambda acts: (top(acts)[0], top(acts)[1] + 29)), "expected indices from 0 to 31; got indices from"),
         (Returns(lambda acts: top(acts)[::-1]), "a tuple of a tensor [1, 12, 4] of int64, a tensor [1, 12, 4] of"),
         (Returns(lambda acts: {"acts": acts}), "returned a dict; expected one tensor [1, 12, 32]"),
         (Returns(lambda acts: (acts, acts, acts)), "expected one tensor [1, 12, 32]"),
         (Returns(decoded=lambda x: (x, x)), "'decode' of Returns returned a tuple of a tensor [1, 12, 16] of float32"),
         (Returns(decoded=lambda x: x[0, 0]), "'decode' of Returns returned a tensor [16] of float32; expected one"),
-        (Unsized(top), "expected an attribute 'd_sae' beside it"),
+        (Unsized(top), "expected an attribute 'd_sae' of the object"),
         (TinySAE(d_in=20), "the SAE takes 20 inputs, but blocks.1.hook_resid_pre of model 'tiny' is 16 wide"),
     ],
 )  # fmt: skip

@@ -89,7 +89,7 @@ def test_a_device_that_is_not_here_is_one_short_sentence(device, capsys):
         named_device(device)
     said = str(caught.value)
     assert said.startswith(f"device '{device}': ")
-    assert said.endswith("; give another, or 'auto' for the best there is")
+    assert said.endswith("; choose another, or 'auto' for the best one")
     assert len(said) < 250
     assert len(said.splitlines()) == 1
     assert cli.main(["check", "quickstart", "--device", device]) == 2

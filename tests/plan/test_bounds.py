@@ -45,7 +45,7 @@ def data(**changed):
     return "{" + ", ".join(f"{key}: {value}" for key, value in entries.items()) + "}"
 
 
-LARGE = "is a number of more than 64 bits, more than anything here takes"
+LARGE = "is a number of more than 64 bits, which is too large"
 MISTAKES = {
     "context": ({"data": data(context=2**31 - 1)}, "'context' of data 'python-stdlib': input should be less than or equal to 1048576"),
     "context of the model": ({"data": data(context=2**20)}, "context 1048576 is longer than the 256 positions of 'testbed'"),
@@ -60,7 +60,7 @@ MISTAKES = {
     "interventions": (
         {"metrics": "[{perturbation: {draws: 10000, positions: 10000}}]"}, "draws times positions is 100000000, at most 10000",
     ),
-    "batch": ({"batch": 10**12}, "'batch': a number of sequences up to 1000000000, or auto, got 1000000000000"),
+    "batch": ({"batch": 10**12}, "'batch': expected a number of sequences up to 1000000000, or auto, got 1000000000000"),
     "batch of many digits": ({"batch": HUGE}, LARGE),
 }  # fmt: skip
 
@@ -78,7 +78,7 @@ def test_a_number_that_would_fill_the_machine(tmp_path, capsys, what):
 def test_numbers_of_options(tmp_path, capsys):
     assert check(tmp_path, capsys, "--set", "data.context=2147483647")[0] == 2
     assert check(tmp_path, capsys, "--batch-size", str(10**12))[0] == 2
-    with pytest.raises(SaevalError, match="batch_size is a number of sequences or 'auto'"):
+    with pytest.raises(SaevalError, match="batch_size must be a number of sequences or 'auto'"):
         run(str(tmp_path / "s.yaml"), out=tmp_path / "out", batch_size=10**12)
     with pytest.raises(SaevalError, match="'steps' of metric 'reward_attribution'"):
         evaluate(
@@ -178,13 +178,13 @@ def test_a_config_of_a_gigabyte_is_not_read(tmp_path, capsys):
     sparse(tmp_path / "model" / "config.json")
     code, said = check(tmp_path, capsys, model=f"{{use: huggingface, path: '{tmp_path}/model'}}")
     assert code == 2
-    assert "bytes, where at most 67,108,864 are read; check the path" in said
+    assert "bytes, but at most 67,108,864 are read; check the path" in said
     folder = tmp_path / "sae"
     folder.mkdir()
     sparse(folder / "cfg.json")
     code, said = check(tmp_path, capsys, saes=f"[{{use: saelens, path: '{folder}'}}]")
     assert code == 2
-    assert "bytes, where at most 67,108,864 are read" in said
+    assert "bytes, but at most 67,108,864 are read" in said
     assert cli.main(["check", str(sparse(tmp_path / "big.yaml"))]) == 2
     assert "big.yaml: 1,073,741,824 bytes" in capsys.readouterr().err
 
@@ -222,7 +222,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 NUMBER = "1" * 5000
 
 
-@pytest.mark.parametrize(("value", "why"), [(DEEP, "nested too deeply"), (NUMBER, "a number of thousands of digits")])
+@pytest.mark.parametrize(("value", "why"), [(DEEP, "nested too deeply"), (NUMBER, "a number with thousands of digits")])
 def test_json_that_python_cannot_hold(tmp_path, value, why):
     path = tmp_path / "a.jsonl"
     path.write_text(f'{{"text": {value}, "tokens": {value}, "chosen": {value}, "rejected": {value}}}\n')

@@ -226,7 +226,7 @@ class Shown(Ratio):
         (ShortRow, "row 0 of a Table has 1 cells for 2 columns"),
         (OneNote, "Notes are a list of sentences"),
         (RaisesWordless, "WordlessError"),
-        (WrongSum, "the sum of two evidences is list"),
+        (WrongSum, "the sum of two Evidence objects is list"),
         (WrongComponents, "RuntimeError: planted"),
     ],
 )

@@ -237,7 +237,7 @@ def test_a_test_is_repeated_where_every_document_moves_alike_up_to_a_factor():
 
 
 def test_sizes_that_only_say_which_documents_are_refused():
-    with pytest.raises(TypeError, match="how many observations each document contributed"):
+    with pytest.raises(TypeError, match="numbers of observations per document"):
         Estimate(1.0, np.ones(3), np.array([True, True, False]))
 
 

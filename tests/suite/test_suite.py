@@ -48,7 +48,7 @@ def refuse(*_, **__):
         ("relu-3", "relu-33", "s.yaml:5:5", "unknown SAE 'testbed/relu-33'; did you mean 'testbed/relu-3'?"),
         ("testbed/relu-3", "testbed/rulu-*", "s.yaml:5:5", "no registered SAE matches 'testbed/rulu-*'"),
         ("suite: mine", "suite: mine\nsuite: two", "s.yaml:2:1", "duplicate key 'suite', first set in line 1; keep one"),
-        ("  - l0", "\t- l0", "s.yaml:7:1", "a tab cannot indent YAML; use spaces"),
+        ("  - l0", "\t- l0", "s.yaml:7:1", "YAML cannot be indented with tabs; use spaces"),
         ("context: 32", "context: many", "s.yaml:3:37", "'context' of data"),
         ("context: 32", "context: 9999", "s.yaml:3:37", "context 9999 is longer than the 256 positions of"),
         ("context", "contxt", "s.yaml:3:28", "unknown parameter 'contxt' of data 'python-stdlib'; did you mean 'context'?"),
@@ -97,7 +97,7 @@ def test_empty_missing_and_foreign_files(tmp_path, capsys, monkeypatch):
     (line,) = problems(tmp_path, capsys, monkeypatch, "# nothing but a comment\n")
     assert "the file is empty" in line
     (line,) = problems(tmp_path, capsys, monkeypatch, "- a\n- b\n")
-    assert line == "s.yaml:1:1: a suite is a mapping, found a list"
+    assert line == "s.yaml:1:1: a suite must be a mapping, found a list"
     assert cli.main(["run", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml: no such file" in capsys.readouterr().err
     assert cli.main(["run", "quickstat"]) == 2
@@ -175,8 +175,8 @@ def test_saes_that_the_of_of_a_control_leaves_out_are_named_by_check(tmp_path, c
 @pytest.mark.parametrize(
     ("old", "new", "what"),
     [
-        ("  - l0", "  - l0: {as: [a]}", "'as' of metric 'l0' is a name without dots"),
-        ("  - l0", "  - l0: {as: a.b}", "'as' of metric 'l0' is a name without dots"),
+        ("  - l0", "  - l0: {as: [a]}", "'as' of metric 'l0' must be a name without dots"),
+        ("  - l0", "  - l0: {as: a.b}", "'as' of metric 'l0' must be a name without dots"),
         ("  - testbed/relu-3", "  - {use: saelens, path: x, name: 3}", "'name' is a name, got 3"),
         ("  - testbed/relu-3", "  - {use: saelens, path: x, hook_name: 3}", "'hook_name' is a name, got 3"),
         ("metrics:", "controls: [{use: random, seeds: 0}]\nmetrics:", "seeds must be at least 1, got 0"),
@@ -188,7 +188,7 @@ def test_saes_that_the_of_of_a_control_leaves_out_are_named_by_check(tmp_path, c
         ("suite: mine", "suite: mine\nx: &x [*x]", "deep, or an alias of itself"),
         ("suite: mine", "precision: {ce.delta_ce: 0}\nsuite: mine", "input should be greater than 0, got 0"),
         ("suite: mine", "precision: {ce.delta_ce: .nan}\nsuite: mine", "input should be a finite number, got nan"),
-        ("suite: mine", "batch: 0.5\nsuite: mine", "'batch': a number of sequences, or auto, got 0.5"),
+        ("suite: mine", "batch: 0.5\nsuite: mine", "'batch': expected a number of sequences, or auto, got 0.5"),
     ],
 )
 def test_odd_values_are_mistakes_too(tmp_path, capsys, monkeypatch, old, new, what):

@@ -18,14 +18,14 @@ metrics: [l0]
 DEEP = "[" * 1000 + "]" * 1000
 BOMB = "\n".join(["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9))])
 VALUES = {
-    "9" * 5000: "is no whole number; it has too many digits",
+    "9" * 5000: "is not an integer; it has too many digits",
     "0x" + "f" * 5000: "is a number of more than 64 bits",
     "9" * 30: "is a number of more than 64 bits",
     "!!bool maybe": "'maybe' is neither true nor false; quote it if it is text",
-    "!!timestamp abc": "'abc' is no date; quote it if it is text",
-    "2024-13-45": "'2024-13-45' is no date; quote it if it is text",
-    "!!int x": "'x' is no whole number",
-    "!!binary aGk=": "binary data; a value is text, a number, true, false or null",
+    "!!timestamp abc": "'abc' is not a date; quote it if it is text",
+    "2024-13-45": "'2024-13-45' is not a date; quote it if it is text",
+    "!!int x": "'x' is not an integer",
+    "!!binary aGk=": "binary data; a value must be text, a number, true, false or null",
     DEEP: "nested more than 50 deep",
 }
 CASES = pytest.mark.parametrize(("value", "said"), list(VALUES.items()), ids=[text[:15] for text in VALUES])
@@ -64,7 +64,7 @@ def test_in_set_and_doctor(tmp_path, capsys, value, said):
 def test_indices(tmp_path, capsys, index):
     (tmp_path / "s.yaml").write_text(GOOD)
     line = refused(capsys, "check", str(tmp_path / "s.yaml"), "--set", f"saes.{index}=x")
-    assert "is no index of a list of 1" in line
+    assert "is not an index of a list of 1" in line
 
 
 @pytest.mark.parametrize("number", ["9" * 5000, "9" * 30, "²"])
@@ -79,7 +79,7 @@ def test_counts_of_options(tmp_path, capsys, number):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("- x\n" * (MAX_BYTES // 4 + 1), f"bytes, where at most {MAX_BYTES:,} are read"),
+        ("- x\n" * (MAX_BYTES // 4 + 1), f"bytes, but at most {MAX_BYTES:,} are read"),
         (BOMB, "more than 100000 nodes after expanding aliases"),
         ("s: &s '" + "x" * 10**6 + "'\nl: [" + ", ".join(["*s"] * 20) + "]", "characters after expanding aliases"),
         ("a: &x [*x]", "nested more than 50 deep, or an alias of itself"),
@@ -111,7 +111,7 @@ def test_suites_given_from_python(tmp_path, key, value):
 
 
 def test_options_given_from_python(tmp_path):
-    with pytest.raises(SaevalError, match=r"limit is a number of sequences, .*; got an object of type int"):
+    with pytest.raises(SaevalError, match=r"limit must be a number of sequences, .*; got an object of type int"):
         saeval.run("quickstart", out=tmp_path, limit=10**5000)
 
 

@@ -198,7 +198,7 @@ def test_the_choice_depends_on_the_seed_not_on_the_order_of_documents():
 
 
 def test_too_few_sequences():
-    with pytest.raises(SaevalError, match=r"'sequences: 9' were asked for, but its evaluation documents give 2 of"):
+    with pytest.raises(SaevalError, match=r"'sequences: 9' was requested, but its evaluation documents give 2 of"):
         build({"a": list(range(10, 18))}, sequences=9)
 
 
@@ -227,7 +227,7 @@ def test_without_a_tokenizer():
     class Bare:
         bos_token_id = None
 
-    with pytest.raises(SaevalError, match="but the tokenizer has none; give 'bos_id'"):
+    with pytest.raises(SaevalError, match="but the tokenizer has none; set 'bos_id'"):
         build({"a": [10, 11]}, tokenizer=Bare)
 
 
