@@ -98,7 +98,7 @@ class Registry:
             raise AttributeError(f"a registry has no '{attribute}'")
 
     def every(self, listed: str | None = None) -> Iterator[tuple[NamedKind, Names[Any]]]:
-        """Yield each kind with its names, or only the kinds that `saeval ls` lists under a word, in order of `KINDS`."""
+        """Yield each kind with its names, in order of `KINDS`; only kinds that `saeval ls` lists under a given word."""
         for kind in KINDS:
             if listed in (None, kind.listed):
                 yield kind, getattr(self, kind.attribute)

@@ -337,7 +337,7 @@ def test_a_loader_or_an_adapter_that_cannot_tell_whether_it_takes_an_object_take
     picky = type("Odd", (Loader,), {"accepts": raises})
     plugins = supplied(saeval_sae_loaders=[picky, NotEvenMade], saeval_models=[Adapter])
     assert [r.status for r in attempt(plugins)] == ["ok"]
-    with pytest.raises(SaevalError, match="no adapter takes an object of type object"):
+    with pytest.raises(SaevalError, match="no adapter accepts an object of type object"):
         attempt(plugins, model=object())
     told = [str(failure) for failure in plugins.failures]
     assert any("brings:brings failed: SAE format 'odd': RuntimeError: planted" in one for one in told)
