@@ -127,7 +127,7 @@ def test_conclude_may_not_ask_for_a_batch():
         def conclude(self, feature_acts):
             return Scalar(0.0)
 
-    with pytest.raises(SaevalError, match="belongs to a batch"):
+    with pytest.raises(SaevalError, match="is per-batch; request it in observe"):
         evaluate_tiny(["greedy"], Greedy)
 
 

@@ -484,7 +484,7 @@ precision:
     ("name", "said"),
     [
         ("cee.delta_ce", "precision: no metric 'cee' in this suite; did you mean 'ce'?"),
-        ("ce", "precision: 'ce' is a metric; name one of its values, as ce.VALUE"),
+        ("ce", "precision: 'ce' is a metric; name one of its values, as in ce.VALUE"),
         ("ce.delta_c", "precision: metric 'ce' has no value 'delta_c'; did you mean 'delta_ce'?"),
         (
             "reconstruction.without_direction",

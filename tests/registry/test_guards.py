@@ -70,7 +70,7 @@ def exiting(hook_name, hooks):
     [
         (raising, "RuntimeError: planted"),
         (of_text, "TypeError: it returned the text 'blocks.2.hook_resid_pre'; return a list of hook names"),
-        (unknown, "picks the hook 'blocks.22.hook_resid_pre', which the model does not have; did you mean"),
+        (unknown, "chooses the hook 'blocks.22.hook_resid_pre', which the model does not have; did you mean"),
         (nothing, "TypeError: 'NoneType' object is not iterable"),
         (exiting, "SystemExit: 3"),
     ],
