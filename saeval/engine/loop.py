@@ -196,7 +196,7 @@ class Engine:
             self._totals[summation.node.serial] = Undefined("there are no rows to sum over")
         else:
             self._totals[summation.node.serial] = total
-            if self.plan.comes_again(summation.node):
+            if self.plan.is_reusable(summation.node):
                 self.store.write_fold(summation.node.digest, total)
 
     def _conclude(self, cell: Cell, running: RunningPass | None, notes: Mapping[str, Any]) -> None:

@@ -305,7 +305,7 @@ def attempt(plugins, **changed):
     ("members", "said"),
     [
         ({"info": raises}, "RuntimeError: planted"),
-        ({"info": lambda self, reference: {"d_in": 3}}, "TypeError: 'info' returned dict, which is no SAEInfo"),
+        ({"info": lambda self, reference: {"d_in": 3}}, "TypeError: 'info' returned dict, which is not an SAEInfo"),
         ({"expand": lambda self, reference: None}, "AttributeError"),
         ({"label": raises}, "RuntimeError: planted"),
         ({"__init__": lambda self: raises()}, "RuntimeError: planted"),
