@@ -133,7 +133,7 @@ class Engine:
         return self.preflight.judge(cells)
 
     def _running_pass(self, planned: Pass) -> RunningPass:
-        """Return a pass, continued from its checkpoint if it has one; the pass that the preflight began, if it is that."""
+        """Return a pass, continued from its checkpoint if it has one, or the one that the preflight began."""
         if (begun := self._begun) is not None and begun.planned is planned:
             self._begun = None
             return begun
@@ -141,7 +141,7 @@ class Engine:
         return RunningPass(self.plan, self.store, planned, evaluator, self._batch_size)
 
     def _stream(self, group: list[Pass]) -> None:
-        """Stream passes over the same rows, usually one, each from its checkpoint if it has one; conclude their cells."""
+        """Stream passes over the same rows (usually one), from their checkpoints if any, and conclude their cells."""
         plan, started = self.plan, time.monotonic()
         running_passes = [self._running_pass(planned) for planned in group]
         rows, done = len(running_passes[0].dataset), sum(running.place.row for running in running_passes)
