@@ -39,7 +39,7 @@ class Proof:
 
     @property
     def fault(self) -> str | None:
-        """What is wrong, as a sentence; None if the resume is proved."""
+        """The fault, as a phrase for a message; None if the resume is proved."""
         if not self.typical <= self.tolerance:
             size = f"by {self.typical:.2g} of its size" if math.isfinite(self.typical) else "to NaN or infinity"
             return (
@@ -104,7 +104,7 @@ class Causality:
 
     @property
     def fault(self) -> str | None:
-        """What is wrong, as a sentence; None if nothing is."""
+        """The fault, as a phrase for a message; None if there is none."""
         if self.typical <= self.tolerance:
             return None
         size = f"by {self.typical:.2g} of its size"

@@ -203,11 +203,11 @@ class RunningPass:
         if not self.place.flaws:
             return summation.error
         cell = next((c for c in self.planned.cells if c.key == summation.key), None)
-        own = cell.subjects[0].name if cell is not None and len(cell.subjects) == 1 else ""
+        subject = cell.subjects[0].name if cell is not None and len(cell.subjects) == 1 else ""
         counts = {"tokens": self.place.tokens, "texts": self.place.row * (2 if self.dataset.pair else 1)}
         flaws = {digest: Flaw(*fields) for digest, fields in self.place.flaws.items()}
         split = " of the fit split" if self.planned.on_fit else ""
-        reason = described(summation.reached(), flaws, counts, split, own)
+        reason = described(summation.reached(), flaws, counts, split, subject)
         return summation.error if reason is None else Undefined(reason)
 
     def _batch(self, rows: np.ndarray) -> Batch | PairBatch:

@@ -22,7 +22,7 @@ class NamedKind:
     base: str
     """Its class, as `module:class`."""
     supplied: Literal["class", "instance", "function"]
-    """What the hook returns: subclasses of `base`, instances of it, or functions that are made into instances."""
+    """Form in which the hook supplies it: subclasses of `base`, instances, or functions to make instances of."""
     ls: str = ""
     """Its word in `saeval ls`, if not `attribute`."""
     label: str = ""
