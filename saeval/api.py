@@ -1,4 +1,4 @@
-"""`run` and `evaluate`: saeval from Python. The command line is a thin layer over these."""
+"""`run` and `evaluate`, the Python interface of saeval. The command line is a thin layer over it."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ _OWN = (
 
 
 def find_suite(name: str | Path, registry: Registry) -> Path:
-    """The file of a suite: a path as it stands, else the registered suite of that name."""
+    """Return the file of a suite: `name` itself if it is a path, else the file of the registered suite."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or os.path.exists(path):
         return path
     if str(name) in registry.suites:
         return registry.suites[str(name)].path
-    named = [path.with_name(f"{path.name}{end}") for end in (".yaml", ".yml")]
-    beside = [file for file in named if os.path.isfile(file)]
-    near = f"; did you mean '{beside[0]}'?" if beside else suggestion(str(name), registry.suites.names())
+    candidates = [path.with_name(f"{path.name}{end}") for end in (".yaml", ".yml")]
+    existing = [file for file in candidates if os.path.isfile(file)]
+    near = f"; did you mean '{existing[0]}'?" if existing else suggestion(str(name), registry.suites.names())
     raise SuiteError([Problem(f"no such file{searched_in(path)}, and no suite has this name{near}", str(name))])
 
 
 def prepare(
     suite: str | Path | Mapping[str, Any], registry: Registry, options: RunOptions, overrides: Iterable[str] = ()
 ) -> Plan:
-    """Parse and plan a suite: a path, a registered name, or the suite itself as a mapping."""
+    """Parse and plan a suite, given as a path, a registered name or a mapping."""
     if isinstance(suite, Mapping):
         marks = Marks("suite")
         if problem := beyond(suite, marks):  # before it is copied
@@ -69,13 +69,13 @@ def prepare(
     return plan(load(find_suite(suite, registry), overrides), registry, options)
 
 
-def execute(made: Plan, out: str | Path, progress: Progress | None = None) -> Results:
-    """Run a plan into `out/<suite>`; `SuiteError` where that folder belongs to another suite."""
-    refuse_namesakes([made], out)
-    store = Store(Path(out) / made.name)
-    engine = Engine(made, store, progress)
-    layout = made.suite.body.leaderboard.model_dump()
-    results = Results(engine.run(), layout, made.name, store.folder, made.registry)
+def execute(planned: Plan, out: str | Path, progress: Progress | None = None) -> Results:
+    """Run a plan and store its results in `out/<suite>`; `SuiteError` if that folder belongs to another suite."""
+    refuse_namesakes([planned], out)
+    store = Store(Path(out) / planned.name)
+    engine = Engine(planned, store, progress)
+    layout = planned.suite.body.leaderboard.model_dump()
+    results = Results(engine.run(), layout, planned.name, store.folder, planned.registry)
     results.forward_passes = engine.forward_passes
     return results
 
@@ -91,25 +91,29 @@ def run(
     options: RunOptions | None = None,
     **changes: Any,
 ) -> Results:
-    """Run a suite: a YAML file, a registered name, or a mapping of the same form.
+    """Run a suite and return its results, which are stored in `out/<suite>`.
 
-    Finished cells are taken from `out/<suite>`. Raises `SuiteError` for whatever is wrong with the
-    suite, before any weight is loaded, and for what the preflight finds on the first batch: an SAE that is not loaded
-    correctly, a model that gives NaN, a hook where it does not resume correctly. `allow` names SAEs to use anyway,
-    `skip_failing` leaves out what fails as failed cells, and `preflight="warn"` only logs a warning; with `"off"`
-    nothing is examined.
+    `suite` is a YAML file, a registered name, or a mapping of the same form as the file. `overrides` are assignments
+    such as `"data.sequences=64"`, as for `--set`. `plugins` are the installed ones by default, and `progress` shows
+    how far the run is. Finished cells are read from `out/<suite>` instead of being computed again.
 
-    Every field of `RunOptions` is a keyword, too: `run(suite, limit=8)` is `run(suite, options=RunOptions(limit=8))`.
-    With both, the keywords change the `options`.
+    Raises `SuiteError` for an error in the suite, before any weight is loaded, and for a fatal finding of the
+    preflight on the first batch: an SAE that is not loaded correctly, a model that returns NaN, a hook from which the
+    model does not resume correctly. `allow` names SAEs to use anyway, `skip_failing` makes the cells that fail the
+    preflight failed cells, `preflight="warn"` only logs a warning, and `preflight="off"` examines nothing. An error
+    inside a cell raises nothing: that cell has the status `failed`.
+
+    Every field of `RunOptions` is also a keyword: `run(suite, limit=8)` is `run(suite, options=RunOptions(limit=8))`.
+    Keywords override fields of `options`.
     """
     if not isinstance(suite, str | Path) and not arguments.named(suite):
-        what = "a YAML file, the name of a suite or a mapping, such as run('quickstart')"
-        raise SaevalError(f"run: suite is {what}; got {shown(suite)}")
+        expected = "a YAML file, the name of a suite or a mapping, such as run('quickstart')"
+        raise SaevalError(f"run: suite is {expected}; got {shown(suite)}")
     chosen = arguments.options("run", options, changes, ("out", "overrides", "plugins", "progress", "options"))
     progress, out = arguments.progress("run", progress), arguments.folder("run", out)
-    assigned = arguments.assignments("run", overrides)
+    assignments = arguments.assignments("run", overrides)
     registry = Registry(arguments.plugins("run", plugins))
-    return execute(prepare(suite, registry, chosen, assigned), out, progress)
+    return execute(prepare(suite, registry, chosen, assignments), out, progress)
 
 
 @arguments.takes_options
@@ -130,32 +134,33 @@ def evaluate(
     options: RunOptions | None = None,
     **changes: Any,
 ) -> Results:
-    """Evaluate live objects.
+    """Evaluate objects in memory, and return the results.
 
-    `model` is a loaded transformers model, a TransformerBridge, or what a suite's `model:` takes;
-    `saes` a list (or a mapping by name) of registered names, `saes:` entries, objects with `encode`
-    and `decode`, or `(object, hook_name)` pairs; `metrics` a list of names, of one-key mappings with
-    parameters, and of `Metric` classes; `data` what a suite's `data:` takes, or text in memory,
-    `{"texts": [...], "context": 128}`. The rest is as in a suite. Without `out` nothing is kept.
+    - `model`: a loaded transformers model, a TransformerBridge, or a `model:` entry of a suite. `tokenizer` is the
+      loaded tokenizer of a live model, needed for text.
+    - `saes`: a list, or a mapping by name, of registered names, `saes:` entries of a suite, objects with `encode` and
+      `decode`, and `(object, hook_name)` pairs.
+    - `data`: a `data:` entry of a suite, or text in memory: `{"texts": [...], "context": 128}`.
+    - `metrics`: a list of names, one-key mappings with parameters, and `Metric` classes.
+    - `controls`, `groups`, `precision`: as in a suite.
+    - `options`, and its fields as keywords, such as `limit`: as for `run`. A live model stays on its own device, which
+      is then the default of `device`.
 
-    With `out` the results are stored. Nothing tells whether a live object (model, SAE, `Metric` class)
-    is the same as in an earlier call, so its results are computed anew in every call, unless you say
-    so: `key="my-run-3"` names all live objects of the call, and a later call under the same `out`,
-    `key` and names takes finished results from there and resumes after an interruption. You answer
-    for it: choose another key whenever a weight, a setting or the code of one of them has changed.
+    Without `out` nothing is stored. With `out`, results are stored in `out/<name>`, but those of live objects (models,
+    SAEs, `Metric` classes) are computed again in every call, since saeval cannot tell if an object has changed.
+    `key="my-run-3"` states that the live objects are the same in every call with this `out`, `key` and their names:
+    such a call reads finished results and resumes after an interruption. Choose another key whenever a weight, a
+    setting or the code of one of them changes.
 
-    Raises `SaevalError` for whatever is wrong with these.
-
-    `options` and their keywords, such as `device` and `limit`, are those of `run`; a live model computes where it is,
-    so that `device` need not be given. Inside a training loop, where an SAE may not be any good
-    yet, `preflight="warn"` logs what the preflight finds and goes through; `preflight="off"` examines nothing.
+    Raises `SaevalError` for a wrong argument or a fatal finding of the preflight. In a training loop, when an SAE may
+    not be good yet, `preflight="warn"` logs the findings and continues; `preflight="off"` examines nothing.
     """
     call = "evaluate"
     keys = LiveKeys.of_call(arguments.key(call, key))
     metric_entries = _metric_entries(metrics)
-    supplied = [metric for metric in metrics if isinstance(metric, type)]
-    own = arguments.plugins(call, plugins)
-    registry = Registry(_extended(own, supplied, keys) if supplied else own)
+    metric_classes = [metric for metric in metrics if isinstance(metric, type)]
+    installed = arguments.plugins(call, plugins)
+    registry = Registry(_extended(installed, metric_classes, keys) if metric_classes else installed)
     body: dict[str, Any] = {
         "suite": arguments.text(call, "name", name, "'evaluate'"),
         "data": arguments.data(call, data),
@@ -172,8 +177,8 @@ def evaluate(
     live_model = model if model is not None and not isinstance(model, str | Mapping) else None
     if live_model is None and model is not None:
         if not isinstance(model, str) and not arguments.named(model):
-            what = "the name of a model, a mapping by names or a loaded model"
-            raise SaevalError(f"{call}: model is {what}; got {shown(model)}")
+            expected = "the name of a model, a mapping by names or a loaded model"
+            raise SaevalError(f"{call}: model is {expected}; got {shown(model)}")
         body["model"] = model if isinstance(model, str) else dict(model)
     body["saes"] = entries or ["live"]
     suite = validate(body, Marks("evaluate"), live)
@@ -183,48 +188,48 @@ def evaluate(
     chosen = arguments.options(call, options, changes, _OWN)
     if live_model is not None:
         if chosen.dtype is not None:
-            raise SaevalError("a live model has its dtype already; convert it yourself, or leave out dtype=")
+            raise SaevalError("a live model already has a dtype; convert it yourself, or leave out dtype=")
         suite.live_model = _wrap(live_model, tokenizer, registry, keys)
-        # It is never moved, so the default gives way to the device where it is.
-        asked = changes.get("device", "auto" if chosen.device == RunOptions.device else chosen.device)
+        # A live model is never moved, so its device replaces the default.
+        requested = changes.get("device", "auto" if chosen.device == RunOptions.device else chosen.device)
         device = getattr(live_model, "device", None)
-        if isinstance(device, torch.device) and asked == "auto":
+        if isinstance(device, torch.device) and requested == "auto":
             chosen = replace(chosen, device=str(device))
-    made = plan(suite, registry, chosen)
+    planned = plan(suite, registry, chosen)
     if out is not None:
-        if not keys.named and (live or supplied or (live_model is not None and suite.live_model.live_key)):
-            _note_never_reused(str(out))
-        return execute(made, out)
+        if not keys.named and (live or metric_classes or (live_model is not None and suite.live_model.live_key)):
+            _warn_never_reused(str(out))
+        return execute(planned, out)
     with TemporaryDirectory() as folder:
-        results = execute(made, folder)
+        results = execute(planned, folder)
     results.folder = None
     return results
 
 
 @functools.cache
-def _note_never_reused(out: str) -> None:
-    """Once for each folder, not in every step of a training loop."""
+def _warn_never_reused(out: str) -> None:
+    """Log a warning once per folder, not in every step of a training loop."""
     log.warning(
-        "results of live objects are written to %s and computed anew in every call; name the objects with key='...' to "
-        "reuse them",
+        "results of live objects are written to %s and computed again in every call; name the objects with key='...' "
+        "to reuse their results",
         out,
     )
 
 
 def _extended(plugins: Plugins, metrics: Iterable[type], keys: LiveKeys) -> Plugins:
-    """The plugins of one call: the caller's own, which stay as they are, and the `Metric` classes handed over."""
-    made = plugins.copy()
+    """Return a copy of the caller's plugins to which the `Metric` classes of the call are added."""
+    extended = plugins.copy()
     for metric in metrics:
         name = f"metrics={metric.__qualname__}"
         version = keys.of("metric", metric.__qualname__)
-        while name in made.origins:  # classes that one function made
+        while name in extended.origins:  # several classes from one function have the same name
             name += "'"
-        made.add(_Supplied(metric), name, version)
-    return made
+        extended.add(_Supplied(metric), name, version)
+    return extended
 
 
 def _metric_entries(metrics: Sequence[Any]) -> list[Any]:
-    """Suite entries; a class is named by its `name`."""
+    """Return suite entries for `metrics`; a class is given by its `name`."""
     if isinstance(metrics, str | Mapping) or not isinstance(metrics, Sequence):
         raise SaevalError(f"evaluate: metrics is a list, such as metrics=['ce', 'l0']; got {shown(metrics)}")
     entries: list[Any] = []
@@ -239,7 +244,7 @@ def _metric_entries(metrics: Sequence[Any]) -> list[Any]:
 
 
 class _Supplied:
-    """A metric class handed over from Python, as a plugin."""
+    """A plugin that supplies one metric class given to `evaluate`."""
 
     def __init__(self, metric: type) -> None:
         self._metric = metric
@@ -250,19 +255,19 @@ class _Supplied:
 
 
 def _split(saes: Sequence[Any] | Mapping[str, Any], registry: Registry) -> tuple[list[Any], dict[str, LiveSAE]]:
-    """Suite entries, and live objects by name."""
+    """Split `saes` into suite entries and live objects by name."""
     lone_pair = isinstance(saes, tuple) and len(saes) == 2 and hasattr(saes[0], "encode") and isinstance(saes[1], str)
     listed = isinstance(saes, Mapping | Sequence) and not isinstance(saes, str | bytes) and not lone_pair
     if not listed or (isinstance(saes, Mapping) and not arguments.named(saes)):
-        what = "a list or a mapping by name, such as saes=[(sae, 'blocks.2.hook_resid_pre')]"
-        raise SaevalError(f"evaluate: saes is {what}; got {shown(saes)}")
+        expected = "a list or a mapping by name, such as saes=[(sae, 'blocks.2.hook_resid_pre')]"
+        raise SaevalError(f"evaluate: saes is {expected}; got {shown(saes)}")
     named = list(saes.items()) if isinstance(saes, Mapping) else [(None, sae) for sae in saes]
     entries: list[Any] = []
     live: dict[str, LiveSAE] = {}
     for name, sae in named:
         if isinstance(sae, str):
             if name and name != sae:
-                raise SaevalError(f"the registered SAE '{sae}' keeps its name; give it in a list, not as '{name}'")
+                raise SaevalError(f"a registered SAE cannot be renamed: pass '{sae}' in a list, not as '{name}'")
             entries.append(sae)
         elif isinstance(sae, Mapping):
             entries.append({**sae, **({"name": name} if name else {})})
@@ -273,8 +278,8 @@ def _split(saes: Sequence[Any] | Mapping[str, Any], registry: Registry) -> tuple
             module = unwrap_module(module)
             base = name or type(module).__name__.lower()
             label = base if base not in live else f"{base}-{sum(n.startswith(base) for n in live)}"
-            if found := accepting(registry.loaders, module, registry.plugins):
-                loader, entry = found
+            if accepted := accepting(registry.loaders, module, registry.plugins):
+                loader, entry = accepted
                 with blamed(f"SAE format '{entry.name}'", entry.origin):
                     live[label] = loader.wrap(module, hook_name, label)
             else:
@@ -283,55 +288,55 @@ def _split(saes: Sequence[Any] | Mapping[str, Any], registry: Registry) -> tuple
 
 
 def _wrap(model: Any, tokenizer: Any, registry: Registry, keys: LiveKeys) -> ModelSpec:
-    """A spec of the model; one that the caller wrote has an identity of its own, and answers for that."""
+    """Return the spec of a live model. A `ModelSpec` is used as it is: its own identity determines the keys."""
     if isinstance(model, ModelSpec):
         model.code = code_identity(type(model), Origin("evaluate", "model", keys.of("code", model.name), True))
         return model
     model = unwrap_module(model)
-    if found := accepting(registry.adapters, model, registry.plugins):
-        adapter, entry = found
+    if accepted := accepting(registry.adapters, model, registry.plugins):
+        adapter, entry = accepted
         with blamed(f"model adapter '{entry.name}'", entry.origin):
             spec = adapter.wrap(model, tokenizer)
             spec.code = code_identity(entry.thing, entry.origin)
             spec.live_key = keys.of("model", type(model).__qualname__)
         return cast(ModelSpec, Guarded(spec, f"model adapter '{entry.name}'", entry.origin))
     raise SaevalError(
-        f"no adapter takes an object of type {type(model).__name__}; pass a transformers model, a TransformerBridge, "
-        f"or what a suite's 'model:' takes{unwrapping(model)}"
+        f"no adapter accepts an object of type {type(model).__name__}; pass a transformers model, a TransformerBridge, "
+        f"or a 'model:' entry of a suite{unwrapping(model)}"
     )
 
 
 def refuse_namesakes(plans: Sequence[Plan], out: Path | str) -> None:
-    """`SuiteError` where a results folder belongs to another suite file than the one that is to run.
+    """Raise `SuiteError` if a plan's results folder belongs to another suite file.
 
-    A suite that was edited, moved or copied is the same one: the other file has to be there, to have this name still,
-    and to differ. Suites given as mappings have no file and are not compared.
+    A suite that was edited, moved or copied is the same suite: the other file must still exist, still have this name,
+    and differ. Suites given as mappings have no file and are not compared.
     """
     problems: list[Problem] = []
-    for index, made in enumerate(plans):
-        own, folder = made.suite.file, Path(out) / made.name
-        if own is None:
+    for index, planned in enumerate(plans):
+        file, folder = planned.suite.file, Path(out) / planned.name
+        if file is None:
             continue
-        earlier = [(p.name, p.suite.file) for p in plans[:index] if p.suite.file is not None and p.name == made.name]
-        listed = [(m["suite"], Path(m["file"])) for m in Store(folder).manifests() if m.get("file")]
-        for name, other in [*earlier, *listed]:
-            if other is not None and _another(name, other, own):
+        earlier = [(p.name, p.suite.file) for p in plans[:index] if p.suite.file is not None and p.name == planned.name]
+        stored = [(m["suite"], Path(m["file"])) for m in Store(folder).manifests() if m.get("file")]
+        for name, namesake in [*earlier, *stored]:
+            if namesake is not None and _different_suites(name, namesake, file):
                 message = (
-                    f"another suite, {other}, is named '{name}' and has its results in {folder}; give one of them "
-                    f"another name, or choose another --out"
+                    f"another suite, {namesake}, is named '{name}' and has its results in {folder}; rename one of "
+                    f"them, or choose another --out"
                 )
-                problems.append(made.suite.problem(message, "suite"))
+                problems.append(planned.suite.problem(message, "suite"))
                 break
     if problems:
         raise SuiteError(problems)
 
 
-def _another(name: str, other: Path, own: Path) -> bool:
-    if not other.is_file() or other.resolve() == own.resolve():
+def _different_suites(name: str, stored: Path, file: Path) -> bool:
+    if not stored.is_file() or stored.resolve() == file.resolve():
         return False
     try:
-        there, _ = suitefile.read(other)
-        here, _ = suitefile.read(own)
-    except SuiteError:  # it is no suite any more
+        there, _ = suitefile.read(stored)
+        here, _ = suitefile.read(file)
+    except SuiteError:  # it is no longer a suite
         return False
     return there.get("suite") == name and there != here

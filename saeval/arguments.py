@@ -1,4 +1,4 @@
-"""The arguments of `run` and `evaluate`, checked: a wrong one is one sentence that shows a right one."""
+"""Checks the arguments of `run` and `evaluate`: for a wrong one, one sentence with an example of a valid one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TEXTS = 'data={"texts": [...], "context": 128}'
 
 
 def named(value: Any) -> bool:
-    """Whether it is a mapping by names."""
+    """True for a mapping whose keys are text."""
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
@@ -28,17 +28,17 @@ def _wrong(call: str, name: str, expected: str, value: Any) -> SaevalError:
     return SaevalError(f"{call}: {name} is {expected}; got {shown(value)}")
 
 
-def options(call: str, given: Any, changes: Mapping[str, Any], others: Iterable[str]) -> RunOptions:
-    """The options `given`, or the defaults, with `changes`; `SaevalError` for what is unknown or wrong.
+def options(call: str, given: Any, changes: Mapping[str, Any], parameters: Iterable[str]) -> RunOptions:
+    """Return the options `given`, or the defaults, with `changes`; `SaevalError` for an unknown or wrong option.
 
-    For an unknown name, `others` are suggested, too.
+    For an unknown name, the other `parameters` of the function are suggested, too.
     """
     if given is not None and not isinstance(given, RunOptions):
         raise _wrong(call, "options", "a saeval.RunOptions, such as options=RunOptions(limit=8)", given)
-    known = [field.name for field in fields(RunOptions)]
+    names = [field.name for field in fields(RunOptions)]
     for name in changes:
-        if name not in known:
-            raise SaevalError(f"{call}: unknown option '{name}'{suggestion(name, [*known, *others])}")
+        if name not in names:
+            raise SaevalError(f"{call}: unknown option '{name}'{suggestion(name, [*names, *parameters])}")
     try:
         return replace(given or RunOptions(), **changes)
     except ParameterError as error:
@@ -46,27 +46,27 @@ def options(call: str, given: Any, changes: Mapping[str, Any], others: Iterable[
 
 
 def takes_options(function: F) -> F:
-    """A function whose signature shows every run option in place of `**changes`, so that `help` lists them."""
+    """Show all run options in the function's signature in place of `**changes`, so that `help` lists them."""
     signature = inspect.signature(function)
-    *own, _ = signature.parameters.values()
+    *parameters, _ = signature.parameters.values()
     added = [
         inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=option.type)
         for option in fields(RunOptions)
     ]
-    function.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+    function.__signature__ = signature.replace(parameters=[*parameters, *added])  # type: ignore[attr-defined]
     return function
 
 
 def names_and_mappings(call: str, name: str, value: Any, example: str) -> list[Any]:
-    """A list of names and of mappings, such as the entries of a suite."""
+    """Return a list of names and of mappings, such as the entries of a suite."""
     listed = isinstance(value, list | tuple)
-    if not listed or not all(isinstance(one, str) or named(one) for one in value):
+    if not listed or not all(isinstance(entry, str) or named(entry) for entry in value):
         raise _wrong(call, name, f"a list of names and of mappings, such as {name}={example}", value)
-    return [one if isinstance(one, str) else dict(one) for one in value]
+    return [entry if isinstance(entry, str) else dict(entry) for entry in value]
 
 
 def data(call: str, value: Any) -> str | dict[str, Any]:
-    """The `data:` of a suite."""
+    """Return the `data:` of a suite."""
     if isinstance(value, str):
         return value
     if not named(value):
@@ -75,63 +75,63 @@ def data(call: str, value: Any) -> str | dict[str, Any]:
 
 
 def groups(call: str, value: Any) -> dict[str, list[str]]:
-    """Lists of names by the name of their group."""
-    lists = named(value) and all(isinstance(some, list | tuple) for some in value.values())
-    if not lists or not all(isinstance(one, str) for some in value.values() for one in some):
+    """Return lists of names by the name of their group."""
+    lists = named(value) and all(isinstance(names, list | tuple) for names in value.values())
+    if not lists or not all(isinstance(name, str) for names in value.values() for name in names):
         raise _wrong(call, "groups", "a mapping of lists of names, such as groups={'seeds': ['sae-*']}", value)
-    return {name: list(some) for name, some in value.items()}
+    return {group: list(names) for group, names in value.items()}
 
 
 def precision(call: str, value: Any) -> dict[str, Any]:
-    """Standard errors by the values that they are of."""
+    """Return target standard errors by `metric.value`."""
     if not named(value):
         raise _wrong(call, "precision", "a mapping, such as precision={'ce.delta_ce': 0.005}", value)
     return dict(value)
 
 
 def text(call: str, name: str, value: Any, example: str) -> str:
-    """A string."""
+    """Return a string."""
     if not isinstance(value, str):
         raise _wrong(call, name, f"text, such as {name}={example}", value)
     return value
 
 
 def key(call: str, value: Any) -> str | None:
-    """The caller's name for the live objects, None without one."""
+    """Return the caller's name for the live objects; None without one."""
     if value is not None and (not isinstance(value, str) or not value.strip()):
         raise _wrong(call, "key", "a name for the live objects, such as key='my-run-3'", value)
     return value
 
 
 def folder(call: str, value: Any) -> str | Path:
-    """Where results go."""
+    """Return the folder for results."""
     if not isinstance(value, str | Path):
         raise _wrong(call, "out", "a folder, such as out='results'", value)
     return value
 
 
 def assignments(call: str, value: Any) -> list[str]:
-    """What `--set` takes, several times."""
+    """Return a list of assignments, each as for `--set`."""
     listed = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
-    found = list(value) if listed else []
-    if not listed or not all(isinstance(one, str) for one in found):
+    entries = list(value) if listed else []
+    if not listed or not all(isinstance(entry, str) for entry in entries):
         raise _wrong(call, "overrides", "a list of assignments, such as overrides=['data.sequences=64']", value)
-    return found
+    return entries
 
 
 def progress(call: str, value: Any) -> Progress | None:
-    """Who is told how far a run is; nobody for None."""
-    if value is not None and not all(callable(getattr(value, name, None)) for name in _TOLD):
-        methods = ", ".join(_TOLD)
+    """Return the progress display; None for no display."""
+    if value is not None and not all(callable(getattr(value, name, None)) for name in _PROGRESS_METHODS):
+        methods = ", ".join(_PROGRESS_METHODS)
         raise _wrong(call, "progress", f"an object with the methods {methods}, such as saeval.Lines()", value)
     return value  # type: ignore[no-any-return]
 
 
-_TOLD = ("started", "advanced", "finished")
+_PROGRESS_METHODS = ("started", "advanced", "finished")
 
 
 def plugins(call: str, value: Any) -> Plugins:
-    """The plugins that are given; all that are installed for None."""
+    """Return the given plugins; for None, all installed ones."""
     if value is not None and not isinstance(value, Plugins):
         raise _wrong(call, "plugins", "a saeval.Plugins, such as plugins=Plugins(['mine.py'])", value)
     return value if value is not None else Plugins()

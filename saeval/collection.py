@@ -1,4 +1,4 @@
-"""`Results`: the results of a run, from Python."""
+"""`Results`: the results of a run, as `run` and `evaluate` return them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Results(Sequence[Result]):
-    """The results of a run, in the suite's order."""
+    """The results of a run: a sequence of `Result`, one per cell, in the suite's order."""
 
     def __init__(
         self, results: Iterable[Result], board: Mapping[str, Any], title: str, folder: Path | None, registry: Registry
@@ -30,9 +30,9 @@ class Results(Sequence[Result]):
         self._board = board
         self.title = title
         self.folder = folder
-        """`out/suite`, where the results are stored; None where `evaluate` had no `out` and kept nothing."""
+        """The folder of the results, `out/suite`; None if `evaluate` had no `out` and stored nothing."""
         self.forward_passes = 0
-        """Clean and resumed passes this run made; 0 when everything came from the store."""
+        """Number of clean and resumed passes of this run; 0 if all results came from the store."""
 
     def __getitem__(self, index: Any) -> Any:
         return self._results[index]
@@ -42,39 +42,46 @@ class Results(Sequence[Result]):
 
     @property
     def failed(self) -> list[Result]:
+        """Results that are `failed` or `damaged`; their `reason` says why."""
         return [r for r in self._results if r.status in ("failed", "damaged")]
 
     @property
     def sample(self) -> dict[str, Any] | None:
-        """Where the suite's `precision:` stopped, as in `Result.sample`; None where all rows were taken."""
+        """The rows that the suite's `precision:` took, as in `Result.sample`; None in a suite without `precision:`."""
         return next((r.sample for r in self._results if r.sample), None)
 
     def value(self, name: str, subject: str | None = None) -> Any:
-        """The record of `metric.value`, for the SAE named or the only one that has it."""
+        """Return the record of `metric.value` for the named subject, or for the only one.
+
+        Raises `KeyError` if there is no such value, or if several subjects have it and none is named.
+        """
         metric, _, value = name.partition(".")
-        found = [r for r in self._results if r.metric == metric and (subject is None or r.subject == subject)]
-        if len(found) != 1:
-            raise KeyError(f"{name}: {len(found)} results match; name one of {[r.subject for r in found]}")
-        return found[0].values[value or metric]
+        matches = [r for r in self._results if r.metric == metric and (subject is None or r.subject == subject)]
+        if len(matches) != 1:
+            raise KeyError(f"{name}: {len(matches)} results match; name one of {[r.subject for r in matches]}")
+        return matches[0].values[value or metric]
 
     def boards(self) -> list[Board]:
-        """The boards of these results, ranks from the arrays beside them."""
+        """Return the leaderboards of these results; ranks are computed from the stored arrays."""
         return from_results(self._results, self.title, self._board)
 
     def leaderboard(self, format: str = "md") -> str:
-        """The leaderboard as text, in a format that some plugin writes."""
+        """Return the leaderboard as text in a report format, such as `md`; `SaevalError` for an unknown format."""
         return writer(self._registry.reports, format, "write")(self.boards())
 
     def compare(self, a: str, b: str, metrics: Sequence[str] = ()) -> Comparison:
-        """Two subjects, by `name` or `name@hook`: every value of both with the paired difference and its test.
+        """Compare two subjects, given by `name` or `name@hook`: all values of both, paired differences and tests.
 
-        `metrics` chooses some, as "ce" or "ce.delta_ce". Raises `SaevalError` for names that are
-        unknown or ambiguous.
+        `metrics` selects some values, such as "ce" or "ce.delta_ce". Raises `SaevalError` for names that are unknown
+        or ambiguous.
         """
         return compare(from_results(self._results, self.title, {}), a, b, metrics)
 
     def report(self, to: str | Path) -> list[Path]:
-        """Write the plots and pages that plugins make of these results into a folder; the files written."""
+        """Write the plots and pages of all report formats into the folder `to`; return the files written.
+
+        Raises `SaevalError` if a format fails; the others are written.
+        """
         reports = [entry.thing for entry in self._registry.reports if entry.thing.pages is not None]
         written, failed = write_pages(reports, self._results, Path(to))
         if failed:
@@ -82,7 +89,10 @@ class Results(Sequence[Result]):
         return written
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a value: name, hook_name, metric, value name, number, error, interval, unit, status."""
+        """Return a data frame with one row per scalar value: subject, metric, value and its error, unit and status.
+
+        The column `quantity` is the name of the value. A cell without scalars has one row without a value.
+        """
         import pandas as pd  # late: slow to import
 
         rows = []

@@ -1,1 +1,1 @@
-"""How it is computed: passes over the rows, what is kept, what is concluded."""
+"""Computes a plan: streams the rows in passes, sums the evidence, and concludes each cell."""

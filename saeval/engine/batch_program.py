@@ -1,4 +1,4 @@
-"""`BatchProgram`: in which order one batch's values are computed, and how many consumers each has."""
+"""`BatchProgram`: the order in which the values of a batch are computed, and the number of consumers of each."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from saeval.stats.evidence import EvidenceTree
 
 @dataclass(eq=False)
 class Summation:
-    """Something a pass sums: a cell's `observe`, or a fold."""
+    """A function whose evidence a pass sums: a cell's `observe`, or a fold."""
 
     key: str
     function: Callable[..., Any]
     arguments: list[Mapping[str, Any]]
-    """One mapping of requests for each call a batch: one, or one a side for folds over pairs."""
+    """The requests of each call per batch: one call, or one per side for a fold over pairs."""
     order: int = 0
-    """Targets of one SAE stand together, so that its activations need not outlive them."""
+    """Position among summations. Those of one SAE are adjacent, so that its activations can be freed early."""
     total: EvidenceTree | None = None
     error: Exception | None = None
     trace: str | None = None
-    """The error's traceback as text: the error itself must not hold on to a batch's tensors."""
+    """The error's traceback as text; the error itself has none, so that it keeps no tensors alive."""
     node: Node | None = None
-    """The fold, where this is one."""
+    """The node of the fold, if it is one."""
     foreign: bool = False
-    """Whether somebody else than saeval wrote its function."""
+    """True if its function comes from a third-party plugin."""
 
     def fail(self, error: Exception) -> None:
-        """Drop out, for this reason; `TooLargeError` where the batch was too large, which is no summation's fault."""
+        """Drop out because of `error`; raise `TooLargeError` instead if the batch was too large."""
         refuse_too_large(error)
         self.trace = "".join(traceback.format_exception(error))
         self.error = error.with_traceback(None)
@@ -44,19 +44,19 @@ class Summation:
         return [n for call in self.arguments for a in call.values() for n in flattened(a)]
 
     def reached(self) -> list[Node]:
-        """All nodes that are computed for it in its pass."""
+        """Return all nodes that are computed for it in its pass."""
         return list(closure(self.nodes(), beyond=lambda node: not node.quantity.fold).values())
 
 
 class BatchProgram:
-    """What the summations of a pass need of one batch: SAE by SAE, then all that waits for gathered values."""
+    """The nodes that a pass computes per batch, in order: SAE by SAE, then summations that wait for gathered values."""
 
     def __init__(self, summations: Sequence[Summation]) -> None:
         self.summations = summations
         self.uses: Counter[int] = Counter()
-        """How often each node is used, by serial."""
+        """Number of uses of each node, by serial."""
         self.nodes: dict[int, Node] = {}
-        """All that is computed in a batch, by serial."""
+        """All nodes that are computed per batch, by serial."""
         gathered_by: dict[int, set[int]] = {}
         first: dict[int, int] = {}
         for summation in summations:
@@ -65,7 +65,7 @@ class BatchProgram:
             for node in gathered:
                 first[node.serial] = min(first.get(node.serial, summation.order), summation.order)
         self.gathered = [self.nodes[serial] for serial in first]
-        # A gathered node's own input is computed in its SAE's turn, though it is used only at the end.
+        # The input of a gathered node is computed together with its SAE, though it is used only at the end.
         early: list[tuple[int, int, Summation | Node]] = [
             (first[n.serial], 1, n.gathered) for n in self.gathered if isinstance(n.gathered, Node)
         ]
@@ -77,10 +77,10 @@ class BatchProgram:
         self.final = any(n.quantity is leaves.clean_final for n in self.nodes.values())
         elsewhere = [i for n in self.nodes.values() if n.quantity.at_hooks for i in n.inputs]
         self.on_the_way = hooks_of(leaves.activations, elsewhere)
-        """Hooks that something looks at beside its own: resumed passes keep them as the clean one does."""
+        """Hooks that an `@at_hooks` quantity reads; resumed passes keep their activations, as the clean pass does."""
 
     def _reach(self, summation: Summation) -> list[Node]:
-        """The nodes a summation needs in this pass (not those behind folds), counting each new edge once."""
+        """Add the nodes that a summation needs in this pass, and count their uses; return them."""
         reached = closure(summation.nodes(), beyond=lambda n: not n.quantity.fold)
         self.uses.update(node.serial for node in summation.nodes())
         for serial, node in reached.items():
@@ -91,7 +91,7 @@ class BatchProgram:
 
     @property
     def touches_model(self) -> bool:
-        """Whether a batch goes through the model at all."""
+        """True if a batch runs through the model at all."""
         return bool(self.hooks or self.resumable or self.final)
 
     @property
@@ -101,20 +101,20 @@ class BatchProgram:
 
     @property
     def resumed(self) -> list[tuple[str, int]]:
-        """The hook that each node resumes at, and how often it does so in a batch."""
+        """The hook and number of each node's resumed passes per batch."""
         return [resumed for node in self.nodes.values() for resumed in resumes(node)]
 
     @property
     def resumes(self) -> int:
-        """Resumed passes a batch: one for each node that asks for `resume`, or as many as it says."""
+        """Number of resumed passes per batch: one for each node that requests `resume`, or as many as it declares."""
         return sum(times for _, times in self.resumed)
 
 
 def resumes(node: Node) -> list[tuple[str, int]]:
-    """The hooks that a node resumes at, and how often it does so in a batch."""
+    """Return the hooks at which a node resumes, each with the number of resumed passes per batch."""
     times = node.args.get(node.quantity.resumes)
-    often = max(1, int(times.value)) if isinstance(times, Constant) else 1
-    return [(used.hook_name or "", often) for used in node.inputs if used.quantity is leaves.resume]
+    count = max(1, int(times.value)) if isinstance(times, Constant) else 1
+    return [(used.hook_name or "", count) for used in node.inputs if used.quantity is leaves.resume]
 
 
 def _turn(entry: tuple[int, int, Any]) -> tuple[int, int]:

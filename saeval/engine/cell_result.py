@@ -1,4 +1,4 @@
-"""A cell's values from its evidence: all of it, or at a stop that depends on the numbers."""
+"""Computes a cell's values from its evidence, and fills its result."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from saeval.stats.values import Array, Curve, Notes, Scalar, Value, named_values
 
 
 def concluded(cell: Cell, total: EvidenceTree | None, evaluator: Evaluator) -> dict[str, Value]:
-    """The values of a cell by name. `Undefined` where there are none, or whatever its metric raises."""
+    """Conclude a cell: return its values by name. `Undefined` if it has none, or whatever its metric raises."""
     if cell.observe is not None and total is None:
         raise Undefined("there are no rows to observe")
     totals = [total] if cell.observe is not None else []
     returned = evaluator.conclude(cell.metric.conclude, totals, cell.conclude, cell.foreign)  # type: ignore[attr-defined]
-    found = named_values(cell.metric.name, returned)
-    if twice := copies(cell):
-        found.setdefault("same_weights", Notes(twice))
-    return found
+    values = named_values(cell.metric.name, returned)
+    if sentences := copies(cell):
+        values.setdefault("same_weights", Notes(sentences))
+    return values
 
 
 def has_error(value: Value) -> bool:
-    """Whether a value is an estimate, whose error says what more rows would change."""
+    """True if a value has a standard error."""
     if isinstance(value, Curve):
         return any(isinstance(y, Estimate) for y in value.y)
     return isinstance(value, Scalar) and value.estimate is not None
@@ -40,10 +40,10 @@ def has_error(value: Value) -> bool:
 def of_prefix(
     cell: Cell, values: Mapping[str, Value], total: EvidenceTree | None, evaluator: Evaluator
 ) -> tuple[dict[str, Value], list[str]]:
-    """`values` with those that have no standard error taken from the prefix's `total`, and the names of these.
+    """Return `values`, with those without a standard error computed from the prefix's `total`, and the names of these.
 
-    Such values (dead features, quantiles, histograms) may depend on how many rows there were, and where a pass stops
-    depends on its numbers; the prefix's length does not.
+    Such values (dead features, quantiles, histograms) may depend on the number of rows. The row at which an adaptive
+    pass stops depends on its numbers; the length of the prefix does not.
     """
     taken = [name for name, value in values.items() if not has_error(value)]
     if not taken:
@@ -57,17 +57,17 @@ def of_prefix(
 
 
 def fill(result: Result, values: Mapping[str, Value]) -> None:
-    """Put values into a result; `undefined` where none has a number. `TypeError` for one that cannot be stored."""
+    """Put values into a result, `undefined` if none has a number. `TypeError` for a value that cannot be stored."""
     result.values = finite({name: value.record() for name, value in values.items()})
     check_values(result.values)
-    result.arrays = _beside(values)
+    result.arrays = _stored_arrays(values)
     if all(record.get("value", 0) is None for record in result.values.values()):
         result.status = "undefined"
         result.reason = next((r["reason"] for r in result.values.values() if "reason" in r), None)
 
 
-def _beside(values: Mapping[str, Value]) -> dict[str, np.ndarray]:
-    """What is kept beside the JSON: what every scalar with an error is without each document, and arrays."""
+def _stored_arrays(values: Mapping[str, Value]) -> dict[str, np.ndarray]:
+    """Return the arrays stored beside the JSON: array values, and each estimate without each document in turn."""
     arrays = {}
     for name, value in values.items():
         if isinstance(value, Scalar) and value.estimate is not None and value.value is not None:
@@ -79,9 +79,9 @@ def _beside(values: Mapping[str, Value]) -> dict[str, np.ndarray]:
 
 
 def components(total: EvidenceTree | None) -> dict[str, Any]:
-    """The raw sums of evidence, for the result file."""
+    """Return the raw sums of evidence for the result file."""
     if total is None:
         return {}
-    found = {name: one.components() for name, one in total.items()} if isinstance(total, dict) else total.components()
-    plain: dict[str, Any] = finite(found)
+    sums = {name: part.components() for name, part in total.items()} if isinstance(total, dict) else total.components()
+    plain: dict[str, Any] = finite(sums)
     return plain

@@ -1,4 +1,4 @@
-"""The memo of one pass: each node computed once a batch, kept until its last consumer has had it."""
+"""Evaluates the nodes of a pass: each once per batch, kept in a memo until its last consumer has used it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class Failed:
-    """An error kept in place of a value; raised anew for each consumer with its first traceback only.
+    """An error kept in place of a value, and raised for each consumer with its original traceback.
 
-    A lack of memory is the batch's fault, not the value's: `TooLargeError` at once.
+    Lack of memory is due to the size of the batch, not to the value, so it raises `TooLargeError` at once.
     """
 
     def __init__(self, error: Exception) -> None:
@@ -41,15 +41,15 @@ class Failed:
 
 
 GATHERED = 16
-"""Results that may wait for one gathered call: they are held in memory until then."""
+"""Number of results that may wait in memory for one gathered call."""
 
 
 Draw: TypeAlias = Callable[[], "Batch | PairBatch"]
-"""A batch, made anew at every call."""
+"""Returns the batch, a new copy in each call."""
 
 
 class _Redo(BaseException):
-    """A shared value was written into: this batch's values cannot be used."""
+    """A shared value was written into, so the batch must be computed again."""
 
 
 @dataclass
@@ -62,34 +62,35 @@ class Evaluator:
     """Folds of earlier passes by node serial."""
     n_clusters: int
     passes: int = 0
-    """Forward passes made: clean, cut and resumed."""
+    """Number of forward passes: clean, cut and resumed."""
     flaws: dict[str, Flaw] = field(default_factory=dict)
-    """Of the last batch: values that are not finite, by their nodes' digests."""
+    """Flaws of the last batch, by their nodes' digests: values that are not finite."""
     _lasting: dict[int, Any] = field(default_factory=dict)
+    """Values that do not depend on the batch, such as weights, by node serial."""
     _writers: dict[int, Failed] = field(default_factory=dict)
-    """Nodes whose function wrote into what others share: never called again."""
+    """Nodes whose function wrote into a shared value; it is never called again."""
     _wider: BatchProgram | None = None
-    """While `run_ahead` is under way: all that its clean pass is to serve."""
+    """During `run_ahead`: everything that its clean pass serves."""
     _ahead: tuple[Batch | PairBatch, dict[int, Capture]] | None = None
-    """The clean pass of `run_ahead`, and the rows that it is of."""
+    """The batch of `run_ahead` and its clean pass, by side."""
     _checked: set[int] = field(default_factory=set)
-    """Nodes and summations, by `id`, whose first call was checked by content: a write that escapes the version counters
-    costs a look at every number, so what is seen at every call is the counters alone."""
+    """Nodes and summations, by `id`, whose first call was checked by content. Later calls are checked by version
+    counters alone, which miss some writes, since comparing the content reads every number."""
 
     def __post_init__(self) -> None:
         self.arrange()
 
     def arrange(self) -> None:
-        """Take up the summations that have not failed."""
+        """Build the program of the summations that have not failed."""
         self.program = BatchProgram([t for t in self.summations if t.error is None])
 
     def run_ahead(self, draw: Draw, portions: Sequence[Sequence[Summation]]) -> None:
-        """Run summations that are not the pass's own, portion by portion, on the batch that `run` is shown next.
+        """Run additional summations, portion by portion, on the batch that `run` gets next.
 
-        One clean pass serves them all and `run`. Where there are several portions, weights are let go of in between.
+        One clean pass serves all portions and `run`. If there are several portions, weights are released in between.
         """
-        own = self.summations
-        self._wider = BatchProgram([summation for summations in (own, *portions) for summation in summations])
+        original = self.summations
+        self._wider = BatchProgram([summation for summations in (original, *portions) for summation in summations])
         try:
             for summations in portions:
                 self.summations = summations
@@ -98,15 +99,15 @@ class Evaluator:
                 if len(portions) > 1:
                     self.release_weights()
         finally:
-            self.summations, self._wider = own, None
+            self.summations, self._wider = original, None
             self.arrange()
 
     def run(self, draw: Draw) -> list[tuple[Summation, EvidenceTree]]:
-        """Evidence of every summation that has not failed; a summation that fails keeps its error and drops out.
+        """Return the evidence of each summation that has not failed; one that fails keeps its error and drops out.
 
-        Where something wrote into what others share, the batch is drawn and done again. `TooLargeError` if it does
-        not fit.
-        A summation whose values are flawed here may lack its evidence; it does not drop out, so that `flaws` go on.
+        If a function wrote into a shared value, the batch is drawn and computed again. `TooLargeError` if the batch
+        does not fit in memory. A summation with flawed values may lack its evidence, but does not drop out, so that
+        `flaws` are counted in later batches, too.
         """
         while True:
             try:
@@ -174,12 +175,12 @@ class Evaluator:
     def _care(self, foreign: bool, *callers: Node | Summation) -> Care:
         if not foreign:
             return Care.VERSIONS
-        return Care.ARRAYS if all(id(one) in self._checked for one in callers) else Care.EVERYTHING
+        return Care.ARRAYS if all(id(caller) in self._checked for caller in callers) else Care.EVERYTHING
 
     def conclude(
         self, function: Callable[..., Any], totals: Sequence[Any], requests: Mapping[str, Any], foreign: bool = False
     ) -> Any:
-        """`function(*totals, ...)` with the values of `requests`, none of which belongs to a batch."""
+        """Return `function(*totals, ...)` with the values of `requests`, none of which is per-batch."""
         while True:
             try:
                 arguments = {name: self._argument(a) for name, a in requests.items()}
@@ -195,12 +196,12 @@ class Evaluator:
             raise
 
     def release_weights(self) -> None:
-        """Let go of weights until they are asked for again."""
+        """Release weights from memory; they are loaded again when requested."""
         self._lasting.clear()
 
     def _argument(self, argument: Any) -> Any:
         if isinstance(argument, list):
-            return [self._argument(one) for one in argument]
+            return [self._argument(item) for item in argument]
         if isinstance(argument, Constant):
             return argument.value
         return self._value(argument)
@@ -218,7 +219,7 @@ class Evaluator:
                 try:
                     memo[node.serial] = self._compute(node)
                     self._note_flaw(node, memo[node.serial])
-                except Exception as error:  # kept, so that every consumer fails with the same reason
+                except Exception as error:  # kept, so that each consumer fails with the same reason
                     memo[node.serial] = Failed(error)
                 for used in node.inputs:
                     self._release(used)
@@ -228,18 +229,18 @@ class Evaluator:
         return value
 
     def _note_flaw(self, node: Node, value: Any) -> None:
-        """Note where a value that must be finite is not."""
-        if node.quantity.finite and "batch" in node.roots and (found := flaw(value, self.side(node).mask)):
-            self.flaws[node.digest] = found
+        """Record the flaw of a value that must be finite."""
+        if node.quantity.finite and "batch" in node.roots and (not_finite := flaw(value, self.side(node).mask)):
+            self.flaws[node.digest] = not_finite
 
     def side(self, node: Node) -> Batch:
-        """The batch; of pairs, the node's side of it."""
+        """Return the batch; for pairs, the node's side of it."""
         return self.batch.sides[node.side] if isinstance(self.batch, PairBatch) else self.batch
 
     def _total(self, node: Node) -> Any:
-        """A copy for each consumer: arrays, unlike tensors, do not tell when they are written into."""
+        """Return a copy of a fold's total: arrays, unlike tensors, have no counter of writes."""
         if node.serial not in self.totals:
-            raise RuntimeError(f"fold '{node.name}' was not taken in an earlier pass")
+            raise RuntimeError(f"fold '{node.name}' was not summed in an earlier pass")
         total = self.totals[node.serial]
         if isinstance(total, Exception):
             raise Failed(total).error
@@ -251,13 +252,13 @@ class Evaluator:
         return self._called([node], {name: self._argument(a) for name, a in node.args.items()})
 
     def _called(self, nodes: Sequence[Node], arguments: Mapping[str, Any]) -> Any:
-        """The function of `nodes`; if it writes into its arguments, they fail for good and the batch is done again."""
+        """Call the function of `nodes`. If it writes into its arguments, they fail for good and `_Redo` is raised."""
         quantity = nodes[0].quantity
-        what, foreign = f"'{quantity.name}'", quantity.foreign
-        if theirs := [used.subject for used in nodes[0].inputs if used.subject and used.quantity.foreign]:
-            what, foreign = f"'{theirs[0]}', in '{quantity.name}',", True
+        caller, foreign = f"'{quantity.name}'", quantity.foreign
+        if subjects := [used.subject for used in nodes[0].inputs if used.subject and used.quantity.foreign]:
+            caller, foreign = f"'{subjects[0]}', in '{quantity.name}',", True
         try:
-            value = called(quantity.function, arguments, what, self._care(foreign, *nodes))
+            value = called(quantity.function, arguments, caller, self._care(foreign, *nodes))
             self._checked.update(map(id, nodes))
             return value
         except WrittenInPlaceError as error:
@@ -265,7 +266,7 @@ class Evaluator:
             raise _Redo from None
 
     def clean_pass(self, node: Node) -> Capture:
-        """The clean pass over the node's side, made at the first request."""
+        """Return the clean pass over the node's side, which is run at the first request."""
         if node.side not in self._captures:
             self.passes += 1
             needed = self._wider or self.program
@@ -274,12 +275,12 @@ class Evaluator:
         return self._captures[node.side]
 
     def activations(self, node: Node) -> Tensor:
-        """The activations at the node's hook: the memo holds them from here on, unless a wider pass is to have them."""
+        """Return the activations at the node's hook, and drop them from the capture unless others will read them."""
         activations, hook_name = self.clean_pass(node).activations, node.hook_name or ""
         return activations.pop(hook_name) if self._wider is None else activations[hook_name]
 
     def resume(self, node: Node) -> Resume:
-        """The rest of the pass, from the node's hook on."""
+        """Return the rest of the pass, from the node's hook on."""
         return self._resumer(self.side(node), self.clean_pass(node), node.hook_name or "")
 
     @property
@@ -302,11 +303,11 @@ class Evaluator:
                     self._value(node)
 
     def _at_hand(self, node: Node) -> bool:
-        """Whether what a gathered node waits for is computed already."""
-        return isinstance(own := node.gathered, Constant) or own.serial in self._memo
+        """True if the gathered argument of a node is already computed."""
+        return isinstance(argument := node.gathered, Constant) or argument.serial in self._memo
 
     def _gather(self, wanted: Node) -> None:
-        """Compute every instance at hand that shares all arguments but the gathered one with `wanted`, in one call."""
+        """Compute `wanted` in one call with all nodes at hand that differ from it in the gathered argument only."""
         alike = [n for n in self.program.gathered if n is not wanted and _shared(n) == _shared(wanted)]
         group = [n for n in alike if n.serial not in self._memo and self._at_hand(n)] + [wanted]
         ready, gathered = [], []
@@ -314,14 +315,14 @@ class Evaluator:
             try:
                 gathered.append(self._argument(node.gathered))
                 ready.append(node)
-            except Exception as error:  # this instance fails, the others are scored
+            except Exception as error:  # this node fails, the others are computed
                 self._memo[node.serial] = Failed(error)
         if ready:
             over = wanted.quantity.gathered
             try:
                 shared = {name: self._argument(a) for name, a in ready[0].args.items() if name != over}
                 values = self._called(ready, {**shared, over: gathered})
-            except Exception as error:  # the common part failed: so has every instance
+            except Exception as error:  # the shared call failed, and so has every node
                 values = [Failed(error)] * len(ready)
             for node, value in zip(ready, values, strict=True):
                 self._memo[node.serial] = value
@@ -331,7 +332,7 @@ class Evaluator:
                 self._release(used)
 
     def _release(self, node: Node) -> None:
-        if "batch" not in node.roots:  # weights and folds stay for the whole pass
+        if "batch" not in node.roots:  # weights and folds are kept for the whole pass
             return
         self._left[node.serial] -= 1
         if self._left[node.serial] <= 0:
@@ -344,6 +345,6 @@ def _same_rows(a: Batch | PairBatch, b: Batch | PairBatch) -> bool:
 
 
 def _shared(node: Node) -> tuple[Any, ...]:
-    """What gathered nodes of one call have in common."""
+    """Return the key that gathered nodes of one call share."""
     shared = {name: a for name, a in node.args.items() if name != node.quantity.gathered}
     return (node.name, *(a.serial if isinstance(a, Node) else repr(a.value) for a in shared.values()))

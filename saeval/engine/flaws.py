@@ -1,4 +1,4 @@
-"""Flaws: values that are NaN or infinite inside the mask. Comparisons hide them, so the engine counts them."""
+"""Flaws: values that are NaN or infinite inside the mask. The engine counts them, since comparisons would hide them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Flaw:
-    """How many tokens of the mask, or texts where a value is one a text, are not finite."""
+    """Number of tokens of the mask whose value is not finite; of texts, for a value per text."""
 
     count: int
     per: str
@@ -29,11 +29,12 @@ class Flaw:
 
 
 def flaw(value: Any, mask: Bool[Tensor, "batch seq"]) -> Flaw | None:
-    """The flaw of one batch's value: of its floating-point tensors that begin with the mask's shape, or `[batch]`.
+    """Return the flaw of a value in one batch; None if everything inside the mask is finite.
 
-    None where everything inside the mask is finite. What stands outside the mask is never looked at.
+    Only floating-point tensors whose shape begins with that of the mask, or `[batch]`, count. Values outside the mask
+    are never read.
     """
-    found: dict[str, Tensor] = {}
+    flawed: dict[str, Tensor] = {}
     for tensor in _floats(value):
         if tensor.shape[:2] == mask.shape:
             per, bad = "tokens", _not_finite(tensor, mask)
@@ -42,17 +43,17 @@ def flaw(value: Any, mask: Bool[Tensor, "batch seq"]) -> Flaw | None:
         else:
             continue
         if bad is not None:
-            found[per] = found[per] | bad.to(mask.device) if per in found else bad.to(mask.device)
-    for per, bad in found.items():
+            flawed[per] = flawed[per] | bad.to(mask.device) if per in flawed else bad.to(mask.device)
+    for per, bad in flawed.items():
         if count := int(bad.sum()):
             return Flaw(count, per)
     return None
 
 
 def _not_finite(x: Tensor, mask: Tensor) -> Tensor | None:
-    """Which tokens of the mask have a value that is not finite; None for no token."""
+    """Return the tokens of the mask whose value is not finite, as a mask; None if there are none."""
     inside = mask.to(x.device)
-    # One sum a token reads the tensor once and writes little. A sum may also overflow: then the values decide.
+    # A sum per token reads the tensor once and writes little. A sum may also overflow, so the values decide.
     sums = x.flatten(2).sum(-1, dtype=torch.promote_types(x.dtype, torch.float32)) if x.ndim > 2 else x
     doubtful = ~sums.isfinite() & inside
     if not bool(doubtful.any()):
@@ -67,8 +68,8 @@ def _floats(value: Any) -> Iterator[Tensor]:
         if value.is_floating_point():
             yield value.detach()
     elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _floats(one)
+        for item in value.values():
+            yield from _floats(item)
     elif is_dataclass(value) and not isinstance(value, type):
         for field in fields(value):
             yield from _floats(getattr(value, field.name))
@@ -77,29 +78,29 @@ def _floats(value: Any) -> Iterator[Tensor]:
 def described(
     reached: Sequence[Node], flaws: Mapping[str, Flaw], counts: Mapping[str, int], split: str = "", own: str = ""
 ) -> str | None:
-    """The flaw that comes first on the way to what the nodes `reached` give, as a sentence; None without one.
+    """Return a sentence about the earliest flaw among the nodes `reached`; None without one.
 
-    `flaws` are a pass's, by the nodes' digests, `counts` its tokens and texts, `split` what these are of. `own` is the
-    one subject of a cell, which need not be named.
+    `flaws` are those of a pass, by node digest, `counts` its numbers of tokens and texts, and `split` names their
+    split. `own` is the single subject of a cell, which the sentence need not name.
     """
     flawed = sorted((n for n in reached if n.digest in flaws), key=lambda n: n.serial)
     if not flawed:
         return None
     first = flawed[0]
-    what, whose = _named(first, flaws)
-    alike = (n for n in reversed(flawed) if n.name == first.name and _named(n, flaws) == (what, whose))
-    sides = {n.side: flaws[n.digest].count for n in alike}  # of pairs both, and of each the earliest
+    name, subject = _names(first, flaws)
+    alike = (n for n in reversed(flawed) if n.name == first.name and _names(n, flaws) == (name, subject))
+    sides = {n.side: flaws[n.digest].count for n in alike}  # for pairs the earliest flaw of each side
     count, per = sum(sides.values()), flaws[first.digest].per
-    shown = "" if whose in ("", own) else f" ('{whose}')"
-    return f"NaN or infinite values in the {what} of {count} of {counts[per]} {per}{split}{shown}"
+    shown = "" if subject in ("", own) else f" ('{subject}')"
+    return f"NaN or infinite values in the {name} of {count} of {counts[per]} {per}{split}{shown}"
 
 
-def _named(node: Node, flaws: Mapping[str, Flaw]) -> tuple[str, str]:
-    """What a value is called, and the substitute that it is of, where it is one's."""
+def _names(node: Node, flaws: Mapping[str, Flaw]) -> tuple[str, str]:
+    """Return the name of a node's value in messages, and the name of the substitute that it depends on, if just one."""
     before = closure([node], beyond=lambda n: not n.subject and not n.quantity.fold)
     subjects = {n.subject for n in before.values() if n.subject}
     where = f" at {node.hook_name}" if node.quantity is activations else ""
-    what = node.quantity.finite
+    name = node.quantity.finite
     if flaws[node.digest].per == "texts":  # the final state of a reward model
-        what = what.replace("final state", "reward")
-    return f"{what}{where}", subjects.pop() if len(subjects) == 1 else ""
+        name = name.replace("final state", "reward")
+    return f"{name}{where}", subjects.pop() if len(subjects) == 1 else ""

@@ -1,4 +1,4 @@
-"""Calls of functions that plugins supply: they may write into nothing that others share, and keep nothing."""
+"""Calls functions that plugins supply, and checks that they do not write into shared values or keep state."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from saeval.interfaces.substitute import Substitute
 
 
 class Watcher(Protocol):
-    """Sees calls, each of which is checked with `Care.EVERYTHING`."""
+    """An observer of calls; every call that it watches is checked with `Care.EVERYTHING`."""
 
     def watches(self, function: Callable[..., Any]) -> bool:
-        """Whether it wants to see a function of saeval's own; it sees every other."""
+        """True to watch a first-party function; functions of other plugins are always watched."""
 
     def returned(self, function: Callable[..., Any], value: Any) -> None:
-        """A call that it watches returned this."""
+        """Called with the value that a watched call returned."""
 
 
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
 class WrittenInPlaceError(RuntimeError):
-    """A function wrote into an argument that others share."""
+    """A function wrote into a shared argument."""
 
 
 @contextmanager
 def watched(watcher: Watcher) -> Iterator[None]:
-    """Check every call that `watcher` watches, not only the first of each function."""
+    """Check all calls that `watcher` watches, not only the first of each function."""
     token = _watcher.set(watcher)
     try:
         yield
@@ -49,10 +49,10 @@ def called(
     care: Care = Care.VERSIONS,
     totals: Sequence[Any] = (),
 ) -> Any:
-    """`function(*totals, **arguments)`.
+    """Return `function(*totals, **arguments)`.
 
-    `WrittenInPlaceError` if it wrote into one of these, also where it raised, and `StateChangedError`, with
-    `Care.EVERYTHING`, if it keeps state: both as far as `care` looks.
+    `WrittenInPlaceError` if it wrote into an argument, even if it raised, and, with `Care.EVERYTHING`,
+    `StateChangedError` if it keeps state. `care` decides how much is compared. `what` names the function in messages.
     """
     watcher = _watcher.get()
     if watcher and care == Care.VERSIONS and not watcher.watches(function):
@@ -60,10 +60,10 @@ def called(
     care = Care.EVERYTHING if watcher else care
     given = {**({"total": list(totals)} if totals else {}), **arguments}
     before = {name: contents(value, care) for name, value in given.items()}
-    # What a live SAE holds is the user's: where it was written into, it is put back.
-    held = [t for x in given.values() if isinstance(x, Substitute) for t in weights_of(x)]
-    copies = [(tensor, tensor.detach().clone()) for tensor in held] if care == Care.EVERYTHING else []
-    kept = frozen_state(function) if care == Care.EVERYTHING else {}
+    # The weights of a live SAE belong to the user, so they are restored if the function wrote into them.
+    weights = [t for x in given.values() if isinstance(x, Substitute) for t in weights_of(x)]
+    copies = [(tensor, tensor.detach().clone()) for tensor in weights] if care == Care.EVERYTHING else []
+    state_before = frozen_state(function) if care == Care.EVERYTHING else {}
 
     def check() -> None:
         for name, value in given.items():
@@ -76,12 +76,12 @@ def called(
                     f"work on a copy, such as {_copy(name, value)}"
                 )
         if care == Care.EVERYTHING:
-            now = state(function)
-            for name in sorted(kept.keys() | now.keys()):
-                if kept.get(name) != now.get(name):
+            state_now = state(function)
+            for name in sorted(state_before.keys() | state_now.keys()):
+                if state_before.get(name) != state_now.get(name):
                     raise StateChangedError(remedy(f"{what} changes '{name}', which outlives the call"))
 
-    # Never in a `finally`: Ctrl-C must arrive whatever the function had done by then.
+    # Not in a `finally`: Ctrl-C must not be replaced by an error of the check.
     try:
         returned = function(*totals, **arguments)
     except SystemExit as error:
@@ -97,7 +97,7 @@ def called(
 
 
 def _copy(name: str, value: Any) -> str:
-    """How to copy an argument."""
+    """Return the expression that copies an argument."""
     if is_tensor(value):
         return f"{name}.clone()"
     return f"{name}.copy()" if isinstance(value, np.ndarray) else f"copy.deepcopy({name}), or .clone() of its tensors"

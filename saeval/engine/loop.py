@@ -1,4 +1,4 @@
-"""The loop: stream each pass, keep its evidence safe, conclude every cell by itself."""
+"""The engine: streams each pass, saves its evidence, and concludes each cell separately."""
 
 from __future__ import annotations
 
@@ -47,16 +47,18 @@ class Engine:
         self._ended: list[str] = []
         """Keys of the passes that this run has concluded."""
         self._begun: RunningPass | None = None
-        """The pass on whose first rows the preflight looked: its clean pass is not made again."""
+        """The pass whose first rows the preflight has run, so that their clean pass is not run again."""
         self._totals: dict[int, EvidenceTree | Exception] = {}
+        """Totals of folds, or why they have none, by node serial."""
         self._sample: dict[str, Any] = {}
         self._at_stop: Evaluator | None = None
-        """For conclusions, where the suite stops adaptively; so is `_at_prefix`."""
+        """If the suite stops adaptively: the evaluator for conclusions over the rows before the stop."""
         self._at_prefix: Evaluator | None = None
+        """The same over the rows of the prefix."""
         self._facts: dict[str, Any] = {}
 
     def run(self) -> list[Result]:
-        """Every cell's result, in the plan's order: from the store where it is finished, else computed."""
+        """Return the result of each cell, in the plan's order: read from the store if finished, else computed."""
         plan, plugins = self.plan, self.plan.registry.plugins
         finished = set() if plan.options.fresh else self.store.finished([c.key for c in plan.cells])
         pending = [c for c in plan.cells if c.key not in finished]
@@ -98,28 +100,28 @@ class Engine:
             groups = together(passes(self.plan, unique, stored, memory))
         for group in groups:
             self._stream(group)
-        for cell in (c for c in unique if c.observe is None):  # each with its own weights, let go of at once
+        for cell in (c for c in unique if c.observe is None):  # each with its own weights, released at once
             self._conclude(cell, None, {})
             self._release_weights()
 
     def _stored_folds(self, cells: list[Cell]) -> set[str]:
-        found = set()
+        stored = set()
         for serial, node in self.plan.folds(cells).items():
             total = None if self.plan.options.fresh else self.store.fold(node.digest)
             if total is not None:
                 self._totals[serial] = total
-                found.add(node.digest)
-        return found
+                stored.add(node.digest)
+        return stored
 
     def _examine(self, groups: list[list[Pass]], cells: list[Cell], memory: int) -> dict[str, str]:
-        """The preflight, on the first rows that the run will stream: cells to leave out, with the reason."""
+        """Run the preflight on the first rows of the run; return the cells to leave out, by key, with the reason."""
         if self.plan.options.preflight == "off" or not (portions := self.preflight.summations(cells, memory)):
             return {}
         for planned in (pass_ for group in groups for pass_ in group):
             running = self._running_pass(planned)
             if running.place.row < len(running.dataset):
                 break
-        else:  # nothing is left to stream: an earlier run has looked
+        else:  # no rows are left to stream: an earlier run has examined them
             return {}
         ends = stopping_points(running.dataset.clusters) if planned.adaptive else []
         until = next((e.sequences for e in ends if e.sequences > running.place.row), len(running.dataset))
@@ -131,7 +133,7 @@ class Engine:
         return self.preflight.judge(cells)
 
     def _running_pass(self, planned: Pass) -> RunningPass:
-        """A pass from its checkpoint on, where it has one; the one that the preflight has begun, if it is that."""
+        """Return a pass, continued from its checkpoint if it has one, or the one that the preflight began."""
         if (begun := self._begun) is not None and begun.planned is planned:
             self._begun = None
             return begun
@@ -139,7 +141,7 @@ class Engine:
         return RunningPass(self.plan, self.store, planned, evaluator, self._batch_size)
 
     def _stream(self, group: list[Pass]) -> None:
-        """Passes over the same rows, each from its checkpoint on where it has one; most often one pass."""
+        """Stream passes over the same rows (usually one), from their checkpoints if any, and conclude their cells."""
         plan, started = self.plan, time.monotonic()
         running_passes = [self._running_pass(planned) for planned in group]
         rows, done = len(running_passes[0].dataset), sum(running.place.row for running in running_passes)
@@ -155,7 +157,7 @@ class Engine:
                 self._at_stop, self._at_prefix = stop.evaluator(), stop.evaluator(of_prefix=True)
             else:
                 advance(running_passes[0], rows)
-            for running in running_passes:  # concluding can be interrupted as well
+            for running in running_passes:  # a conclusion can be interrupted as well
                 running.save()
         finally:
             self.forward_passes += sum(running.evaluator.passes for running in running_passes)
@@ -176,13 +178,13 @@ class Engine:
             self._release_weights(running.evaluator)
 
     def _release_weights(self, *evaluators: Evaluator) -> None:
-        """Let go of weights."""
+        """Release the weights of these evaluators and of those for conclusions."""
         for evaluator in (*evaluators, self._at_stop, self._at_prefix):
             if evaluator is not None:
                 evaluator.release_weights()
 
     def _known_sample(self) -> dict[str, Any] | None:
-        """The sample of finished cells: those still to be computed are to have the same."""
+        """Return the sample of the finished cells, which the remaining cells must use, too; None if there is none."""
         if self.plan.options.fresh:
             return None
         stored = (self.store.read(cell.key) for cell in self.plan.cells if cell.streamed)
@@ -196,11 +198,11 @@ class Engine:
             self._totals[summation.node.serial] = Undefined("there are no rows to sum over")
         else:
             self._totals[summation.node.serial] = total
-            if self.plan.comes_again(summation.node):
+            if self.plan.is_reusable(summation.node):
                 self.store.write_fold(summation.node.digest, total)
 
     def _conclude(self, cell: Cell, running: RunningPass | None, notes: Mapping[str, Any]) -> None:
-        """Write one cell's result; whatever goes wrong is that cell's alone."""
+        """Conclude one cell and write its result; an error is a failure of this cell alone."""
         result = Result(cell.key, "ok", cell.record, provenance=self._provenance(cell, notes))
         summation = next((t for t in running.planned.summations if t.key == cell.key), None) if running else None
         total = running.totals[summation] if running and summation else None
@@ -211,8 +213,8 @@ class Engine:
                 result.sample = dict(self._sample)
             if running is not None and summation is not None and (error := running.error(summation)) is not None:
                 raise error
-            own = running.evaluator if running else Evaluator(self.model, [], self._totals, 0)
-            values = concluded(cell, total, self._at_stop if adaptive and self._at_stop else own)
+            evaluator = running.evaluator if running else Evaluator(self.model, [], self._totals, 0)
+            values = concluded(cell, total, self._at_stop if adaptive and self._at_stop else evaluator)
             if result.sample is not None and self._at_prefix is not None:
                 early = running.prefix[summation] if running and summation else None
                 values, taken = of_prefix(cell, values, early, self._at_prefix)
@@ -230,7 +232,7 @@ class Engine:
         self.plan.registry.plugins.notify("saeval_cell_finished", result=result)
 
     def _leave_out(self, cell: Cell, reason: str) -> None:
-        """Write the result of a cell that the preflight keeps from being computed."""
+        """Write the failed result of a cell that the preflight excludes."""
         headline = list(cell.metric.headline)
         result = Result(cell.key, "failed", cell.record, provenance=self._provenance(cell, {}), headline=headline)
         result.reason = reason
@@ -238,13 +240,13 @@ class Engine:
         self.plan.registry.plugins.notify("saeval_cell_finished", result=result)
 
     def _run_facts(self) -> dict[str, Any]:
-        """What is the same for every result of the run."""
+        """Return the provenance that all results of the run share."""
         plugins = self.plan.registry.plugins
         extra: dict[str, dict[str, Any]] = {}
         for facts, origin in plugins.collect("saeval_provenance"):
             try:
                 extra.setdefault(str(origin), {}).update(finite(dict(facts)))
-            except Exception as error:  # no mapping, or one that cannot be written down
+            except Exception as error:  # not a mapping, or one that cannot be stored
                 text = f"saeval_provenance returned an object of {type(facts).__name__} in its list; expected mappings"
                 plugins.failures.append(Failure(origin, f"{text} ({said(error)})"))
         return {
@@ -271,7 +273,7 @@ class Engine:
 
 
 def manifest(plan: Plan) -> dict[str, Any]:
-    """What a run's reports need to know: its cells in order, its leaderboard, whether it was limited."""
+    """Return the record of a run for its reports: its cells in order, its leaderboard and its limit."""
     return {
         "schema": MANIFEST_FORM,
         "suite": plan.name,

@@ -1,4 +1,4 @@
-"""The passes a plan needs: folds in the earliest that can feed them, all cells in the last."""
+"""The passes of a plan: each fold in the earliest pass that can compute it, all cells in the last."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from saeval.plan.plan import Cell, Plan
 
 @dataclass
 class Pass:
-    """One stream through the model: of the evaluated rows, or of the fit split."""
+    """One pass over the evaluated rows, or over the fit split."""
 
     stage: int
     on_fit: bool
     summations: list[Summation]
     cells: list[Cell]
     adaptive: bool = False
-    """Whether it stops, together with the others that do, where the suite's `precision:` is reached."""
+    """True if it stops when the suite's `precision:` is reached, together with the other adaptive passes."""
 
     def dataset(self, plan: Plan) -> Dataset:
         return plan.streams.fit if self.on_fit else plan.streams.evaluation
 
     def key(self, plan: Plan) -> str:
-        """Names its checkpoint: what is summed, over which rows."""
+        """Return the name of its checkpoint: a hash of what is summed over which rows."""
         return digest_of([sorted(t.key for t in self.summations), self.dataset(plan).fingerprint])[:24]
 
     @property
@@ -40,15 +40,14 @@ class Pass:
 
 
 def passes(plan: Plan, cells: Sequence[Cell], stored: Iterable[str], memory: int | None = None) -> list[Pass]:
-    """Passes for the unfinished `cells`, in order. `stored` are the digests of folds already on disk.
+    """Return the passes for the unfinished `cells`, in order. `stored` are the digests of folds already on disk.
 
-    A fold that an `observe` or another fold needs runs as early as it can; one asked for by a
-    `conclude` alone runs beside the cells. Cells whose SAEs do not fit in `memory` bytes together
-    go to further passes.
+    A fold that an `observe` or another fold needs runs as early as possible; a fold that only a `conclude` requests
+    runs beside the cells. Cells whose SAEs do not fit together in `memory` bytes go to further passes.
 
-    Where a suite stops adaptively, so does the pass of its cells, and what a `conclude` asks for is summed there and
-    over the same rows, always: neither what is stored nor the other cells of the suite may change a number. A `planned`
-    fold is taken over all rows, in a pass before.
+    If a suite stops adaptively, so does the pass of its cells. Folds that a `conclude` requests are then always summed
+    in that pass, over the same rows, so that neither stored folds nor other cells change a number. A `planned` fold is
+    summed over all rows, in an earlier pass.
     """
     adaptive = plan.stopping is not None
     beside = concluding_folds(cells) if adaptive else {}
@@ -61,10 +60,11 @@ def passes(plan: Plan, cells: Sequence[Cell], stored: Iterable[str], memory: int
     stages = [n.stage for s, n in folds.items() if s in late or s not in early]
     stages += [n.available for n in planned.values()]
     last = max([c.stage for c in streaming] + stages, default=0)
-    made: dict[tuple[int, bool], Pass] = {}
+    by_stage: dict[tuple[int, bool], Pass] = {}
 
     def at(stage: int, on_fit: bool) -> Pass:
-        return made.setdefault((stage, on_fit), Pass(stage, on_fit, [], [], adaptive and stage == last and not on_fit))
+        adapts = adaptive and stage == last and not on_fit
+        return by_stage.setdefault((stage, on_fit), Pass(stage, on_fit, [], [], adapts))
 
     for serial, node in folds.items():
         if serial in early or node.quantity.on_fit:
@@ -73,28 +73,28 @@ def passes(plan: Plan, cells: Sequence[Cell], stored: Iterable[str], memory: int
             at(last, False).summations.append(fold_summation(node, plan.stopping.key if plan.stopping else ""))
     waves = _waves(streaming, memory)
     if waves:
-        place = at(last, False)
-        place.cells = waves[0]
-        place.summations += [cell_summation(c) for c in waves[0]]
-    ordered = [made[key] for key in sorted(made, key=lambda k: (k[0], not k[1]))]  # the fit split before the cells
+        last_pass = at(last, False)
+        last_pass.cells = waves[0]
+        last_pass.summations += [cell_summation(c) for c in waves[0]]
+    ordered = [by_stage[key] for key in sorted(by_stage, key=lambda k: (k[0], not k[1]))]  # the fit split first
     return ordered + [Pass(last, False, [cell_summation(c) for c in wave], wave, adaptive) for wave in waves[1:]]
 
 
 def concluding_folds(cells: Iterable[Cell]) -> dict[int, Node]:
-    """The folds over the streamed rows that conclusions ask for, by serial."""
+    """Return the folds over the streamed rows that a `conclude` requests, by serial."""
     nodes = [n for c in cells for a in c.conclude.values() for n in flattened(a)]
-    asked = closure(nodes, beyond=lambda n: not n.quantity.fold)
-    return {s: n for s, n in asked.items() if n.quantity.fold and not (n.quantity.on_fit or n.quantity.planned)}
+    requested = closure(nodes, beyond=lambda n: not n.quantity.fold)
+    return {s: n for s, n in requested.items() if n.quantity.fold and not (n.quantity.on_fit or n.quantity.planned)}
 
 
 def together(ordered: Iterable[Pass]) -> list[list[Pass]]:
-    """Passes that are streamed at one time: those that stop adaptively, any other alone."""
+    """Group passes that are streamed together: all adaptive ones, and each other pass alone."""
     groups: list[list[Pass]] = []
-    for one in ordered:
-        if one.adaptive and groups and groups[-1][0].adaptive:
-            groups[-1].append(one)
+    for pass_ in ordered:
+        if pass_.adaptive and groups and groups[-1][0].adaptive:
+            groups[-1].append(pass_)
         else:
-            groups.append([one])
+            groups.append([pass_])
     return groups
 
 
@@ -104,7 +104,7 @@ def cell_summation(cell: Cell) -> Summation:
 
 
 def fold_summation(node: Node, stop: str = "") -> Summation:
-    """`stop` tells a sum over the rows before an adaptive stop from the sum over all."""
+    """`stop`, part of the key, distinguishes a sum over the rows before an adaptive stop from the sum over all rows."""
     return Summation(
         f"{node.digest}{stop}",
         node.quantity.function,
@@ -116,7 +116,7 @@ def fold_summation(node: Node, stop: str = "") -> Summation:
 
 
 def _needed_before(cells: Sequence[Cell], folds: Mapping[int, Node]) -> set[int]:
-    """Folds that must be whole before some batch is observed, or before another fold is taken."""
+    """Return the folds, by serial, that must be complete before a batch is observed or another fold is summed."""
     waiting = [n for c in cells for a in (c.observe or {}).values() for n in flattened(a)]
     for fold in folds.values():
         waiting += [a for side in (fold.args, *fold.other_sides) for a in side.values() if isinstance(a, Node)]
@@ -125,7 +125,7 @@ def _needed_before(cells: Sequence[Cell], folds: Mapping[int, Node]) -> set[int]
 
 
 def _waves(cells: Sequence[Cell], memory: int | None) -> list[list[Cell]]:
-    """Cells in groups whose SAEs fit in memory together; one group where all do."""
+    """Split cells into groups whose SAEs fit together in memory."""
     if memory is None:
         return [list(cells)] if cells else []
     waves: list[list[Cell]] = []

@@ -1,5 +1,4 @@
-"""The preflight: on a run's first batch, before anything else, the model is proved causal, its resumes are proved, and
-SAEs are examined."""
+"""The preflight: on a run's first batch, proves that the model is causal and resumes correctly, and examines SAEs."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from saeval.base.memory import refuse_too_large
 from saeval.base.names import names_matching, names_matching_any
 from saeval.engine.batch_program import Summation
 from saeval.engine.examination import Examination, Finding, examine
-from saeval.engine.model_proof import Causality, Proof, prove, prove_causal, unwell
+from saeval.engine.model_proof import Causality, Proof, not_finite, prove, prove_causal
 from saeval.interfaces.data import PairBatch
 from saeval.plan.cell import copies
 from saeval.plan.column_names import without_control
@@ -34,31 +33,31 @@ _CAUSAL = "use one that reads from left to right, such as a model saved with 'is
 
 @dataclasses.dataclass(frozen=True)
 class _NoEvidence(Evidence):
-    """There is nothing to sum."""
+    """Empty evidence: the preflight sums nothing."""
 
 
 class Preflight:
-    """Examines a plan's SAEs and proves its resumes. What it finds stops the run, unless the options say otherwise."""
+    """Examines a plan's SAEs and proves its resumes. Fatal findings stop the run, unless the options say otherwise."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.examinations: dict[str, Examination] = {}
-        """By the SAE's key."""
+        """Examinations by key of the SAE."""
         self.proofs: dict[str, Proof | str] = {}
-        """By the hook: the proof of its resume, or why there is none."""
+        """The proof of the resume at each hook, or why there is none."""
         self.causality: Causality | str | None = None
-        """The proof that the model is causal, or why there is none; None where no cell asks for its final state."""
+        """The proof that the model is causal, or why there is none; None if no cell needs the model's final state."""
         self.forward_passes = 0
-        """Passes beside those that the pass under way makes and counts."""
-        self._unwell: list[str] = []
+        """Number of forward passes beside those that the evaluator counts."""
+        self._not_finite: list[str] = []
         self._declared: dict[str, list[Finding]] = {}
 
     def summations(self, cells: Sequence[Cell], memory: int | None) -> list[list[Summation]]:
-        """What is to be looked at on one batch; SAEs that do not fit in `memory` bytes together are apart."""
+        """Return the preflight of `cells` as summations over one batch, in portions that fit in `memory` bytes."""
         nodes = closure([n for c in cells for n in c.nodes()]).values()
         first: list[Summation] = []
         if self.plan.final is not None and reach_the_end(nodes):
-            first.append(Summation("preflight final", self._model_is_well, [self.plan.final], -2))
+            first.append(Summation("preflight final", self._prove_model, [self.plan.final], -2))
         for hook_name in hooks_of(resume, nodes):
             requests = self.plan.proofs[hook_name]
             first.append(Summation(f"preflight {hook_name}", self._prove(hook_name), [requests], -1))
@@ -76,13 +75,14 @@ class Preflight:
     def _examine(self, subject: Subject) -> Any:
         def observe(sae: Any, sae_input: Any, activations: Any, mask: Any) -> Evidence:
             try:
-                one = examine(sae, subject.facts or {}, sae_input, activations, mask)
-            except Exception as error:  # an SAE that nobody looked at may be anything
+                examination = examine(sae, subject.facts or {}, sae_input, activations, mask)
+            except Exception as error:  # an SAE may raise anything
                 refuse_too_large(error)
                 text = f"could not be examined: {type(error).__name__}: {error}"
-                # One that fails on the whole batch as well costs its own cells, which say so.
-                one = Examination(findings=[Finding("examination", text, fatal=_works(sae, sae_input, activations))])
-            self.examinations[subject.key] = one
+                # If it also fails on the whole batch, its own cells fail and report it.
+                finding = Finding("examination", text, fatal=_works(sae, sae_input, activations))
+                examination = Examination(findings=[finding])
+            self.examinations[subject.key] = examination
             return _NoEvidence()
 
         return observe
@@ -91,33 +91,33 @@ class Preflight:
         def observe(activations: Any, resume: Any, clean_final: Any, batch: Any) -> Evidence:
             try:
                 self.proofs[hook_name] = prove(activations, resume, clean_final, batch)
-            except Exception as error:  # the cells that resume there will say so
+            except Exception as error:  # the cells that resume there will report it
                 refuse_too_large(error)
                 self.proofs[hook_name] = f"{type(error).__name__}: {error}"
             return _NoEvidence()
 
         return observe
 
-    def _model_is_well(self, model: Any, batch: Any, clean_final: Any) -> Evidence:
-        fault = unwell(model, batch, clean_final)
-        self._unwell = [fault] if fault else []
+    def _prove_model(self, model: Any, batch: Any, clean_final: Any) -> Evidence:
+        fault = not_finite(model, batch, clean_final)
+        self._not_finite = [fault] if fault else []
         if fault:
             return _NoEvidence()
         self.forward_passes += 1
         try:
             self.causality = prove_causal(model, batch, clean_final)
-        except Exception as error:  # a model that cannot be run so says why in the provenance
+        except Exception as error:  # recorded in the provenance
             refuse_too_large(error)
             self.causality = f"{type(error).__name__}: {error}"
         return _NoEvidence()
 
     def judge(self, cells: Iterable[Cell]) -> dict[str, str]:
-        """The cells to leave out, by key, with the reason: none, unless the options say to skip what fails.
+        """Return the cells to leave out, by key, with the reason: none, unless the option `skip_failing` is set.
 
-        `SuiteError` for what was found, unless the options say to warn of it.
+        Raises `SuiteError` for fatal findings, unless the options say to warn or to skip.
         """
         options = self.plan.options
-        if fault := self._model_fault():  # whatever else was found follows from it
+        if fault := self._model_fault():  # all other findings follow from it
             message = f"preflight: {fault}"
             if options.preflight == "stop":
                 raise SuiteError([Problem(message)])
@@ -138,32 +138,32 @@ class Preflight:
         return left_out
 
     def _model_fault(self) -> str | None:
-        """What is wrong with the model itself, as a sentence with its remedy; None where nothing is."""
+        """Return what is wrong with the model itself, as a sentence with its remedy; None if nothing is."""
         if self.plan.spec is None:
             return None
         causal = self.causality if isinstance(self.causality, Causality) else None
-        if not self._unwell and causal and causal.fault:
+        if not self._not_finite and causal and causal.fault:
             return f"the model '{self.plan.spec.name}' {causal.fault}; {_CAUSAL}"
-        if not self._unwell:
+        if not self._not_finite:
             return None
         dtype = self.plan.spec.identity().get("dtype")
         half = str(dtype).removeprefix("torch.") in ("float16", "bfloat16")
         hint = f"its dtype is {dtype}: try float32" if half else "are its weights damaged?"
-        return f"the model '{self.plan.spec.name}' {self._unwell[0]}; {hint}"
+        return f"the model '{self.plan.spec.name}' {self._not_finite[0]}; {hint}"
 
     def _faulty_saes(self) -> dict[str, tuple[str, Problem]]:
-        """By the SAE's key: what was found, and the same with its place and the remedies."""
+        """Return the fatal findings of each SAE, by its key: as a message, and as a problem with place and remedies."""
         options, faults = self.plan.options, {}
         allowed = names_matching_any(options.allow, [s.name for s in self.plan.subjects if s.kind == "sae"])
         for subject in self.plan.subjects:
-            one = self.examinations.get(subject.key)
-            if one is None or not one.fatal or subject.name in allowed:
+            examination = self.examinations.get(subject.key)
+            if examination is None or not examination.fatal or subject.name in allowed:
                 continue
-            # A wrong hook looks like many other faults; where the checkpoint knows its own, that is the likeliest.
+            # A wrong hook looks like many other faults; if the checkpoint declares another hook, that is likely.
             hook = [f for f in self._declarations(subject) if f.check == "hook"]
-            message = f"preflight: {subject.name}: {'; '.join(f.message for f in [*hook, *one.fatal])}"
+            message = f"preflight: {subject.name}: {'; '.join(f.message for f in [*hook, *examination.fatal])}"
             allow, skip = options.spelled("allow", [subject.name]), options.spelled("skip_failing")
-            live = (subject.facts or {}).get("format") == "live"  # of which doctor knows nothing
+            live = (subject.facts or {}).get("format") == "live"  # `saeval doctor` cannot examine live objects
             details = "" if live else "run `saeval doctor` for details; "
             remedy = f"({details}{allow} uses the SAE anyway, {skip} leaves it out)"
             faults[subject.key] = message, self._problem(f"{message} {remedy}", subject)
@@ -175,11 +175,11 @@ class Preflight:
             if isinstance(proof, str) or proof.fault is None:
                 continue
             name = self.plan.spec.name if self.plan.spec else "the model"
-            message = f"preflight: {hook_name} of model '{name}': {proof.fault}, so no splice there can be believed"
+            message = f"preflight: {hook_name} of model '{name}': {proof.fault}, so no splice there can be trusted"
             skip, warn = options.spelled("skip_failing"), options.spelled("preflight", "warn")
-            remedy = f"(use another hook; {skip} leaves out what resumes there, {warn} runs it anyway)"
-            here = next((s for s in self.plan.subjects if s.hook_name == hook_name and s.kind == "sae"), None)
-            faults[hook_name] = message, self._problem(f"{message} {remedy}", here)
+            remedy = f"(use another hook; {skip} leaves out the cells that resume there, {warn} runs them anyway)"
+            sae = next((s for s in self.plan.subjects if s.hook_name == hook_name and s.kind == "sae"), None)
+            faults[hook_name] = message, self._problem(f"{message} {remedy}", sae)
         return faults
 
     def _problem(self, message: str, subject: Subject | None) -> Problem:
@@ -187,19 +187,19 @@ class Preflight:
         return self.plan.suite.problem(message, *place) if place else Problem(message)
 
     def record(self, cell: Cell) -> dict[str, Any]:
-        """What a result keeps: findings of its SAEs and what they declare that the suite does otherwise, and proofs."""
-        found = {s.name: [*self._examined(s), *self._declarations(s)] for s in cell.subjects if s.kind == "sae"}
-        if self._unwell:
-            found["model"] = [Finding("finite", self._unwell[0])]
+        """Return the preflight's part of a result: findings and contradicted declarations of its SAEs, and proofs."""
+        findings = {s.name: [*self._examined(s), *self._declarations(s)] for s in cell.subjects if s.kind == "sae"}
+        if self._not_finite:
+            findings["model"] = [Finding("finite", self._not_finite[0])]
         elif isinstance(self.causality, Causality) and self.causality.fault:
-            found["model"] = [Finding("causal", self.causality.fault)]
-        kept = {name: [dataclasses.asdict(f) for f in findings] for name, findings in found.items() if findings}
+            findings["model"] = [Finding("causal", self.causality.fault)]
+        records = {name: [dataclasses.asdict(f) for f in listed] for name, listed in findings.items() if listed}
         nodes = closure(cell.nodes()).values()
         hooks = [hook for hook in hooks_of(resume, nodes) if hook in self.proofs]
         proofs = {h: p.record() if isinstance(p := self.proofs[h], Proof) else p for h in hooks}
         causal = self.causality.record() if isinstance(self.causality, Causality) else self.causality
         proved = {"causal": causal} if causal and reach_the_end(nodes) else {}
-        return ({"preflight": kept} if kept else {}) | ({"resumes": proofs} if proofs else {}) | proved
+        return ({"preflight": records} if records else {}) | ({"resumes": proofs} if proofs else {}) | proved
 
     def _examined(self, subject: Subject) -> list[Finding]:
         return self.examinations[subject.key].findings if subject.key in self.examinations else []
@@ -211,78 +211,79 @@ class Preflight:
 
 
 def _works(sae: Any, sae_input: Any, activations: Any) -> bool:
-    """Whether an SAE encodes and decodes a batch as the cells have it; shown copies, since it may write into them."""
+    """True if an SAE encodes and decodes the whole batch; it gets copies, since it may write into them."""
     try:
         sae.decode(sae.encode(sae_input.clone()), activations.clone())
-    except Exception:  # whatever it is, the cells will have it too
+    except Exception:  # the cells will report it
         return False
     return True
 
 
 def declarations(subject: Subject, plan: Plan) -> list[Finding]:
-    """Where what a checkpoint says of itself and what the suite does with it disagree; none of it stops a run."""
-    facts, found = subject.facts or {}, []
+    """Return a finding, none fatal, for each contradiction between a checkpoint's declarations and the suite."""
+    facts, findings = subject.facts or {}, []
     trained, used = facts.get("context_size"), plan.streams.options.context if plan.streams.options else None
     if isinstance(trained, int) and used is not None and used > trained:
         text = f"was trained on contexts of {trained} tokens, the suite's have {used}"
-        found.append(Finding("context", text, fatal=False))
+        findings.append(Finding("context", text, fatal=False))
     if centred(facts) and plan.spec is not None and plan.spec.facts().get("center_writing_weights") is False:
         text = "was trained on a model with centred writing weights; add 'center_writing_weights: true' to 'model'"
-        found.append(Finding("processing", text, fatal=False))
+        findings.append(Finding("processing", text, fatal=False))
     hook_name = facts.get("declared_hook")
     if hook_name is not None and hook_name != subject.shown_hook:
         text = f"declares the hook '{hook_name}', the suite's is '{subject.shown_hook}'"
-        found.append(Finding("hook", text, fatal=False))
+        findings.append(Finding("hook", text, fatal=False))
     declared = facts.get("model_name")
     if plan.spec is not None and isinstance(declared, str) and not _is_model(declared, plan):
         text = f"was trained on the model '{declared}', the suite's is '{plan.spec.name}'"
-        found.append(Finding("model", text, fatal=False))
-    return found
+        findings.append(Finding("model", text, fatal=False))
+    return findings
 
 
 def centred(facts: Mapping[str, Any]) -> bool:
-    """Whether an SAE says that its model's writing weights were centred."""
+    """True if a checkpoint declares that the writing weights of its model were centred."""
     options = facts.get("model_from_pretrained_kwargs")
     options = options if isinstance(options, dict) else {}
     return bool(facts.get("center_writing_weights") or options.get("center_writing_weights"))
 
 
 def _is_model(declared: str, plan: Plan) -> bool:
-    """Whether a name is one of those that the plan's model has."""
+    """True if a name is one of the names of the plan's model."""
     assert plan.spec is not None
     if same_model(declared, plan.spec.name):
         return True
-    known = {entry.name: entry.thing.aliases for entry in plan.registry.models}
-    others = [*known.get(plan.spec.name, ()), plan.spec.facts().get("name")]
-    return any(same_model(declared, other) for other in others if isinstance(other, str))
+    aliases = {entry.name: entry.thing.aliases for entry in plan.registry.models}
+    names = [*aliases.get(plan.spec.name, ()), plan.spec.facts().get("name")]
+    return any(same_model(declared, name) for name in names if isinstance(name, str))
 
 
-_SAYS_NOTHING = {"hf", "base", "pt", "pretrained", "small", "meta", "tlens"}
-"""Words of a model's name that it is called with and without: `gpt2-small`, `Meta-Llama-3-8B`, `gemma-3-1b-pt`."""
+_OPTIONAL_WORDS = {"hf", "base", "pt", "pretrained", "small", "meta", "tlens"}
+"""Words that a model's name may have or lack: `gpt2-small`, `Meta-Llama-3-8B`, `gemma-3-1b-pt`."""
 
 
 def same_model(declared: str, name: str) -> bool:
-    """Whether two names are of one model, whoever published it and however its words are parted."""
+    """True if two names mean the same model, ignoring publisher, punctuation and optional words."""
     words = (re.findall(r"[a-z0-9]+", n.lower().rstrip("/").split("/")[-1]) for n in (declared, name))
-    one, other = ("".join(word for word in found if word not in _SAYS_NOTHING) for found in words)
-    return one == other
+    first, second = ("".join(word for word in of_name if word not in _OPTIONAL_WORDS) for of_name in words)
+    return first == second
 
 
 def warnings(plan: Plan) -> list[str]:
-    """Disagreements of SAEs, names allowed in vain, copies in groups, SAEs without their control: a sentence each."""
+    """Return a sentence per contradicted declaration, unknown allowed name, copy in a group and missing control."""
     saes = {s.name: s for s in plan.subjects if s.kind == "sae"}
-    vain = [pattern for pattern in plan.options.allow if not names_matching(pattern, saes)]
+    unmatched = [pattern for pattern in plan.options.allow if not names_matching(pattern, saes)]
     unknown = [
-        f"{plan.options.spelled('allow', [p])}: no SAE of the suite has this name{suggestion(p, saes)}" for p in vain
+        f"{plan.options.spelled('allow', [p])}: no SAE of the suite has this name{suggestion(p, saes)}"
+        for p in unmatched
     ]
-    found = [f"{s.name} {finding.message}" for s in saes.values() for finding in declarations(s, plan)]
-    twice = dict.fromkeys(sentence for cell in plan.cells for sentence in copies(cell))
-    lacking = without_control(plan.suite, plan.subjects)
-    return [f"warning: {sentence}" for sentence in (*unknown, *found, *twice, *lacking)]
+    contradicted = [f"{s.name} {finding.message}" for s in saes.values() for finding in declarations(s, plan)]
+    copied = dict.fromkeys(sentence for cell in plan.cells for sentence in copies(cell))
+    uncontrolled = without_control(plan.suite, plan.subjects)
+    return [f"warning: {sentence}" for sentence in (*unknown, *contradicted, *copied, *uncontrolled)]
 
 
 def model_warnings(plan: Plan) -> list[str]:
-    """What the model's files and the data's texts say together, a sentence each; of a verified plan."""
+    """Return the warnings of the model's files, alone and together with the data, for a verified plan."""
     if plan.spec is None:
         return []
     ending = _ending_in_padding(plan) if plan.spec.kind == "reward" else None
@@ -290,7 +291,7 @@ def model_warnings(plan: Plan) -> list[str]:
 
 
 def _ending_in_padding(plan: Plan) -> str | None:
-    """Whether texts end with a token that the reward model's own code takes for padding."""
+    """Return a warning if texts end with a token that the reward model's own code treats as padding; None otherwise."""
     padding, rows = plan.spec.padding_token if plan.spec else None, plan.streams.evaluation
     if padding is None or not rows.needs_model:
         return None
@@ -303,6 +304,7 @@ def _ending_in_padding(plan: Plan) -> str | None:
     if not ending or plan.spec is None:
         return None
     return (
-        f"{ending} of {texts} texts end with token {padding}, which also is the padding of '{plan.spec.name}': saeval "
-        "reads the reward at it, transformers at the token before; for that add 'reward_at: before_padding' to 'model'"
+        f"{ending} of {texts} texts end with token {padding}, which is also the padding of '{plan.spec.name}': saeval "
+        "reads the reward at it, transformers at the token before; to do as transformers does, add 'reward_at: "
+        "before_padding' to 'model'"
     )

@@ -1,4 +1,4 @@
-"""`RunningPass`: a pass under way, from its checkpoint on, in batches that fit."""
+"""`RunningPass`: a pass under way, in batches that fit in memory, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -31,34 +31,35 @@ log = logging.getLogger("saeval")
 
 @dataclass(frozen=True)
 class Place:
-    """How far a pass has come, in plain data."""
+    """The progress of a pass, as plain data."""
 
     row: int = 0
+    """Number of rows done."""
     tokens: int = 0
-    """Of the mask, so far."""
+    """Number of tokens in the mask so far."""
     batches: int = 0
     batch_size: int = 0
     halved: list[list[int]] = field(default_factory=list)
-    """[row, sequences that did not fit, sequences tried next], wherever memory ran out."""
+    """[row, sequences that did not fit, sequences tried next] for each time that memory ran out."""
     prefix: dict[str, int] = field(default_factory=dict)
-    """Sequences, documents and tokens of the prefix, once it is kept."""
+    """Numbers of sequences, documents and tokens of the prefix, once it is complete."""
     flaws: dict[str, list[Any]] = field(default_factory=dict)
-    """Values that were not finite, by their nodes' digests: `Flaw`s as lists."""
+    """Flaws so far, by node digest, each as a list: values that were not finite."""
     errors: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
-    """What each look found, by its row: for each value asked for, every subject's standard error."""
+    """Standard errors at each stopping point: by row, name of the value, and subject."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a checkpoint says beside its sums."""
+    """The content of a checkpoint beside its sums."""
 
     rows: str
-    """The fingerprint of the dataset."""
+    """Fingerprint of the dataset."""
     place: Place
     dropped: dict[str, tuple[bool, str]]
-    """Targets that have failed, by key: whether they are undefined, and why."""
+    """Failed summations, by key: True if undefined, and the reason."""
     cells: list[str]
-    """Keys of the cells that the pass is for."""
+    """Keys of the cells of the pass."""
     folds: list[str]
     """Digests of the folds that it sums."""
 
@@ -67,7 +68,7 @@ _FACTS = TypeAdapter(Facts)
 
 
 class Ticks(Protocol):
-    """Told of each batch's sequences."""
+    """Called with the number of sequences of each batch."""
 
     def advanced(self, sequences: int) -> None: ...
 
@@ -78,16 +79,16 @@ Totals: TypeAlias = Mapping[Summation, "EvidenceTree | None"]
 
 @dataclass(frozen=True)
 class State:
-    """A place and the evidence up to it; replaced whole, so that an interruption never sees half a batch."""
+    """A place and the evidence up to it; replaced as a whole, so that an interruption never sees half a batch."""
 
     place: Place
     totals: Totals
     prefix: Totals
-    """The evidence of the stream's first rows, kept for values that depend on how many there were."""
+    """The evidence of the first rows, kept for values that depend on the number of rows."""
 
 
 class RunningPass:
-    """A pass under way: where it stands, what it has summed, and its checkpoint."""
+    """A pass under way: its place, its sums and its checkpoint."""
 
     def __init__(self, plan: Plan, store: Store, planned: Pass, evaluator: Evaluator, batch_size: int) -> None:
         self.plan, self.store, self.planned, self.evaluator = plan, store, planned, evaluator
@@ -115,10 +116,10 @@ class RunningPass:
         return self._state.prefix
 
     def run_ahead(self, portions: Sequence[Sequence[Summation]], until: int) -> None:
-        """Run other summations on the next rows; the clean pass that this takes serves the pass too."""
+        """Run additional summations on the next rows; the pass itself then uses the same clean pass."""
         while self._fitting(self._next(until), lambda draw: self.evaluator.run_ahead(draw, portions)) is None:
             pass
-        if len(portions) > 1 or not self.planned.cells:  # the SAEs' turn is later
+        if len(portions) > 1 or not self.planned.cells:  # the SAEs are needed later
             self.evaluator.release_weights()
 
     def _next(self, until: int) -> np.ndarray:
@@ -129,16 +130,16 @@ class RunningPass:
         try:
             while self.place.row < until:
                 rows = self._next(until)
-                found = self._fitting(rows, self.evaluator.run)
-                if found is None:  # the same rows again, fewer at once
+                batch_result = self._fitting(rows, self.evaluator.run)
+                if batch_result is None:  # again with fewer rows per batch
                     continue
-                tokens, parts = found
+                tokens, parts = batch_result
                 totals = dict(self.totals)
                 for summation, part in parts:
                     before = totals[summation]
                     try:
                         totals[summation] = part if before is None else added(before, part)
-                    except Exception as error:  # evidence that does not add up is its own cell's failure
+                    except Exception as error:  # evidence that cannot be added is a failure of its cell alone
                         summation.error = error
                 at = self.place
                 moved = replace(
@@ -152,12 +153,12 @@ class RunningPass:
         except KeyboardInterrupt:
             try:
                 self.save()
-            except SaevalError as error:  # a full disk: Ctrl-C arrives nevertheless
+            except SaevalError as error:  # such as a full disk; the interruption is still raised
                 log.warning("the interrupted pass was not saved: %s", error)
             raise
 
     def _fitting(self, rows: np.ndarray, run: Callable[[Draw], T]) -> tuple[int, T] | None:
-        """Tokens of these rows and what `run` makes of them; None, with a smaller batch size, where memory is short."""
+        """Return the rows' number of tokens and the result of `run`; None, with half the batch size, if too large."""
         try:
             tokens = 0
 
@@ -167,24 +168,24 @@ class RunningPass:
                 tokens = _tokens(batch)
                 return batch
 
-            made = run(draw)
-            return tokens, made
+            returned = run(draw)
+            return tokens, returned
         except TooLargeError as error:
-            said = str(error)
+            reason = str(error)
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            said = str(error)
+            reason = str(error)
         if len(rows) == 1:
             self.save()
             *names, last = map(self.plan.options.called, ("device", "sae_device", "dtype", "sae_dtype"))
-            others = f"{', '.join(names)} or {last}"
+            options = f"{', '.join(names)} or {last}"
             raise SaevalError(
-                f"out of memory with one sequence a batch on {self.plan.options.device} ({said[:200]}); shorten "
-                f"data.context, drop the largest SAE or metric, or choose another {others}"
+                f"out of memory with batch size 1 on {self.plan.options.device} ({reason[:200]}); shorten "
+                f"data.context, drop the largest SAE or metric, or choose another {options}"
             )
         half = len(rows) // 2
-        log.warning("out of memory with %d sequences a batch; going on with %d", len(rows), half)
+        log.warning("out of memory with %d sequences per batch; continuing with %d", len(rows), half)
         halved = [*self.place.halved, [int(rows[0]), len(rows), half]]
         self._state = replace(self._state, place=replace(self.place, batch_size=half, halved=halved))
         gc.collect()
@@ -193,24 +194,24 @@ class RunningPass:
         return None
 
     def error(self, summation: Summation) -> Exception | None:
-        """Why a summation has no value; None where nothing is wrong with it."""
+        """Return why a summation has no value; None if it has one."""
         if isinstance(summation.error, Undefined):
             return summation.error
-        nothing = self.place.row > 0 and self.place.tokens == 0
-        if nothing and any(node.quantity.function is mask for node in summation.reached()):
-            return Undefined(f"no token is in the mask: {_MASKED}")
+        mask_is_empty = self.place.row > 0 and self.place.tokens == 0
+        if mask_is_empty and any(node.quantity.function is mask for node in summation.reached()):
+            return Undefined(f"no token is in the mask: {_EMPTY_MASK}")
         if not self.place.flaws:
             return summation.error
         cell = next((c for c in self.planned.cells if c.key == summation.key), None)
-        own = cell.subjects[0].name if cell is not None and len(cell.subjects) == 1 else ""
+        subject = cell.subjects[0].name if cell is not None and len(cell.subjects) == 1 else ""
         counts = {"tokens": self.place.tokens, "texts": self.place.row * (2 if self.dataset.pair else 1)}
-        flaws = {digest: Flaw(*found) for digest, found in self.place.flaws.items()}
+        flaws = {digest: Flaw(*fields) for digest, fields in self.place.flaws.items()}
         split = " of the fit split" if self.planned.on_fit else ""
-        reason = described(summation.reached(), flaws, counts, split, own)
+        reason = described(summation.reached(), flaws, counts, split, subject)
         return summation.error if reason is None else Undefined(reason)
 
     def _batch(self, rows: np.ndarray) -> Batch | PairBatch:
-        """These rows; `SaevalError`, naming the data's plugin, for whatever but a lack of memory it raises."""
+        """Return a batch of these rows; `SaevalError`, naming the data's plugin, for any error but lack of memory."""
         try:
             return self.dataset.batch(rows.copy(), self.plan.options.device)
         except Exception as error:
@@ -220,15 +221,15 @@ class RunningPass:
                 raise
 
     def keep_prefix(self, documents: int) -> None:
-        """Remember the evidence as it stands: that of the prefix."""
+        """Keep the current evidence as that of the prefix."""
         if not self.place.prefix:
             counts = {"sequences": self.place.row, "documents": documents, "tokens": self.place.tokens}
             self._state = replace(self._state, place=replace(self.place, prefix=counts), prefix=self.totals)
 
     def keep_errors(self, errors: dict[str, dict[str, float | None]]) -> None:
-        """Remember what the look here found."""
-        kept = {**self.place.errors, str(self.place.row): errors}
-        self._state = replace(self._state, place=replace(self.place, errors=kept))
+        """Keep the standard errors at this stopping point."""
+        by_row = {**self.place.errors, str(self.place.row): errors}
+        self._state = replace(self._state, place=replace(self.place, errors=by_row))
 
     def save(self) -> None:
         """Write the checkpoint."""
@@ -245,7 +246,7 @@ class RunningPass:
         self._saved = time.monotonic()
 
     def _drop_unstorable(self) -> None:
-        """A sum that no file can hold is its own cell's failure."""
+        """Fail each summation whose sum cannot be stored."""
         for summation, total in self.totals.items():
             try:
                 if total is not None and summation.error is None:
@@ -254,38 +255,38 @@ class RunningPass:
                 summation.error = error
 
     def _resumed(self) -> tuple[Facts | None, dict[str, EvidenceTree]]:
-        """The furthest checkpoint over these rows that holds all summations of the pass, and perhaps finished ones."""
-        wanted = {t.key for t in self.planned.summations}
-        able: list[tuple[int, str]] = []
+        """Return the furthest checkpoint over these rows that holds all summations of the pass; it may hold more."""
+        needed = {t.key for t in self.planned.summations}
+        usable: list[tuple[int, str]] = []
         for key in [] if self.plan.options.fresh else self.store.checkpoints():
             facts, names = self._outlook(key)
-            if facts and facts.rows == self.dataset.fingerprint and wanted <= {*names, *facts.dropped}:
-                able.append((facts.place.row, key))
-        for row, key in sorted(able, reverse=True):
+            if facts and facts.rows == self.dataset.fingerprint and needed <= {*names, *facts.dropped}:
+                usable.append((facts.place.row, key))
+        for row, key in sorted(usable, reverse=True):
             facts, _ = self._outlook(key)
             if row > 0 and facts is not None and (whole := self.store.checkpoint(key)) is not None:
                 return facts, whole[1]
         return None, {}
 
     def _outlook(self, key: str) -> tuple[Facts | None, set[str]]:
-        """The facts of a checkpoint and the names of its evidence; none where it is damaged, which is said."""
+        """Return the facts of a checkpoint and the names of its evidence; nothing, with a warning, if it is damaged."""
         outlook = self.store.outlook(key)
         if outlook is None:
-            self.store.checkpoint(key)  # it says what is wrong with it
+            self.store.checkpoint(key)  # warns of the damage
             return None, set()
         try:
             return _FACTS.validate_python(outlook[0]), outlook[1]
         except ValidationError as error:
-            log.warning("checkpoint %s: %s; its pass begins again", key, faults(error, outlook[0])[0].sentence)
+            log.warning("checkpoint %s: %s; its pass starts again", key, faults(error, outlook[0])[0].sentence)
             return None, set()
 
 
-_MASKED = "every input is excluded or has no target, so look at the data's 'exclude' and 'context'"
+_EMPTY_MASK = "every input is excluded or has no target; check the data's 'exclude' and 'context'"
 
 
 def _joined(before: Mapping[str, list[Any]], new: Mapping[str, Flaw]) -> dict[str, list[Any]]:
-    totals = {k: found + Flaw(*before[k]) if k in before else found for k, found in new.items()}
-    return {**before, **{k: [found.count, found.per] for k, found in totals.items()}}
+    totals = {k: flaw + Flaw(*before[k]) if k in before else flaw for k, flaw in new.items()}
+    return {**before, **{k: [flaw.count, flaw.per] for k, flaw in totals.items()}}
 
 
 def _of_prefix(summation: Summation) -> str:
@@ -297,5 +298,5 @@ def _tokens(batch: Batch | PairBatch) -> int:
 
 
 def _restored(undefined: bool, reason: str) -> Exception:
-    """The error of a summation that had dropped out of a pass when it was interrupted."""
+    """Return the error of a summation that dropped out of a pass before the pass was interrupted."""
     return Undefined(reason) if undefined else RuntimeError(f"{reason} (before this run was interrupted)")

@@ -1,4 +1,4 @@
-"""`StopWhenPrecise`: passes over the same rows, streamed until every value that `precision:` names is precise."""
+"""`StopWhenPrecise`: streams passes over the same rows until the values that `precision:` names are precise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Folds: TypeAlias = Mapping[int, "EvidenceTree | Exception"]
 
 
 class StopWhenPrecise:
-    """The stop of all subjects: of one pass, or of several where their SAEs do not fit in memory together."""
+    """The common stop of all subjects: of one pass, or of several if their SAEs do not fit in memory together."""
 
     def __init__(
         self, plan: Plan, stopping: Stopping, running_passes: Sequence[RunningPass], model: Model | None, folds: Folds
@@ -30,9 +30,9 @@ class StopWhenPrecise:
         self._rows = running_passes[0].dataset
 
     def reach(self, advance: Callable[[RunningPass, int], None], known: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Stream to the stop, or to the one `known` from finished cells; what results say of the sample taken.
+        """Stream to the stop, or to that of the `known` sample of finished cells; return the sample for the results.
 
-        `SuiteError` where `precision:` names a value that there is not, or that no stop can depend on.
+        `SuiteError` if `precision:` names a value that does not exist, or on which no stop can depend.
         """
         between = stopping_points(self._rows.clusters)
         end = StoppingPoint(len(self._rows), self._rows.n_clusters)
@@ -52,14 +52,14 @@ class StopWhenPrecise:
                 if point != end and known is None and running.place.row == point.sequences:
                     running.keep_errors(self._errors(running))
                 if len(self.running_passes) > 1:
-                    running.save()  # none goes on before all have, so that they can be resumed together
+                    running.save()  # all passes save here before one continues, so that they can resume together
             if known is not None and point.sequences == known["sequences"]:
                 break
             if point != end and known is None:
-                found = {name: self._largest(point, name) for name in self.stopping.targets}
-                errors, whose = ({name: pair[i] for name, pair in found.items()} for i in (0, 1))
-                history.append({**point._asdict(), "errors": errors, "largest_of": whose})
-                if precise([one["errors"] for one in history], self.stopping.targets):
+                largest_errors = {name: self._largest(point, name) for name in self.stopping.targets}
+                errors, subjects = ({name: pair[i] for name, pair in largest_errors.items()} for i in (0, 1))
+                history.append({**point._asdict(), "errors": errors, "largest_of": subjects})
+                if precise([look["errors"] for look in history], self.stopping.targets):
                     break
         if known is not None:
             return {name: fact for name, fact in known.items() if name not in ("of_prefix", "prefix_components")}
@@ -74,31 +74,31 @@ class StopWhenPrecise:
         }
 
     def evaluator(self, of_prefix: bool = False) -> Evaluator:
-        """For conclusions: the folds that they ask for are sums over the same rows."""
-        own: dict[int, EvidenceTree | Exception] = {}
+        """Return an evaluator for conclusions, whose folds are sums over the rows streamed so far, or of the prefix."""
+        folds: dict[int, EvidenceTree | Exception] = {}
         for running in self.running_passes:
             for summation, total in (running.prefix if of_prefix else running.totals).items():
                 if summation.node is not None:
                     error = running.error(summation)
-                    nothing = error or Undefined("there are no rows to sum over")
-                    own[summation.node.serial] = nothing if error or total is None else total
-        return Evaluator(self._model, [], {**self._folds, **own}, 0)
+                    missing = error or Undefined("there are no rows to sum over")
+                    folds[summation.node.serial] = missing if error or total is None else total
+        return Evaluator(self._model, [], {**self._folds, **folds}, 0)
 
     def _values(self, running: RunningPass) -> list[tuple[str, str, dict[str, Value]]]:
-        """The name that asks, the subject, and its values: of every subject that has any now."""
-        evaluator, found = self.evaluator(), []
+        """Return a name of `precision:`, the subject and its values, for each subject that has values now."""
+        evaluator, named_values = self.evaluator(), []
         by_key = {summation.key: summation for summation in running.planned.summations}
         for cell in running.planned.cells:
             for name in self.stopping.asked.get(cell.key, []):
-                if running.error(by_key[cell.key]) is not None:  # dropped out: no rows will give it an error
+                if running.error(by_key[cell.key]) is not None:  # dropped out: it will never have a standard error
                     continue
                 try:
                     values = concluded(cell, running.totals[by_key[cell.key]], evaluator)
-                except Exception:  # at the end it is that cell's outcome, and says so
+                except Exception:  # raised again in the cell's conclusion, which reports it
                     continue
                 subject = ", ".join(f"{s.name}@{s.hook_name}" for s in cell.subjects)
-                found.append((name, subject, values))
-        return found
+                named_values.append((name, subject, values))
+        return named_values
 
     def _errors(self, running: RunningPass) -> dict[str, dict[str, float | None]]:
         errors: dict[str, dict[str, float | None]] = {name: {} for name in self.stopping.targets}
@@ -107,23 +107,23 @@ class StopWhenPrecise:
         return errors
 
     def _largest(self, point: StoppingPoint, name: str) -> tuple[float | None, str | None]:
-        found = [running.place.errors.get(str(point.sequences), {}).get(name, {}) for running in self.running_passes]
-        return largest({subject: error for errors in found for subject, error in errors.items()})
+        by_pass = [running.place.errors.get(str(point.sequences), {}).get(name, {}) for running in self.running_passes]
+        return largest({subject: error for errors in by_pass for subject, error in errors.items()})
 
     def _check(self, running: RunningPass) -> None:
-        """The names of `precision:`, as soon as there are values to see."""
+        """Check the names of `precision:` against the first values; `SuiteError` if a name is wrong."""
         problems: list[Problem] = []
         for name, _, values in self._values(running):
-            metric, _, wanted = name.partition(".")
-            able = [n for n, value in values.items() if has_error(value) and isinstance(value, Scalar)]
-            if wanted not in values:
-                message = f"precision: metric '{metric}' has no value '{wanted}'{suggestion(wanted, able)}"
-            elif wanted not in able and not _may_come(values[wanted]):
-                value = values[wanted]
-                shown = isinstance(value, Scalar) and value.stderr is not None
-                what = "moves in steps, which no stop can depend on" if shown else "has no standard error"
-                others = f"; of '{metric}' may be named: {', '.join(able)}" if able else ""
-                message = f"precision: '{name}' {what}{others}"
+            metric, _, value_name = name.partition(".")
+            usable = [n for n, value in values.items() if has_error(value) and isinstance(value, Scalar)]
+            if value_name not in values:
+                message = f"precision: metric '{metric}' has no value '{value_name}'{suggestion(value_name, usable)}"
+            elif value_name not in usable and not _may_have_error_later(values[value_name]):
+                value = values[value_name]
+                stepwise = isinstance(value, Scalar) and value.stderr is not None
+                fault = "moves in steps, so no stop can depend on it" if stepwise else "has no standard error"
+                remedy = f"; usable values of '{metric}': {', '.join(usable)}" if usable else ""
+                message = f"precision: '{name}' {fault}{remedy}"
             else:
                 continue
             problem = self.plan.suite.problem(message, "precision", name, key=True)
@@ -132,8 +132,8 @@ class StopWhenPrecise:
             raise SuiteError(problems)
 
 
-def _may_come(value: Value) -> bool:
-    """Whether a value without an error may have one later: it is undefined as yet."""
+def _may_have_error_later(value: Value) -> bool:
+    """True if a value has no standard error because it is still undefined."""
     return isinstance(value, Scalar) and value.value is None
 
 

@@ -1,1 +1,1 @@
-"""What will be computed: the suite resolved to a graph, its cells and their keys."""
+"""Plans a run: resolves the suite to a graph, its cells and their keys."""

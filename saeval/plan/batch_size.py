@@ -1,4 +1,4 @@
-"""How many sequences of a plan fit into memory: what `batch: auto` begins with."""
+"""The batch size that `batch: auto` starts with: an estimate of how many sequences of a plan fit into memory."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from saeval.interfaces.data import PairBatch
 from saeval.plan.plan import Plan
 
 MOST = 128
-"""Sequences a batch beyond which a larger batch is hardly faster."""
+"""Sequences per batch above which a larger batch is hardly faster."""
 
 
 def bytes_a_sequence(plan: Plan) -> int:
-    """Rough bytes that one more sequence in a batch takes, generously: float32 throughout.
+    """Return a generous estimate of the bytes per sequence in a batch, with float32 throughout.
 
-    For each token: six copies of the widest SAE's features, 64 vectors of the widest hook (a block's own
-    activations and a metric's float64 ones), and two for every substitute whose final state waits to be scored.
+    Each token takes six copies of the widest SAE's features, 64 vectors as wide as the widest hook (activations inside
+    a block, float64 ones of a metric), and two more for each substitute whose final state waits to be scored.
     """
     rows = plan.streams.evaluation
     if len(rows) == 0:
@@ -29,9 +29,10 @@ def bytes_a_sequence(plan: Plan) -> int:
 
 
 def fitting(plan: Plan) -> int:
-    """The batch size that `auto` begins with: a power of two whose estimate takes half of the free memory at most.
+    """Return the batch size that `auto` starts with: a power of two estimated to take at most half of the free memory.
 
-    The SAEs' own device decides where it is another. An estimate may be wrong: a batch that does not fit is halved.
+    If the SAEs have a device of their own, the one with less free memory counts. The estimate may be wrong: a batch
+    that does not fit is halved.
     """
     devices = {plan.options.device, plan.options.sae_device or plan.options.device}
     room = min(available(device) for device in devices) // 2 // bytes_a_sequence(plan)

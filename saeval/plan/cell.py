@@ -25,50 +25,51 @@ class Cell:
     observe: Mapping[str, Any] | None
     conclude: Mapping[str, Any]
     record: Mapping[str, Any]
-    """The `cell` of its result."""
+    """The field `cell` of its result."""
     order: int = 0
     streamed: bool = False
-    """Whether its numbers depend on the rows."""
+    """True if its numbers depend on the rows."""
     foreign: bool = False
-    """Whether somebody else than saeval wrote its metric."""
+    """True if its metric comes from a third-party plugin."""
 
     @property
     def stage(self) -> int:
-        """The first pass that can feed it."""
+        """The first pass in which all its per-batch requests are available."""
         return max((n.available for a in (self.observe or {}).values() for n in flattened(a)), default=0)
 
     def nodes(self) -> list[Node]:
+        """The nodes that `observe` and `conclude` request."""
         arguments = [*(self.observe or {}).values(), *self.conclude.values()]
         return [n for a in arguments for n in flattened(a)]
 
 
 def subject_record(subject: Subject) -> dict[str, Any]:
-    """What a result says of a subject; `site` is its hook's one name, where the suite calls it otherwise."""
+    """Return the record of a subject in a result; `site` is the hook's one name if the suite uses another."""
     facts = dict(subject.facts or {}) | ({"site": subject.hook_name} if subject.asked_hook else {})
     return {"name": subject.name, "hook_name": subject.shown_hook, "kind": subject.kind, "key": subject.key, **facts}
 
 
 def copies(cell: Cell) -> list[str]:
-    """A sentence for each member of the cell's group whose weights an earlier member has, too.
+    """Return a sentence for each member of the cell's group with the same weights as an earlier member.
 
-    They stay in the group: which of two names was meant is not known here.
+    They stay in the group, since it is unknown which of the two was meant.
     """
     if cell.metric.subject != "group":
         return []
-    first: dict[str, Subject] = {}
-    found = []
+    first_by_weights: dict[str, Subject] = {}
+    sentences = []
     for subject in cell.subjects:
-        same = first.setdefault(_weights(subject), subject)
-        if same is not subject:
-            told = f"'{subject.name}' has the weights of '{same.name}', so an SAE is compared with itself"
-            found.append(f"group '{cell.entry.over}': {told}; leave one of them out")
-    return found
+        first = first_by_weights.setdefault(_weights_key(subject), subject)
+        if first is not subject:
+            copy = f"'{subject.name}' has the weights of '{first.name}', so an SAE is compared with itself"
+            sentences.append(f"group '{cell.entry.over}': {copy}; leave one of them out")
+    return sentences
 
 
-def _weights(subject: Subject) -> str:
-    """What two SAEs have in common if they have the same weights."""
+def _weights_key(subject: Subject) -> str:
+    """Return a key that two SAEs share if they have the same weights."""
     if (subject.facts or {}).get("format") != "live":
-        return subject.key  # of the files' content, wherever they lie
+        return subject.key  # a hash of the files' content
     live = subject.load()
     assert isinstance(live, LiveSAE)
     return tensors_sha256(live.weights) if live.weights else f"object {id(live.module)}"

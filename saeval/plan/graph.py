@@ -1,4 +1,4 @@
-"""The graph of a suite: every request resolved to a node, equal requests to the same node."""
+"""The graph of a suite: each request is resolved to a node, and equal requests to the same node."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ from saeval.plan.nodes import Argument, Binding, Constant, Node, flattened
 
 
 class Graph:
-    """Resolves requests. `ablation` gives the control of a name at a hook; `identities` hash the roots."""
+    """Resolves requests to nodes.
+
+    `quantities` returns the quantity of a name, one of `names`; `control` the control of a name at a hook. The digests
+    identify the model and the rows in every node's own digest.
+    """
 
     def __init__(
         self,
         quantities: Callable[[str], Quantity],
-        known: Iterable[str],
+        names: Iterable[str],
         *,
         widths: Mapping[str, int],
         control: Callable[[str, str], Subject],
@@ -40,7 +44,7 @@ class Graph:
         origin: Callable[[str], Origin | None] = lambda metric: None,
     ) -> None:
         self._quantity = quantities
-        self._known = set(known) | set(LEAVES)
+        self._names = set(names) | set(LEAVES)
         self.widths = widths
         self._control = control
         self._digests = {"model": model_digest, "batch": data_digest}
@@ -55,7 +59,7 @@ class Graph:
         self._open: list[str] = []
 
     def resolve(self, name: str, binding: Binding) -> Argument:
-        """The node (or constant) that `name` means under `binding`; `SaevalError` for a name nobody knows."""
+        """Return the node or constant of `name` under `binding`; `UnknownNameError` for an unknown name."""
         renamed = binding.renamed.get(name)
         if isinstance(renamed, str):
             return self.resolve(renamed, replace(binding, renamed={**binding.renamed, name: name}))
@@ -68,13 +72,13 @@ class Graph:
         if name in binding.params:
             return Constant(binding.params[name])
         if name in self._open:
-            raise SaevalError(f"quantity '{name}' asks for itself: {' -> '.join([*self._open, name])}")
+            raise SaevalError(f"quantity '{name}' requests itself: {' -> '.join([*self._open, name])}")
         try:
             quantity = self._quantity(name)
         except UnknownNameError as error:
-            known = self._known | set(binding.params) | self._supplies
+            names = self._names | set(binding.params) | self._supplies
             by = self._open[-1] if self._open else None
-            raise UnknownNameError("quantity", name, known, by=by, failures=error.failures) from None
+            raise UnknownNameError("quantity", name, names, by=by, failures=error.failures) from None
         self._open.append(name)
         try:
             return self._apply(quantity, binding)
@@ -92,43 +96,44 @@ class Graph:
                 binding = replace(binding, renamed={**binding.renamed, name: target})
         sides = [binding]
         if quantity.paired and not self._pair:
-            raise SaevalError(f"'{quantity.name}' is about pairs, and this data has none")
+            raise SaevalError(f"'{quantity.name}' needs preference pairs, and this data has none")
         if quantity.fold and self._pair and not quantity.paired:
             sides = [replace(binding, side=side) for side in range(self.sides)]
-        args, *others = [self._arguments(quantity, side) for side in sides]
-        return self._intern(quantity, args, tuple(others))
+        args, *other_sides = [self._arguments(quantity, side) for side in sides]
+        return self._intern(quantity, args, tuple(other_sides))
 
     def _arguments(self, quantity: Quantity, binding: Binding) -> dict[str, Argument]:
         args: dict[str, Argument] = {}
         for name, default in quantity.parameters.items():
-            mine = name in binding.params or name in binding.renamed or name in self._known | self._supplies
-            if not mine and default is not inspect.Parameter.empty:
+            requested = name in binding.params or name in binding.renamed or name in self._names | self._supplies
+            if not requested and default is not inspect.Parameter.empty:
                 args[name] = Constant(default)
             else:
-                find = partial(self._at_hooks, quantity) if quantity.at_hooks else self.resolve
-                args[name] = self._both_sides(find, name, binding) if quantity.paired else find(name, binding)
+                resolve = partial(self._resolve_at_hooks, quantity) if quantity.at_hooks else self.resolve
+                args[name] = self._both_sides(resolve, name, binding) if quantity.paired else resolve(name, binding)
         return args
 
-    def _both_sides(self, find: Callable[[str, Binding], Argument], name: str, binding: Binding) -> Argument:
-        first = find(name, binding)
+    def _both_sides(self, resolve: Callable[[str, Binding], Argument], name: str, binding: Binding) -> Argument:
+        first = resolve(name, binding)
         if not isinstance(first, Node) or not first.sided:
             return first
-        sides = {f"side {side}": find(name, replace(binding, side=side)) for side in range(self.sides)}
-        listed = Quantity(f"sides of {name}", _listed, dict.fromkeys(sides), paired=True, inserted=True)
-        return self._intern(listed, sides)
+        sides = {f"side {side}": resolve(name, replace(binding, side=side)) for side in range(self.sides)}
+        as_list = Quantity(f"sides of {name}", _list_of, dict.fromkeys(sides), paired=True, inserted=True)
+        return self._intern(as_list, sides)
 
     def _intern(
-        self, quantity: Quantity, args: dict[str, Argument], others: tuple[dict[str, Argument], ...] = ()
+        self, quantity: Quantity, args: dict[str, Argument], other_sides: tuple[dict[str, Argument], ...] = ()
     ) -> Node:
-        key = (quantity.name, quantity.identity, *(_keys(a) for a in (args, *others)))
+        """Return the node of a quantity with these arguments: the existing one if there is one."""
+        key = (quantity.name, quantity.identity, *(_keys(a) for a in (args, *other_sides)))
         if key in self._interned:
             return self._interned[key]
-        nodes = [a for side in (args, *others) for a in side.values() if isinstance(a, Node)]
+        nodes = [a for side in (args, *other_sides) for a in side.values() if isinstance(a, Node)]
         roots = frozenset().union(*(n.roots for n in nodes)) if nodes else frozenset()
-        words = [quantity.name, quantity.identity, *(_digests(a) for a in (args, *others))]
+        words = [quantity.name, quantity.identity, *(_digests(a) for a in (args, *other_sides))]
         if quantity.fold:
             if "batch" not in roots:
-                raise SaevalError(f"fold '{quantity.name}' asks for nothing of a batch, so there is nothing to sum")
+                raise SaevalError(f"fold '{quantity.name}' requests nothing per-batch, so there is nothing to sum")
             roots -= {"batch"}
             words.append(self._fit_digest() if quantity.on_fit else self._digests["batch"])
         stage = max((n.available for n in nodes), default=0)
@@ -137,13 +142,13 @@ class Graph:
         hooks = {n.hook_name for n in nodes if n.hook_name}
         node = Node(
             quantity, args, roots, len(self._interned), digest_of(words), stage,
-            side=min(sides), sided=sided, hook_name=hooks.pop() if len(hooks) == 1 else None, other_sides=others,
+            side=min(sides), sided=sided, hook_name=hooks.pop() if len(hooks) == 1 else None, other_sides=other_sides,
         )  # fmt: skip
         self._interned[key] = node
         return node
 
     def leaf(self, leaf: Leaf, binding: Binding) -> Node:
-        """The node of a leaf whose value a batch gives."""
+        """Return the node of a leaf whose value comes from a batch."""
         side = binding.side if "batch" in leaf.roots and not leaf.paired else 0
         hook = binding.hook if "hook" in leaf.roots else None
         key = ("leaf", leaf.name, side, hook)
@@ -159,62 +164,63 @@ class Graph:
         if "model" in leaf.roots and not self._digests["model"]:
             raise SaevalError(f"'{leaf.name}' needs a model, and this suite has none; add 'model:'")
         if leaf.paired and not self._pair:
-            raise SaevalError(f"'{leaf.name}' exists for data of kind 'pair' only")
+            raise SaevalError(f"'{leaf.name}' exists only for data of kind 'pair'")
         if "hook" in leaf.roots and binding.hook is None:
-            raise SaevalError(f"'{leaf.name}' belongs to a hook, and this request has none")
+            raise SaevalError(f"'{leaf.name}' needs a hook, and this request has none")
         if "subject" in leaf.roots and binding.subject is None:
-            raise SaevalError(f"'{leaf.name}' belongs to an SAE, and this request has none")
+            raise SaevalError(f"'{leaf.name}' needs an SAE, and this request has none")
         return leaf.resolve(self, binding)
 
     def substitute(self, subject: Subject, binding: Binding) -> Node:
-        """The node that loads a substitute."""
-        within = Binding(subject.parent, subject.build_params, binding.side, hook_name=subject.hook_name)
-        args = {need: self.resolve(need, within) for need in subject.needs}
+        """Return the node that loads a substitute."""
+        build_binding = Binding(subject.parent, subject.build_params, binding.side, hook_name=subject.hook_name)
+        args = {need: self.resolve(need, build_binding) for need in subject.needs}
         for need, arg in args.items():
             if isinstance(arg, Node) and "batch" in arg.roots:
-                raise SaevalError(f"{subject.name}: a control cannot be built from '{need}', which belongs to a batch")
+                raise SaevalError(f"{subject.name}: 'build' requests '{need}', which is per-batch; use a fold instead")
         quantity = Quantity(
             "sae", subject.load, dict.fromkeys(subject.needs), identity=subject.key, origin=subject.origin
         )
         node = self._intern(quantity, args)
-        if not node.subject:  # its weights are its own, whatever it was built from
+        if not node.subject:  # it depends on its hook and subject, whatever it is built from
             node = replace(
                 node, roots=node.roots | {"hook", "subject"}, hook_name=subject.hook_name, subject=subject.name
             )
             self._interned[(quantity.name, quantity.identity, _keys(args))] = node
         return node
 
-    def _at_hooks(self, quantity: Quantity, name: str, binding: Binding) -> Argument:
-        """What `name` is at each hook that the quantity's chooser picks, by hook name."""
+    def _resolve_at_hooks(self, quantity: Quantity, name: str, binding: Binding) -> Argument:
+        """Resolve `name` at each hook that the quantity chooses: a dict by hook name."""
         if binding.hook is None:
-            raise SaevalError(f"'{name}' is wanted at hooks picked from a first one, and this request has none")
-        choose, known = quantity.at_hooks, list(self.widths)
+            raise SaevalError(f"'{name}' is requested at hooks chosen from a first hook, and this request has none")
+        choose, existing = quantity.at_hooks, list(self.widths)
         assert choose is not None
         with blamed(f"the choice of hooks of quantity '{quantity.name}'", quantity.origin):
             params = {p: binding.params[p] for p in parameter_names(choose) if p in binding.params}
-            picked = choose(binding.hook, list(known), **params)
-            if isinstance(picked, str):
-                raise TypeError(f"it returned the text {picked!r}; return a list of hook names")
-            picked = list(picked)
-            if wrong := [hook for hook in picked if hook not in known]:
+            chosen = choose(binding.hook, list(existing), **params)
+            if isinstance(chosen, str):
+                raise TypeError(f"it returned the text {chosen!r}; return a list of hook names")
+            chosen = list(chosen)
+            if unknown := [hook for hook in chosen if hook not in existing]:
                 raise SaevalError(
-                    f"quantity '{quantity.name}' (plugin {quantity.origin}) picks the hook {wrong[0]!r}, which the "
-                    f"model does not have{suggestion(str(wrong[0]), known)}"
+                    f"quantity '{quantity.name}' (plugin {quantity.origin}) chooses the hook {unknown[0]!r}, which the "
+                    f"model does not have{suggestion(str(unknown[0]), existing)}"
                 )
-        hooks = dict.fromkeys(map(self._site, picked))
+        hooks = dict.fromkeys(map(self._site, chosen))
         at = {hook: self.resolve(name, replace(binding, subject=None, hook_name=hook)) for hook in hooks}
         by_hook = Quantity(f"{name} by hook", dict, dict.fromkeys(at), at_hooks=choose, inserted=True)
         return self._intern(by_hook, at) if at else Constant({})
 
     def request(self, names: Iterable[str], bindings: list[Binding], metric: Metric) -> dict[str, Any]:
-        """A metric's requests: lists over members for groups, over the two sides for pairs, as its kind says."""
-        return {name: self._shaped(name, bindings, metric) for name in names}
+        """Resolve a metric's requests: lists over members for a group, over the two sides for pairs."""
+        return {name: self._resolve_for(metric, name, bindings) for name in names}
 
-    def _shaped(self, name: str, bindings: list[Binding], metric: Metric) -> Any:
+    def _resolve_for(self, metric: Metric, name: str, bindings: list[Binding]) -> Any:
         def sides(binding: Binding) -> Any:
-            first = self._asked(name, binding, metric)
+            first = self._resolve_in(metric, name, binding)
             if metric.data == "pair" and isinstance(first, Node) and first.sided:
-                return [first, *(self._asked(name, replace(binding, side=s), metric) for s in range(1, self.sides))]
+                later = (self._resolve_in(metric, name, replace(binding, side=s)) for s in range(1, self.sides))
+                return [first, *later]
             return first
 
         if metric.subject != "group":
@@ -226,45 +232,44 @@ class Graph:
         return sides(bindings[0])
 
     def observe(self, metric: Metric, bindings: list[Binding]) -> dict[str, Any]:
-        """The arguments of `observe`."""
+        """Return the arguments of `observe`."""
         return self.request(observe_requests(metric), bindings, metric)
 
-    def _asked(self, name: str, binding: Binding, metric: Metric) -> Argument:
-        """What a metric means by `name`: `substitute_scores` is `spliced_scores` of each of its own substitutes."""
+    def _resolve_in(self, metric: Metric, name: str, binding: Binding) -> Argument:
+        """Resolve `name` in a metric: `substitute_scores` is `spliced_scores` of each intervention, as a dict."""
         spliced = name.replace("substitute_", "spliced_", 1)
-        if not name.startswith("substitute_") or spliced not in self._known:
+        if not name.startswith("substitute_") or spliced not in self._names:
             return self.resolve(name, binding)
         if not metric.interventions:
-            raise SaevalError(f"metric '{metric.name}' asks for {name} but declares no interventions")
-        found: dict[str, Argument] = {}
-        for intervention, made in self._interventions(metric, binding).items():
-            found[intervention] = self.resolve(spliced, replace(binding, renamed={"reconstruction": made}))
-        return self._intern(Quantity(name, dict, dict.fromkeys(found)), found)
+            raise SaevalError(f"metric '{metric.name}' requests {name} but declares no interventions")
+        by_intervention: dict[str, Argument] = {}
+        for intervention, substitute in self._interventions(metric, binding).items():
+            renamed = {"reconstruction": substitute}
+            by_intervention[intervention] = self.resolve(spliced, replace(binding, renamed=renamed))
+        return self._intern(Quantity(name, dict, dict.fromkeys(by_intervention)), by_intervention)
 
     def _interventions(self, metric: Metric, binding: Binding) -> dict[str, Node]:
-        """What makes each of a metric's substitutes: a function of its own, or `substitutes` for all of them."""
+        """Return the node of each of a metric's substitutes: from a function per name, or one `substitutes` for all."""
+        origin = self._origin(metric.name)
         if isinstance(metric.interventions, Mapping):
-            own = {
-                name: Quantity.anonymous(function, self._origin(metric.name))
-                for name, function in metric.interventions.items()
-            }
-            return {name: self._intern(made, self._arguments(made, binding)) for name, made in own.items()}
-        made = Quantity(
+            functions = {name: Quantity.anonymous(function, origin) for name, function in metric.interventions.items()}
+            return {name: self._intern(make, self._arguments(make, binding)) for name, make in functions.items()}
+        substitutes = Quantity(
             f"{metric.name}.substitutes", metric.substitutes, dict.fromkeys(substitute_requests(metric)),  # type: ignore[attr-defined]
-            identity=json.dumps(dict(binding.params), sort_keys=True, default=str), origin=self._origin(metric.name),
+            identity=json.dumps(dict(binding.params), sort_keys=True, default=str), origin=origin,
         )  # fmt: skip
-        source = self._intern(made, self._arguments(made, binding))
-        picks = {n: Quantity(f"{made.name}[{n}]", _picker(n), {}, inserted=True) for n in metric.interventions}
+        source = self._intern(substitutes, self._arguments(substitutes, binding))
+        picks = {n: Quantity(f"{substitutes.name}[{n}]", _picker(n), {}, inserted=True) for n in metric.interventions}
         return {name: self._intern(pick, {"made": source}) for name, pick in picks.items()}
 
     def conclude(self, metric: Metric, bindings: list[Binding]) -> dict[str, Any]:
-        """The arguments of `conclude` beside the total; none may belong to a batch."""
+        """Return the arguments of `conclude` beside the total; `SaevalError` if one is per-batch."""
         args = self.request(conclude_requests(metric), bindings, metric)
         for name, node in ((n, a) for n, arg in args.items() for a in flattened(arg)):
             if "batch" in node.roots:
                 raise SaevalError(
-                    f"conclude of metric '{metric.name}' asks for '{name}', which belongs to a batch; "
-                    f"ask for it in observe, or for a fold"
+                    f"conclude of metric '{metric.name}' requests '{name}', which is per-batch; "
+                    f"request it in observe, or use a fold"
                 )
         return args
 
@@ -286,5 +291,5 @@ def _picker(name: str) -> Callable[..., Any]:
     return pick
 
 
-def _listed(**sides: Any) -> list[Any]:
+def _list_of(**sides: Any) -> list[Any]:
     return list(sides.values())

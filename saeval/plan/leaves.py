@@ -1,4 +1,4 @@
-"""The leaves of the graph: requests that saeval itself answers, each an object that knows its roots and its value."""
+"""The leaves of the graph: requests that saeval itself answers. Each is an object with its roots and its value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Planned(Protocol):
-    """The graph, as far as leaves need it."""
+    """The part of the graph that leaves use."""
 
     widths: Mapping[str, int]
     reward_unit: str
@@ -28,7 +28,7 @@ class Planned(Protocol):
 
 
 class Values(Protocol):
-    """A batch under way, as far as leaves need it."""
+    """The part of an evaluator, with its current batch, that leaves use."""
 
     model: Model | None
     batch: Batch | PairBatch
@@ -41,20 +41,20 @@ class Values(Protocol):
 
 @dataclass(frozen=True)
 class Leaf(Quantity):
-    """A request that saeval itself answers: `function(values, node)` takes its value from a batch."""
+    """A request that saeval itself answers: `function(values, node)` returns its value for a batch."""
 
     roots: frozenset[str] = frozenset()
-    """Of model, batch, hook and subject, those that it needs."""
+    """Those of model, batch, hook and subject that its value depends on."""
     gives: type | None = None
-    """The structure that it gives, where its value is one."""
+    """The class of its value, if it is a documented structure."""
 
     def resolve(self, graph: Planned, binding: Binding) -> Argument:
-        """Its node, or its value where that is known before a run."""
+        """Return its node, or its value if that is known before the run."""
         return graph.leaf(self, binding)
 
 
-class Known(Leaf):
-    """A leaf that is known before a run: `function(graph, binding)` gives its node or constant."""
+class PlannedLeaf(Leaf):
+    """A leaf that is resolved before the run: `function(graph, binding)` returns its node or constant."""
 
     def resolve(self, graph: Planned, binding: Binding) -> Argument:
         argument: Argument = self.function(graph, binding)
@@ -62,16 +62,16 @@ class Known(Leaf):
 
 
 LEAVES: dict[str, Leaf] = {}
-"""All of them, by name."""
+"""All leaves by name."""
 
 
 def _leaf(roots: str = "", kind: type[Leaf] = Leaf, **marks: Any) -> Callable[[Callable[..., Any]], Leaf]:
-    def made(function: Callable[..., Any]) -> Leaf:
+    def register(function: Callable[..., Any]) -> Leaf:
         name = function.__name__
         LEAVES[name] = kind(name, function, {}, roots=frozenset(roots.split()), **marks)
         return LEAVES[name]
 
-    return made
+    return register
 
 
 @_leaf("model", gives=Model)
@@ -88,37 +88,37 @@ def batch(values: Values, node: Node) -> Batch:
 
 @_leaf("batch", paired=True)
 def divergence(values: Values, node: Node) -> Tensor:
-    """Pairs: the first differing position, an integer tensor [batch]."""
+    """Pairs only: the first position at which the two sides differ, an integer tensor [batch]."""
     assert isinstance(values.batch, PairBatch)
     return values.batch.divergence
 
 
-@_leaf(kind=Known)
+@_leaf(kind=PlannedLeaf)
 def reward_unit(graph: Planned, binding: Binding) -> Constant:
-    """Unit of the reward: `reward`, or `nats` where it is a causal model's log-likelihood."""
+    """Unit of the reward: `reward`, or `nats` for the log-likelihood of a causal model."""
     return Constant(graph.reward_unit)
 
 
-@_leaf("hook", kind=Known)
+@_leaf("hook", kind=PlannedLeaf)
 def hook_name(graph: Planned, binding: Binding) -> Constant:
     """The canonical hook name, such as blocks.6.hook_resid_pre."""
     return Constant(binding.hook)
 
 
-@_leaf("hook", kind=Known)
+@_leaf("hook", kind=PlannedLeaf)
 def d_in(graph: Planned, binding: Binding) -> Constant:
     """Width of the hook, an integer."""
     return Constant(graph.widths[binding.hook or ""])
 
 
-@_leaf("hook subject", kind=Known, gives=Substitute)
+@_leaf("hook subject", kind=PlannedLeaf, gives=Substitute)
 def sae(graph: Planned, binding: Binding) -> Node:
-    """The substitute, a `Substitute`: an SAE, a control."""
+    """The substitute, a `Substitute`: an SAE or a control."""
     assert binding.subject is not None
     return graph.substitute(binding.subject, binding)
 
 
-@_leaf("hook subject", kind=Known)
+@_leaf("hook subject", kind=PlannedLeaf)
 def subject_name(graph: Planned, binding: Binding) -> Constant:
     """The substitute's name in the suite."""
     assert binding.subject is not None
@@ -131,9 +131,9 @@ def activations(values: Values, node: Node) -> Tensor:
     return values.activations(node)
 
 
-@_leaf(kind=Known)  # its roots are those of the activations, which the data may supply without a model
+@_leaf(kind=PlannedLeaf)  # its roots are those of the activations, which the data may supply without a model
 def sae_input(graph: Planned, binding: Binding) -> Argument:
-    """Activations that the SAE encodes: those at the hook, save for transcoders, [batch, seq, d_in]."""
+    """Activations that the SAE encodes, [batch, seq, d_in]: those at its hook; of a transcoder, at its input hook."""
     if binding.subject is not None and binding.subject.input_hook is not None:
         binding = replace(binding, subject=None, hook_name=binding.subject.input_hook)
     return graph.resolve("activations", binding)
@@ -147,27 +147,27 @@ def clean_final(values: Values, node: Node) -> Tensor | None:
 
 @_leaf("model batch hook", gives=Resume)
 def resume(values: Values, node: Node) -> Resume:
-    """Function, a `Resume`: activations at the hook -> final, running only what comes after the hook."""
+    """Function, a `Resume`: activations at the hook -> final state, running only the model after the hook."""
     return values.resume(node)
 
 
 def supplied(name: str) -> Leaf:
-    """A name that the data supply with each batch."""
+    """Return the leaf of a name that the data supply with each batch."""
 
     def value(values: Values, node: Node) -> Any:
         side = values.side(node)
         if name not in side.supplied:
-            raise KeyError(f"the data say that they supply '{name}', but a batch of theirs has {sorted(side.supplied)}")
+            raise KeyError(f"the data source declares '{name}' in 'supplies', but a batch has {sorted(side.supplied)}")
         return side.supplied[name]
 
     return Leaf(name, value, {}, roots=frozenset({"batch"}))
 
 
 def hooks_of(leaf: Leaf, nodes: Iterable[Node]) -> list[str]:
-    """The hooks at which `nodes` have this leaf."""
+    """Return the hooks at which `nodes` contain this leaf."""
     return sorted({n.hook_name for n in nodes if n.quantity is leaf and n.hook_name})
 
 
 def reach_the_end(nodes: Iterable[Node]) -> bool:
-    """True if some node needs the model's final state, clean or resumed."""
+    """True if a node needs the model's final state, clean or resumed."""
     return any(n.quantity is clean_final or n.quantity is resume for n in nodes)

@@ -1,4 +1,4 @@
-"""The `model:` of a suite: the adapter asked what it would load."""
+"""The `model:` of a suite as the spec of the model that its adapter would load."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from saeval.suite.schema import Suite
 
 
 def model_spec(suite: Suite, registry: Registry, options: RunOptions, problems: list[Problem]) -> ModelSpec | None:
-    """The model's spec; None for a suite without one, or where its entry is wrong."""
+    """Return the model's spec; None for a suite without a model, or, with problems, if its entry is wrong."""
     if suite.live_model is not None:
         return suite.live_model  # type: ignore[no-any-return]
     raw = suite.body.model
@@ -25,12 +25,12 @@ def model_spec(suite: Suite, registry: Registry, options: RunOptions, problems: 
         return None
     entry = {"use": raw} if isinstance(raw, str) else dict(raw)
     use, adapter, dtype = entry.pop("use", None), entry.pop("adapter", None), options.dtype
-    known = sorted({*registry.models.names(), *registry.adapters.names()})
+    names = sorted({*registry.models.names(), *registry.adapters.names()})
     if adapter is not None and not isinstance(adapter, str):
         problems.append(suite.problem(f"'adapter' is a name, got {adapter!r}", "model", "adapter"))
         return None
     if not isinstance(use, str):
-        problems.append(suite.problem(f"'model' needs 'use', one of: {', '.join(known)}", "model"))
+        problems.append(suite.problem(f"'model' needs 'use', one of: {', '.join(names)}", "model"))
         return None
     try:
         if use in registry.models:
@@ -41,22 +41,22 @@ def model_spec(suite: Suite, registry: Registry, options: RunOptions, problems: 
         elif use in registry.adapters:
             chosen = use
         else:
-            raise _unknown(registry, use, known)
+            raise _unknown(registry, use, names)
         if dtype is not None:
             entry["dtype"] = dtype
-        found = registry.adapters.entry(chosen)
-        with blamed(f"model adapter '{chosen}'", found.origin):
-            spec = found.thing().spec(entry)
+        adapter_entry = registry.adapters.entry(chosen)
+        with blamed(f"model adapter '{chosen}'", adapter_entry.origin):
+            spec = adapter_entry.thing().spec(entry)
             if not isinstance(spec, ModelSpec):
-                raise TypeError(f"'spec' returned {type(spec).__name__}, which is no ModelSpec")
-            spec.code = code_identity(found.thing, found.origin)
+                raise TypeError(f"'spec' returned {type(spec).__name__}, which is not a ModelSpec")
+            spec.code = code_identity(adapter_entry.thing, adapter_entry.origin)
             if use in registry.models:
                 spec.name = use
-        return cast(ModelSpec, Guarded(spec, f"model adapter '{chosen}'", found.origin, _placed(suite)))
+        return cast(ModelSpec, Guarded(spec, f"model adapter '{chosen}'", adapter_entry.origin, _placed(suite)))
     except ParameterError as error:
         for fault, problem in zip(error.faults, suite.problems(error, "model"), strict=True):
-            by_option = dtype is not None and fault.location == ("dtype",)
-            problems.append(Problem(f"{options.spelled('dtype', dtype)}: {fault.sentence}") if by_option else problem)
+            from_option = dtype is not None and fault.location == ("dtype",)
+            problems.append(Problem(f"{options.spelled('dtype', dtype)}: {fault.sentence}") if from_option else problem)
     except SaevalError as error:
         unknown_adapter = isinstance(error, UnknownNameError) and error.kind == registry.adapters.kind
         problems += suite.problems(error, "model", "adapter" if adapter and unknown_adapter else "use")
@@ -64,12 +64,12 @@ def model_spec(suite: Suite, registry: Registry, options: RunOptions, problems: 
 
 
 def _placed(suite: Suite) -> Callable[[str], Problem]:
-    """For what the adapter finds out later, in whichever part of the suite that is asked for first."""
+    """Return a function that places an adapter's later errors at `model:`, wherever in the suite they occur."""
     return lambda message: suite.problem(message, "model", "use")
 
 
-def _unknown(registry: Registry, use: str, known: list[str]) -> SaevalError:
+def _unknown(registry: Registry, use: str, names: list[str]) -> SaevalError:
     if paths(use):
         entry = f"write {{use: ADAPTER, path: {use}}}, with an adapter of {', '.join(registry.adapters.names())}"
         return SaevalError(f"no registered model is named '{use}', which is a path; {entry}")
-    return UnknownNameError(registry.models.kind, use, known, failures=registry.plugins.failures)
+    return UnknownNameError(registry.models.kind, use, names, failures=registry.plugins.failures)

@@ -12,7 +12,7 @@ from saeval.interfaces.substitute import Subject
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A quantity with its requests resolved. Its roots, of model, batch, hook and subject, follow from them."""
+    """A quantity with its requests resolved. From these follow its roots: those of model, batch, hook and subject."""
 
     quantity: Quantity
     args: Mapping[str, Argument]
@@ -21,15 +21,15 @@ class Node:
     digest: str
     """Hash of everything that determines the value: code, arguments, weights, tokens."""
     stage: int
-    """The first pass in which it can be computed: one more than those of the folds it needs."""
+    """The first pass in which it can be computed: the one after the passes of the folds it needs."""
     side: int = 0
     sided: bool = False
-    """Over pairs: whether each side has its own."""
+    """True if, over pairs, each side has its own node."""
     hook_name: str | None = None
     subject: str = ""
-    """Of a node that loads a substitute: its name in the suite."""
+    """For a node that loads a substitute: the substitute's name in the suite."""
     other_sides: tuple[Mapping[str, Argument], ...] = ()
-    """A fold over pairs: its arguments on the sides after the first."""
+    """For a fold over pairs: its arguments on the sides after the first."""
 
     @property
     def name(self) -> str:
@@ -37,22 +37,24 @@ class Node:
 
     @property
     def inputs(self) -> list[Node]:
-        """The nodes whose values this one's computation takes."""
+        """The nodes among its arguments."""
         return [a for a in self.args.values() if isinstance(a, Node)]
 
     @property
     def gathered(self) -> Argument:
-        """The argument of which one call takes the values of several nodes; only where the quantity is `gathered`."""
+        """The argument whose values one call takes for several nodes; only for a `gathered` quantity."""
         return self.args[self.quantity.gathered]
 
     @property
     def available(self) -> int:
-        """The first pass that can use the value: a fold's is whole only after its own pass."""
+        """The first pass that can use the value; for a fold, the one after its own pass."""
         return self.stage + 1 if self.quantity.fold else self.stage
 
 
 @dataclass(frozen=True)
 class Constant:
+    """An argument whose value is known before the run."""
+
     value: Any
 
 
@@ -62,7 +64,7 @@ Arguments: TypeAlias = "Mapping[str, Argument | list[Any]]"
 
 @dataclass(frozen=True)
 class Binding:
-    """What the names of one configured metric mean: its subject, its parameters, the side of a pair."""
+    """The meaning of names in one configured metric: its subject, parameters, side of a pair and renamed requests."""
 
     subject: Subject | None
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -76,22 +78,22 @@ class Binding:
 
 
 def flattened(argument: Any) -> list[Node]:
-    """The nodes in an argument, which may be nested lists."""
+    """Return the nodes in an argument, which may be a nested list."""
     if isinstance(argument, Node):
         return [argument]
-    return [node for one in argument for node in flattened(one)] if isinstance(argument, list) else []
+    return [node for item in argument for node in flattened(item)] if isinstance(argument, list) else []
 
 
 def closure(nodes: Iterable[Node], beyond: Callable[[Node], bool] = lambda node: True) -> dict[int, Node]:
-    """All nodes needed for `nodes`, by serial; what a node was made of only where `beyond` says so."""
-    found: dict[int, Node] = {}
+    """Return `nodes` and all nodes that they need, by serial; the inputs of a node only if `beyond(node)`."""
+    reached: dict[int, Node] = {}
     waiting = list(nodes)
     while waiting:
         node = waiting.pop()
-        if node.serial in found:
+        if node.serial in reached:
             continue
-        found[node.serial] = node
+        reached[node.serial] = node
         if beyond(node):
             waiting += node.inputs
             waiting += [a for side in node.other_sides for a in side.values() if isinstance(a, Node)]
-    return found
+    return reached

@@ -1,4 +1,4 @@
-"""Suite -> Plan: cells with content keys, the passes they need, and every problem found before weights load."""
+"""Plans a suite: its cells with their keys, and all problems that can be found before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from saeval.results.result import SCHEMA
 from saeval.suite.schema import MetricEntry, Suite
 
 _PROBE_TOKENS = 16
-"""Length of the row that live SAEs are shown, where the data do not say how long rows are."""
+"""Length of the row on which live SAEs are tried if the data do not say how long rows are."""
 
 
 @dataclass
 class Plan:
-    """All a run will do, and a `check` will print."""
+    """Everything that a run will do and `saeval check` prints. Hooks `saeval_check` and `saeval_run_started` get it."""
 
     suite: Suite
     registry: Registry
@@ -48,28 +48,28 @@ class Plan:
     options: RunOptions
     check_hooks: Any = None
     examined: Mapping[str, Mapping[str, Argument]] = field(default_factory=dict)
-    """What the preflight of an SAE asks for, by the SAE's key."""
+    """Requests of the preflight of an SAE, by the SAE's key."""
     proofs: Mapping[str, Mapping[str, Argument]] = field(default_factory=dict)
-    """What the proof of a resume asks for, by the hook."""
+    """Requests of the proof that the model resumes correctly, by hook."""
     final: Mapping[str, Argument] | None = None
-    """What the examination of the model's clean final state asks for; None without a model."""
+    """Requests of the examination of the model's clean final state; None without a model."""
     places: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
-    """Where each SAE stands in the suite."""
+    """Place of each SAE in the suite."""
     stopping: Stopping | None = None
     passing: frozenset[str] = frozenset()
-    """Keys that no later run has: of live objects that the caller did not name, and of what is made of them."""
+    """Keys that no later run will have: those of unnamed live objects and of controls built from them."""
 
     @property
     def name(self) -> str:
         return self.suite.name
 
     def verify(self) -> None:
-        """The checks that look at the model's config and at plugins' own conditions; `SuiteError` if any fails."""
+        """Check the SAEs' hooks against the model's config, and call `saeval_check`; `SuiteError` if a check fails."""
         problems: list[Problem] = []
         if self.check_hooks:
             problems += self.check_hooks()
         if self.spec is not None:
-            self.spec.facts()  # an adapter that cannot say them should not stop a run half-way
+            self.spec.facts()  # an adapter in which this fails should not stop a run half-way
         plugins = self.registry.plugins
         for problem, origin in plugins.collect("saeval_check", plan=self):
             if isinstance(problem, Problem):
@@ -80,16 +80,16 @@ class Plan:
         if problems:
             raise SuiteError(problems)
 
-    def comes_again(self, node: Node) -> bool:
-        """Whether a later run may ask for this node, so that storing its value is of use."""
+    def is_reusable(self, node: Node) -> bool:
+        """True if a later run may request this node, so that its value is worth storing."""
         if self.spec is not None and self.spec.live_key in self.passing and "model" in node.roots:
             return False
         return not any(n.quantity.identity in self.passing for n in closure([node]).values())
 
     def folds(self, cells: Iterable[Cell], stored: Iterable[str] = ()) -> dict[int, Node]:
-        """Folds that `cells` need, by serial; those `stored` (by digest) hide what they were made of."""
-        known = set(stored)
-        needed = closure([n for cell in cells for n in cell.nodes()], beyond=lambda n: n.digest not in known)
+        """Return the folds that `cells` need, by serial, without those needed only for `stored` ones (digests)."""
+        digests = set(stored)
+        needed = closure([n for cell in cells for n in cell.nodes()], beyond=lambda n: n.digest not in digests)
         return {serial: node for serial, node in needed.items() if node.quantity.fold}
 
 
@@ -105,26 +105,26 @@ class _Planner:
         metrics = [configured for entry in entries if (configured := self._metric(entry)) is not None]
         by_alias = {entry.alias: None for entry in entries} | {entry.alias: metric for entry, metric in metrics}
         spec = model_spec(self.suite, self.registry, self.options, self.problems)
-        found = streams(self.suite, self.registry, spec, self.options.limit, self.problems)
+        data = streams(self.suite, self.registry, spec, self.options.limit, self.problems)
         subjects = Subjects(self.suite, self.registry, spec, self.problems, self.options)
         saes = subjects.saes()
         controls = subjects.controls(saes)
         groups = self._groups(saes)
         self._without_saes(metrics)
-        if len(entries) == len(self.suite.body.metrics):  # else the names of some metrics are not known
+        if len(entries) == len(self.suite.body.metrics):  # else the names of some metrics are unknown
             self.problems += layout_problems(self.suite, by_alias, None if self.problems else controls)
         self._batch_size()
-        if self.problems or found is None:
+        if self.problems or data is None:
             self._raise(subjects, saes)
-        assert found is not None
-        graph = self._graph(spec, found, subjects)
-        subjects_of = {entry.alias: self._subjects_of(made, entry, saes, controls, groups) for entry, made in metrics}
+        assert data is not None
+        graph = self._graph(spec, data, subjects)
+        subjects_of = {e.alias: self._subjects_of(metric, e, saes, controls, groups) for e, metric in metrics}
         order = {s.key: i for i, s in enumerate([*saes, *controls])}
         cells = []
-        for entry, made in metrics:
+        for entry, metric in metrics:
             for members in subjects_of[entry.alias]:
                 first = min((order[s.key] for s in members), default=-1)
-                if cell := self._cell(graph, spec, found, entry, made, members, first):
+                if cell := self._cell(graph, spec, data, entry, metric, members, first):
                     cells.append(cell)
         stop, cells = stopping(self.suite, cells, self.problems)
         if self.problems:
@@ -132,12 +132,12 @@ class _Planner:
 
         def check_hooks() -> list[Problem]:
             before = len(self.problems)
-            subjects.check_hooks(saes, found.evaluation.context or _PROBE_TOKENS)
+            subjects.check_hooks(saes, data.evaluation.context or _PROBE_TOKENS)
             return self.problems[before:]
 
         examined = {s.key: requests for s in saes if (requests := _examination_requests(graph, s)) is not None}
         return Plan(
-            self.suite, self.registry, spec, found, [*saes, *controls], cells, self.options,
+            self.suite, self.registry, spec, data, [*saes, *controls], cells, self.options,
             check_hooks, examined, _proofs(graph, cells), _final(graph) if spec else None, subjects.places, stop,
             self._passing(spec, [*saes, *controls]),
         )  # fmt: skip
@@ -149,12 +149,12 @@ class _Planner:
         return frozenset(live | ({spec.live_key} if spec is not None and spec.live_key else set()))
 
     def _raise(self, subjects: Subjects, saes: list[Subject]) -> None:
-        if subjects.spec is not None:  # a wrong hook should not wait for the other problems to be mended
+        if subjects.spec is not None:  # report wrong hooks together with the other problems
             subjects.check_hooks(saes)
         raise SuiteError(self.problems)
 
     def _metric(self, entry: MetricEntry) -> tuple[MetricEntry, Metric] | None:
-        """The metric of an entry, with the entry's parameters complete; None, and problems, where it is wrong."""
+        """Return an entry with all its parameters, and its metric; None, with problems, if the entry is wrong."""
         try:
             cls = self.registry.metrics[entry.name]
             params = validated(cls, entry.params, f"metric '{entry.name}'")
@@ -163,28 +163,28 @@ class _Planner:
                 freeze(metric)
             clash = [p for p in params if p in self.registry.quantities or p in LEAVES]
             if clash:
-                raise SaevalError(f"metric '{entry.name}': its parameter '{clash[0]}' has the name of a quantity")
+                raise SaevalError(f"metric '{entry.name}': its parameter '{clash[0]}' is also the name of a quantity")
         except (SaevalError, ValueError) as error:
             self.problems += self.suite.problems(error, *entry.location, key=True)
             return None
         if (entry.over is None) == (metric.subject == "group"):
-            wanted = "needs 'over: GROUP'" if metric.subject == "group" else "takes no 'over'"
-            self.problems.append(self.suite.problem(f"metric '{entry.name}' {wanted}", *entry.location))
+            rule = "needs 'over: GROUP'" if metric.subject == "group" else "takes no 'over'"
+            self.problems.append(self.suite.problem(f"metric '{entry.name}' {rule}", *entry.location))
             return None
         return replace(entry, params=params), metric
 
     def _without_saes(self, metrics: list[tuple[MetricEntry, Metric]]) -> None:
-        """What would have no cell in a suite that names no SAE."""
+        """Add a problem for metrics or controls that would have no cell, in a suite without SAEs."""
         if self.suite.body.saes or self.suite.live:
             return
         remedy = "add 'saes:', as in 'saes: [testbed/relu-3]' or 'saes: [{use: FORMAT, path: FOLDER}]'"
-        needing = [entry for entry, metric in metrics if metric.subject == "sae"]
-        if needing:
-            names = ", ".join(f"'{entry.alias}'" for entry in needing)
+        of_saes = [entry for entry, metric in metrics if metric.subject == "sae"]
+        if of_saes:
+            names = ", ".join(f"'{entry.alias}'" for entry in of_saes)
             message = f"{names}: evaluated on SAEs, and the suite has none; {remedy}"
-            self.problems.append(self.suite.problem(message, *needing[0].location))
+            self.problems.append(self.suite.problem(message, *of_saes[0].location))
         elif self.suite.body.controls:
-            message = f"controls stand at the hooks of SAEs, and the suite has no SAE; {remedy}"
+            message = f"controls are placed at the hooks of SAEs, and the suite has no SAE; {remedy}"
             self.problems.append(self.suite.problem(message, "controls"))
 
     def _groups(self, saes: list[Subject]) -> dict[str, list[Subject]]:
@@ -201,17 +201,17 @@ class _Planner:
         return groups
 
     def _batch_size(self) -> None:
-        """The option's, else the suite's, else 16."""
+        """Set the batch size: the option, or that of the suite."""
         size = self.options.batch_size if self.options.batch_size is not None else self.suite.body.batch
         self.options = replace(self.options, batch_size=size)
 
-    def _graph(self, spec: ModelSpec | None, found: Streams, subjects: Subjects) -> Graph:
+    def _graph(self, spec: ModelSpec | None, data: Streams, subjects: Subjects) -> Graph:
         most = spec.context if spec is not None else None
-        if found.options is not None:  # before the rows are made: each takes memory by its context
-            self._check_context(found.options.context, spec, most)
+        if data.options is not None:  # before the rows are built, which take memory by their context
+            self._check_context(data.options.context, spec, most)
         try:
-            with found.answered_for():
-                evaluation = found.evaluation
+            with data.answered_for():
+                evaluation = data.evaluation
                 longest, needs_model, _ = evaluation.context, evaluation.needs_model, evaluation.n_clusters
                 data_digest, pair, supplies = evaluation.fingerprint, evaluation.pair, frozenset(evaluation.supplies)
         except SaevalError as error:
@@ -222,11 +222,11 @@ class _Planner:
         return Graph(
             self.registry.quantities.__getitem__,
             self.registry.quantities.names(),
-            widths=_Lazily(lambda: spec.hooks() if spec else {}),
+            widths=_LazyWidths(lambda: spec.hooks() if spec else {}),
             control=subjects.ablation,
             model_digest=digest_of([_identity(spec), spec.code]) if spec else "",
             data_digest=data_digest,
-            fit_digest=lambda: found.fit.fingerprint,
+            fit_digest=lambda: data.fit.fingerprint,
             pair=pair,
             supplies=supplies,
             site=spec.site if spec else str,
@@ -246,22 +246,22 @@ class _Planner:
         if metric.subject == "group":
             members = groups[entry.over] if entry.over else []
             if not members:
-                self._once(f"group '{entry.over}' has no members", entry)
+                self._add_once(f"group '{entry.over}' has no members", entry)
             return [members] if members else []
         if metric.subject == "none":
             return [[]]
         return [[s] for s in [*saes, *controls]]
 
     def _cell(
-        self, graph: Graph, spec: ModelSpec | None, found: Streams, entry: MetricEntry, metric: Metric,
+        self, graph: Graph, spec: ModelSpec | None, data: Streams, entry: MetricEntry, metric: Metric,
         members: list[Subject], order: int,
     ) -> Cell | None:  # fmt: skip
         params = entry.params
         bindings = [Binding(subject, params) for subject in members] or [Binding(None, params)]
         needs_pair = metric.data == "pair"
-        if needs_pair != found.evaluation.pair and hasattr(metric, "observe"):
-            wanted = "pairs" if needs_pair else "a stream of text"
-            self._once(f"metric '{entry.name}' observes {wanted}; the data '{found.source.name}' is not", entry)
+        if needs_pair != data.evaluation.pair and hasattr(metric, "observe"):
+            needed = "preference pairs" if needs_pair else "a stream of text"
+            self._add_once(f"metric '{entry.name}' needs {needed}, which data '{data.source.name}' is not", entry)
             return None
         origin = self.registry.metrics.entry(entry.name).origin
         try:
@@ -269,13 +269,13 @@ class _Planner:
                 observe = graph.observe(metric, bindings) if hasattr(metric, "observe") else None
                 conclude = graph.conclude(metric, bindings)
         except SaevalError as error:
-            self._once(f"metric '{entry.name}': {error}", entry)
+            self._add_once(f"metric '{entry.name}': {error}", entry)
             return None
         record = {
             "suite": self.suite.name,
             "subjects": [subject_record(s) for s in members],
             "model": _identity(spec) | {"name": spec.name} if spec else None,
-            "data": found.description,
+            "data": data.description,
             "metric": metric.name,
             "alias": entry.alias,
             "metric_version": metric.version,
@@ -294,14 +294,14 @@ class _Planner:
                 for name, a in part.items()
             ],
             substitute_requests(metric),
-            found.evaluation.fingerprint if streamed else "",
+            data.evaluation.fingerprint if streamed else "",
         ]  # fmt: skip
         return Cell(
             digest_of(words)[:24], metric, entry, members, observe, conclude, record, order,
             streamed, foreign=not origin.own,
         )  # fmt: skip
 
-    def _once(self, message: str, entry: MetricEntry) -> None:
+    def _add_once(self, message: str, entry: MetricEntry) -> None:
         problem = self.suite.problem(message, *entry.location)
         if problem not in self.problems:
             self.problems.append(problem)
@@ -312,7 +312,7 @@ def _identity(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _examination_requests(graph: Graph, sae: Subject) -> dict[str, Argument] | None:
-    """What it takes to examine an SAE; None where the suite has no activations to show it."""
+    """Return the requests of an SAE's examination; None if the suite has no activations for it."""
     try:
         return {name: graph.resolve(name, Binding(sae)) for name in ("sae", "sae_input", "activations", "mask")}
     except SaevalError:
@@ -320,7 +320,7 @@ def _examination_requests(graph: Graph, sae: Subject) -> dict[str, Argument] | N
 
 
 def _proofs(graph: Graph, cells: Iterable[Cell]) -> dict[str, dict[str, Argument]]:
-    """What it takes to prove the resume at each hook where a cell resumes."""
+    """Return the requests of the proof of a resume, by hook, for each hook at which a cell resumes."""
     nodes = closure([n for cell in cells for n in cell.nodes()]).values()
     names = ("activations", "resume", "clean_final", "batch")
     at = {hook: Binding(None, hook_name=hook) for hook in hooks_of(resume, nodes)}
@@ -331,26 +331,26 @@ def _final(graph: Graph) -> dict[str, Argument]:
     return {name: graph.resolve(name, Binding(None)) for name in ("model", "batch", "clean_final")}
 
 
-class _Lazily(Mapping[str, int]):
-    """A mapping made at the first look: a config is read only where something asks for a width."""
+class _LazyWidths(Mapping[str, int]):
+    """Widths of hooks, read when first used: a config is read only if a request needs a width."""
 
-    def __init__(self, make: Callable[[], Mapping[str, int]]) -> None:
-        self._make = functools.cache(make)
+    def __init__(self, read: Callable[[], Mapping[str, int]]) -> None:
+        self._read = functools.cache(read)
 
     def __getitem__(self, key: str) -> int:
-        if key not in self._make():
+        if key not in self._read():
             raise SaevalError(f"the model has no hook '{key}'")
-        return self._make()[key]
+        return self._read()[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._make())
+        return iter(self._read())
 
     def __len__(self) -> int:
-        return len(self._make())
+        return len(self._read())
 
 
 def plan(suite: Suite, registry: Registry, options: RunOptions) -> Plan:
-    """Resolve everything a suite names; `SuiteError` lists all problems at once."""
+    """Plan a suite: resolve all its names; `SuiteError` lists all problems at once."""
     return _Planner(suite, registry, options).plan()
 
 

@@ -1,4 +1,4 @@
-"""Adaptive stopping: at which rows a run may stop, and when its errors are small enough."""
+"""Adaptive stopping: the rows at which a run may stop, and the rule by which it does."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ FIRST = 64
 
 
 class StoppingPoint(NamedTuple):
-    """A row of the stream at which a run may stop: how many rows and documents come before it."""
+    """A point of the stream at which a run may stop: the number of rows and documents before it."""
 
     sequences: int
     documents: int
 
 
 def stopping_points(clusters: Int[np.ndarray, "n"]) -> list[StoppingPoint]:
-    """The points at which a run over rows of these documents may stop, all before its end.
+    """Return the points before the end at which a run may stop; `clusters` holds the document of each row.
 
-    The first takes every row before the 65th document first appears, so all that the stream shows of its first
-    64 documents; the next ones those of the first 128, 256, ... Where the documents run out, each further point has
-    twice the rows of the one before. Whole documents, one after the other, are never cut by the former points.
+    The first point has all rows before the first row of the 65th document, the next ones all before that of the 129th,
+    the 257th, ... When the documents run out, each further point has twice the rows of the one before. If the rows of
+    each document are adjacent, points of the first kind never split a document.
     """
-    first = np.sort(np.unique(clusters, return_index=True)[1])
+    first_rows = np.sort(np.unique(clusters, return_index=True)[1])
     ends: list[int] = []
-    while (documents := FIRST << len(ends)) < len(first):
-        ends.append(int(first[documents]))
+    while (documents := FIRST << len(ends)) < len(first_rows):
+        ends.append(int(first_rows[documents]))
     while ends and 2 * ends[-1] < len(clusters):
         ends.append(2 * ends[-1])
-    return [StoppingPoint(end, int((first < end).sum())) for end in ends]
+    return [StoppingPoint(end, int((first_rows < end).sum())) for end in ends]
 
 
 def precise(history: Sequence[Mapping[str, float | None]], targets: Mapping[str, float]) -> bool:
     """The stopping rule: True if the run stops at the last point of `history`.
 
-    `history` holds for each stopping point so far, in order, the largest standard error over all subjects of each value
-    of `targets`, in its unit; None where the value of some subject has none yet. The run stops where every error is at
-    most its target at the last two points: an error that is small once by chance stops nothing.
+    `history` holds one mapping per stopping point so far, in order: the largest standard error over all subjects of
+    each value in `targets`, in its unit, or None if a subject has no error yet. The run stops if each error is at most
+    its target at the last two points, so that an error that is small once by chance does not stop it.
     """
     return len(history) > 1 and all(
         (error := errors_then.get(name)) is not None and error <= target
@@ -57,44 +57,44 @@ def precise(history: Sequence[Mapping[str, float | None]], targets: Mapping[str,
 
 
 def largest(errors: Mapping[str, float | None]) -> tuple[float | None, str | None]:
-    """The largest error and whose it is; None for one that is missing, which is larger than any, or where all are."""
+    """Return the largest error and its subject. A missing error counts as the largest; both are None without errors."""
     if not errors:
         return None, None
-    whose = max(errors, key=lambda subject: math.inf if (e := errors[subject]) is None else e)
-    return errors[whose], whose
+    largest_of = max(errors, key=lambda subject: math.inf if (e := errors[subject]) is None else e)
+    return errors[largest_of], largest_of
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """What a suite's `precision:` asks for."""
+    """The adaptive stop that a suite's `precision:` requests."""
 
     targets: Mapping[str, float]
-    """Largest standard error by `metric.value`, in the value's unit."""
+    """Largest allowed standard error by `metric.value`, in the value's unit."""
     asked: Mapping[str, Sequence[str]]
     """Names of `targets` by the key of the cell that has them."""
     key: str
-    """Hash of what determines where a run stops: the targets, and every cell that they are about."""
+    """Hash of everything that determines where a run stops: the targets and the cells that have them."""
 
 
 def stopping(suite: Suite, cells: list[Cell], problems: list[Problem]) -> tuple[Stopping | None, list[Cell]]:
-    """The suite's adaptive stopping, and its cells as they are with it; None where it has none, or with problems.
+    """Return the suite's adaptive stopping, None without one or with problems, and its cells with their new keys.
 
-    The keys of all cells that see rows depend on it: where one stops is decided by all.
+    The keys of all cells that see rows depend on the stopping, since all cells together decide where a run stops.
     """
     targets = suite.body.precision
     named: dict[str, list[str]] = {}
     for name in targets:
         alias = name.partition(".")[0]
-        found = [cell for cell in cells if cell.entry.alias == alias]
-        if found and found[0].observe is None:
-            message = f"precision: metric '{alias}' observes no rows, so more of them make nothing more precise"
+        matching = [cell for cell in cells if cell.entry.alias == alias]
+        if matching and matching[0].observe is None:
+            message = f"precision: metric '{alias}' observes no rows, so more rows do not make it more precise"
             problems.append(suite.problem(message, "precision", name, key=True))
-        for cell in found:
+        for cell in matching:
             named.setdefault(cell.key, []).append(name)
     if not targets or problems:
         return None, cells
-    about = sorted([key, name.partition(".")[2], targets[name]] for key, names in named.items() for name in names)
-    stop = digest_of([FIRST, about])[:24]
+    words = sorted([key, name.partition(".")[2], targets[name]] for key, names in named.items() for name in names)
+    stop = digest_of([FIRST, words])[:24]
     asked, stopped = {}, []
     for cell in cells:
         record = {**cell.record, "data": {**cell.record["data"], "precision": dict(targets), "stopping": stop}}

@@ -1,4 +1,4 @@
-"""The `data:` of a suite as rows ready to stream: the evaluated documents, and the fit split beside them."""
+"""The `data:` of a suite as rows ready to stream: the evaluated rows and the fit split."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger("saeval")
 
 
 class Streams:
-    """The suite's one data source. Tokenising happens at the first look at `evaluation` or `fit`."""
+    """The rows of a suite's data source. They are tokenised when `evaluation` or `fit` is first used."""
 
     def __init__(
         self,
@@ -43,10 +43,11 @@ class Streams:
         self.spec = spec
         self.limit = limit
         self.options = options
-        """How documents become rows; None for a source that makes its own."""
+        """The options by which documents become rows; None for a source with rows of its own."""
 
     @cached_property
     def evaluation(self) -> Dataset:
+        """The evaluated rows, up to the limit; the model can embed all their token ids."""
         options = self.options
         with self.answered_for():
             rows = self._rows("evaluation") if options is None else self._tokens("evaluation", options.sequences)
@@ -57,12 +58,12 @@ class Streams:
 
     @property
     def cut(self) -> int | None:
-        """The limit, where there are more rows: one that cuts nothing makes no limited run."""
+        """The limit, if there are more rows; None otherwise, since the run is then not limited."""
         return self.limit if isinstance(self.evaluation, First) else None
 
     @cached_property
     def fit(self) -> Dataset:
-        """At most `fit_sequences` rows of documents that are not evaluated; all there are if fewer."""
+        """Up to `fit_sequences` rows of documents that are not evaluated."""
         with self.answered_for():
             if self.options is None:
                 rows = self._rows("fit")
@@ -75,23 +76,23 @@ class Streams:
             return rows
 
     def _warn(self, described: Mapping[str, Any]) -> None:
-        """Say what of the data is not used, and which special tokens are not put in a second time."""
+        """Warn of unused parts of the data, and of special tokens that are not added a second time."""
         for sentence in self.source.facts().get("unused", ()):
             log.warning("data '%s': %s", self.source.name, sentence)
         ends = {"bos": "begin with a BOS", "eos": "end with an EOS", "separator": "end or begin with a separator"}
         for word, number in described.get("not_doubled", {}).items():
-            what = f"{counted(number, 'text')} of data '{self.source.name}'"
-            log.warning("%s %s of their own: no second one is put there", what, ends[word])
+            texts = f"{counted(number, 'text')} of data '{self.source.name}'"
+            log.warning("%s %s of their own: no second one is added", texts, ends[word])
 
     def _check_ids(self, rows: Dataset, split: Split) -> None:
-        """`SaevalError` for a token id that the model cannot embed."""
+        """Raise `SaevalError` for a token id that the model cannot embed."""
         size = self.spec.vocabulary if self.spec else None
-        if self.spec is None or size is None or (found := rows.beyond(size)) is None:
+        if self.spec is None or size is None or (outside := rows.beyond(size)) is None:
             return
-        token, row = found
-        made = "is its tokenizer another model's?" if self.source.kind == "text" else "was another tokenizer used?"
+        token, row = outside
+        cause = "is its tokenizer another model's?" if self.source.kind == "text" else "was another tokenizer used?"
         where = f"row {row} of the {split} rows"
-        raise SaevalError(f"token id {token} in {where} is outside the {size} tokens of '{self.spec.name}'; {made}")
+        raise SaevalError(f"token id {token} in {where} is outside the {size} tokens of '{self.spec.name}'; {cause}")
 
     def _rows(self, split: Split) -> Dataset:
         return self.source.dataset(split, self.spec.tokenizer if self.spec else None)
@@ -104,7 +105,7 @@ class Streams:
         return build_tokens(self.source, options, tokenizer, identity, split)
 
     def _tokenizer(self) -> Any:
-        """The model's tokenizer; a warning where it has ids that the model has not."""
+        """Return the model's tokenizer; warn if it has more tokens than the model embeds."""
         assert self.spec is not None
         tokenizer, size = self.spec.tokenizer(), self.spec.vocabulary
         if size is not None and hasattr(tokenizer, "__len__") and len(tokenizer) > size:
@@ -114,21 +115,21 @@ class Streams:
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """What results record of the data."""
+        """The record of the data in results."""
         with self.answered_for():
-            own = {"use": self.source.name, "fingerprint": self.evaluation.fingerprint}
+            identity = {"use": self.source.name, "fingerprint": self.evaluation.fingerprint}
             common = self.options.model_dump() if self.options else {}
             limit = {"limit": self.cut} if self.cut is not None else {}
-            # Of a name that both use, such as `documents`, what the rows are counts, and not what the source has.
-            return {**own, **common, **limit, **dict(self.source.facts()), **dict(self.evaluation.describe())}
+            # A fact of the rows replaces one of the source with the same name, such as `documents`.
+            return {**identity, **common, **limit, **dict(self.source.facts()), **dict(self.evaluation.describe())}
 
     def answered_for(self) -> AbstractContextManager[None]:
-        """Calls of the source's own code: what it raises is one `SaevalError` that names its plugin."""
+        """Context for calls of the source's code: an error in it becomes a `SaevalError` that names the plugin."""
         return blamed(f"data '{self.source.name}'", self.origin)
 
 
 class First(Dataset):
-    """The first rows of a dataset: what `--limit` leaves."""
+    """The first rows of a dataset, as `--limit` keeps them."""
 
     def __init__(self, rows: Dataset, count: int) -> None:
         self._rows, self._count = rows, min(count, len(rows))
@@ -139,9 +140,9 @@ class First(Dataset):
         return self._rows.context
 
     def describe(self) -> Mapping[str, Any]:
-        counted = self._rows.counts(len(self._rows))
-        known = {name: fact for name, fact in self._rows.describe().items() if name not in (*counted, "tokens")}
-        return {**known, **self.counts(self._count)}
+        counts = self._rows.counts(len(self._rows))
+        facts = {name: fact for name, fact in self._rows.describe().items() if name not in (*counts, "tokens")}
+        return {**facts, **self.counts(self._count)}
 
     def counts(self, rows: int) -> Mapping[str, int]:
         return self._rows.counts(rows)
@@ -158,11 +159,11 @@ class First(Dataset):
         return self._count
 
     def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> Batch | PairBatch:
-        found = self._rows.batch(rows, device)
-        own = self.clusters[np.asarray(rows)]
-        for side in found.sides if isinstance(found, PairBatch) else [found]:
-            side.clusters = own
-        return found
+        batch = self._rows.batch(rows, device)
+        clusters = self.clusters[np.asarray(rows)]
+        for side in batch.sides if isinstance(batch, PairBatch) else [batch]:
+            side.clusters = clusters
+        return batch
 
 
 def _no_tokenizer() -> Any:
@@ -172,7 +173,7 @@ def _no_tokenizer() -> Any:
 def streams(
     suite: Suite, registry: Registry, spec: ModelSpec | None, limit: int | None, problems: list[Problem]
 ) -> Streams | None:
-    """The suite's streams; None, with problems, where the entry is wrong."""
+    """Return the suite's streams; None, with problems, if its `data:` is wrong."""
     raw = suite.body.data
     entry = {"use": raw} if isinstance(raw, str) else dict(raw)
     use = entry.pop("use", None) if "use" in entry else next((key for key in entry if _chooses(registry, key)), None)
@@ -193,20 +194,20 @@ def streams(
         return None
     textual = source_class.kind in ("text", "tokens")
     shared = set(TokenOptions.model_fields) if textual else set()
-    own_names = set(schema(source_class).model_fields)
-    unknown = [key for key in entry if key not in shared | own_names]
+    parameters = set(schema(source_class).model_fields)
+    unknown = [key for key in entry if key not in shared | parameters]
     for key in unknown:
-        message = f"unknown parameter '{key}' of data '{use}'{suggestion(key, shared | own_names)}"
+        message = f"unknown parameter '{key}' of data '{use}'{suggestion(key, shared | parameters)}"
         problems.append(suite.problem(message, "data", key, key=True))
     if unknown:
         return None
     try:
-        own = validated(source_class, {k: v for k, v in entry.items() if k in own_names}, f"data '{use}'")
-        common = {k: v for k, v in entry.items() if k in shared - own_names}
+        given = validated(source_class, {k: v for k, v in entry.items() if k in parameters}, f"data '{use}'")
+        common = {k: v for k, v in entry.items() if k in shared - parameters}
         options = validated_as(TokenOptions, common, f"data '{use}'") if textual else None
         origin = registry.data.entry(use).origin
         with blamed(f"data '{use}'", origin, values=True):
-            source = source_class(**own)
+            source = source_class(**given)
         return Streams(source, options, spec, limit, origin)
     except (SaevalError, ValueError) as error:
         problems += suite.problems(error, "data")
@@ -214,5 +215,5 @@ def streams(
 
 
 def _chooses(registry: Registry, key: str) -> bool:
-    """Whether a key of `data:` is the name of a source and of its own parameter: `texts: [...]` needs no `use`."""
+    """True if a key of `data:` names both a source and its parameter, as in `texts: [...]`, which needs no `use`."""
     return key in registry.data and key in schema(registry.data[key]).model_fields

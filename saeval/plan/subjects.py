@@ -1,4 +1,4 @@
-"""The `saes:` and `controls:` of a suite as subjects: names looked up, headers read, no weights loaded."""
+"""The `saes:` and `controls:` of a suite as subjects: names are looked up and headers read, but no weights loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from saeval.suite.schema import Suite
 
 
 class Subjects:
-    """Turns suite entries into `Subject`s; whatever is wrong is added to `problems` with its place."""
+    """Turns suite entries into `Subject`s; errors are added to `problems` with their place."""
 
     def __init__(
         self, suite: Suite, registry: Registry, spec: ModelSpec | None, problems: list[Problem], options: RunOptions
@@ -40,12 +40,12 @@ class Subjects:
         self.model_device = options.device
         self.dtype = options.sae_dtype
         self.places: dict[str, tuple[str | int, ...]] = {}
-        """Where each SAE stands in the suite, for problems found later."""
+        """Place of each SAE in the suite, for problems found later."""
         self._ablations: dict[tuple[str, str], Subject] = {}
 
     def saes(self) -> list[Subject]:
-        """Every SAE of the suite, globs expanded, in the suite's order."""
-        found: dict[str, Subject] = {}
+        """Return the SAEs of the suite in its order, with globs expanded."""
+        by_name: dict[str, Subject] = {}
         for index, entry in enumerate(self.suite.body.saes):
             place: tuple[str | int, ...] = ("saes", index)
             try:
@@ -58,22 +58,22 @@ class Subjects:
             for subject in subjects:
                 if reason := unfit(subject.name):
                     message = (
-                        f"the name of an SAE cannot be shown: {reason}; give it another 'name:', or rename its folder"
+                        f"the name of an SAE cannot be shown: {reason}; set a different 'name:', or rename its folder"
                     )
                     self.problems.append(self.suite.problem(message, *place))
                     break
-                if subject.name in found and isinstance(entry, str):
+                if subject.name in by_name and isinstance(entry, str):
                     continue  # two globs may overlap
-                if subject.name in found:
-                    message = f"two SAEs are called '{subject.name}'; give one another 'name:'"
+                if subject.name in by_name:
+                    message = f"two SAEs are named '{subject.name}'; set a different 'name:'"
                     self.problems.append(self.suite.problem(message, *place))
-                found[subject.name] = subject
+                by_name[subject.name] = subject
                 self.places[subject.name] = place
         for name, live in self.suite.live.items():
             if reason := unfit(name):
                 self.problems.append(Problem(f"the name of an SAE cannot be shown: {reason}"))
-            found[name] = self._live(name, live)
-        return list(found.values())
+            by_name[name] = self._live(name, live)
+        return list(by_name.values())
 
     def _registered(self, pattern: str) -> list[Subject]:
         names = self.registry.saes.names()
@@ -86,39 +86,39 @@ class Subjects:
         return subjects
 
     def _unregistered(self, pattern: str, names: list[str]) -> str:
-        """Why no registered SAE is meant: a path, perhaps, whose format is to be named."""
+        """Return the error message for a pattern that matches no registered SAE; it may be a path without a format."""
         globs = WILDCARDS & set(pattern)
-        said = f"no registered SAE matches '{pattern}'" if globs else f"unknown SAE '{pattern}'"
+        fault = f"no registered SAE matches '{pattern}'" if globs else f"unknown SAE '{pattern}'"
         if paths(pattern):
-            able = suggested(pattern, self.registry)
+            formats = suggested(pattern, self.registry)
             entry = written({"use": "FORMAT", "path": pattern})
-            return f"{said}, which is a path{able or f'; write {entry}, with a format of `saeval ls formats`'}"
-        nowhere = f"; nor is there such a path{searched_in(pattern)}; `saeval ls saes` lists the registered ones"
-        return f"{said}{suggestion(pattern, names, nowhere)}"
+            return f"{fault}, which is a path{formats or f'; write {entry}, with a format of `saeval ls formats`'}"
+        no_path = f"; nor is there such a path{searched_in(pattern)}; `saeval ls saes` lists the registered ones"
+        return f"{fault}{suggestion(pattern, names, no_path)}"
 
     def _described(self, entry: Mapping[str, Any]) -> list[Subject]:
         reference = dict(entry)
         use, name = _word(reference, "use"), _word(reference, "name")
         if use is None:
-            known = ", ".join(self.registry.loaders.names())
+            formats = ", ".join(self.registry.loaders.names())
             near = suggested(reference.get("path"), self.registry)
-            raise SaevalError(f"an SAE entry needs 'use', one of: {known}{near}")
+            raise SaevalError(f"an SAE entry needs 'use', one of: {formats}{near}")
         return self._expanded(name, use, reference)
 
     def _expanded(self, name: str | None, use: str, reference: Mapping[str, Any]) -> list[Subject]:
         entry = self.registry.loaders.entry(use)
         with self._read_as(use, reference, entry.origin):
             loader = entry.thing()
-            found = {part: dict(one) for part, one in loader.expand(reference).items()}
+            parts = {part: dict(expanded) for part, expanded in loader.expand(reference).items()}
             if name is None:
-                name = str(_name(reference.get("path"), set(found) != {""}) or loader.label(reference))
-        # Taken out after expanding, which may have made it from a template.
-        hooks = {part: _word(one, "hook_name") for part, one in found.items()}
-        return [self._load_later(f"{name}/{p}" if p else name, use, one, hooks[p]) for p, one in found.items()]
+                name = str(_name(reference.get("path"), set(parts) != {""}) or loader.label(reference))
+        # Only now, since `expand` may fill in a template.
+        hooks = {part: _word(expanded, "hook_name") for part, expanded in parts.items()}
+        return [self._load_later(f"{name}/{p}" if p else name, use, part, hooks[p]) for p, part in parts.items()]
 
     @contextmanager
     def _read_as(self, use: str, reference: Mapping[str, Any], origin: object) -> Iterator[None]:
-        """Errors of a format's loader, with the format that the files look like, if that is another."""
+        """Context for a loader's calls: an error also names the format that the files look like, if it is another."""
         try:
             with blamed(f"SAE format '{use}'", origin):
                 yield
@@ -133,8 +133,8 @@ class Subjects:
             loader = entry.thing()
             info = loader.info(reference)
             if not isinstance(info, SAEInfo):
-                raise TypeError(f"'info' returned {type(info).__name__}, which is no SAEInfo")
-            own_facts = finite(dict(info.facts))
+                raise TypeError(f"'info' returned {type(info).__name__}, which is not an SAEInfo")
+            checkpoint_facts = finite(dict(info.facts))
         hook_name = hook_name or info.hook_name
         if not hook_name:
             raise SaevalError(f"{name}: the checkpoint does not say its hook; add 'hook_name: blocks.N.hook_resid_pre'")
@@ -146,7 +146,7 @@ class Subjects:
 
             return loader.load(reference, self.device, getattr(torch, self.dtype))
 
-        facts = {"format": use, "architecture": info.architecture, "sha256": info.sha256, **own_facts}
+        facts = {"format": use, "architecture": info.architecture, "sha256": info.sha256, **checkpoint_facts}
         if info.hook_name:
             same = self._site(info.hook_name) == hook_name
             facts["declared_hook"] = asked if same else self._canonical(info.hook_name)
@@ -191,12 +191,12 @@ class Subjects:
         )  # fmt: skip
 
     def controls(self, saes: list[Subject]) -> list[Subject]:
-        """Every control: one a hook, or one an SAE, times its copies."""
-        found: list[Subject] = []
+        """Return the controls of the suite: one per hook or per SAE, times its copies."""
+        subjects: list[Subject] = []
         for index, entry in enumerate(self.suite.body.controls):
             place: tuple[str | int, ...] = ("controls", index)
             given = {"use": entry} if isinstance(entry, str) else dict(entry)
-            if len(given) == 1 and "use" not in given:  # `norm_noise: {share: 0.2}`, as metrics are written
+            if len(given) == 1 and "use" not in given:  # `norm_noise: {share: 0.2}`, written like a metric
                 ((kind, parameters),) = given.items()
                 if kind in self.registry.controls and not isinstance(parameters, dict | None):
                     message = f"the parameters of '{kind}' are a mapping, got {parameters!r}"
@@ -216,28 +216,28 @@ class Subjects:
                 with blamed(f"control '{use}'", origin, values=True):
                     copies = control(**params).copies
                 if not isinstance(copies, int) or isinstance(copies, bool) or not 1 <= copies <= MAX_REPEATS:
-                    wrong = f"'copies' is {quoted_value(copies)}; it must be a whole number from 1 to {MAX_REPEATS}"
-                    raise SaevalError(f"control '{use}' (plugin {origin}): {wrong}")
+                    fault = f"'copies' is {quoted_value(copies)}; it must be a whole number from 1 to {MAX_REPEATS}"
+                    raise SaevalError(f"control '{use}' (plugin {origin}): {fault}")
                 parents = _chosen(saes, of, use)
             except (SaevalError, ValueError) as error:
                 self.problems += self.suite.problems(error, *place)
                 continue
             by_site: dict[str, Subject] = {}
-            for parent in parents:
-                by_site.setdefault(parent.hook_name, parent)
-            for at in parents if control.per == "sae" else by_site.values():
-                of_sae = at if control.per == "sae" else None
+            for sae in parents:
+                by_site.setdefault(sae.hook_name, sae)
+            for sae in parents if control.per == "sae" else by_site.values():
+                parent = sae if control.per == "sae" else None
                 for copy in range(copies):
-                    made = self._control(control, params, at.hook_name, of_sae, copy, name or use, at.asked_hook)
-                    if any((s.name, s.hook_name) == (made.name, made.hook_name) for s in found):
-                        message = f"two controls are called '{made.name}'; give one another 'name:'"
+                    subject = self._control(control, params, sae.hook_name, parent, copy, name or use, sae.asked_hook)
+                    if any((s.name, s.hook_name) == (subject.name, subject.hook_name) for s in subjects):
+                        message = f"two controls are named '{subject.name}'; set a different 'name:'"
                         self.problems.append(self.suite.problem(message, *place))
                         break
-                    found.append(made)
-        return found
+                    subjects.append(subject)
+        return subjects
 
     def ablation(self, name: str, hook_name: str) -> Subject:
-        """The control that an `ablation:` parameter names, at a hook; the same subject as the control's own row."""
+        """Return the control that an `ablation:` parameter names, at a hook: the same subject as its row."""
         if (name, hook_name) not in self._ablations:
             control = self.registry.controls[name]
             if control.per != "hook":
@@ -246,7 +246,7 @@ class Subjects:
             try:
                 params = validated(control, {}, f"control '{name}'")
             except ParameterError as error:
-                raise SaevalError(f"ablation: {error}, so it cannot be named alone") from None
+                raise SaevalError(f"ablation: {error}, so it cannot be named without parameters") from None
             self._ablations[name, hook_name] = self._control(control, params, hook_name, None, 0, name)
         return self._ablations[name, hook_name]
 
@@ -278,9 +278,9 @@ class Subjects:
         )  # fmt: skip
 
     def check_hooks(self, subjects: list[Subject], context: int | None = None) -> None:
-        """Refuse hooks the model lacks and widths that do not fit, from the config and the headers.
+        """Add a problem for each hook that the model lacks and each width that does not fit, by config and headers.
 
-        With a `context`, live SAEs are shown one made-up row of that length, too.
+        With a `context`, live SAEs are also tried on one made-up row of that length.
         """
         if self.spec is None:
             return
@@ -291,7 +291,7 @@ class Subjects:
             place = self.places.get(subject.name, ("saes",))
             reads = subject.input_hook or subject.hook_name
             writes = subject.d_out or subject.d_in
-            for hook_name, width, does in ((reads, subject.d_in, "takes"), (subject.hook_name, writes, "gives")):
+            for hook_name, width, does in ((reads, subject.d_in, "takes"), (subject.hook_name, writes, "returns")):
                 message = self._misfit(subject.name, hook_name, width, does, hooks)
                 if message:
                     self.problems.append(self.suite.problem(message, *place))
@@ -317,7 +317,7 @@ class Subjects:
 
 
 def _word(entry: dict[str, Any], key: str) -> str | None:
-    """A name taken out of an entry; `SaevalError` where it is no text."""
+    """Remove a name from an entry and return it; `SaevalError` if it is not text."""
     value = entry.pop(key, None)
     if value is not None and not isinstance(value, str):
         raise SaevalError(f"'{key}' is a name, got {value!r}")
@@ -325,7 +325,7 @@ def _word(entry: dict[str, Any], key: str) -> str | None:
 
 
 def _name(path: Any, several: bool) -> str:
-    """The last part of a path; for one that means several files, the last part before its globs."""
+    """Return the last part of a path; for a path of several files, the last part before its globs."""
     parts = [part for part in re.split(r"[/\\]" if os.name == "nt" else "/", str(path or "")) if part]
     if several:
         parts = list(itertools.takewhile(lambda part: not WILDCARDS & set(part), parts))
@@ -333,18 +333,18 @@ def _name(path: Any, several: bool) -> str:
 
 
 def _chosen(saes: list[Subject], of: Any, control: str) -> list[Subject]:
-    """The SAEs that a control's `of:` names; all without it."""
+    """Return the SAEs that a control's `of:` names; all SAEs without it."""
     if of is None:
         return saes
     patterns = list(of) if isinstance(of, list) else [of]
     names = set(names_matching_any(map(str, patterns), [s.name for s in saes]))
     chosen = [s for s in saes if s.name in names]
     if not chosen:
-        known = ", ".join(s.name for s in saes[:5]) + (", ..." if len(saes) > 5 else "")
-        raise SaevalError(f"control '{control}': no SAE of this suite matches {patterns}; known: {known}")
+        names_shown = ", ".join(s.name for s in saes[:5]) + (", ..." if len(saes) > 5 else "")
+        raise SaevalError(f"control '{control}': no SAE of this suite matches {patterns}; known: {names_shown}")
     return chosen
 
 
 def _without_path(reference: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the files lie does not change what they are."""
+    """Return the reference without its path, which does not change the SAE."""
     return {key: value for key, value in reference.items() if key != "path"}

@@ -1,1 +1,1 @@
-"""How plugins are found, and what everything is called."""
+"""Finds plugins and registers everything that they supply by name."""

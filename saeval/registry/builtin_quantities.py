@@ -1,4 +1,4 @@
-"""The quantities that saeval itself supplies. Whatever a metric names is computed once and shared."""
+"""The quantities that saeval itself supplies. A quantity is computed once and shared by all that request it."""
 
 from __future__ import annotations
 
@@ -25,49 +25,49 @@ if TYPE_CHECKING:
 
 
 def tokens(batch: Batch) -> Int[Tensor, "batch seq"]:
-    """Input token ids."""
+    """Input token ids; meaningless in padding."""
     return batch.tokens
 
 
 def targets(batch: Batch) -> Int[Tensor, "batch seq"]:
-    """The token after each input."""
+    """Target token ids: the token after each input."""
     return batch.targets
 
 
 def mask(batch: Batch) -> Bool[Tensor, "batch seq"]:
-    """The one mask: input real and not excluded, target real and of the same document."""
+    """Tokens that count: the input is real and not excluded, the target is real and of the same document."""
     return batch.mask
 
 
 def scored(mask: Bool[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq"]:
-    """Positions whose targets make a causal model's reward: the mask, unless the data say otherwise."""
+    """Positions whose target log-likelihoods sum to a causal model's reward; the mask, unless the data supply them."""
     return mask
 
 
 def labels(batch: Batch) -> dict[str, np.ndarray]:
-    """What the data say of each row, by column, as text `[batch]`; nothing, unless they supply it."""
+    """Labels of each row from the data: text arrays `[batch]` by column; empty unless the data supply labels."""
     return {}
 
 
 def spelling(batch: Batch) -> Callable[[Sequence[int]], list[str]]:
-    """Function: token ids of a row -> the text that each adds; numbers, unless the data know their tokenizer."""
+    """Function: token ids of a row -> the text of each token, or its number if the data have no tokenizer."""
     return lambda ids: [f"<{token}>" for token in ids]
 
 
 def included(batch: Batch) -> Bool[Tensor, "batch seq"]:
-    """Inputs that are real and not excluded, whatever their targets: the mask, and each row's or document's last."""
+    """Inputs that are real and not excluded: the mask, plus the last token of each row and document."""
     return batch.mask if batch.included is None else batch.included
 
 
 def token_keys(batch: Batch) -> UInt64[np.ndarray, "batch seq"]:
-    """A hash of each token's (sequence id, position): what randomness about a token is keyed by."""
+    """Hash of each token's (sequence id, position): the seed for random numbers that belong to a token."""
     return hashed(batch.sequence_ids[:, None], np.arange(batch.tokens.shape[1])[None])
 
 
 def token_ranks(batch: Batch, mask: Bool[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
-    """How many tokens of the mask the stream has before each: `mask & (token_ranks < N)` are its first N."""
+    """Number of mask tokens before each token in the stream; `mask & (token_ranks < N)` selects the first N."""
     if batch.before is None:
-        raise Undefined("these data do not tell where in the stream a row stands")
+        raise Undefined("this data source does not supply the position of its rows in the stream")
     before = torch.from_numpy(batch.before).to(mask.device)
     return before[:, None] + mask.cumsum(1) - mask.long()
 
@@ -75,7 +75,7 @@ def token_ranks(batch: Batch, mask: Bool[Tensor, "batch seq"]) -> Int[Tensor, "b
 def encoding(
     sae: Substitute, sae_input: Float[Tensor, "batch seq d_in"], token_keys: UInt64[np.ndarray, "batch seq"]
 ) -> Encoding | None:
-    """Feature activations with the context that decoding needs; None for substitutes without features."""
+    """The encoder's output: feature activations and the decoding context; None for a substitute without features."""
     return sae.at(token_keys).encode(sae_input.to(sae.device or sae_input.device)) if sae.has_features else None
 
 
@@ -83,14 +83,14 @@ def encoding(
 def feature_acts(
     sae: Substitute, encoding: Encoding | None, mask: Bool[Tensor, "batch seq"]
 ) -> Float[Tensor, "batch seq d_sae"]:
-    """Feature activations, on the model's device; undefined for substitutes without features."""
+    """Feature activations on the model's device, 0 where a feature does not fire; undefined without features."""
     if encoding is None:
         raise Undefined(f"{sae.name} has no features")
     return encoding.feature_acts.to(mask.device)
 
 
 def fired(feature_acts: Float[Tensor, "batch seq d_sae"]) -> Fired:
-    """Which features are not 0 on which tokens."""
+    """Sparse list of the feature activations that are not 0, by token and feature."""
     return Fired.of(feature_acts)
 
 
@@ -101,9 +101,9 @@ def reconstruction(
     activations: Float[Tensor, "batch seq d_in"],
     token_keys: UInt64[np.ndarray, "batch seq"],
 ) -> Float[Tensor, "batch seq d_out"]:
-    """What the substitute puts in the activations' place, on their device."""
-    here = activations.to(sae.device or activations.device)
-    return sae.at(token_keys).decode(encoding, here).to(activations.device)
+    """The substitute's output, which replaces the activations; on their device, in their unit."""
+    moved = activations.to(sae.device or activations.device)
+    return sae.at(token_keys).decode(encoding, moved).to(activations.device)
 
 
 def spliced_activations(
@@ -111,22 +111,22 @@ def spliced_activations(
     reconstruction: Float[Tensor, "batch seq d"],
     mask: Bool[Tensor, "batch seq"],
 ) -> Float[Tensor, "batch seq d"]:
-    """The reconstruction inside the mask, the activations themselves outside."""
+    """The reconstruction inside the mask, the original activations outside it."""
     if reconstruction.shape != activations.shape:
         raise ValueError(
-            f"the reconstruction is {list(reconstruction.shape)}, the activations {list(activations.shape)}"
+            f"the reconstruction has shape {list(reconstruction.shape)}, the activations {list(activations.shape)}"
         )
     return torch.where(mask[..., None], reconstruction.to(activations.dtype), activations)
 
 
 def spliced_pass(resume: Resume, spliced_activations: Float[Tensor, "batch seq d"]) -> Capture:
-    """The rest of the pass with the substitute spliced in, run once for all that is asked of it."""
+    """The forward pass resumed from the hook with the substitute spliced in; run once and shared."""
     return resume.captured(spliced_activations)
 
 
 @finite("final state with the substitute spliced in")
 def spliced_final(spliced_pass: Capture) -> Tensor:
-    """Final hidden state (or reward) with the substitute spliced in."""
+    """Final hidden state `[batch, seq, d_model]`, or reward `[batch]`, with the substitute spliced in."""
     assert spliced_pass.final is not None
     return spliced_pass.final
 
@@ -136,57 +136,57 @@ def spliced_final(spliced_pass: Capture) -> Tensor:
 def token_scores(
     model: Model, batch: Batch, clean_final: Float[Tensor, "batch seq d_model"], final: Sequence[Tensor]
 ) -> list[TokenScores]:
-    """Scores of every final hidden state of the batch, in one chunked call of the unembedding."""
+    """Per-token scores (NLL, KL, top-1) of all final hidden states of a batch, from one chunked unembedding."""
     if model.kind != "causal":
         raise Undefined("a reward model has no next-token scores")
     return score_tokens(model, batch, clean_final, final, full_logits=not _chunked(model, batch, clean_final))
 
 
 def _chunked(model: Model, batch: Batch, final: Tensor) -> bool:
-    if model.chunked_head is None:  # once a model, on 16 tokens of the first batch
+    if model.chunked_head is None:  # once per model, on 16 tokens of the first batch
         model.chunked_head = head_is_exact(model, batch, final.detach())
     return model.chunked_head
 
 
 @rebound(final="clean_final")
 def clean_scores(token_scores: TokenScores) -> TokenScores:
-    """Scores of the clean pass."""
+    """Per-token scores (NLL, KL, top-1) of the clean pass; undefined for reward models."""
     return token_scores
 
 
 @rebound(final="spliced_final")
 def spliced_scores(token_scores: TokenScores) -> TokenScores:
-    """Scores with the substitute spliced in."""
+    """Per-token scores with the substitute spliced in; undefined for reward models."""
     return token_scores
 
 
 @rebound(subject="ablation")
 def ablated_scores(spliced_scores: TokenScores) -> TokenScores:
-    """Scores with the control spliced in that the metric's parameter `ablation` names."""
+    """Per-token scores with a control spliced in: the one that the metric's parameter `ablation` names."""
     return spliced_scores
 
 
 def clean_logits(model: Model, batch: Batch, clean_final: Tensor) -> Float[Tensor, "batch seq vocab"]:
-    """All logits of the clean pass: large, so only for metrics that cannot do with scores."""
+    """All logits of the clean pass. They are large: request them only if `clean_scores` are not enough."""
     return model.head(clean_final, batch)
 
 
 def _reward(model: Model, batch: Batch, final: Tensor, scored: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch"]:
-    """Each row's reward: a reward model's own, a causal one's summed log-likelihood of `scored`; differentiable."""
+    """Reward of each row; for a causal model the summed log-likelihood of the `scored` tokens. Differentiable."""
     if model.kind == "reward":
         return final
     states = final[scored]
     logits = model.unembed(states) if _chunked(model, batch, final) else model.head(final, batch)[scored]
     logp = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    found = logp.gather(-1, batch.targets[scored][:, None])[:, 0]
-    return found.new_zeros(len(final)).index_add(0, scored.nonzero()[:, 0], found)
+    target_logp = logp.gather(-1, batch.targets[scored][:, None])[:, 0]
+    return target_logp.new_zeros(len(final)).index_add(0, scored.nonzero()[:, 0], target_logp)
 
 
 @finite("reward")
 def clean_reward(
     model: Model, batch: Batch, clean_final: Tensor, scored: Bool[Tensor, "batch seq"]
 ) -> Float[Tensor, "batch"]:
-    """Each row's reward: a reward model's own, a causal model's log-likelihood of the scored tokens (nats)."""
+    """Reward of each row in the clean pass; for a causal model the log-likelihood of the scored tokens, in nats."""
     return _reward(model, batch, clean_final, scored)
 
 
@@ -194,12 +194,12 @@ def clean_reward(
 def spliced_reward(
     model: Model, batch: Batch, spliced_final: Tensor, scored: Bool[Tensor, "batch seq"]
 ) -> Float[Tensor, "batch"]:
-    """The reward of each row with the substitute spliced in."""
+    """Reward of each row with the substitute spliced in; in nats for a causal model."""
     return _reward(model, batch, spliced_final, scored)
 
 
 def reward_of(model: Model, batch: Batch, scored: Bool[Tensor, "batch seq"]) -> Callable[..., Tensor]:
-    """Function: `final` (and which rows of the batch it is of, a slice) -> the reward of each row, differentiable."""
+    """Function: `final` (and optionally its rows of the batch, a slice) -> the reward of each row; differentiable."""
 
     def reward(final: Tensor, rows: slice = slice(None)) -> Tensor:
         return _reward(model, batch.part(rows), final, scored[rows])
@@ -213,53 +213,52 @@ def gradient(
     resume: Callable[[Tensor], Tensor],
     activations: Float[Tensor, "batch seq d_in"],
 ) -> Float[Tensor, "batch seq d_in"]:
-    """Gradient at the hook of the reward (causal models: of the scored tokens' log-likelihood).
+    """Gradient of the reward with respect to the activations (causal models: of the scored tokens' log-likelihood).
 
-    It belongs to the hook alone: one backward pass serves every SAE there.
+    It depends on the hook alone: one backward pass serves all SAEs there.
     """
     with torch.enable_grad():
         start = activations.detach().clone().requires_grad_()
-        (found,) = torch.autograd.grad(reward_of(resume(start)).sum(), start)
-    return found
+        return torch.autograd.grad(reward_of(resume(start)).sum(), start)[0]
 
 
 @fold
 @planned
 def activation_moments(activations: Float[Tensor, "batch seq d_in"], mask: Bool[Tensor, "batch seq"]) -> Moments:
-    """Fold: count and sum of the activations over the mask of the planned tokens."""
+    """Fold: number and sum of the activations over the mask of all planned tokens."""
     return Moments.of(activations, mask)
 
 
 @fold
 def activation_spread(activations: Float[Tensor, "batch seq d_in"], mask: Bool[Tensor, "batch seq"]) -> Spread:
-    """Fold: what the squared distance from any point sums to, document by document: FVU's denominator."""
+    """Fold: sums of x and ‖x‖² per document. They give the squared distance from any point: the denominator of FVU."""
     return Spread.of(activations, mask)
 
 
 def activation_mean(activation_moments: Moments) -> Float[Tensor, "d_in"]:
-    """Mean activation over the planned tokens, float64: the mean ablation and control."""
+    """Mean activation over all planned tokens, float64: the output of the `mean` control."""
     if activation_moments.n == 0:
-        raise Undefined("no token is in the mask, so there is no mean activation; look at the data's 'exclude'")
+        raise Undefined("no token is in the mask, so there is no mean activation; check the data's 'exclude'")
     return torch.from_numpy(activation_moments.mean)
 
 
 def W_enc(sae: Substitute) -> Float[Tensor, "d_in d_sae"]:  # noqa: N802
-    """Encoder weights."""
+    """Encoder weights; undefined if the substitute has none."""
     return sae.weight("W_enc")
 
 
 def b_enc(sae: Substitute) -> Float[Tensor, "d_sae"]:
-    """Encoder bias."""
+    """Encoder bias; undefined if the substitute has none."""
     return sae.weight("b_enc")
 
 
 def W_dec(sae: Substitute) -> Float[Tensor, "d_sae d_out"]:  # noqa: N802
-    """Decoder weights: a feature's direction is a row."""
+    """Decoder weights, one row per feature: its direction; undefined if the substitute has none."""
     return sae.weight("W_dec")
 
 
 def b_dec(sae: Substitute) -> Float[Tensor, "d_out"]:
-    """Decoder bias."""
+    """Decoder bias; undefined if the substitute has none."""
     return sae.weight("b_dec")
 
 

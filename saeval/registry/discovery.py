@@ -1,4 +1,4 @@
-"""Finds plugins, loads each behind a guard, and calls their hooks one by one so that every name has an owner."""
+"""Finds and loads plugins, and calls their hooks one plugin at a time, so that each name and failure has an owner."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GROUP = "saeval"
 
 @dataclass(frozen=True)
 class Failure:
-    """A plugin that could not be loaded or called; `error` is one line, `details` the traceback."""
+    """An error of one plugin while it was loaded or called; `error` is one line, `details` the traceback."""
 
     origin: Origin
     error: str
@@ -39,7 +39,11 @@ class Failure:
 
 
 class Plugins:
-    """All plugins of this process. Loading never raises for a broken one: it is kept in `failures`."""
+    """The plugins of this process: those installed, unless `discover=False`, and those in `files`.
+
+    An installed plugin that does not load raises nothing: `failures` records it. Raises `SaevalError` for one of
+    `files` that is missing or does not load.
+    """
 
     def __init__(self, files: Sequence[Path | str] = (), *, discover: bool = True) -> None:
         self._manager = pluggy.PluginManager("saeval")
@@ -61,30 +65,30 @@ class Plugins:
                 raise SaevalError(f"--plugin {path}: {self.failures[-1].error}")
 
     def add(self, plugin: object, name: str, version: str | None = None) -> None:
-        """Register an object with hook implementations, such as a test's own module.
+        """Register an object with hook implementations, such as a test module.
 
-        Keys of results hash the source of what it supplies, and take what has no source file for new in every
-        process; with a `version` they hold that instead.
+        Keys of results hash the source of what it supplies; a thing without a source file gets a new key in every
+        process. With a `version`, keys hold the version instead.
         """
         origin = Origin(name, name, uuid.uuid4().hex if version is None else version, version is None)
         self._register(origin, lambda: plugin)
 
     @property
     def folders(self) -> set[Path]:
-        """Where the code of those that are loaded stands."""
-        names = [getattr(one, "__name__", type(one).__module__) for _, one in self._manager.list_name_plugin()]
+        """Folders of the loaded plugins' modules."""
+        names = [getattr(plugin, "__name__", type(plugin).__module__) for _, plugin in self._manager.list_name_plugin()]
         modules = [sys.modules.get(name) for name in names]
         return {Path(module.__file__).parent for module in modules if module is not None and module.__file__}
 
     def copy(self) -> Plugins:
-        """The same plugins in a collection of its own, to which others can be added."""
-        made = Plugins(discover=False)
+        """Return a copy with the same plugins; adding to it leaves this collection as it is. They share `failures`."""
+        copied = Plugins(discover=False)
         for name, plugin in self._manager.list_name_plugin():
-            if name not in made.origins and plugin is not None:
-                made._manager.register(plugin, name=name)
-                made.origins[name] = self.origins[name]
-        made.failures = self.failures
-        return made
+            if name not in copied.origins and plugin is not None:
+                copied._manager.register(plugin, name=name)
+                copied.origins[name] = self.origins[name]
+        copied.failures = self.failures
+        return copied
 
     def _register(self, origin: Origin, load: Callable[[], object]) -> None:
         name = str(origin)
@@ -93,52 +97,52 @@ class Plugins:
         try:
             plugin = load()
             self._manager.register(plugin, name=name)
-        except (Exception, SystemExit) as error:  # whatever a plugin does while loading is its own failure
+        except (Exception, SystemExit) as error:  # an error while loading is a failure of this plugin alone
             self._fail(origin, error)
             return
         self.origins[name] = origin
-        known = [hook for hook in dir(hookspecs) if hook.startswith("saeval_")]
-        for hook in (name for name in dir(plugin) if name.startswith("saeval_") and name not in known):
+        hooks = [hook for hook in dir(hookspecs) if hook.startswith("saeval_")]
+        for hook in (name for name in dir(plugin) if name.startswith("saeval_") and name not in hooks):
             if getattr(getattr(plugin, hook, None), "saeval_impl", None):
-                self.failures.append(Failure(origin, f"implements an unknown hook '{hook}'{suggestion(hook, known)}"))
+                self.failures.append(Failure(origin, f"implements an unknown hook '{hook}'{suggestion(hook, hooks)}"))
 
     def _fail(self, origin: Origin, error: BaseException) -> None:
         details = "".join(traceback.format_exception(error))
         self.failures.append(Failure(origin, said(error), details))
 
     def collect(self, hook: str, **arguments: Any) -> list[tuple[Any, Origin]]:
-        """What every plugin returns from a collecting hook, each thing with its origin, in loading order."""
-        found: list[tuple[Any, Origin]] = []
+        """Call a collecting hook of every plugin; return all items, each with its origin, in loading order."""
+        collected: list[tuple[Any, Origin]] = []
         for origin, returned in self._call_each(hook, **arguments):
             if not isinstance(returned, list | tuple):
                 error = f"{hook} returned {type(returned).__name__}; return a list"
                 self.failures.append(Failure(origin, error))
                 continue
-            found += [(thing, origin) for thing in returned]
-        return found
+            collected += [(item, origin) for item in returned]
+        return collected
 
     def notify(self, hook: str, **arguments: Any) -> None:
-        """Call a notification hook of every plugin; one that raises is a failure of its own."""
+        """Call a notification hook of every plugin; an error in one is a failure of that plugin alone."""
         self._call_each(hook, **arguments)
 
     def _call_each(self, hook: str, **arguments: Any) -> list[tuple[Origin, Any]]:
         results = []
         plugins = dict(self._manager.list_name_plugin())
         for name, origin in self.origins.items():
-            others = [plugin for other, plugin in plugins.items() if other != name and plugin is not None]
+            excluded = [plugin for key, plugin in plugins.items() if key != name and plugin is not None]
             try:
-                returned = self._manager.subset_hook_caller(hook, others)(**arguments)
-            except (Exception, SystemExit) as error:  # a hook that raises costs its own plugin only
+                returned = self._manager.subset_hook_caller(hook, excluded)(**arguments)
+            except (Exception, SystemExit) as error:  # an error in a hook is a failure of this plugin alone
                 self._fail(origin, error)
                 continue
-            results += [(origin, one) for one in returned or []]
+            results += [(origin, result) for result in returned or []]
         return results
 
 
 def _core() -> ModuleType:
-    from saeval.registry import builtin_quantities as builtin  # late: it imports torch, which `--help` must not
+    from saeval.registry import builtin_quantities  # late: it imports torch, which `--help` must not
 
-    return builtin
+    return builtin_quantities
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -158,17 +162,17 @@ def _origin(entry_point: EntryPoint) -> Origin:
 
 
 def _distribution(entry_point: EntryPoint) -> str:
-    return (entry_point.dist.name if entry_point.dist else None) or "unknown"  # None where its metadata are damaged
+    return (entry_point.dist.name if entry_point.dist else None) or "unknown"  # None if its metadata are damaged
 
 
 def _is_editable(entry_point: EntryPoint | None) -> bool:
     if entry_point is None:
-        own = [e for e in entry_points(group=GROUP) if e.dist and e.dist.name == "saeval"]
-        return _is_editable(own[0]) if own else True
+        first_party = [e for e in entry_points(group=GROUP) if e.dist and e.dist.name == "saeval"]
+        return _is_editable(first_party[0]) if first_party else True
     text = entry_point.dist.read_text("direct_url.json") if entry_point.dist else None
     try:
         return bool(text and json.loads(text).get("dir_info", {}).get("editable"))
-    except (ValueError, AttributeError):  # a damaged record: its source is hashed, which is always right
+    except (ValueError, AttributeError):  # a damaged record: hash the source, which is always right
         return True
 
 

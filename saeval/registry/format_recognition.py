@@ -1,4 +1,4 @@
-"""Which registered SAE format can read a path: for suggestions, where a suite names none or the wrong one."""
+"""Finds the SAE formats that can read a path, to suggest one when a suite names no format or the wrong one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from saeval.registry.registry import Registry
 
 
 def readable(path: str, registry: Registry) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
-    """The entries of `saes:` that read a path, and why other formats cannot, both by the format's name.
+    """Return the entries of `saes:` that read a path, and why the other formats cannot; both by name of the format.
 
-    An entry is `{use, path}` for one SAE. Where the path is a folder of several, it has `sites: "*"`, or a glob as its
-    path. Headers alone are read.
+    An entry is `{use, path}` for one SAE. If the path is a folder of several, it has `sites: "*"`, or a glob as its
+    path. Only headers are read.
     """
     able: dict[str, Mapping[str, Any]] = {}
     unable: dict[str, str] = {}
@@ -43,15 +43,15 @@ def _references(path: str) -> Iterator[dict[str, str]]:
 
 
 def suggested(path: Any, registry: Registry, use: str | None = None) -> str:
-    """`; it looks like ...` with the entry to write for a path that exists; nothing where that is as `use` has it."""
-    if not isinstance(path, str | Path) or not (found := next(iter(paths(str(path))), None)):
+    """Return `; it looks like ...` with the entry to write for an existing path; "" if the format `use` reads it."""
+    if not isinstance(path, str | Path) or not (existing := next(iter(paths(str(path))), None)):
         return ""
-    able, _ = readable(found, registry)
+    able, _ = readable(existing, registry)
     if use in able:
         return ""
     if len(able) == 1:
         ((name, entry),) = able.items()
-        entry = {**entry, "path": entry["path"] if found == str(path) else str(path)}
+        entry = {**entry, "path": entry["path"] if existing == str(path) else str(path)}
         return f"; it looks like an SAE of the format '{name}': write {written(entry)}"
     if able:
         return f"; it can be read as {', '.join(able)}: write {{use: FORMAT, path: {path}}}"
@@ -59,16 +59,16 @@ def suggested(path: Any, registry: Registry, use: str | None = None) -> str:
 
 
 def paths(path: str) -> list[str]:
-    """The path where something is there, else what its globs match."""
+    """Return the path itself if it exists, else the paths that match it as a glob."""
     try:
-        place = expand_user(path)
-    except SaevalError:  # too long to be one, say
+        expanded = expand_user(path)
+    except SaevalError:  # not a possible path, such as one that is too long
         return []
-    return [path] if place.exists() else sorted(glob.glob(str(place)))
+    return [path] if expanded.exists() else sorted(glob.glob(str(expanded)))
 
 
 def written(entry: Mapping[str, Any]) -> str:
-    """An entry as YAML in one line."""
+    """Return an entry as one line of YAML."""
     quoted = {key: f'"{value}"' if set("*?[{:, ") & set(str(value)) else str(value) for key, value in entry.items()}
     return "{" + ", ".join(f"{key}: {value}" for key, value in quoted.items()) + "}"
 

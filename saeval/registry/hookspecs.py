@@ -1,4 +1,4 @@
-"""The hooks a plugin may implement. Every hook collects lists; return one even for a single thing."""
+"""The hooks that a plugin may implement. A hook that collects things returns a list, even for a single one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def saeval_metrics() -> Sequence[type[Metric]]:  # type: ignore[empty-body]
 
 @hookspec
 def saeval_quantities() -> Sequence[Callable[..., Any]]:  # type: ignore[empty-body]
-    """Functions that metrics may ask for by name; a function's parameters are requests in turn."""
+    """Functions that metrics request by name; a function's own parameters are requests, too."""
 
 
 @hookspec
@@ -40,7 +40,7 @@ def saeval_sae_loaders() -> Sequence[type[SAELoader]]:  # type: ignore[empty-bod
 
 @hookspec
 def saeval_saes() -> Sequence[RegisteredSAE]:  # type: ignore[empty-body]
-    """SAEs that suites can name, as `testbed/relu-3`."""
+    """SAEs that suites can name, such as `testbed/relu-3`."""
 
 
 @hookspec
@@ -55,39 +55,39 @@ def saeval_data() -> Sequence[type[Source]]:  # type: ignore[empty-body]
 
 @hookspec
 def saeval_suites() -> Sequence[RegisteredSuite]:  # type: ignore[empty-body]
-    """Suites that run by bare name, as `saeval run quickstart`."""
+    """Suites that run by name, as in `saeval run quickstart`."""
 
 
 @hookspec
 def saeval_controls() -> Sequence[type[Control]]:  # type: ignore[empty-body]
-    """Substitutes nobody trained: rows a trained SAE is read against, and the ablations of `ce` and `kl`."""
+    """Untrained baselines: each has its own row beside the SAEs, and `ce` and `kl` use them as ablations."""
 
 
 @hookspec
 def saeval_reports() -> Sequence[Report]:  # type: ignore[empty-body]
-    """Writers of tables, pages and plots, chosen by `--format`."""
+    """Writers of tables (chosen by `--format`), comparisons and pages."""
 
 
 @hookspec
 def saeval_check(plan: Plan) -> Sequence[Problem]:  # type: ignore[empty-body]
-    """Problems of a plan, found before any weight is loaded; one or more stops the run with exit code 2."""
+    """Problems of a plan, checked before any weight is loaded; any problem stops the run with exit code 2."""
 
 
 @hookspec
 def saeval_provenance() -> Sequence[Mapping[str, Any]]:  # type: ignore[empty-body]
-    """Facts to record with every result."""
+    """Facts to record with every result, as mappings of plain data."""
 
 
 @hookspec
 def saeval_run_started(plan: Plan) -> None:
-    """Told once, before the first pass."""
+    """Called once, before the first pass."""
 
 
 @hookspec
 def saeval_cell_finished(result: Result) -> None:
-    """Told after each cell's result is on disk."""
+    """Called after the result of each cell is on disk."""
 
 
 @hookspec
 def saeval_run_finished(results: Sequence[Result]) -> None:
-    """Told once, with every result of the run, those from the store included."""
+    """Called once, with every result of the run, including those from the store."""

@@ -1,6 +1,6 @@
-"""The kinds of things that plugins supply by name: the table behind the registry, `ls`, `show` and their errors.
+"""The kinds of named things that plugins supply: the table behind the registry, `ls`, `show` and their errors.
 
-Classes are named by text, so that `saeval --help` imports none of them.
+Classes are given as text, so that `saeval --help` imports none of them.
 """
 
 from __future__ import annotations
@@ -12,31 +12,31 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class NamedKind:
-    """A kind of thing: how commands and messages call it, which hook supplies it, and of which class it is."""
+    """A kind of named thing: its words in commands and messages, the hook that supplies it, and its class."""
 
     attribute: str
-    """Of `Registry`."""
+    """Name of its attribute in `Registry`."""
     word: str
-    """In messages."""
+    """Its name in messages."""
     hook: str
     base: str
-    """`module:class`."""
+    """Its class, as `module:class`."""
     supplied: Literal["class", "instance", "function"]
-    """Subclasses of `base`, instances of it, or functions of which it is made."""
+    """Form in which the hook supplies it: subclasses of `base`, instances, or functions to make instances of."""
     ls: str = ""
-    """The word of `saeval ls` where it isn't `attribute`."""
+    """Its word in `saeval ls`, if not `attribute`."""
     label: str = ""
-    """The column `kind` of `saeval ls`, for kinds that it lists together."""
+    """Its entry in the column `kind` of `saeval ls`, for kinds that are listed together."""
     faults: str = ""
-    """`module:function`: why suites cannot use a class, as a phrase or None."""
+    """`module:function` that returns why suites cannot use a class, as a phrase, or None."""
 
     @property
     def listed(self) -> str:
-        """The word of `saeval ls`."""
+        """Its word in `saeval ls`."""
         return self.ls or self.attribute
 
     def accepts(self, thing: Any) -> bool:
-        """True for what a hook may return as a thing of this kind."""
+        """True if a hook may return `thing` as one of this kind."""
         if self.supplied == "function":
             return callable(thing)
         base = resolve_name(self.base)
@@ -65,4 +65,4 @@ KINDS = (
 )  # fmt: skip
 """In the order in which `saeval show` looks a name up."""
 LISTED = (*dict.fromkeys(kind.listed for kind in KINDS), "plugins")
-"""What `saeval ls` lists."""
+"""The words that `saeval ls` takes."""

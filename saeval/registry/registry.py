@@ -1,4 +1,4 @@
-"""Everything that has a name, of every kind in `KINDS`."""
+"""The registry: everything that plugins supply by name, of every kind in `KINDS`."""
 
 from __future__ import annotations
 
@@ -26,20 +26,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
+    """A named thing and its supplier."""
+
     name: str
     thing: T
     origin: Origin
 
 
 class Names(Generic[T]):
-    """One kind of named thing. A name claimed twice is refused when it is asked for, naming both claimants."""
+    """The named things of one kind. A name that two plugins supply is an error when it is looked up, not before."""
 
     def __init__(self, kind: str, entries: list[Entry[T]], failures: list[Failure]) -> None:
         self.kind = kind
         self._claims: dict[str, list[Entry[T]]] = {}
         for entry in entries:
             claims = self._claims.setdefault(entry.name, [])
-            if all(claim.thing is not entry.thing for claim in claims):  # one class supplied twice is no quarrel
+            if all(claim.thing is not entry.thing for claim in claims):  # the same class supplied twice is no conflict
                 claims.append(entry)
         self._failures = failures
 
@@ -56,11 +58,11 @@ class Names(Generic[T]):
         return {name: [c.origin for c in claims] for name, claims in self._claims.items() if len(claims) > 1}
 
     def entry(self, name: str) -> Entry[T]:
-        """The one claim on `name`; `UnknownNameError` if there is none, `SaevalError` that names both if two."""
+        """Return the entry of `name`; `UnknownNameError` if there is none, `SaevalError` if two plugins supply it."""
         claims = self._claims.get(name, [])
         if len(claims) > 1:
-            both = " and ".join(str(claim.origin) for claim in claims)
-            raise SaevalError(f"{self.kind} '{name}' is supplied by both {both}; uninstall one")
+            suppliers = " and ".join(str(claim.origin) for claim in claims)
+            raise SaevalError(f"{self.kind} '{name}' is supplied by both {suppliers}; uninstall one")
         if not claims:
             raise UnknownNameError(self.kind, name, self._claims, failures=self._failures)
         return claims[0]
@@ -70,7 +72,7 @@ class Names(Generic[T]):
 
 
 class Registry:
-    """All names that the plugins of this process supply: an attribute for each of `KINDS`, made when first used."""
+    """All names that the plugins of this process supply: an attribute per kind in `KINDS`, created on first use."""
 
     metrics: Names[type[Metric]]
     quantities: Names[Quantity]
@@ -96,56 +98,56 @@ class Registry:
             raise AttributeError(f"a registry has no '{attribute}'")
 
     def every(self, listed: str | None = None) -> Iterator[tuple[NamedKind, Names[Any]]]:
-        """The names of every kind, or of those that `saeval ls` lists under a word, in the order of `KINDS`."""
+        """Yield each kind with its names, in order of `KINDS`; only kinds that `saeval ls` lists under a given word."""
         for kind in KINDS:
             if listed in (None, kind.listed):
                 yield kind, getattr(self, kind.attribute)
 
     def _names(self, kind: NamedKind) -> Names[Any]:
         entries = []
-        together = [other for other in KINDS if other.hook == kind.hook]
-        for thing, origin in self.plugins.collect(kind.hook):
+        same_hook = [candidate for candidate in KINDS if candidate.hook == kind.hook]
+        for supplied, origin in self.plugins.collect(kind.hook):
             try:
-                if not kind.accepts(thing):
-                    if kind is together[0] and not any(other.accepts(thing) for other in together):
-                        words = " or ".join(other.word for other in together)
-                        error = f"{kind.hook} returned {_shown(thing)}, which is no {words}"
+                if not kind.accepts(supplied):
+                    if kind is same_hook[0] and not any(candidate.accepts(supplied) for candidate in same_hook):
+                        words = " or ".join(candidate.word for candidate in same_hook)
+                        error = f"{kind.hook} returned {_shown(supplied)}, which is no {words}"
                         self.plugins.failures.append(Failure(origin, error))
                     continue
-                made = Quantity.of(thing, origin) if kind.supplied == "function" else thing
-                if kind.faults and (fault := resolve_name(kind.faults)(made)):
+                named = Quantity.of(supplied, origin) if kind.supplied == "function" else supplied
+                if kind.faults and (fault := resolve_name(kind.faults)(named)):
                     raise TypeError(fault)
-                name = made.name
+                name = named.name
                 if not isinstance(name, str) or not name:
                     raise TypeError(f"'name' is {name!r}; it must be text")
-                if isinstance(made, type):
-                    if missing := getattr(made, "__abstractmethods__", None):
-                        raise TypeError(f"it lacks {', '.join(sorted(missing))}")
-                    schema(made)  # a class whose parameters cannot be read would fail every listing
-            except (Exception, SystemExit) as error:  # a plugin's own fault is reported with its name
-                self.plugins.failures.append(Failure(origin, f"{kind.word} {_shown(thing)}: {said(error)}"))
+                if isinstance(named, type):
+                    if missing := getattr(named, "__abstractmethods__", None):
+                        raise TypeError(f"it does not implement {', '.join(sorted(missing))}")
+                    schema(named)  # a class whose parameters cannot be read would fail every listing
+            except (Exception, SystemExit) as error:  # reported as a failure of the plugin
+                self.plugins.failures.append(Failure(origin, f"{kind.word} {_shown(supplied)}: {said(error)}"))
                 continue
-            entries.append(Entry(name, made, origin))
+            entries.append(Entry(name, named, origin))
         return Names(kind.word, entries, self.plugins.failures)
 
 
 def accepting(names: Names[Any], live: object, plugins: Plugins) -> Any:
-    """The first of some loaders or adapters that takes a user's own object, made, with its entry; None without one.
+    """Return the first loader or adapter that accepts a user's own object, with its entry; None if none does.
 
-    One that raises takes none, and is a failure of its plugin.
+    One that raises does not accept it, and is a failure of its plugin.
     """
     for entry in names:
         try:
-            made = entry.thing()
-            if made.accepts(live):
-                return made, entry
+            candidate = entry.thing()
+            if candidate.accepts(live):
+                return candidate, entry
         except (Exception, SystemExit) as error:
             plugins.failures.append(Failure(entry.origin, f"{names.kind} '{entry.name}': {said(error)}"))
     return None
 
 
 def _shown(thing: Any) -> str:
-    """A name for what a plugin returned, whatever its `__repr__` does."""
+    """Return a name for what a plugin returned, even if its `__repr__` raises."""
     try:
         return str(getattr(thing, "__qualname__", None) or repr(thing))
     except Exception:
@@ -153,12 +155,13 @@ def _shown(thing: Any) -> str:
 
 
 def writer(reports: Names[Report], name: str, of: Literal["write", "compare"]) -> Callable[..., str]:
-    """What the format `name` does `of` leaderboards or comparisons; called, a `SaevalError` names a plugin that fails.
+    """Return the function by which the report format `name` writes leaderboards, or compares.
 
-    `SaevalError` for a format that does not exist or cannot do it.
+    `SaevalError` if the format does not exist or cannot do it. The function raises one that names the plugin if the
+    plugin fails.
     """
     entry = reports.entry(name)
-    write = entry.thing.writer(of, [other.thing for other in reports])
+    write = entry.thing.writer(of, [report.thing for report in reports])
 
     def written(shown: Any) -> str:
         with blamed(f"report format '{name}'", entry.origin):

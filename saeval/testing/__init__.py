@@ -1,4 +1,4 @@
-"""For authors of metrics: a tiny model, data and SAE that need no download, and `check_metric`."""
+"""For tests of plugins: a tiny model, SAE and data that need no download, and `check_metric`."""
 
 from __future__ import annotations
 

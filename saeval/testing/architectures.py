@@ -37,7 +37,7 @@ SIX_FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {**_GROUPED, "head_dim": 16, "sliding_window": 4, "final_logit_softcapping": 3.0},
     "qwen2": {**_GROUPED},
 }
-"""What the adapters promise. Gemma 2 caps its logits hard, and its window is shorter than the rows of a test."""
+"""The families that adapters must support. Gemma 2 has a strong logit cap and a window shorter than a test's rows."""
 MORE_FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {**_GROUPED, "sliding_window": 4},
     "qwen3": {**_GROUPED, "head_dim": 16},
@@ -54,7 +54,7 @@ UNKNOWN_FAMILIES: dict[str, dict[str, Any]] = {
     "granite": {**_GROUPED, "residual_multiplier": 0.3, "logits_scaling": 7.0},
     "falcon": {**_COMMON, "ffn_hidden_size": 48, "parallel_attn": True, "bias": False},
 }
-"""Families without an entry in the table of layouts. Falcon adds its attention into what its MLP gave, in place."""
+"""Families without an entry in the table of layouts. Falcon adds its attention output to its MLP output in place."""
 ODD_FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {**_GROUPED, "num_local_experts": 2, "num_experts_per_tok": 1},
     "bart": {
@@ -69,20 +69,20 @@ ODD_FAMILIES: dict[str, dict[str, Any]] = {
         },
     },
 }  # fmt: skip
-"""One whose forward cannot run on the meta device, one that counts padding as positions, one that sees as well."""
+"""A model whose forward cannot run on the meta device, one that counts padding as positions, and one with vision."""
 FAMILIES = {**SIX_FAMILIES, **MORE_FAMILIES, **UNKNOWN_FAMILIES}
 
 
 def tiny_model(family: str = "gpt2", kind: str = "causal", seed: int = 0, **config: object) -> PreTrainedModel:
-    """A random model in evaluation mode, 3 blocks, d_model 32; no parameter is left at 0 or 1."""
-    made = AutoConfig.for_model(family.split("-")[0], **{**(FAMILIES | ODD_FAMILIES)[family], **config})
+    """Return a random model in evaluation mode with 3 blocks and d_model 32; no parameter is left at 0 or 1."""
+    model_config = AutoConfig.for_model(family.split("-")[0], **{**(FAMILIES | ODD_FAMILIES)[family], **config})
     torch.manual_seed(seed)
     model: PreTrainedModel
     if kind == "reward":
-        made.num_labels = 1
-        model = AutoModelForSequenceClassification.from_config(made)
+        model_config.num_labels = 1
+        model = AutoModelForSequenceClassification.from_config(model_config)
     else:
-        model = AutoModelForCausalLM.from_config(made)
+        model = AutoModelForCausalLM.from_config(model_config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))
@@ -91,7 +91,7 @@ def tiny_model(family: str = "gpt2", kind: str = "causal", seed: int = 0, **conf
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Words `w1` .. `w96`; token 0 is BOS, EOS, padding and every unknown word."""
+    """Return a tokenizer of the words `w1` .. `w96`; token 0 is BOS, EOS, padding and all unknown words."""
     vocabulary = {"<|endoftext|>": 0} | {f"w{i}": i for i in range(1, VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|endoftext|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -100,27 +100,27 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_folder(path: Path, family: str = "gpt2", kind: str = "causal", seed: int = 0, **config: object) -> Path:
-    """Save a tiny model and its tokenizer as a Hugging Face folder; returns `path`."""
+    """Save a tiny model and its tokenizer as a Hugging Face folder; return `path`."""
     tiny_model(family, kind, seed, **config).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
     return path
 
 
 def tiny_batch(rows: int = 3, length: int = 10, seed: int = 0) -> Batch:
-    """Random rows without padding; each row is its own document."""
+    """Return random rows without padding; each row is its own document."""
     tokens = torch.randint(1, VOCABULARY, (rows, length + 1), generator=torch.Generator().manual_seed(seed))
     return batch_of(tokens[:, :-1], torch.ones(rows, length, dtype=torch.bool), tokens[:, 1:])
 
 
 def batch_of(tokens: Tensor, real: Tensor, targets: Tensor | None = None) -> Batch:
-    """A batch of these tokens; the mask is `real`."""
+    """Return a batch of these tokens `[batch, seq]`; the mask is `real`, and targets are 0 unless given."""
     targets = torch.zeros_like(tokens) if targets is None else targets
     rows = np.arange(len(tokens))
     return Batch(tokens, targets, real.clone(), real, rows, rows)
 
 
 def padded(batch: Batch, left: list[int], right: list[int], seed: int = 1) -> Batch:
-    """The rows of a batch with so many random tokens before and after each, none of them real."""
+    """Return the rows of a batch with `left` and `right` padding tokens around each, random and not real."""
     longest = max(a + batch.tokens.shape[1] + b for a, b in zip(left, right, strict=True))
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(1, VOCABULARY, (len(left), longest), generator=generator)

@@ -1,4 +1,4 @@
-"""Claims about several things, which fail where there are none: `all([])` is true, and so proves nothing."""
+"""Assertions about several things that fail if there are none: `all([])` is true, but proves nothing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ K = TypeVar("K")
 
 
 def every(claims: Iterable[object]) -> bool:
-    """`all`, failing where there is nothing to claim."""
+    """Return `all(claims)`; `AssertionError` if there are no claims."""
     return all(some(claims))
 
 
 def none(claims: Iterable[object]) -> bool:
-    """`not any`, failing where there is nothing to deny."""
+    """Return `not any(claims)`; `AssertionError` if there are no claims."""
     return not any(some(claims))
 
 
@@ -24,16 +24,16 @@ def some(things: Mapping[K, T]) -> Mapping[K, T]: ...  # type: ignore[overload-o
 @overload
 def some(things: Iterable[T]) -> list[T]: ...
 def some(things: Mapping[K, T] | Iterable[T]) -> Mapping[K, T] | list[T]:
-    """The things to loop over, failing where there are none."""
+    """Return the things to loop over, a mapping or a list; `AssertionError` if there are none."""
     present: Mapping[K, T] | list[T] = things if isinstance(things, Mapping) else list(things)
-    assert present, "there is nothing to look at"
+    assert present, "there is nothing to check"
     return present
 
 
 def numbers(*runs: Iterable[Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """Every value that is a number in the first run: its metric and name, and its records in all runs.
+    """Return each value that is a number in the first run: its `metric.value`, and its records in all runs.
 
-    Fails where there is none, or where the runs have not the same cells.
+    `AssertionError` if there is none, `ValueError` if the runs have different numbers of cells.
     """
     return some(
         (f"{cells[0].metric}.{name}", [cell.values[name] for cell in cells])

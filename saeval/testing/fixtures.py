@@ -1,4 +1,4 @@
-"""What a test of a plugin runs on: data of its own by name, its own classes as a plugin, the tiny model and SAE."""
+"""Fixtures for tests of plugins: data in memory by name, a test's classes as a plugin, runs on the tiny model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from saeval.testing.tiny import TinyModel, TinySAE, tiny_tokens
 
 
 class InMemory(Source):
-    """Data source `in-memory`: rows that a test made, by a name given to `register_rows`."""
+    """Data source `in-memory`: rows by the name under which a test registered them with `register_rows`."""
 
     name, kind = "in-memory", "activations"
-    rows: dict[str, Dataset] = {}  # noqa: RUF012  # a test's own table, filled by register_rows
+    rows: dict[str, Dataset] = {}  # noqa: RUF012  # filled by register_rows
 
     def __init__(self, rows: str) -> None:
         self.key = rows
@@ -31,14 +31,17 @@ class InMemory(Source):
 
 
 def register_rows(name: str, rows: Dataset, fit: Dataset | None = None) -> dict[str, Any]:
-    """Make rows available to suites of this process; returns the suite's `data:` entry."""
+    """Make rows available to suites of this process; return the suite's `data:` entry.
+
+    `fit` holds the rows of the fit split; without it they are the same rows.
+    """
     InMemory.rows[name] = rows
     InMemory.rows[f"{name}/fit"] = fit if fit is not None else rows
     return {"use": "in-memory", "rows": name}
 
 
 class TinyPlugin:
-    """Registers `in-memory` data, and what a test brings."""
+    """A plugin with the data source `in-memory` and a test's own metrics, quantities and controls."""
 
     def __init__(
         self, metrics: Sequence[type[Metric]] = (), quantities: Sequence[Any] = (), controls: Any = ()
@@ -63,7 +66,7 @@ class TinyPlugin:
 
 
 def tiny_plugins(*metrics: type[Metric], quantities: Sequence[Any] = (), controls: Sequence[Any] = ()) -> Plugins:
-    """All installed plugins, and a test's own metrics, quantities and controls."""
+    """Return all installed plugins, with a test's own metrics, quantities and controls added."""
     plugins = Plugins()
     plugins.add(TinyPlugin(metrics, quantities, controls), "tests")
     return plugins
@@ -74,9 +77,10 @@ def evaluate_tiny(
     saes: Any = None, model: Any = None, quantities: Sequence[Any] = (), control_classes: Sequence[Any] = (),
     **options: Any,
 ) -> Results:  # fmt: skip
-    """Run metrics on the tiny model, data and SAE, or on those given; random SAEs are allowed.
+    """Run metrics on the tiny model, data and SAE, or on those given, and return the results.
 
-    Without `fit` the rows are the fit split as well.
+    `classes` are metric classes that `metrics` may name. Without `fit` the rows are the fit split as well. The
+    preflight allows all SAEs, since random ones would not pass. `options` are those of `saeval.evaluate`.
     """
     options.setdefault("allow", ("*",))
     data = register_rows(f"rows-{len(InMemory.rows)}", rows if rows is not None else tiny_tokens(), fit)

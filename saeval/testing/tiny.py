@@ -1,4 +1,4 @@
-"""A tiny model, SAE and rows in plain torch, for tests: nothing to download, every pass counted."""
+"""A tiny model, SAE and rows in plain torch, for tests: nothing to download, and all passes are counted."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from saeval.text.tokens import TokenDataset
 
 
 class TinyModel(Model, ModelSpec):
-    """A random causal model in plain torch, its own spec: residual blocks over a causal mean of the real past tokens.
+    """A random causal model in plain torch, and its own spec: residual blocks over the mean of the past real tokens.
 
-    Its hooks are `blocks.{i}.hook_resid_pre`. `passes` counts clean, cut and resumed passes, and
-    `blocks_run` each block's runs.
+    Its hooks are `blocks.{i}.hook_resid_pre`, `d_model` wide. `kind="reward"` gives it a reward head. `passes` counts
+    clean, cut and resumed passes, and `blocks_run` the runs of each block.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TinyModel(Model, ModelSpec):
         self.head_weight = random(d_model, 1 if kind == "reward" else vocab)
         self.passes = {"clean": 0, "cut": 0, "resumed": 0}
         self.blocks_run = [0] * layers
-        self._made: dict[str, Any] = {"layers": layers, "d_model": d_model, "vocab": vocab, "seed": seed, "kind": kind}
+        self._init: dict[str, Any] = {"layers": layers, "d_model": d_model, "vocab": vocab, "seed": seed, "kind": kind}
         self._identity = {"adapter": "tiny", "layers": layers, "d": d_model, "vocab": vocab, "seed": seed, "kind": kind}
 
     def identity(self) -> Mapping[str, Any]:
@@ -74,21 +74,21 @@ class TinyModel(Model, ModelSpec):
         return self
 
     def converted(self, dtype: torch.dtype) -> TinyModel:
-        """A copy that computes in another dtype, with the same weights."""
-        other = copy.copy(self)  # of its own class, with what that adds
-        TinyModel.__init__(other, **self._made, dtype=dtype)
-        other.embed, other.head_weight = self.embed.to(dtype), self.head_weight.to(dtype)
-        other.blocks = [(first.to(dtype), second.to(dtype)) for first, second in self.blocks]
-        return other
+        """Return a copy with the same weights that computes in another dtype."""
+        converted = copy.copy(self)  # keeps the class and the attributes of a subclass
+        TinyModel.__init__(converted, **self._init, dtype=dtype)
+        converted.embed, converted.head_weight = self.embed.to(dtype), self.head_weight.to(dtype)
+        converted.blocks = [(first.to(dtype), second.to(dtype)) for first, second in self.blocks]
+        return converted
 
     def _block(self, index: int, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """Without `real` all positions are tokens."""
+        """Run one block. Without `real` all positions are tokens."""
         self.blocks_run[index] += 1
         real = torch.ones_like(x[..., :1]) if real is None else real[..., None]
         past = (x * real).cumsum(1) / real.cumsum(1).clamp_min(1)
         first, second = self.blocks[index]
-        moved: Tensor = x + torch.matmul(torch.tanh((x + past) @ first), second)
-        return moved
+        output: Tensor = x + torch.matmul(torch.tanh((x + past) @ first), second)
+        return output
 
     def _finish(self, x: Tensor, batch: Batch) -> Tensor:
         x = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-6) * x.shape[-1] ** 0.5
@@ -100,27 +100,27 @@ class TinyModel(Model, ModelSpec):
     def capture(self, batch: Batch, hooks: Iterable[str], final: bool, resumable: Iterable[str] = ()) -> Capture:
         wanted = {int(hook.split(".")[1]): hook for hook in hooks}
         self.passes["clean" if final else "cut"] += 1
-        found = {}
+        activations = {}
         x = self.embed[batch.tokens]
         for index in range(len(self.blocks) if final else max(wanted) + 1):
             if index in wanted:
-                found[wanted[index]] = x
+                activations[wanted[index]] = x
             if final or index < max(wanted):
                 x = self._block(index, x, batch.real)
-        return Capture(found, self._finish(x, batch) if final else None)
+        return Capture(activations, self._finish(x, batch) if final else None)
 
     def resumed(
         self, batch: Batch, captured: Capture, hook_name: str, activations: Tensor, hooks: Iterable[str] = ()
     ) -> Capture:
         self.passes["resumed"] += 1
         wanted = {int(hook.split(".")[1]): hook for hook in hooks}
-        found = {}
+        captured_here = {}
         x = activations
         for index in range(int(hook_name.split(".")[1]), len(self.blocks)):
             if index in wanted:
-                found[wanted[index]] = x
+                captured_here[wanted[index]] = x
             x = self._block(index, x, batch.real)
-        return Capture(found, self._finish(x, batch))
+        return Capture(captured_here, self._finish(x, batch))
 
     def unembed(self, hidden: Tensor) -> Tensor:
         return torch.matmul(hidden, self.head_weight)
@@ -135,7 +135,7 @@ class TinyModel(Model, ModelSpec):
 
 
 class TinySAE:
-    """A random ReLU SAE with the plain `encode`/`decode` that any live SAE has."""
+    """A random ReLU SAE with plain `encode` and `decode` methods, like any live SAE."""
 
     def __init__(
         self, hook_name: str = "blocks.1.hook_resid_pre", d_in: int = 16, d_sae: int = 32, seed: int = 0,
@@ -159,16 +159,16 @@ class TinySAE:
 
 @dataclass(frozen=True)
 class Variant:
-    """Rows that are others only in what no metric may depend on, or of which none is scored."""
+    """A change of the rows on which no metric may depend, or that leaves no token to score."""
 
     shift: int | None = None
-    """Columns of padding before the first token; a number, if only 0, also supplies `token_keys`."""
+    """Columns of padding before the first token; any number, even 0, also supplies `token_keys`."""
     other_padding: bool = False
-    """Other token ids where there is no token."""
+    """Other token ids in the padding."""
     other_clusters: bool = False
-    """Other numbers for the same documents."""
+    """Other ids for the same documents."""
     twice: bool = False
-    """Every row twice in its document."""
+    """Each row twice in its document."""
     nothing_scored: bool = False
     """No token in the mask."""
 
@@ -184,10 +184,10 @@ def tiny_tokens(
     order_seed: int | None = None,
     extra_padding: int = 0, *, variant: Variant | None = None,
 ) -> TokenDataset:  # fmt: skip
-    """Random rows of several documents, some of them shorter than the context, in an order and padding of choice.
+    """Return random rows of several documents, some of them shorter than the context.
 
-    A row keeps its sequence id in another order, so that what is keyed by it stays the same. `variant` changes what
-    no metric may depend on.
+    `order_seed` shuffles the rows; each keeps its sequence id, so that what is keyed by it stays the same.
+    `extra_padding` adds columns at the right. `variant` changes what no metric may depend on.
     """
     variant = variant or Variant()
     random = np.random.default_rng(seed)
@@ -207,34 +207,34 @@ def tiny_tokens(
         cluster, owner = names[cluster], np.where(owner == PADDING, PADDING, names[owner])
     left = ((0, 0), (variant.shift or 0, extra_padding))
     tokens, owner = np.pad(tokens, left), np.pad(owner, left, constant_values=PADDING)
-    made = TokenDataset if variant.shift is None else _Shifted
+    dataset_class = TokenDataset if variant.shift is None else _Shifted
     excluded = range(vocab) if variant.nothing_scored else (0,)
-    dataset = made.from_arrays(tokens, owner, cluster, excluded, sequence_ids=order)
+    dataset = dataset_class.from_arrays(tokens, owner, cluster, excluded, sequence_ids=order)
     if isinstance(dataset, _Shifted):
         dataset.shift = variant.shift or 0
     return dataset
 
 
 def shifted_keys(sequence_ids: np.ndarray, positions: int, shift: int) -> np.ndarray:
-    """The `token_keys` that rows would have without the columns before their first token."""
+    """Return the `token_keys` that rows would have without the columns before their first token."""
     places = np.arange(positions) - shift
     return hashed(sequence_ids[:, None], np.where(places < 0, places + 2**20, places)[None])
 
 
 class _Shifted(TokenDataset):
-    """Rows with padding before the first token, whose tokens keep what randomness about them is keyed by."""
+    """Rows with padding before the first token, whose tokens keep the `token_keys` that they have without it."""
 
     supplies = frozenset({"token_keys"})
     shift = 0
 
     def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> Batch:
-        found = super().batch(rows, device)
-        keys = shifted_keys(found.sequence_ids, found.tokens.shape[1], self.shift)
-        return replace(found, supplied={"token_keys": keys})
+        batch = super().batch(rows, device)
+        keys = shifted_keys(batch.sequence_ids, batch.tokens.shape[1], self.shift)
+        return replace(batch, supplied={"token_keys": keys})
 
 
 class TinyPairs(Dataset):
-    """Random preference pairs that share a prefix; some sides are padded."""
+    """Random preference pairs, each with a shared prefix; some sides are padded. Parameters as for `tiny_tokens`."""
 
     pair = True
 

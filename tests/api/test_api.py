@@ -50,7 +50,7 @@ def test_a_metric_class_is_a_metric():
         ({"saes": [(TinySAE(), "blocks.1.hook_resid_pre", 3)]}, "a pair"),
         ({"saes": [object()]}, "needs the method 'encode'"),
         ({"batchsize": 3}, "unknown option 'batchsize'; did you mean 'batch_size'"),
-        ({"model": object()}, "no adapter takes an object of type object"),
+        ({"model": object()}, "no adapter accepts an object of type object"),
         ({"metrics": ["l00"]}, "unknown metric 'l00'; did you mean 'l0'"),
         ({"device": "cuda:77"}, "device 'cuda:77': torch cannot use it here"),
     ],

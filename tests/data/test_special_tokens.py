@@ -46,7 +46,7 @@ def test_a_rendered_bos_changes_no_number_and_is_said_once(caplog):
         kept = found[name][0].cell["data"]["sequences"]
         assert kept > 10
         assert len(said) == (name == "rendered")
-    assert "begin with a BOS of their own: no second one is put there" in said[0]
+    assert "begin with a BOS of their own: no second one is added" in said[0]
     assert found["plain"].value("ce.ce_clean") == found["rendered"].value("ce.ce_clean")
     assert found["rendered"][0].cell["data"]["not_doubled"]["bos"] > 5
     assert found["plain"][0].cell["data"]["fingerprint"] == found["rendered"][0].cell["data"]["fingerprint"]

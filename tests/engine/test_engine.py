@@ -57,7 +57,7 @@ def test_without_scores_nothing_is_resumed_and_the_pass_is_cut():
 
 
 def test_a_text_metric_on_pairs_is_refused():
-    with pytest.raises(SaevalError, match="observes a stream of text"):
+    with pytest.raises(SaevalError, match="needs a stream of text, which data 'in-memory' is not"):
         evaluate_tiny(["l0"], model=TinyModel(kind="reward"), rows=TinyPairs())
 
 
@@ -127,7 +127,7 @@ def test_conclude_may_not_ask_for_a_batch():
         def conclude(self, feature_acts):
             return Scalar(0.0)
 
-    with pytest.raises(SaevalError, match="belongs to a batch"):
+    with pytest.raises(SaevalError, match="is per-batch; request it in observe"):
         evaluate_tiny(["greedy"], Greedy)
 
 

@@ -128,7 +128,7 @@ def test_what_runs_out_with_one_sequence_is_one_sentence_and_keeps_what_is_done(
         evaluate_tiny(["l0"], model=Late(), rows=rows, batch_size=16, out=tmp_path, key="these")
     said = str(raised.value)
     assert "\n" not in said
-    assert said.startswith("out of memory with one sequence a batch on cpu (CUDA out of memory.")
+    assert said.startswith("out of memory with batch size 1 on cpu (CUDA out of memory.")
     assert "shorten data.context" in said
     store = Store(tmp_path / "evaluate")
     (checkpoint,) = store.checkpoints()

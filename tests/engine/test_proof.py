@@ -43,7 +43,7 @@ class Careless(TinyModel):
 
 WRONG = {
     Rescaling: r"resuming with the model's own activations changes its final state by 0\.\d+ of its size",
-    Bypassed: "noise in place of the activations does not change the model's final state",
+    Bypassed: "noise added to the activations does not change the model's final state",
     Careless: "resuming with the model's own activations changes its final state by",
 }
 

@@ -190,5 +190,5 @@ def test_a_quantity_at_other_hooks_knows_no_sae():
         def conclude(self, total):
             return total.value
 
-    with pytest.raises(SaevalError, match="belongs to an SAE, and this request has none"):
+    with pytest.raises(SaevalError, match="needs an SAE, and this request has none"):
         evaluate_tiny(["lost"], Lost, quantities=[elsewhere_features])

@@ -155,5 +155,5 @@ def test_claims_of_nothing_fail():
     assert none([0, False])
     assert list(some(x for x in "ab")) == ["a", "b"]
     for claim in (every, none, some):
-        with pytest.raises(AssertionError, match="nothing to look at"):
+        with pytest.raises(AssertionError, match="nothing to check"):
             claim([])

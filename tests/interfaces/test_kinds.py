@@ -392,7 +392,7 @@ def test_a_quantity_about_pairs_is_refused_on_text():
         def conclude(self, total):
             return Scalar(total.value)
 
-    with pytest.raises(SaevalError, match="'reward_gap' is about pairs, and this data has none"):
+    with pytest.raises(SaevalError, match="'reward_gap' needs preference pairs, and this data has none"):
         evaluate_tiny(["gap"], Gap, quantities=[reward_gap])
 
 

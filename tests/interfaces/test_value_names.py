@@ -126,7 +126,7 @@ def test_check_metric_sets_the_declaration_against_the_values():
         ("thresholds.l2", "metric 'thresholds' has no value 'l2'; did you mean 'l1'?"),
         ("silent.l2", None),
         ("silent", None),
-        ("saelens_features.feature_density", "metric 'saelens_features' gives no number, so it has no column"),
+        ("saelens_features.feature_density", "metric 'saelens_features' has no numbers, so it has no column"),
     ],
 )
 def test_patterns_and_metrics_that_declare_nothing(column, said):

@@ -157,12 +157,12 @@ def test_a_text_that_ends_with_the_padding_token_is_said_to_be_read_there(tmp_pa
     assert cli.main(["check", path, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     sentence = (
-        f"warning: {count} of 40 texts end with token 0, which also is the padding of 'model': saeval reads the reward at "
-        "it, transformers at the token before; for that add 'reward_at: before_padding' to 'model'"
+        f"warning: {count} of 40 texts end with token 0, which is also the padding of 'model': saeval reads the reward at "
+        "it, transformers at the token before; to do as transformers does, add 'reward_at: before_padding' to 'model'"
     )
     assert (sentence in said) == bool(count)
     assert cli.main(["check", suite(tmp_path, folder, f", eos: {eos}", ", reward_at: before_padding")]) == 0
-    assert "which also is the padding" not in capsys.readouterr().out
+    assert "which is also the padding" not in capsys.readouterr().out
 
 
 def test_before_padding_is_where_transformers_reads(tmp_path):

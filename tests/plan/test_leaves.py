@@ -53,7 +53,7 @@ ALONE = {
 def test_a_leaf_of_an_sae_or_its_hook_is_refused_where_there_is_none(name):
     methods = {"observe": ALONE[name], "conclude": Everything.conclude}
     alone = type("Alone", (Metric,), {"name": "alone", "subject": "none", **methods})
-    with pytest.raises(SaevalError, match=f"'{name}' belongs to a hook, and this request has none"):
+    with pytest.raises(SaevalError, match=f"'{name}' needs a hook, and this request has none"):
         evaluate_tiny(["alone"], alone)
 
 

@@ -484,13 +484,13 @@ precision:
     ("name", "said"),
     [
         ("cee.delta_ce", "precision: no metric 'cee' in this suite; did you mean 'ce'?"),
-        ("ce", "precision: 'ce' is a metric; name one of its values, as ce.VALUE"),
+        ("ce", "precision: 'ce' is a metric; name one of its values, as in ce.VALUE"),
         ("ce.delta_c", "precision: metric 'ce' has no value 'delta_c'; did you mean 'delta_ce'?"),
         (
             "reconstruction.without_direction",
-            "precision: 'reconstruction.without_direction' has no standard error; of ",
+            "precision: 'reconstruction.without_direction' has no standard error; usable values of ",
         ),
-        ("l0.l0_p50", "precision: 'l0.l0_p50' moves in steps, which no stop can depend on; of 'l0' may be named: l0"),
+        ("l0.l0_p50", "precision: 'l0.l0_p50' moves in steps, so no stop can depend on it; usable values of 'l0': l0"),
         ("weights.b_enc", "precision: metric 'weights' observes no rows"),
     ],
 )

@@ -70,7 +70,7 @@ def exiting(hook_name, hooks):
     [
         (raising, "RuntimeError: planted"),
         (of_text, "TypeError: it returned the text 'blocks.2.hook_resid_pre'; return a list of hook names"),
-        (unknown, "picks the hook 'blocks.22.hook_resid_pre', which the model does not have; did you mean"),
+        (unknown, "chooses the hook 'blocks.22.hook_resid_pre', which the model does not have; did you mean"),
         (nothing, "TypeError: 'NoneType' object is not iterable"),
         (exiting, "SystemExit: 3"),
     ],
@@ -305,7 +305,7 @@ def attempt(plugins, **changed):
     ("members", "said"),
     [
         ({"info": raises}, "RuntimeError: planted"),
-        ({"info": lambda self, reference: {"d_in": 3}}, "TypeError: 'info' returned dict, which is no SAEInfo"),
+        ({"info": lambda self, reference: {"d_in": 3}}, "TypeError: 'info' returned dict, which is not an SAEInfo"),
         ({"expand": lambda self, reference: None}, "AttributeError"),
         ({"label": raises}, "RuntimeError: planted"),
         ({"__init__": lambda self: raises()}, "RuntimeError: planted"),
@@ -337,7 +337,7 @@ def test_a_loader_or_an_adapter_that_cannot_tell_whether_it_takes_an_object_take
     picky = type("Odd", (Loader,), {"accepts": raises})
     plugins = supplied(saeval_sae_loaders=[picky, NotEvenMade], saeval_models=[Adapter])
     assert [r.status for r in attempt(plugins)] == ["ok"]
-    with pytest.raises(SaevalError, match="no adapter takes an object of type object"):
+    with pytest.raises(SaevalError, match="no adapter accepts an object of type object"):
         attempt(plugins, model=object())
     told = [str(failure) for failure in plugins.failures]
     assert any("brings:brings failed: SAE format 'odd': RuntimeError: planted" in one for one in told)

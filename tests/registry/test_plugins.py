@@ -289,7 +289,7 @@ def test_a_plugins_own_bug_while_planning_is_one_sentence_that_names_it(tmp_path
     run = {"model": TinyModel(), "data": data, "metrics": ["l0"], "plugins": plugins}
     with pytest.raises(SaevalError, match=r"SAE format 'buggy' \(plugin brings:brings\) failed: KeyError: 'd_in'"):
         evaluate(saes=[{"use": "buggy"}], **run)
-    with pytest.raises(SaevalError, match=r"unknown SAE format 'half'.*it lacks load"):
+    with pytest.raises(SaevalError, match=r"unknown SAE format 'half'.*it does not implement load"):
         evaluate(saes=[{"use": "half"}], **run)
 
 

@@ -44,7 +44,7 @@ def test_another_suite_of_the_name_is_refused_before_anything_runs(first, folder
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"{other}:")
         assert f"another suite, {first / 'a.yaml'}, is named 'mine' and has its results in" in line
-        assert line.endswith("give one of them another name, or choose another --out")
+        assert line.endswith("rename one of them, or choose another --out")
     with pytest.raises(SuiteError, match="another suite"):
         run(other, out=folder / "out")
     assert (folder / "out" / "mine" / "manifest.json").read_bytes() == before

@@ -181,7 +181,7 @@ def test_saes_that_the_of_of_a_control_leaves_out_are_named_by_check(tmp_path, c
         ("  - testbed/relu-3", "  - {use: saelens, path: x, hook_name: 3}", "'hook_name' is a name, got 3"),
         ("metrics:", "controls: [{use: random, seeds: 0}]\nmetrics:", "seeds must be at least 1, got 0"),
         ("metrics:", "controls: [{use: random, of: 3}]\nmetrics:", "no SAE of this suite matches"),
-        ("metrics:", "controls: [zero, zero]\nmetrics:", "two controls are called 'zero'"),
+        ("metrics:", "controls: [zero, zero]\nmetrics:", "two controls are named 'zero'"),
         ("metrics:", "controls: [zeero]\nmetrics:", "unknown control 'zeero'; did you mean 'zero'?"),
         ("metrics:", "groups: {g: [nothing]}\nmetrics:", "no SAE of 'saes:' matches 'nothing'"),
         ("{use: testbed}", "{use: testbed, adapter: [a]}", "'adapter' is a name"),

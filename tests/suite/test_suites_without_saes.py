@@ -26,7 +26,7 @@ data: {use: testbed-preferences, pairs: 4}
         (SUITE + "metrics: [l0, ce]\n", "s.yaml:4:11: 'l0', 'ce': evaluated on SAEs, and the suite has none; add 'saes:'"),
         (SUITE + "metrics: [l0]\ncontrols: [mean]\n", "s.yaml:4:11: 'l0': evaluated on SAEs, and the suite has none"),
         (PAIRS + "metrics: [reward_margin, margin_recovered]\n", "s.yaml:4:26: 'margin_recovered': evaluated on SAEs"),
-        (PAIRS + "metrics: [reward_margin]\ncontrols: [mean]\n", "s.yaml:5:11: controls stand at the hooks of SAEs"),
+        (PAIRS + "metrics: [reward_margin]\ncontrols: [mean]\n", "s.yaml:5:11: controls are placed at the hooks of SAEs"),
         (SUITE + "metrics:\n  - l0\nsaes:\n", "s.yaml:6:6: 'saes': input should be a valid list, got None"),
     ],
 )  # fmt: skip

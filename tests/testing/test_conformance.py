@@ -31,10 +31,10 @@ from saeval.testing import check_metric
 from saeval.testing.claims import every
 
 STATE = "so its numbers would depend on their order"
-BATCHES = "it depends on how rows are cut into batches"
+BATCHES = "it depends on how rows are split into batches"
 PADDING = "it reads positions outside the mask, or counts them"
-SHIFT = "it treats a position of the row, such as position 0, unlike the others"
-NO_REASON = r"is not finite \(the value is nan\), without a word why; say it: raise Undefined"
+SHIFT = "it treats one position of the row, such as position 0, differently"
+NO_REASON = r"is not finite \(the value is nan\) and has no reason; give one: raise Undefined"
 
 
 class Planted(Metric):
@@ -482,8 +482,8 @@ WRONG = [
     (NotANumber, NO_REASON),
     (NeverANumber, NO_REASON),
     (NotANumberArray, "by_feature is NaN throughout"),
-    (NeverDefined, r"has no value on the tiny model and data, so nothing is proved of it \(it needs labels\)"),
-    (MinusOne, "minus_one is -1 for every SAE: in place of a value that does not exist"),
+    (NeverDefined, r"has no value on the tiny model and data, so nothing can be tested \(it needs labels\)"),
+    (MinusOne, "minus_one is -1 for every SAE: if the value does not exist"),
     (OnSelf, f"sets its attribute 'sum'.*{STATE}; return what you count as evidence"),
     (Float32Sum, "observe returns 'sum' of Tensors in float32, which loses digits as batches are added"),
     (HiddenFloat32, "with batch size 1 and a model in float64.*it sums in less than float64"),
@@ -501,7 +501,7 @@ WRONG = [
     (CachedMaximum, "with the same run again.*it keeps state between them"),
     (AgainstTheFirst, "tinysae-1 alone.*another SAE of the same run changes it"),
     (Dropout, r"another seed.*it draws from a global random generator \(torch.rand, dropout.*token_keys"),
-    (Unseeded, "with the same run again.*draws random numbers that nothing seeds"),
+    (Unseeded, "with the same run again.*draws unseeded random numbers"),
     (BatchMeans, f"batch size 7.*{BATCHES}: a mean"),
     (BatchRatios, f"batch size 7.*{BATCHES}.*return sums and counts.*divide in conclude"),
     (BatchMaxima, f"batch size 7.*{BATCHES}: a mean or maximum within each batch"),
@@ -511,15 +511,15 @@ WRONG = [
     (OnlyLast, f"{BATCHES}.*the first or last batch kept"),
     (Documents, BATCHES),
     (Float16Sum, "in float16, which loses digits"),
-    (TokenError, "it is one over tokens or rows, but those of one document are not independent"),
+    (TokenError, "it is over tokens or rows, but those of one document are not independent"),
     (Unmasked, f"{PADDING}; pass the mask"),
     (PaddingCounted, PADDING),
     (LastColumn, PADDING),
     (WrongSide, f"other token ids in the padding.*{PADDING}"),
     (FirstTwice, SHIFT),
-    (DocumentNumbers, "it computes with the numbers of documents, which are names"),
+    (DocumentNumbers, "it computes with document ids, which are only names"),
     (RowOrder, "rows in another order.*it depends on the order of rows"),
-    (OwnFloat32, r"a model in float64\): RuntimeError.*convert what is your own, as in y.to\(x.dtype\)"),
+    (OwnFloat32, r"a model in float64\): RuntimeError.*convert your own tensors, as in y.to\(x.dtype\)"),
 ]
 
 
