@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edited_files import changed
-from saeval.base import whole_files as wholefile
+from saeval.base import whole_files
 from saeval.results.store import Store
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import some
@@ -148,7 +148,7 @@ def test_what_killed_runs_left_half_written_is_removed_and_what_is_being_written
 
 def test_a_file_that_was_tidied_away_before_its_lock_is_made_again(tmp_path, monkeypatch):
     """The moment between the making of a temporary file and its lock."""
-    real, taken = wholefile._locked, []
+    real, taken = whole_files._locked, []
 
     def locked(handle):
         if not taken:
@@ -157,8 +157,8 @@ def test_a_file_that_was_tidied_away_before_its_lock_is_made_again(tmp_path, mon
             taken.append(path)
         return real(handle)
 
-    monkeypatch.setattr(wholefile, "_locked", locked)
-    wholefile.write(tmp_path / "x", b"content", "")
+    monkeypatch.setattr(whole_files, "_locked", locked)
+    whole_files.write_whole(tmp_path / "x", b"content", "")
     assert taken
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
     assert (tmp_path / "x").read_bytes() == b"content"
@@ -166,12 +166,12 @@ def test_a_file_that_was_tidied_away_before_its_lock_is_made_again(tmp_path, mon
 
 def test_without_locks_only_what_is_old_is_removed(tmp_path, monkeypatch):
     """As on Windows, where an open file cannot be renamed or removed anyway."""
-    monkeypatch.setattr(wholefile, "fcntl", None)
-    monkeypatch.setattr(wholefile, "_LOCKS", False)
-    wholefile.write(tmp_path / "x", b"content", "")
+    monkeypatch.setattr(whole_files, "fcntl", None)
+    monkeypatch.setattr(whole_files, "_LOCKS", False)
+    whole_files.write_whole(tmp_path / "x", b"content", "")
     assert (tmp_path / "x").read_bytes() == b"content"
     for name, age in (("young", 10), ("old", 100)):
         (tmp_path / f".{name}.part").write_bytes(b"half")
         os.utime(tmp_path / f".{name}.part", (time.time() - age,) * 2)
-    wholefile.tidy(tmp_path)
+    whole_files.tidy(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".young.part", "x"]
