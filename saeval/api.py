@@ -29,7 +29,7 @@ from saeval.registry.discovery import Plugins
 from saeval.registry.hookspecs import hookimpl
 from saeval.registry.registry import Registry, accepting
 from saeval.results.store import Store
-from saeval.suite import yaml_marks as suitefile
+from saeval.suite import yaml_marks
 from saeval.suite.schema import load, validate
 from saeval.suite.yaml_marks import Marks, beyond, override
 
@@ -335,8 +335,8 @@ def _different_suites(name: str, stored: Path, file: Path) -> bool:
     if not stored.is_file() or stored.resolve() == file.resolve():
         return False
     try:
-        there, _ = suitefile.read(stored)
-        here, _ = suitefile.read(file)
+        there, _ = yaml_marks.read(stored)
+        here, _ = yaml_marks.read(file)
     except SuiteError:  # it is no longer a suite
         return False
     return there.get("suite") == name and there != here

@@ -12,7 +12,7 @@ from saeval.base.errors import SaevalError, suggestion
 from saeval.base.escapes import line
 from saeval.base.formatting import counted
 from saeval.base.run_options import RunOptions
-from saeval.cli import cost_estimate as cost
+from saeval.cli import cost_estimate
 from saeval.engine.batch_program import BatchProgram, resumes
 from saeval.engine.passes import passes
 from saeval.interfaces.live_objects import LiveSAE
@@ -109,7 +109,7 @@ class _Tree:
 
     def __init__(self, plan: Plan, cell: Cell) -> None:
         self.plan, metric = plan, cell.metric
-        self.size = cost.ModelSize.of(plan.spec) if plan.spec is not None else None
+        self.size = cost_estimate.ModelSize.of(plan.spec) if plan.spec is not None else None
         self._rows: list[tuple[str, Node | None, str, tuple[str, ...]]] = []
         """Text before the node's number, the node, text after the number, and the other columns."""
         ordered = passes(plan, plan.cells, ())
@@ -206,7 +206,7 @@ class _Tree:
             return "the clean pass"
         count = sum(times for _, times in resumes(node))
         parts = [counted(count, "resumed pass")] if count else ["scores"] if node.quantity.gathered else []
-        operations = cost.of_node(self.plan, self.size, node)
+        operations = cost_estimate.of_node(self.plan, self.size, node)
         if operations and self.size is not None:
             parts.append(f"{operations / self.size.a_token:.2f}")
         return ": ".join(parts)

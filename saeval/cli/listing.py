@@ -12,8 +12,7 @@ from typing import Any
 from saeval.base.errors import said
 from saeval.base.escapes import line
 from saeval.base.parameters import schema
-from saeval.cli import glossary
-from saeval.cli import result_lookup as lookup
+from saeval.cli import glossary, result_lookup
 from saeval.cli.result_text import detail
 from saeval.plan.leaves import LEAVES
 from saeval.registry.registry import Entry, Registry
@@ -90,32 +89,32 @@ def show(words: Sequence[str], registry: Callable[[], Registry], out: str = "res
     or by a metric and perhaps a subject; a key; a result's file; a name that `ls` lists. `SaevalError` otherwise.
     """
     if len(words) > 1:
-        return _shown(lookup.chosen(words, out), as_json)
+        return _shown(result_lookup.chosen(words, out), as_json)
     word, path = words[0], Path(words[0])
     if path.suffix == ".json" and os.path.isfile(path):
-        return _cells(path.parent) if path.name in (MANIFEST, LIMITED) else _shown(lookup.of_file(path), as_json)
+        return _cells(path.parent) if path.name in (MANIFEST, LIMITED) else _shown(result_lookup.of_file(path), as_json)
     if os.path.isdir(path):
         return _cells(path)
     if (page := glossary.document(word, registry())) is not None:
         return page
-    if (folder := lookup.folder(word, out)) is not None:
+    if (folder := result_lookup.folder(word, out)) is not None:
         return _cells(folder)
-    matches = lookup.by_key(word, lookup.under(out))
+    matches = result_lookup.by_key(word, result_lookup.under(out))
     if len(matches) == 1:
         return _shown(matches[0], as_json)
     if matches:
         return _lines(matches)
-    raise glossary.unknown(word, registry(), lookup.suites(out))
+    raise glossary.unknown(word, registry(), result_lookup.suites(out))
 
 
-def _shown(chosen: list[lookup.Listed] | Result, as_json: bool) -> str:
+def _shown(chosen: list[result_lookup.Listed] | Result, as_json: bool) -> str:
     if isinstance(chosen, Result):
         return json.dumps(finite(chosen.record()), indent=1) if as_json else detail(chosen)
     return _lines(cell.result for cell in chosen)
 
 
 def _cells(path: Path) -> str:
-    return _lines(cell.result for cell in lookup.cells(path))
+    return _lines(cell.result for cell in result_lookup.cells(path))
 
 
 def _lines(results: Iterable[Result]) -> str:

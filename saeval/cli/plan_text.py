@@ -8,7 +8,7 @@ from itertools import pairwise
 from saeval.base.escapes import line
 from saeval.base.formatting import counted
 from saeval.base.memory import available, memory_budget
-from saeval.cli import cost_estimate as cost
+from saeval.cli import cost_estimate
 from saeval.engine.batch_program import BatchProgram
 from saeval.engine.passes import passes
 from saeval.plan.batch_size import bytes_a_sequence, fitting
@@ -49,7 +49,7 @@ def _time(plan: Plan, operations: float, conclusions: Mapping[str, float]) -> li
     """Return a line on the time of the passes and of expensive conclusions; no line if there is neither."""
     if not operations and not conclusions:
         return []
-    speed = cost.operations_a_second(plan.options.device)
+    speed = cost_estimate.operations_a_second(plan.options.device)
     parts = [f"{operations / speed:.0f} s of passes"] if operations else []
     if conclusions:
         each = ", ".join(f"{alias} {n / speed:.0f}" for alias, n in conclusions.items())
@@ -85,7 +85,7 @@ def plan_in_words(plan: Plan, store: Store) -> str:
         clean = sides * batches if program.touches_model else 0
         resumes = batches * program.resumes  # the nodes of each side are counted separately
         total += clean + resumes
-        operations += cost.of_pass(plan, pass_, program, size)
+        operations += cost_estimate.of_pass(plan, pass_, program, size)
         cut = "" if program.final else ", cut at the deepest of" if len(program.hooks) > 1 else ", cut at"
         hooks = f"{cut or ' at'} {', '.join(program.hooks)}" if program.hooks else ""
         work = f"{counted(clean, 'clean pass')}{hooks}, {counted(resumes, 'resumed pass')}"
@@ -105,7 +105,7 @@ def plan_in_words(plan: Plan, store: Store) -> str:
     lines.append(f"  forward passes in all: {total}{at_most}")
     if names:
         lines.append(f"  quantities: {', '.join(names)}")
-    lines += _time(plan, operations, cost.of_conclusions(plan, pending))
+    lines += _time(plan, operations, cost_estimate.of_conclusions(plan, pending))
     lines.append(f"  memory: {weights / 2**20:.1f} MiB of SAE weights, {acts / 2**20:.1f} MiB of feature activations")
     if plan.options.batch_size == "auto":
         free = available(plan.options.device) / 2**20

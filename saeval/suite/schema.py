@@ -13,7 +13,7 @@ from saeval.base.errors import Problem, SuiteError, suggestion
 from saeval.base.names import unfit, unfit_for_files
 from saeval.base.parameters import Fault, ParameterError, validated_as
 from saeval.base.run_options import MOST_ROWS
-from saeval.suite import yaml_marks as suitefile
+from saeval.suite import yaml_marks
 from saeval.suite.yaml_marks import Location, Marks
 
 
@@ -172,9 +172,9 @@ class RegisteredSuite:
 
 def load(path: Path | str, overrides: Iterable[str] = ()) -> Suite:
     """Read and validate a suite file; `SuiteError` with every problem of the schema."""
-    data, marks = suitefile.read(path)
+    data, marks = yaml_marks.read(path)
     for assignment in overrides:
-        suitefile.override(data, marks, assignment)
+        yaml_marks.override(data, marks, assignment)
     suite = validate(data, marks)
     suite.file = Path(path).resolve()
     return suite
@@ -182,7 +182,7 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Suite:
 
 def validate(data: dict[str, Any], marks: Marks, live: dict[str, Any] | None = None) -> Suite:
     """Return a suite from plain data; `SuiteError` with every problem of the schema."""
-    if problem := suitefile.beyond(data, marks):
+    if problem := yaml_marks.beyond(data, marks):
         raise SuiteError([problem])
     try:
         return Suite(validated_as(SuiteModel, data), marks, live or {})

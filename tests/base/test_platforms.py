@@ -13,13 +13,12 @@ import torch
 
 import saeval
 from saeval import cli
-from saeval.base import memory
-from saeval.base import run_options as options
+from saeval.base import memory, run_options
 from saeval.base.errors import SaevalError, SuiteError
 from saeval.base.run_options import RunOptions
 from saeval.results.pages import write_pages
 from saeval.results.report import Report
-from saeval.suite import schema as suite
+from saeval.suite import schema
 from saeval.suite.yaml_marks import Marks
 from saeval.testing.architectures import tiny_folder, tiny_model
 from saeval.testing.tiny import TinySAE
@@ -81,7 +80,7 @@ def test_a_device_in_its_usual_spellings():
 
 def test_auto_is_the_best_device_that_can_sum(monkeypatch):
     faults = {"cuda": "none here", "mps": "it has no float64, in which saeval sums", "cpu": None}
-    monkeypatch.setattr(options, "_fault", faults.get)
+    monkeypatch.setattr(run_options, "_fault", faults.get)
     assert RunOptions(device="auto").device == "cpu"
     faults["mps"] = None
     assert RunOptions(device="auto").device == "mps"
@@ -195,4 +194,4 @@ def test_pages_are_files_whatever_a_metric_is_called(tmp_path):
 def test_a_suites_name_is_a_folder_on_every_system(name):
     body = {"suite": name, "data": "x", "saes": ["s"], "metrics": ["l0"]}
     with pytest.raises(SuiteError, match=r"a suite's name becomes a folder, but it (has|is|begins)"):
-        suite.validate(body, Marks("suite"))
+        schema.validate(body, Marks("suite"))

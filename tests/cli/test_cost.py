@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from saeval.cli import cost_estimate as cost
-from saeval.cli import main
+from saeval.cli import cost_estimate, main
 
 PLUGIN = """
 from saeval import Metric, Scalar, hookimpl
@@ -30,7 +29,7 @@ def saeval_metrics():
 @pytest.fixture
 def check(tmp_path, monkeypatch, capsys):
     """Function: metrics of a suite of two SAEs -> what `check` prints at a billion operations a second, and its code."""
-    monkeypatch.setattr(cost, "operations_a_second", lambda device: 1e9)
+    monkeypatch.setattr(cost_estimate, "operations_a_second", lambda device: 1e9)
 
     def printed(metrics, *words, texts=8):
         suite = tmp_path / "suite.yaml"
@@ -76,7 +75,7 @@ def test_a_suite_of_metrics_that_only_sum_foretells_no_conclusions(check):
 
 
 def test_resumes_scores_and_saes_are_foretold(check, monkeypatch):
-    monkeypatch.setattr(cost, "operations_a_second", lambda device: 1e6)
+    monkeypatch.setattr(cost_estimate, "operations_a_second", lambda device: 1e6)
     times = {}
     for metrics in ("[l0]", "[kl]", "[perturbation: {draws: 4}]", "[perturbation: {draws: 8}]"):
         code, text, _ = check(metrics, texts=64)

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from saeval.cli import cost_estimate as cost
-from saeval.cli import main
+from saeval.cli import cost_estimate, main
 from saeval.testing.architectures import VOCABULARY, tiny_folder, tiny_tokenizer
 from saeval_testbed import WEIGHTS
 
@@ -41,7 +40,7 @@ def test_one_of_a_thing_is_singular(check):
 
 def test_each_side_of_a_pair_is_counted_once(check, tmp_path, monkeypatch):
     """Steps of a gradient resume each side's own tokens: seven steps more are seven passes from the hook on."""
-    monkeypatch.setattr(cost, "operations_a_second", lambda device: 1e6)
+    monkeypatch.setattr(cost_estimate, "operations_a_second", lambda device: 1e6)
     pairs = [{"prompt": "def f(x):\n", "chosen": f"    return x + {i}", "rejected": f"    x += {i}"} for i in range(8)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
 

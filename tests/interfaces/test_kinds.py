@@ -145,21 +145,21 @@ def test_interventions_that_are_functions_of_their_own_are_shared_where_they_are
 
 def test_many_substitutes_are_scored_in_parts_that_bound_memory(monkeypatch):
     """Final hidden states wait for their one scoring call; no more than `GATHERED` of them."""
-    from saeval.engine import evaluator as scope
-    from saeval.registry import builtin_quantities as builtin
+    from saeval.engine import evaluator
+    from saeval.registry import builtin_quantities
 
     calls = []
-    real = builtin.score_tokens
+    real = builtin_quantities.score_tokens
 
     def counted(model, batch, clean, finals, **options):
         calls.append(len(finals))
         return real(model, batch, clean, finals, **options)
 
-    monkeypatch.setattr(builtin, "score_tokens", counted)
+    monkeypatch.setattr(builtin_quantities, "score_tokens", counted)
     factors = [1 + i / 100 for i in range(40)]
     first = evaluate_tiny([{"shrinkage": {"factors": factors}}], Shrinkage)[0].values
-    assert max(calls) <= scope.GATHERED + 1
-    monkeypatch.setattr(scope, "GATHERED", 1000)
+    assert max(calls) <= evaluator.GATHERED + 1
+    monkeypatch.setattr(evaluator, "GATHERED", 1000)
     calls.clear()
     assert evaluate_tiny([{"shrinkage": {"factors": factors}}], Shrinkage)[0].values == first
     assert set(calls) == {40}

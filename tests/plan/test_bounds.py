@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from saeval import cli, evaluate, run
-from saeval.base import text_files as textfile
+from saeval.base import text_files
 from saeval.base.errors import SaevalError
 from saeval.base.text_files import read_json
 from saeval.interfaces.substitute import Control
@@ -268,5 +268,5 @@ def test_ordinary_numbers_are_as_before(tmp_path, capsys):
     texts = '{texts: ["def f(x):\\n    return x", "import os, sys, re"], context: 256, seed: -7}'
     code, said = check(tmp_path, capsys, controls="[{use: mean}]", batch=256, data=texts)
     assert (code, said) == (0, "")
-    assert packing.LONG == textfile.LONG == 2**20
+    assert packing.LONG == text_files.LONG == 2**20
     assert yaml.safe_load(HUGE) > 2**63

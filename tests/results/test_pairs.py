@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from made_entries import at_once, boards, by_single_tests, entry, ordered
-from saeval.results import all_pairs as pairs
+from saeval.results import all_pairs
 from saeval.results.all_pairs import Pairs
 from saeval.results.board import Column, Row
 from saeval.results.paired_tests import ALPHA, difference
@@ -22,10 +22,10 @@ from saeval.testing.claims import every
 @settings(max_examples=120, deadline=None)
 def test_a_whole_column_is_tested_as_its_pairs_are(entries, block, few, bins):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pairs, "_BLOCK", block)
-        patch.setattr(pairs, "_FEW", few)
-        patch.setattr(pairs, "_BINS", bins)
-        patch.setattr(pairs, "_CHUNK", 16)
+        patch.setattr(all_pairs, "_BLOCK", block)
+        patch.setattr(all_pairs, "_FEW", few)
+        patch.setattr(all_pairs, "_BINS", bins)
+        patch.setattr(all_pairs, "_CHUNK", 16)
         assert at_once(entries) == by_single_tests(entries)
 
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from saeval import evaluate
-from saeval.base import text_files as textfile
+from saeval.base import text_files
 from saeval.base.errors import SaevalError
 from saeval.base.text_files import Passage, text_passages
 from saeval.testing.claims import every
@@ -58,8 +58,8 @@ def small(monkeypatch):
     monkeypatch.setattr(windows, "WINDOW", 4000)
     monkeypatch.setattr(windows, "_WIDE", 3000)
     monkeypatch.setattr(packing, "LONG", 5000)
-    monkeypatch.setattr(textfile, "LONG", 5000)
-    monkeypatch.setattr(textfile, "_CHUNK", 777)
+    monkeypatch.setattr(text_files, "LONG", 5000)
+    monkeypatch.setattr(text_files, "_CHUNK", 777)
 
 
 @pytest.mark.parametrize("kind", ["byte level", "metaspace", "word piece"])
@@ -100,7 +100,7 @@ def test_a_long_text_has_the_rows_that_it_has_as_a_whole(tmp_path, monkeypatch, 
     in_pieces = rows()
     assert every(isinstance(d.text, Passage) == (d.name == "a.txt") for d in Text(path=str(tmp_path)).documents("fit"))
     monkeypatch.setattr(packing, "LONG", 10**9)
-    monkeypatch.setattr(textfile, "LONG", 10**9)
+    monkeypatch.setattr(text_files, "LONG", 10**9)
     assert in_pieces.fingerprint == rows().fingerprint
 
 
@@ -153,10 +153,10 @@ def test_separators_are_found_across_chunks(tmp_path, monkeypatch, chunk):
     path = tmp_path / "a.txt"
     text = "é\r\n\r\nb\r\r\nc\n\n\nd\r\n\r\n\r\n\r\ne\r\n\r"
     path.write_bytes(text.encode())
-    monkeypatch.setattr(textfile, "_CHUNK", chunk)
+    monkeypatch.setattr(text_files, "_CHUNK", chunk)
     normal = text.replace("\r\n", "\n").replace("\r", "\n")
     assert list(text_passages(path, "\n\n")) == normal.split("\n\n")
-    monkeypatch.setattr(textfile, "LONG", 0)
+    monkeypatch.setattr(text_files, "LONG", 0)
     found = ["".join(piece) for piece in text_passages(path, "\n\n")]
     assert found == normal.split("\n\n")
 
