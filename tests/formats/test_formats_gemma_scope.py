@@ -158,7 +158,7 @@ def test_broken_files(tmp_path):
     content = (folder / "params.npz").read_bytes()
     for broken in (content[:-30], content[:1000], b"", b"PK no zip"):
         (folder / "params.npz").write_bytes(broken)
-        with pytest.raises(SaevalError, match=r"params.npz: truncated or no npz file"):
+        with pytest.raises(SaevalError, match=r"params.npz: truncated or not an npz file"):
             GemmaScope().info({"path": str(folder)})
     middle = bytearray(content)
     middle[5000:5100] = bytes(100)
