@@ -69,7 +69,7 @@ class Fields:
         value = self.whole(key)
         if value > d_sae:
             raise SaevalError(
-                f"{self.path}: '{self._within}{key}' is {shown(value)}, more than the number of features ({d_sae})"
+                f"{self.path}: '{self._within}{key}' is {shown(value)}, more than the {d_sae} features"
             )
         return value
 

@@ -161,5 +161,5 @@ def test_wrong_configs_and_references(saved, tmp_path):
         Apollo().expand({"path": "x", "site": "y", "sites": "z"})
     with pytest.raises(SaevalError, match="needs the parameter 'path'"):
         Apollo().info({})
-    with pytest.raises(SaevalError, match="holds no tensors"):
+    with pytest.raises(SaevalError, match="has no tensors"):
         Apollo().info(saved({}))

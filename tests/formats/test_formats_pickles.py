@@ -61,7 +61,7 @@ def test_files_that_need_a_librarys_classes(loader, monkeypatch):
     refused(
         calls,
         path,
-        rf"it names {name}.SparseAutoencoderState\), .*; load it yourself and save its state_dict",
+        rf"it names {name}.SparseAutoencoderState\), .*; if you trust it, load it yourself and save its state_dict",
     )
 
 
