@@ -84,7 +84,7 @@ def parsed(entry: Mapping[str, Any], adapter: str) -> Reference:
 
 VALUE_HEAD = "v_head.summary.weight"
 """Name of a value head's weight, `[1, d_model]`; its bias is `v_head.summary.bias`, `[1]`."""
-TAKEN = "language models (...ForCausalLM) and reward models (...ForSequenceClassification)"
+SUPPORTED = "language models (...ForCausalLM) and reward models (...ForSequenceClassification)"
 
 
 def architecture_task(name: str) -> Task | Literal[""] | None:
@@ -140,7 +140,7 @@ class Checkpoint:
         """Return the requested task, or that of the architecture by default; `SaevalError` if they disagree."""
         declared = architecture_task(self.architecture)
         if declared is None:
-            raise SaevalError(f"{self.config_file} is the config of a {self.architecture}; saeval supports {TAKEN}")
+            raise SaevalError(f"{self.config_file} is the config of a {self.architecture}; saeval supports {SUPPORTED}")
         if requested == "reward" and declared == "causal" and self.value_head:
             return requested
         if requested and declared and requested != declared:

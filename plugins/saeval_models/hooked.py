@@ -162,7 +162,7 @@ class HookedModel(Model):
         self._forms: dict[int, _Form] = {}
         """The form of each block's output, by index, once the block has run."""
         self._skippable: dict[tuple[int, bool], bool] = {}
-        """(Number of first blocks, True if the last one is edited) -> True if skipping them does not change the pass."""
+        """(Number of first blocks, True if the last is edited) -> True if skipping them does not change the pass."""
         self._compiled = any(_is_compiled(part) for part in self.module.modules())
 
     @property
@@ -353,12 +353,12 @@ class HookedModel(Model):
             )
 
     def _probe(self) -> Int[Tensor, "1 seq"]:
-        """Return a short row of tokens for checks of the model; none is 0, which may be padding with a zero embedding."""
+        """Return a short row of tokens for checks; none is 0, which may be padding with a zero embedding."""
         return 1 + torch.arange(_PROBE_LENGTH, device=self.device)[None] % 2
 
     @torch.no_grad()
     def twins(self) -> dict[str, str]:
-        """Return hook names of block outputs -> that of the next block's input, if both are one tensor in a short pass."""
+        """Return hooks of block outputs -> that of the next block's input, if a short pass shows one tensor."""
         outputs: dict[int, tuple[Tensor, int]] = {}
         twins: dict[str, str] = {}
 

@@ -90,8 +90,8 @@ class LiveSpec(FamilySpec):
 
     @property
     def padding_token(self) -> int | None:
-        asked = self.kind == "reward" and hasattr(self._model.module, "score")  # value heads ignore padding
-        return padding(self._config) if asked else None
+        relevant = self.kind == "reward" and hasattr(self._model.module, "score")  # value heads ignore padding
+        return padding(self._config) if relevant else None
 
     def tokenizer(self) -> Any:
         if self._tokenizer is None:

@@ -61,12 +61,10 @@ class PeftAdapter:
         if self.config.get("megatron_config") is not None:
             raise SaevalError(f"{self.config_file} names code to import ('megatron_config'), which saeval does not run")
         if self.config.get("layer_replication") is not None:
-            raise SaevalError(
-                f"{self.config_file} repeats blocks ('layer_replication'); merge it into its base model and save the result"
-            )
+            raise SaevalError(f"{self.config_file} repeats blocks ('layer_replication'); merge it and save the model")
         if self.kind == "XLORA":
             raise SaevalError(
-                f"{self.config_file} is of an X-LoRA, which reads other folders; load it yourself and pass the model object"
+                f"{self.config_file} is of an X-LoRA, which reads other folders; pass the loaded model instead"
             )
         weights = self.files[1:]
         if not weights:
@@ -88,7 +86,8 @@ class PeftAdapter:
                 return folder, name
         if path.is_absolute() or name.startswith((".", "~")):
             raise SaevalError(
-                f"{self.config_file}: its base model '{name}' was not found; set 'base_model_name_or_path' to its folder"
+                f"{self.config_file}: its base model '{name}' was not found; set 'base_model_name_or_path' to its "
+                "folder"
             )
         return None, name
 

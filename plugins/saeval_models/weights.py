@@ -102,7 +102,7 @@ def _unpickled(file: Path) -> Mapping[str, Tensor]:
         plain = False
     if not plain:
         raise SaevalError(
-            f"{file}: damaged, or a pickle with more than tensors, which saeval does not run; save the model as safetensors"
+            f"{file}: damaged, or a pickle with more than tensors, which is not run; save the model as safetensors"
         )
     return {str(name): tensor for name, tensor in content.items()}
 
