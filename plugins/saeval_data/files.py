@@ -85,9 +85,7 @@ def jsonl_records(path: Path) -> Iterator[Record]:
         file.seek(0)
         for number, line in enumerate(iter(lambda: file.readline(MOST_LINE + 1), b""), start=1):
             if len(line) > MOST_LINE:
-                raise SaevalError(
-                    f"{path}:{number}: longer than {MOST_LINE / 2**20:.0f} MiB; each line must be one record"
-                )
+                raise SaevalError(f"{path}:{number}: longer than {MOST_LINE / 2**20:.0f} MiB; each line is one record")
             line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
             if not line.strip():
                 continue

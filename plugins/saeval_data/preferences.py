@@ -65,9 +65,7 @@ class Pairs(Source):
     ) -> PairDataset:  # fmt: skip
         """Return the pairs of one split that a keyed hash selects, the longest first."""
         if split == "fit" and self.fit_share == 0:
-            raise SaevalError(
-                f"data '{self.name}' has no fit split; set aside a share of the pairs, as in 'fit_share: 0.1'"
-            )
+            raise SaevalError(f"data '{self.name}' has no fit split; set aside a share, as in 'fit_share: 0.1'")
         if self.recorded == (tokenizer is not None):
             raise SaevalError(f"data '{self.name}': {_BOTH if self.recorded else _NEITHER}")
         chosen = [p for p in self._pairs if (_share(p.cluster) < self.fit_share) == (split == "fit")]
@@ -168,9 +166,7 @@ class Preferences(Pairs):
         self.by, self.document, self.trained_on = by or [], document, trained_on or []
         for first, end in self.trained_on:
             if not 0 <= first < end:
-                raise SaevalError(
-                    f"data 'preferences': 'trained_on' must list ranges [from, to), found [{first}, {end}]"
-                )
+                raise SaevalError(f"data 'preferences': 'trained_on' needs ranges [from, to), found [{first}, {end}]")
         if self.trained_on and "trained_on" in self.by:
             raise SaevalError("data 'preferences': 'trained_on' is set as ranges and as a column in 'by'; remove one")
 

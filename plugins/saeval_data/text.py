@@ -44,8 +44,8 @@ class Text(Source):
         separator: str | None = None,
     ) -> None:
         if (path is None) == (name is None):
-            found = "both" if path is not None else "neither"
-            raise SaevalError(f"data 'text': expected one of 'path' and 'name', found {found}")
+            count = "both" if path is not None else "neither"
+            raise SaevalError(f"data 'text': expected one of 'path' and 'name', found {count}")
         if separator == "":
             raise SaevalError("data 'text': 'separator' is empty; leave it out to keep each file as one document")
         self.paths = [] if path is None else files.matching(path, self.name)

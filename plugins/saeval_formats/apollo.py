@@ -107,9 +107,7 @@ def _file(path: Path) -> Path:
         return path
     numbered = {int(m[1]): file for file in path.glob("*.pt") if (m := re.search(r"_(\d+)$", file.stem))}
     if not numbered:
-        raise SaevalError(
-            f"apollo: {path}: expected a folder with samples_<number>.pt, found none; set 'path' to the file"
-        )
+        raise SaevalError(f"apollo: {path}: expected a folder with samples_<number>.pt, found none; name the file")
     return numbered[max(numbered)]
 
 

@@ -113,9 +113,7 @@ class DictionaryLearning(LocalLoader):
     companions = (f"../{CONFIG}", f"../../{CONFIG}")
 
     def info(self, reference: Mapping[str, Any]) -> SAEInfo:
-        checkpoint = _checkpoint(
-            parsed(Reference, reference, self.name, needs=f"the folder with {WEIGHTS} and {CONFIG}")
-        )
+        checkpoint = _checkpoint(reference)
         return SAEInfo(
             hook_name=checkpoint.hook_name,
             d_in=checkpoint.d_in,
@@ -128,14 +126,13 @@ class DictionaryLearning(LocalLoader):
 
     def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> DenseSAE:
         """Load in `dtype`, float32 by default. `hook_name` is empty if neither config nor entry names a hook."""
-        checkpoint = _checkpoint(
-            parsed(Reference, reference, self.name, needs=f"the folder with {WEIGHTS} and {CONFIG}")
-        )
+        checkpoint = _checkpoint(reference)
         k = checkpoint.k if checkpoint.kind.architecture == "topk" else None
         return checkpoint.kind.layout.dense(checkpoint.header, checkpoint.hook_name or "", device, dtype, k=k)
 
 
-def _checkpoint(options: Reference) -> Checkpoint:
+def _checkpoint(reference: Mapping[str, Any]) -> Checkpoint:
+    options = parsed(Reference, reference, "dictionary_learning", needs=f"the folder with {WEIGHTS} and {CONFIG}")
     path = options.path.expanduser()
     file = path / WEIGHTS if path.is_dir() else path
     state = unpickled_dict(file)
@@ -209,9 +206,7 @@ def _k(file: Path, weights: Mapping[str, Tensor], trainer: Fields, d_sae: int) -
         raise SaevalError(f"{file}: expected one whole number in 'k', found {stored.dtype} {list(stored.shape)}")
     k = Fields(file, {"k": stored.item()}).k(d_sae)
     if configured not in (None, k):
-        raise SaevalError(
-            f"{file}: 'k' is {k}, but {configured} in {trainer.path}; the two files belong to different SAEs"
-        )
+        raise SaevalError(f"{file}: 'k' is {k}, but {configured} in {trainer.path}; the files are of different SAEs")
     return k
 
 

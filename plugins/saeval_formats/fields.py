@@ -68,9 +68,7 @@ class Fields:
         """Return the number of active features: a whole number from 1 to `d_sae`."""
         value = self.whole(key)
         if value > d_sae:
-            raise SaevalError(
-                f"{self.path}: '{self._within}{key}' is {shown(value)}, more than the {d_sae} features"
-            )
+            raise SaevalError(f"{self.path}: '{self._within}{key}' is {shown(value)}, more than the {d_sae} features")
         return value
 
     def positive(self, key: str) -> float:

@@ -50,9 +50,7 @@ def chosen(wanted: Any, names: list[str], missing: str, key: str) -> list[str]:
     globs = wanted if isinstance(wanted, list) else [wanted]
     for glob in globs:
         if not isinstance(glob, str) or not glob:
-            raise SaevalError(
-                f"{missing.partition(':')[0]}: '{key}' must be a glob or a list of globs, found {wanted!r}"
-            )
+            raise SaevalError(f"{missing.partition(':')[0]}: '{key}' must be a glob or list of globs, found {wanted!r}")
         if not names_matching(glob, names):
             raise SaevalError(f"{missing} matches '{key}: {glob}'{suggestion(glob, names)[:400]}")
     return names_matching_any(globs, names)

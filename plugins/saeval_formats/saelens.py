@@ -136,9 +136,7 @@ class Folder:
             return
         self.header.check(config.shapes, [_SCALE])
         if config.transcoder and self.factor is not None:
-            raise SaevalError(
-                f"{self.path / SCALER}: an input factor does not determine the scale of a transcoder's outputs"
-            )
+            raise SaevalError(f"{self.path / SCALER}: an input factor does not determine a transcoder's output scale")
 
     @property
     def factor(self) -> float | None:

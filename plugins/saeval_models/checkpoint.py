@@ -144,9 +144,7 @@ class Checkpoint:
         if requested == "reward" and declared == "causal" and self.value_head:
             return requested
         if requested and declared and requested != declared:
-            raise SaevalError(
-                f"{self.config_file} is the config of a {self.architecture}: leave out 'task: {requested}'"
-            )
+            raise SaevalError(f"{self.config_file} is the config of a {self.architecture}; remove 'task: {requested}'")
         return requested or declared or "causal"
 
     @cached_property

@@ -94,7 +94,7 @@ class PretrainedSpec(FamilySpec):
 
     @cached_property
     def _outline(self) -> dict[str, Any]:
-        """Facts about the model that need no weights; cached between runs, because imports take seconds."""
+        """Facts about the model that need no weight values; cached between runs, because imports take seconds."""
         files = weight_files(self.checkpoint.config_file.parent) if self.checkpoint.local else []
         check_checksums(files)
         if not self.code:  # the adapter's version is unknown, so a cached entry may be of another one

@@ -39,9 +39,7 @@ class LiveSpec(FamilySpec):
         if len(devices) > 1:
             raise SaevalError(f"the live model is spread over {' and '.join(devices)}; load it on one device")
         if devices == ["meta"]:
-            raise SaevalError(
-                "the live model's weights are not in memory (offloaded, or never loaded); load all of them"
-            )
+            raise SaevalError("the live model's weights are not in memory (offloaded, or never loaded); load them all")
         self.name = name
         self.kind = model.kind
         self._adapter = adapter
@@ -123,8 +121,6 @@ class LiveSpec(FamilySpec):
 
         wanted, here = torch.device(device), self._model.device
         if wanted.type != here.type or wanted.index not in (None, here.index):
-            raise SaevalError(
-                f"the live model is on {here}, but the run is on {wanted}; pass device='{here}' or move the model"
-            )
+            raise SaevalError(f"the live model is on {here} and the run on {wanted}; pass device='{here}', or move it")
         self._model.check()
         return self._model

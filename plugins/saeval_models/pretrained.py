@@ -171,9 +171,7 @@ class PretrainedCausal(HookedModel):
         bare = self._forward(tokens[:, real])[0]
         wide = self._forward(tokens, **{key: value[row : row + 1] for key, value in inputs.items()})[0, real]
         if not self._agree(wide, bare, torch.ones_like(wide[:, 0], dtype=torch.bool), 1e-3, 5e-2):
-            raise SaevalError(
-                f"padding on the left changes the results of {type(self.module).__name__}; pad on the right"
-            )
+            raise SaevalError(f"left padding changes the results of {type(self.module).__name__}; pad on the right")
         self._left_padding_checked = True
 
     @torch.no_grad()

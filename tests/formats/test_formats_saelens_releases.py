@@ -162,7 +162,7 @@ def test_ids_are_globs_over_the_registry():
             {"release": JB, "ids": "blocks.8*.hook_mlp"},
             r"has no SAE that matches 'ids: blocks\.8\*\.hook_mlp'; did you",
         ),
-        ({"release": JB, "ids": 3}, "'ids' must be a glob or a list of globs, found 3"),
+        ({"release": JB, "ids": 3}, "'ids' must be a glob or list of globs, found 3"),
         ({"release": JB}, r"needs 'id' or 'ids', such as blocks\.0\.hook_resid_pre"),
         ({"release": "gpt2-smal-res-jb", "ids": "*"}, "no such release; did you mean 'gpt2-small-res-jb'"),
         ({"release": "user/mine", "ids": "*"}, "the registry does not list this repository; set 'id'"),

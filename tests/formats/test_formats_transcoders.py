@@ -102,7 +102,7 @@ def test_a_factor_of_the_inputs_is_refused(tmp_path):
     random_transcoder("transcoder", normalize_activations="expected_average_only_in").save_model(tmp_path)
     assert "not folded" in SAELens().info({"path": str(tmp_path)}).facts["activation_scale"]
     (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 2.0}))
-    with pytest.raises(SaevalError, match="does not determine the scale of a transcoder's outputs"):
+    with pytest.raises(SaevalError, match="does not determine a transcoder's output scale"):
         SAELens().info({"path": str(tmp_path)})
 
 

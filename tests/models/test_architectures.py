@@ -96,7 +96,7 @@ def test_padding_changes_nothing(name, side):
     )
     expected = adapter.capture(bare, hooks, final=True, resumable=hooks)
     if side == "left" and name in NOT_PADDED_LEFT:
-        with pytest.raises(SaevalError, match=r"padding on the left changes the results of .*; pad on the right"):
+        with pytest.raises(SaevalError, match=r"left padding changes the results of .*; pad on the right"):
             adapter.capture(wide, hooks, final=True)
         return
     found = adapter.capture(wide, hooks, final=True, resumable=hooks)

@@ -103,7 +103,7 @@ def test_a_head_is_run_in_evaluation_mode_too():
 def test_a_live_model_is_not_moved(evaluated):
     live = tiny_model("gpt2")
     with pytest.raises(
-        SaevalError, match="the live model is on cpu, but the run is on cuda; pass device='cpu' or move the model"
+        SaevalError, match="the live model is on cpu and the run on cuda; pass device='cpu', or move it"
     ):
         HuggingFace().wrap(live).load("cuda")
     live.lm_head.weight = torch.nn.Parameter(live.lm_head.weight.to("meta"))

@@ -151,9 +151,7 @@ def test_a_pickle_is_read_as_tensors_and_not_run(tmp_path):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"transformer.wte.weight": Evil()}, file)
-    said = (
-        "pytorch_model.bin: damaged, or a pickle of more than tensors, which is not run; save the model as safetensors"
-    )
+    said = "pytorch_model.bin: damaged, or a pickle with more than tensors, which is not run; save the model as safetensors"
     assert said in refusal(tmp_path)
     assert not (tmp_path / "ran").exists()
     file.write_bytes(b"no pickle")
@@ -177,11 +175,9 @@ def test_an_attention_that_transformers_does_not_know(tmp_path):
 def test_a_model_of_another_task(tmp_path):
     reward = tiny_folder(tmp_path / "reward", "gpt2", "reward")  # whose head as a language model would be its embedding
     assert HuggingFace().spec({"path": str(reward)}).kind == "reward"
-    assert "is the config of a GPT2ForSequenceClassification: leave out 'task: causal'" in refusal(
-        reward, task="causal"
-    )
+    assert "is the config of a GPT2ForSequenceClassification; remove 'task: causal'" in refusal(reward, task="causal")
     causal = tiny_folder(tmp_path / "causal", "llama")
-    assert "is the config of a LlamaForCausalLM: leave out 'task: reward'" in refusal(causal, task="reward")
+    assert "is the config of a LlamaForCausalLM; remove 'task: reward'" in refusal(causal, task="reward")
     changed(causal, architectures=None, num_labels=1, id2label={"0": "reward"})
     assert "lack score.weight: they are incomplete or of another architecture" in refusal(causal, task="reward")
     assert "reward model, which transformer_lens cannot wrap; use 'huggingface'" in refusal_of_lens(reward)
@@ -220,9 +216,7 @@ def test_left_padding_is_refused_where_it_would_change_the_numbers(tmp_path, fam
     captured = model.capture(right, [name], final=True)
     resumed = model.resume(right, captured, name, captured.activations[name])
     torch.testing.assert_close(resumed[right.real], captured.final[right.real])
-    with pytest.raises(
-        SaevalError, match=r"padding on the left changes the results of .*ForCausalLM; pad on the right"
-    ):
+    with pytest.raises(SaevalError, match=r"left padding changes the results of .*ForCausalLM; pad on the right"):
         model.capture(left, [name], final=True)
 
 

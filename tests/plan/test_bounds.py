@@ -193,7 +193,7 @@ def test_a_line_of_json_without_an_end(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MOST_LINE", 1000)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "short"}\n{"text": "' + "x" * 2000 + '"}\n')
-    with pytest.raises(SaevalError, match=r"a.jsonl:2: longer than .* MiB; each line must be one record"):
+    with pytest.raises(SaevalError, match=r"a.jsonl:2: longer than .* MiB; each line is one record"):
         list(Text(path=str(path)).documents("evaluation"))
 
 
