@@ -103,7 +103,7 @@ def test_another_head_of_one_output_is_refused_and_other_tensors_are_a_warning(t
         "the weights of 'b' hold tensors that GPT2LMHeadModel does not use: extra.0, extra.1, extra.2 and 2 more"
     ]
     assert HuggingFace().spec({"path": str(tiny_folder(tmp_path / "c"))}).warnings() == []
-    with pytest.raises(SaevalError, match="leave out 'task: reward'"):
+    with pytest.raises(SaevalError, match="remove 'task: reward'"):
         HuggingFace().spec({"path": str(tmp_path / "c"), "task": "reward"})
 
 
