@@ -108,7 +108,7 @@ def test_check_refuses_a_pickle_that_would_run_code(tmp_path, saelens_folder, ca
     pickled(folder, {"transformer.wte.weight": Evil(str(tmp_path / "ran"))})
     code, said = checked(tmp_path, folder, saelens_folder, capsys)
     assert code == 2
-    assert "pickle of more than tensors, which is not run" in said
+    assert "pickle with more than tensors, which is not run" in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "ran").exists()
 
