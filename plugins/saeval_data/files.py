@@ -1,4 +1,4 @@
-"""Records of JSON Lines and Parquet files, read one by one; what is wrong is told with its file and line."""
+"""Records of JSON Lines and Parquet files, read one by one; errors name the file and the line or row."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from saeval.plugin import (
 )
 
 MOST_LINE = 256 * 2**20
-"""The longest line of a JSON Lines file, in bytes."""
+"""Maximum length of a line in a JSON Lines file, in bytes."""
 Record = tuple[int, dict[str, Any] | None]
-"""A number from 1, and the record with that number; None for a line that says `null`."""
+"""The number of a record, from 1, and the record; None for a line that is `null`."""
 
 
 def existing(path: str, source: str) -> Path:
-    """The path, `~` expanded; `SaevalError` where nothing is there."""
-    found = expand_user(path)
-    if not found.exists():
+    """Return the path with `~` expanded; `SaevalError` if it is not a folder or a regular file."""
+    file = expand_user(path)
+    if not file.exists():
         raise SaevalError(f"data '{source}': no such file or folder: {path}{searched_in(path)}; check 'path'")
-    if not found.is_dir():
-        check_regular_file(found)
-    return found
+    if not file.is_dir():
+        check_regular_file(file)
+    return file
 
 
 def matching(path: str, source: str) -> list[Path]:
-    """The path as it stands where it exists, else what its globs match; file 2 comes before file 12."""
+    """Return the path itself if it exists, else the paths that its globs match; file 2 comes before file 12."""
     pattern = str(expand_user(path))
     if not re.search(r"[*?[]", pattern) or Path(pattern).exists():
         return [existing(path, source)]
-    plain = pattern.replace("[", "[[]")  # brackets may be those of a name: `run[lr=1e-4]/*.txt`
-    found = [Path(match) for match in glob.glob(pattern, recursive=True) or glob.glob(plain, recursive=True)]
-    if not found:
+    plain = pattern.replace("[", "[[]")  # brackets may be part of a name: `run[lr=1e-4]/*.txt`
+    paths = [Path(match) for match in glob.glob(pattern, recursive=True) or glob.glob(plain, recursive=True)]
+    if not paths:
         raise SaevalError(f"data '{source}': nothing matches 'path: {path}'{searched_in(path)}")
-    for file in found:
+    for file in paths:
         if not file.is_dir():
             check_regular_file(file)  # reading a pipe would never end
     return sorted(
-        found, key=lambda file: [(not w.isdecimal(), int(w) if w.isdecimal() else 0, w) for w in _words(file)]
+        paths, key=lambda file: [(not w.isdecimal(), int(w) if w.isdecimal() else 0, w) for w in _words(file)]
     )
 
 
@@ -58,19 +58,19 @@ def _words(file: Path) -> list[str]:
 
 
 def field_of(record: dict[str, Any] | None, field: str, where: str) -> Any:
-    """`record[field]`, None for a record that is null; `SaevalError` names the fields there are."""
+    """Return `record[field]`, or None for a null record; the `SaevalError` for a missing field lists the fields."""
     if record is None:
         return None
     if field not in record:
-        there = ", ".join(record) or "no field at all"
-        raise SaevalError(f"{where}: expected a field '{field}', found {there}")
+        fields = ", ".join(record) or "no fields"
+        raise SaevalError(f"{where}: expected a field '{field}', found {fields}")
     return record[field]
 
 
 def text_of(value: Any, field: str, where: str) -> str | None:
-    """A field's text; None where it is null, `SaevalError` where it is anything else, or no text after all."""
+    """Return a field's text, or None if it is null; `SaevalError` if it is not text or not valid Unicode."""
     if value is not None and not isinstance(value, str):
-        remedy = "; join the messages of a conversation to one text" if isinstance(value, list) else ""
+        remedy = "; join the messages of a conversation into one text" if isinstance(value, list) else ""
         raise SaevalError(f"{where}: expected text in '{field}', found {type(value).__name__}{remedy}")
     if value is not None and (half := lone_surrogate(value)):
         raise SaevalError(f"{where}: '{field}' holds '{half}', half of a surrogate pair; write the whole character")
@@ -78,35 +78,35 @@ def text_of(value: Any, field: str, where: str) -> str | None:
 
 
 def jsonl_records(path: Path) -> Iterator[Record]:
-    """Line number (from 1) and object of each line that is not blank."""
+    """Yield the line number (from 1) and the object of each line that is not blank."""
     check_regular_file(path)
     with path.open("rb") as file:
         check_encoding(path, file.read(4))
         file.seek(0)
         for number, line in enumerate(iter(lambda: file.readline(MOST_LINE + 1), b""), start=1):
             if len(line) > MOST_LINE:
-                raise SaevalError(f"{path}:{number}: longer than {MOST_LINE / 2**20:.0f} MiB; every line is one record")
+                raise SaevalError(f"{path}:{number}: longer than {MOST_LINE / 2**20:.0f} MiB; each line is one record")
             line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
-            except (ValueError, RecursionError) as error:  # bad JSON, or bytes that are no UTF-8
+            except (ValueError, RecursionError) as error:  # invalid JSON, or bytes that are not UTF-8
                 fault = json_error(error)
-                raise SaevalError(f"{path}:{number}: broken JSON ({fault}); every line must be one object") from None
+                raise SaevalError(f"{path}:{number}: broken JSON ({fault}); each line must be one object") from None
             if record is not None and not isinstance(record, dict):
                 raise SaevalError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")
             yield number, record
 
 
 def jsonl_columns(path: Path) -> list[str]:
-    """The names of the fields of a JSON Lines file's first record."""
+    """Return the names of the fields in the first record of a JSON Lines file."""
     return next((list(record) for _, record in jsonl_records(path) if record is not None), [])
 
 
 def parquet_records(path: Path, fields: list[str]) -> Iterator[Record]:
-    """Row number (from 1) and these columns of each row."""
-    import pyarrow as pa  # late: heavy, and a plugin is imported for every command
+    """Yield the row number (from 1) and these columns of each row."""
+    import pyarrow as pa  # late: heavy, and every command imports plugins
     import pyarrow.parquet
 
     number = 0
@@ -127,7 +127,7 @@ def parquet_records(path: Path, fields: list[str]) -> Iterator[Record]:
 
 
 def parquet_columns(path: Path) -> list[str]:
-    """The names of a Parquet file's columns."""
+    """Return the names of a Parquet file's columns."""
     import pyarrow as pa  # late: as above
     import pyarrow.parquet
 

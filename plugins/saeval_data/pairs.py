@@ -1,4 +1,4 @@
-"""Preference pairs as rows of tokens: both sides of each, where they first differ, and what the data say of it."""
+"""Preference pairs as rows of tokens: both sides, the first position where they differ, labels and rewards."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TOKENISED = 256
-"""Pairs handed to the tokenizer at a time."""
+"""Number of pairs per call of the tokenizer."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One record: `row` numbers it from 0; `cluster` names what is independent of other clusters."""
+    """One record: its `row`, from 0, and its `cluster`; pairs of different clusters are independent."""
 
     row: int
     cluster: str
@@ -34,14 +34,14 @@ class Pair:
     rejected: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     rewards: tuple[float, float] | None = None
-    """Of chosen and rejected, where they are recorded; then no text is read."""
+    """Recorded rewards of chosen and rejected, if any; then no text is read."""
     lacks: str | None = None
-    """What is null of it, so that it is left out: "text", "reward"."""
+    """The part that is null, "text" or "reward"; such a pair is left out."""
 
 
 @dataclass(frozen=True)
 class Tokenised:
-    """A pair's token ids, and where the sides first differ."""
+    """The token ids of a pair, and the position where the sides first differ."""
 
     pair: Pair
     sides: tuple[Int[np.ndarray, "n"], Int[np.ndarray, "m"]]
@@ -49,7 +49,7 @@ class Tokenised:
 
 
 def divergence(chosen: Sequence[int] | np.ndarray, rejected: Sequence[int] | np.ndarray) -> int:
-    """The first differing position; one earlier where one side is a prefix of the other: the last, for equal sides."""
+    """Return the first position where the sides differ, or the last shared position if one is a prefix of the other."""
     shared = min(len(chosen), len(rejected))
     differ = np.flatnonzero(np.asarray(chosen[:shared]) != np.asarray(rejected[:shared]))
     return int(differ[0]) if len(differ) else max(shared - 1, 0)
@@ -57,10 +57,10 @@ def divergence(chosen: Sequence[int] | np.ndarray, rejected: Sequence[int] | np.
 
 @dataclass(frozen=True)
 class PairOptions:
-    """How text becomes tokens, and which pairs are kept."""
+    """Options of tokenisation and of the choice of pairs."""
 
     context: int | None = None
-    """Longer pairs are left out: cut, they would be about another reward."""
+    """Maximum number of tokens; longer pairs are left out, because truncation would change the reward."""
     bos: bool = True
     eos: bool = False
     pairs: int | None = None
@@ -69,10 +69,9 @@ class PairOptions:
 def tokenised(
     pairs: Iterable[Pair], tokenizer: Any, options: PairOptions, left_out: Counter[str], not_doubled: Counter[str]
 ) -> Iterator[Tokenised]:
-    """Tokens of each pair, prompt and completion tokenised together; `left_out` counts those that are not usable.
+    """Yield the tokens of each pair, with prompt and completion tokenised together; `left_out` counts unusable pairs.
 
-    A side that has a BOS or an EOS of its own, as chat templates write them, gets no second one; `not_doubled` counts
-    these.
+    A side whose text already has a BOS or EOS, as from a chat template, gets no second one; `not_doubled` counts these.
     """
     ends = [_special(tokenizer, word) if asked else [] for word, asked in (("bos", options.bos), ("eos", options.eos))]
     spelled = (
@@ -81,13 +80,13 @@ def tokenised(
     )
     waiting = iter(pairs)
     while batch := list(islice(waiting, _TOKENISED)):
-        given = [p.prompt + side for p in batch for side in (p.chosen, p.rejected)]
-        texts = [text.removeprefix(spelled[0]).removesuffix(spelled[1]) for text in given]
-        found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        originals = [p.prompt + side for p in batch for side in (p.chosen, p.rejected)]
+        texts = [text.removeprefix(spelled[0]).removesuffix(spelled[1]) for text in originals]
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         for index, pair in enumerate(batch):
-            own = [_own(found[2 * index + i], ends, given[2 * index + i], spelled) for i in (0, 1)]
-            first, second = (np.array([*ends[0], *ids, *ends[1]], dtype=np.int32) for ids, _ in own)
-            not_doubled.update(chain.from_iterable(words for _, words in own))
+            sides = [_without_ends(encoded[2 * index + i], ends, originals[2 * index + i], spelled) for i in (0, 1)]
+            first, second = (np.array([*ends[0], *ids, *ends[1]], dtype=np.int32) for ids, _ in sides)
+            not_doubled.update(chain.from_iterable(words for _, words in sides))
             if not pair.chosen or not pair.rejected:
                 left_out["empty completion"] += 1
             elif options.context is not None and max(len(first), len(second)) > options.context:
@@ -96,8 +95,10 @@ def tokenised(
                 yield Tokenised(pair, (first, second), divergence(first, second))
 
 
-def _own(ids: list[int], ends: Sequence[list[int]], text: str, spelled: tuple[str, str]) -> tuple[list[int], list[str]]:
-    """The ids without a BOS and EOS that will be put there, and which of the two the text had itself."""
+def _without_ends(
+    ids: list[int], ends: Sequence[list[int]], text: str, spelled: tuple[str, str]
+) -> tuple[list[int], list[str]]:
+    """Return the ids without BOS and EOS, which are added later, and the names of those that the text had."""
     words = []
     if ends[0] and ids[:1] == ends[0]:
         ids = ids[1:]
@@ -117,11 +118,10 @@ def _special(tokenizer: Any, word: str) -> list[int]:
 
 
 class PairDataset(Dataset):
-    """Pairs in a fixed order. A pair's row in its source is its sequence id.
+    """Pairs in a fixed order. The sequence id of a pair is its row in the source.
 
-    The mask is the real positions from the divergence on: before it both sides are the same. A causal
-    model's reward is the log-likelihood of the tokens from the divergence on, each told by the position
-    before it.
+    The mask is the real positions from the divergence on, because the sides are equal before it. The reward of a
+    causal model is the log-likelihood of the tokens from the divergence on, each predicted at the previous position.
     """
 
     pair = True
@@ -177,12 +177,12 @@ class PairDataset(Dataset):
         return {**super().describe(), "columns": columns, **self._facts}
 
     def counts(self, rows: int) -> Mapping[str, int]:
-        """And, where text is read, how many pairs have two equal sides."""
-        found = dict(super().counts(rows))
-        return found if self._rewards is not None else {**found, "identical": int(self._same[:rows].sum())}
+        """Return the counts; if text is read, also the number of pairs with equal sides (`identical`)."""
+        counts = dict(super().counts(rows))
+        return counts if self._rewards is not None else {**counts, "identical": int(self._same[:rows].sum())}
 
     def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> PairBatch:
-        import torch  # late: building and hashing rows needs numpy alone
+        import torch  # late: building and hashing rows needs only numpy
 
         index = np.asarray(rows, dtype=np.int64)
         width = int(self._lengths[:, index].max(initial=0))

@@ -1,4 +1,4 @@
-"""What text each token of a row stands for."""
+"""The text of each token in a row."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 _UNFINISHED = "\ufffd"
-"""What a decoder writes for bytes that are no whole character yet."""
+"""The character that a decoder writes for bytes of an incomplete character."""
 _LONGEST = 4
-"""Bytes, and so tokens, of a character in UTF-8 at most."""
+"""Maximum number of bytes, and so of tokens, of a character in UTF-8."""
 
 
 class Spelling:
-    """Token ids of a row -> the text that each adds; joined they are what the tokenizer makes of the row.
+    """Token ids of a row -> the text that each token adds; joined, these are the tokenizer's text of the row.
 
-    A token alone often has no text of its own: it may be some bytes of a character, and whether a space stands before
-    a word depends on the token before. So each is decoded after those before it. A character of several tokens stands
-    at the first of them, and the others have the empty text. Bytes of no whole character are U+FFFD, each by itself.
+    A single token often has no text of its own: it may be part of a character, and the space before a word may depend
+    on the previous token. So each token is decoded together with those before it. A character of several tokens
+    belongs to the first of them; the others have empty text. Each byte of an incomplete character is U+FFFD.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -28,7 +28,7 @@ class Spelling:
 
     def __call__(self, ids: Sequence[int]) -> list[str]:
         texts = [""] * len(ids)
-        earlier, begin = 0, 0  # tokens from `earlier` to `begin` are spelled: the context of those from there on
+        earlier, begin = 0, 0  # tokens from `earlier` to `begin` have their text: the context of the next
         while begin < len(ids):
             for end in range(begin + 1, min(begin + _LONGEST, len(ids)) + 1):
                 text = self._decoded(ids[earlier:end])
@@ -44,6 +44,6 @@ class Spelling:
 
 
 def _shared(a: str, b: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Return the length of the common prefix of two texts."""
     pairs = zip(a, b, strict=False)  # one is longer
-    return next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(a), len(b)))
+    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))

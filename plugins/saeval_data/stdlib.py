@@ -1,4 +1,4 @@
-"""The running Python's standard library as a corpus: every module is a document."""
+"""The running Python's standard library as a corpus: each module is a document."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from saeval.plugin import Document, SaevalError, Source
 
 HELD_OUT_SHARE = 0.2
-# Tables rather than prose: near-copies of each other, so a held-out one would be trivially easy.
+# Near-identical tables: a held-out one would be trivially easy to predict.
 _TABLES = {"encodings", "pydoc_data"}
 _FOREIGN = {"site-packages", "dist-packages", "__pycache__", "_bundled"}
 _TESTS = {"test", "tests", "idle_test"}
@@ -23,10 +23,9 @@ _TESTS = {"test", "tests", "idle_test"}
 def stdlib_modules(split: str, *, tests: bool = True) -> Iterator[tuple[str, str]]:
     """Yield `(module path, source text)` of one split, sorted by path.
 
-    `held_out` is the fifth of the library's own modules whose path hashes below
-    `HELD_OUT_SHARE`; `train` is every other module and the library's test-suite where it is
-    installed (not with `tests=False`, so that all installations have about the same documents).
-    The split depends on the path alone, so it is the same for all Pythons.
+    `held_out` is the fifth of the library's modules whose path hashes below `HELD_OUT_SHARE`. `train` is all other
+    modules and the library's test suite if it is installed; `tests=False` leaves the test suite out, so that all
+    installations have about the same documents. The split depends only on the path, so it is the same in all Pythons.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(_sources(root)):
@@ -47,7 +46,7 @@ def stdlib_modules(split: str, *, tests: bool = True) -> Iterator[tuple[str, str
 
 
 def _sources(root: Path) -> Iterator[Path]:
-    """The library's own .py files. Folders of others are not entered: an installation may hold many."""
+    """Yield the library's own .py files, without entering the folders of installed packages."""
     for folder, folders, names in os.walk(root):
         folders[:] = [f for f in folders if f not in _FOREIGN | _TABLES and not f.startswith("config-")]
         for name in names:
@@ -61,9 +60,10 @@ def _share(name: str) -> float:
 
 
 class PythonStdlib(Source):
-    """The running Python's own library: held-out modules are evaluated, the other modules are the fit split.
+    """The running Python's standard library, one document per module; needs no download.
 
-    It varies a little with the Python version, so its fingerprint and the version are recorded.
+    A fifth of the modules, chosen by a hash of their paths, is evaluated; the others are the fit split. The text
+    differs slightly between Python versions, so results record its fingerprint and the version.
     """
 
     name = "python-stdlib"
@@ -86,7 +86,7 @@ class PythonStdlib(Source):
 
     @cached_property
     def _surveyed(self) -> tuple[str, Mapping[str, Any]]:
-        """Hash over names and contents of both splits, and the size of the evaluated one."""
+        """The hash of names and contents of both splits, and the facts: size of the evaluated split and version."""
         digest = hashlib.sha256()
         documents = size = 0
         for split in ("held_out", "train"):

@@ -1,4 +1,4 @@
-"""A table of records: a JSON Lines or Parquet file, a folder that the datasets library reads, a dataset of the hub."""
+"""Tables of records: JSON Lines and Parquet files, folders that the datasets library reads, hub datasets."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ _TEXT, _TABLES = ".txt", (".arrow", ".jsonl", ".parquet")
 _ABOUT = re.compile(
     r"(?:licen[cs]e|notice|copying|copyright|readme|citation|authors|changes|changelog|requirements)\b", re.I
 )
-"""Texts that stand beside data and are none."""
+"""Names of text files that accompany data but are not data."""
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
-    """The files in a folder and below, in order, without what is hidden."""
-    found = sorted(file for file in folder.rglob(pattern) if file.is_file())
-    return [f for f in found if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
+    """Return the files at any depth of a folder, sorted, without hidden ones."""
+    paths = sorted(file for file in folder.rglob(pattern) if file.is_file())
+    return [f for f in paths if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
 
 
 def format_of(folder: Path, source: str, formats: Sequence[str] = (_TEXT, *_TABLES)) -> str | None:
-    """The format of a folder's data, by the endings of its files; None where it holds none of these.
+    """Return the format of a folder's data, by the suffixes of its files; None if it has none of these formats.
 
-    A licence, a notice or the like is no data where there are tables. `SaevalError` for a folder of several formats.
+    Licences, notices and the like do not count beside tables. `SaevalError` for a folder with several formats.
     """
-    there: dict[str, Path] = {}
+    data: dict[str, Path] = {}
     about: dict[str, Path] = {}
     for file in visible(folder, "*"):
         if file.suffix in formats:
-            (about if file.suffix == _TEXT and _ABOUT.match(file.stem) else there).setdefault(file.suffix, file)
-    there = there or about
-    if len(there) > 1:
-        shown = " and ".join(f"{suffix} files ({file.name}, ...)" for suffix, file in sorted(there.items()))
+            (about if file.suffix == _TEXT and _ABOUT.match(file.stem) else data).setdefault(file.suffix, file)
+    data = data or about
+    if len(data) > 1:
+        shown = " and ".join(f"{suffix} files ({file.name}, ...)" for suffix, file in sorted(data.items()))
         raise SaevalError(
-            f"data '{source}': {folder} holds {shown}; say which are the data, as in 'path: {folder}/**/*{min(there)}'"
+            f"data '{source}': {folder} holds {shown}; select the data, as in 'path: {folder}/**/*{min(data)}'"
         )
-    return next(iter(there), None)
+    return next(iter(data), None)
 
 
 class Stored:
-    """A dataset folder at `path`, or the hub's dataset `name`; `split` is `train` where not given."""
+    """A dataset folder at `path`, or the hub dataset `name`; `split` is `train` by default."""
 
     def __init__(
         self, source: str, path: Path | None, name: str | None, config: str | None, split: str | None,
@@ -58,20 +58,20 @@ class Stored:
             raise SaevalError(f"data '{source}': 'config' and 'revision' go with 'name', not with 'path'")
 
     @property
-    def what(self) -> str:
-        """What it is called in messages."""
+    def label(self) -> str:
+        """The dataset's name or path, for messages."""
         return self.name or str(self.path)
 
     @property
     def saved(self) -> bool:
-        """Whether the folder was written by `save_to_disk`."""
+        """True if `save_to_disk` wrote the folder."""
         path = self.path
         return path is not None and any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
     @cached_property
     def rows(self) -> Any:
-        """A `datasets.Dataset`, memory-mapped by that library; `SaevalError` where it cannot be had."""
-        import datasets  # late: heavy, and a plugin is imported for every command
+        """The split as a `datasets.Dataset`, which memory-maps it; `SaevalError` if it cannot be loaded."""
+        import datasets  # late: heavy, and every command imports plugins
 
         try:
             if self.path is None:
@@ -83,17 +83,17 @@ class Stored:
             saved = datasets.load_from_disk(str(self.path.resolve()))
         except SaevalError:
             raise
-        except Exception as error:  # the library raises its own kinds, hub and Arrow ones among them
-            raise SaevalError(f"data '{self.source}': {self.what} cannot be loaded ({_first_line(error)})") from error
+        except Exception as error:  # the library raises its own exceptions, the hub's, and Arrow's
+            raise SaevalError(f"data '{self.source}': {self.label} cannot be loaded ({_first_line(error)})") from error
         if not isinstance(saved, dict):
             return saved
         if self.split not in saved:
-            raise SaevalError(f"{self.what}: expected a split '{self.split}', found {', '.join(saved)}; set 'split'")
+            raise SaevalError(f"{self.label}: expected a split '{self.split}', found {', '.join(saved)}; set 'split'")
         return saved[self.split]
 
     @cached_property
     def read(self) -> list[str]:
-        """The files that the rows of a folder come from, relative to it; none for a dataset of the hub."""
+        """The files that the rows of a folder come from, relative to it; empty for a hub dataset."""
         if self.path is None:
             return []
         if self.saved:
@@ -105,7 +105,7 @@ class Stored:
 
     @cached_property
     def _data_files(self) -> dict[str, list[str]] | None:
-        """The files of a folder by their splits, where the library by itself would take others; else None."""
+        """The files of a folder by split, if the library would choose others by default; else None."""
         from datasets.data_files import DataFilesDict, get_data_patterns  # late: as above
 
         assert self.path is not None
@@ -114,18 +114,18 @@ class Stored:
         if suffix is None or (chosen and all(str(file).endswith(suffix) for file in chosen)):
             return None
         folder = str(self.path.resolve())
-        found = DataFilesDict.from_patterns(get_data_patterns(folder), folder, [suffix])
-        return {split: list(map(str, files)) for split, files in found.items() if files}
+        by_split = DataFilesDict.from_patterns(get_data_patterns(folder), folder, [suffix])
+        return {split: list(map(str, files)) for split, files in by_split.items() if files}
 
     def _resolved(self, data_files: dict[str, list[str]] | None) -> Mapping[str, Any]:
-        """What the library would read of the folder, by its splits."""
+        """Return the files that the library would read in the folder, by split."""
         import datasets  # late: as above
 
         assert self.path is not None
         try:
             builder = datasets.load_dataset_builder(str(self.path.resolve()), data_files=data_files)
         except Exception as error:  # as above
-            raise SaevalError(f"data '{self.source}': {self.what} cannot be loaded ({_first_line(error)})") from error
+            raise SaevalError(f"data '{self.source}': {self.label} cannot be loaded ({_first_line(error)})") from error
         return builder.config.data_files or {}
 
     @cached_property
@@ -138,27 +138,27 @@ class Stored:
         try:
             builder = datasets.load_dataset_builder(self.name, self.config, revision=self.revision)
         except Exception as error:  # as above
-            what = f"data '{self.source}': dataset {self.name} is not found"
-            raise SaevalError(f"{what} ({_first_line(error)})") from error
+            fault = f"data '{self.source}': dataset {self.name} was not found"
+            raise SaevalError(f"{fault} ({_first_line(error)})") from error
         return str(builder.hash)
 
     @property
     def columns(self) -> list[str]:
-        """The names of its columns."""
+        """The names of the columns."""
         return list(self.rows.column_names)
 
     def records(self, fields: Sequence[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """Number of the row (from 1), its place for messages, and these columns; `SaevalError` for one there is not."""
-        there = self.columns
-        missing = [field for field in fields if field not in there]
+        """Yield the row number (from 1), the place for messages, and these columns; `SaevalError` if one is missing."""
+        columns = self.columns
+        missing = [field for field in fields if field not in columns]
         if missing:
-            raise SaevalError(f"{self.what}: expected a column '{missing[0]}', found {', '.join(there)}")
+            raise SaevalError(f"{self.label}: expected a column '{missing[0]}', found {', '.join(columns)}")
         for number, record in enumerate(self.rows.select_columns(list(fields)), start=1):
-            yield number, f"{self.what}: row {number}", record
+            yield number, f"{self.label}: row {number}", record
 
 
 def records_of(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Number of the line or row (from 1), its place for messages, and these fields of each of a file's records."""
+    """Yield the number (from 1) of each record of a file, its place for messages, and these fields."""
     if path.suffix == ".jsonl":
         for number, record in files.jsonl_records(path):
             where = f"{path}:{number}"
@@ -170,13 +170,13 @@ def records_of(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, str, di
 
 
 def columns_of(path: Path) -> list[str]:
-    """The names of a file's columns, or of the fields of its first record."""
+    """Return the names of a file's columns, or of the fields in its first record."""
     return files.jsonl_columns(path) if path.suffix == ".jsonl" else files.parquet_columns(path)
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """No progress bar of the library's while it copies local files to its cache."""
+    """Hide the datasets library's progress bar while it copies local files to its cache."""
     import datasets  # late: as above
 
     shown = datasets.is_progress_bar_enabled()

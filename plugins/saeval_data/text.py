@@ -18,17 +18,17 @@ from saeval_data.tables import Stored, format_of, records_of, visible
 
 _KINDS = (".txt", ".jsonl", ".parquet")
 _SHOWN = 20
-"""Files that the provenance names; it counts all."""
+"""Number of files that the provenance lists; it counts all of them."""
 
 
 class Text(Source):
     """Text from `path` (a .txt, .jsonl or .parquet file, a folder of .txt files, a dataset folder), or by `name`.
 
-    `path` may hold globs, `corpus/*.jsonl`: of files of one format, or of folders of .txt files. A folder may hold
-    data of one format; a licence or notice beside tables is no data.
-    `name`, `config`, `split` and `revision` are those of a dataset on the Hugging Face hub; `split` also picks one of
-    a dataset folder's (`train` by default). A record of `field` is a document. A .txt file is one document, or
-    one for each piece between `separator`s.
+    `path` may contain globs, such as `corpus/*.jsonl`, that match files of one format or folders of .txt files. A
+    folder may hold data of one format; a licence or notice beside tables does not count.
+    `name`, `config`, `split` and `revision` select a dataset on the Hugging Face hub; `split` also selects a split of
+    a dataset folder (`train` by default). In tables, the text in column `field` of each record is a document. A .txt
+    file is one document, or one per piece between `separator`s.
     """
 
     name = "text"
@@ -44,28 +44,28 @@ class Text(Source):
         separator: str | None = None,
     ) -> None:
         if (path is None) == (name is None):
-            found = "both" if path is not None else "neither"
-            raise SaevalError(f"data 'text': expected one of 'path' and 'name', found {found}")
+            count = "both" if path is not None else "neither"
+            raise SaevalError(f"data 'text': expected one of 'path' and 'name', found {count}")
         if separator == "":
-            raise SaevalError("data 'text': 'separator' is empty; leave it out to keep a file as one document")
+            raise SaevalError("data 'text': 'separator' is empty; leave it out to keep each file as one document")
         self.paths = [] if path is None else files.matching(path, self.name)
         self.path = self.paths[0] if len(self.paths) == 1 else None
-        """The one path; None for several, and for a dataset of the hub."""
+        """The path if there is only one; None for several and for a hub dataset."""
         self.stored = Stored(self.name, next(iter(self.paths), None), name, config, split, revision)
         self.field = field
         self.separator = None if separator is None else normalized_newlines(separator)
-        for one in self.paths:
-            if one.is_file() and one.suffix not in _KINDS:
-                raise SaevalError(f"data 'text': expected a {', '.join(_KINDS)} file or a folder, found {one}")
-        kinds = sorted({one.suffix for one in self.paths if one.is_file()})
+        for file in self.paths:
+            if file.is_file() and file.suffix not in _KINDS:
+                raise SaevalError(f"data 'text': expected a {', '.join(_KINDS)} file or a folder, found {file}")
+        kinds = sorted({file.suffix for file in self.paths if file.is_file()})
         if len(kinds) > 1:
-            remedy = f"end it in one of them, such as '*{kinds[0]}'"
+            remedy = f"end it with one suffix, such as '*{kinds[0]}'"
             raise SaevalError(f"data 'text': 'path: {path}' matches {' and '.join(kinds)} files; {remedy}")
         if separator is not None and kinds and kinds != [".txt"]:
-            raise SaevalError(f"data 'text': 'separator' cuts .txt files, not {kinds[0]}; leave it out")
+            raise SaevalError(f"data 'text': 'separator' applies to .txt files, not to {kinds[0]}; leave it out")
 
     def fingerprint(self) -> str:
-        """Hash of the files' contents and of what cuts them; a hub dataset counts by its commit."""
+        """Return the hash of the files' contents, `field` and `separator`; for a hub dataset, of its commit."""
         parts: list[Any] = [self.field, self.separator, self.stored.split]
         if not self.paths:
             parts += [self.stored.name, self.stored.config, self.stored.commit]
@@ -82,38 +82,38 @@ class Text(Source):
 
     def facts(self) -> Mapping[str, Any]:
         if not self.paths:
-            found = self.stored
-            return {"dataset": found.name, "config": found.config, "split": found.split, "revision": found.commit}
+            hub = self.stored
+            return {"dataset": hub.name, "config": hub.config, "split": hub.split, "revision": hub.commit}
         read = self.stored.read if self._is_dataset else [self._named(file) for file in self._files]
         return {"path": str(self.path or self._root), "files": len(read), "read": read[:_SHOWN]}
 
     @cached_property
     def _root(self) -> Path:
-        """The folder that documents' names start at."""
+        """The folder that the names of documents are relative to."""
         if self.path is not None:
             return self.path.parent if self.path.is_file() else self.path
-        return Path(os.path.commonpath([one.parent for one in self.paths]))
+        return Path(os.path.commonpath([file.parent for file in self.paths]))
 
     def _named(self, file: Path) -> str:
         return file.relative_to(self._root).as_posix()
 
     @cached_property
     def _is_dataset(self) -> bool:
-        """A folder that the datasets library reads: of tables, or saved by `save_to_disk`."""
+        """True for a folder that the datasets library reads: tables, or a folder written by `save_to_disk`."""
         if self.path is None or self.path.is_file():
             return False
         return self.stored.saved or format_of(self.path, self.name) != ".txt"
 
     @cached_property
     def _files(self) -> list[Path]:
-        found: list[Path] = []
+        paths: list[Path] = []
         for path in self.paths:
-            found += visible(path, "*" if self._is_dataset else "*.txt") if path.is_dir() else [path]
-        if not found:
+            paths += visible(path, "*" if self._is_dataset else "*.txt") if path.is_dir() else [path]
+        if not paths:
             raise SaevalError(
                 f"data 'text': the folder {self.path or self._root} holds neither .txt files nor a dataset"
             )
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(paths))
 
     def _of_file(self, file: Path, name: str) -> Iterator[Document]:
         if file.suffix == ".txt":
@@ -134,17 +134,18 @@ class Text(Source):
             yield Document(f"{self.stored.split}:{number}", files.text_of(record[self.field], self.field, where))
 
 
-def _listed(given: Any) -> Any:
-    """A list of what a column of a data frame or data set holds; anything else as it is."""
-    whole = isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable)
-    return given if whole else list(given)
+def _listed(values: Any) -> Any:
+    """Return an iterable, such as a column of a data frame or dataset, as a list; anything else unchanged."""
+    whole = isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable)
+    return values if whole else list(values)
 
 
 class Texts(Source):
-    """Text in memory: each of `texts` is a document, of which `names` has the names.
+    """Text in memory: each of `texts` is a document.
 
-    From Python, `data={"texts": ["...", "..."], "context": 128}`. Documents of one name are one, as pieces of one text;
-    without names every text is by itself. Null texts are left out and counted.
+    From Python, `data={"texts": ["...", "..."], "context": 128}`. `names` names the documents; texts with the same
+    name belong to one document. Without `names`, each text is a document of its own. Null texts are left out and
+    counted.
     """
 
     name = "texts"
@@ -157,7 +158,7 @@ class Texts(Source):
         if not texts:
             raise SaevalError("data 'texts': the list of texts is empty")
         if names is not None and len(names) != len(texts):
-            raise SaevalError(f"data 'texts': expected a name for each of {len(texts)} texts, found {len(names)}")
+            raise SaevalError(f"data 'texts': expected {len(texts)} names, one per text, found {len(names)}")
         self.names = names or [f"text {number}" for number in range(1, len(texts) + 1)]
         self.texts = [files.text_of(t, "texts", f"data 'texts': text {n}") for n, t in enumerate(texts, start=1)]
 

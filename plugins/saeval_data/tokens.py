@@ -1,4 +1,4 @@
-"""Text tokenised before: one row or line a document."""
+"""Token ids from files: one document per row or line."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _UNUSED = (
     "labels", "loss_mask", "completion_mask", "assistant_masks", "prompt_mask", "special_tokens_mask", "position_ids",
     "token_type_ids", "segment_ids", "seq_idx",
 )  # fmt: skip
-"""Columns that change what a trainer makes of token ids, and nothing here."""
+"""Columns that a trainer uses and saeval ignores."""
 
 
 class Tokens(Source):
-    """Token ids from a `.npy` array `[documents, length]`, or lists in `.jsonl` or `.parquet`.
+    """Token ids from a `.npy` array `[documents, length]`, or from lists in `.jsonl` or `.parquet` files.
 
-    `field` names the list (`tokens` or `input_ids` by default). `documents` says whose rows are whose:
-    the field with the document's name, or for `.npy` the path of a 1-D `.npy` array. Rows of one
-    document are one cluster; without it every row is a document. `path` may hold globs, `shards/*.parquet`.
-    Of a record with an `attention_mask`, the tokens at either end where that is 0 are padding, and left out.
+    `path` may contain globs, such as `shards/*.parquet`. `field` names the column of lists (`tokens` or `input_ids` by
+    default). `documents` assigns rows to documents: it names the column with the document's name, or for `.npy` the
+    path of a 1-D `.npy` array. Without it, each row is a document. If a record has an `attention_mask`, tokens at
+    either end where the mask is 0 are padding and are left out.
     """
 
     name = "tokens"
@@ -38,16 +38,16 @@ class Tokens(Source):
 
     def __init__(self, path: str, field: str | None = None, documents: str | None = None) -> None:
         self.paths = files.matching(path, self.name)
-        for one in self.paths:
-            if one.suffix not in (".npy", ".jsonl", ".parquet") or one.is_dir():
-                raise SaevalError(f"data 'tokens': expected a .npy, .jsonl or .parquet file, found {one}")
-            if one.suffix == ".npy" and field is not None:
-                raise SaevalError(f"data 'tokens': 'field' is for .jsonl and .parquet files, and {one} has no fields")
+        for file in self.paths:
+            if file.suffix not in (".npy", ".jsonl", ".parquet") or file.is_dir():
+                raise SaevalError(f"data 'tokens': expected a .npy, .jsonl or .parquet file, found {file}")
+            if file.suffix == ".npy" and field is not None:
+                raise SaevalError(f"data 'tokens': 'field' is for .jsonl and .parquet files, and {file} has no fields")
         self.field = field
         self.owners = documents
-        self._owned_by_array = documents is not None and any(one.suffix == ".npy" for one in self.paths)
+        self._owned_by_array = documents is not None and any(file.suffix == ".npy" for file in self.paths)
         if self._owned_by_array and len(self.paths) > 1:
-            raise SaevalError(f"data 'tokens': 'documents' of .npy files is for one file, and {path} matches several")
+            raise SaevalError(f"data 'tokens': 'documents' needs a single .npy file, but {path} matches several")
         if documents is not None and self._owned_by_array:
             files.existing(documents, self.name)
 
@@ -65,10 +65,10 @@ class Tokens(Source):
     def facts(self) -> Mapping[str, Any]:
         unused = []
         for path in self.paths:
-            there = [] if path.suffix == ".npy" else columns_of(path)
-            found = [f"'{name}'" for name in _UNUSED if name in there and name not in (self.field, self.owners)]
-            if found:
-                unused.append(f"{path}: columns {', '.join(found)} are not used: every token that is no padding counts")
+            columns = [] if path.suffix == ".npy" else columns_of(path)
+            names = [f"'{name}'" for name in _UNUSED if name in columns and name not in (self.field, self.owners)]
+            if names:
+                unused.append(f"{path}: columns {', '.join(names)} are not used: every token except padding counts")
         read = {"read": [path.name for path in self.paths[:20]], "files": len(self.paths)}
         return {**read, "unused": unused[:3]} if unused else read
 
@@ -87,17 +87,17 @@ class Tokens(Source):
         owners = _array(path)
         if owners.shape != (rows,):
             raise SaevalError(
-                f"{path}: expected one document for each of {rows} rows, found shape {list(owners.shape)}"
+                f"{path}: expected {rows} entries, one document per row, found shape {list(owners.shape)}"
             )
         return [str(owner) for owner in owners.tolist()]
 
     def _of_records(self, path: Path) -> Iterator[Document]:
         jsonl = path.suffix == ".jsonl"
         field = self.field
-        there = [] if jsonl else files.parquet_columns(path)
+        columns = [] if jsonl else files.parquet_columns(path)
         if field is None and not jsonl:
-            field = _default_field(there, str(path))
-        masked = [_MASK] if _MASK in there and field != _MASK else []
+            field = _default_field(columns, str(path))
+        masked = [_MASK] if _MASK in columns and field != _MASK else []
         wanted = [*(name for name in (field, self.owners) if name is not None), *masked]
         records = files.jsonl_records(path) if jsonl else files.parquet_records(path, wanted)
         for number, record in records:
@@ -114,15 +114,15 @@ class Tokens(Source):
                 continue
             if not isinstance(tokens, list):
                 raise SaevalError(f"{where}: expected a list of token ids in '{field}', found {type(tokens).__name__}")
-            found, mask = _integers(tokens, where), record.get(_MASK)
+            ids, mask = _integers(tokens, where), record.get(_MASK)
             if mask is not None and field != _MASK:
-                found = found[_attended(mask, len(found), where)]
-            yield Document(name, tokens=_ids(found, where))
+                ids = ids[_attended(mask, len(ids), where)]
+            yield Document(name, tokens=_ids(ids, where))
 
 
 def _attended(mask: Any, length: int, where: str) -> slice:
-    """The tokens between the padding at either end, by their attention mask."""
-    if not isinstance(mask, list) or any(not isinstance(one, int) or one not in (0, 1) for one in mask):
+    """Return the slice of tokens between the padding at either end of an attention mask."""
+    if not isinstance(mask, list) or any(not isinstance(entry, int) or entry not in (0, 1) for entry in mask):
         raise SaevalError(f"{where}: expected a list of 0 and 1 in '{_MASK}'")
     if len(mask) != length:
         raise SaevalError(f"{where}: '{_MASK}' has {len(mask)} entries for {length} tokens; write the file again")
@@ -133,16 +133,16 @@ def _attended(mask: Any, length: int, where: str) -> slice:
     if len(ones) != last - first + 1:
         hole = first + mask[first:].index(0)
         raise SaevalError(
-            f"{where}: '{_MASK}' is 0 at position {hole}, between tokens where it is 1; write the file without them"
+            f"{where}: '{_MASK}' is 0 at position {hole}, between tokens where it is 1; remove these tokens"
         )
     return slice(first, last + 1)
 
 
-def _default_field(there: list[str], where: str) -> str:
+def _default_field(fields: list[str], where: str) -> str:
     for field in _FIELDS:
-        if field in there:
+        if field in fields:
             return field
-    near = suggestion("tokens", there)
+    near = suggestion("tokens", fields)
     raise SaevalError(f"{where}: expected a field 'tokens' or 'input_ids'{near}; name it with 'field'")
 
 
@@ -157,8 +157,8 @@ def _array(path: Path) -> np.ndarray[Any, Any]:
 def _integers(tokens: list[Any], where: str) -> np.ndarray[Any, Any]:
     for position, token in enumerate(tokens):
         if not isinstance(token, int) or isinstance(token, bool):
-            wrong = f"found {quoted_value(token)} at position {position}"
-            raise SaevalError(f"{where}: expected integer token ids, {wrong}")
+            value = f"{quoted_value(token)} at position {position}"
+            raise SaevalError(f"{where}: expected integer token ids, found {value}")
     try:
         return np.array(tokens, dtype=np.int64)
     except OverflowError:
@@ -166,14 +166,14 @@ def _integers(tokens: list[Any], where: str) -> np.ndarray[Any, Any]:
 
 
 def _ids(tokens: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, Any]:
-    """As int32; `SaevalError` for anything that cannot be a token id."""
+    """Return token ids as int32; `SaevalError` for values that cannot be token ids."""
     if not np.issubdtype(tokens.dtype, np.integer):
         raise SaevalError(f"{where}: expected integer token ids, found dtype {tokens.dtype}")
     if tokens.size and int(tokens.min()) < 0:
         position = int(np.argmax(tokens < 0))
         raise SaevalError(
-            f"{where}: found the negative token id {int(tokens[position])} at position {position}; "
-            "leave padding out (documents of unequal length go into .jsonl or .parquet)"
+            f"{where}: negative token id {int(tokens[position])} at position {position}; remove padding "
+            "(documents of different lengths need .jsonl or .parquet)"
         )
     if tokens.size and int(tokens.max()) > _LARGEST_ID:
         raise SaevalError(f"{where}: a token id is larger than {_LARGEST_ID}; check the file")

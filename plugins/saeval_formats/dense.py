@@ -1,4 +1,4 @@
-"""An SAE with dense matrices: the canonical form that every checkpoint format is read into."""
+"""An SAE with dense matrices: the canonical form of every checkpoint format."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ _NORMALIZATIONS: Mapping[Normalization, str] = {
     "constant_norm_rescale": "with each input scaled to norm √d_in",
 }
 
-# Where the field's formulas divide by a norm, a zero vector must give zeros, not NaN.
+# Formulas that divide by a norm must return zeros for a zero vector, not NaN.
 _TINY = 1e-12
 _LAYER_NORM_EPS = 1e-5
 _SMALLEST_NORM = 1e-8
 
 FEW = 0.02
-"""Share of features that fire below which reading their decoder rows one by one is faster than the product."""
+"""Share of active features below which gathering their decoder rows is faster than the dense product."""
 
 
 class Activation(ABC):
-    """From x̃ W_enc and b_enc to feature activations."""
+    """An activation function: x̃ W_enc and b_enc -> feature activations."""
 
     @abstractmethod
     def __call__(self, projected: Float[Tensor, "*batch d_sae"], b_enc: Float[Tensor, "d_sae"]) -> Tensor:
-        """`[*batch, d_sae]`; a feature fires where it is not 0. It may write into `projected`, which is large."""
+        """Return `[*batch, d_sae]`; nonzero features are active. May write into `projected`, which is large."""
 
     @abstractmethod
     def scaled(self, factors: Float[Tensor, "d_sae"]) -> Activation:
-        """The one that takes `factors` times the pre-activations to `factors` times the features.
+        """Return the activation that maps `factors` times the pre-activations to `factors` times the features.
 
-        `ValueError` where there is none.
+        `ValueError` if there is none.
         """
 
 
@@ -59,7 +59,7 @@ class ReLU(Activation):
 
 @dataclass(frozen=True, eq=False)
 class TopK(Activation):
-    """The k largest of x̃ W_enc + b_enc of each token, then relu."""
+    """relu of the k largest x̃ W_enc + b_enc of each token; the others are 0."""
 
     k: int
 
@@ -68,12 +68,12 @@ class TopK(Activation):
         return projected.zero_().scatter_(-1, indices, values.relu())
 
     def scaled(self, factors: Tensor) -> Activation:
-        raise ValueError("which features are the k largest would change")
+        raise ValueError("the choice of the k largest features would change")
 
 
 @dataclass(frozen=True, eq=False)
 class AbsTopK(Activation):
-    """The k largest in magnitude of x̃ W_enc + b_enc of each token, with their signs."""
+    """The k x̃ W_enc + b_enc of largest magnitude of each token, with their signs; the others are 0."""
 
     k: int
 
@@ -84,12 +84,12 @@ class AbsTopK(Activation):
         return pre.zero_().scatter_(-1, indices, values)
 
     def scaled(self, factors: Tensor) -> Activation:
-        raise ValueError("which features are the k largest would change")
+        raise ValueError("the choice of the k largest features would change")
 
 
 @dataclass(frozen=True, eq=False)
 class GroupMax(Activation):
-    """relu(x̃ W_enc + b_enc), of which each of k groups of neighbouring features keeps its largest."""
+    """relu(x̃ W_enc + b_enc) of the largest feature in each of k groups of consecutive features; the others are 0."""
 
     k: int
 
@@ -99,7 +99,7 @@ class GroupMax(Activation):
         return torch.zeros_like(groups).scatter_(-1, indices, values).flatten(-2)
 
     def scaled(self, factors: Tensor) -> Activation:
-        raise ValueError("which feature is the largest of its group would change")
+        raise ValueError("the choice of the largest feature in each group would change")
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ class JumpReLU(Activation):
 
 @dataclass(frozen=True, eq=False)
 class Gated(Activation):
-    """1[x̃ W_enc + b_gate > 0] · relu(x̃ W_enc e^{r_mag} + b_mag); `b_enc` has no part in it."""
+    """1[x̃ W_enc + b_gate > 0] · relu(x̃ W_enc e^{r_mag} + b_mag); `b_enc` is not used."""
 
     b_gate: Float[Tensor, "d_sae"]
     r_mag: Float[Tensor, "d_sae"]
@@ -133,7 +133,7 @@ class Gated(Activation):
 
 
 def activation_of(tensors: Mapping[str, Tensor], k: int | None = None) -> Activation:
-    """TopK where `k` is given, else what the tensors are those of: JumpReLU, gated, or ReLU."""
+    """Return TopK if `k` is given, else the activation that the tensors imply: JumpReLU, Gated, or ReLU."""
     if k is not None:
         return TopK(k)
     if "threshold" in tensors:
@@ -144,24 +144,24 @@ def activation_of(tensors: Mapping[str, Tensor], k: int | None = None) -> Activa
 
 
 class Context(NamedTuple):
-    """What decoding needs besides the features."""
+    """The inputs of `decode` besides the features."""
 
-    taken: Any
-    """What normalisation took away from the input."""
+    statistics: Any
+    """The statistics by which the input was normalised."""
     x: Float[Tensor, "*batch d_in"] | None
-    """The input as it came, for the skip connection."""
+    """The original input, for the skip connection."""
 
 
 class DenseSAE(Substitute):
     """acts = activation(x̃ W_enc + b_enc); x̂ = denormalise(acts W_dec + b_dec) + x W_skipᵀ.
 
-    x̃ = normalise(x), less b_dec where `apply_b_dec_to_input`. Computed in the dtype of the weights; reconstructions
-    come in that of the activations. What normalisation took away and what the skip connection adds travel in the
-    encoding's context, so nothing is kept between calls. With `rescale_acts_by_decoder_norm` (not for thresholds) the
-    decoder's row norms are folded into the encoder, so that `feature_acts` and `weights` belong together.
+    x̃ = normalise(x), minus b_dec with `apply_b_dec_to_input`. Computation is in the dtype of the weights;
+    reconstructions have the dtype of the activations. The encoding's context carries the normalisation statistics and
+    the input of the skip connection, so the object keeps no state between calls. `rescale_acts_by_decoder_norm` (not
+    for thresholds) folds the norms of the decoder rows into the encoder, so that `feature_acts` and `weights` agree.
 
-    A `transcoder` gives the activations of another hook than it reads: those are not denormalised, and b_dec is
-    theirs.
+    A `transcoder` reconstructs the activations of another hook than it reads: its output is not denormalised, and
+    b_dec belongs to the output.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class DenseSAE(Substitute):
         transcoder: bool = False,
         W_skip: Float[Tensor, "d_out d_in"] | None = None,
     ) -> None:
-        """`b_enc=None` stands for zeros (gated SAEs have none). `ValueError` where shapes or options do not fit."""
+        """`b_enc=None` means zeros (gated SAEs have none). `ValueError` if shapes or options do not fit together."""
         d_in, d_sae = W_enc.shape
         d_out = W_dec.shape[1]
         if W_dec.shape[0] != d_sae or b_dec.shape != (d_out,) or (b_enc is not None and b_enc.shape != (d_sae,)):
@@ -188,9 +188,9 @@ class DenseSAE(Substitute):
         if W_skip is not None and W_skip.shape != (d_out, d_in):
             raise ValueError(f"W_skip is {tuple(W_skip.shape)}, expected {(d_out, d_in)}")
         if d_in != d_out and not transcoder:
-            raise ValueError(f"d_in {d_in} and d_out {d_out} differ: only a transcoder may have two widths")
+            raise ValueError(f"d_in {d_in} and d_out {d_out} differ, which only a transcoder's may")
         if transcoder and apply_b_dec_to_input:
-            raise ValueError("b_dec of a transcoder does not apply to its input, which is of another hook")
+            raise ValueError("b_dec of a transcoder cannot apply to its input, which comes from another hook")
         if rescale_acts_by_decoder_norm and not isinstance(activation, ReLU | TopK | AbsTopK):
             raise ValueError(
                 f"rescale_acts_by_decoder_norm is for ReLU, TopK and AbsTopK, not {type(activation).__name__}"
@@ -211,9 +211,9 @@ class DenseSAE(Substitute):
         self.W_enc, self.b_enc, self.W_dec, self.b_dec = W_enc, b_enc, W_dec, b_dec
 
     def with_unit_decoder(self) -> DenseSAE:
-        """The same SAE with decoder rows of norm 1, their norms n multiplied into the features.
+        """Return the same SAE with decoder rows of norm 1 and features multiplied by the old norms n.
 
-        W_dec/n, W_enc·n, and biases and thresholds times n. `ValueError` where other features would be active.
+        W_dec/n, W_enc·n, and biases and thresholds times n. `ValueError` if other features would be active.
         """
         norms = self.W_dec.norm(dim=-1).clamp(min=_SMALLEST_NORM)
         return DenseSAE(
@@ -235,15 +235,15 @@ class DenseSAE(Substitute):
             if normalization != self.normalization:
                 readings[name] = self._changed(normalization=normalization)
         if not self.transcoder:
-            taken = self.apply_b_dec_to_input
-            name = f"with b_dec {'not ' if taken else ''}taken from its input"
-            readings[name] = self._changed(apply_b_dec_to_input=not taken)
+            subtracted = self.apply_b_dec_to_input
+            name = f"with b_dec {'not ' if subtracted else ''}taken from its input"
+            readings[name] = self._changed(apply_b_dec_to_input=not subtracted)
         return readings
 
     def _changed(self, **options: Any) -> DenseSAE:
-        other = copy.copy(self)
-        other.__dict__.update(options)
-        return other
+        changed = copy.copy(self)
+        changed.__dict__.update(options)
+        return changed
 
     @property
     def dtype(self) -> torch.dtype:
@@ -255,27 +255,27 @@ class DenseSAE(Substitute):
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        found = {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
-        return {**found, "b_enc": self.b_enc} if self._has_b_enc else found
+        tensors = {"W_enc": self.W_enc, "W_dec": self.W_dec, "b_dec": self.b_dec}
+        return {**tensors, "b_enc": self.b_enc} if self._has_b_enc else tensors
 
     def encode(self, activations: Float[Tensor, "*batch d_in"]) -> Encoding:
-        """A transcoder's `activations` are those of its input hook."""
+        """Encode activations; a transcoder's are those of its input hook."""
         x = activations.to(self.dtype)
-        normalised, taken = self._normalise(x)
+        normalised, statistics = self._normalise(x)
         if self.apply_b_dec_to_input:
             normalised = normalised - self.b_dec
         acts = self.activation(normalised @ self.W_enc, self.b_enc)
-        return Encoding(acts, Context(taken, x if self.W_skip is not None else None))
+        return Encoding(acts, Context(statistics, x if self.W_skip is not None else None))
 
     def decode(
         self, encoding: Encoding | None, activations: Float[Tensor, "*batch d_out"]
     ) -> Float[Tensor, "*batch d_out"]:
-        """`encoding` may hold changed feature activations, but the context of these `activations`."""
+        """Decode; `encoding` may hold changed feature activations, but its context must be of these `activations`."""
         assert encoding is not None
         x_hat = _decoded(encoding.feature_acts.to(self.dtype), self.W_dec) + self.b_dec
-        taken, x = encoding.context
+        statistics, x = encoding.context
         if not self.transcoder:
-            x_hat = self._denormalise(x_hat, taken)
+            x_hat = self._denormalise(x_hat, statistics)
         if self.W_skip is not None:
             x_hat = x_hat + x @ self.W_skip.T
         return x_hat.to(activations.dtype)
@@ -284,27 +284,27 @@ class DenseSAE(Substitute):
         if self.normalization == "layer_norm":
             mean = x.mean(dim=-1, keepdim=True)
             centred = x - mean
-            std = centred.std(dim=-1, keepdim=True)  # the unbiased one, as these SAEs were trained
+            std = centred.std(dim=-1, keepdim=True)  # unbiased, as in the training of these SAEs
             return centred / (std + _LAYER_NORM_EPS), (mean, std)
         if self.normalization == "constant_norm_rescale":
             scale = self.d_in**0.5 / x.norm(dim=-1, keepdim=True).clamp(min=_TINY)
             return x * scale, scale
         return x, None
 
-    def _denormalise(self, x_hat: Tensor, taken: Any) -> Tensor:
+    def _denormalise(self, x_hat: Tensor, statistics: Any) -> Tensor:
         if self.normalization == "layer_norm":
-            mean, std = taken
+            mean, std = statistics
             x_hat = x_hat * std + mean
         if self.normalization == "constant_norm_rescale":
-            x_hat = x_hat / taken
+            x_hat = x_hat / statistics
         return x_hat
 
 
 def _decoded(feature_acts: Float[Tensor, "*batch d_sae"], W_dec: Float[Tensor, "d_sae d_out"]) -> Tensor:
-    """f W_dec, on a CPU by reading only the rows of features that fired, where they are few.
+    """Return f W_dec; on a CPU, gather only the rows of active features if they are few.
 
-    Ten times faster at 64 of 24,576 features; level with the dense product at about one in 25. A
-    gradient needs the other features, too.
+    Ten times faster at 64 of 24,576 features; as fast as the dense product at about one in 25. Gradients need the
+    inactive features too, so they use the dense product.
     """
     if feature_acts.device.type == "cpu" and W_dec.dtype == torch.float32 and not feature_acts.requires_grad:
         flat = feature_acts.flatten(0, -2)
@@ -312,8 +312,8 @@ def _decoded(feature_acts: Float[Tensor, "*batch d_sae"], W_dec: Float[Tensor, "
             token, feature = flat.nonzero(as_tuple=True)
             starts = torch.searchsorted(token, torch.arange(len(flat)))
             weights = flat[token, feature]
-            found: Tensor = torch.nn.functional.embedding_bag(
+            decoded: Tensor = torch.nn.functional.embedding_bag(
                 feature, W_dec, starts, mode="sum", per_sample_weights=weights
             )
-            return found.view(*feature_acts.shape[:-1], -1)
+            return decoded.view(*feature_acts.shape[:-1], -1)
     return feature_acts @ W_dec

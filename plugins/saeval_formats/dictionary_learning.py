@@ -1,4 +1,4 @@
-"""SAEs of the library dictionary_learning: `ae.pt` and `config.json` of a trainer's folder, or one file alone."""
+"""SAEs of dictionary_learning: a trainer's folder with `ae.pt` and `config.json`, or one file alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from saeval.plugin import SAEInfo, SaevalError, digest_of, sha256_file
 from saeval_formats.fields import Fields, shown
-from saeval_formats.reference import Asked, LocalLoader, json_object, parsed
+from saeval_formats.reference import LocalLoader, LocalReference, json_object, parsed
 from saeval_formats.tensor_layout import TensorLayout
 from saeval_formats.tensors import Header, state_dict, unpickled_dict
 
@@ -32,14 +32,14 @@ _GATES = {"b_gate": ("gate_bias", "n"), "r_mag": ("r_mag", "n"), "b_mag": ("mag_
 
 @dataclass(frozen=True)
 class DictClass:
-    """A class of the library: what its state dict holds and what its `encode` does with it."""
+    """A class of the library: the tensors in its state dict and the variant of its `encode`."""
 
     architecture: str
     layout: TensorLayout
     counts: tuple[str, ...] = ()
-    """Whole numbers beside the weights."""
+    """Keys of whole numbers beside the weights."""
     unused: tuple[str, ...] = ()
-    """Tensors that `encode` reads only when it is told to."""
+    """Keys of tensors that `encode` ignores by default."""
 
     @property
     def keys(self) -> set[str]:
@@ -47,7 +47,7 @@ class DictClass:
 
 
 CLASSES = {
-    # Its from_pretrained, alone among these, folds the norms of the decoder into the encoder.
+    # The only class whose from_pretrained folds the norms of the decoder into the encoder.
     "AutoEncoder": DictClass(
         "standard", TensorLayout({**_BIASED, "b_dec": ("bias", "d")}, pre_bias=True, rescale=True)
     ),
@@ -74,18 +74,18 @@ _HOOKS = {
 }
 
 
-class Reference(Asked):
-    """What a suite says of one SAE."""
+class Reference(LocalReference):
+    """A suite's reference to one SAE."""
 
     path: Path
-    """The folder of a trainer, or a file."""
+    """A trainer's folder, or a file."""
     dict_class: str | None = Field(None, alias="class")
-    """Instead of the config's: the library's trainers write their usual class there, whichever they were given."""
+    """Replaces the config's class: the library's trainers write their default class, even if another was trained."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One file and what stands beside it, checked."""
+    """One file and its config, checked."""
 
     header: Header
     class_name: str
@@ -101,72 +101,75 @@ class Checkpoint:
 
 
 class DictionaryLearning(LocalLoader):
-    """The seven classes of dictionary_learning, each as its library loads and runs it.
+    """SAEs of dictionary_learning's seven classes, each computed as its library loads and runs it.
 
-    `AutoEncoderTopK` takes the k largest of each token; the threshold that newer files also hold is for
-    `encode(use_threshold=True)` alone. The batch-top-k classes run with their threshold, as `encode` does.
+    `path` is a trainer's folder (`ae.pt` and `config.json`) or a file. `class` replaces the config's `dict_class`:
+    trainers write their default class there, even if another was trained. `hook_name` replaces the config's hook.
+    `AutoEncoderTopK` keeps the k largest features of each token; it ignores the threshold in newer files, which the
+    library uses only in `encode(use_threshold=True)`. The batch-top-k classes use their threshold, as `encode` does.
     """
 
     name = "dictionary_learning"
     companions = (f"../{CONFIG}", f"../../{CONFIG}")
 
     def info(self, reference: Mapping[str, Any]) -> SAEInfo:
-        found = _checkpoint(parsed(Reference, reference, self.name, needs=f"the folder with {WEIGHTS} and {CONFIG}"))
+        checkpoint = _checkpoint(reference)
         return SAEInfo(
-            hook_name=found.hook_name,
-            d_in=found.d_in,
-            d_sae=found.d_sae,
-            d_out=found.d_in,
-            sha256=digest_of([sha256_file(found.header.path), found.class_name, found.k]),
-            architecture=found.kind.architecture,
-            facts=found.facts,
+            hook_name=checkpoint.hook_name,
+            d_in=checkpoint.d_in,
+            d_sae=checkpoint.d_sae,
+            d_out=checkpoint.d_in,
+            sha256=digest_of([sha256_file(checkpoint.header.path), checkpoint.class_name, checkpoint.k]),
+            architecture=checkpoint.kind.architecture,
+            facts=checkpoint.facts,
         )
 
     def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> DenseSAE:
-        """In float32 unless `dtype` is given. The hook's name is empty where nobody gave one."""
-        found = _checkpoint(parsed(Reference, reference, self.name, needs=f"the folder with {WEIGHTS} and {CONFIG}"))
-        k = found.k if found.kind.architecture == "topk" else None
-        return found.kind.layout.dense(found.header, found.hook_name or "", device, dtype, k=k)
+        """Load in `dtype`, float32 by default. `hook_name` is empty if neither config nor entry names a hook."""
+        checkpoint = _checkpoint(reference)
+        k = checkpoint.k if checkpoint.kind.architecture == "topk" else None
+        return checkpoint.kind.layout.dense(checkpoint.header, checkpoint.hook_name or "", device, dtype, k=k)
 
 
-def _checkpoint(asked: Reference) -> Checkpoint:
-    path = asked.path.expanduser()
+def _checkpoint(reference: Mapping[str, Any]) -> Checkpoint:
+    options = parsed(Reference, reference, "dictionary_learning", needs=f"the folder with {WEIGHTS} and {CONFIG}")
+    path = options.path.expanduser()
     file = path / WEIGHTS if path.is_dir() else path
     state = unpickled_dict(file)
     if isinstance(state.get("ae"), dict):
         raise SaevalError(
-            f"{file}: a checkpoint of an interrupted run (step {state.get('step')}), whose biases are not yet scaled "
-            "back to the activations; finish the run"
+            f"{file}: a checkpoint of an unfinished run (step {state.get('step')}): its biases are not yet rescaled to "
+            "the activations; finish the run"
         )
     weights = state_dict(file, state)
-    said = _config(file)
-    config, trainer, buffer = said.path, said.inside("trainer"), said.inside("buffer")
-    class_name = _class_name(asked, trainer, file, weights)
+    fields = _config(file)
+    config, trainer, buffer = fields.path, fields.inside("trainer"), fields.inside("buffer")
+    class_name = _class_name(options, trainer, file, weights)
     kind = CLASSES[class_name]
     header = Header.of_tensors(file, {key: t for key, t in weights.items() if key not in kind.counts + kind.unused})
-    given = {key: trainer.whole(key) for key in ("activation_dim", "dict_size") if key in trainer.values}
+    sizes = {key: trainer.whole(key) for key in ("activation_dim", "dict_size") if key in trainer.values}
     d_in, d_sae = kind.layout.check(
         header,
-        given.get("activation_dim"),
-        given.get("dict_size"),
-        kind="'class'" if asked.dict_class else f"'dict_class' of {config}",
-        sizes=f"{' and '.join(map(repr, given))} of {config}" if given else "the lengths of the biases",
+        sizes.get("activation_dim"),
+        sizes.get("dict_size"),
+        kind="'class'" if options.dict_class else f"'dict_class' of {config}",
+        sizes=f"{' and '.join(map(repr, sizes))} of {config}" if sizes else "the lengths of the biases",
     )
     k = _k(file, weights, trainer, d_sae) if "k" in kind.counts else None
     if kind.architecture == "topk" and k is None:
         raise SaevalError(
-            f"{file}: no 'k' in it or in {CONFIG}; {class_name} needs how many features of a token are active"
+            f"{file}: no 'k' in the file or in {CONFIG}; {class_name} needs it, the number of active features per token"
         )
     _check_counts(file, weights, kind, d_sae)
     facts = {"dict_class": class_name, **_facts(trainer)}
     declared = {"model_name": trainer.text("lm_name"), "context_size": buffer.maybe(buffer.whole, "ctx_len")}
-    declared["k" if kind.architecture == "topk" else "l0"] = k  # of a batch: a token's is only k in the mean
+    declared["k" if kind.architecture == "topk" else "l0"] = k  # batch-top-k: k is the mean over tokens
     facts |= {key: value for key, value in declared.items() if value is not None}
-    return Checkpoint(header, class_name, d_in, d_sae, k, asked.hook_name or _hook_name(trainer, buffer), facts)
+    return Checkpoint(header, class_name, d_in, d_sae, k, options.hook_name or _hook_name(trainer, buffer), facts)
 
 
 def _facts(trainer: Fields) -> dict[str, Any]:
-    """What the trainer's config says of the training."""
+    """Return the facts about the training in the trainer's config."""
     texts = dict.fromkeys(("submodule_name", "trainer_class"), trainer.text)
     amounts = dict.fromkeys(("l1_penalty", "sparsity_penalty", "target_l0"), trainer.amount)
     counts = dict.fromkeys(("steps", "seed"), trainer.count)
@@ -175,40 +178,40 @@ def _facts(trainer: Fields) -> dict[str, Any]:
 
 
 def _config(file: Path) -> Fields:
-    """The config beside a file, or of the trainer whose `checkpoints` it is among; empty where there is none."""
+    """Return the config beside a file, or above it for a file in `checkpoints`; empty if there is none."""
     folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
     path = folder / CONFIG
     return Fields(path, json_object(path) if path.is_file() else {})
 
 
-def _class_name(asked: Reference, trainer: Fields, file: Path, weights: Mapping[str, Tensor]) -> str:
-    found = asked.dict_class or trainer.values.get("dict_class")
-    known = ", ".join(CLASSES)
-    if found is None:
-        fitting = [name for name, kind in CLASSES.items() if kind.keys == set(weights)]
+def _class_name(options: Reference, trainer: Fields, file: Path, weights: Mapping[str, Tensor]) -> str:
+    name = options.dict_class or trainer.values.get("dict_class")
+    supported = ", ".join(CLASSES)
+    if name is None:
+        fitting = [fit for fit, kind in CLASSES.items() if kind.keys == set(weights)]
         hint = f"; its tensors are those of {' or '.join(fitting)}" if fitting else ""
-        raise SaevalError(f"{file}: no 'trainer.dict_class' in {trainer.path}, so add 'class:', one of {known}{hint}")
-    if asked.dict_class and found not in CLASSES:
-        raise SaevalError(f"dictionary_learning: 'class': '{found}' is not supported; supported: {known}")
-    return asked.dict_class or trainer.choice("dict_class", CLASSES)
+        raise SaevalError(f"{file}: no 'trainer.dict_class' in {trainer.path}; add 'class:', one of {supported}{hint}")
+    if options.dict_class and name not in CLASSES:
+        raise SaevalError(f"dictionary_learning: 'class': '{name}' is not supported; supported: {supported}")
+    return options.dict_class or trainer.choice("dict_class", CLASSES)
 
 
 def _k(file: Path, weights: Mapping[str, Tensor], trainer: Fields, d_sae: int) -> int | None:
-    """How many features are active, which older files leave to the config."""
-    said = trainer.k(d_sae) if "k" in trainer else None
+    """Return the number of active features per token; in older files it is only in the config."""
+    configured = trainer.k(d_sae) if "k" in trainer else None
     if "k" not in weights:
-        return said
+        return configured
     stored = weights["k"]
     if stored.is_floating_point() or stored.numel() != 1:
         raise SaevalError(f"{file}: expected one whole number in 'k', found {stored.dtype} {list(stored.shape)}")
     k = Fields(file, {"k": stored.item()}).k(d_sae)
-    if said not in (None, k):
-        raise SaevalError(f"{file}: 'k' is {k}, but {said} in {trainer.path}; they belong to different SAEs")
+    if configured not in (None, k):
+        raise SaevalError(f"{file}: 'k' is {k}, but {configured} in {trainer.path}; the files are of different SAEs")
     return k
 
 
 def _check_counts(file: Path, weights: Mapping[str, Tensor], kind: DictClass, d_sae: int) -> None:
-    """What the library asserts of numbers beside the weights."""
+    """Raise `SaevalError` for numbers beside the weights that the library's assertions refuse."""
     if "group_sizes" in kind.counts:
         if "group_sizes" not in weights:
             raise SaevalError(f"{file}: 'group_sizes' is missing; check 'class' or 'dict_class'")
@@ -221,22 +224,22 @@ def _check_counts(file: Path, weights: Mapping[str, Tensor], kind: DictClass, d_
             raise SaevalError(f"{file}: expected positive numbers in 'group_sizes', found {shown(stored.tolist())}")
         groups = int(stored.sum())
         if groups != d_sae:
-            raise SaevalError(f"{file}: 'group_sizes' add up to {groups}, expected {d_sae}, the features it has")
+            raise SaevalError(f"{file}: 'group_sizes' add up to {groups}, expected {d_sae}, the number of features")
     if kind.layout.stored.get("threshold") == _SCALAR["threshold"] and float(weights["threshold"]) < 0:
         raise SaevalError(
-            f"{file}: 'threshold' is {float(weights['threshold']):g}: training ended before it was ever set, and "
+            f"{file}: 'threshold' is {float(weights['threshold']):g}: training ended before it was set, and "
             "without it every positive feature is active; train beyond 'threshold_start_step'"
         )
 
 
 def _hook_name(trainer: Fields, buffer: Fields) -> str | None:
-    """The hook, where the names that the library's demo and its users give tell it without doubt."""
+    """Return the hook if the submodule's name determines it, as the names in the library's demo do; else None."""
     match = re.fullmatch(r"([a-z]+_[a-z]+)_layer_?(\d+)", trainer.text("submodule_name") or "")
     if match is None or match[1] not in _HOOKS or buffer.values.get("io", "out") != "out":
         return None
     if trainer.values.get("layer") not in (None, int(match[2]), match[2]):
         return None
-    # There, hooks of this name come after one more norm than the modules do.
+    # In Gemma 2 and 3, TransformerLens hooks of these names come after one more norm than the modules' outputs.
     if not match[1].startswith("resid") and re.search(r"gemma-?[23]", trainer.text("lm_name") or "", re.IGNORECASE):
         return None
     return f"blocks.{int(match[2])}.{_HOOKS[match[1]]}"

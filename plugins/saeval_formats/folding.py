@@ -1,4 +1,4 @@
-"""Affine maps around an SAE, folded into its weights so that it takes and gives activations as the model has them."""
+"""Fold affine maps around an SAE into its weights, so that it reads and returns the model's own activations."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ if TYPE_CHECKING:
 
 
 def scaled(tensors: Mapping[str, Tensor], s_in: float, s_out: float) -> dict[str, Tensor]:
-    """The SAE for x that, in `tensors`, reads x·s_in and gives x̂·s_out; its features are the same.
+    """Return tensors for inputs x and outputs x̂ of an SAE whose `tensors` expect x·s_in and return x̂·s_out.
 
-    W_enc·s_in, W_dec/s_out, b_dec/s_out, the last as it is subtracted from x where s_in = s_out.
+    W_enc·s_in, W_dec/s_out, b_dec/s_out; if b_dec is also subtracted from x, s_in and s_out must be equal. The
+    features do not change.
     """
-    found = dict(tensors)
-    found["W_enc"] = tensors["W_enc"] * s_in
-    found["W_dec"] = tensors["W_dec"] / s_out
-    found["b_dec"] = tensors["b_dec"] / s_out
-    return found
+    folded = {"W_enc": tensors["W_enc"] * s_in, "W_dec": tensors["W_dec"] / s_out, "b_dec": tensors["b_dec"] / s_out}
+    return {**tensors, **folded}
 
 
 def whitened(
@@ -30,11 +28,12 @@ def whitened(
     *,
     apply_b_dec_to_input: bool,
 ) -> dict[str, Tensor]:
-    """The SAE for x that, in `tensors`, reads (x - mean) M and gives (x̂ - mean) M, its features the same.
+    """Return tensors for x and x̂ of an SAE whose `tensors` expect (x - mean) M and return (x̂ - mean) M.
 
-    W_enc <- M W_enc, W_dec <- W_dec M⁻¹, b_dec <- b_dec M⁻¹ + mean. Where b_dec is subtracted from the input it
-    takes the mean along; elsewhere mean M W_enc comes off every bias of the encoder, times e^{r_mag} for a gated
-    SAE's magnitudes. In float64: whitening divides by the standard deviations of directions that hardly vary.
+    W_enc <- M W_enc, W_dec <- W_dec M⁻¹, b_dec <- b_dec M⁻¹ + mean. If b_dec is subtracted from the input, this
+    also subtracts the mean; otherwise mean M W_enc is subtracted from every encoder bias, times e^{r_mag} for the
+    magnitudes of a gated SAE. The features do not change. Computed in float64, because whitening divides by the
+    standard deviations of directions that hardly vary.
     """
     dtype = tensors["W_enc"].dtype
     wide = {name: tensor.double() for name, tensor in tensors.items()}
@@ -51,7 +50,7 @@ def whitened(
 
 
 def rescaled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Decoder rows of norm 1, their norms multiplied into W_enc and b_enc."""
+    """Return tensors with decoder rows of norm 1 and their old norms multiplied into W_enc and b_enc."""
     norms = tensors["W_dec"].norm(dim=-1)
-    found = {name: tensors[name] * norms for name in ("W_enc", "b_enc")}
-    return {**tensors, **found, "W_dec": tensors["W_dec"] / norms.clamp(min=1e-12)[:, None]}
+    encoder = {name: tensors[name] * norms for name in ("W_enc", "b_enc")}
+    return {**tensors, **encoder, "W_dec": tensors["W_dec"] / norms.clamp(min=1e-12)[:, None]}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from saeval.plugin import SAEInfo, SaevalError
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
-from saeval_formats.reference import AskedTranscoder, folder_of, json_object, parsed
+from saeval_formats.reference import TranscoderReference, folder_of, json_object, parsed
 from saeval_formats.tensor_layout import TensorLayout
 from saeval_formats.tensors import Header
 
@@ -33,17 +33,17 @@ _LAYOUT = TensorLayout(
 
 @dataclass(frozen=True)
 class Config:
-    """What `hyperparams.json` says, checked."""
+    """The checked settings of `hyperparams.json`."""
 
     d_in: int
     d_sae: int
     threshold: float
-    """In the units of activations as the model has them, for decoder columns of norm 1."""
+    """In units of the model's activations, for decoder columns of norm 1."""
     s_in: float
-    """√d_in / mean norm: what inputs were multiplied by in training; so were outputs by `s_out`."""
+    """√d_in / mean norm: the factor of inputs in training; `s_out` is that of outputs."""
     s_out: float
     by_decoder_norm: bool
-    """Whether the threshold is for features times the norms of their decoder columns."""
+    """True if the threshold applies to features times the norms of their decoder columns."""
     pre_bias: bool
     hook_name: str | None
     input_hook: str | None
@@ -55,23 +55,26 @@ class Config:
 
 
 class LlamaScope(FolderLoader):
-    """JumpReLU SAEs and transcoders of OpenMOSS' Llama Scope, for activations as the model has them.
+    """JumpReLU SAEs and transcoders of OpenMOSS' Llama Scope.
 
-    In training's units, with s = √d / mean norm: pre = (s_in·x) W_encᵀ + b_enc, features pre·1[pre > θ],
-    x̂ = (acts W_decᵀ + b_dec) / s_out. The one threshold t of the file is in raw units and for unit decoder columns,
-    as OpenMOSS' inference applies it: θ = t·s_out / ‖column‖, or t·s_in without `sparsity_include_decoder_norm`.
-    For an SAE with unit columns that is t·s, as SAELens has it. Features are in training's units.
+    `path` is an SAE's folder (`hyperparams.json`, `checkpoints/final.safetensors`), or a folder of such folders with
+    `sites`, a glob or a list of globs. `hook_name` and `input_hook` replace the hooks of the config. Inputs x and
+    reconstructions x̂ have the model's scale; features have that of training, s = √d / mean norm times larger:
+    pre = (s_in·x) W_encᵀ + b_enc, acts = pre·1[pre > θ], x̂ = (acts W_decᵀ + b_dec) / s_out. The file's single
+    threshold t is in units of the model, for decoder columns of norm 1. As in OpenMOSS' inference code,
+    θ = t·s_out / ‖column‖, or t·s_in without `sparsity_include_decoder_norm`; SAELens uses t·s, which is the same for
+    columns of norm 1.
     """
 
     name = "llama_scope"
     markers = (CONFIG,)
 
     def info(self, reference: Mapping[str, Any]) -> SAEInfo:
-        asked, config, header = _opened(reference)
+        options, config, header = _opened(reference)
         transcoder = config.input_hook is not None
         return SAEInfo(
-            hook_name=asked.hook_name or config.hook_name,
-            input_hook=asked.input_hook or config.input_hook if transcoder else None,
+            hook_name=options.hook_name or config.hook_name,
+            input_hook=options.input_hook or config.input_hook if transcoder else None,
             d_in=config.d_in,
             d_sae=config.d_sae,
             d_out=config.d_in,
@@ -81,69 +84,69 @@ class LlamaScope(FolderLoader):
         )
 
     def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> DenseSAE:
-        """In float32 unless `dtype` is given. The hook's name is empty where nobody gave one."""
+        """Load in `dtype`, float32 by default. `hook_name` is empty if neither config nor entry names a hook."""
         from saeval_formats.dense import DenseSAE, JumpReLU  # late: reading headers needs no torch
         from saeval_formats.folding import scaled
 
-        asked, config, header = _opened(reference)
+        options, config, header = _opened(reference)
         tensors = _LAYOUT.canonical(header, device, dtype)
         norms = tensors["W_dec"].norm(dim=-1)
-        if config.pre_bias:  # it comes off the input in training's units: a constant
+        if config.pre_bias:  # subtracted from the scaled input, so a constant shift of b_enc
             tensors["b_enc"] = tensors["b_enc"] - tensors["b_dec"] @ tensors["W_enc"]
         units = config.s_out / norms if config.by_decoder_norm else norms.new_tensor(config.s_in).expand_as(norms)
         tensors = scaled(tensors, config.s_in, config.s_out)
         return DenseSAE(
-            asked.hook_name or config.hook_name or "",
+            options.hook_name or config.hook_name or "",
             tensors["W_enc"],
             tensors["b_enc"],
             tensors["W_dec"],
             tensors["b_dec"],
-            # A column of zeros has an infinite threshold: such a feature adds nothing, and is never active.
+            # A column of zeros has an infinite threshold: the feature contributes nothing and is never active.
             JumpReLU(config.threshold * units),
             transcoder=config.input_hook is not None,
         )
 
 
-def _opened(reference: Mapping[str, Any]) -> tuple[AskedTranscoder, Config, Header]:
-    asked = parsed(AskedTranscoder, reference, "llama_scope", needs=f"the folder with {CONFIG}")
-    folder = folder_of(asked.path, "llama_scope", f"{CONFIG} and {WEIGHTS}")
+def _opened(reference: Mapping[str, Any]) -> tuple[TranscoderReference, Config, Header]:
+    options = parsed(TranscoderReference, reference, "llama_scope", needs=f"the folder with {CONFIG}")
+    folder = folder_of(options.path, "llama_scope", f"{CONFIG} and {WEIGHTS}")
     config = _config(holding(folder, "llama_scope", (CONFIG,)))
     header = Header.of(folder / WEIGHTS)
     _LAYOUT.check(header, config.d_in, config.d_sae, kind=CONFIG, sizes=CONFIG)
-    return asked, config, header
+    return options, config, header
 
 
 def _config(path: Path) -> Config:
-    said = Fields(path, json_object(path))
-    said.choice("act_fn", ("jumprelu",), "jumprelu")
-    if said.flag("use_glu_encoder", default=False) or not said.flag("use_decoder_bias", default=True):
+    config = Fields(path, json_object(path))
+    config.choice("act_fn", ("jumprelu",), "jumprelu")
+    if config.flag("use_glu_encoder", default=False) or not config.flag("use_decoder_bias", default=True):
         raise SaevalError(f"{path}: 'use_glu_encoder' and SAEs without a decoder bias are not supported")
-    d_in = said.whole("d_model")
-    by_dataset = said.choice("norm_activation", ("dataset-wise", "inference"), "dataset-wise") == "dataset-wise"
-    norms = said.inside("dataset_average_activation_norm")
+    d_in = config.whole("d_model")
+    by_dataset = config.choice("norm_activation", ("dataset-wise", "inference"), "dataset-wise") == "dataset-wise"
+    norms = config.inside("dataset_average_activation_norm")
     s_in, s_out = (math.sqrt(d_in) / norms.positive(end) if by_dataset else 1.0 for end in ("in", "out"))
-    reads = said.text("hook_point_in")
-    writes = said.text("hook_point_out") if "hook_point_out" in said.values else reads
+    reads = config.text("hook_point_in")
+    writes = config.text("hook_point_out") if "hook_point_out" in config.values else reads
     return Config(
         d_in=d_in,
-        d_sae=said.whole("d_sae") if "d_sae" in said.values else d_in * said.whole("expansion_factor"),
-        threshold=_threshold(said),
+        d_sae=config.whole("d_sae") if "d_sae" in config.values else d_in * config.whole("expansion_factor"),
+        threshold=_threshold(config),
         s_in=s_in,
         s_out=s_out,
-        by_decoder_norm=said.flag("sparsity_include_decoder_norm", default=True),
-        pre_bias=said.flag("apply_decoder_bias_to_pre_encoder"),  # no default: it has been either in the library's time
+        by_decoder_norm=config.flag("sparsity_include_decoder_norm", default=True),
+        pre_bias=config.flag("apply_decoder_bias_to_pre_encoder"),  # required: the library's default has changed
         hook_name=writes,
         input_hook=reads if reads != writes else None,
-        facts=said.facts({"jump_relu_threshold": None, "top_k": said.count, "norm_activation": None}),
+        facts=config.facts({"jump_relu_threshold": None, "top_k": config.count, "norm_activation": None}),
     )
 
 
-def _threshold(said: Fields) -> float:
-    """The threshold, which OpenMOSS' library leaves at its default of 0 until it is calibrated to `top_k`."""
-    found = said.amount("jump_relu_threshold")
-    if found == 0:
+def _threshold(config: Fields) -> float:
+    """Return the threshold; `SaevalError` for 0, OpenMOSS' default until the threshold is calibrated to `top_k`."""
+    threshold = config.amount("jump_relu_threshold")
+    if threshold == 0:
         raise SaevalError(
-            f"{said.path}: 'jump_relu_threshold' is 0, the library's default: it was never calibrated, and without it "
-            "every positive feature is active; set the calibrated threshold"
+            f"{config.path}: 'jump_relu_threshold' is 0, the library's default: it was never calibrated, and without "
+            "calibration every positive feature is active; set the calibrated threshold"
         )
-    return found
+    return threshold

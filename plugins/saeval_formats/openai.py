@@ -1,4 +1,4 @@
-"""Autoencoders of openai/sparse_autoencoder: one `.pt` file each, `6.pt` for layer 6."""
+"""Autoencoders of openai/sparse_autoencoder: one `.pt` file per layer, such as `6.pt`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval.plugin import SAEInfo, SaevalError, digest_of, sha256_file
 from saeval_formats.fields import Fields
-from saeval_formats.reference import Asked, LocalLoader, parsed
+from saeval_formats.reference import LocalLoader, LocalReference, parsed
 from saeval_formats.tensor_layout import TensorLayout
 from saeval_formats.tensors import Header, state_dict, unpickled_dict
 
@@ -29,26 +29,27 @@ _LAYOUT = TensorLayout(
 _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 
 
-class Reference(Asked):
-    """What a suite says of one SAE."""
+class Reference(LocalReference):
+    """A suite's reference to one SAE."""
 
     path: Path
-    """The file. It does not say its hook."""
+    """The file. It does not name its hook."""
 
 
 class OpenAI(LocalLoader):
-    """`Autoencoder` of openai/sparse_autoencoder, with ReLU or TopK.
+    """`Autoencoder`s of openai/sparse_autoencoder, with ReLU or TopK.
 
-    As its `from_state_dict` decides, those with TopK take the mean and the unbiased standard deviation of each
-    activation out before `pre_bias` and put them back last; those with ReLU take activations as they are.
+    `path` is the `.pt` file. The file does not name its hook: set `hook_name`. As in the library's `from_state_dict`,
+    TopK autoencoders normalise each activation by its mean and unbiased standard deviation before subtracting
+    `pre_bias`, and undo this after decoding; ReLU autoencoders do not normalise.
     """
 
     name = "openai"
 
     def info(self, reference: Mapping[str, Any]) -> SAEInfo:
-        asked, header, d_in, d_sae, k = _checkpoint(reference)
+        options, header, d_in, d_sae, k = _checkpoint(reference)
         return SAEInfo(
-            hook_name=asked.hook_name,
+            hook_name=options.hook_name,
             d_in=d_in,
             d_sae=d_sae,
             d_out=d_in,
@@ -58,27 +59,29 @@ class OpenAI(LocalLoader):
         )
 
     def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> DenseSAE:
-        """In float32 unless `dtype` is given. The hook's name is empty where nobody gave one."""
-        asked, header, _, _, k = _checkpoint(reference)
+        """Load in `dtype`, float32 by default. `hook_name` is empty if the entry names no hook."""
+        options, header, _, _, k = _checkpoint(reference)
         normalization: Normalization = "none" if k is None else "layer_norm"
-        return _LAYOUT.dense(header, asked.hook_name or "", device, dtype, k=k, normalization=normalization)
+        return _LAYOUT.dense(header, options.hook_name or "", device, dtype, k=k, normalization=normalization)
 
 
 def _checkpoint(reference: Mapping[str, Any]) -> tuple[Reference, Header, int, int, int | None]:
-    """The reference, what the file holds, d_in, d_sae, and the k of a TopK."""
-    asked = parsed(Reference, reference, "openai", needs="the .pt file")
-    path = asked.path.expanduser()
-    found = unpickled_dict(path)
-    activation, settings = found.pop("activation", "ReLU"), found.pop("activation_state_dict", {})
-    weights = {key: value for key, value in state_dict(path, found).items() if key not in _STATISTICS}
+    """Return the parsed reference, the file's header, d_in, d_sae, and the k of a TopK."""
+    options = parsed(Reference, reference, "openai", needs="the .pt file")
+    path = options.path.expanduser()
+    content = unpickled_dict(path)
+    activation, settings = content.pop("activation", "ReLU"), content.pop("activation_state_dict", {})
+    weights = {key: value for key, value in state_dict(path, content).items() if key not in _STATISTICS}
     header = Header.of_tensors(path, weights)
-    d_in, d_sae = _LAYOUT.check(header, kind="'use'", sizes="'pre_bias' and 'latent_bias', which say the sizes")
-    return asked, header, d_in, d_sae, _k(path, activation, settings, d_sae)
+    d_in, d_sae = _LAYOUT.check(
+        header, kind="'use'", sizes="'pre_bias' and 'latent_bias', whose lengths are d_in and d_sae"
+    )
+    return options, header, d_in, d_sae, _k(path, activation, settings, d_sae)
 
 
 def _k(path: Path, activation: Any, settings: Any, d_sae: int) -> int | None:
-    """The k of a TopK; None for a ReLU."""
-    if activation not in ("ReLU", "TopK"):  # Identity would make negative features; the library takes others for ReLU
+    """Return the k of a TopK; None for a ReLU."""
+    if activation not in ("ReLU", "TopK"):  # Identity has negative features; the library loads others as ReLU
         raise SaevalError(f"{path}: 'activation' is {_shown(activation)}, expected 'ReLU' or 'TopK'")
     if activation == "ReLU":
         return None
@@ -88,10 +91,10 @@ def _k(path: Path, activation: Any, settings: Any, d_sae: int) -> int | None:
     if after != "ReLU":
         raise SaevalError(f"{path}: 'postact_fn' of its TopK is {_shown(after)}, expected 'ReLU'")
     k = settings.get("k")
-    k = k.item() if k is not None and getattr(k, "shape", None) == () else k  # some savers make a tensor of it
-    found = k if isinstance(k, int | float | None) else type(k).__name__
-    return Fields(path, {"k": found}, "activation_state_dict").k(d_sae)
+    k = k.item() if k is not None and getattr(k, "shape", None) == () else k  # some files store a tensor
+    value = k if isinstance(k, int | float | None) else type(k).__name__
+    return Fields(path, {"k": value}, "activation_state_dict").k(d_sae)
 
 
-def _shown(found: Any) -> str:
-    return repr(found) if isinstance(found, str) else type(found).__name__
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else type(value).__name__

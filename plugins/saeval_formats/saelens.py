@@ -1,4 +1,4 @@
-"""SAEs of SAELens: folders that it wrote, the releases that it knows, and its objects in memory."""
+"""SAEs of SAELens: its folders, the releases in its registry, and its objects in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saeval.plugin import LiveSAE, SAEInfo, SaevalError, sha256_file, torch
 from saeval_formats import folding
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
-from saeval_formats.reference import AskedTranscoder, folder_of, json_object, parsed
+from saeval_formats.reference import TranscoderReference, folder_of, json_object, parsed
 from saeval_formats.saelens_config import BY_LIBRARY, Config, assembled, parsed_config
 from saeval_formats.saelens_objects import LibrarySAE, loaded
 from saeval_formats.saelens_releases import Release, releases
@@ -26,23 +26,25 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 WHITENING = "activation_whitening.safetensors"
-_SCALE = "scaling_factor"  # for a while written with every SAE, nearly always as ones
+_SCALE = "scaling_factor"  # some versions wrote it with every SAE, nearly always as ones
 
 
-class Reference(AskedTranscoder):
-    """What a suite says of one SAE."""
+class Reference(TranscoderReference):
+    """A suite's reference to one SAE in a folder."""
 
     unit_decoder: bool = Field(default=False, alias="fold_W_dec_norm")
-    """Give the decoder rows of norm 1 and multiply their norms into the features."""
+    """Scale decoder rows to norm 1 and multiply their old norms into the features."""
 
 
 class SAELens(FolderLoader):
-    """SAEs saved by SAELens, versions 3 to 6, and those that `SAE.from_pretrained` knows.
+    """SAEs that SAELens 3 to 6 saved, and those that `SAE.from_pretrained` loads.
 
     `{path: folder}`, `{path: run, sites: "blocks.*"}`, `{release: gpt2-small-res-jb, id: blocks.8.hook_resid_pre}`,
-    `{release: gpt2-small-res-jb, ids: "blocks.*"}`. At hook_z their width is that of all heads together.
-    `normalize_activations: expected_average_only_in` scales nothing at run time, as in the library; where the folder
-    still holds the factor (or the whitening) of an unfinished run, it is folded into the weights.
+    `{release: gpt2-small-res-jb, ids: "blocks.*"}`. `hook_name` and `input_hook` replace the config's hooks;
+    `fold_W_dec_norm: true` scales decoder rows to norm 1 and multiplies their old norms into the features.
+    At hook_z, the width is that of all heads together. As in the library, `normalize_activations:
+    expected_average_only_in` scales nothing at run time; if the folder still has the factor (or the whitening) of an
+    unfinished run, saeval folds it into the weights.
     """
 
     name = "saelens"
@@ -56,14 +58,14 @@ class SAELens(FolderLoader):
             self.load(reference)
 
     def label(self, reference: Mapping[str, Any]) -> str:
-        known = [str(reference[key]) for key in ("release", "id") if reference.get(key)]
-        return "/".join(known) or self.name
+        parts = [str(reference[key]) for key in ("release", "id") if reference.get(key)]
+        return "/".join(parts) or self.name
 
     def info(self, reference: Mapping[str, Any]) -> SAEInfo:
         return _source(reference).info()
 
     def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> Substitute:
-        """In float32 unless `dtype` is given. The hook's name is empty where nobody gave one."""
+        """Load in `dtype`, float32 by default. `hook_name` is empty if neither config nor entry names a hook."""
         return _source(reference).load(device, dtype)
 
     def accepts(self, live: object) -> bool:
@@ -78,17 +80,17 @@ class SAELens(FolderLoader):
 def _source(reference: Mapping[str, Any]) -> Folder | Release:
     if "release" in reference:
         return Release.of(reference)
-    asked = parsed(Reference, reference, "saelens", needs=f"the folder with {CONFIG} and {WEIGHTS}, or 'release'")
-    folder = folder_of(asked.path, "saelens", f"{CONFIG} and {WEIGHTS}")
+    options = parsed(Reference, reference, "saelens", needs=f"the folder with {CONFIG} and {WEIGHTS}, or 'release'")
+    folder = folder_of(options.path, "saelens", f"{CONFIG} and {WEIGHTS}")
     raw = json_object(holding(folder, "saelens", (CONFIG,)))
-    return Folder(asked, folder, raw, parsed_config(folder / CONFIG, raw), Header.of(folder / WEIGHTS))
+    return Folder(options, folder, raw, parsed_config(folder / CONFIG, raw), Header.of(folder / WEIGHTS))
 
 
 @dataclass(frozen=True)
 class Folder:
-    """An SAE on this machine."""
+    """An SAE in a local folder."""
 
-    asked: Reference
+    options: Reference
     path: Path
     raw: Mapping[str, Any]
     config: Config
@@ -98,58 +100,58 @@ class Folder:
         self.check()
         config = self.config.with_factor(self.factor, SCALER)
         whitening = self.whitening
-        numeric = [*config.numeric, self.factor, self.asked.unit_decoder]
+        numeric = [*config.numeric, self.factor, self.options.unit_decoder]
         sha256 = self.header.identity(*numeric, *([sha256_file(whitening.path)] if whitening else []))
-        return config.info(self.asked.hook_name, self.asked.input_hook, sha256, config.facts)
+        return config.info(self.options.hook_name, self.options.input_hook, sha256, config.facts)
 
     def load(self, device: str, dtype: torch.dtype | None) -> Substitute:
         config, header = self.config, self.header
         self.check()
-        hook_name = self.asked.hook_name or config.hook_name
+        hook_name = self.options.hook_name or config.hook_name
         if config.architecture in BY_LIBRARY:
-            if self.asked.unit_decoder:
+            if self.options.unit_decoder:
                 raise SaevalError(f"{self.path}: 'fold_W_dec_norm' is not for '{config.architecture}' SAEs")
-            # A name must be given: where nobody knows it, `info` has said so.
+            # LibrarySAE requires a name; `info` has reported an unknown hook.
             module = loaded(self.path, self.raw, header.read(header.shapes, device, dtype))
             return LibrarySAE(module, hook_name or "?", str(self.path))
         if _SCALE in header.shapes and not (header.read([_SCALE], "cpu")[_SCALE] == 1).all():
             raise SaevalError(f"{header.path}: '{_SCALE}' is not all ones; fold the fine-tuned scale into W_dec first")
         tensors, config = self._folded(header.read(config.shapes, device, dtype))
         try:
-            return assembled(config, tensors, hook_name or "", unit_decoder=self.asked.unit_decoder)
+            return assembled(config, tensors, hook_name or "", unit_decoder=self.options.unit_decoder)
         except ValueError as error:
             raise SaevalError(f"{self.path}: 'fold_W_dec_norm' is not for this SAE: {error}") from None
 
     def check(self) -> None:
-        """`SaevalError` where the tensors are not those of the config."""
+        """Raise `SaevalError` if the tensors do not match the config."""
         config = self.config
         if config.architecture in BY_LIBRARY:
             from saeval_formats.saelens_objects import expected_shapes  # late: it imports torch
 
             if config.normalization == "covariance_whitening" or self.factor is not None:
                 raise SaevalError(
-                    f"{self.path}: the training inputs' scale of '{config.architecture}' cannot be folded"
+                    f"{self.path}: the scale of training inputs cannot be folded into a '{config.architecture}' SAE"
                 )
             self.header.check(expected_shapes(self.path, self.raw))
             return
         self.header.check(config.shapes, [_SCALE])
         if config.transcoder and self.factor is not None:
-            raise SaevalError(f"{self.path / SCALER}: a factor of the inputs says nothing of a transcoder's outputs")
+            raise SaevalError(f"{self.path / SCALER}: an input factor does not determine a transcoder's output scale")
 
     @property
     def factor(self) -> float | None:
-        """What the inputs were multiplied by in training and is not in the weights yet."""
+        """The factor of the inputs in training, if it is not yet folded into the weights."""
         path = self.path / SCALER
         if self.config.normalization != "expected_average_only_in" or not path.is_file():
             return None
-        found = Fields(path, json_object(path))
-        if found.maybe(found.flag, "has_whitening"):
-            raise SaevalError(f"{path}: 'has_whitening' with 'normalize_activations: expected_average_only_in'")
-        return found.maybe(found.positive, _SCALE)
+        fields = Fields(path, json_object(path))
+        if fields.maybe(fields.flag, "has_whitening"):
+            raise SaevalError(f"{path}: 'has_whitening' contradicts 'normalize_activations: expected_average_only_in'")
+        return fields.maybe(fields.positive, _SCALE)
 
     @property
     def whitening(self) -> Header | None:
-        """The statistics of training inputs that were whitened, where that is not in the weights yet."""
+        """The whitening statistics of the training inputs, if they are not yet folded into the weights."""
         if self.config.normalization != "covariance_whitening":
             return None
         path, d_in = self.path / WHITENING, self.config.d_in
@@ -163,14 +165,14 @@ class Folder:
         return header
 
     def _folded(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Config]:
-        """The tensors for activations as the model has them, and the config that is left to be applied."""
+        """Return tensors for the model's own activations, and the config that remains to be applied."""
         config, factor, whitening = self.config, self.factor, self.whitening
         if factor is not None:
             return folding.scaled(tensors, factor, factor), config
         if whitening is None:
             return tensors, config
         stats = whitening.read(whitening.shapes, str(tensors["W_enc"].device), torch.float64)
-        if config.rescale:  # by the norms of the rows that whitening knows, which then must not change the choice
+        if config.rescale:  # by the row norms before whitening, so that the same features stay the k largest
             tensors, config = folding.rescaled(tensors), replace(config, rescale=False)
         by_input = config.apply_b_dec_to_input
         statistics = stats["mean"], stats["matrix"], stats["inverse_matrix"]

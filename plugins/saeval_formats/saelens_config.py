@@ -1,4 +1,4 @@
-"""What SAELens says of an SAE besides its tensors, whichever version wrote it."""
+"""Configs of SAELens, in the layout of any version."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _TENSORS = {
     "jumprelu_transcoder": ("b_enc", "threshold"),
     "jumprelu_skip_transcoder": ("b_enc", "threshold", "W_skip"),
 }
-"""By architecture, what there is besides W_enc, W_dec and b_dec."""
+"""Architecture -> the tensors besides W_enc, W_dec and b_dec."""
 _OF_K = ("topk", "abstopk")
 """Architectures that keep k features of each token."""
 BY_LIBRARY = ("matching_pursuit", "temporal")
-"""Architectures that only the library's own classes compute."""
+"""Architectures that only SAELens' own classes compute."""
 _REFUSED = {
     "batchtopk": "is a training checkpoint; export it with save_inference_model(), as jumprelu",
     "matryoshka_batchtopk": "is a training checkpoint; export it with save_inference_model(), as jumprelu",
@@ -43,14 +43,14 @@ _AS_FOUND = (
     "reshape_activations", "dtype", "sae_lens_version", "sae_lens_training_version", "training_architecture",
     "neuronpedia_id",
 )  # fmt: skip
-"""Facts that nothing is computed from."""
+"""Facts that no computation uses."""
 _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}  # before version 4
 _NO_NUMBERS = ("metadata", "device", "dtype")
 
 
 @dataclass(frozen=True)
 class Config:
-    """A config's settings, checked."""
+    """The checked settings of a config."""
 
     architecture: str
     d_in: int
@@ -58,26 +58,26 @@ class Config:
     d_out: int
     apply_b_dec_to_input: bool
     normalization: str
-    """As the config says; `expected_average_only_in` does nothing without a factor, as in the library."""
+    """The config's `normalize_activations`; `expected_average_only_in` does nothing without a factor, as in SAELens."""
     k: int | None
     rescale: bool
     hook_name: str | None
-    """The hook it replaces."""
+    """The hook that the SAE replaces."""
     input_hook: str | None
     facts: Mapping[str, Any]
     settings: Mapping[str, Any]
-    """All that the numbers may depend on besides the tensors, for classes of the library's."""
+    """All settings that outputs may depend on besides the tensors, for SAELens' own classes."""
 
     @property
     def numeric(self) -> list[Any]:
-        """All that the SAE's numbers depend on besides the tensors."""
+        """The settings that the SAE's outputs depend on besides the tensors."""
         if self.architecture in BY_LIBRARY:
             return [self.architecture, sorted(self.settings.items()), version("sae-lens")]
         sizes = [self.architecture, self.d_in, self.d_sae, self.d_out, self.k]
         return [*sizes, self.apply_b_dec_to_input, self.normalization, self.rescale]
 
     def info(self, hook_name: str | None, input_hook: str | None, sha256: str, facts: Mapping[str, Any]) -> SAEInfo:
-        """What a suite learns of the SAE, with the hooks that it asks for."""
+        """Return the `SAEInfo`; `hook_name` and `input_hook` replace the config's unless they are None."""
         return SAEInfo(
             hook_name=hook_name or self.hook_name,
             input_hook=input_hook or self.input_hook if self.transcoder else None,
@@ -95,53 +95,56 @@ class Config:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The tensors of a dense SAE."""
-        found = {"W_enc": (self.d_in, self.d_sae), "W_dec": (self.d_sae, self.d_out), "b_dec": (self.d_out,)}
+        """The expected tensors of a dense SAE and their shapes."""
+        common = {"W_enc": (self.d_in, self.d_sae), "W_dec": (self.d_sae, self.d_out), "b_dec": (self.d_out,)}
         skip = (self.d_out, self.d_in)
-        return {**found, **{n: skip if n == "W_skip" else (self.d_sae,) for n in _TENSORS[self.architecture]}}
+        return {**common, **{n: skip if n == "W_skip" else (self.d_sae,) for n in _TENSORS[self.architecture]}}
 
     def with_factor(self, factor: float | None, source: str) -> Config:
-        """With a word on the factor that inputs were multiplied by in training, where the config knows of one."""
+        """Return the config with a fact about the factor of training inputs, if its normalisation has one."""
         if self.normalization != "expected_average_only_in":
             return self
-        said = f"{factor} (folded)" if factor is not None else f"not folded: there is no {source}"
-        return replace(self, facts={**self.facts, "activation_scale": said})
+        scale = f"{factor} (folded)" if factor is not None else f"not folded: there is no {source}"
+        return replace(self, facts={**self.facts, "activation_scale": scale})
 
 
 def parsed_config(where: Path, raw: Mapping[str, Any]) -> Config:
-    """Both layouts: version 6 keeps what does not change the numbers in `metadata`, earlier ones are flat.
+    """Parse a config: version 6 keeps settings without numerical effect in `metadata`; earlier versions are flat.
 
-    `where` is for messages. `SaevalError` names the first setting that is wrong or not supported.
+    `where` is the path for messages. `SaevalError` names the first setting that is wrong or not supported.
     """
     raw = {_RENAMED.get(key, key): value for key, value in raw.items()}
-    said = Fields(where, raw)
-    about = Fields(where, {**raw, **said.inside("metadata").values})
-    architecture = _architecture(said, flat="metadata" not in raw)
+    config = Fields(where, raw)
+    metadata = Fields(where, {**raw, **config.inside("metadata").values})
+    architecture = _architecture(config, flat="metadata" not in raw)
     transcoder = architecture.endswith("transcoder")
-    d_in, d_sae = said.whole("d_in"), said.whole("d_sae")
-    k = _k(said, d_sae) if architecture in _OF_K else None
-    _check_settings(said, architecture, d_sae)
+    d_in, d_sae = config.whole("d_in"), config.whole("d_sae")
+    k = _k(config, d_sae) if architecture in _OF_K else None
+    _check_settings(config, architecture, d_sae)
     for key in ("hook_head_index", "hook_head_index_out"):
-        if key in about:
+        if key in metadata:
             raise SaevalError(f"{where}: an SAE of one head ('{key}') is not supported")
-    normalization = _normalization(said, architecture)
-    apply_b_dec_to_input = said.flag("apply_b_dec_to_input", default=not transcoder)
+    normalization = _normalization(config, architecture)
+    apply_b_dec_to_input = config.flag("apply_b_dec_to_input", default=not transcoder)
     if transcoder and (apply_b_dec_to_input or normalization == "covariance_whitening"):
-        what = "normalize_activations: covariance_whitening" if not apply_b_dec_to_input else "apply_b_dec_to_input"
-        raise SaevalError(f"{where}: '{what}' is not for a transcoder, whose outputs are of another hook")
-    hook_name, input_hook = _hooks(about, transcoder)
-    typed = {"model_name": about.text, "context_size": about.whole, "prepend_bos": about.flag}
-    texts = {"hf_hook_name": about.text, "model_from_pretrained_kwargs": lambda key: dict(about.inside(key).values)}
-    facts = about.facts({**typed, **texts, **dict.fromkeys(_AS_FOUND)})
+        key = "normalize_activations: covariance_whitening" if not apply_b_dec_to_input else "apply_b_dec_to_input"
+        raise SaevalError(f"{where}: '{key}' is not for transcoders, whose outputs come from another hook")
+    hook_name, input_hook = _hooks(metadata, transcoder)
+    typed = {"model_name": metadata.text, "context_size": metadata.whole, "prepend_bos": metadata.flag}
+    texts = {
+        "hf_hook_name": metadata.text,
+        "model_from_pretrained_kwargs": lambda key: dict(metadata.inside(key).values),
+    }
+    facts = metadata.facts({**typed, **texts, **dict.fromkeys(_AS_FOUND)})
     return Config(
         architecture=architecture,
         d_in=d_in,
         d_sae=d_sae,
-        d_out=said.whole("d_out") if transcoder else d_in,
+        d_out=config.whole("d_out") if transcoder else d_in,
         apply_b_dec_to_input=apply_b_dec_to_input,
         normalization=normalization,
         k=k,
-        rescale=architecture in _OF_K and said.flag("rescale_acts_by_decoder_norm", default=False),
+        rescale=architecture in _OF_K and config.flag("rescale_acts_by_decoder_norm", default=False),
         hook_name=hook_name,
         input_hook=input_hook,
         facts=facts if k is None else {**facts, "k": k},
@@ -150,7 +153,7 @@ def parsed_config(where: Path, raw: Mapping[str, Any]) -> Config:
 
 
 def assembled(config: Config, tensors: Mapping[str, Tensor], hook_name: str, *, unit_decoder: bool) -> DenseSAE:
-    """The SAE of these tensors; `ValueError` where they do not fit, or a norm cannot be folded."""
+    """Return the SAE of these tensors; `ValueError` if they do not fit together or a norm cannot be folded."""
     from saeval_formats.dense import AbsTopK, DenseSAE, activation_of  # late: reading headers needs no torch
 
     by_input = config.normalization in ("layer_norm", "constant_norm_rescale")
@@ -167,67 +170,67 @@ def assembled(config: Config, tensors: Mapping[str, Tensor], hook_name: str, *, 
         transcoder=config.transcoder,
         W_skip=tensors.get("W_skip"),
     )
-    return sae if config.rescale or not unit_decoder else sae.with_unit_decoder()  # rescaled is of unit norm already
+    return sae if config.rescale or not unit_decoder else sae.with_unit_decoder()  # rescaled decoders have unit norm
 
 
-def _hooks(about: Fields, transcoder: bool) -> tuple[str | None, str | None]:
-    """The hook it replaces, and the one it reads where that is another."""
-    hook_name = about.text("hook_name")
+def _hooks(metadata: Fields, transcoder: bool) -> tuple[str | None, str | None]:
+    """Return the hook that the SAE replaces, and the hook that it reads if that is another one."""
+    hook_name = metadata.text("hook_name")
     if not transcoder:
         return hook_name, None
-    # Gemma Scope 2 reads what the MLP reads, which its TransformerLens name, hook_mlp_in, does not say.
-    precise = re.fullmatch(r"(.+)\.(in|out)put", about.text("hf_hook_name") or "")
-    if precise:
-        hook_name = precise[1] + (":in" if precise[2] == "in" else "")
-    return about.text("hook_name_out"), about.text("hook_name_in") or hook_name
+    # Gemma Scope 2 reads the MLP's input, which is not what its TransformerLens name, hook_mlp_in, means.
+    module = re.fullmatch(r"(.+)\.(in|out)put", metadata.text("hf_hook_name") or "")
+    if module:
+        hook_name = module[1] + (":in" if module[2] == "in" else "")
+    return metadata.text("hook_name_out"), metadata.text("hook_name_in") or hook_name
 
 
-def _architecture(said: Fields, flat: bool) -> str:
-    """The architecture, by the activation where a flat config says TopK so, as the library reads it."""
-    found = said.values.get("architecture", "standard" if flat else None)
-    activation = said.values.get("activation_fn_str", said.values.get("activation_fn", "relu"))
-    if activation == "topk" and found in ("standard", "topk"):
+def _architecture(config: Fields, flat: bool) -> str:
+    """Return the architecture; as in SAELens, a flat config may declare TopK by its activation function."""
+    name = config.values.get("architecture", "standard" if flat else None)
+    activation = config.values.get("activation_fn_str", config.values.get("activation_fn", "relu"))
+    if activation == "topk" and name in ("standard", "topk"):
         return "topk"
-    if isinstance(found, str) and found in _REFUSED:
-        raise SaevalError(f"{said.path}: '{found}' {_REFUSED[found]}")
-    architecture = said.choice("architecture", sorted((*_TENSORS, *BY_LIBRARY)), "standard" if flat else None)
+    if isinstance(name, str) and name in _REFUSED:
+        raise SaevalError(f"{config.path}: '{name}' {_REFUSED[name]}")
+    architecture = config.choice("architecture", sorted((*_TENSORS, *BY_LIBRARY)), "standard" if flat else None)
     if activation != "relu" and architecture in _TENSORS and architecture not in _OF_K:
         raise SaevalError(
-            f"{said.path}: activation {shown(activation)} of a {architecture} SAE is not supported; relu is"
+            f"{config.path}: activation {shown(activation)} of a {architecture} SAE is not supported; supported: 'relu'"
         )
     return architecture
 
 
-def _k(said: Fields, d_sae: int) -> int:
-    """How many features of a token are active; flat configs may say it of their activation function."""
-    kwargs = said.inside("activation_fn_kwargs")
-    return (kwargs if "k" in kwargs else said).k(d_sae)
+def _k(config: Fields, d_sae: int) -> int:
+    """Return the number of active features per token; flat configs may have it in `activation_fn_kwargs`."""
+    kwargs = config.inside("activation_fn_kwargs")
+    return (kwargs if "k" in kwargs else config).k(d_sae)
 
 
-def _check_settings(said: Fields, architecture: str, d_sae: int) -> None:
-    """`SaevalError` at a setting of the library's own classes that it would stumble over only in a run."""
+def _check_settings(config: Fields, architecture: str, d_sae: int) -> None:
+    """Raise `SaevalError` for settings of SAELens' own classes that would fail only during a run."""
     readers: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
         "matching_pursuit": {
-            "residual_threshold": said.amount,
-            "max_iterations": said.whole,
-            "stop_on_duplicate_support": said.flag,
+            "residual_threshold": config.amount,
+            "max_iterations": config.whole,
+            "stop_on_duplicate_support": config.flag,
         },
         "temporal": {
-            **dict.fromkeys(("n_heads", "n_attn_layers", "bottleneck_factor"), said.whole),
-            "sae_diff_type": lambda key: said.choice(key, ("relu", "topk")),
-            "kval_topk": lambda key: said.k(d_sae, key),
-            "tied_weights": said.flag,
-            "activation_normalization_factor": said.positive,
+            **dict.fromkeys(("n_heads", "n_attn_layers", "bottleneck_factor"), config.whole),
+            "sae_diff_type": lambda key: config.choice(key, ("relu", "topk")),
+            "kval_topk": lambda key: config.k(d_sae, key),
+            "tied_weights": config.flag,
+            "activation_normalization_factor": config.positive,
         },
     }
     for key, read in readers.get(architecture, {}).items():
-        said.maybe(read, key)
+        config.maybe(read, key)
 
 
-def _normalization(said: Fields, architecture: str) -> str:
-    found = said.values.get("normalize_activations")
-    if isinstance(found, bool):  # the earliest configs
-        return "expected_average_only_in" if found else "none"
-    if found is None or (architecture == "temporal" and found == "constant_scalar_rescale"):
-        return found or "none"
-    return said.choice("normalize_activations", _NORMALIZATIONS)
+def _normalization(config: Fields, architecture: str) -> str:
+    value = config.values.get("normalize_activations")
+    if isinstance(value, bool):  # early configs
+        return "expected_average_only_in" if value else "none"
+    if value is None or (architecture == "temporal" and value == "constant_scalar_rescale"):
+        return value or "none"
+    return config.choice("normalize_activations", _NORMALIZATIONS)

@@ -1,4 +1,4 @@
-"""SAEs computed by SAELens' own classes, with nothing kept between calls."""
+"""SAEs computed by SAELens' own classes, without state between calls."""
 
 from __future__ import annotations
 
@@ -20,28 +20,30 @@ if TYPE_CHECKING:
 
 
 class Context(NamedTuple):
-    """What the library's `decode` needs besides the features."""
+    """The inputs of SAELens' `decode` besides the features."""
 
     left: Mapping[str, Any]
-    """The attributes that `encode` left on the object."""
+    """The attributes that `encode` set on the object."""
     predicted: Float[Tensor, "batch seq d_sae"] | None
-    """A temporal SAE's features predicted from earlier tokens, which are decoded too."""
+    """A temporal SAE's features predicted from earlier tokens, which are also decoded."""
     x: Float[Tensor, "batch seq d_in"] | None
     """The input of a skip connection."""
 
 
 class LibrarySAE(LiveSAE):
-    """An object of SAELens'; `decode(encode(x))` is its `forward(x)`, `encode` and `decode` are its own.
+    """A SAELens object: its own `encode` and `decode`, with `decode(encode(x))` equal to its `forward(x)`.
 
-    Between `encode` and `decode` the library keeps norms and head sizes on the object: here they travel with the
-    encoding, and the object is as it was after every call. Heads are flattened: at hook_z it takes and gives
-    `[batch, seq, n_heads · d_head]`. A temporal SAE reads the whole row up to each token.
+    Between `encode` and `decode`, SAELens keeps norms and head sizes on the object; here the encoding carries them,
+    and every call leaves the object unchanged. Heads are flattened: at hook_z, inputs and outputs are
+    `[batch, seq, n_heads · d_head]`. A temporal SAE reads all tokens of the row up to each token.
     """
 
     def __init__(self, module: Any, hook_name: str | None = None, name: str = "sae") -> None:
         config = config_of(module, name)
-        if config.transcoder and not (hook_name or config.hook_name):  # its metadata's `hook_name` is what it reads
-            raise SaevalError(f"{name}: give the hook that the transcoder replaces, as in saes=[(sae, 'HOOK')]")
+        if config.transcoder and not (
+            hook_name or config.hook_name
+        ):  # `hook_name` of its metadata is the hook it reads
+            raise SaevalError(f"{name}: name the hook that the transcoder replaces, as in saes=[(sae, 'HOOK')]")
         super().__init__(module, hook_name or config.hook_name, name)
         self.d_in, self.d_sae, self.d_out = config.d_in, config.d_sae, config.d_out
         self.input_hook = config.input_hook
@@ -87,23 +89,23 @@ class LibrarySAE(LiveSAE):
 
     @contextmanager
     def _restored(self) -> Iterator[dict[str, Any]]:
-        """The object's own attributes before the block, which they are again after it."""
-        own = vars(self.module)
-        before = dict(own)
+        """Yield the object's attributes, and restore them at the end."""
+        attributes = vars(self.module)
+        before = dict(attributes)
         try:
             yield before
         finally:
-            own.clear()
-            own.update(before)
+            attributes.clear()
+            attributes.update(before)
 
 
 def config_of(module: Any, name: str) -> Config:
-    """The checked config of a library's object; `SaevalError` for one whose features are no SAE's of this kind."""
+    """Return the checked config of a SAELens object; `SaevalError` if its architecture is not supported."""
     return parsed_config(Path(name), module.cfg.to_dict())
 
 
 def loaded(folder: Path, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    """The library's object of a folder's config and tensors, on their device and in their dtype."""
+    """Return SAELens' object of a folder's config and tensors, on their device and in their dtype."""
     sae_lens = library()
     some = next(iter(tensors.values()))
     device, dtype = str(some.device), str(some.dtype).removeprefix("torch.")
@@ -113,39 +115,39 @@ def loaded(folder: Path, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
 
     try:
         return sae_lens.SAE.load_from_disk(folder, device=device, dtype=dtype, converter=read)
-    except Exception as error:  # the library raises what it likes at what it did not expect
-        raise SaevalError(f"{folder}: SAELens cannot load it ({first_line(error)}); save it again") from None
+    except Exception as error:  # SAELens raises arbitrary exceptions
+        raise SaevalError(f"{folder}: SAELens cannot load this SAE ({first_line(error)}); save it again") from None
 
 
 def expected_shapes(folder: Path, raw: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The tensors that the library's class of a config has, without any of them in memory."""
+    """Return the tensor shapes of SAELens' class for a config, without allocating memory."""
     sae_lens = library()
     try:
         with torch.device("meta"):
-            made = sae_lens.SAE.from_dict({**raw, "device": "meta"})
+            module = sae_lens.SAE.from_dict({**raw, "device": "meta"})
     except Exception as error:  # as above: sizes that do not divide, unknown settings
-        raise SaevalError(f"{folder}: SAELens cannot build it ({first_line(error)}); check its config") from None
-    return {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
+        raise SaevalError(f"{folder}: SAELens cannot build this SAE ({first_line(error)}); check its config") from None
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def library() -> Any:
-    """The module `sae_lens`; `SaevalError` where it is not installed."""
+    """Return the module `sae_lens`; `SaevalError` if it is not installed."""
     try:
         import sae_lens  # late: an optional extra, and slow to import
     except ImportError:
-        raise SaevalError('saelens: this needs SAELens itself: pip install "saeval[saelens]"') from None
+        raise SaevalError('saelens: this SAE needs the library SAELens: pip install "saeval[saelens]"') from None
     return sae_lens
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says, short enough for a sentence."""
+    """Return a library's error, shortened for a message."""
     line = (str(error).strip().splitlines() or [""])[0].rstrip(".")
     return f"{type(error).__name__}: {line[:200]}" if line else type(error).__name__
 
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """A temporal SAE warns at each `decode` that it decodes the novel features alone: here it gets all of them."""
+    """Silence the warning of temporal SAEs that `decode` gets only the novel features: here it gets all of them."""
     logger = logging.getLogger("sae_lens")
     level = logger.level
     logger.setLevel(logging.ERROR)

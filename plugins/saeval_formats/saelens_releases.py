@@ -1,7 +1,7 @@
-"""The SAEs that `SAE.from_pretrained` knows: releases out of SAELens' own registry, or repositories of the hub.
+"""The SAEs that `SAE.from_pretrained` loads: releases in SAELens' registry, and hub repositories.
 
-The registry is a file of the library's, so releases are listed without a network. Files come through the library's
-own readers, one for each publisher's format.
+The registry is a file of SAELens, so releases are listed without network access. SAELens' own readers, one per
+publisher's format, read the files.
 """
 
 from __future__ import annotations
@@ -29,131 +29,130 @@ if TYPE_CHECKING:
 
 _PATIENCE_SECONDS = 5.0
 _HEADERS_BY_HTTP = ("gemma_3", "mntss_clt_layer_transcoder")
-"""Readers that ask the hub for tensor shapes past its cache."""
+"""Readers that request tensor shapes from the hub even if the files are in the cache."""
 
 
 class Reference(BaseModel):
-    """What a suite says of one SAE of a release."""
+    """A suite's reference to one SAE of a release."""
 
     model_config = ConfigDict(extra="forbid")
 
     release: str
-    """A release of SAELens' registry, or a repository of the hub as `user/name`."""
+    """A release in SAELens' registry, or a hub repository, as `user/name`."""
     id: str
-    """As in the registry; in a repository, the SAE's folder."""
+    """The SAE's id in the registry, or its folder in a repository."""
     hook_name: str | None = None
     input_hook: str | None = None
     unit_decoder: bool = Field(default=False, alias="fold_W_dec_norm")
 
 
 def releases(reference: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """One reference for each id of the release that `ids` matches: a glob, or a list of them."""
+    """Return one reference per id of the release that `ids` matches, a glob or a list of globs."""
     rest = {key: value for key, value in reference.items() if key != "ids"}
     if "ids" not in reference:
         if "id" not in reference:
-            found = _registered(str(reference["release"])).saes_map
-            some = ", ".join(list(found)[:3])
-            raise SaevalError(f"saelens: release '{reference['release']}' needs 'id' or 'ids', such as {some}")
+            examples = ", ".join(list(_registered(str(reference["release"])).saes_map)[:3])
+            raise SaevalError(f"saelens: release '{reference['release']}' needs 'id' or 'ids', such as {examples}")
         return {"": rest}
     release = _registered(str(reference["release"]))
     missing = f"saelens: release '{release.release}' has no SAE that"
-    return {one: {**rest, "id": one} for one in chosen(reference["ids"], list(release.saes_map), missing, "ids")}
+    return {id: {**rest, "id": id} for id in chosen(reference["ids"], list(release.saes_map), missing, "ids")}
 
 
 @dataclass(frozen=True)
 class Release:
     """One SAE of a release."""
 
-    asked: Reference
+    options: Reference
     repo_id: str
     folder: str
     reader: str
-    """The library's name for the publisher's format."""
+    """SAELens' name for the publisher's format."""
     entry: Any
-    """The release in the registry; None for a repository that is not in it."""
+    """The release's entry in the registry; None for a repository that is not in it."""
 
     @classmethod
     def of(cls, reference: Mapping[str, Any]) -> Release:
-        asked = parsed(Reference, reference, "saelens", needs="")
-        if "/" in asked.release and asked.release not in _registry():
-            return cls(asked, asked.release, asked.id, "sae_lens", None)
-        entry = _registered(asked.release)
-        if asked.id not in entry.saes_map:
-            near = suggestion(asked.id, entry.saes_map)[:400]
-            raise SaevalError(f"saelens: release '{asked.release}' has no SAE '{asked.id}'{near}")
-        folder, reader = entry.saes_map[asked.id], entry.conversion_func or "sae_lens"
+        options = parsed(Reference, reference, "saelens", needs="")
+        if "/" in options.release and options.release not in _registry():
+            return cls(options, options.release, options.id, "sae_lens", None)
+        entry = _registered(options.release)
+        if options.id not in entry.saes_map:
+            near = suggestion(options.id, entry.saes_map)[:400]
+            raise SaevalError(f"saelens: release '{options.release}' has no SAE '{options.id}'{near}")
+        folder, reader = entry.saes_map[options.id], entry.conversion_func or "sae_lens"
         if reader == "mntss_clt_layer_transcoder" or "clt" in folder:
             raise SaevalError(
-                f"saelens: '{asked.release}/{asked.id}' is a layer of a cross-layer transcoder; SAELens adds its "
-                "decoders up, which reconstructs nothing"
+                f"saelens: '{options.release}/{options.id}' is a layer of a cross-layer transcoder; SAELens "
+                "sums its decoders, which reconstructs no activations"
             )
-        return cls(asked, entry.repo_id, folder, reader, entry)
+        return cls(options, entry.repo_id, folder, reader, entry)
 
     @property
     def where(self) -> Path:
-        """For messages."""
-        return Path(self.asked.release) / self.asked.id
+        """The release and id as a path, for messages."""
+        return Path(self.options.release) / self.options.id
 
     def info(self) -> SAEInfo:
-        """From the publisher's config alone; where even that needs the hub, so does this."""
+        """Return the `SAEInfo` from the publisher's config; may need network access to read it."""
         config, revision = self.config, _revision(self.repo_id)
-        factor = self.entry.norm_scaling_factor.get(self.asked.id) if self.entry else None
+        factor = self.entry.norm_scaling_factor.get(self.options.id) if self.entry else None
         config = config.with_factor(factor, "'norm_scaling_factor' in SAELens' registry")
         version = _library().__version__
-        identity = [self.repo_id, self.folder, revision, self.reader, version, factor, self.asked.unit_decoder]
+        identity = [self.repo_id, self.folder, revision, self.reader, version, factor, self.options.unit_decoder]
         published = {}
         if self.entry is not None:
-            published["published_l0"] = self.entry.expected_l0.get(self.asked.id)
-            published["published_explained_variance"] = self.entry.expected_var_explained.get(self.asked.id)
-        # The registry's own defaults, 0 and 1, stand for nothing published.
+            published["published_l0"] = self.entry.expected_l0.get(self.options.id)
+            published["published_explained_variance"] = self.entry.expected_var_explained.get(self.options.id)
+        # 0 and 1 are the registry's defaults for unpublished values.
         published = {key: value for key, value in published.items() if value not in (None, 0.0, 1.0)}
         sha256 = hashlib.sha256(json.dumps([*identity, *config.numeric]).encode()).hexdigest()
         facts = {**config.facts, **published, "repository": self.repo_id, "revision": revision}
-        return config.info(self.asked.hook_name, self.asked.input_hook, sha256, facts)
+        return config.info(self.options.hook_name, self.options.input_hook, sha256, facts)
 
     def load(self, device: str, dtype: torch.dtype | None) -> Substitute:
         revision, wanted = _revision(self.repo_id), dtype or torch.float32
         self._check_reader()
-        names = {"release": self.asked.release, "sae_id": self.asked.id}
-        with _told(self.where, revision):
-            made = _library().SAE.from_pretrained(**names, device=device, dtype=str(wanted).removeprefix("torch."))
-        for name, tensor in made.state_dict().items():
+        names = {"release": self.options.release, "sae_id": self.options.id}
+        with _library_errors(self.where, revision):
+            module = _library().SAE.from_pretrained(**names, device=device, dtype=str(wanted).removeprefix("torch."))
+        for name, tensor in module.state_dict().items():
             broken = int((~torch.isfinite(tensor)).sum())
             if broken:
                 raise SaevalError(f"{self.where}: '{name}' holds {broken} NaN or infinite values of {tensor.numel()}")
-        config = parsed_config(self.where, made.cfg.to_dict())
-        hook_name = self.asked.hook_name or config.hook_name
+        config = parsed_config(self.where, module.cfg.to_dict())
+        hook_name = self.options.hook_name or config.hook_name
         if config.architecture in BY_LIBRARY:
-            if self.asked.unit_decoder:
+            if self.options.unit_decoder:
                 raise SaevalError(f"{self.where}: 'fold_W_dec_norm' is not for '{config.architecture}' SAEs")
-            return LibrarySAE(made, hook_name or "?", str(self.where))
-        tensors = {name: tensor.detach() for name, tensor in made.state_dict().items()}
+            return LibrarySAE(module, hook_name or "?", str(self.where))
+        tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
         try:
-            return assembled(config, tensors, hook_name or "", unit_decoder=self.asked.unit_decoder)
+            return assembled(config, tensors, hook_name or "", unit_decoder=self.options.unit_decoder)
         except ValueError as error:
             raise SaevalError(f"{self.where}: 'fold_W_dec_norm' is not for this SAE: {error}") from None
 
     @property
     def config(self) -> Config:
-        """What the release's own reader makes of the publisher's config."""
+        """The checked config that the release's reader returns for the publisher's config."""
         revision = _revision(self.repo_id)
         self._check_reader()
         from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface  # late: an optional extra
 
-        with _told(self.where, revision):
-            raw = load_sae_config_from_huggingface(self.asked.release, self.asked.id)
+        with _library_errors(self.where, revision):
+            raw = load_sae_config_from_huggingface(self.options.release, self.options.id)
         return parsed_config(self.where, raw)
 
     def _check_reader(self) -> None:
         if self.reader in _HEADERS_BY_HTTP and _offline():
             raise SaevalError(
-                f"saelens: {self.where}: SAELens asks the hub for its header even where the files are in the cache, "
-                "and HF_HUB_OFFLINE is set; give the downloaded folder as {use: gemma_scope, path: ...}"
+                f"saelens: {self.where}: SAELens requests its header from the hub even if the files are in the cache, "
+                "and HF_HUB_OFFLINE is set; use the downloaded folder, as in {use: gemma_scope, path: ...}"
             )
 
 
 def _library() -> Any:
-    """The module `sae_lens`; `SaevalError` where it is not installed."""
+    """Return the module `sae_lens`; `SaevalError` if it is not installed."""
     from saeval_formats.saelens_objects import library  # late: it imports torch
 
     return library()
@@ -167,11 +166,11 @@ def _registry() -> Mapping[str, Any]:
 
 
 def _registered(release: str) -> Any:
-    known = _registry()
-    if release not in known:
-        what = "a repository is listed by nobody: name one SAE by 'id'" if "/" in release else "no such release"
-        raise SaevalError(f"saelens: release '{release}': {what}{suggestion(release, known)[:400]}")
-    return known[release]
+    registry = _registry()
+    if release not in registry:
+        fault = "the registry does not list this repository; set 'id'" if "/" in release else "no such release"
+        raise SaevalError(f"saelens: release '{release}': {fault}{suggestion(release, registry)[:400]}")
+    return registry[release]
 
 
 def _offline() -> bool:
@@ -181,15 +180,15 @@ def _offline() -> bool:
 
 
 @functools.cache
-def _asked_hub(repo_id: str) -> str:
-    """The commit that `main` of a repository is at: one request a process."""
+def _hub_commit(repo_id: str) -> str:
+    """Return the commit of a repository's `main`; one request per process."""
     from huggingface_hub import HfApi  # late: slow to import
 
     return str(HfApi().model_info(repo_id, timeout=_PATIENCE_SECONDS).sha)
 
 
 def _revision(repo_id: str) -> str:
-    """The commit whose files will be read, asked of the hub, else of its cache; `SaevalError` where neither knows."""
+    """Return the commit whose files will be read, from the hub, else from its cache; `SaevalError` if both fail."""
     from huggingface_hub import constants  # late: slow to import
     from huggingface_hub.file_download import repo_folder_name
 
@@ -197,22 +196,22 @@ def _revision(repo_id: str) -> str:
     reason = "HF_HUB_OFFLINE is set"
     if not _offline():
         try:
-            return _asked_hub(repo_id)
-        except Exception as error:  # the hub's client changes its exceptions with the library it sits on
+            return _hub_commit(repo_id)
+        except Exception as error:  # the exceptions depend on the hub client's HTTP library
             reason = type(error).__name__
     if cached.is_file():
         return cached.read_text(encoding="utf-8").strip()
     raise SaevalError(
-        f"saelens: nothing is known of '{repo_id}' here: the hub could not be asked ({reason}) and its cache "
-        f"{constants.HF_HUB_CACHE} has no such repository; check the name, or download it where there is a network"
+        f"saelens: repository '{repo_id}' is not in the cache {constants.HF_HUB_CACHE} and the hub could not be "
+        f"asked ({reason}); check the name, or download it with network access"
     )
 
 
 @contextmanager
-def _told(where: Path, revision: str) -> Iterator[None]:
-    """Whatever the library or the hub's client raises as one sentence; pickles are read as tensors and plain data."""
+def _library_errors(where: Path, revision: str) -> Iterator[None]:
+    """Raise exceptions of SAELens or the hub client as `SaevalError`; no pickle can execute code."""
     forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # before torch 2.6 the library's torch.load would execute them
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"  # before torch 2.6, SAELens' torch.load would execute code
     try:
         yield
     except Exception as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from saeval.plugin import SAEInfo, SaevalError
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
-from saeval_formats.reference import AskedTranscoder, folder_of, json_object, parsed
+from saeval_formats.reference import TranscoderReference, folder_of, json_object, parsed
 from saeval_formats.tensor_layout import TensorLayout
 from saeval_formats.tensors import Header
 
@@ -29,14 +29,14 @@ _STORED = {
 }
 _ACTIVATIONS = ("topk", "groupmax")
 _REFUSED = {
-    "embed_skip": "it reads the token embeddings too",
-    "gram_lookup": "it reads a table of n-grams too",
+    "embed_skip": "it also reads the token embeddings",
+    "gram_lookup": "it also reads a table of n-grams",
 }
 
 
 @dataclass(frozen=True)
 class Config:
-    """What `cfg.json` says, checked."""
+    """The checked settings of `cfg.json`."""
 
     d_in: int
     d_sae: int
@@ -57,13 +57,15 @@ class Config:
 
 
 class Sparsify(FolderLoader):
-    """relu(x̃ W_encᵀ + b_enc), of which the k largest of a token are kept, or the largest of each of k groups.
+    """Sparse coders of EleutherAI's sparsify: TopK, group max, signed TopK, and transcoders.
 
-    `signed`, of early versions: of x̃ W_encᵀ + b_enc the k largest in magnitude are kept, with their signs.
-    x̃ = x - b_dec, save for a transcoder, whose x is the input of the module that its folder names, and x̂ that
-    module's output; x̂ = acts W_dec + b_dec, and x W_skipᵀ where it has a skip connection. The folder is named by the
-    module's path from the base model: `layers.10`, `h.3.mlp`, `layers.10/seed1`. Read in sparsify's `sparse_coder.py`
-    and `fused_encoder.py`; SAELens' reader of these files transposes W_dec and takes `num_latents: 0` literally.
+    `path` is an SAE's folder, or that of a run with `sites`, a glob or a list of globs. The folder's name is the path
+    of the hooked module in the base model: `layers.10`, `h.3.mlp`, `layers.10/seed1`; `hook_name` and `input_hook`
+    replace it. Features are relu(x̃ W_encᵀ + b_enc) of the k largest features of a token, or of the largest in each
+    of k groups. With `signed` (early versions), the k pre-activations of largest magnitude are kept with their signs.
+    x̃ = x - b_dec; a transcoder has x̃ = x, the input of the module, and reconstructs the module's output.
+    x̂ = acts W_dec + b_dec, plus x W_skipᵀ with a skip connection. Formulas: sparsify's `sparse_coder.py` and
+    `fused_encoder.py`. SAELens reads these files differently: it transposes W_dec, and `num_latents: 0` means 0.
     """
 
     name = "sparsify"
@@ -71,11 +73,11 @@ class Sparsify(FolderLoader):
     companions = (f"../{RUN}", f"../../{RUN}")
 
     def info(self, reference: Mapping[str, Any]) -> SAEInfo:
-        asked, folder, config, header = _opened(reference)
+        options, folder, config, header = _opened(reference)
         hookpoint = _hookpoint(folder)
-        reads = (asked.input_hook or f"{hookpoint}:in") if config.transcode else None
+        reads = (options.input_hook or f"{hookpoint}:in") if config.transcode else None
         return SAEInfo(
-            hook_name=asked.hook_name or hookpoint,
+            hook_name=options.hook_name or hookpoint,
             input_hook=reads,
             d_in=config.d_in,
             d_sae=config.d_sae,
@@ -88,13 +90,13 @@ class Sparsify(FolderLoader):
         )
 
     def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> DenseSAE:
-        """In float32 unless `dtype` is given."""
+        """Load in `dtype`, float32 by default."""
         from saeval_formats.dense import AbsTopK, DenseSAE, GroupMax, TopK  # late: reading headers needs no torch
 
-        asked, folder, config, header = _opened(reference)
+        options, folder, config, header = _opened(reference)
         tensors = config.layout.canonical(header, device, dtype)
         return DenseSAE(
-            asked.hook_name or _hookpoint(folder),
+            options.hook_name or _hookpoint(folder),
             tensors["W_enc"],
             tensors["b_enc"],
             tensors["W_dec"],
@@ -106,44 +108,44 @@ class Sparsify(FolderLoader):
         )
 
 
-def _opened(reference: Mapping[str, Any]) -> tuple[AskedTranscoder, Path, Config, Header]:
-    asked = parsed(AskedTranscoder, reference, "sparsify", needs=f"the folder with {CONFIG} and {WEIGHTS}")
-    folder = folder_of(asked.path, "sparsify", f"{CONFIG} and {WEIGHTS}")
+def _opened(reference: Mapping[str, Any]) -> tuple[TranscoderReference, Path, Config, Header]:
+    options = parsed(TranscoderReference, reference, "sparsify", needs=f"the folder with {CONFIG} and {WEIGHTS}")
+    folder = folder_of(options.path, "sparsify", f"{CONFIG} and {WEIGHTS}")
     header = Header.of(holding(folder, "sparsify", (WEIGHTS,)))
     config = _config(folder / CONFIG)
     config.layout.check(header, config.d_in, config.d_sae, kind=f"'skip_connection' of {CONFIG}", sizes=CONFIG)
-    return asked, folder, config, header
+    return options, folder, config, header
 
 
 def _config(path: Path) -> Config:
-    said = Fields(path, json_object(path))
+    config = Fields(path, json_object(path))
     for key, reason in _REFUSED.items():
-        if said.flag(key, default=False):
+        if config.flag(key, default=False):
             raise SaevalError(f"{path}: '{key}' is not supported: {reason}")
-    d_in = said.whole("d_in")
-    # 0 stands for the expansion factor's many.
-    d_sae = said.maybe(said.count, "num_latents") or d_in * said.whole("expansion_factor")
-    k = said.k(d_sae)
-    activation = said.choice("activation", _ACTIVATIONS, "topk")
+    d_in = config.whole("d_in")
+    # num_latents 0 (or null) means d_in times expansion_factor.
+    d_sae = config.maybe(config.count, "num_latents") or d_in * config.whole("expansion_factor")
+    k = config.k(d_sae)
+    activation = config.choice("activation", _ACTIVATIONS, "topk")
     if activation == "groupmax" and d_sae % k:
-        raise SaevalError(f"{path}: {d_sae} features do not part into 'k: {k}' groups")
-    skip, transcode, signed = (said.flag(key, default=False) for key in ("skip_connection", "transcode", "signed"))
+        raise SaevalError(f"{path}: {d_sae} features cannot be divided into 'k: {k}' groups of equal size")
+    skip, transcode, signed = (config.flag(key, default=False) for key in ("skip_connection", "transcode", "signed"))
     if signed and activation != "topk":
         raise SaevalError(f"{path}: 'signed' is for 'activation: topk', found '{activation}'")
     return Config(d_in, d_sae, k, activation, skip, transcode, signed)
 
 
 def _hookpoint(folder: Path) -> str:
-    """The module's path; a run of several seeds has a folder for each below it."""
+    """Return the module's path: the folder's name, or that of its parent for one seed of several (`seed1`)."""
     folder = folder.resolve()
     return folder.parent.name if re.fullmatch(r"seed\d+", folder.name) else folder.name
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    """What the run's own config says of its model and data."""
+    """Return the facts about model and data in the run's config."""
     folder = folder.resolve()
     run = folder.parent.parent if re.fullmatch(r"seed\d+", folder.name) else folder.parent
-    said = Fields(run / RUN, json_object(run / RUN) if (run / RUN).is_file() else {})
-    named = {"model": "model_name", "dataset": "dataset_path", "ctx_len": "context_size"}
-    facts = said.facts({"model": said.text, "dataset": None, "ctx_len": said.whole})
-    return {named[key]: value for key, value in facts.items()}
+    config = Fields(run / RUN, json_object(run / RUN) if (run / RUN).is_file() else {})
+    names = {"model": "model_name", "dataset": "dataset_path", "ctx_len": "context_size"}
+    facts = config.facts({"model": config.text, "dataset": None, "ctx_len": config.whole})
+    return {names[key]: value for key, value in facts.items()}

@@ -1,4 +1,4 @@
-"""How a format stores the tensors of a dense SAE, as data."""
+"""Descriptions of how formats store the tensors of dense SAEs."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ _WORDS = {"d": "d_in", "n": "d_sae"}
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """Under which key and in which shape a format keeps each tensor, and what its formula does with them."""
+    """The key and shape of each tensor in a format's files, and the variants of its formula."""
 
     stored: Mapping[str, tuple[str, str]]
-    """`W_enc`, `b_enc`, `W_dec`, `b_dec`, `threshold`, `b_gate`, `r_mag` or `b_mag`: its key and its shape in letters.
+    """Tensor name (`W_enc`, `b_enc`, `threshold`, `b_gate`, ...) -> its key in the file and its shape in letters.
 
-    `d` is d_in and `n` is d_sae: a weight of `nn.Linear(d_in, d_sae)` is `nd`, a scalar is empty.
+    `d` is d_in and `n` is d_sae: the weight of `nn.Linear(d_in, d_sae)` is `nd`, a scalar is the empty string.
     """
     pre_bias: bool = False
-    """Whether b_dec is subtracted from the input."""
+    """True if b_dec is subtracted from the input."""
     rescale: bool = False
-    """Whether a feature is multiplied by the norm of its decoder row, and the row divided by it."""
+    """True if features are multiplied by the norms of their decoder rows, and the rows divided by them."""
     unit_decoder: bool = False
-    """Whether the rows of the decoder are divided by their norms, and the features left as they are."""
+    """True if decoder rows are divided by their norms and the features are unchanged."""
 
     def shapes(self, header: Header, d_in: int | None = None, d_sae: int | None = None) -> dict[str, tuple[int, ...]]:
-        """The shape that each key should have, where nothing says the sizes from the lengths of its biases."""
+        """Return the expected shape of each key; sizes that are None are read from the lengths of the biases."""
         sizes = {"d": d_in, "n": d_sae}
         for letter in (letter for letter, size in sizes.items() if size is None):
             key = next(key for key, shape in self.stored.values() if shape == letter)
-            found = header.shapes.get(key, (1,))  # a missing one has its own sentence
-            if len(found) != 1 or found[0] < 1:
-                raise SaevalError(f"{header.path}: '{key}' is {list(found)}, expected one dimension, {_WORDS[letter]}")
-            sizes[letter] = found[0]
+            actual = header.shapes.get(key, (1,))  # `check` reports missing tensors
+            if len(actual) != 1 or actual[0] < 1:
+                raise SaevalError(f"{header.path}: '{key}' is {list(actual)}, expected one dimension, {_WORDS[letter]}")
+            sizes[letter] = actual[0]
         return {key: tuple(int(sizes[letter] or 0) for letter in shape) for key, shape in self.stored.values()}
 
     def check(
         self, header: Header, d_in: int | None = None, d_sae: int | None = None, *, kind: str, sizes: str
     ) -> tuple[int, int]:
-        """d_in and d_sae; `SaevalError` at the first tensor that is missing, unknown or of another shape."""
+        """Return d_in and d_sae; `SaevalError` for the first missing, unexpected or wrongly shaped tensor."""
         shapes = self.shapes(header, d_in, d_sae)
         written = (f"{key} [{', '.join(map(_WORDS.__getitem__, s))}]" for key, s in self.stored.values() if len(s) == 2)
         header.check(shapes, layout=", ".join(written), kind=kind, sizes=sizes)
@@ -66,7 +66,7 @@ class TensorLayout:
         k: int | None = None,
         normalization: Normalization = "none",
     ) -> DenseSAE:
-        """The SAE in a file that passed `check`: TopK where `k` is given, else what its tensors are those of."""
+        """Return the SAE of a file that passed `check`: TopK if `k` is given, else the activation its tensors imply."""
         from saeval_formats.dense import DenseSAE, activation_of  # late: reading headers needs no torch
 
         tensors = self.canonical(header, device, dtype)
@@ -83,7 +83,7 @@ class TensorLayout:
         )
 
     def canonical(self, header: Header, device: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """The tensors of a file that passed `check`, by their names and in the shapes of `DenseSAE`."""
+        """Return the tensors of a file that passed `check`, with the names and shapes of `DenseSAE`."""
         keys = {name: key for name, (key, _) in self.stored.items()}
         read = header.read(list(keys.values()), device, dtype)
         tensors = {name: read[key] for name, key in keys.items()}

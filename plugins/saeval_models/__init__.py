@@ -1,4 +1,4 @@
-"""Model adapters: `huggingface` and `transformer_lens`. Importing this package imports neither library, nor torch."""
+"""Model adapters `huggingface` and `transformer_lens`. Importing this package imports neither library, nor torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model's files are, and what they hash to; known before any weight is loaded."""
+"""The files of a model and their hashes, without loading any weight."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _TASKS: Mapping[str, Task] = {
 }
 
 MOST_MODULES = 4096
-"""Layers or experts of a model at most; no model has a tenth of it."""
+"""Maximum number of layers or experts; no model has a tenth of it."""
 _COUNTED = re.compile(r"(?:^n|^num|_)_?(?:\w+_)?(?:layers?|experts?|blocks?|stages?)$")
 
 _TOKENIZER_FILES = (
@@ -47,48 +47,48 @@ _TOKENIZER_FILES = (
     "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
 _TEXTS = (".json", ".jinja", ".txt", ".model", ".spm", ".bpe", ".codes", ".vocab", ".tiktoken")
-"""Suffixes of what some tokenizer reads: its vocabulary, its settings, its chat templates."""
+"""Suffixes of tokenizer files: vocabularies, settings, chat templates."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a suite's `model:` may say, besides `use` and `adapter`."""
+    """The keys of a suite's `model:` besides `use` and `adapter`."""
 
     path: str | None = None
-    """A local folder in Hugging Face's format."""
+    """A local folder in Hugging Face format."""
     name: str | None = None
-    """A model of the Hugging Face hub."""
+    """A model on the Hugging Face hub."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     dtype: DType = "float32"
     attn_implementation: str | None = None
-    """`eager`, `sdpa`, ...: transformers' own choice by default."""
+    """`eager`, `sdpa`, ...; transformers' choice by default."""
     task: Task | None = None
-    """By default read from the config: `*ForSequenceClassification` is a reward model."""
+    """`causal` or `reward`; by default, that of the config's architecture: `*ForSequenceClassification` is `reward`."""
     reward_at: RewardAt = "last_token"
-    """Which token of a text a reward model is read at: its last one, or its last one that is not the padding token,
-    as transformers reads it. They differ where a text ends with a token that also is padding."""
+    """The token at which a reward is read: the last token of the text, or, as in transformers, the last one that is
+    not the padding token. They differ if a text ends with the padding token."""
     center_writing_weights: bool = False
-    """Centre what is written to the residual stream, as TransformerLens does by default; for SAEs trained so."""
+    """Centre the weights that write to the residual stream, as TransformerLens does by default; for SAEs trained so."""
 
 
-def parsed(given: Mapping[str, Any], adapter: str) -> Reference:
-    """A checked reference; `SaevalError` names the wrong key."""
-    reference = Reference(**validated(Reference, given, f"the model '{adapter}'"))
+def parsed(entry: Mapping[str, Any], adapter: str) -> Reference:
+    """Return the checked reference of a `model:` entry; `SaevalError` names the wrong key."""
+    reference = Reference(**validated(Reference, entry, f"the model '{adapter}'"))
     if (reference.path is None) == (reference.name is None):
         raise SaevalError(f"the model '{adapter}' needs either 'path' (a local folder) or 'name' (a hub model)")
     if reference.path is not None and reference.revision is not None:
-        raise SaevalError(f"'revision' of the model '{adapter}' belongs to a hub model's 'name', not to a 'path'")
+        raise SaevalError(f"'revision' of the model '{adapter}' is for a hub model's 'name', not for a 'path'")
     return reference
 
 
 VALUE_HEAD = "v_head.summary.weight"
-"""`[1, d_model]`; beside it `v_head.summary.bias`, `[1]`."""
-TAKEN = "language models (...ForCausalLM) and reward models (...ForSequenceClassification)"
+"""Name of a value head's weight, `[1, d_model]`; its bias is `v_head.summary.bias`, `[1]`."""
+SUPPORTED = "language models (...ForCausalLM) and reward models (...ForSequenceClassification)"
 
 
 def architecture_task(name: str) -> Task | Literal[""] | None:
-    """The task of a class of transformers': empty where its name does not say, None for one of another kind."""
+    """Return the task of a transformers class by its name; empty if unclear, None for a class of another kind."""
     match = re.search(r"(?:For([A-Z]\w+)|(LMHeadModel))$", name)
     return _TASKS.get(match[1] or match[2]) if match else ""
 
@@ -98,12 +98,12 @@ class Checkpoint:
     """A model's files: a local folder, or a hub model at a commit."""
 
     source: str
-    """What `from_pretrained` takes."""
+    """The argument of `from_pretrained`: a folder or a hub name."""
     revision: str | None
     config_file: Path
     local: bool
     adapter: PeftAdapter | None = None
-    """What is put into the model that `source` names."""
+    """The adapter that is applied to the model at `source`."""
 
     @property
     def name(self) -> str:
@@ -113,7 +113,7 @@ class Checkpoint:
 
     @property
     def base_name(self) -> str:
-        """The model's own name, whatever is put into it."""
+        """The name of the model without its adapter."""
         return Path(self.source).resolve().name if self.local else self.source
 
     @cached_property
@@ -121,35 +121,35 @@ class Checkpoint:
         """The raw `config.json`."""
         config = plain_json(self.config_file)
         if not isinstance(config, dict) or "model_type" not in config:
-            raise SaevalError(f"{self.config_file} has no 'model_type': it is not a transformers model's config")
+            raise SaevalError(f"{self.config_file} has no 'model_type': it is not the config of a transformers model")
         check_sizes(self.config_file, config)
-        if config.get("transformers_weights") is not None:  # transformers would read that file in place of the usual
+        if config.get("transformers_weights") is not None:  # transformers would read that file instead
             raise SaevalError(
-                f"{self.config_file} names its weights ('transformers_weights'); take that out and call the file "
-                "model.safetensors"
+                f"{self.config_file} names its weights ('transformers_weights'); remove that key and rename the file "
+                "to model.safetensors"
             )
         return config
 
     @property
     def architecture(self) -> str:
-        """The class that was saved, `GPT2LMHeadModel`; empty where the config does not say."""
-        found = self.config.get("architectures")
-        return found[0] if isinstance(found, list) and found and isinstance(found[0], str) else ""
+        """The saved model's class, such as `GPT2LMHeadModel`; empty if the config does not name it."""
+        names = self.config.get("architectures")
+        return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
-    def task(self, asked: Task | None = None) -> Task:
-        """What the model is for: as asked, else by its architecture; `SaevalError` where these do not agree."""
-        found = architecture_task(self.architecture)
-        if found is None:
-            raise SaevalError(f"{self.config_file} is of a {self.architecture}; saeval takes {TAKEN}")
-        if asked == "reward" and found == "causal" and self.value_head:
-            return asked
-        if asked and found and asked != found:
-            raise SaevalError(f"{self.config_file} is of a {self.architecture}: leave out 'task: {asked}'")
-        return asked or found or "causal"
+    def task(self, requested: Task | None = None) -> Task:
+        """Return the requested task, or that of the architecture by default; `SaevalError` if they disagree."""
+        declared = architecture_task(self.architecture)
+        if declared is None:
+            raise SaevalError(f"{self.config_file} is the config of a {self.architecture}; saeval supports {SUPPORTED}")
+        if requested == "reward" and declared == "causal" and self.value_head:
+            return requested
+        if requested and declared and requested != declared:
+            raise SaevalError(f"{self.config_file} is the config of a {self.architecture}; remove 'task: {requested}'")
+        return requested or declared or "causal"
 
     @cached_property
     def tensor_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The shapes of what its weight files hold, by name; nothing of a hub model that is not here yet."""
+        """The shapes of the tensors in the weight files, by name; empty for a hub model that is not downloaded."""
         try:
             return shapes(weight_files(self.config_file.parent))
         except SaevalError:
@@ -159,31 +159,31 @@ class Checkpoint:
 
     @property
     def value_head(self) -> bool:
-        """Whether a language model's weights also hold a value head, as trl saves it."""
+        """True if the weights of a language model include a value head, as trl saves it."""
         return VALUE_HEAD in self.tensor_shapes
 
     @cached_property
     def weights(self) -> str:
-        """What makes two models the same: a hash of config, weight files and adapter, or a hub commit."""
+        """The identity of the model: a hash of config, weight files and adapter, or a hub commit."""
         if self.local:
-            found = _combined([self.config_file, *weight_files(self.config_file.parent)])
+            base = _combined([self.config_file, *weight_files(self.config_file.parent)])
         else:
-            found = f"{self.source}@{self.revision}"
-        return found if self.adapter is None else digest_of([found, _combined(self.adapter.files)])
+            base = f"{self.source}@{self.revision}"
+        return base if self.adapter is None else digest_of([base, _combined(self.adapter.files)])
 
     @property
     def weight_bytes(self) -> int | None:
-        """The size of a local folder's weight files; None for a hub model, of which they may not be here."""
+        """The size of a local folder's weight files; None for a hub model, which may not be downloaded."""
         return sum(file.stat().st_size for file in weight_files(self.config_file.parent)) if self.local else None
 
     @cached_property
     def offline(self) -> bool:
-        """Whether to read from the cache alone, as the hub would only be waited for."""
+        """True if only the cache is read, because the hub cannot be reached."""
         return not self.local and absence() is not None
 
     @property
     def chat_template(self) -> bool | None:
-        """Whether the tokenizer has a chat template; None where there is nothing to tell it by."""
+        """True if the tokenizer has a chat template; None if that is unknown."""
         if self._text("chat_template.jinja") is not None:
             return True
         try:
@@ -193,7 +193,7 @@ class Checkpoint:
         return bool(settings.get("chat_template")) if isinstance(settings, dict) else None
 
     def _text(self, file: str) -> str | None:
-        """The text of a file beside the config; None where there is none."""
+        """Return the text of a file beside the config; None if there is none."""
         path = self.config_file.parent / file
         if self.adapter is not None and (self.adapter.folder / file).is_file():
             path = self.adapter.folder / file
@@ -206,37 +206,37 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> str:
-        """Hash or hub commit of the tokenizer; empty where the folder has none."""
+        """The hash or hub commit of the tokenizer; empty if the folder has none."""
         folder = Path(self.tokenizer_source)
         if not self.local and self.tokenizer_source == self.source:
             return f"{self.source}@{self.revision}"
         if not _has_tokenizer(folder):
             return ""
-        found = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
-        return _combined(sorted(file for file in found if file.suffix in _TEXTS and file.is_file()))
+        files = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
+        return _combined(sorted(file for file in files if file.suffix in _TEXTS and file.is_file()))
 
     @property
     def tokenizer_source(self) -> str:
-        """What the tokenizer is loaded from: the adapter's folder where one was saved there, else `source`."""
+        """The source of the tokenizer: the adapter's folder if it has one, else `source`."""
         if self.adapter is not None and _has_tokenizer(self.adapter.folder):
             return str(self.adapter.folder)
         return self.source
 
     def check_alone(self) -> None:
-        """`SaevalError` for a hub model that comes with an adapter: only that of a folder is read."""
+        """Raise `SaevalError` for a hub model with an adapter: adapters are read only from local folders."""
         if not self.local and self._text(ADAPTER_CONFIG) is not None:
             raise SaevalError(
-                f"hub model '{self.source}' holds an adapter ({ADAPTER_CONFIG}); download it and give its folder as "
-                f"'path'"
+                f"hub model '{self.source}' holds an adapter ({ADAPTER_CONFIG}); download it and set 'path' to its "
+                f"folder"
             )
 
 
 def located(reference: Reference) -> Checkpoint:
-    """The files a reference names. `SaevalError` where they cannot be found."""
+    """Return the checkpoint that a reference names; `SaevalError` if it cannot be found."""
     if reference.path is not None:
         folder = expand_user(reference.path)
         if not folder.is_dir():
-            expected = "'path' is a local Hugging Face folder, 'name' a hub model"
+            expected = "'path' must be a local Hugging Face folder; use 'name' for a hub model"
             raise SaevalError(f"{folder} is not a folder{searched_in(folder)}; {expected}")
         adapter = adapter_in(folder)
         if adapter is not None and not (folder / "config.json").is_file():
@@ -247,19 +247,19 @@ def located(reference: Reference) -> Checkpoint:
         return Checkpoint(str(folder), None, folder / "config.json", local=True, adapter=adapter)
     assert reference.name is not None
     config_file = hub_file(reference.name, "config.json", reference.revision)
-    # In the hub's cache a file's folder is named by its commit, which then pins the weights too.
+    # In the hub's cache, the name of a file's folder is its commit, which also identifies the weights.
     in_snapshot = config_file.parent.parent.name == "snapshots"
     revision = config_file.parent.name if in_snapshot else reference.revision or "main"
     return Checkpoint(reference.name, revision, config_file, local=False)
 
 
 def _adapted(adapter: PeftAdapter) -> Checkpoint:
-    """The model that an adapter was trained on, with that adapter."""
+    """Return the checkpoint of an adapter's base model, with the adapter."""
     folder, name = adapter.base()
     revision = adapter.config.get("revision")
     base = located(Reference(path=str(folder)) if folder is not None else Reference(name=name, revision=revision))
     if base.adapter is not None:
-        raise SaevalError(f"{adapter.folder}: its model {base.source} holds an adapter, too; merge that one first")
+        raise SaevalError(f"{adapter.folder}: its base model {base.source} also holds an adapter; merge that one first")
     return replace(base, adapter=adapter)
 
 
@@ -268,32 +268,32 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def longest_context(config: Any) -> int | None:
-    """Positions that a transformers config allows; None where it sets no bound."""
+    """Return the number of positions that a transformers config allows; None if it sets no limit."""
     config = config.get_text_config()
-    found = (getattr(config, key, None) for key in ("max_position_embeddings", "max_seq_len", "seq_length"))
-    return next((int(n) for n in found if n), None)
+    limits = (getattr(config, key, None) for key in ("max_position_embeddings", "max_seq_len", "seq_length"))
+    return next((int(n) for n in limits if n), None)
 
 
 def check_sizes(file: Path, config: Mapping[str, Any]) -> None:
-    """`SaevalError` for a config of more layers or experts than any model has: they are built one by one."""
+    """Raise `SaevalError` for a config with more layers or experts than any model, since each would be built."""
     parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
     for name, value in (entry for part in parts for entry in part.items()):
         if isinstance(value, int) and _COUNTED.search(name) and value > MOST_MODULES:
-            raise SaevalError(f"{file}: '{name}' is {quoted_value(value)}, more than the {MOST_MODULES} saeval builds")
+            raise SaevalError(f"{file}: '{name}' is {quoted_value(value)}, more than the maximum of {MOST_MODULES}")
 
 
 def vocabulary(config: Mapping[str, Any]) -> int | None:
-    """Token ids that a model embeds, from its config as plain data; None where that does not say."""
+    """Return the size of the vocabulary in a model's config as plain data; None if the config does not state it."""
     text = config.get("text_config")
-    found = (text if isinstance(text, Mapping) else config).get("vocab_size", config.get("d_vocab"))
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
+    size = (text if isinstance(text, Mapping) else config).get("vocab_size", config.get("d_vocab"))
+    return size if isinstance(size, int) and not isinstance(size, bool) else None
 
 
 def padding(config: Mapping[str, Any]) -> int | None:
-    """The padding token of a model's config as plain data; None where it has none."""
+    """Return the padding token in a model's config as plain data; None if it has none."""
     text = config.get("text_config")
-    found = (text if isinstance(text, Mapping) else config).get("pad_token_id", config.get("pad_token_id"))
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
+    token = (text if isinstance(text, Mapping) else config).get("pad_token_id", config.get("pad_token_id"))
+    return token if isinstance(token, int) and not isinstance(token, bool) else None
 
 
 def _combined(files: Iterable[Path]) -> str:
@@ -305,7 +305,7 @@ _PATIENCE_SECONDS = 3.0
 
 
 def absence() -> str | None:
-    """Why the hub cannot be asked, None where it can: one request, where the hub's own client makes six."""
+    """Return the reason why the hub cannot be reached, or None: one request, where the hub's client makes six."""
     from huggingface_hub import constants  # late: not needed to list adapters
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
@@ -313,13 +313,13 @@ def absence() -> str | None:
         return "HF_HUB_OFFLINE is set"
     try:
         get_session().head(constants.ENDPOINT, timeout=_PATIENCE_SECONDS)
-    except Exception as error:  # the client's library, and so its errors, differ between versions
+    except Exception as error:  # the errors depend on the client's HTTP library and version
         return f"{constants.ENDPOINT} cannot be reached: {type(error).__name__}"
     return None
 
 
 def hub_file(name: str, file: str, revision: str | None) -> Path:
-    """A file of a hub model; `SaevalError` where it cannot be had."""
+    """Return the path of a hub model's file; `SaevalError` if it cannot be downloaded."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache  # late: not needed to list adapters
 
     remedy = "check the name"
@@ -328,12 +328,12 @@ def hub_file(name: str, file: str, revision: str | None) -> Path:
         if isinstance(cached, str):
             return Path(cached)
         reason = absence()
-        remedy = "download it where there is a network and give its folder as 'path'" if reason else remedy
+        remedy = "download it with network access and set 'path' to its folder" if reason else remedy
         if reason is None:
             return Path(hf_hub_download(name, file, revision=revision))
     except (OSError, ValueError) as error:
         reason = type(error).__name__
     at = f" at revision '{revision}'" if revision else ""
     if Path(name).is_dir():
-        remedy = f"'{name}' is a local folder: give it as 'path'"
-    raise SaevalError(f"{file} of hub model '{name}'{at} could not be had ({reason}); {remedy}")
+        remedy = f"'{name}' is a local folder: use 'path' for it"
+    raise SaevalError(f"{file} of hub model '{name}'{at} cannot be downloaded ({reason}); {remedy}")

@@ -1,4 +1,4 @@
-"""Where each model family keeps what TransformerLens names, and the translation of hook names."""
+"""The modules at TransformerLens' hooks in each model family, and the translation of hook names."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any, Literal
 from saeval.plugin import ModelSpec
 
 End = Literal["in", "out", "normalized"]
-"""A module's input; its output; or, of a norm, its output before its own gain and bias."""
+"""A module's input, its output, or a norm's output before its gain and bias."""
 ModuleEnd = tuple[str, End]
-"""A module's path relative to its block (empty: the block itself), and which end of the module."""
+"""A module's path relative to its block (empty for the block itself), and an end of the module."""
 
 RESID_PRE, RESID_MID, RESID_POST, ATTN_OUT = "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out"
 MLP_BRANCH, MLP_NORMALIZED, MLP_IN = "hook_mlp_in", "ln2.hook_normalized", "mlp.hook_in"
-"""The way into the MLP: what its norm reads, what that makes of it before gain and bias, what the MLP reads.
+"""The path into the MLP: the input of its norm, the norm's output before gain and bias, the MLP's input.
 
-New activations at `hook_mlp_in` change what the MLP reads of the residual stream, not the stream.
+New activations at `hook_mlp_in` change the input of the MLP's norm, not the residual stream.
 """
 FINAL_NORMALIZED = "ln_final.hook_normalized"
-"""What the norm after the last block makes of the residual stream, before its gain and bias."""
+"""The output of the norm after the last block, before its gain and bias."""
 SUFFIXES = (
     RESID_PRE, RESID_MID, RESID_POST, ATTN_OUT, "hook_mlp_out", "attn.hook_z", "mlp.hook_post",
     MLP_BRANCH, MLP_NORMALIZED, MLP_IN,
@@ -37,29 +37,29 @@ _BRIDGE_SPELLINGS = {
     "ln2.hook_out": MLP_IN,
 }
 BOUNDARIES: Mapping[str, tuple[ModuleEnd, ...]] = {RESID_PRE: (("", "in"),), RESID_POST: (("", "out"),)}
-"""What can be said of any family."""
+"""The sites of any family."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """The module names of a family."""
+    """The module names of a model family."""
 
     base: str
-    """Attribute of the full model that holds the base model."""
+    """The full model's attribute that holds the base model."""
     blocks: str
-    """Path of the list of blocks in the base model."""
+    """The path of the list of blocks in the base model."""
     sites: Mapping[str, tuple[ModuleEnd, ...]]
-    """TransformerLens suffix -> the places that hold it; the first one is hooked, the others are its aliases."""
+    """TransformerLens suffix -> the places with that activation; the first is hooked, the others are aliases."""
     unit: float = 1.0
-    """The weight that gives the norms a gain of 1: 0 where they store the gain less 1."""
+    """The norm weight for a gain of 1: 0 if the norms store the gain minus 1."""
     norm: str = ""
-    """Path of the norm after the last block in the base model; empty where there is none."""
+    """The path of the norm after the last block in the base model; empty if there is none."""
 
     def canonical(self, hook_name: str) -> str:
-        """The one spelling of a site: its TransformerLens name, else the module path from the full model's root.
+        """Return the canonical name of a site: its TransformerLens name, else the module path in the full model.
 
-        A path is the module's output, with `:in` its input, and may start at the base model. Names
-        of nothing inside a block come back unchanged.
+        A path means the module's output, with `:in` its input, and may start at the base model. Names of sites that
+        are not inside a block are returned unchanged.
         """
         if self.norm and hook_name.removesuffix(":out") in self._final:
             return f"{self.base}.{self.norm}" if self.base else self.norm
@@ -68,7 +68,7 @@ class Family:
             suffix = _BRIDGE_SPELLINGS.get(match[2], match[2])
             return f"blocks.{int(match[1])}.{suffix}" if suffix in self.sites else hook_name
         path, _, end = hook_name.partition(":")
-        # A model that sees as well has its list of blocks further down than the one that only speaks.
+        # In a vision-language model, the list of blocks is deeper than in the language model alone.
         parent, _, last = self.blocks.rpartition(".")
         blocks = rf"(?:{re.escape(parent)}\.)?{re.escape(last)}" if parent else re.escape(last)
         match = re.fullmatch(rf"{blocks}\.(\d+)(?:\.(.+))?", path.removeprefix(f"{self.base}."))
@@ -78,11 +78,11 @@ class Family:
 
     @property
     def _final(self) -> tuple[str, ...]:
-        """The names of what the norm after the last block gives."""
+        """The names of the output of the norm after the last block."""
         return f"{self.base}.{self.norm}", self.norm, self.norm.rpartition(".")[2], "ln_final.hook_out"
 
     def name(self, block: int, place: ModuleEnd) -> str:
-        """The canonical name of a place in a block."""
+        """Return the canonical name of a place in a block."""
         for suffix, places in self.sites.items():
             if place in places:
                 return f"blocks.{block}.{suffix}"
@@ -91,7 +91,7 @@ class Family:
 
 
 class FamilySpec(ModelSpec):
-    """A model whose hooks are called as its family calls them."""
+    """A model whose hooks have the names of its family."""
 
     @cached_property
     def _family(self) -> Family:
@@ -108,16 +108,16 @@ class FamilySpec(ModelSpec):
     def _twins(self) -> Mapping[str, str]:
         try:
             return self._same_tensors()
-        except Exception:  # a forward that cannot run so, or no model at all, which is said where hooks are checked
+        except Exception:  # the check of hooks reports a forward pass that fails
             return {}
 
     def _same_tensors(self) -> Mapping[str, str]:
-        """The site of each hook that is one tensor with another block's."""
+        """Return the canonical hook of each hook that is the same tensor as another block's."""
         raise NotImplementedError
 
 
 def unknown_family(base: str = "", blocks: str = "") -> Family:
-    """A family that knows of nothing inside the blocks."""
+    """Return a family with sites only at the ends of blocks."""
     return Family(base, blocks, BOUNDARIES)
 
 
@@ -126,22 +126,23 @@ def _family(
     up: str | None = None, act: str | None = None, attn_norm: str | None = None, mlp_norm: str | None = None,
     unit: float = 1.0, final: str = "ln_f",
 ) -> Family:  # fmt: skip
-    """`norm` is read by the MLP and by nothing else, None where attention reads it too.
+    """Return a family by its module names.
 
-    In `parallel` blocks it reads the block's input, in others the stream between attention and MLP.
-    `proj` and `down` are the last projections of attention and MLP, `up` the only module to read the
-    MLP's input, `act` the module whose output `down` reads; `attn_norm` and `mlp_norm` come between a
-    branch and its sum with the residual stream. `final` is the norm after the last block.
+    `norm` is the norm that only the MLP reads; None if attention reads it too. Its input is the block's input in
+    `parallel` blocks, otherwise the stream between attention and MLP. `proj` and `down` are the last projections of
+    attention and MLP, `up` is the only module that reads the MLP's input, and `act` is the module whose output `down`
+    reads. `attn_norm` and `mlp_norm` are between a branch and its sum with the residual stream; `final` is the norm
+    after the last block.
     """
-    own_norm: dict[str, tuple[ModuleEnd, ...]] = {}
+    mlp_norm_sites: dict[str, tuple[ModuleEnd, ...]] = {}
     if norm:
-        # First of the two that are seen at the norm's input: to replace that input is to leave the stream alone.
-        own_norm = {MLP_BRANCH: ((norm, "in"),), MLP_NORMALIZED: ((norm, "normalized"),)}
+        # MLP_BRANCH precedes RESID_MID, also at the norm's input: replacing that input does not change the stream.
+        mlp_norm_sites = {MLP_BRANCH: ((norm, "in"),), MLP_NORMALIZED: ((norm, "normalized"),)}
         if not parallel:
-            own_norm[RESID_MID] = ((norm, "in"),)
+            mlp_norm_sites[RESID_MID] = ((norm, "in"),)
     sites: dict[str, tuple[ModuleEnd, ...]] = {
         RESID_PRE: (("", "in"),),
-        **own_norm,
+        **mlp_norm_sites,
         RESID_POST: (("", "out"),),
         ATTN_OUT: ((attn_norm, "out"),) if attn_norm else ((attn, "out"), (f"{attn}.{proj}", "out")),
         "hook_mlp_out": ((mlp_norm, "out"),) if mlp_norm else (("mlp", "out"), (f"mlp.{down}", "out")),
@@ -185,7 +186,7 @@ _FAMILIES = {
 
 
 def known_family(model_type: str, config: Mapping[str, Any]) -> Family | None:
-    """The family of a Hugging Face `model_type`; None for a family that is not in the table."""
+    """Return the family of a Hugging Face `model_type`; None if it is not in the table."""
     if model_type == "gpt_neox":
         return _neox(bool(config.get("use_parallel_residual", True)))
     return _FAMILIES.get(model_type)

@@ -18,31 +18,31 @@ from torch import Tensor, nn
 from saeval.plugin import Batch, Capture, Model, SaevalError, evaluation_mode, out_of_memory
 from saeval_models.families import ATTN_OUT, RESID_MID, RESID_POST, RESID_PRE, End
 
-_PROBE_LENGTH = 13  # unlike any plausible number of heads, so that only [batch, seq, ...] tensors pass for activations
+_PROBE_LENGTH = 13  # unlike any likely number of heads, so that only [batch, seq, ...] tensors count as activations
 
 
 class _Cut(Exception):  # noqa: N818 (not an error)
-    """Ends a forward pass whose wanted activations have all been seen."""
+    """Ends a forward pass after all requested activations were captured."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """The place of a hook: an end of a module in a block, or after the last one."""
+    """The place of a hook: an end of a module in a block or after the last block."""
 
     module: nn.Module
     end: End
     block: int
     suffix: str = ""
-    """The TransformerLens name within the block; empty for a site that has none."""
+    """The TransformerLens name within the block; empty if there is none."""
     unit: float = 1.0
-    """Of a norm: the weight that means a gain of 1."""
+    """For a norm: the weight for a gain of 1."""
     rest: Callable[[Tensor], Tensor] | None = None
-    """After the last block: function, the activations -> the state that the unembedding reads."""
+    """After the last block: function of the activations that returns the input of the unembedding."""
     norm: nn.Module | None = None
-    """Of such a site: the norm whose output is that state."""
+    """For such a site: the norm whose output is the input of the unembedding."""
 
     def watch(self, see: Callable[[Tensor], Tensor | None]) -> torch.utils.hooks.RemovableHandle:
-        """Show the site's tensor to `see` in every forward pass; what it returns, unless None, takes its place."""
+        """Call `see` with the site's tensor in each forward pass; its result, unless None, replaces the tensor."""
 
         def entering(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             position = next((i for i, value in enumerate(args) if isinstance(value, Tensor)), None)
@@ -62,7 +62,7 @@ class Site:
             return None if new is None else _sequence(output, (new, *output[1:]))
 
         def normalizing(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
-            # A bridge's component computes its norm itself, with the parameters of the module it stands for.
+            # A bridge's component computes the norm itself, with the parameters of the original module.
             norm = getattr(module, "original_component", None) or module
             new = see(normalized(norm, args, self.unit))
             return None if new is None else with_gain(norm, new, self.unit)
@@ -75,20 +75,20 @@ class Site:
 
 
 def _hidden_key(kwargs: Mapping[str, Any]) -> str | None:
-    """The keyword that carries the hidden state; None where no argument is a tensor."""
+    """Return the keyword of the hidden state; None if no argument is a tensor."""
     if "hidden_states" in kwargs:
         return "hidden_states"
     return next((key for key, value in kwargs.items() if isinstance(value, Tensor)), None)
 
 
 def _sequence(output: Any, parts: tuple[Any, ...]) -> Any:
-    """The parts as a list where a module gives a list, else as a tuple."""
+    """Return the parts as a list if the module's output is a list, else as a tuple."""
     return list(parts) if isinstance(output, list) else parts
 
 
 @dataclass(frozen=True)
 class _Form:
-    """What a block gives besides the hidden state: nothing, or a tuple or list that begins with it."""
+    """The form of a block's output: the hidden state, or a tuple or list that begins with it."""
 
     kind: type
     length: int
@@ -103,29 +103,29 @@ class _Form:
         return cls(kind, 1 if kind is Tensor else len(output), hidden.dtype)
 
     def filled(self, hidden: Tensor) -> Any:
-        """An output of this form; None stands for all but the hidden state."""
-        hidden = hidden.to(self.dtype).clone()  # the model may write into what it is given
+        """Return an output of this form, with None for everything except the hidden state."""
+        hidden = hidden.to(self.dtype).clone()  # the model may write into it
         return hidden if self.kind is Tensor else self.kind((hidden, *[None] * (self.length - 1)))
 
 
 @dataclass(frozen=True)
 class _Edit:
-    """What a resumed pass puts in the place of a site's tensor."""
+    """The replacement of a site's tensor in a resumed pass."""
 
     site: Site
     value: Float[Tensor, "batch seq d"]
 
     def apply(self) -> torch.utils.hooks.RemovableHandle:
-        """Until the handle is removed, in whatever shape and dtype the site has; the model may write into it."""
+        """Replace the tensor, with the site's shape and dtype, until the handle is removed."""
         return self.site.watch(lambda tensor: self.value.reshape(tensor.shape).to(tensor.dtype).clone())
 
 
 class _Passed(nn.Module):
-    """Stands where a block need not run: its output is given, every other attribute is the block's."""
+    """A stand-in for a skipped block: returns a given hidden state, and has all other attributes of the block."""
 
     def __init__(self, block: nn.Module, form: _Form, hidden: Tensor) -> None:
         super().__init__()
-        # Past nn.Module, which would adopt the block as a child.
+        # Bypasses nn.Module, which would register the block as a child.
         self.__dict__.update(_block=block, _form=form, _hidden=hidden)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -135,13 +135,13 @@ class _Passed(nn.Module):
         return getattr(self.__dict__["_block"], name)
 
 
-def _keep(kept: dict[Any, Tensor], name: str | int, tensor: Tensor) -> None:
-    """A copy, since some models write into what a module gave; TransformerLens keeps the heads of hook_z apart."""
-    kept[name] = tensor.flatten(2).clone()
+def _keep(tensors: dict[Any, Tensor], name: str | int, tensor: Tensor) -> None:
+    """Store a copy, because some models write into outputs; flatten the heads of TransformerLens' hook_z."""
+    tensors[name] = tensor.flatten(2).clone()
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """The tensor that another one is a view of, or itself."""
+    """Return the tensor that `tensor` is a view of, or itself."""
     return tensor if tensor._base is None else tensor._base
 
 
@@ -152,8 +152,7 @@ def _is_compiled(part: nn.Module) -> bool:
 class HookedModel(Model):
     """A torch model with a list of blocks and named sites inside them.
 
-    `sites` maps canonical hook names to places. Every pass is one of evaluation mode, and leaves the
-    modules as it found them.
+    `sites` maps canonical hook names to places. Each pass runs in evaluation mode and leaves the modules unchanged.
     """
 
     def __init__(self, module: nn.Module, blocks: nn.ModuleList, sites: Mapping[str, Site]) -> None:
@@ -161,9 +160,9 @@ class HookedModel(Model):
         self.blocks = blocks
         self.sites = sites
         self._forms: dict[int, _Form] = {}
-        """What each block gives, by index, once it has run."""
+        """The form of each block's output, by index, once the block has run."""
         self._skippable: dict[tuple[int, bool], bool] = {}
-        """Whether a pass is the same when the first blocks do not run: how many, and whether the last one is edited."""
+        """(Number of first blocks, True if the last is edited) -> True if skipping them does not change the pass."""
         self._compiled = any(_is_compiled(part) for part in self.module.modules())
 
     @property
@@ -172,18 +171,18 @@ class HookedModel(Model):
 
     @property
     def dtype(self) -> torch.dtype:  # type: ignore[override]
-        # Quantised weights are integers, and no dtype of activations.
+        # Quantised weights are integers, which is not the dtype of activations.
         return next(p.dtype for p in self.module.parameters() if p.is_floating_point())  # type: ignore[no-any-return]
 
     @abstractmethod
     def _forward(self, tokens: Int[Tensor, "batch seq"], **inputs: Any) -> Float[Tensor, "batch seq d_model"]:
-        """A pass up to the state that the unembedding reads."""
+        """Run a pass up to the input of the unembedding, and return it."""
 
     @abstractmethod
     def _inputs(self, batch: Batch) -> dict[str, Any]:
-        """What `_forward` needs besides the tokens, for results that do not depend on padding.
+        """Return the arguments of `_forward` besides the tokens that make results independent of padding.
 
-        Asked before any hook is set, so it may run the model.
+        Called before any hook is set, so it may run the model.
         """
 
     def _finish(self, hidden: Float[Tensor, "batch seq d_model"], batch: Batch) -> Tensor:
@@ -191,9 +190,9 @@ class HookedModel(Model):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, until the end, for whatever is in training mode; compiled parts run as they were written.
+        """Run the block in evaluation mode, with compiled parts in eager mode.
 
-        Compiled code does not see hooks that were set after it was compiled.
+        Compiled code ignores hooks that were set after its compilation.
         """
         eager = torch.compiler.set_stance("force_eager") if self._compiled else nullcontext()
         with evaluation_mode(self.module.modules()), eager:
@@ -204,16 +203,16 @@ class HookedModel(Model):
         captured = Capture({})
         wanted = {name: self.sites[name] for name in hooks}
         # Resuming inside a block runs the block again, so its input is kept.
-        named = (self.sites[n] for n in resumable)
-        inner = {s.block for s in named if s.suffix not in (RESID_PRE, RESID_MID, RESID_POST) and s.rest is None}
+        starts = (self.sites[n] for n in resumable)
+        inner = {s.block for s in starts if s.suffix not in (RESID_PRE, RESID_MID, RESID_POST) and s.rest is None}
         pending: set[str | int] = {*wanted, *inner}
         if not pending and not final:
             return captured
 
-        def keep(kept: dict[Any, Tensor], key: str | int) -> Callable[[Tensor], None]:
+        def keep(tensors: dict[Any, Tensor], key: str | int) -> Callable[[Tensor], None]:
             def see(tensor: Tensor) -> None:
-                if isinstance(key, str) or tensor.ndim == 3:  # a block that reads several streams at once runs again
-                    _keep(kept, key, tensor)
+                if isinstance(key, str) or tensor.ndim == 3:  # a block with several input streams runs again
+                    _keep(tensors, key, tensor)
                 pending.discard(key)
                 if not pending and not final:
                     raise _Cut
@@ -237,33 +236,33 @@ class HookedModel(Model):
         self, batch: Batch, captured: Capture, hook_name: str, activations: Float[Tensor, "batch seq d"],
         hooks: Iterable[str] = (),
     ) -> Capture:  # fmt: skip
-        site, found = self.sites[hook_name], Capture({})
-        if site.rest is not None:  # no block comes after, and so no hook of theirs
+        site, resumed = self.sites[hook_name], Capture({})
+        if site.rest is not None:  # no block comes after it, so no hook either
             with self.evaluating():
-                found.final = self._finish(site.rest(activations.to(self.dtype)), batch)
-            return found
+                resumed.final = self._finish(site.rest(activations.to(self.dtype)), batch)
+            return resumed
         edits, start = self._edits(site, captured, activations)
         with self.evaluating(), ExitStack() as stack:
             inputs = self._inputs(batch)
             skip = start if self._may_skip(start, site, batch, inputs, edits) else 0
             for name in hooks:
-                keep = functools.partial(_keep, found.activations, name)
+                keep = functools.partial(_keep, resumed.activations, name)
                 stack.callback(self.sites[name].watch(keep).remove)
-            found.final = self._finish(self._edited(batch.tokens, inputs, edits, skip), batch)
-        return found
+            resumed.final = self._finish(self._edited(batch.tokens, inputs, edits, skip), batch)
+        return resumed
 
     def _entry(self, index: int) -> Site:
         return Site(self.blocks[index], "in", index)
 
     def _edits(self, site: Site, captured: Capture, activations: Tensor) -> tuple[list[_Edit], int]:
-        """What replacing a site's activations comes to, and how many blocks are before it."""
+        """Return the edits that replace a site's activations, and the number of blocks that need not run."""
         entry, replaced = self._entry(site.block), _Edit(site, activations)
         if site.suffix == RESID_POST:
             return [replaced], site.block + 1
         if site.suffix == RESID_PRE:
             return [_Edit(entry, activations)], site.block
         if site.suffix == RESID_MID:
-            # A block adds its attention's output to its input: nought plus the activations is exact.
+            # A block adds its attention's output to its input: zero plus the activations is exact.
             added = self.sites[f"blocks.{site.block}.{ATTN_OUT}"]
             return [_Edit(entry, torch.zeros_like(activations)), _Edit(added, activations)], site.block
         entering = captured.inputs.get(site.block)
@@ -272,7 +271,7 @@ class HookedModel(Model):
     def _edited(
         self, tokens: Int[Tensor, "batch seq"], inputs: Mapping[str, Any], edits: list[_Edit], skip: int
     ) -> Float[Tensor, "batch seq d_model"]:
-        """`_forward` with the edits applied and without its first `skip` blocks."""
+        """Run `_forward` with the edits and without the first `skip` blocks."""
         with ExitStack() as stack:
             for index in range(skip):
                 block = self.blocks[index]
@@ -283,10 +282,10 @@ class HookedModel(Model):
             return self._forward(tokens, **inputs)
 
     def _may_skip(self, start: int, site: Site, batch: Batch, inputs: Mapping[str, Any], edits: list[_Edit]) -> bool:
-        """Whether the blocks before the site need not run, as far as one row shows.
+        """True if skipping the blocks before the site does not change a pass over one row.
 
-        Most models hand nothing but the hidden state from block to block. Where more goes another way, as with keys
-        and values that later blocks share, every block runs, which is slower and always exact.
+        In most models, blocks pass on only the hidden state. If they pass on more, such as keys and values that later
+        blocks share, every block runs, which is slower and always exact.
         """
         edited = site.suffix == RESID_POST
         entered = edited or edits[0].site.module is self.blocks[site.block]
@@ -295,20 +294,20 @@ class HookedModel(Model):
         if (start, edited) not in self._skippable:
             row = int(batch.real.sum(1).argmax())
             rows = slice(row, row + 1)
-            # Other tokens than those captured: what a block left behind in the last pass must not serve in this one.
+            # Other tokens than those captured, so that state which a block kept from the last pass is wrong here.
             tokens = batch.tokens[rows].roll(1, 1)
             some = {key: value[rows] for key, value in inputs.items()}
             parts = [_Edit(edit.site, edit.value[rows].detach()) for edit in edits]
             with torch.no_grad():
                 try:
                     short = self._edited(tokens, some, parts, start)
-                except Exception as error:  # a model that misses what the blocks would have left
+                except Exception as error:  # a model that needs state of the skipped blocks
                     if out_of_memory(error):
                         raise
                     short = None
                 whole = self._edited(tokens, some, parts, 0)
             if not bool(whole[0, batch.real[row]].isfinite().all()):
-                return False  # what is no number shows nothing; the next activations may
+                return False  # NaN or infinity proves nothing; the next activations may
             same = short is not None and self._agree(short[0], whole[0], batch.real[row], 1e-5, 1e-2)
             self._skippable[start, edited] = same
         return self._skippable[start, edited]
@@ -316,13 +315,13 @@ class HookedModel(Model):
     def _agree(
         self, a: Float[Tensor, "seq d"], b: Float[Tensor, "seq d"], real: Tensor, single: float, half: float
     ) -> bool:
-        """Whether two passes end in the same states, to a relative error in single and in half precision.
+        """True if two passes have the same states, up to a relative error for single and one for half precision.
 
-        Of most tokens: in half precision one token may go to other experts for a rounding's sake.
+        The median over tokens decides: in half precision, rounding may route single tokens to other experts.
         """
         a, b = a[real].float(), b[real].float()
         error = float(((a - b).norm(dim=-1) / b.norm(dim=-1).clamp_min(torch.finfo(b.dtype).tiny)).median())
-        return error <= (single if torch.finfo(self.dtype).bits >= 32 else half)  # not so for NaN
+        return error <= (single if torch.finfo(self.dtype).bits >= 32 else half)  # False for NaN
 
     def _note_form(self, index: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         form = _Form.of(output)
@@ -331,46 +330,46 @@ class HookedModel(Model):
 
     @torch.no_grad()
     def check(self) -> None:
-        """`SaevalError` for a model that is not what every pass here takes it for, as one short row shows.
+        """Raise `SaevalError` if a short row shows that the model is not causal.
 
-        A token's state may not depend on later tokens, as it does in an encoder: targets would be seen, and padding.
+        A token's state must not depend on later tokens, as in an encoder: it would see targets and padding.
         """
         tokens = self._probe()
-        other, mask = tokens.clone(), torch.ones_like(tokens)
-        other[0, -1] = 2
+        edited, mask = tokens.clone(), torch.ones_like(tokens)
+        edited[0, -1] = 2
         with self.evaluating():
-            states, changed = (self._forward(t, attention_mask=mask)[0, :-1] for t in (tokens, other))
+            states, changed = (self._forward(t, attention_mask=mask)[0, :-1] for t in (tokens, edited))
             shorter = self._forward(tokens[:, :-1], attention_mask=mask[:, :-1])[0]
-        every = mask[0, :-1].bool()
-        # A look at the next token alone moves one state: the largest change decides, between passes of one shape.
+        real = mask[0, :-1].bool()
+        # A model that sees only the next token changes one state, so the largest change between equal shapes decides.
         sizes = states.float().norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
         moved = float(((changed - states).float().norm(dim=-1) / sizes).max())
         same = moved <= (1e-4 if torch.finfo(self.dtype).bits >= 32 else 5e-2)
-        same = same and self._agree(shorter, states, every, 1e-3, 5e-2)
-        if not same and bool(states.isfinite().all()):  # what is no number says nothing of where it comes from
+        same = same and self._agree(shorter, states, real, 1e-3, 5e-2)
+        if not same and bool(states.isfinite().all()):  # NaN and infinity prove nothing
             raise SaevalError(
-                f"{type(self.module).__name__} does not read from left to right: a token's state changes with later "
-                "tokens, as in an encoder; saeval takes causal models (some need 'is_decoder' in their config)"
+                f"{type(self.module).__name__} is not causal: a token's state changes with later tokens, as in an "
+                "encoder; saeval supports causal models (some need 'is_decoder' in their config)"
             )
 
     def _probe(self) -> Int[Tensor, "1 seq"]:
-        """A short row for a look at the model; no token is 0, which may be padding and embedded as zero."""
+        """Return a short row of tokens for checks; none is 0, which may be padding with a zero embedding."""
         return 1 + torch.arange(_PROBE_LENGTH, device=self.device)[None] % 2
 
     @torch.no_grad()
     def twins(self) -> dict[str, str]:
-        """Names of block outputs -> the name of the next block's input, where a short pass shows one tensor."""
-        left: dict[int, tuple[Tensor, int]] = {}
-        found: dict[str, str] = {}
+        """Return hooks of block outputs -> that of the next block's input, if a short pass shows one tensor."""
+        outputs: dict[int, tuple[Tensor, int]] = {}
+        twins: dict[str, str] = {}
 
         def leaving(block: int) -> Callable[[Tensor], None]:
-            return lambda tensor: left.__setitem__(block, (tensor, tensor._version))
+            return lambda tensor: outputs.__setitem__(block, (tensor, tensor._version))
 
         def entering(block: int) -> Callable[[Tensor], None]:
             def see(tensor: Tensor) -> None:
-                before, version = left.get(block - 1, (None, 0))
-                if before is tensor and tensor._version == version:  # nor was it written into between the two
-                    found[f"blocks.{block - 1}.{RESID_POST}"] = f"blocks.{block}.{RESID_PRE}"
+                before, version = outputs.get(block - 1, (None, 0))
+                if before is tensor and tensor._version == version:  # and not modified in between
+                    twins[f"blocks.{block - 1}.{RESID_POST}"] = f"blocks.{block}.{RESID_PRE}"
 
             return see
 
@@ -381,28 +380,28 @@ class HookedModel(Model):
                     if site := self.sites.get(f"blocks.{index}.{suffix}"):
                         stack.callback(site.watch(see(index)).remove)
             self._forward(tokens, attention_mask=torch.ones_like(tokens))
-        return found
+        return twins
 
     @torch.no_grad()
     def widths(self) -> dict[str, int]:
-        """Width of every site that one short pass shows to hold one `[batch, seq, ...]` tensor of real numbers."""
+        """Return the width of each site that has one floating-point `[batch, seq, ...]` tensor in a short pass."""
         shapes: dict[str, list[torch.Size]] = {name: [] for name in self.sites}
 
         def note(seen: list[torch.Size]) -> Callable[[Tensor], None]:
-            # Whole numbers are choices, as of experts, and no activations.
+            # Integers are not activations, but indices, such as those of experts.
             return lambda tensor: seen.append(tensor.shape if tensor.is_floating_point() else torch.Size())
 
         tokens = torch.zeros((1, _PROBE_LENGTH), dtype=torch.long, device=self.device)
-        given: list[Tensor] = []
+        outputs: list[Tensor] = []
         final = [site for site in self.sites.values() if site.rest is not None]
         with self.evaluating(), ExitStack() as stack:
             for name, site in self.sites.items():
                 stack.callback(site.watch(note(shapes[name])).remove)
             for site in final:
-                stack.callback(Site(site.norm or site.module, "out", site.block).watch(given.append).remove)
+                stack.callback(Site(site.norm or site.module, "out", site.block).watch(outputs.append).remove)
             state = self._forward(tokens, attention_mask=torch.ones_like(tokens))
-        # What comes after the last norm must be the unembedding: some models scale or project the state once more.
-        last = any(_whole(tensor) is _whole(state) and tensor.shape == state.shape for tensor in given)
+        # The unembedding must follow the last norm directly; some models scale or project the state in between.
+        last = any(_whole(tensor) is _whole(state) and tensor.shape == state.shape for tensor in outputs)
         return {
             name: math.prod(seen[0][2:])
             for name, seen in shapes.items()
@@ -412,10 +411,10 @@ class HookedModel(Model):
 
 
 def normalized(norm: nn.Module, args: tuple[Any, ...], unit: float) -> Float[Tensor, "batch seq d_model"]:
-    """What a norm makes of its input, without its own gain and bias.
+    """Return a norm's output before its gain and bias.
 
-    `unit` is the weight that means a gain of 1: 1, or 0 for norms that store the gain less 1.
-    The norm's own code computes it, with neutral parameters and without its hooks.
+    `unit` is the weight for a gain of 1: 1, or 0 for norms that store the gain minus 1. The norm's own code computes
+    the output, with neutral parameters and without its hooks.
     """
     neutral = copy.copy(norm)
     neutral._parameters = dict.fromkeys(norm._parameters)
@@ -427,7 +426,7 @@ def normalized(norm: nn.Module, args: tuple[Any, ...], unit: float) -> Float[Ten
 
 
 def with_gain(norm: nn.Module, value: Float[Tensor, "batch seq d_model"], unit: float) -> Tensor:
-    """The norm's output where `value` is what it has before its gain and bias."""
+    """Return the norm's output from `value`, its output before gain and bias."""
     parameters = {name: p for name, p in norm._parameters.items() if p is not None}
     weight = parameters["weight"]
     wide = torch.promote_types(weight.dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""The `huggingface` adapter: any causal or reward model that transformers loads."""
+"""The `huggingface` adapter: causal and reward models that transformers loads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from saeval.plugin import Model, ModelAdapter, ModelSpec, SaevalError, cached, digest_of, libraries
 from saeval_models.checkpoint import (
-    TAKEN,
+    SUPPORTED,
     VALUE_HEAD,
     Reference,
     architecture_task,
@@ -36,13 +36,13 @@ if TYPE_CHECKING:  # annotations only: transformers is slow to import
 
 
 _MOST_A_BYTE = 16
-"""Parameters a byte of weights that no format packs."""
+"""More parameters per byte of weights than any format stores."""
 _FEW = 10**8
-"""Parameters that fit into any memory, whatever the weights are."""
+"""A number of parameters that fits into any memory."""
 log = logging.getLogger("saeval")
-_CAUSAL_ONLY = "saeval takes causal models"
+_CAUSAL_ONLY = "saeval supports causal models"
 _WITH_VALUE_HEAD = ("trl", "PreTrainedModelWrapper")
-"""The class of trl's that holds a language model and a value head."""
+"""trl's class of a language model with a value head."""
 
 
 class PretrainedSpec(FamilySpec):
@@ -57,20 +57,20 @@ class PretrainedSpec(FamilySpec):
         self.kind = self.checkpoint.task(reference.task)
         if self.checkpoint.adapter is not None and reference.center_writing_weights:
             raise SaevalError(
-                f"{self.checkpoint.adapter.folder} holds an adapter, whose weights 'center_writing_weights' would not "
-                f"centre; merge it into its model and save that"
+                f"{self.checkpoint.adapter.folder} holds an adapter, whose weights 'center_writing_weights' does not "
+                f"centre; merge it into its base model and save the result"
             )
         if reference.reward_at == "before_padding":
             self._check_reward_at()
 
     def _check_reward_at(self) -> None:
-        """`SaevalError` where a reward cannot be read before padding."""
+        """Raise `SaevalError` if a reward cannot be read before padding."""
         if self.kind != "reward":
             raise SaevalError(f"'reward_at' is for reward models, and '{self.name}' is a language model; leave it out")
         if padding(self.checkpoint.config) is None:
             raise SaevalError(
                 f"'reward_at: before_padding' needs a padding token, and {self.checkpoint.config_file} has no "
-                "'pad_token_id'; leave 'reward_at' out: without one transformers reads the last token, too"
+                "'pad_token_id'; leave 'reward_at' out: without one, transformers also reads the last token"
             )
 
     def identity(self) -> Mapping[str, Any]:
@@ -94,10 +94,10 @@ class PretrainedSpec(FamilySpec):
 
     @cached_property
     def _outline(self) -> dict[str, Any]:
-        """What the model says without its values; kept between runs, since to build it takes seconds of imports."""
+        """Facts about the model that need no weight values; cached between runs, because imports take seconds."""
         files = weight_files(self.checkpoint.config_file.parent) if self.checkpoint.local else []
         check_checksums(files)
-        if not self.code:  # nothing tells whether the adapter is the one of another time
+        if not self.code:  # the adapter's version is unknown, so a cached entry may be of another one
             return self._outlined()
         words = [
             self.adapter,
@@ -114,7 +114,7 @@ class PretrainedSpec(FamilySpec):
         hooks, unused = self._hooks(), self._unused()
         try:
             twins = self._empty.twins()
-        except Exception:  # a forward that cannot run so
+        except Exception:  # the forward pass cannot run on the meta device
             twins = {}
         parameters = sum(p.numel() for p in self._empty.module.parameters())
         return {"hooks": hooks, "twins": twins, "unused": unused, "parameters": parameters}
@@ -124,7 +124,7 @@ class PretrainedSpec(FamilySpec):
         try:
             return model.widths()
         except Exception:
-            # Some forwards cannot run without values, as those that route tokens to experts.
+            # Some forward passes need values, such as those that route tokens to experts.
             if self._family.sites is not BOUNDARIES:
                 raise
             width = int(self._config.get_text_config().hidden_size)
@@ -132,13 +132,13 @@ class PretrainedSpec(FamilySpec):
 
     @cached_property
     def _empty(self) -> HookedModel:
-        """The model on the meta device, where tensors have shapes and no values."""
+        """The model on the meta device, where tensors have shapes but no values."""
         import torch  # late: see the module's own imports
 
         from saeval_models.pretrained import family_of, hooked  # late: it imports transformers
 
-        what = f"{self.checkpoint.config_file} describes no {self.kind} model that transformers can build"
-        with library_errors(what, f"saeval takes {TAKEN}"), torch.device("meta"):
+        failure = f"{self.checkpoint.config_file} describes no {self.kind} model that transformers can build"
+        with library_errors(failure, f"saeval supports {SUPPORTED}"), torch.device("meta"):
             module = self._auto_class.from_config(self._config, attn_implementation="eager")
         self._check_size(module)
         if self.kind == "causal":
@@ -146,28 +146,28 @@ class PretrainedSpec(FamilySpec):
         return hooked(module, family_of(module))
 
     def _check_size(self, module: PreTrainedModel) -> None:
-        """`SaevalError` for a config far beyond its weights: transformers would make up what they lack."""
+        """Raise `SaevalError` if the config is far larger than the weights: transformers would fill in the rest."""
         described, stored = sum(p.numel() for p in module.parameters()), self.checkpoint.weight_bytes
         if stored is not None and described > max(_FEW, _MOST_A_BYTE * stored):
             raise SaevalError(
-                f"{self.checkpoint.config_file} describes {described:,} parameters, and the weights beside it are "
-                f"{stored:,} bytes; check its sizes, such as 'vocab_size'"
+                f"{self.checkpoint.config_file} describes {described:,} parameters, but the weights beside it have "
+                f"only {stored:,} bytes; check its sizes, such as 'vocab_size'"
             )
 
     def _check_decoder(self, module: PreTrainedModel) -> None:
-        """`SaevalError` for an encoder under a language model's head, such as BERT without 'is_decoder'."""
-        # The config's own field does not tell: GPT-NeoX has one that its model never looks at.
-        said = {part.is_decoder for part in module.modules() if isinstance(getattr(part, "is_decoder", None), bool)}
-        if said == {False}:
+        """Raise `SaevalError` for an encoder with a language model's head, such as BERT without 'is_decoder'."""
+        # The config's own field is unreliable: GPT-NeoX has one that its model ignores.
+        flags = {part.is_decoder for part in module.modules() if isinstance(getattr(part, "is_decoder", None), bool)}
+        if flags == {False}:
             raise SaevalError(
-                f"{self.checkpoint.config_file} does not say 'is_decoder': true, so {type(module).__name__} does not "
-                f"read from left to right: its scores would see their targets; {_CAUSAL_ONLY}"
+                f"{self.checkpoint.config_file} does not set 'is_decoder': true, so {type(module).__name__} is not "
+                f"causal: its scores would depend on their targets; {_CAUSAL_ONLY}"
             )
 
     def _unused(self) -> list[str]:
-        """The tensors of local weights that the model does not use; `SaevalError` for weights that are not its own.
+        """Return the tensors of local weights that the model does not use; `SaevalError` if weights do not fit it.
 
-        No values are read.
+        Reads no values.
         """
         if not self.checkpoint.local:
             return []
@@ -188,8 +188,8 @@ class PretrainedSpec(FamilySpec):
     @cached_property
     def _family(self) -> Family:
         config = self.checkpoint.config
-        if (known := known_family(config["model_type"], config)) is not None:
-            return known
+        if (family := known_family(config["model_type"], config)) is not None:
+            return family
         from saeval_models.pretrained import family_of  # late: it imports transformers
 
         return family_of(self._empty.module)
@@ -203,15 +203,15 @@ class PretrainedSpec(FamilySpec):
 
         raw, file = self.checkpoint.config, self.checkpoint.config_file
         if raw["model_type"] not in transformers.CONFIG_MAPPING:
-            code = "; the model brings code of its own, which saeval does not run" if "auto_map" in raw else ""
-            known = f"transformers {transformers.__version__} has no such model"
-            raise SaevalError(f"{file} is of model_type '{raw['model_type']}': {known}{code}")
+            code = "; the model comes with its own code, which saeval does not run" if "auto_map" in raw else ""
+            fault = f"transformers {transformers.__version__} has no such model"
+            raise SaevalError(f"{file} has model_type '{raw['model_type']}': {fault}{code}")
         with library_errors(f"{file} cannot be read", "save the model again"):
             config = transformers.AutoConfig.from_pretrained(**self._source)
         if getattr(config.get_text_config(), "is_causal", True) is False:
             raise SaevalError(
-                f"{file} says 'is_causal': false, so the model does not read from left to right: its scores would see "
-                f"their targets; {_CAUSAL_ONLY}"
+                f"{file} sets 'is_causal': false, so the model is not causal: its scores would depend on their "
+                f"targets; {_CAUSAL_ONLY}"
             )
         return config  # type: ignore[no-any-return]
 
@@ -233,7 +233,7 @@ class PretrainedSpec(FamilySpec):
 
     @property
     def _has_value_head(self) -> bool:
-        """Whether rewards are read from a value head beside a language model's own."""
+        """True if rewards are read from a value head beside the head of a language model."""
         task = architecture_task(self.checkpoint.architecture)
         return self.kind == "reward" and (
             task == "causal" or (task == "" and VALUE_HEAD in self.checkpoint.tensor_shapes)
@@ -241,20 +241,20 @@ class PretrainedSpec(FamilySpec):
 
     @property
     def padding_token(self) -> int | None:
-        asked = self.kind == "reward" and self.reference.reward_at == "last_token" and not self._has_value_head
-        return padding(self.checkpoint.config) if asked else None
+        relevant = self.kind == "reward" and self.reference.reward_at == "last_token" and not self._has_value_head
+        return padding(self.checkpoint.config) if relevant else None
 
     @property
     def context(self) -> int | None:
-        raw = self.checkpoint.config  # read without transformers where it suffices: a finished suite needs no more
-        found = raw.get("max_position_embeddings") or raw.get("n_positions")
-        return found if isinstance(found, int) else longest_context(self._config)
+        raw = self.checkpoint.config  # suffices for most models, without importing transformers
+        positions = raw.get("max_position_embeddings") or raw.get("n_positions")
+        return positions if isinstance(positions, int) else longest_context(self._config)
 
     @property
     def vocabulary(self) -> int | None:
-        # Read without transformers where it suffices; what is not in the file is the library's default.
-        found = vocabulary(self.checkpoint.config)
-        return found if found is not None else getattr(self._config.get_text_config(), "vocab_size", None)
+        # The file suffices for most models, without importing transformers, which knows the defaults.
+        size = vocabulary(self.checkpoint.config)
+        return size if size is not None else getattr(self._config.get_text_config(), "vocab_size", None)
 
     @property
     def parameters(self) -> int | None:
@@ -265,7 +265,7 @@ class PretrainedSpec(FamilySpec):
 
         if not self.tokenizer_identity():
             raise SaevalError(f"{self.checkpoint.source} has no tokenizer files; save the tokenizer beside the model")
-        _ = self._config  # transformers reads it for a tokenizer, too, whose fault it would seem
+        _ = self._config  # transformers also reads it for the tokenizer; its errors must not name the tokenizer
         with library_errors(f"the tokenizer of {self.checkpoint.source} cannot be loaded", "save it again"):
             where = {"pretrained_model_name_or_path": self.checkpoint.tokenizer_source}
             return AutoTokenizer.from_pretrained(**{**self._source, **where})
@@ -275,12 +275,12 @@ class PretrainedSpec(FamilySpec):
 
     def facts(self) -> Mapping[str, Any]:
         files = self.checkpoint
-        found = {
+        facts = {
             "name": files.name, "revision": files.revision, "model_type": files.config["model_type"],
             "architecture": files.architecture, "context": self.context, "chat_template": files.chat_template,
             "center_writing_weights": self.reference.center_writing_weights, **self._adapter_facts(),
         }  # fmt: skip
-        return {key: value for key, value in found.items() if value not in (None, "")}
+        return {key: value for key, value in facts.items() if value not in (None, "")}
 
     def fetch(self) -> None:
         from huggingface_hub import snapshot_download  # late: only for models of the hub
@@ -291,7 +291,7 @@ class PretrainedSpec(FamilySpec):
         wanted = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
         with library_errors(f"hub model '{self.name}' cannot be downloaded", "check its name and the network"):
             here = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
-            if not any(here.glob("*.safetensors")):  # the older format, which is read where there is no other
+            if not any(here.glob("*.safetensors")):  # the older format, if there is no other
                 snapshot_download(repo, revision=revision, allow_patterns=["pytorch_model*.bin"])
 
     def load(self, device: str) -> Model:
@@ -305,40 +305,40 @@ class PretrainedSpec(FamilySpec):
         return model
 
     def _value_head(self, module: PreTrainedModel) -> nn.Linear:
-        """The value head of local weights, on the model's device and in its dtype."""
+        """Return the value head of local weights, in float32 on the model's device."""
         from torch import nn  # late: see the module's own imports
 
         files, stem = weight_files(self.checkpoint.config_file.parent), VALUE_HEAD.removesuffix("weight")
-        found = tensors(files, [VALUE_HEAD, f"{stem}bias"])
-        weight, width = found[VALUE_HEAD], int(module.config.get_text_config().hidden_size)
+        loaded = tensors(files, [VALUE_HEAD, f"{stem}bias"])
+        weight, width = loaded[VALUE_HEAD], int(module.config.get_text_config().hidden_size)
         if tuple(weight.shape) != (1, width):
             raise SaevalError(
                 f"{self._where}: the value head {VALUE_HEAD} is {list(weight.shape)}, expected [1, {width}]"
             )
-        head = nn.Linear(width, 1, bias=f"{stem}bias" in found)
-        head.load_state_dict({name.removeprefix(stem): tensor for name, tensor in found.items()})
-        return head.requires_grad_(False).float().to(module.device)  # as trl keeps it, whatever the model's dtype
+        head = nn.Linear(width, 1, bias=f"{stem}bias" in loaded)
+        head.load_state_dict({name.removeprefix(stem): tensor for name, tensor in loaded.items()})
+        return head.requires_grad_(False).float().to(module.device)  # as in trl, for any dtype of the model
 
     @property
     def _where(self) -> str:
         return f"the weights of {self.checkpoint.source}"
 
     def _read(self, **options: Any) -> tuple[PreTrainedModel, Mapping[str, Any]]:
-        """What transformers makes of the weights, and its report of what did not fit; nothing in a pickle is run."""
+        """Load the model with transformers; return it and the report of mismatches. No code in a pickle is run."""
         try:
             where = self._where
             with library_errors(f"{where} cannot be loaded", "check them and the model's entry"), _quietly():
-                # Sizes that do not fit are told of below; transformers would only log them.
-                # An adapter is applied below, since transformers would report on its keys alone: it finds none here.
-                # Nor does it ask the hub for one, for which it would wait half a minute where that is away.
+                # `_check` reports mismatched sizes, which transformers would only log.
+                # Adapters are applied later, because transformers would report only their keys: it finds none here.
+                # Nor does it ask the hub for one, which takes half a minute if the hub is unreachable.
                 return self._auto_class.from_pretrained(  # type: ignore[no-any-return]
                     **self._source, **options, output_loading_info=True, ignore_mismatched_sizes=True,
                     adapter_kwargs={"subfolder": "none", "local_files_only": True},
                 )  # fmt: skip
         except SaevalError as error:
             if isinstance(error.__cause__, UnpicklingError):
-                what = "are damaged, or a pickle of more than tensors, which is not run"
-                raise SaevalError(f"{where} {what}; save them as safetensors") from error
+                fault = "are damaged, or a pickle with more than tensors, which is not run"
+                raise SaevalError(f"{where} {fault}; save them as safetensors") from error
             raise
 
     def _pretrained(self, device: str) -> PreTrainedModel:
@@ -350,13 +350,13 @@ class PretrainedSpec(FamilySpec):
         self.checkpoint.check_alone()
         module, report = self._read(**options)
         unused = self._check(module, report)
-        if unused and not self.checkpoint.local:  # those of a folder are known before
+        if unused and not self.checkpoint.local:  # `warnings` has reported those of a folder
             log.warning("%s hold tensors that the model does not use: %s", self._where, ", ".join(unused[:3]))
         if self.checkpoint.adapter is not None:
             with _quietly():
                 self.checkpoint.adapter.apply(module)
-        # Nothing here pools by token id; a padding id only makes transformers warn of right padding without a mask.
-        vars(module.config)["pad_token_id"] = None  # past the checks of those configs that take no None
+        # No pass here pools by token id; a padding id only makes transformers warn of right padding without a mask.
+        vars(module.config)["pad_token_id"] = None  # bypasses configs that refuse None
         if self.reference.center_writing_weights:
             from saeval_models.centring import centre_writing_weights  # late: it imports transformers
 
@@ -364,7 +364,7 @@ class PretrainedSpec(FamilySpec):
         return module.requires_grad_(False).eval().to(device)  # type: ignore[no-any-return]
 
     def _check(self, module: PreTrainedModel, report: Mapping[str, Any]) -> list[str]:
-        """Refuse weights that are not this model's: transformers would fill gaps with random numbers.
+        """Refuse weights that do not fit the model, because transformers would fill gaps with random numbers.
 
         Returns the names of tensors that the model does not use.
         """
@@ -372,19 +372,21 @@ class PretrainedSpec(FamilySpec):
 
         where = self._where
         if report["mismatched_keys"]:
-            name, found, expected = min(report["mismatched_keys"], key=lambda entry: str(entry[0]))
-            raise SaevalError(f"{where} are not of its config.json: {name} is {list(found)}, not {list(expected)}")
+            name, shape, expected = min(report["mismatched_keys"], key=lambda entry: str(entry[0]))
+            raise SaevalError(f"{where} do not fit its config.json: {name} is {list(shape)}, not {list(expected)}")
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise SaevalError(
-                f"{where} lack {missing}: they are incomplete, or of another architecture; copy the model again, or "
+                f"{where} lack {missing}: they are incomplete or of another architecture; copy the model again, or "
                 f"check 'architectures' in its config and 'task: {self.kind}'"
             )
         blocks = sum(1 for _ in base_of(module)[1].get_submodule(self._family.blocks).children())
         numbered = re.compile(rf"(?:^|\.){re.escape(self._family.blocks)}\.(\d+)\.")
-        found = [int(match[1]) for match in map(numbered.search, report["unexpected_keys"]) if match]
-        if found and max(found) >= blocks:
-            raise SaevalError(f"{where} have {max(found) + 1} blocks, its config.json {blocks}; save the model again")
+        indices = [int(match[1]) for match in map(numbered.search, report["unexpected_keys"]) if match]
+        if indices and max(indices) >= blocks:
+            raise SaevalError(
+                f"{where} have {max(indices) + 1} blocks, but its config.json has {blocks}; save the model again"
+            )
         head = VALUE_HEAD.removesuffix("weight") if self._has_value_head else None
         shape, width = self.checkpoint.tensor_shapes.get(VALUE_HEAD), int(module.config.get_text_config().hidden_size)
         if head and shape not in (None, (1, width)):
@@ -394,28 +396,33 @@ class PretrainedSpec(FamilySpec):
         return unused
 
     def _refuse_heads(self, module: PreTrainedModel, unused: list[str]) -> None:
-        """`SaevalError` for a head of one output that nobody said to leave out: the model may be a reward model."""
+        """Raise `SaevalError` for an unused head with one output, unless 'task' is set: it may be a reward model."""
         if self.kind != "causal" or self.reference.task is not None:
             return
-        one = (1, int(module.config.get_text_config().hidden_size))
-        name = next((name for name in unused if self.checkpoint.tensor_shapes.get(name) == one), None)
+        head = (1, int(module.config.get_text_config().hidden_size))
+        name = next((name for name in unused if self.checkpoint.tensor_shapes.get(name) == head), None)
         if name is None:
             return
-        alone = "'task: causal' for the language model alone"
+        ignore = "'task: causal' to ignore it"
         if name == VALUE_HEAD:
-            remedy = f"add 'task: reward' to 'model' to read it as the reward of a text's last token, or {alone}"
+            remedy = f"add 'task: reward' to 'model' to read the reward at a text's last token, or {ignore}"
         else:
-            remedy = f"if it is a reward model's, name that class in 'architectures' of config.json; else add {alone}"
+            remedy = f"if it is a reward model, name its class in 'architectures' of config.json; else add {ignore}"
         raise SaevalError(
-            f"{self._where} also hold {name} {list(one)}, a head of one output that {type(module).__name__} does not "
-            f"use; {remedy}"
+            f"{self._where} also hold {name} {list(head)}, a head with one output that {type(module).__name__} does "
+            f"not use; {remedy}"
         )
 
 
 class HuggingFace(ModelAdapter):
-    """`model: {use: huggingface, path: folder}` or `{use: huggingface, name: gpt2, revision: main}`.
+    """Causal and reward models that transformers loads.
 
-    A folder may hold an adapter of peft's, beside its model or alone.
+    `model: {use: huggingface, path: folder}` or `{use: huggingface, name: gpt2, revision: main}`. A folder may hold a
+    peft adapter, beside its base model or alone. `dtype` is float32 by default; `attn_implementation` is that of
+    transformers. `task` is `causal` or `reward`, by default that of the config's architecture. `reward_at:
+    before_padding` reads a reward at the last token that is not the padding token, as transformers does; the default
+    is `last_token`. `center_writing_weights: true` centres the weights that write to the residual stream, as
+    TransformerLens does by default.
     """
 
     name = "huggingface"
@@ -426,9 +433,9 @@ class HuggingFace(ModelAdapter):
     def accepts(self, live: object) -> bool:
         from saeval.plugin import unwrap_module  # late: it imports torch
 
-        found = unwrap_module(live)
+        module = unwrap_module(live)
         kinds = (("transformers", "PreTrainedModel"), ("peft", "PeftModel"), _WITH_VALUE_HEAD)
-        return any(inherits(found, *kind) for kind in kinds)
+        return any(inherits(module, *kind) for kind in kinds)
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
         from saeval.plugin import unwrap_module  # late: torch and transformers
@@ -441,8 +448,8 @@ class HuggingFace(ModelAdapter):
         if inherits(owner, "peft", "PeftModel"):
             if owner.active_peft_config.is_prompt_learning:
                 raise SaevalError(
-                    f"the live model's adapter is a {owner.active_peft_config.peft_type.value}, which adds tokens that "
-                    f"no document has; pass the model without it"
+                    f"the live model's adapter is a {owner.active_peft_config.peft_type.value}, which adds tokens "
+                    f"that are not in the documents; pass the model without it"
                 )
             module = owner.get_base_model()  # with the adapter's layers in their places
         family = family_of(module)
@@ -452,7 +459,7 @@ class HuggingFace(ModelAdapter):
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """No progress bar and no report of transformers' while weights load: what is wrong is said in an error."""
+    """Hide transformers' progress bar and reports while weights load; errors report faults."""
     from transformers.utils import logging  # late: slow to import
 
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""TransformerLens models as `HookedModel`s: sites are HookPoints under their own names."""
+"""TransformerLens models as `HookedModel`s, whose sites are HookPoints with their own names."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from saeval_models.families import FINAL_NORMALIZED, MLP_BRANCH, MLP_IN, MLP_NOR
 from saeval_models.hooked import HookedModel, Site
 from saeval_models.pretrained import PretrainedCausal, base_of, final_sites
 
-# Neither fires by default at its hook point: the way into the MLP is watched at the modules themselves.
+# These hook points do not fire by default, so the modules themselves are hooked.
 _MODULES: Mapping[str, ModuleEnd] = {MLP_BRANCH: ("ln2", "in"), MLP_IN: ("mlp", "in")}
 
 
 def lens_sites(
     owner: Any, suffixes: Iterable[str], modules: Mapping[str, ModuleEnd] = _MODULES, unit: float = 1.0
 ) -> dict[str, Site]:
-    """The sites of `suffixes` that a TransformerLens model has, at its HookPoints, or at one of `modules`.
+    """Return the sites of `suffixes` in a TransformerLens model, at its HookPoints or at one of `modules`.
 
     A HookPoint is an identity module, so its output is the activation.
     """
@@ -39,38 +39,38 @@ def lens_sites(
 
 
 def bridged(bridge: Any, family: Family) -> PretrainedCausal:
-    """A TransformerBridge ready for capture and resume.
+    """Return a TransformerBridge as a model for capture and resume.
 
-    The bridge puts its components into the Hugging Face model's own places, so that the model's
-    forward is the bridge's, and its list of blocks is the bridge's.
+    The bridge replaces the Hugging Face model's modules with its components, so the model's forward pass and its list
+    of blocks are those of the bridge.
     """
     module = bridge.original_model
     name, base = base_of(module)
     blocks = base.get_submodule(family.blocks)
-    # A bridge's `hook_normalized` may fire aside of the path that its norm's output takes.
+    # A bridge's `hook_normalized` may not be on the path of its norm's output.
     modules = {**_MODULES, MLP_NORMALIZED: ("ln2", "normalized")}
     sites = lens_sites(bridge, family.sites, modules, family.unit)
     return PretrainedCausal(module, blocks, {**sites, **final_sites(name, base, family, len(blocks))})
 
 
 def _gained(norm: Any, value: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:
-    """A TransformerLens norm's output from what is at its hook: times its gain, plus its bias, those that it has."""
+    """Return a TransformerLens norm's output from the activation at its hook: apply its gain and bias, if any."""
     value = value.to(norm.cfg.dtype)
     value = value * norm.w if hasattr(norm, "w") else value
     return value + norm.b if hasattr(norm, "b") else value
 
 
 class _Reached(Exception):  # noqa: N818 (not an error)
-    """The unembedding has been reached; carries what it was to read."""
+    """Ends a forward pass at the unembedding; its argument is the input of the unembedding."""
 
 
 class HookedTransformerModel(HookedModel):
-    """A user's own `HookedTransformer` (transformer-lens 3), with whatever processing its weights had."""
+    """A user's `HookedTransformer` (transformer-lens 3), with its weights as processed by the user."""
 
     def __init__(self, module: Any) -> None:
         from transformer_lens.utilities.architectures import POST_NORM_ARCHITECTURES  # late: gone in 4.0
 
-        # Their ln2 comes after the MLP, which reads the residual stream itself.
+        # In these, ln2 comes after the MLP, which reads the residual stream directly.
         post_norm = module.cfg.original_architecture in POST_NORM_ARCHITECTURES
         modules = {**_MODULES, MLP_BRANCH: ("mlp", "in")} if post_norm else _MODULES
         sites = lens_sites(module, SUFFIXES, modules)
@@ -90,10 +90,10 @@ class HookedTransformerModel(HookedModel):
             return end.args[0]  # type: ignore[no-any-return]
         finally:
             handle.remove()
-        raise RuntimeError("the model never came to its unembedding")
+        raise RuntimeError("the model never reached its unembedding")
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
-        # Always given: without it a tokenizer that pads on the left makes the model guess a mask from token ids.
+        # Always passed: without it, a tokenizer that pads on the left makes the model guess a mask from token ids.
         return {"attention_mask": batch.real.long()}
 
     def head(self, final: Float[Tensor, "batch seq d_model"], batch: Batch | None = None) -> Tensor:
@@ -106,6 +106,6 @@ class HookedTransformerModel(HookedModel):
         return self.head(hidden[None])[0]
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
-        """Logits of a plain pass through the whole model."""
+        """Return the logits of a plain pass through the whole model."""
         with self.evaluating():
             return self.module(batch.tokens, return_type="logits", **self._inputs(batch))  # type: ignore[no-any-return]

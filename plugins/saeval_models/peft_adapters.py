@@ -1,4 +1,4 @@
-"""An adapter of peft's in a local folder: small weights that change what a model computes."""
+"""peft adapters in local folders, such as LoRA weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """A folder with `adapter_config.json` and the adapter's weights."""
+    """An adapter: a folder with `adapter_config.json` and weights."""
 
     folder: Path
 
@@ -37,26 +37,26 @@ class PeftAdapter:
         except OSError as error:
             raise SaevalError(f"{self.config_file} cannot be read ({error}); save the adapter again") from None
         if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
-            raise SaevalError(f"{self.config_file} has no 'peft_type': it is not the config of an adapter of peft's")
+            raise SaevalError(f"{self.config_file} has no 'peft_type': it is not the config of a peft adapter")
         return config
 
     @property
     def kind(self) -> str:
-        """`LORA`, `IA3`, ..."""
+        """The adapter's `peft_type`: `LORA`, `IA3`, ..."""
         return str(self.config["peft_type"])
 
     @property
     def files(self) -> list[Path]:
-        """Every file that peft reads."""
+        """The files that peft reads."""
         weights = sorted(file for file in self.folder.glob("adapter_model*") if file.is_file())
         return [self.config_file, *weights]
 
     def check(self) -> None:
-        """`SaevalError` for an adapter that cannot be applied here, or that names code or files of its own."""
+        """Raise `SaevalError` for an adapter that cannot be applied, or that needs other code or folders."""
         if importlib.util.find_spec("peft") is None:
             raise SaevalError(
                 f"{self.folder} holds an adapter ({CONFIG}), which needs peft: pip install peft, or merge the adapter "
-                f"into its model and save that"
+                f"into its base model and save the result"
             )
         if self.config.get("megatron_config") is not None:
             raise SaevalError(f"{self.config_file} names code to import ('megatron_config'), which saeval does not run")
@@ -64,42 +64,43 @@ class PeftAdapter:
             raise SaevalError(f"{self.config_file} repeats blocks ('layer_replication'); merge it and save the model")
         if self.kind == "XLORA":
             raise SaevalError(
-                f"{self.config_file} is of an X-LoRA, which reads other folders; evaluate it as an object"
+                f"{self.config_file} is of an X-LoRA, which reads other folders; pass the loaded model instead"
             )
         weights = self.files[1:]
         if not weights:
-            raise SaevalError(f"{self.folder} has {CONFIG} and no adapter_model.safetensors; copy the adapter again")
+            raise SaevalError(f"{self.folder} has {CONFIG} but no adapter_model.safetensors; copy the adapter again")
         for file in weights:
             if file.suffix == ".safetensors":
                 check_whole(file)
 
     def base(self) -> tuple[Path | None, str]:
-        """The model it was trained on: its folder where that is here, and its name."""
-        named = self.config.get("base_model_name_or_path")
-        if not isinstance(named, str) or not named:
+        """Return the base model's folder, or None if it is not a local one, and its name."""
+        name = self.config.get("base_model_name_or_path")
+        if not isinstance(name, str) or not name:
             raise SaevalError(
-                f"{self.config_file} does not name its model; set 'base_model_name_or_path' to the model's folder"
+                f"{self.config_file} does not name its base model; set 'base_model_name_or_path' to that model's folder"
             )
-        path = Path(named).expanduser()
+        path = Path(name).expanduser()
         for folder in [path] if path.is_absolute() else [self.folder / path, path]:
             if folder.is_dir():
-                return folder, named
-        if path.is_absolute() or named.startswith((".", "~")):
+                return folder, name
+        if path.is_absolute() or name.startswith((".", "~")):
             raise SaevalError(
-                f"{self.config_file}: its model '{named}' is not here; set 'base_model_name_or_path' to its folder"
+                f"{self.config_file}: its base model '{name}' was not found; set 'base_model_name_or_path' to its "
+                "folder"
             )
-        return None, named
+        return None, name
 
     def apply(self, module: PreTrainedModel) -> None:
-        """Put the adapter into its loaded model. `SaevalError` where its weights are not those of this model."""
+        """Apply the adapter to its loaded base model; `SaevalError` if its weights do not fit this model."""
         with library_errors(
-            f"the adapter {self.folder} cannot be applied to {type(module).__name__}", "check its model"
+            f"the adapter {self.folder} cannot be applied to {type(module).__name__}", "check its base model"
         ):
-            found = module.load_adapter(str(self.folder), ignore_mismatched_sizes=True)
+            report = module.load_adapter(str(self.folder), ignore_mismatched_sizes=True)
         for keys, fault in (
-            (found.missing_keys, "lacks"),
-            (found.unexpected_keys, "has weights that its model has no place for:"),
-            (found.mismatched_keys, "has weights of other shapes than its model:"),
+            (report.missing_keys, "lacks"),
+            (report.unexpected_keys, "has weights that do not exist in its base model:"),
+            (report.mismatched_keys, "has weights whose shapes differ from its base model's:"),
         ):
             if keys:
                 shown = ", ".join(sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)[:3])
@@ -109,7 +110,7 @@ class PeftAdapter:
 
 
 def adapter_in(folder: Path) -> PeftAdapter | None:
-    """The checked adapter in a folder; None where it holds none."""
+    """Return the checked adapter in a folder; None if there is none."""
     if not (folder / CONFIG).is_file():
         return None
     adapter = PeftAdapter(folder)
@@ -118,7 +119,7 @@ def adapter_in(folder: Path) -> PeftAdapter | None:
 
 
 def attached(module: Any) -> list[str]:
-    """The adapters of a loaded model, as `name (KIND)`."""
+    """Return the adapters of a loaded model, as `name (KIND)`."""
     configs = getattr(module, "peft_config", None)
     if not isinstance(configs, Mapping):
         return []

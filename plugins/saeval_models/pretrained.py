@@ -1,4 +1,4 @@
-"""A Hugging Face model as a `HookedModel`: its passes, its head, its padding."""
+"""Hugging Face models as `HookedModel`s: passes, heads, padding."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from saeval.plugin import Batch, SaevalError, out_of_memory
-from saeval_models.checkpoint import TAKEN, Task, architecture_task
+from saeval_models.checkpoint import SUPPORTED, Task, architecture_task
 from saeval_models.families import BOUNDARIES, FINAL_NORMALIZED, End, Family, known_family, unknown_family
 from saeval_models.hooked import HookedModel, Site, with_gain
 
 
 def base_of(module: PreTrainedModel) -> tuple[str, Any]:
-    """All of a model but its head: the attribute it is kept in, and the module; `SaevalError` without a head."""
+    """Return the name and module of a model without its head; `SaevalError` if the model has no head."""
     if module.base_model is not module:
         return module.base_model_prefix, module.base_model
-    # Some classes have a prefix that names no attribute of theirs.
+    # In some classes, the prefix is not the name of an attribute.
     inner = [(name, part) for name, part in module.named_children() if isinstance(part, PreTrainedModel)]
     if len(inner) != 1 or module.get_output_embeddings() is None:
         raise SaevalError(f"{type(module).__name__} has no head; load it with AutoModelForCausalLM")
@@ -33,43 +33,43 @@ def base_of(module: PreTrainedModel) -> tuple[str, Any]:
 
 
 def task_of(module: PreTrainedModel) -> Task:
-    """What a model is for, by its class; `SaevalError` for one that saeval does not take."""
-    # The class may be a descendant with a name of its own.
+    """Return a model's task by its class; `SaevalError` if saeval does not support it."""
+    # The class may be a user's subclass with another name.
     tasks = [architecture_task(c.__name__) for c in type(module).__mro__ if issubclass(c, PreTrainedModel)]
-    task = next((found for found in tasks if found != ""), "causal")
+    task = next((task for task in tasks if task != ""), "causal")
     if task is None or module.config.is_encoder_decoder:
-        raise SaevalError(f"{type(module).__name__} is not one of those that saeval takes: {TAKEN}")
+        raise SaevalError(f"{type(module).__name__} is not supported; saeval supports {SUPPORTED}")
     return cast(Task, task)
 
 
 def family_of(module: PreTrainedModel) -> Family:
-    """The family from the table, else one found by looking for the list of blocks."""
+    """Return the model's family from the table, else one for its list of blocks."""
     task_of(module)
     config = module.config.get_text_config()
-    known = known_family(config.model_type, config.to_dict())
+    family = known_family(config.model_type, config.to_dict())
     name, base = base_of(module)
-    if known is not None and isinstance(getattr(base, known.blocks, None), nn.ModuleList):
-        return known
-    decoder = module.get_decoder()  # of a model that sees as well, the part that speaks
+    if family is not None and isinstance(getattr(base, family.blocks, None), nn.ModuleList):
+        return family
+    decoder = module.get_decoder()  # of a vision-language model, the language model
     inside = next((f"{path}." for path, part in base.named_modules() if part is decoder and path), "")
     lists = [path for path, part in base.named_modules() if isinstance(part, nn.ModuleList) and path.startswith(inside)]
-    found = [path for path in lists if len(base.get_submodule(path)) == config.num_hidden_layers]
-    if not found:
+    candidates = [path for path in lists if len(base.get_submodule(path)) == config.num_hidden_layers]
+    if not candidates:
         raise SaevalError(f"{type(module).__name__} has no list of {config.num_hidden_layers} blocks to hook")
-    parent, _, _ = found[0].rpartition(".")
-    beside = [path for path in found if path.rpartition(".")[0] == parent]
+    parent, _, _ = candidates[0].rpartition(".")
+    beside = [path for path in candidates if path.rpartition(".")[0] == parent]
     if len(beside) > 1:
         raise SaevalError(
-            f"{type(module).__name__} has no blocks to hook: it keeps their parts in lists of their own "
+            f"{type(module).__name__} has no blocks to hook: it keeps the parts of blocks in separate lists "
             f"({', '.join(path.removeprefix(f'{parent}.') for path in beside)})"
         )
-    return replace(known or unknown_family(), base=name, blocks=found[0], norm=_norm_of(base, found[0]))
+    return replace(family or unknown_family(), base=name, blocks=candidates[0], norm=_norm_of(base, candidates[0]))
 
 
 def module_sites(blocks: nn.ModuleList, family: Family) -> dict[str, Site]:
-    """Every site of the family, and either end of every other module in the blocks.
+    """Return the sites of the family, and both ends of every other module in the blocks.
 
-    A site whose module is not where the family has it, as in a model that its owner changed, is left out.
+    Sites whose modules are missing, as in a model that its owner changed, are left out.
     """
     sites: dict[str, Site] = {}
     for index, block in enumerate(blocks):
@@ -87,22 +87,22 @@ def module_sites(blocks: nn.ModuleList, family: Family) -> dict[str, Site]:
 
 
 def final_sites(name: str, base: nn.Module, family: Family, blocks: int) -> dict[str, Site]:
-    """The sites of the norm after the last block: its output, and where that is known what it is before the gain."""
+    """Return the sites of the norm after the last block: its output and, if known, its output before the gain."""
     parent, _, _ = family.blocks.rpartition(".")
     norm = getattr(base.get_submodule(parent), family.norm.rpartition(".")[2], None) if family.norm else None
     if not isinstance(norm, nn.Module):
         return {}
-    # A bridge's component stands where the norm was, and computes with its parameters.
-    own = getattr(norm, "original_component", None) or norm
+    # A bridge's component replaces the norm and computes with its parameters.
+    original = getattr(norm, "original_component", None) or norm
     sites = {f"{name}.{family.norm}": Site(norm, "out", blocks, rest=lambda state: state, norm=norm)}
-    if family.sites is not BOUNDARIES or isinstance(own, nn.LayerNorm):
-        rest = functools.partial(with_gain, own, unit=family.unit)
+    if family.sites is not BOUNDARIES or isinstance(original, nn.LayerNorm):
+        rest = functools.partial(with_gain, original, unit=family.unit)
         sites[FINAL_NORMALIZED] = Site(norm, "normalized", blocks, unit=family.unit, rest=rest, norm=norm)
     return sites
 
 
 def _norm_of(base: nn.Module, blocks: str) -> str:
-    """The path of what seems to be the norm after the last block, in a family that is not in the table."""
+    """Return the path of the likely norm after the last block, for a family that is not in the table."""
     parent, _, _ = blocks.rpartition(".")
     beside = base.get_submodule(parent).named_children()
     norms = [name for name, part in beside if "norm" in type(part).__name__.lower() and not list(part.children())]
@@ -114,7 +114,7 @@ def _plain(path: str) -> str:
 
 
 class _Output(BaseModelOutputWithPast):
-    """A base model's output that has the final hidden state and None of whatever else a head asks for."""
+    """A base model's output with the final hidden state; all other attributes are None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -122,22 +122,22 @@ class _Output(BaseModelOutputWithPast):
 
 
 class _Final(nn.Module):
-    """Stands where the base model was: its output is the given hidden state, and so is that of its parts."""
+    """A stand-in for the base model and its parts, whose output is the given hidden state."""
 
     def __init__(self, base: nn.Module, hidden: Tensor) -> None:
         super().__init__()
-        self.__dict__.update(_base=base, _hidden=hidden)  # past nn.Module, which would adopt the base as a child
+        self.__dict__.update(_base=base, _hidden=hidden)  # bypasses nn.Module, which would register the base as a child
 
     def forward(self, *args: Any, **kwargs: Any) -> _Output:
         return _Output(last_hidden_state=self._hidden)
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self.__dict__["_base"], name)
-        return self if isinstance(found, nn.Module) else found  # OPT's head calls `model.decoder`
+        value = getattr(self.__dict__["_base"], name)
+        return self if isinstance(value, nn.Module) else value  # OPT's head calls `model.decoder`
 
 
 class PretrainedCausal(HookedModel):
-    """A `*ForCausalLM`, plain or inside a TransformerBridge, whose components stand in the model's own places."""
+    """A `*ForCausalLM`, plain or in a TransformerBridge, whose components replace the model's modules."""
 
     def __init__(self, module: PreTrainedModel, blocks: nn.ModuleList, sites: Mapping[str, Site]) -> None:
         super().__init__(module, blocks, sites)
@@ -152,7 +152,7 @@ class PretrainedCausal(HookedModel):
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
-        # Causal attention never looks right, so only padding before a token needs a mask and shifted positions.
+        # Causal attention never reads later tokens, so only padding before a token needs a mask and shifted positions.
         if not bool((~batch.real[:, :-1] & batch.real[:, 1:]).any()):
             return {}
         attention_mask = batch.real.long()
@@ -165,40 +165,40 @@ class PretrainedCausal(HookedModel):
 
     @torch.no_grad()
     def _check_left_padding(self, batch: Batch, inputs: Mapping[str, Tensor]) -> None:
-        """Refuse left padding where it changes a row's results: some models count it, some turn it into NaN."""
+        """Raise `SaevalError` if left padding changes a row's results: some models read it, some return NaN."""
         row = int((~batch.real[:, :-1] & batch.real[:, 1:]).any(1).int().argmax())
         tokens, real = batch.tokens[row : row + 1], batch.real[row]
         bare = self._forward(tokens[:, real])[0]
         wide = self._forward(tokens, **{key: value[row : row + 1] for key, value in inputs.items()})[0, real]
         if not self._agree(wide, bare, torch.ones_like(wide[:, 0], dtype=torch.bool), 1e-3, 5e-2):
-            raise SaevalError(f"padding on the left changes what {type(self.module).__name__} makes; pad on the right")
+            raise SaevalError(f"left padding changes the results of {type(self.module).__name__}; pad on the right")
         self._left_padding_checked = True
 
     @torch.no_grad()
     def check(self) -> None:
-        """As of every model; and its head, if it is a language model's, may read the final hidden state alone."""
+        """Check that the model is causal and that a language model's head reads only the final hidden state."""
         super().check()
         if self.kind != "causal":
             return
         tokens = self._probe()
         with self.evaluating():
-            own = self.module(input_ids=tokens, use_cache=False, return_dict=True).logits[0]
+            expected = self.module(input_ids=tokens, use_cache=False, return_dict=True).logits[0]
             try:
-                found = self.head(self._forward(tokens))[0]
-                agree = self._agree(found, own, torch.ones_like(tokens[0], dtype=torch.bool), 1e-3, 5e-2)
-            except Exception as error:  # a head that misses what else the base model gives
+                logits = self.head(self._forward(tokens))[0]
+                agree = self._agree(logits, expected, torch.ones_like(tokens[0], dtype=torch.bool), 1e-3, 5e-2)
+            except Exception as error:  # a head that needs other outputs of the base model
                 if out_of_memory(error):
                     raise
                 agree = False
-        if not agree and bool(own.isfinite().all()):
+        if not agree and bool(expected.isfinite().all()):
             raise SaevalError(
-                f"the head of {type(self.module).__name__} reads more than the final hidden state, so that its logits "
-                "cannot be had with an SAE spliced in; use a model with an ordinary head"
+                f"the head of {type(self.module).__name__} reads more than the final hidden state, so its logits with "
+                "an SAE spliced in cannot be computed; use a model with an ordinary head"
             )
 
     def head(self, final: Float[Tensor, "batch seq d_model"], batch: Batch | None = None) -> Tensor:
-        """Logits by the model's own forward with its base model replaced, so that nothing in its head is missed."""
-        # Some heads ask how many tokens there were; which ones they were is the base model's to know.
+        """Return logits by the model's own forward with a stand-in for its base model, so that its whole head runs."""
+        # Some heads use the number of tokens; only the base model uses their ids.
         tokens = batch.tokens if batch is not None else final.new_zeros(final.shape[:2], dtype=torch.long)
         stand_in = _Final(getattr(self.module, self._base_name), final)
         with self.evaluating(), _replaced(self.module, self._base_name, stand_in):
@@ -208,7 +208,7 @@ class PretrainedCausal(HookedModel):
         return self.head(hidden[None])[0]
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
-        """Logits of a plain pass through the whole model."""
+        """Return the logits of a plain pass through the whole model."""
         with self.evaluating():
             inputs = self._inputs(batch)
             return self.module(input_ids=batch.tokens, use_cache=False, return_dict=True, **inputs).logits  # type: ignore[no-any-return]
@@ -217,7 +217,7 @@ class PretrainedCausal(HookedModel):
 class PretrainedReward(PretrainedCausal):
     """A model with a head of one output: `final` is the reward of each row, read at its last real token.
 
-    With `padding`, a token's id, it is read at the last real token that is another one, as transformers reads it.
+    With `padding`, a token id, the reward is read at the last real token with another id, as in transformers.
     """
 
     kind = "reward"
@@ -238,15 +238,15 @@ class PretrainedReward(PretrainedCausal):
 
 
 def _score_of(module: PreTrainedModel) -> nn.Module:
-    """The head of a `*ForSequenceClassification`; `SaevalError` for one that does not give one reward a text."""
+    """Return the head of a `*ForSequenceClassification`; `SaevalError` if it does not return one reward per text."""
     if module.config.num_labels != 1:
         raise SaevalError(
-            f"{type(module).__name__} has {module.config.num_labels} labels; a reward model has num_labels 1"
+            f"{type(module).__name__} has {module.config.num_labels} labels; a reward model must have num_labels 1"
         )
     score = getattr(module, "score", None)
     if not isinstance(score, nn.Module):
         raise SaevalError(
-            f"{type(module).__name__} has no 'score' head on its last token: not a supported reward model"
+            f"{type(module).__name__} has no 'score' head on its last token, so it is not a supported reward model"
         )
     return score
 
@@ -254,7 +254,7 @@ def _score_of(module: PreTrainedModel) -> nn.Module:
 def hooked(
     module: PreTrainedModel, family: Family, score: nn.Module | None = None, padding: int | None = None
 ) -> PretrainedCausal:
-    """The model ready for capture and resume: a reward model by its class, or with the value head `score`."""
+    """Return the model for capture and resume; a reward model if its class is one or `score` is a value head."""
     name, base = base_of(module)
     blocks = base.get_submodule(family.blocks)
     sites = {**module_sites(blocks, family), **final_sites(name, base, family, len(blocks))}

@@ -1,4 +1,4 @@
-"""The `transformer_lens` adapter: the same checkpoints, run through a TransformerBridge's own hook points."""
+"""The `transformer_lens` adapter: checkpoints of transformers in a TransformerBridge, with its hook points."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from saeval_models.live import LiveSpec, inherits
 
 
 class BridgeSpec(PretrainedSpec):
-    """A checkpoint that transformers loads and a TransformerBridge wraps, its weights neither folded nor centred."""
+    """A checkpoint that transformers loads and a TransformerBridge wraps, without folded or centred weights."""
 
     adapter: ClassVar[str] = "transformer_lens"
 
     def __init__(self, reference: Reference) -> None:
-        # The bridge computes attention itself, in full; `eager` is what it stands in for.
+        # The bridge computes attention itself, as `eager` does.
         super().__init__(replace(reference, attn_implementation=reference.attn_implementation or "eager"))
         if self.checkpoint.adapter is not None:
             folder = self.checkpoint.adapter.folder
-            raise SaevalError(f"{folder} holds an adapter, which transformer_lens does not run; use 'huggingface'")
+            raise SaevalError(f"{folder} holds an adapter, which transformer_lens does not support; use 'huggingface'")
         if self.kind == "reward":
             raise SaevalError(f"'{self.name}' is a reward model, which transformer_lens cannot wrap; use 'huggingface'")
 
@@ -34,7 +34,7 @@ class BridgeSpec(PretrainedSpec):
         architecture = type(self._empty.module).__name__
         if architecture not in SUPPORTED_ARCHITECTURES:
             raise SaevalError(f"transformer_lens cannot wrap '{self.name}', a {architecture}; use 'huggingface'")
-        # From the model without a bridge: a bridge splits fused weights, which have no values on the meta device.
+        # Computed without a bridge, because a bridge splits fused weights, which have no values on the meta device.
         after = FINAL_NORMALIZED, self.canonical("ln_final.hook_out")
         return {name: width for name, width in super()._hooks().items() if name.startswith("blocks.") or name in after}
 
@@ -46,14 +46,18 @@ class BridgeSpec(PretrainedSpec):
         module = self._pretrained(device)
         with library_errors(f"transformer_lens cannot wrap '{self.name}'", "use 'huggingface'"):
             bridge = build_bridge_from_module(module, type(module).__name__, hf_config=module.config)
-        module.eval()  # the bridge's own components are born in training mode
+        module.eval()  # the bridge's own components start in training mode
         model = bridged(bridge, self._family)
         model.check()
         return model
 
 
 class TransformerLens(ModelAdapter):
-    """`model: {use: transformer_lens, path: folder}`, or a live TransformerBridge or HookedTransformer."""
+    """Causal models in a TransformerBridge, or a live TransformerBridge or HookedTransformer.
+
+    `model: {use: transformer_lens, path: folder}` or `{use: transformer_lens, name: gpt2}`, with the keys of
+    `huggingface`. Weights are neither folded nor centred, unless `center_writing_weights: true`.
+    """
 
     name = "transformer_lens"
 
@@ -63,8 +67,8 @@ class TransformerLens(ModelAdapter):
     def accepts(self, live: object) -> bool:
         from saeval.plugin import unwrap_module  # late: it imports torch
 
-        found = unwrap_module(live)
-        return any(inherits(found, "transformer_lens", name) for name in ("TransformerBridge", "HookedTransformer"))
+        module = unwrap_module(live)
+        return any(inherits(module, "transformer_lens", name) for name in ("TransformerBridge", "HookedTransformer"))
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
         from saeval.plugin import unwrap_module  # late: torch and transformers

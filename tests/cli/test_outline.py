@@ -86,7 +86,7 @@ def test_an_encoder_under_a_language_models_head_is_refused(tmp_path, check, sui
             assert "no problems found" in text
         else:
             assert code == 2
-            assert f"{tmp_path / 'model' / 'config.json'} does not say 'is_decoder': true" in errors
+            assert f"{tmp_path / 'model' / 'config.json'} does not set 'is_decoder': true" in errors
             assert errors.startswith(f"{tmp_path / 's.yaml'}:3:")
             assert len(errors.splitlines()) == 1
         shutil.rmtree(tmp_path / "model")
@@ -102,7 +102,7 @@ def test_a_field_that_a_model_does_not_look_at_is_nothing_to_refuse(tmp_path, ch
     [
         ({"is_causal": False}, "'is_causal': false"),
         ({"num_hidden_layers": 5}, "the weights of"),
-        ({"model_type": "nosuch"}, "is of model_type 'nosuch'"),
+        ({"model_type": "nosuch"}, "has model_type 'nosuch'"),
         ({"num_attention_heads": 5}, "config.json"),
     ],
 )

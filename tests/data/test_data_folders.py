@@ -66,7 +66,7 @@ def test_a_run_and_a_check_say_which_files_are_read(folder, tmp_path, capsys, ve
 
 def test_a_folder_of_two_formats_is_refused(folder):
     (folder / "essay.txt").write_text("An essay.")
-    said = r"holds .parquet files \(test-.*\) and .txt files \(essay.txt, ...\); say which are the data, as in 'path: "
+    said = r"holds .parquet files \(test-.*\) and .txt files \(essay.txt, ...\); select the data, as in 'path: "
     with pytest.raises(SaevalError, match=said):
         Text(path=str(folder)).fingerprint()
     assert texts(f"{folder}/**/train*.parquet") == LINES  # as the message advises
@@ -79,9 +79,9 @@ def test_a_folder_of_two_formats_is_refused(folder):
 def test_a_glob_of_two_formats_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.jsonl").write_text('{"text": "b"}\n')
-    with pytest.raises(SaevalError, match=r"matches .jsonl and .txt files; end it in one of them, such as '\*.jsonl'"):
+    with pytest.raises(SaevalError, match=r"matches .jsonl and .txt files; end it with one suffix, such as '\*.jsonl'"):
         Text(path=f"{tmp_path}/*")
-    with pytest.raises(SaevalError, match=r"'separator' cuts .txt files, not .jsonl"):
+    with pytest.raises(SaevalError, match=r"'separator' applies to .txt files, not to .jsonl"):
         Text(path=f"{tmp_path}/*.jsonl", separator="\n")
 
 

@@ -129,7 +129,7 @@ def test_swap_exchanges_the_sides_of_its_share(file):
 
 def test_the_fit_split_has_other_documents(tmp_path):
     path = write(tmp_path / "m.jsonl", [{"chosen": text(3, i), "rejected": text(3, i + 1)} for i in range(4, 90)])
-    with pytest.raises(SaevalError, match=r"no fit split; set aside a share of it, as in 'fit_share: 0.1'"):
+    with pytest.raises(SaevalError, match=r"no fit split; set aside a share, as in 'fit_share: 0.1'"):
         dataset(path, "fit")
     fit, rest = dataset(path, "fit", fit_share=0.3), dataset(path, fit_share=0.3)
     assert 10 < len(fit) < 40
@@ -165,10 +165,10 @@ def test_empty_completions_and_long_pairs_are_left_out_and_counted(tmp_path):
         ({"chosen": "better"}, "pairs.jsonl:1: expected a field 'better', found chosen, rejected, subset, topic"),
         ({"by": ["source"]}, "pairs.jsonl:1: expected a field 'source'"),
         ({"chosen": "topic"}, "pairs.jsonl:1: expected text in 'topic', found int"),
-        ({"trained_on": [(5, 2)]}, r"'trained_on' has ranges \[from, to\), found \[5, 2\]"),
-        ({"chosen_reward": "topic"}, "'chosen_reward' and 'rejected_reward' go together"),
-        ({"fit_share": 2.0}, "'fit_share' is a share between 0 and 1"),
-        ({"pairs": 9}, "'pairs: 9' were asked for, but its evaluation split has 3"),
+        ({"trained_on": [(5, 2)]}, r"'trained_on' needs ranges \[from, to\), found \[5, 2\]"),
+        ({"chosen_reward": "topic"}, "'chosen_reward' and 'rejected_reward' must be set together"),
+        ({"fit_share": 2.0}, "'fit_share' must be between 0 and 1"),
+        ({"pairs": 9}, "'pairs: 9' were requested, but its evaluation split has 3"),
     ],
 )
 def test_what_is_wrong_is_said(file, options, said):

@@ -205,7 +205,7 @@ def test_tokens_and_pairs_of_several_files(tmp_path):
     pairs = Preferences(path=f"{tmp_path}/p*.parquet")
     assert [(p.row, p.chosen) for p in pairs.records()] == [(0, "w1"), (1, "w2")]
     assert pairs.fingerprint() != Preferences(path=f"{tmp_path}/p1.parquet").fingerprint()
-    with pytest.raises(SaevalError, match=r"'documents' of .npy files is for one file, and .* matches several"):
+    with pytest.raises(SaevalError, match=r"'documents' needs a single .npy file, but .* matches several"):
         Tokens(path=f"{tmp_path}/a?.npy", documents=f"{tmp_path}/a1.npy")
 
 
@@ -261,7 +261,7 @@ def test_names_make_documents_of_texts():
         ({"texts": ["a", 3]}, "'texts.1' of data 'texts': input should be a valid string, got 3"),
         (
             {"texts": ["a", "b"], "names": ["a"], "context": 4},
-            "data 'texts': expected a name for each of 2 texts, found 1",
+            "data 'texts': expected 2 names, one per text, found 1",
         ),
         ({"texts": ["a"], "contxt": 3}, "unknown parameter 'contxt' of data 'texts'; did you mean 'context'?"),
         ({"texts": ["a"]}, "data 'texts' needs the parameter 'context'"),

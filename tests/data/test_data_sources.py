@@ -209,7 +209,7 @@ def test_tokens_array(tmp_path):
     np.save(tmp_path / "owners.npy", np.array(["a", "b"]))
     assert owned.fingerprint() != before
     np.save(tmp_path / "owners.npy", np.array(["a"]))
-    fails(lambda: ids(owned), r"owners.npy: expected one document for each of 2 rows, found shape \[1\]")
+    fails(lambda: ids(owned), r"owners.npy: expected 2 entries, one document per row, found shape \[1\]")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_tokens_array(tmp_path):
     [
         (np.ones((2, 3)), r"t.npy: row 1: expected integer token ids, found dtype float64"),
         (np.arange(4), r"t.npy: expected an array \[documents, length\], found shape \[4\]"),
-        (np.array([[1, 2], [3, -1]]), r"t.npy: row 2: found the negative token id -1 at position 1"),
+        (np.array([[1, 2], [3, -1]]), r"t.npy: row 2: negative token id -1 at position 1"),
         (np.array([[1, 2**31]]), r"t.npy: row 1: a token id is larger than 2147483647"),
         (np.array([[{}]], dtype=object), r"t.npy: not a readable .npy array"),
     ],
@@ -250,7 +250,7 @@ def test_token_lists(tmp_path, kind, field):
         ('{"tokens": "1 2"}', r"t.jsonl:2: expected a list of token ids in 'tokens', found str"),
         ('{"tokens": [1, 2.5]}', r"t.jsonl:2: expected integer token ids, found 2.5 at position 1"),
         ('{"tokens": [true]}', r"t.jsonl:2: expected integer token ids, found True at position 0"),
-        ('{"tokens": [3, -100]}', r"t.jsonl:2: found the negative token id -100 at position 1"),
+        ('{"tokens": [3, -100]}', r"t.jsonl:2: negative token id -100 at position 1"),
         ('{"tokens": [99999999999999999999]}', r"t.jsonl:2: a token id is larger than 2147483647"),
         ('{"input_ids": [3]}', r"t.jsonl:2: expected a field 'tokens', found input_ids"),
         ("{", r"t.jsonl:2: broken JSON"),

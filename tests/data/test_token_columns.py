@@ -85,7 +85,7 @@ def test_columns_that_change_the_meaning_elsewhere_are_named(tmp_path, caplog):
         results = evaluate(model="testbed", saes=["testbed/relu-1"], data=data, metrics=["l0"])
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        f"data 'tokens': {path}: columns 'labels', 'token_type_ids' are not used: every token that is no padding counts"
+        f"data 'tokens': {path}: columns 'labels', 'token_type_ids' are not used: every token except padding counts"
     ]
     assert "'labels'" in results[0].cell["data"]["unused"][0]
 

@@ -108,7 +108,7 @@ def test_check_refuses_a_pickle_that_would_run_code(tmp_path, saelens_folder, ca
     pickled(folder, {"transformer.wte.weight": Evil(str(tmp_path / "ran"))})
     code, said = checked(tmp_path, folder, saelens_folder, capsys)
     assert code == 2
-    assert "pickle of more than tensors, which is not run" in said
+    assert "pickle with more than tensors, which is not run" in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "ran").exists()
 
@@ -135,7 +135,7 @@ def test_an_index_names_files_of_its_own_folder_alone(tmp_path, name):
     folder = tiny_folder(tmp_path / "model")
     (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"transformer.wte.weight": name}}))
-    with pytest.raises(SaevalError, match=r"which is no file of its own folder; save the model again$"):
+    with pytest.raises(SaevalError, match=r"which is not a file in its folder; save the model again$"):
         HuggingFace().spec({"path": str(folder)})
 
 
@@ -144,5 +144,5 @@ def test_a_config_does_not_choose_the_file_of_weights(tmp_path):
     (folder / "other.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     raw = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**raw, "transformers_weights": "other.safetensors"}))
-    with pytest.raises(SaevalError, match=r"names its weights \('transformers_weights'\); take that out"):
+    with pytest.raises(SaevalError, match=r"names its weights \('transformers_weights'\); remove that key"):
         HuggingFace().spec({"path": str(folder)}).identity()

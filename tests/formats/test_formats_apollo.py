@@ -54,7 +54,7 @@ def test_what_a_run_was_trained_for(saved, loss, end_to_end):
 
 def test_several_saes_of_a_run(saved):
     reference = saved(state_of(*HOOKS))
-    with pytest.raises(SaevalError, match=rf"holds several SAEs, so add 'sites:'.*: {HOOKS[0]}, {HOOKS[1]}"):
+    with pytest.raises(SaevalError, match=rf"has several SAEs; add 'sites:'.*: {HOOKS[0]}, {HOOKS[1]}"):
         Apollo().info(reference)
     found = Apollo().expand({**reference, "sites": "blocks.*"})
     assert list(found) == list(HOOKS)
@@ -66,7 +66,7 @@ def test_several_saes_of_a_run(saved):
     assert list(Apollo().expand({**reference, "sites": [HOOKS[1], "blocks.1.*"]})) == list(HOOKS)
     with pytest.raises(SaevalError, match=r"no SAE matches 'sites: blocks.1.hook_resid_per'; did you mean"):
         Apollo().expand({**reference, "sites": "blocks.1.hook_resid_per"})
-    with pytest.raises(SaevalError, match="'hook_name' is one hook, but 'sites' means 2"):
+    with pytest.raises(SaevalError, match="'hook_name' is one hook, but 'sites' matches 2"):
         Apollo().expand({**reference, "sites": "*", "hook_name": HOOKS[0]})
 
 
@@ -147,9 +147,9 @@ def test_wrong_configs_and_references(saved, tmp_path):
     yaml.unsafe_load(payload)
     trace.rmdir()  # the payload does work where it is executed
     for text, sentence in [
-        ("a: [", "broken YAML, or more than plain data"),
+        ("a: [", "invalid YAML, or YAML with more than plain data"),
         ("- 1", "expected a YAML mapping, found list"),
-        (payload, "broken YAML, or more than plain data"),
+        (payload, "invalid YAML, or YAML with more than plain data"),
     ]:
         config.write_text(text)
         with pytest.raises(SaevalError, match=sentence) as raised:
@@ -161,5 +161,5 @@ def test_wrong_configs_and_references(saved, tmp_path):
         Apollo().expand({"path": "x", "site": "y", "sites": "z"})
     with pytest.raises(SaevalError, match="needs the parameter 'path'"):
         Apollo().info({})
-    with pytest.raises(SaevalError, match="holds no tensors"):
+    with pytest.raises(SaevalError, match="has no tensors"):
         Apollo().info(saved({}))

@@ -122,7 +122,7 @@ def test_older_top_k_files_leave_k_to_the_config(tmp_path):
     saved(tmp_path, "AutoEncoderTopK", older, k=K - 1)
     assert info(folder).sha256 != first
     (folder / "config.json").unlink()
-    with pytest.raises(SaevalError, match=r"no 'k' in it or in config.json; AutoEncoderTopK needs"):
+    with pytest.raises(SaevalError, match=r"no 'k' in the file or in config.json; AutoEncoderTopK needs"):
         info(folder, **{"class": "AutoEncoderTopK"})
 
 
@@ -157,7 +157,7 @@ def drop(key):
         ("AutoEncoder", lambda s: s.update(bias=torch.zeros(D, dtype=torch.int)), r"'bias' is torch.int32, expected a floating"),
         ("AutoEncoder", lambda s: s.update(bias=[0.0]), r"expected a tensor in 'bias', found list"),
         ("AutoEncoder", lambda s: s["bias"].fill_(float("nan")), r"'bias' holds 32 NaN or infinite values of 32"),
-        ("BatchTopKSAE", lambda s: s["threshold"].fill_(-1), r"'threshold' is -1: training ended before it was ever set"),
+        ("BatchTopKSAE", lambda s: s["threshold"].fill_(-1), r"'threshold' is -1: training ended before it was set"),
         ("MatryoshkaBatchTopKSAE", lambda s: s["threshold"].fill_(-1), r"'threshold' is -1"),
         ("BatchTopKSAE", drop("threshold"), r"'threshold' is missing"),
         ("BatchTopKSAE", lambda s: s.update(threshold=torch.ones(N)), r"'threshold' is \[80\], expected \[\]"),
@@ -186,7 +186,7 @@ def test_wrong_weights(tmp_path, name, change, sentence):
         (config_of("AutoEncoder", activation_dim="32"), r"expected a positive whole number in 'trainer.activation_dim', found '32'"),
         (config_of("AutoEncoderTopK", k=0), r"expected a positive whole number in 'trainer.k', found 0"),
         ({"trainer": [1]}, r"expected an object in 'trainer', found \[1\]"),
-        ({"buffer": {}}, r"no 'trainer.dict_class' in .*config.json, so add 'class:'.*those of AutoEncoder"),
+        ({"buffer": {}}, r"no 'trainer.dict_class' in .*config.json; add 'class:'.*those of AutoEncoder"),
         ({"trainer": {"dict_class": "AutoEncoder"}, "buffer": 3}, r"expected an object in 'buffer', found 3"),
     ],
 )  # fmt: skip
@@ -199,13 +199,13 @@ def test_wrong_configs(tmp_path, config, sentence):
 
 def test_k_beyond_the_features(tmp_path):
     state = state_of("AutoEncoderTopK") | {"k": torch.tensor(N + 1)}
-    with pytest.raises(SaevalError, match=r"'trainer.k' is 81, more than the 80 features there are"):
+    with pytest.raises(SaevalError, match=r"'trainer.k' is 81, more than the 80 features"):
         info(saved(tmp_path, "AutoEncoderTopK", state, k=N + 1))
 
 
 def test_interrupted_runs(tmp_path):
     state = {"step": 1200, "ae": state_of("BatchTopKSAE"), "optimizer": {"state": {}}, "config": {}, "norm_factor": 3.1}
-    with pytest.raises(SaevalError, match=r"ae.pt: a checkpoint of an interrupted run \(step 1200\)"):
+    with pytest.raises(SaevalError, match=r"ae.pt: a checkpoint of an unfinished run \(step 1200\)"):
         info(saved(tmp_path, "BatchTopKSAE", state))
 
 

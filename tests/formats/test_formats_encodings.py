@@ -89,9 +89,7 @@ def test_the_prefix_of_a_module_that_held_the_sae_is_named(label, prefix, tmp_pa
     reference = example.write(tmp_path)
     path = weights(tmp_path)
     prefixed(path, prefix)
-    sentence = (
-        rf"^{path}: every tensor's name begins with '{prefix.removeprefix('module.')}', after a module that held the"
-    )
+    sentence = rf"^{path}: every tensor's name begins with '{prefix.removeprefix('module.')}', the name of a module around the SAE"
     with pytest.raises(SaevalError, match=sentence):
         answer(example, reference)
 

@@ -158,7 +158,7 @@ def test_broken_files(tmp_path):
     content = (folder / "params.npz").read_bytes()
     for broken in (content[:-30], content[:1000], b"", b"PK no zip"):
         (folder / "params.npz").write_bytes(broken)
-        with pytest.raises(SaevalError, match=r"params.npz: truncated or no npz file"):
+        with pytest.raises(SaevalError, match=r"params.npz: truncated or not an npz file"):
             GemmaScope().info({"path": str(folder)})
     middle = bytearray(content)
     middle[5000:5100] = bytes(100)
@@ -173,8 +173,8 @@ def test_broken_files(tmp_path):
         ({"architecture": "relu"}, False, "architecture 'relu' is not supported; supported: jump_relu"),
         ({"hf_hook_point_in": 3}, False, "expected text in 'hf_hook_point_in', found 3"),
         ({"type": "clt"}, False, "type 'clt' is not supported; supported: sae, transcoder"),
-        ({"affine_connection": True}, False, "'affine_connection: True', but params.safetensors holds no affine_skip"),
-        ({"affine_connection": False}, True, "'affine_connection: False', but params.safetensors holds an affine_skip"),
+        ({"affine_connection": True}, False, "'affine_connection: True', but params.safetensors has no affine_skip"),
+        ({"affine_connection": False}, True, "'affine_connection: False', but params.safetensors has an affine_skip"),
     ],
 )
 def test_wrong_configs_of_the_second(tmp_path, config, affine, sentence):

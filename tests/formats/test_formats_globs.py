@@ -79,11 +79,11 @@ def test_mistakes(tree):
     root = tree("layer_3.pt")
     with pytest.raises(SaevalError, match=r"some_format: nothing matches 'path: .*/other_\*.pt'"):
         expanded(root, "other_*.pt")
-    with pytest.raises(SaevalError, match=r"'hook_name: h.\{2\}' asks for glob 2 of 'path', which has 1"):
+    with pytest.raises(SaevalError, match=r"'hook_name: h.\{2\}' refers to glob 2 of 'path', which has 1"):
         expanded(root, "layer_*.pt", hook_name="h.{2}")
-    with pytest.raises(SaevalError, match=r"asks for glob 2 of 'path'"):
+    with pytest.raises(SaevalError, match=r"refers to glob 2 of 'path'"):
         expanded(root, "layer_*.pt", hook_name="{}{}")
-    with pytest.raises(SaevalError, match=r"asks for glob 0 of 'path'"):
+    with pytest.raises(SaevalError, match=r"refers to glob 0 of 'path'"):
         expanded(root, "layer_*.pt", hook_name="{0}")
     with pytest.raises(SaevalError, match=r"'hook_name: h.\{\}' has '\{\}', but 'path' has no glob"):
         expanded(root, "layer_3.pt", hook_name="h.{}")

@@ -91,13 +91,13 @@ def test_what_is_read_beside_a_file_is_downloaded_too(monkeypatch, tmp_path, use
 @pytest.mark.parametrize(
     ("reference", "said"),
     [
-        ({"repo": "org/other", "path": "x"}, "was not downloaded before and this run is offline"),
+        ({"repo": "org/other", "path": "x"}, "has not been downloaded and this run is offline"),
         ({"repo": "org/saes", "path": "x*"}, "nothing matches"),
-        ({"repo": "no such name!", "path": "x"}, "is no name of a hub repository"),
-        ({"repo": "org/saes", "path": "../x"}, "must lie within it"),
-        ({"repo": "org/saes", "path": "/etc"}, "must lie within it"),
-        ({"repo": 3, "path": "x"}, "'repo' of a hub checkpoint is text, found 3"),
-        ({"revision": "main", "path": "x"}, "'repo' of a hub checkpoint is text, found None"),
+        ({"repo": "no such name!", "path": "x"}, "is not a valid repository name"),
+        ({"repo": "org/saes", "path": "../x"}, "must be inside it"),
+        ({"repo": "org/saes", "path": "/etc"}, "must be inside it"),
+        ({"repo": 3, "path": "x"}, "'repo' of a hub checkpoint must be text, found 3"),
+        ({"revision": "main", "path": "x"}, "'repo' of a hub checkpoint must be text, found None"),
     ],
 )
 def test_what_cannot_be_had_is_one_sentence_at_once(hub, reference, said, waits):

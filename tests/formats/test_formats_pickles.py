@@ -41,7 +41,7 @@ def test_nothing_is_executed(loader, tmp_path):
     torch.load(path, weights_only=False)
     assert trace.exists()  # the payload does work where it is unpickled
     trace.unlink()
-    refused(calls, path, "holds more than tensors .*, which would mean running code from the file")
+    refused(calls, path, "holds more than tensors .*, which could run code from the file")
     path.write_bytes(pickle.dumps({**state, "extra": Touch(trace)}, protocol=2))
     refused(calls, path, "sae.pt: ")
     assert not trace.exists()
@@ -61,7 +61,7 @@ def test_files_that_need_a_librarys_classes(loader, monkeypatch):
     refused(
         calls,
         path,
-        rf"it names {name}.SparseAutoencoderState\), .*; load it where you trust it and save its state_dict",
+        rf"it names {name}.SparseAutoencoderState\), .*; if you trust it, load it yourself and save its state_dict",
     )
 
 
@@ -81,7 +81,7 @@ def test_damaged_files(loader):
         call()
     for broken in (content[:-200], content[: len(content) // 2], b"", b"not a file of torch"):
         path.write_bytes(broken)
-        refused(calls, path, r"truncated or no torch file|holds more than tensors")
+        refused(calls, path, r"truncated or not a torch file|holds more than tensors")
     torch.save(list(state.values()), path)
     refused(calls, path, "expected a dict of tensors, found list")
     path.unlink()

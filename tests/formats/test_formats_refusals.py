@@ -152,6 +152,6 @@ def test_nothing_is_executed(tmp_path):
     folder = saved(random_sae("standard"), tmp_path / "sae")
     (folder / "sae_weights.safetensors").write_bytes(payload)
     for call in (SAELens().info, lambda reference: SAELens().load(reference, "cpu", torch.float32)):
-        with pytest.raises(SaevalError, match="no safetensors file"):
+        with pytest.raises(SaevalError, match="not a safetensors file"):
             call({"path": str(folder)})
     assert not trace.exists()

@@ -113,7 +113,7 @@ def test_decoder_norms_of_a_dead_row(tmp_path):
 
 def test_decoder_norms_that_would_choose_other_features(tmp_path):
     saved(random_sae("topk"), tmp_path)
-    with pytest.raises(SaevalError, match="'fold_W_dec_norm' is not for this SAE: which features are the k largest"):
+    with pytest.raises(SaevalError, match="'fold_W_dec_norm' is not for this SAE: the choice of the k largest"):
         load(tmp_path, fold_W_dec_norm=True)
     with pytest.raises(NotImplementedError):
         sae_lens.SAE.load_from_disk(tmp_path, fold_W_dec_norm=True)
@@ -134,7 +134,9 @@ def test_the_run_that_wrote_the_factor(tmp_path):
     found = statistics()
     whitening = ActivationWhitening(found["mean"], found["matrix"], found["inverse_matrix"])
     ActivationScaler(whitening=whitening).save(str(tmp_path / "activation_scaler.json"))
-    with pytest.raises(SaevalError, match="'has_whitening' with 'normalize_activations: expected_average_only_in'"):
+    with pytest.raises(
+        SaevalError, match="'has_whitening' contradicts 'normalize_activations: expected_average_only_in'"
+    ):
         load(tmp_path)
     edit_config(tmp_path, normalize_activations="covariance_whitening")
     assert load(tmp_path).d_in == D_IN

@@ -90,7 +90,7 @@ def test_settings_and_weights_of_the_librarys_are_checked(tmp_path):
     edit_config(tmp_path, kval_topk=7)
     assert SAELens().info({"path": str(tmp_path)}).sha256 != before
     edit_config(tmp_path, n_heads=3)
-    with pytest.raises(SaevalError, match="SAELens cannot build it"):
+    with pytest.raises(SaevalError, match="SAELens cannot build this SAE"):
         SAELens().info({"path": str(tmp_path)})
     edit_config(tmp_path, n_heads=2, bottleneck_factor=2)
     with pytest.raises(SaevalError, match=r"'attn_layers\.0\.k_ctx\.weight' is \[10, 40\], expected \[20, 40\]"):

@@ -162,10 +162,10 @@ def test_ids_are_globs_over_the_registry():
             {"release": JB, "ids": "blocks.8*.hook_mlp"},
             r"has no SAE that matches 'ids: blocks\.8\*\.hook_mlp'; did you",
         ),
-        ({"release": JB, "ids": 3}, "'ids' is a glob or a list of globs, found 3"),
+        ({"release": JB, "ids": 3}, "'ids' must be a glob or list of globs, found 3"),
         ({"release": JB}, r"needs 'id' or 'ids', such as blocks\.0\.hook_resid_pre"),
         ({"release": "gpt2-smal-res-jb", "ids": "*"}, "no such release; did you mean 'gpt2-small-res-jb'"),
-        ({"release": "user/mine", "ids": "*"}, "a repository is listed by nobody: name one SAE by 'id'"),
+        ({"release": "user/mine", "ids": "*"}, "the registry does not list this repository; set 'id'"),
     ],
 )
 def test_wrong_globs(reference, sentence):
@@ -178,7 +178,10 @@ def test_wrong_globs(reference, sentence):
     [
         ({"release": JB, "id": "blocks.8.hook_resid_pr"}, r"has no SAE .*; did you mean 'blocks\.8\.hook_resid_pre'"),
         ({"release": JB, "id": "blocks.0.hook_resid_pre", "revision": "x"}, "unknown parameter 'revision'"),
-        ({"release": JB, "id": "blocks.0.hook_resid_pre"}, rf"nothing is known of '{JB_REPO}' here: .*HF_HUB_OFFLINE"),
+        (
+            {"release": JB, "id": "blocks.0.hook_resid_pre"},
+            rf"repository '{JB_REPO}' is not in the cache .*HF_HUB_OFFLINE",
+        ),
     ],
 )
 def test_wrong_references(hub, reference, sentence):
@@ -207,12 +210,12 @@ def test_a_hub_that_cannot_be_reached(hub, monkeypatch):
 def test_releases_that_read_headers_over_http(hub):
     reference = {"release": "gemma-scope-2-1b-pt-res", "id": "layer_13_width_16k_l0_big"}
     hub("google/gemma-scope-2-1b-pt", "resid_post/layer_13_width_16k_l0_big")
-    with pytest.raises(SaevalError, match=r"asks the hub for its header even where .*use: gemma_scope"):
+    with pytest.raises(SaevalError, match=r"requests its header from the hub even if .*use: gemma_scope"):
         SAELens().info(reference)
 
 
 def test_layers_of_cross_layer_transcoders_are_refused(hub):
     directory = sae_lens.loading.pretrained_saes_directory.get_pretrained_saes_directory()
     entry = next(found for found in directory.values() if found.conversion_func == "mntss_clt_layer_transcoder")
-    with pytest.raises(SaevalError, match="decoders up, which reconstructs nothing"):
+    with pytest.raises(SaevalError, match="sums its decoders, which reconstructs no activations"):
         SAELens().info({"release": entry.release, "id": next(iter(entry.saes_map))})

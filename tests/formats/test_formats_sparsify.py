@@ -143,12 +143,12 @@ def test_wrong_weights(tmp_path, change, sentence):
     [
         ({"signed": True, "activation": "groupmax", "k": 8}, "'signed' is for 'activation: topk', found 'groupmax'"),
         ({"signed": 1}, "expected true or false in 'signed', found 1"),
-        ({"embed_skip": True}, "'embed_skip' is not supported: it reads the token embeddings too"),
+        ({"embed_skip": True}, "'embed_skip' is not supported: it also reads the token embeddings"),
         ({"gram_lookup": True}, "'gram_lookup' is not supported"),
         ({"activation": "relu"}, "activation 'relu' is not supported; supported: topk, groupmax"),
         ({"k": 81}, "'k' is 81, more than the 80 features"),
         ({"k": None}, "expected a positive whole number in 'k', found None"),
-        ({"activation": "groupmax", "k": 7}, "80 features do not part into 'k: 7' groups"),
+        ({"activation": "groupmax", "k": 7}, "80 features cannot be divided into 'k: 7' groups"),
         ({"transcode": "yes"}, "expected true or false in 'transcode', found 'yes'"),
         ({"d_in": 31}, r"'encoder.weight' is \[80, 32\], expected \[80, 31\]"),
     ],
@@ -164,7 +164,7 @@ def test_truncated(tmp_path):
     folder = write(tmp_path / "layers.1")
     content = (folder / "sae.safetensors").read_bytes()
     (folder / "sae.safetensors").write_bytes(content[:-7])
-    with pytest.raises(SaevalError, match=r"sae.safetensors: truncated or no safetensors file"):
+    with pytest.raises(SaevalError, match=r"sae.safetensors: truncated or not a safetensors file"):
         Sparsify().info({"path": str(folder)})
     with pytest.raises(SaevalError, match="unknown parameter 'site'"):
         Sparsify().info({"path": str(folder), "site": "x"})

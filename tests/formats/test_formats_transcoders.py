@@ -76,8 +76,8 @@ def test_flat_configs(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "changes", "sentence"),
     [
-        ("transcoder", {"apply_b_dec_to_input": True}, "'apply_b_dec_to_input' is not for a transcoder"),
-        ("transcoder", {"normalize_activations": "covariance_whitening"}, "is not for a transcoder"),
+        ("transcoder", {"apply_b_dec_to_input": True}, "'apply_b_dec_to_input' is not for transcoders"),
+        ("transcoder", {"normalize_activations": "covariance_whitening"}, "is not for transcoders"),
         ("transcoder", {"d_out": None}, "expected a positive whole number in 'd_out', found None"),
         ("transcoder", {"d_out": D_IN}, r"'W_dec' is \[40, 9\], expected \[40, 12\]"),
         ("transcoder", {"architecture": "skip_transcoder"}, "'W_skip' is missing"),
@@ -102,7 +102,7 @@ def test_a_factor_of_the_inputs_is_refused(tmp_path):
     random_transcoder("transcoder", normalize_activations="expected_average_only_in").save_model(tmp_path)
     assert "not folded" in SAELens().info({"path": str(tmp_path)}).facts["activation_scale"]
     (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": 2.0}))
-    with pytest.raises(SaevalError, match="says nothing of a transcoder's outputs"):
+    with pytest.raises(SaevalError, match="does not determine a transcoder's output scale"):
         SAELens().info({"path": str(tmp_path)})
 
 
@@ -145,7 +145,7 @@ def test_spliced_into_a_model(tmp_path, kind):
 
 def test_a_live_transcoder_says_what_it_replaces():
     theirs = random_transcoder("transcoder", writes=None)
-    with pytest.raises(SaevalError, match="give the hook that the transcoder replaces"):
+    with pytest.raises(SaevalError, match="name the hook that the transcoder replaces"):
         SAELens().wrap(theirs, None, "mine")
     live = SAELens().wrap(theirs, WRITES, "mine")
     assert (live.hook_name, live.input_hook, live.d_in, live.d_out) == (WRITES, READS, D_IN, D_OUT)

@@ -96,7 +96,7 @@ def test_padding_changes_nothing(name, side):
     )
     expected = adapter.capture(bare, hooks, final=True, resumable=hooks)
     if side == "left" and name in NOT_PADDED_LEFT:
-        with pytest.raises(SaevalError, match=r"padding on the left changes what .* makes; pad on the right"):
+        with pytest.raises(SaevalError, match=r"left padding changes the results of .*; pad on the right"):
             adapter.capture(wide, hooks, final=True)
         return
     found = adapter.capture(wide, hooks, final=True, resumable=hooks)
@@ -151,11 +151,11 @@ def test_nothing_that_a_block_left_behind_serves_the_next_pass():
 
 
 REFUSED = {
-    "bert": (_COMMON, "BertLMHeadModel does not read from left to right"),
-    "roberta": ({**_COMMON, "type_vocab_size": 1}, "RobertaForCausalLM does not read from left to right"),
+    "bert": (_COMMON, "BertLMHeadModel is not causal"),
+    "roberta": ({**_COMMON, "type_vocab_size": 1}, "RobertaForCausalLM is not causal"),
     "xlm": (
         {"vocab_size": 97, "emb_dim": 32, "n_layers": 4, "n_heads": 4, "max_position_embeddings": 64},
-        "XLMWithLMHeadModel has no blocks to hook: it keeps their parts in lists of their own (attentions, layer_norm1",
+        "XLMWithLMHeadModel has no blocks to hook: it keeps the parts of blocks in separate lists (attentions, layer_norm1",
     ),
 }  # fmt: skip
 

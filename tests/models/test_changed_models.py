@@ -103,7 +103,7 @@ def test_a_wrapped_mlp(evaluated):
 
 def test_weights_that_are_not_in_memory(evaluated):
     for model in (cpu_offload(tiny_model("gpt2"), torch.device("cpu")), tiny_model("gpt2").to("meta")):
-        with pytest.raises(SaevalError, match=r"^the live model's weights are not in memory .*; load it whole$"):
+        with pytest.raises(SaevalError, match=r"^the live model's weights are not in memory .*; load them all$"):
             evaluated(model)
 
 

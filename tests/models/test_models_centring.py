@@ -50,5 +50,5 @@ def test_models_without_layer_norm_are_refused(tmp_path):
 def test_a_family_whose_weights_are_not_known_is_refused_in_a_sentence(tmp_path):
     tiny_folder(tmp_path / "falcon", "falcon")
     spec = HuggingFace().spec({"path": str(tmp_path / "falcon"), "center_writing_weights": True})
-    with pytest.raises(SaevalError, match="model 'falcon': where a falcon keeps its writing weights is not known"):
+    with pytest.raises(SaevalError, match="model 'falcon': the writing weights of falcon are unknown"):
         spec.load("cpu")

@@ -103,7 +103,7 @@ def test_a_head_is_run_in_evaluation_mode_too():
 def test_a_live_model_is_not_moved(evaluated):
     live = tiny_model("gpt2")
     with pytest.raises(
-        SaevalError, match="the live model is on cpu and the run on cuda; give device='cpu', or move it"
+        SaevalError, match="the live model is on cpu and the run on cuda; pass device='cpu', or move it"
     ):
         HuggingFace().wrap(live).load("cuda")
     live.lm_head.weight = torch.nn.Parameter(live.lm_head.weight.to("meta"))
@@ -175,7 +175,7 @@ def test_a_live_models_tokenizer():
     assert HuggingFace().wrap(tiny_model("gpt2"), own).tokenizer_identity() is None
     bare = HuggingFace().wrap(tiny_model("gpt2"))
     assert bare.tokenizer_identity() == ""
-    with pytest.raises(SaevalError, match="came without a tokenizer"):
+    with pytest.raises(SaevalError, match="the live model has no tokenizer"):
         bare.tokenizer()
 
 

@@ -161,7 +161,7 @@ def test_an_adapters_state_is_never_taken_for_what_it_was(tmp_path, change):
 
 def test_a_prompt_is_refused():
     config = peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
-    with pytest.raises(SaevalError, match="is a PROMPT_TUNING, which adds tokens that no document has"):
+    with pytest.raises(SaevalError, match="is a PROMPT_TUNING, which adds tokens that are not in the documents"):
         HuggingFace().wrap(peft.get_peft_model(tiny_model("llama"), config))
 
 
@@ -187,12 +187,15 @@ def setting(**changed):
 
 
 REFUSED = {
-    "no base": (setting(base_model_name_or_path=None), "does not name its model; set 'base_model_name_or_path'"),
-    "base elsewhere": (setting(base_model_name_or_path="/no/such/model"), "its model '/no/such/model' is not here"),
+    "no base": (setting(base_model_name_or_path=None), "does not name its base model; set 'base_model_name_or_path'"),
+    "base elsewhere": (
+        setting(base_model_name_or_path="/no/such/model"),
+        "its base model '/no/such/model' was not found",
+    ),
     "no weights": (lambda r: (r / "adapter" / "adapter_model.safetensors").unlink(), "no adapter_model.safetensors"),
     "cut off": (
         lambda r: (r / "adapter" / "adapter_model.safetensors").write_bytes(b"\x10"),
-        "is no safetensors file, or is cut off",
+        "is truncated or not a safetensors file",
     ),
     "no JSON": (lambda r: (r / "adapter" / "adapter_config.json").write_text("{"), "broken JSON"),
     "no config": (lambda r: (r / "adapter" / "adapter_config.json").write_text("{}"), "has no 'peft_type'"),
@@ -200,10 +203,10 @@ REFUSED = {
     "blocks": (setting(layer_replication=[[0, 2], [1, 3]]), "repeats blocks"),
     "folders": (setting(peft_type="XLORA"), "is of an X-LoRA"),
     "lacks": (without("layers.1.self_attn.q_proj.lora_B"), "lacks model.layers.1.self_attn.q_proj.lora_B"),
-    "too many": (added, "has weights that its model has no place for: "),
-    "other shapes": (setting(r=8), "has weights of other shapes than its model: "),
+    "too many": (added, "has weights that do not exist in its base model: "),
+    "other shapes": (setting(r=8), "has weights whose shapes differ from its base model's: "),
     "no such module": (setting(target_modules=["nothing"]), "cannot be applied to LlamaForCausalLM"),
-    "adapter on adapter": (setting(base_model_name_or_path="../both"), "holds an adapter, too; merge that one first"),
+    "adapter on adapter": (setting(base_model_name_or_path="../both"), "also holds an adapter; merge that one first"),
 }
 
 
@@ -219,9 +222,11 @@ def test_an_adapter_that_cannot_be_applied_is_one_sentence(copied, case):
 
 
 def test_what_would_leave_an_adapter_out_is_refused(folders, monkeypatch):
-    with pytest.raises(SaevalError, match="holds an adapter, which transformer_lens does not run; use 'huggingface'"):
+    with pytest.raises(
+        SaevalError, match="holds an adapter, which transformer_lens does not support; use 'huggingface'"
+    ):
         TransformerLens().spec({"path": str(folders / "both")})
-    with pytest.raises(SaevalError, match="whose weights 'center_writing_weights' would not centre"):
+    with pytest.raises(SaevalError, match="whose weights 'center_writing_weights' does not centre"):
         spec(folders / "both", center_writing_weights=True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
     for folder in ("adapter", "both"):

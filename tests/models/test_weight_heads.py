@@ -46,9 +46,11 @@ def test_a_value_head_that_nobody_mentions_is_refused_with_both_remedies(folder)
         with pytest.raises(SaevalError) as caught:
             adapter().spec({"path": str(folder)}).hooks()
         said = str(caught.value)
-        assert "also hold v_head.summary.weight [1, 32], a head of one output that GPT2LMHeadModel does not use" in said
-        assert "add 'task: reward' to 'model' to read it as the reward" in said
-        assert "'task: causal' for the language model alone" in said
+        assert (
+            "also hold v_head.summary.weight [1, 32], a head with one output that GPT2LMHeadModel does not use" in said
+        )
+        assert "add 'task: reward' to 'model' to read the reward" in said
+        assert "'task: causal' to ignore it" in said
         assert len(said.splitlines()) == 1
 
 
@@ -92,7 +94,7 @@ def test_a_live_model_with_a_value_head_is_a_reward_model():
 
 def test_another_head_of_one_output_is_refused_and_other_tensors_are_a_warning(tmp_path):
     folder = with_tensors(tiny_folder(tmp_path / "a", "llama"), {"score.weight": torch.ones(1, 32)})
-    with pytest.raises(SaevalError, match=r"also hold score\.weight \[1, 32\], .* name that class in 'architectures'"):
+    with pytest.raises(SaevalError, match=r"also hold score\.weight \[1, 32\], .* name its class in 'architectures'"):
         HuggingFace().spec({"path": str(folder)}).hooks()
     assert HuggingFace().spec({"path": str(folder), "task": "causal"}).hooks()
     extra = {f"extra.{i}": torch.ones(2, 32) for i in range(5)}
@@ -101,7 +103,7 @@ def test_another_head_of_one_output_is_refused_and_other_tensors_are_a_warning(t
         "the weights of 'b' hold tensors that GPT2LMHeadModel does not use: extra.0, extra.1, extra.2 and 2 more"
     ]
     assert HuggingFace().spec({"path": str(tiny_folder(tmp_path / "c"))}).warnings() == []
-    with pytest.raises(SaevalError, match="leave out 'task: reward'"):
+    with pytest.raises(SaevalError, match="remove 'task: reward'"):
         HuggingFace().spec({"path": str(tmp_path / "c"), "task": "reward"})
 
 
@@ -204,7 +206,7 @@ def test_a_check_with_a_task_lets_none_without_pass(tmp_path, folder):
 
     for _ in range(2):
         assert spec(task="causal").hooks()
-        with pytest.raises(SaevalError, match="a head of one output"):
+        with pytest.raises(SaevalError, match="a head with one output"):
             spec().hooks()
 
 

@@ -193,14 +193,17 @@ def test_a_line_of_json_without_an_end(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MOST_LINE", 1000)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "short"}\n{"text": "' + "x" * 2000 + '"}\n')
-    with pytest.raises(SaevalError, match=r"a.jsonl:2: longer than .* MiB; every line is one record"):
+    with pytest.raises(SaevalError, match=r"a.jsonl:2: longer than .* MiB; each line is one record"):
         list(Text(path=str(path)).documents("evaluation"))
 
 
 SIZES = {
-    "n_layer": (10**9, "'n_layer' is 1000000000, more than the 4096 saeval builds"),
-    "vocab_size": (10**9, "describes 32,0.*,.* parameters, and the weights beside it are .* bytes; check its sizes"),
-    "n_positions": (10**10, "describes 320,0.*,.* parameters, and the weights beside it"),
+    "n_layer": (10**9, "'n_layer' is 1000000000, more than the maximum of 4096"),
+    "vocab_size": (
+        10**9,
+        "describes 32,0.*,.* parameters, but the weights beside it have only .* bytes; check its sizes",
+    ),
+    "n_positions": (10**10, "describes 320,0.*,.* parameters, but the weights beside it"),
 }
 
 

@@ -262,7 +262,7 @@ def test_a_head_with_two_scores_is_refused(tmp_path):
     )
     model.save_pretrained(tmp_path / "m")
     write(tmp_path / "p.jsonl", [{"chosen": "a b", "rejected": "a c"}] * 3)
-    with pytest.raises(SaevalError, match="has 2 labels; a reward model has num_labels 1"):
+    with pytest.raises(SaevalError, match="has 2 labels; a reward model must have num_labels 1"):
         saeval.evaluate(
             model={"use": "huggingface", "path": str(tmp_path / "m")}, saes=[], metrics=["reward_margin"], plugins=plugins(),
             data={"use": "preferences", "path": str(tmp_path / "p.jsonl")},

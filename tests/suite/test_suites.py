@@ -48,7 +48,7 @@ def test_without_a_network_a_suite_says_what_it_lacks(name, monkeypatch, capsys,
     lines = capsys.readouterr().err.strip().splitlines()
     assert every(line.startswith(str(REGISTRY.suites[name].path)) for line in lines)
     assert any(":4:" in line or ":3:" in line for line in lines)  # the model
-    assert any("saes" not in line and "could not be had" in line for line in lines)
+    assert any("saes" not in line and "cannot be downloaded" in line for line in lines)
 
 
 def test_the_published_trio_is_found_where_the_hub_keeps_it(monkeypatch, tmp_path):
