@@ -1,4 +1,4 @@
-"""What other harnesses print, under their names: for comparison with published numbers, not for judging SAEs."""
+"""Values of other harnesses, under their names: to compare with published numbers, not to judge SAEs."""
 
 from __future__ import annotations
 
