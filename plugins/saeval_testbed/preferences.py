@@ -60,7 +60,7 @@ class Lines:
         self.tokens = {line: count for count, group in self.by_tokens.items() for line in group}
 
     def near(self, line: str, tokens: int, generator: random.Random) -> str:
-        """Return another line of as many tokens, whose length in characters differs by at most 2 if there is one."""
+        """Return another line of as many tokens and within 2 characters in length, or else a line nearly so."""
         for width in range(2, 2 * len(LINE_CHARACTERS)):
             for count in (tokens, tokens - (width - 2) // 10, tokens + (width - 2) // 10):
                 group = self.by_tokens.get(count, [])

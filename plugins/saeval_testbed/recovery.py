@@ -69,13 +69,8 @@ def planted_responses(
     def summed(values: Tensor) -> np.ndarray:
         return np.asarray(values.sum(0).cpu().numpy())
 
-    return Responses(
-        summed(has[planted]),
-        summed(lacks[planted]),
-        int(planted.sum()),
-        summed(counts * longer),
-        summed(counts.square()),
-    )
+    products, squares = summed(counts * longer), summed(counts.square())
+    return Responses(summed(has[planted]), summed(lacks[planted]), int(planted.sum()), products, squares)
 
 
 class PlantedRecovery(Metric):
