@@ -13,7 +13,6 @@ from saeval.plugin import (
     Encoding,
     Evidence,
     Mean,
-    Metric,
     Ratio,
     Scalar,
     Substitute,
@@ -22,15 +21,14 @@ from saeval.plugin import (
 )
 from saeval_compat.batches import PerBatch, columns
 from saeval_compat.saelens import (
-    DOWNSTREAM,
     UNITS,
+    PeerDownstream,
     PeerVariance,
+    SAELensFeatures,
+    SAELensWeights,
     downstream,
-    downstream_values,
-    firing_values,
     firings,
     per_token,
-    weight_values,
 )
 from saeval_fidelity.weights import directed, largest_cosines
 
@@ -41,7 +39,7 @@ _ROWS = 1024
 """Rows whose cosines with all others are in memory at once."""
 
 
-class SAEBenchDownstream(Metric):
+class SAEBenchDownstream(PeerDownstream):
     """SAEBench's cross-entropy and KL fields, for comparison with numbers that it printed.
 
     As `saelens_downstream`, by default with one more defect: the reconstruction is spliced in at every
@@ -63,7 +61,6 @@ class SAEBenchDownstream(Metric):
     """
 
     name, version = "saebench_downstream", 1
-    value_names = DOWNSTREAM
 
     def __init__(self, exclude_special_tokens_from_reconstruction: bool = False) -> None:
         self.exclude_special_tokens_from_reconstruction = exclude_special_tokens_from_reconstruction
@@ -78,9 +75,6 @@ class SAEBenchDownstream(Metric):
     ) -> dict[str, Evidence]:
         sae = included_scores if self.exclude_special_tokens_from_reconstruction else everywhere_scores
         return downstream(included_clean_scores, sae, zeroed_scores, batch)
-
-    def conclude(self, total: dict[str, Ratio]) -> dict[str, Value]:
-        return downstream_values(total)
 
 
 class SAEBenchVariance(PeerVariance):
@@ -149,7 +143,7 @@ class SAEBenchVariance(PeerVariance):
         return values
 
 
-class SAEBenchFeatures(Metric):
+class SAEBenchFeatures(SAELensFeatures):
     """SAEBench's feature density fields, for comparison with numbers that it printed.
 
     feature_density and consistent_activation_heuristic, arrays `[d_sae]`, as in `saelens_features`, except that
@@ -181,7 +175,7 @@ class SAEBenchFeatures(Metric):
         return firings(feature_acts > 0, included)
 
     def conclude(self, total: dict[str, PerBatch]) -> dict[str, Value]:
-        values = firing_values(total)
+        values = super().conclude(total)
         density = total["acts"].sums[0] / total["tokens"].sums[0]
         whole = density.sum()
         values["frac_alive"] = Scalar(float((density > 0).mean()), unit="share of features")
@@ -193,7 +187,7 @@ class SAEBenchFeatures(Metric):
         return values
 
 
-class SAEBenchWeights(Metric):
+class SAEBenchWeights(SAELensWeights):
     """SAEBench's weight fields, for comparison with numbers that it printed.
 
     As `saelens_weights`, and for encoder columns and decoder rows the largest cosine with another feature's,
@@ -216,7 +210,7 @@ class SAEBenchWeights(Metric):
     value_names = ("average_max_encoder_cosine_sim", "average_max_decoder_cosine_sim")
 
     def conclude(self, sae: Substitute) -> dict[str, Value]:
-        values = weight_values(sae)
+        values = super().conclude(sae)
         for name, rows in (("encoder", sae.weights["W_enc"].T), ("decoder", sae.weights["W_dec"])):
             nearest = largest_cosines(directed(rows), _ROWS)
             values[f"max_{name}_cosine_sim"] = Array(nearest.cpu().numpy(), unit="cosine")

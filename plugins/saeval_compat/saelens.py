@@ -53,21 +53,6 @@ def downstream(clean: TokenScores, sae: TokenScores, zero: TokenScores, batch: B
     }
 
 
-def downstream_values(total: dict[str, Ratio]) -> dict[str, Value]:
-    means = {name: mean.value for name, mean in total.items()}
-    values: dict[str, Value] = {name: Scalar(estimate, unit="nats") for name, estimate in means.items()}
-    kl, ce = means["kl_div_with_ablation"], means["ce_loss_with_ablation"]
-    values["kl_div_score"] = Scalar((kl - means["kl_div_with_sae"]) / kl, unit="share", better="higher")
-    score = (ce - means["ce_loss_with_sae"]) / (ce - means["ce_loss_without_sae"])
-    values["ce_loss_score"] = Scalar(score, unit="share", better="higher")
-    return values
-
-
-DOWNSTREAM = (
-    "kl_div_with_sae", "kl_div_with_ablation", "kl_div_score", "ce_loss_without_sae", "ce_loss_with_sae",
-    "ce_loss_with_ablation", "ce_loss_score",
-)  # fmt: skip
-"""The names of `downstream_values`."""
 VARIANCE = (
     "l2_norm_in", "l2_norm_out", "l2_ratio", "explained_variance_legacy", "mse", "cossim", "l0", "l1",
     "explained_variance", "relative_reconstruction_bias",
@@ -75,7 +60,25 @@ VARIANCE = (
 """Fields that both harnesses print; l0 and l1 only for substitutes with features."""
 
 
-class SAELensDownstream(Metric):
+class PeerDownstream(Metric):
+    """Base of the cross-entropy and KL metrics of two harnesses."""
+
+    value_names = (
+        "kl_div_with_sae", "kl_div_with_ablation", "kl_div_score", "ce_loss_without_sae", "ce_loss_with_sae",
+        "ce_loss_with_ablation", "ce_loss_score",
+    )  # fmt: skip
+
+    def conclude(self, total: dict[str, Ratio]) -> dict[str, Value]:
+        means = {name: mean.value for name, mean in total.items()}
+        values: dict[str, Value] = {name: Scalar(estimate, unit="nats") for name, estimate in means.items()}
+        kl, ce = means["kl_div_with_ablation"], means["ce_loss_with_ablation"]
+        values["kl_div_score"] = Scalar((kl - means["kl_div_with_sae"]) / kl, unit="share", better="higher")
+        score = (ce - means["ce_loss_with_sae"]) / (ce - means["ce_loss_without_sae"])
+        values["ce_loss_score"] = Scalar(score, unit="share", better="higher")
+        return values
+
+
+class SAELensDownstream(PeerDownstream):
     """sae-lens' cross-entropy and KL fields, for comparison with numbers that it printed.
 
     ce_loss_score = (ce_loss_with_ablation − ce_loss_with_sae) / (ce_loss_with_ablation − ce_loss_without_sae),
@@ -96,7 +99,6 @@ class SAELensDownstream(Metric):
     """
 
     name, version = "saelens_downstream", 1
-    value_names = DOWNSTREAM
 
     def observe(
         self,
@@ -106,9 +108,6 @@ class SAELensDownstream(Metric):
         batch: Batch,
     ) -> dict[str, Evidence]:
         return downstream(included_clean_scores, included_scores, zeroed_scores, batch)
-
-    def conclude(self, total: dict[str, Ratio]) -> dict[str, Value]:
-        return downstream_values(total)
 
 
 class PeerVariance(Metric):
@@ -217,7 +216,7 @@ class SAELensFeatures(Metric):
     """
 
     name, version = "saelens_features", 1
-    value_names = ()
+    value_names: tuple[str, ...] = ()
 
     def observe(
         self, feature_acts: Float[Tensor, "batch seq d_sae"], included: Bool[Tensor, "batch seq"]
@@ -225,7 +224,12 @@ class SAELensFeatures(Metric):
         return firings(feature_acts != 0, included)
 
     def conclude(self, total: dict[str, PerBatch]) -> dict[str, Value]:
-        return firing_values(total)
+        acts, prompts, tokens = (total[name].sums[0] for name in ("acts", "prompts", "tokens"))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {
+                "feature_density": Array(acts / tokens, unit="share of tokens"),
+                "consistent_activation_heuristic": Array(acts / prompts, unit="tokens a sequence"),
+            }
 
 
 def firings(fired: Bool[Tensor, "batch seq d_sae"], included: Bool[Tensor, "batch seq"]) -> dict[str, Evidence]:
@@ -237,15 +241,6 @@ def firings(fired: Bool[Tensor, "batch seq d_sae"], included: Bool[Tensor, "batc
         "acts": PerBatch.of(counts, once, size),
         "prompts": PerBatch.of((counts > 0).double(), once, size),
     }
-
-
-def firing_values(total: dict[str, PerBatch]) -> dict[str, Value]:
-    acts, prompts, tokens = (total[name].sums[0] for name in ("acts", "prompts", "tokens"))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return {
-            "feature_density": Array(acts / tokens, unit="share of tokens"),
-            "consistent_activation_heuristic": Array(acts / prompts, unit="tokens a sequence"),
-        }
 
 
 class SAELensWeights(Metric):
@@ -263,24 +258,19 @@ class SAELensWeights(Metric):
     """
 
     name, version = "saelens_weights", 1
-    value_names = ()
+    value_names: tuple[str, ...] = ()
 
     def conclude(self, sae: Substitute) -> dict[str, Value]:
-        return weight_values(sae)
-
-
-def weight_values(sae: Substitute) -> dict[str, Value]:
-    """One number per feature; `Undefined` without an encoder and a decoder of the same width."""
-    missing = [name for name in ("W_enc", "W_dec") if name not in sae.weights]
-    if missing:
-        raise Undefined(f"{sae.name} has no {missing[0]}")
-    encoder, decoder = sae.weights["W_enc"].double().T, sae.weights["W_dec"].double()
-    if encoder.shape != decoder.shape:
-        raise Undefined(f"{sae.name} reads activations of width {encoder.shape[1]} and writes {decoder.shape[1]}")
-    norms = encoder.norm(dim=-1)
-    cosine = (encoder * decoder).sum(-1) / (norms * decoder.norm(dim=-1))
-    fields = {"encoder_norm": norms, "encoder_decoder_cosine_sim": cosine}
-    if "b_enc" in sae.weights:
-        fields["encoder_bias"] = sae.weights["b_enc"]
-    units = {"encoder_norm": "norm of weights", "encoder_decoder_cosine_sim": "cosine", "encoder_bias": "bias"}
-    return {name: Array(value.double().cpu().numpy(), units[name]) for name, value in fields.items()}
+        missing = [name for name in ("W_enc", "W_dec") if name not in sae.weights]
+        if missing:
+            raise Undefined(f"{sae.name} has no {missing[0]}")
+        encoder, decoder = sae.weights["W_enc"].double().T, sae.weights["W_dec"].double()
+        if encoder.shape != decoder.shape:
+            raise Undefined(f"{sae.name} reads activations of width {encoder.shape[1]} and writes {decoder.shape[1]}")
+        norms = encoder.norm(dim=-1)
+        cosine = (encoder * decoder).sum(-1) / (norms * decoder.norm(dim=-1))
+        fields = {"encoder_norm": norms, "encoder_decoder_cosine_sim": cosine}
+        if "b_enc" in sae.weights:
+            fields["encoder_bias"] = sae.weights["b_enc"]
+        units = {"encoder_norm": "norm of weights", "encoder_decoder_cosine_sim": "cosine", "encoder_bias": "bias"}
+        return {name: Array(value.double().cpu().numpy(), units[name]) for name, value in fields.items()}

@@ -60,7 +60,8 @@ class Weights(Metric):
         for name, rows in (("decoder_norm", decoder), ("encoder_norm", encoder)):
             norms = None if rows is None else _norms(rows)
             values |= _summaries(name, "norm of weights", ENDS, norms, _missing(name.split("_")[0]))
-        values |= _summaries("b_enc", "bias", ENDS, _array(b_enc), _missing("b_enc"))
+        biases = None if b_enc is None else b_enc.double().cpu().numpy()
+        values |= _summaries("b_enc", "bias", ENDS, biases, _missing("b_enc"))
         values["b_dec_norm"] = (
             Scalar.undefined(_missing("b_dec"), unit="activation")
             if b_dec is None
@@ -87,10 +88,6 @@ def _missing(weight: str) -> str:
     return f"there is no {weight} among the weights"
 
 
-def _array(tensor: Tensor | None) -> np.ndarray | None:
-    return None if tensor is None else tensor.double().cpu().numpy()
-
-
 def _norms(rows: Float[Tensor, "n d"]) -> Float[np.ndarray, "n"]:
     return np.asarray(torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).cpu())
 
@@ -105,10 +102,7 @@ def _paired_cosines(encoder: Tensor | None, decoder: Tensor | None) -> tuple[np.
     if encoder is None or decoder is None:
         return None, _missing("encoder" if encoder is None else "decoder")
     if encoder.shape != decoder.shape:
-        return (
-            None,
-            f"it reads {encoder.shape[1]} dimensions and writes {decoder.shape[1]}, so no cosine is defined",
-        )
+        return None, f"it reads {encoder.shape[1]} dimensions and writes {decoder.shape[1]}: no cosine is defined"
     cosines = (directed(encoder).double() * directed(decoder).double()).sum(1).cpu().numpy()
     return cosines[(_norms(encoder) > 0) & (_norms(decoder) > 0)], "no feature has both directions"
 

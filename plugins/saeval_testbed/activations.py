@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GPT2Model
 
 from saeval_data.stdlib import stdlib_modules
-from saeval_testbed.language_model import encode
+from saeval_testbed.language_model import encode, rows
 from saeval_testbed.preferences import preference_pairs
 from saeval_testbed.reward_model import texts_of, tokens
 
@@ -23,23 +23,16 @@ def text_rows(model_folder: Path, split: str = "train") -> Tensor:
     """`[n, CONTEXT]` token ids within single modules, BOS first in each row, in a fixed random order."""
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     documents = encode(tokenizer, [text for _, text in stdlib_modules(split)])
-    bos = torch.tensor([tokenizer.bos_token_id])
-    rows = torch.stack(
-        [
-            torch.cat([bos, ids[start : start + CONTEXT - 1]])
-            for ids in documents
-            for start in range(0, len(ids) - CONTEXT + 2, CONTEXT - 1)
-        ]
-    )
-    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+    texts = rows(documents, tokenizer.bos_token_id, CONTEXT - 1)
+    return texts[torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))]
 
 
 @torch.no_grad()
 def text_activations(model_folder: Path, hook_names: Sequence[str], tokens: int) -> dict[str, Tensor]:
     """`[n, d_in]` float32 at each hook, of about `tokens` tokens of training text; BOS positions are left out."""
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval().transformer
-    rows = text_rows(model_folder)[: tokens // (CONTEXT - 1)]
-    parts = [activations(model, part, hook_names) for part in rows.split(64)]
+    texts = text_rows(model_folder)[: tokens // (CONTEXT - 1)]
+    parts = [activations(model, part, hook_names) for part in texts.split(64)]
     return {name: torch.cat([part[name][:, 1:].flatten(0, 1) for part in parts]) for name in hook_names}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -90,11 +89,6 @@ class EndToEndSAE(nn.Module):
         """`[..., d_in]`"""
         return functional.linear(acts, functional.normalize(self.decoder.weight, dim=0), self.decoder.bias)
 
-    @property
-    def W_dec(self) -> Tensor:  # noqa: N802  # the field's own name
-        """`[d_sae, d_in]`, rows of unit norm."""
-        return functional.normalize(self.decoder.weight, dim=0).T
-
 
 @dataclass
 class Passed:
@@ -154,17 +148,13 @@ class Steering:
             self.held.append(increase)
 
 
-def _rows(model_folder: Path, seed: int, samples: int) -> Iterator[Tensor]:
-    rows = text_rows(model_folder)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:samples]
-    return iter(rows[order].split(BATCH))
-
-
 def train_matched(recipe: MatchedRecipe, out: Path) -> None:
     """Train one SAE on `out/model` and write it below `out/apollo`, with float16 tensors."""
     torch.manual_seed(recipe.seed)
     model = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32).eval().requires_grad_(False)
-    batches = [batch for batch in _rows(out / "model", recipe.seed, recipe.samples) if len(batch) == BATCH]
+    rows = text_rows(out / "model")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(recipe.seed))[: recipe.samples]
+    batches = [batch for batch in rows[order].split(BATCH) if len(batch) == BATCH]
     mean = torch.cat([entering(model, batch)[:, 1:].flatten(0, 1) for batch in batches[:32]]).mean(0)
     sae = EndToEndSAE(model.config.n_embd, D_SAE, mean)
     optimizer = torch.optim.Adam(sae.parameters(), lr=LEARNING_RATE)

@@ -52,10 +52,10 @@ def encode(tokenizer: Any, documents: list[str]) -> list[Tensor]:
     return [torch.tensor(e.ids, dtype=torch.int64) for e in encodings]
 
 
-def rows(documents: list[Tensor], bos: int) -> Tensor:
-    """Rows `[n, CONTEXT + 1]` within single documents, BOS first; tails are dropped."""
-    starts = [(ids, start) for ids in documents for start in range(0, len(ids) - CONTEXT + 1, CONTEXT)]
-    return torch.stack([torch.cat([torch.tensor([bos]), ids[start : start + CONTEXT]]) for ids, start in starts])
+def rows(documents: list[Tensor], bos: int, size: int = CONTEXT) -> Tensor:
+    """Rows `[n, size + 1]` within single documents, BOS first; tails are dropped."""
+    starts = [(ids, start) for ids in documents for start in range(0, len(ids) - size + 1, size)]
+    return torch.stack([torch.cat([torch.tensor([bos]), ids[start : start + size]]) for ids, start in starts])
 
 
 def train_language_model(out: Path, steps: int = STEPS) -> None:
