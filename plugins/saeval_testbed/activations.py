@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,9 @@ def activations(
 ) -> dict[str, Tensor]:
     """`[batch, seq, d_in]` at each hook; blocks after the last one are not run."""
     captured: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[Tensor], None]:
-        return lambda value: captured.__setitem__(name, value)
-
     depth = max(_block(name)[0] for name in hook_names) + 1
     blocks, norm = model.h, model.ln_f
-    handles = [_watch(model, name, keep(name)) for name in hook_names]
+    handles = [_watch(model, name, partial(captured.__setitem__, name)) for name in hook_names]
     model.h, model.ln_f = blocks[:depth], torch.nn.Identity()  # type: ignore[assignment]
     try:
         model(ids, attention_mask=attention_mask, use_cache=False)

@@ -68,8 +68,7 @@ def _train_saes(out: Path, names: list[str] | None) -> None:
 
     chosen = [recipe for recipe in RECIPES if names is None or recipe.name in names]
     matched = [recipe for recipe in MATCHED if names is None or recipe.name in names]
-    unknown = set(names or []) - {recipe.name for recipe in chosen} - {recipe.name for recipe in matched}
-    if unknown:
+    if unknown := set(names or []) - {recipe.name for recipe in RECIPES} - {recipe.name for recipe in MATCHED}:
         raise SaevalError(f"no recipe for the SAE {', '.join(sorted(unknown))}")
     for recipe in matched:
         train_matched(recipe, out)

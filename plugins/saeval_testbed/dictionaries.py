@@ -102,11 +102,12 @@ def _untrained(recipe: Recipe, d_in: int, steps: int) -> Any:
 
 def train_dictionaries(folder: Path, recipes: Sequence[Recipe]) -> None:
     """Train SAEs on the models below `folder` and write them there; SAEs at one site share a forward pass."""
-    for (model, distinct, _), group in groupby(recipes, key=lambda r: (r.model, r.distinct, r.site)):
+    by_site = groupby(recipes, key=lambda r: (r.model, r.distinct, r.hook_name.partition("hook_")[2]))
+    for (model, distinct, _), group in by_site:
         together = list(group)
         hook_names = list(dict.fromkeys(recipe.hook_name for recipe in together))
         activations = text_activations if model == "model" else pair_activations
         data = activations(folder / model, hook_names, distinct)
         print(f"{len(data[hook_names[0]])} tokens at {', '.join(hook_names)}", flush=True)
         for recipe in together:
-            train_sae(recipe, data[recipe.hook_name], recipe.path(folder))
+            train_sae(recipe, data[recipe.hook_name], folder / (recipe.folder or f"saes/{recipe.name}"))

@@ -50,9 +50,6 @@ class MatchedRecipe:
     samples: int = 8_000
     """Sequences of `CONTEXT` tokens."""
 
-    def path(self, out: Path) -> Path:
-        return out / "apollo" / self.name
-
 
 MATCHED = (
     MatchedRecipe("e2e", "e2e", 1.3),
@@ -186,7 +183,7 @@ def train_matched(recipe: MatchedRecipe, out: Path) -> None:
         "l0_in_training": l0,
         "seconds": time.monotonic() - started,
     }
-    _write(recipe, sae, steering.coefficient(len(batches)), report, recipe.path(out))
+    _write(recipe, sae, steering.coefficient(len(batches)), report, out / "apollo" / recipe.name)
 
 
 def _loss(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 D_SAE = 1024
 LAYERS = 4
@@ -34,14 +33,6 @@ class Recipe:
     """Peak value; the final one is a tenth of it."""
     centred: bool = False
     """True to start b_dec at the mean; removing a mean that is large against the variance would kill most features."""
-
-    @property
-    def site(self) -> str:
-        """`resid_pre`, `attn_out` or `mlp_out`."""
-        return self.hook_name.partition("hook_")[2]
-
-    def path(self, out: Path) -> Path:
-        return out / (self.folder or f"saes/{self.name}")
 
 
 def _site(name: str, layer: int, tokens: int, folder: str = "", layout: str = "saelens") -> Recipe:
