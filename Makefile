@@ -1,14 +1,14 @@
 # Everything below runs on a fresh machine with Python 3.11+ and make.
 PYTHON ?= python3
 BIN := .venv/bin
-# Threads that spin while they wait slow everything beside them.
+# Threads that spin while they wait slow down other processes.
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: setup demo test coverage fuzz torture test-tl4 test-lowest check clean
 
 setup: .venv/installed
 
-# torch comes first and pinned: left to the resolver it may bring gigabytes of another build.
+# torch comes first and pinned: the resolver might choose another build of several gigabytes.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
@@ -18,13 +18,13 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/saeval run quickstart
 
-# Two workers of one thread each: what is tested is mostly small and single-threaded. A file's tests share fixtures.
+# Two workers of one thread each: most tests are small and single-threaded. The tests of a file share fixtures.
 WORKERS ?= 2
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# The same with the lines that no test runs. Python 3.11 traces lines at a third more time, so `test` does not measure.
+# The same, and report the lines that no test runs. Tracing in Python 3.11 takes a third more time, so `test` does not.
 coverage: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
@@ -34,12 +34,12 @@ BUDGET ?= 600
 fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --seconds $(BUDGET)
 
-# Kills at random moments; mutated suites, results folders and names: BUDGET seconds of each, with fresh seeds.
+# Kill runs at random moments; mutate suites, results folders and names: BUDGET seconds of each, with fresh seeds.
 torture: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --seconds $(BUDGET)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --seconds $(BUDGET) --only damaged_checkpoint
 
-# sae-lens needs transformer-lens 3, so transformer-lens 4 has an environment of its own, without sae-lens.
+# sae-lens needs transformer-lens 3, so transformer-lens 4 has its own environment, without sae-lens.
 TL4 := .venv-tl4
 
 test-tl4: $(TL4)/installed
@@ -53,8 +53,8 @@ $(TL4)/installed: pyproject.toml constraints.txt
 	$(TL4)/bin/pip install --quiet --constraint $(TL4)/constraints.txt pytest hypothesis peft setuptools --editable .
 	touch $@
 
-# The lowest versions that pyproject.toml allows, but for torch, which stays pinned: older ones come with gigabytes of
-# CUDA libraries. Old versions warn of what newer ones changed, so warnings fail nothing here.
+# The lowest versions that pyproject.toml allows, except torch, which stays pinned: older ones bring gigabytes of CUDA
+# libraries. Old versions warn about what newer ones changed, so warnings are no errors here.
 LOWEST := .venv-lowest
 # One part for each library: pydantic and YAML; tabulate and rich; pyarrow; numba and scipy; sae-lens and safetensors;
 # transformer-lens and transformers; datasets and pandas; peft.

@@ -1,10 +1,10 @@
-"""Time a leaderboard and a comparison of many results: without an index, with one, and by how much both grow.
+"""Time a leaderboard and a comparison of many results, with and without an index, for growing numbers of SAEs.
 
 Run: python benchmarks/boards.py [--saes 16000] [--folder FOLDER]
 
-The results are drawn from a seed and written by saeval's own store: six metrics of eight values, each known without
-each of 100 documents, of SAEs and a few controls at one hook. Every measurement is a fresh process, on whatever cores
-there are. The folder is kept, so that a second call measures the same files.
+The results are random with a fixed seed and written by saeval's own store: for SAEs and a few controls at one hook, six
+metrics of eight values, each with its leave-one-out values for 100 documents. Every measurement is a fresh process, on
+all cores. The folder is kept, so that a second call measures the same files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from saeval.stats.values import Scalar
 
 METRICS, VALUES, DOCUMENTS, SEED = 6, 8, 100, 0
 CONTROLS = {"random": 8, "zero": 1}
-"""Draws of each."""
+"""Number of draws of each control."""
 DATA = {
     "use": "text", "fingerprint": "6e74583b9f118745fa82c25ef8eca897bcc450457cbb175d6e589e222e56c2e9", "context": 128,
     "sequences": 400, "seed": 0, "bos": True, "exclude": ["bos"], "packing": "documents", "documents": DOCUMENTS,
@@ -49,12 +49,12 @@ LAYOUT = {"rank_by": "m0.v0", "columns": [f"m{m}.v0" for m in range(METRICS)], "
 
 
 def subjects(saes: int) -> list[dict[str, Any]]:
-    """The records of the SAEs and the controls."""
+    """Return the records of the SAEs and of the controls."""
     names = [(f"release/width-{i % 7}/sae-{i:05d}", {"kind": "sae"}) for i in range(saes)]
     for control, draws in CONTROLS.items():
         for draw in range(draws):
-            of = {"kind": "control", "control": control, **({"copy": draw} if draws > 1 else {})}
-            names.append((f"{control}#{draw}" if draws > 1 else control, of))
+            facts = {"kind": "control", "control": control, **({"copy": draw} if draws > 1 else {})}
+            names.append((f"{control}#{draw}" if draws > 1 else control, facts))
     return [
         {
             "name": name, "hook_name": "blocks.6.hook_resid_pre", "key": f"{place:064x}", "format": "saelens",
@@ -67,7 +67,7 @@ def subjects(saes: int) -> list[dict[str, Any]]:
 
 
 def make(folder: Path, saes: int) -> None:
-    """Write the results, unless they are there; without waiting for the disk, which takes hours."""
+    """Write the results unless they exist, without fsync, which would take hours."""
     store = Store(folder)
     if (folder / "manifest.json").exists():
         return
@@ -104,30 +104,32 @@ from saeval import cli
 started = time.perf_counter()
 code = cli.main(sys.argv[1:])
 sys.stdout.flush()
-own, others = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-spent = [u.ru_utime + u.ru_stime for u in (own, others)]
+usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+spent = [usage.ru_utime + usage.ru_stime for usage in usages]
 wall, inside = time.perf_counter() - began, time.perf_counter() - started
-print(json.dumps([code, wall, inside, *spent, own.ru_maxrss, others.ru_maxrss]), file=sys.stderr)
+print(json.dumps([code, wall, inside, *spent, *(usage.ru_maxrss for usage in usages)]), file=sys.stderr)
 """
 
 
 def measured(*words: str) -> str:
-    """The seconds and the memory of a command, in words."""
-    # As an installed package: without its compiled modules every process would compile them anew.
-    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    done = subprocess.run([sys.executable, "-c", MEASURED, *words], capture_output=True, text=True, check=True, env=own)
-    code, wall, inside, own, others, memory, other = json.loads(done.stderr.splitlines()[-1])
+    """Run a command and describe its time and memory."""
+    # Modules are compiled once, as those of an installed package, and not again by every process.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run([sys.executable, "-c", MEASURED, *words], capture_output=True, text=True, check=True, env=env)
+    code, wall, inside, cpu, children_cpu, memory, children_memory = json.loads(done.stderr.splitlines()[-1])
     assert code == 0, done.stderr
     assert "damaged" not in done.stdout
     return (
-        f"{wall:6.2f} s ({inside:.2f} without Python's start), CPU {own:.2f} + {others:.2f} s, "
-        f"peak {memory / 1024:,.0f} + {other / 1024:,.0f} MiB"
+        f"{wall:6.2f} s ({inside:.2f} without Python's start), CPU {cpu:.2f} + {children_cpu:.2f} s, "
+        f"peak {memory / 1024:,.0f} + {children_memory / 1024:,.0f} MiB"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--saes", type=int, nargs="+", default=[160, 1600, 16_000], help="of six results each")
+    parser.add_argument(
+        "--saes", type=int, nargs="+", default=[160, 1600, 16_000], help="numbers of SAEs, of six results each"
+    )
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "saeval-boards")
     arguments = parser.parse_args()
     measured("ls", "reports")  # compiles the modules
@@ -135,12 +137,12 @@ def main() -> None:
         folder = arguments.folder / f"{saes}"
         began = time.perf_counter()
         make(folder, saes)
-        if (made := time.perf_counter() - began) > 3:
-            time.sleep(3)  # a file of this moment is not trusted
+        if (seconds := time.perf_counter() - began) > 3:
+            time.sleep(3)  # the index does not trust a file written just now
         for file in (folder / "index").glob("*"):
             file.unlink()
         count = (saes + sum(CONTROLS.values())) * METRICS
-        print(f"{count:,} results of {saes:,} SAEs (written in {made:.0f} s)")
+        print(f"{count:,} results of {saes:,} SAEs (written in {seconds:.0f} s)")
         for name, words in {
             "leaderboard, first": ["leaderboard"], "leaderboard, again": ["leaderboard"],
             "leaderboard, csv": ["leaderboard", "--format", "csv"],

@@ -1,9 +1,9 @@
-"""Whether errors, paired tests and ranks hold what they promise: `python benchmarks/error_bars.py --help`.
+"""Coverage of intervals and error rates of paired tests and ranks: `python benchmarks/error_bars.py --help`.
 
-Simulated texts whose documents differ in size and in how hard they are, and SAEs that are all equally good, through the
-same estimates, tests and ranks as a leaderboard. A document of n tokens has the loss `n (hard + own) + noise` for each
-SAE: `hard` is shared by all SAEs, `own` is the SAE's, and the noise is a sum over tokens. All have mean 0, so the true
-value of every SAE is 0 and no SAE is better than another.
+Simulates texts whose documents differ in size and difficulty, and SAEs that are all equally good, and applies the same
+estimates, tests and ranks to them as a leaderboard does. A document of n tokens has the loss `n (hard + own) + noise`
+for each SAE: `hard` is shared by all SAEs, `own` is the SAE's, and the noise is a sum over tokens. All have mean 0, so
+the true value of every SAE is 0 and no SAE is better than another.
 """
 
 from __future__ import annotations
@@ -69,25 +69,25 @@ class Rates:
     """Shares of the simulated runs."""
 
     covered: float
-    """95% intervals that hold the true value, of those that exist."""
+    """95% intervals that contain the true value, of those that exist."""
     false_tests: float
     """Paired tests of two equally good SAEs that find a difference at 5%."""
     split: float
-    """Tables of eight equally good SAEs in which some rank is not 1 to 8."""
+    """Tables of eight equally good SAEs in which some rank is narrower than 1 to 8."""
     warned: float
-    """Runs in which a warning stands beside the interval."""
+    """Runs with a warning beside the interval."""
 
 
 def simulated(kind: str, tail: str, documents: int, runs: int, seed: int = 0) -> Rates:
-    """`runs` texts of one kind; the same seed gives the same numbers."""
+    """Simulate `runs` texts of one kind; the same seed returns the same numbers."""
     random = np.random.default_rng([seed, zlib.crc32(f"{kind}/{tail}/{documents}".encode())])
-    found = np.array([_one(text(kind, tail, documents, random)) for _ in range(runs)], dtype=float)
-    return Rates(*np.nanmean(found, axis=0))
+    rates = np.array([_rates(text(kind, tail, documents, random)) for _ in range(runs)], dtype=float)
+    return Rates(*np.nanmean(rates, axis=0))
 
 
-def _one(estimates: Sequence[Estimate]) -> tuple[float, float, bool, bool]:
-    covered = [interval[0] <= 0 <= interval[1] for one in estimates if (interval := one.ci95)]
-    entries = [Entry(one.value, one.stderr, one.ci95, one.n, "ok", None, one) for one in estimates]
+def _rates(estimates: Sequence[Estimate]) -> tuple[float, float, bool, bool]:
+    covered = [interval[0] <= 0 <= interval[1] for estimate in estimates if (interval := estimate.ci95)]
+    entries = [Entry(e.value, e.stderr, e.ci95, e.n, "ok", None, e) for e in estimates]
     pairs = zip(entries[::2], entries[1::2], strict=True)
     false = [(difference(a, b).p_value or 1.0) < ALPHA for a, b in pairs]
     rows = [Row(str(index), "hook", "sae", {COLUMN.name: entry}) for index, entry in enumerate(entries)]

@@ -1,4 +1,4 @@
-"""Time and peak memory of the fidelity metrics: sae-lens' `run_evals`, saeval, and the floor, in one process.
+"""Time and peak memory of the fidelity metrics in sae-lens' `run_evals`, in saeval, and of the floor, in one process.
 
 A GPT-2-small-shaped random model, random ReLU SAEs of 24,576 features at one hook, k of them at once. sae-lens
 evaluates one SAE at a time, so its k runs are summed. The floor is the bare matrix products and attention of one clean
@@ -67,16 +67,16 @@ class Memory:
 
 
 class Store:
-    """What `run_evals` asks of an activations store: the same tokens in the same batches."""
+    """The activations store that `run_evals` needs: the same tokens in the same batches."""
 
     def __init__(self, tokens: Tensor, batch: int) -> None:
         self.tokens, self.store_batch_size_prompts, self.context_size = tokens, batch, tokens.shape[1]
         self._next = 0
 
     def get_batch_tokens(self, batch_size: int) -> Tensor:
-        found = self.tokens[self._next : self._next + batch_size]
+        batch = self.tokens[self._next : self._next + batch_size]
         self._next = (self._next + batch_size) % len(self.tokens)
-        return found
+        return batch
 
     def reset_input_dataset(self) -> None:
         self._next = 0
@@ -98,7 +98,7 @@ def models(layers: int) -> tuple[GPT2LMHeadModel, HookedTransformer]:
 
 
 def random_sae(lens: HookedTransformer, hook: str, d_sae: int, l0: int, tokens: Tensor, seed: int) -> StandardSAE:
-    """Unit decoder rows, tied weights, biases such that about `l0` features fire."""
+    """An SAE with unit decoder rows, tied weights, and biases such that about `l0` features fire."""
     torch.manual_seed(seed)
     sae = StandardSAE(
         StandardSAEConfig(d_in=768, d_sae=d_sae, apply_b_dec_to_input=True, metadata=SAEMetadata(hook_name=hook))
@@ -152,7 +152,7 @@ class Floor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--k", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--rows", type=int, default=16, help="sequences; all in one batch of `--batch`")
+    parser.add_argument("--rows", type=int, default=16, help="sequences, in batches of `--batch`")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--layer", type=int, default=6)
@@ -201,7 +201,7 @@ def main() -> None:
 
 
 def report(given: argparse.Namespace, sides: dict[str, Callable[[int], Any]]) -> None:
-    """One row for each k: medians over repeats that alternate between the sides."""
+    """Print one row per k and side: medians over repeats that alternate between the sides."""
     sides = {given.only: sides[given.only]} if given.only else sides
     for side in sides.values():  # warm up: lazy imports, thread pools, allocator
         side(1)
@@ -217,9 +217,9 @@ def report(given: argparse.Namespace, sides: dict[str, Callable[[int], Any]]) ->
                     seconds[name].append(time.process_time() - started)
                 memory[name] = used.mib
         base = statistics.median(seconds[next(iter(sides))])
-        for name, found in seconds.items():
-            middle = statistics.median(found)
-            print(f"| {k} | {name} | {middle:.2f} | {middle / base:.2f} | {memory[name]:.0f} |", flush=True)
+        for name, times in seconds.items():
+            median = statistics.median(times)
+            print(f"| {k} | {name} | {median:.2f} | {median / base:.2f} | {memory[name]:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What a matching costs beside the product that it cannot avoid: `python benchmarks/matching.py --help`.
+"""Cost of a matching, compared with the matrix product that it needs: `python benchmarks/matching.py --help`.
 
-The floor is the cosine product in float32 with the 32 best of each row, in blocks, in the same process. The peak memory
-is that of the whole process up to the end of the matching, both dictionaries included. Vectors: a planted share of the
-rows of A again in B with noise (cosine about 0.9), the rest random; or one of the harder kinds.
+The floor is the cosine product in float32 and the 32 best of each row, in blocks, in the same process. The peak memory
+is that of the whole process until the matching ends, both dictionaries included. Vectors: a planted share of the rows
+of A is in B too, with noise (cosine about 0.9), and the rest is random; or one of the harder kinds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def planted(n: int, m: int, d: int, share: float, generator: torch.Generator) ->
 
 
 def shared_mean(n: int, m: int, d: int, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """All rows lean towards one direction, each by another amount: those that lean most are near everything."""
+    """All rows lean towards one direction by different amounts; those that lean most are close to all others."""
     A, B = planted(n, m, d, share, generator)
     mean = torch.randn(d, generator=generator)
     for rows in (A, B):
@@ -43,7 +43,7 @@ def shared_mean(n: int, m: int, d: int, share: float, generator: torch.Generator
 
 
 def clusters(n: int, m: int, d: int, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Twenty directions, and rows scattered around them."""
+    """Rows scattered around twenty directions."""
     centres = torch.randn(20, d, generator=generator)
     A, B = (
         centres[torch.randint(20, (k,), generator=generator)] + 0.3 * torch.randn(k, d, generator=generator)
@@ -57,7 +57,7 @@ def floor(A: Tensor, B: Tensor) -> float:
     product = 0.0
     A, B = normalize(A), normalize(B)
     step = max(1, BLOCK // len(B))
-    buffer = torch.empty(step, len(B))  # new pages for each block would cost as much as a third of the product
+    buffer = torch.empty(step, len(B))  # new pages for each block would cost a third of the product
     for first in range(0, len(A), step):
         before = time.perf_counter()
         block = torch.mm(A[first : first + step], B.T, out=buffer[: len(A) - first])
@@ -76,21 +76,21 @@ def dense(A: Tensor, B: Tensor) -> float:
 def timed(task: Callable[[Tensor, Tensor], T], A: Tensor, B: Tensor) -> tuple[float, float, T]:
     """Seconds, CPU seconds of all threads, and the result."""
     wall, cpu = time.perf_counter(), time.process_time()
-    found = task(A, B)
-    return time.perf_counter() - wall, time.process_time() - cpu, found
+    result = task(A, B)
+    return time.perf_counter() - wall, time.process_time() - cpu, result
 
 
 def main() -> None:
     kinds = {"planted": planted, "shared-mean": shared_mean, "clusters": clusters}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=10_000, help="rows of A")
-    parser.add_argument("--m", type=int, help="rows of B; as many by default")
+    parser.add_argument("--m", type=int, help="rows of B (default: as many as A)")
     parser.add_argument("--d", type=int, default=768)
     parser.add_argument("--share", type=float, default=0.4)
     parser.add_argument("--kind", choices=kinds, default="planted")
     parser.add_argument("--dense", action="store_true", help="compare with scipy.optimize.linear_sum_assignment")
-    parser.add_argument("--repeat", type=int, default=1, help="measure both so often and take the fastest; 0: no floor")
-    parser.add_argument("--float32", action="store_true", help="as on a processor that does not multiply bfloat16")
+    parser.add_argument("--repeat", type=int, default=1, help="runs of each, of which the fastest counts; 0: no floor")
+    parser.add_argument("--float32", action="store_true", help="as on a processor without bfloat16 products")
     args = parser.parse_args()
     if args.float32:
         similarity.fastest = lambda device: torch.float32
@@ -104,18 +104,18 @@ def main() -> None:
         floors.append(timed(floor, A, B))
         if k:
             runs.append(timed(match, A, B))
-    seconds, cpu, found = min(runs, key=lambda run: run[0])
-    proof = found.certificate
+    seconds, cpu, matching = min(runs, key=lambda run: run[0])
+    proof = matching.certificate
     print(f"match: {seconds:.1f} s ({cpu:.1f} s of CPU); peak memory {peak:.2f} GB")
     print(
         f"gap {proof.gap:.1e}, {proof.rounds} rounds, {proof.candidates} candidates, "
         f"{proof.computed:.2%} of all pairs computed again"
     )
-    print(f"sum/min {found.over_smaller:.6f}, max-cos {found.a_to_b.mean:.6f} and {found.b_to_a.mean:.6f}")
+    print(f"sum/min {matching.over_smaller:.6f}, max-cos {matching.a_to_b.mean:.6f} and {matching.b_to_a.mean:.6f}")
     if floors:
         least, least_cpu, product = min(floors)
         print(
-            f"floor: {least:.1f} s ({least_cpu:.1f} s of CPU), of it the product {product:.1f} s; "
+            f"floor: {least:.1f} s ({least_cpu:.1f} s of CPU), {product:.1f} s of it the product; "
             f"match takes {seconds / least:.2f} x ({cpu / least_cpu:.2f} x the CPU)",
             flush=True,
         )
@@ -123,7 +123,7 @@ def main() -> None:
         slow, slow_cpu, best = timed(dense, A, B)
         print(
             f"linear_sum_assignment: {slow:.1f} s ({slow_cpu:.1f} s of CPU), {slow / seconds:.1f} x the match "
-            f"({slow_cpu / cpu:.1f} x the CPU); sums differ by {found.total - best:.1e}"
+            f"({slow_cpu / cpu:.1f} x the CPU); sums differ by {matching.total - best:.1e}"
         )
 
 

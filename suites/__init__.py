@@ -9,9 +9,11 @@ from saeval.plugin import RegisteredSuite, hookimpl
 
 @hookimpl
 def saeval_suites() -> list[RegisteredSuite]:
-    """Every YAML file beside this one; its first line's comment is its description."""
-    found = []
+    """Return the YAML files beside this one, each described by the comment in its first line."""
+    suites = []
     for path in sorted(Path(__file__).parent.glob("*.yaml")):
         first = path.read_text(encoding="utf-8").partition("\n")[0]
-        found.append(RegisteredSuite(path.stem, path, first.removeprefix("#").strip() if first.startswith("#") else ""))
-    return found
+        suites.append(
+            RegisteredSuite(path.stem, path, first.removeprefix("#").strip() if first.startswith("#") else "")
+        )
+    return suites

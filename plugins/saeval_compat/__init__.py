@@ -1,4 +1,4 @@
-"""What other harnesses print, under their names: for comparison with published numbers, not for judging SAEs."""
+"""Values of other harnesses, under their names: to compare with published numbers, not to judge SAEs."""
 
 from __future__ import annotations
 
@@ -6,20 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from saeval.plugin import Metric, Source, hookimpl
+from saeval_compat import splices
 from saeval_compat.batches import batch_sums, included_spread
 from saeval_compat.dictionary_learning import DictionaryLearningEvaluate
 from saeval_compat.saebench import SAEBenchDownstream, SAEBenchFeatures, SAEBenchVariance, SAEBenchWeights
 from saeval_compat.saelens import SAELensDownstream, SAELensFeatures, SAELensVariance, SAELensWeights
-from saeval_compat.splices import (
-    everywhere_final,
-    everywhere_scores,
-    included_clean_scores,
-    included_final,
-    included_scores,
-    included_token_scores,
-    zeroed_final,
-    zeroed_scores,
-)
 from saeval_compat.token_rows import TokenRows
 
 
@@ -35,8 +26,9 @@ def saeval_metrics() -> list[type[Metric]]:
 @hookimpl
 def saeval_quantities() -> list[Callable[..., Any]]:
     return [
-        batch_sums, everywhere_final, everywhere_scores, included_clean_scores, included_final, included_scores,
-        included_spread, included_token_scores, zeroed_final, zeroed_scores,
+        batch_sums, included_spread, splices.everywhere_final, splices.everywhere_scores, splices.included_clean_scores,
+        splices.included_final, splices.included_scores, splices.included_token_scores, splices.zeroed_final,
+        splices.zeroed_scores,
     ]  # fmt: skip
 
 

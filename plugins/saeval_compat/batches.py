@@ -1,4 +1,4 @@
-"""Sums over the batches that a peer would have made: their means of per-batch ratios need them."""
+"""Sums over the batches of another harness, which its means of per-batch ratios need."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PerBatch(Evidence):
-    """Sums over groups of `size` consecutive sequences of the data, whatever the batches they were computed in."""
+    """Sums over groups of `size` consecutive sequences of the data, however saeval batches them."""
 
     groups: Int[np.ndarray, "groups"]
     sums: Float[np.ndarray, "groups k"]
@@ -26,7 +26,7 @@ class PerBatch(Evidence):
 
     @classmethod
     def of(cls, x: Float[Tensor, "batch seq k"], mask: Bool[Tensor, "batch seq"], size: int) -> Self:
-        """Sums of `x` over `mask`; before the engine stamps it every sequence is a group of its own."""
+        """Sums of `x` over `mask`; until the engine stamps it, every sequence is a group of its own."""
         rows = Mean.of(x, mask)
         return cls(np.arange(len(rows.n)), rows.numerator, rows.n, size)
 
@@ -50,16 +50,14 @@ class PerBatch(Evidence):
 
     @property
     def means(self) -> Float[np.ndarray, "groups k"]:
-        """Each group's mean over its tokens; groups without any are left out."""
+        """Mean of each group over its tokens; groups without tokens are left out."""
         some = self.n > 0
-        found: np.ndarray = self.sums[some] / self.n[some, None]
-        return found
+        return np.asarray(self.sums[some] / self.n[some, None])
 
     def of_sequences(self, sequence_ids: Int[np.ndarray, "batch"]) -> Float[np.ndarray, "batch k"]:
-        """The mean of the group that each sequence belongs to."""
+        """Mean of the group that each sequence belongs to."""
         place = np.searchsorted(self.groups, np.asarray(sequence_ids) // self.size)
-        found: np.ndarray = (self.sums / np.maximum(self.n, 1)[:, None])[place]
-        return found
+        return np.asarray((self.sums / np.maximum(self.n, 1)[:, None])[place])
 
     def components(self) -> dict[str, Any]:
         return {"groups": len(self.groups), "size": self.size, "n": int(self.n.sum())}
@@ -69,16 +67,16 @@ class PerBatch(Evidence):
 def batch_sums(
     activations: Float[Tensor, "batch seq d_in"], included: Bool[Tensor, "batch seq"], batch_size: int
 ) -> PerBatch:
-    """Fold: sums of the activations over each peer's batch of `batch_size` sequences (a metric's parameter)."""
+    """Fold: sums of the activations over each batch of `batch_size` sequences (a parameter of the metric)."""
     return PerBatch.of(activations.double(), included, batch_size)
 
 
 @fold
 def included_spread(activations: Float[Tensor, "batch seq d_in"], included: Bool[Tensor, "batch seq"]) -> Spread:
-    """Fold: sums of the activations, and of their squares, over all tokens that are not excluded."""
+    """Fold: sums of the activations and of their squares over all tokens that are not excluded."""
     return Spread.of(activations, included)
 
 
 def columns(*values: Float[Tensor, "batch seq"]) -> Float[Tensor, "batch seq k"]:
-    """Per-token numbers side by side, float64."""
+    """Stack per-token numbers as columns, in float64."""
     return torch.stack([value.double() for value in values], -1)

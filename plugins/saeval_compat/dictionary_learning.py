@@ -1,10 +1,10 @@
-"""What dictionary_learning's `evaluate` returns (dictionary_learning/evaluation.py, 0.1.0)."""
+"""Values of dictionary_learning's `evaluate` (dictionary_learning/evaluation.py, 0.1.0)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from saeval.plugin import Batch, Evidence, Metric, Scalar, TokenScores, Undefined, Value, torch
 from saeval.plugin import included as included_tokens
@@ -26,17 +26,17 @@ _UNITS = {
 class DictionaryLearningEvaluate(Metric):
     """dictionary_learning's `evaluate`, for comparison with numbers that it returned.
 
-    Every field is the mean over batches of `batch_size` sequences of that batch's own value: l2_loss =
-    mean ‖e‖, l1_loss = mean Σ|f|, l0, cossim, l2_ratio = mean ‖x̂‖/‖x‖, relative_reconstruction_bias,
-    frac_recovered = (loss_reconstructed − loss_zero) / (loss_original − loss_zero).
-    frac_variance_explained = 1 − var(e) / var(x) with both centred, so a constant offset of the
-    reconstruction is free. frac_alive = share of features whose activations do not sum to 0. No token
-    is excluded: reconstruction and zeros go in everywhere, so the suite needs `exclude: []`, and is told
-    so. `ignored_target` is the tokenizer's padding token, of which the library's loss takes no notice as a
-    target: nnsight makes it EOS. Differs: the library's losses are of other texts than its activations, and a
-    batch of those (8,192 by default) is drawn from a shuffled buffer, of which `remove_bos` may leave out the
-    first of each text; here all fields are of the same sequences. `normalize_batch` is not
-    reproduced. Source: dictionary_learning 0.1.0, evaluation.py.
+    Every field is the mean of its values in batches of `batch_size` sequences: l2_loss = mean ‖e‖, l1_loss =
+    mean Σ|f|, l0, cossim, l2_ratio = mean ‖x̂‖/‖x‖, relative_reconstruction_bias, frac_recovered =
+    (loss_reconstructed − loss_zero) / (loss_original − loss_zero). frac_variance_explained =
+    1 − var(e) / var(x) with both centred, so a constant offset of the reconstruction costs nothing.
+    frac_alive = share of features whose activations do not sum to 0. No token is excluded: the reconstruction
+    and the zeros are spliced in everywhere, so the values are undefined without `exclude: []` in the data.
+    `ignored_target` is the id of the padding token, which the library's loss ignores as a target; nnsight sets it
+    to EOS. Differs: the library computes its losses and its activations on different texts, and draws a batch
+    of activations (8,192 by default) from a shuffled buffer, from which `remove_bos` may drop the first of each
+    text; here all fields come from the same sequences. `normalize_batch` is not reproduced.
+    Source: dictionary_learning 0.1.0, evaluation.py.
 
     Values:
         l2_loss: mean ‖e‖; activation; ≥ 0; no better direction.
@@ -79,7 +79,7 @@ class DictionaryLearningEvaluate(Metric):
     ) -> dict[str, Evidence]:
         real, scored = batch.real, predicting(batch.real, batch.real)
         if not torch.equal(included_tokens(batch), real):
-            raise Undefined("dictionary_learning leaves no token out: set 'exclude: []' in the suite's data")
+            raise Undefined("dictionary_learning excludes no token: set 'exclude: []' in the suite's data")
         if self.ignored_target is not None:
             scored = scored & (batch.targets != self.ignored_target)
         x, x_hat = activations.double(), reconstruction.double()
@@ -88,13 +88,14 @@ class DictionaryLearningEvaluate(Metric):
             e.norm(dim=-1), feature_acts.abs().sum(-1), (feature_acts != 0).sum(-1), dot / (norm * norm_hat),
             norm_hat / norm, norm_hat.square(), dot, e.square().sum(-1), norm.square(),
         )  # fmt: skip
+        sums = torch.where(real[..., None], feature_acts, 0).sum(1, keepdim=True)
         losses = (scores.nll for scores in (included_clean_scores, everywhere_scores, zeroed_scores))
         return {
             "tokens": PerBatch.of(columns(*values), real, self.batch_size),
             "x": PerBatch.of(x, real, self.batch_size),
             "e": PerBatch.of(e, real, self.batch_size),
             "losses": PerBatch.of(columns(*losses), scored, self.batch_size),
-            "acts": PerBatch.of(_summed(feature_acts, real), torch.ones_like(real[:, :1]), 2**62),
+            "acts": PerBatch.of(sums, torch.ones_like(real[:, :1]), 2**62),
         }
 
     def conclude(self, total: dict[str, PerBatch]) -> dict[str, Value]:
@@ -109,7 +110,3 @@ class DictionaryLearningEvaluate(Metric):
         means = {name: float(values.mean()) for name, values in {**by_batch, **losses}.items()}
         means["frac_alive"] = float((total["acts"].sums[0] != 0).mean())
         return {name: Scalar(value, unit=_UNITS[name]) for name, value in means.items()}
-
-
-def _summed(feature_acts: Tensor, real: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch 1 d_sae"]:
-    return torch.where(real[..., None], feature_acts, 0).sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What SAEBench 0.6.0's core evaluation prints, its defects included (sae_bench/evals/core/main.py)."""
+"""Values of SAEBench 0.6.0's core evaluation, its defects included (sae_bench/evals/core/main.py)."""
 
 from __future__ import annotations
 
@@ -13,41 +13,39 @@ from saeval.plugin import (
     Encoding,
     Evidence,
     Mean,
-    Metric,
     Ratio,
     Scalar,
     Substitute,
     TokenScores,
     Value,
-    torch,
 )
 from saeval_compat.batches import PerBatch, columns
 from saeval_compat.saelens import (
-    DOWNSTREAM,
     UNITS,
+    PeerDownstream,
     PeerVariance,
+    SAELensFeatures,
+    SAELensWeights,
     downstream,
-    downstream_values,
-    firing_values,
     firings,
     per_token,
-    weight_values,
 )
+from saeval_fidelity.weights import directed, largest_cosines
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _ROWS = 1024
-"""TokenRows whose cosines with all others are in memory at once."""
+"""Rows whose cosines with all others are in memory at once."""
 
 
-class SAEBenchDownstream(Metric):
+class SAEBenchDownstream(PeerDownstream):
     """SAEBench's cross-entropy and KL fields, for comparison with numbers that it printed.
 
     As `saelens_downstream`, by default with one more defect: the reconstruction is spliced in at every
-    position, though averages leave the excluded tokens out. With `exclude_special_tokens_from_reconstruction`,
+    position, although averages leave excluded tokens out. With `exclude_special_tokens_from_reconstruction`,
     SAEBench's own flag (off by default, on in its scripts for custom SAEs), the splice leaves them alone,
-    which the zero ablation never does. Not reproduced: SAEBench takes the logarithm of a softmax for its KL,
+    but the zero ablation never does. Not reproduced: SAEBench takes the logarithm of a softmax for its KL,
     so a probability that underflows makes the field NaN (printed as −1); here it is finite. Source: SAEBench
     0.6.0 `get_recons_loss`.
 
@@ -63,7 +61,6 @@ class SAEBenchDownstream(Metric):
     """
 
     name, version = "saebench_downstream", 1
-    value_names = DOWNSTREAM
 
     def __init__(self, exclude_special_tokens_from_reconstruction: bool = False) -> None:
         self.exclude_special_tokens_from_reconstruction = exclude_special_tokens_from_reconstruction
@@ -79,18 +76,15 @@ class SAEBenchDownstream(Metric):
         sae = included_scores if self.exclude_special_tokens_from_reconstruction else everywhere_scores
         return downstream(included_clean_scores, sae, zeroed_scores, batch)
 
-    def conclude(self, total: dict[str, Ratio]) -> dict[str, Value]:
-        return downstream_values(total)
-
 
 class SAEBenchVariance(PeerVariance):
     """SAEBench's norms, sparsity and variance fields, for comparison with numbers that it printed.
 
     Defects, kept: `explained_variance` = 1 − R / (S − A²), where S and R are the means over batches of
     mean ‖x‖² and mean ‖e‖², and A is the mean of x² over batches, tokens *and dimensions*, so that A² is
-    no squared mean and predicting the mean scores far above 0; `mse` divides each token's ‖e‖² by the
+    no squared mean, and predicting the mean scores far above 0; `mse` divides each token's ‖e‖² by the
     tokens of its batch before averaging, so it falls as batches grow; l1 sums f, not |f|. The rest is as
-    in `saelens_variance`. `batch_size` is SAEBench's own, in sequences. Source:
+    in `saelens_variance`. `batch_size` is that of SAEBench, in sequences. Source:
     SAEBench 0.6.0 `get_sparsity_and_variance_metrics`.
 
     Values:
@@ -149,13 +143,13 @@ class SAEBenchVariance(PeerVariance):
         return values
 
 
-class SAEBenchFeatures(Metric):
-    """SAEBench's fields of feature densities, for comparison with numbers that it printed.
+class SAEBenchFeatures(SAELensFeatures):
+    """SAEBench's feature density fields, for comparison with numbers that it printed.
 
-    feature_density and consistent_activation_heuristic, arrays `[d_sae]`, as in `saelens_features`, save that a
-    feature counts where f_j > 0: negative activations do not. Of the densities d_j: frac_alive = share above 0,
+    feature_density and consistent_activation_heuristic, arrays `[d_sae]`, as in `saelens_features`, except that
+    a feature fires if f_j > 0, so negative activations do not count. Of the densities d_j: frac_alive = share above 0,
     freq_over_1_percent and freq_over_10_percent = shares above 0.01 and 0.1; normalized_freq_over_1_percent and
-    normalized_freq_over_10_percent = Σ of the d_j above it / Σ d_j, 0 where nothing fires. Source: SAEBench 0.6.0
+    normalized_freq_over_10_percent = Σ of the d_j above it / Σ d_j, 0 if nothing fires. Source: SAEBench 0.6.0
     `get_sparsity_and_variance_metrics`, `calculate_misc_metrics`.
 
     Values:
@@ -181,7 +175,7 @@ class SAEBenchFeatures(Metric):
         return firings(feature_acts > 0, included)
 
     def conclude(self, total: dict[str, PerBatch]) -> dict[str, Value]:
-        values = firing_values(total)
+        values = super().conclude(total)
         density = total["acts"].sums[0] / total["tokens"].sums[0]
         whole = density.sum()
         values["frac_alive"] = Scalar(float((density > 0).mean()), unit="share of features")
@@ -193,12 +187,12 @@ class SAEBenchFeatures(Metric):
         return values
 
 
-class SAEBenchWeights(Metric):
+class SAEBenchWeights(SAELensWeights):
     """SAEBench's weight fields, for comparison with numbers that it printed.
 
     As `saelens_weights`, and for encoder columns and decoder rows the largest cosine with another feature's,
     max_encoder_cosine_sim and max_decoder_cosine_sim, arrays `[d_sae]`; average_max_encoder_cosine_sim and
-    average_max_decoder_cosine_sim are their means. Not reproduced: encoder_bias where an SAE has no b_enc, for
+    average_max_decoder_cosine_sim are their means. Not reproduced: encoder_bias of an SAE without b_enc, for
     which SAEBench prints b_mag (gated SAEs) or zeros. Source: SAEBench 0.6.0
     `get_featurewise_weight_based_metrics`, `calculate_misc_metrics`.
 
@@ -216,21 +210,9 @@ class SAEBenchWeights(Metric):
     value_names = ("average_max_encoder_cosine_sim", "average_max_decoder_cosine_sim")
 
     def conclude(self, sae: Substitute) -> dict[str, Value]:
-        values = weight_values(sae)
+        values = super().conclude(sae)
         for name, rows in (("encoder", sae.weights["W_enc"].T), ("decoder", sae.weights["W_dec"])):
-            nearest = largest_cosines(rows)
+            nearest = largest_cosines(directed(rows), _ROWS)
             values[f"max_{name}_cosine_sim"] = Array(nearest.cpu().numpy(), unit="cosine")
             values[f"average_max_{name}_cosine_sim"] = Scalar(float(nearest.mean()), unit="cosine")
         return values
-
-
-def largest_cosines(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
-    """Of each row the largest cosine with another row; 0 for zero rows, which have none."""
-    unit = torch.nn.functional.normalize(rows.float(), dim=1)
-    found = []
-    for start in range(0, len(unit), _ROWS):
-        cosines = unit[start : start + _ROWS] @ unit.T
-        own = torch.arange(len(cosines), device=unit.device)
-        cosines[own, start + own] = -torch.inf
-        found.append(cosines.amax(1))
-    return torch.cat(found).double()

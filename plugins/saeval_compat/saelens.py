@@ -1,4 +1,4 @@
-"""What sae-lens 6.54 prints: `run_evals` with everything on (sae_lens/evals.py)."""
+"""Values of sae-lens 6.54's `run_evals` with everything on (sae_lens/evals.py)."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ UNITS = {
     "explained_variance_legacy": "share of variance", "explained_variance": "share of variance",
     "mse": "squared activation", "cossim": "cosine", "relative_reconstruction_bias": "ratio",
 }  # fmt: skip
-"""Units of the fields of norms, sparsity and variance."""
+"""Units of the norm, sparsity and variance fields."""
 _TINY_NORM = 1e-4
 """Input norms below this count as 1 in `l2_ratio`."""
 
 
 def downstream(clean: TokenScores, sae: TokenScores, zero: TokenScores, batch: Batch) -> dict[str, Evidence]:
-    """KL at every token that is not excluded; cross-entropy at those after which the row goes on."""
+    """KL at every token that is not excluded; cross-entropy at those with a next token in their row."""
     included = included_tokens(batch)
     scored = predicting(included, batch.real)
     return {
@@ -53,36 +53,39 @@ def downstream(clean: TokenScores, sae: TokenScores, zero: TokenScores, batch: B
     }
 
 
-def downstream_values(total: dict[str, Ratio]) -> dict[str, Value]:
-    found = {name: mean.value for name, mean in total.items()}
-    values: dict[str, Value] = {name: Scalar(estimate, unit="nats") for name, estimate in found.items()}
-    kl, ce = found["kl_div_with_ablation"], found["ce_loss_with_ablation"]
-    values["kl_div_score"] = Scalar((kl - found["kl_div_with_sae"]) / kl, unit="share", better="higher")
-    score = (ce - found["ce_loss_with_sae"]) / (ce - found["ce_loss_without_sae"])
-    values["ce_loss_score"] = Scalar(score, unit="share", better="higher")
-    return values
-
-
-DOWNSTREAM = (
-    "kl_div_with_sae", "kl_div_with_ablation", "kl_div_score", "ce_loss_without_sae", "ce_loss_with_sae",
-    "ce_loss_with_ablation", "ce_loss_score",
-)  # fmt: skip
-"""The names of `downstream_values`."""
 VARIANCE = (
     "l2_norm_in", "l2_norm_out", "l2_ratio", "explained_variance_legacy", "mse", "cossim", "l0", "l1",
     "explained_variance", "relative_reconstruction_bias",
 )  # fmt: skip
-"""Fields that both harnesses print; l0 and l1 only of substitutes with features."""
+"""Fields that both harnesses print; l0 and l1 only for substitutes with features."""
 
 
-class SAELensDownstream(Metric):
+class PeerDownstream(Metric):
+    """Base of the cross-entropy and KL metrics of two harnesses."""
+
+    value_names = (
+        "kl_div_with_sae", "kl_div_with_ablation", "kl_div_score", "ce_loss_without_sae", "ce_loss_with_sae",
+        "ce_loss_with_ablation", "ce_loss_score",
+    )  # fmt: skip
+
+    def conclude(self, total: dict[str, Ratio]) -> dict[str, Value]:
+        means = {name: mean.value for name, mean in total.items()}
+        values: dict[str, Value] = {name: Scalar(estimate, unit="nats") for name, estimate in means.items()}
+        kl, ce = means["kl_div_with_ablation"], means["ce_loss_with_ablation"]
+        values["kl_div_score"] = Scalar((kl - means["kl_div_with_sae"]) / kl, unit="share", better="higher")
+        score = (ce - means["ce_loss_with_sae"]) / (ce - means["ce_loss_without_sae"])
+        values["ce_loss_score"] = Scalar(score, unit="share", better="higher")
+        return values
+
+
+class SAELensDownstream(PeerDownstream):
     """sae-lens' cross-entropy and KL fields, for comparison with numbers that it printed.
 
     ce_loss_score = (ce_loss_with_ablation − ce_loss_with_sae) / (ce_loss_with_ablation − ce_loss_without_sae),
     kl_div_score = (kl_div_with_ablation − kl_div_with_sae) / kl_div_with_ablation. Differs from `ce` and
-    `kl`: the zero ablation reaches positions outside the mask, which the splice leaves alone, so the two
-    ends of a score are measured under different interventions; a row's last token is not predicted;
-    scores exist whatever their denominator. Source: sae_lens 6.54 `get_recons_loss`.
+    `kl`: the zero ablation covers positions outside the mask, which the splice leaves alone, so the two
+    ends of a score are measured under different interventions; a row's last token predicts nothing;
+    scores are defined for any denominator. Source: sae_lens 6.54 `get_recons_loss`.
 
     Values:
         kl_div_with_sae, kl_div_with_ablation: token mean of KL(clean‖spliced), with x̂ and with zeros; nats; ≥
@@ -96,7 +99,6 @@ class SAELensDownstream(Metric):
     """
 
     name, version = "saelens_downstream", 1
-    value_names = DOWNSTREAM
 
     def observe(
         self,
@@ -107,12 +109,9 @@ class SAELensDownstream(Metric):
     ) -> dict[str, Evidence]:
         return downstream(included_clean_scores, included_scores, zeroed_scores, batch)
 
-    def conclude(self, total: dict[str, Ratio]) -> dict[str, Value]:
-        return downstream_values(total)
-
 
 class PeerVariance(Metric):
-    """Norms, sparsity and variance as two peers print them, over their own batches."""
+    """Base of the norm, sparsity and variance metrics of two harnesses, over their own batches."""
 
     value_names = VARIANCE
 
@@ -128,7 +127,7 @@ def per_token(
     batch: Batch,
     batch_sums: PerBatch,
 ) -> tuple[dict[str, Float[Tensor, "batch seq"]], Float[Tensor, "batch seq"]]:
-    """The fields that are token means, without those of features, and x·x̂; all float64."""
+    """Return the fields that are token means, except l0 and l1, and x·x̂; all in float64."""
     x, x_hat = activations.double(), reconstruction.double()
     norm, norm_hat, dot = x.norm(dim=-1), x_hat.norm(dim=-1), (x * x_hat).sum(-1)
     squared = (x - x_hat).square().sum(-1)
@@ -149,9 +148,9 @@ class SAELensVariance(PeerVariance):
 
     l2_norm_in, l2_norm_out, l2_ratio (input norms below 1e-4 count as 1), l0, l1 (of |f|), mse and cossim
     are token means. relative_reconstruction_bias is the mean over batches of mean ‖x̂‖² / mean x·x̂.
-    explained_variance = 1 − mean ‖e‖² / (mean ‖x‖² − ‖mean x‖²), as ours. explained_variance_legacy is the
-    token mean of 1 − ‖e‖² / ‖x − batch mean‖², which rare tokens near the mean dominate. `batch_size`
-    is sae-lens' own, in sequences: two of its fields depend on it. Source: sae_lens 6.54
+    explained_variance = 1 − mean ‖e‖² / (mean ‖x‖² − ‖mean x‖²), as in `reconstruction`. explained_variance_legacy
+    is the token mean of 1 − ‖e‖² / ‖x − batch mean‖², which rare tokens near the mean dominate. `batch_size`
+    is that of sae-lens, in sequences; two fields depend on it. Source: sae_lens 6.54
     `get_sparsity_and_variance_metrics`.
 
     Values:
@@ -203,10 +202,10 @@ class SAELensVariance(PeerVariance):
 
 
 class SAELensFeatures(Metric):
-    """sae-lens' featurewise density fields, one number a feature, for comparison with numbers that it printed.
+    """sae-lens' featurewise density fields, one number per feature, for comparison with numbers that it printed.
 
     feature_density = share of tokens with f_j ≠ 0; consistent_activation_heuristic = tokens on which f_j
-    fired / sequences in which it did (NaN for features that never fire). Arrays `[d_sae]`.
+    fires / sequences in which it does (NaN for features that never fire). Arrays `[d_sae]`.
     Source: sae_lens 6.54 `get_sparsity_and_variance_metrics`.
 
     Values:
@@ -217,7 +216,7 @@ class SAELensFeatures(Metric):
     """
 
     name, version = "saelens_features", 1
-    value_names = ()
+    value_names: tuple[str, ...] = ()
 
     def observe(
         self, feature_acts: Float[Tensor, "batch seq d_sae"], included: Bool[Tensor, "batch seq"]
@@ -225,36 +224,31 @@ class SAELensFeatures(Metric):
         return firings(feature_acts != 0, included)
 
     def conclude(self, total: dict[str, PerBatch]) -> dict[str, Value]:
-        return firing_values(total)
+        acts, prompts, tokens = (total[name].sums[0] for name in ("acts", "prompts", "tokens"))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {
+                "feature_density": Array(acts / tokens, unit="share of tokens"),
+                "consistent_activation_heuristic": Array(acts / prompts, unit="tokens a sequence"),
+            }
 
 
 def firings(fired: Bool[Tensor, "batch seq d_sae"], included: Bool[Tensor, "batch seq"]) -> dict[str, Evidence]:
-    """Tokens and sequences in which each feature fired. All sequences are one group."""
+    """Numbers of tokens and of sequences in which each feature fires; all sequences form one group."""
     counts = (fired & included[..., None]).sum(1, keepdim=True)
-    once = torch.ones_like(counts[..., 0], dtype=torch.bool)
-    everything = np.iinfo(np.int64).max
+    once, size = torch.ones_like(counts[..., 0], dtype=torch.bool), np.iinfo(np.int64).max
     return {
-        "tokens": PerBatch.of(included.sum(1, keepdim=True)[..., None], once, everything),
-        "acts": PerBatch.of(counts, once, everything),
-        "prompts": PerBatch.of((counts > 0).double(), once, everything),
+        "tokens": PerBatch.of(included.sum(1, keepdim=True)[..., None], once, size),
+        "acts": PerBatch.of(counts, once, size),
+        "prompts": PerBatch.of((counts > 0).double(), once, size),
     }
 
 
-def firing_values(total: dict[str, PerBatch]) -> dict[str, Value]:
-    acts, prompts, tokens = (total[name].sums[0] for name in ("acts", "prompts", "tokens"))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return {
-            "feature_density": Array(acts / tokens, unit="share of tokens"),
-            "consistent_activation_heuristic": Array(acts / prompts, unit="tokens a sequence"),
-        }
-
-
 class SAELensWeights(Metric):
-    """sae-lens' featurewise weight fields, one number a feature, for comparison with numbers that it printed.
+    """sae-lens' featurewise weight fields, one number per feature, for comparison with numbers that it printed.
 
-    encoder_norm, encoder_decoder_cosine_sim, and encoder_bias where there is one: arrays `[d_sae]`. No
-    forward pass. Differs: where features are rescaled by the decoder's norms (`rescale_acts_by_decoder_norm`) or
-    activations are normalised, saeval holds the weights with those factors in them. Source: sae_lens 6.54
+    encoder_norm, encoder_decoder_cosine_sim, and encoder_bias if there is one: arrays `[d_sae]`. No forward
+    pass. Differs: if features are rescaled by the decoder's norms (`rescale_acts_by_decoder_norm`) or activations
+    are normalised, saeval's weights include those factors. Source: sae_lens 6.54
     `get_featurewise_weight_based_metrics`.
 
     Values:
@@ -264,24 +258,19 @@ class SAELensWeights(Metric):
     """
 
     name, version = "saelens_weights", 1
-    value_names = ()
+    value_names: tuple[str, ...] = ()
 
     def conclude(self, sae: Substitute) -> dict[str, Value]:
-        return weight_values(sae)
-
-
-def weight_values(sae: Substitute) -> dict[str, Value]:
-    """One number a feature; `Undefined` without an encoder and a decoder of the same width."""
-    missing = [name for name in ("W_enc", "W_dec") if name not in sae.weights]
-    if missing:
-        raise Undefined(f"{sae.name} has no {missing[0]}")
-    encoder, decoder = sae.weights["W_enc"].double().T, sae.weights["W_dec"].double()
-    if encoder.shape != decoder.shape:
-        raise Undefined(f"{sae.name} reads activations of width {encoder.shape[1]} and writes {decoder.shape[1]}")
-    norms = encoder.norm(dim=-1)
-    cosine = (encoder * decoder).sum(-1) / (norms * decoder.norm(dim=-1))
-    found = {"encoder_norm": norms, "encoder_decoder_cosine_sim": cosine}
-    if "b_enc" in sae.weights:
-        found["encoder_bias"] = sae.weights["b_enc"]
-    units = {"encoder_norm": "norm of weights", "encoder_decoder_cosine_sim": "cosine", "encoder_bias": "bias"}
-    return {name: Array(value.double().cpu().numpy(), units[name]) for name, value in found.items()}
+        missing = [name for name in ("W_enc", "W_dec") if name not in sae.weights]
+        if missing:
+            raise Undefined(f"{sae.name} has no {missing[0]}")
+        encoder, decoder = sae.weights["W_enc"].double().T, sae.weights["W_dec"].double()
+        if encoder.shape != decoder.shape:
+            raise Undefined(f"{sae.name} reads activations of width {encoder.shape[1]} and writes {decoder.shape[1]}")
+        norms = encoder.norm(dim=-1)
+        cosine = (encoder * decoder).sum(-1) / (norms * decoder.norm(dim=-1))
+        fields = {"encoder_norm": norms, "encoder_decoder_cosine_sim": cosine}
+        if "b_enc" in sae.weights:
+            fields["encoder_bias"] = sae.weights["b_enc"]
+        units = {"encoder_norm": "norm of weights", "encoder_decoder_cosine_sim": "cosine", "encoder_bias": "bias"}
+        return {name: Array(value.double().cpu().numpy(), units[name]) for name, value in fields.items()}

@@ -1,4 +1,4 @@
-"""What peers splice and score: every token that is not excluded, whatever comes after it, and sometimes all."""
+"""Splices and scores of other harnesses: at every token that is not excluded, or at every position."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def included_final(
 def everywhere_final(
     resume: Resume, reconstruction: Float[Tensor, "batch seq d"], activations: Float[Tensor, "batch seq d"]
 ) -> Tensor:
-    """Final hidden state with the reconstruction at every position, the excluded ones too."""
+    """Final hidden state with the reconstruction at every position, including excluded tokens."""
     return resume(reconstruction.to(activations.dtype))
 
 
 def zeroed_final(resume: Resume, activations: Float[Tensor, "batch seq d"]) -> Tensor:
-    """Final hidden state with the hook zeroed at every position, the excluded ones too."""
+    """Final hidden state with the hook zeroed at every position, including excluded tokens."""
     return resume(torch.zeros_like(activations))
 
 
@@ -44,7 +44,7 @@ def included_token_scores(
     clean_final: Float[Tensor, "batch seq d_model"],
     final: Sequence[Tensor],
 ) -> list[TokenScores]:
-    """Scores at every token that is not excluded; the likelihood means something where a token of the row follows."""
+    """Scores at every token that is not excluded; the likelihood is meaningful if the row has a next token."""
     return token_scores(model, dataclasses.replace(batch, mask=included), clean_final, final)
 
 
@@ -73,7 +73,7 @@ def zeroed_scores(included_token_scores: TokenScores) -> TokenScores:
 
 
 def predicting(included: Bool[Tensor, "batch seq"], real: Bool[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq"]:
-    """The included tokens after which the row goes on: all that peers have a loss for."""
-    after = torch.zeros_like(real)
-    after[:, :-1] = real[:, 1:]
-    return included & after
+    """Included tokens with a next token in their row: those that other harnesses compute a loss for."""
+    has_next = torch.zeros_like(real)
+    has_next[:, :-1] = real[:, 1:]
+    return included & has_next

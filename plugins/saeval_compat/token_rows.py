@@ -1,4 +1,4 @@
-"""A peer's own rows of tokens: as they are, in its order, so that its batches are the same."""
+"""A data source for another harness's own rows of tokens, unchanged and in its order, so that batches are the same."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from saeval.plugin import DataKind, Dataset, SaevalError, Source, TokenDataset, 
 
 
 class TokenRows(Source):
-    """TokenRows of token ids `[sequences, context]` of a `.npy` file, in the file's order.
+    """Rows of token ids `[sequences, context]` from a `.npy` file, in the file's order.
 
-    Nothing is put before a row, cut, left for a fit split or drawn by a hash, as other sources do: what a
-    harness fed its model, such as the batches of `ActivationsStore.get_batch_tokens` one below the other, is fed
-    again. `exclude` are ids of tokens outside the mask. A row is a cluster; the token after it is unknown, so
-    its last is outside the mask of saeval's own metrics.
+    Unlike other sources, it adds no BOS, cuts no row, keeps no fit split and draws nothing by hash, so the model
+    sees what another harness fed it, such as the stacked batches of `ActivationsStore.get_batch_tokens`.
+    `exclude` lists ids of tokens outside the mask. Each row is a cluster. The token after a row is unknown, so
+    the row's last token is outside the mask of saeval's own metrics.
     """
 
     name = "rows"
-    kind: ClassVar[DataKind] = "activations"  # the rows come ready-made; their activations are the model's
+    kind: ClassVar[DataKind] = "activations"  # only the rows are given; the model computes their activations
 
     def __init__(self, path: str, exclude: Sequence[int] = ()) -> None:
         self.path = expand_user(path)
@@ -38,9 +38,9 @@ class TokenRows(Source):
             rows = np.load(self.path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise SaevalError(f"{self.path}: expected an array in a .npy file ({error})") from None
-        found = f"found {rows.dtype} {list(rows.shape)}" if isinstance(rows, np.ndarray) else "found several arrays"
+        found = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, np.ndarray) else "several arrays"
         if not isinstance(rows, np.ndarray) or rows.ndim != 2 or not rows.size or rows.dtype.kind not in "iu":
-            raise SaevalError(f"{self.path}: expected token ids [sequences, context], {found}")
+            raise SaevalError(f"{self.path}: expected token ids [sequences, context], found {found}")
         if rows.min() < 0 or rows.max() > np.iinfo(np.int32).max:
             raise SaevalError(f"{self.path}: expected token ids from 0, found {rows.min()} to {rows.max()}")
         numbers = np.arange(len(rows))

@@ -1,4 +1,4 @@
-"""Substitutes nobody trained, for a trained SAE to be read against."""
+"""Controls: untrained baselines and ablations that a trained SAE is compared with."""
 
 from __future__ import annotations
 

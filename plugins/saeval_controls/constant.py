@@ -1,4 +1,4 @@
-"""Controls without features: the activations themselves, nothing, their mean."""
+"""Controls without features: the activations themselves, zero and mean ablation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Constant(Substitute):
 
 
 class Identity(Control):
-    """The activations themselves: what a perfect substitute scores, rounding included."""
+    """The activations themselves: the score of a perfect substitute, rounding included."""
 
     name, version, per = "identity", 1, "hook"
 
@@ -47,7 +47,7 @@ class Zero(Control):
 
 
 class Mean(Control):
-    """Mean ablation: the mean activation over the mask of the planned tokens, at every position."""
+    """Mean ablation: the mean activation over the mask of all planned tokens, at every position."""
 
     name, version, per = "mean", 1, "hook"
 

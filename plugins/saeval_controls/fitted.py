@@ -1,4 +1,4 @@
-"""What controls are built from: a sample of the fit split, and what a parent SAE does on it."""
+"""Parts that controls share: samples of the fit split, quantities computed on them, base classes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saeval.plugin import Encoding, Sample, Substitute, Undefined, fit_split, fold, torch
+from saeval.plugin import Control, Encoding, Repeats, Sample, Substitute, Undefined, fit_split, fold, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SAMPLE = 8192
 _ROWS = 1024
-"""Encoded at a time."""
+"""Rows encoded at a time."""
 
 
 @fold
@@ -28,38 +28,38 @@ def fit_activations(activations: Float[Tensor, "batch seq d_in"], mask: Bool[Ten
 @fold
 @fit_split
 def fit_inputs(sae_input: Float[Tensor, "batch seq d_in"], mask: Bool[Tensor, "batch seq"]) -> Sample:
-    """Fold over the fit split: up to 8192 rows of what the SAE encodes, of the same tokens as `fit_activations`."""
+    """Fold over the fit split: up to 8192 rows of the SAE's input, at the same tokens as `fit_activations`."""
     return Sample.of(sae_input, mask, SAMPLE)
 
 
 def parent_l0(sae: Substitute, fit_inputs: Sample) -> float:
-    """Mean number of features that fire on a token of the fit split."""
+    """Mean number of features that fire per sampled token of the fit split."""
     fired = sum(float((acts != 0).sum()) for acts in _acts(sae, fit_inputs))
     return fired / len(fit_inputs.rows)
 
 
 def alive_features(sae: Substitute, fit_inputs: Sample) -> Bool[np.ndarray, "d_sae"]:
-    """The features that fire on some sampled token of the fit split."""
+    """True for each feature that fires on at least one sampled token of the fit split."""
     alive = torch.stack([(acts != 0).any(1)[0] for acts in _acts(sae, fit_inputs)]).any(0)
     return alive.cpu().numpy()
 
 
 def rows_of(sample: Sample) -> Float[Tensor, "n d"]:
-    """The sampled rows; `Undefined` where there are none."""
+    """Return the sampled rows; raise `Undefined` if there are none."""
     if len(sample.rows) == 0:
-        raise Undefined("the fit split has no token in its mask; look at the data's 'exclude'")
+        raise Undefined("the fit split has no token in its mask; check 'exclude' in the data")
     return torch.from_numpy(sample.rows)
 
 
 def with_features(sae: Substitute) -> Substitute:
-    """The SAE itself; `Undefined` where it has no features."""
+    """Return the SAE; raise `Undefined` if it has no features."""
     if not sae.has_features:
         raise Undefined(f"{sae.name} has no features")
     return sae
 
 
 def device_of(sae: Substitute) -> torch.device:
-    """Where an SAE computes."""
+    """The device on which an SAE computes."""
     return sae.device or next((w.device for w in sae.weights.values()), torch.device("cpu"))
 
 
@@ -68,12 +68,25 @@ def _acts(sae: Substitute, sample: Sample) -> Iterator[Float[Tensor, "1 n d_sae"
     for part in rows_of(sample).split(_ROWS):
         acts = sae.encode(part[None].to(device_of(sae))).feature_acts
         if not acts.isfinite().all():  # NaN would count as firing
-            raise Undefined(f"{sae.name} gives NaN or infinite feature activations on the fit split")
+            raise Undefined(f"{sae.name} has NaN or infinite feature activations on the fit split")
         yield acts
 
 
+class Repeated(Control):
+    """A control of which `seeds` independent draws form one row of the leaderboard."""
+
+    def __init__(self, seeds: Repeats = 5, seed: int = 0) -> None:
+        if seeds < 1:
+            raise ValueError(f"control '{self.name}': seeds must be at least 1, got {seeds}")
+        self.seeds, self.seed = seeds, seed
+
+    @property
+    def copies(self) -> int:
+        return self.seeds
+
+
 class Derived(Substitute):
-    """A substitute with its parent's encoder and decoder, to be changed in one place."""
+    """A substitute with its parent's encoder and decoder; subclasses change one of them."""
 
     def __init__(self, parent: Substitute, name: str) -> None:
         self.parent, self.name = with_features(parent), name

@@ -1,4 +1,4 @@
-"""The best linear code of as many numbers a token as an SAE has features firing."""
+"""PCA with as many components as a parent SAE has active features per token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Projection(Substitute):
-    """x̂ = mean + (x − mean) V Vᵀ with orthonormal columns V. It replaces, and encodes nothing that is a feature."""
+    """x̂ = mean + (x − mean) V Vᵀ with orthonormal columns V; a substitute without features."""
 
     name = "pca"
 
@@ -33,12 +33,12 @@ class Projection(Substitute):
 
 
 class PCA(Control):
-    """Principal components, as many as its parent has features firing on a token.
+    """Principal components, as many as the parent SAE's mean L0.
 
-    x̂ = mean_fit + P_k(x − mean_fit), with k = round(mean L0 of the parent) and P_k the projection on
-    the k first eigenvectors of the centred covariance, all on up to 8192 tokens sampled from the fit
-    split. Undefined for k >= d, where it would be the identity. A dense code, chosen once for all
-    tokens: k of its numbers are not the description length of k features out of d_sae.
+    x̂ = mean_fit + P_k(x − mean_fit), with k = round(mean L0 of the parent) and P_k the projection on the
+    first k eigenvectors of the centred covariance, all computed on up to 8192 tokens sampled from the
+    fit split. Undefined for k = 0, and for k >= d, where it would be the identity. The code is dense
+    and has the same components for all tokens: its description length is not that of k features out of d_sae.
     """
 
     name, version, per = "pca", 1, "sae"
@@ -48,10 +48,10 @@ class PCA(Control):
         x = rows_of(fit_activations).double()
         k, d = round(parent_l0), x.shape[1]
         if k >= d:
-            raise Undefined(f"the parent SAE fires {k} features a token, and {k} components of {d} dimensions are all")
+            raise Undefined(f"the parent SAE fires {k} features per token, and {k} components of {d} are all there are")
         if k == 0:
-            raise Undefined(f"the parent SAE fires {parent_l0:.2g} features a token, which makes no component")
+            raise Undefined(f"the parent SAE fires {parent_l0:.2g} features per token, which rounds to no component")
         mean = x.mean(0)
         _, vectors = torch.linalg.eigh((x - mean).T @ (x - mean))  # eigenvalues ascend
-        place = device_of(sae)
-        return Projection(mean.float().to(place), vectors[:, -k:].float().to(place))
+        device = device_of(sae)
+        return Projection(mean.float().to(device), vectors[:, -k:].float().to(device))

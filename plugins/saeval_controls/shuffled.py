@@ -1,4 +1,4 @@
-"""Controls with the right parts in the wrong places: directions of other features, features of other tokens."""
+"""Controls with the right parts in the wrong places: features of other tokens, directions of other features."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
 from saeval.plugin import Control, Encoding, Repeats, Sample, Substitute, Undefined, hashed, torch
-from saeval_controls.fitted import Derived, device_of, rows_of, with_features
+from saeval_controls.fitted import Derived, Repeated, device_of, rows_of, with_features
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Reservoir:
-    """Rows of the fit split, one of which is drawn for each token by a hash of (keys, the token's key)."""
+    """Rows of the fit split; a hash of (keys, the token's key) draws one of them per token."""
 
     def __init__(self, rows: Float[Tensor, "n d"], *keys: int | str) -> None:
         self.rows, self.keys = rows, keys
 
     def drawn(self, token_keys: UInt64[np.ndarray, "batch seq"], device: torch.device) -> Float[Tensor, "batch seq d"]:
         index = hashed(*self.keys, token_keys) % np.uint64(len(self.rows))
-        self.rows = self.rows.to(device)  # moved once, to where the first batch is
+        self.rows = self.rows.to(device)  # moved once, to the device of the first batch
         return self.rows[torch.from_numpy(index.astype(np.int64)).to(device)]
 
 
 class Keyed(Substitute):
-    """A substitute that draws from a reservoir by the keys of the tokens it is shown."""
+    """A substitute that draws from a reservoir by the keys of the tokens in the batch."""
 
     reservoir: Reservoir
     token_keys: UInt64[np.ndarray, "batch seq"] | None = None
@@ -40,9 +40,9 @@ class Keyed(Substitute):
         return bound
 
     def drawn(self, activations: Tensor) -> Tensor:
-        """A row for each token, in the activations' dtype and on their device."""
+        """Return one row per token, in the activations' dtype and on their device."""
         if self.token_keys is None:
-            raise ValueError(f"{self.name} draws by token: call at(token_keys) first")
+            raise ValueError(f"{self.name} draws one row per token: call at(token_keys) first")
         return self.reservoir.drawn(self.token_keys, activations.device).to(activations)
 
 
@@ -59,9 +59,9 @@ class _Resampled(Keyed):
 
 
 class Resample(Control):
-    """Resample ablation: each token's activations are those of a token of another document.
+    """Resample ablation: each token gets the activations of a token of another document.
 
-    The other token is drawn by a hash of (control, seed, hook, sequence id, position) out of up to 8192
+    A hash of (control, seed, hook, sequence id, position) draws the other token from up to 8192 tokens
     sampled from the fit split, which shares no document with the evaluated rows.
     """
 
@@ -87,25 +87,20 @@ class _OtherFeatures(Derived, Keyed):
         return self.parent.weights
 
 
-class ShuffledFeatures(Control):
+class ShuffledFeatures(Repeated):
     """The SAE with each token's whole feature vector taken from a token of another document.
 
-    x̂(t) = decode(encode(x(s))), the token s drawn by a hash of (control, seed, draw, hook, sequence id,
-    position) out of up to 8192 sampled from the fit split, which shares no document with the
-    evaluated rows. Whatever decoding needs besides features (norms, scales) is that of s as well.
-    Features have the frequencies, sizes and company that they have in the SAE, and nothing to do
-    with the token.
-    `seeds` independent draws stand in the leaderboard as one row; every token is a draw already.
+    x̂(t) = decode(encode(x(s))); a hash of (control, seed, draw, hook, sequence id, position) draws the token
+    s from up to 8192 tokens sampled from the fit split, which shares no document with the evaluated
+    rows. Whatever else decoding needs (norms, scales) is also that of s. Features keep the frequencies,
+    sizes and co-occurrences that they have in the SAE, and are unrelated to the token.
+    `seeds` independent draws form one row of the leaderboard; every token is already a draw.
     """
 
     name, version, per = "shuffled_features", 1, "sae"
 
     def __init__(self, seeds: Repeats = 1, seed: int = 0) -> None:
-        self.seeds, self.seed = _checked(self.name, seeds), seed
-
-    @property
-    def copies(self) -> int:
-        return self.seeds
+        super().__init__(seeds, seed)
 
     def build(self, sae: Substitute, fit_inputs: Sample, hook_name: str, copy: int) -> Substitute:
         with_features(sae)
@@ -116,7 +111,7 @@ class _OtherDirections(Derived):
     def __init__(self, parent: Substitute, directions: Int[np.ndarray, "d_sae"]) -> None:
         super().__init__(parent, "shuffled_decoder")
         self.directions = directions
-        """The feature whose decoder direction each feature writes."""
+        """Index of the feature whose decoder direction each feature writes."""
         self._feature = torch.from_numpy(np.argsort(directions)).to(device_of(parent))
 
     def decode(
@@ -129,29 +124,22 @@ class _OtherDirections(Derived):
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        found = dict(self.parent.weights)
-        if "W_dec" in found:
-            found["W_dec"] = found["W_dec"][torch.from_numpy(self.directions).to(found["W_dec"].device)]
-        return found
+        weights = dict(self.parent.weights)
+        if "W_dec" in weights:
+            weights["W_dec"] = weights["W_dec"][torch.from_numpy(self.directions).to(weights["W_dec"].device)]
+        return weights
 
 
-class ShuffledDecoder(Control):
+class ShuffledDecoder(Repeated):
     """The SAE with the decoder directions of its alive features exchanged among them.
 
-    x̂ = decode(f_π⁻¹), that is f_j writes d_π(j), for a derangement π of the features that fire on
-    some of up to 8192 tokens sampled from the fit split; the other features keep their directions.
-    The features themselves, and so L0 and density, are the parent's. Undefined where fewer than two
-    features are alive. `seeds` independent derangements stand in the leaderboard as one row.
+    x̂ = decode(f_π⁻¹), that is f_j writes d_π(j), for a derangement π of the features that fire on at least
+    one of up to 8192 tokens sampled from the fit split; the other features keep their directions.
+    The features themselves, and so L0 and density, are the parent's. Undefined if fewer than two
+    features are alive. `seeds` independent derangements form one row of the leaderboard.
     """
 
     name, version, per = "shuffled_decoder", 1, "sae"
-
-    def __init__(self, seeds: Repeats = 5, seed: int = 0) -> None:
-        self.seeds, self.seed = _checked(self.name, seeds), seed
-
-    @property
-    def copies(self) -> int:
-        return self.seeds
 
     def build(self, sae: Substitute, alive_features: Bool[np.ndarray, "d_sae"], copy: int) -> Substitute:
         with_features(sae)
@@ -159,20 +147,14 @@ class ShuffledDecoder(Control):
 
 
 def deranged(alive: Bool[np.ndarray, "n"], *seeds: int) -> Int[np.ndarray, "n"]:
-    """A permutation in which no alive index, and every other one, stays where it is.
+    """Return a permutation that moves every alive index and keeps every other one in place.
 
-    One cycle through all alive indices in an order drawn by hash: no draw has to be thrown away.
+    It is one cycle through all alive indices in an order drawn by hash, so that no draw is rejected.
     """
     members = np.flatnonzero(alive)
     if len(members) < 2:
-        raise Undefined(f"{len(members)} features fire on the sampled tokens of the fit split: none to exchange")
+        raise Undefined(f"{len(members)} features fire on the sampled tokens of the fit split; exchanging takes 2")
     order = members[np.argsort(hashed(*seeds, members), kind="stable")]
     permutation = np.arange(len(alive))
     permutation[order] = np.roll(order, -1)
     return permutation
-
-
-def _checked(name: str, seeds: int) -> int:
-    if seeds < 1:
-        raise ValueError(f"control '{name}': seeds must be at least 1, got {seeds}")
-    return seeds

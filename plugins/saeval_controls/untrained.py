@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from saeval.plugin import Control, Encoding, Repeats, Sample, Substitute, Undefined, torch
-from saeval_controls.fitted import device_of, rows_of
+from saeval.plugin import Encoding, Sample, Substitute, Undefined, torch
+from saeval_controls.fitted import Repeated, device_of, rows_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,43 +43,34 @@ class UntrainedSAE(Substitute):
         }
 
 
-class Random(Control):
+class Random(Repeated):
     """An untrained SAE of its parent's width and L0.
 
-    iid unit decoder rows, W_enc = W_decᵀ, b_dec = the mean activation, per-token TopK with k = round(L0
-    of the parent), one least-squares scale, all on up to 8192 tokens sampled from the fit split. `seeds`
-    independent draws stand in the leaderboard as one row, their variance in its error. Undefined for
-    transcoders, whose encoder and decoder cannot be tied: they read and write different activations.
+    iid unit decoder rows, W_enc = W_decᵀ, b_dec = the mean activation, TopK per token with k = round(L0 of
+    the parent), and one least-squares scale, all computed on up to 8192 tokens sampled from the fit
+    split. `seeds` independent draws form one row of the leaderboard; its error includes their variance.
+    Undefined for transcoders: they read and write different activations, so encoder and decoder cannot be tied.
     """
 
     name, version, per = "random", 1, "sae"
-
-    def __init__(self, seeds: Repeats = 5, seed: int = 0) -> None:
-        if seeds < 1:
-            raise ValueError(f"control 'random': seeds must be at least 1, got {seeds}")
-        self.seeds, self.seed = seeds, seed
-
-    @property
-    def copies(self) -> int:
-        return self.seeds
 
     def build(
         self, sae: Substitute, parent_l0: float, fit_inputs: Sample, fit_activations: Sample, copy: int
     ) -> UntrainedSAE:
         if not np.array_equal(fit_inputs.rows, fit_activations.rows):
-            raise Undefined("the parent SAE reads other activations than it writes, so no decoder is its encoder too")
+            raise Undefined("the parent SAE reads other activations than it writes, so its weights cannot be tied")
         x = rows_of(fit_activations).to(device_of(sae), torch.float32)
         if sae.d_sae is None:
-            raise Undefined(f"{sae.name} does not say its width")
+            raise Undefined(f"{sae.name} does not declare its width")
         k = min(max(round(parent_l0), 1), sae.d_sae)
         generator = torch.Generator().manual_seed(1000 * self.seed + copy)
         W_dec = torch.randn(sae.d_sae, x.shape[-1], generator=generator)
         W_dec = (W_dec / W_dec.norm(dim=1, keepdim=True)).to(x.device)
         untrained = UntrainedSAE(W_dec, x.double().mean(0).float(), k)
-        above = below = 0.0
+        numerator = denominator = 0.0
         for part in x.split(1024):
             guess = untrained.decode(untrained.encode(part), part) - untrained.b_dec
-            above += float((guess * (part - untrained.b_dec)).double().sum())
-            below += float(guess.square().double().sum())
-        untrained.scale = above / below if below else 1.0
+            numerator += float((guess * (part - untrained.b_dec)).double().sum())
+            denominator += float(guess.square().double().sum())
+        untrained.scale = numerator / denominator if denominator else 1.0
         return untrained

@@ -1,4 +1,4 @@
-"""How faithfully a substitute stands in for the activations."""
+"""Metrics of fidelity: how closely a substitute reproduces the activations and the model's predictions."""
 
 from __future__ import annotations
 

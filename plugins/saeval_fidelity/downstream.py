@@ -1,4 +1,4 @@
-"""How far the residual stream of later layers moves when the substitute is spliced in."""
+"""Change of the residual stream at later layers with the substitute spliced in."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _PRE, _POST = "hook_resid_pre", "hook_resid_post"
 
 
 def later_streams(hook_name: str, hooks: Sequence[str], layers: int | None = None) -> list[str]:
-    """Where the residual stream goes on after a hook: into each later block, then out of the last one.
+    """Return the hooks of the residual stream after a hook: the input of each later block, then the last one's output.
 
-    The next `layers` of them; all without it. None after hooks in no numbered block.
+    `layers` keeps only the next so many. Empty for a hook that is not in a numbered block.
     """
-    place = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
-    if place is None:
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
+    if match is None:
         return []
     depth = 1 + max((int(h.split(".")[1]) for h in hooks if h.endswith(f".{_PRE}")), default=-1)
-    # What leaves a block enters the next one, so there it is not later but the same.
-    first = int(place[1]) + (2 if place[2] == _POST else 1)
+    # The output of a block is the input of the next, which is therefore no later stream.
+    first = int(match[1]) + (2 if match[2] == _POST else 1)
     later = [f"blocks.{block}.{_PRE}" for block in range(first, depth)]
     later += [f"blocks.{depth - 1}.{_POST}"] if first <= depth else []
     return [hook for hook in later if hook in hooks][:layers]
@@ -49,7 +49,7 @@ def later_streams(hook_name: str, hooks: Sequence[str], layers: int | None = Non
 def later_activations(
     activations: Mapping[str, Float[Tensor, "batch seq d_model"]],
 ) -> dict[str, Float[Tensor, "batch seq d_model"]]:
-    """The clean residual streams after the hook (the next `layers`, if the metric says so), by hook name."""
+    """The clean residual streams after the hook (the next `layers`, if the metric sets it), by hook name."""
     return dict(activations)
 
 
@@ -70,13 +70,13 @@ def later_spliced_activations(
 class DownstreamReconstruction(Metric):
     """Error of the residual stream after each later layer, with x̂ spliced in at the hook.
 
-    With y_l the clean stream after l blocks (what enters block l, and at last what leaves the last
-    one), y'_l the spliced one and ν_l the mean of y_l over the mask, for every l after the hook:
+    y_l is the clean stream after l blocks (the input of block l, and finally the output of the last one),
+    y'_l the spliced one and ν_l the mean of y_l over the mask. For every l after the hook:
     fvu = Σ‖y_l − y'_l‖² / Σ‖y_l − ν_l‖² (0 is perfect, no upper bound), mse = mean ‖y_l − y'_l‖² over
-    tokens, cosine = token mean of y_l·y'_l / ‖y_l‖‖y'_l‖ over nonzero norms. Curves over l, and the
-    numbers at the last l compared. `layers` compares the next so many; all without it. Undefined
-    where no stream is later. Errors of fvu are given ν_l: they hold it fixed. At hooks of one layer's
-    output the stream also carries what was never encoded, which makes its errors a smaller share.
+    tokens, cosine = token mean of y_l·y'_l / ‖y_l‖‖y'_l‖ over nonzero norms: curves over l, and their
+    last points. `layers` compares only the next so many streams. Undefined if there is no later
+    stream. The standard errors of fvu are given ν_l: they treat it as fixed. After a hook on one layer's
+    output, the stream also carries what was never encoded, so the error is a smaller share of it.
     Source of the idea: Braun et al. 2024, downstream reconstruction of end-to-end SAEs.
 
     Values:
@@ -104,29 +104,29 @@ class DownstreamReconstruction(Metric):
     ) -> dict[str, Evidence]:
         if not later_activations:
             raise Undefined(f"no residual stream is known to come after {hook_name}")
-        found: dict[str, Evidence] = {}
+        evidence: dict[str, Evidence] = {}
         for hook, clean in later_activations.items():
             layer = int(hook.split(".")[1]) + hook.endswith(_POST)
             y, y_hat = clean.double(), later_spliced_activations[hook].double()
             squared = (y - y_hat).square().sum(-1)
             norms = y.norm(dim=-1) * y_hat.norm(dim=-1)
-            found[f"fvu_{layer}"] = Ratio.of(squared, (y - later_means[hook].to(y)).square().sum(-1), mask)
-            found[f"mse_{layer}"] = Mean.of(squared, mask)
-            found[f"cosine_{layer}"] = Mean.of((y * y_hat).sum(-1) / norms, mask & (norms > 0))
-        return found
+            evidence[f"fvu_{layer}"] = Ratio.of(squared, (y - later_means[hook].to(y)).square().sum(-1), mask)
+            evidence[f"mse_{layer}"] = Mean.of(squared, mask)
+            evidence[f"cosine_{layer}"] = Mean.of((y * y_hat).sum(-1) / norms, mask & (norms > 0))
+        return evidence
 
     def conclude(self, total: dict[str, Ratio]) -> dict[str, Value]:
         layers = sorted(int(name.removeprefix("mse_")) for name in total if name.startswith("mse_"))
         if int(total[f"mse_{layers[0]}"].n.sum()) == 0:
             raise Undefined("no token is in the mask")
-        kinds: list[tuple[str, str, Better]] = [
+        measures: list[tuple[str, str, Better]] = [
             ("fvu", "share of variance", "lower"),
             ("mse", "squared activation", "lower"),
             ("cosine", "cosine", "higher"),
         ]
         values: dict[str, Value] = {}
-        for name, unit, better in kinds:
-            found = [total[f"{name}_{layer}"].value for layer in layers]
-            values[f"{name}_last"] = Scalar(found[-1], unit=unit, better=better)
-            values[f"{name}_by_layer"] = Curve(layers, found, "layer", unit, better)
+        for name, unit, better in measures:
+            estimates = [total[f"{name}_{layer}"].value for layer in layers]
+            values[f"{name}_last"] = Scalar(estimates[-1], unit=unit, better=better)
+            values[f"{name}_by_layer"] = Curve(layers, estimates, "layer", unit, better)
         return values

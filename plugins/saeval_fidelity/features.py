@@ -1,4 +1,4 @@
-"""How many features fire, and how often each."""
+"""Metrics of sparsity: how many features fire per token, and how often each one fires."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class L0(Metric):
-    """Features that fire on a token.
+    """Number of features that fire per token.
 
-    l0 = mean over the mask of #{j : f_j != 0}; also its quantiles over tokens, with errors by a bootstrap
-    of documents, and its mean by position. Quantiles of a count move in steps, so differences of two are
-    not tested. Unit: features. Range 0 .. d_sae. Undefined for substitutes without features.
+    l0 = mean over the mask of #{j : f_j != 0}; also its quantiles over tokens, with errors from a bootstrap
+    of documents, and its mean by position. Quantiles of a count move in steps, so the difference between
+    two is not tested. Unit: features. Range 0 .. d_sae. Undefined for substitutes without features.
 
     Values:
         l0: mean over the mask of #{j : f_j ≠ 0}; features; 0 .. d_sae; no better direction.
         l0_p5, l0_p50, l0_p95: quantiles of that count over tokens, exact; features; 0 .. d_sae; no better
             direction.
-        by_position: its mean at each position of the context, a curve; features; 0 .. d_sae; no better
+        by_position: mean of that count at each position of the context, a curve; features; 0 .. d_sae; no better
             direction.
 
     Source: Bricken et al. 2023.
@@ -54,11 +54,11 @@ class L0(Metric):
 
 
 class Density(Metric):
-    """How often each feature fires.
+    """Share of tokens on which each feature fires.
 
-    density_j = share of the mask's N tokens with f_j != 0. dead = features with none;
-    frac_above_1pct and frac_above_10pct = shares of features that fire on more than 1% and 10%
-    of tokens; histogram over log10 density. N is stated with every value and densities of
+    density_j = share of the mask's N tokens with f_j != 0. dead = number of features that never fire;
+    frac_above_1pct and frac_above_10pct = shares of features that fire on more than 1% and 10% of
+    tokens; histogram = features by log10 density. N is recorded with every value; densities at
     different N are not comparable. No error bars: these are counts of features, not token means.
 
     Values:
@@ -66,7 +66,7 @@ class Density(Metric):
         frac_dead: dead / d_sae; share of features; 0 .. 1; lower is better.
         frac_above_1pct, frac_above_10pct: share of features with density_j above 0.01, above 0.1; share of
             features; 0 .. 1; no better direction.
-        histogram: features by log10 density_j in bins of 0.5 from -8, without the dead, a table; features; 0 ..
+        histogram: features by log10 density_j in bins of 0.5 from -8, dead ones left out, a table; features; 0 ..
             d_sae; no better direction.
 
     Source: Bricken et al. 2023 (feature density).
@@ -88,14 +88,10 @@ class Density(Metric):
             ["log10_density_from", "log10_density_to", "features"],
             [[float(a), float(b), int(c)] for a, b, c in zip(edges, edges[1:], counts, strict=False)],
         )
-
-        def share(which: np.ndarray) -> float:
-            return float(which.mean())
-
         return {
             "dead": Scalar(float((density == 0).sum()), unit="features", better="lower", n=n),
-            "frac_dead": Scalar(share(density == 0), unit="share of features", better="lower", n=n),
-            "frac_above_1pct": Scalar(share(density > 0.01), unit="share of features", n=n),
-            "frac_above_10pct": Scalar(share(density > 0.1), unit="share of features", n=n),
+            "frac_dead": Scalar(float((density == 0).mean()), unit="share of features", better="lower", n=n),
+            "frac_above_1pct": Scalar(float((density > 0.01).mean()), unit="share of features", n=n),
+            "frac_above_10pct": Scalar(float((density > 0.1).mean()), unit="share of features", n=n),
             "histogram": histogram,
         }

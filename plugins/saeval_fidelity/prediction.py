@@ -1,4 +1,4 @@
-"""What the substitute does to the model's predictions."""
+"""Change of the model's next-token predictions with the substitute spliced in."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from saeval.plugin import Estimate, Evidence, Mean, Metric, Quantiles, Scalar, T
 if TYPE_CHECKING:
     from torch import Tensor
 
-# 1% wide, below 1e-12 in one bin: float32 tells nothing there.
+# Bins 1% wide, and one for everything below 1e-12, which float32 does not resolve.
 _KL_EDGES = np.concatenate([[0.0], 10 ** np.linspace(-12, 2, 3242)])
 
 
 class CrossEntropy(Metric):
-    """Loss of next-token prediction with the substitute spliced in.
+    """Next-token loss with the substitute spliced in.
 
-    delta_ce = ce_sae − ce_clean; recovered = (ce_ablated − ce_sae) / (ce_ablated − ce_clean), where
-    the ablation is the control that `ablation` names (mean, zero, resample). Losses in nats a token over the
-    mask. recovered is 1 for a perfect substitute, 0 for one as bad as the ablation, negative for a
-    worse one; it flatters where the ablation is very bad, so the parts always stand beside it. It
-    is defined only when ce_ablated − ce_clean exceeds two standard errors, so never for one document.
-    With `ablation: mean` the errors of ce_ablated and recovered are given μ, the mean activation that is
-    spliced in: they hold it fixed, and leave out what other tokens would make of it.
+    delta_ce = ce_sae − ce_clean; recovered = (ce_ablated − ce_sae) / (ce_ablated − ce_clean). `ablation` names
+    the control that ablates: mean, zero or resample. Losses are in nats per token over the mask. recovered is
+    1 for a perfect substitute, 0 for one as bad as the ablation, and negative for a worse one. It flatters
+    if the ablation is very bad, so its parts are always shown beside it. It is defined only if
+    ce_ablated − ce_clean exceeds two standard errors, so never for one document. With `ablation: mean` the
+    standard errors of ce_ablated and recovered are given μ, the mean activation that is spliced in: they
+    treat it as fixed, although other tokens would give another μ.
 
     Values:
         ce_clean: token mean of −log p(target) of the model itself; nats; ≥ 0; no better direction.
         ce_sae: the same with x̂ spliced in; nats; ≥ 0; lower is better.
         ce_ablated: the same with the ablation spliced in, its error given μ; nats; ≥ 0; no better direction.
-        delta_ce: ce_sae − ce_clean, negative where x̂ happens to help; nats; −∞ .. ∞; lower is better.
+        delta_ce: ce_sae − ce_clean, negative if x̂ happens to help; nats; −∞ .. ∞; lower is better.
         recovered: (ce_ablated − ce_sae) / (ce_ablated − ce_clean), its error given μ; share; −∞ .. ∞, 1 is
             perfect; higher is better.
 
@@ -67,19 +67,19 @@ class CrossEntropy(Metric):
             "ce_sae": Scalar(sae, unit="nats", better="lower"),
             "ce_ablated": Scalar(ablated, unit="nats"),
             "delta_ce": Scalar(sae - clean, unit="nats", better="lower"),
-            "recovered": _share((ablated - sae), ablated - clean, "ce_ablated − ce_clean"),
+            "recovered": _share(ablated - sae, ablated - clean, "ce_ablated − ce_clean"),
         }
 
 
 class KLDivergence(Metric):
-    """How far the next-token distribution moves when the substitute is spliced in.
+    """KL divergence of the next-token distribution with the substitute spliced in from the clean one.
 
-    kl_sae = mean over the mask of KL(p‖q), p the clean distribution and q the spliced one, in nats;
-    kl_score = 1 − kl_sae / kl_ablated, defined only when kl_ablated exceeds two standard errors, so never
-    for one document; kl_p50, kl_p95 and kl_p99 are quantiles over tokens, interpolated in bins 1% wide,
-    with errors by a bootstrap of documents; top1_agreement is the share of tokens whose most likely next
-    token stays the same. With `ablation: mean` the errors of kl_ablated and kl_score are given μ, the mean
-    activation that is spliced in: they hold it fixed.
+    kl_sae = mean over the mask of KL(p‖q) in nats, with p the clean distribution and q the spliced one.
+    kl_score = 1 − kl_sae / kl_ablated is defined only if kl_ablated exceeds two standard errors, so never for
+    one document. kl_p50, kl_p95 and kl_p99 are quantiles over tokens, interpolated in bins 1% wide; a
+    bootstrap of documents gives their errors. top1_agreement is the share of tokens whose most likely next
+    token stays the same. With `ablation: mean` the standard errors of kl_ablated and kl_score are given μ,
+    the mean activation that is spliced in: they treat it as fixed.
 
     Values:
         kl_sae: token mean of KL(p‖q); nats; ≥ 0; lower is better.
@@ -123,13 +123,11 @@ class KLDivergence(Metric):
 
 
 def _share(part: Estimate, whole: Estimate, name: str) -> Scalar:
-    """part / whole, where the whole is clearly positive."""
-    unit = "share"
-    error = whole.stderr
-    if whole.value > 0 and error is None:
+    """part / whole; undefined unless the whole exceeds two of its standard errors."""
+    if whole.value > 0 and whole.stderr is None:
         reason = f"one document gives no standard error, so nothing shows that {name} is above 0"
-        return Scalar.undefined(reason, unit=unit, better="higher")
-    if whole.value <= 0 or error is None or whole.value <= 2 * error:
-        reason = f"{name} is {formatting.with_error(whole.value, error)}, not clearly above 0"
-        return Scalar.undefined(reason, unit=unit, better="higher")
-    return Scalar(part / whole, unit=unit, better="higher")
+    elif whole.value <= 2 * (whole.stderr or 0.0):
+        reason = f"{name} is {formatting.with_error(whole.value, whole.stderr)}, not clearly above 0"
+    else:
+        return Scalar(part / whole, unit="share", better="higher")
+    return Scalar.undefined(reason, unit="share", better="higher")

@@ -1,4 +1,4 @@
-"""How close the reconstruction is to the activations, before the rest of the model sees it."""
+"""Error of the reconstruction itself, before the rest of the model runs on it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,24 @@ if TYPE_CHECKING:
 
 
 class Reconstruction(Metric):
-    """Error of the reconstruction x̂ of the activations x, with e = x − x̂ and μ the mean of x over the mask of
-    all planned tokens, the one that mean ablations splice in. Errors of fvu and explained_variance are
-    given μ: they hold it fixed.
+    """Error of the reconstruction x̂ of the activations x.
 
-    fvu = Σ‖e‖² / Σ‖x−μ‖² (0 is perfect, 1 is predicting the mean, no upper bound);
-    explained_variance = 1 − fvu; mse = mean ‖e‖² over tokens, mse_per_dim = mse / d_in;
-    cosine and norm_ratio = ‖x̂‖/‖x‖ are token means over nonzero norms, the excluded tokens
-    counted; reconstruction_bias = Σ‖x̂‖² / Σx·x̂ (1 is unbiased); error_norm = mean ‖e‖.
-    Source of the bias: Rajamanoharan et al. 2024, relative reconstruction bias. The error is not
-    centred, so a constant offset counts.
+    With e = x − x̂ and μ the mean of x over the mask of all planned tokens, which mean ablations splice in:
+    fvu = Σ‖e‖² / Σ‖x−μ‖² (0 is perfect, 1 is predicting μ, no upper bound); explained_variance = 1 − fvu;
+    mse = mean ‖e‖² over tokens; mse_per_dim = mse / d_in; error_norm = mean ‖e‖. The error is not centred, so a
+    constant offset counts. cosine and norm_ratio = ‖x̂‖/‖x‖ are token means over nonzero norms;
+    without_direction counts the tokens that cosine leaves out. reconstruction_bias = Σ‖x̂‖² / Σx·x̂ (1 is
+    unbiased) is the relative reconstruction bias of Rajamanoharan et al. 2024. The standard errors of fvu
+    and explained_variance are given μ: they treat it as fixed.
 
     Values:
         explained_variance: 1 − fvu; share of variance; −∞ .. 1; higher is better.
         fvu: Σ‖e‖² / Σ‖x−μ‖²; share of variance; ≥ 0; lower is better.
         mse: token mean of ‖e‖²; squared activation; ≥ 0; lower is better.
         mse_per_dim: mse / d_in; squared activation per dimension; ≥ 0; lower is better.
-        cosine: token mean of x·x̂ / ‖x‖‖x̂‖ where neither norm is 0; cosine; -1 .. 1; higher is better.
-        norm_ratio: token mean of ‖x̂‖ / ‖x‖ where ‖x‖ is not 0, and 1 is the norm of x; ratio; ≥ 0; no better
-            direction.
-        reconstruction_bias: Σ‖x̂‖² / Σ x·x̂, and 1 is unbiased; ratio; −∞ .. ∞; no better direction.
+        cosine: token mean of x·x̂ / ‖x‖‖x̂‖ over nonzero norms; cosine; -1 .. 1; higher is better.
+        norm_ratio: token mean of ‖x̂‖ / ‖x‖ over nonzero ‖x‖; ratio; ≥ 0; no better direction.
+        reconstruction_bias: Σ‖x̂‖² / Σ x·x̂ (1 is unbiased); ratio; −∞ .. ∞; no better direction.
         error_norm: token mean of ‖e‖; activation; ≥ 0; lower is better.
         without_direction: tokens with ‖x‖ = 0 or ‖x̂‖ = 0, left out of cosine; tokens; ≥ 0; no better
             direction.
@@ -56,13 +54,13 @@ class Reconstruction(Metric):
         x, x_hat = activations.double(), reconstruction.double()
         squared = (x - x_hat).square().sum(-1)
         norm, norm_hat, dot = x.norm(dim=-1), x_hat.norm(dim=-1), (x * x_hat).sum(-1)
-        # Out of a zero vector there is no direction, and to a zero norm no ratio.
-        directed, based = mask & (norm > 0) & (norm_hat > 0), mask & (norm > 0)
+        # A zero vector has no direction, and a zero norm no ratio to it.
+        directed, nonzero = mask & (norm > 0) & (norm_hat > 0), mask & (norm > 0)
         return {
             "mse": Mean.of(squared, mask),
             "mse_per_dim": Mean.of(squared / x.shape[-1], mask),
             "cosine": Mean.of(dot / (norm * norm_hat), directed),
-            "norm_ratio": Mean.of(norm_hat / norm, based),
+            "norm_ratio": Mean.of(norm_hat / norm, nonzero),
             "bias": Ratio.of(norm_hat.square(), dot, mask),
             "error_norm": Mean.of(squared.sqrt(), mask),
             "without_direction": Mean.of((mask & ~directed).double(), mask),

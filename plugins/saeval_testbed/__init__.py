@@ -1,8 +1,8 @@
-"""The testbed: two small trained models and trained SAEs, so that everything runs with no download."""
+"""The testbed: two small trained models and SAEs trained on them, so that everything runs without a download."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ _KINDS = {
 @hookimpl
 def saeval_models() -> list[RegisteredModel]:
     language = "GPT-2 architecture, 4 layers, d_model 128, trained on the Python standard library's source"
-    reward = "The testbed's model fine-tuned on preference pairs with a planted preference: raise statements"
+    reward = "The testbed's model fine-tuned on pairs with a planted preference for raise statements"
     return [
         RegisteredModel("testbed", "huggingface", {"path": str(WEIGHTS / "model")}, language, ("saeval-testbed",)),
         RegisteredModel(
@@ -57,59 +57,28 @@ def saeval_quantities() -> list[Callable[..., Any]]:
 
 @hookimpl
 def saeval_saes() -> list[RegisteredSAE]:
-    """Everything below `weights`, by the names of its folders."""
-    return [*_saelens(), *_dictionary_learning(), *_sparsify(), *_apollo(), *_reward()]
+    """Return the SAEs below `weights`, named after their folders."""
+    return list(_saes())
 
 
-def _described(kind: str, hook_name: str) -> str:
-    return f"{kind} SAE of 1024 features at {hook_name}"
-
-
-def _saelens() -> list[RegisteredSAE]:
-    found = []
-    for file in sorted((WEIGHTS / "saes").glob("*/cfg.json")):
-        name = file.parent.name
-        kind, _, layer = name.partition("-")
-        hook_name = f"blocks.{layer if kind == 'resid_pre' else 2}.hook_resid_pre"
-        description = _described(_KINDS[kind], hook_name)
-        found.append(RegisteredSAE(f"testbed/{name}", "saelens", {"path": str(file.parent)}, description))
-    return found
-
-
-def _dictionary_learning() -> list[RegisteredSAE]:
-    found = []
-    for file in sorted((WEIGHTS / "dictionary_learning" / "attn_out").glob("*/ae.pt")):
+def _saes() -> Iterator[RegisteredSAE]:
+    for file in sorted(WEIGHTS.glob("saes/*/cfg.json")):
+        kind, _, layer = file.parent.name.partition("-")
+        yield _sae(file.parent, file.parent.name, "saelens", _KINDS[kind], layer if kind == "resid_pre" else "2")
+    for file in sorted(WEIGHTS.glob("dictionary_learning/attn_out/*/ae.pt")):
         layer = file.parent.name.removeprefix("trainer_")
-        hook_name = f"blocks.{layer}.hook_attn_out"
-        reference = {"path": str(file.parent), "hook_name": hook_name}
-        description = _described("TopK", hook_name)
-        found.append(RegisteredSAE(f"testbed/attn_out-{layer}", "dictionary_learning", reference, description))
-    return found
-
-
-def _sparsify() -> list[RegisteredSAE]:
-    found = []
-    for file in sorted((WEIGHTS / "sparsify" / "mlp_out").glob("h.*.mlp/cfg.json")):
+        yield _sae(file.parent, f"attn_out-{layer}", "dictionary_learning", "TopK", layer, "attn_out")
+    for file in sorted(WEIGHTS.glob("sparsify/mlp_out/h.*.mlp/cfg.json")):
         layer = file.parent.name.split(".")[1]
-        hook_name = f"blocks.{layer}.hook_mlp_out"
-        reference = {"path": str(file.parent), "hook_name": hook_name}
-        found.append(RegisteredSAE(f"testbed/mlp_out-{layer}", "sparsify", reference, _described("TopK", hook_name)))
-    return found
+        yield _sae(file.parent, f"mlp_out-{layer}", "sparsify", "TopK", layer, "mlp_out")
+    for file in sorted(WEIGHTS.glob("apollo/*/samples_*.pt")):
+        yield _sae(file, file.parent.name, "apollo", _KINDS[file.parent.name.partition("-")[0]])
+    for file in sorted(WEIGHTS.glob("reward_saes/*/cfg.json")):
+        description = "TopK SAE of 1024 features at blocks.2.hook_resid_pre of the reward model"
+        yield RegisteredSAE(f"testbed-reward/{file.parent.name}", "saelens", {"path": str(file.parent)}, description)
 
 
-def _apollo() -> list[RegisteredSAE]:
-    found = []
-    for file in sorted((WEIGHTS / "apollo").glob("*/samples_*.pt")):
-        name, hook_name = file.parent.name, "blocks.2.hook_resid_pre"
-        reference = {"path": str(file), "hook_name": hook_name}
-        description = _described(_KINDS[name.partition("-")[0]], hook_name)
-        found.append(RegisteredSAE(f"testbed/{name}", "apollo", reference, description))
-    return found
-
-
-def _reward() -> list[RegisteredSAE]:
-    description = _described("TopK", "blocks.2.hook_resid_pre") + " of the reward model"
-    return [
-        RegisteredSAE(f"testbed-reward/{file.parent.name}", "saelens", {"path": str(file.parent)}, description)
-        for file in sorted((WEIGHTS / "reward_saes").glob("*/cfg.json"))
-    ]
+def _sae(path: Path, name: str, loader: str, kind: str, layer: str = "2", site: str = "resid_pre") -> RegisteredSAE:
+    hook_name = f"blocks.{layer}.hook_{site}"
+    reference = {"path": str(path)} | ({} if loader == "saelens" else {"hook_name": hook_name})
+    return RegisteredSAE(f"testbed/{name}", loader, reference, f"{kind} SAE of 1024 features at {hook_name}")

@@ -1,9 +1,10 @@
-"""What SAEs are trained on: a model's activations at several hooks, from one forward pass."""
+"""Training data of the SAEs: a model's activations at several hooks, from one forward pass."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GPT2Model
 
 from saeval_data.stdlib import stdlib_modules
-from saeval_testbed.language_model import encode
+from saeval_testbed.language_model import encode, rows
 from saeval_testbed.preferences import preference_pairs
 from saeval_testbed.reward_model import texts_of, tokens
 
@@ -20,26 +21,19 @@ CONTEXT = 128
 
 
 def text_rows(model_folder: Path, split: str = "train") -> Tensor:
-    """`[n, CONTEXT]` token ids within single modules, each row beginning with BOS, in a fixed random order."""
+    """`[n, CONTEXT]` token ids within single modules, BOS first in each row, in a fixed random order."""
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     documents = encode(tokenizer, [text for _, text in stdlib_modules(split)])
-    bos = torch.tensor([tokenizer.bos_token_id])
-    rows = torch.stack(
-        [
-            torch.cat([bos, ids[start : start + CONTEXT - 1]])
-            for ids in documents
-            for start in range(0, len(ids) - CONTEXT + 2, CONTEXT - 1)
-        ]
-    )
-    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+    texts = rows(documents, tokenizer.bos_token_id, CONTEXT - 1)
+    return texts[torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))]
 
 
 @torch.no_grad()
 def text_activations(model_folder: Path, hook_names: Sequence[str], tokens: int) -> dict[str, Tensor]:
-    """`[n, d_in]` float32 of about `tokens` tokens of training text at each hook, the BOS position left out."""
+    """`[n, d_in]` float32 at each hook, of about `tokens` tokens of training text; BOS positions are left out."""
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval().transformer
-    rows = text_rows(model_folder)[: tokens // (CONTEXT - 1)]
-    parts = [activations(model, part, hook_names) for part in rows.split(64)]
+    texts = text_rows(model_folder)[: tokens // (CONTEXT - 1)]
+    parts = [activations(model, part, hook_names) for part in texts.split(64)]
     return {name: torch.cat([part[name][:, 1:].flatten(0, 1) for part in parts]) for name in hook_names}
 
 
@@ -47,14 +41,10 @@ def activations(
     model: GPT2Model, ids: Tensor, hook_names: Sequence[str], attention_mask: Tensor | None = None
 ) -> dict[str, Tensor]:
     """`[batch, seq, d_in]` at each hook; blocks after the last one are not run."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[Tensor], None]:
-        return lambda value: found.__setitem__(name, value)
-
+    captured: dict[str, Tensor] = {}
     depth = max(_block(name)[0] for name in hook_names) + 1
     blocks, norm = model.h, model.ln_f
-    handles = [_watch(model, name, keep(name)) for name in hook_names]
+    handles = [_watch(model, name, partial(captured.__setitem__, name)) for name in hook_names]
     model.h, model.ln_f = blocks[:depth], torch.nn.Identity()  # type: ignore[assignment]
     try:
         model(ids, attention_mask=attention_mask, use_cache=False)
@@ -62,13 +52,13 @@ def activations(
         model.h, model.ln_f = blocks, norm
         for handle in handles:
             handle.remove()
-    return found
+    return captured
 
 
 def _block(hook_name: str) -> tuple[int, str]:
     match = re.fullmatch(r"blocks\.(\d+)\.hook_(resid_pre|attn_out|mlp_out)", hook_name)
     if match is None:
-        raise ValueError(f"no SAE of the testbed is at {hook_name}")
+        raise ValueError(f"the testbed has no SAE at {hook_name}")
     return int(match[1]), match[2]
 
 
@@ -84,7 +74,7 @@ def _watch(model: GPT2Model, hook_name: str, keep: Callable[[Tensor], None]) -> 
 
 
 def batches(data: Tensor, size: int, seed: int) -> Iterator[Tensor]:
-    """`[size, d_in]` without end, every row once an epoch (but for the tail)."""
+    """Yield batches `[size, d_in]` forever: each row once per epoch, except the incomplete last batch."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         for chosen in torch.randperm(len(data), generator=generator).split(size):
@@ -94,15 +84,15 @@ def batches(data: Tensor, size: int, seed: int) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def pair_activations(model_folder: Path, hook_names: Sequence[str], pairs: int) -> dict[str, Tensor]:
-    """`[n, d_in]` float32 of a reward model on both sides of training pairs, BOS and padding left out."""
+    """`[n, d_in]` float32 of a reward model on both sides of training pairs; BOS and padding are left out."""
     model = AutoModelForSequenceClassification.from_pretrained(model_folder, dtype=torch.float32).eval().transformer
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    found: dict[str, list[Tensor]] = {name: [] for name in hook_names}
+    parts: dict[str, list[Tensor]] = {name: [] for name in hook_names}
     texts = texts_of(list(preference_pairs("train", pairs)))
     for start in range(0, len(texts), 64):
         ids, lengths = tokens(tokenizer, texts[start : start + 64])
         real = torch.arange(ids.shape[1])[None] < lengths[:, None]
         real[:, 0] = False
         for name, value in activations(model, ids, hook_names).items():
-            found[name].append(value[real])
-    return {name: torch.cat(parts) for name, parts in found.items()}
+            parts[name].append(value[real])
+    return {name: torch.cat(values) for name, values in parts.items()}

@@ -1,4 +1,4 @@
-"""`saeval testbed`: make the testbed's weights again, or write its preference pairs."""
+"""`saeval testbed`: train the testbed's weights again, or write its preference pairs."""
 
 from __future__ import annotations
 
@@ -19,21 +19,19 @@ def main(argv: Sequence[str]) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     train = verbs.add_parser("train", help="train the models and their SAEs; needs the extra 'saelens'")
     train.add_argument("--out", type=Path, default=Path("testbed"), help="folder to write (default: testbed)")
-    train.add_argument("--only", choices=PARTS, help="a part; all but the model need OUT/model")
-    train.add_argument("--names", nargs="+", help="only these SAEs")
+    train.add_argument("--only", choices=PARTS, help="train this part only; reward and saes need OUT/model")
+    train.add_argument("--names", nargs="+", help="train these SAEs only")
     pairs = verbs.add_parser("preferences", help="write the preference pairs with the planted preference")
     pairs.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
     pairs.add_argument("--split", choices=["train", "held_out"], default="held_out", help="default: held_out")
-    pairs.add_argument("--pairs", type=int, default=1000, help="how many (default: 1000)")
+    pairs.add_argument("--pairs", type=int, default=1000, help="number of pairs (default: 1000)")
     pairs.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    if arguments.verb == "preferences":
-        return _preferences(arguments)
-    return _train(arguments)
+    return _preferences(arguments) if arguments.verb == "preferences" else _train(arguments)
 
 
 def _preferences(arguments: argparse.Namespace) -> int:
-    from saeval_testbed.preferences import preference_pairs  # late: training alone needs it
+    from saeval_testbed.preferences import preference_pairs  # late: it imports tokenizers
 
     lines = [json.dumps(pair) for pair in preference_pairs(arguments.split, arguments.pairs, arguments.seed)]
     write_whole(arguments.out, "".join(f"{line}\n" for line in lines).encode(), f"{FREE_SPACE} --out")
@@ -45,11 +43,11 @@ def _train(arguments: argparse.Namespace) -> int:
     out, names = arguments.out, arguments.names
     parts = [arguments.only] if arguments.only else list(PARTS)
     if "model" in parts:
-        from saeval_testbed.language_model import train_language_model  # late: imports transformers
+        from saeval_testbed.language_model import train_language_model  # late: it imports transformers
 
         train_language_model(out / "model")
     elif not (out / "model" / "config.json").exists():
-        raise SaevalError(f"{out / 'model'}: no model here; run without --only first")
+        raise SaevalError(f"{out / 'model'}: no model; train it first (--only model)")
     if "reward" in parts:
         from saeval_testbed.reward_model import train_reward_model  # late: it imports transformers
 
@@ -61,7 +59,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _train_saes(out: Path, names: list[str] | None) -> None:
     try:
-        import sae_lens  # noqa: F401  # only to say clearly that it is missing
+        import sae_lens  # noqa: F401  # late: an optional extra
     except ImportError:
         raise SaevalError("training SAEs needs sae-lens: pip install 'saeval[saelens]'") from None
     from saeval_testbed.dictionaries import train_dictionaries  # late: an optional extra trains them
@@ -70,9 +68,8 @@ def _train_saes(out: Path, names: list[str] | None) -> None:
 
     chosen = [recipe for recipe in RECIPES if names is None or recipe.name in names]
     matched = [recipe for recipe in MATCHED if names is None or recipe.name in names]
-    unknown = set(names or []) - {recipe.name for recipe in chosen} - {recipe.name for recipe in matched}
-    if unknown:
-        raise SaevalError(f"no SAE recipe called {', '.join(sorted(unknown))}")
+    if unknown := set(names or []) - {recipe.name for recipe in RECIPES} - {recipe.name for recipe in MATCHED}:
+        raise SaevalError(f"no recipe for the SAE {', '.join(sorted(unknown))}")
     for recipe in matched:
         train_matched(recipe, out)
     train_dictionaries(out, chosen)

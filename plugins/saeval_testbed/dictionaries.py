@@ -20,7 +20,7 @@ from saeval_testbed.recipes import D_SAE, Recipe
 
 
 def train_sae(recipe: Recipe, data: Tensor, out: Path) -> None:
-    """Train one SAE on `[n, d_in]` activations and write it in its layout, its tensors as float16."""
+    """Train one SAE on activations `[n, d_in]` and write it in its layout, with float16 tensors."""
     from sae_lens.config import SAETrainerConfig  # late: an optional extra
     from sae_lens.training.sae_trainer import SAETrainer
 
@@ -28,7 +28,7 @@ def train_sae(recipe: Recipe, data: Tensor, out: Path) -> None:
     steps = recipe.tokens // recipe.batch
     sae = _untrained(recipe, data.shape[1], steps)
     if recipe.centred:
-        scale = data.shape[1] ** 0.5 / data[:50_000].norm(dim=-1).mean()  # as the trainer will scale its input
+        scale = data.shape[1] ** 0.5 / data[:50_000].norm(dim=-1).mean()  # the scale that the trainer gives its input
         sae.b_dec.data = scale * data[:50_000].mean(0)
     trainer = SAETrainer(
         SAETrainerConfig(
@@ -87,38 +87,27 @@ def _untrained(recipe: Recipe, d_in: int, steps: int) -> Any:
         "normalize_activations": "expected_average_only_in",
         "metadata": metadata,
     }
-    warm_up = steps // 10
-    if recipe.architecture == "standard":
-        return StandardTrainingSAE(
-            StandardTrainingSAEConfig(**shared, l1_coefficient=recipe.sparsity, l1_warm_up_steps=warm_up)
-        )
-    if recipe.architecture == "gated":
-        return GatedTrainingSAE(
-            GatedTrainingSAEConfig(**shared, l1_coefficient=recipe.sparsity, l1_warm_up_steps=warm_up)
-        )
-    if recipe.architecture == "jumprelu":
-        return JumpReLUTrainingSAE(
-            JumpReLUTrainingSAEConfig(
-                **shared,
-                l0_coefficient=recipe.sparsity,
-                l0_warm_up_steps=warm_up,
-                jumprelu_bandwidth=0.2,
-            )
-        )
-    if recipe.architecture == "batchtopk":
-        return BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**shared, k=recipe.sparsity))
-    return TopKTrainingSAE(TopKTrainingSAEConfig(**shared, k=int(recipe.sparsity)))
+    l1 = {"l1_coefficient": recipe.sparsity, "l1_warm_up_steps": steps // 10}
+    l0 = {"l0_coefficient": recipe.sparsity, "l0_warm_up_steps": steps // 10, "jumprelu_bandwidth": 0.2}
+    architectures: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        "standard": (StandardTrainingSAE, StandardTrainingSAEConfig, l1),
+        "gated": (GatedTrainingSAE, GatedTrainingSAEConfig, l1),
+        "jumprelu": (JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig, l0),
+        "batchtopk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, {"k": recipe.sparsity}),
+        "topk": (TopKTrainingSAE, TopKTrainingSAEConfig, {"k": int(recipe.sparsity)}),
+    }
+    sae, config, sparsity = architectures[recipe.architecture]
+    return sae(config(**shared, **sparsity))
 
 
 def train_dictionaries(folder: Path, recipes: Sequence[Recipe]) -> None:
-    """Train SAEs on the models below `folder`, each into its place there; those of a site share a forward pass."""
-    for (model, distinct, _), group in groupby(recipes, key=lambda r: (r.model, r.distinct, r.site)):
+    """Train SAEs on the models below `folder` and write them there; SAEs at one site share a forward pass."""
+    by_site = groupby(recipes, key=lambda r: (r.model, r.distinct, r.hook_name.partition("hook_")[2]))
+    for (model, distinct, _), group in by_site:
         together = list(group)
         hook_names = list(dict.fromkeys(recipe.hook_name for recipe in together))
-        if model == "model":
-            data = text_activations(folder / model, hook_names, distinct)
-        else:
-            data = pair_activations(folder / model, hook_names, distinct)
+        activations = text_activations if model == "model" else pair_activations
+        data = activations(folder / model, hook_names, distinct)
         print(f"{len(data[hook_names[0]])} tokens at {', '.join(hook_names)}", flush=True)
         for recipe in together:
-            train_sae(recipe, data[recipe.hook_name], recipe.path(folder))
+            train_sae(recipe, data[recipe.hook_name], folder / (recipe.folder or f"saes/{recipe.name}"))

@@ -1,7 +1,7 @@
 """Trains local, end-to-end and end-to-end+downstream SAEs to the same increase in CE, and writes them as Apollo does.
 
 The losses are those of e2e_sae: its KL of the model's output, its MSE of later residual streams, its local MSE, and
-coeff · mean‖c‖₁ / d_in. What differs is that the coefficient is steered.
+coeff · mean‖c‖₁ / d_in. Unlike there, the coefficient is steered.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,37 +27,34 @@ LAYER = 2
 HOOK_NAME = f"blocks.{LAYER}.hook_resid_pre"
 KEY = HOOK_NAME.replace(".", "-")
 CE_INCREASE = 0.5
-"""What the sparsity coefficient is steered to: CE with the SAE less the clean one, nats a token, on training text."""
+"""Target of the steering: CE with the SAE minus the clean CE, in nats per token, on training text."""
 BATCH = 8
 LEARNING_RATE = 1e-3
 SEEN_EVERY = {"local": 8, "e2e": 1, "e2e_ds": 1}
-"""Steps between measurements of the increase in CE, which the local loss has no other need of."""
+"""Steps between measurements of the increase in CE, which the local loss needs only for steering."""
 HELD = 0.9
-"""From here on the coefficient is held."""
+"""Share of the training after which the coefficient is constant."""
 
 
 @dataclass(frozen=True)
 class MatchedRecipe:
-    """One SAE of the matched set."""
+    """An SAE of the matched set."""
 
     name: str
     kind: Literal["local", "e2e", "e2e_ds"]
     start: float
-    """The sparsity coefficient before it is steered."""
+    """Sparsity coefficient before steering."""
     steered_from: float = 0.4
-    """The part of the training before, in which everything still improves."""
+    """Share of the training before steering, while everything still improves."""
     seed: int = 0
     samples: int = 8_000
     """Sequences of `CONTEXT` tokens."""
-
-    def path(self, out: Path) -> Path:
-        return out / "apollo" / self.name
 
 
 MATCHED = (
     MatchedRecipe("e2e", "e2e", 1.3),
     MatchedRecipe("e2e_ds", "e2e_ds", 1.0),
-    MatchedRecipe("local", "local", 0.3, 0.65, samples=20_000),  # needs more, and costs less
+    MatchedRecipe("local", "local", 0.3, 0.65, samples=20_000),  # needs more samples, and each costs less
     MatchedRecipe("e2e-seed1", "e2e", 1.3, seed=1),
     MatchedRecipe("e2e_ds-seed1", "e2e_ds", 1.0, seed=1),
 )
@@ -70,13 +66,13 @@ WEIGHTS = {
 
 
 class EndToEndSAE(nn.Module):
-    """relu(x W_enc + b_enc), no bias before it; decoder columns have unit norm whatever is stored."""
+    """relu(x W_enc + b_enc), with no bias before the encoder; decoder columns are normalised in use."""
 
     def __init__(self, d_in: int, d_sae: int, mean: Tensor) -> None:
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(d_in, d_sae), nn.ReLU())
         self.decoder = nn.Linear(d_sae, d_in)
-        with torch.no_grad():  # tied and centred, so that few steps are enough
+        with torch.no_grad():  # tied and centred, so that few steps suffice
             self.decoder.weight.copy_(functional.normalize(torch.randn(d_in, d_sae), dim=0))
             self.decoder.bias.copy_(mean)
             self.encoder[0].weight.copy_(self.decoder.weight.T)
@@ -90,28 +86,23 @@ class EndToEndSAE(nn.Module):
         """`[..., d_in]`"""
         return functional.linear(acts, functional.normalize(self.decoder.weight, dim=0), self.decoder.bias)
 
-    @property
-    def W_dec(self) -> Tensor:  # noqa: N802  # the name of the field
-        """`[d_sae, d_in]`, rows of unit norm."""
-        return functional.normalize(self.decoder.weight, dim=0).T
-
 
 @dataclass
 class Passed:
-    """What a forward pass from the hook on gives."""
+    """Outputs of a partial forward pass, from the hook on."""
 
     residuals: list[Tensor]
-    """`[batch, seq, d_model]` entering each later block, and leaving the last."""
+    """`[batch, seq, d_model]` after each block from the hook on."""
     log_probabilities: Tensor
     """`[batch, seq, vocab]`"""
 
     def ce(self, ids: Tensor) -> Tensor:
-        """Nats a token, every token after the first."""
+        """Mean loss of every token after the first, in nats per token."""
         return functional.nll_loss(self.log_probabilities[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
 def resume(model: GPT2LMHeadModel, hidden: Tensor) -> Passed:
-    """From the residual stream `[batch, seq, d_model]` entering block `LAYER` to the output."""
+    """Run from the residual stream `[batch, seq, d_model]` at the input of block `LAYER` to the output."""
     residuals = []
     for block in model.transformer.h[LAYER:]:
         hidden = block(hidden)
@@ -122,7 +113,7 @@ def resume(model: GPT2LMHeadModel, hidden: Tensor) -> Passed:
 
 @torch.no_grad()
 def entering(model: GPT2LMHeadModel, ids: Tensor) -> Tensor:
-    """`[batch, seq, d_model]` at the hook."""
+    """The residual stream `[batch, seq, d_model]` at the hook."""
     transformer = model.transformer
     hidden = transformer.wte(ids) + transformer.wpe(torch.arange(ids.shape[1]))
     for block in transformer.h[:LAYER]:
@@ -131,7 +122,7 @@ def entering(model: GPT2LMHeadModel, ids: Tensor) -> Tensor:
 
 
 class Steering:
-    """Moves the sparsity coefficient until the increase in CE is the one wanted."""
+    """Adjusts the sparsity coefficient until the increase in CE is `CE_INCREASE`."""
 
     def __init__(self, coefficient: float, steered_from: float, steps: int) -> None:
         self.log = math.log(coefficient)
@@ -143,28 +134,24 @@ class Steering:
     def coefficient(self, step: int) -> float:
         return math.exp(self.log) * min((step + 1) / (0.05 * self.steps), 1.0)
 
-    def saw(self, increase: float, step: int, every: int) -> None:
-        """`increase` in CE on one batch, nats a token, seen `every` so many steps; its moving average steers."""
-        kept = 0.95**every
-        self.increase = increase if self.increase is None else kept * self.increase + (1 - kept) * increase
+    def record(self, increase: float, step: int, every: int) -> None:
+        """Record the increase in CE on one batch, measured `every` so many steps; its moving average steers."""
+        decay = 0.95**every
+        self.increase = increase if self.increase is None else decay * self.increase + (1 - decay) * increase
         if self.steered_from * self.steps < step < HELD * self.steps:
-            wanted = math.log(CE_INCREASE / max(self.increase, 0.01))
-            self.log += 20 / self.steps * every * max(-1.0, min(wanted, 1.0))
+            ratio = math.log(CE_INCREASE / max(self.increase, 0.01))
+            self.log += 20 / self.steps * every * max(-1.0, min(ratio, 1.0))
         elif step >= HELD * self.steps:
             self.held.append(increase)
 
 
-def _rows(model_folder: Path, seed: int, samples: int) -> Iterator[Tensor]:
-    rows = text_rows(model_folder)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:samples]
-    return iter(rows[order].split(BATCH))
-
-
 def train_matched(recipe: MatchedRecipe, out: Path) -> None:
-    """Train one SAE on `out/model` and write it below `out/apollo`, its tensors as float16."""
+    """Train one SAE on `out/model` and write it below `out/apollo`, with float16 tensors."""
     torch.manual_seed(recipe.seed)
     model = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32).eval().requires_grad_(False)
-    batches = [batch for batch in _rows(out / "model", recipe.seed, recipe.samples) if len(batch) == BATCH]
+    rows = text_rows(out / "model")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(recipe.seed))[: recipe.samples]
+    batches = [batch for batch in rows[order].split(BATCH) if len(batch) == BATCH]
     mean = torch.cat([entering(model, batch)[:, 1:].flatten(0, 1) for batch in batches[:32]]).mean(0)
     sae = EndToEndSAE(model.config.n_embd, D_SAE, mean)
     optimizer = torch.optim.Adam(sae.parameters(), lr=LEARNING_RATE)
@@ -177,7 +164,7 @@ def train_matched(recipe: MatchedRecipe, out: Path) -> None:
             group["lr"] = LEARNING_RATE * rate * min((step + 1) / (0.05 * len(batches)), 1.0)
         loss, increase, acts = _loss(recipe.kind, model, sae, ids, steering.coefficient(step), step)
         if increase is not None:
-            steering.saw(increase, step, SEEN_EVERY[recipe.kind])
+            steering.record(increase, step, SEEN_EVERY[recipe.kind])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(sae.parameters(), 10.0)
@@ -196,15 +183,15 @@ def train_matched(recipe: MatchedRecipe, out: Path) -> None:
         "l0_in_training": l0,
         "seconds": time.monotonic() - started,
     }
-    _write(recipe, sae, steering.coefficient(len(batches)), report, recipe.path(out))
+    _write(recipe, sae, steering.coefficient(len(batches)), report, out / "apollo" / recipe.name)
 
 
 def _loss(
     kind: str, model: GPT2LMHeadModel, sae: EndToEndSAE, ids: Tensor, coefficient: float, step: int
 ) -> tuple[Tensor, float | None, Tensor]:
-    """The loss of a batch `[BATCH, CONTEXT]`, the increase in CE where it was measured, and the feature activations.
+    """Return the loss of a batch `[BATCH, CONTEXT]`, the increase in CE if measured, and the feature activations.
 
-    The BOS position keeps its own activation, as no SAE here is trained on it.
+    The BOS position keeps its own activation, since no SAE here is trained on it.
     """
     weights = WEIGHTS[kind]
     x = entering(model, ids)

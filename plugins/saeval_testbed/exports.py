@@ -1,4 +1,4 @@
-"""Writes SAEs in the formats of other libraries, exactly: what is written encodes and decodes as what was trained."""
+"""Writes SAEs in the formats of other libraries, exactly: the written SAE encodes and decodes as the trained one."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from torch import Tensor
 from saeval.plugin import FREE_SPACE, write_whole
 
 TOLERANCE = 1e-5
-_HALF = torch.float16
 
 
 def dictionary_learning_tensors(sae: Any) -> dict[str, Tensor]:
     """The state dict of `AutoEncoderTopK` in float32, from a sae-lens TopK SAE with folded decoder norms.
 
-    Both subtract b_dec from the input, take the k largest pre-activations and no negative ones, and add b_dec.
+    Both subtract b_dec from the input, keep the k largest pre-activations unless negative, and add b_dec.
     """
     _check(sae)
     return {
@@ -30,7 +29,7 @@ def dictionary_learning_tensors(sae: Any) -> dict[str, Tensor]:
         "decoder.weight": sae.W_dec.detach().T.contiguous(),
         "b_dec": sae.b_dec.detach().clone(),
         "k": torch.tensor(sae.cfg.k, dtype=torch.int),
-        "threshold": torch.tensor(-1.0),  # the library's word for: no threshold was kept in training
+        "threshold": torch.tensor(-1.0),  # as the library writes it if training tracked no threshold
     }
 
 
@@ -46,7 +45,7 @@ def sparsify_tensors(sae: Any) -> dict[str, Tensor]:
 
 
 def _check(sae: Any) -> None:
-    """Refuse what the two layouts cannot say."""
+    """Refuse an SAE that the two layouts cannot express."""
     norms = sae.W_dec.detach().norm(dim=-1)
     if sae.cfg.normalize_activations != "none" or not sae.cfg.apply_b_dec_to_input:
         raise ValueError("expected a folded input scale, and b_dec subtracted from the input")
@@ -55,24 +54,24 @@ def _check(sae: Any) -> None:
 
 
 def topk_encode(tensors: Mapping[str, Tensor], x: Tensor, k: int) -> Tensor:
-    """`[n, d_sae]` as both libraries compute it from `[n, d_in]`: relu first, then the k largest."""
+    """Activations `[n, d_sae]` as both libraries compute them from `[n, d_in]`: relu first, then the k largest."""
     pre = torch.relu((x - tensors["b_dec"]) @ tensors["encoder.weight"].T + tensors["encoder.bias"])
     values, indices = pre.topk(k, dim=-1, sorted=False)
     return torch.zeros_like(pre).scatter_(-1, indices, values)
 
 
 def topk_decode(tensors: Mapping[str, Tensor], acts: Tensor) -> Tensor:
-    """`[n, d_in]`; the decoder is stored as `decoder.weight` `[d_in, d_sae]` or as `W_dec` `[d_sae, d_in]`."""
+    """Reconstruction `[n, d_in]`; the decoder is `decoder.weight` `[d_in, d_sae]` or `W_dec` `[d_sae, d_in]`."""
     W_dec = tensors["W_dec"] if "W_dec" in tensors else tensors["decoder.weight"].T
     return acts @ W_dec + tensors["b_dec"]
 
 
 @torch.no_grad()
 def difference(sae: Any, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[float, float, int]:
-    """Largest absolute difference of feature activations and of reconstructions, SAE against converted tensors.
+    """Largest absolute differences of feature activations and of reconstructions, SAE against converted tensors.
 
     In units of the root mean square of the activations `x` `[n, d_in]`. Tokens whose k-th and k+1-th largest
-    pre-activations differ by less than `TOLERANCE` are left out, and counted: rounding decides which of them is kept.
+    pre-activations differ by less than `TOLERANCE` are left out and counted: rounding decides which one is kept.
     """
     k, scale = int(sae.cfg.k), x.square().mean().sqrt()
     pre = (x - tensors["b_dec"]) @ tensors["encoder.weight"].T + tensors["encoder.bias"]
@@ -86,24 +85,26 @@ def difference(sae: Any, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[floa
 
 
 def _verified(sae: Any, tensors: dict[str, Tensor], sample: Tensor) -> dict[str, Tensor]:
-    """The tensors rounded to float16, after a check of the float32 ones."""
+    """Check the float32 tensors and return them rounded to float16."""
     encoded, decoded, ties = difference(sae, tensors, sample)
     print(
-        f"converted, in float32: encode differs by {encoded:.1e}, decode by {decoded:.1e} of the rms; "
-        f"{ties} of {len(sample)} tokens with ties left out",
+        f"converted, in float32: encode differs by {encoded:.1e} of the rms, decode by {decoded:.1e}; "
+        f"{ties} of {len(sample)} tokens left out for ties",
         flush=True,
     )
     if max(encoded, decoded) > TOLERANCE or ties > len(sample) // 100:
         raise ValueError(f"the converted SAE differs by more than {TOLERANCE}")
-    halved = {name: t.to(_HALF) if t.ndim and t.is_floating_point() else t for name, t in tensors.items()}
-    return {name: tensor.contiguous() for name, tensor in halved.items()}
+    half = {name: t.half() if t.ndim and t.is_floating_point() else t for name, t in tensors.items()}
+    return {name: tensor.contiguous() for name, tensor in half.items()}
 
 
 def write_dictionary_learning(sae: Any, folder: Path, sample: Tensor) -> None:
-    """`ae.pt` and `config.json` in `folder`; `sample` `[n, d_in]` is what the conversion is checked on."""
+    """Write `ae.pt` and `config.json` to `folder`; activations `sample` `[n, d_in]` check the conversion."""
     tensors = _verified(sae, dictionary_learning_tensors(sae), sample)
     write_whole(folder / "ae.pt", lambda file: torch.save(tensors, file), f"{FREE_SPACE} --out")
-    layer, site = _place(sae)
+    match = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", sae.cfg.metadata.hook_name)
+    assert match
+    layer, site = int(match[1]), match[2]
     trainer = {
         "dict_class": "AutoEncoderTopK",
         "activation_dim": sae.cfg.d_in,
@@ -120,7 +121,7 @@ def write_dictionary_learning(sae: Any, folder: Path, sample: Tensor) -> None:
 
 
 def write_sparsify(sae: Any, folder: Path, sample: Tensor) -> None:
-    """`sae.safetensors` and `cfg.json` in `folder`, a hookpoint of a run."""
+    """Write `sae.safetensors` and `cfg.json` to `folder`, as for one hookpoint of a run."""
     write_whole(folder / "sae.safetensors", save(_verified(sae, sparsify_tensors(sae), sample)), f"{FREE_SPACE} --out")
     config = {
         "activation": "topk",
@@ -134,9 +135,3 @@ def write_sparsify(sae: Any, folder: Path, sample: Tensor) -> None:
         "d_in": sae.cfg.d_in,
     }
     write_whole(folder / "cfg.json", f"{json.dumps(config, indent=1)}\n".encode(), f"{FREE_SPACE} --out")
-
-
-def _place(sae: Any) -> tuple[int, str]:
-    match = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", sae.cfg.metadata.hook_name)
-    assert match
-    return int(match[1]), match[2]

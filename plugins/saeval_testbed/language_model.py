@@ -47,22 +47,19 @@ def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer: Any, documents: list[str]) -> list[Tensor]:
-    """Token ids of each document, with no special token added."""
+    """Token ids of each document, without special tokens."""
     encodings = tokenizer.backend_tokenizer.encode_batch(documents, add_special_tokens=False)
     return [torch.tensor(e.ids, dtype=torch.int64) for e in encodings]
 
 
-def rows(documents: list[Tensor], bos: int) -> Tensor:
-    """`[n, CONTEXT + 1]` rows within single documents, each beginning with BOS; tails are dropped."""
-    out = []
-    for ids in documents:
-        for start in range(0, len(ids) - CONTEXT + 1, CONTEXT):
-            out.append(torch.cat([torch.tensor([bos]), ids[start : start + CONTEXT]]))
-    return torch.stack(out)
+def rows(documents: list[Tensor], bos: int, size: int = CONTEXT) -> Tensor:
+    """Rows `[n, size + 1]` within single documents, BOS first; tails are dropped."""
+    starts = [(ids, start) for ids in documents for start in range(0, len(ids) - size + 1, size)]
+    return torch.stack([torch.cat([torch.tensor([bos]), ids[start : start + size]]) for ids, start in starts])
 
 
 def train_language_model(out: Path, steps: int = STEPS) -> None:
-    """Train and write a Hugging Face folder (float16) with its tokenizer and `report.json`."""
+    """Train the model and write it as a Hugging Face folder (float16), with its tokenizer and `report.json`."""
     torch.manual_seed(SEED)
     train_texts = [text for _, text in stdlib_modules("train")]
     held_texts = [text for _, text in stdlib_modules("held_out")]
@@ -129,22 +126,22 @@ def _report(
     held_texts: list[str],
     held_rows: Tensor,
 ) -> dict[str, float | int]:
-    """Held-out CE in nats and bits a byte, beside the unigram's and the bigram's on the same targets."""
+    """Held-out CE in nats and in bits per byte, and the CE of a unigram and a bigram on the same targets."""
     total = 0.0
     for batch in held_rows.split(BATCH):
         logits = model(batch[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
         total += loss.item()
     targets = held_rows[:, 1:].numel()
-    bytes_a_token = sum(len(t.encode()) for t in held_texts) / sum(len(ids) for ids in held)
+    bytes_per_token = sum(len(t.encode()) for t in held_texts) / sum(len(ids) for ids in held)
     unigram, bigram = _count_models(train, held_rows, len(tokenizer), tokenizer.bos_token_id)
     return {
         "held_out_ce": total / targets,
-        "held_out_bits_per_byte": total / targets / math.log(2) / bytes_a_token,
+        "held_out_bits_per_byte": total / targets / math.log(2) / bytes_per_token,
         "unigram_ce": unigram,
         "bigram_ce": bigram,
         "held_out_tokens": targets,
-        "bytes_per_token": bytes_a_token,
+        "bytes_per_token": bytes_per_token,
         "corpus_tokens": sum(len(ids) for ids in train),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
@@ -152,26 +149,26 @@ def _report(
 
 def _count_models(train: list[Tensor], held: Tensor, vocabulary: int, bos: int) -> tuple[float, float]:
     """CE of an add-one unigram, and of a bigram interpolated with it by absolute discounting (0.75)."""
-    ones: Counter[int] = Counter()
-    twos: Counter[tuple[int, int]] = Counter()
-    for ids in train:
-        listed = [bos, *ids.tolist()]
-        ones.update(listed[1:])
-        twos.update(pairwise(listed))
-    total = sum(ones.values())
-    after: Counter[int] = Counter()
-    kinds: Counter[int] = Counter()
-    for (first, _), count in twos.items():
-        after[first] += count
-        kinds[first] += 1
+    unigrams: Counter[int] = Counter()
+    bigrams: Counter[tuple[int, int]] = Counter()
+    for document in train:
+        ids = [bos, *document.tolist()]
+        unigrams.update(ids[1:])
+        bigrams.update(pairwise(ids))
+    total = sum(unigrams.values())
+    followed: Counter[int] = Counter()
+    followers: Counter[int] = Counter()
+    for (first, _), count in bigrams.items():
+        followed[first] += count
+        followers[first] += 1
     unigram_loss = bigram_loss = 0.0
     for row in held.tolist():
         for first, second in pairwise(row):
-            unigram = (ones[second] + 1) / (total + vocabulary)
+            unigram = (unigrams[second] + 1) / (total + vocabulary)
             unigram_loss -= math.log(unigram)
-            if after[first]:
-                kept = max(twos[first, second] - 0.75, 0.0) / after[first]
-                bigram_loss -= math.log(kept + 0.75 * kinds[first] / after[first] * unigram)
+            if followed[first]:
+                discounted = max(bigrams[first, second] - 0.75, 0.0) / followed[first]
+                bigram_loss -= math.log(discounted + 0.75 * followers[first] / followed[first] * unigram)
             else:
                 bigram_loss -= math.log(unigram)
     return unigram_loss / held[:, 1:].numel(), bigram_loss / held[:, 1:].numel()

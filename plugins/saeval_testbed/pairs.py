@@ -12,18 +12,18 @@ from saeval_data.preferences import Pairs
 from saeval_data.stdlib import PythonStdlib
 
 MADE = 1000
-"""Pairs made before any is chosen."""
+"""Number of pairs generated, before `pairs` selects some."""
 
 
 class TestbedPreferences(Pairs):
-    """The pairs with the planted preference, those of held-out modules by default (`modules: train` for the others).
+    """Pairs with a planted preference, from held-out modules by default (`modules: train` for the others).
 
-    Columns `subset` and `flipped` (whether the label goes against the rule); a module is a document. The
-    other parameters are those of `preferences`.
+    Columns: `subset`, and `flipped`, which is `yes` if the label contradicts the rule. Each module is a document.
+    `made` is the number of pairs generated. The other parameters are those of `preferences`.
     """
 
     name = "testbed-preferences"
-    __test__ = False  # no test class, whatever its name begins with
+    __test__ = False  # no test class, although its name begins with Test
 
     def __init__(
         self,

@@ -1,9 +1,8 @@
-"""How each SAE of the testbed is trained, and where it is written."""
+"""Recipes of the testbed's SAEs: how each is trained, and where it is written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 D_SAE = 1024
 LAYERS = 4
@@ -12,7 +11,7 @@ LADDER = (0.12, 0.25, 0.5, 0.9, 1.5, 2.5)
 
 @dataclass(frozen=True)
 class Recipe:
-    """One SAE trained by sae-lens' own trainer."""
+    """An SAE trained with sae-lens' own trainer."""
 
     name: str
     architecture: str
@@ -21,27 +20,19 @@ class Recipe:
     seed: int = 0
     hook_name: str = "blocks.2.hook_resid_pre"
     model: str = "model"
-    """The folder of the model, beside that of the SAEs."""
+    """Folder of the model, beside that of the SAEs."""
     tokens: int = 4_000_000
     distinct: int = 2_000_000
-    """Tokens of text whose activations are kept (preference pairs for the reward model's SAE); training goes over them
-    again until `tokens` are seen."""
+    """Tokens of text whose activations are kept (preference pairs for the reward model's SAE); training repeats them
+    until it has seen `tokens`."""
     batch: int = 2048
     folder: str = ""
-    """Where it is written, `saes/<name>` by default."""
+    """Folder to write, `saes/<name>` by default."""
     layout: str = "saelens"
     learning_rate: float = 1e-3
-    """At its peak; it ends at a tenth."""
+    """Peak value; the final one is a tenth of it."""
     centred: bool = False
-    """b_dec begins at the mean: where it is large against the variance, most features would die in removing it."""
-
-    @property
-    def site(self) -> str:
-        """`resid_pre`, `attn_out` or `mlp_out`."""
-        return self.hook_name.partition("hook_")[2]
-
-    def path(self, out: Path) -> Path:
-        return out / (self.folder or f"saes/{self.name}")
+    """True to start b_dec at the mean; removing a mean that is large against the variance would kill most features."""
 
 
 def _site(name: str, layer: int, tokens: int, folder: str = "", layout: str = "saelens") -> Recipe:

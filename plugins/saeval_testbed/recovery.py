@@ -1,4 +1,4 @@
-"""`planted_recovery`: do the features that attribution puts first respond to the planted pattern?"""
+"""`planted_recovery`: do the features with the largest attributions respond to the planted pattern?"""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RESPONDS = 0.2
-"""By how much more (or less) often a feature fires on sides with the pattern than on those without, to respond."""
+"""Smallest difference between the shares of sides with and without the pattern on which a responding feature fires."""
 BOOTSTRAPS = 1000
 PLANTED = ("planted", "conflict")
-"""Subsets of which one side has the pattern."""
+"""Subsets in which exactly one side has the pattern."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Responses(Evidence):
-    """How often each feature fires on sides with the planted pattern and without, and how firing goes with length."""
+    """Counts of the sides with and without the planted pattern that each feature fires on, and sums over lengths."""
 
     with_pattern: Float[np.ndarray, "d_sae"]
-    """Sides on which it fires somewhere in the mask; `pairs` counts the pairs looked at."""
+    """Sides on which it fires somewhere in the mask, out of `pairs`."""
     without: Float[np.ndarray, "d_sae"]
     pairs: int
     products: Float[np.ndarray, "d_sae"]
@@ -38,12 +38,12 @@ class Responses(Evidence):
 
     @property
     def responding(self) -> Bool[np.ndarray, "d_sae"]:
-        """Features that fire more, or less, often where the pattern is."""
+        """True for each feature that fires more often, or less, on sides with the pattern."""
         return np.asarray(np.abs(self.with_pattern - self.without) / max(self.pairs, 1) >= RESPONDS)
 
     @property
     def by_length(self) -> Float[np.ndarray, "d_sae"]:
-        """Correlation with the difference of lengths, but for a common factor."""
+        """Correlation with the difference of lengths, up to a common factor."""
         return np.asarray(self.products / np.sqrt(np.where(self.squares > 0, self.squares, 1)))
 
 
@@ -55,12 +55,12 @@ def planted_responses(
     labels: Sequence[Mapping[str, np.ndarray]],
     batch: Sequence[Batch],
 ) -> Responses:
-    """Fold over the testbed's pairs: what fires where the planted pattern is."""
+    """Fold over the testbed's pairs: how each feature responds to the planted pattern."""
     if not {"subset", "flipped"} <= set(labels[0]):
-        raise Undefined("these pairs do not say where the planted pattern is; use the data 'testbed-preferences'")
+        raise Undefined("these pairs do not record where the planted pattern is; use the data 'testbed-preferences'")
     fires = [((acts != 0) & inside[..., None]).double() for acts, inside in zip(feature_acts, mask, strict=True)]
     anywhere = [fired.amax(1) for fired in fires]
-    looked = torch.from_numpy(np.isin(labels[0]["subset"], PLANTED)).to(anywhere[0].device)
+    planted = torch.from_numpy(np.isin(labels[0]["subset"], PLANTED)).to(anywhere[0].device)
     in_chosen = torch.from_numpy(labels[0]["flipped"] == "no").to(anywhere[0].device)[:, None]
     has, lacks = (torch.where(in_chosen, *sides) for sides in (anywhere, anywhere[::-1]))
     counts = fires[0].sum(1) - fires[1].sum(1)
@@ -69,27 +69,26 @@ def planted_responses(
     def summed(values: Tensor) -> np.ndarray:
         return np.asarray(values.sum(0).cpu().numpy())
 
-    return Responses(
-        summed(has[looked]), summed(lacks[looked]), int(looked.sum()), summed(counts * longer), summed(counts.square())
-    )
+    products, squares = summed(counts * longer), summed(counts.square())
+    return Responses(summed(has[planted]), summed(lacks[planted]), int(planted.sum()), products, squares)
 
 
 class PlantedRecovery(Metric):
     """Precision and recall of the top features by attribution, for the planted preference of `testbed-preferences`.
 
-    True are the features that respond to the pattern: that fire at t ≥ s on at least 0.2 more, or fewer, of the sides
-    with a `raise` statement than of the other sides, in the pairs where exactly one side has it. Rewards do not
-    enter. precision_k = share of the top k by |mean attribution| on fold A that are true, recall_k = share of the
-    true ones among these; *_kept: without the features flagged as outliers or of high frequency. Intervals: 95%,
-    1,000 bootstraps of blocks of documents. Beside them, as precision: random groups matched on density and
-    size (mean and 97.5% quantile), features ranked by how their firing goes with length, and a ranking with the
-    labels of a random half swapped.
+    A feature is true if it responds to the pattern: in the pairs with a `raise` statement on exactly one side, the
+    share of those sides that it fires on at t ≥ s differs by at least 0.2 from the share of the other sides. Rewards
+    play no part. precision_k = share of the top k by |mean attribution| on fold A that are true, recall_k = share of
+    the true features among these; *_kept leave out features flagged as outliers or of high frequency. Intervals: 95%,
+    from 1,000 bootstraps of blocks of documents. Shown beside them, as precision: random groups matched on density
+    and size (mean and 97.5% quantile), features ranked by the correlation of their firing with length, and a ranking
+    with the labels of a random half swapped.
 
     Values:
         responding: number of true features; features; 0 .. d_sae; no better direction.
         precision_*: share of the top k that are true; share of features; 0 .. 1; higher is better.
         recall_*: share of the true features among the top k; share of features; 0 .. 1; higher is better.
-        recovery: both with intervals, beside what random groups, length and swapped labels reach, a table;
+        recovery: both with intervals, beside random groups, length and swapped labels, a table;
             share of features; 0 .. 1; no better direction.
 
     Source: saeval's own definition.
@@ -99,7 +98,7 @@ class PlantedRecovery(Metric):
 
     def __init__(self, steps: Repeats = 16, baseline: str = "mean", sizes: tuple[int, ...] = (1, 5, 20)) -> None:
         if steps < 0 or not sizes or min(sizes) < 1:
-            raise ValueError("metric 'planted_recovery': 'sizes' are at least 1, 'steps' at least 0")
+            raise ValueError("metric 'planted_recovery': 'sizes' must be at least 1, 'steps' at least 0")
         self.sizes = sizes
         kinds = [f"{name}{kind}" for name in ("precision", "recall") for kind in ("", "_kept")]
         self.value_names = ("responding", *(f"{kind}_{k}" for kind in kinds for k in sizes))
@@ -118,10 +117,10 @@ class PlantedRecovery(Metric):
         values: dict[str, Value] = {"responding": Scalar(float(true.sum()), unit="features", n=int(alive.sum()))}
         lines = []
         for kind, order, among in (("", ranking.order, alive), ("_kept", ranking.kept, usual)):
-            again = [_order(drawn, among) for drawn in draws]
+            orders = [_order(attributions, among) for attributions in draws]
             for k in self.sizes:
                 hits = int(true[order[:k]].sum())
-                drawn = np.array([true[one[:k]].sum() for one in again])
+                drawn = np.array([true[redrawn[:k]].sum() for redrawn in orders])
                 random = [float(true[ranking.members[f"random {k}.{r}"]].mean()) for r in range(100)]
                 line = [hits / k, *_interval(drawn / k), hits / true.sum(), *_interval(drawn / true.sum())]
                 others = [float(np.mean(random)), float(np.quantile(random, 0.975))]
@@ -136,12 +135,12 @@ class PlantedRecovery(Metric):
 
 
 def _order(values: Float[np.ndarray, "d_sae"], alive: Bool[np.ndarray, "d_sae"]) -> np.ndarray:
-    found = np.argsort(-np.abs(values), kind="stable")
-    return np.asarray(found[alive[found]])
+    order = np.argsort(-np.abs(values), kind="stable")
+    return np.asarray(order[alive[order]])
 
 
 def _bootstraps(totals: Attributions) -> list[Float[np.ndarray, "d_sae"]]:
-    """Mean attributions on fold A with its blocks of documents drawn again with replacement."""
+    """Mean attributions on fold A, with its blocks of documents resampled with replacement."""
     generator, blocks = np.random.default_rng(0), totals.sums.shape[1]
     weights = [np.bincount(generator.integers(0, blocks, blocks), minlength=blocks) for _ in range(BOOTSTRAPS)]
     return [weight @ totals.sums[0] / max(int(weight @ totals.pairs[0]), 1) for weight in weights]

@@ -24,7 +24,7 @@ SIDES = ("chosen", "rejected")
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Ids `[n, seq]`, BOS first and padded on the right, and how many of each row are real `[n]`."""
+    """Ids `[n, seq]`, BOS first and padded on the right, and the number of real ids per row `[n]`."""
     bos = tokenizer.bos_token_id
     rows = [[bos, *tokenizer.encode(text, add_special_tokens=False)] for text in texts]
     longest = max(map(len, rows))
@@ -33,7 +33,7 @@ def tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[Te
 
 
 def rewards(model: GPT2ForSequenceClassification, ids: Tensor) -> Tensor:
-    """`[n]`: the score at the last real token. Padding is on the right, where causal attention never looks."""
+    """Score `[n]` at the last real token. Padding is on the right, so causal attention never sees it."""
     return model(ids).logits[:, 0]  # type: ignore[no-any-return]
 
 
@@ -43,10 +43,10 @@ def texts_of(pairs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def train_reward_model(out: Path, epochs: int = EPOCHS) -> None:
-    """Bradley-Terry on `out/model`; writes the float16 model, its tokenizer and `report.json` to `out/reward`."""
+    """Fine-tune `out/model` (Bradley-Terry); write it in float16, its tokenizer and `report.json` to `out/reward`."""
     torch.manual_seed(SEED)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "model")
-    tokenizer.pad_token = tokenizer.eos_token  # no text holds it, and BOS is never a row's last token
+    tokenizer.pad_token = tokenizer.eos_token  # in no text, and as BOS never the last token of a row
     model = GPT2ForSequenceClassification.from_pretrained(
         out / "model", num_labels=1, pad_token_id=tokenizer.pad_token_id, dtype=torch.float32
     )
@@ -85,14 +85,14 @@ def train_reward_model(out: Path, epochs: int = EPOCHS) -> None:
 def margins(
     model: GPT2ForSequenceClassification, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[dict[str, Any]]
 ) -> tuple[Tensor, Tensor]:
-    """Reward of chosen less rejected `[n]`, and chosen's length less rejected's in tokens `[n]`."""
-    rewarded, longer = [], []
+    """Chosen minus rejected: rewards `[n]`, and lengths in tokens `[n]`."""
+    margin, longer = [], []
     for start in range(0, len(pairs), BATCH):
         ids, lengths = tokens(tokenizer, texts_of(pairs[start : start + BATCH]))
         first, second = rewards(model, ids).chunk(2)
-        rewarded.append(first - second)
+        margin.append(first - second)
         longer.append(torch.sub(*lengths.chunk(2)))
-    return torch.cat(rewarded), torch.cat(longer)
+    return torch.cat(margin), torch.cat(longer)
 
 
 def accuracies(
@@ -100,24 +100,24 @@ def accuracies(
 ) -> dict[str, Any]:
     """By subset: accuracy on the labels, on the pattern (labels unflipped), with lengths balanced, and of length alone.
 
-    Balanced: the mean of the accuracies where the chosen side is the longer and where it is the shorter one. Length
-    alone takes the longer side, and half of each tie.
+    Balanced: the mean of two accuracies, over pairs whose chosen side is longer and over those whose is shorter. Length
+    alone chooses the longer side; a tie counts as half.
     """
     margin, longer = margins(model, tokenizer, pairs)
-    right = (margin > 0).float()
+    correct = (margin > 0).float()
     flipped = torch.tensor([pair["flipped"] for pair in pairs])
-    pattern = torch.where(flipped, 1 - right, right)
+    pattern = torch.where(flipped, 1 - correct, correct)
     report: dict[str, Any] = {"pairs": len(pairs), "documents": len({pair["document"] for pair in pairs})}
     for subset in ("planted", "conflict", "second", "neutral"):
-        of = torch.tensor([pair["subset"] == subset for pair in pairs])
-        by_length = (right[of & (longer > 0)].mean() + right[of & (longer < 0)].mean()) / 2
-        sign = torch.where(flipped, -margin, margin)[of]
+        inside = torch.tensor([pair["subset"] == subset for pair in pairs])
+        balanced = (correct[inside & (longer > 0)].mean() + correct[inside & (longer < 0)].mean()) / 2
+        towards = torch.where(flipped, -margin, margin)[inside]
         report[subset] = {
-            "pairs": int(of.sum()),
-            "accuracy": right[of].mean().item(),
-            "accuracy_on_pattern": pattern[of].mean().item() if subset != "neutral" else None,
-            "accuracy_length_balanced": by_length.item(),
-            "accuracy_of_length": (0.5 + 0.5 * longer[of].sign().float()).mean().item(),
-            "mean_margin_towards_pattern": sign.mean().item() if subset != "neutral" else None,
+            "pairs": int(inside.sum()),
+            "accuracy": correct[inside].mean().item(),
+            "accuracy_on_pattern": pattern[inside].mean().item() if subset != "neutral" else None,
+            "accuracy_length_balanced": balanced.item(),
+            "accuracy_of_length": (0.5 + 0.5 * longer[inside].sign().float()).mean().item(),
+            "mean_margin_towards_pattern": towards.mean().item() if subset != "neutral" else None,
         }
     return report

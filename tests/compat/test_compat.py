@@ -12,8 +12,8 @@ from compat_runs import BATCH, CONTEXT, EXCLUDED, HOOK, ROWS, Store, arrays, num
 from saeval.base.errors import SaevalError
 from saeval.testing import evaluate
 from saeval.testing.claims import some
-from saeval_compat import saebench
 from saeval_compat.token_rows import TokenRows
+from saeval_fidelity.weights import directed, largest_cosines
 
 
 @pytest.mark.parametrize("boundary", [None, 5, CONTEXT], ids=["one-document", "two-documents", "no-last-target"])
@@ -113,12 +113,11 @@ def test_saebench_weights_as_their_formulas_stand(model, sae, tokens):
     assert lists["encoder_bias"] == pytest.approx(sae.b_enc.detach().numpy(), rel=1e-6)
 
 
-def test_rows_of_cosines_are_taken_in_blocks(monkeypatch):
+def test_rows_of_cosines_are_taken_in_blocks():
     rows = torch.randn(9, 5, generator=torch.Generator().manual_seed(0))
     rows[4] = 0
-    whole = saebench.largest_cosines(rows)
-    monkeypatch.setattr(saebench, "_ROWS", 2)
-    assert torch.allclose(saebench.largest_cosines(rows), whole)
+    whole = largest_cosines(directed(rows), 9)
+    assert torch.allclose(largest_cosines(directed(rows), 2), whole)
     assert whole[4] == 0
 
 

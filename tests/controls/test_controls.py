@@ -69,7 +69,7 @@ def test_principal_components_explain_the_share_of_the_largest_variances(k):
 
 def test_principal_components_are_undefined_where_they_would_be_all_or_none():
     x = sample_of(rows_like())
-    with pytest.raises(Undefined, match="16 components of 16"):
+    with pytest.raises(Undefined, match="16 components of 16 are all"):
         PCA().build(live(), 15.6, x)
     with pytest.raises(Undefined, match="no component"):
         PCA().build(live(), 0.2, x)

@@ -113,7 +113,7 @@ def test_what_is_lacking_is_said():
     assert "no b_enc" in results.value("weights.b_enc", "bare")["reason"]
     assert value(results, "weights.max_decoder_cosine", "bare") is not None
     identity = next(r for r in results if r.subject == "identity")
-    assert (identity.status, identity.reason) == ("undefined", "identity shows no weights")
+    assert (identity.status, identity.reason) == ("undefined", "identity has no weights")
 
 
 def test_shuffled_directions_break_the_tie_of_encoder_and_decoder():

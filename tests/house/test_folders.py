@@ -1,4 +1,4 @@
-"""Tests stand in the folders of what they test, and share helpers, not each other."""
+"""Tests are in folders named after what they test, and share helpers instead of importing each other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILES = sorted(TESTS.rglob("*.py"))
 
 
 def imported(file):
-    """The modules that a file imports, wherever it does."""
+    """Yield the modules that a file imports, at any level."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom):
             yield node.module
@@ -22,7 +22,7 @@ def imported(file):
             yield from (alias.name for alias in node.names)
 
 
-def test_each_folder_is_a_room_or_a_plugin():
+def test_each_folder_is_named_after_a_subpackage_or_a_plugin():
     rooms = {file.parent.name for file in (ROOT / "saeval").glob("*/__init__.py")}
     plugins = {file.parent.name.removeprefix("saeval_") for file in (ROOT / "plugins").glob("*/__init__.py")}
     folders = {file.parent.relative_to(TESTS).as_posix() for file in some(FILES) if file.name.startswith("test_")}
@@ -33,11 +33,11 @@ def test_each_folder_is_a_room_or_a_plugin():
 def test_no_test_module_imports_another():
     imports = [(file.name, module) for file in some(FILES) for module in imported(file)]
     across = [f"{name} imports {module}" for name, module in some(imports) if module.startswith("test_")]
-    assert not across, "what two test modules share goes into a helper beside them"
+    assert not across, "move what test modules share into a helper beside them"
 
 
-def test_each_name_is_that_of_one_module():
-    """No folder of tests is a package, so pytest imports every file by its bare name."""
+def test_module_names_are_unique():
+    """Test folders are no packages, so pytest imports every file by its bare name."""
     names = Counter(file.name for file in some(FILES) if file.name != "conftest.py")
     assert "__init__.py" not in names
     assert not {name for name, count in names.items() if count > 1}

@@ -1,4 +1,4 @@
-"""Rules of the house that a reader relies on."""
+"""Rules of the code base that a reader relies on."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def module(file):
 
 
 def at_import(body):
-    """Import statements that run when a module is imported; those for type checkers alone do not."""
+    """Yield import statements that run when a module is imported, without those for type checkers only."""
     for node in body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
@@ -52,21 +52,21 @@ def at_import(body):
             yield from at_import(node.body)
 
 
-def test_no_module_imports_itself_by_a_detour():
-    known = {module(file): file for file in parts()}
+def test_no_imports_are_circular():
+    modules = {module(file): file for file in parts()}
     needs = {}
-    for name, file in known.items():
+    for name, file in modules.items():
         needs[name] = set()
         for node in at_import(ast.parse(file.read_text()).body):
             inner = [f"{node.module}.{alias.name}" for alias in node.names] if isinstance(node, ast.ImportFrom) else []
             outer = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            needs[name] |= {found for found in inner if found in known} or {found for found in outer if found in known}
-    TopologicalSorter(needs).prepare()  # raises CycleError, with the cycle
+            needs[name] |= modules.keys() & inner or modules.keys() & outer
+    TopologicalSorter(needs).prepare()  # raises CycleError, which names the cycle
 
 
-def test_an_import_inside_a_function_says_why():
-    """They hide what a module needs; the reasons that count are start-up time and optional extras."""
-    silent = []
+def test_imports_inside_functions_state_their_reason():
+    """They hide dependencies; start-up time and optional extras are good reasons."""
+    unexplained = []
     for file in parts():
         lines = file.read_text().splitlines()
         for function in ast.walk(ast.parse(file.read_text())):
@@ -76,24 +76,24 @@ def test_an_import_inside_a_function_says_why():
                     while lines[first - 1].lstrip().startswith(("import ", "from ")):
                         first -= 1
                     if "#" not in "".join(lines[first - 1 : node.end_lineno]):
-                        silent.append(f"{file.relative_to(ROOT)}:{node.lineno}")
-    assert not silent
+                        unexplained.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert not unexplained
 
 
 def loaded(code):
-    """The global names that a code object and those inside it look up when they run."""
-    own = {one.argval for one in dis.get_instructions(code) if one.opname == "LOAD_GLOBAL"}
-    return own.union(*(loaded(one) for one in code.co_consts if inspect.iscode(one)))
+    """Return the global names that a code object and its nested ones look up when they run."""
+    names = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+    return names.union(*(loaded(nested) for nested in code.co_consts if inspect.iscode(nested)))
 
 
-def test_every_name_that_code_looks_up_exists():
-    """No linter says so here: names of jaxtyping's dimensions look like names that are not defined."""
+def test_all_global_names_are_defined():
+    """No linter checks this here: jaxtyping's dimensions look like undefined names."""
     looked_up = 0
     for file in some(parts()):
         names = loaded(compile(file.read_text(), str(file), "exec"))
-        found = vars(importlib.import_module(module(file)))
+        defined = vars(importlib.import_module(module(file)))
         for name in names:  # may be empty: they are counted
-            assert name in found or hasattr(builtins, name), f"{file}: {name} is not defined"
+            assert name in defined or hasattr(builtins, name), f"{file}: {name} is not defined"
         looked_up += len(names)
     assert looked_up > 1000
 
@@ -106,7 +106,7 @@ def test_files_stay_short():
     assert not long
 
 
-def test_weights_are_only_ever_loaded_as_data():
+def test_weights_are_loaded_as_data_only():
     texts = {file: file.read_text() for file in parts()}
     for file, text in some(texts.items()):
         assert not re.search(r"\b(pickle\.load|yaml\.load\(|yaml\.unsafe)", text), file
@@ -121,7 +121,7 @@ def test_every_public_name_exists_and_is_documented():
 
 
 def bound(file):
-    """Names that a module binds at its top level to anything but a module of its own package."""
+    """Yield the names that a module binds at its top level, except modules of its own package."""
     package = module(file)
     for node in ast.parse(file.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -132,8 +132,8 @@ def bound(file):
             yield from (alias.asname or alias.name for alias in node.names)
 
 
-def test_no_name_of_a_package_is_also_that_of_its_submodule():
-    """`from saeval import x` would give the one or the other, depending on what was imported before."""
+def test_no_package_has_a_name_and_a_submodule_that_are_equal():
+    """`from saeval import x` would import either, depending on what was imported before."""
     packages = [file for file in parts() if file.name == "__init__.py"]
     assert len(packages) > 10
     shadows = {}
@@ -147,7 +147,7 @@ def test_no_name_of_a_package_is_also_that_of_its_submodule():
 
 
 def hooks_table():
-    """The hooks as docs/plugins.md lists them."""
+    """Return the table of hooks in docs/plugins.md."""
     rows = ["| hook | returns | what for |", "|---|---|---|"]
     for name, hook in vars(hookspecs).items():
         if name.startswith("saeval_"):
@@ -157,12 +157,12 @@ def hooks_table():
     return "\n".join(rows)
 
 
-def test_the_documented_hooks_are_those_there_are():
-    """Made from hookspecs.py; `python tests/house/test_house.py` prints it."""
+def test_the_documentation_lists_all_hooks():
+    """The table is generated from hookspecs.py; `python tests/house/test_house.py` prints it."""
     assert hooks_table() in (ROOT / "docs" / "plugins.md").read_text()
 
 
-def test_the_readme_names_what_exists():
+def test_commands_and_targets_in_the_readme_exist():
     text = "".join(re.findall(r"^```\w*\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE))
     for command in some(re.findall(r"^saeval (\w+)", text, re.MULTILINE)):
         assert command in (*cli.VERBS, "testbed"), command

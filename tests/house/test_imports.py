@@ -1,4 +1,4 @@
-"""Verbs that compute nothing import nothing to compute with."""
+"""Commands that compute nothing import no library that computes."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ for words in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A suite that has run, so that its model is known and its cells are stored."""
-    found = tmp_path_factory.mktemp("imports")
-    (found / "small.yaml").write_text(SUITE, encoding="utf-8")
-    assert main(["run", str(found / "small.yaml"), "--out", str(found)]) == 0
-    return found
+    """Run a suite, so that its model is known and its results are stored; return the folder."""
+    folder = tmp_path_factory.mktemp("imports")
+    (folder / "small.yaml").write_text(SUITE, encoding="utf-8")
+    assert main(["run", str(folder / "small.yaml"), "--out", str(folder)]) == 0
+    return folder
 
 
-def test_listing_checking_and_showing_import_no_library_that_computes(folder):
+def test_commands_that_compute_nothing_import_no_slow_library(folder):
     suite, results = str(folder / "small.yaml"), str(folder / "small")
     verbs = [
         *(["ls", kind] for kind in LISTED),

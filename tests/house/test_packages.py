@@ -1,4 +1,4 @@
-"""The distribution: every package is listed, and typed."""
+"""The distribution lists every package and marks it as typed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def test_every_package_is_listed():
     assert set(SETUP["packages"]) == {"saeval", "saeval_suites"} | rooms | plugins
 
 
-def test_every_package_says_that_it_is_typed():
+def test_every_package_has_a_py_typed_file():
     for package, folder in some(SETUP["package-dir"].items()):
         assert (ROOT / folder / "py.typed").exists(), package
     assert "py.typed" in SETUP["package-data"]["*"]
 
 
-def test_hooks_before_a_commit_run_what_make_check_runs():
+def test_pre_commit_runs_the_commands_of_make_check():
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     hooks = {hook["entry"].replace(" --force-exclude", "").removeprefix(".venv/bin/") for hook in repository["hooks"]}
     recipe = (ROOT / "Makefile").read_text().partition("\ncheck: setup\n")[2].partition("\n\n")[0]

@@ -1,4 +1,4 @@
-"""The map of the house: rooms import in one direction, and plugins import the authors' door alone."""
+"""The order of imports: sub-packages import in one direction, and plugins import only `saeval.plugin`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ ROOT = Path(__file__).parents[2]
 ORDER = (
     "base", "stats", "interfaces", "results", "suite", "text", "registry", "plan", "engine", "", "testing", "cli",
 )  # fmt: skip
-"""Each room imports from those before it; "" is what stands in `saeval/` itself."""
+"""Each sub-package imports only from those before it; "" stands for the modules directly in `saeval/`."""
 EXCEPTIONS = {("registry.hookspecs", "plan.plan")}
-"""For type checkers alone: the specifications of hooks name what a plan is."""
+"""For type checkers only: the hook specifications name the type of a plan."""
 DOORS = {"plugin", "__init__"}
-"""Names of everything, imported when first used."""
+"""Modules that export names of all sub-packages, imported on first use."""
 
 
 def imported(file):
-    """The modules of saeval that a file imports, wherever it does, for type checkers too."""
+    """Yield the modules of saeval that a file imports, at any level, including imports for type checkers."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "saeval":
             for alias in node.names:
@@ -31,38 +31,37 @@ def imported(file):
 
 
 def room(module):
-    """The room of `saeval.room.module`, and of the room itself."""
+    """Return the sub-package that a module is in or is; "" for a module directly in `saeval/`."""
     parts = module.split(".")[1:]
     return parts[0] if parts and parts[0] in ORDER else ""
 
 
-def test_rooms_are_the_folders():
+def test_the_order_lists_all_subpackages():
     folders = {folder.parent.name for folder in (ROOT / "saeval").glob("*/__init__.py")}
     assert folders == set(ORDER) - {""}
     for folder in some(folders):
         assert ast.get_docstring(ast.parse((ROOT / "saeval" / folder / "__init__.py").read_text()))
 
 
-def test_each_room_imports_from_those_before_it():
+def test_each_subpackage_imports_only_from_those_before_it():
     backwards = []
     for file in some((ROOT / "saeval").rglob("*.py")):
-        own = file.relative_to(ROOT / "saeval").with_suffix("").as_posix().replace("/", ".")
-        mine = own.split(".")[0] if "." in own else ""
-        for module in imported(file) if own not in DOORS else ():
-            allowed = module == "saeval" or (own, module.removeprefix("saeval.")) in EXCEPTIONS
-            if not allowed and ORDER.index(room(module)) > ORDER.index(mine):
-                backwards.append(f"saeval.{own} imports {module}, which stands above it")
+        importer = file.relative_to(ROOT / "saeval").with_suffix("").as_posix().replace("/", ".")
+        for module in imported(file) if importer not in DOORS else ():
+            allowed = module == "saeval" or (importer, module.removeprefix("saeval.")) in EXCEPTIONS
+            if not allowed and ORDER.index(room(module)) > ORDER.index(room(f"saeval.{importer}")):
+                backwards.append(f"saeval.{importer} imports {module}, which comes later in the order")
     assert not backwards
 
 
-def test_plugins_import_the_authors_door_alone():
+def test_plugins_import_only_the_plugin_module():
     files = [file for folder in ("plugins", "suites") for file in (ROOT / folder).rglob("*.py")]
     for file in some(files):
         others = [module for module in imported(file) if module not in ("saeval.plugin", "saeval.testing")]
-        assert not others, f"{file.relative_to(ROOT)} imports {others}; saeval.plugin is the authors' door"
+        assert not others, f"{file.relative_to(ROOT)} imports {others}; import from saeval.plugin instead"
 
 
-def test_the_door_gives_what_it_names():
+def test_all_names_of_the_plugin_module_exist():
     from saeval import plugin
 
     for name in some(plugin.__all__):
