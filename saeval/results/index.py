@@ -28,7 +28,7 @@ from saeval.base.sealed_json import DamagedError, sealed, unsealed
 from saeval.base.whole_files import Unwritable, tidy, write_whole
 from saeval.results import file_states
 from saeval.results.file_states import FOLDER, Basis, code, result_files, states_of
-from saeval.results.index_rows import Held, Wanted, heads_of, joined, read, states_in, with_states
+from saeval.results.index_rows import Held, heads_of, joined, read, states_in, with_states
 from saeval.results.result import Result, StoredEstimate
 from saeval.results.store import Store
 from saeval.stats.estimate import Estimate
@@ -66,12 +66,14 @@ def results(folder: Path | str, include_limited: bool = False) -> tuple[dict[str
         return *store.results(include_limited), None
     name = "results" if manifest["limit"] is None else "results.limited"
     keys = [listed["key"] for listed in manifest["cells"]]
-    index, basis = _current(store, keys, name, _tested(manifest["leaderboard"]))
+    tested = _tested(manifest["leaderboard"])
+    cells = (listed["cell"] for listed in manifest["cells"])
+    index, basis = _current(store, keys, name, [tested.get(cell.get("alias", cell["metric"])) for cell in cells])
     return manifest, index.results(manifest["cells"]), basis
 
 
-def _tested(layout: Mapping[str, Any]) -> Wanted:
-    """The values of which a leaderboard of this layout tests differences, so that it needs their arrays."""
+def _tested(layout: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The values of metrics that a leaderboard of this layout tests, so that it needs their arrays; empty: the only one."""
     found: dict[str, list[str]] = {}
     against = layout.get("against") or {}
     more = against.values() if isinstance(against, Mapping) else ()
@@ -205,7 +207,7 @@ class _Index:
         ]
 
 
-def _current(store: Store, keys: list[str], name: str, wanted: Wanted) -> tuple[_Index, Basis | None]:
+def _current(store: Store, keys: list[str], name: str, wanted: Sequence[Sequence[str] | None]) -> tuple[_Index, Basis | None]:
     """The index for these cells. What it lacks, and what has changed since, is read and written into it."""
     now = time.time_ns()
     old = _load(store.folder / FOLDER, name)
@@ -218,7 +220,7 @@ def _current(store: Store, keys: list[str], name: str, wanted: Wanted) -> tuple[
         if len(known) == len(keys) and (places == np.arange(len(keys))).all():
             return _Index(store, old, Held()), Basis(keys, hashlib.sha256(states.tobytes()).hexdigest())
     anew = np.flatnonzero(places < 0)
-    rows, held = read(store, [keys[place] for place in anew], wanted)
+    rows, held = read(store, [keys[place] for place in anew], [wanted[place] for place in anew])
     places[anew] = np.arange(len(anew)) + (len(old) if old is not None else 0)
     table = joined([old, rows] if old is not None else [rows]).take(places)
     states = states_in(table)

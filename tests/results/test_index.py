@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from threading import Event
 
 import pytest
 
@@ -260,10 +261,26 @@ def test_ranks_and_leads_are_computed_again_only_where_what_they_rest_on_has_cha
 def test_other_processes_read_their_share_and_what_they_cannot_is_read_here(folder, monkeypatch, opened, python):
     expected = from_files([folder])
     monkeypatch.setattr(index_rows, "_A_PROCESS", 9)
+    monkeypatch.setattr(index_rows, "_SHARE", 2)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    real, answered, helped = sys.executable, index_rows._answered, Event()
+
+    def first_answer(*arguments):
+        try:
+            return answered(*arguments)
+        finally:
+            helped.set()
+
+    def patient(store, key):
+        assert python == "/no/such/python" or helped.wait(30)
+        return opened.append(key) or reads(store, key)
+
+    reads = Store.opened
+    monkeypatch.setattr(index_rows, "_answered", first_answer)
+    monkeypatch.setattr(Store, "opened", patient)
     monkeypatch.setattr(sys, "executable", python)
     assert shown([folder]) == expected
-    assert len(opened) == (14 if python != "/no/such/python" and "false" not in python else 19)
+    assert (len(set(opened)) < 19) == (python == real)
 
 
 def test_two_halves_of_different_writers_are_no_index(folder, tmp_path, opened):
