@@ -39,22 +39,29 @@ def leaderboard(arguments: argparse.Namespace) -> int:
             say_aside(asides)
             print(text)
             return OK
+    from saeval.results.index_rows import uncollected  # late: as the module says
+
+    with uncollected():  # until all objects of the board are gone
+        text, asides = _made(arguments, kept)
+    say_aside(asides)
+    print(text)
+    return OK
+
+
+def _made(arguments: argparse.Namespace, kept: KeptText | None) -> tuple[str, list[str]]:
+    """Return the text of the boards, and the sentences for standard error."""
     from saeval.registry.registry import writer  # late: as the module says
-    from saeval.results.index_rows import uncollected  # late
     from saeval.results.leaderboard import boards_on  # late
 
     registry = _registry(arguments)
     write = writer(registry.reports, arguments.format, "write")
-    with uncollected():
-        found, bases = boards_on(arguments.folders, include_limited=arguments.include_limited)
-        # A table says what it shows; to judge 16,000 rows of columns that it does not show would take half of its time.
-        asides = [sentence for board in found for sentence in board.asides] if arguments.format != "md" else []
-        say_aside(asides)
-        text = write(found)
+    found, bases = boards_on(arguments.folders, include_limited=arguments.include_limited)
+    # A table says what it shows; to judge 16,000 rows of columns that it does not show would take half of its time.
+    asides = [sentence for board in found for sentence in board.asides] if arguments.format != "md" else []
+    text = write(found)
     if kept and registry.reports[arguments.format].keeps:
         kept.keep(text, asides, bases[0], registry.plugins.folders)
-    print(text)
-    return OK
+    return text, asides
 
 
 def say_aside(asides: Sequence[str]) -> None:

@@ -13,12 +13,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -35,11 +35,6 @@ from saeval.stats.estimate import Estimate
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from saeval.results.board import Entry
-
-Found: TypeAlias = dict[str, list[Any]]
-"""Plain data."""
 
 log = logging.getLogger("saeval")
 
@@ -73,7 +68,7 @@ def results(folder: Path | str, include_limited: bool = False) -> tuple[dict[str
 
 
 def _tested(layout: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The values of metrics that a leaderboard of this layout tests, so that it needs their arrays; empty: the only one."""
+    """The values of each metric that a leaderboard of this layout tests, whose arrays it needs; empty: the only one."""
     found: dict[str, list[str]] = {}
     against = layout.get("against") or {}
     more = against.values() if isinstance(against, Mapping) else ()
@@ -207,7 +202,9 @@ class _Index:
         ]
 
 
-def _current(store: Store, keys: list[str], name: str, wanted: Sequence[Sequence[str] | None]) -> tuple[_Index, Basis | None]:
+def _current(
+    store: Store, keys: list[str], name: str, wanted: Sequence[Sequence[str] | None]
+) -> tuple[_Index, Basis | None]:
     """The index for these cells. What it lacks, and what has changed since, is read and written into it."""
     now = time.time_ns()
     old = _load(store.folder / FOLDER, name)
@@ -220,7 +217,7 @@ def _current(store: Store, keys: list[str], name: str, wanted: Sequence[Sequence
         if len(known) == len(keys) and (places == np.arange(len(keys))).all():
             return _Index(store, old, Held()), Basis(keys, hashlib.sha256(states.tobytes()).hexdigest())
     anew = np.flatnonzero(places < 0)
-    rows, held = read(store, [keys[place] for place in anew], [wanted[place] for place in anew])
+    rows, held = read(store, [keys[place] for place in anew], [wanted[place] for place in anew.tolist()])
     places[anew] = np.arange(len(anew)) + (len(old) if old is not None else 0)
     table = joined([old, rows] if old is not None else [rows]).take(places)
     states = states_in(table)
@@ -287,48 +284,3 @@ def _keep(folder: Path, name: str, table: pa.Table) -> None:
         log.debug("%s", error)
     else:
         tidy(folder)
-
-
-class Tests:
-    """What tests of a large board gave, kept beside the index under a hash of all that they rest on."""
-
-    def __init__(self, folder: Path | str) -> None:
-        self._path = Path(folder) / FOLDER / "tests.json"
-        self._kept: dict[str, Any] = {}
-        try:
-            facts = unsealed(self._path.read_bytes())
-            self._kept = facts["tests"] if facts["form"] == FORM and facts["saeval"] == code() else {}
-        except (OSError, DamagedError, KeyError):
-            log.debug("%s: nothing of use", self._path)
-
-    def __call__(self, what: str, entries: Sequence[Entry | None], compute: Callable[[], Found]) -> Found:
-        """What `compute` gives for the entries; `what` says which test, and all else that it depends on."""
-        if len(entries) < WORTH:
-            return compute()
-        name, digest = what.split("\n")[0], _digest(what, entries)
-        kept = self._kept.get(name, {})
-        if kept.get("of") != digest:
-            kept = self._kept[name] = {"of": digest, "found": compute()}
-            facts = {"form": FORM, "saeval": code(), "tests": self._kept}
-            try:
-                write_whole(self._path, sealed(facts), "")
-            except Unwritable as error:
-                log.debug("%s", error)
-        found: Found = kept["found"]
-        return found
-
-
-def _digest(what: str, entries: Sequence[Entry | None]) -> str:
-    digest = hashlib.sha256(what.encode())
-    for entry in entries:
-        if entry is None:
-            digest.update(b"none")
-            continue
-        one = entry.estimate
-        if isinstance(one, StoredEstimate):
-            own: object = one.identity
-        else:
-            own = hashlib.sha256(one.without.tobytes() + one.sizes.tobytes()).hexdigest() if one is not None else None
-        facts = (entry.value, entry.n, entry.status, entry.reason, entry.draws, entry.spread, own)
-        digest.update(repr(facts).encode())
-    return digest.hexdigest()

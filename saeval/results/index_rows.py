@@ -115,7 +115,9 @@ def read(store: Store, keys: Sequence[str], wanted: Sequence[Sequence[str] | Non
                     return
                 held.join(arrays)
 
-    helpers = [Thread(target=delegate) for _ in range(min(_PROCESSES, os.cpu_count() or 1, len(keys) // _A_PROCESS) - 1)]
+    helpers = [
+        Thread(target=delegate) for _ in range(min(_PROCESSES, os.cpu_count() or 1, len(keys) // _A_PROCESS) - 1)
+    ]
     for helper in helpers:
         helper.start()
     while waiting or any(map(Thread.is_alive, helpers)):
@@ -238,8 +240,8 @@ def serve() -> None:
     gc.disable()
     store = Store(sys.argv[1])
     for line in sys.stdin.buffer:
-        held = Held()
-        for table in (_rows(store, *json.loads(line), held), held.table()):
+        (keys, wanted), held = json.loads(line), Held()
+        for table in (_rows(store, keys, wanted, held), held.table()):
             with pa.ipc.new_stream(sys.stdout.buffer, table.schema) as stream:
                 stream.write_table(table)
         sys.stdout.buffer.flush()

@@ -126,10 +126,6 @@ class Result:
 class Stored(Protocol):
     """A result whose arrays are in a file."""
 
-    @property
-    def digest(self) -> str:
-        """The file's hash."""
-
     def load(self, names: Sequence[str]) -> list[np.ndarray]:
         """Some of its arrays."""
 
@@ -139,11 +135,6 @@ class StoredEstimate(Estimate):
 
     def __init__(self, value: float, n: int, least: float, name: str, result: Stored) -> None:
         self.__dict__.update(value=value, n=n, least=least, _name=name, _result=result)  # frozen
-
-    @property
-    def identity(self) -> tuple[str, str]:
-        """What the documents are: the hash of the file that they are in, and the value's name."""
-        return self.__dict__["_result"].digest, self.__dict__["_name"]
 
     @cached_property
     def _arrays(self) -> list[np.ndarray]:
