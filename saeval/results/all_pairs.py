@@ -22,7 +22,7 @@ from saeval.results.paired_tests import (
     ROUNDING,
     Difference,
 )
-from saeval.stats.estimate import LEAST, Support
+from saeval.stats.estimate import LEAST, Support, effective
 
 Rows: TypeAlias = Int[np.ndarray, "rows"]
 Counts: TypeAlias = Int[np.ndarray, "entries"]
@@ -78,10 +78,15 @@ class Pairs:
         self.spread = np.array([entry.spread if entry.draws > 1 else 0.0 for entry in entries])
         self.without = np.full((len(entries), clusters), np.nan)
         self.sizes = np.zeros((len(entries), clusters))
-        self.effective = np.array([entry.estimate.effective if entry.estimate else math.inf for entry in entries])
+        self.effective = np.full(len(entries), math.inf)
+        counts: dict[bytes, float] = {}
         for index, entry in enumerate(entries):
-            if entry.estimate is not None:
-                self.without[index], self.sizes[index] = entry.estimate.without, entry.estimate.sizes
+            if (estimate := entry.estimate) is not None:
+                sizes = estimate.sizes
+                self.without[index], self.sizes[index] = estimate.without, sizes
+                if (same := sizes.tobytes()) not in counts:
+                    counts[same] = effective(sizes)
+                self.effective[index] = min(counts[same], estimate.least)
 
     def _set_common(self) -> None:
         """Find the entries whose pairs have all their variances in one product, and prepare it."""

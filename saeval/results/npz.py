@@ -37,6 +37,13 @@ def unpacked(file: IO[bytes]) -> dict[str, np.ndarray]:
         raise DamagedError(f"it cannot be read ({said(error)[:100]})") from None
 
 
+def arrays(content: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file, without zipfile if `packed` wrote it; `DamagedError` for whatever is wrong."""
+    found = {name: array(content, start) for name, start in members(content).items()}
+    whole = {name: values for name, values in found.items() if values is not None}
+    return whole if len(whole) == len(found) else unpacked(io.BytesIO(content))
+
+
 class _Layout(NamedTuple):
     """The directory of an .npz file, which many results share but for its checksums."""
 
