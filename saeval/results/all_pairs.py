@@ -1,4 +1,4 @@
-"""`Pairs`: the paired tests of every two of many entries at once, as `differences` makes them one by one."""
+"""`Pairs`: the paired tests of all pairs of many entries at once, equal to those of `paired_tests` one by one."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class _Block:
 
 
 class Pairs:
-    """Entries with values, the best first, and what their paired differences rest on.
+    """Entries with values, the best first, and the data of their paired differences.
 
     Most entries of a column have the same documents with the same sizes. All variances among those are one matrix
     product of the deviations D: (C-1)/C (g_ii + g_jj - 2 g_ij) with G = D Dᵀ. The pairs of all other entries, and those

@@ -1,4 +1,4 @@
-"""Columns `score - control`: how far each trained row is ahead of a control, paired, positive where it is better."""
+"""Columns `score - control`: the paired lead of each trained row over a control, positive if the row is better."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Wanted = Sequence[str] | Mapping[str, Sequence[str]]
 
 
 def columns_of(wanted: Wanted, rank_by: str | None) -> list[tuple[str, str]]:
-    """(control, column) in order: a plain list of controls is about the column that rows are ranked by."""
+    """Return (control, column) pairs in order; a plain list of controls refers to the column that ranks the rows."""
     if isinstance(wanted, Mapping):
         return [(control, column) for control, columns in wanted.items() for column in columns]
     return [(control, rank_by) for control in wanted if rank_by]
@@ -22,7 +22,7 @@ def columns_of(wanted: Wanted, rank_by: str | None) -> list[tuple[str, str]]:
 def against(
     rows: Sequence[Row], columns: Sequence[Column], wanted: Wanted, rank_by: str | None
 ) -> tuple[dict[str, list[Column]], list[str]]:
-    """Add the entries to the trained rows; returns the new columns by the one they belong to, and what was in vain."""
+    """Add the entries to the trained rows; return the new columns by the column they follow, and warnings."""
     made: dict[str, list[Column]] = {}
     warnings = []
     known = {row.control: None for row in rows if row.control}
@@ -48,7 +48,7 @@ def against(
 
 
 def _ahead(trained: Sequence[Row], rows: Sequence[Row], control: str, column: Column) -> list[Entry]:
-    """How far each row is ahead of its control."""
+    """Return the lead of each row over its control."""
     controls: dict[str, list[Row]] = {}
     for row in rows:
         if row.control == control:
@@ -69,7 +69,7 @@ def _ahead(trained: Sequence[Row], rows: Sequence[Row], control: str, column: Co
 
 
 def _beside(row: Row, here: Sequence[Row], control: str, column: Column) -> Entry:
-    """The control's entry beside which a row's is; one without a value says why there is none."""
+    """Return the entry of a row's control; if there is none, an entry without a value that gives the reason."""
     found = [r for r in here if r.of == row.name] or [r for r in here if r.of is None]  # its own, else the hook's
     if len(found) != 1:
         count = "several controls" if found else "no control"

@@ -1,7 +1,7 @@
-"""The index of a results folder: in few columns what its files say, so that a board opens none that it need not.
+"""The index of a results folder: its results as columns of one file, so that a board need not open each result.
 
 The files stay the truth. A row of the index holds for as long as size, times and inode of its two files are those that
-were read; other files are read again. The index can be removed at any time; a folder that cannot be written has none.
+were read; other files are read again. The index can be deleted at any time; a folder that cannot be written has none.
 """
 
 from __future__ import annotations
@@ -40,20 +40,22 @@ log = logging.getLogger("saeval")
 
 FORM = 1
 WORTH = 1000
-"""Results from which on a folder has an index: fewer are read as fast without."""
+"""Least number of results with an index: fewer are read as fast without."""
 _NUMBERS = ("value", "stderr", "low", "high", "n", "documents", "effective_documents", "largest_share")
-"""Of each scalar, in a row's `numbers`."""
+"""The numbers of each scalar in a row's `numbers`."""
 _UNSETTLED = -2
 
 
 class StaleError(SaevalError):
-    """A file that the index knows has changed since; says which, and how."""
+    """An indexed file has changed since; the message names it and the change."""
 
 
 def results(folder: Path | str, include_limited: bool = False) -> tuple[dict[str, Any], list[Result], Basis | None]:
-    """As `Store.results`, through the folder's index, with what they rest on; None where that may still change.
+    """Return the manifest, its results through the folder's index, and the files behind them.
 
-    Arrays are read when they are asked for; a file that is not what it was by then raises `StaleError`.
+    The third is None if these files are too young to show a later change, and for a small folder.
+
+    Arrays are read on request; `StaleError` if their file has changed by then.
     """
     store = Store(folder)
     manifest = store.listed(include_limited)
@@ -88,7 +90,7 @@ def forget(folder: Path | str) -> None:
 
 @dataclass(frozen=True)
 class _Head:
-    """What is in a result but for its cell and its numbers; many results have the same."""
+    """The content of a result except for its cell and its numbers; many results share it."""
 
     status: Any
     reason: str | None
@@ -100,7 +102,7 @@ class _Head:
 
     @cached_property
     def values(self) -> dict[str, dict[str, Any]]:
-        """All but the numbers."""
+        """The records of the values, without their numbers."""
         found: dict[str, dict[str, Any]] = {}
         for name, *rest in self.scalars_and_others:
             if len(rest) == 2:
@@ -112,13 +114,13 @@ class _Head:
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """Where the numbers of each scalar begin."""
+        """Position of each scalar's first number."""
         scalars = [name for name, skeleton in self.values.items() if "kind" not in skeleton]
         return {name: place * len(_NUMBERS) for place, name in enumerate(scalars)}
 
 
 class _Indexed(Result):
-    """A result in the index. Its values are put together, and its arrays read, when they are asked for."""
+    """A result in the index. Its values are assembled, and its arrays read, on request."""
 
     form: object = None
 
@@ -205,7 +207,7 @@ class _Index:
 def _current(
     store: Store, keys: list[str], name: str, wanted: Sequence[Sequence[str] | None]
 ) -> tuple[_Index, Basis | None]:
-    """The index for these cells. What it lacks, and what has changed since, is read and written into it."""
+    """Return the index for these cells, after reading and adding the results that are missing or have changed."""
     now = time.time_ns()
     old = _load(store.folder / FOLDER, name)
     places = np.full(len(keys), -1)
@@ -231,12 +233,12 @@ def _current(
 
 
 def _states(folder: Path, keys: Sequence[str]) -> Int[np.ndarray, "results state"]:
-    """Those of the two files of each result."""
+    """States of the two files of each result."""
     return np.frombuffer(states_of(result_files(folder, keys)), dtype=np.int64).reshape(-1, 8)
 
 
 def _settled(states: Int[np.ndarray, "results state"], now: int) -> Bool[np.ndarray, "results"]:
-    """Which results' files are so old that a change from now on must change a time of theirs."""
+    """True for results whose files are so old that any later change must change one of their times."""
     times = states.reshape(len(states), -1, 4)[:, :, 1:3]
     return np.asarray(times.max(axis=(1, 2)) < now - file_states.SETTLED)
 
@@ -257,7 +259,7 @@ def _unpacked(content: bytes) -> pa.Table:
 
 
 def _load(folder: Path, name: str) -> pa.Table | None:
-    """The index that is there; None where there is none, or none of use."""
+    """Load the stored index; None if it is missing, damaged or of another version."""
     try:
         facts = unsealed((folder / f"{name}.json").read_bytes())
         if facts["form"] != FORM or facts["saeval"] != code():
@@ -268,13 +270,13 @@ def _load(folder: Path, name: str) -> pa.Table | None:
         return _unpacked(content)
     except FileNotFoundError:
         return None
-    except Exception as error:  # whatever is wrong with it, it is made again
+    except Exception as error:  # whatever is wrong with it, it is rebuilt
         log.debug("%s: no index (%s)", folder, error)
         return None
 
 
 def _keep(folder: Path, name: str, table: pa.Table) -> None:
-    """Write the index; where that is impossible, the files are read each time."""
+    """Write the index. If that is impossible, the files are read each time."""
     content = _packed(table)
     facts = {"form": FORM, "saeval": code(), "parquet": hashlib.sha256(content).hexdigest()}
     try:

@@ -1,4 +1,4 @@
-"""The rows of an index: what the files of results say, read by several processes where there are many."""
+"""The rows of an index, read from the files of results, by several processes if there are many."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _PROCESSES = 4
 _SHARE = 500
 """Results that a process reads at a time."""
 _HELD = 1 << 28
-"""Bytes of arrays that a process keeps of those that it reads."""
+"""Bytes of arrays that a process keeps in memory."""
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Python's search for cycles turned off: among 100,000 results it takes a third of the time and finds none."""
+    """Turn off Python's search for cycles: among 100,000 results it takes a third of the time and finds none."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -52,7 +52,7 @@ def uncollected() -> Iterator[None]:
 
 @dataclass
 class Held:
-    """Arrays that were read with their results and are needed at once."""
+    """Arrays that a board needs, kept from reading their results."""
 
     arrays: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     """By the result's key and their names."""
@@ -81,7 +81,7 @@ class Held:
         })  # fmt: skip
 
     def join(self, table: pa.Table) -> None:
-        """Those of another process."""
+        """Add the arrays of another process."""
         lists = table["array"].combine_chunks()
         ends, numbers = lists.offsets.to_numpy(), lists.values.to_numpy()
         names = zip(table["key"].to_pylist(), table["name"].to_pylist(), strict=True)
@@ -172,7 +172,7 @@ _SCALAR = itemgetter("value", "stderr", "ci95", "n", "unit", "better")
 
 
 def _split(result: Result, names: Iterable[str]) -> tuple[tuple[Any, ...], list[float]]:
-    """The fields of a `_Head`, and the numbers."""
+    """Return the fields of a `_Head`, and the numbers."""
     values: list[tuple[Any, ...]] = []
     numbers: list[Any] = []
     for name, record in result.values.items():
@@ -196,7 +196,7 @@ def heads_of(table: pa.Table) -> list[str]:
 
 
 def joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """One table of several, each with heads of its own."""
+    """Concatenate tables, each of which has its own heads."""
     import pyarrow as pa  # late: as above
 
     if len(tables) == 1:
@@ -248,7 +248,7 @@ def serve() -> None:
 
 
 def _answered(process: subprocess.Popen[bytes], share: tuple[Sequence[str], Any]) -> tuple[pa.Table, pa.Table]:
-    """The answer of such a process; `OSError` or `ValueError` if it fails."""
+    """Return the answer of a reading process; `OSError` or `ValueError` if it has failed."""
     import pyarrow as pa  # late: as above
 
     assert process.stdin is not None

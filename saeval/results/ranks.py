@@ -1,4 +1,4 @@
-"""Ranks as intervals: which rows of a table are surely better, by paired tests of every two."""
+"""Ranks as intervals: which rows of a table are surely better, by paired tests of all pairs."""
 
 from __future__ import annotations
 
