@@ -81,12 +81,12 @@ class Pairs:
         self.effective = np.full(len(entries), math.inf)
         counts: dict[bytes, float] = {}
         for index, entry in enumerate(entries):
-            if (estimate := entry.estimate) is not None:
-                sizes = estimate.sizes
-                self.without[index], self.sizes[index] = estimate.without, sizes
+            if entry.estimate is not None:
+                sizes = entry.estimate.sizes
+                self.without[index], self.sizes[index] = entry.estimate.without, sizes
                 if (same := sizes.tobytes()) not in counts:
                     counts[same] = effective(sizes)
-                self.effective[index] = min(counts[same], estimate.least)
+                self.effective[index] = min(counts[same], entry.estimate.least)
 
     def _set_common(self) -> None:
         """Find the entries whose pairs have all their variances in one product, and prepare it."""
