@@ -6,6 +6,7 @@ Imports are late, since reading a cached text takes less time than importing the
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,6 +18,9 @@ from saeval.results.kept_text import KeptText
 
 if TYPE_CHECKING:
     from saeval.registry.registry import Registry
+
+# Products of small matrices are faster on one thread, and many times faster beside another job; read by numpy's import.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _registry(arguments: argparse.Namespace) -> Registry:
@@ -35,22 +39,29 @@ def leaderboard(arguments: argparse.Namespace) -> int:
             print_asides(asides)
             print(text)
             return OK
+    from saeval.results.index_rows import uncollected  # late: see the module's docstring
+
+    with uncollected():  # until all objects of the board are gone
+        text, asides = _boards_as_text(arguments, kept)
+    print_asides(asides)
+    print(text)
+    return OK
+
+
+def _boards_as_text(arguments: argparse.Namespace, kept: KeptText | None) -> tuple[str, list[str]]:
+    """Return the text of the boards, and the sentences for standard error."""
     from saeval.registry.registry import writer  # late: see the module's docstring
-    from saeval.results.index_rows import uncollected  # late
     from saeval.results.leaderboard import boards_on  # late
 
     registry = _registry(arguments)
     write = writer(registry.reports, arguments.format, "write")
-    with uncollected():
-        boards, bases = boards_on(arguments.folders, include_limited=arguments.include_limited)
-        # Markdown has its own notes. The asides of 16,000 rows, for all columns, would take half of a table's time.
-        asides = [sentence for board in boards for sentence in board.asides] if arguments.format != "md" else []
-        print_asides(asides)
-        text = write(boards)
+    boards, bases = boards_on(arguments.folders, include_limited=arguments.include_limited)
+    # Markdown has its own notes. The asides of 16,000 rows, for all columns, would take half of a table's time.
+    asides = [sentence for board in boards for sentence in board.asides] if arguments.format != "md" else []
+    text = write(boards)
     if kept and registry.reports[arguments.format].keeps:
         kept.keep(text, asides, bases[0], registry.plugins.folders)
-    print(text)
-    return OK
+    return text, asides
 
 
 def print_asides(asides: Sequence[str]) -> None:

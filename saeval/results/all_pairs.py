@@ -1,4 +1,4 @@
-"""`Pairs`: the paired tests of every two of many entries at once, as `differences` makes them one by one."""
+"""`Pairs`: the paired tests of all pairs of many entries at once, equal to those of `paired_tests` one by one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from saeval.results.paired_tests import (
     ROUNDING,
     Difference,
 )
-from saeval.stats.estimate import LEAST, Support
+from saeval.stats.estimate import LEAST, Support, effective
 
 Rows: TypeAlias = Int[np.ndarray, "rows"]
 Counts: TypeAlias = Int[np.ndarray, "entries"]
 _Tests: TypeAlias = "tuple[Rows, Rows, Float[np.ndarray, 'tests']]"
 """Pairs with their t²."""
 
-_BLOCK = 512
-"""Entries a side of a block of pairs: some megabytes of float64, which a processor's cache holds."""
+_BLOCK = 256
+"""Entries a side of a block of pairs, whose arrays a processor's cache holds."""
 _CHUNK = 1 << 20
 """Numbers of single differences that are computed at once."""
 _CANCELLED = 1e-6
@@ -48,8 +48,9 @@ class _Block:
 
     rows: Rows
     cols: Rows
-    squares: Float[np.ndarray, "rows cols"]
-    """t² at `Pairs.dof` degrees of freedom, or what it would be at these for the same p value; 0 without a test."""
+    squares: Float[np.ndarray, "rows cols"] | None
+    """t² at `Pairs.dof` degrees of freedom, or what it would be at these for the same p value; 0 without a test. None
+    if every pair is tested and surely significant."""
     tested: int
     """How many of the pairs have a p value."""
     untested: Bool[np.ndarray, "rows cols"] | None = None
@@ -57,7 +58,7 @@ class _Block:
 
 
 class Pairs:
-    """Entries with values, the best first, and what their paired differences rest on.
+    """Entries with values, the best first, and the data of their paired differences.
 
     Most entries of a column have the same documents with the same sizes. All variances among those are one matrix
     product of the deviations D: (C-1)/C (g_ii + g_jj - 2 g_ij) with G = D Dᵀ. The pairs of all other entries, and those
@@ -77,10 +78,15 @@ class Pairs:
         self.spread = np.array([entry.spread if entry.draws > 1 else 0.0 for entry in entries])
         self.without = np.full((len(entries), clusters), np.nan)
         self.sizes = np.zeros((len(entries), clusters))
-        self.effective = np.array([entry.estimate.effective if entry.estimate else math.inf for entry in entries])
+        self.effective = np.full(len(entries), math.inf)
+        counts: dict[bytes, float] = {}
         for index, entry in enumerate(entries):
             if entry.estimate is not None:
-                self.without[index], self.sizes[index] = entry.estimate.without, entry.estimate.sizes
+                sizes = entry.estimate.sizes
+                self.without[index], self.sizes[index] = entry.estimate.without, sizes
+                if (same := sizes.tobytes()) not in counts:
+                    counts[same] = effective(sizes)
+                self.effective[index] = min(counts[same], entry.estimate.least)
 
     def _set_common(self) -> None:
         """Find the entries whose pairs have all their variances in one product, and prepare it."""
@@ -112,12 +118,7 @@ class Pairs:
             self._left = np.column_stack([-2 * deviations, norms, ones])  # times the other: g_ii + g_jj - 2 g_ij
             self._right = np.column_stack([deviations, ones, norms])
             self._doubtful = _CANCELLED * norms + (2 * ROUNDING) ** 2 * values
-            cuts = range(0, len(deviations), _BLOCK)
-            self._centres = [deviations[start : start + _BLOCK].mean(axis=0) for start in cuts]
-            self._radii = [
-                float(np.sqrt(np.square(deviations[start : start + _BLOCK] - centre).sum(axis=1).max()))
-                for start, centre in zip(cuts, self._centres, strict=True)
-            ]
+            self._least = self._bounds(deviations, norms)
 
     def against(self, index: int, others: Rows) -> tuple[Float[np.ndarray, "rows"], Float[np.ndarray, "rows"]]:
         """Variances of one entry minus each of `others`, NaN where there is none, and their degrees of freedom."""
@@ -209,6 +210,10 @@ class Pairs:
         better, worse = np.zeros((2, len(self.values)), dtype=np.int64)
         near: list[_Tests] = []
         for block in self._blocks(high):
+            if block.squares is None:
+                better[block.rows] += len(block.cols)
+                worse[block.cols] += len(block.rows)
+                continue
             surely = block.squares >= high
             left = (block.squares >= low) & ~surely
             if left.any():
@@ -241,11 +246,14 @@ class Pairs:
             bins = ((high - low) >> shift) + 1
             counts, tested = np.zeros(bins + 1, dtype=np.int64), 0
             for block in self._blocks(_float(high)):
+                tested += block.tested
+                if block.squares is None:
+                    counts[bins] += block.tested
+                    continue
                 above_low = block.squares >= _float(low)
                 between = block.squares[above_low & (block.squares < _float(high))]
                 counts += np.bincount((between.view(np.int64) - low) >> shift, minlength=bins + 1)
                 counts[bins] += np.count_nonzero(above_low) - between.size
-                tested += block.tested
             from_bin = counts[::-1].cumsum()[::-1]  # in each bin or above it
             bars = [self._place(from_bin, tested, low, shift, margin) for margin in (1 + _MARGIN, 1 - _MARGIN)]
             sure, possible = min(bars[0] + 1, bins), bars[1]
@@ -270,24 +278,48 @@ class Pairs:
         return float(stdtrit(self.dof, ALPHA / max(tests, 1) / 2)) ** 2
 
     def _blocks(self, sure: float) -> Iterator[_Block]:
-        """Every pair, once. Of a block whose every t² is surely above `sure` none is computed: they are infinite."""
-        starts = range(0, len(self.common), _BLOCK)
-        for i, start in enumerate(starts):
-            first = slice(start, start + _BLOCK)
-            for j in range(i, len(starts)):
-                second = slice(starts[j], starts[j] + _BLOCK)
-                if i == j or self._least(i, j, first, second) < sure:
-                    yield self._product(first, second)
-                else:
-                    rows, cols = self.common[first], self.common[second]
-                    yield _Block(rows, cols, np.broadcast_to(np.inf, (len(rows), len(cols))), len(rows) * len(cols))
+        """Every pair, once. Pairs whose t² are surely above `sure` by their bounds are not computed."""
+        for block, start in enumerate(range(0, len(self.common), _BLOCK)):
+            cols = np.arange(start, min(start + _BLOCK, len(self.common)))
+            undecided = self._least[: cols[-1] + 1, block] < sure
+            decided = np.flatnonzero(~undecided)
+            if len(decided):
+                yield _Block(self.common[decided], self.common[cols], None, len(decided) * len(cols))
+            rows = np.flatnonzero(undecided)
+            for first in range(0, len(rows), _BLOCK):
+                yield self._product(rows[first : first + _BLOCK], cols)
         for place, index in enumerate(self.others.tolist()):
             for chunk in self._chunks(np.concatenate([self.common, self.others[place + 1 :]])):
                 yield self._single(index, chunk[chunk > index], False)
                 yield self._single(index, chunk[chunk < index], True)
 
-    def _product(self, first: slice, second: slice) -> _Block:
-        """A block of common entries."""
+    def _bounds(
+        self, deviations: Float[np.ndarray, "rows clusters"], norms: Float[np.ndarray, "rows"]
+    ) -> Float[np.ndarray, "rows blocks"]:
+        """For each common entry and block of them a t² that no pair of the two is below; 0 where none is known.
+
+        The error of a difference is at most the distance of the entry to the block's centre, plus the block's radius.
+        A pair that agrees in every document has the t² of the sign test.
+        """
+        values = self.values[self.common]
+        cuts = range(0, len(values), _BLOCK)
+        ends = [(part.min(), part.max()) for part in (values[start : start + _BLOCK] for start in cuts)]
+        low, high = np.array(ends).T
+        centres = np.array([deviations[start : start + _BLOCK].mean(axis=0) for start in cuts])
+        radii = np.array([
+            np.sqrt(np.square(deviations[start : start + _BLOCK] - centre).sum(axis=1).max())
+            for start, centre in zip(cuts, centres, strict=True)
+        ])  # fmt: skip
+        sums = np.add.outer(norms, np.square(centres).sum(axis=1))
+        distances = np.sqrt(np.maximum(sums - 2 * deviations @ centres.T, 0.0) + _CANCELLED * sums)
+        gaps = np.maximum(low - values[:, None], values[:, None] - high)
+        gaps[gaps <= ROUNDING * np.maximum(np.abs(values[:, None]), np.maximum(np.abs(low), np.abs(high)))] = 0.0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            least = np.square(gaps / (distances + radii)) * (1 - _CANCELLED)
+        return np.asarray(np.where(gaps > 0, np.minimum(least, self._agreed_square), 0.0))
+
+    def _product(self, first: Rows, second: Rows) -> _Block:
+        """The tests of some common entries against a block of them, of which some may be among the former."""
         rows, cols = self.common[first], self.common[second]
         variance = self._left[first] @ self._right[second].T
         squares = np.subtract.outer(self.values[rows], self.values[cols])
@@ -303,24 +335,11 @@ class Pairs:
             squares[zero], squares[agreed] = 0.0, self._agreed_square
             zero &= ~agreed
         tested = squares.size - (int(np.count_nonzero(zero)) if zero is not None else 0)
-        if first == second:
-            below = np.tri(len(rows), dtype=bool)
+        if first[-1] >= second[0]:
+            below = first[:, None] >= second
             tested -= int(np.count_nonzero(below & ~zero if zero is not None else below))
             squares[below] = 0.0
         return _Block(rows, cols, squares, tested)
-
-    def _least(self, i: int, j: int, first: slice, second: slice) -> float:
-        """A t² that no pair of two blocks is below, since their errors are no larger than their spheres are apart.
-
-        0 where that says nothing. Where a pair agrees in every document, its t² is that of the sign test.
-        """
-        own, others = self.values[self.common[first]], self.values[self.common[second]]
-        gap = max(others.min() - own.max(), own.min() - others.max())
-        if gap <= ROUNDING * max(np.abs(own).max(), np.abs(others).max()):
-            return 0.0
-        error = self._radii[i] + float(np.linalg.norm(self._centres[i] - self._centres[j])) + self._radii[j]
-        least = (gap / error) ** 2 * (1 - _CANCELLED) if error else math.inf
-        return min(least, self._agreed_square)
 
     @cached_property
     def _agreed_square(self) -> float:
@@ -330,7 +349,7 @@ class Pairs:
         return float(stdtrit(self.dof, 2.0**-self.dof / 2)) ** 2
 
     def _computed_again(
-        self, variance: Float[np.ndarray, "rows cols"], first: slice, second: slice, doubtful: Bool[np.ndarray, "..."]
+        self, variance: Float[np.ndarray, "rows cols"], first: Rows, second: Rows, doubtful: Bool[np.ndarray, "..."]
     ) -> Bool[np.ndarray, "rows cols"]:
         """Put the doubtful variances right; the pairs that have none, as they differ by no more than rounding."""
         zero = doubtful & (self._twin[first][:, None] == self._twin[second])

@@ -1,4 +1,4 @@
-"""States of files: size, times and inode, which tell of a change without opening them. Imports nothing slow."""
+"""States of files: size, times and inode, which show a change without opening the file. Imports nothing slow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = "index"
-"""Of a results folder: what can be made again from its files."""
+"""Subfolder of a results folder that can be rebuilt from its files."""
 ABSENT = -1
 SETTLED = 2_000_000_000
 """Nanoseconds: a file changed later than this before it was read may change again within a tick of its clock."""
@@ -25,18 +25,18 @@ class Basis:
 
     @classmethod
     def of(cls, folder: Path, keys: list[str]) -> Basis:
-        """As they are now."""
+        """Return their present state."""
         return cls(keys, hashlib.sha256(states_of(result_files(folder, keys))).hexdigest())
 
 
 def result_files(folder: Path, keys: Iterable[str]) -> list[str]:
-    """The two files of each result."""
+    """Return the paths of the two files of each result."""
     start = f"{folder}{os.sep}"  # paths of 100,000 files as `Path` cost more than it costs to look at them
     return [f"{start}{key}{suffix}" for key in keys for suffix in (".json", ".npz")]
 
 
 def states_of(paths: Sequence[str]) -> array[int]:
-    """Size, times and inode of each file, one after the other."""
+    """Return size, times and inode of each file, in one flat array."""
     found = array("q")
     stat, add = os.stat, found.extend
     for path in paths:
@@ -48,19 +48,19 @@ def states_of(paths: Sequence[str]) -> array[int]:
 
 
 def facts(state: os.stat_result) -> tuple[int, int, int, int]:
-    """What is compared of a file's state."""
+    """Return the part of a file's state that is compared."""
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino & 0x7FFFFFFFFFFFFFFF
 
 
 def code(folders: Iterable[Path | str] = ()) -> str:
-    """What stands for the code of saeval, and of other packages in these folders: what it makes may differ with it."""
+    """Return a hash that changes with the code of saeval, and of the packages in these folders."""
     every = {str(Path(__file__).parents[1]), *map(str, folders)}
     paths = sorted(str(path) for folder in every for path in Path(folder).rglob("*.py"))
     return hashlib.sha256(repr((paths, states_of(paths).tolist())).encode()).hexdigest()
 
 
 def content_of(path: str) -> tuple[bytes, os.stat_result]:
-    """The bytes of a file and its state just before; of 200,000 files half as long as through a file object."""
+    """Return the bytes of a file and its state just before: for 200,000 files twice as fast as a file object."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         state = os.fstat(handle)

@@ -1,7 +1,7 @@
-"""The index of a results folder: in few columns what its files say, so that a board opens none that it need not.
+"""The index of a results folder: its results as columns of one file, so that a board need not open each result.
 
 The files stay the truth. A row of the index holds for as long as size, times and inode of its two files are those that
-were read; other files are read again. The index can be removed at any time; a folder that cannot be written has none.
+were read; other files are read again. The index can be deleted at any time; a folder that cannot be written has none.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -28,7 +28,7 @@ from saeval.base.sealed_json import DamagedError, sealed, unsealed
 from saeval.base.whole_files import Unwritable, tidy, write_whole
 from saeval.results import file_states
 from saeval.results.file_states import FOLDER, Basis, code, result_files, states_of
-from saeval.results.index_rows import Held, Wanted, heads_of, joined, read, states_in, with_states
+from saeval.results.index_rows import Held, heads_of, joined, read, states_in, with_states
 from saeval.results.result import Result, StoredEstimate
 from saeval.results.store import Store
 from saeval.stats.estimate import Estimate
@@ -36,29 +36,26 @@ from saeval.stats.estimate import Estimate
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from saeval.results.board import Entry
-
-Found: TypeAlias = dict[str, list[Any]]
-"""Plain data."""
-
 log = logging.getLogger("saeval")
 
 FORM = 1
 WORTH = 1000
-"""Results from which on a folder has an index: fewer are read as fast without."""
+"""Least number of results with an index: fewer are read as fast without."""
 _NUMBERS = ("value", "stderr", "low", "high", "n", "documents", "effective_documents", "largest_share")
-"""Of each scalar, in a row's `numbers`."""
+"""The numbers of each scalar in a row's `numbers`."""
 _UNSETTLED = -2
 
 
 class StaleError(SaevalError):
-    """A file that the index knows has changed since; says which, and how."""
+    """An indexed file has changed since; the message names it and the change."""
 
 
 def results(folder: Path | str, include_limited: bool = False) -> tuple[dict[str, Any], list[Result], Basis | None]:
-    """As `Store.results`, through the folder's index, with what they rest on; None where that may still change.
+    """Return the manifest, its results through the folder's index, and the files behind them.
 
-    Arrays are read when they are asked for; a file that is not what it was by then raises `StaleError`.
+    The third is None if these files are too young to show a later change, and for a small folder.
+
+    Arrays are read on request; `StaleError` if their file has changed by then.
     """
     store = Store(folder)
     manifest = store.listed(include_limited)
@@ -66,12 +63,14 @@ def results(folder: Path | str, include_limited: bool = False) -> tuple[dict[str
         return *store.results(include_limited), None
     name = "results" if manifest["limit"] is None else "results.limited"
     keys = [listed["key"] for listed in manifest["cells"]]
-    index, basis = _current(store, keys, name, _tested(manifest["leaderboard"]))
+    tested = _tested(manifest["leaderboard"])
+    cells = (listed["cell"] for listed in manifest["cells"])
+    index, basis = _current(store, keys, name, [tested.get(cell.get("alias", cell["metric"])) for cell in cells])
     return manifest, index.results(manifest["cells"]), basis
 
 
-def _tested(layout: Mapping[str, Any]) -> Wanted:
-    """The values of which a leaderboard of this layout tests differences, so that it needs their arrays."""
+def _tested(layout: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The values of each metric that a leaderboard of this layout tests, whose arrays it needs; empty: the only one."""
     found: dict[str, list[str]] = {}
     against = layout.get("against") or {}
     more = against.values() if isinstance(against, Mapping) else ()
@@ -91,7 +90,7 @@ def forget(folder: Path | str) -> None:
 
 @dataclass(frozen=True)
 class _Head:
-    """What is in a result but for its cell and its numbers; many results have the same."""
+    """The content of a result except for its cell and its numbers; many results share it."""
 
     status: Any
     reason: str | None
@@ -103,7 +102,7 @@ class _Head:
 
     @cached_property
     def values(self) -> dict[str, dict[str, Any]]:
-        """All but the numbers."""
+        """The records of the values, without their numbers."""
         found: dict[str, dict[str, Any]] = {}
         for name, *rest in self.scalars_and_others:
             if len(rest) == 2:
@@ -115,13 +114,13 @@ class _Head:
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """Where the numbers of each scalar begin."""
+        """Position of each scalar's first number."""
         scalars = [name for name, skeleton in self.values.items() if "kind" not in skeleton]
         return {name: place * len(_NUMBERS) for place, name in enumerate(scalars)}
 
 
 class _Indexed(Result):
-    """A result in the index. Its values are put together, and its arrays read, when they are asked for."""
+    """A result in the index. Its values are assembled, and its arrays read, on request."""
 
     form: object = None
 
@@ -205,8 +204,10 @@ class _Index:
         ]
 
 
-def _current(store: Store, keys: list[str], name: str, wanted: Wanted) -> tuple[_Index, Basis | None]:
-    """The index for these cells. What it lacks, and what has changed since, is read and written into it."""
+def _current(
+    store: Store, keys: list[str], name: str, wanted: Sequence[Sequence[str] | None]
+) -> tuple[_Index, Basis | None]:
+    """Return the index for these cells, after reading and adding the results that are missing or have changed."""
     now = time.time_ns()
     old = _load(store.folder / FOLDER, name)
     places = np.full(len(keys), -1)
@@ -218,7 +219,7 @@ def _current(store: Store, keys: list[str], name: str, wanted: Wanted) -> tuple[
         if len(known) == len(keys) and (places == np.arange(len(keys))).all():
             return _Index(store, old, Held()), Basis(keys, hashlib.sha256(states.tobytes()).hexdigest())
     anew = np.flatnonzero(places < 0)
-    rows, held = read(store, [keys[place] for place in anew], wanted)
+    rows, held = read(store, [keys[place] for place in anew], [wanted[place] for place in anew.tolist()])
     places[anew] = np.arange(len(anew)) + (len(old) if old is not None else 0)
     table = joined([old, rows] if old is not None else [rows]).take(places)
     states = states_in(table)
@@ -232,12 +233,12 @@ def _current(store: Store, keys: list[str], name: str, wanted: Wanted) -> tuple[
 
 
 def _states(folder: Path, keys: Sequence[str]) -> Int[np.ndarray, "results state"]:
-    """Those of the two files of each result."""
+    """States of the two files of each result."""
     return np.frombuffer(states_of(result_files(folder, keys)), dtype=np.int64).reshape(-1, 8)
 
 
 def _settled(states: Int[np.ndarray, "results state"], now: int) -> Bool[np.ndarray, "results"]:
-    """Which results' files are so old that a change from now on must change a time of theirs."""
+    """True for results whose files are so old that any later change must change one of their times."""
     times = states.reshape(len(states), -1, 4)[:, :, 1:3]
     return np.asarray(times.max(axis=(1, 2)) < now - file_states.SETTLED)
 
@@ -258,7 +259,7 @@ def _unpacked(content: bytes) -> pa.Table:
 
 
 def _load(folder: Path, name: str) -> pa.Table | None:
-    """The index that is there; None where there is none, or none of use."""
+    """Load the stored index; None if it is missing, damaged or of another version."""
     try:
         facts = unsealed((folder / f"{name}.json").read_bytes())
         if facts["form"] != FORM or facts["saeval"] != code():
@@ -269,13 +270,13 @@ def _load(folder: Path, name: str) -> pa.Table | None:
         return _unpacked(content)
     except FileNotFoundError:
         return None
-    except Exception as error:  # whatever is wrong with it, it is made again
+    except Exception as error:  # whatever is wrong with it, it is rebuilt
         log.debug("%s: no index (%s)", folder, error)
         return None
 
 
 def _keep(folder: Path, name: str, table: pa.Table) -> None:
-    """Write the index; where that is impossible, the files are read each time."""
+    """Write the index. If that is impossible, the files are read each time."""
     content = _packed(table)
     facts = {"form": FORM, "saeval": code(), "parquet": hashlib.sha256(content).hexdigest()}
     try:
@@ -285,48 +286,3 @@ def _keep(folder: Path, name: str, table: pa.Table) -> None:
         log.debug("%s", error)
     else:
         tidy(folder)
-
-
-class Tests:
-    """What tests of a large board gave, kept beside the index under a hash of all that they rest on."""
-
-    def __init__(self, folder: Path | str) -> None:
-        self._path = Path(folder) / FOLDER / "tests.json"
-        self._kept: dict[str, Any] = {}
-        try:
-            facts = unsealed(self._path.read_bytes())
-            self._kept = facts["tests"] if facts["form"] == FORM and facts["saeval"] == code() else {}
-        except (OSError, DamagedError, KeyError):
-            log.debug("%s: nothing of use", self._path)
-
-    def __call__(self, what: str, entries: Sequence[Entry | None], compute: Callable[[], Found]) -> Found:
-        """What `compute` gives for the entries; `what` says which test, and all else that it depends on."""
-        if len(entries) < WORTH:
-            return compute()
-        name, digest = what.split("\n")[0], _digest(what, entries)
-        kept = self._kept.get(name, {})
-        if kept.get("of") != digest:
-            kept = self._kept[name] = {"of": digest, "found": compute()}
-            facts = {"form": FORM, "saeval": code(), "tests": self._kept}
-            try:
-                write_whole(self._path, sealed(facts), "")
-            except Unwritable as error:
-                log.debug("%s", error)
-        found: Found = kept["found"]
-        return found
-
-
-def _digest(what: str, entries: Sequence[Entry | None]) -> str:
-    digest = hashlib.sha256(what.encode())
-    for entry in entries:
-        if entry is None:
-            digest.update(b"none")
-            continue
-        one = entry.estimate
-        if isinstance(one, StoredEstimate):
-            own: object = one.identity
-        else:
-            own = hashlib.sha256(one.without.tobytes() + one.sizes.tobytes()).hexdigest() if one is not None else None
-        facts = (entry.value, entry.n, entry.status, entry.reason, entry.draws, entry.spread, own)
-        digest.update(repr(facts).encode())
-    return digest.hexdigest()

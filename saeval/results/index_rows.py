@@ -1,9 +1,8 @@
-"""The rows of an index: what the files of results say, read by several processes where there are many."""
+"""The rows of an index, read from the files of results, by several processes if there are many."""
 
 from __future__ import annotations
 
 import gc
-import itertools
 import json
 import marshal
 import math
@@ -11,12 +10,14 @@ import os
 import subprocess
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
@@ -28,19 +29,18 @@ from saeval.results.store import Opened, Store
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Wanted: TypeAlias = Mapping[str, Sequence[str]]
-"""Values of metrics; of a metric without any, its own one."""
-
 _A_PROCESS = 3000
 """Results to read for which another process is worth its start."""
 _PROCESSES = 4
+_SHARE = 500
+"""Results that a process reads at a time."""
 _HELD = 1 << 28
-"""Bytes of arrays that a process keeps of those that it reads."""
+"""Bytes of arrays that a process keeps in memory."""
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Python's search for cycles turned off: among 100,000 results it takes a third of the time and finds none."""
+    """Turn off Python's search for cycles: among 100,000 results it takes a third of the time and finds none."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -52,18 +52,17 @@ def uncollected() -> Iterator[None]:
 
 @dataclass
 class Held:
-    """Arrays that were read with their results and are needed at once."""
+    """Arrays that a board needs, kept from reading their results."""
 
     arrays: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     """By the result's key and their names."""
     bytes: int = 0
 
-    def add(self, result: Result, opened: Opened, wanted: Wanted) -> None:
-        """Keep the arrays of the wanted values of a result, unless there are too many already."""
-        values = wanted.get(result.metric)
-        if values is None or self.bytes >= _HELD:
+    def add(self, result: Result, opened: Opened, values: Sequence[str]) -> None:
+        """Keep the arrays of these values of a result, of its first if there are none; unless too many are held."""
+        if self.bytes >= _HELD:
             return
-        values = values or [name for name in result.values if f"without/{name}" in opened.places][:2]
+        values = values or [name for name in result.values if f"without/{name}" in opened.places][:1]
         for name in (f"{part}/{value}" for value in values for part in ("without", "sizes")):
             array = opened.array(name)
             if array is not None and array.dtype == np.float64 and array.ndim == 1:
@@ -82,38 +81,58 @@ class Held:
         })  # fmt: skip
 
     def join(self, table: pa.Table) -> None:
-        """Those of another process."""
+        """Add the arrays of another process."""
         lists = table["array"].combine_chunks()
         ends, numbers = lists.offsets.to_numpy(), lists.values.to_numpy()
         names = zip(table["key"].to_pylist(), table["name"].to_pylist(), strict=True)
         self.arrays.update(zip(names, np.split(numbers, ends[1:-1]), strict=False))
 
 
-def read(store: Store, keys: Sequence[str], wanted: Wanted) -> tuple[pa.Table, Held]:
-    """The rows of these results, from their files, and the arrays of the wanted values.
+def read(store: Store, keys: Sequence[str], wanted: Sequence[Sequence[str] | None]) -> tuple[pa.Table, Held]:
+    """Return the rows of these results, read from their files, and the arrays of the values that are wanted of each.
 
-    Of many results, other processes read their share.
+    Other processes help with many results. Each takes the next share when it has read the last one, so that none waits
+    for another that starts late or has a slower core.
     """
-    count = max(1, min(_PROCESSES, os.cpu_count() or 1, len(keys) // _A_PROCESS))
-    later = max(len(keys) - _A_PROCESS, 0) // count  # this one reads meanwhile
-    cuts = [0, *(len(keys) - later * place for place in range(count - 1, -1, -1))]
-    shares = [slice(a, b) for a, b in itertools.pairwise(cuts)]
-    others = [_started(store.folder, keys[share], wanted) for share in shares[1:]]
-    first, held = _rows(store, keys[shares[0]], wanted)
-    tables = [first]
-    for share, process in zip(shares[1:], others, strict=True):
-        if (answer := _answered(process)) is not None:
-            tables.append(answer[0])
-            held.join(answer[1])
+    waiting = deque(range(0, len(keys), _SHARE))
+    tables: dict[int, pa.Table] = {}
+    held = Held()
+
+    def share(start: int) -> tuple[Sequence[str], Sequence[Sequence[str] | None]]:
+        return keys[start : start + _SHARE], wanted[start : start + _SHARE]
+
+    def delegate() -> None:
+        with suppress(OSError), _reader(store.folder) as process:
+            while waiting:
+                try:
+                    start = waiting.pop()
+                except IndexError:  # another thread has taken it
+                    return
+                try:
+                    tables[start], arrays = _answered(process, share(start))
+                except (OSError, ValueError):
+                    waiting.append(start)
+                    return
+                held.join(arrays)
+
+    helpers = [
+        Thread(target=delegate) for _ in range(min(_PROCESSES, os.cpu_count() or 1, len(keys) // _A_PROCESS) - 1)
+    ]
+    for helper in helpers:
+        helper.start()
+    while waiting or any(map(Thread.is_alive, helpers)):
+        try:
+            start = waiting.popleft()
+        except IndexError:
+            for helper in helpers:
+                helper.join()
         else:
-            rows, own = _rows(store, keys[share], wanted)
-            tables.append(rows)
-            held.arrays.update(own.arrays)
-    return joined(tables), held
+            tables[start] = _rows(store, *share(start), held)
+    return joined([tables[start] for start in sorted(tables)] or [_rows(store, [], [], held)]), held
 
 
-def _rows(store: Store, keys: Sequence[str], wanted: Wanted) -> tuple[pa.Table, Held]:
-    """The rows of these results, from their files, and the arrays of the wanted values."""
+def _rows(store: Store, keys: Sequence[str], wanted: Sequence[Sequence[str] | None], held: Held) -> pa.Table:
+    """Return the rows of these results, read from their files, and add the wanted arrays to `held`."""
     import pyarrow as pa  # late: as above
 
     heads: dict[bytes, int] = {}
@@ -121,11 +140,10 @@ def _rows(store: Store, keys: Sequence[str], wanted: Wanted) -> tuple[pa.Table, 
     digests: list[str | None] = []
     codes = array("i")
     starts, numbers, states = array("i", [0]), array("d"), array("q")
-    held = Held()
-    for key in keys:
+    for key, values in zip(keys, wanted, strict=True):
         opened = store.opened(key)
-        if opened.content and opened.result is not None:
-            held.add(opened.result, opened, wanted)
+        if values is not None and opened.result is not None and opened.content:
+            held.add(opened.result, opened, values)
         for state, suffix in ((opened.state, ".json"), (opened.beside, ".npz")):
             if state is not None:
                 states.extend(facts(state))
@@ -147,14 +165,14 @@ def _rows(store: Store, keys: Sequence[str], wanted: Wanted) -> tuple[pa.Table, 
         "numbers": pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.array(np.array(numbers), pa.float64())),
     }
     table = pa.table(columns).replace_schema_metadata({"heads": json.dumps(texts)})
-    return with_states(table, np.array(states, dtype=np.int64)), held
+    return with_states(table, np.array(states, dtype=np.int64))
 
 
 _SCALAR = itemgetter("value", "stderr", "ci95", "n", "unit", "better")
 
 
 def _split(result: Result, names: Iterable[str]) -> tuple[tuple[Any, ...], list[float]]:
-    """The fields of a `_Head`, and the numbers."""
+    """Return the fields of a `_Head`, and the numbers."""
     values: list[tuple[Any, ...]] = []
     numbers: list[Any] = []
     for name, record in result.values.items():
@@ -178,7 +196,7 @@ def heads_of(table: pa.Table) -> list[str]:
 
 
 def joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """One table of several, each with heads of its own."""
+    """Concatenate tables, each of which has its own heads."""
     import pyarrow as pa  # late: as above
 
     if len(tables) == 1:
@@ -203,45 +221,39 @@ def with_states(table: pa.Table, states: Int[np.ndarray, "files state"]) -> pa.T
     return table.append_column("state", pa.FixedSizeListArray.from_arrays(states.ravel(), 8))
 
 
-def _started(folder: Path, keys: Sequence[str], wanted: Wanted) -> subprocess.Popen[bytes] | None:
-    """A process that reads these results; None where there can be none."""
+@contextmanager
+def _reader(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that reads results of a folder for this one, until its input ends."""
     paths = os.pathsep.join(path for path in sys.path if path)
-    command = [sys.executable, "-P", "-c", "from saeval.results.index_rows import serve; serve()"]
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": paths},
-        )  # fmt: skip
-    except OSError:
-        return None
-    assert process.stdin is not None
-    with suppress(OSError), process.stdin as pipe:  # one that has died is noticed when it does not answer
-        pipe.write(json.dumps({"folder": str(folder), "keys": list(keys), "wanted": dict(wanted)}).encode())
-    return process
+    command = [sys.executable, "-P", "-c", "from saeval.results.index_rows import serve; serve()", str(folder)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": paths},
+    ) as process:  # fmt: skip
+        yield process
 
 
 def serve() -> None:
-    """What such a process does."""
-    asked = json.loads(sys.stdin.buffer.read())
+    """Answer each line of standard input, keys of results and the values wanted of each, with two tables."""
     import pyarrow as pa  # late: as above
 
-    with uncollected():
-        rows, held = _rows(Store(asked["folder"]), asked["keys"], asked["wanted"])
-        for table in (rows, held.table()):
+    gc.disable()
+    store = Store(sys.argv[1])
+    for line in sys.stdin.buffer:
+        (keys, wanted), held = json.loads(line), Held()
+        for table in (_rows(store, keys, wanted, held), held.table()):
             with pa.ipc.new_stream(sys.stdout.buffer, table.schema) as stream:
                 stream.write_table(table)
+        sys.stdout.buffer.flush()
 
 
-def _answered(process: subprocess.Popen[bytes] | None) -> tuple[pa.Table, pa.Table] | None:
-    """What such a process has read; None where it failed."""
-    if process is None:
-        return None
-    with process:
-        assert process.stdout is not None
-        content = process.stdout.read()
-    if process.returncode != 0:
-        return None
+def _answered(process: subprocess.Popen[bytes], share: tuple[Sequence[str], Any]) -> tuple[pa.Table, pa.Table]:
+    """Return the answer of a reading process; `OSError` or `ValueError` if it has failed."""
     import pyarrow as pa  # late: as above
 
-    source = pa.BufferReader(content)
-    return pa.ipc.open_stream(source).read_all(), pa.ipc.open_stream(source).read_all()
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps(share).encode() + b"\n")
+    process.stdin.flush()
+    rows, arrays = (pa.ipc.open_stream(process.stdout).read_all() for _ in range(2))
+    return rows, arrays

@@ -1,4 +1,4 @@
-"""`KeptText`: the text of a large leaderboard, kept beside the index while no file that it rests on changes."""
+"""`KeptText`: the text of a large leaderboard, stored beside the index and valid until one of its files changes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _MANIFESTS = ("manifest.json", "manifest.limited.json")
 
 
 class KeptText:
-    """The text of one report format about one folder. Make it before the results are read.
+    """The stored text of one report format for one folder. Create it before the results are read.
 
-    It is found again without importing a plugin, or anything else that takes long.
+    Reading it imports no plugin, and nothing else that is slow.
     """
 
     def __init__(self, folder: Path | str, include_limited: bool, report: str, plugins: Sequence[Path | str]) -> None:
@@ -44,7 +44,7 @@ class KeptText:
         }
 
     def read(self) -> tuple[str, list[str]] | None:
-        """The text, and the sentences for standard error; None if nothing is kept, or a file has changed since."""
+        """Return the text and the sentences for standard error; None without a text, or if a file has changed since."""
         try:
             kept = unsealed(self._path.read_bytes())
             if {name: kept.get(name) for name in self._facts} != self._facts or kept["code"] != code(kept["folders"]):
@@ -55,11 +55,11 @@ class KeptText:
         except FileNotFoundError:
             return None
         except (OSError, SaevalError, DamagedError, KeyError, TypeError, ValueError) as error:
-            log.debug("%s: of no use (%s)", self._path, error)
+            log.debug("%s: not usable (%s)", self._path, error)
             return None
 
     def keep(self, text: str, asides: Sequence[str], basis: Basis | None, folders: Iterable[Path]) -> None:
-        """Write it, with the files that it rests on; not where these are not known, or too young to tell a change.
+        """Store the text with the states of its files, unless these are unknown or too young to show a later change.
 
         `folders`: those of the plugins.
         """

@@ -13,10 +13,9 @@ from saeval.base.errors import SaevalError, suggestion
 from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import number
 from saeval.results.board import Board, Column, Entries, Entry, Row, damaged_in_words
-from saeval.results.control_columns import Tests as Tested
-from saeval.results.control_columns import afresh, against
+from saeval.results.control_columns import against
 from saeval.results.file_states import Basis
-from saeval.results.index import StaleError, Tests, forget
+from saeval.results.index import StaleError, forget
 from saeval.results.index import results as indexed
 from saeval.results.index_rows import uncollected
 from saeval.results.ranks import rank
@@ -81,7 +80,7 @@ def _of_folders(
             unfinished.append(f"'{manifest['suite']}': {damaged}")
         layout = {} if every_column else manifest["leaderboard"]
         runs.append(_Run(manifest["suite"], layout, found, unfinished))
-    return _boards(runs, Tests(folders[0]) if len(folders) == 1 else afresh), bases
+    return _boards(runs), bases
 
 
 def from_results(results: Sequence[Result], title: str, settings: Mapping[str, Any]) -> list[Board]:
@@ -100,7 +99,7 @@ class _Run:
     """What it still lacks, in a sentence; empty for a whole run."""
 
 
-def _boards(runs: Sequence[_Run], tests: Tested = afresh) -> list[Board]:
+def _boards(runs: Sequence[_Run]) -> list[Board]:
     """A board for each model and data. It has the names of the runs that are in it, and the first one's layout."""
     tables: dict[str, list[tuple[_Run, Result]]] = {}
     grounds: dict[tuple[int, int], str] = {}
@@ -115,14 +114,14 @@ def _boards(runs: Sequence[_Run], tests: Tested = afresh) -> list[Board]:
     for table in tables.values():
         own = list({id(run): run for run, _ in table}.values())
         title = " + ".join(dict.fromkeys(run.title for run in own))
-        board = _board([result for _, result in table], title, next((r.layout for r in own if r.layout), {}), tests)
+        board = _board([result for _, result in table], title, next((r.layout for r in own if r.layout), {}))
         board.left_out = [sentence for run in own for sentence in run.unfinished]
         board.warnings += board.left_out
         made.append(board)
     return made
 
 
-def _board(results: list[Result], title: str, settings: Mapping[str, Any], tests: Tested) -> Board:
+def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Board:
     first: dict[object, Result] = {}
     for result in results:
         first.setdefault(result.form, result)
@@ -156,7 +155,7 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any], tests
     warnings += _findings(forms)
     merged = _merge_copies(rows, facts)
     rank_by = settings.get("rank_by") or next((c.name for c in columns if c.headline), None)
-    ahead, in_vain = against(merged, columns, settings.get("against") or [], rank_by, tests)
+    ahead, in_vain = against(merged, columns, settings.get("against") or [], rank_by)
     warnings += in_vain
     _tell_apart(merged)
     if rank_by and rank_by not in {c.name for c in columns}:
@@ -168,7 +167,7 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any], tests
         warnings.append(f"rank_by '{rank_by}': no row has a value of it, so nothing is ranked")
     elif settings.get("rank_by") and ranked is not None and ranked.better is None:
         warnings.append(f"rank_by '{rank_by}': it has no better direction, so nothing is ranked")
-    rank(merged, ranked, tests)
+    rank(merged, ranked)
     warnings += _denser(merged, columns, rank_by)
     cell = results[0].cell
     model = (cell["model"] or {}).get("name", "")

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from saeval.results.board import Entry
-from saeval.stats.estimate import LEAST, Estimate, Support, reach95, t_test
+from saeval.stats.estimate import LEAST, Estimate, Support, reach95, t_quantile, t_test
 from saeval.stats.estimate import ROUNDING as ROUNDING  # also for tests of all pairs
 
 ALPHA = 0.05
@@ -87,11 +87,9 @@ class Difference:
     @property
     def detectable(self) -> float | None:
         """Minimum detectable difference of one test at 5% with 80% power: t.975 + t.80 standard errors."""
-        from scipy.special import stdtrit  # late: `saeval ls` compares nothing
-
         if not self.stderr:
             return None
-        return float(stdtrit(self.dof, 1 - ALPHA / 2) + stdtrit(self.dof, POWER)) * self.stderr
+        return (t_quantile(self.dof, 1 - ALPHA / 2) + t_quantile(self.dof, POWER)) * self.stderr
 
     def __neg__(self) -> Difference:
         return replace(self, value=-self.value)

@@ -1,20 +1,17 @@
-"""Ranks as intervals: which rows of a table are surely better, by paired tests of every two."""
+"""Ranks as intervals: which rows of a table are surely better, by paired tests of all pairs."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 from saeval.results.all_pairs import Pairs
 from saeval.results.board import Column, Row
-from saeval.results.control_columns import Tests, afresh
-from saeval.stats.estimate import Support
 
 _KINDS = {"sae": 0, "group": 1, "control": 2}
 
 
-def rank(rows: list[Row], column: Column | None, tests: Tests = afresh) -> None:
+def rank(rows: list[Row], column: Column | None) -> None:
     """Order rows, best first, trained before controls, and give the trained ones their interval of ranks.
 
     For m rows that is [1 + the rows surely better, m - the rows surely worse]. "Surely" is by Holm-corrected paired
@@ -38,20 +35,9 @@ def rank(rows: list[Row], column: Column | None, tests: Tests = afresh) -> None:
     if not any(entry.testable for entry in entries):
         entries = [replace(entry, estimate=None) for entry in entries]
 
-    def tested() -> dict[str, list[Any]]:
-        pairs = Pairs(entries)
-        better, worse = pairs.sure()
-        to_first = pairs.differences(0)
-        return {
-            "better": better.tolist(),
-            "worse": worse.tolist(),
-            "detectable": [one.detectable for one in to_first],
-            "supports": [one.support and one.support.parts for one in to_first],
-        }
-
-    found = tests(f"ranks of {name}", entries, tested)
-    columns = (found[part] for part in ("better", "worse", "detectable", "supports"))
-    for row, better, worse, detectable, support in zip(trained, *columns, strict=True):
-        row.rank, row.rank_high = 1 + worse, len(trained) - better
+    pairs = Pairs(entries)
+    better, worse = pairs.sure()
+    for row, surely_better, surely_worse, to_first in zip(trained, better, worse, pairs.differences(0), strict=True):
+        row.rank, row.rank_high = 1 + int(surely_worse), len(trained) - int(surely_better)
         if row is not trained[0]:
-            row.detectable, row.support = detectable, Support(*support) if support else None
+            row.detectable, row.support = to_first.detectable, to_first.support

@@ -127,10 +127,6 @@ class Result:
 class Stored(Protocol):
     """A result whose arrays stay in its file until they are needed."""
 
-    @property
-    def digest(self) -> str:
-        """The file's hash."""
-
     def load(self, names: Sequence[str]) -> list[np.ndarray]:
         """Return the named arrays."""
 
@@ -140,11 +136,6 @@ class StoredEstimate(Estimate):
 
     def __init__(self, value: float, n: int, least: float, name: str, result: Stored) -> None:
         self.__dict__.update(value=value, n=n, least=least, _name=name, _result=result)  # frozen
-
-    @property
-    def identity(self) -> tuple[str, str]:
-        """The hash of the file that holds the per-document values, and the value's name."""
-        return self.__dict__["_result"].digest, self.__dict__["_name"]
 
     @cached_property
     def _arrays(self) -> list[np.ndarray]:

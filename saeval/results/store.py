@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import math
@@ -93,7 +92,7 @@ class Store:
         found = self._opened(key)
         if found.result is not None and arrays and found.content:
             try:
-                found.result.arrays = npz.unpacked(io.BytesIO(found.content))
+                found.result.arrays = npz.arrays(found.content)
             except DamagedError as error:
                 return Result(key, "damaged", {}, reason=f"{key}.npz: {error}")
         return found.result
@@ -145,7 +144,7 @@ class Store:
         places = npz.members(content)
         found = [npz.array(content, places.get(name, -1)) for name in names]
         if any(array is None for array in found):
-            every = npz.unpacked(io.BytesIO(content))
+            every = npz.arrays(content)
             found = [every.get(name) for name in names]
         for name, array in zip(names, found, strict=True):
             if array is None:

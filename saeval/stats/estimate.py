@@ -32,9 +32,15 @@ ROUNDING = 1e-12
 
 def reach95(error: float, dof: float) -> float:
     """Return the half-width of the 95% interval, by the t quantile."""
+    return t_quantile(dof, 0.975) * error
+
+
+@lru_cache(1024)
+def t_quantile(dof: float, level: float) -> float:
+    """Return the quantile of Student's t distribution; values over the same documents share it."""
     from scipy.special import stdtrit  # late: it takes a tenth of a second, and `saeval ls` shows no interval
 
-    return float(stdtrit(dof, 0.975)) * error
+    return float(stdtrit(dof, level))
 
 
 def t_test(value: float, error: float, dof: float) -> float | None:

@@ -307,7 +307,7 @@ class Misnamed(Three):
 
 
 def test_a_headline_names_values_that_there_are():
-    with pytest.raises(AssertionError, match=r"misnamed.headline: it has no values \['fourth'\]"):
+    with pytest.raises(AssertionError, match=r"misnamed.headline: unknown values \['fourth'\]"):
         check_metric(Misnamed)
     assert "misnamed.second" in evaluate_tiny([Misnamed.name], Misnamed).leaderboard()
 
