@@ -53,7 +53,7 @@ class Apollo(LocalLoader):
     layer norms; at a residual hook of the model as published they are off by each activation's mean.
     """
 
-    name = "apollo"
+    name, entry = "apollo", Reference
     companions = (f"../{CONFIG}",)
     suffixes = (".yaml",)
 

@@ -107,7 +107,7 @@ class DictionaryLearning(LocalLoader):
     `encode(use_threshold=True)` alone. The batch-top-k classes run with their threshold, as `encode` does.
     """
 
-    name = "dictionary_learning"
+    name, entry = "dictionary_learning", Reference
     companions = (f"../{CONFIG}", f"../../{CONFIG}")
 
     def info(self, reference: Mapping[str, Any]) -> SAEInfo:

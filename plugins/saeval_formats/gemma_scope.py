@@ -60,7 +60,7 @@ class GemmaScope(FolderLoader):
     told by its config, or by folders named as the repositories are: `gemma-scope-2b-pt-res/layer_20/width_16k/...`.
     """
 
-    name = "gemma_scope"
+    name, entry = "gemma_scope", AskedTranscoder
     markers = (ARRAYS, TENSORS)
     companions = (f"../{CONFIG}",)
 

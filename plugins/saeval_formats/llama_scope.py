@@ -63,7 +63,7 @@ class LlamaScope(FolderLoader):
     For an SAE with unit columns that is t·s, as SAELens has it. Features are in training's units.
     """
 
-    name = "llama_scope"
+    name, entry = "llama_scope", AskedTranscoder
     markers = (CONFIG,)
 
     def info(self, reference: Mapping[str, Any]) -> SAEInfo:

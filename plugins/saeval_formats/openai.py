@@ -43,7 +43,7 @@ class OpenAI(LocalLoader):
     activation out before `pre_bias` and put them back last; those with ReLU take activations as they are.
     """
 
-    name = "openai"
+    name, entry = "openai", Reference
 
     def info(self, reference: Mapping[str, Any]) -> SAEInfo:
         asked, header, d_in, d_sae, k = _checkpoint(reference)

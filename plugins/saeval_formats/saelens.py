@@ -45,7 +45,7 @@ class SAELens(FolderLoader):
     still holds the factor (or the whitening) of an unfinished run, it is folded into the weights.
     """
 
-    name = "saelens"
+    name, entry = "saelens", Reference
     markers = (CONFIG,)
 
     def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:

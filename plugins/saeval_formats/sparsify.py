@@ -66,7 +66,7 @@ class Sparsify(FolderLoader):
     and `fused_encoder.py`; SAELens' reader of these files transposes W_dec and takes `num_latents: 0` literally.
     """
 
-    name = "sparsify"
+    name, entry = "sparsify", AskedTranscoder
     markers = (WEIGHTS,)
     companions = (f"../{RUN}", f"../../{RUN}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,7 @@ from saeval.base.parameters import schema
 from saeval.cli import glossary
 from saeval.cli import result_lookup as lookup
 from saeval.cli.result_text import detail
+from saeval.interfaces.documentation import description
 from saeval.plan.leaves import LEAVES
 from saeval.registry.registry import Entry, Registry
 from saeval.results.result import Result
@@ -57,12 +57,7 @@ def _described(entry: Entry[Any], kind: str) -> dict[str, Any]:
 
 
 def _description(thing: Any) -> str:
-    own = getattr(thing, "description", None)
-    if isinstance(own, str):
-        return own
-    if hasattr(thing, "rebinds"):
-        return str(thing.doc)
-    return (inspect.getdoc(thing) or "").split("\n")[0]
+    return str(thing.doc) if hasattr(thing, "rebinds") else description(thing) or "(no description)"
 
 
 def _plugins(registry: Registry) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from pydantic import BaseModel
+
 from saeval.base.lazy_torch import torch
 from saeval.interfaces.live_objects import LiveSAE
 from saeval.interfaces.substitute import Substitute
@@ -34,6 +36,8 @@ class SAELoader(ABC):
     """A checkpoint format, chosen by `use:` in a suite's `saes:` entry."""
 
     name: ClassVar[str]
+    entry: ClassVar[type[BaseModel] | None] = None
+    """The keys of an entry besides `use` and `name`, which `saeval show` lists; `info` and `load` check them."""
 
     def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         """The references that an entry with globs or `sites:` means, by what tells them apart.

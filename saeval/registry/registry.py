@@ -60,7 +60,7 @@ class Names(Generic[T]):
         claims = self._claims.get(name, [])
         if len(claims) > 1:
             both = " and ".join(str(claim.origin) for claim in claims)
-            raise SaevalError(f"{self.kind} '{name}' is supplied by both {both}; uninstall one")
+            raise SaevalError(f"{self.kind} '{name}' is supplied by both {both}; rename one or uninstall its plugin")
         if not claims:
             raise UnknownNameError(self.kind, name, self._claims, failures=self._failures)
         return claims[0]

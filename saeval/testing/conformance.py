@@ -18,6 +18,7 @@ from saeval.base.parameters import validated
 from saeval.collection import Results
 from saeval.engine.isolation import watched
 from saeval.interfaces.data import Dataset
+from saeval.interfaces.documentation import description, documented_values
 from saeval.interfaces.metric import Metric, undeclared
 from saeval.results.result import Result
 from saeval.stats.evidence import Evidence
@@ -134,6 +135,7 @@ class _Check:
 
     def run(self, exempt: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         """`exempt`: for a cause, globs of the values that may move by it."""
+        self._check_documentation()
         with watched(self):
             first = self._results("at first", self._rows(), size=32)
         self._check_values(first)
@@ -191,6 +193,17 @@ class _Check:
                     dtype = str(getattr(getattr(evidence, field.name), "dtype", "")).removeprefix("torch.")
                     if dtype in ("float32", "float16", "bfloat16"):
                         self._narrow[f"'{field.name}' of {type(evidence).__name__}"] = dtype
+
+    def _check_documentation(self) -> None:
+        """`ls` has a line to print, and `show` can read the section `Values:`."""
+        assert description(self.metric), (
+            f"{self.metric.name} has no docstring: say in its first line, which `saeval ls metrics` prints, what it "
+            "measures, and below `Values:` the unit and range of each value"
+        )
+        try:
+            documented_values(self.metric)
+        except ValueError as error:
+            raise AssertionError(f"the docstring of {error}") from None
 
     def _check_values(self, results: Results) -> None:
         """Every value is a number, or says why it is none."""
@@ -251,6 +264,10 @@ class _Check:
                 assert record.get("value") != -1, (
                     f"{result.subject}: {name} is -1 where no token is in the mask; say that there is no value: "
                     f"raise Undefined('no token is in the mask'), or give Scalar.undefined('...')"
+                )
+                assert record.get("reason") not in _WITHOUT_A_REASON, (
+                    f"{result.subject}: {name} is not finite ({record.get('reason')}) where no token is in the mask; "
+                    f"guard it: raise Undefined('no token is in the mask') if total.n.sum() is 0"
                 )
 
     def _check_rounding(self) -> None:
