@@ -71,7 +71,9 @@ class Results(Sequence[Result]):
             return result.values[value]
         if result.status != "ok":
             of = f"{metric} of {result.subject or 'the model'}"
-            raise MissingValueError(f"{of} {'' if result.status == 'failed' else 'is '}{result.status}: {result.reason}")
+            raise MissingValueError(
+                f"{of} {'' if result.status == 'failed' else 'is '}{result.status}: {result.reason}"
+            )
         raise MissingValueError(f"metric '{metric}' has no value '{value}'{suggestion(value, result.values)}")
 
     def boards(self) -> list[Board]:

@@ -225,7 +225,9 @@ def _quantity(quantity: Any) -> list[str]:
 def _value_page(entry: Entry[type[Metric]], value: str) -> str:
     """A value's own line above its metric's page."""
     page = _page(entry, "metric")
-    for one in sorted(_values(entry.thing), key=lambda one: value not in one.names):  # its own line, before that of its family
+    for one in sorted(
+        _values(entry.thing), key=lambda one: value not in one.names
+    ):  # its own line, before that of its family
         if any(names_matching(pattern, [value]) for pattern in one.names):
             head = f"value {entry.name}.{value}: {one.equation}"
             return f"{head}\n  unit: {one.unit}\n  range: {one.range}\n  direction: {one.better}\n\n{page}"

@@ -35,7 +35,12 @@ def test_a_value_that_is_there():
     [
         ("undefined", "sometimes.sometimes", "map", "sometimes of map is undefined: no token has a norm"),
         ("failing", "sometimes", "map", "sometimes of map failed: ZeroDivisionError: "),
-        ("number", "sometimes.sometime", "map", "metric 'sometimes' has no value 'sometime'; did you mean 'sometimes'?"),
+        (
+            "number",
+            "sometimes.sometime",
+            "map",
+            "metric 'sometimes' has no value 'sometime'; did you mean 'sometimes'?",
+        ),
         ("number", "sometimes", None, "sometimes: 2 results match; name one of ['map', 'other']"),
     ],
 )
