@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.base.errors import SaevalError
+from saeval.base.errors import SaevalError, suggestion
+from saeval.base.escapes import terminal
 from saeval.base.formatting import counted
 from saeval.registry.registry import Registry, writer
 from saeval.results.board import Board, stop_in_words
@@ -17,6 +18,13 @@ from saeval.results.result import Result
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+class MissingValueError(SaevalError, KeyError):
+    """No single value has this name, or its cell has none."""
+
+    def __str__(self) -> str:
+        return terminal(str(self.args[0]))  # that of KeyError puts it in quotes
 
 
 class Results(Sequence[Result]):
@@ -53,13 +61,22 @@ class Results(Sequence[Result]):
     def value(self, name: str, subject: str | None = None) -> Any:
         """Return the record of `metric.value` for the named subject, or for the only one.
 
-        Raises `KeyError` if there is no such value, or if several subjects have it and none is named.
+        Raises `MissingValueError`, a `KeyError`, if there is no such value, with the reason if the cell is undefined or
+        failed, or if several subjects have it and none is named.
         """
         metric, _, value = name.partition(".")
         matches = [r for r in self._results if r.metric == metric and (subject is None or r.subject == subject)]
         if len(matches) != 1:
-            raise KeyError(f"{name}: {len(matches)} results match; name one of {[r.subject for r in matches]}")
-        return matches[0].values[value or metric]
+            raise MissingValueError(f"{name}: {len(matches)} results match; name one of {[r.subject for r in matches]}")
+        (result,), value = matches, value or metric
+        if value in result.values:
+            return result.values[value]
+        if result.status != "ok":
+            of = f"{metric} of {result.subject or 'the model'}"
+            raise MissingValueError(
+                f"{of} {'' if result.status == 'failed' else 'is '}{result.status}: {result.reason}"
+            )
+        raise MissingValueError(f"metric '{metric}' has no value '{value}'{suggestion(value, result.values)}")
 
     def boards(self) -> list[Board]:
         """Return the leaderboards of these results; ranks are computed from the stored arrays."""

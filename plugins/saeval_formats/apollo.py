@@ -55,7 +55,7 @@ class Apollo(LocalLoader):
     layer norms: the residual stream of the published model differs from their inputs by each activation's mean.
     """
 
-    name = "apollo"
+    name, entry = "apollo", Reference
     companions = (f"../{CONFIG}",)
     suffixes = (".yaml",)
 

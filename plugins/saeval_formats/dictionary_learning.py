@@ -109,7 +109,7 @@ class DictionaryLearning(LocalLoader):
     library uses only in `encode(use_threshold=True)`. The batch-top-k classes use their threshold, as `encode` does.
     """
 
-    name = "dictionary_learning"
+    name, entry = "dictionary_learning", Reference
     companions = (f"../{CONFIG}", f"../../{CONFIG}")
 
     def info(self, reference: Mapping[str, Any]) -> SAEInfo:

@@ -66,7 +66,7 @@ class LlamaScope(FolderLoader):
     columns of norm 1.
     """
 
-    name = "llama_scope"
+    name, entry = "llama_scope", AskedTranscoder
     markers = (CONFIG,)
 
     def info(self, reference: Mapping[str, Any]) -> SAEInfo:

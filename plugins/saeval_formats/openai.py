@@ -44,7 +44,7 @@ class OpenAI(LocalLoader):
     `pre_bias`, and undo this after decoding; ReLU autoencoders do not normalise.
     """
 
-    name = "openai"
+    name, entry = "openai", Reference
 
     def info(self, reference: Mapping[str, Any]) -> SAEInfo:
         options, header, d_in, d_sae, k = _checkpoint(reference)

@@ -47,7 +47,7 @@ class SAELens(FolderLoader):
     unfinished run, saeval folds it into the weights.
     """
 
-    name = "saelens"
+    name, entry = "saelens", Reference
     markers = (CONFIG,)
 
     def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:

@@ -10,52 +10,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from saeval.base.errors import SaevalError, blamed, suggestion
+from pydantic import BaseModel
+
+from saeval.base.errors import SaevalError, blamed, said, suggestion
 from saeval.base.names import names_matching
 from saeval.base.parameters import schema
+from saeval.interfaces.documentation import Documented, documentation, documented_values
 from saeval.interfaces.metric import Metric, conclude_requests, names_of_values, observe_requests, substitute_requests
+from saeval.interfaces.model import RegisteredModel
 from saeval.plan.leaves import LEAVES
 from saeval.registry.registry import Entry, Registry
-
-
-@dataclass(frozen=True)
-class Documented:
-    """The documentation of one or more values: one entry of the section `Values:` in a metric's docstring."""
-
-    names: tuple[str, ...]
-    """Names, or patterns of names (`kl_*`)."""
-    equation: str
-    unit: str
-    range: str
-    better: str
-    """`lower is better`, `higher is better` or `no better direction`."""
-
-
-def documented_values(metric: type[Metric]) -> list[Documented]:
-    """Return the entries under `Values:` in a metric's docstring: `NAMES: EQUATION; UNIT; RANGE; DIRECTION.`
-
-    Empty for a metric without this section. `ValueError` for an entry of another form.
-    """
-    lines = iter((inspect.getdoc(metric) or "").split("\n"))
-    if not any(line.strip() == "Values:" for line in lines):
-        return []
-    entries: list[str] = []
-    for line in lines:
-        if line and not line.startswith(" "):
-            break
-        if line.startswith("    ") and not line.startswith("     "):
-            entries.append(line.strip())
-        elif line.strip():
-            entries[-1] += " " + line.strip()
-    return [_documented(metric.name, entry) for entry in entries]
-
-
-def _documented(metric: str, entry: str) -> Documented:
-    names, _, rest = entry.partition(": ")
-    parts = [part.strip() for part in rest.rstrip(".").rsplit(";", 3)]
-    if len(parts) != 4:
-        raise ValueError(f"metric '{metric}': '{entry}' is not 'NAMES: EQUATION; UNIT; RANGE; DIRECTION.'")
-    return Documented(tuple(names.split(", ")), *parts)
 
 
 def structures(registry: Registry) -> dict[str, type]:
@@ -151,7 +115,7 @@ def document(name: str, registry: Registry) -> str | None:
             continue
         entry = names.entry(name)
         with blamed(f"{names.kind} '{name}'", entry.origin):
-            pages.append(_page(entry, names.kind))
+            pages.append("\n".join([_page(entry, names.kind), *_hooks(entry.thing, registry)]))
     if pages:  # a name may be both a metric and a quantity
         return "\n\n".join(pages)
     if name in LEAVES:
@@ -180,16 +144,40 @@ def _page(entry: Entry[Any], kind: str) -> str:
     if hasattr(registered, "rebinds"):
         return "\n".join([*lines, *_quantity(registered)])
     if isinstance(registered, type):
-        lines.append(inspect.getdoc(registered) or "(no documentation)")
+        lines.append(documentation(registered) or "(no documentation)")
         parameters = schema(registered).model_fields
         if parameters:
             lines += ["", "parameters:", *(f"  {name}: {default(field)}" for name, field in parameters.items())]
         if issubclass(registered, Metric):
             lines += _metric(registered)
+        if model := getattr(registered, "entry", None):
+            lines += _keys(model)
         return "\n".join(lines)
     lines.append(str(getattr(registered, "description", "")))
     reference = getattr(registered, "reference", None) or getattr(registered, "path", "")
     return "\n".join([*lines, str(reference)]).rstrip()
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    """The keys of an entry of a format, with what its loader says of them."""
+    docs = {member.name: member.doc for member in members(model)}
+    lines = ["", "keys of an entry (docs/formats.md has those of every format):"]
+    for name, field in model.model_fields.items():
+        words = (default(field), docs.get(name))
+        lines.append(f"  {field.alias or name}: {'. '.join(word for word in words if word)}")
+    return lines
+
+
+def _hooks(thing: Any, registry: Registry) -> list[str]:
+    """The hooks of a registered model, those of all blocks as one."""
+    if not isinstance(thing, RegisteredModel):
+        return []
+    try:
+        hooks = registry.adapters[thing.adapter]().spec(thing.reference).hooks()
+    except Exception as error:  # its files are not here, or its adapter fails: the rest of the page is sound
+        return ["", f"hooks: unknown ({said(error)})"]
+    widths = {re.sub(r"^(.*?)\.\d+\.", r"\1.N.", hook): width for hook, width in hooks.items()}
+    return ["", "hooks, with their widths (N is the number of a block):", *(f"  {h}: {w}" for h, w in widths.items())]
 
 
 def default(field: Any) -> str:
@@ -197,12 +185,20 @@ def default(field: Any) -> str:
     return "required" if field.is_required() else repr(field.default)
 
 
+def _values(metric: type[Metric]) -> list[Documented]:
+    """The values that a metric documents; none if a line is malformed, which `check_metric` reports."""
+    try:
+        return documented_values(metric)
+    except ValueError:
+        return []
+
+
 def _metric(metric: type[Metric]) -> list[str]:
     """Return the lines on a metric's values, the values that a table shows, and its requests."""
     cls: Any = metric
     requests = dict.fromkeys([*observe_requests(cls), *substitute_requests(cls), *conclude_requests(cls)])
     facts = {
-        "values": () if documented_values(metric) else names_of_values(metric) or (),
+        "values": () if _values(metric) else names_of_values(metric) or (),
         "shown first": metric.headline if isinstance(metric.headline, list | tuple) else (),
         "requests": [name for name in requests if name not in ("self", "total")],
     }
@@ -230,7 +226,7 @@ def _quantity(quantity: Any) -> list[str]:
 def _value_page(entry: Entry[type[Metric]], value: str) -> str:
     """Return the documentation of one value, above its metric's."""
     page = _page(entry, "metric")
-    documented = documented_values(entry.thing)
+    documented = _values(entry.thing)
     for doc in sorted(documented, key=lambda doc: value not in doc.names):  # an exact name before a pattern
         if any(names_matching(pattern, [value]) for pattern in doc.names):
             head = f"value {entry.name}.{value}: {doc.equation}"

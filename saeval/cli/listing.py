@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,7 @@ from saeval.base.escapes import line
 from saeval.base.parameters import schema
 from saeval.cli import glossary, result_lookup
 from saeval.cli.result_text import detail
+from saeval.interfaces.documentation import description
 from saeval.plan.leaves import LEAVES
 from saeval.registry.registry import Entry, Registry
 from saeval.results.result import Result
@@ -56,12 +56,7 @@ def _described(entry: Entry[Any], kind: str) -> dict[str, Any]:
 
 
 def _description(registered: Any) -> str:
-    description = getattr(registered, "description", None)
-    if isinstance(description, str):
-        return description
-    if hasattr(registered, "rebinds"):
-        return str(registered.doc)
-    return (inspect.getdoc(registered) or "").split("\n")[0]
+    return str(registered.doc) if hasattr(registered, "rebinds") else description(registered) or "(no description)"
 
 
 def _plugins(registry: Registry) -> list[dict[str, Any]]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from pydantic import BaseModel
+
 from saeval.base.lazy_torch import torch
 from saeval.interfaces.live_objects import LiveSAE
 from saeval.interfaces.substitute import Substitute
@@ -38,6 +40,8 @@ class SAELoader(ABC):
 
     name: ClassVar[str]
     """The name that `use:` selects."""
+    entry: ClassVar[type[BaseModel] | None] = None
+    """The keys of an entry besides `use` and `name`; `saeval show` lists them, `info` and `load` check them."""
 
     def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         """Return one reference per SAE that an entry with globs or `sites:` matches, by a name for each.

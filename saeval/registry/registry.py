@@ -62,7 +62,8 @@ class Names(Generic[T]):
         claims = self._claims.get(name, [])
         if len(claims) > 1:
             suppliers = " and ".join(str(claim.origin) for claim in claims)
-            raise SaevalError(f"{self.kind} '{name}' is supplied by both {suppliers}; uninstall one")
+            remedy = "rename one or uninstall its plugin"
+            raise SaevalError(f"{self.kind} '{name}' is supplied by both {suppliers}; {remedy}")
         if not claims:
             raise UnknownNameError(self.kind, name, self._claims, failures=self._failures)
         return claims[0]

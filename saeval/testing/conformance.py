@@ -18,6 +18,7 @@ from saeval.base.parameters import validated
 from saeval.collection import Results
 from saeval.engine.isolation import watched
 from saeval.interfaces.data import Dataset
+from saeval.interfaces.documentation import description, documented_values
 from saeval.interfaces.metric import Metric, undeclared
 from saeval.results.result import Result
 from saeval.stats.evidence import Evidence
@@ -135,6 +136,7 @@ class _Check:
 
     def run(self, exempt: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         """Run all checks; return the first run's numbers. `exempt`: globs of the values that a cause may change."""
+        self._check_documentation()
         with watched(self):
             first = self._results("first run", self._rows(), size=32)
         self._check_values(first)
@@ -192,6 +194,17 @@ class _Check:
                     dtype = str(getattr(getattr(evidence, field.name), "dtype", "")).removeprefix("torch.")
                     if dtype in ("float32", "float16", "bfloat16"):
                         self._narrow[f"'{field.name}' of {type(evidence).__name__}"] = dtype
+
+    def _check_documentation(self) -> None:
+        """`ls` has a line to print, and `show` can read the section `Values:`."""
+        assert description(self.metric), (
+            f"{self.metric.name} has no docstring: say in its first line, which `saeval ls metrics` prints, what it "
+            "measures, and below `Values:` the unit and range of each value"
+        )
+        try:
+            documented_values(self.metric)
+        except ValueError as error:
+            raise AssertionError(f"the docstring of {error}") from None
 
     def _check_values(self, results: Results) -> None:
         """Check that each value is a number or has a reason why not."""
@@ -252,6 +265,10 @@ class _Check:
                 assert record.get("value") != -1, (
                     f"{result.subject}: {name} is -1 when no token is in the mask, but there is no value: "
                     f"raise Undefined('no token is in the mask'), or return Scalar.undefined('...')"
+                )
+                assert record.get("reason") not in _WITHOUT_A_REASON, (
+                    f"{result.subject}: {name} is not finite ({record.get('reason')}) where no token is in the mask; "
+                    f"guard it: raise Undefined('no token is in the mask') if total.n.sum() is 0"
                 )
 
     def _check_rounding(self) -> None:

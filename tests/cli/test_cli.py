@@ -161,7 +161,7 @@ def test_several_suites_are_planned_before_the_first_runs(suite, tmp_path, capsy
 @pytest.mark.parametrize("kind", LISTED)
 def test_every_kind_is_listed(kind, capsys):
     assert cli.main(["ls", kind]) == 0
-    assert capsys.readouterr().out.strip()
+    assert capsys.readouterr().out.strip(), f"`saeval ls {kind}` is empty: a shipped plugin supplies one of each kind"
     assert cli.main(["ls", kind, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert every({"name", "description", "from"} <= set(row) for row in rows)

@@ -10,6 +10,7 @@ import pytest
 
 from saeval import cli
 from saeval.cli import glossary
+from saeval.interfaces.documentation import DIRECTIONS, documented_values
 from saeval.plan.leaves import LEAVES
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
@@ -21,7 +22,6 @@ METRICS = [entry.name for entry in REGISTRY.metrics]
 QUANTITIES = [*REGISTRY.quantities.names(), *LEAVES]
 GIVEN = ("Batch", "Capture", "Encoding", "Fired", "Model", "Moments", "Resume", "Spread", "Substitute", "TokenScores")
 STRUCTURES = glossary.structures(REGISTRY)
-DIRECTIONS = ("lower is better", "higher is better", "no better direction")
 PLUGINS_PAGE = Path(__file__).parents[2] / "docs" / "plugins.md"
 
 
@@ -38,7 +38,7 @@ def test_the_metrics_that_ship_are_looked_at():
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metrics_page_has_equation_unit_range_direction_and_source(name):
     page = glossary.document(name, REGISTRY)  # what `saeval show` prints
-    values = glossary.documented_values(REGISTRY.metrics[name])
+    values = documented_values(REGISTRY.metrics[name])
     assert values
     flat = " ".join(page.split())
     for value in some(values):
@@ -102,6 +102,21 @@ def test_a_parameter_says_whose_it_is(capsys):
     assert "kl: 'mean'" in page
 
 
+def test_a_formats_page_has_the_keys_of_an_entry(capsys):
+    page = shown(capsys, "dictionary_learning")
+    assert "\n  path: required. The folder of a trainer, or a file." in page
+    assert "\n  class: None. Instead of the config's" in page
+    for entry in some(list(REGISTRY.loaders)):
+        assert entry.thing.entry is not None, f"set 'entry' of the format {entry.name}"
+
+
+def test_a_models_page_has_its_hooks(capsys):
+    page = shown(capsys, "testbed")
+    assert "\n  blocks.N.hook_resid_pre: 128\n" in page
+    assert "\n  blocks.N.mlp.hook_post: 512\n" in page
+    assert "\n  ln_final.hook_normalized: 128" in page
+
+
 def test_a_near_miss_is_suggested(capsys):
     assert cli.main(["show", "substitute_score"]) == 2
     assert "did you mean 'substitute_scores'?" in capsys.readouterr().err
@@ -118,7 +133,7 @@ def recorded(results):
 def disagreements(results):
     found = []
     for metric, name, record in recorded(results):
-        described = glossary.documented_values(REGISTRY.metrics[metric])
+        described = documented_values(REGISTRY.metrics[metric])
         one = next((v for v in described if any(fnmatch.fnmatchcase(name, p) for p in v.names)), None)
         direction = f"{record['better']} is better" if record["better"] else "no better direction"
         if one is None or one.unit != record["unit"].split(",")[0] or one.better != direction:
@@ -152,7 +167,9 @@ def structures_table():
 
 def test_the_documented_structures_are_those_there_are():
     """Made from the classes; `python tests/cli/test_glossary.py` prints it."""
-    assert structures_table() in PLUGINS_PAGE.read_text()
+    assert structures_table() in PLUGINS_PAGE.read_text(), (
+        "docs/plugins.md is stale: put what `python tests/cli/test_glossary.py` prints into its section Structures"
+    )
 
 
 if __name__ == "__main__":

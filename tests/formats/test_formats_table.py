@@ -14,6 +14,7 @@ from saeval.registry.registry import Registry
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 TOLERANCE = 1e-5
+STALE = "docs/formats.md is stale: run `python tests/formats/test_formats_table.py`"
 HEADER = "| format | architecture | compared with | loads | encode equal | decode equal | hook known |\n|---|---|---|---|---|---|---|\n"
 REGISTRY = Registry(Plugins())
 
@@ -56,15 +57,14 @@ def test_a_format_reads_as_its_library_does(example, tmp_path):
     assert encode
     assert decode
     assert hook == (example.hook_name is not None)
-    assert row(example, encode, decode, hook) in PAGE.read_text(), (
-        "docs/formats.md is stale: python tests/formats/test_formats_table.py"
-    )
+    assert row(example, encode, decode, hook) in PAGE.read_text(), STALE
 
 
 def test_every_loader_is_in_the_table():
-    assert {e.format for e in EXAMPLES} == set(REGISTRY.loaders.names())
-    rows = [line for line in PAGE.read_text().splitlines() if re.match(r"\| [a-z_]+ \| .* \| (yes|no) \|$", line)]
-    assert len(rows) == len(EXAMPLES)
+    without = sorted(set(REGISTRY.loaders.names()) ^ {e.format for e in EXAMPLES})
+    assert not without, f"{without}: add an Example of each format to tests/formats/examples.py"
+    rows = [line for line in PAGE.read_text().splitlines() if re.match(r"\| [a-z0-9_-]+ \| .* \| (yes|no) \|$", line)]
+    assert len(rows) == len(EXAMPLES), STALE
 
 
 if __name__ == "__main__":  # write the table into the page

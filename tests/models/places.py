@@ -42,6 +42,7 @@ def place(model, family, block, suffix):
         "hook_mlp_out": (mlp, False), "attn.hook_z": (proj, True), "mlp.hook_post": (down, True),
         "hook_mlp_in": (norm, True), "ln2.hook_normalized": (norm, False), "mlp.hook_in": ("mlp", True),
     }  # fmt: skip
+    assert suffix in paths, f"'{suffix}' has no place: add its module and end to `paths` in tests/models/places.py"
     path, is_input = paths[suffix]
     return model.get_submodule(f"{blocks}.{block}.{path}".rstrip(".")), is_input
 

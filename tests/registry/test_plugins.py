@@ -141,7 +141,7 @@ def test_two_claims_on_one_name_are_refused_naming_both():
     plugins.add(_Claimant(), "first")
     plugins.add(_Claimant(), "second")
     registry = Registry(plugins)
-    with pytest.raises(SaevalError, match="'claimed' is supplied by both first:first and second:second"):
+    with pytest.raises(SaevalError, match="'claimed' is supplied by both first:first and second:second; rename one or"):
         registry.metrics["claimed"]
     assert registry.metrics["l0"].name == "l0"
 
@@ -354,6 +354,8 @@ def test_the_conformance_check_catches_a_batch_dependent_metric():
     from saeval import Mean
 
     class PerBatch(Metric):
+        """The norm of the activations, divided by the batch size."""
+
         name, version = "per_batch", 1
 
         def observe(self, activations, mask):

@@ -277,6 +277,8 @@ def test_an_unfinished_cell_has_a_row_that_says_so(tmp_path):
 
 
 class Three(Metric):
+    """Multiples of the decoder's norm."""
+
     name, headline = "three", ("second",)
 
     def conclude(self, W_dec):

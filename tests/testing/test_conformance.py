@@ -533,6 +533,51 @@ def test_the_table_is_long_enough():
     assert len({metric for metric, _ in WRONG}) == len(WRONG) >= 15 + 10
 
 
+# ---- those of documentation, and of no token
+
+
+class Undocumented(Metric):
+    name = "undocumented"
+
+    def conclude(self, W_dec):
+        return Scalar(float(W_dec.double().norm()))
+
+
+class MalformedValues(Undocumented):
+    """The norm of the decoder.
+
+    Values:
+        malformed_values: ‖W_dec‖; ≥ 0; no better direction.
+    """
+
+    name = "malformed_values"
+
+
+class UnguardedMean(Metric):
+    """The mean norm over tokens that it selects itself."""
+
+    name = "unguarded_mean"
+
+    def observe(self, activations, batch):
+        return Mean.of(activations.norm(dim=-1), batch.mask)
+
+    def conclude(self, total):
+        return Scalar(total.value)
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (Undocumented, "undocumented has no docstring: say in its first line"),
+        (MalformedValues, "the docstring of metric 'malformed_values': .* is not 'NAMES: EQUATION; UNIT; RANGE; DIR"),
+        (UnguardedMean, "the value is nan.* where no token is in the mask; guard it: raise Undefined"),
+    ],
+)
+def test_documentation_and_empty_masks_are_checked(metric, said):
+    with pytest.raises(AssertionError, match=f"(?s){said}"):
+        check_metric(metric)
+
+
 # ---- sound ones
 
 
