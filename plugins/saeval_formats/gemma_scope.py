@@ -62,7 +62,7 @@ class GemmaScope(FolderLoader):
     (`gemma-scope-2b-pt-res/layer_20/width_16k/...`); `hook_name` and `input_hook` replace them.
     """
 
-    name, entry = "gemma_scope", AskedTranscoder
+    name, entry = "gemma_scope", TranscoderReference
     markers = (ARRAYS, TENSORS)
     companions = (f"../{CONFIG}",)
 

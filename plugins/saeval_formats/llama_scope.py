@@ -66,7 +66,7 @@ class LlamaScope(FolderLoader):
     columns of norm 1.
     """
 
-    name, entry = "llama_scope", AskedTranscoder
+    name, entry = "llama_scope", TranscoderReference
     markers = (CONFIG,)
 
     def info(self, reference: Mapping[str, Any]) -> SAEInfo:

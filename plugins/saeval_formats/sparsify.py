@@ -68,7 +68,7 @@ class Sparsify(FolderLoader):
     `fused_encoder.py`. SAELens reads these files differently: it transposes W_dec, and `num_latents: 0` means 0.
     """
 
-    name, entry = "sparsify", AskedTranscoder
+    name, entry = "sparsify", TranscoderReference
     markers = (WEIGHTS,)
     companions = (f"../{RUN}", f"../../{RUN}")
 
