@@ -105,7 +105,7 @@ def test_a_parameter_says_whose_it_is(capsys):
 def test_a_formats_page_has_the_keys_of_an_entry(capsys):
     page = shown(capsys, "dictionary_learning")
     assert "\n  path: required. A trainer's folder, or a file." in page
-    assert "\n  class: None. Instead of the config's" in page
+    assert "\n  class: None. Replaces the config's" in page
     for entry in some(list(REGISTRY.loaders)):
         assert entry.thing.entry is not None, f"set 'entry' of the format {entry.name}"
 
