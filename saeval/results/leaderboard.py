@@ -192,7 +192,7 @@ def _denser(rows: Sequence[Row], columns: Sequence[Column], rank_by: str | None)
         return []
     return [
         f"{first.name}, first in {rank_by}, has {number(most / second[1], 2)} times the L0 of {second[0].name} "
-        f"({number(most)} against {number(second[1])} features a token): a higher L0 makes {rank_by} easier, so "
+        f"({number(most)} against {number(second[1])} features per token): a higher L0 makes {rank_by} easier, so "
         f"compare SAEs of similar L0"
     ]
 

@@ -89,7 +89,7 @@ def test_csv_and_json_have_every_value_where_the_suite_names_columns(out, capsys
 
 
 def test_a_first_row_of_a_much_higher_l0_is_noted():
-    note = "- a, first in ce.delta_ce, has 9 times the L0 of b (144 against 16 features a token)"
+    note = "- a, first in ce.delta_ce, has 9 times the L0 of b (144 against 16 features per token)"
     assert note in legend(scored("a", 0.1, 144.0), scored("b", 0.5, 16.0), scored("c", 0.9, 16.0))
     assert "times the L0" not in legend(scored("a", 0.1, 20.0), scored("b", 0.5, 16.0))
     assert "times the L0" not in legend(scored("a", 0.1), scored("b", 0.5))
