@@ -98,7 +98,7 @@ def state(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the state that a function can keep between calls, by name.
 
     It has the attributes of a method's object and class, and a function's own attributes and defaults. State in
-    globals or closures cannot be told from constants, and is left out.
+    globals or closures cannot be distinguished from constants, and is left out.
     """
     if isinstance(function, functools.partial):
         return state(function.func)

@@ -133,7 +133,7 @@ def test_a_run_goes_on_without_a_cache_and_says_so_once(own_cache, tmp_path, mon
     if fault == "a file in the way":
         own_cache.write_text("")
     elif fault == "no home":
-        monkeypatch.setattr("saeval.base.cache._WARNED", set())  # it has no folder to be told by
+        monkeypatch.setattr("saeval.base.cache._WARNED", set())  # the warning does not name the folder
         monkeypatch.delenv("SAEVAL_CACHE")
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
         monkeypatch.setattr(Path, "home", failing_home)

@@ -8,26 +8,10 @@ import pytest
 import torch
 
 from places import forward, place
-from saeval.testing.architectures import FAMILIES, SIX_FAMILIES, batch_of, padded, tiny_batch, tiny_folder, tiny_model
+from saeval.testing.architectures import FAMILIES, SIX_FAMILIES, batch_of, padded, tiny_batch
 from saeval.testing.claims import some
-from saeval_models import HuggingFace
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    """A family's tiny model, saved and loaded by the adapter, beside the same weights in plain transformers."""
-    made = {}
-
-    def load(family, kind="causal"):
-        if (family, kind) not in made:
-            folder = tiny_folder(tmp_path_factory.mktemp(family), family, kind)
-            spec = HuggingFace().spec({"path": str(folder)})
-            made[family, kind] = spec, spec.load("cpu"), tiny_model(family, kind)
-        return made[family, kind]
-
-    return load
 
 
 @pytest.mark.parametrize(

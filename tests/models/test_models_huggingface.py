@@ -12,7 +12,6 @@ from saeval.testing.architectures import (
     UNKNOWN_FAMILIES,
     tiny_batch,
     tiny_folder,
-    tiny_model,
 )
 from saeval.testing.claims import every, none, some
 from saeval_models import HuggingFace
@@ -21,21 +20,6 @@ KNOWN = [*SIX_FAMILIES, *MORE_FAMILIES]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 CASES = [(family, suffix) for family in KNOWN for suffix in suffixes(family)]
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    """A family's tiny model, saved and loaded by the adapter, beside the same weights in plain transformers."""
-    made = {}
-
-    def load(family, kind="causal"):
-        if (family, kind) not in made:
-            folder = tiny_folder(tmp_path_factory.mktemp(family), family, kind)
-            spec = HuggingFace().spec({"path": str(folder)})
-            made[family, kind] = spec, spec.load("cpu"), tiny_model(family, kind)
-        return made[family, kind]
-
-    return load
 
 
 @pytest.fixture
