@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from made_entries import at_once, boards, by_single_tests, entry, ordered
 from saeval import cli
 from saeval.base.sealed_json import sealed, unsealed
 from saeval.cli import board_verbs
-from saeval.results import all_pairs, file_states, index
+from saeval.results import all_pairs, file_states, index, npz
 from saeval.results.all_pairs import Pairs
 from saeval.results.paired_tests import difference
 from saeval.results.store import Store
@@ -94,3 +96,23 @@ def test_a_kept_text_needs_no_plugin_and_is_made_anew_when_one_changes(tmp_path,
     assert not asked
     assert cli.main(["leaderboard", str(folder)]) == 0
     assert asked, "without the plugin it is another text"
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_bounds_decide_no_pair_that_its_own_test_decides_otherwise(monkeypatch, block):
+    """Among rows whose values rise evenly, many pairs lie near the threshold."""
+    monkeypatch.setattr(all_pairs, "_BLOCK", block)
+    rng = np.random.default_rng(1)
+    entries = ordered(entry(row * 0.05, rng.normal(size=30) / 30**0.5 / 14) for row in range(40))
+    assert at_once(entries) == by_single_tests(entries)
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_arrays_of_any_npz_writer_are_read(write):
+    written = {"without/ce": np.arange(5.0), "ids": np.array([[3, 1]]), "names": np.array(["a", "b"])}
+    file = io.BytesIO()
+    write(file, **written)
+    loaded = npz.arrays(file.getvalue())
+    assert loaded.keys() == written.keys()
+    for name in some(written):
+        np.testing.assert_array_equal(loaded[name], written[name])
