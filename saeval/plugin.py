@@ -121,6 +121,7 @@ if TYPE_CHECKING:
     from saeval.stats.values import Better as Better
     from saeval.stats.values import Curve as Curve
     from saeval.stats.values import Notes as Notes
+    from saeval.stats.values import Null as Null
     from saeval.stats.values import Scalar as Scalar
     from saeval.stats.values import Table as Table
     from saeval.stats.values import Value as Value
@@ -135,7 +136,7 @@ _HOMES = {
     "stats.evidence": "Ever Evidence Histogram Mean Moments Ratio Sample Spread Stamp",
     "stats.quantiles": "Quantiles",
     "stats.randomness": "hashed normal",
-    "stats.values": "Array Better Curve Notes Scalar Table Value",
+    "stats.values": "Array Better Curve Notes Null Scalar Table Value",
     # Quantities
     "interfaces.data": "Batch Dataset Document DataKind PairBatch Source",
     "interfaces.fired": "Fired",

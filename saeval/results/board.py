@@ -29,6 +29,10 @@ class Column:
     """True if printed tables show it; JSON and CSV have all columns."""
     paired: bool = False
     """True if its values are paired differences to a control."""
+    comparable: str = "model"
+    """The rows that its numbers may be ranked and tested against: of the same `hook`, `model`, or `everywhere`."""
+    null: Mapping[str, Any] | None = field(default=None, compare=False)
+    """The null hypothesis of its tests, as `Null.record` writes it; None if it has none."""
 
     @property
     def metric(self) -> str:
@@ -60,6 +64,8 @@ class Entry:
     """The documents behind its error; None if the error is not over documents."""
     detectable: float | None = None
     """Minimum detectable difference, of a paired difference: one test at 5% with 80% power, t.975 + t.80 errors."""
+    p: float | None = None
+    """The p value against the column's null, if it is not by the t test of the error over documents."""
 
     @property
     def testable(self) -> bool:

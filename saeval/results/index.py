@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("saeval")
 
-FORM = 1
+FORM = 2
 WORTH = 1000
 """Least number of results with an index: fewer are read as fast without."""
-_NUMBERS = ("value", "stderr", "low", "high", "n", "documents", "effective_documents", "largest_share")
+_NUMBERS = ("value", "stderr", "low", "high", "n", "documents", "effective_documents", "largest_share", "p")
 """The numbers of each scalar in a row's `numbers`."""
 _UNSETTLED = -2
 
@@ -95,7 +95,7 @@ class _Head:
     status: Any
     reason: str | None
     scalars_and_others: list[list[Any]]
-    """Name, unit, better direction, reason, and whether there are arrays; or name, kind, notes."""
+    """Name and facts (unit, better direction, reason, whether there are arrays, ...); or name, kind, notes."""
     headline: list[str]
     sample: dict[str, Any] | None
     preflight: dict[str, Any] | None
@@ -108,8 +108,7 @@ class _Head:
             if len(rest) == 2:
                 found[name] = {"kind": rest[0], **({"notes": rest[1]} if rest[1] is not None else {})}
             else:
-                unit, better, reason, without = rest
-                found[name] = {"unit": unit, "better": better, "reason": reason, "without": without}
+                found[name] = rest[0]
         return found
 
     @cached_property
@@ -150,12 +149,14 @@ class _Indexed(Result):
         index, facts = self._index, self._head.values[name]
         start = index.starts[self._place] + place
         numbers = [None if x != x else x for x in index.numbers[start : start + len(_NUMBERS)].tolist()]
-        value, stderr, low, high, n, documents, effective, share = numbers
+        value, stderr, low, high, n, documents, effective, share, p = numbers
         record = {
             "value": value, "stderr": stderr, "ci95": None if low is None else [low, high],
             "n": int(n) if n is not None and n.is_integer() else n, "unit": facts["unit"], "better": facts["better"],
             "documents": None if documents is None else int(documents), "effective_documents": effective,
             "largest_share": share, "reason": facts["reason"],
+            **({"null": facts["null"], "p": p} if "null" in facts else {}),
+            **({"comparable": facts["comparable"]} if "comparable" in facts else {}),
         }  # fmt: skip
         if value is None or not facts["without"]:
             return record, None

@@ -181,10 +181,12 @@ def _split(result: Result, names: Iterable[str]) -> tuple[tuple[Any, ...], list[
         else:
             get = record.get
             value, stderr, ci95, n, unit, better = _SCALAR(record)
-            values.append((name, unit, better, get("reason"), f"without/{name}" in names))
+            facts = {"unit": unit, "better": better, "reason": get("reason"), "without": f"without/{name}" in names}
+            facts |= {fact: record[fact] for fact in ("comparable", "null") if fact in record}
+            values.append((name, facts))
             low, high = ci95 or (None, None)
             numbers += (value, stderr, low, high, n)
-            numbers += (get("documents"), get("effective_documents"), get("largest_share"))
+            numbers += (get("documents"), get("effective_documents"), get("largest_share"), get("p"))
     numbers = [math.nan if number is None else number for number in numbers]
     preflight = result.provenance.get("preflight")
     return (result.status, result.reason, values, result.headline, result.sample, preflight), numbers

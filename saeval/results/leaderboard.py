@@ -249,7 +249,8 @@ def _columns(results: list[Result], asked: Sequence[str]) -> tuple[list[Column],
             if "kind" not in record:
                 column = f"{result.metric}.{name}"
                 shown = column in asked if asked else name in first
-                found.setdefault(column, Column(column, record["unit"], record["better"], shown))
+                how = {"comparable": record.get("comparable", "model"), "null": record.get("null")}
+                found.setdefault(column, Column(column, record["unit"], record["better"], shown, **how))
     for name in asked:
         metric, _, value = name.partition(".")
         if name not in found and metric in complete:
@@ -272,7 +273,7 @@ def _entry(result: Result, name: str) -> Entry:
     interval = record["ci95"]
     return Entry(
         record["value"], record["stderr"], tuple(interval) if interval else None, record["n"], status,
-        record.get("reason"), estimate, support=support_of(record),
+        record.get("reason"), estimate, support=support_of(record), p=record.get("p"),
     )  # fmt: skip
 
 

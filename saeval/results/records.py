@@ -23,6 +23,13 @@ class _Record(TypedDict):
     __pydantic_config__ = ConfigDict(extra="ignore", strict=True)  # type: ignore[misc]
 
 
+class NullRecord(_Record):
+    name: str
+    value: Finite
+    above: str | None
+    below: str | None
+
+
 class ScalarRecord(_Record):
     kind: NotRequired[Literal["scalar"]]
     value: Finite | None
@@ -35,6 +42,9 @@ class ScalarRecord(_Record):
     effective_documents: NotRequired[Finite | None]
     largest_share: NotRequired[Finite | None]
     reason: NotRequired[str | None]
+    comparable: NotRequired[Literal["hook", "model", "everywhere"]]
+    null: NotRequired[NullRecord]
+    p: NotRequired[Annotated[float, Field(ge=0, le=1)] | None]
 
 
 class CurveRecord(_Record):

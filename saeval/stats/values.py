@@ -1,20 +1,43 @@
-"""Values that a metric concludes: `Scalar`, `Curve`, `Table`, `Array`, `Notes`."""
+"""Values that a metric concludes: `Scalar` with its `Null`, `Curve`, `Table`, `Array`, `Notes`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from saeval.base.errors import Undefined
 from saeval.stats.estimate import Estimate, Support
 
 _PLAIN = "a plain number, such as a count over all tokens, not a mean over documents"
 
 Better: TypeAlias = Literal["lower", "higher"] | None
+Comparable: TypeAlias = Literal["hook", "model", "everywhere"]
+
+
+@dataclass(frozen=True)
+class Null:
+    """The null hypothesis that a `Scalar` is tested against, and the claim that its rejection allows.
+
+    Tables and pages print the claim as "ROW is ABOVE NAME", for example "mine is more harmful than isotropic noise",
+    if the test is significant after Holm's correction over the rows of the table.
+    """
+
+    name: str
+    """The comparison that the null stands for, such as `isotropic noise`."""
+    value: float = 0.0
+    """The number that is expected under the null."""
+    above: str | None = None
+    """Words of the claim if the value is above it, such as `more harmful than`; None if that allows no claim."""
+    below: str | None = None
+    p: float | None = None
+    """Two-sided p value, one-sided if only one side allows a claim, of a test that is not the t test of the value's
+    error over documents: such as a rank among draws, or an error over SAEs."""
+
+    def record(self) -> dict[str, Any]:
+        return {"name": self.name, "value": self.value, "above": self.above, "below": self.below}
 
 
 class Scalar:
@@ -26,6 +49,9 @@ class Scalar:
     `stderr` is for a plain number with an error of another kind, such as one over SAEs: it is shown, but
     takes part in no paired test. `ci95` goes with it, or replaces the interval of an estimate. `support`
     has the documents behind such an error, if it is over documents. `n` is the number of observations.
+
+    `comparable` says which rows the number may be ranked and tested against: those of the same `hook`, of the same
+    `model`, or `everywhere`. `null` has the null hypothesis that the number is tested against.
     """
 
     def __init__(
@@ -39,6 +65,8 @@ class Scalar:
         stderr: float | None = None,
         ci95: tuple[float, float] | None = None,
         support: Support | None = None,
+        comparable: Comparable = "model",
+        null: Null | None = None,
     ) -> None:
         self.estimate = value if isinstance(value, Estimate) else None
         number = None if value is None else float(value)
@@ -49,6 +77,9 @@ class Scalar:
         self.better = _direction(better)
         self.n = n if n is not None else (self.estimate.n if self.estimate else None)
         self.reason = reason
+        if comparable not in get_args(Comparable):
+            raise ValueError(f"'comparable' is {comparable!r}; it must be 'hook', 'model' or 'everywhere'")
+        self.comparable, self.null = comparable, null
         self.stderr = self.estimate.stderr if self.estimate else stderr
         self.ci95 = self.estimate.ci95 if self.estimate and ci95 is None else ci95
         self.support = self.estimate.support if self.estimate else support
@@ -77,6 +108,8 @@ class Scalar:
             "better": self.better,
             **(_supported(self.support) if self.support is not None and self.value is not None else {}),
             **({"reason": reason} if reason else {}),
+            **({"comparable": self.comparable} if self.comparable != "model" else {}),
+            **({"null": self.null.record(), "p": self.null.p} if self.null is not None else {}),
         }
 
     def __repr__(self) -> str:
@@ -199,6 +232,3 @@ def named_values(name: str, returned: Value | Mapping[str, Value] | Estimate | f
     raise TypeError(
         f"conclude returned {type(returned).__name__}; return a Scalar, a Curve, a Table, an Array or a dict of them"
     )
-
-
-__all__ = ["Array", "Better", "Curve", "Notes", "Scalar", "Table", "Undefined", "Value", "named_values"]
