@@ -43,6 +43,7 @@ WORTH = 1000
 """Least number of results with an index: fewer are read as fast without."""
 _NUMBERS = ("value", "stderr", "low", "high", "n", "documents", "effective_documents", "largest_share", "p")
 """The numbers of each scalar in a row's `numbers`."""
+_FACTS = ("unit", "better", "reason", "without", "comparable", "null")
 _UNSETTLED = -2
 
 
@@ -95,7 +96,7 @@ class _Head:
     status: Any
     reason: str | None
     scalars_and_others: list[list[Any]]
-    """Name and facts (unit, better direction, reason, whether there are arrays, ...); or name, kind, notes."""
+    """Name, unit, better direction, reason, whether there are arrays, comparability, null; or name, kind, notes."""
     headline: list[str]
     sample: dict[str, Any] | None
     preflight: dict[str, Any] | None
@@ -108,7 +109,7 @@ class _Head:
             if len(rest) == 2:
                 found[name] = {"kind": rest[0], **({"notes": rest[1]} if rest[1] is not None else {})}
             else:
-                found[name] = rest[0]
+                found[name] = dict(zip(_FACTS, rest, strict=True))
         return found
 
     @cached_property
@@ -155,8 +156,7 @@ class _Indexed(Result):
             "n": int(n) if n is not None and n.is_integer() else n, "unit": facts["unit"], "better": facts["better"],
             "documents": None if documents is None else int(documents), "effective_documents": effective,
             "largest_share": share, "reason": facts["reason"],
-            **({"null": facts["null"], "p": p} if "null" in facts else {}),
-            **({"comparable": facts["comparable"]} if "comparable" in facts else {}),
+            "comparable": facts["comparable"] or "model", "null": facts["null"], "p": p,
         }  # fmt: skip
         if value is None or not facts["without"]:
             return record, None

@@ -11,10 +11,9 @@ import subprocess
 import sys
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,8 @@ import numpy as np
 from jaxtyping import Int
 
 from saeval.results.file_states import facts, states_of
-from saeval.results.result import Result
+from saeval.results.records import Shown
+from saeval.results.result import FORM
 from saeval.results.store import Opened, Store
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Held:
     """By the result's key and their names."""
     bytes: int = 0
 
-    def add(self, result: Result, opened: Opened, values: Sequence[str]) -> None:
+    def add(self, result: Shown, opened: Opened, values: Sequence[str]) -> None:
         """Keep the arrays of these values of a result, of its first if there are none; unless too many are held."""
         if self.bytes >= _HELD:
             return
@@ -142,14 +142,16 @@ def _rows(store: Store, keys: Sequence[str], wanted: Sequence[Sequence[str] | No
     starts, numbers, states = array("i", [0]), array("d"), array("q")
     for key, values in zip(keys, wanted, strict=True):
         opened = store.opened(key)
-        if values is not None and opened.result is not None and opened.content:
-            held.add(opened.result, opened, values)
+        shown = opened.result or Shown(FORM, key, "missing", None, {})
+        assert isinstance(shown, Shown)
+        if values is not None and opened.content:
+            held.add(shown, opened, values)
         for state, suffix in ((opened.state, ".json"), (opened.beside, ".npz")):
             if state is not None:
                 states.extend(facts(state))
             else:
                 states.extend(states_of([f"{store.folder}{os.sep}{key}{suffix}"]))
-        head, own = _split(opened.result or Result(key, "missing", {}), opened.places)
+        head, own = _split(shown, opened.places)
         same = marshal.dumps(head, 2)  # equal bytes for equal heads, and faster than JSON
         if same not in heads:
             heads[same] = len(texts)
@@ -168,28 +170,24 @@ def _rows(store: Store, keys: Sequence[str], wanted: Sequence[Sequence[str] | No
     return with_states(table, np.array(states, dtype=np.int64))
 
 
-_SCALAR = itemgetter("value", "stderr", "ci95", "n", "unit", "better")
+_NO_INTERVAL = (math.nan, math.nan)
 
 
-def _split(result: Result, names: Iterable[str]) -> tuple[tuple[Any, ...], list[float]]:
+def _split(result: Shown, names: Collection[str]) -> tuple[tuple[Any, ...], list[float]]:
     """Return the fields of a `_Head`, and the numbers."""
     values: list[tuple[Any, ...]] = []
     numbers: list[Any] = []
-    for name, record in result.values.items():
-        if "kind" in record:
-            values.append((name, record["kind"], record.get("notes")))
-        else:
-            get = record.get
-            value, stderr, ci95, n, unit, better = _SCALAR(record)
-            facts = {"unit": unit, "better": better, "reason": get("reason"), "without": f"without/{name}" in names}
-            facts |= {fact: record[fact] for fact in ("comparable", "null") if fact in record}
-            values.append((name, facts))
-            low, high = ci95 or (None, None)
-            numbers += (value, stderr, low, high, n)
-            numbers += (get("documents"), get("effective_documents"), get("largest_share"), get("p"))
+    for name, value in result.values.items():
+        if value.kind is not None:
+            values.append((name, value.kind, value.notes))
+            continue
+        without = f"without/{name}" in names
+        values.append((name, value.unit, value.better, value.reason, without, value.comparable, value.null))
+        numbers += (value.value, value.stderr, *(value.ci95 or _NO_INTERVAL), value.n)
+        numbers += (value.documents, value.effective_documents, value.largest_share, value.p)
     numbers = [math.nan if number is None else number for number in numbers]
-    preflight = result.provenance.get("preflight")
-    return (result.status, result.reason, values, result.headline, result.sample, preflight), numbers
+    head = (result.status, result.reason, values, result.headline, result.sample, result.provenance.preflight)
+    return head, numbers
 
 
 def heads_of(table: pa.Table) -> list[str]:

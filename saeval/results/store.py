@@ -10,17 +10,17 @@ import os
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic_core import ValidationError
+from msgspec import MsgspecError
 
 from saeval.base.errors import SaevalError, expand_user, said, searched_in
 from saeval.base.sealed_json import DamagedError, EarlierError, is_whole, sealed, unsealed, validated
 from saeval.base.whole_files import FREE_SPACE, sync, tidy, write_whole
 from saeval.results import npz
 from saeval.results.file_states import content_of
-from saeval.results.records import MANIFEST_FILE, RESULT_FILE, SHOWN_FILE
+from saeval.results.records import MANIFEST_FILE, RESULT_FILE, SHOWN_FILE, Shown, ShownValue, shown_of
 from saeval.results.result import FORM, Result
 from saeval.stats.evidence import Evidence, EvidenceTree
 
@@ -35,10 +35,10 @@ _ABANDONED_DAYS = 30
 
 
 class Opened(NamedTuple):
-    """What the two files of a result say, and their state when they were read."""
+    """The content of the two files of a result, and their state when they were read."""
 
-    result: Result | None
-    """None where there is none."""
+    result: Result | Shown | None
+    """The result, or the part of it that a leaderboard shows; None if there is none."""
     digest: str | None = None
     """The hash of the file of its arrays."""
     content: bytes = b""
@@ -89,19 +89,23 @@ class Store:
         Its files are believed only where they agree with the checksums in them: otherwise its status is `damaged`, its
         `reason` says why, and it has no cell and no values. One of another version of saeval is `missing`.
         """
-        found = self._opened(key)
-        if found.result is not None and arrays and found.content:
+        opened = self._opened(key)
+        assert not isinstance(opened.result, Shown)
+        if opened.result is not None and arrays and opened.content:
             try:
-                found.result.arrays = npz.arrays(found.content)
+                opened.result.arrays = npz.arrays(opened.content)
             except DamagedError as error:
                 return Result(key, "damaged", {}, reason=f"{key}.npz: {error}")
-        return found.result
+        return opened.result
 
     def opened(self, key: str) -> Opened:
         """A result with what a leaderboard shows of it, and with the file of its arrays not yet unpacked."""
         return self._opened(key, shown=True)
 
     def _opened(self, key: str, shown: bool = False) -> Opened:
+        def without_values(status: Literal["missing", "damaged"], reason: str) -> Result | Shown:
+            return Shown(FORM, key, status, reason, {}) if shown else Result(key, status, {}, reason=reason)
+
         file = f"{key}.json"
         try:
             content, state = content_of(f"{self._prefix}{file}")
@@ -109,33 +113,36 @@ class Store:
             if isinstance(error, FileNotFoundError | NotADirectoryError):
                 return Opened(None)
             reason = f"{file} cannot be read ({error.strerror or error})"
-            return Opened(Result(key, "damaged", {}, reason=reason))
+            return Opened(without_values("damaged", reason))
+        result: Result | Shown | None
         try:
-            record = _shown(content) if shown else None
-            if record is None:
+            if result := _shown(content) if shown else None:
+                digest = result.arrays
+            else:
                 record = unsealed(content)
                 if record.get("schema") != FORM:
                     raise EarlierError("another version of saeval wrote it")
                 validated(RESULT_FILE.validate_python, record)
-            if record["key"] != key:
-                raise DamagedError(f"it is the result of {record['key']}")
-            result = Result.from_record(record)
+                digest = record.get("arrays")
+                result = shown_of(record) if shown else Result.from_record(record)
+            if result.key != key:
+                raise DamagedError(f"it is the result of {result.key}")
         except EarlierError as error:
-            return Opened(Result(key, "missing", {}, reason=f"{file}: {error}"), state=state)
+            return Opened(without_values("missing", f"{file}: {error}"), state=state)
         except DamagedError as error:
-            return Opened(Result(key, "damaged", {}, reason=f"{file}: {error}"), state=state)
-        digest = record.get("arrays")
+            return Opened(without_values("damaged", f"{file}: {error}"), state=state)
         if digest is None:
             return Opened(result, state=state)
         try:
             beside, other = self._beside(key, digest)
             names = npz.members(beside)
             for name, value in result.values.items():
-                needed = f"value/{name}" if value.get("kind") == "array" else f"sizes/{name}"
-                if needed not in names and (value.get("kind") == "array" or f"without/{name}" in names):
+                is_array = (value.kind if isinstance(value, ShownValue) else value.get("kind")) == "array"
+                needed = f"value/{name}" if is_array else f"sizes/{name}"
+                if needed not in names and (is_array or f"without/{name}" in names):
                     raise DamagedError(f"it has no array '{needed}'")
         except DamagedError as error:
-            return Opened(Result(key, "damaged", {}, reason=f"{key}.npz: {error}"), state=state)
+            return Opened(without_values("damaged", f"{key}.npz: {error}"), state=state)
         return Opened(result, digest, beside, names, state, other)
 
     def arrays(self, key: str, digest: str, names: Sequence[str]) -> list[np.ndarray]:
@@ -369,15 +376,15 @@ def _unshared(manifest: dict[str, Any], names: Collection[str] | None = None) ->
     return {**manifest, "cells": made}
 
 
-def _shown(content: bytes) -> dict[str, Any] | None:
-    """What a leaderboard shows of a file that is as it was written; None where it must be looked at more closely."""
+def _shown(content: bytes) -> Shown | None:
+    """Return the part of an unchanged file that a leaderboard shows; None if the file needs a closer check."""
     if not is_whole(content):
         return None
     try:
-        record = SHOWN_FILE.validate_json(content)
-    except ValidationError:
+        shown = SHOWN_FILE.decode(content)
+    except MsgspecError:
         return None
-    return dict(record) if record["schema"] == FORM else None
+    return shown if shown.schema == FORM and shown.checked else None
 
 
 def _finished(result: Result | None) -> bool:
