@@ -119,6 +119,3 @@ def device(stream: TextIO) -> TextIO:
     with suppress(AttributeError, ValueError):
         inner.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
     return inner
-
-
-__all__ = ["Shown", "device", "shown"]

@@ -17,8 +17,9 @@ from saeval.engine.batch_program import BatchProgram, resumes
 from saeval.engine.passes import passes
 from saeval.interfaces.live_objects import LiveSAE
 from saeval.plan import leaves
+from saeval.plan.cell import Cell
 from saeval.plan.nodes import Constant, Node, closure, flattened
-from saeval.plan.plan import Cell, Plan, plan
+from saeval.plan.plan import Plan, plan
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
 from saeval.suite.schema import validate

@@ -22,8 +22,9 @@ from saeval.engine.running_pass import RunningPass
 from saeval.engine.stop_when_precise import StopWhenPrecise
 from saeval.interfaces.model import Model
 from saeval.plan.batch_size import fitting
+from saeval.plan.cell import Cell
 from saeval.plan.nodes import closure
-from saeval.plan.plan import Cell, Plan
+from saeval.plan.plan import Plan
 from saeval.plan.precision import stopping_points
 from saeval.registry.discovery import Failure
 from saeval.results.result import Result

@@ -9,8 +9,9 @@ from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import counted
 from saeval.engine.batch_program import Summation
 from saeval.interfaces.data import Dataset
+from saeval.plan.cell import Cell
 from saeval.plan.nodes import Node, closure, flattened
-from saeval.plan.plan import Cell, Plan
+from saeval.plan.plan import Plan
 
 
 @dataclass

@@ -220,6 +220,3 @@ def head_is_exact(model: Model, batch: Batch, clean: Float[Tensor, "batch seq d_
         raise ValueError("the model returns NaN logits on the first batch")
     tolerance = 1e-4 if torch.finfo(clean.dtype).bits >= 32 else 1e-2
     return bool(torch.allclose(full, chunked, rtol=tolerance, atol=tolerance * float(full.abs().max())))
-
-
-__all__ = ["TokenScores", "head_is_exact", "score_tokens"]

@@ -352,6 +352,3 @@ class _LazyWidths(Mapping[str, int]):
 def plan(suite: Suite, registry: Registry, options: RunOptions) -> Plan:
     """Plan a suite: resolve all its names; `SuiteError` lists all problems at once."""
     return _Planner(suite, registry, options).plan()
-
-
-__all__ = ["Cell", "Plan", "plan"]

@@ -248,6 +248,3 @@ def _mark(node: Any) -> tuple[int, int]:
 
 def _kind(value: Any) -> str:
     return {list: "a list", str: "a string", int: "a number", float: "a number"}.get(type(value), "something else")
-
-
-__all__ = ["Location", "Marks", "beyond", "override", "parse", "read", "value_of"]
