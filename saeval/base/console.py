@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
 from saeval.base.errors import SaevalError
@@ -24,6 +25,7 @@ _MOVES = re.compile(r"\r(?!\n)|\n*(\x1b\[A)+\Z")
 """Cursor moves of libraries' progress bars at the start of a write, where no foreign text can be."""
 
 
+@dataclass(eq=False)
 class Shown:
     """A stream for people: it escapes control characters and spells signs that its encoding lacks in ASCII.
 
@@ -31,10 +33,9 @@ class Shown:
     warnings it is False, and the run continues.
     """
 
-    def __init__(self, stream: TextIO, needed: bool) -> None:
-        self.stream = stream
-        self.needed = needed
-        self.failed = False
+    stream: TextIO
+    needed: bool
+    failed: bool = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ SEQUENCES, CONTEXT = 16, 64
 _DECLARED = ("format", "architecture", "k", "l0", "model_name", "context_size", "sha256")
 
 
+@dataclass(eq=False)
 class Doctor:
     """Examines all SAEs of a reference: a suite, a registered name or glob, a checkpoint's path, or an entry of `saes:`
     in YAML's flow style."""
 
-    def __init__(self, registry: Registry, options: RunOptions) -> None:
-        self.registry = registry
-        self.options = options
+    registry: Registry
+    options: RunOptions
 
     def plan(self, reference: str, model: str | None, data: str | None, hook_name: str | None) -> Plan:
         """Return the plan to examine the SAEs with: model, text and SAEs. `SaevalError` if one is missing or wrong."""

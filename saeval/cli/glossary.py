@@ -16,7 +16,7 @@ from saeval.base.errors import SaevalError, blamed, said, suggestion
 from saeval.base.names import names_matching
 from saeval.base.parameters import schema
 from saeval.interfaces.documentation import Documented, documentation, documented_values
-from saeval.interfaces.metric import Metric, conclude_requests, names_of_values, observe_requests, substitute_requests
+from saeval.interfaces.metric import Metric, names_of_values, requested
 from saeval.interfaces.model import RegisteredModel
 from saeval.plan.leaves import LEAVES
 from saeval.registry.registry import Entry, Registry
@@ -195,8 +195,7 @@ def _values(metric: type[Metric]) -> list[Documented]:
 
 def _metric(metric: type[Metric]) -> list[str]:
     """Return the lines on a metric's values, the values that a table shows, and its requests."""
-    cls: Any = metric
-    requests = dict.fromkeys([*observe_requests(cls), *substitute_requests(cls), *conclude_requests(cls)])
+    requests = dict.fromkeys(name for m in ("observe", "substitutes", "conclude") for name in requested(metric, m))
     facts = {
         "values": () if _values(metric) else names_of_values(metric) or (),
         "shown first": metric.headline if isinstance(metric.headline, list | tuple) else (),

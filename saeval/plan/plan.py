@@ -14,7 +14,7 @@ from saeval.base.names import names_matching
 from saeval.base.parameters import validated
 from saeval.base.run_options import RunOptions
 from saeval.interfaces.contents import freeze
-from saeval.interfaces.metric import Metric, substitute_requests
+from saeval.interfaces.metric import Metric, requested
 from saeval.interfaces.model import ModelSpec
 from saeval.interfaces.substitute import Subject
 from saeval.plan.cell import Cell, subject_record
@@ -221,11 +221,10 @@ class _Planner:
             raise SuiteError([self.suite.problem("this data needs a model; add 'model:'", "data")])
         return Graph(
             self.registry.quantities.__getitem__,
-            self.registry.quantities.names(),
+            names={*self.registry.quantities.names(), *LEAVES, *supplies},
             widths=_LazyWidths(lambda: spec.hooks() if spec else {}),
             control=subjects.ablation,
-            model_digest=digest_of([_identity(spec), spec.code]) if spec else "",
-            data_digest=data_digest,
+            digests={"model": digest_of([_identity(spec), spec.code]) if spec else "", "batch": data_digest},
             fit_digest=lambda: data.fit.fingerprint,
             pair=pair,
             supplies=supplies,
@@ -293,7 +292,7 @@ class _Planner:
                 for part in (observe or {}, conclude)
                 for name, a in part.items()
             ],
-            substitute_requests(metric),
+            requested(metric, "substitutes"),
             data.evaluation.fingerprint if streamed else "",
         ]  # fmt: skip
         return Cell(
