@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import sys
@@ -20,6 +21,15 @@ _ASCII = str.maketrans({
 })  # fmt: skip
 """ASCII spellings of saeval's own signs, for consoles that lack them."""
 
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Handler of letters that an encoding lacks, for `str.encode`."""
+    assert isinstance(error, UnicodeEncodeError)
+    letters = error.object[error.start : error.end].translate(_ASCII)
+    return letters.encode("ascii", "backslashreplace").decode(), error.end
+
+
+codecs.register_error(_in_ascii.__name__, _in_ascii)
 
 _MOVES = re.compile(r"\r(?!\n)|\n*(\x1b\[A)+\Z")
 """Cursor moves of libraries' progress bars at the start of a write, where no foreign text can be."""
@@ -61,13 +71,9 @@ class Shown:
             plain = start[0] + terminal(text[start.end() :])
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
         try:
-            plain.encode(encoding)
-        except UnicodeEncodeError:
-            letters = (c if _has(encoding, c) else c.translate(_ASCII) for c in plain)
-            return "".join(letters).encode(encoding, "backslashreplace").decode(encoding)
+            return plain.encode(encoding, _in_ascii.__name__).decode(encoding)
         except LookupError:  # a notebook's stream with an unknown encoding
-            pass
-        return plain
+            return plain
 
     @contextmanager
     def _handling_failure(self) -> Iterator[None]:
@@ -89,14 +95,6 @@ class Shown:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.stream.fileno())
             os.close(null)
-
-
-def _has(encoding: str, letter: str) -> bool:
-    try:
-        letter.encode(encoding)
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @contextmanager

@@ -28,12 +28,9 @@ def structures(registry: Registry) -> dict[str, type]:
     for entry in registry.quantities:
         classes |= {cls.__name__: cls for cls in _returned(entry.thing)}
     for cls in list(classes.values()):
-        classes |= {inner.__name__: inner for inner in _named(_annotations(cls), vars(inspect.getmodule(cls)))}
+        annotations = " ".join(member.shape for member in members(cls))
+        classes |= {inner.__name__: inner for inner in _named(annotations, vars(inspect.getmodule(cls)))}
     return dict(sorted(classes.items()))
-
-
-def _annotations(cls: type) -> str:
-    return " ".join(member.shape for member in members(cls))
 
 
 def _returned(quantity: Any) -> list[type]:

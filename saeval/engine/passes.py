@@ -106,14 +106,8 @@ def cell_summation(cell: Cell) -> Summation:
 
 def fold_summation(node: Node, stop: str = "") -> Summation:
     """`stop`, part of the key, distinguishes a sum over the rows before an adaptive stop from the sum over all rows."""
-    return Summation(
-        f"{node.digest}{stop}",
-        node.quantity.function,
-        [node.args, *node.other_sides],
-        -1,
-        node=node,
-        foreign=node.quantity.foreign,
-    )
+    quantity, calls = node.quantity, [node.args, *node.other_sides]
+    return Summation(f"{node.digest}{stop}", quantity.function, calls, -1, node=node, foreign=quantity.foreign)
 
 
 def _needed_before(cells: Sequence[Cell], folds: Mapping[int, Node]) -> set[int]:

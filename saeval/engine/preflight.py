@@ -188,7 +188,9 @@ class Preflight:
 
     def record(self, cell: Cell) -> dict[str, Any]:
         """Return the preflight's part of a result: findings and contradicted declarations of its SAEs, and proofs."""
-        findings = {s.name: [*self._examined(s), *self._declarations(s)] for s in cell.subjects if s.kind == "sae"}
+        examined = {key: examination.findings for key, examination in self.examinations.items()}
+        saes = [s for s in cell.subjects if s.kind == "sae"]
+        findings = {s.name: [*examined.get(s.key, []), *self._declarations(s)] for s in saes}
         if self._not_finite:
             findings["model"] = [Finding("finite", self._not_finite[0])]
         elif isinstance(self.causality, Causality) and self.causality.fault:
@@ -200,9 +202,6 @@ class Preflight:
         causal = self.causality.record() if isinstance(self.causality, Causality) else self.causality
         proved = {"causal": causal} if causal and reach_the_end(nodes) else {}
         return ({"preflight": records} if records else {}) | ({"resumes": proofs} if proofs else {}) | proved
-
-    def _examined(self, subject: Subject) -> list[Finding]:
-        return self.examinations[subject.key].findings if subject.key in self.examinations else []
 
     def _declarations(self, subject: Subject) -> list[Finding]:
         if subject.name not in self._declared:

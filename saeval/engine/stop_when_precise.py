@@ -117,8 +117,10 @@ class StopWhenPrecise:
             usable = [n for n, value in values.items() if has_error(value) and isinstance(value, Scalar)]
             if value_name not in values:
                 message = f"precision: metric '{metric}' has no value '{value_name}'{suggestion(value_name, usable)}"
-            elif value_name not in usable and not _may_have_error_later(values[value_name]):
+            elif value_name not in usable:
                 value = values[value_name]
+                if isinstance(value, Scalar) and value.value is None:  # it may have a standard error later
+                    continue
                 stepwise = isinstance(value, Scalar) and value.stderr is not None
                 fault = "moves in steps, so no stop can depend on it" if stepwise else "has no standard error"
                 remedy = f"; usable values of '{metric}': {', '.join(usable)}" if usable else ""
@@ -129,11 +131,6 @@ class StopWhenPrecise:
             problems += [problem] if problem not in problems else []
         if problems:
             raise SuiteError(problems)
-
-
-def _may_have_error_later(value: Value) -> bool:
-    """True if a value has no standard error because it is still undefined."""
-    return isinstance(value, Scalar) and value.value is None
 
 
 def _error(value: Value | None) -> float | None:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import re
 import uuid
+from collections import UserDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -264,18 +265,9 @@ class LiveSAE(Substitute):
         return [type(self.module).__qualname__, self.d_in, getattr(self.module, "d_sae", None), weights, inner]
 
 
-class _Copies(Mapping[str, "Tensor"]):
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
-
+class _Copies(UserDict[str, "Tensor"]):
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name].clone()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+        return self.data[name].clone()
 
 
 def sparse(acts: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,8 @@ from saeval.interfaces.model import ModelSpec
 from saeval.registry.format_recognition import paths
 from saeval.registry.registry import Registry
 from saeval.suite.schema import Suite
-from saeval.text.packing import Split, TooFewSequencesError
-from saeval.text.tokens import TokenOptions, build_tokens
+from saeval.text.packing import Split, TokenOptions, TooFewSequencesError
+from saeval.text.tokens import build_tokens
 
 log = logging.getLogger("saeval")
 
