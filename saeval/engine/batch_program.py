@@ -97,11 +97,6 @@ class BatchProgram:
         return bool(self.hooks or self.resumable or self.final)
 
     @property
-    def substitutes(self) -> set[str]:
-        """Names of the substitutes that are loaded."""
-        return {n.subject for n in self.nodes.values() if n.subject}
-
-    @property
     def resumes(self) -> int:
         """Number of resumed passes per batch: one for each node that requests `resume`, or as many as it declares."""
         return sum(times for node in self.nodes.values() for _, times in resumes(node))

@@ -165,10 +165,8 @@ class RunningPass:
 
             returned = run(draw)
             return tokens, returned
-        except TooLargeError as error:
-            reason = str(error)
-        except Exception as error:
-            if not out_of_memory(error):
+        except (TooLargeError, Exception) as error:
+            if not isinstance(error, TooLargeError) and not out_of_memory(error):
                 raise
             reason = str(error)
         if len(rows) == 1:
@@ -204,6 +202,10 @@ class RunningPass:
         split = " of the fit split" if self.planned.on_fit else ""
         reason = described(summation.reached(), flaws, counts, split, subject)
         return summation.error if reason is None else Undefined(reason)
+
+    def fold(self, summation: Summation, total: EvidenceTree | None) -> EvidenceTree | Exception:
+        """Return the total of a fold, or why it has none."""
+        return self.error(summation) or (Undefined("there are no rows to sum over") if total is None else total)
 
     def _batch(self, rows: np.ndarray) -> Batch | PairBatch:
         """Return a batch of these rows; `SaevalError`, naming the data's plugin, for any error but lack of memory."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from saeval.base.errors import Problem, SuiteError, Undefined, suggestion
+from saeval.base.errors import Problem, SuiteError, suggestion
 from saeval.engine.cell_result import concluded, has_error
 from saeval.engine.evaluator import Evaluator
 from saeval.engine.running_pass import RunningPass
@@ -78,9 +78,7 @@ class StopWhenPrecise:
         for running in self.running_passes:
             for summation, total in (running.prefix if of_prefix else running.totals).items():
                 if summation.node is not None:
-                    error = running.error(summation)
-                    missing = error or Undefined("there are no rows to sum over")
-                    folds[summation.node.serial] = missing if error or total is None else total
+                    folds[summation.node.serial] = running.fold(summation, total)
         return Evaluator(self.model, [], {**self.folds, **folds}, 0)
 
     def _values(self, running: RunningPass) -> list[tuple[str, str, dict[str, Value]]]:

@@ -8,7 +8,7 @@ import re
 import uuid
 from collections import UserDict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -239,11 +239,9 @@ class LiveSAE(Substitute):
                 )
         return None
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """Context manager that puts the object's modules in evaluation mode."""
-        with evaluation_mode(self._modules):
-            yield
+        return evaluation_mode(self._modules)
 
     @property
     def device(self) -> torch.device | None:

@@ -50,15 +50,8 @@ def score_tokens(
     """
     shape, device = batch.tokens.shape, clean.device
     wide = torch.promote_types(clean.dtype, torch.float32)
-    scores = [
-        TokenScores(
-            torch.zeros(shape, dtype=wide, device=device),
-            torch.zeros(shape, dtype=wide, device=device),
-            torch.zeros(shape, dtype=torch.bool, device=device),
-            torch.zeros(shape, dtype=torch.bool, device=device),
-        )
-        for _ in finals
-    ]
+    dtypes = (wide, wide, torch.bool, torch.bool)
+    scores = [TokenScores(*(torch.zeros(shape, dtype=dtype, device=device) for dtype in dtypes)) for _ in finals]
     chunks = _rows(batch) if full_logits else _chunks(model, clean, batch)
     for where, part in chunks:
         targets = batch.targets[where]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from saeval.base.errors import SaevalError, UnknownNameError, blamed, suggestion
 from saeval.base.fingerprint import digest_of
@@ -28,7 +28,8 @@ class Graph:
     """Returns the quantity of a name."""
     names: Set[str]
     """Names of all quantities, leaves and values that come with the data."""
-    widths: Mapping[str, int]
+    hooks: Callable[[], Mapping[str, int]]
+    """Returns the width of each hook of the model. Called only if a request needs one, since it reads the config."""
     control: Callable[[str, str], Subject]
     """Returns the control of a name at a hook."""
     digests: Mapping[str, str]
@@ -183,7 +184,7 @@ class Graph:
         """Resolve `name` at each hook that the quantity chooses: a dict by hook name."""
         if binding.hook is None:
             raise SaevalError(f"'{name}' is requested at hooks chosen from a first hook, and this request has none")
-        choose, existing = quantity.at_hooks, list(self.widths)
+        choose, existing = quantity.at_hooks, list(self.hooks())
         assert choose is not None
         with blamed(f"the choice of hooks of quantity '{quantity.name}'", quantity.origin):
             params = {p: binding.params[p] for p in parameter_names(choose) if p in binding.params}
@@ -201,9 +202,11 @@ class Graph:
         by_hook = Quantity(f"{name} by hook", dict, dict.fromkeys(at), at_hooks=choose, inserted=True)
         return self._intern(by_hook, at) if at else Constant({})
 
-    def request(self, names: Iterable[str], bindings: list[Binding], metric: Metric) -> dict[str, Any]:
-        """Resolve a metric's requests: lists over members for a group, over the two sides for pairs."""
-        return {name: self._resolve_for(metric, name, bindings) for name in names}
+    def request(
+        self, metric: Metric, method: Literal["observe", "conclude"], bindings: list[Binding]
+    ) -> dict[str, Any]:
+        """Return the arguments of a metric's method: lists over members for a group, over the two sides for pairs."""
+        return {name: self._resolve_for(metric, name, bindings) for name in requested(metric, method)}
 
     def _resolve_for(self, metric: Metric, name: str, bindings: list[Binding]) -> Any:
         def sides(binding: Binding) -> Any:
@@ -220,10 +223,6 @@ class Graph:
         if roots & {"hook", "subject"}:
             return [sides(binding) for binding in bindings]
         return sides(bindings[0])
-
-    def observe(self, metric: Metric, bindings: list[Binding]) -> dict[str, Any]:
-        """Return the arguments of `observe`."""
-        return self.request(requested(metric, "observe"), bindings, metric)
 
     def _resolve_in(self, metric: Metric, name: str, binding: Binding) -> Argument:
         """Resolve `name` in a metric: `substitute_scores` is `spliced_scores` of each intervention, as a dict."""
@@ -254,7 +253,7 @@ class Graph:
 
     def conclude(self, metric: Metric, bindings: list[Binding]) -> dict[str, Any]:
         """Return the arguments of `conclude` beside the total; `SaevalError` if one is per-batch."""
-        args = self.request(requested(metric, "conclude"), bindings, metric)
+        args = self.request(metric, "conclude", bindings)
         for name, node in ((n, a) for n, arg in args.items() for a in flattened(arg)):
             if "batch" in node.roots:
                 raise SaevalError(

@@ -145,10 +145,7 @@ class _Builder:
         self._characters += len(node.value) if isinstance(node, yaml.ScalarNode) else 0
         if len(location) > MAX_DEPTH:
             raise SuiteError([Problem(f"nested more than {MAX_DEPTH} deep, or an alias of itself", self.marks.source)])
-        for count, most, what in (
-            (self._count, MAX_NODES, "nodes"),
-            (self._characters, MAX_CHARACTERS, "characters"),
-        ):
+        for count, most, what in ((self._count, MAX_NODES, "nodes"), (self._characters, MAX_CHARACTERS, "characters")):
             if count > most:
                 raise SuiteError([Problem(f"more than {most} {what} after expanding aliases", self.marks.source)])
         self.marks.values[location] = _mark(node)
