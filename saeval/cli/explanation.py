@@ -55,13 +55,11 @@ def example(metric: str, sae: str | None, plugins: Plugins) -> Plan:
         "groups": {"group": ["*"]} if group else {},
         "metrics": [{metric: {"over": "group"}} if group else metric],
     }
-    live = {}
     if sae is not None:
-        body["model"] = model
+        suite = validate({**body, "model": model}, Marks("example"))
     else:
-        live = {name: LiveSAE(testing.TinySAE(), None, name) for name in (["SAE", "SAE-2"] if group else ["SAE"])}
-    suite = validate(body, Marks("example"), live)
-    if sae is None:
+        names = ["SAE", "SAE-2"] if group else ["SAE"]
+        suite = validate(body, Marks("example"), {name: LiveSAE(testing.TinySAE(), None, name) for name in names})
         suite.body.saes, suite.live_model = [], testing.TinyModel(kind="reward" if pairs else "causal")
     return plan(suite, registry, RunOptions())
 

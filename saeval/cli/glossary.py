@@ -264,10 +264,6 @@ def _parameter(name: str, registry: Registry) -> str | None:
     owners = [(e.name, f) for e in registry.metrics for n, f in schema(e.thing).model_fields.items() if n == name]
     if not owners:
         return None
-    lines = [f"parameter {name} of metrics", ""]
-    lines += [f"  {metric}: {default(field)}" for metric, field in owners]
-    lines += [
-        "",
-        f"A quantity that such a metric requests may itself request '{name}'; `saeval show METRIC` explains it.",
-    ]
-    return "\n".join(lines)
+    lines = [f"  {metric}: {default(field)}" for metric, field in owners]
+    use = f"A quantity that such a metric requests may itself request '{name}'; `saeval show METRIC` explains it."
+    return "\n".join([f"parameter {name} of metrics", "", *lines, "", use])

@@ -270,10 +270,10 @@ def same_model(declared: str, name: str) -> bool:
 def warnings(plan: Plan) -> list[str]:
     """Return a sentence per contradicted declaration, unknown allowed name, copy in a group and missing control."""
     saes = {s.name: s for s in plan.subjects if s.kind == "sae"}
-    unmatched = [pattern for pattern in plan.options.allow if not names_matching(pattern, saes)]
     unknown = [
-        f"{plan.options.spelled('allow', [p])}: no SAE of the suite has this name{suggestion(p, saes)}"
-        for p in unmatched
+        f"{plan.options.spelled('allow', [pattern])}: no SAE of the suite has this name{suggestion(pattern, saes)}"
+        for pattern in plan.options.allow
+        if not names_matching(pattern, saes)
     ]
     contradicted = [f"{s.name} {finding.message}" for s in saes.values() for finding in declarations(s, plan)]
     copied = dict.fromkeys(sentence for cell in plan.cells for sentence in copies(cell))
