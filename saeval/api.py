@@ -35,11 +35,6 @@ from saeval.suite.yaml_marks import Marks, beyond, override
 
 log = logging.getLogger("saeval")
 
-_OWN = (
-    "model", "saes", "data", "metrics", "controls", "groups", "precision", "tokenizer", "out", "key", "name", "plugins",
-    "options",
-)  # fmt: skip
-
 
 def find_suite(name: str | Path, registry: Registry) -> Path:
     """Return the file of a suite: `name` itself if it is a path, else the file of the registered suite."""
@@ -106,13 +101,9 @@ def run(
     Every field of `RunOptions` is also a keyword: `run(suite, limit=8)` is `run(suite, options=RunOptions(limit=8))`.
     Keywords override fields of `options`.
     """
-    if not isinstance(suite, str | Path) and not arguments.named(suite):
-        expected = "a YAML file, the name of a suite or a mapping, such as run('quickstart')"
-        raise SaevalError(f"run: suite is {expected}; got {shown(suite)}")
-    chosen = arguments.options("run", options, changes, ("out", "overrides", "plugins", "progress", "options"))
-    progress, out = arguments.progress("run", progress), arguments.folder("run", out)
-    assignments = arguments.assignments("run", overrides)
-    registry = Registry(arguments.plugins("run", plugins))
+    arguments.check("run", suite=suite, options=options, progress=progress, out=out, plugins=plugins)
+    chosen, assignments = arguments.options(run, options, changes), arguments.assignments("run", overrides)
+    registry = Registry(Plugins() if plugins is None else plugins)
     return execute(prepare(suite, registry, chosen, assignments), out, progress)
 
 
@@ -155,37 +146,33 @@ def evaluate(
     Raises `SaevalError` for a wrong argument or a fatal finding of the preflight. In a training loop, when an SAE may
     not be good yet, `preflight="warn"` logs the findings and continues; `preflight="off"` examines nothing.
     """
-    call = "evaluate"
-    keys = LiveKeys.of_call(arguments.key(call, key))
+    arguments.check(
+        "evaluate", key=key, metrics=metrics, plugins=plugins, name=name, data=data, controls=controls, groups=groups,
+        precision=precision, tokenizer=tokenizer, model=model, options=options, **({} if out is None else {"out": out}),
+    )  # fmt: skip
+    keys = LiveKeys.of_call(key)
     metric_entries = _metric_entries(metrics)
     metric_classes = [metric for metric in metrics if isinstance(metric, type)]
-    installed = arguments.plugins(call, plugins)
+    installed = Plugins() if plugins is None else plugins
     registry = Registry(_extended(installed, metric_classes, keys) if metric_classes else installed)
-    body: dict[str, Any] = {
-        "suite": arguments.text(call, "name", name, "'evaluate'"),
-        "data": arguments.data(call, data),
-        "metrics": metric_entries,
-        "controls": arguments.names_and_mappings(call, "controls", controls, "['mean', {'use': 'random'}]"),
-        "groups": arguments.groups(call, groups if groups is not None else {}),
-        "precision": arguments.precision(call, precision if precision is not None else {}),
-    }
-    if out is not None:
-        arguments.folder(call, out)
-    if tokenizer is not None and not callable(tokenizer):
-        raise SaevalError(f"{call}: tokenizer is a loaded tokenizer; got {shown(tokenizer)}")
     entries, live = _split(saes, registry)
-    live_model = model if model is not None and not isinstance(model, str | Mapping) else None
-    if live_model is None and model is not None:
-        if not isinstance(model, str) and not arguments.named(model):
-            expected = "the name of a model, a mapping by names or a loaded model"
-            raise SaevalError(f"{call}: model is {expected}; got {shown(model)}")
-        body["model"] = model if isinstance(model, str) else dict(model)
-    body["saes"] = entries or ["live"]
+    body: dict[str, Any] = {
+        "suite": name,
+        "data": data,
+        "saes": entries or ["live"],
+        "metrics": metric_entries,
+        "controls": controls,
+        "groups": groups or {},
+        "precision": precision or {},
+    }
+    live_model = None if isinstance(model, str | Mapping) else model
+    if live_model is None:
+        body["model"] = model
     suite = validate(body, Marks("evaluate"), live)
     suite.live_keys = keys
     if not entries:
         suite.body.saes = []
-    chosen = arguments.options(call, options, changes, _OWN)
+    chosen = arguments.options(evaluate, options, changes)
     if live_model is not None:
         if chosen.dtype is not None:
             raise SaevalError("a live model already has a dtype; convert it yourself, or leave out dtype=")
@@ -230,14 +217,12 @@ def _extended(plugins: Plugins, metrics: Iterable[type], keys: LiveKeys) -> Plug
 
 def _metric_entries(metrics: Sequence[Any]) -> list[Any]:
     """Return suite entries for `metrics`; a class is given by its `name`."""
-    if isinstance(metrics, str | Mapping) or not isinstance(metrics, Sequence):
-        raise SaevalError(f"evaluate: metrics is a list, such as metrics=['ce', 'l0']; got {shown(metrics)}")
     entries: list[Any] = []
     for metric in metrics:
         if isinstance(metric, type) and issubclass(metric, Metric):
             entries.append(getattr(metric, "name", metric.__qualname__))
         elif isinstance(metric, str) or arguments.named(metric):
-            entries.append(metric if isinstance(metric, str) else dict(metric))
+            entries.append(metric)
         else:
             raise SaevalError(f"evaluate: a metric is a name, a mapping or a Metric class; got {shown(metric)}")
     return entries

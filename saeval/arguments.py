@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from saeval.base.errors import SaevalError, shown, suggestion
 from saeval.base.parameters import ParameterError
-from saeval.base.progress import Progress
 from saeval.base.run_options import RunOptions
 from saeval.registry.discovery import Plugins
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_TEXTS = 'data={"texts": [...], "context": 128}'
 
 
 def named(value: Any) -> bool:
@@ -24,21 +21,86 @@ def named(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
+def _listed(value: Any, valid: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list | tuple) and all(map(valid, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_entry(value: Any) -> bool:
+    return isinstance(value, str) or named(value)
+
+
+_REQUIRED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "controls": (
+        lambda value: _listed(value, _is_entry),
+        "a list of names and of mappings, such as controls=['mean', {'use': 'random'}]",
+    ),
+    "data": (
+        _is_entry,
+        'the name of a source or a mapping; for text in memory, pass data={"texts": [...], "context": 128}',
+    ),
+    "metrics": (
+        lambda value: isinstance(value, Sequence) and not isinstance(value, str),
+        "a list, such as metrics=['ce', 'l0']",
+    ),
+    "model": (
+        lambda value: not isinstance(value, Mapping) or named(value),
+        "the name of a model, a mapping by names or a loaded model",
+    ),
+    "name": (_is_text, "text, such as name='evaluate'"),
+    "out": (lambda value: isinstance(value, str | Path), "a folder, such as out='results'"),
+    "suite": (
+        lambda value: isinstance(value, Path) or _is_entry(value),
+        "a YAML file, the name of a suite or a mapping, such as run('quickstart')",
+    ),
+}
+_OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "groups": (
+        lambda value: named(value) and all(_listed(names, _is_text) for names in value.values()),
+        "a mapping of lists of names, such as groups={'seeds': ['sae-*']}",
+    ),
+    "key": (
+        lambda value: isinstance(value, str) and bool(value.strip()),
+        "a name for the live objects, such as key='my-run-3'",
+    ),
+    "options": (
+        lambda value: isinstance(value, RunOptions),
+        "a saeval.RunOptions, such as options=RunOptions(limit=8)",
+    ),
+    "plugins": (lambda value: isinstance(value, Plugins), "a saeval.Plugins, such as plugins=Plugins(['mine.py'])"),
+    "precision": (named, "a mapping, such as precision={'ce.delta_ce': 0.005}"),
+    "progress": (
+        lambda value: all(callable(getattr(value, method, None)) for method in ("started", "advanced", "finished")),
+        "an object with the methods started, advanced, finished, such as saeval.Lines()",
+    ),
+    "tokenizer": (callable, "a loaded tokenizer"),
+}
+"""The condition that an argument meets if it is not None, and the end of a sentence on what was expected."""
+
+
 def _wrong(call: str, name: str, expected: str, value: Any) -> SaevalError:
     return SaevalError(f"{call}: {name} is {expected}; got {shown(value)}")
 
 
-def options(call: str, given: Any, changes: Mapping[str, Any], parameters: Iterable[str]) -> RunOptions:
-    """Return the options `given`, or the defaults, with `changes`; `SaevalError` for an unknown or wrong option.
+def check(call: str, **given: Any) -> None:
+    """Raise `SaevalError` for the first wrong argument of a call."""
+    for name, value in given.items():
+        valid, expected = _REQUIRED.get(name) or _OPTIONAL[name]
+        if not (valid(value) or (value is None and name in _OPTIONAL)):
+            raise _wrong(call, name, expected, value)
 
-    For an unknown name, the other `parameters` of the function are suggested, too.
-    """
-    if given is not None and not isinstance(given, RunOptions):
-        raise _wrong(call, "options", "a saeval.RunOptions, such as options=RunOptions(limit=8)", given)
-    names = [field.name for field in fields(RunOptions)]
+
+def options(function: Callable[..., Any], given: RunOptions | None, changes: Mapping[str, Any]) -> RunOptions:
+    """Return the options `given` to a function, or the defaults, with `changes`; `SaevalError` for a wrong option."""
+    call, parameters = function.__name__, inspect.signature(function).parameters.values()
+    keywords = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    names = {field.name for field in fields(RunOptions)}
     for name in changes:
         if name not in names:
-            raise SaevalError(f"{call}: unknown option '{name}'{suggestion(name, [*names, *parameters])}")
+            raise SaevalError(f"{call}: unknown option '{name}'{suggestion(name, keywords)}")
     try:
         return replace(given or RunOptions(), **changes)
     except ParameterError as error:
@@ -57,81 +119,10 @@ def takes_options(function: F) -> F:
     return function
 
 
-def names_and_mappings(call: str, name: str, value: Any, example: str) -> list[Any]:
-    """Return a list of names and of mappings, such as the entries of a suite."""
-    listed = isinstance(value, list | tuple)
-    if not listed or not all(isinstance(entry, str) or named(entry) for entry in value):
-        raise _wrong(call, name, f"a list of names and of mappings, such as {name}={example}", value)
-    return [entry if isinstance(entry, str) else dict(entry) for entry in value]
-
-
-def data(call: str, value: Any) -> str | dict[str, Any]:
-    """Return the `data:` of a suite."""
-    if isinstance(value, str):
-        return value
-    if not named(value):
-        raise _wrong(call, "data", f"the name of a source or a mapping; for text in memory, pass {_TEXTS}", value)
-    return dict(value)
-
-
-def groups(call: str, value: Any) -> dict[str, list[str]]:
-    """Return lists of names by the name of their group."""
-    lists = named(value) and all(isinstance(names, list | tuple) for names in value.values())
-    if not lists or not all(isinstance(name, str) for names in value.values() for name in names):
-        raise _wrong(call, "groups", "a mapping of lists of names, such as groups={'seeds': ['sae-*']}", value)
-    return {group: list(names) for group, names in value.items()}
-
-
-def precision(call: str, value: Any) -> dict[str, Any]:
-    """Return target standard errors by `metric.value`."""
-    if not named(value):
-        raise _wrong(call, "precision", "a mapping, such as precision={'ce.delta_ce': 0.005}", value)
-    return dict(value)
-
-
-def text(call: str, name: str, value: Any, example: str) -> str:
-    """Return a string."""
-    if not isinstance(value, str):
-        raise _wrong(call, name, f"text, such as {name}={example}", value)
-    return value
-
-
-def key(call: str, value: Any) -> str | None:
-    """Return the caller's name for the live objects; None without one."""
-    if value is not None and (not isinstance(value, str) or not value.strip()):
-        raise _wrong(call, "key", "a name for the live objects, such as key='my-run-3'", value)
-    return value
-
-
-def folder(call: str, value: Any) -> str | Path:
-    """Return the folder for results."""
-    if not isinstance(value, str | Path):
-        raise _wrong(call, "out", "a folder, such as out='results'", value)
-    return value
-
-
 def assignments(call: str, value: Any) -> list[str]:
     """Return a list of assignments, each as for `--set`."""
     listed = isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping)
     entries = list(value) if listed else []
-    if not listed or not all(isinstance(entry, str) for entry in entries):
+    if not listed or not all(map(_is_text, entries)):
         raise _wrong(call, "overrides", "a list of assignments, such as overrides=['data.sequences=64']", value)
     return entries
-
-
-def progress(call: str, value: Any) -> Progress | None:
-    """Return the progress display; None for no display."""
-    if value is not None and not all(callable(getattr(value, name, None)) for name in _PROGRESS_METHODS):
-        methods = ", ".join(_PROGRESS_METHODS)
-        raise _wrong(call, "progress", f"an object with the methods {methods}, such as saeval.Lines()", value)
-    return value  # type: ignore[no-any-return]
-
-
-_PROGRESS_METHODS = ("started", "advanced", "finished")
-
-
-def plugins(call: str, value: Any) -> Plugins:
-    """Return the given plugins; for None, all installed ones."""
-    if value is not None and not isinstance(value, Plugins):
-        raise _wrong(call, "plugins", "a saeval.Plugins, such as plugins=Plugins(['mine.py'])", value)
-    return value if value is not None else Plugins()

@@ -58,9 +58,10 @@ def keep(
         _warn_once(None, "this user has no home folder")
         return
     try:
+        _tidied(folder / kind)
         for suffix, content in (beside or {}).items():
-            _write(folder / kind / f"{name}{suffix}", content)
-        _write(folder / kind / f"{name}.json", sealed({**record, "of": f"{kind}/{name}"}))
+            write_whole(folder / kind / f"{name}{suffix}", content, "")
+        write_whole(folder / kind / f"{name}.json", sealed({**record, "of": f"{kind}/{name}"}), "")
     except Unwritable as error:
         _warn_once(folder, error.reason)
 
@@ -68,11 +69,6 @@ def keep(
 def damaged(path: Path, why: str) -> None:
     """Warn about a damaged file."""
     log.warning("%s: %s; it is rebuilt", path, why)
-
-
-def _write(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> None:
-    _tidied(path.parent)
-    write_whole(path, content, "")
 
 
 @functools.cache

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
 from saeval.base.errors import SaevalError
@@ -20,10 +22,20 @@ _ASCII = str.maketrans({
 """ASCII spellings of saeval's own signs, for consoles that lack them."""
 
 
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Handler of letters that an encoding lacks, for `str.encode`."""
+    assert isinstance(error, UnicodeEncodeError)
+    letters = error.object[error.start : error.end].translate(_ASCII)
+    return letters.encode("ascii", "backslashreplace").decode(), error.end
+
+
+codecs.register_error(_in_ascii.__name__, _in_ascii)
+
 _MOVES = re.compile(r"\r(?!\n)|\n*(\x1b\[A)+\Z")
 """Cursor moves of libraries' progress bars at the start of a write, where no foreign text can be."""
 
 
+@dataclass(eq=False)
 class Shown:
     """A stream for people: it escapes control characters and spells signs that its encoding lacks in ASCII.
 
@@ -31,10 +43,9 @@ class Shown:
     warnings it is False, and the run continues.
     """
 
-    def __init__(self, stream: TextIO, needed: bool) -> None:
-        self.stream = stream
-        self.needed = needed
-        self.failed = False
+    stream: TextIO
+    needed: bool
+    failed: bool = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -60,13 +71,9 @@ class Shown:
             plain = start[0] + terminal(text[start.end() :])
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
         try:
-            plain.encode(encoding)
-        except UnicodeEncodeError:
-            letters = (c if _has(encoding, c) else c.translate(_ASCII) for c in plain)
-            return "".join(letters).encode(encoding, "backslashreplace").decode(encoding)
+            return plain.encode(encoding, _in_ascii.__name__).decode(encoding)
         except LookupError:  # a notebook's stream with an unknown encoding
-            pass
-        return plain
+            return plain
 
     @contextmanager
     def _handling_failure(self) -> Iterator[None]:
@@ -90,14 +97,6 @@ class Shown:
             os.close(null)
 
 
-def _has(encoding: str, letter: str) -> bool:
-    try:
-        letter.encode(encoding)
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 @contextmanager
 def shown() -> Iterator[None]:
     """Context manager that wraps standard output and error in `Shown`."""
@@ -119,6 +118,3 @@ def device(stream: TextIO) -> TextIO:
     with suppress(AttributeError, ValueError):
         inner.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
     return inner
-
-
-__all__ = ["Shown", "device", "shown"]

@@ -92,6 +92,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-__all__ = ["csv", "file_name", "html", "line", "markdown", "plot", "terminal"]

@@ -51,6 +51,3 @@ def interval(ends: tuple[float, float] | list[float], stderr: float | None) -> s
     if not stderr or not math.isfinite(stderr) or decimals(stderr) > 6:
         return " to ".join(number(end, 3) for end in ends)
     return " to ".join(f"{end:z.{max(decimals(stderr), 1)}f}" for end in ends)
-
-
-__all__ = ["decimals", "interval", "number", "with_error"]

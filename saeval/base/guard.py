@@ -15,9 +15,7 @@ class Guarded:
     With `problem`, a function of the message, it is a `SuiteError` with the object's place in the suite.
     """
 
-    def __init__(
-        self, inner: Any, what: str, origin: object, problem: Callable[[str], Problem] | None = None
-    ) -> None:  # fmt: skip
+    def __init__(self, inner: Any, what: str, origin: object, problem: Callable[[str], Problem] | None = None) -> None:
         vars(self).update(_inner=inner, _what=what, _origin=origin, _problem=problem)
 
     @property

@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
+    import torch as torch
     from typing_extensions import TypeIs
 else:
 
@@ -25,8 +25,6 @@ else:
             return getattr(torch, name)
 
     torch = _Torch()
-
-__all__ = ["is_tensor", "torch"]
 
 
 def is_tensor(value: object) -> TypeIs[torch.Tensor]:

@@ -141,7 +141,7 @@ def _keys(model: type[BaseModel] | None, location: Location) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()] if model else []
 
 
-def parameter_names(function: Any, *, skip: int = 0) -> dict[str, Any]:
+def parameter_names(function: Any) -> dict[str, Any]:
     """Return a function's parameter names with their defaults (`inspect.Parameter.empty` if there is none)."""
-    parameters = list(inspect.signature(function).parameters.values())[skip:]
+    parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY)}

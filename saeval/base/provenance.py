@@ -6,6 +6,7 @@ import functools
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,8 @@ def libraries() -> dict[str, str]:
     """Return the versions of the libraries that numbers depend on, by name; those not installed are left out."""
     versions = {}
     for name in LIBRARIES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 

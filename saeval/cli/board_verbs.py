@@ -31,18 +31,14 @@ def _registry(arguments: argparse.Namespace) -> Registry:
 
 
 def leaderboard(arguments: argparse.Namespace) -> int:
-    kept = None
-    if len(arguments.folders) == 1:
-        kept = KeptText(arguments.folders[0], arguments.include_limited, arguments.format, arguments.plugin)
-        if (earlier := kept.read()) is not None:
-            text, asides = earlier
-            print_asides(asides)
-            print(text)
-            return OK
-    from saeval.results.index_rows import uncollected  # late: see the module's docstring
+    chosen = (arguments.include_limited, arguments.format, arguments.plugin)
+    kept = KeptText(arguments.folders[0], *chosen) if len(arguments.folders) == 1 else None
+    if (text_and_asides := kept.read() if kept else None) is None:
+        from saeval.results.index_rows import uncollected  # late: see the module's docstring
 
-    with uncollected():  # until all objects of the board are gone
-        text, asides = _boards_as_text(arguments, kept)
+        with uncollected():  # until all objects of the board are gone
+            text_and_asides = _boards_as_text(arguments, kept)
+    text, asides = text_and_asides
     print_asides(asides)
     print(text)
     return OK

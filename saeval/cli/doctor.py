@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ SEQUENCES, CONTEXT = 16, 64
 _DECLARED = ("format", "architecture", "k", "l0", "model_name", "context_size", "sha256")
 
 
+@dataclass(eq=False)
 class Doctor:
     """Examines all SAEs of a reference: a suite, a registered name or glob, a checkpoint's path, or an entry of `saes:`
     in YAML's flow style."""
 
-    def __init__(self, registry: Registry, options: RunOptions) -> None:
-        self.registry = registry
-        self.options = options
+    registry: Registry
+    options: RunOptions
 
     def plan(self, reference: str, model: str | None, data: str | None, hook_name: str | None) -> Plan:
         """Return the plan to examine the SAEs with: model, text and SAEs. `SaevalError` if one is missing or wrong."""
@@ -89,10 +90,11 @@ class Doctor:
         raise SaevalError("doctor: no model; give --model NAME, or --model '{use: huggingface, path: FOLDER}'")
 
     def _any_text(self) -> str:
-        usable = [e.name for e in self.registry.data if e.thing.kind == "text" and not _has_required(e.thing)]
-        if not usable:
-            raise SaevalError("doctor: no text; give --data '{use: text, path: FILE, context: 64, sequences: 16}'")
-        return usable[0]
+        for entry in self.registry.data:
+            required = (field.is_required() for field in schema(entry.thing).model_fields.values())
+            if entry.thing.kind == "text" and not any(required):
+                return entry.name
+        raise SaevalError("doctor: no text; give --data '{use: text, path: FILE, context: 64, sequences: 16}'")
 
     def report(self, plan: Plan) -> tuple[str, bool]:
         """Return the report on the plan's SAEs, and True if it has no fatal finding."""
@@ -138,10 +140,6 @@ def _flow(text: str, option: str) -> str | dict[str, Any]:
             return value
         reason = ""
     raise SaevalError(f"{option} {shown}: expected a name, or an entry such as '{{use: ..., path: ...}}'{reason}")
-
-
-def _has_required(source: Any) -> bool:
-    return any(field.is_required() for field in schema(source).model_fields.values())
 
 
 def _neighbours(hook_name: str, spec: ModelSpec) -> list[str]:

@@ -17,8 +17,9 @@ from saeval.engine.batch_program import BatchProgram, resumes
 from saeval.engine.passes import passes
 from saeval.interfaces.live_objects import LiveSAE
 from saeval.plan import leaves
+from saeval.plan.cell import Cell
 from saeval.plan.nodes import Constant, Node, closure, flattened
-from saeval.plan.plan import Cell, Plan, plan
+from saeval.plan.plan import Plan, plan
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
 from saeval.suite.schema import validate
@@ -54,13 +55,11 @@ def example(metric: str, sae: str | None, plugins: Plugins) -> Plan:
         "groups": {"group": ["*"]} if group else {},
         "metrics": [{metric: {"over": "group"}} if group else metric],
     }
-    live = {}
     if sae is not None:
-        body["model"] = model
+        suite = validate({**body, "model": model}, Marks("example"))
     else:
-        live = {name: LiveSAE(testing.TinySAE(), None, name) for name in (["SAE", "SAE-2"] if group else ["SAE"])}
-    suite = validate(body, Marks("example"), live)
-    if sae is None:
+        names = ["SAE", "SAE-2"] if group else ["SAE"]
+        suite = validate(body, Marks("example"), {name: LiveSAE(testing.TinySAE(), None, name) for name in names})
         suite.body.saes, suite.live_model = [], testing.TinyModel(kind="reward" if pairs else "causal")
     return plan(suite, registry, RunOptions())
 

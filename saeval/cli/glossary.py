@@ -16,7 +16,7 @@ from saeval.base.errors import SaevalError, blamed, said, suggestion
 from saeval.base.names import names_matching
 from saeval.base.parameters import schema
 from saeval.interfaces.documentation import Documented, documentation, documented_values
-from saeval.interfaces.metric import Metric, conclude_requests, names_of_values, observe_requests, substitute_requests
+from saeval.interfaces.metric import Metric, names_of_values, requested
 from saeval.interfaces.model import RegisteredModel
 from saeval.plan.leaves import LEAVES
 from saeval.registry.registry import Entry, Registry
@@ -28,12 +28,9 @@ def structures(registry: Registry) -> dict[str, type]:
     for entry in registry.quantities:
         classes |= {cls.__name__: cls for cls in _returned(entry.thing)}
     for cls in list(classes.values()):
-        classes |= {inner.__name__: inner for inner in _named(_annotations(cls), vars(inspect.getmodule(cls)))}
+        annotations = " ".join(member.shape for member in members(cls))
+        classes |= {inner.__name__: inner for inner in _named(annotations, vars(inspect.getmodule(cls)))}
     return dict(sorted(classes.items()))
-
-
-def _annotations(cls: type) -> str:
-    return " ".join(member.shape for member in members(cls))
 
 
 def _returned(quantity: Any) -> list[type]:
@@ -195,8 +192,7 @@ def _values(metric: type[Metric]) -> list[Documented]:
 
 def _metric(metric: type[Metric]) -> list[str]:
     """Return the lines on a metric's values, the values that a table shows, and its requests."""
-    cls: Any = metric
-    requests = dict.fromkeys([*observe_requests(cls), *substitute_requests(cls), *conclude_requests(cls)])
+    requests = dict.fromkeys(name for m in ("observe", "substitutes", "conclude") for name in requested(metric, m))
     facts = {
         "values": () if _values(metric) else names_of_values(metric) or (),
         "shown first": metric.headline if isinstance(metric.headline, list | tuple) else (),
@@ -268,10 +264,6 @@ def _parameter(name: str, registry: Registry) -> str | None:
     owners = [(e.name, f) for e in registry.metrics for n, f in schema(e.thing).model_fields.items() if n == name]
     if not owners:
         return None
-    lines = [f"parameter {name} of metrics", ""]
-    lines += [f"  {metric}: {default(field)}" for metric, field in owners]
-    lines += [
-        "",
-        f"A quantity that such a metric requests may itself request '{name}'; `saeval show METRIC` explains it.",
-    ]
-    return "\n".join(lines)
+    lines = [f"  {metric}: {default(field)}" for metric, field in owners]
+    use = f"A quantity that such a metric requests may itself request '{name}'; `saeval show METRIC` explains it."
+    return "\n".join([f"parameter {name} of metrics", "", *lines, "", use])

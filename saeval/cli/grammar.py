@@ -38,6 +38,12 @@ def plugin_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE", help="also load this plugin file")
 
 
+def results_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the verbs that read results, for limited runs and plugins."""
+    parser.add_argument("--include-limited", action="store_true", help="include runs with --limit")
+    plugin_option(parser)
+
+
 COMMANDS = "saeval.commands"
 VERBS = ("run", "check", "fetch", "doctor", "ls", "show", "explain", "leaderboard", "compare", "report")
 READERS = ("leaderboard", "compare")
@@ -59,7 +65,7 @@ def _called(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if getattr(options, "offline", False):  # before importing the libraries that read these
         os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"})
-    if not hasattr(options, "verb"):
+    if options.verb is None:
         parser.print_help()
         return WRONG
     module = "board_verbs" if options.verb in READERS else "verbs"  # `verbs` is slower to import
@@ -118,29 +124,25 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"saeval {version()}")
     if verbs:
         parser.epilog = f"Verbs of plugins: {', '.join(verbs)} (saeval VERB --help)."
-    subparsers = parser.add_subparsers(title="verbs", metavar="VERB")
+    subparsers = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb")
 
     run = subparsers.add_parser("run", help="run one or more suites and print their leaderboards")
     suite_options(run)
     run.add_argument("--out", default="results", help="folder for results, one subfolder per suite (default: results)")
     flags.add(run, "run")
     run.add_argument("--format", default="md", help="format of the printed leaderboard (default: md)")
-    run.set_defaults(verb="run")
 
     check = subparsers.add_parser("check", help="check suites for problems and print what a run would compute")
     suite_options(check)
     check.add_argument("--out", default="results", help="results folder; stored cells are not computed again")
-    check.set_defaults(verb="check")
 
     ls = subparsers.add_parser("ls", help="list the metrics, suites, SAEs, ... that plugins provide")
     ls.add_argument("kind", choices=LISTED)
     ls.add_argument("--json", action="store_true", help="print JSON, with parameters and versions")
     plugin_option(ls)
-    ls.set_defaults(verb="ls")
 
     fetch = subparsers.add_parser("fetch", help="download everything that suites need, to run them offline")
     suite_options(fetch)
-    fetch.set_defaults(verb="fetch")
 
     doctor = subparsers.add_parser("doctor", help="is an SAE loaded correctly? compare its metadata with measurements")
     doctor.add_argument("reference", metavar="REF", help="a path, a registered SAE or glob, '{use: ..., ...}', a suite")
@@ -148,7 +150,6 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     doctor.add_argument("--data", help="text to measure on, as in a suite's `data:` (default: any registered text)")
     doctor.add_argument("--hook", help="the SAE's hook, if its checkpoint does not say")
     model_options(doctor)
-    doctor.set_defaults(verb="doctor")
 
     show = subparsers.add_parser("show", help="print a results folder, one result, or the documentation of a name")
     show.add_argument(
@@ -160,21 +161,17 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     show.add_argument("--out", default="results", help="folder in which SUITE and KEY are looked up (default: results)")
     show.add_argument("--json", action="store_true", help="print a result as stored")
     plugin_option(show)
-    show.set_defaults(verb="show")
 
     explain = subparsers.add_parser("explain", help="print the quantities that a metric requests, down to the model")
     explain.add_argument("metric", metavar="METRIC", help="the name of a metric, or its alias in the suite")
     explain.add_argument("suite", nargs="?", metavar="SUITE", help="the suite to plan (default: a small example)")
     explain.add_argument("--sae", metavar="NAME", help="the SAE or control to apply it to (default: the suite's first)")
     plugin_option(explain)
-    explain.set_defaults(verb="explain")
 
     board = subparsers.add_parser("leaderboard", help="print the leaderboard of one or more results folders")
     board.add_argument("folders", nargs="+", metavar="OUT/SUITE", help="a results folder")
     board.add_argument("--format", default="md", help="md, csv, json, or a plugin's format (default: md)")
-    board.add_argument("--include-limited", action="store_true", help="include runs with --limit")
-    plugin_option(board)
-    board.set_defaults(verb="leaderboard")
+    results_options(board)
 
     pair = subparsers.add_parser("compare", help="test the differences between two SAEs, or an SAE and a control")
     pair.add_argument("folders", nargs="+", metavar="OUT/SUITE", help="a results folder, or several with the same data")
@@ -182,17 +179,13 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     pair.add_argument("b", metavar="OTHER_NAME", help="the SAE or control to compare it with")
     pair.add_argument("--metric", nargs="+", action="extend", default=[], help="only these, such as ce or ce.delta_ce")
     pair.add_argument("--format", default="md", help="md, csv, json, or a plugin's format (default: md)")
-    pair.add_argument("--include-limited", action="store_true", help="include runs with --limit")
-    plugin_option(pair)
-    pair.set_defaults(verb="compare")
+    results_options(pair)
 
     report = subparsers.add_parser("report", help="write the plots and pages that plugins draw from results")
     report.add_argument("folders", nargs="+", metavar="OUT/SUITE", help="a results folder")
     report.add_argument("--to", metavar="FOLDER", help="where to write them (default: OUT/SUITE/report)")
     report.add_argument("--format", nargs="+", action="extend", default=[], help="only these reports (default: all)")
-    report.add_argument("--include-limited", action="store_true", help="include runs with --limit")
-    plugin_option(report)
-    report.set_defaults(verb="report")
+    results_options(report)
     return parser
 
 

@@ -60,20 +60,15 @@ def _description(registered: Any) -> str:
 
 
 def _plugins(registry: Registry) -> list[dict[str, Any]]:
-    for _ in registry.every():  # call all hooks: a plugin may load and still fail in one
-        pass
+    list(registry.every())  # call all hooks: a plugin may load and still fail in one
     rows = []
     broken = {str(f.origin) for f in registry.plugins.failures}
     for name, origin in registry.plugins.origins.items():
         status = "ok" if name not in broken else "see below"
         rows.append({"name": name, "description": status, "from": f"{origin.distribution} {origin.version}".strip()})
     for failure in dict.fromkeys(registry.plugins.failures):  # a hook that is called for two kinds fails twice
-        row = {
-            "name": str(failure.origin),
-            "description": f"FAILED: {failure.error}",
-            "from": failure.origin.distribution,
-        }
-        rows.append({**row, "details": failure.details})
+        row = {"name": str(failure.origin), "description": f"FAILED: {failure.error}"}
+        rows.append({**row, "from": failure.origin.distribution, "details": failure.details})
     return rows
 
 

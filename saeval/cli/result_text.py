@@ -17,7 +17,6 @@ ROWS = 20
 """Maximum number of printed rows of a curve or table; the stored JSON has all of them."""
 WIDTH = 72
 """Maximum number of printed characters of a table's cell."""
-_BETTER = {"lower": "lower", "higher": "higher", None: "–"}
 
 
 def detail(result: Result) -> str:
@@ -76,7 +75,7 @@ def _scalars(scalars: Mapping[str, Mapping[str, Any]]) -> str:
         value, ends = record["value"], record["ci95"]
         shown = "undefined" if value is None else with_error(value, record["stderr"])
         span = interval(ends, record["stderr"]) if ends else ""
-        rows.append([name, shown, span, record["n"], record["unit"], _BETTER[record["better"]]])
+        rows.append([name, shown, span, record["n"], record["unit"], record["better"] or "–"])
         if record.get("reason"):
             kind = "undefined" if value is None else "no standard error" if record["stderr"] is None else "not tested"
             reasons.setdefault(f"{kind}: {record['reason']}", []).append(name)

@@ -6,6 +6,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from saeval.base.memory import refuse_too_large
@@ -71,7 +72,8 @@ class BatchProgram:
         ]
         early += [(t.order, 0, t) for t in summations if not gathered_by[id(t)]]
         late = [(t.order, 2, t) for t in summations if gathered_by[id(t)]]
-        self.items = [x for *_, x in sorted(early, key=_turn)] + [x for *_, x in sorted(late, key=_turn)]
+        turn = itemgetter(0, 1)
+        self.items = [x for *_, x in sorted(early, key=turn)] + [x for *_, x in sorted(late, key=turn)]
         self.hooks = hooks_of(leaves.activations, self.nodes.values())
         self.resumable = hooks_of(leaves.resume, self.nodes.values())
         self.final = any(n.quantity is leaves.clean_final for n in self.nodes.values())
@@ -81,13 +83,13 @@ class BatchProgram:
 
     def _reach(self, summation: Summation) -> list[Node]:
         """Add the nodes that a summation needs in this pass, and count their uses; return them."""
-        reached = closure(summation.nodes(), beyond=lambda n: not n.quantity.fold)
+        reached = summation.reached()
         self.uses.update(node.serial for node in summation.nodes())
-        for serial, node in reached.items():
-            if serial not in self.nodes and not node.quantity.fold:
-                self.nodes[serial] = node
+        for node in reached:
+            if node.serial not in self.nodes and not node.quantity.fold:
+                self.nodes[node.serial] = node
                 self.uses.update(n.serial for n in node.inputs)
-        return list(reached.values())
+        return reached
 
     @property
     def touches_model(self) -> bool:
@@ -95,19 +97,9 @@ class BatchProgram:
         return bool(self.hooks or self.resumable or self.final)
 
     @property
-    def substitutes(self) -> set[str]:
-        """Names of the substitutes that are loaded."""
-        return {n.subject for n in self.nodes.values() if n.subject}
-
-    @property
-    def resumed(self) -> list[tuple[str, int]]:
-        """The hook and number of each node's resumed passes per batch."""
-        return [resumed for node in self.nodes.values() for resumed in resumes(node)]
-
-    @property
     def resumes(self) -> int:
         """Number of resumed passes per batch: one for each node that requests `resume`, or as many as it declares."""
-        return sum(times for _, times in self.resumed)
+        return sum(times for node in self.nodes.values() for _, times in resumes(node))
 
 
 def resumes(node: Node) -> list[tuple[str, int]]:
@@ -115,7 +107,3 @@ def resumes(node: Node) -> list[tuple[str, int]]:
     times = node.args.get(node.quantity.resumes)
     count = max(1, int(times.value)) if isinstance(times, Constant) else 1
     return [(used.hook_name or "", count) for used in node.inputs if used.quantity is leaves.resume]
-
-
-def _turn(entry: tuple[int, int, Any]) -> tuple[int, int]:
-    return entry[0], entry[1]

@@ -142,7 +142,7 @@ class Evaluator:
                 yield item, self._observe(item, stamp)
             except Exception as error:  # one bad cell fails alone
                 refuse_too_large(error)
-                if isinstance(error, Undefined) or not self._flawed(item):
+                if isinstance(error, Undefined) or not any(node.digest in self.flaws for node in item.reached()):
                     item.fail(error)
             for node in item.nodes():
                 self._release(node)
@@ -152,9 +152,6 @@ class Evaluator:
         self._captures = {}
         if any(t.error is not None for t in self.program.summations):
             self.arrange()
-
-    def _flawed(self, summation: Summation) -> bool:
-        return any(node.digest in self.flaws for node in summation.reached())
 
     def _observe(self, summation: Summation, stamp: Stamp) -> EvidenceTree:
         total: EvidenceTree | None = None

@@ -13,7 +13,6 @@ from saeval.base.errors import Undefined, said
 from saeval.base.lazy_torch import torch
 from saeval.base.memory import memory_budget, peak_mib
 from saeval.base.progress import Progress, Silence
-from saeval.engine.batch_program import Summation
 from saeval.engine.cell_result import components, concluded, fill, of_prefix
 from saeval.engine.evaluator import Evaluator
 from saeval.engine.passes import Pass, passes, together
@@ -22,8 +21,9 @@ from saeval.engine.running_pass import RunningPass
 from saeval.engine.stop_when_precise import StopWhenPrecise
 from saeval.interfaces.model import Model
 from saeval.plan.batch_size import fitting
-from saeval.plan.nodes import closure
-from saeval.plan.plan import Cell, Plan
+from saeval.plan.cell import Cell
+from saeval.plan.nodes import Node, closure
+from saeval.plan.plan import Plan
 from saeval.plan.precision import stopping_points
 from saeval.registry.discovery import Failure
 from saeval.results.result import Result
@@ -169,9 +169,9 @@ class Engine:
             notes: dict[str, Any] = {"seconds": seconds, "batch_size": at.batch_size, "batches": at.batches}
             notes |= {"batch_asked": "auto"} if plan.options.batch_size == "auto" else {}
             notes |= {"out_of_memory": at.halved} if at.halved else {}
-            folds = [s for s in running.planned.summations if s.node is not None and not running.planned.adaptive]
-            for summation in folds:
-                self._keep_fold(summation, running.totals[summation], running.error(summation))
+            for summation in running.planned.summations if not running.planned.adaptive else ():
+                if summation.node is not None:
+                    self._keep_fold(summation.node, running.fold(summation, running.totals[summation]))
             for cell in running.planned.cells:
                 self._conclude(cell, running, notes)
             self._ended.append(running.key)
@@ -190,16 +190,10 @@ class Engine:
         stored = (self.store.read(cell.key) for cell in self.plan.cells if cell.streamed)
         return next((r.sample for r in stored if r is not None and r.sample and r.status != "failed"), None)
 
-    def _keep_fold(self, summation: Summation, total: EvidenceTree | None, error: Exception | None) -> None:
-        assert summation.node is not None
-        if error is not None:
-            self._totals[summation.node.serial] = error
-        elif total is None:
-            self._totals[summation.node.serial] = Undefined("there are no rows to sum over")
-        else:
-            self._totals[summation.node.serial] = total
-            if self.plan.is_reusable(summation.node):
-                self.store.write_fold(summation.node.digest, total)
+    def _keep_fold(self, node: Node, total: EvidenceTree | Exception) -> None:
+        self._totals[node.serial] = total
+        if not isinstance(total, Exception) and self.plan.is_reusable(node):
+            self.store.write_fold(node.digest, total)
 
     def _conclude(self, cell: Cell, running: RunningPass | None, notes: Mapping[str, Any]) -> None:
         """Conclude one cell and write its result; an error is a failure of this cell alone."""

@@ -9,8 +9,9 @@ from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import counted
 from saeval.engine.batch_program import Summation
 from saeval.interfaces.data import Dataset
+from saeval.plan.cell import Cell
 from saeval.plan.nodes import Node, closure, flattened
-from saeval.plan.plan import Cell, Plan
+from saeval.plan.plan import Plan
 
 
 @dataclass
@@ -105,14 +106,8 @@ def cell_summation(cell: Cell) -> Summation:
 
 def fold_summation(node: Node, stop: str = "") -> Summation:
     """`stop`, part of the key, distinguishes a sum over the rows before an adaptive stop from the sum over all rows."""
-    return Summation(
-        f"{node.digest}{stop}",
-        node.quantity.function,
-        [node.args, *node.other_sides],
-        -1,
-        node=node,
-        foreign=node.quantity.foreign,
-    )
+    quantity, calls = node.quantity, [node.args, *node.other_sides]
+    return Summation(f"{node.digest}{stop}", quantity.function, calls, -1, node=node, foreign=quantity.foreign)
 
 
 def _needed_before(cells: Sequence[Cell], folds: Mapping[int, Node]) -> set[int]:

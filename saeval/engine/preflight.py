@@ -188,7 +188,9 @@ class Preflight:
 
     def record(self, cell: Cell) -> dict[str, Any]:
         """Return the preflight's part of a result: findings and contradicted declarations of its SAEs, and proofs."""
-        findings = {s.name: [*self._examined(s), *self._declarations(s)] for s in cell.subjects if s.kind == "sae"}
+        examined = {key: examination.findings for key, examination in self.examinations.items()}
+        saes = [s for s in cell.subjects if s.kind == "sae"]
+        findings = {s.name: [*examined.get(s.key, []), *self._declarations(s)] for s in saes}
         if self._not_finite:
             findings["model"] = [Finding("finite", self._not_finite[0])]
         elif isinstance(self.causality, Causality) and self.causality.fault:
@@ -200,9 +202,6 @@ class Preflight:
         causal = self.causality.record() if isinstance(self.causality, Causality) else self.causality
         proved = {"causal": causal} if causal and reach_the_end(nodes) else {}
         return ({"preflight": records} if records else {}) | ({"resumes": proofs} if proofs else {}) | proved
-
-    def _examined(self, subject: Subject) -> list[Finding]:
-        return self.examinations[subject.key].findings if subject.key in self.examinations else []
 
     def _declarations(self, subject: Subject) -> list[Finding]:
         if subject.name not in self._declared:
@@ -271,10 +270,10 @@ def same_model(declared: str, name: str) -> bool:
 def warnings(plan: Plan) -> list[str]:
     """Return a sentence per contradicted declaration, unknown allowed name, copy in a group and missing control."""
     saes = {s.name: s for s in plan.subjects if s.kind == "sae"}
-    unmatched = [pattern for pattern in plan.options.allow if not names_matching(pattern, saes)]
     unknown = [
-        f"{plan.options.spelled('allow', [p])}: no SAE of the suite has this name{suggestion(p, saes)}"
-        for p in unmatched
+        f"{plan.options.spelled('allow', [pattern])}: no SAE of the suite has this name{suggestion(pattern, saes)}"
+        for pattern in plan.options.allow
+        if not names_matching(pattern, saes)
     ]
     contradicted = [f"{s.name} {finding.message}" for s in saes.values() for finding in declarations(s, plan)]
     copied = dict.fromkeys(sentence for cell in plan.cells for sentence in copies(cell))

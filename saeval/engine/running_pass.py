@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -16,6 +16,7 @@ from saeval.base.errors import SaevalError, Undefined
 from saeval.base.lazy_torch import torch
 from saeval.base.memory import TooLargeError, out_of_memory
 from saeval.base.parameters import faults
+from saeval.base.progress import Progress
 from saeval.engine.batch_program import Summation
 from saeval.engine.evaluator import Draw, Evaluator
 from saeval.engine.flaws import Flaw, described
@@ -65,12 +66,6 @@ class Facts:
 
 
 _FACTS = TypeAdapter(Facts)
-
-
-class Ticks(Protocol):
-    """Called with the number of sequences of each batch."""
-
-    def advanced(self, sequences: int) -> None: ...
 
 
 T = TypeVar("T")
@@ -125,7 +120,7 @@ class RunningPass:
     def _next(self, until: int) -> np.ndarray:
         return np.arange(self.place.row, min(self.place.row + self.place.batch_size, until))
 
-    def advance(self, until: int, progress: Ticks) -> None:
+    def advance(self, until: int, progress: Progress) -> None:
         """Sum the rows up to `until`."""
         try:
             while self.place.row < until:
@@ -170,10 +165,8 @@ class RunningPass:
 
             returned = run(draw)
             return tokens, returned
-        except TooLargeError as error:
-            reason = str(error)
-        except Exception as error:
-            if not out_of_memory(error):
+        except (TooLargeError, Exception) as error:
+            if not isinstance(error, TooLargeError) and not out_of_memory(error):
                 raise
             reason = str(error)
         if len(rows) == 1:
@@ -209,6 +202,10 @@ class RunningPass:
         split = " of the fit split" if self.planned.on_fit else ""
         reason = described(summation.reached(), flaws, counts, split, subject)
         return summation.error if reason is None else Undefined(reason)
+
+    def fold(self, summation: Summation, total: EvidenceTree | None) -> EvidenceTree | Exception:
+        """Return the total of a fold, or why it has none."""
+        return self.error(summation) or (Undefined("there are no rows to sum over") if total is None else total)
 
     def _batch(self, rows: np.ndarray) -> Batch | PairBatch:
         """Return a batch of these rows; `SaevalError`, naming the data's plugin, for any error but lack of memory."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
-from saeval.base.errors import Problem, SuiteError, Undefined, suggestion
+from saeval.base.errors import Problem, SuiteError, suggestion
 from saeval.engine.cell_result import concluded, has_error
 from saeval.engine.evaluator import Evaluator
 from saeval.engine.running_pass import RunningPass
@@ -16,26 +17,24 @@ from saeval.plan.precision import Stopping, StoppingPoint, largest, precise, sto
 from saeval.stats.evidence import EvidenceTree
 from saeval.stats.values import Scalar, Value
 
-Folds: TypeAlias = Mapping[int, "EvidenceTree | Exception"]
 
-
+@dataclass(eq=False)
 class StopWhenPrecise:
     """The common stop of all subjects: of one pass, or of several if their SAEs do not fit in memory together."""
 
-    def __init__(
-        self, plan: Plan, stopping: Stopping, running_passes: Sequence[RunningPass], model: Model | None, folds: Folds
-    ) -> None:
-        self.plan, self.stopping, self.running_passes = plan, stopping, running_passes
-        self._model, self._folds = model, folds
-        self._rows = running_passes[0].dataset
+    plan: Plan
+    stopping: Stopping
+    running_passes: Sequence[RunningPass]
+    model: Model | None
+    folds: Mapping[int, EvidenceTree | Exception]
 
     def reach(self, advance: Callable[[RunningPass, int], None], known: Mapping[str, Any] | None) -> dict[str, Any]:
         """Stream to the stop, or to that of the `known` sample of finished cells; return the sample for the results.
 
         `SuiteError` if `precision:` names a value that does not exist, or on which no stop can depend.
         """
-        between = stopping_points(self._rows.clusters)
-        end = StoppingPoint(len(self._rows), self._rows.n_clusters)
+        rows = self.running_passes[0].dataset
+        between, end = stopping_points(rows.clusters), StoppingPoint(len(rows), rows.n_clusters)
         prefix = between[1] if len(between) > 1 else end  # no run stops earlier
         history: list[dict[str, Any]] = []
         for point in [*between, end]:
@@ -79,10 +78,8 @@ class StopWhenPrecise:
         for running in self.running_passes:
             for summation, total in (running.prefix if of_prefix else running.totals).items():
                 if summation.node is not None:
-                    error = running.error(summation)
-                    missing = error or Undefined("there are no rows to sum over")
-                    folds[summation.node.serial] = missing if error or total is None else total
-        return Evaluator(self._model, [], {**self._folds, **folds}, 0)
+                    folds[summation.node.serial] = running.fold(summation, total)
+        return Evaluator(self.model, [], {**self.folds, **folds}, 0)
 
     def _values(self, running: RunningPass) -> list[tuple[str, str, dict[str, Value]]]:
         """Return a name of `precision:`, the subject and its values, for each subject that has values now."""
@@ -118,8 +115,10 @@ class StopWhenPrecise:
             usable = [n for n, value in values.items() if has_error(value) and isinstance(value, Scalar)]
             if value_name not in values:
                 message = f"precision: metric '{metric}' has no value '{value_name}'{suggestion(value_name, usable)}"
-            elif value_name not in usable and not _may_have_error_later(values[value_name]):
+            elif value_name not in usable:
                 value = values[value_name]
+                if isinstance(value, Scalar) and value.value is None:  # it may have a standard error later
+                    continue
                 stepwise = isinstance(value, Scalar) and value.stderr is not None
                 fault = "moves in steps, so no stop can depend on it" if stepwise else "has no standard error"
                 remedy = f"; usable values of '{metric}': {', '.join(usable)}" if usable else ""
@@ -130,11 +129,6 @@ class StopWhenPrecise:
             problems += [problem] if problem not in problems else []
         if problems:
             raise SuiteError(problems)
-
-
-def _may_have_error_later(value: Value) -> bool:
-    """True if a value has no standard error because it is still undefined."""
-    return isinstance(value, Scalar) and value.value is None
 
 
 def _error(value: Value | None) -> float | None:

@@ -118,7 +118,8 @@ def attributes(owner: Stateless) -> dict[str, Any]:
     classes = [cls for cls in type(owner).__mro__ if issubclass(cls, Stateless) and cls is not Stateless]
     cached = {name for cls in classes for name, x in vars(cls).items() if isinstance(x, functools.cached_property)}
     for cls in reversed(classes):
-        values |= {n: x for n, x in vars(cls).items() if not n.startswith(("__", "_abc")) and _is_data(x)}
+        data = {name: x for name, x in vars(cls).items() if not callable(x) and not hasattr(x, "__get__")}
+        values |= {name: x for name, x in data.items() if not name.startswith(("__", "_abc"))}
     values |= {name: x for name, x in vars(owner).items() if name not in cached and name != FROZEN}
     return {name: contents(x, Care.EVERYTHING, _package(type(owner))) for name, x in values.items()}
 
@@ -132,10 +133,6 @@ def frozen_state(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the state of a function when its object was frozen, or its present state if it has no such object."""
     inner = function.func if isinstance(function, functools.partial) else function
     return {**state(function), **getattr(getattr(inner, "__self__", None), "__dict__", {}).get(FROZEN, {})}
-
-
-def _is_data(x: Any) -> bool:
-    return not callable(x) and not hasattr(x, "__get__")
 
 
 def _package(cls: type) -> str:

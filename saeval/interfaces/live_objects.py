@@ -6,8 +6,9 @@ import functools
 import inspect
 import re
 import uuid
+from collections import UserDict
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -238,11 +239,9 @@ class LiveSAE(Substitute):
                 )
         return None
 
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """Context manager that puts the object's modules in evaluation mode."""
-        with evaluation_mode(self._modules):
-            yield
+        return evaluation_mode(self._modules)
 
     @property
     def device(self) -> torch.device | None:
@@ -264,18 +263,9 @@ class LiveSAE(Substitute):
         return [type(self.module).__qualname__, self.d_in, getattr(self.module, "d_sae", None), weights, inner]
 
 
-class _Copies(Mapping[str, "Tensor"]):
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
-
+class _Copies(UserDict[str, "Tensor"]):
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name].clone()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+        return self.data[name].clone()
 
 
 def sparse(acts: Tensor) -> tuple[Tensor, Tensor]:

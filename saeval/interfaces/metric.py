@@ -112,19 +112,8 @@ def declares(declared: Iterable[str], name: str) -> bool:
     return any(names_matching(pattern, [name]) for pattern in declared)
 
 
-def observe_requests(metric: Metric) -> list[str]:
-    """Return the names that `observe` requests; empty if the metric has no `observe`."""
-    method = getattr(metric, "observe", None)
-    return list(parameter_names(method)) if method else []
-
-
-def substitute_requests(metric: Metric) -> list[str]:
-    """Return the names that `substitutes` requests; empty if the metric has no `substitutes`."""
-    method = getattr(metric, "substitutes", None)
-    return list(parameter_names(method)) if method else []
-
-
-def conclude_requests(metric: Metric) -> list[str]:
-    """Return the names that `conclude` requests besides the metric's total."""
-    method: Callable[..., Any] = metric.conclude  # type: ignore[attr-defined]
-    return list(parameter_names(method))[1 if hasattr(metric, "observe") else 0 :]
+def requested(metric: Metric | type[Metric], method: Literal["observe", "substitutes", "conclude"]) -> list[str]:
+    """Return the names that a method requests, without the metric's total; empty if the metric has no such method."""
+    function = getattr(metric, method, None)
+    names = list(parameter_names(function)) if function else []
+    return names[1:] if method == "conclude" and hasattr(metric, "observe") else names

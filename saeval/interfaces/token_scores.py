@@ -50,15 +50,8 @@ def score_tokens(
     """
     shape, device = batch.tokens.shape, clean.device
     wide = torch.promote_types(clean.dtype, torch.float32)
-    scores = [
-        TokenScores(
-            torch.zeros(shape, dtype=wide, device=device),
-            torch.zeros(shape, dtype=wide, device=device),
-            torch.zeros(shape, dtype=torch.bool, device=device),
-            torch.zeros(shape, dtype=torch.bool, device=device),
-        )
-        for _ in finals
-    ]
+    dtypes = (wide, wide, torch.bool, torch.bool)
+    scores = [TokenScores(*(torch.zeros(shape, dtype=dtype, device=device) for dtype in dtypes)) for _ in finals]
     chunks = _rows(batch) if full_logits else _chunks(model, clean, batch)
     for where, part in chunks:
         targets = batch.targets[where]
@@ -220,6 +213,3 @@ def head_is_exact(model: Model, batch: Batch, clean: Float[Tensor, "batch seq d_
         raise ValueError("the model returns NaN logits on the first batch")
     tolerance = 1e-4 if torch.finfo(clean.dtype).bits >= 32 else 1e-2
     return bool(torch.allclose(full, chunked, rtol=tolerance, atol=tolerance * float(full.abs().max())))
-
-
-__all__ = ["TokenScores", "head_is_exact", "score_tokens"]

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from saeval.base.errors import Problem, suggestion
 from saeval.base.formatting import counted
+from saeval.base.parameters import Location
 from saeval.interfaces.metric import Metric, declares
 from saeval.interfaces.substitute import Subject
 from saeval.suite.schema import Suite
-from saeval.suite.yaml_marks import Location
 
 
 def layout_problems(

@@ -4,59 +4,50 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from saeval.base.errors import SaevalError, UnknownNameError, blamed, suggestion
 from saeval.base.fingerprint import digest_of
 from saeval.base.identity import Origin
 from saeval.base.parameters import parameter_names
-from saeval.interfaces.metric import Metric, conclude_requests, observe_requests, substitute_requests
+from saeval.interfaces.metric import Metric, requested
 from saeval.interfaces.quantity import Quantity
 from saeval.interfaces.substitute import Subject
 from saeval.plan.leaves import LEAVES, Leaf, supplied
 from saeval.plan.nodes import Argument, Binding, Constant, Node, flattened
 
 
+@dataclass(eq=False)
 class Graph:
-    """Resolves requests to nodes.
+    """Resolves requests to nodes."""
 
-    `quantities` returns the quantity of a name, one of `names`; `control` the control of a name at a hook. The digests
-    identify the model and the rows in every node's own digest.
-    """
+    quantity: Callable[[str], Quantity]
+    """Returns the quantity of a name."""
+    names: Set[str]
+    """Names of all quantities, leaves and values that come with the data."""
+    hooks: Callable[[], Mapping[str, int]]
+    """Returns the width of each hook of the model. Called only if a request needs one, since it reads the config."""
+    control: Callable[[str, str], Subject]
+    """Returns the control of a name at a hook."""
+    digests: Mapping[str, str]
+    """Identify the model and the rows in the digest of every node; that of the model is empty without one."""
+    fit_digest: Callable[[], str]
+    pair: bool
+    supplies: Set[str]
+    """Names that come with the data."""
+    site: Callable[[str], str]
+    reward_unit: str
+    origin: Callable[[str], Origin | None]
+    """Returns the origin of a metric."""
+    _interned: dict[Any, Node] = field(default_factory=dict)
+    _open: list[str] = field(default_factory=list)
 
-    def __init__(
-        self,
-        quantities: Callable[[str], Quantity],
-        names: Iterable[str],
-        *,
-        widths: Mapping[str, int],
-        control: Callable[[str, str], Subject],
-        model_digest: str,
-        data_digest: str,
-        fit_digest: Callable[[], str] = str,
-        pair: bool = False,
-        supplies: Iterable[str] = (),
-        site: Callable[[str], str] = str,
-        reward_unit: str = "reward",
-        origin: Callable[[str], Origin | None] = lambda metric: None,
-    ) -> None:
-        self._quantity = quantities
-        self._names = set(names) | set(LEAVES)
-        self.widths = widths
-        self._control = control
-        self._digests = {"model": model_digest, "batch": data_digest}
-        self._fit_digest = fit_digest
-        self.sides = 2 if pair else 1
-        self._pair = pair
-        self._supplies = frozenset(supplies)
-        self._site = site
-        self.reward_unit = reward_unit
-        self._origin = origin
-        self._interned: dict[Any, Node] = {}
-        self._open: list[str] = []
+    @property
+    def sides(self) -> int:
+        return 2 if self.pair else 1
 
     def resolve(self, name: str, binding: Binding) -> Argument:
         """Return the node or constant of `name` under `binding`; `UnknownNameError` for an unknown name."""
@@ -65,7 +56,7 @@ class Graph:
             return self.resolve(renamed, replace(binding, renamed={**binding.renamed, name: name}))
         if renamed is not None:
             return renamed
-        if name in self._supplies:
+        if name in self.supplies:
             return self.leaf(supplied(name), binding)
         if name in LEAVES:
             return self._resolve_leaf(LEAVES[name], binding)
@@ -74,9 +65,9 @@ class Graph:
         if name in self._open:
             raise SaevalError(f"quantity '{name}' requests itself: {' -> '.join([*self._open, name])}")
         try:
-            quantity = self._quantity(name)
+            quantity = self.quantity(name)
         except UnknownNameError as error:
-            names = self._names | set(binding.params) | self._supplies
+            names = self.names | set(binding.params)
             by = self._open[-1] if self._open else None
             raise UnknownNameError("quantity", name, names, by=by, failures=error.failures) from None
         self._open.append(name)
@@ -91,13 +82,13 @@ class Graph:
                 control = str(binding.params.get(target, target))
                 if binding.hook is None:
                     raise SaevalError(f"quantity '{quantity.name}' needs a hook")
-                binding = replace(binding, subject=self._control(control, binding.hook))
+                binding = replace(binding, subject=self.control(control, binding.hook))
             else:
                 binding = replace(binding, renamed={**binding.renamed, name: target})
         sides = [binding]
-        if quantity.paired and not self._pair:
+        if quantity.paired and not self.pair:
             raise SaevalError(f"'{quantity.name}' needs preference pairs, and this data has none")
-        if quantity.fold and self._pair and not quantity.paired:
+        if quantity.fold and self.pair and not quantity.paired:
             sides = [replace(binding, side=side) for side in range(self.sides)]
         args, *other_sides = [self._arguments(quantity, side) for side in sides]
         return self._intern(quantity, args, tuple(other_sides))
@@ -105,8 +96,8 @@ class Graph:
     def _arguments(self, quantity: Quantity, binding: Binding) -> dict[str, Argument]:
         args: dict[str, Argument] = {}
         for name, default in quantity.parameters.items():
-            requested = name in binding.params or name in binding.renamed or name in self._names | self._supplies
-            if not requested and default is not inspect.Parameter.empty:
+            is_requested = name in binding.params or name in binding.renamed or name in self.names
+            if not is_requested and default is not inspect.Parameter.empty:
                 args[name] = Constant(default)
             else:
                 resolve = partial(self._resolve_at_hooks, quantity) if quantity.at_hooks else self.resolve
@@ -135,7 +126,7 @@ class Graph:
             if "batch" not in roots:
                 raise SaevalError(f"fold '{quantity.name}' requests nothing per-batch, so there is nothing to sum")
             roots -= {"batch"}
-            words.append(self._fit_digest() if quantity.on_fit else self._digests["batch"])
+            words.append(self.fit_digest() if quantity.on_fit else self.digests["batch"])
         stage = max((n.available for n in nodes), default=0)
         sides = {n.side for n in nodes if "batch" in n.roots} or {0}
         sided = "batch" in roots and not quantity.paired and any(n.sided for n in nodes)
@@ -153,7 +144,7 @@ class Graph:
         hook = binding.hook if "hook" in leaf.roots else None
         key = ("leaf", leaf.name, side, hook)
         if key not in self._interned:
-            words = [leaf.name, side, hook, *(self._digests[root] for root in sorted(leaf.roots & {"model"}))]
+            words = [leaf.name, side, hook, *(self.digests[root] for root in sorted(leaf.roots & {"model"}))]
             self._interned[key] = Node(
                 leaf, {}, leaf.roots, len(self._interned), digest_of(words), 0,
                 side=side, sided="batch" in leaf.roots and not leaf.paired, hook_name=hook,
@@ -161,9 +152,9 @@ class Graph:
         return self._interned[key]
 
     def _resolve_leaf(self, leaf: Leaf, binding: Binding) -> Argument:
-        if "model" in leaf.roots and not self._digests["model"]:
+        if "model" in leaf.roots and not self.digests["model"]:
             raise SaevalError(f"'{leaf.name}' needs a model, and this suite has none; add 'model:'")
-        if leaf.paired and not self._pair:
+        if leaf.paired and not self.pair:
             raise SaevalError(f"'{leaf.name}' exists only for data of kind 'pair'")
         if "hook" in leaf.roots and binding.hook is None:
             raise SaevalError(f"'{leaf.name}' needs a hook, and this request has none")
@@ -193,7 +184,7 @@ class Graph:
         """Resolve `name` at each hook that the quantity chooses: a dict by hook name."""
         if binding.hook is None:
             raise SaevalError(f"'{name}' is requested at hooks chosen from a first hook, and this request has none")
-        choose, existing = quantity.at_hooks, list(self.widths)
+        choose, existing = quantity.at_hooks, list(self.hooks())
         assert choose is not None
         with blamed(f"the choice of hooks of quantity '{quantity.name}'", quantity.origin):
             params = {p: binding.params[p] for p in parameter_names(choose) if p in binding.params}
@@ -206,14 +197,16 @@ class Graph:
                     f"quantity '{quantity.name}' (plugin {quantity.origin}) chooses the hook {unknown[0]!r}, which the "
                     f"model does not have{suggestion(str(unknown[0]), existing)}"
                 )
-        hooks = dict.fromkeys(map(self._site, chosen))
+        hooks = dict.fromkeys(map(self.site, chosen))
         at = {hook: self.resolve(name, replace(binding, subject=None, hook_name=hook)) for hook in hooks}
         by_hook = Quantity(f"{name} by hook", dict, dict.fromkeys(at), at_hooks=choose, inserted=True)
         return self._intern(by_hook, at) if at else Constant({})
 
-    def request(self, names: Iterable[str], bindings: list[Binding], metric: Metric) -> dict[str, Any]:
-        """Resolve a metric's requests: lists over members for a group, over the two sides for pairs."""
-        return {name: self._resolve_for(metric, name, bindings) for name in names}
+    def request(
+        self, metric: Metric, method: Literal["observe", "conclude"], bindings: list[Binding]
+    ) -> dict[str, Any]:
+        """Return the arguments of a metric's method: lists over members for a group, over the two sides for pairs."""
+        return {name: self._resolve_for(metric, name, bindings) for name in requested(metric, method)}
 
     def _resolve_for(self, metric: Metric, name: str, bindings: list[Binding]) -> Any:
         def sides(binding: Binding) -> Any:
@@ -231,14 +224,10 @@ class Graph:
             return [sides(binding) for binding in bindings]
         return sides(bindings[0])
 
-    def observe(self, metric: Metric, bindings: list[Binding]) -> dict[str, Any]:
-        """Return the arguments of `observe`."""
-        return self.request(observe_requests(metric), bindings, metric)
-
     def _resolve_in(self, metric: Metric, name: str, binding: Binding) -> Argument:
         """Resolve `name` in a metric: `substitute_scores` is `spliced_scores` of each intervention, as a dict."""
         spliced = name.replace("substitute_", "spliced_", 1)
-        if not name.startswith("substitute_") or spliced not in self._names:
+        if not name.startswith("substitute_") or spliced not in self.names:
             return self.resolve(name, binding)
         if not metric.interventions:
             raise SaevalError(f"metric '{metric.name}' requests {name} but declares no interventions")
@@ -250,12 +239,12 @@ class Graph:
 
     def _interventions(self, metric: Metric, binding: Binding) -> dict[str, Node]:
         """Return the node of each of a metric's substitutes: from a function per name, or one `substitutes` for all."""
-        origin = self._origin(metric.name)
+        origin = self.origin(metric.name)
         if isinstance(metric.interventions, Mapping):
             functions = {name: Quantity.anonymous(function, origin) for name, function in metric.interventions.items()}
             return {name: self._intern(make, self._arguments(make, binding)) for name, make in functions.items()}
         substitutes = Quantity(
-            f"{metric.name}.substitutes", metric.substitutes, dict.fromkeys(substitute_requests(metric)),  # type: ignore[attr-defined]
+            f"{metric.name}.substitutes", metric.substitutes, dict.fromkeys(requested(metric, "substitutes")),  # type: ignore[attr-defined]
             identity=json.dumps(dict(binding.params), sort_keys=True, default=str), origin=origin,
         )  # fmt: skip
         source = self._intern(substitutes, self._arguments(substitutes, binding))
@@ -264,7 +253,7 @@ class Graph:
 
     def conclude(self, metric: Metric, bindings: list[Binding]) -> dict[str, Any]:
         """Return the arguments of `conclude` beside the total; `SaevalError` if one is per-batch."""
-        args = self.request(conclude_requests(metric), bindings, metric)
+        args = self.request(metric, "conclude", bindings)
         for name, node in ((n, a) for n, arg in args.items() for a in flattened(arg)):
             if "batch" in node.roots:
                 raise SaevalError(

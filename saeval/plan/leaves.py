@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from saeval.base.errors import SaevalError
 from saeval.interfaces.data import Batch, PairBatch
 from saeval.interfaces.model import Capture, Model, Resume
 from saeval.interfaces.quantity import Quantity
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 class Planned(Protocol):
     """The part of the graph that leaves use."""
 
-    widths: Mapping[str, int]
     reward_unit: str
 
+    def hooks(self) -> Mapping[str, int]: ...
     def resolve(self, name: str, binding: Binding) -> Argument: ...
     def leaf(self, leaf: Leaf, binding: Binding) -> Node: ...
     def substitute(self, subject: Subject, binding: Binding) -> Node: ...
@@ -108,7 +109,9 @@ def hook_name(graph: Planned, binding: Binding) -> Constant:
 @_leaf("hook", kind=PlannedLeaf)
 def d_in(graph: Planned, binding: Binding) -> Constant:
     """Width of the hook, an integer."""
-    return Constant(graph.widths[binding.hook or ""])
+    if (width := graph.hooks().get(binding.hook or "")) is None:
+        raise SaevalError(f"the model has no hook '{binding.hook}'")
+    return Constant(width)
 
 
 @_leaf("hook subject", kind=PlannedLeaf, gives=Substitute)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
 from saeval.base.errors import Problem, SaevalError, UnknownNameError, blamed
@@ -52,7 +51,11 @@ def model_spec(suite: Suite, registry: Registry, options: RunOptions, problems: 
             spec.code = code_identity(adapter_entry.thing, adapter_entry.origin)
             if use in registry.models:
                 spec.name = use
-        return cast(ModelSpec, Guarded(spec, f"model adapter '{chosen}'", adapter_entry.origin, _placed(suite)))
+
+        def placed(message: str) -> Problem:  # for the adapter's later errors, wherever in the suite they occur
+            return suite.problem(message, "model", "use")
+
+        return cast(ModelSpec, Guarded(spec, f"model adapter '{chosen}'", adapter_entry.origin, placed))
     except ParameterError as error:
         for fault, problem in zip(error.faults, suite.problems(error, "model"), strict=True):
             from_option = dtype is not None and fault.location == ("dtype",)
@@ -61,11 +64,6 @@ def model_spec(suite: Suite, registry: Registry, options: RunOptions, problems: 
         unknown_adapter = isinstance(error, UnknownNameError) and error.kind == registry.adapters.kind
         problems += suite.problems(error, "model", "adapter" if adapter and unknown_adapter else "use")
     return None
-
-
-def _placed(suite: Suite) -> Callable[[str], Problem]:
-    """Return a function that places an adapter's later errors at `model:`, wherever in the suite they occur."""
-    return lambda message: suite.problem(message, "model", "use")
 
 
 def _unknown(registry: Registry, use: str, names: list[str]) -> SaevalError:

@@ -59,7 +59,6 @@ class Constant:
 
 
 Argument: TypeAlias = "Node | Constant"
-Arguments: TypeAlias = "Mapping[str, Argument | list[Any]]"
 
 
 @dataclass(frozen=True)

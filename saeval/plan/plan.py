@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from saeval.base.names import names_matching
 from saeval.base.parameters import validated
 from saeval.base.run_options import RunOptions
 from saeval.interfaces.contents import freeze
-from saeval.interfaces.metric import Metric, substitute_requests
+from saeval.interfaces.metric import Metric, requested
 from saeval.interfaces.model import ModelSpec
 from saeval.interfaces.substitute import Subject
 from saeval.plan.cell import Cell, subject_record
@@ -113,7 +113,8 @@ class _Planner:
         self._without_saes(metrics)
         if len(entries) == len(self.suite.body.metrics):  # else the names of some metrics are unknown
             self.problems += layout_problems(self.suite, by_alias, None if self.problems else controls)
-        self._batch_size()
+        size = self.options.batch_size if self.options.batch_size is not None else self.suite.body.batch
+        self.options = replace(self.options, batch_size=size)
         if self.problems or data is None:
             self._raise(subjects, saes)
         assert data is not None
@@ -200,11 +201,6 @@ class _Planner:
                 groups[name] += [m for m in members if m not in groups[name]]
         return groups
 
-    def _batch_size(self) -> None:
-        """Set the batch size: the option, or that of the suite."""
-        size = self.options.batch_size if self.options.batch_size is not None else self.suite.body.batch
-        self.options = replace(self.options, batch_size=size)
-
     def _graph(self, spec: ModelSpec | None, data: Streams, subjects: Subjects) -> Graph:
         most = spec.context if spec is not None else None
         if data.options is not None:  # before the rows are built, which take memory by their context
@@ -221,11 +217,10 @@ class _Planner:
             raise SuiteError([self.suite.problem("this data needs a model; add 'model:'", "data")])
         return Graph(
             self.registry.quantities.__getitem__,
-            self.registry.quantities.names(),
-            widths=_LazyWidths(lambda: spec.hooks() if spec else {}),
+            names={*self.registry.quantities.names(), *LEAVES, *supplies},
+            hooks=functools.cache(spec.hooks if spec else dict),
             control=subjects.ablation,
-            model_digest=digest_of([_identity(spec), spec.code]) if spec else "",
-            data_digest=data_digest,
+            digests={"model": digest_of([_identity(spec), spec.code]) if spec else "", "batch": data_digest},
             fit_digest=lambda: data.fit.fingerprint,
             pair=pair,
             supplies=supplies,
@@ -266,7 +261,7 @@ class _Planner:
         origin = self.registry.metrics.entry(entry.name).origin
         try:
             with blamed("its requests", origin):
-                observe = graph.observe(metric, bindings) if hasattr(metric, "observe") else None
+                observe = graph.request(metric, "observe", bindings) if hasattr(metric, "observe") else None
                 conclude = graph.conclude(metric, bindings)
         except SaevalError as error:
             self._add_once(f"metric '{entry.name}': {error}", entry)
@@ -293,7 +288,7 @@ class _Planner:
                 for part in (observe or {}, conclude)
                 for name, a in part.items()
             ],
-            substitute_requests(metric),
+            requested(metric, "substitutes"),
             data.evaluation.fingerprint if streamed else "",
         ]  # fmt: skip
         return Cell(
@@ -331,27 +326,6 @@ def _final(graph: Graph) -> dict[str, Argument]:
     return {name: graph.resolve(name, Binding(None)) for name in ("model", "batch", "clean_final")}
 
 
-class _LazyWidths(Mapping[str, int]):
-    """Widths of hooks, read when first used: a config is read only if a request needs a width."""
-
-    def __init__(self, read: Callable[[], Mapping[str, int]]) -> None:
-        self._read = functools.cache(read)
-
-    def __getitem__(self, key: str) -> int:
-        if key not in self._read():
-            raise SaevalError(f"the model has no hook '{key}'")
-        return self._read()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._read())
-
-    def __len__(self) -> int:
-        return len(self._read())
-
-
 def plan(suite: Suite, registry: Registry, options: RunOptions) -> Plan:
     """Plan a suite: resolve all its names; `SuiteError` lists all problems at once."""
     return _Planner(suite, registry, options).plan()
-
-
-__all__ = ["Cell", "Plan", "plan"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,29 +22,22 @@ from saeval.interfaces.model import ModelSpec
 from saeval.registry.format_recognition import paths
 from saeval.registry.registry import Registry
 from saeval.suite.schema import Suite
-from saeval.text.packing import Split, TooFewSequencesError
-from saeval.text.tokens import TokenOptions, build_tokens
+from saeval.text.packing import Split, TokenOptions, TooFewSequencesError
+from saeval.text.tokens import build_tokens
 
 log = logging.getLogger("saeval")
 
 
+@dataclass(eq=False)
 class Streams:
     """The rows of a suite's data source. They are tokenised when `evaluation` or `fit` is first used."""
 
-    def __init__(
-        self,
-        source: Source,
-        options: TokenOptions | None,
-        spec: ModelSpec | None,
-        limit: int | None,
-        origin: object = None,
-    ) -> None:
-        self.source = source
-        self.origin = origin
-        self.spec = spec
-        self.limit = limit
-        self.options = options
-        """The options by which documents become rows; None for a source with rows of its own."""
+    source: Source
+    options: TokenOptions | None
+    """The options by which documents become rows; None for a source with rows of its own."""
+    spec: ModelSpec | None
+    limit: int | None
+    origin: object = None
 
     @cached_property
     def evaluation(self) -> Dataset:

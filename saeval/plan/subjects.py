@@ -7,13 +7,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from saeval.base.errors import Problem, SaevalError, UnknownNameError, blamed, quoted_value, searched_in, suggestion
 from saeval.base.fingerprint import digest_of
 from saeval.base.identity import Origin, code_identity
 from saeval.base.names import WILDCARDS, names_matching, names_matching_any, unfit
-from saeval.base.parameters import MAX_REPEATS, ParameterError, parameter_names, validated
+from saeval.base.parameters import MAX_REPEATS, Location, ParameterError, parameter_names, validated
 from saeval.base.run_options import RunOptions
 from saeval.interfaces.contents import freeze
 from saeval.interfaces.live_objects import LiveKeys, LiveSAE
@@ -26,28 +27,24 @@ from saeval.results.store import finite
 from saeval.suite.schema import Suite
 
 
+@dataclass(eq=False)
 class Subjects:
     """Turns suite entries into `Subject`s; errors are added to `problems` with their place."""
 
-    def __init__(
-        self, suite: Suite, registry: Registry, spec: ModelSpec | None, problems: list[Problem], options: RunOptions
-    ) -> None:
-        self.suite = suite
-        self.registry = registry
-        self.spec = spec
-        self.problems = problems
-        self.device = options.sae_device or options.device
-        self.model_device = options.device
-        self.dtype = options.sae_dtype
-        self.places: dict[str, tuple[str | int, ...]] = {}
-        """Place of each SAE in the suite, for problems found later."""
-        self._ablations: dict[tuple[str, str], Subject] = {}
+    suite: Suite
+    registry: Registry
+    spec: ModelSpec | None
+    problems: list[Problem]
+    options: RunOptions
+    places: dict[str, Location] = field(default_factory=dict)
+    """Place of each SAE in the suite, for problems found later."""
+    _ablations: dict[tuple[str, str], Subject] = field(default_factory=dict)
 
     def saes(self) -> list[Subject]:
         """Return the SAEs of the suite in its order, with globs expanded."""
         by_name: dict[str, Subject] = {}
         for index, entry in enumerate(self.suite.body.saes):
-            place: tuple[str | int, ...] = ("saes", index)
+            place: Location = ("saes", index)
             try:
                 subjects = self._registered(entry) if isinstance(entry, str) else self._described(entry)
             except SaevalError as error:
@@ -144,26 +141,17 @@ class Subjects:
         def load() -> Any:
             import torch  # late: planning needs no torch
 
-            return loader.load(reference, self.device, getattr(torch, self.dtype))
+            device = self.options.sae_device or self.options.device
+            return loader.load(reference, device, getattr(torch, self.options.sae_dtype))
 
         facts = {"format": use, "architecture": info.architecture, "sha256": info.sha256, **checkpoint_facts}
         if info.hook_name:
             same = self._site(info.hook_name) == hook_name
             facts["declared_hook"] = asked if same else self._canonical(info.hook_name)
         code = code_identity(entry.thing, entry.origin)
-        key = digest_of(
-            [
-                "sae",
-                info.sha256,
-                info.architecture,
-                use,
-                code,
-                hook_name,
-                input_hook,
-                self.dtype,
-                _without_path(reference),
-            ]
-        )
+        without_path = {name: value for name, value in reference.items() if name != "path"}  # it changes no number
+        words = ["sae", info.sha256, info.architecture, use, code, hook_name, input_hook, self.options.sae_dtype]
+        key = digest_of([*words, without_path])
         return Subject(
             name, hook_name, key, load,
             input_hook=input_hook, asked_hook=asked if asked != hook_name else None,
@@ -194,7 +182,7 @@ class Subjects:
         """Return the controls of the suite: one per hook or per SAE, times its copies."""
         subjects: list[Subject] = []
         for index, entry in enumerate(self.suite.body.controls):
-            place: tuple[str | int, ...] = ("controls", index)
+            place: Location = ("controls", index)
             given = {"use": entry} if isinstance(entry, str) else dict(entry)
             if len(given) == 1 and "use" not in given:  # `norm_noise: {share: 0.2}`, written like a metric
                 ((kind, parameters),) = given.items()
@@ -300,7 +288,7 @@ class Subjects:
                 live = self.suite.live.get(subject.name)
                 if live is not None and context is not None:
                     widths = hooks[reads], hooks[subject.hook_name]
-                    if message := live.probe(context, *widths, self.model_device):
+                    if message := live.probe(context, *widths, self.options.device):
                         self.problems.append(self.suite.problem(message, *place))
 
     def _misfit(self, name: str, hook_name: str, width: int | None, does: str, hooks: Mapping[str, int]) -> str | None:
@@ -343,8 +331,3 @@ def _chosen(saes: list[Subject], of: Any, control: str) -> list[Subject]:
         names_shown = ", ".join(s.name for s in saes[:5]) + (", ..." if len(saes) > 5 else "")
         raise SaevalError(f"control '{control}': no SAE of this suite matches {patterns}; known: {names_shown}")
     return chosen
-
-
-def _without_path(reference: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the reference without its path, which does not change the SAE."""
-    return {key: value for key, value in reference.items() if key != "path"}

@@ -21,6 +21,7 @@ import pluggy
 
 from saeval.base.errors import SaevalError, said, searched_in, suggestion
 from saeval.base.identity import Origin
+from saeval.base.provenance import version
 from saeval.registry import hookspecs
 
 GROUP = "saeval"
@@ -50,7 +51,7 @@ class Plugins:
         self._manager.add_hookspecs(hookspecs)
         self.origins: dict[str, Origin] = {}
         self.failures: list[Failure] = []
-        self._register(Origin("saeval", "core", _own_version(), _is_editable(None)), _core)
+        self._register(Origin("saeval", "core", version(), _is_editable(None)), _core)
         if discover:
             for entry_point in sorted(entry_points(group=GROUP), key=lambda e: (_distribution(e), e.name)):
                 self._register(_origin(entry_point), entry_point.load)
@@ -157,8 +158,8 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def _origin(entry_point: EntryPoint) -> Origin:
-    version = entry_point.dist.version if entry_point.dist else ""
-    return Origin(_distribution(entry_point), entry_point.name, version, _is_editable(entry_point))
+    own = entry_point.dist.version if entry_point.dist else ""
+    return Origin(_distribution(entry_point), entry_point.name, own, _is_editable(entry_point))
 
 
 def _distribution(entry_point: EntryPoint) -> str:
@@ -174,9 +175,3 @@ def _is_editable(entry_point: EntryPoint | None) -> bool:
         return bool(text and json.loads(text).get("dir_info", {}).get("editable"))
     except (ValueError, AttributeError):  # a damaged record: hash the source, which is always right
         return True
-
-
-def _own_version() -> str:
-    from saeval.base.provenance import version  # late: keeps this module's import light
-
-    return version()

@@ -71,6 +71,3 @@ def written(entry: Mapping[str, Any]) -> str:
     """Return an entry as one line of YAML."""
     quoted = {key: f'"{value}"' if set("*?[{:, ") & set(str(value)) else str(value) for key, value in entry.items()}
     return "{" + ", ".join(f"{key}: {value}" for key, value in quoted.items()) + "}"
-
-
-__all__ = ["paths", "readable", "suggested", "written"]

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from saeval.base.errors import Problem, SuiteError, suggestion
 from saeval.base.names import unfit, unfit_for_files
-from saeval.base.parameters import Fault, ParameterError, validated_as
+from saeval.base.parameters import Fault, Location, ParameterError, validated_as
 from saeval.base.run_options import MOST_ROWS
 from saeval.suite import yaml_marks
-from saeval.suite.yaml_marks import Location, Marks
+from saeval.suite.yaml_marks import Marks
 
 
 class Leaderboard(BaseModel):
@@ -193,6 +193,3 @@ def validate(data: dict[str, Any], marks: Marks, live: dict[str, Any] | None = N
 def problem_of(fault: Fault, marks: Marks, location: Location = ()) -> Problem:
     """Return the problem of a fault in the data at a location of the file."""
     return Problem(fault.sentence, marks.where((*location, *fault.location), key=fault.kind == "unknown"))
-
-
-__all__ = ["Leaderboard", "MetricEntry", "RegisteredSuite", "Suite", "SuiteModel", "load", "validate"]

@@ -145,10 +145,7 @@ class _Builder:
         self._characters += len(node.value) if isinstance(node, yaml.ScalarNode) else 0
         if len(location) > MAX_DEPTH:
             raise SuiteError([Problem(f"nested more than {MAX_DEPTH} deep, or an alias of itself", self.marks.source)])
-        for count, most, what in (
-            (self._count, MAX_NODES, "nodes"),
-            (self._characters, MAX_CHARACTERS, "characters"),
-        ):
+        for count, most, what in ((self._count, MAX_NODES, "nodes"), (self._characters, MAX_CHARACTERS, "characters")):
             if count > most:
                 raise SuiteError([Problem(f"more than {most} {what} after expanding aliases", self.marks.source)])
         self.marks.values[location] = _mark(node)
@@ -248,6 +245,3 @@ def _mark(node: Any) -> tuple[int, int]:
 
 def _kind(value: Any) -> str:
     return {list: "a list", str: "a string", int: "a number", float: "a number"}.get(type(value), "something else")
-
-
-__all__ = ["Location", "Marks", "beyond", "override", "parse", "read", "value_of"]

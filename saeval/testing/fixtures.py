@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from saeval.api import evaluate
@@ -40,13 +41,13 @@ def register_rows(name: str, rows: Dataset, fit: Dataset | None = None) -> dict[
     return {"use": "in-memory", "rows": name}
 
 
+@dataclass(eq=False)
 class TinyPlugin:
     """A plugin with the data source `in-memory` and a test's own metrics, quantities and controls."""
 
-    def __init__(
-        self, metrics: Sequence[type[Metric]] = (), quantities: Sequence[Any] = (), controls: Any = ()
-    ) -> None:
-        self._metrics, self._quantities, self._controls = metrics, quantities, controls
+    metrics: Sequence[type[Metric]] = ()
+    quantities: Sequence[Any] = ()
+    controls: Sequence[Any] = ()
 
     @hookimpl
     def saeval_data(self) -> list[type[Source]]:
@@ -54,15 +55,15 @@ class TinyPlugin:
 
     @hookimpl
     def saeval_metrics(self) -> list[type[Metric]]:
-        return list(self._metrics)
+        return list(self.metrics)
 
     @hookimpl
     def saeval_quantities(self) -> list[Any]:
-        return list(self._quantities)
+        return list(self.quantities)
 
     @hookimpl
     def saeval_controls(self) -> list[Any]:
-        return list(self._controls)
+        return list(self.controls)
 
 
 def tiny_plugins(*metrics: type[Metric], quantities: Sequence[Any] = (), controls: Sequence[Any] = ()) -> Plugins:

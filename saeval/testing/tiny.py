@@ -98,29 +98,26 @@ class TinyModel(Model, ModelSpec):
         return torch.matmul(x[torch.arange(len(x)), last], self.head_weight)[:, 0]
 
     def capture(self, batch: Batch, hooks: Iterable[str], final: bool, resumable: Iterable[str] = ()) -> Capture:
-        wanted = {int(hook.split(".")[1]): hook for hook in hooks}
         self.passes["clean" if final else "cut"] += 1
-        activations = {}
-        x = self.embed[batch.tokens]
-        for index in range(len(self.blocks) if final else max(wanted) + 1):
-            if index in wanted:
-                activations[wanted[index]] = x
-            if final or index < max(wanted):
-                x = self._block(index, x, batch.real)
-        return Capture(activations, self._finish(x, batch) if final else None)
+        return self._run(self.embed[batch.tokens], batch, hooks, 0, final)
 
     def resumed(
         self, batch: Batch, captured: Capture, hook_name: str, activations: Tensor, hooks: Iterable[str] = ()
     ) -> Capture:
         self.passes["resumed"] += 1
+        return self._run(activations, batch, hooks, int(hook_name.split(".")[1]), True)
+
+    def _run(self, x: Tensor, batch: Batch, hooks: Iterable[str], first: int, final: bool) -> Capture:
+        """Run the blocks from `first` on; without `final`, stop at the last of the hooks."""
         wanted = {int(hook.split(".")[1]): hook for hook in hooks}
-        captured_here = {}
-        x = activations
-        for index in range(int(hook_name.split(".")[1]), len(self.blocks)):
+        activations = {}
+        for index in range(first, len(self.blocks)):
             if index in wanted:
-                captured_here[wanted[index]] = x
+                activations[wanted[index]] = x
+            if not final and index == max(wanted):
+                return Capture(activations)
             x = self._block(index, x, batch.real)
-        return Capture(captured_here, self._finish(x, batch))
+        return Capture(activations, self._finish(x, batch))
 
     def unembed(self, hidden: Tensor) -> Tensor:
         return torch.matmul(hidden, self.head_weight)

@@ -8,19 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import chain, groupby
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from operator import attrgetter, itemgetter
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
+from pydantic import BaseModel, ConfigDict, Field
 
 from saeval.base.errors import SaevalError, lone_surrogate
+from saeval.base.run_options import MOST_ROWS
 from saeval.base.text_files import LONG, Passage
 from saeval.interfaces.data import Document, Source
 from saeval.text.windows import tokens_of
-
-if TYPE_CHECKING:
-    from saeval.text.tokens import TokenOptions
 
 Split = Literal["evaluation", "fit"]
 
@@ -28,6 +27,35 @@ FIT_SHARE = 0.2
 PADDING = -1
 EMPTY = "empty"
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 256, 1_000_000
+
+
+LONGEST = 2**20
+"""Largest number of input positions of a row."""
+TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class TokenOptions(BaseModel):
+    """Options for turning documents into rows, the same for all sources of text or tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    context: Annotated[int, Field(ge=1, le=LONGEST, strict=True)]
+    """Number of input positions per row, including BOS; a row has one more token."""
+    sequences: Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True)] | None = None
+    """Number of rows; None for all. A larger number adds rows to the same ones."""
+    seed: Seed = 0
+    bos: bool = True
+    """Begin every row with the tokenizer's BOS."""
+    exclude: list[Literal["bos", "eos", "pad"] | TokenId] = ["bos"]
+    """Input tokens outside the mask."""
+    packing: Literal["documents", "concat"] = "documents"
+    bos_id: TokenId | None = None
+    """BOS in place of the tokenizer's, or without a tokenizer."""
+    eos_id: TokenId | None = None
+    """EOS, likewise."""
+    fit_sequences: Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True, exclude=True)] = 64
+    """Largest number of rows of the fit split. Excluded from digests, since these rows are of other documents."""
 
 
 class Packed(NamedTuple):
@@ -121,7 +149,8 @@ class Packer:
         rows = self._of_documents(tokenised) if self.options.packing == "documents" else self._of_stream(tokenised)
         count = self.options.sequences
         rows = self._within_memory(rows)
-        sample = sorted(rows, key=_order) if count is None else heapq.nsmallest(count, rows, key=_order)
+        order = attrgetter("order")
+        sample = sorted(rows, key=order) if count is None else heapq.nsmallest(count, rows, key=order)
         if len(sample) < (count or 1):
             requested = f"'sequences: {count}' was requested" if count else "at least one sequence is needed"
             raise TooFewSequencesError(
@@ -281,10 +310,6 @@ def unread_special(tokenizer: Any, word: Literal["bos", "eos"], ids: Sequence[in
         return ""
     read = tokenizer([spelling], add_special_tokens=False, verbose=False)["input_ids"][0]
     return "" if list(read) == list(ids) else str(spelling)
-
-
-def _order(row: _Row) -> bytes:
-    return row.order
 
 
 def _long(document: Document) -> bool:

@@ -1,4 +1,4 @@
-"""Rows of tokens: their options, their mask, and their cache."""
+"""Rows of tokens and their cache."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from jaxtyping import Int
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from saeval.base import cache
 from saeval.base.errors import said
-from saeval.base.run_options import MOST_ROWS
 from saeval.interfaces.data import Batch, Dataset, Source, outside
-from saeval.text.packing import PADDING, Packer, Split, included_of, mask_of
+from saeval.text.packing import PADDING, Packer, Split, TokenOptions, included_of, mask_of
 
 if TYPE_CHECKING:
     import torch
@@ -24,34 +23,6 @@ if TYPE_CHECKING:
 _KIND = "tokens"
 FORMAT = 2
 """Part of every cache key; raise it when the same options give other rows."""
-
-LONGEST = 2**20
-"""Largest number of input positions of a row."""
-TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-
-
-class TokenOptions(BaseModel):
-    """Options for turning documents into rows, the same for all sources of text or tokens."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    context: Annotated[int, Field(ge=1, le=LONGEST, strict=True)]
-    """Number of input positions per row, including BOS; a row has one more token."""
-    sequences: Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True)] | None = None
-    """Number of rows; None for all. A larger number adds rows to the same ones."""
-    seed: Seed = 0
-    bos: bool = True
-    """Begin every row with the tokenizer's BOS."""
-    exclude: list[Literal["bos", "eos", "pad"] | TokenId] = ["bos"]
-    """Input tokens outside the mask."""
-    packing: Literal["documents", "concat"] = "documents"
-    bos_id: TokenId | None = None
-    """BOS in place of the tokenizer's, or without a tokenizer."""
-    eos_id: TokenId | None = None
-    """EOS, likewise."""
-    fit_sequences: Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True, exclude=True)] = 64
-    """Largest number of rows of the fit split. Excluded from digests, since these rows are of other documents."""
 
 
 class TokenDataset(Dataset):
