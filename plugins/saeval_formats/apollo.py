@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.plugin import SAEInfo, SaevalError, digest_of, names_matching, names_matching_any, sha256_file, suggestion
+from saeval.plugin import SaevalError, names_matching, names_matching_any, suggestion
 from saeval_formats.fields import Fields
 from saeval_formats.reference import LocalLoader, LocalReference, parsed, yaml_object
-from saeval_formats.tensor_layout import TensorLayout
+from saeval_formats.tensor_layout import Checkpoint, TensorLayout
 from saeval_formats.tensors import Header, state_dict, unpickled_dict
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
-
-    from saeval_formats.dense import DenseSAE
 
 CONFIG = "final_config.yaml"
 _KEY = re.compile(r"(?:([^.]+)\.)?(encoder(?:\.0)?|decoder)\.(?:weight|bias)")
@@ -31,19 +27,6 @@ class Reference(LocalReference):
     """The file, or the folder of a run, of which the last file is loaded."""
     sites: str | list[str] | None = None
     """The hook of the SAE, or globs of hooks; not needed if the file holds one SAE."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """One checked SAE of a file."""
-
-    header: Header
-    layout: TensorLayout
-    site: str
-    d_in: int
-    d_sae: int
-    hook_name: str | None
-    facts: Mapping[str, Any]
 
 
 class Apollo(LocalLoader):
@@ -59,41 +42,31 @@ class Apollo(LocalLoader):
     companions = (f"../{CONFIG}",)
     suffixes = (".yaml",)
 
-    def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-        """Expand the globs of `path` and of `sites`."""
-        expanded: dict[str, Mapping[str, Any]] = {}
-        for part, match in super().expand(reference).items():
-            options = _parsed(match)
-            if options.sites is None:
-                expanded[part] = match
-                continue
-            file = _file(options.path)
-            sites = _matching(file, list(_saes(file)), options.sites)
-            if options.hook_name and len(sites) > 1:
-                raise SaevalError(
-                    f"apollo: 'hook_name' is one hook, but 'sites' matches {len(sites)}: {', '.join(sites)}"
-                )
-            for site in sites:
-                name = site if sites != [options.sites] else ""  # a site without globs does not extend the name
-                expanded["/".join(filter(None, (part, name)))] = {**match, "sites": site}
-        return expanded
+    def at_path(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        options = _parsed(reference)
+        if options.sites is None:
+            return {"": reference}
+        file = _file(options.path)
+        sites = _matching(file, list(_saes(file)), options.sites)
+        if options.hook_name and len(sites) > 1:
+            raise SaevalError(f"apollo: 'hook_name' is one hook, but 'sites' matches {len(sites)}: {', '.join(sites)}")
+        # A site without globs does not extend the name.
+        return {site if sites != [options.sites] else "": {**reference, "sites": site} for site in sites}
 
-    def info(self, reference: Mapping[str, Any]) -> SAEInfo:
-        checkpoint = _checkpoint(_parsed(reference))
-        return SAEInfo(
-            hook_name=checkpoint.hook_name,
-            d_in=checkpoint.d_in,
-            d_sae=checkpoint.d_sae,
-            d_out=checkpoint.d_in,
-            sha256=digest_of([sha256_file(checkpoint.header.path), checkpoint.site]),
-            architecture="standard",
-            facts=checkpoint.facts,
-        )
-
-    def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> DenseSAE:
-        """Load in `dtype`, float32 by default. `hook_name` is empty if neither the file nor the entry names a hook."""
-        checkpoint = _checkpoint(_parsed(reference))
-        return checkpoint.layout.dense(checkpoint.header, checkpoint.hook_name or "", device, dtype)
+    def opened(self, reference: Mapping[str, Any]) -> Checkpoint:
+        options = _parsed(reference)
+        path = _file(options.path)
+        saes = _saes(path)
+        sites = list(saes) if options.sites is None else _matching(path, list(saes), options.sites)
+        if len(sites) > 1:
+            raise SaevalError(f"{path}: has several SAEs; add 'sites:', a hook or a glob of hooks: {_listed(sites)}")
+        site = sites[0]
+        header = Header.of_tensors(path, saes[site])
+        layout = _layout(saes[site], site)
+        sizes = layout.check(header, kind="'use'", sizes="the lengths of the biases")
+        facts, position = _config(path)
+        hook_name = options.hook_name or site or position
+        return Checkpoint(header, layout, sizes, "standard", hook_name, numeric=(site,), facts=facts)
 
 
 def _parsed(reference: Mapping[str, Any]) -> Reference:
@@ -138,20 +111,6 @@ def _matching(path: Path, hooks: list[str], wanted: str | list[str]) -> list[str
             near = suggestion(pattern, hooks)
             raise SaevalError(f"{path}: no SAE matches 'sites: {pattern}'{near}; the file has {_listed(hooks)}")
     return names_matching_any(patterns, hooks)
-
-
-def _checkpoint(options: Reference) -> Checkpoint:
-    path = _file(options.path)
-    saes = _saes(path)
-    sites = list(saes) if options.sites is None else _matching(path, list(saes), options.sites)
-    if len(sites) > 1:
-        raise SaevalError(f"{path}: has several SAEs; add 'sites:', a hook or a glob of hooks: {_listed(sites)}")
-    site = sites[0]
-    header = Header.of_tensors(path, saes[site])
-    layout = _layout(saes[site], site)
-    d_in, d_sae = layout.check(header, kind="'use'", sizes="the lengths of the biases")
-    facts, position = _config(path)
-    return Checkpoint(header, layout, site, d_in, d_sae, options.hook_name or site or position, facts)
 
 
 def _layout(state: Mapping[str, Tensor], site: str) -> TensorLayout:

@@ -15,7 +15,7 @@ from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
 from saeval_formats.reference import TranscoderReference, folder_of, json_object, parsed
 from saeval_formats.saelens_config import BY_LIBRARY, Config, assembled, parsed_config
-from saeval_formats.saelens_objects import LibrarySAE, loaded
+from saeval_formats.saelens_objects import LibrarySAE, expected_shapes, loaded
 from saeval_formats.saelens_releases import Release, releases
 from saeval_formats.tensors import Header
 
@@ -61,29 +61,19 @@ class SAELens(FolderLoader):
         parts = [str(reference[key]) for key in ("release", "id") if reference.get(key)]
         return "/".join(parts) or self.name
 
-    def info(self, reference: Mapping[str, Any]) -> SAEInfo:
-        return _source(reference).info()
-
-    def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> Substitute:
-        """Load in `dtype`, float32 by default. `hook_name` is empty if neither config nor entry names a hook."""
-        return _source(reference).load(device, dtype)
+    def opened(self, reference: Mapping[str, Any]) -> Folder | Release:
+        if "release" in reference:
+            return Release.of(reference)
+        options = parsed(Reference, reference, "saelens", needs=f"the folder with {CONFIG} and {WEIGHTS}, or 'release'")
+        folder = folder_of(options.path, "saelens", f"{CONFIG} and {WEIGHTS}")
+        raw = json_object(holding(folder, "saelens", (CONFIG,)))
+        return Folder(options, folder, raw, parsed_config(folder / CONFIG, raw), Header.of(folder / WEIGHTS))
 
     def accepts(self, live: object) -> bool:
         return any(c.__name__ == "SAE" and c.__module__.startswith("sae_lens.") for c in type(live).__mro__)
 
     def wrap(self, live: Any, hook_name: str | None, name: str) -> LiveSAE:
-        from saeval_formats.saelens_objects import LibrarySAE  # late: it imports torch
-
         return LibrarySAE(live, hook_name, name)
-
-
-def _source(reference: Mapping[str, Any]) -> Folder | Release:
-    if "release" in reference:
-        return Release.of(reference)
-    options = parsed(Reference, reference, "saelens", needs=f"the folder with {CONFIG} and {WEIGHTS}, or 'release'")
-    folder = folder_of(options.path, "saelens", f"{CONFIG} and {WEIGHTS}")
-    raw = json_object(holding(folder, "saelens", (CONFIG,)))
-    return Folder(options, folder, raw, parsed_config(folder / CONFIG, raw), Header.of(folder / WEIGHTS))
 
 
 @dataclass(frozen=True)
@@ -117,17 +107,12 @@ class Folder:
         if _SCALE in header.shapes and not (header.read([_SCALE], "cpu")[_SCALE] == 1).all():
             raise SaevalError(f"{header.path}: '{_SCALE}' is not all ones; fold the fine-tuned scale into W_dec first")
         tensors, config = self._folded(header.read(config.shapes, device, dtype))
-        try:
-            return assembled(config, tensors, hook_name or "", unit_decoder=self.options.unit_decoder)
-        except ValueError as error:
-            raise SaevalError(f"{self.path}: 'fold_W_dec_norm' is not for this SAE: {error}") from None
+        return assembled(self.path, config, tensors, hook_name, unit_decoder=self.options.unit_decoder)
 
     def check(self) -> None:
         """Raise `SaevalError` if the tensors do not match the config."""
         config = self.config
         if config.architecture in BY_LIBRARY:
-            from saeval_formats.saelens_objects import expected_shapes  # late: it imports torch
-
             if config.normalization == "covariance_whitening" or self.factor is not None:
                 raise SaevalError(
                     f"{self.path}: the scale of training inputs cannot be folded into a '{config.architecture}' SAE"

@@ -22,7 +22,7 @@ from saeval.plugin import SAEInfo, SaevalError, suggestion, torch
 from saeval_formats.folders import chosen
 from saeval_formats.reference import parsed
 from saeval_formats.saelens_config import BY_LIBRARY, Config, assembled, parsed_config
-from saeval_formats.saelens_objects import LibrarySAE, first_line
+from saeval_formats.saelens_objects import LibrarySAE, first_line, library
 
 if TYPE_CHECKING:
     from saeval.plugin import Substitute
@@ -98,7 +98,7 @@ class Release:
         config, revision = self.config, _revision(self.repo_id)
         factor = self.entry.norm_scaling_factor.get(self.options.id) if self.entry else None
         config = config.with_factor(factor, "'norm_scaling_factor' in SAELens' registry")
-        version = _library().__version__
+        version = library().__version__
         identity = [self.repo_id, self.folder, revision, self.reader, version, factor, self.options.unit_decoder]
         published = {}
         if self.entry is not None:
@@ -115,7 +115,7 @@ class Release:
         self._check_reader()
         names = {"release": self.options.release, "sae_id": self.options.id}
         with _library_errors(self.where, revision):
-            module = _library().SAE.from_pretrained(**names, device=device, dtype=str(wanted).removeprefix("torch."))
+            module = library().SAE.from_pretrained(**names, device=device, dtype=str(wanted).removeprefix("torch."))
         for name, tensor in module.state_dict().items():
             broken = int((~torch.isfinite(tensor)).sum())
             if broken:
@@ -127,10 +127,7 @@ class Release:
                 raise SaevalError(f"{self.where}: 'fold_W_dec_norm' is not for '{config.architecture}' SAEs")
             return LibrarySAE(module, hook_name or "?", str(self.where))
         tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
-        try:
-            return assembled(config, tensors, hook_name or "", unit_decoder=self.options.unit_decoder)
-        except ValueError as error:
-            raise SaevalError(f"{self.where}: 'fold_W_dec_norm' is not for this SAE: {error}") from None
+        return assembled(self.where, config, tensors, hook_name, unit_decoder=self.options.unit_decoder)
 
     @property
     def config(self) -> Config:
@@ -151,15 +148,8 @@ class Release:
             )
 
 
-def _library() -> Any:
-    """Return the module `sae_lens`; `SaevalError` if it is not installed."""
-    from saeval_formats.saelens_objects import library  # late: it imports torch
-
-    return library()
-
-
 def _registry() -> Mapping[str, Any]:
-    _library()
+    library()
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory  # late: an optional extra
 
     return get_pretrained_saes_directory()  # type: ignore[no-any-return]

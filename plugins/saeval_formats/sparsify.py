@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from saeval.plugin import SAEInfo, SaevalError
+from saeval.plugin import SaevalError
+from saeval_formats.dense import AbsTopK, GroupMax, TopK
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
 from saeval_formats.reference import TranscoderReference, folder_of, json_object, parsed
-from saeval_formats.tensor_layout import TensorLayout
+from saeval_formats.tensor_layout import Checkpoint, TensorLayout
 from saeval_formats.tensors import Header
-
-if TYPE_CHECKING:
-    import torch
-
-    from saeval_formats.dense import DenseSAE
 
 CONFIG, WEIGHTS, RUN = "cfg.json", "sae.safetensors", "config.json"
 _STORED = {
@@ -27,33 +22,11 @@ _STORED = {
     "W_dec": ("W_dec", "nd"),
     "b_dec": ("b_dec", "d"),
 }
-_ACTIVATIONS = ("topk", "groupmax")
+_ACTIVATIONS = {"topk": TopK, "groupmax": GroupMax}
 _REFUSED = {
     "embed_skip": "it also reads the token embeddings",
     "gram_lookup": "it also reads a table of n-grams",
 }
-
-
-@dataclass(frozen=True)
-class Config:
-    """The checked settings of `cfg.json`."""
-
-    d_in: int
-    d_sae: int
-    k: int
-    activation: str
-    skip: bool
-    transcode: bool
-    signed: bool = False
-
-    @property
-    def architecture(self) -> str:
-        kind = f"{'signed_' * self.signed}{self.activation}"
-        return f"{kind}{'_skip' * self.skip}{'_transcoder' * self.transcode}"
-
-    @property
-    def layout(self) -> TensorLayout:
-        return TensorLayout({**_STORED, **({"W_skip": ("W_skip", "dd")} if self.skip else {})})
 
 
 class Sparsify(FolderLoader):
@@ -72,67 +45,40 @@ class Sparsify(FolderLoader):
     markers = (WEIGHTS,)
     companions = (f"../{RUN}", f"../../{RUN}")
 
-    def info(self, reference: Mapping[str, Any]) -> SAEInfo:
-        options, folder, config, header = _opened(reference)
+    def opened(self, reference: Mapping[str, Any]) -> Checkpoint:
+        options = parsed(TranscoderReference, reference, "sparsify", needs=f"the folder with {CONFIG} and {WEIGHTS}")
+        folder = folder_of(options.path, "sparsify", f"{CONFIG} and {WEIGHTS}")
+        header = Header.of(holding(folder, "sparsify", (WEIGHTS,)))
+        path = folder / CONFIG
+        config = Fields(path, json_object(path))
+        for key, reason in _REFUSED.items():
+            if config.flag(key, default=False):
+                raise SaevalError(f"{path}: '{key}' is not supported: {reason}")
+        d_in = config.whole("d_in")
+        # num_latents 0 (or null) means d_in times expansion_factor.
+        d_sae = config.maybe(config.count, "num_latents") or d_in * config.whole("expansion_factor")
+        k = config.k(d_sae)
+        activation = config.choice("activation", tuple(_ACTIVATIONS), "topk")
+        if activation == "groupmax" and d_sae % k:
+            raise SaevalError(f"{path}: {d_sae} features cannot be divided into 'k: {k}' groups of equal size")
+        skip, transcode, signed = (
+            config.flag(key, default=False) for key in ("skip_connection", "transcode", "signed")
+        )
+        if signed and activation != "topk":
+            raise SaevalError(f"{path}: 'signed' is for 'activation: topk', found '{activation}'")
+        layout = TensorLayout({**_STORED, **({"W_skip": ("W_skip", "od")} if skip else {})}, pre_bias=not transcode)
         hookpoint = _hookpoint(folder)
-        reads = (options.input_hook or f"{hookpoint}:in") if config.transcode else None
-        return SAEInfo(
-            hook_name=options.hook_name or hookpoint,
-            input_hook=reads,
-            d_in=config.d_in,
-            d_sae=config.d_sae,
-            d_out=config.d_in,
-            sha256=header.identity(
-                config.k, config.activation, config.skip, config.transcode, *(["signed"] if config.signed else [])
-            ),
-            architecture=config.architecture,
-            facts={**_run(folder), "k": config.k},
+        return Checkpoint(
+            header,
+            layout,
+            layout.check(header, d_in, d_sae, kind=f"'skip_connection' of {CONFIG}", sizes=CONFIG),
+            f"{'signed_' * signed}{activation}{'_skip' * skip}{'_transcoder' * transcode}",
+            options.hook_name or hookpoint,
+            (options.input_hook or f"{hookpoint}:in") if transcode else None,
+            numeric=(k, activation, skip, transcode, *(["signed"] if signed else [])),
+            facts={**_run(folder), "k": k},
+            activation=AbsTopK(k) if signed else _ACTIVATIONS[activation](k),
         )
-
-    def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> DenseSAE:
-        """Load in `dtype`, float32 by default."""
-        from saeval_formats.dense import AbsTopK, DenseSAE, GroupMax, TopK  # late: reading headers needs no torch
-
-        options, folder, config, header = _opened(reference)
-        tensors = config.layout.canonical(header, device, dtype)
-        return DenseSAE(
-            options.hook_name or _hookpoint(folder),
-            tensors["W_enc"],
-            tensors["b_enc"],
-            tensors["W_dec"],
-            tensors["b_dec"],
-            (AbsTopK if config.signed else TopK if config.activation == "topk" else GroupMax)(config.k),
-            apply_b_dec_to_input=not config.transcode,
-            transcoder=config.transcode,
-            W_skip=tensors.get("W_skip"),
-        )
-
-
-def _opened(reference: Mapping[str, Any]) -> tuple[TranscoderReference, Path, Config, Header]:
-    options = parsed(TranscoderReference, reference, "sparsify", needs=f"the folder with {CONFIG} and {WEIGHTS}")
-    folder = folder_of(options.path, "sparsify", f"{CONFIG} and {WEIGHTS}")
-    header = Header.of(holding(folder, "sparsify", (WEIGHTS,)))
-    config = _config(folder / CONFIG)
-    config.layout.check(header, config.d_in, config.d_sae, kind=f"'skip_connection' of {CONFIG}", sizes=CONFIG)
-    return options, folder, config, header
-
-
-def _config(path: Path) -> Config:
-    config = Fields(path, json_object(path))
-    for key, reason in _REFUSED.items():
-        if config.flag(key, default=False):
-            raise SaevalError(f"{path}: '{key}' is not supported: {reason}")
-    d_in = config.whole("d_in")
-    # num_latents 0 (or null) means d_in times expansion_factor.
-    d_sae = config.maybe(config.count, "num_latents") or d_in * config.whole("expansion_factor")
-    k = config.k(d_sae)
-    activation = config.choice("activation", _ACTIVATIONS, "topk")
-    if activation == "groupmax" and d_sae % k:
-        raise SaevalError(f"{path}: {d_sae} features cannot be divided into 'k: {k}' groups of equal size")
-    skip, transcode, signed = (config.flag(key, default=False) for key in ("skip_connection", "transcode", "signed"))
-    if signed and activation != "topk":
-        raise SaevalError(f"{path}: 'signed' is for 'activation: topk', found '{activation}'")
-    return Config(d_in, d_sae, k, activation, skip, transcode, signed)
 
 
 def _hookpoint(folder: Path) -> str:
