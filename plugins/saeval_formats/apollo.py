@@ -32,8 +32,6 @@ class Reference(LocalReference):
 class Apollo(LocalLoader):
     """SAEs of e2e_sae: features relu(x W_encᵀ + b_enc), and x̂ from decoder rows scaled to norm 1.
 
-    `path` is a `.pt` file, or the folder of a run, of which the last file is loaded. If a file holds several SAEs,
-    `sites` names the hook of one, or a glob or list of globs of hooks. `hook_name` replaces the checkpoint's hook.
     These SAEs were trained on models that TransformerLens loaded with its defaults, centred writing weights and folded
     layer norms: the residual stream of the published model differs from their inputs by each activation's mean.
     """
@@ -152,13 +150,10 @@ def _config(path: Path) -> tuple[dict[str, Any], str | None]:
 
 def _end_to_end(loss: Fields) -> bool | None:
     """True if the loss had terms for the model's output or later activations, and none for the reconstruction."""
-
-    def has_term(key: str, coefficient: str = "coeff") -> bool:
-        part = loss.inside(key)
-        return bool(part.maybe(part.amount, coefficient))
-
-    downstream = has_term("logits_kl") or has_term("in_to_orig", "total_coeff")
-    return True if downstream and not has_term("out_to_in") and not has_term("out_to_orig") else None
+    terms = {key: loss.inside(key) for key in ("logits_kl", "in_to_orig", "out_to_in", "out_to_orig")}
+    weights = {k: t.maybe(t.amount, "total_coeff" if k == "in_to_orig" else "coeff") for k, t in terms.items()}
+    downstream = weights["logits_kl"] or weights["in_to_orig"]
+    return True if downstream and not weights["out_to_in"] and not weights["out_to_orig"] else None
 
 
 def _listed(sites: list[str]) -> str:

@@ -84,8 +84,6 @@ class Reference(LocalReference):
 class DictionaryLearning(LocalLoader):
     """SAEs of dictionary_learning's seven classes, each computed as its library loads and runs it.
 
-    `path` is a trainer's folder (`ae.pt` and `config.json`) or a file. `class` replaces the config's `dict_class`:
-    trainers write their default class there, even if another was trained. `hook_name` replaces the config's hook.
     `AutoEncoderTopK` keeps the k largest features of each token; it ignores the threshold in newer files, which the
     library uses only in `encode(use_threshold=True)`. The batch-top-k classes use their threshold, as `encode` does.
     """
@@ -101,8 +99,8 @@ class DictionaryLearning(LocalLoader):
         state = unpickled_dict(file)
         if isinstance(state.get("ae"), dict):
             raise SaevalError(
-                f"{file}: a checkpoint of an unfinished run (step {state.get('step')}): its biases are not yet rescaled "
-                "to the activations; finish the run"
+                f"{file}: a checkpoint of an unfinished run (step {state.get('step')}): its biases are not yet "
+                "rescaled to the activations; finish the run"
             )
         weights = state_dict(file, state)
         fields = _config(file)

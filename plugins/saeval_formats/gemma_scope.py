@@ -54,7 +54,7 @@ class GemmaScope(FolderLoader):
     x̂ = acts W_dec + b_dec; b_dec is not subtracted from x. Transcoders of Gemma Scope 2 may add
     x·affine_skip_connection. `path` is an SAE's folder, or a folder of such folders with `sites`, a glob or a list of
     globs. The hooks are read from the config, or from folders named as in the published repositories
-    (`gemma-scope-2b-pt-res/layer_20/width_16k/...`); `hook_name` and `input_hook` replace them.
+    (`gemma-scope-2b-pt-res/layer_20/width_16k/...`).
     """
 
     name, entry = "gemma_scope", TranscoderReference

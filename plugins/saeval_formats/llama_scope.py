@@ -32,8 +32,8 @@ class LlamaScope(FolderLoader):
     """JumpReLU SAEs and transcoders of OpenMOSS' Llama Scope.
 
     `path` is an SAE's folder (`hyperparams.json`, `checkpoints/final.safetensors`), or a folder of such folders with
-    `sites`, a glob or a list of globs. `hook_name` and `input_hook` replace the hooks of the config. Inputs x and
-    reconstructions x̂ have the model's scale; features have that of training, s = √d / mean norm times larger:
+    `sites`, a glob or a list of globs. Inputs x and reconstructions x̂ have the model's scale; features have that of
+    training, s = √d / mean norm times larger:
     pre = (s_in·x) W_encᵀ + b_enc, acts = pre·1[pre > θ], x̂ = (acts W_decᵀ + b_dec) / s_out. The file's single
     threshold t is in units of the model, for decoder columns of norm 1. As in OpenMOSS' inference code,
     θ = t·s_out / ‖column‖, or t·s_in without `sparsity_include_decoder_norm`; SAELens uses t·s, which is the same for

@@ -36,9 +36,8 @@ class Reference(LocalReference):
 class OpenAI(LocalLoader):
     """`Autoencoder`s of openai/sparse_autoencoder, with ReLU or TopK.
 
-    `path` is the `.pt` file. The file does not name its hook: set `hook_name`. As in the library's `from_state_dict`,
-    TopK autoencoders normalise each activation by its mean and unbiased standard deviation before subtracting
-    `pre_bias`, and undo this after decoding; ReLU autoencoders do not normalise.
+    As in the library's `from_state_dict`, TopK autoencoders normalise each activation by its mean and unbiased standard
+    deviation before subtracting `pre_bias`, and undo this after decoding; ReLU autoencoders do not normalise.
     """
 
     name, entry = "openai", Reference

@@ -40,8 +40,7 @@ class SAELens(FolderLoader):
     """SAEs that SAELens 3 to 6 saved, and those that `SAE.from_pretrained` loads.
 
     `{path: folder}`, `{path: run, sites: "blocks.*"}`, `{release: gpt2-small-res-jb, id: blocks.8.hook_resid_pre}`,
-    `{release: gpt2-small-res-jb, ids: "blocks.*"}`. `hook_name` and `input_hook` replace the config's hooks;
-    `fold_W_dec_norm: true` scales decoder rows to norm 1 and multiplies their old norms into the features.
+    `{release: gpt2-small-res-jb, ids: "blocks.*"}`.
     At hook_z, the width is that of all heads together. As in the library, `normalize_activations:
     expected_average_only_in` scales nothing at run time; if the folder still has the factor (or the whitening) of an
     unfinished run, saeval folds it into the weights.

@@ -141,7 +141,9 @@ class Release:
         return parsed_config(self.where, raw)
 
     def _check_reader(self) -> None:
-        if self.reader in _HEADERS_BY_HTTP and _offline():
+        from huggingface_hub import constants  # late: slow to import
+
+        if self.reader in _HEADERS_BY_HTTP and constants.HF_HUB_OFFLINE:
             raise SaevalError(
                 f"saelens: {self.where}: SAELens requests its header from the hub even if the files are in the cache, "
                 "and HF_HUB_OFFLINE is set; use the downloaded folder, as in {use: gemma_scope, path: ...}"
@@ -163,12 +165,6 @@ def _registered(release: str) -> Any:
     return registry[release]
 
 
-def _offline() -> bool:
-    from huggingface_hub import constants  # late: slow to import
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
 @functools.cache
 def _hub_commit(repo_id: str) -> str:
     """Return the commit of a repository's `main`; one request per process."""
@@ -184,7 +180,7 @@ def _revision(repo_id: str) -> str:
 
     cached = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model") / "refs" / "main"
     reason = "HF_HUB_OFFLINE is set"
-    if not _offline():
+    if not constants.HF_HUB_OFFLINE:
         try:
             return _hub_commit(repo_id)
         except Exception as error:  # the exceptions depend on the hub client's HTTP library

@@ -33,9 +33,9 @@ class Sparsify(FolderLoader):
     """Sparse coders of EleutherAI's sparsify: TopK, group max, signed TopK, and transcoders.
 
     `path` is an SAE's folder, or that of a run with `sites`, a glob or a list of globs. The folder's name is the path
-    of the hooked module in the base model: `layers.10`, `h.3.mlp`, `layers.10/seed1`; `hook_name` and `input_hook`
-    replace it. Features are relu(x̃ W_encᵀ + b_enc) of the k largest features of a token, or of the largest in each
-    of k groups. With `signed` (early versions), the k pre-activations of largest magnitude are kept with their signs.
+    of the hooked module in the base model: `layers.10`, `h.3.mlp`, `layers.10/seed1`.
+    Features are relu(x̃ W_encᵀ + b_enc) of the k largest features of a token, or of the largest in each of k groups.
+    With `signed` (early versions), the k pre-activations of largest magnitude are kept with their signs.
     x̃ = x - b_dec; a transcoder has x̃ = x, the input of the module, and reconstructs the module's output.
     x̂ = acts W_dec + b_dec, plus x W_skipᵀ with a skip connection. Formulas: sparsify's `sparse_coder.py` and
     `fused_encoder.py`. SAELens reads these files differently: it transposes W_dec, and `num_latents: 0` means 0.
@@ -67,31 +67,25 @@ class Sparsify(FolderLoader):
         if signed and activation != "topk":
             raise SaevalError(f"{path}: 'signed' is for 'activation: topk', found '{activation}'")
         layout = TensorLayout({**_STORED, **({"W_skip": ("W_skip", "od")} if skip else {})}, pre_bias=not transcode)
-        hookpoint = _hookpoint(folder)
+        place = folder.resolve()
+        if re.fullmatch(r"seed\d+", place.name):  # one of several SAEs of a module
+            place = place.parent
         return Checkpoint(
             header,
             layout,
             layout.check(header, d_in, d_sae, kind=f"'skip_connection' of {CONFIG}", sizes=CONFIG),
             f"{'signed_' * signed}{activation}{'_skip' * skip}{'_transcoder' * transcode}",
-            options.hook_name or hookpoint,
-            (options.input_hook or f"{hookpoint}:in") if transcode else None,
+            options.hook_name or place.name,
+            (options.input_hook or f"{place.name}:in") if transcode else None,
             numeric=(k, activation, skip, transcode, *(["signed"] if signed else [])),
-            facts={**_run(folder), "k": k},
+            facts={**_run(place.parent / RUN), "k": k},
             activation=AbsTopK(k) if signed else _ACTIVATIONS[activation](k),
         )
 
 
-def _hookpoint(folder: Path) -> str:
-    """Return the module's path: the folder's name, or that of its parent for one seed of several (`seed1`)."""
-    folder = folder.resolve()
-    return folder.parent.name if re.fullmatch(r"seed\d+", folder.name) else folder.name
-
-
-def _run(folder: Path) -> dict[str, Any]:
-    """Return the facts about model and data in the run's config."""
-    folder = folder.resolve()
-    run = folder.parent.parent if re.fullmatch(r"seed\d+", folder.name) else folder.parent
-    config = Fields(run / RUN, json_object(run / RUN) if (run / RUN).is_file() else {})
+def _run(file: Path) -> dict[str, Any]:
+    """Return the facts about model and data in a run's config."""
+    config = Fields(file, json_object(file) if file.is_file() else {})
     names = {"model": "model_name", "dataset": "dataset_path", "ctx_len": "context_size"}
     facts = config.facts({"model": config.text, "dataset": None, "ctx_len": config.whole})
     return {names[key]: value for key, value in facts.items()}

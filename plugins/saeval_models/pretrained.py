@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from saeval.plugin import Batch, SaevalError, out_of_memory
 from saeval_models.checkpoint import SUPPORTED, Task, architecture_task
-from saeval_models.families import BOUNDARIES, FINAL_NORMALIZED, End, Family, known_family, unknown_family
+from saeval_models.families import BOUNDARIES, FINAL_NORMALIZED, End, Family, known_family
 from saeval_models.hooked import HookedModel, Site, with_gain
 
 
@@ -63,7 +63,8 @@ def family_of(module: PreTrainedModel) -> Family:
             f"{type(module).__name__} has no blocks to hook: it keeps the parts of blocks in separate lists "
             f"({', '.join(path.removeprefix(f'{parent}.') for path in beside)})"
         )
-    return replace(family or unknown_family(), base=name, blocks=candidates[0], norm=_norm_of(base, candidates[0]))
+    family = family or Family("", "", BOUNDARIES)
+    return replace(family, base=name, blocks=candidates[0], norm=_norm_of(base, candidates[0]))
 
 
 def module_sites(blocks: nn.ModuleList, family: Family) -> dict[str, Site]:
@@ -74,7 +75,7 @@ def module_sites(blocks: nn.ModuleList, family: Family) -> dict[str, Site]:
     sites: dict[str, Site] = {}
     for index, block in enumerate(blocks):
         # Compiling wraps a module: `mlp` becomes `mlp._orig_mod`.
-        parts = {_plain(path): part for path, part in block.named_modules()}
+        parts = {f".{path}".replace("._orig_mod", "")[1:]: part for path, part in block.named_modules()}
         for suffix, ((path, end), *_) in family.sites.items():
             if path in parts:
                 sites[f"blocks.{index}.{suffix}"] = Site(parts[path], end, index, suffix, family.unit)
@@ -107,10 +108,6 @@ def _norm_of(base: nn.Module, blocks: str) -> str:
     beside = base.get_submodule(parent).named_children()
     norms = [name for name, part in beside if "norm" in type(part).__name__.lower() and not list(part.children())]
     return ".".join(filter(None, (parent, norms[-1]))) if norms else ""
-
-
-def _plain(path: str) -> str:
-    return ".".join(part for part in path.split(".") if part != "_orig_mod")
 
 
 class _Output(BaseModelOutputWithPast):
@@ -203,9 +200,6 @@ class PretrainedCausal(HookedModel):
         stand_in = _Final(getattr(self.module, self._base_name), final)
         with self.evaluating(), _replaced(self.module, self._base_name, stand_in):
             return self.module(input_ids=tokens, use_cache=False, return_dict=True).logits  # type: ignore[no-any-return]
-
-    def unembed(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
-        return self.head(hidden[None])[0]
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
         """Return the logits of a plain pass through the whole model."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval.plugin import BYTE_ORDER_MARK, SaevalError, archive_damage, load_tensors_only, read_json
+from saeval.plugin import BYTE_ORDER_MARK, SaevalError, archive_damage, load_tensors_only, read_json, torch
 
 if TYPE_CHECKING:  # annotations only: torch is not needed to list adapters
     from torch import Tensor
@@ -93,8 +93,6 @@ def tensors(files: Iterable[Path], names: Collection[str]) -> dict[str, Tensor]:
 
 def _unpickled(file: Path) -> Mapping[str, Tensor]:
     """Return the memory-mapped tensors of a pickled file without executing it; `SaevalError` if it holds more."""
-    import torch  # late: as above
-
     try:
         content = load_tensors_only(file)
         plain = isinstance(content, Mapping) and all(isinstance(value, torch.Tensor) for value in content.values())
