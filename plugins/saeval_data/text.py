@@ -43,15 +43,12 @@ class Text(Source):
         field: str = "text",
         separator: str | None = None,
     ) -> None:
-        if (path is None) == (name is None):
-            count = "both" if path is not None else "neither"
-            raise SaevalError(f"data 'text': expected one of 'path' and 'name', found {count}")
         if separator == "":
             raise SaevalError("data 'text': 'separator' is empty; leave it out to keep each file as one document")
-        self.paths = [] if path is None else files.matching(path, self.name)
+        self.stored = Stored(self.name, path, name, config, split, revision)
+        self.paths = self.stored.paths
         self.path = self.paths[0] if len(self.paths) == 1 else None
         """The path if there is only one; None for several and for a hub dataset."""
-        self.stored = Stored(self.name, next(iter(self.paths), None), name, config, split, revision)
         self.field = field
         self.separator = None if separator is None else normalized_newlines(separator)
         for file in self.paths:
