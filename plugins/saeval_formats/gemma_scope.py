@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saeval.plugin import SaevalError, searched_in
+from saeval.plugin import SaevalError
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
-from saeval_formats.reference import TranscoderReference, json_object, parsed
+from saeval_formats.reference import TranscoderReference, folder_of, json_object, parsed
 from saeval_formats.tensor_layout import Checkpoint, TensorLayout
 from saeval_formats.tensors import Header
 
@@ -63,12 +63,9 @@ class GemmaScope(FolderLoader):
 
     def opened(self, reference: Mapping[str, Any]) -> Checkpoint:
         options = parsed(TranscoderReference, reference, "gemma_scope", needs=f"the folder with {ARRAYS} or {TENSORS}")
-        path = options.path.expanduser()
-        if not path.exists():
-            raise SaevalError(
-                f"gemma_scope: {path}: expected a folder with {ARRAYS} or {TENSORS}, found nothing{searched_in(path)}"
-            )
-        file = path if path.is_file() else holding(path, "gemma_scope", (ARRAYS, TENSORS))
+        file = options.path.expanduser()
+        if not file.is_file():
+            file = holding(folder_of(file, "gemma_scope", f"{ARRAYS} or {TENSORS}"), "gemma_scope", (ARRAYS, TENSORS))
         first = file.suffix == ".npz"
         header = Header.of_npz(file) if first else Header.of(file)
         description = _first(file.parent) if first else _second(file.parent, header)

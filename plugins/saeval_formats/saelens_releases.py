@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from saeval.plugin import SAEInfo, SaevalError, suggestion, torch
 from saeval_formats.folders import chosen
 from saeval_formats.reference import parsed
-from saeval_formats.saelens_config import BY_LIBRARY, Config, assembled, parsed_config
+from saeval_formats.saelens_config import BY_LIBRARY, assembled, parsed_config
 from saeval_formats.saelens_objects import LibrarySAE, first_line, library
 
 if TYPE_CHECKING:
@@ -95,9 +95,14 @@ class Release:
 
     def info(self) -> SAEInfo:
         """Return the `SAEInfo` from the publisher's config; may need network access to read it."""
-        config, revision = self.config, _revision(self.repo_id)
+        from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface  # late: an optional extra
+
+        revision = _revision(self.repo_id)
+        self._check_reader()
+        with _library_errors(self.where, revision):
+            raw = load_sae_config_from_huggingface(self.options.release, self.options.id)
         factor = self.entry.norm_scaling_factor.get(self.options.id) if self.entry else None
-        config = config.with_factor(factor, "'norm_scaling_factor' in SAELens' registry")
+        config = parsed_config(self.where, raw).with_factor(factor, "'norm_scaling_factor' in SAELens' registry")
         version = library().__version__
         identity = [self.repo_id, self.folder, revision, self.reader, version, factor, self.options.unit_decoder]
         published = {}
@@ -128,17 +133,6 @@ class Release:
             return LibrarySAE(module, hook_name or "?", str(self.where))
         tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
         return assembled(self.where, config, tensors, hook_name, unit_decoder=self.options.unit_decoder)
-
-    @property
-    def config(self) -> Config:
-        """The checked config that the release's reader returns for the publisher's config."""
-        revision = _revision(self.repo_id)
-        self._check_reader()
-        from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface  # late: an optional extra
-
-        with _library_errors(self.where, revision):
-            raw = load_sae_config_from_huggingface(self.options.release, self.options.id)
-        return parsed_config(self.where, raw)
 
     def _check_reader(self) -> None:
         from huggingface_hub import constants  # late: slow to import

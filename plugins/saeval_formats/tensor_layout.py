@@ -35,27 +35,26 @@ class TensorLayout:
     unit_decoder: bool = False
     """True if decoder rows are divided by their norms and the features are unchanged."""
 
-    def shapes(self, header: Header, d_in: int | None = None, d_sae: int | None = None) -> dict[str, tuple[int, ...]]:
-        """Return the expected shape of each key; sizes that are None are read from the lengths of the biases."""
-        sizes = {"d": d_in, "n": d_sae}
-        for letter in (letter for letter, size in sizes.items() if size is None):
-            key = next(key for key, shape in self.stored.values() if shape == letter)
-            actual = header.shapes.get(key, (1,))  # `check` reports missing tensors
-            if len(actual) != 1 or actual[0] < 1:
-                raise SaevalError(f"{header.path}: '{key}' is {list(actual)}, expected one dimension, {_WORDS[letter]}")
-            sizes[letter] = actual[0]
-        sizes["o"] = sizes["d"]
-        return {key: tuple(int(sizes[letter] or 0) for letter in shape) for key, shape in self.stored.values()}
-
     def check(
         self, header: Header, d_in: int | None = None, d_sae: int | None = None, *, kind: str, sizes: str
     ) -> tuple[int, int]:
-        """Return d_in and d_sae; `SaevalError` for the first missing, unexpected or wrongly shaped tensor."""
-        shapes = self.shapes(header, d_in, d_sae)
+        """Return d_in and d_sae; `SaevalError` for the first missing, unexpected or wrongly shaped tensor.
+
+        Sizes that are None are read from the lengths of the biases.
+        """
+        lengths = {"d": d_in, "n": d_sae}
+        for letter in (letter for letter, length in lengths.items() if length is None):
+            key = next(key for key, shape in self.stored.values() if shape == letter)
+            actual = header.shapes.get(key, (1,))  # missing tensors are reported below
+            if len(actual) != 1 or actual[0] < 1:
+                raise SaevalError(f"{header.path}: '{key}' is {list(actual)}, expected one dimension, {_WORDS[letter]}")
+            lengths[letter] = actual[0]
+        n, d = int(lengths["n"] or 0), int(lengths["d"] or 0)
+        letters = {"d": d, "n": n, "o": d}
+        shapes = {key: tuple(map(letters.__getitem__, shape)) for key, shape in self.stored.values()}
         written = (f"{key} [{', '.join(map(_WORDS.__getitem__, s))}]" for key, s in self.stored.values() if len(s) == 2)
         header.check(shapes, layout=", ".join(written), kind=kind, sizes=sizes)
-        rows, columns = shapes[self.stored["W_dec"][0]]
-        return (rows, columns) if self.stored["W_dec"][1] == "dn" else (columns, rows)
+        return d, n
 
     def canonical(self, header: Header, device: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Return the tensors of a file that passed `check`, with the names and shapes of `DenseSAE`."""
