@@ -94,11 +94,6 @@ def jsonl_records(path: Path) -> Iterator[Record]:
             yield number, record
 
 
-def jsonl_columns(path: Path) -> list[str]:
-    """Return the names of the fields in the first record of a JSON Lines file."""
-    return next((list(record) for _, record in jsonl_records(path) if record is not None), [])
-
-
 def parquet_records(path: Path, fields: list[str]) -> Iterator[Record]:
     """Yield the row number (from 1) and these columns of each row."""
     import pyarrow as pa  # late: heavy, and every command imports plugins

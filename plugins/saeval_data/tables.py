@@ -168,7 +168,9 @@ def records_of(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, str, di
 
 def columns_of(path: Path) -> list[str]:
     """Return the names of a file's columns, or of the fields in its first record."""
-    return files.jsonl_columns(path) if path.suffix == ".jsonl" else files.parquet_columns(path)
+    if path.suffix != ".jsonl":
+        return files.parquet_columns(path)
+    return next((list(record) for _, record in files.jsonl_records(path) if record is not None), [])
 
 
 @contextmanager

@@ -72,10 +72,12 @@ class Text(Source):
 
     def documents(self, split: Literal["evaluation", "fit"]) -> Iterator[Document]:
         if not self.paths or self._is_dataset:
-            yield from self._of_dataset()
+            yield from self._of_records(self.stored.split, self.stored.records([self.field]))
             return
         for file in self._files:
-            yield from self._of_file(file, self._named(file))
+            name = self._named(file)
+            records = None if file.suffix == ".txt" else records_of(file, [self.field])
+            yield from self._of_text(file, name) if records is None else self._of_records(name, records)
 
     def facts(self) -> Mapping[str, Any]:
         if not self.paths:
@@ -112,11 +114,8 @@ class Text(Source):
             )
         return list(dict.fromkeys(paths))
 
-    def _of_file(self, file: Path, name: str) -> Iterator[Document]:
-        if file.suffix == ".txt":
-            yield from self._of_text(file, name)
-            return
-        for number, where, record in records_of(file, [self.field]):
+    def _of_records(self, name: str, records: Iterator[tuple[int, str, dict[str, Any]]]) -> Iterator[Document]:
+        for number, where, record in records:
             yield Document(f"{name}:{number}", files.text_of(record[self.field], self.field, where))
 
     def _of_text(self, file: Path, name: str) -> Iterator[Document]:
@@ -125,10 +124,6 @@ class Text(Source):
                 yield Document(name, piece)
             elif any(part.strip() for part in ([piece] if isinstance(piece, str) else piece)):
                 yield Document(f"{name}:{number}", piece)
-
-    def _of_dataset(self) -> Iterator[Document]:
-        for number, where, record in self.stored.records([self.field]):
-            yield Document(f"{self.stored.split}:{number}", files.text_of(record[self.field], self.field, where))
 
 
 def _listed(values: Any) -> Any:

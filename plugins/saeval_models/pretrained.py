@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -197,9 +196,13 @@ class PretrainedCausal(HookedModel):
         """Return logits by the model's own forward with a stand-in for its base model, so that its whole head runs."""
         # Some heads use the number of tokens; only the base model uses their ids.
         tokens = batch.tokens if batch is not None else final.new_zeros(final.shape[:2], dtype=torch.long)
-        stand_in = _Final(getattr(self.module, self._base_name), final)
-        with self.evaluating(), _replaced(self.module, self._base_name, stand_in):
-            return self.module(input_ids=tokens, use_cache=False, return_dict=True).logits  # type: ignore[no-any-return]
+        base = getattr(self.module, self._base_name)
+        with self.evaluating():
+            setattr(self.module, self._base_name, _Final(base, final))
+            try:
+                return self.module(input_ids=tokens, use_cache=False, return_dict=True).logits  # type: ignore[no-any-return]
+            finally:
+                setattr(self.module, self._base_name, base)
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
         """Return the logits of a plain pass through the whole model."""
@@ -255,13 +258,3 @@ def hooked(
     if score is None and task_of(module) != "reward":
         return PretrainedCausal(module, blocks, sites)
     return PretrainedReward(module, blocks, sites, score or _score_of(module), padding)
-
-
-@contextmanager
-def _replaced(parent: nn.Module, name: str, stand_in: nn.Module) -> Iterator[None]:
-    original = getattr(parent, name)
-    setattr(parent, name, stand_in)
-    try:
-        yield
-    finally:
-        setattr(parent, name, original)
