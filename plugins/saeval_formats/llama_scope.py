@@ -58,7 +58,11 @@ class LlamaScope(FolderLoader):
         reads = config.text("hook_point_in")
         writes = config.text("hook_point_out") if "hook_point_out" in config.values else reads
         d_sae = config.whole("d_sae") if "d_sae" in config.values else d_in * config.whole("expansion_factor")
-        threshold = _threshold(config)
+        if (threshold := config.amount("jump_relu_threshold")) == 0:
+            raise SaevalError(
+                f"{path}: 'jump_relu_threshold' is 0, the library's default: it was never calibrated, and without "
+                "calibration every positive feature is active; set the calibrated threshold"
+            )
         by_norm = config.flag("sparsity_include_decoder_norm", default=True)
         pre_bias = config.flag("apply_decoder_bias_to_pre_encoder")  # required: the library's default has changed
         facts = config.facts({"jump_relu_threshold": None, "top_k": config.count, "norm_activation": None})
@@ -85,14 +89,3 @@ class LlamaScope(FolderLoader):
             facts=facts,
             folded=folded,
         )
-
-
-def _threshold(config: Fields) -> float:
-    """Return the threshold; `SaevalError` for 0, OpenMOSS' default until the threshold is calibrated to `top_k`."""
-    threshold = config.amount("jump_relu_threshold")
-    if threshold == 0:
-        raise SaevalError(
-            f"{config.path}: 'jump_relu_threshold' is 0, the library's default: it was never calibrated, and without "
-            "calibration every positive feature is active; set the calibrated threshold"
-        )
-    return threshold

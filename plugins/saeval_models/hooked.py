@@ -49,7 +49,8 @@ class Site:
             if position is not None:
                 new = see(args[position])
                 return None if new is None else ((*args[:position], new, *args[position + 1 :]), kwargs)
-            key = _hidden_key(kwargs)
+            tensors = (key for key, value in kwargs.items() if isinstance(value, Tensor))
+            key = "hidden_states" if "hidden_states" in kwargs else next(tensors, None)
             new = None if key is None else see(kwargs[key])
             return None if key is None or new is None else (args, {**kwargs, key: new})
 
@@ -77,13 +78,6 @@ class Site:
     def replace(self, value: Float[Tensor, "batch seq d"]) -> torch.utils.hooks.RemovableHandle:
         """Replace the site's tensor by a value, in the tensor's shape and dtype, until the handle is removed."""
         return self.watch(lambda tensor: value.reshape(tensor.shape).to(tensor.dtype).clone())
-
-
-def _hidden_key(kwargs: Mapping[str, Any]) -> str | None:
-    """Return the keyword of the hidden state; None if no argument is a tensor."""
-    if "hidden_states" in kwargs:
-        return "hidden_states"
-    return next((key for key, value in kwargs.items() if isinstance(value, Tensor)), None)
 
 
 @dataclass(frozen=True)
@@ -211,10 +205,14 @@ class HookedModel(Model):
             if not pending and not final:
                 raise _Cut
 
+        def note_form(index: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if (form := _Form.of(output)) is not None:
+                self._forms[index] = form
+
         with self.evaluating(), ExitStack() as stack:
             inputs = self._inputs(batch)
             for index in {*range(len(self.blocks))} - {*self._forms}:
-                note = functools.partial(self._note_form, index)
+                note = functools.partial(note_form, index)
                 stack.callback(self.blocks[index].register_forward_hook(note).remove)
             for index in inner:
                 stack.callback(self._entry(index).watch(functools.partial(keep, captured.inputs, index)).remove)
@@ -314,11 +312,6 @@ class HookedModel(Model):
         a, b = a[real].float(), b[real].float()
         error = float(((a - b).norm(dim=-1) / b.norm(dim=-1).clamp_min(torch.finfo(b.dtype).tiny)).median())
         return error <= (single if torch.finfo(self.dtype).bits >= 32 else half)  # False for NaN
-
-    def _note_form(self, index: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        form = _Form.of(output)
-        if form is not None:
-            self._forms[index] = form
 
     @torch.no_grad()
     def check(self) -> None:
