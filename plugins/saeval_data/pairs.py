@@ -8,15 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from saeval.plugin import Batch, Dataset, PairBatch, SaevalError, torch, unread_special
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _TOKENISED = 256
 """Number of pairs per call of the tokenizer."""
@@ -184,7 +181,7 @@ class PairDataset(Dataset):
         sides = (self._side(0, index, width, divergence), self._side(1, index, width, divergence))
         return PairBatch(sides, divergence)
 
-    def _side(self, side: int, index: Int[np.ndarray, "batch"], width: int, divergence: Tensor) -> Batch:
+    def _side(self, side: int, index: Int[np.ndarray, "batch"], width: int, divergence: torch.Tensor) -> Batch:
         tokens = np.zeros((len(index), width + 1), dtype=np.int64)
         for row, i in enumerate(index):
             start, length = self._starts[side, i], self._lengths[side, i]

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saeval.plugin import SaevalError, names_matching, names_matching_any, suggestion
 from saeval_formats.fields import Fields
 from saeval_formats.reference import LocalLoader, LocalReference, parsed, yaml_object
 from saeval_formats.tensor_layout import Checkpoint, TensorLayout
-from saeval_formats.tensors import Header, state_dict, unpickled_dict
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from saeval_formats.tensors import Header, Tensors, state_dict, unpickled_dict
 
 CONFIG = "final_config.yaml"
 _KEY = re.compile(r"(?:([^.]+)\.)?(encoder(?:\.0)?|decoder)\.(?:weight|bias)")
@@ -82,12 +79,12 @@ def _file(path: Path) -> Path:
     return numbered[max(numbered)]
 
 
-def _saes(path: Path) -> dict[str, dict[str, Tensor]]:
+def _saes(path: Path) -> dict[str, Tensors]:
     """Return the state dict of each SAE in a file by its hook; the hook is empty if the keys have none.
 
     In its keys, e2e_sae writes the dots of a hook as hyphens.
     """
-    saes: dict[str, dict[str, Tensor]] = {}
+    saes: dict[str, Tensors] = {}
     for key, tensor in state_dict(path, unpickled_dict(path)).items():
         match = _KEY.fullmatch(key)
         if match is None:
@@ -111,7 +108,7 @@ def _matching(path: Path, hooks: list[str], wanted: str | list[str]) -> list[str
     return names_matching_any(patterns, hooks)
 
 
-def _layout(state: Mapping[str, Tensor], site: str) -> TensorLayout:
+def _layout(state: Tensors, site: str) -> TensorLayout:
     """Return the layout of one SAE: keys are `encoder.0` in files of a run, `encoder` in published files."""
     prefix = f"{site.replace('.', '-')}." if site else ""
     encoder = "encoder" if any(key.startswith(("encoder.w", "encoder.b")) for key in state) else f"{prefix}encoder.0"

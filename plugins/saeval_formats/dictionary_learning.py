@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
@@ -15,10 +15,7 @@ from saeval_formats.dense import TopK
 from saeval_formats.fields import Fields, shown
 from saeval_formats.reference import LocalLoader, LocalReference, json_object, parsed
 from saeval_formats.tensor_layout import Checkpoint, TensorLayout
-from saeval_formats.tensors import Header, state_dict, unpickled_dict
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from saeval_formats.tensors import Header, Tensors, state_dict, unpickled_dict
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 _LINEAR = {"W_enc": ("encoder.weight", "nd"), "W_dec": ("decoder.weight", "dn")}
@@ -155,7 +152,7 @@ def _config(file: Path) -> Fields:
     return Fields(path, json_object(path) if path.is_file() else {})
 
 
-def _class_name(options: Reference, trainer: Fields, file: Path, weights: Mapping[str, Tensor]) -> str:
+def _class_name(options: Reference, trainer: Fields, file: Path, weights: Tensors) -> str:
     name = options.dict_class or trainer.values.get("dict_class")
     supported = ", ".join(CLASSES)
     if name is None:
@@ -167,7 +164,7 @@ def _class_name(options: Reference, trainer: Fields, file: Path, weights: Mappin
     return options.dict_class or trainer.choice("dict_class", CLASSES)
 
 
-def _k(file: Path, weights: Mapping[str, Tensor], trainer: Fields, d_sae: int) -> int | None:
+def _k(file: Path, weights: Tensors, trainer: Fields, d_sae: int) -> int | None:
     """Return the number of active features per token; in older files it is only in the config."""
     configured = trainer.k(d_sae) if "k" in trainer else None
     if "k" not in weights:
@@ -181,7 +178,7 @@ def _k(file: Path, weights: Mapping[str, Tensor], trainer: Fields, d_sae: int) -
     return k
 
 
-def _check_counts(file: Path, weights: Mapping[str, Tensor], kind: DictClass, d_sae: int) -> None:
+def _check_counts(file: Path, weights: Tensors, kind: DictClass, d_sae: int) -> None:
     """Raise `SaevalError` for numbers beside the weights that the library's assertions refuse."""
     if "group_sizes" in kind.counts:
         if "group_sizes" not in weights:

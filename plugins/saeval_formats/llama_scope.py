@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saeval.plugin import SaevalError
 from saeval_formats.fields import Fields
@@ -12,10 +12,7 @@ from saeval_formats.folders import FolderLoader, holding
 from saeval_formats.folding import scaled
 from saeval_formats.reference import TranscoderReference, folder_of, json_object, parsed
 from saeval_formats.tensor_layout import Checkpoint, TensorLayout
-from saeval_formats.tensors import Header
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from saeval_formats.tensors import Header, Tensors
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
 _LAYOUT = TensorLayout(
@@ -70,7 +67,7 @@ class LlamaScope(FolderLoader):
         sizes = _LAYOUT.check(header, d_in, d_sae, kind=CONFIG, sizes=CONFIG)
         transcoder = reads not in (None, writes)
 
-        def folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        def folded(tensors: Tensors) -> Tensors:
             norms = tensors["W_dec"].norm(dim=-1)
             if pre_bias:  # subtracted from the scaled input, so a constant shift of b_enc
                 tensors["b_enc"] = tensors["b_enc"] - tensors["b_dec"] @ tensors["W_enc"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
-from saeval.plugin import LiveSAE, SAEInfo, SaevalError, sha256_file, torch
+from saeval.plugin import LiveSAE, SAEInfo, SaevalError, Substitute, sha256_file, torch
 from saeval_formats import folding
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
@@ -17,12 +17,7 @@ from saeval_formats.reference import TranscoderReference, folder_of, json_object
 from saeval_formats.saelens_config import BY_LIBRARY, Config, assembled, parsed_config
 from saeval_formats.saelens_objects import LibrarySAE, expected_shapes, loaded
 from saeval_formats.saelens_releases import Release, releases
-from saeval_formats.tensors import Header
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from saeval.plugin import Substitute
+from saeval_formats.tensors import Header, Tensors
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 WHITENING = "activation_whitening.safetensors"
@@ -148,7 +143,7 @@ class Folder:
         header.check({"mean": (d_in,), "matrix": (d_in, d_in), "inverse_matrix": (d_in, d_in)})
         return header
 
-    def _folded(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Config]:
+    def _folded(self, tensors: Tensors) -> tuple[Tensors, Config]:
         """Return tensors for the model's own activations, and the config that remains to be applied."""
         config, factor, whitening = self.config, self.factor, self.whitening
         if factor is not None:

@@ -7,15 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saeval.plugin import SAEInfo, SaevalError
 from saeval_formats.dense import AbsTopK, DenseSAE, TopK
 from saeval_formats.fields import Fields, shown
 from saeval_formats.folding import rescaled
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from saeval_formats.tensors import Tensors
 
 _TENSORS = {
     "standard": ("b_enc",),
@@ -152,9 +150,7 @@ def parsed_config(where: Path, raw: Mapping[str, Any]) -> Config:
     )
 
 
-def assembled(
-    where: Path, config: Config, tensors: dict[str, Tensor], hook_name: str | None, *, unit_decoder: bool
-) -> DenseSAE:
+def assembled(where: Path, config: Config, tensors: Tensors, hook_name: str | None, *, unit_decoder: bool) -> DenseSAE:
     """Return the SAE of these tensors; `SaevalError` if its norms cannot be folded."""
     if config.rescale:
         tensors = rescaled(tensors)

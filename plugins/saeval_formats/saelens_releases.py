@@ -14,18 +14,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from saeval.plugin import SAEInfo, SaevalError, suggestion, torch
+from saeval.plugin import SAEInfo, SaevalError, Substitute, suggestion, torch
 from saeval_formats.folders import chosen
 from saeval_formats.reference import parsed
 from saeval_formats.saelens_config import BY_LIBRARY, assembled, parsed_config
 from saeval_formats.saelens_objects import LibrarySAE, first_line, library
-
-if TYPE_CHECKING:
-    from saeval.plugin import Substitute
 
 _PATIENCE_SECONDS = 5.0
 _HEADERS_BY_HTTP = ("gemma_3", "mntss_clt_layer_transcoder")

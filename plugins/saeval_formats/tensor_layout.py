@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saeval.plugin import SAEInfo, SaevalError, torch
 from saeval_formats.dense import Activation, DenseSAE, Normalization
 from saeval_formats.folding import rescaled
-from saeval_formats.tensors import Header
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from saeval_formats.tensors import Header, Tensors
 
 _CANONICAL = {"W_enc": "dn", "W_dec": "nd", "W_skip": "od"}
 _WORDS = {"d": "d_in", "n": "d_sae", "o": "d_in"}
@@ -56,7 +53,7 @@ class TensorLayout:
         header.check(shapes, layout=", ".join(written), kind=kind, sizes=sizes)
         return d, n
 
-    def canonical(self, header: Header, device: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    def canonical(self, header: Header, device: str, dtype: torch.dtype | None = None) -> Tensors:
         """Return the tensors of a file that passed `check`, with the names and shapes of `DenseSAE`."""
         keys = {name: key for name, (key, _) in self.stored.items()}
         read = header.read(list(keys.values()), device, dtype)
@@ -89,7 +86,7 @@ class Checkpoint:
     activation: Activation | None = None
     """None for the one that the tensors imply."""
     normalization: Normalization = "none"
-    folded: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+    folded: Callable[[Tensors], Tensors] = dict
     """Function of the stored tensors: those of the SAE for the model's own activations."""
 
     def info(self) -> SAEInfo:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 V = TypeVar("V")
+Tensors = dict[str, "Tensor"]
+"""Tensors by name."""
 
 _DTYPES = {"torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
 _NUMPY_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16"}
