@@ -26,12 +26,9 @@ _UNITS = {
 class DictionaryLearningEvaluate(Metric):
     """dictionary_learning's `evaluate`, for comparison with numbers that it returned.
 
-    Every field is the mean of its values in batches of `batch_size` sequences: l2_loss = mean ‖e‖, l1_loss =
-    mean Σ|f|, l0, cossim, l2_ratio = mean ‖x̂‖/‖x‖, relative_reconstruction_bias, frac_recovered =
-    (loss_reconstructed − loss_zero) / (loss_original − loss_zero). frac_variance_explained =
-    1 − var(e) / var(x) with both centred, so a constant offset of the reconstruction costs nothing.
-    frac_alive = share of features whose activations do not sum to 0. No token is excluded: the reconstruction
-    and the zeros are spliced in everywhere, so the values are undefined without `exclude: []` in the data.
+    Every field but frac_alive is the mean of its values in batches of `batch_size` sequences. A constant offset of
+    the reconstruction costs frac_variance_explained nothing. No token is excluded: the reconstruction and the zeros
+    are spliced in everywhere, so the values are undefined without `exclude: []` in the data.
     `ignored_target` is the id of the padding token, which the library's loss ignores as a target; nnsight sets it
     to EOS. Differs: the library computes its losses and its activations on different texts, and draws a batch
     of activations (8,192 by default) from a shuffled buffer, from which `remove_bos` may drop the first of each

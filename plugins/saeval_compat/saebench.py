@@ -5,31 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float
 
-from saeval.plugin import (
-    Array,
-    Batch,
-    Encoding,
-    Evidence,
-    Mean,
-    Ratio,
-    Scalar,
-    Substitute,
-    TokenScores,
-    Value,
-)
-from saeval_compat.batches import PerBatch, columns
-from saeval_compat.saelens import (
-    UNITS,
-    PeerDownstream,
-    PeerVariance,
-    SAELensFeatures,
-    SAELensWeights,
-    downstream,
-    firings,
-    per_token,
-)
+from saeval.plugin import Array, Batch, Evidence, Ratio, Scalar, Substitute, TokenScores, Value
+from saeval_compat.batches import PerBatch
+from saeval_compat.saelens import UNITS, PeerDownstream, PeerVariance, SAELensFeatures, SAELensWeights, downstream
 from saeval_fidelity.weights import directed, largest_cosines
 
 if TYPE_CHECKING:
@@ -103,28 +82,12 @@ class SAEBenchVariance(PeerVariance):
 
     name, version = "saebench_variance", 1
 
-    def observe(
-        self,
-        activations: Float[Tensor, "batch seq d"],
-        reconstruction: Float[Tensor, "batch seq d"],
-        encoding: Encoding | None,
-        included: Bool[Tensor, "batch seq"],
-        batch: Batch,
-        batch_sums: PerBatch,
-    ) -> dict[str, Evidence]:
-        means, dot = per_token(activations, reconstruction, batch, batch_sums)
+    def size(self, acts: Tensor) -> Tensor:
+        return acts
+
+    def by_batch(self, means: dict[str, Tensor], x: Tensor, dot: Tensor) -> dict[str, tuple[Tensor, ...]]:
         norm, norm_hat, squared = means["l2_norm_in"], means["l2_norm_out"], means.pop("mse")
-        if encoding is not None:
-            acts = encoding.feature_acts.to(dot.device)
-            means |= {"l0": (acts != 0).sum(-1).double(), "l1": acts.sum(-1).double()}
-        return {
-            **{name: Mean.of(value, included) for name, value in means.items()},
-            "batches": PerBatch.of(
-                columns(norm_hat.square(), dot, norm.square(), activations.double().square().mean(-1), squared),
-                included,
-                self.batch_size,
-            ),
-        }
+        return {"batches": (norm_hat.square(), dot, norm.square(), x.square().mean(-1), squared)}
 
     def conclude(self, total: dict[str, Evidence]) -> dict[str, Value]:
         values: dict[str, Value] = {
@@ -146,11 +109,9 @@ class SAEBenchVariance(PeerVariance):
 class SAEBenchFeatures(SAELensFeatures):
     """SAEBench's feature density fields, for comparison with numbers that it printed.
 
-    feature_density and consistent_activation_heuristic, arrays `[d_sae]`, as in `saelens_features`, except that
-    a feature fires if f_j > 0, so negative activations do not count. Of the densities d_j: frac_alive = share above 0,
-    freq_over_1_percent and freq_over_10_percent = shares above 0.01 and 0.1; normalized_freq_over_1_percent and
-    normalized_freq_over_10_percent = Σ of the d_j above it / Σ d_j, 0 if nothing fires. Source: SAEBench 0.6.0
-    `get_sparsity_and_variance_metrics`, `calculate_misc_metrics`.
+    As `saelens_features`, except that a feature fires if f_j > 0, so negative activations do not count. The
+    normalized frequencies are 0 if nothing fires. Source: SAEBench 0.6.0 `get_sparsity_and_variance_metrics`,
+    `calculate_misc_metrics`.
 
     Values:
         feature_density: share of tokens on which feature j fires, an array; share of tokens; 0 .. 1; no better
@@ -169,10 +130,8 @@ class SAEBenchFeatures(SAELensFeatures):
         "frac_alive", *(f"{kind}_over_{n}_percent" for kind in ("freq", "normalized_freq") for n in (1, 10)),
     )  # fmt: skip
 
-    def observe(
-        self, feature_acts: Float[Tensor, "batch seq d_sae"], included: Bool[Tensor, "batch seq"]
-    ) -> dict[str, Evidence]:
-        return firings(feature_acts > 0, included)
+    def fires(self, acts: Tensor) -> Tensor:
+        return acts > 0
 
     def conclude(self, total: dict[str, PerBatch]) -> dict[str, Value]:
         values = super().conclude(total)
@@ -190,10 +149,8 @@ class SAEBenchFeatures(SAELensFeatures):
 class SAEBenchWeights(SAELensWeights):
     """SAEBench's weight fields, for comparison with numbers that it printed.
 
-    As `saelens_weights`, and for encoder columns and decoder rows the largest cosine with another feature's,
-    max_encoder_cosine_sim and max_decoder_cosine_sim, arrays `[d_sae]`; average_max_encoder_cosine_sim and
-    average_max_decoder_cosine_sim are their means. Not reproduced: encoder_bias of an SAE without b_enc, for
-    which SAEBench prints b_mag (gated SAEs) or zeros. Source: SAEBench 0.6.0
+    As `saelens_weights`, with the largest cosines between features. Not reproduced: encoder_bias of an SAE without
+    b_enc, for which SAEBench prints b_mag (gated SAEs) or zeros. Source: SAEBench 0.6.0
     `get_featurewise_weight_based_metrics`, `calculate_misc_metrics`.
 
     Values:

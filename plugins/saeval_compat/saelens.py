@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,10 +82,8 @@ class PeerDownstream(Metric):
 class SAELensDownstream(PeerDownstream):
     """sae-lens' cross-entropy and KL fields, for comparison with numbers that it printed.
 
-    ce_loss_score = (ce_loss_with_ablation − ce_loss_with_sae) / (ce_loss_with_ablation − ce_loss_without_sae),
-    kl_div_score = (kl_div_with_ablation − kl_div_with_sae) / kl_div_with_ablation. Differs from `ce` and
-    `kl`: the zero ablation covers positions outside the mask, which the splice leaves alone, so the two
-    ends of a score are measured under different interventions; a row's last token predicts nothing;
+    Differs from `ce` and `kl`: the zero ablation covers positions outside the mask, which the splice leaves alone,
+    so the two ends of a score are measured under different interventions; a row's last token predicts nothing;
     scores are defined for any denominator. Source: sae_lens 6.54 `get_recons_loss`.
 
     Values:
@@ -120,38 +119,49 @@ class PeerVariance(Metric):
             raise ValueError(f"metric '{self.name}': batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
 
+    def observe(
+        self,
+        activations: Float[Tensor, "batch seq d"],
+        reconstruction: Float[Tensor, "batch seq d"],
+        encoding: Encoding | None,
+        included: Bool[Tensor, "batch seq"],
+        batch: Batch,
+        batch_sums: PerBatch,
+    ) -> dict[str, Evidence]:
+        x, x_hat = activations.double(), reconstruction.double()
+        norm, norm_hat, dot = x.norm(dim=-1), x_hat.norm(dim=-1), (x * x_hat).sum(-1)
+        squared = (x - x_hat).square().sum(-1)
+        mean = torch.from_numpy(batch_sums.of_sequences(batch.sequence_ids)).to(x.device)
+        means = {
+            "l2_norm_in": norm,
+            "l2_norm_out": norm_hat,
+            "l2_ratio": norm_hat / torch.where(norm < _TINY_NORM, 1, norm),
+            "explained_variance_legacy": 1 - squared / (x - mean[:, None]).square().sum(-1),
+            "mse": squared,
+            "cossim": dot / (norm * norm_hat),
+        }
+        if encoding is not None:
+            acts = encoding.feature_acts.to(dot.device)
+            means |= {"l0": (acts != 0).sum(-1).double(), "l1": self.size(acts).sum(-1).double()}
+        sums = self.by_batch(means, x, dot)
+        by_batch = {name: PerBatch.of(columns(*values), included, self.batch_size) for name, values in sums.items()}
+        return {**{name: Mean.of(value, included) for name, value in means.items()}, **by_batch}
 
-def per_token(
-    activations: Float[Tensor, "batch seq d"],
-    reconstruction: Float[Tensor, "batch seq d"],
-    batch: Batch,
-    batch_sums: PerBatch,
-) -> tuple[dict[str, Float[Tensor, "batch seq"]], Float[Tensor, "batch seq"]]:
-    """Return the fields that are token means, except l0 and l1, and x·x̂; all in float64."""
-    x, x_hat = activations.double(), reconstruction.double()
-    norm, norm_hat, dot = x.norm(dim=-1), x_hat.norm(dim=-1), (x * x_hat).sum(-1)
-    squared = (x - x_hat).square().sum(-1)
-    mean = torch.from_numpy(batch_sums.of_sequences(batch.sequence_ids)).to(x.device)
-    means = {
-        "l2_norm_in": norm,
-        "l2_norm_out": norm_hat,
-        "l2_ratio": norm_hat / torch.where(norm < _TINY_NORM, 1, norm),
-        "explained_variance_legacy": 1 - squared / (x - mean[:, None]).square().sum(-1),
-        "mse": squared,
-        "cossim": dot / (norm * norm_hat),
-    }
-    return means, dot
+    @abstractmethod
+    def size(self, acts: Tensor) -> Tensor:
+        """Return the numbers whose sum is l1."""
+
+    @abstractmethod
+    def by_batch(self, means: dict[str, Tensor], x: Tensor, dot: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        """Return the numbers per token of which each batch has its own means; may take entries out of `means`."""
 
 
 class SAELensVariance(PeerVariance):
     """sae-lens' norms, sparsity and variance fields, for comparison with numbers that it printed.
 
-    l2_norm_in, l2_norm_out, l2_ratio (input norms below 1e-4 count as 1), l0, l1 (of |f|), mse and cossim
-    are token means. relative_reconstruction_bias is the mean over batches of mean ‖x̂‖² / mean x·x̂.
-    explained_variance = 1 − mean ‖e‖² / (mean ‖x‖² − ‖mean x‖²), as in `reconstruction`. explained_variance_legacy
-    is the token mean of 1 − ‖e‖² / ‖x − batch mean‖², which rare tokens near the mean dominate. `batch_size`
-    is that of sae-lens, in sequences; two fields depend on it. Source: sae_lens 6.54
-    `get_sparsity_and_variance_metrics`.
+    In l2_ratio, input norms below 1e-4 count as 1. explained_variance is that of `reconstruction`; rare tokens near
+    the mean dominate explained_variance_legacy. `batch_size` is that of sae-lens, in sequences; two fields depend on
+    it. Source: sae_lens 6.54 `get_sparsity_and_variance_metrics`.
 
     Values:
         l2_norm_in, l2_norm_out: token means of ‖x‖ and ‖x̂‖; activation; ≥ 0; no better direction.
@@ -170,23 +180,11 @@ class SAELensVariance(PeerVariance):
 
     name, version = "saelens_variance", 1
 
-    def observe(
-        self,
-        activations: Float[Tensor, "batch seq d"],
-        reconstruction: Float[Tensor, "batch seq d"],
-        encoding: Encoding | None,
-        included: Bool[Tensor, "batch seq"],
-        batch: Batch,
-        batch_sums: PerBatch,
-    ) -> dict[str, Evidence]:
-        means, dot = per_token(activations, reconstruction, batch, batch_sums)
-        if encoding is not None:
-            acts = encoding.feature_acts.to(dot.device)
-            means |= {"l0": (acts != 0).sum(-1).double(), "l1": acts.abs().sum(-1).double()}
-        return {
-            **{name: Mean.of(value, included) for name, value in means.items()},
-            "bias": PerBatch.of(columns(means["l2_norm_out"].square(), dot), included, self.batch_size),
-        }
+    def size(self, acts: Tensor) -> Tensor:
+        return acts.abs()
+
+    def by_batch(self, means: dict[str, Tensor], x: Tensor, dot: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        return {"bias": (means["l2_norm_out"].square(), dot)}
 
     def conclude(self, total: dict[str, Evidence], included_spread: Spread) -> dict[str, Value]:
         means = {name: value for name, value in total.items() if isinstance(value, Ratio)}
@@ -204,9 +202,7 @@ class SAELensVariance(PeerVariance):
 class SAELensFeatures(Metric):
     """sae-lens' featurewise density fields, one number per feature, for comparison with numbers that it printed.
 
-    feature_density = share of tokens with f_j ≠ 0; consistent_activation_heuristic = tokens on which f_j
-    fires / sequences in which it does (NaN for features that never fire). Arrays `[d_sae]`.
-    Source: sae_lens 6.54 `get_sparsity_and_variance_metrics`.
+    Arrays `[d_sae]`; a feature fires where f_j ≠ 0. Source: sae_lens 6.54 `get_sparsity_and_variance_metrics`.
 
     Values:
         feature_density: share of tokens on which feature j fires, an array; share of tokens; 0 .. 1; no better
@@ -218,10 +214,20 @@ class SAELensFeatures(Metric):
     name, version = "saelens_features", 1
     value_names: tuple[str, ...] = ()
 
+    def fires(self, acts: Tensor) -> Tensor:
+        return acts != 0
+
     def observe(
         self, feature_acts: Float[Tensor, "batch seq d_sae"], included: Bool[Tensor, "batch seq"]
     ) -> dict[str, Evidence]:
-        return firings(feature_acts != 0, included)
+        """Numbers of tokens and of sequences in which each feature fires; all sequences form one group."""
+        counts = (self.fires(feature_acts) & included[..., None]).sum(1, keepdim=True)
+        once, size = torch.ones_like(counts[..., 0], dtype=torch.bool), np.iinfo(np.int64).max
+        return {
+            "tokens": PerBatch.of(included.sum(1, keepdim=True)[..., None], once, size),
+            "acts": PerBatch.of(counts, once, size),
+            "prompts": PerBatch.of((counts > 0).double(), once, size),
+        }
 
     def conclude(self, total: dict[str, PerBatch]) -> dict[str, Value]:
         acts, prompts, tokens = (total[name].sums[0] for name in ("acts", "prompts", "tokens"))
@@ -232,24 +238,12 @@ class SAELensFeatures(Metric):
             }
 
 
-def firings(fired: Bool[Tensor, "batch seq d_sae"], included: Bool[Tensor, "batch seq"]) -> dict[str, Evidence]:
-    """Numbers of tokens and of sequences in which each feature fires; all sequences form one group."""
-    counts = (fired & included[..., None]).sum(1, keepdim=True)
-    once, size = torch.ones_like(counts[..., 0], dtype=torch.bool), np.iinfo(np.int64).max
-    return {
-        "tokens": PerBatch.of(included.sum(1, keepdim=True)[..., None], once, size),
-        "acts": PerBatch.of(counts, once, size),
-        "prompts": PerBatch.of((counts > 0).double(), once, size),
-    }
-
-
 class SAELensWeights(Metric):
     """sae-lens' featurewise weight fields, one number per feature, for comparison with numbers that it printed.
 
-    encoder_norm, encoder_decoder_cosine_sim, and encoder_bias if there is one: arrays `[d_sae]`. No forward
-    pass. Differs: if features are rescaled by the decoder's norms (`rescale_acts_by_decoder_norm`) or activations
-    are normalised, saeval's weights include those factors. Source: sae_lens 6.54
-    `get_featurewise_weight_based_metrics`.
+    Arrays `[d_sae]`; encoder_bias only if there is one. No forward pass. Differs: if features are rescaled by the
+    decoder's norms (`rescale_acts_by_decoder_norm`) or activations are normalised, saeval's weights include those
+    factors. Source: sae_lens 6.54 `get_featurewise_weight_based_metrics`.
 
     Values:
         encoder_norm: ‖e_j‖, an array; norm of weights; ≥ 0; no better direction.

@@ -48,13 +48,8 @@ def matching(path: str, source: str) -> list[Path]:
     for file in paths:
         if not file.is_dir():
             check_regular_file(file)  # reading a pipe would never end
-    return sorted(
-        paths, key=lambda file: [(not w.isdecimal(), int(w) if w.isdecimal() else 0, w) for w in _words(file)]
-    )
-
-
-def _words(file: Path) -> list[str]:
-    return re.split(r"(\d+)", str(file))
+    words = {file: re.split(r"(\d+)", str(file)) for file in paths}
+    return sorted(paths, key=lambda f: [(not w.isdecimal(), int(w) if w.isdecimal() else 0, w) for w in words[f]])
 
 
 def field_of(record: dict[str, Any] | None, field: str, where: str) -> Any:
@@ -97,11 +92,6 @@ def jsonl_records(path: Path) -> Iterator[Record]:
             if record is not None and not isinstance(record, dict):
                 raise SaevalError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")
             yield number, record
-
-
-def jsonl_columns(path: Path) -> list[str]:
-    """Return the names of the fields in the first record of a JSON Lines file."""
-    return next((list(record) for _, record in jsonl_records(path) if record is not None), [])
 
 
 def parquet_records(path: Path, fields: list[str]) -> Iterator[Record]:

@@ -8,16 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from saeval.plugin import Batch, Dataset, PairBatch, SaevalError, unread_special
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+from saeval.plugin import Batch, Dataset, PairBatch, SaevalError, torch, unread_special
 
 _TOKENISED = 256
 """Number of pairs per call of the tokenizer."""
@@ -74,10 +70,7 @@ def tokenised(
     A side whose text already has a BOS or EOS, as from a chat template, gets no second one; `not_doubled` counts these.
     """
     ends = [_special(tokenizer, word) if asked else [] for word, asked in (("bos", options.bos), ("eos", options.eos))]
-    spelled = (
-        unread_special(tokenizer, "bos", ends[0]),
-        unread_special(tokenizer, "eos", ends[1]),
-    )
+    spelled = unread_special(tokenizer, "bos", ends[0]), unread_special(tokenizer, "eos", ends[1])
     waiting = iter(pairs)
     while batch := list(islice(waiting, _TOKENISED)):
         originals = [p.prompt + side for p in batch for side in (p.chosen, p.rejected)]
@@ -182,17 +175,13 @@ class PairDataset(Dataset):
         return counts if self._rewards is not None else {**counts, "identical": int(self._same[:rows].sum())}
 
     def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> PairBatch:
-        import torch  # late: building and hashing rows needs only numpy
-
         index = np.asarray(rows, dtype=np.int64)
         width = int(self._lengths[:, index].max(initial=0))
         divergence = torch.from_numpy(self._divergence[index]).to(device)
         sides = (self._side(0, index, width, divergence), self._side(1, index, width, divergence))
         return PairBatch(sides, divergence)
 
-    def _side(self, side: int, index: Int[np.ndarray, "batch"], width: int, divergence: Tensor) -> Batch:
-        import torch  # late: as above
-
+    def _side(self, side: int, index: Int[np.ndarray, "batch"], width: int, divergence: torch.Tensor) -> Batch:
         tokens = np.zeros((len(index), width + 1), dtype=np.int64)
         for row, i in enumerate(index):
             start, length = self._starts[side, i], self._lengths[side, i]

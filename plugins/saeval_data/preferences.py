@@ -16,10 +16,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from saeval.plugin import DataKind, SaevalError, Source, quoted_value, sha256_file
+from saeval.plugin import DataKind, SaevalError, Source, hashed, quoted_value, sha256_file
 from saeval_data import files
 from saeval_data.pairs import Pair, PairDataset, PairOptions, Tokenised, tokenised
 from saeval_data.spelling import Spelling
+from saeval_data.stdlib import hash_share
 from saeval_data.tables import Stored, columns_of, records_of
 
 _REWARDS = ("chosen_reward", "rejected_reward")
@@ -68,8 +69,8 @@ class Pairs(Source):
             raise SaevalError(f"data '{self.name}' has no fit split; set aside a share, as in 'fit_share: 0.1'")
         if self.recorded == (tokenizer is not None):
             raise SaevalError(f"data '{self.name}': {_BOTH if self.recorded else _NEITHER}")
-        chosen = [p for p in self._pairs if (_share(p.cluster) < self.fit_share) == (split == "fit")]
-        keys = _hashed(_ORDER, self.seed, np.array([p.row for p in chosen], dtype=np.int64))
+        chosen = [p for p in self._pairs if (hash_share(p.cluster) < self.fit_share) == (split == "fit")]
+        keys = hashed(_ORDER, self.seed, np.array([p.row for p in chosen], dtype=np.int64))
         left_out: Counter[str] = Counter()
         not_doubled: Counter[str] = Counter()
         ordered = _whole((self._swapped(chosen[i]) for i in np.argsort(keys, kind="stable")), left_out)
@@ -101,7 +102,7 @@ class Pairs(Source):
 
     def _swapped(self, pair: Pair) -> Pair:
         """Return the pair, with its label swapped if a keyed draw selects it."""
-        if not self.swap or int(_hashed(_SWAPPED, self.seed, pair.row)) >= self.swap * 2**64:
+        if not self.swap or int(hashed(_SWAPPED, self.seed, pair.row)) >= self.swap * 2**64:
             return pair
         rewards = pair.rewards and (pair.rewards[1], pair.rewards[0])
         return replace(pair, chosen=pair.rejected, rejected=pair.chosen, rewards=rewards)
@@ -148,19 +149,16 @@ class Preferences(Pairs):
         seed: int = 0,
     ) -> None:
         super().__init__(PairOptions(context, bos, eos, pairs), fit_share, swap, seed)
-        if (path is None) == (name is None):
-            count = "both" if path is not None else "neither"
-            raise SaevalError(f"data 'preferences': expected one of 'path' and 'name', found {count}")
         if (chosen_reward is None) != (rejected_reward is None):
             raise SaevalError("data 'preferences': 'chosen_reward' and 'rejected_reward' must be set together")
-        self.paths = [] if path is None else files.matching(path, self.name)
+        self.stored = Stored(self.name, path, name, config, split, revision)
+        self.paths = self.stored.paths
         for file in self.paths:
             if not (file.suffix in (".jsonl", ".parquet") if file.is_file() else len(self.paths) == 1):
                 expected = (
                     "a .jsonl or .parquet file or a folder" if len(self.paths) == 1 else ".jsonl or .parquet files"
                 )
                 raise SaevalError(f"data 'preferences': expected {expected}, found {file}")
-        self.stored = Stored(self.name, next(iter(self.paths), None), name, config, split, revision)
         self.texts = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
         self.rewards = (chosen_reward, rejected_reward) if chosen_reward and rejected_reward else None
         self.by, self.document, self.trained_on = by or [], document, trained_on or []
@@ -242,12 +240,6 @@ def _whole(pairs: Iterable[Pair], left_out: Counter[str]) -> Iterator[Pair]:
             left_out[f"null {pair.lacks}"] += 1
 
 
-def _hashed(*keys: Any) -> np.ndarray:
-    from saeval.plugin import hashed  # late: it imports torch
-
-    return hashed(*keys)
-
-
 def _number(value: Any, name: str, where: str) -> float | None:
     if value is None:
         return None
@@ -262,7 +254,3 @@ def _number(value: Any, name: str, where: str) -> float | None:
 
 def _label(value: Any, name: str, where: str) -> str:
     return "–" if value is None else str(files.text_of(str(value), name, where))
-
-
-def _share(name: str) -> float:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

@@ -34,7 +34,7 @@ def stdlib_modules(split: str, *, tests: bool = True) -> Iterator[tuple[str, str
         if not tests and parts & _TESTS:
             continue
         name = relative.as_posix()
-        held_out = not parts & _TESTS and _share(name) < HELD_OUT_SHARE
+        held_out = not parts & _TESTS and hash_share(name) < HELD_OUT_SHARE
         if held_out != (split == "held_out"):
             continue
         try:
@@ -55,7 +55,8 @@ def _sources(root: Path) -> Iterator[Path]:
                 yield Path(folder, name)
 
 
-def _share(name: str) -> float:
+def hash_share(name: str) -> float:
+    """Return a number from 0 to 1 by the hash of a name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 

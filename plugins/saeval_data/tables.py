@@ -46,13 +46,17 @@ def format_of(folder: Path, source: str, formats: Sequence[str] = (_TEXT, *_TABL
 
 
 class Stored:
-    """A dataset folder at `path`, or the hub dataset `name`; `split` is `train` by default."""
+    """The files or the dataset folder that `path` matches, or the hub dataset `name`; `split` is `train` by default."""
 
     def __init__(
-        self, source: str, path: Path | None, name: str | None, config: str | None, split: str | None,
+        self, source: str, path: str | None, name: str | None, config: str | None, split: str | None,
         revision: str | None,
     ) -> None:  # fmt: skip
-        self.source, self.path, self.name = source, path, name
+        if (path is None) == (name is None):
+            count = "both" if path is not None else "neither"
+            raise SaevalError(f"data '{source}': expected one of 'path' and 'name', found {count}")
+        self.paths = [] if path is None else files.matching(path, source)
+        self.source, self.path, self.name = source, next(iter(self.paths), None), name
         self.config, self.split, self.revision = config, split or "train", revision
         if path is not None and (config is not None or revision is not None):
             raise SaevalError(f"data '{source}': 'config' and 'revision' go with 'name', not with 'path'")
@@ -77,9 +81,9 @@ class Stored:
             if self.path is None:
                 return datasets.load_dataset(self.name, self.config, split=self.split, revision=self.commit)
             if not self.saved:
-                files = self._data_files
+                chosen = self._data_files
                 with _quietly():
-                    return datasets.load_dataset(str(self.path.resolve()), split=self.split, data_files=files)
+                    return datasets.load_dataset(str(self.path.resolve()), split=self.split, data_files=chosen)
             saved = datasets.load_from_disk(str(self.path.resolve()))
         except SaevalError:
             raise
@@ -96,12 +100,10 @@ class Stored:
         """The files that the rows of a folder come from, relative to it; empty for a hub dataset."""
         if self.path is None:
             return []
-        if self.saved:
-            files = [Path(file["filename"]) for file in self.rows.cache_files]
-        else:
-            files = [Path(file) for file in self._resolved(self._data_files).get(self.split, ())]
+        resolved = None if self.saved else self._resolved(self._data_files).get(self.split, ())
+        paths = [Path(f["filename"]) for f in self.rows.cache_files] if resolved is None else map(Path, resolved)
         folder = self.path.resolve()
-        return [f.relative_to(folder).as_posix() if f.is_relative_to(folder) else str(f) for f in files]
+        return [f.relative_to(folder).as_posix() if f.is_relative_to(folder) else str(f) for f in paths]
 
     @cached_property
     def _data_files(self) -> dict[str, list[str]] | None:
@@ -144,7 +146,6 @@ class Stored:
 
     @property
     def columns(self) -> list[str]:
-        """The names of the columns."""
         return list(self.rows.column_names)
 
     def records(self, fields: Sequence[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
@@ -159,19 +160,17 @@ class Stored:
 
 def records_of(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Yield the number (from 1) of each record of a file, its place for messages, and these fields."""
-    if path.suffix == ".jsonl":
-        for number, record in files.jsonl_records(path):
-            where = f"{path}:{number}"
-            yield number, where, {field: files.field_of(record, field, where) for field in fields}
-    else:
-        for number, record in files.parquet_records(path, list(fields)):
-            where = f"{path}: row {number}"
-            yield number, where, {field: files.field_of(record, field, where) for field in fields}
+    jsonl = path.suffix == ".jsonl"
+    for number, record in files.jsonl_records(path) if jsonl else files.parquet_records(path, list(fields)):
+        where = f"{path}:{number}" if jsonl else f"{path}: row {number}"
+        yield number, where, {field: files.field_of(record, field, where) for field in fields}
 
 
 def columns_of(path: Path) -> list[str]:
     """Return the names of a file's columns, or of the fields in its first record."""
-    return files.jsonl_columns(path) if path.suffix == ".jsonl" else files.parquet_columns(path)
+    if path.suffix != ".jsonl":
+        return files.parquet_columns(path)
+    return next((list(record) for _, record in files.jsonl_records(path) if record is not None), [])
 
 
 @contextmanager

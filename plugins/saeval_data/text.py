@@ -43,15 +43,12 @@ class Text(Source):
         field: str = "text",
         separator: str | None = None,
     ) -> None:
-        if (path is None) == (name is None):
-            count = "both" if path is not None else "neither"
-            raise SaevalError(f"data 'text': expected one of 'path' and 'name', found {count}")
         if separator == "":
             raise SaevalError("data 'text': 'separator' is empty; leave it out to keep each file as one document")
-        self.paths = [] if path is None else files.matching(path, self.name)
+        self.stored = Stored(self.name, path, name, config, split, revision)
+        self.paths = self.stored.paths
         self.path = self.paths[0] if len(self.paths) == 1 else None
         """The path if there is only one; None for several and for a hub dataset."""
-        self.stored = Stored(self.name, next(iter(self.paths), None), name, config, split, revision)
         self.field = field
         self.separator = None if separator is None else normalized_newlines(separator)
         for file in self.paths:
@@ -75,10 +72,12 @@ class Text(Source):
 
     def documents(self, split: Literal["evaluation", "fit"]) -> Iterator[Document]:
         if not self.paths or self._is_dataset:
-            yield from self._of_dataset()
+            yield from self._of_records(self.stored.split, self.stored.records([self.field]))
             return
         for file in self._files:
-            yield from self._of_file(file, self._named(file))
+            name = self._named(file)
+            records = None if file.suffix == ".txt" else records_of(file, [self.field])
+            yield from self._of_text(file, name) if records is None else self._of_records(name, records)
 
     def facts(self) -> Mapping[str, Any]:
         if not self.paths:
@@ -115,11 +114,8 @@ class Text(Source):
             )
         return list(dict.fromkeys(paths))
 
-    def _of_file(self, file: Path, name: str) -> Iterator[Document]:
-        if file.suffix == ".txt":
-            yield from self._of_text(file, name)
-            return
-        for number, where, record in records_of(file, [self.field]):
+    def _of_records(self, name: str, records: Iterator[tuple[int, str, dict[str, Any]]]) -> Iterator[Document]:
+        for number, where, record in records:
             yield Document(f"{name}:{number}", files.text_of(record[self.field], self.field, where))
 
     def _of_text(self, file: Path, name: str) -> Iterator[Document]:
@@ -128,10 +124,6 @@ class Text(Source):
                 yield Document(name, piece)
             elif any(part.strip() for part in ([piece] if isinstance(piece, str) else piece)):
                 yield Document(f"{name}:{number}", piece)
-
-    def _of_dataset(self) -> Iterator[Document]:
-        for number, where, record in self.stored.records([self.field]):
-            yield Document(f"{self.stored.split}:{number}", files.text_of(record[self.field], self.field, where))
 
 
 def _listed(values: Any) -> Any:

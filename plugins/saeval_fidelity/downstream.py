@@ -71,12 +71,10 @@ class DownstreamReconstruction(Metric):
     """Error of the residual stream after each later layer, with x̂ spliced in at the hook.
 
     y_l is the clean stream after l blocks (the input of block l, and finally the output of the last one),
-    y'_l the spliced one and ν_l the mean of y_l over the mask. For every l after the hook:
-    fvu = Σ‖y_l − y'_l‖² / Σ‖y_l − ν_l‖² (0 is perfect, no upper bound), mse = mean ‖y_l − y'_l‖² over
-    tokens, cosine = token mean of y_l·y'_l / ‖y_l‖‖y'_l‖ over nonzero norms: curves over l, and their
-    last points. `layers` compares only the next so many streams. Undefined if there is no later
-    stream. The standard errors of fvu are given ν_l: they treat it as fixed. After a hook on one layer's
-    output, the stream also carries what was never encoded, so the error is a smaller share of it.
+    y'_l the spliced one and ν_l the mean of y_l over the mask. fvu has no upper bound; cosine is over nonzero norms.
+    `layers` compares only the next so many streams. Undefined if there is no later stream. The standard errors of
+    fvu are given ν_l: they treat it as fixed. After a hook on one layer's output, the stream also carries what was
+    never encoded, so the error is a smaller share of it.
     Source of the idea: Braun et al. 2024, downstream reconstruction of end-to-end SAEs.
 
     Values:

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 class L0(Metric):
     """Number of features that fire per token.
 
-    l0 = mean over the mask of #{j : f_j != 0}; also its quantiles over tokens, with errors from a bootstrap
-    of documents, and its mean by position. Quantiles of a count move in steps, so the difference between
-    two is not tested. Unit: features. Range 0 .. d_sae. Undefined for substitutes without features.
+    A bootstrap of documents gives the errors of its quantiles over tokens. Quantiles of a count move in steps, so the
+    difference between two is not tested. Undefined for substitutes without features.
 
     Values:
         l0: mean over the mask of #{j : f_j ≠ 0}; features; 0 .. d_sae; no better direction.
@@ -56,9 +55,7 @@ class L0(Metric):
 class Density(Metric):
     """Share of tokens on which each feature fires.
 
-    density_j = share of the mask's N tokens with f_j != 0. dead = number of features that never fire;
-    frac_above_1pct and frac_above_10pct = shares of features that fire on more than 1% and 10% of
-    tokens; histogram = features by log10 density. N is recorded with every value; densities at
+    density_j = share of the mask's N tokens with f_j != 0. N is recorded with every value; densities at
     different N are not comparable. No error bars: these are counts of features, not token means.
 
     Values:

@@ -74,12 +74,10 @@ class CrossEntropy(Metric):
 class KLDivergence(Metric):
     """KL divergence of the next-token distribution with the substitute spliced in from the clean one.
 
-    kl_sae = mean over the mask of KL(p‖q) in nats, with p the clean distribution and q the spliced one.
-    kl_score = 1 − kl_sae / kl_ablated is defined only if kl_ablated exceeds two standard errors, so never for
-    one document. kl_p50, kl_p95 and kl_p99 are quantiles over tokens, interpolated in bins 1% wide; a
-    bootstrap of documents gives their errors. top1_agreement is the share of tokens whose most likely next
-    token stays the same. With `ablation: mean` the standard errors of kl_ablated and kl_score are given μ,
-    the mean activation that is spliced in: they treat it as fixed.
+    p is the clean distribution and q the spliced one. kl_score is defined only if kl_ablated exceeds two standard
+    errors, so never for one document. The quantiles are interpolated in bins 1% wide; a bootstrap of documents gives
+    their errors. With `ablation: mean` the standard errors of kl_ablated and kl_score are given μ, the mean
+    activation that is spliced in: they treat it as fixed.
 
     Values:
         kl_sae: token mean of KL(p‖q); nats; ≥ 0; lower is better.

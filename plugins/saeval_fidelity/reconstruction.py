@@ -15,12 +15,9 @@ if TYPE_CHECKING:
 class Reconstruction(Metric):
     """Error of the reconstruction x̂ of the activations x.
 
-    With e = x − x̂ and μ the mean of x over the mask of all planned tokens, which mean ablations splice in:
-    fvu = Σ‖e‖² / Σ‖x−μ‖² (0 is perfect, 1 is predicting μ, no upper bound); explained_variance = 1 − fvu;
-    mse = mean ‖e‖² over tokens; mse_per_dim = mse / d_in; error_norm = mean ‖e‖. The error is not centred, so a
-    constant offset counts. cosine and norm_ratio = ‖x̂‖/‖x‖ are token means over nonzero norms;
-    without_direction counts the tokens that cosine leaves out. reconstruction_bias = Σ‖x̂‖² / Σx·x̂ (1 is
-    unbiased) is the relative reconstruction bias of Rajamanoharan et al. 2024. The standard errors of fvu
+    e = x − x̂, and μ is the mean of x over the mask of all planned tokens, which mean ablations splice in. The error is
+    not centred, so a constant offset counts. fvu is 0 for a perfect x̂ and 1 for predicting μ, without an upper bound.
+    reconstruction_bias is the relative reconstruction bias of Rajamanoharan et al. 2024. The standard errors of fvu
     and explained_variance are given μ: they treat it as fixed.
 
     Values:

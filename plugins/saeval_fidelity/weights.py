@@ -21,12 +21,10 @@ BLOCK_ELEMENTS = 2**22
 class Weights(Metric):
     """Geometry of W_enc `[d_in, d_sae]` (columns e_j) and W_dec `[d_sae, d_out]` (rows d_j), over all features.
 
-    encoder_decoder_cosine: e_j·d_j / ‖e_j‖‖d_j‖, mean and quantiles over features; 1 for tied weights.
-    max_decoder_cosine: max over k ≠ j of d_j·d_k / ‖d_j‖‖d_k‖ (signed), mean and median; near 1 if features
-    have twins. decoder_norm, encoder_norm: ‖d_j‖, ‖e_j‖, mean and quantiles. b_enc: mean and quantiles.
-    b_dec_norm: ‖b_dec‖. Features with a zero row or column have no direction: cosines leave them out, and
-    without_direction counts them. Dead features count like any other. Values of weights that a substitute
-    lacks are undefined. No error bars: features are not a sample of documents.
+    encoder_decoder_cosine is 1 for tied weights; max_decoder_cosine (signed) is near 1 if features have twins.
+    Features with a zero row or column have no direction: cosines leave them out, and without_direction counts
+    them. Dead features count like any other. Values of weights that a substitute lacks are undefined. No error
+    bars: features are not a sample of documents.
 
     Values:
         encoder_decoder_cosine, encoder_decoder_cosine_p*: e_j·d_j / ‖e_j‖‖d_j‖: mean and quantiles over

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from saeval.plugin import SAEInfo, SaevalError, digest_of, names_matching, names_matching_any, sha256_file, suggestion
+from saeval.plugin import SaevalError, names_matching, names_matching_any, suggestion
 from saeval_formats.fields import Fields
 from saeval_formats.reference import LocalLoader, LocalReference, parsed, yaml_object
-from saeval_formats.tensor_layout import TensorLayout
-from saeval_formats.tensors import Header, state_dict, unpickled_dict
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from saeval_formats.dense import DenseSAE
+from saeval_formats.tensor_layout import Checkpoint, TensorLayout
+from saeval_formats.tensors import Header, Tensors, state_dict, unpickled_dict
 
 CONFIG = "final_config.yaml"
 _KEY = re.compile(r"(?:([^.]+)\.)?(encoder(?:\.0)?|decoder)\.(?:weight|bias)")
@@ -33,24 +26,9 @@ class Reference(LocalReference):
     """The hook of the SAE, or globs of hooks; not needed if the file holds one SAE."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """One checked SAE of a file."""
-
-    header: Header
-    layout: TensorLayout
-    site: str
-    d_in: int
-    d_sae: int
-    hook_name: str | None
-    facts: Mapping[str, Any]
-
-
 class Apollo(LocalLoader):
     """SAEs of e2e_sae: features relu(x W_encᵀ + b_enc), and x̂ from decoder rows scaled to norm 1.
 
-    `path` is a `.pt` file, or the folder of a run, of which the last file is loaded. If a file holds several SAEs,
-    `sites` names the hook of one, or a glob or list of globs of hooks. `hook_name` replaces the checkpoint's hook.
     These SAEs were trained on models that TransformerLens loaded with its defaults, centred writing weights and folded
     layer norms: the residual stream of the published model differs from their inputs by each activation's mean.
     """
@@ -59,41 +37,31 @@ class Apollo(LocalLoader):
     companions = (f"../{CONFIG}",)
     suffixes = (".yaml",)
 
-    def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-        """Expand the globs of `path` and of `sites`."""
-        expanded: dict[str, Mapping[str, Any]] = {}
-        for part, match in super().expand(reference).items():
-            options = _parsed(match)
-            if options.sites is None:
-                expanded[part] = match
-                continue
-            file = _file(options.path)
-            sites = _matching(file, list(_saes(file)), options.sites)
-            if options.hook_name and len(sites) > 1:
-                raise SaevalError(
-                    f"apollo: 'hook_name' is one hook, but 'sites' matches {len(sites)}: {', '.join(sites)}"
-                )
-            for site in sites:
-                name = site if sites != [options.sites] else ""  # a site without globs does not extend the name
-                expanded["/".join(filter(None, (part, name)))] = {**match, "sites": site}
-        return expanded
+    def at_path(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        options = _parsed(reference)
+        if options.sites is None:
+            return {"": reference}
+        file = _file(options.path)
+        sites = _matching(file, list(_saes(file)), options.sites)
+        if options.hook_name and len(sites) > 1:
+            raise SaevalError(f"apollo: 'hook_name' is one hook, but 'sites' matches {len(sites)}: {', '.join(sites)}")
+        # A site without globs does not extend the name.
+        return {site if sites != [options.sites] else "": {**reference, "sites": site} for site in sites}
 
-    def info(self, reference: Mapping[str, Any]) -> SAEInfo:
-        checkpoint = _checkpoint(_parsed(reference))
-        return SAEInfo(
-            hook_name=checkpoint.hook_name,
-            d_in=checkpoint.d_in,
-            d_sae=checkpoint.d_sae,
-            d_out=checkpoint.d_in,
-            sha256=digest_of([sha256_file(checkpoint.header.path), checkpoint.site]),
-            architecture="standard",
-            facts=checkpoint.facts,
-        )
-
-    def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> DenseSAE:
-        """Load in `dtype`, float32 by default. `hook_name` is empty if neither the file nor the entry names a hook."""
-        checkpoint = _checkpoint(_parsed(reference))
-        return checkpoint.layout.dense(checkpoint.header, checkpoint.hook_name or "", device, dtype)
+    def opened(self, reference: Mapping[str, Any]) -> Checkpoint:
+        options = _parsed(reference)
+        path = _file(options.path)
+        saes = _saes(path)
+        sites = list(saes) if options.sites is None else _matching(path, list(saes), options.sites)
+        if len(sites) > 1:
+            raise SaevalError(f"{path}: has several SAEs; add 'sites:', a hook or a glob of hooks: {_listed(sites)}")
+        site = sites[0]
+        header = Header.of_tensors(path, saes[site])
+        layout = _layout(saes[site], site)
+        sizes = layout.check(header, kind="'use'", sizes="the lengths of the biases")
+        facts, position = _config(path)
+        hook_name = options.hook_name or site or position
+        return Checkpoint(header, layout, sizes, "standard", hook_name, numeric=(site,), facts=facts)
 
 
 def _parsed(reference: Mapping[str, Any]) -> Reference:
@@ -111,12 +79,12 @@ def _file(path: Path) -> Path:
     return numbered[max(numbered)]
 
 
-def _saes(path: Path) -> dict[str, dict[str, Tensor]]:
+def _saes(path: Path) -> dict[str, Tensors]:
     """Return the state dict of each SAE in a file by its hook; the hook is empty if the keys have none.
 
     In its keys, e2e_sae writes the dots of a hook as hyphens.
     """
-    saes: dict[str, dict[str, Tensor]] = {}
+    saes: dict[str, Tensors] = {}
     for key, tensor in state_dict(path, unpickled_dict(path)).items():
         match = _KEY.fullmatch(key)
         if match is None:
@@ -140,21 +108,7 @@ def _matching(path: Path, hooks: list[str], wanted: str | list[str]) -> list[str
     return names_matching_any(patterns, hooks)
 
 
-def _checkpoint(options: Reference) -> Checkpoint:
-    path = _file(options.path)
-    saes = _saes(path)
-    sites = list(saes) if options.sites is None else _matching(path, list(saes), options.sites)
-    if len(sites) > 1:
-        raise SaevalError(f"{path}: has several SAEs; add 'sites:', a hook or a glob of hooks: {_listed(sites)}")
-    site = sites[0]
-    header = Header.of_tensors(path, saes[site])
-    layout = _layout(saes[site], site)
-    d_in, d_sae = layout.check(header, kind="'use'", sizes="the lengths of the biases")
-    facts, position = _config(path)
-    return Checkpoint(header, layout, site, d_in, d_sae, options.hook_name or site or position, facts)
-
-
-def _layout(state: Mapping[str, Tensor], site: str) -> TensorLayout:
+def _layout(state: Tensors, site: str) -> TensorLayout:
     """Return the layout of one SAE: keys are `encoder.0` in files of a run, `encoder` in published files."""
     prefix = f"{site.replace('.', '-')}." if site else ""
     encoder = "encoder" if any(key.startswith(("encoder.w", "encoder.b")) for key in state) else f"{prefix}encoder.0"
@@ -193,13 +147,10 @@ def _config(path: Path) -> tuple[dict[str, Any], str | None]:
 
 def _end_to_end(loss: Fields) -> bool | None:
     """True if the loss had terms for the model's output or later activations, and none for the reconstruction."""
-
-    def has_term(key: str, coefficient: str = "coeff") -> bool:
-        part = loss.inside(key)
-        return bool(part.maybe(part.amount, coefficient))
-
-    downstream = has_term("logits_kl") or has_term("in_to_orig", "total_coeff")
-    return True if downstream and not has_term("out_to_in") and not has_term("out_to_orig") else None
+    terms = {key: loss.inside(key) for key in ("logits_kl", "in_to_orig", "out_to_in", "out_to_orig")}
+    weights = {k: t.maybe(t.amount, "total_coeff" if k == "in_to_orig" else "coeff") for k, t in terms.items()}
+    downstream = weights["logits_kl"] or weights["in_to_orig"]
+    return True if downstream and not weights["out_to_in"] and not weights["out_to_orig"] else None
 
 
 def _listed(sites: list[str]) -> str:

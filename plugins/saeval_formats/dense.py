@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Float
 
@@ -46,7 +46,6 @@ class Activation(ABC):
         """
 
 
-@dataclass(frozen=True, eq=False)
 class ReLU(Activation):
     """relu(x̃ W_enc + b_enc)"""
 
@@ -58,24 +57,27 @@ class ReLU(Activation):
 
 
 @dataclass(frozen=True, eq=False)
-class TopK(Activation):
-    """relu of the k largest x̃ W_enc + b_enc of each token; the others are 0."""
+class _FewActive(Activation):
+    """Keeps some features of each token: k, or one in each of k groups."""
+
+    kept: ClassVar[str] = "the k largest features"
 
     k: int
+
+    def scaled(self, factors: Tensor) -> Activation:
+        raise ValueError(f"the choice of {self.kept} would change")
+
+
+class TopK(_FewActive):
+    """relu of the k largest x̃ W_enc + b_enc of each token; the others are 0."""
 
     def __call__(self, projected: Tensor, b_enc: Tensor) -> Tensor:
         values, indices = torch.topk(projected.add_(b_enc), self.k, dim=-1, sorted=False)
         return projected.zero_().scatter_(-1, indices, values.relu())
 
-    def scaled(self, factors: Tensor) -> Activation:
-        raise ValueError("the choice of the k largest features would change")
 
-
-@dataclass(frozen=True, eq=False)
-class AbsTopK(Activation):
+class AbsTopK(_FewActive):
     """The k x̃ W_enc + b_enc of largest magnitude of each token, with their signs; the others are 0."""
-
-    k: int
 
     def __call__(self, projected: Tensor, b_enc: Tensor) -> Tensor:
         pre = projected.add_(b_enc)
@@ -83,23 +85,16 @@ class AbsTopK(Activation):
         values = pre.gather(-1, indices)
         return pre.zero_().scatter_(-1, indices, values)
 
-    def scaled(self, factors: Tensor) -> Activation:
-        raise ValueError("the choice of the k largest features would change")
 
-
-@dataclass(frozen=True, eq=False)
-class GroupMax(Activation):
+class GroupMax(_FewActive):
     """relu(x̃ W_enc + b_enc) of the largest feature in each of k groups of consecutive features; the others are 0."""
 
-    k: int
+    kept = "the largest feature in each group"
 
     def __call__(self, projected: Tensor, b_enc: Tensor) -> Tensor:
         groups = torch.relu(projected + b_enc).unflatten(-1, (self.k, -1))
         values, indices = groups.max(dim=-1, keepdim=True)
         return torch.zeros_like(groups).scatter_(-1, indices, values).flatten(-2)
-
-    def scaled(self, factors: Tensor) -> Activation:
-        raise ValueError("the choice of the largest feature in each group would change")
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,10 +127,8 @@ class Gated(Activation):
         return Gated(self.b_gate * factors, self.r_mag, self.b_mag * factors)
 
 
-def activation_of(tensors: Mapping[str, Tensor], k: int | None = None) -> Activation:
-    """Return TopK if `k` is given, else the activation that the tensors imply: JumpReLU, Gated, or ReLU."""
-    if k is not None:
-        return TopK(k)
+def _activation_of(tensors: Mapping[str, Tensor]) -> Activation:
+    """Return the activation that the tensors imply: JumpReLU, Gated, or ReLU."""
     if "threshold" in tensors:
         return JumpReLU(tensors["threshold"].expand(tensors["W_enc"].shape[1]))
     if "b_gate" in tensors:
@@ -157,8 +150,7 @@ class DenseSAE(Substitute):
 
     x̃ = normalise(x), minus b_dec with `apply_b_dec_to_input`. Computation is in the dtype of the weights;
     reconstructions have the dtype of the activations. The encoding's context carries the normalisation statistics and
-    the input of the skip connection, so the object keeps no state between calls. `rescale_acts_by_decoder_norm` (not
-    for thresholds) folds the norms of the decoder rows into the encoder, so that `feature_acts` and `weights` agree.
+    the input of the skip connection, so the object keeps no state between calls.
 
     A `transcoder` reconstructs the activations of another hook than it reads: its output is not denormalised, and
     b_dec belongs to the output.
@@ -175,40 +167,29 @@ class DenseSAE(Substitute):
         *,
         apply_b_dec_to_input: bool = False,
         normalization: Normalization = "none",
-        rescale_acts_by_decoder_norm: bool = False,
         transcoder: bool = False,
         W_skip: Float[Tensor, "d_out d_in"] | None = None,
     ) -> None:
-        """`b_enc=None` means zeros (gated SAEs have none). `ValueError` if shapes or options do not fit together."""
-        d_in, d_sae = W_enc.shape
-        d_out = W_dec.shape[1]
-        if W_dec.shape[0] != d_sae or b_dec.shape != (d_out,) or (b_enc is not None and b_enc.shape != (d_sae,)):
-            shapes = [None if t is None else tuple(t.shape) for t in (W_enc, b_enc, W_dec, b_dec)]
-            raise ValueError(f"W_enc, b_enc, W_dec, b_dec do not fit together: {shapes}")
-        if W_skip is not None and W_skip.shape != (d_out, d_in):
-            raise ValueError(f"W_skip is {tuple(W_skip.shape)}, expected {(d_out, d_in)}")
-        if d_in != d_out and not transcoder:
-            raise ValueError(f"d_in {d_in} and d_out {d_out} differ, which only a transcoder's may")
-        if transcoder and apply_b_dec_to_input:
-            raise ValueError("b_dec of a transcoder cannot apply to its input, which comes from another hook")
-        if rescale_acts_by_decoder_norm and not isinstance(activation, ReLU | TopK | AbsTopK):
-            raise ValueError(
-                f"rescale_acts_by_decoder_norm is for ReLU, TopK and AbsTopK, not {type(activation).__name__}"
-            )
+        """`b_enc=None` means zeros (gated SAEs have none)."""
         self.hook_name = hook_name
-        self.d_in, self.d_sae, self.d_out = d_in, d_sae, d_out
+        self.d_in, self.d_sae = W_enc.shape
+        self.d_out = W_dec.shape[1]
         self.activation = activation
         self.apply_b_dec_to_input = apply_b_dec_to_input
         self.normalization = normalization
         self.transcoder = transcoder
-        self.W_skip = W_skip
         self._has_b_enc = b_enc is not None
-        if b_enc is None:
-            b_enc = W_enc.new_zeros(d_sae)
-        if rescale_acts_by_decoder_norm:
-            norms = W_dec.norm(dim=-1)
-            W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms.clamp(min=_TINY)[:, None]
-        self.W_enc, self.b_enc, self.W_dec, self.b_dec = W_enc, b_enc, W_dec, b_dec
+        self.W_enc, self.W_dec, self.b_dec, self.W_skip = W_enc, W_dec, b_dec, W_skip
+        self.b_enc = W_enc.new_zeros(self.d_sae) if b_enc is None else b_enc
+
+    @classmethod
+    def of(
+        cls, hook_name: str, tensors: Mapping[str, Tensor], activation: Activation | None = None, **options: Any
+    ) -> DenseSAE:
+        """Return the SAE of tensors by their names here; by default, they imply the activation function."""
+        encoder, decoder = (tensors["W_enc"], tensors.get("b_enc")), (tensors["W_dec"], tensors["b_dec"])
+        options["W_skip"] = tensors.get("W_skip")
+        return cls(hook_name, *encoder, *decoder, activation or _activation_of(tensors), **options)
 
     def with_unit_decoder(self) -> DenseSAE:
         """Return the same SAE with decoder rows of norm 1 and features multiplied by the old norms n.
@@ -216,18 +197,8 @@ class DenseSAE(Substitute):
         W_dec/n, W_enc·n, and biases and thresholds times n. `ValueError` if other features would be active.
         """
         norms = self.W_dec.norm(dim=-1).clamp(min=_SMALLEST_NORM)
-        return DenseSAE(
-            self.hook_name,
-            self.W_enc * norms,
-            self.b_enc * norms if self._has_b_enc else None,
-            self.W_dec / norms[:, None],
-            self.b_dec,
-            self.activation.scaled(norms),
-            apply_b_dec_to_input=self.apply_b_dec_to_input,
-            normalization=self.normalization,
-            transcoder=self.transcoder,
-            W_skip=self.W_skip,
-        )
+        encoder = {"W_enc": self.W_enc * norms, "b_enc": self.b_enc * norms}
+        return self._changed(**encoder, W_dec=self.W_dec / norms[:, None], activation=self.activation.scaled(norms))
 
     def other_readings(self) -> Mapping[str, Substitute]:
         readings: dict[str, Substitute] = {}

@@ -6,21 +6,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
-from saeval.plugin import SAEInfo, SaevalError, digest_of, sha256_file
+from saeval.plugin import SaevalError
+from saeval_formats.dense import TopK
 from saeval_formats.fields import Fields, shown
 from saeval_formats.reference import LocalLoader, LocalReference, json_object, parsed
-from saeval_formats.tensor_layout import TensorLayout
-from saeval_formats.tensors import Header, state_dict, unpickled_dict
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from saeval_formats.dense import DenseSAE
+from saeval_formats.tensor_layout import Checkpoint, TensorLayout
+from saeval_formats.tensors import Header, Tensors, state_dict, unpickled_dict
 
 CONFIG, WEIGHTS = "config.json", "ae.pt"
 _LINEAR = {"W_enc": ("encoder.weight", "nd"), "W_dec": ("decoder.weight", "dn")}
@@ -83,28 +78,9 @@ class Reference(LocalReference):
     """Replaces the config's class: the library's trainers write their default class, even if another was trained."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """One file and its config, checked."""
-
-    header: Header
-    class_name: str
-    d_in: int
-    d_sae: int
-    k: int | None
-    hook_name: str | None
-    facts: Mapping[str, Any]
-
-    @property
-    def kind(self) -> DictClass:
-        return CLASSES[self.class_name]
-
-
 class DictionaryLearning(LocalLoader):
     """SAEs of dictionary_learning's seven classes, each computed as its library loads and runs it.
 
-    `path` is a trainer's folder (`ae.pt` and `config.json`) or a file. `class` replaces the config's `dict_class`:
-    trainers write their default class there, even if another was trained. `hook_name` replaces the config's hook.
     `AutoEncoderTopK` keeps the k largest features of each token; it ignores the threshold in newer files, which the
     library uses only in `encode(use_threshold=True)`. The batch-top-k classes use their threshold, as `encode` does.
     """
@@ -112,60 +88,52 @@ class DictionaryLearning(LocalLoader):
     name, entry = "dictionary_learning", Reference
     companions = (f"../{CONFIG}", f"../../{CONFIG}")
 
-    def info(self, reference: Mapping[str, Any]) -> SAEInfo:
-        checkpoint = _checkpoint(reference)
-        return SAEInfo(
-            hook_name=checkpoint.hook_name,
-            d_in=checkpoint.d_in,
-            d_sae=checkpoint.d_sae,
-            d_out=checkpoint.d_in,
-            sha256=digest_of([sha256_file(checkpoint.header.path), checkpoint.class_name, checkpoint.k]),
-            architecture=checkpoint.kind.architecture,
-            facts=checkpoint.facts,
+    def opened(self, reference: Mapping[str, Any]) -> Checkpoint:
+        needs = f"the folder with {WEIGHTS} and {CONFIG}"
+        options = parsed(Reference, reference, "dictionary_learning", needs=needs)
+        path = options.path.expanduser()
+        file = path / WEIGHTS if path.is_dir() else path
+        state = unpickled_dict(file)
+        if isinstance(state.get("ae"), dict):
+            raise SaevalError(
+                f"{file}: a checkpoint of an unfinished run (step {state.get('step')}): its biases are not yet "
+                "rescaled to the activations; finish the run"
+            )
+        weights = state_dict(file, state)
+        fields = _config(file)
+        config, trainer, buffer = fields.path, fields.inside("trainer"), fields.inside("buffer")
+        class_name = _class_name(options, trainer, file, weights)
+        kind = CLASSES[class_name]
+        header = Header.of_tensors(file, {key: t for key, t in weights.items() if key not in kind.counts + kind.unused})
+        lengths = {key: trainer.whole(key) for key in ("activation_dim", "dict_size") if key in trainer.values}
+        sizes = kind.layout.check(
+            header,
+            lengths.get("activation_dim"),
+            lengths.get("dict_size"),
+            kind="'class'" if options.dict_class else f"'dict_class' of {config}",
+            sizes=f"{' and '.join(map(repr, lengths))} of {config}" if lengths else "the lengths of the biases",
         )
-
-    def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> DenseSAE:
-        """Load in `dtype`, float32 by default. `hook_name` is empty if neither config nor entry names a hook."""
-        checkpoint = _checkpoint(reference)
-        k = checkpoint.k if checkpoint.kind.architecture == "topk" else None
-        return checkpoint.kind.layout.dense(checkpoint.header, checkpoint.hook_name or "", device, dtype, k=k)
-
-
-def _checkpoint(reference: Mapping[str, Any]) -> Checkpoint:
-    options = parsed(Reference, reference, "dictionary_learning", needs=f"the folder with {WEIGHTS} and {CONFIG}")
-    path = options.path.expanduser()
-    file = path / WEIGHTS if path.is_dir() else path
-    state = unpickled_dict(file)
-    if isinstance(state.get("ae"), dict):
-        raise SaevalError(
-            f"{file}: a checkpoint of an unfinished run (step {state.get('step')}): its biases are not yet rescaled to "
-            "the activations; finish the run"
+        k = _k(file, weights, trainer, sizes[1]) if "k" in kind.counts else None
+        topk = kind.architecture == "topk"
+        if topk and k is None:
+            raise SaevalError(
+                f"{file}: no 'k' in the file or in {CONFIG}; {class_name} needs it, the number of active features per "
+                "token"
+            )
+        _check_counts(file, weights, kind, sizes[1])
+        facts = {"dict_class": class_name, **_facts(trainer)}
+        declared = {"model_name": trainer.text("lm_name"), "context_size": buffer.maybe(buffer.whole, "ctx_len")}
+        declared["k" if topk else "l0"] = k  # batch-top-k: k is the mean over tokens
+        return Checkpoint(
+            header,
+            kind.layout,
+            sizes,
+            kind.architecture,
+            options.hook_name or _hook_name(trainer, buffer),
+            numeric=(class_name, k),
+            facts=facts | {key: value for key, value in declared.items() if value is not None},
+            activation=TopK(k) if topk and k else None,
         )
-    weights = state_dict(file, state)
-    fields = _config(file)
-    config, trainer, buffer = fields.path, fields.inside("trainer"), fields.inside("buffer")
-    class_name = _class_name(options, trainer, file, weights)
-    kind = CLASSES[class_name]
-    header = Header.of_tensors(file, {key: t for key, t in weights.items() if key not in kind.counts + kind.unused})
-    sizes = {key: trainer.whole(key) for key in ("activation_dim", "dict_size") if key in trainer.values}
-    d_in, d_sae = kind.layout.check(
-        header,
-        sizes.get("activation_dim"),
-        sizes.get("dict_size"),
-        kind="'class'" if options.dict_class else f"'dict_class' of {config}",
-        sizes=f"{' and '.join(map(repr, sizes))} of {config}" if sizes else "the lengths of the biases",
-    )
-    k = _k(file, weights, trainer, d_sae) if "k" in kind.counts else None
-    if kind.architecture == "topk" and k is None:
-        raise SaevalError(
-            f"{file}: no 'k' in the file or in {CONFIG}; {class_name} needs it, the number of active features per token"
-        )
-    _check_counts(file, weights, kind, d_sae)
-    facts = {"dict_class": class_name, **_facts(trainer)}
-    declared = {"model_name": trainer.text("lm_name"), "context_size": buffer.maybe(buffer.whole, "ctx_len")}
-    declared["k" if kind.architecture == "topk" else "l0"] = k  # batch-top-k: k is the mean over tokens
-    facts |= {key: value for key, value in declared.items() if value is not None}
-    return Checkpoint(header, class_name, d_in, d_sae, k, options.hook_name or _hook_name(trainer, buffer), facts)
 
 
 def _facts(trainer: Fields) -> dict[str, Any]:
@@ -184,7 +152,7 @@ def _config(file: Path) -> Fields:
     return Fields(path, json_object(path) if path.is_file() else {})
 
 
-def _class_name(options: Reference, trainer: Fields, file: Path, weights: Mapping[str, Tensor]) -> str:
+def _class_name(options: Reference, trainer: Fields, file: Path, weights: Tensors) -> str:
     name = options.dict_class or trainer.values.get("dict_class")
     supported = ", ".join(CLASSES)
     if name is None:
@@ -196,7 +164,7 @@ def _class_name(options: Reference, trainer: Fields, file: Path, weights: Mappin
     return options.dict_class or trainer.choice("dict_class", CLASSES)
 
 
-def _k(file: Path, weights: Mapping[str, Tensor], trainer: Fields, d_sae: int) -> int | None:
+def _k(file: Path, weights: Tensors, trainer: Fields, d_sae: int) -> int | None:
     """Return the number of active features per token; in older files it is only in the config."""
     configured = trainer.k(d_sae) if "k" in trainer else None
     if "k" not in weights:
@@ -210,7 +178,7 @@ def _k(file: Path, weights: Mapping[str, Tensor], trainer: Fields, d_sae: int) -
     return k
 
 
-def _check_counts(file: Path, weights: Mapping[str, Tensor], kind: DictClass, d_sae: int) -> None:
+def _check_counts(file: Path, weights: Tensors, kind: DictClass, d_sae: int) -> None:
     """Raise `SaevalError` for numbers beside the weights that the library's assertions refuse."""
     if "group_sizes" in kind.counts:
         if "group_sizes" not in weights:

@@ -16,30 +16,16 @@ class FolderLoader(LocalLoader):
     markers: ClassVar[tuple[str, ...]]
     """File names; a folder that has any of them holds an SAE."""
 
-    def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-        expanded: dict[str, Mapping[str, Any]] = {}
-        for part, match in super().expand(reference).items():
-            for site, inner in sites(match, self.name, self.markers).items():
-                expanded["/".join(word for word in (part, site) if word)] = inner
-        return expanded
-
-
-def sites(reference: Mapping[str, Any], format: str, markers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Return one reference per SAE below `path` whose relative path matches `sites`, a glob or a list of globs.
-
-    Without `sites`, return the reference itself.
-    """
-    wanted = reference.get("sites")
-    if wanted is None:
-        return {"": dict(reference)}
-    rest = {key: value for key, value in reference.items() if key != "sites"}
-    if "path" not in rest:
-        raise SaevalError(f"{format}: 'sites' needs 'path', the folder of the SAEs' folders")
-    folder = folder_of(Path(str(rest["path"])), format, "SAEs in folders")
-    return {
-        site: {**rest, "path": str(folder / site)}
-        for site in chosen(wanted, below(folder, markers), f"{format}: {folder}: no SAE", "sites")
-    }
+    def at_path(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """Return one reference per SAE below `path` whose relative path matches `sites`; the reference without it."""
+        rest = {key: value for key, value in reference.items() if key != "sites"}
+        if (wanted := reference.get("sites")) is None:
+            return {"": dict(reference)}
+        if "path" not in rest:
+            raise SaevalError(f"{self.name}: 'sites' needs 'path', the folder of the SAEs' folders")
+        folder = folder_of(Path(str(rest["path"])), self.name, "SAEs in folders")
+        names = chosen(wanted, below(folder, self.markers), f"{self.name}: {folder}: no SAE", "sites")
+        return {site: {**rest, "path": str(folder / site)} for site in names}
 
 
 def chosen(wanted: Any, names: list[str], missing: str, key: str) -> list[str]:

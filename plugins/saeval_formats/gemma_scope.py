@@ -6,25 +6,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from saeval.plugin import SAEInfo, SaevalError, searched_in
+from saeval.plugin import SaevalError
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
-from saeval_formats.reference import TranscoderReference, json_object, parsed
-from saeval_formats.tensor_layout import TensorLayout
+from saeval_formats.reference import TranscoderReference, folder_of, json_object, parsed
+from saeval_formats.tensor_layout import Checkpoint, TensorLayout
 from saeval_formats.tensors import Header
-
-if TYPE_CHECKING:
-    import torch
-
-    from saeval_formats.dense import DenseSAE
 
 ARRAYS, TENSORS, CONFIG = "params.npz", "params.safetensors", "config.json"
 _SHAPES = {"W_enc": "dn", "b_enc": "n", "W_dec": "nd", "b_dec": "d", "threshold": "n"}
 _FIRST = TensorLayout({name: (name, shape) for name, shape in _SHAPES.items()})
 _SECOND = TensorLayout({name: (name.lower(), shape) for name, shape in _SHAPES.items()})
-_AFFINE = TensorLayout({**_SECOND.stored, "W_skip": ("affine_skip_connection", "dd")})
+_AFFINE = TensorLayout({**_SECOND.stored, "W_skip": ("affine_skip_connection", "do")})
 
 _MLP_OUT = "blocks.{}.hook_mlp_out"
 _FIRST_SITES: Mapping[str, tuple[str, str | None]] = {
@@ -59,61 +54,27 @@ class GemmaScope(FolderLoader):
     x̂ = acts W_dec + b_dec; b_dec is not subtracted from x. Transcoders of Gemma Scope 2 may add
     x·affine_skip_connection. `path` is an SAE's folder, or a folder of such folders with `sites`, a glob or a list of
     globs. The hooks are read from the config, or from folders named as in the published repositories
-    (`gemma-scope-2b-pt-res/layer_20/width_16k/...`); `hook_name` and `input_hook` replace them.
+    (`gemma-scope-2b-pt-res/layer_20/width_16k/...`).
     """
 
     name, entry = "gemma_scope", TranscoderReference
     markers = (ARRAYS, TENSORS)
     companions = (f"../{CONFIG}",)
 
-    def info(self, reference: Mapping[str, Any]) -> SAEInfo:
-        options, description, header, (d_in, d_sae) = _opened(reference)
+    def opened(self, reference: Mapping[str, Any]) -> Checkpoint:
+        options = parsed(TranscoderReference, reference, "gemma_scope", needs=f"the folder with {ARRAYS} or {TENSORS}")
+        file = options.path.expanduser()
+        if not file.is_file():
+            file = holding(folder_of(file, "gemma_scope", f"{ARRAYS} or {TENSORS}"), "gemma_scope", (ARRAYS, TENSORS))
+        first = file.suffix == ".npz"
+        header = Header.of_npz(file) if first else Header.of(file)
+        description = _first(file.parent) if first else _second(file.parent, header)
+        kind = f"that it is a {'Gemma Scope' if first else 'Gemma Scope 2'} SAE"
+        layout, hook_name = description.layout, options.hook_name or description.hook_name
+        sizes = layout.check(header, kind=kind, sizes="the lengths of b_dec and b_enc")
         reads = options.input_hook or description.input_hook
-        kind = f"jumprelu{'_skip' * ('W_skip' in description.layout.stored)}{'_transcoder' * (reads is not None)}"
-        return SAEInfo(
-            hook_name=options.hook_name or description.hook_name,
-            input_hook=reads,
-            d_in=d_in,
-            d_sae=d_sae,
-            d_out=d_in,
-            sha256=header.identity(kind),
-            architecture=kind,
-            facts=description.facts,
-        )
-
-    def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> DenseSAE:
-        """Load in `dtype`, float32 by default. `hook_name` is empty if no folder, config or entry names a hook."""
-        from saeval_formats.dense import DenseSAE, JumpReLU  # late: reading headers needs no torch
-
-        options, description, header, _ = _opened(reference)
-        tensors = description.layout.canonical(header, device, dtype)
-        skip = tensors.get("W_skip")
-        return DenseSAE(
-            options.hook_name or description.hook_name or "",
-            tensors["W_enc"],
-            tensors["b_enc"],
-            tensors["W_dec"],
-            tensors["b_dec"],
-            JumpReLU(tensors["threshold"]),
-            transcoder=(options.input_hook or description.input_hook) is not None,
-            W_skip=None if skip is None else skip.T,  # stored as [d_in, d_out]
-        )
-
-
-def _opened(reference: Mapping[str, Any]) -> tuple[TranscoderReference, Description, Header, tuple[int, int]]:
-    options = parsed(TranscoderReference, reference, "gemma_scope", needs=f"the folder with {ARRAYS} or {TENSORS}")
-    path = options.path.expanduser()
-    if not path.exists():
-        raise SaevalError(
-            f"gemma_scope: {path}: expected a folder with {ARRAYS} or {TENSORS}, found nothing{searched_in(path)}"
-        )
-    file = path if path.is_file() else holding(path, "gemma_scope", (ARRAYS, TENSORS))
-    first = file.suffix == ".npz"
-    header = Header.of_npz(file) if first else Header.of(file)
-    description = _first(file.parent) if first else _second(file.parent, header)
-    kind = f"that it is a {'Gemma Scope' if first else 'Gemma Scope 2'} SAE"
-    sizes = description.layout.check(header, kind=kind, sizes="the lengths of b_dec and b_enc")
-    return options, description, header, sizes
+        kind = f"jumprelu{'_skip' * ('W_skip' in layout.stored)}{'_transcoder' * (reads is not None)}"
+        return Checkpoint(header, layout, sizes, kind, hook_name, reads, numeric=(kind,), facts=description.facts)
 
 
 def _first(folder: Path) -> Description:

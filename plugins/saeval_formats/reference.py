@@ -8,19 +8,22 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
 from saeval.plugin import (
     ParameterError,
+    SAEInfo,
     SAELoader,
     SaevalError,
+    Substitute,
     expand_user,
     read_json,
     read_text,
     searched_in,
+    torch,
     validated_as,
 )
 
@@ -49,6 +52,14 @@ _STARS = re.compile(r"\*+|\?")
 _HOLE = re.compile(r"\{(\d*)\}")
 
 
+class Opened(Protocol):
+    """A checked SAE."""
+
+    def info(self) -> SAEInfo: ...
+
+    def load(self, device: str, dtype: torch.dtype | None) -> Substitute: ...
+
+
 class LocalLoader(SAELoader):
     """A format of local files. `path` may contain globs; with `repo` (and `revision`) it is inside a hub repository."""
 
@@ -57,8 +68,28 @@ class LocalLoader(SAELoader):
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Suffixes of other files to download, each in place of the suffix of `path`."""
 
+    def opened(self, reference: Mapping[str, Any]) -> Opened:
+        """Return the SAE, checked except for the values of its tensors."""
+        raise NotImplementedError
+
+    def info(self, reference: Mapping[str, Any]) -> SAEInfo:
+        return self.opened(reference).info()
+
+    def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> Substitute:
+        """Load in `dtype`, float32 by default. `hook_name` is empty if neither checkpoint nor entry names a hook."""
+        return self.opened(reference).load(device, dtype)
+
     def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-        return matched(_on_disk(reference, self.name, self._beside), self.name)
+        matches = matched(_on_disk(reference, self.name, self._beside), self.name)
+        return {
+            "/".join(filter(None, (part, name))): inner
+            for part, match in matches.items()
+            for name, inner in self.at_path(match).items()
+        }
+
+    def at_path(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """Return one reference per SAE at a path without globs, by its name there."""
+        return {"": reference}
 
     def _beside(self, path: str) -> list[str]:
         """Return the other files of a repository that a path in it may need."""

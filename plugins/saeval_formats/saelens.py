@@ -5,24 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
-from saeval.plugin import LiveSAE, SAEInfo, SaevalError, sha256_file, torch
+from saeval.plugin import LiveSAE, SAEInfo, SaevalError, Substitute, sha256_file, torch
 from saeval_formats import folding
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
 from saeval_formats.reference import TranscoderReference, folder_of, json_object, parsed
 from saeval_formats.saelens_config import BY_LIBRARY, Config, assembled, parsed_config
-from saeval_formats.saelens_objects import LibrarySAE, loaded
+from saeval_formats.saelens_objects import LibrarySAE, expected_shapes, loaded
 from saeval_formats.saelens_releases import Release, releases
-from saeval_formats.tensors import Header
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from saeval.plugin import Substitute
+from saeval_formats.tensors import Header, Tensors
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 WHITENING = "activation_whitening.safetensors"
@@ -40,8 +35,7 @@ class SAELens(FolderLoader):
     """SAEs that SAELens 3 to 6 saved, and those that `SAE.from_pretrained` loads.
 
     `{path: folder}`, `{path: run, sites: "blocks.*"}`, `{release: gpt2-small-res-jb, id: blocks.8.hook_resid_pre}`,
-    `{release: gpt2-small-res-jb, ids: "blocks.*"}`. `hook_name` and `input_hook` replace the config's hooks;
-    `fold_W_dec_norm: true` scales decoder rows to norm 1 and multiplies their old norms into the features.
+    `{release: gpt2-small-res-jb, ids: "blocks.*"}`.
     At hook_z, the width is that of all heads together. As in the library, `normalize_activations:
     expected_average_only_in` scales nothing at run time; if the folder still has the factor (or the whitening) of an
     unfinished run, saeval folds it into the weights.
@@ -61,29 +55,19 @@ class SAELens(FolderLoader):
         parts = [str(reference[key]) for key in ("release", "id") if reference.get(key)]
         return "/".join(parts) or self.name
 
-    def info(self, reference: Mapping[str, Any]) -> SAEInfo:
-        return _source(reference).info()
-
-    def load(self, reference: Mapping[str, Any], device: str = "cpu", dtype: torch.dtype | None = None) -> Substitute:
-        """Load in `dtype`, float32 by default. `hook_name` is empty if neither config nor entry names a hook."""
-        return _source(reference).load(device, dtype)
+    def opened(self, reference: Mapping[str, Any]) -> Folder | Release:
+        if "release" in reference:
+            return Release.of(reference)
+        options = parsed(Reference, reference, "saelens", needs=f"the folder with {CONFIG} and {WEIGHTS}, or 'release'")
+        folder = folder_of(options.path, "saelens", f"{CONFIG} and {WEIGHTS}")
+        raw = json_object(holding(folder, "saelens", (CONFIG,)))
+        return Folder(options, folder, raw, parsed_config(folder / CONFIG, raw), Header.of(folder / WEIGHTS))
 
     def accepts(self, live: object) -> bool:
         return any(c.__name__ == "SAE" and c.__module__.startswith("sae_lens.") for c in type(live).__mro__)
 
     def wrap(self, live: Any, hook_name: str | None, name: str) -> LiveSAE:
-        from saeval_formats.saelens_objects import LibrarySAE  # late: it imports torch
-
         return LibrarySAE(live, hook_name, name)
-
-
-def _source(reference: Mapping[str, Any]) -> Folder | Release:
-    if "release" in reference:
-        return Release.of(reference)
-    options = parsed(Reference, reference, "saelens", needs=f"the folder with {CONFIG} and {WEIGHTS}, or 'release'")
-    folder = folder_of(options.path, "saelens", f"{CONFIG} and {WEIGHTS}")
-    raw = json_object(holding(folder, "saelens", (CONFIG,)))
-    return Folder(options, folder, raw, parsed_config(folder / CONFIG, raw), Header.of(folder / WEIGHTS))
 
 
 @dataclass(frozen=True)
@@ -117,17 +101,12 @@ class Folder:
         if _SCALE in header.shapes and not (header.read([_SCALE], "cpu")[_SCALE] == 1).all():
             raise SaevalError(f"{header.path}: '{_SCALE}' is not all ones; fold the fine-tuned scale into W_dec first")
         tensors, config = self._folded(header.read(config.shapes, device, dtype))
-        try:
-            return assembled(config, tensors, hook_name or "", unit_decoder=self.options.unit_decoder)
-        except ValueError as error:
-            raise SaevalError(f"{self.path}: 'fold_W_dec_norm' is not for this SAE: {error}") from None
+        return assembled(self.path, config, tensors, hook_name, unit_decoder=self.options.unit_decoder)
 
     def check(self) -> None:
         """Raise `SaevalError` if the tensors do not match the config."""
         config = self.config
         if config.architecture in BY_LIBRARY:
-            from saeval_formats.saelens_objects import expected_shapes  # late: it imports torch
-
             if config.normalization == "covariance_whitening" or self.factor is not None:
                 raise SaevalError(
                     f"{self.path}: the scale of training inputs cannot be folded into a '{config.architecture}' SAE"
@@ -164,7 +143,7 @@ class Folder:
         header.check({"mean": (d_in,), "matrix": (d_in, d_in), "inverse_matrix": (d_in, d_in)})
         return header
 
-    def _folded(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Config]:
+    def _folded(self, tensors: Tensors) -> tuple[Tensors, Config]:
         """Return tensors for the model's own activations, and the config that remains to be applied."""
         config, factor, whitening = self.config, self.factor, self.whitening
         if factor is not None:

@@ -7,15 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from saeval.plugin import SAEInfo, SaevalError
+from saeval_formats.dense import AbsTopK, DenseSAE, TopK
 from saeval_formats.fields import Fields, shown
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from saeval_formats.dense import DenseSAE
+from saeval_formats.folding import rescaled
+from saeval_formats.tensors import Tensors
 
 _TENSORS = {
     "standard": ("b_enc",),
@@ -29,7 +27,7 @@ _TENSORS = {
     "jumprelu_skip_transcoder": ("b_enc", "threshold", "W_skip"),
 }
 """Architecture -> the tensors besides W_enc, W_dec and b_dec."""
-_OF_K = ("topk", "abstopk")
+_OF_K = {"topk": TopK, "abstopk": AbsTopK}
 """Architectures that keep k features of each token."""
 BY_LIBRARY = ("matching_pursuit", "temporal")
 """Architectures that only SAELens' own classes compute."""
@@ -152,25 +150,23 @@ def parsed_config(where: Path, raw: Mapping[str, Any]) -> Config:
     )
 
 
-def assembled(config: Config, tensors: Mapping[str, Tensor], hook_name: str, *, unit_decoder: bool) -> DenseSAE:
-    """Return the SAE of these tensors; `ValueError` if they do not fit together or a norm cannot be folded."""
-    from saeval_formats.dense import AbsTopK, DenseSAE, activation_of  # late: reading headers needs no torch
-
+def assembled(where: Path, config: Config, tensors: Tensors, hook_name: str | None, *, unit_decoder: bool) -> DenseSAE:
+    """Return the SAE of these tensors; `SaevalError` if its norms cannot be folded."""
+    if config.rescale:
+        tensors = rescaled(tensors)
     by_input = config.normalization in ("layer_norm", "constant_norm_rescale")
-    sae = DenseSAE(
-        hook_name,
-        tensors["W_enc"],
-        tensors.get("b_enc"),
-        tensors["W_dec"],
-        tensors["b_dec"],
-        AbsTopK(config.k) if config.k and config.architecture == "abstopk" else activation_of(tensors, config.k),
+    sae = DenseSAE.of(
+        hook_name or "",
+        tensors,
+        _OF_K[config.architecture](config.k) if config.k else None,
         apply_b_dec_to_input=config.apply_b_dec_to_input,
-        normalization=config.normalization if by_input else "none",  # type: ignore[arg-type]
-        rescale_acts_by_decoder_norm=config.rescale,
+        normalization=config.normalization if by_input else "none",
         transcoder=config.transcoder,
-        W_skip=tensors.get("W_skip"),
     )
-    return sae if config.rescale or not unit_decoder else sae.with_unit_decoder()  # rescaled decoders have unit norm
+    try:
+        return sae if config.rescale or not unit_decoder else sae.with_unit_decoder()  # rescaled rows have unit norm
+    except ValueError as error:
+        raise SaevalError(f"{where}: 'fold_W_dec_norm' is not for this SAE: {error}") from None
 
 
 def _hooks(metadata: Fields, transcoder: bool) -> tuple[str | None, str | None]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from saeval.plugin import Encoding, LiveSAE, SaevalError, torch
 from saeval_formats.folding import rescaled
-from saeval_formats.saelens_config import Config, parsed_config
+from saeval_formats.saelens_config import parsed_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,10 +39,9 @@ class LibrarySAE(LiveSAE):
     """
 
     def __init__(self, module: Any, hook_name: str | None = None, name: str = "sae") -> None:
-        config = config_of(module, name)
-        if config.transcoder and not (
-            hook_name or config.hook_name
-        ):  # `hook_name` of its metadata is the hook it reads
+        config = parsed_config(Path(name), module.cfg.to_dict())
+        # `hook_name` of a transcoder's metadata is the hook that it reads.
+        if config.transcoder and not (hook_name or config.hook_name):
             raise SaevalError(f"{name}: name the hook that the transcoder replaces, as in saes=[(sae, 'HOOK')]")
         super().__init__(module, hook_name or config.hook_name, name)
         self.d_in, self.d_sae, self.d_out = config.d_in, config.d_sae, config.d_out
@@ -97,11 +96,6 @@ class LibrarySAE(LiveSAE):
         finally:
             attributes.clear()
             attributes.update(before)
-
-
-def config_of(module: Any, name: str) -> Config:
-    """Return the checked config of a SAELens object; `SaevalError` if its architecture is not supported."""
-    return parsed_config(Path(name), module.cfg.to_dict())
 
 
 def loaded(folder: Path, raw: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:

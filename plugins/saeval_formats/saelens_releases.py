@@ -14,18 +14,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from saeval.plugin import SAEInfo, SaevalError, suggestion, torch
+from saeval.plugin import SAEInfo, SaevalError, Substitute, suggestion, torch
 from saeval_formats.folders import chosen
 from saeval_formats.reference import parsed
-from saeval_formats.saelens_config import BY_LIBRARY, Config, assembled, parsed_config
-from saeval_formats.saelens_objects import LibrarySAE, first_line
-
-if TYPE_CHECKING:
-    from saeval.plugin import Substitute
+from saeval_formats.saelens_config import BY_LIBRARY, assembled, parsed_config
+from saeval_formats.saelens_objects import LibrarySAE, first_line, library
 
 _PATIENCE_SECONDS = 5.0
 _HEADERS_BY_HTTP = ("gemma_3", "mntss_clt_layer_transcoder")
@@ -95,10 +92,15 @@ class Release:
 
     def info(self) -> SAEInfo:
         """Return the `SAEInfo` from the publisher's config; may need network access to read it."""
-        config, revision = self.config, _revision(self.repo_id)
+        from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface  # late: an optional extra
+
+        revision = _revision(self.repo_id)
+        self._check_reader()
+        with _library_errors(self.where, revision):
+            raw = load_sae_config_from_huggingface(self.options.release, self.options.id)
         factor = self.entry.norm_scaling_factor.get(self.options.id) if self.entry else None
-        config = config.with_factor(factor, "'norm_scaling_factor' in SAELens' registry")
-        version = _library().__version__
+        config = parsed_config(self.where, raw).with_factor(factor, "'norm_scaling_factor' in SAELens' registry")
+        version = library().__version__
         identity = [self.repo_id, self.folder, revision, self.reader, version, factor, self.options.unit_decoder]
         published = {}
         if self.entry is not None:
@@ -115,7 +117,7 @@ class Release:
         self._check_reader()
         names = {"release": self.options.release, "sae_id": self.options.id}
         with _library_errors(self.where, revision):
-            module = _library().SAE.from_pretrained(**names, device=device, dtype=str(wanted).removeprefix("torch."))
+            module = library().SAE.from_pretrained(**names, device=device, dtype=str(wanted).removeprefix("torch."))
         for name, tensor in module.state_dict().items():
             broken = int((~torch.isfinite(tensor)).sum())
             if broken:
@@ -127,39 +129,20 @@ class Release:
                 raise SaevalError(f"{self.where}: 'fold_W_dec_norm' is not for '{config.architecture}' SAEs")
             return LibrarySAE(module, hook_name or "?", str(self.where))
         tensors = {name: tensor.detach() for name, tensor in module.state_dict().items()}
-        try:
-            return assembled(config, tensors, hook_name or "", unit_decoder=self.options.unit_decoder)
-        except ValueError as error:
-            raise SaevalError(f"{self.where}: 'fold_W_dec_norm' is not for this SAE: {error}") from None
-
-    @property
-    def config(self) -> Config:
-        """The checked config that the release's reader returns for the publisher's config."""
-        revision = _revision(self.repo_id)
-        self._check_reader()
-        from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface  # late: an optional extra
-
-        with _library_errors(self.where, revision):
-            raw = load_sae_config_from_huggingface(self.options.release, self.options.id)
-        return parsed_config(self.where, raw)
+        return assembled(self.where, config, tensors, hook_name, unit_decoder=self.options.unit_decoder)
 
     def _check_reader(self) -> None:
-        if self.reader in _HEADERS_BY_HTTP and _offline():
+        from huggingface_hub import constants  # late: slow to import
+
+        if self.reader in _HEADERS_BY_HTTP and constants.HF_HUB_OFFLINE:
             raise SaevalError(
                 f"saelens: {self.where}: SAELens requests its header from the hub even if the files are in the cache, "
                 "and HF_HUB_OFFLINE is set; use the downloaded folder, as in {use: gemma_scope, path: ...}"
             )
 
 
-def _library() -> Any:
-    """Return the module `sae_lens`; `SaevalError` if it is not installed."""
-    from saeval_formats.saelens_objects import library  # late: it imports torch
-
-    return library()
-
-
 def _registry() -> Mapping[str, Any]:
-    _library()
+    library()
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory  # late: an optional extra
 
     return get_pretrained_saes_directory()  # type: ignore[no-any-return]
@@ -171,12 +154,6 @@ def _registered(release: str) -> Any:
         fault = "the registry does not list this repository; set 'id'" if "/" in release else "no such release"
         raise SaevalError(f"saelens: release '{release}': {fault}{suggestion(release, registry)[:400]}")
     return registry[release]
-
-
-def _offline() -> bool:
-    from huggingface_hub import constants  # late: slow to import
-
-    return bool(constants.HF_HUB_OFFLINE)
 
 
 @functools.cache
@@ -194,7 +171,7 @@ def _revision(repo_id: str) -> str:
 
     cached = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model") / "refs" / "main"
     reason = "HF_HUB_OFFLINE is set"
-    if not _offline():
+    if not constants.HF_HUB_OFFLINE:
         try:
             return _hub_commit(repo_id)
         except Exception as error:  # the exceptions depend on the hub client's HTTP library

@@ -1,22 +1,18 @@
-"""Descriptions of how formats store the tensors of dense SAEs."""
+"""How formats store the tensors of dense SAEs, and the SAE of a checked file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from saeval.plugin import SaevalError
-from saeval_formats.tensors import Header
+from saeval.plugin import SAEInfo, SaevalError, torch
+from saeval_formats.dense import Activation, DenseSAE, Normalization
+from saeval_formats.folding import rescaled
+from saeval_formats.tensors import Header, Tensors
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from saeval_formats.dense import DenseSAE, Normalization
-
-_CANONICAL = {"W_enc": "dn", "W_dec": "nd"}
-_WORDS = {"d": "d_in", "n": "d_sae"}
+_CANONICAL = {"W_enc": "dn", "W_dec": "nd", "W_skip": "od"}
+_WORDS = {"d": "d_in", "n": "d_sae", "o": "d_in"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +22,8 @@ class TensorLayout:
     stored: Mapping[str, tuple[str, str]]
     """Tensor name (`W_enc`, `b_enc`, `threshold`, `b_gate`, ...) -> its key in the file and its shape in letters.
 
-    `d` is d_in and `n` is d_sae: the weight of `nn.Linear(d_in, d_sae)` is `nd`, a scalar is the empty string.
+    `d` is d_in, `n` is d_sae, and `o` is the output of a skip connection, as wide as `d`: the weight of
+    `nn.Linear(d_in, d_sae)` is `nd`, a scalar is the empty string.
     """
     pre_bias: bool = False
     """True if b_dec is subtracted from the input."""
@@ -35,54 +32,28 @@ class TensorLayout:
     unit_decoder: bool = False
     """True if decoder rows are divided by their norms and the features are unchanged."""
 
-    def shapes(self, header: Header, d_in: int | None = None, d_sae: int | None = None) -> dict[str, tuple[int, ...]]:
-        """Return the expected shape of each key; sizes that are None are read from the lengths of the biases."""
-        sizes = {"d": d_in, "n": d_sae}
-        for letter in (letter for letter, size in sizes.items() if size is None):
-            key = next(key for key, shape in self.stored.values() if shape == letter)
-            actual = header.shapes.get(key, (1,))  # `check` reports missing tensors
-            if len(actual) != 1 or actual[0] < 1:
-                raise SaevalError(f"{header.path}: '{key}' is {list(actual)}, expected one dimension, {_WORDS[letter]}")
-            sizes[letter] = actual[0]
-        return {key: tuple(int(sizes[letter] or 0) for letter in shape) for key, shape in self.stored.values()}
-
     def check(
         self, header: Header, d_in: int | None = None, d_sae: int | None = None, *, kind: str, sizes: str
     ) -> tuple[int, int]:
-        """Return d_in and d_sae; `SaevalError` for the first missing, unexpected or wrongly shaped tensor."""
-        shapes = self.shapes(header, d_in, d_sae)
+        """Return d_in and d_sae; `SaevalError` for the first missing, unexpected or wrongly shaped tensor.
+
+        Sizes that are None are read from the lengths of the biases.
+        """
+        lengths = {"d": d_in, "n": d_sae}
+        for letter in (letter for letter, length in lengths.items() if length is None):
+            key = next(key for key, shape in self.stored.values() if shape == letter)
+            actual = header.shapes.get(key, (1,))  # missing tensors are reported below
+            if len(actual) != 1 or actual[0] < 1:
+                raise SaevalError(f"{header.path}: '{key}' is {list(actual)}, expected one dimension, {_WORDS[letter]}")
+            lengths[letter] = actual[0]
+        n, d = int(lengths["n"] or 0), int(lengths["d"] or 0)
+        letters = {"d": d, "n": n, "o": d}
+        shapes = {key: tuple(map(letters.__getitem__, shape)) for key, shape in self.stored.values()}
         written = (f"{key} [{', '.join(map(_WORDS.__getitem__, s))}]" for key, s in self.stored.values() if len(s) == 2)
         header.check(shapes, layout=", ".join(written), kind=kind, sizes=sizes)
-        rows, columns = shapes[self.stored["W_dec"][0]]
-        return (rows, columns) if self.stored["W_dec"][1] == "dn" else (columns, rows)
+        return d, n
 
-    def dense(
-        self,
-        header: Header,
-        hook_name: str,
-        device: str,
-        dtype: torch.dtype | None = None,
-        *,
-        k: int | None = None,
-        normalization: Normalization = "none",
-    ) -> DenseSAE:
-        """Return the SAE of a file that passed `check`: TopK if `k` is given, else the activation its tensors imply."""
-        from saeval_formats.dense import DenseSAE, activation_of  # late: reading headers needs no torch
-
-        tensors = self.canonical(header, device, dtype)
-        return DenseSAE(
-            hook_name,
-            tensors["W_enc"],
-            tensors.get("b_enc"),
-            tensors["W_dec"],
-            tensors["b_dec"],
-            activation_of(tensors, k),
-            apply_b_dec_to_input=self.pre_bias,
-            normalization=normalization,
-            rescale_acts_by_decoder_norm=self.rescale,
-        )
-
-    def canonical(self, header: Header, device: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    def canonical(self, header: Header, device: str, dtype: torch.dtype | None = None) -> Tensors:
         """Return the tensors of a file that passed `check`, with the names and shapes of `DenseSAE`."""
         keys = {name: key for name, (key, _) in self.stored.items()}
         read = header.read(list(keys.values()), device, dtype)
@@ -90,6 +61,45 @@ class TensorLayout:
         for name, shape in _CANONICAL.items():
             if name in tensors and self.stored[name][1] != shape:
                 tensors[name] = tensors[name].T
+        if self.rescale:
+            tensors = rescaled(tensors)
         if self.unit_decoder:
             tensors["W_dec"] = tensors["W_dec"] / tensors["W_dec"].norm(dim=1, keepdim=True).clamp(min=1e-12)
         return tensors
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An SAE of a file, checked except for the values of its tensors."""
+
+    header: Header
+    layout: TensorLayout
+    sizes: tuple[int, int]
+    """d_in and d_sae."""
+    architecture: str
+    hook_name: str | None
+    input_hook: str | None = None
+    """The hook that a transcoder reads; None for other SAEs."""
+    numeric: tuple[Any, ...] = ()
+    """The settings, as plain data, that the SAE's outputs depend on besides the tensors."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    activation: Activation | None = None
+    """None for the one that the tensors imply."""
+    normalization: Normalization = "none"
+    folded: Callable[[Tensors], Tensors] = dict
+    """Function of the stored tensors: those of the SAE for the model's own activations."""
+
+    def info(self) -> SAEInfo:
+        d_in, d_sae = self.sizes
+        sha256 = self.header.identity(*self.numeric)
+        return SAEInfo(self.hook_name, d_in, d_sae, sha256, self.architecture, d_in, self.input_hook, self.facts)
+
+    def load(self, device: str, dtype: torch.dtype | None) -> DenseSAE:
+        return DenseSAE.of(
+            self.hook_name or "",
+            self.folded(self.layout.canonical(self.header, device, dtype)),
+            self.activation,
+            apply_b_dec_to_input=self.layout.pre_bias,
+            normalization=self.normalization,
+            transcoder=self.input_hook is not None,
+        )

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 V = TypeVar("V")
+Tensors = dict[str, "Tensor"]
+"""Tensors by name."""
 
 _DTYPES = {"torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
 _NUMPY_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16"}
@@ -43,8 +45,7 @@ class Header:
     @classmethod
     def of(cls, path: Path) -> Self:
         """Return the header of a safetensors file; `SaevalError` if it is missing, truncated or not safetensors."""
-        if not path.is_file():
-            raise SaevalError(f"{path}: no such file{searched_in(path)}; check 'path'")
+        _check_exists(path)
         try:
             with safe_open(path, framework="np") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not iterable itself)
@@ -65,19 +66,17 @@ class Header:
     @classmethod
     def of_npz(cls, path: Path) -> Self:
         """Return the header of a NumPy archive, without unpickling anything; `SaevalError` as in `of`."""
-        if not path.is_file():
-            raise SaevalError(f"{path}: no such file{searched_in(path)}; check 'path'")
+        _check_exists(path)
         shapes, dtypes = {}, {}
         try:
             with zipfile.ZipFile(path) as archive:
                 for member in archive.namelist():
+                    name = member.removesuffix(".npy")
                     with archive.open(member) as file:
-                        shape, dtype = _npy_header(file)
-                    shapes[member.removesuffix(".npy")] = shape
-                    dtypes[member.removesuffix(".npy")] = _NUMPY_DTYPES.get(dtype.name, dtype.name)
+                        shapes[name], dtype = _npy_header(file)
+                    dtypes[name] = _NUMPY_DTYPES.get(dtype.name, dtype.name)
         except Exception as error:  # numpy and zipfile raise arbitrary exceptions on damaged bytes
-            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise SaevalError(f"{path}: truncated or not an npz file ({reason[:200]}); copy it again") from None
+            raise SaevalError(f"{path}: truncated or not an npz file ({_reason(error)}); copy it again") from None
 
         _check_members(path)
         stored = unwrapped(path, shapes)
@@ -87,8 +86,7 @@ class Header:
                 with np.load(path, allow_pickle=False) as archive:
                     return {name: torch.from_numpy(archive[stored[name]]).to(device) for name in names}
             except Exception as error:  # as above
-                reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-                raise SaevalError(f"{path}: damaged ({reason[:200]}); copy it again") from None
+                raise SaevalError(f"{path}: damaged ({_reason(error)}); copy it again") from None
 
         return cls(path, _renamed(shapes, stored), _renamed(dtypes, stored), fetch)
 
@@ -171,6 +169,16 @@ class Header:
         return tensors
 
 
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        raise SaevalError(f"{path}: no such file{searched_in(path)}; check 'path'")
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of a library's message."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
+
+
 def unwrapped(path: Path, names: Collection[str]) -> dict[str, str]:
     """Return each tensor's name in the file by its name without all prefixes in `_WRAPPERS`.
 
@@ -211,19 +219,18 @@ def unpickled_dict(path: Path) -> dict[str, Any]:
 
     `SaevalError` if the file is missing, damaged, not a dict, or needs more than tensors and plain data.
     """
-    if not path.is_file():
-        raise SaevalError(f"{path}: no such file{searched_in(path)}; check 'path'")
+    _check_exists(path)
     try:
         content = load_tensors_only(path)
     except pickle.UnpicklingError as error:
-        reason = _refusal(str(error))
+        match = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch's UnpicklingError has no attribute for it
+        reason = f"it names {match[1]}" if match else "its pickle is not plain data"
         raise SaevalError(
             f"{path}: holds more than tensors ({reason}), which could run code from the file; "
             "if you trust it, load it yourself and save its state_dict()"
         ) from None
     except Exception as error:  # torch raises arbitrary exceptions on damaged bytes
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise SaevalError(f"{path}: truncated or not a torch file ({reason[:200]}); copy it again") from None
+        raise SaevalError(f"{path}: truncated or not a torch file ({_reason(error)}); copy it again") from None
     if not isinstance(content, dict):
         raise SaevalError(f"{path}: expected a dict of tensors, found {type(content).__name__}; save its state_dict()")
     _check_members(path, content)
@@ -249,9 +256,3 @@ def state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
         for kind in (kind for kind, applies in odd.items() if applies):
             raise SaevalError(f"{path}: expected a plain tensor in '{key}', found one that is {kind}; convert it")
     return _renamed(content, unwrapped(path, content))
-
-
-def _refusal(message: str) -> str:
-    """Return a phrase that names the global which torch's unpickler refused."""
-    match = re.search(r"GLOBAL ([\w.]+)", message)  # torch's UnpicklingError has no attribute for it
-    return f"it names {match[1]}" if match else "its pickle is not plain data"

@@ -10,6 +10,3 @@ from saeval_models.transformer_lens import TransformerLens
 @hookimpl
 def saeval_models() -> list[type[ModelAdapter]]:
     return [HuggingFace, TransformerLens]
-
-
-__all__ = ["HuggingFace", "TransformerLens", "saeval_models"]

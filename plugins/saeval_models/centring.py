@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from saeval.plugin import SaevalError
 from saeval_models.families import Family
@@ -38,27 +38,16 @@ def centre_writing_weights(module: Any, family: Family, name: str) -> None:
             f"'center_writing_weights' of model '{name}': the writing weights of {model_type} are unknown; remove it, "
             "or save centred weights and set 'path' to their folder"
         )
-    _untie(module)
-    written: list[Any] = [module.get_input_embeddings(), getattr(base, "wpe", None)]
+    embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
+    if head is not None and head.weight is embedding.weight:  # the unembedding must not be centred
+        head.weight = nn.Parameter(head.weight.clone(), requires_grad=False)
+    written: list[Any] = [embedding, getattr(base, "wpe", None)]
     for block in base.get_submodule(family.blocks):
         written += [block.get_submodule(family.sites[site][0][0]) for site in _WRITING]
     for part in written:
         if part is not None:
-            width = module.get_input_embeddings().weight.shape[1]
-            _centre(part.weight, width, transposed=isinstance(part, nn.Linear))
+            axis = 0 if isinstance(part, nn.Linear) else 1  # embeddings and GPT-2's own layers store [n, d_model]
+            assert part.weight.shape[axis] == embedding.weight.shape[1]
+            part.weight -= part.weight.mean(axis, keepdim=True)
             if getattr(part, "bias", None) is not None:
                 part.bias -= part.bias.mean()
-
-
-def _centre(weight: Tensor, d_model: int, *, transposed: bool) -> None:
-    """Centre a weight: `nn.Linear` stores [d_model, n]; embeddings and GPT-2's own layers store [n, d_model]."""
-    axis = 0 if transposed else 1
-    assert weight.shape[axis] == d_model
-    weight -= weight.mean(axis, keepdim=True)
-
-
-def _untie(module: Any) -> None:
-    """Copy the weights of an unembedding that shares them with the embedding: the unembedding must not be centred."""
-    head = module.get_output_embeddings()
-    if head is not None and head.weight is module.get_input_embeddings().weight:
-        head.weight = nn.Parameter(head.weight.clone(), requires_grad=False)

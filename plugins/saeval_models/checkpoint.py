@@ -107,9 +107,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        if self.adapter is not None:
-            return self.adapter.folder.resolve().name
-        return self.base_name
+        return self.base_name if self.adapter is None else self.adapter.folder.resolve().name
 
     @property
     def base_name(self) -> str:
@@ -141,7 +139,8 @@ class Checkpoint:
         declared = architecture_task(self.architecture)
         if declared is None:
             raise SaevalError(f"{self.config_file} is the config of a {self.architecture}; saeval supports {SUPPORTED}")
-        if requested == "reward" and declared == "causal" and self.value_head:
+        # The weights of a language model may include a value head, as trl saves it.
+        if requested == "reward" and declared == "causal" and VALUE_HEAD in self.tensor_shapes:
             return requested
         if requested and declared and requested != declared:
             raise SaevalError(f"{self.config_file} is the config of a {self.architecture}; remove 'task: {requested}'")
@@ -156,11 +155,6 @@ class Checkpoint:
             if self.local:
                 raise
             return {}
-
-    @property
-    def value_head(self) -> bool:
-        """True if the weights of a language model include a value head, as trl saves it."""
-        return VALUE_HEAD in self.tensor_shapes
 
     @cached_property
     def weights(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -111,14 +112,9 @@ class FamilySpec(ModelSpec):
         except Exception:  # the check of hooks reports a forward pass that fails
             return {}
 
+    @abstractmethod
     def _same_tensors(self) -> Mapping[str, str]:
         """Return the canonical hook of each hook that is the same tensor as another block's."""
-        raise NotImplementedError
-
-
-def unknown_family(base: str = "", blocks: str = "") -> Family:
-    """Return a family with sites only at the ends of blocks."""
-    return Family(base, blocks, BOUNDARIES)
 
 
 def _family(

@@ -49,7 +49,8 @@ class Site:
             if position is not None:
                 new = see(args[position])
                 return None if new is None else ((*args[:position], new, *args[position + 1 :]), kwargs)
-            key = _hidden_key(kwargs)
+            tensors = (key for key, value in kwargs.items() if isinstance(value, Tensor))
+            key = "hidden_states" if "hidden_states" in kwargs else next(tensors, None)
             new = None if key is None else see(kwargs[key])
             return None if key is None or new is None else (args, {**kwargs, key: new})
 
@@ -59,7 +60,8 @@ class Site:
             if not isinstance(output, tuple | list) or not output or not isinstance(output[0], Tensor):
                 return None
             new = see(output[0])
-            return None if new is None else _sequence(output, (new, *output[1:]))
+            parts = (new, *output[1:])
+            return None if new is None else list(parts) if isinstance(output, list) else parts
 
         def normalizing(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Any:
             # A bridge's component computes the norm itself, with the parameters of the original module.
@@ -73,17 +75,9 @@ class Site:
             return self.module.register_forward_pre_hook(entering, with_kwargs=True)
         return self.module.register_forward_hook(leaving)
 
-
-def _hidden_key(kwargs: Mapping[str, Any]) -> str | None:
-    """Return the keyword of the hidden state; None if no argument is a tensor."""
-    if "hidden_states" in kwargs:
-        return "hidden_states"
-    return next((key for key, value in kwargs.items() if isinstance(value, Tensor)), None)
-
-
-def _sequence(output: Any, parts: tuple[Any, ...]) -> Any:
-    """Return the parts as a list if the module's output is a list, else as a tuple."""
-    return list(parts) if isinstance(output, list) else parts
+    def replace(self, value: Float[Tensor, "batch seq d"]) -> torch.utils.hooks.RemovableHandle:
+        """Replace the site's tensor by a value, in the tensor's shape and dtype, until the handle is removed."""
+        return self.watch(lambda tensor: value.reshape(tensor.shape).to(tensor.dtype).clone())
 
 
 @dataclass(frozen=True)
@@ -108,16 +102,8 @@ class _Form:
         return hidden if self.kind is Tensor else self.kind((hidden, *[None] * (self.length - 1)))
 
 
-@dataclass(frozen=True)
-class _Edit:
-    """The replacement of a site's tensor in a resumed pass."""
-
-    site: Site
-    value: Float[Tensor, "batch seq d"]
-
-    def apply(self) -> torch.utils.hooks.RemovableHandle:
-        """Replace the tensor, with the site's shape and dtype, until the handle is removed."""
-        return self.site.watch(lambda tensor: self.value.reshape(tensor.shape).to(tensor.dtype).clone())
+_Edit = tuple[Site, Float[Tensor, "batch seq d"]]
+"""A site and the tensor that replaces its own in a resumed pass."""
 
 
 class _Passed(nn.Module):
@@ -145,10 +131,6 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor if tensor._base is None else tensor._base
 
 
-def _is_compiled(part: nn.Module) -> bool:
-    return "_orig_mod" in part._modules or part._compiled_call_impl is not None
-
-
 class HookedModel(Model):
     """A torch model with a list of blocks and named sites inside them.
 
@@ -163,7 +145,8 @@ class HookedModel(Model):
         """The form of each block's output, by index, once the block has run."""
         self._skippable: dict[tuple[int, bool], bool] = {}
         """(Number of first blocks, True if the last is edited) -> True if skipping them does not change the pass."""
-        self._compiled = any(_is_compiled(part) for part in self.module.modules())
+        parts = list(self.module.modules())
+        self._compiled = any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in parts)
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -184,6 +167,12 @@ class HookedModel(Model):
 
         Called before any hook is set, so it may run the model.
         """
+
+    @abstractmethod
+    def head(self, final: Float[Tensor, "batch seq d_model"], batch: Batch | None = None) -> Tensor: ...
+
+    def unembed(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
+        return self.head(hidden[None])[0]
 
     def _finish(self, hidden: Float[Tensor, "batch seq d_model"], batch: Batch) -> Tensor:
         return hidden
@@ -209,25 +198,26 @@ class HookedModel(Model):
         if not pending and not final:
             return captured
 
-        def keep(tensors: dict[Any, Tensor], key: str | int) -> Callable[[Tensor], None]:
-            def see(tensor: Tensor) -> None:
-                if isinstance(key, str) or tensor.ndim == 3:  # a block with several input streams runs again
-                    _keep(tensors, key, tensor)
-                pending.discard(key)
-                if not pending and not final:
-                    raise _Cut
+        def keep(tensors: dict[Any, Tensor], key: str | int, tensor: Tensor) -> None:
+            if isinstance(key, str) or tensor.ndim == 3:  # a block with several input streams runs again
+                _keep(tensors, key, tensor)
+            pending.discard(key)
+            if not pending and not final:
+                raise _Cut
 
-            return see
+        def note_form(index: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if (form := _Form.of(output)) is not None:
+                self._forms[index] = form
 
         with self.evaluating(), ExitStack() as stack:
             inputs = self._inputs(batch)
             for index in {*range(len(self.blocks))} - {*self._forms}:
-                note = functools.partial(self._note_form, index)
+                note = functools.partial(note_form, index)
                 stack.callback(self.blocks[index].register_forward_hook(note).remove)
             for index in inner:
-                stack.callback(self._entry(index).watch(keep(captured.inputs, index)).remove)
+                stack.callback(self._entry(index).watch(functools.partial(keep, captured.inputs, index)).remove)
             for name, site in wanted.items():
-                stack.callback(site.watch(keep(captured.activations, name)).remove)
+                stack.callback(site.watch(functools.partial(keep, captured.activations, name)).remove)
             with suppress(_Cut):
                 captured.final = self._finish(self._forward(batch.tokens, **inputs), batch)
         return captured
@@ -256,17 +246,17 @@ class HookedModel(Model):
 
     def _edits(self, site: Site, captured: Capture, activations: Tensor) -> tuple[list[_Edit], int]:
         """Return the edits that replace a site's activations, and the number of blocks that need not run."""
-        entry, replaced = self._entry(site.block), _Edit(site, activations)
+        entry, replaced = self._entry(site.block), (site, activations)
         if site.suffix == RESID_POST:
             return [replaced], site.block + 1
         if site.suffix == RESID_PRE:
-            return [_Edit(entry, activations)], site.block
+            return [(entry, activations)], site.block
         if site.suffix == RESID_MID:
             # A block adds its attention's output to its input: zero plus the activations is exact.
             added = self.sites[f"blocks.{site.block}.{ATTN_OUT}"]
-            return [_Edit(entry, torch.zeros_like(activations)), _Edit(added, activations)], site.block
+            return [(entry, torch.zeros_like(activations)), (added, activations)], site.block
         entering = captured.inputs.get(site.block)
-        return [*([_Edit(entry, entering)] if entering is not None else []), replaced], site.block
+        return [*([(entry, entering)] if entering is not None else []), replaced], site.block
 
     def _edited(
         self, tokens: Int[Tensor, "batch seq"], inputs: Mapping[str, Any], edits: list[_Edit], skip: int
@@ -276,9 +266,9 @@ class HookedModel(Model):
             for index in range(skip):
                 block = self.blocks[index]
                 stack.callback(self.blocks.__setitem__, index, block)
-                self.blocks[index] = _Passed(block, self._forms[index], edits[0].value)
-            for edit in edits:
-                stack.callback(edit.apply().remove)
+                self.blocks[index] = _Passed(block, self._forms[index], edits[0][1])
+            for site, value in edits:
+                stack.callback(site.replace(value).remove)
             return self._forward(tokens, **inputs)
 
     def _may_skip(self, start: int, site: Site, batch: Batch, inputs: Mapping[str, Any], edits: list[_Edit]) -> bool:
@@ -288,7 +278,7 @@ class HookedModel(Model):
         blocks share, every block runs, which is slower and always exact.
         """
         edited = site.suffix == RESID_POST
-        entered = edited or edits[0].site.module is self.blocks[site.block]
+        entered = edited or edits[0][0].module is self.blocks[site.block]
         if start == 0 or not entered or any(index not in self._forms for index in range(start)):
             return False
         if (start, edited) not in self._skippable:
@@ -297,7 +287,7 @@ class HookedModel(Model):
             # Other tokens than those captured, so that state which a block kept from the last pass is wrong here.
             tokens = batch.tokens[rows].roll(1, 1)
             some = {key: value[rows] for key, value in inputs.items()}
-            parts = [_Edit(edit.site, edit.value[rows].detach()) for edit in edits]
+            parts = [(at, value[rows].detach()) for at, value in edits]
             with torch.no_grad():
                 try:
                     short = self._edited(tokens, some, parts, start)
@@ -322,11 +312,6 @@ class HookedModel(Model):
         a, b = a[real].float(), b[real].float()
         error = float(((a - b).norm(dim=-1) / b.norm(dim=-1).clamp_min(torch.finfo(b.dtype).tiny)).median())
         return error <= (single if torch.finfo(self.dtype).bits >= 32 else half)  # False for NaN
-
-    def _note_form(self, index: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        form = _Form.of(output)
-        if form is not None:
-            self._forms[index] = form
 
     @torch.no_grad()
     def check(self) -> None:
@@ -362,23 +347,20 @@ class HookedModel(Model):
         outputs: dict[int, tuple[Tensor, int]] = {}
         twins: dict[str, str] = {}
 
-        def leaving(block: int) -> Callable[[Tensor], None]:
-            return lambda tensor: outputs.__setitem__(block, (tensor, tensor._version))
+        def leaving(block: int, tensor: Tensor) -> None:
+            outputs[block] = tensor, tensor._version
 
-        def entering(block: int) -> Callable[[Tensor], None]:
-            def see(tensor: Tensor) -> None:
-                before, version = outputs.get(block - 1, (None, 0))
-                if before is tensor and tensor._version == version:  # and not modified in between
-                    twins[f"blocks.{block - 1}.{RESID_POST}"] = f"blocks.{block}.{RESID_PRE}"
-
-            return see
+        def entering(block: int, tensor: Tensor) -> None:
+            before, version = outputs.get(block - 1, (None, 0))
+            if before is tensor and tensor._version == version:  # and not modified in between
+                twins[f"blocks.{block - 1}.{RESID_POST}"] = f"blocks.{block}.{RESID_PRE}"
 
         tokens = torch.zeros((1, _PROBE_LENGTH), dtype=torch.long, device=self.device)
         with self.evaluating(), ExitStack() as stack:
             for index in range(len(self.blocks)):
                 for suffix, see in ((RESID_PRE, entering), (RESID_POST, leaving)):
                     if site := self.sites.get(f"blocks.{index}.{suffix}"):
-                        stack.callback(site.watch(see(index)).remove)
+                        stack.callback(site.watch(functools.partial(see, index)).remove)
             self._forward(tokens, attention_mask=torch.ones_like(tokens))
         return twins
 
@@ -387,16 +369,16 @@ class HookedModel(Model):
         """Return the width of each site that has one floating-point `[batch, seq, ...]` tensor in a short pass."""
         shapes: dict[str, list[torch.Size]] = {name: [] for name in self.sites}
 
-        def note(seen: list[torch.Size]) -> Callable[[Tensor], None]:
+        def note(seen: list[torch.Size], tensor: Tensor) -> None:
             # Integers are not activations, but indices, such as those of experts.
-            return lambda tensor: seen.append(tensor.shape if tensor.is_floating_point() else torch.Size())
+            seen.append(tensor.shape if tensor.is_floating_point() else torch.Size())
 
         tokens = torch.zeros((1, _PROBE_LENGTH), dtype=torch.long, device=self.device)
         outputs: list[Tensor] = []
         final = [site for site in self.sites.values() if site.rest is not None]
         with self.evaluating(), ExitStack() as stack:
             for name, site in self.sites.items():
-                stack.callback(site.watch(note(shapes[name])).remove)
+                stack.callback(site.watch(functools.partial(note, shapes[name])).remove)
             for site in final:
                 stack.callback(Site(site.norm or site.module, "out", site.block).watch(outputs.append).remove)
             state = self._forward(tokens, attention_mask=torch.ones_like(tokens))

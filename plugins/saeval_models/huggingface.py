@@ -11,7 +11,17 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from saeval.plugin import Model, ModelAdapter, ModelSpec, SaevalError, cached, digest_of, libraries
+from saeval.plugin import (
+    Model,
+    ModelAdapter,
+    ModelSpec,
+    SaevalError,
+    cached,
+    digest_of,
+    libraries,
+    torch,
+    unwrap_module,
+)
 from saeval_models.checkpoint import (
     SUPPORTED,
     VALUE_HEAD,
@@ -29,7 +39,6 @@ from saeval_models.live import LiveSpec, inherits
 from saeval_models.weights import check_checksums, tensors, weight_files
 
 if TYPE_CHECKING:  # annotations only: transformers is slow to import
-    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
     from saeval_models.hooked import HookedModel  # late: it imports transformers
@@ -60,11 +69,8 @@ class PretrainedSpec(FamilySpec):
                 f"{self.checkpoint.adapter.folder} holds an adapter, whose weights 'center_writing_weights' does not "
                 f"centre; merge it into its base model and save the result"
             )
-        if reference.reward_at == "before_padding":
-            self._check_reward_at()
-
-    def _check_reward_at(self) -> None:
-        """Raise `SaevalError` if a reward cannot be read before padding."""
+        if reference.reward_at == "last_token":
+            return
         if self.kind != "reward":
             raise SaevalError(f"'reward_at' is for reward models, and '{self.name}' is a language model; leave it out")
         if padding(self.checkpoint.config) is None:
@@ -133,8 +139,6 @@ class PretrainedSpec(FamilySpec):
     @cached_property
     def _empty(self) -> HookedModel:
         """The model on the meta device, where tensors have shapes but no values."""
-        import torch  # late: see the module's own imports
-
         from saeval_models.pretrained import family_of, hooked  # late: it imports transformers
 
         failure = f"{self.checkpoint.config_file} describes no {self.kind} model that transformers can build"
@@ -179,11 +183,8 @@ class PretrainedSpec(FamilySpec):
             return []
         shown = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
         tensors = "a tensor" if len(unused) == 1 else "tensors"
-        return [f"the weights of '{self.name}' hold {tensors} that {self._class_name} does not use: {shown}"]
-
-    @property
-    def _class_name(self) -> str:
-        return self.checkpoint.architecture or f"a {self.checkpoint.config['model_type']} model"
+        class_name = self.checkpoint.architecture or f"a {self.checkpoint.config['model_type']} model"
+        return [f"the weights of '{self.name}' hold {tensors} that {class_name} does not use: {shown}"]
 
     @cached_property
     def _family(self) -> Family:
@@ -304,18 +305,11 @@ class PretrainedSpec(FamilySpec):
         model.check()
         return model
 
-    def _value_head(self, module: PreTrainedModel) -> nn.Linear:
+    def _value_head(self, module: PreTrainedModel) -> torch.nn.Linear:
         """Return the value head of local weights, in float32 on the model's device."""
-        from torch import nn  # late: see the module's own imports
-
         files, stem = weight_files(self.checkpoint.config_file.parent), VALUE_HEAD.removesuffix("weight")
         loaded = tensors(files, [VALUE_HEAD, f"{stem}bias"])
-        weight, width = loaded[VALUE_HEAD], int(module.config.get_text_config().hidden_size)
-        if tuple(weight.shape) != (1, width):
-            raise SaevalError(
-                f"{self._where}: the value head {VALUE_HEAD} is {list(weight.shape)}, expected [1, {width}]"
-            )
-        head = nn.Linear(width, 1, bias=f"{stem}bias" in loaded)
+        head = torch.nn.Linear(loaded[VALUE_HEAD].shape[1], 1, bias=f"{stem}bias" in loaded)
         head.load_state_dict({name.removeprefix(stem): tensor for name, tensor in loaded.items()})
         return head.requires_grad_(False).float().to(module.device)  # as in trl, for any dtype of the model
 
@@ -342,8 +336,6 @@ class PretrainedSpec(FamilySpec):
             raise
 
     def _pretrained(self, device: str) -> PreTrainedModel:
-        import torch  # late: see the module's own imports
-
         options: dict[str, Any] = {"dtype": getattr(torch, self.reference.dtype)}
         if self.reference.attn_implementation:
             options["attn_implementation"] = self.reference.attn_implementation
@@ -431,15 +423,12 @@ class HuggingFace(ModelAdapter):
         return PretrainedSpec(parsed(reference, self.name))
 
     def accepts(self, live: object) -> bool:
-        from saeval.plugin import unwrap_module  # late: it imports torch
-
         module = unwrap_module(live)
         kinds = (("transformers", "PreTrainedModel"), ("peft", "PeftModel"), _WITH_VALUE_HEAD)
         return any(inherits(module, *kind) for kind in kinds)
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
-        from saeval.plugin import unwrap_module  # late: torch and transformers
-        from saeval_models.pretrained import family_of, hooked
+        from saeval_models.pretrained import family_of, hooked  # late: it imports transformers
 
         owner: Any = unwrap_module(live)
         module, score = owner, None

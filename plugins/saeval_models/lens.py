@@ -102,9 +102,6 @@ class HookedTransformerModel(HookedModel):
         cap = self.module.cfg.output_logits_soft_cap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
-    def unembed(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
-        return self.head(hidden[None])[0]
-
     def logits(self, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
         """Return the logits of a plain pass through the whole model."""
         with self.evaluating():

@@ -9,18 +9,14 @@ from saeval.plugin import SaevalError
 
 
 @contextmanager
-def library_errors(failure: str, remedy: str = "") -> Iterator[None]:
+def library_errors(failure: str, remedy: str) -> Iterator[None]:
     """Raise any exception as a `SaevalError`: the failure, the first sentence of the library's message, the remedy."""
     try:
         yield
     except SaevalError:
         raise
     except Exception as error:  # libraries raise arbitrary exceptions for wrong files
-        raise SaevalError(f"{failure}: {first_sentence(error)}" + (f"; {remedy}" if remedy else "")) from error
-
-
-def first_sentence(error: BaseException) -> str:
-    """Return the first sentence of a library's message, or its first line; the rest is advice for its own users."""
-    line = (str(error).strip().splitlines() or [""])[0].split(". ")[0].rstrip(".:")
-    # The message of a LookupError is only the key.
-    return f"{type(error).__name__} {line}".rstrip() if isinstance(error, LookupError) or not line else line
+        # The rest of a message is advice for the library's own users. That of a LookupError is only the key.
+        line = (str(error).strip().splitlines() or [""])[0].split(". ")[0].rstrip(".:")
+        reason = f"{type(error).__name__} {line}".rstrip() if isinstance(error, LookupError) or not line else line
+        raise SaevalError(f"{failure}: {reason}; {remedy}") from error

@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from saeval.plugin import Model, SaevalError, digest_of
+from saeval.plugin import Model, SaevalError, digest_of, torch
 from saeval_models.checkpoint import padding, vocabulary
 from saeval_models.families import Family, FamilySpec
 from saeval_models.peft_adapters import attached
@@ -117,8 +117,6 @@ class LiveSpec(FamilySpec):
         return {key: value for key, value in facts.items() if value not in (None, "")}
 
     def load(self, device: str) -> Model:
-        import torch  # late: torch is not needed to list adapters
-
         wanted, here = torch.device(device), self._model.device
         if wanted.type != here.type or wanted.index not in (None, here.index):
             raise SaevalError(f"the live model is on {here} and the run on {wanted}; pass device='{here}', or move it")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from saeval.plugin import Batch, SaevalError, out_of_memory
 from saeval_models.checkpoint import SUPPORTED, Task, architecture_task
-from saeval_models.families import BOUNDARIES, FINAL_NORMALIZED, End, Family, known_family, unknown_family
+from saeval_models.families import BOUNDARIES, FINAL_NORMALIZED, End, Family, known_family
 from saeval_models.hooked import HookedModel, Site, with_gain
 
 
@@ -63,7 +62,8 @@ def family_of(module: PreTrainedModel) -> Family:
             f"{type(module).__name__} has no blocks to hook: it keeps the parts of blocks in separate lists "
             f"({', '.join(path.removeprefix(f'{parent}.') for path in beside)})"
         )
-    return replace(family or unknown_family(), base=name, blocks=candidates[0], norm=_norm_of(base, candidates[0]))
+    family = family or Family("", "", BOUNDARIES)
+    return replace(family, base=name, blocks=candidates[0], norm=_norm_of(base, candidates[0]))
 
 
 def module_sites(blocks: nn.ModuleList, family: Family) -> dict[str, Site]:
@@ -74,7 +74,7 @@ def module_sites(blocks: nn.ModuleList, family: Family) -> dict[str, Site]:
     sites: dict[str, Site] = {}
     for index, block in enumerate(blocks):
         # Compiling wraps a module: `mlp` becomes `mlp._orig_mod`.
-        parts = {_plain(path): part for path, part in block.named_modules()}
+        parts = {f".{path}".replace("._orig_mod", "")[1:]: part for path, part in block.named_modules()}
         for suffix, ((path, end), *_) in family.sites.items():
             if path in parts:
                 sites[f"blocks.{index}.{suffix}"] = Site(parts[path], end, index, suffix, family.unit)
@@ -107,10 +107,6 @@ def _norm_of(base: nn.Module, blocks: str) -> str:
     beside = base.get_submodule(parent).named_children()
     norms = [name for name, part in beside if "norm" in type(part).__name__.lower() and not list(part.children())]
     return ".".join(filter(None, (parent, norms[-1]))) if norms else ""
-
-
-def _plain(path: str) -> str:
-    return ".".join(part for part in path.split(".") if part != "_orig_mod")
 
 
 class _Output(BaseModelOutputWithPast):
@@ -200,12 +196,13 @@ class PretrainedCausal(HookedModel):
         """Return logits by the model's own forward with a stand-in for its base model, so that its whole head runs."""
         # Some heads use the number of tokens; only the base model uses their ids.
         tokens = batch.tokens if batch is not None else final.new_zeros(final.shape[:2], dtype=torch.long)
-        stand_in = _Final(getattr(self.module, self._base_name), final)
-        with self.evaluating(), _replaced(self.module, self._base_name, stand_in):
-            return self.module(input_ids=tokens, use_cache=False, return_dict=True).logits  # type: ignore[no-any-return]
-
-    def unembed(self, hidden: Float[Tensor, "n d_model"]) -> Float[Tensor, "n vocab"]:
-        return self.head(hidden[None])[0]
+        base = getattr(self.module, self._base_name)
+        with self.evaluating():
+            setattr(self.module, self._base_name, _Final(base, final))
+            try:
+                return self.module(input_ids=tokens, use_cache=False, return_dict=True).logits  # type: ignore[no-any-return]
+            finally:
+                setattr(self.module, self._base_name, base)
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch seq vocab"]:
         """Return the logits of a plain pass through the whole model."""
@@ -261,13 +258,3 @@ def hooked(
     if score is None and task_of(module) != "reward":
         return PretrainedCausal(module, blocks, sites)
     return PretrainedReward(module, blocks, sites, score or _score_of(module), padding)
-
-
-@contextmanager
-def _replaced(parent: nn.Module, name: str, stand_in: nn.Module) -> Iterator[None]:
-    original = getattr(parent, name)
-    setattr(parent, name, stand_in)
-    try:
-        yield
-    finally:
-        setattr(parent, name, original)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from saeval.plugin import Model, ModelAdapter, ModelSpec, SaevalError
+from saeval.plugin import Model, ModelAdapter, ModelSpec, SaevalError, unwrap_module
 from saeval_models.checkpoint import Reference, longest_context, parsed
 from saeval_models.families import BOUNDARIES, FINAL_NORMALIZED, SUFFIXES, Family
 from saeval_models.huggingface import PretrainedSpec
@@ -65,14 +65,11 @@ class TransformerLens(ModelAdapter):
         return BridgeSpec(parsed(reference, self.name))
 
     def accepts(self, live: object) -> bool:
-        from saeval.plugin import unwrap_module  # late: it imports torch
-
         module = unwrap_module(live)
         return any(inherits(module, "transformer_lens", name) for name in ("TransformerBridge", "HookedTransformer"))
 
     def wrap(self, live: object, tokenizer: Any = None, name: str = "model") -> ModelSpec:
-        from saeval.plugin import unwrap_module  # late: torch and transformers
-        from saeval_models.lens import HookedTransformerModel, bridged
+        from saeval_models.lens import HookedTransformerModel, bridged  # late: torch and transformers
         from saeval_models.pretrained import family_of
 
         owner: Any = unwrap_module(live)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from saeval.plugin import BYTE_ORDER_MARK, SaevalError, archive_damage, load_tensors_only, read_json
-
-if TYPE_CHECKING:  # annotations only: torch is not needed to list adapters
-    from torch import Tensor
+from saeval.plugin import BYTE_ORDER_MARK, SaevalError, archive_damage, load_tensors_only, read_json, torch
 
 _KINDS = ("model.safetensors", "pytorch_model.bin")
 """Weight files in transformers' order of preference; an index beside each may name shards instead."""
@@ -77,11 +74,11 @@ def shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     return by_name
 
 
-def tensors(files: Iterable[Path], names: Collection[str]) -> dict[str, Tensor]:
+def tensors(files: Iterable[Path], names: Collection[str]) -> dict[str, torch.Tensor]:
     """Return the tensors with these names in weight files; missing ones are left out."""
     from safetensors import safe_open  # late: not needed to list adapters
 
-    loaded: dict[str, Tensor] = {}
+    loaded: dict[str, torch.Tensor] = {}
     for file in files:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as opened:
@@ -91,10 +88,8 @@ def tensors(files: Iterable[Path], names: Collection[str]) -> dict[str, Tensor]:
     return loaded
 
 
-def _unpickled(file: Path) -> Mapping[str, Tensor]:
+def _unpickled(file: Path) -> Mapping[str, torch.Tensor]:
     """Return the memory-mapped tensors of a pickled file without executing it; `SaevalError` if it holds more."""
-    import torch  # late: as above
-
     try:
         content = load_tensors_only(file)
         plain = isinstance(content, Mapping) and all(isinstance(value, torch.Tensor) for value in content.values())

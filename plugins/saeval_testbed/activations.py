@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GPT2Model
 
 from saeval_data.stdlib import stdlib_modules
+from saeval_models.families import known_family
+from saeval_models.pretrained import module_sites
 from saeval_testbed.language_model import encode, rows
 from saeval_testbed.preferences import preference_pairs
 from saeval_testbed.reward_model import texts_of, tokens
@@ -37,40 +38,23 @@ def text_activations(model_folder: Path, hook_names: Sequence[str], tokens: int)
     return {name: torch.cat([part[name][:, 1:].flatten(0, 1) for part in parts]) for name in hook_names}
 
 
-def activations(
-    model: GPT2Model, ids: Tensor, hook_names: Sequence[str], attention_mask: Tensor | None = None
-) -> dict[str, Tensor]:
+def activations(model: GPT2Model, ids: Tensor, hook_names: Sequence[str]) -> dict[str, Tensor]:
     """`[batch, seq, d_in]` at each hook; blocks after the last one are not run."""
     captured: dict[str, Tensor] = {}
-    depth = max(_block(name)[0] for name in hook_names) + 1
     blocks, norm = model.h, model.ln_f
-    handles = [_watch(model, name, partial(captured.__setitem__, name)) for name in hook_names]
-    model.h, model.ln_f = blocks[:depth], torch.nn.Identity()  # type: ignore[assignment]
-    try:
-        model(ids, attention_mask=attention_mask, use_cache=False)
-    finally:
-        model.h, model.ln_f = blocks, norm
-        for handle in handles:
-            handle.remove()
+    family = known_family("gpt2", {})
+    assert family is not None
+    sites = module_sites(blocks, family)
+    with ExitStack() as stack:
+        for name in hook_names:
+            stack.callback(sites[name].watch(partial(captured.__setitem__, name)).remove)
+        depth = max(sites[name].block for name in hook_names) + 1
+        model.h, model.ln_f = blocks[:depth], torch.nn.Identity()  # type: ignore[assignment]
+        try:
+            model(ids, use_cache=False)
+        finally:
+            model.h, model.ln_f = blocks, norm
     return captured
-
-
-def _block(hook_name: str) -> tuple[int, str]:
-    match = re.fullmatch(r"blocks\.(\d+)\.hook_(resid_pre|attn_out|mlp_out)", hook_name)
-    if match is None:
-        raise ValueError(f"the testbed has no SAE at {hook_name}")
-    return int(match[1]), match[2]
-
-
-def _watch(model: GPT2Model, hook_name: str, keep: Callable[[Tensor], None]) -> Any:
-    """Call `keep` with the activation at a hook whenever the model runs."""
-    layer, site = _block(hook_name)
-    block = model.h[layer]
-    if site == "resid_pre":
-        return block.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
-    if site == "attn_out":
-        return block.attn.register_forward_hook(lambda _, __, output: keep(output[0]))
-    return block.mlp.register_forward_hook(lambda _, __, output: keep(output))
 
 
 def batches(data: Tensor, size: int, seed: int) -> Iterator[Tensor]:

@@ -65,12 +65,8 @@ def train_sae(recipe: Recipe, data: Tensor, out: Path) -> None:
 
 
 def _untrained(recipe: Recipe, d_in: int, steps: int) -> Any:
-    from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig  # late: an optional extra
-    from sae_lens.saes.gated_sae import GatedTrainingSAE, GatedTrainingSAEConfig
-    from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+    from sae_lens.registry import get_sae_training_class  # late: an optional extra
     from sae_lens.saes.sae import SAEMetadata
-    from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
-    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 
     metadata = SAEMetadata(
         model_name="saeval-testbed" if recipe.model == "model" else f"saeval-testbed-{recipe.model}",
@@ -81,23 +77,12 @@ def _untrained(recipe: Recipe, d_in: int, steps: int) -> Any:
         seed=recipe.seed,
         training_tokens=recipe.tokens,
     )
-    shared: dict[str, Any] = {
-        "d_in": d_in,
-        "d_sae": D_SAE,
-        "normalize_activations": "expected_average_only_in",
-        "metadata": metadata,
-    }
     l1 = {"l1_coefficient": recipe.sparsity, "l1_warm_up_steps": steps // 10}
     l0 = {"l0_coefficient": recipe.sparsity, "l0_warm_up_steps": steps // 10, "jumprelu_bandwidth": 0.2}
-    architectures: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-        "standard": (StandardTrainingSAE, StandardTrainingSAEConfig, l1),
-        "gated": (GatedTrainingSAE, GatedTrainingSAEConfig, l1),
-        "jumprelu": (JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig, l0),
-        "batchtopk": (BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, {"k": recipe.sparsity}),
-        "topk": (TopKTrainingSAE, TopKTrainingSAEConfig, {"k": int(recipe.sparsity)}),
-    }
-    sae, config, sparsity = architectures[recipe.architecture]
-    return sae(config(**shared, **sparsity))
+    sparsity = {"standard": l1, "gated": l1, "jumprelu": l0}.get(recipe.architecture, {"k": int(recipe.sparsity)})
+    sae, config = get_sae_training_class(recipe.architecture)
+    normalization = "expected_average_only_in"
+    return sae(config(d_in=d_in, d_sae=D_SAE, normalize_activations=normalization, metadata=metadata, **sparsity))
 
 
 def train_dictionaries(folder: Path, recipes: Sequence[Recipe]) -> None:

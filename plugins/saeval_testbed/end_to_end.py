@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from saeval.plugin import FREE_SPACE, write_whole
-from saeval_testbed.activations import CONTEXT, text_rows
+from saeval_testbed.activations import CONTEXT, activations, text_rows
 from saeval_testbed.recipes import D_SAE
 
 LAYER = 2
@@ -78,10 +78,6 @@ class EndToEndSAE(nn.Module):
             self.encoder[0].weight.copy_(self.decoder.weight.T)
             self.encoder[0].bias.copy_(-self.decoder.weight.T @ mean)
 
-    def encode(self, x: Tensor) -> Tensor:
-        """`[..., d_sae]`"""
-        return self.encoder(x)  # type: ignore[no-any-return]
-
     def decode(self, acts: Tensor) -> Tensor:
         """`[..., d_in]`"""
         return functional.linear(acts, functional.normalize(self.decoder.weight, dim=0), self.decoder.bias)
@@ -114,11 +110,7 @@ def resume(model: GPT2LMHeadModel, hidden: Tensor) -> Passed:
 @torch.no_grad()
 def entering(model: GPT2LMHeadModel, ids: Tensor) -> Tensor:
     """The residual stream `[batch, seq, d_model]` at the hook."""
-    transformer = model.transformer
-    hidden = transformer.wte(ids) + transformer.wpe(torch.arange(ids.shape[1]))
-    for block in transformer.h[:LAYER]:
-        hidden = block(hidden)
-    return hidden  # type: ignore[no-any-return]
+    return activations(model.transformer, ids, [HOOK_NAME])[HOOK_NAME]
 
 
 class Steering:
@@ -195,7 +187,7 @@ def _loss(
     """
     weights = WEIGHTS[kind]
     x = entering(model, ids)
-    acts = sae.encode(x[:, 1:])
+    acts = sae.encoder(x[:, 1:])
     x_hat = sae.decode(acts)
     loss = coefficient * acts.sum(-1).mean() / x.shape[-1]
     loss = loss + weights["out_to_in"] * functional.mse_loss(x_hat, x[:, 1:])

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from saeval.plugin import FREE_SPACE, write_whole
+from saeval_formats.dense import DenseSAE, TopK
 
 TOLERANCE = 1e-5
 
@@ -22,12 +23,12 @@ def dictionary_learning_tensors(sae: Any) -> dict[str, Tensor]:
 
     Both subtract b_dec from the input, keep the k largest pre-activations unless negative, and add b_dec.
     """
-    _check(sae)
+    tensors = sparsify_tensors(sae)
+    W_dec, b_dec = tensors.pop("W_dec"), tensors.pop("b_dec")
     return {
-        "encoder.weight": sae.W_enc.detach().T.contiguous(),
-        "encoder.bias": sae.b_enc.detach().clone(),
-        "decoder.weight": sae.W_dec.detach().T.contiguous(),
-        "b_dec": sae.b_dec.detach().clone(),
+        **tensors,
+        "decoder.weight": W_dec.T.contiguous(),
+        "b_dec": b_dec,
         "k": torch.tensor(sae.cfg.k, dtype=torch.int),
         "threshold": torch.tensor(-1.0),  # as the library writes it if training tracked no threshold
     }
@@ -53,19 +54,6 @@ def _check(sae: Any) -> None:
         raise ValueError("expected decoder rows of unit norm: pre-activations are rescaled by them")
 
 
-def topk_encode(tensors: Mapping[str, Tensor], x: Tensor, k: int) -> Tensor:
-    """Activations `[n, d_sae]` as both libraries compute them from `[n, d_in]`: relu first, then the k largest."""
-    pre = torch.relu((x - tensors["b_dec"]) @ tensors["encoder.weight"].T + tensors["encoder.bias"])
-    values, indices = pre.topk(k, dim=-1, sorted=False)
-    return torch.zeros_like(pre).scatter_(-1, indices, values)
-
-
-def topk_decode(tensors: Mapping[str, Tensor], acts: Tensor) -> Tensor:
-    """Reconstruction `[n, d_in]`; the decoder is `decoder.weight` `[d_in, d_sae]` or `W_dec` `[d_sae, d_in]`."""
-    W_dec = tensors["W_dec"] if "W_dec" in tensors else tensors["decoder.weight"].T
-    return acts @ W_dec + tensors["b_dec"]
-
-
 @torch.no_grad()
 def difference(sae: Any, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[float, float, int]:
     """Largest absolute differences of feature activations and of reconstructions, SAE against converted tensors.
@@ -74,13 +62,14 @@ def difference(sae: Any, tensors: Mapping[str, Tensor], x: Tensor) -> tuple[floa
     pre-activations differ by less than `TOLERANCE` are left out and counted: rounding decides which one is kept.
     """
     k, scale = int(sae.cfg.k), x.square().mean().sqrt()
-    pre = (x - tensors["b_dec"]) @ tensors["encoder.weight"].T + tensors["encoder.bias"]
-    largest = pre.topk(k + 1, dim=-1).values
+    W_enc, b_enc, b_dec = tensors["encoder.weight"].T, tensors["encoder.bias"], tensors["b_dec"]
+    W_dec = tensors["W_dec"] if "W_dec" in tensors else tensors["decoder.weight"].T
+    largest = ((x - b_dec) @ W_enc + b_enc).topk(k + 1, dim=-1).values
     clear = largest[:, k - 1] - largest[:, k] > TOLERANCE * scale
-    theirs = topk_encode(tensors, x, k)
-    acts = sae.encode(x)
-    encoded = (acts - theirs)[clear].abs().max() / scale
-    decoded = (sae.decode(acts) - topk_decode(tensors, theirs))[clear].abs().max() / scale
+    converted = DenseSAE(sae.cfg.metadata.hook_name, W_enc, b_enc, W_dec, b_dec, TopK(k), apply_b_dec_to_input=True)
+    theirs, acts = converted.encode(x), sae.encode(x)
+    encoded = (acts - theirs.feature_acts)[clear].abs().max() / scale
+    decoded = (sae.decode(acts) - converted.decode(theirs, x))[clear].abs().max() / scale
     return encoded.item(), decoded.item(), int((~clear).sum())
 
 
