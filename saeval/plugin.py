@@ -102,6 +102,10 @@ if TYPE_CHECKING:
     from saeval.results.paired_tests import holm as holm
     from saeval.results.report import Report as Report
     from saeval.results.result import Result as Result
+    from saeval.results.verdicts import Verdict as Verdict
+    from saeval.results.verdicts import verdicts as verdicts
+    from saeval.results.verdicts import verdicts_in_words as verdicts_in_words
+    from saeval.results.verdicts import verdicts_on as verdicts_on
     from saeval.stats.estimate import Estimate as Estimate
     from saeval.stats.estimate import Support as Support
     from saeval.stats.estimate import reliability_warnings as reliability_warnings
@@ -155,6 +159,7 @@ _HOMES = {
     "results.paired_tests": "holm",
     "results.report": "Report",
     "results.result": "Result",
+    "results.verdicts": "Verdict verdicts verdicts_in_words verdicts_on",
     # Plugins, their parameters, their errors
     "base.errors": "Problem SaevalError Undefined expand_user lone_surrogate searched_in quoted_value suggestion",
     "base.names": "names_matching names_matching_any",
