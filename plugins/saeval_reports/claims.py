@@ -11,8 +11,8 @@ TITLE = "Verdicts"
 HEADERS = ("SAE or group", "hook", "value", "number", "95% interval", "p", "p (Holm)", "verdict")
 LEGEND = (
     "Each value is tested against its null hypothesis at the 5% level, with Holm's correction over all tests of its "
-    "metric at one model and data set. ± is one standard error; intervals are not corrected. A verdict that nothing "
-    "can be told does not show that there is no difference."
+    "metric on one model and data. ± is one standard error; intervals are not corrected. 'Cannot be told from' is no "
+    "evidence that there is no difference."
 )
 
 

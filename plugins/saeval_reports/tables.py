@@ -161,10 +161,10 @@ def _paired(board: Board) -> list[Column]:
 
 
 def _verdicts(board: Board) -> list[str]:
-    """Return what the tests of the shown columns claim, and the number of claims in the others."""
+    """Return what the tests of the shown columns and of leads over controls claim, and the number of other claims."""
     given = verdicts(board)
-    shown = [v for v in given if v.column.headline]
-    more = sum(v.claimed for v in given if not v.column.headline)
+    shown = [v for v in given if v.column.headline or v.column.paired]
+    more = sum(v.claimed for v in given) - sum(v.claimed for v in shown)
     rest = f"{formatting.counted(more, 'claim')} in columns that are not shown: see --format json"
     return [*verdicts_in_words(shown), *([rest] if more else [])]
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from made_results import result
 from saeval.results.comparison import compare
 from saeval.results.leaderboard import from_results
+from saeval.results.records import LayoutRecord
+from saeval.suite.schema import Leaderboard
 from saeval.testing.claims import every, none
 from saeval_reports import comparisons, tables
 
@@ -61,6 +64,12 @@ def test_a_suite_may_insist_on_ranks_across_hooks_and_the_table_says_so():
     assert [row.name for row in board.rows] == list("fbdeca")
     (warning,) = board.warnings
     assert "the suite sets 'across_hooks: true'" in warning
+
+
+def test_a_suites_wish_is_in_its_layout():
+    layout = Leaderboard(across_hooks=True).model_dump()
+    assert TypeAdapter(LayoutRecord).validate_python(layout)["across_hooks"] is True
+    assert not ranked(**layout).within_hooks
 
 
 def test_saes_that_are_alone_at_their_hooks_are_not_ranked():

@@ -7,13 +7,16 @@ import json
 import numpy as np
 import pytest
 
+from saeval.cli import main
 from saeval.plugin import verdicts, verdicts_in_words, verdicts_on
+from saeval.results.comparison import compare
 from saeval.results.leaderboard import from_results
 from saeval.results.result import Result
+from saeval.results.store import MANIFEST_FORM, Store
 from saeval.stats.estimate import Estimate
 from saeval.stats.values import Null, Scalar
 from saeval.testing.claims import none
-from saeval_reports import tables
+from saeval_reports import claims, comparisons, tables
 
 BOTH = Null("noise", above="more harmful than", below="less harmful than")
 DOCUMENTS = 24
@@ -126,3 +129,42 @@ def test_tables_have_p_values_and_verdicts_of_values_with_a_null_alone():
     assert "plain.v.p" not in record
     assert "m.v.verdict" in tables.csv([board]).splitlines()[0]
     assert "- m.v: 1 of 1 is more harmful than noise: sae-0 (5% level, one test)" in tables.markdown([board])
+
+
+def test_a_comparison_has_the_verdicts_on_both_corrected_over_the_whole_board():
+    rng = np.random.default_rng(8)
+    made = results([{"v": shift + rng.normal(size=DOCUMENTS)} for shift in (3.0, 0.0, 0.0)])
+    (board,) = from_results(made, "t", {})
+    comparison = compare([board], "sae-0", "sae-1")
+    assert [verdict.tests for verdict in comparison.verdicts] == [3, 3]
+    (record,) = comparison.records()
+    assert record["verdict_a"].startswith("sae-0 is more harmful than noise (m.v: ")
+    assert record["verdict_b"].startswith("sae-1 cannot be told from noise (m.v: ")
+    text = comparisons.markdown(comparison)
+    assert "- sae-0 is more harmful than noise (m.v: " in text
+    assert "- 1 value cannot be told from its null" in text
+
+
+def test_the_verb_compares_with_the_correction_of_the_whole_board(tmp_path, capsys):
+    rng = np.random.default_rng(9)
+    made, store = results([{"v": 3 + rng.normal(size=DOCUMENTS)} for _ in range(3)]), Store(tmp_path / "out")
+    for result in made:
+        store.write(result)
+    cells = [{"key": result.key, "cell": result.cell} for result in made]
+    store.write_manifest({"schema": MANIFEST_FORM, "suite": "s", "limit": None, "leaderboard": {}, "cells": cells})
+    assert main(["compare", str(tmp_path / "out"), "sae-0", "sae-1"]) == 0
+    assert "correction over 3 tests" in capsys.readouterr().out
+
+
+def test_pages_have_a_line_for_each_verdict_and_escape_names():
+    rng = np.random.default_rng(10)
+    made = results([{"v": shift + rng.normal(size=DOCUMENTS)} for shift in (3.0, 0.0)])
+    made[0].cell["subjects"][0]["name"] = "<b>|x"
+    files = claims.pages(made)
+    assert list(files) == ["verdicts.md", "verdicts.html"]
+    assert files["verdicts.md"].count("\n| ") == 3
+    assert "| more harmful than noise " in files["verdicts.md"]
+    assert "<td>cannot be told from noise</td>" in files["verdicts.html"]
+    assert "&lt;b&gt;|x" in files["verdicts.html"]
+    assert "<b>" not in "".join(files.values())
+    assert claims.pages(results([{"v": rng.normal(size=DOCUMENTS)}], null=None)) == {}
