@@ -167,7 +167,8 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
         warnings.append(f"rank_by '{rank_by}': no row has a value of it, so nothing is ranked")
     elif settings.get("rank_by") and ranked is not None and ranked.better is None:
         warnings.append(f"rank_by '{rank_by}': it has no better direction, so nothing is ranked")
-    hook_only = ranked is not None and ranked.comparable == "hook" and len({row.site for row in merged}) > 1
+    several = len({row.site for row in merged if row.kind == "sae"}) > 1
+    hook_only = several and ranked is not None and ranked.comparable == "hook"
     within_hooks = hook_only and not settings.get("across_hooks")
     rank(merged, ranked, within_hooks)
     if hook_only:
