@@ -8,26 +8,49 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Bool, Float, UInt64
 
-from saeval.plugin import Evidence, Histogram, Mean, Metric, Repeats, Scalar, Table, TokenScores, Undefined, Value
+from saeval.plugin import (
+    Evidence,
+    Histogram,
+    Mean,
+    Metric,
+    Notes,
+    Repeats,
+    Scalar,
+    Table,
+    TokenScores,
+    Undefined,
+    Value,
+)
 from saeval_perturbation import noise
 from saeval_perturbation.scored import (
+    TAIL,
     Alone,
+    against_noise,
     alone,
     checked,
     displaced,
     levels,
     matched_draws,
     named_draws,
+    noise_null,
     over_draws,
     percentile,
     ratio,
-    share,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Null = Literal["cosine_matched_covariance", "shuffled_error", "epsilon"]
+Noise = Literal["cosine_matched_covariance", "shuffled_error", "epsilon"]
+NAMES = {
+    "cosine_matched": "isotropic noise of the same cosine and norm",
+    "cosine_matched_covariance": "noise with the activations' covariance, of the same cosine and norm",
+    "shuffled_error": "the SAE's errors at other tokens, of the same cosine and norm",
+    "epsilon": "isotropic noise of the same size only",
+}
+ENDINGS = {null: "" if null == "cosine_matched" else f"_{null}" for null in NAMES}
+"""The endings of the names of values that compare with each null; empty for the main null."""
+PERCENTILE = "percentile, 0 .. 1"
 
 
 class Perturbation(Metric):
@@ -41,16 +64,22 @@ class Perturbation(Metric):
     norm_corrected (x̂·‖x‖/‖x̂‖); zero; mean. Each random variant has `draws` draws per token, keyed by
     (seed, sequence id, position, hook, variant, draw).
 
-    kl_*, delta_ce_*: nats per token in the mask, means over draws. ratio = Σ KL_sae / Σ KL_cosine_matched and
-    ratio_* the same for the other nulls; ≥ 0, and above 1 the error is worse than that noise. percentile,
-    percentile_*: token mean of (#{KL_k < KL_sae} + ½#{=} + ½)/(K + 1); 0 .. 1, and ½ if the error behaves like
-    noise. With `positions`, that many positions of each sequence, chosen by hash, are also perturbed one at a
-    time: alone_here_* is the KL at that position, alone_later_* its sum over that position and all later ones
-    in the mask, each with ratio and percentile. Cost per batch and subject: 2 + (1 + nulls)·draws +
-    positions·(1 + draws) resumes, in addition to those of `kl`. Undefined for hooks of width 1; ratios and
-    percentiles are undefined if x̂ = x. For x = 0, x' = ‖x̂‖·g/‖g‖.
+    kl_*, delta_ce_*: nats per token in the mask, means over draws. difference = KL_sae − KL_cosine_matched at the
+    same tokens, difference_* the same for the other nulls; above 0, the error is more harmful than that noise.
+    ratio, ratio_*: the same as Σ KL_sae / Σ KL of the null; ≥ 0, and 1 for noise. percentile, percentile_*: token
+    mean of (#{KL_k < KL_sae} + ½#{=} + ½)/(K + 1) over the K draws; 0 .. 1, and ½ if the error behaves like noise.
+    A difference is called a tail effect if the error of a typical token is not clearly on its side: if the 95%
+    interval of P = ½ + (percentile − ½)(K + 1)/K, the share of tokens at which the error is more harmful than a
+    draw, reaches below 0.56 (of a positive difference) or above 0.44 (of a negative one); Vargha and Delaney (2000)
+    call a share between these two negligible. With `positions`, that many positions of each sequence, chosen by
+    hash, are also perturbed one at a time: alone_here_* is the KL at that position, alone_later_* its sum over
+    that position and all later ones in the mask, each with ratio and percentile. Cost per batch and subject: 2 +
+    (1 + nulls)·draws + positions·(1 + draws) resumes, in addition to those of `kl`. Undefined for hooks of width
+    1; differences, ratios and percentiles are undefined if x̂ = x. For x = 0, x' = ‖x̂‖·g/‖g‖.
 
     Values:
+        difference, difference_*: mean of KL_sae − KL of the null at the same token; nats; −∞ .. ∞; lower is
+            better.
         kl_sae: token mean of KL(clean‖spliced); nats; ≥ 0; lower is better.
         delta_ce_sae: token mean of the loss with x̂ − the clean loss; nats; −∞ .. ∞; lower is better.
         kl_*: the same KL for each variant, a mean over draws; nats; ≥ 0; no better direction.
@@ -67,15 +96,35 @@ class Perturbation(Metric):
             better.
         alone_*_percentile: the percentile, one position at a time; percentile; 0 .. 1; lower is better.
 
+    Claims:
+        difference, difference_*: this SAE's error is more (or less) harmful than that noise, in the mean over
+            tokens; null: the noise itself, at the same tokens, a t test by document with Holm's correction over all
+            differences and SAEs of the board; needs: 20 documents, 1 SAE, 1 seed; not: that a typical token is
+            harmed more (see percentile), that the error is worse than noise of another kind, or that one hook's
+            SAEs are better than another's.
+        percentile, percentile_*: the error is more harmful than a draw of that noise at about this share of the
+            tokens; null: ½; needs: 20 documents, 1 SAE, 1 seed; not: anything about the mean, which rare tokens
+            may decide, or about SAEs at other hooks.
+        ratio, ratio_*: the size of the difference as a factor, at this hook; null: 1, tested as difference; needs:
+            20 documents, 1 SAE, 1 seed; not: an order of SAEs at different hooks, since the noise differs.
+        kl_sae, delta_ce_sae: the SAE's harm to the model's predictions; null: none, see the controls of kl and ce;
+            needs: 20 documents, 1 SAE, 1 seed; not: that its error is better or worse than noise.
+        kl_*, delta_ce_*: the harm of that variant, to read the SAE's beside it; null: none; needs: 20 documents,
+            1 SAE, 1 seed; not: a property of the SAE.
+        alone_*_sae, alone_*_cosine_matched: the harm of an error at one position; null: none; needs: 20 documents,
+            1 SAE, 1 seed; not: the harm when every token is replaced.
+        alone_*_ratio, alone_*_percentile: a description of errors at few positions; null: 1 and ½, not tested;
+            needs: 100 documents, 1 SAE, 1 seed; not: that an SAE's error is worse or better than noise.
+
     Source: Gurnee 2024 (epsilon); the matched nulls are saeval's own.
     """
 
-    name, version = "perturbation", 1
-    headline = ("kl_sae", "kl_cosine_matched", "ratio", "percentile")
+    name, version = "perturbation", 2
+    headline = ("kl_sae", *(f"difference{ending}" for ending in ENDINGS.values()), "percentile")
 
     def __init__(
         self, draws: Repeats = 4, positions: Repeats = 0, seed: int = 0,
-        nulls: tuple[Null, ...] = ("cosine_matched_covariance", "shuffled_error", "epsilon"),
+        nulls: tuple[Noise, ...] = ("cosine_matched_covariance", "shuffled_error", "epsilon"),
     ) -> None:  # fmt: skip
         checked(self.name, draws, positions)
         self.draws, self.positions, self.seed = draws, positions, seed
@@ -90,7 +139,8 @@ class Perturbation(Metric):
         }
         variants = ("sae", *self.nulls, "norm_only", "norm_corrected", "zero", "mean")
         names = [f"{kind}_{variant}" for kind in ("kl", "delta_ce") for variant in variants]
-        names += [f"{kind}{_suffix(null)}" for kind in ("ratio", "percentile") for null in self.nulls]
+        names += [f"{kind}{ENDINGS[null]}" for kind in ("difference", "ratio", "percentile") for null in self.nulls]
+        self.headline = tuple(name for name in self.headline if name in names)
         parts = ("sae", "cosine_matched", "ratio", "percentile")
         names += [f"alone_{what}_{part}" for what in ("here", "later") for part in parts] if positions else []
         self.value_names = tuple(names)
@@ -137,25 +187,25 @@ class Perturbation(Metric):
                     means[f"{quantity}_{variant}"].value, unit="nats", better=better
                 )
         for null in self.nulls:
-            suffix = _suffix(null)
-            values[f"ratio{suffix}"] = ratio(means["kl_sae"].value, means[f"kl_{null}"].value, moved)
-            values[f"percentile{suffix}"] = share(means[f"percentile_{null}"].value, moved)
+            ending, sae, noisy = ENDINGS[null], means["kl_sae"].value, means[f"kl_{null}"].value
+            mean_percentile = means[f"percentile_{null}"].value
+            tested = noise_null(NAMES[null], sae - noisy, mean_percentile, self.draws)
+            if moved and tested.qualifier:
+                values["remarks"] = Notes([TAIL])
+            values[f"difference{ending}"] = against_noise(sae - noisy, moved, "nats", tested)
+            values[f"ratio{ending}"] = ratio(sae, noisy, moved)
+            values[f"percentile{ending}"] = against_noise(mean_percentile, moved, PERCENTILE)
             levels = total[f"levels_{null}"]
             assert isinstance(levels, Histogram)
-            values[f"percentiles{suffix}"] = _percentiles(levels, self.draws)
+            values[f"percentiles{ending}"] = _percentiles(levels, self.draws)
         if self.positions:
             for what in ("here", "later"):
                 sae, null_kl = means[f"{what}_sae"].value, means[f"{what}_cosine_matched"].value
                 values[f"alone_{what}_sae"] = Scalar(sae, unit="nats", better="lower")
                 values[f"alone_{what}_cosine_matched"] = Scalar(null_kl, unit="nats")
                 values[f"alone_{what}_ratio"] = ratio(sae, null_kl, moved)
-                values[f"alone_{what}_percentile"] = share(means[f"{what}_percentile"].value, moved)
+                values[f"alone_{what}_percentile"] = against_noise(means[f"{what}_percentile"].value, moved, PERCENTILE)
         return values
-
-
-def _suffix(null: str) -> str:
-    """The ending of the names of values that compare with `null`; empty for the main null."""
-    return "" if null == "cosine_matched" else f"_{null}"
 
 
 def _percentiles(levels: Histogram, draws: int) -> Table:

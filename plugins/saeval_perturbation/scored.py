@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saeval.plugin import MAX_REPEATS, Better, Estimate, Evidence, Histogram, Mean, Scalar, TokenScores, rebound, torch
+from saeval.plugin import MAX_REPEATS, Estimate, Evidence, Histogram, Mean, Null, Scalar, TokenScores, rebound, torch
 from saeval_perturbation import noise
 
 if TYPE_CHECKING:
@@ -115,21 +115,44 @@ class Alone:
         return evidence
 
 
-def ratio(sae: Estimate, null: Estimate, moved: float, better: Better = "lower") -> Scalar:
+def ratio(sae: Estimate, null: Estimate, moved: float) -> Scalar:
     """KL of the SAE / KL of its null; undefined if the SAE makes no error."""
-    if moved == 0:
-        return Scalar.undefined("x̂ = x on every token: there is no error to match", unit="ratio", better=better)
-    if null.value <= 0:
-        return Scalar.undefined(f"the noise's KL is {null.value:.3g}, not above 0", unit="ratio", better=better)
-    return Scalar(sae / null, unit="ratio", better=better)
+    if moved and null.value <= 0:
+        return Scalar.undefined(f"the noise's KL is {null.value:.3g}, not above 0", unit="ratio", better="lower")
+    return against_noise(sae / null, moved, "ratio")
 
 
-def share(value: Estimate, moved: float) -> Scalar:
-    """A mean percentile, 0 .. 1; undefined if the SAE makes no error."""
-    unit = "percentile, 0 .. 1"
+def against_noise(value: Estimate, moved: float, unit: str, null: Null | None = None) -> Scalar:
+    """A value that sets the SAE against its noise, at one hook; undefined if the SAE makes no error."""
     if moved == 0:
         return Scalar.undefined("x̂ = x on every token: there is no error to match", unit=unit, better="lower")
-    return Scalar(value, unit=unit, better="lower")
+    return Scalar(value, unit=unit, better="lower", comparable="hook", null=null)
+
+
+NEGLIGIBLE = 0.06
+"""Largest negligible distance from ½ of the probability that one number exceeds another (Vargha and Delaney 2000)."""
+
+
+def noise_null(name: str, difference: Estimate, percentile: Estimate, draws: int) -> Null:
+    """The null of a mean difference, and the remark that the difference is in the tail only.
+
+    It is if the probability that the error at a token is more harmful than a draw, by its 95% interval, need not be
+    beyond ½ ± `NEGLIGIBLE` on the side of the difference.
+    """
+    more_often = (percentile - 0.5) * ((draws + 1) / draws)
+    low, high = more_often.ci95 or (more_often.value, more_often.value)
+    typical = low > NEGLIGIBLE if difference.value > 0 else high < -NEGLIGIBLE
+    return Null(
+        name, above="more harmful than", below="less harmful than", qualifier=None if typical else "a tail effect"
+    )
+
+
+TAIL = (
+    "a tail effect: the mean harm differs, but not clearly that of a typical token. By its 95% interval, the share of "
+    "tokens at which the error is more harmful than a draw may be below 56% (if the mean is more harmful) or above 44% "
+    "(if it is less harmful)"
+)
+"""The remark on the difference of a value whose null has the qualifier."""
 
 
 def displaced(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 from saeval.plugin import Compared, Comparison, Entry, escapes, formatting
-from saeval_reports.tables import header, markdown_table, number, records_as_csv
+from saeval_reports.tables import header, markdown_table, number, p_value, records_as_csv
+
+MOST_CLAIMS = 8
 
 
 def markdown(comparison: Comparison) -> str:
@@ -33,7 +35,8 @@ def markdown(comparison: Comparison) -> str:
         f"{tests if comparison.tests else 'no difference can be tested'}; ↓ lower is better, ↑ higher is better."
     )
     notes = [f"{reason} ({', '.join(columns)})" for reason, columns in reasons.items()]
-    notes = [f"- {escapes.markdown(note)}" for note in (*notes, *comparison.doubts, *comparison.notes)]
+    notes = [*_claims(comparison), *notes, *comparison.doubts, *comparison.notes]
+    notes = [f"- {escapes.markdown(note)}" for note in notes]
     stop = f" The run {escapes.markdown(comparison.stop)}." if comparison.stop else ""
     model = f"model {escapes.markdown(comparison.model)}" if comparison.model else "no model"
     data = f", data {escapes.markdown(comparison.data)}" if comparison.data else ""
@@ -43,6 +46,15 @@ def markdown(comparison: Comparison) -> str:
     text += [f"**{escapes.markdown(comparison.limit)}**", facts] if comparison.limit else [facts]
     text += [markdown_table(headers, lines), legend]
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
+
+
+def _claims(comparison: Comparison) -> list[str]:
+    """Return the first claims about the two subjects in words, and the number of the other verdicts."""
+    claims = [verdict.words for verdict in comparison.verdicts if verdict.claimed]
+    more, none = claims[MOST_CLAIMS:], len(comparison.verdicts) - len(claims)
+    lost = "1 value cannot be told from its null" if none == 1 else f"{none} values cannot be told from their nulls"
+    rest = [f"{formatting.counted(len(more), 'more claim')}: see --format json"] if more else []
+    return [*claims[:MOST_CLAIMS], *rest, *([lost] if none else [])]
 
 
 _ALIKE = "no interval: the difference is the same in every document"
@@ -68,17 +80,11 @@ def _line(row: Compared) -> list[str]:
         number(row.b),
         number(Entry(difference.value, difference.stderr)),
         interval,
-        _p(difference.p_value),
-        _p(row.p_holm),
+        p_value(difference.p_value),
+        p_value(row.p_holm),
         formatting.number(difference.detectable, 2) if difference.detectable else "",
         _better(row),
     ]
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "<0.0001" if value < 1e-4 else formatting.number(value, 2)
 
 
 def _better(row: Compared) -> str:

@@ -196,8 +196,8 @@ class Pairs:
         error = error if error > rounding else 0.0
         return Difference(value, ((error**2, effective - 1.0), *spreads), None, None, rounding, support)
 
-    def sure(self) -> tuple[Counts, Counts]:
-        """How many entries each is surely better than, and how many are surely better than it.
+    def sure(self, level: float = ALPHA) -> tuple[Counts, Counts]:
+        """How many entries each is surely better than, and how many are surely better than it, at this level.
 
         By Holm's correction of all p values: once the k smallest of M are below the level, the next is if p (M - k) is.
         So k is the smallest with k = #{p (M - k) < level}, which takes no sorted list: t² are counted in bins, and only
@@ -205,6 +205,7 @@ class Pairs:
         """
         from scipy.special import stdtr  # late: `saeval ls` compares nothing
 
+        self._level = level
         self._set_common()
         low, high, tested, above = self._near()
         better, worse = np.zeros((2, len(self.values)), dtype=np.int64)
@@ -228,7 +229,7 @@ class Pairs:
             rows, cols, squares = (np.concatenate(parts) for parts in zip(*near, strict=True))
             p = 2 * stdtr(self.dof, -np.sqrt(squares))
             order = np.argsort(p, kind="stable")
-            over = np.flatnonzero(p[order] * (tested - above - np.arange(len(p))) >= ALPHA)
+            over = np.flatnonzero(p[order] * (tested - above - np.arange(len(p))) >= level)
             order = order[: over[0]] if len(over) else order
             np.add.at(better, rows[order], 1)
             np.add.at(worse, cols[order], 1)
@@ -275,7 +276,7 @@ class Pairs:
         """The t² above which the smallest p value of so many tests is significant."""
         from scipy.special import stdtrit  # late: as above
 
-        return float(stdtrit(self.dof, ALPHA / max(tests, 1) / 2)) ** 2
+        return float(stdtrit(self.dof, self._level / max(tests, 1) / 2)) ** 2
 
     def _blocks(self, sure: float) -> Iterator[_Block]:
         """Every pair, once. Pairs whose t² are surely above `sure` by their bounds are not computed."""

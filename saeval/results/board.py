@@ -66,6 +66,8 @@ class Entry:
     """Minimum detectable difference, of a paired difference: one test at 5% with 80% power, t.975 + t.80 errors."""
     p: float | None = None
     """The p value against the column's null, if it is not by the t test of the error over documents."""
+    qualifier: str | None = None
+    """Words that follow a claim about it, such as `a tail effect`."""
 
     @property
     def testable(self) -> bool:
@@ -126,7 +128,8 @@ class Row:
     entries: MutableMapping[str, Entry] = field(default_factory=dict)
     """Its numbers by column name; a column may have none."""
     rank: int | None = None
-    """1 + the number of SAEs that are significantly better in the column ranked by; None for an unranked row."""
+    """1 + the number of SAEs that are significantly better in the column ranked by; None for an unranked row. If the
+    column is comparable within a hook only, ranks are among the SAEs at the row's hook."""
     rank_high: int | None = None
     """Number of ranked SAEs − those that are significantly worse. Ties are not transitive, so a rank is an interval."""
     detectable: float | None = None
@@ -164,6 +167,8 @@ class Board:
     """Those of `warnings` that are about missing or damaged results."""
     sample: Mapping[str, Any] | None = None
     """Where the suite's `precision:` stopped, as in `Result.sample`; None if the suite has no `precision:`."""
+    within_hooks: bool = False
+    """True if rows are ordered by hook, and ranks are among the SAEs at one hook."""
 
     @property
     def shown(self) -> list[Column]:

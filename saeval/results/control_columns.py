@@ -8,6 +8,7 @@ from saeval.base.errors import suggestion
 from saeval.results.all_pairs import Pairs
 from saeval.results.board import Column, Entry, Row
 from saeval.results.paired_tests import Difference
+from saeval.stats.values import Null
 
 Wanted = Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -36,7 +37,8 @@ def against(
         elif control not in known:
             warnings.append(f"against '{control}': there is no such control{suggestion(control, known)}")
         else:
-            new = Column(f"{name} vs {control}", column.unit, "higher", column.headline, paired=True)
+            null = Null(f"the control {control}", above="better than", below="worse than").record()
+            new = Column(f"{name} vs {control}", column.unit, "higher", column.headline, True, column.comparable, null)
             made.setdefault(name, []).append(new)
             trained = [row for row in rows if row.kind == "sae"]
             for row, entry in zip(trained, _ahead(trained, rows, control, column), strict=True):
@@ -85,5 +87,5 @@ def _beside(row: Row, here: Sequence[Row], control: str, column: Column) -> Entr
 def _entry(ahead: Difference, n: int | None) -> Entry:
     return Entry(
         ahead.value, ahead.stderr, ahead.ci95, n, "ok", ahead.reason,
-        support=ahead.support, detectable=ahead.detectable,
+        support=ahead.support, detectable=ahead.detectable, p=ahead.p_value,
     )  # fmt: skip

@@ -167,14 +167,32 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
         warnings.append(f"rank_by '{rank_by}': no row has a value of it, so nothing is ranked")
     elif settings.get("rank_by") and ranked is not None and ranked.better is None:
         warnings.append(f"rank_by '{rank_by}': it has no better direction, so nothing is ranked")
-    rank(merged, ranked)
+    several = len({row.site for row in merged if row.kind == "sae"}) > 1
+    hook_only = several and ranked is not None and ranked.comparable == "hook"
+    within_hooks = hook_only and not settings.get("across_hooks")
+    rank(merged, ranked, within_hooks)
+    if hook_only:
+        warnings.append(_on_hooks(merged, rank_by, within_hooks))
     warnings += _denser(merged, columns, rank_by)
     cell = results[0].cell
     model = (cell["model"] or {}).get("name", "")
     data = cell["data"]
     columns = [c for column in columns for c in [column, *ahead.get(column.name, [])]]
     sample = next((r.sample for r in forms if r.sample), None)
-    return Board(title, model, data, columns, merged, rank_by, data.get("limit") is not None, warnings, sample=sample)
+    limited = data.get("limit") is not None
+    return Board(
+        title, model, data, columns, merged, rank_by, limited, warnings, sample=sample, within_hooks=within_hooks
+    )
+
+
+def _on_hooks(rows: Sequence[Row], rank_by: str | None, within_hooks: bool) -> str:
+    """How rows at several hooks are ranked by a column that is comparable within a hook only."""
+    only = f"{rank_by} is comparable within a hook only"
+    if not within_hooks:
+        return f"{only}, but the suite sets 'across_hooks: true': ranks also reflect how the hooks differ"
+    if any(row.rank is not None for row in rows):
+        return f"{only}: rows are ordered by hook, and ranks are among the SAEs at one hook"
+    return f"{only}, and no two SAEs share a hook: rows are ordered by hook, and nothing is ranked"
 
 
 def _denser(rows: Sequence[Row], columns: Sequence[Column], rank_by: str | None) -> list[str]:
@@ -249,8 +267,9 @@ def _columns(results: list[Result], asked: Sequence[str]) -> tuple[list[Column],
             if "kind" not in record:
                 column = f"{result.metric}.{name}"
                 shown = column in asked if asked else name in first
-                how = {"comparable": record.get("comparable", "model"), "null": record.get("null")}
-                found.setdefault(column, Column(column, record["unit"], record["better"], shown, **how))
+                how = {name: record[name] for name in ("comparable", "null") if name in record}
+                if column not in found or (how and found[column].null is None):  # an undefined value may lack both
+                    found[column] = Column(column, record["unit"], record["better"], shown, **how)
     for name in asked:
         metric, _, value = name.partition(".")
         if name not in found and metric in complete:
@@ -274,6 +293,7 @@ def _entry(result: Result, name: str) -> Entry:
     return Entry(
         record["value"], record["stderr"], tuple(interval) if interval else None, record["n"], status,
         record.get("reason"), estimate, support=support_of(record), p=record.get("p"),
+        qualifier=(record.get("null") or {}).get("qualifier"),
     )  # fmt: skip
 
 

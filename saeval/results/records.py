@@ -31,6 +31,7 @@ class NullRecord(_Record):
     value: Finite
     above: str | None
     below: str | None
+    qualifier: NotRequired[str | None]
 
 
 class ScalarRecord(_Record):
@@ -207,6 +208,7 @@ class LayoutRecord(_Record):
     rank_by: NotRequired[str | None]
     columns: NotRequired[list[str]]
     against: NotRequired[list[str] | dict[str, list[str]]]
+    across_hooks: NotRequired[bool]
 
 
 class ManifestRecord(_Record):

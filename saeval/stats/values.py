@@ -35,9 +35,12 @@ class Null:
     p: float | None = None
     """Two-sided p value, one-sided if only one side allows a claim, of a test that is not the t test of the value's
     error over documents: such as a rank among draws, or an error over SAEs."""
+    qualifier: str | None = None
+    """Words that follow the claim, such as `a tail effect`; the same for many results, so without numbers."""
 
     def record(self) -> dict[str, Any]:
-        return {"name": self.name, "value": self.value, "above": self.above, "below": self.below}
+        record = {"name": self.name, "value": self.value, "above": self.above, "below": self.below}
+        return {**record, **({"qualifier": self.qualifier} if self.qualifier else {})}
 
 
 class Scalar:

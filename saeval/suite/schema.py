@@ -28,6 +28,8 @@ class Leaderboard(BaseModel):
     """Names `metric.value`; by default every scalar of every metric."""
     against: list[str] | dict[str, list[str]] = Field(default_factory=list)
     """Controls with which each SAE is compared in the `rank_by` column, or, as a mapping, in the listed columns."""
+    across_hooks: bool = False
+    """True: rank SAEs of different hooks together even if the `rank_by` column is comparable within a hook only."""
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from perturbations import Perturbation, PerturbationCurve, Planted, Readout, run, values
 from saeval.interfaces.substitute import Control, Substitute
+from saeval.results.verdicts import verdicts_on
+from saeval.stats.estimate import Estimate
 from saeval.stats.randomness import hashed, normal
 from saeval.testing import TinyModel, TinySAE, check_metric, tiny_tokens
 from saeval.testing.claims import some
 from saeval_perturbation.geometry import matched
+from saeval_perturbation.scored import noise_null
 
 NULLS = ("", "_cosine_matched_covariance", "_shuffled_error", "_epsilon")
 
@@ -75,6 +81,38 @@ def test_a_planted_sae_whose_error_is_noise_has_ratio_one_and_a_uniform_percenti
     # An epsilon ball, which matches neither angle nor norm, calls the same noise better or worse than noise.
     low, high = noisy.values["ratio_epsilon"]["ci95"]
     assert not low <= 1 <= high
+
+
+def test_a_planted_sae_whose_error_is_noise_is_not_told_from_it_but_from_an_epsilon_ball(noisy):
+    made = replace(noisy, cell={**noisy.cell, "subjects": [{"name": "noise", "hook_name": "h", "kind": "sae"}]})
+    claims = {verdict.column.value: verdict.claimed for verdict in verdicts_on([made])}
+    assert claims["difference"] is False
+    assert claims["difference_epsilon"] is True
+
+
+def estimate(value, error):
+    """A value with this standard error over 50 documents of one size."""
+    deviations = np.resize([1.0, -1.0], 50)
+    without = value + deviations * error * (50 / 49 / (deviations**2).sum()) ** 0.5
+    return Estimate(value, without, np.ones(50), 50)
+
+
+@pytest.mark.parametrize(
+    ("difference", "percentile", "tail"),
+    [
+        (0.1, 0.54, True),  # 4 draws: more harmful than a draw at 55% of the tokens
+        (0.1, 0.50, True),
+        (0.1, 0.30, True),
+        (0.1, 0.56, False),  # at 57.5%
+        (-0.1, 0.47, True),
+        (-0.1, 0.44, False),
+    ],
+)
+def test_a_mean_difference_without_one_at_a_typical_token_is_a_tail_effect(difference, percentile, tail):
+    null = noise_null("noise", estimate(difference, 0.01), estimate(percentile, 0.002), draws=4)
+    assert null.qualifier == ("a tail effect" if tail else None)
+    unsure = noise_null("noise", estimate(difference, 0.01), estimate(percentile, 0.1), draws=4)
+    assert unsure.qualifier == "a tail effect"
 
 
 def test_an_error_that_the_rest_of_the_model_ignores_has_ratio_zero():

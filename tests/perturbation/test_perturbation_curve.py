@@ -13,9 +13,10 @@ import torch
 from perturbations import PLUGIN, Planted, Readout, run, values
 from saeval.cli import main
 from saeval.results.paired_tests import holm
+from saeval.results.verdicts import verdicts_on
 from saeval.stats.evidence import Stamp
 from saeval.testing import TinyModel, TinySAE, tiny_tokens
-from saeval.testing.claims import some
+from saeval.testing.claims import every, some
 from saeval_perturbation.bins import COLUMNS, EDGES, by_cosine, in_bins
 from saeval_perturbation.pages import HookSite, pages
 
@@ -188,9 +189,15 @@ def test_pages_hold_a_plot_and_a_table_of_each_metric():
         assert made[name].startswith(b"\x89PNG")
     table = made["perturbation.md"]
     record = next(r for r in found if r.subject == "sae-1-1").values["kl_shuffled_error"]
-    (line,) = [line for line in table.splitlines() if line.startswith("| sae-1-1")][:1]
+    verdicts, percentiles, kl, ratios, alone = table.split("\n## ")
+    (line,) = [line for line in kl.splitlines() if line.startswith("| sae-1-1")]
     assert float(line.split("|")[6].split("±")[0]) == pytest.approx(record["value"], abs=record["stderr"])
-    assert table.count("| mean | blocks.1") == 3
+    assert every("| mean | blocks.1" in part for part in (percentiles, kl, ratios, alone))
+    assert verdicts.startswith("## Difference to noise")
+    (line,) = [line for line in verdicts.splitlines() if line.startswith("| sae-1-1")]
+    claims = [v for v in verdicts_on(list(found)) if v.row.name == "sae-1-1" and v.claimed]
+    assert line.count("harmful") == len(some(claims))
+    assert "- perturbation.difference: " in verdicts
     rows = list(csv.DictReader(io.StringIO(made["curve_by_cosine.csv"])))
     for of in ("position", "position and later"):
         family = [row for row in rows if row["of"] == of]

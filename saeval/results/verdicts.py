@@ -1,0 +1,161 @@
+"""`Verdict`: a claim about a row, from the test of its value against a null hypothesis."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from saeval.base.formatting import interval, number, with_error
+from saeval.results.board import SHOWN, Board, Column, Entry, Row
+from saeval.results.leaderboard import from_results
+from saeval.results.paired_tests import ALPHA, holm
+from saeval.results.result import Result
+from saeval.stats.estimate import LEAST, ROUNDING, t_test
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The test of one value of a trained row against its column's `Null`, and the claim that it allows."""
+
+    row: Row
+    name: str
+    """The row's name, with its hook if several rows have the name."""
+    column: Column
+    entry: Entry
+    p: float
+    p_holm: float
+    """The p value after Holm's correction over all `tests` of the metric on the board."""
+    tests: int
+
+    @property
+    def value(self) -> float:
+        """The value tested."""
+        assert self.entry.value is not None
+        return self.entry.value
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The value's 95% interval, not corrected for several tests."""
+        return self.entry.ci95
+
+    @property
+    def null(self) -> Mapping[str, Any]:
+        """The column's null hypothesis, as `Null.record` writes it."""
+        assert self.column.null is not None
+        return self.column.null
+
+    @property
+    def claim(self) -> str:
+        """The words of the claim, such as `more harmful than`; empty if there is none."""
+        side = self.null["above" if self.value > self.null["value"] else "below"]
+        return side if side and self.p_holm < ALPHA else ""
+
+    @property
+    def claimed(self) -> bool:
+        """True if the null is rejected at 5%, on a side that allows a claim."""
+        return bool(self.claim)
+
+    @property
+    def outcome(self) -> str:
+        """The claim about the row without its numbers, or that there is none: `more harmful than noise`."""
+        qualifier = f", {self.entry.qualifier}" if self.entry.qualifier and self.claimed else ""
+        return f"{self.claim or 'cannot be told from'} {self.null['name']}{qualifier}"
+
+    @property
+    def words(self) -> str:
+        """The verdict as a sentence without its full stop."""
+        ends = f" [{interval(self.interval, self.entry.stderr)}]" if self.interval else ""
+        p = "p < 0.0001" if self.p_holm < 1e-4 else f"p = {number(self.p_holm, 2)}"
+        correction = f" after Holm's correction over {self.tests} tests" if self.tests > 1 else ""
+        numbers = f"{self.column.name}: {with_error(self.value, self.entry.stderr)}{ends}, {p}{correction}"
+        return f"{self.name} {'is ' * self.claimed}{self.outcome} ({numbers})"
+
+
+def verdicts(board: Board) -> list[Verdict]:
+    """Return the verdict on each trained row and group in each column with a null, in the board's order.
+
+    The test is the t test of the value's error over documents, or the p value that the metric gave. It is two-sided,
+    or one-sided if the null allows a claim on one side only. Holm's correction is over all tests of a metric, in shown
+    and other columns, so a metric makes a false claim on a board with a probability of 5% at most.
+    """
+    columns = [c for c in board.columns if c.null is not None and (c.null["above"] or c.null["below"])]
+    rows = [row for row in board.rows if row.kind in ("sae", "group") and row.control is None]
+    families: dict[str, list[tuple[Row, Column, Entry, float]]] = {}
+    for column in columns:
+        assert column.null is not None
+        for row in rows:
+            entry = row.entries.get(column.name)
+            if entry is not None and (p := _p_value(entry, column.null)) is not None:
+                families.setdefault(column.metric, []).append((row, column, entry, p))
+    names = Counter(row.name for row in rows)
+    made: dict[tuple[str, int], Verdict] = {}
+    for family in families.values():
+        for (row, column, entry, p), corrected in zip(family, holm([test[-1] for test in family]), strict=True):
+            assert corrected is not None
+            name = row.name if names[row.name] == 1 else f"{row.name}@{row.hook_name}"
+            made[column.name, id(row)] = Verdict(row, name, column, entry, p, corrected, len(family))
+    places = [(column.name, id(row)) for row in rows for column in columns]
+    return [made[place] for place in places if place in made]
+
+
+def verdicts_on(results: Sequence[Result]) -> list[Verdict]:
+    """Return the verdicts on results in hand, such as those that a page shows."""
+    return [verdict for board in from_results(results, "", {}) for verdict in verdicts(board)]
+
+
+def verdicts_in_words(given: Sequence[Verdict]) -> list[str]:
+    """Return a sentence per column: the rows of each claim, of which the first few are named, and how many have none.
+
+    Columns without a claim share one sentence.
+    """
+    by_column: dict[str, list[Verdict]] = {}
+    for verdict in given:
+        by_column.setdefault(verdict.column.name, []).append(verdict)
+    sentences, without = [], []
+    for name, own in by_column.items():
+        claims: dict[str, list[str]] = {}
+        for verdict in own:
+            if verdict.claimed:
+                qualifier = f" ({verdict.entry.qualifier})" if verdict.entry.qualifier else ""
+                claims.setdefault(verdict.claim, []).append(f"{verdict.name}{qualifier}")
+        if not claims:
+            without.append(f"{name}: {own[0].null['name']}")
+            continue
+        parts = [f"{len(rows)} of {len(own)} {_are(rows)} {claim} %s: {_named(rows)}" for claim, rows in claims.items()]
+        parts = [part.replace("%s", own[0].null["name"] if place == 0 else "it") for place, part in enumerate(parts)]
+        if rest := len(own) - sum(map(len, claims.values())):
+            parts.append(f"{rest} cannot be told from it")
+        sentences.append(f"{name}: {'; '.join(parts)} ({_correction(own[0])})")
+    if without:
+        sentences.append(f"no SAE or group can be told from its null ({'; '.join(without)})")
+    return sentences
+
+
+def _are(rows: Sequence[str]) -> str:
+    return "is" if len(rows) == 1 else "are"
+
+
+def _named(rows: Sequence[str]) -> str:
+    rest = len(rows) - SHOWN
+    return ", ".join(rows[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _correction(verdict: Verdict) -> str:
+    return f"5% level, Holm's correction over {verdict.tests} tests" if verdict.tests > 1 else "5% level, one test"
+
+
+def _p_value(entry: Entry, null: Mapping[str, Any]) -> float | None:
+    """Return the p value of an entry against a null; None if it cannot be tested."""
+    if entry.value is None or entry.p is not None:
+        return entry.p if entry.value is not None else None
+    error, support = entry.stderr, entry.support
+    if error is None or support is None or support.effective < LEAST or not math.isfinite(error):
+        return None
+    distance = entry.value - null["value"]
+    p = t_test(distance, error if error > ROUNDING * abs(entry.value) else 0.0, support.effective - 1)
+    if p is None or (null["above"] and null["below"]):
+        return p
+    return p / 2 if (distance > 0) == bool(null["above"]) else 1 - p / 2
