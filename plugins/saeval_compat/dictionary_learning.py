@@ -109,4 +109,6 @@ class DictionaryLearningEvaluate(Metric):
         losses["frac_recovered"] = (losses["loss_reconstructed"] - losses["loss_zero"]) / fall
         means = {name: float(values.mean()) for name, values in {**by_batch, **losses}.items()}
         means["frac_alive"] = float((total["acts"].sums[0] != 0).mean())
-        return {name: Scalar(value, unit=_UNITS[name]) for name, value in means.items()}
+        return {
+            name: Scalar(value, unit=_UNITS[name], proportion=name == "frac_alive") for name, value in means.items()
+        }

@@ -178,12 +178,14 @@ class SAEBenchFeatures(SAELensFeatures):
         values = super().conclude(total)
         density = total["acts"].sums[0] / total["tokens"].sums[0]
         whole = density.sum()
-        values["frac_alive"] = Scalar(float((density > 0).mean()), unit="share of features")
+        values["frac_alive"] = Scalar(float((density > 0).mean()), unit="share of features", proportion=True)
         for percent in (1, 10):
             above = density > percent / 100
             share = float(density[above].sum() / whole) if whole > 0 else 0.0
-            values[f"freq_over_{percent}_percent"] = Scalar(float(above.mean()), unit="share of features")
-            values[f"normalized_freq_over_{percent}_percent"] = Scalar(share, unit="share of firings")
+            values[f"freq_over_{percent}_percent"] = Scalar(
+                float(above.mean()), unit="share of features", proportion=True
+            )
+            values[f"normalized_freq_over_{percent}_percent"] = Scalar(share, unit="share of firings", proportion=True)
         return values
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from saeval.plugin import Curve, Evidence, Fired, Mean, Metric, Moments, Quantiles, Scalar, Table, Value, torch
+from saeval.plugin import Better, Curve, Evidence, Fired, Mean, Metric, Moments, Quantiles, Scalar, Table, Value, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,10 +88,14 @@ class Density(Metric):
             ["log10_density_from", "log10_density_to", "features"],
             [[float(a), float(b), int(c)] for a, b, c in zip(edges, edges[1:], counts, strict=False)],
         )
+
+        def share(features: np.ndarray, better: Better = None) -> Scalar:
+            return Scalar(float(features.mean()), unit="share of features", better=better, n=n, proportion=True)
+
         return {
             "dead": Scalar(float((density == 0).sum()), unit="features", better="lower", n=n),
-            "frac_dead": Scalar(float((density == 0).mean()), unit="share of features", better="lower", n=n),
-            "frac_above_1pct": Scalar(float((density > 0.01).mean()), unit="share of features", n=n),
-            "frac_above_10pct": Scalar(float((density > 0.1).mean()), unit="share of features", n=n),
+            "frac_dead": share(density == 0, "lower"),
+            "frac_above_1pct": share(density > 0.01),
+            "frac_above_10pct": share(density > 0.1),
             "histogram": histogram,
         }

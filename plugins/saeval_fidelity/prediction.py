@@ -118,7 +118,9 @@ class KLDivergence(Metric):
             "kl_ablated": Scalar(ablated, unit="nats"),
             "kl_score": _share(ablated - sae, ablated, "kl_ablated"),
             **quantiles,
-            "top1_agreement": Scalar(total["agreement"].value, unit="share of tokens", better="higher"),
+            "top1_agreement": Scalar(
+                total["agreement"].value, unit="share of tokens", better="higher", proportion=True
+            ),
         }
 
 

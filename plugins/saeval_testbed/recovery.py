@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 RESPONDS = 0.2
 """Smallest difference between the shares of sides with and without the pattern on which a responding feature fires."""
 BOOTSTRAPS = 1000
+_IN_TABLE = "features are not a sample of documents; the table 'recovery' has the interval of a bootstrap of documents"
 PLANTED = ("planted", "conflict")
 """Subsets in which exactly one side has the pattern."""
 
@@ -126,8 +127,10 @@ class PlantedRecovery(Metric):
                 others = [float(np.mean(random)), float(np.quantile(random, 0.975))]
                 others += [float(true[length[:k]].mean()), float(true[ranking.swapped[:k]].mean())]
                 lines.append([kind.removeprefix("_") or "all", k, *line, *others])
-                values[f"precision{kind}_{k}"] = Scalar(line[0], unit="share of features", better="higher")
-                values[f"recall{kind}_{k}"] = Scalar(line[3], unit="share of features", better="higher")
+                for name, share in (("precision", line[0]), ("recall", line[3])):
+                    values[f"{name}{kind}_{k}"] = Scalar(
+                        share, unit="share of features", better="higher", proportion=True, reason=_IN_TABLE
+                    )
         numbers = [f"{name}{end}" for name in ("precision", "recall") for end in ("", "_low", "_high")]
         beside = ["random", "random_high", "by_length", "swapped_labels"]
         values["recovery"] = Table(["features", "k", *numbers, *beside], lines)

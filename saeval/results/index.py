@@ -150,13 +150,13 @@ class _Indexed(Result):
         start = index.starts[self._place] + place
         numbers = [None if x != x else x for x in index.numbers[start : start + len(_NUMBERS)].tolist()]
         value, stderr, low, high, n, documents, effective, share, p = numbers
-        record = {
+        record: dict[str, Any] = {
             "value": value, "stderr": stderr, "ci95": None if low is None else [low, high],
             "n": int(n) if n is not None and n.is_integer() else n, "unit": facts["unit"], "better": facts["better"],
             "documents": None if documents is None else int(documents), "effective_documents": effective,
             "largest_share": share, "reason": facts["reason"],
             **({"null": facts["null"], "p": p} if "null" in facts else {}),
-            **({"comparable": facts["comparable"]} if "comparable" in facts else {}),
+            **{fact: facts[fact] for fact in ("proportion", "comparable") if fact in facts},
         }  # fmt: skip
         if value is None or not facts["without"]:
             return record, None

@@ -42,6 +42,7 @@ class ScalarRecord(_Record):
     effective_documents: NotRequired[Finite | None]
     largest_share: NotRequired[Finite | None]
     reason: NotRequired[str | None]
+    proportion: NotRequired[bool]
     comparable: NotRequired[Literal["hook", "model", "everywhere"]]
     null: NotRequired[NullRecord]
     p: NotRequired[Annotated[float, Field(ge=0, le=1)] | None]
