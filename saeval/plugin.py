@@ -119,6 +119,7 @@ if TYPE_CHECKING:
     from saeval.stats.randomness import normal as normal
     from saeval.stats.values import Array as Array
     from saeval.stats.values import Better as Better
+    from saeval.stats.values import Comparable as Comparable
     from saeval.stats.values import Curve as Curve
     from saeval.stats.values import Notes as Notes
     from saeval.stats.values import Null as Null
@@ -136,7 +137,7 @@ _HOMES = {
     "stats.evidence": "Ever Evidence Histogram Mean Moments Ratio Sample Spread Stamp",
     "stats.quantiles": "Quantiles",
     "stats.randomness": "hashed normal",
-    "stats.values": "Array Better Curve Notes Null Scalar Table Value",
+    "stats.values": "Array Better Comparable Curve Notes Null Scalar Table Value",
     # Quantities
     "interfaces.data": "Batch Dataset Document DataKind PairBatch Source",
     "interfaces.fired": "Fired",
