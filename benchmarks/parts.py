@@ -93,7 +93,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "stability": {
         "model": "testbed", "data": TEXT, "saes": ["testbed/relu-5", "testbed/relu-5-seed1", "testbed/relu-5-seed2"],
         "groups": {"seeds": ["testbed/relu-5*"]},
-        "metrics": [{"seed_stability": {"over": "seeds", "draws": 5}}, {"functional_stability": {"over": "seeds", "draws": 5}}],
+        "metrics": [{"seed_stability": {"over": "seeds", "draws": 5}},
+                    {"functional_stability": {"over": "seeds", "draws": 5}}],
     },
     "reward": {
         "model": "testbed-reward", "data": {"use": "pairs-part"}, "saes": ["testbed-reward/topk"],

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Bool, Float, UInt64
 
-from saeval.plugin import Evidence, Histogram, Mean, Metric, Repeats, Scalar, Table, TokenScores, Undefined, Value
+from saeval.plugin import (
+    Evidence,
+    Histogram,
+    Mean,
+    Metric,
+    Notes,
+    Repeats,
+    Scalar,
+    Table,
+    TokenScores,
+    Undefined,
+    Value,
+)
 from saeval_perturbation import noise
 from saeval_perturbation.scored import (
     Alone,
@@ -20,6 +32,7 @@ from saeval_perturbation.scored import (
     named_draws,
     over_draws,
     percentile,
+    rare_positions,
     ratio,
     share,
 )
@@ -144,6 +157,9 @@ class Perturbation(Metric):
             assert isinstance(levels, Histogram)
             values[f"percentiles{suffix}"] = _percentiles(levels, self.draws)
         if self.positions:
+            warnings = [warning for what in ("here", "later") if (warning := rare_positions(means, what))]
+            if moved and warnings:
+                values["rare_positions"] = Notes(warnings)
             for what in ("here", "later"):
                 sae, null_kl = means[f"{what}_sae"].value, means[f"{what}_cosine_matched"].value
                 values[f"alone_{what}_sae"] = Scalar(sae, unit="nats", better="lower")
