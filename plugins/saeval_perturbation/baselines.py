@@ -35,6 +35,7 @@ from saeval_perturbation.scored import (
     noise_null,
     over_draws,
     percentile,
+    rare_positions,
     ratio,
 )
 
@@ -199,6 +200,9 @@ class Perturbation(Metric):
             assert isinstance(levels, Histogram)
             values[f"percentiles{ending}"] = _percentiles(levels, self.draws)
         if self.positions:
+            warnings = [warning for what in ("here", "later") if (warning := rare_positions(means, what))]
+            if moved and warnings:
+                values["rare_positions"] = Notes(warnings)
             for what in ("here", "later"):
                 sae, null_kl = means[f"{what}_sae"].value, means[f"{what}_cosine_matched"].value
                 values[f"alone_{what}_sae"] = Scalar(sae, unit="nats", better="lower")

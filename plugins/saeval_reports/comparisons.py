@@ -66,19 +66,19 @@ def _reason(row: Compared) -> str:
     if difference.reason:
         with_errors = row.a.stderr is not None and row.b.stderr is not None
         return f"{'not tested' if with_errors else 'no standard error'}: {difference.reason}"
-    return _ALIKE if difference.stderr == 0 and difference.p_value is not None else ""
+    return _ALIKE if difference.stderr == 0 and difference.ci95 is None and difference.p_value is not None else ""
 
 
 def _line(row: Compared) -> list[str]:
     difference = row.difference
     interval = ""
-    if difference.ci95 is not None and difference.stderr:
+    if difference.ci95 is not None:
         interval = formatting.interval(difference.ci95, difference.stderr)
     return [
         header(row.column),
         number(row.a),
         number(row.b),
-        number(Entry(difference.value, difference.stderr)),
+        number(Entry(difference.value, difference.stderr, difference.ci95, proportion=difference.of_proportions)),
         interval,
         p_value(difference.p_value),
         p_value(row.p_holm),

@@ -181,7 +181,7 @@ def number(entry: Entry | None) -> str:
         return ""
     if entry.value is None:
         return {"failed": "FAILED", "undefined": "–", "missing": "…", "damaged": "DAMAGED"}.get(entry.status, "")
-    return formatting.with_error(entry.value, entry.stderr)
+    return formatting.with_error(entry.value, entry.stderr, entry.ci95 if entry.proportion else None)
 
 
 def p_value(value: float | None) -> str:

@@ -225,7 +225,7 @@ def _length(rows: PerPair, margins: np.ndarray) -> dict[str, Value]:
         equal = "margins" if margins.std() == 0 else "differences of lengths" if excess.std() == 0 else None
         correlation = float("nan") if equal else float(np.corrcoef(margins, excess)[0, 1])
         return {
-            "length_accuracy": Scalar(rows.mean(right(excess)), unit="share of pairs"),
+            "length_accuracy": Scalar(rows.mean(right(excess)), unit="share of pairs", proportion=True),
             "length_correlation": Scalar(
                 correlation, unit="correlation", reason=f"all {equal} are equal" if equal else None
             ),

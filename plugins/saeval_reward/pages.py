@@ -96,9 +96,7 @@ def _recovered(results: Sequence[Result]) -> list[Block]:
 
 
 def _with_error(record: Mapping[str, Any]) -> str:
-    if record["value"] is None:
-        return "undefined"
-    return formatting.with_error(record["value"], record["stderr"])
+    return formatting.scalar(record)
 
 
 def _comparison(results: Sequence[Result]) -> list[Block]:

@@ -59,8 +59,8 @@ class MarginRecovered(Metric):
             "lost": Scalar(clean - sae, unit="reward"),
             "change": Scalar(total["change"].value, unit="reward", better="lower"),
             "recovered": share(sae, clean, "higher"),
-            "same_sign": Scalar(total["same_sign"].value, unit="share of pairs", better="higher"),
-            "accuracy_sae": Scalar(total["accuracy"].value, unit="share of pairs", better="higher"),
+            "same_sign": Scalar(total["same_sign"].value, unit="share of pairs", better="higher", proportion=True),
+            "accuracy_sae": Scalar(total["accuracy"].value, unit="share of pairs", better="higher", proportion=True),
             "warnings": Notes(warnings(margin_rows, reward_unit)),
         }
         return in_unit(values, reward_unit)

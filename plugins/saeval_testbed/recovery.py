@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saeval.plugin import Batch, Evidence, Metric, Repeats, Scalar, Table, Undefined, Value, fold, paired, torch
+from saeval.plugin import Batch, Evidence, Metric, Null, Repeats, Scalar, Table, Undefined, Value, fold, paired, torch
 from saeval_reward.ranking import feature_ranking
 from saeval_reward.totals import Attributions
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 RESPONDS = 0.2
 """Smallest difference between the shares of sides with and without the pattern on which a responding feature fires."""
 BOOTSTRAPS = 1000
+_IN_TABLE = "features are not a sample of documents; the table 'recovery' has the interval of a bootstrap of documents"
 PLANTED = ("planted", "conflict")
 """Subsets in which exactly one side has the pattern."""
 
@@ -91,6 +92,17 @@ class PlantedRecovery(Metric):
         recovery: both with intervals, beside random groups, length and swapped labels, a table;
             share of features; 0 .. 1; no better direction.
 
+    Claims:
+        responding: so many features respond to the planted pattern; null: none, since it is a count; needs: 1 SAE; not:
+            that the reward uses them.
+        precision_*: the top k by attribution contain more features of the planted preference than random groups of the
+            same density and size; null: 100 random groups of k features, by rank; needs: 100 pairs; 1 SAE of the
+            testbed's reward model; not: that attribution finds preferences that were not planted; a precision of the
+            method from one SAE.
+        recall_*: the share of the features of the planted preference that the top k contain; null: none; precision_*
+            tests the same features; needs: 100 pairs; 1 SAE of the testbed's reward model; not: that a low recall is a
+            failure if k is smaller than responding.
+
     Source: saeval's own definition.
     """
 
@@ -125,9 +137,18 @@ class PlantedRecovery(Metric):
                 line = [hits / k, *_interval(drawn / k), hits / true.sum(), *_interval(drawn / true.sum())]
                 others = [float(np.mean(random)), float(np.quantile(random, 0.975))]
                 others += [float(true[length[:k]].mean()), float(true[ranking.swapped[:k]].mean())]
+                p = (1 + sum(share >= line[0] for share in random)) / (1 + len(random))
                 lines.append([kind.removeprefix("_") or "all", k, *line, *others])
-                values[f"precision{kind}_{k}"] = Scalar(line[0], unit="share of features", better="higher")
-                values[f"recall{kind}_{k}"] = Scalar(line[3], unit="share of features", better="higher")
+                for name, share in (("precision", line[0]), ("recall", line[3])):
+                    null = Null(f"random groups of {k} features", others[0], "richer in planted features than", p=p)
+                    values[f"{name}{kind}_{k}"] = Scalar(
+                        share,
+                        unit="share of features",
+                        better="higher",
+                        proportion=True,
+                        reason=_IN_TABLE,
+                        null=null if name == "precision" else None,
+                    )
         numbers = [f"{name}{end}" for name in ("precision", "recall") for end in ("", "_low", "_high")]
         beside = ["random", "random_high", "by_length", "swapped_labels"]
         values["recovery"] = Table(["features", "k", *numbers, *beside], lines)

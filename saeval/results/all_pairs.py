@@ -74,6 +74,7 @@ class Pairs:
         self._reasons = [entry.reason for entry in entries]
         self.values = np.array([entry.value for entry in entries], dtype=np.float64)
         self.known = np.array([entry.estimate is not None for entry in entries], dtype=bool)
+        self.proportion = [entry.proportion for entry in entries]
         self.draws = np.array([entry.draws for entry in entries])
         self.spread = np.array([entry.spread if entry.draws > 1 else 0.0 for entry in entries])
         self.without = np.full((len(entries), clusters), np.nan)
@@ -194,7 +195,10 @@ class Pairs:
         ]
         support = Support(count, effective, share if 0 < total < math.inf else None)
         error = error if error > rounding else 0.0
-        return Difference(value, ((error**2, effective - 1.0), *spreads), None, None, rounding, support)
+        proportions = self.proportion[index] and self.proportion[other]
+        return Difference(
+            value, ((error**2, effective - 1.0), *spreads), None, None, rounding, support, proportions
+        )  # fmt: skip
 
     def sure(self, level: float = ALPHA) -> tuple[Counts, Counts]:
         """How many entries each is surely better than, and how many are surely better than it, at this level.

@@ -64,6 +64,8 @@ class Entry:
     """The documents behind its error; None if the error is not over documents."""
     detectable: float | None = None
     """Minimum detectable difference, of a paired difference: one test at 5% with 80% power, t.975 + t.80 errors."""
+    proportion: bool = False
+    """True for a share of independent documents, whose interval lies inside [0, 1]."""
     p: float | None = None
     """The p value against the column's null, if it is not by the t test of the error over documents."""
     qualifier: str | None = None

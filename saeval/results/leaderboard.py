@@ -21,6 +21,7 @@ from saeval.results.index_rows import uncollected
 from saeval.results.ranks import rank
 from saeval.results.result import Result, support_of
 from saeval.results.store import Store
+from saeval.stats.estimate import proportion_interval
 
 L0 = "l0"
 """The value that counts a token's features."""
@@ -293,7 +294,7 @@ def _entry(result: Result, name: str) -> Entry:
     return Entry(
         record["value"], record["stderr"], tuple(interval) if interval else None, record["n"], status,
         record.get("reason"), estimate, support=support_of(record), p=record.get("p"),
-        qualifier=(record.get("null") or {}).get("qualifier"),
+        proportion=record.get("proportion", False), qualifier=(record.get("null") or {}).get("qualifier"),
     )  # fmt: skip
 
 
@@ -350,5 +351,9 @@ def _averaged(family: list[Row]) -> Row:
         stderr = None if own is None and not spread else math.sqrt((own or 0.0) ** 2 + spread)
         reason = entries[0].reason
         support = average.support if average else None
-        row.entries[name] = Entry(mean, stderr, None, entries[0].n, "ok", reason, average, count, spread, support)
+        entry = Entry(mean, stderr, None, entries[0].n, "ok", reason, average, count, spread, support)
+        if entries[0].proportion and average is not None and stderr is not None and entry.testable:
+            entry.proportion = True
+            entry.ci95 = proportion_interval(mean, stderr, average.effective, float(average.sizes.sum()))
+        row.entries[name] = entry
     return row

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from saeval.results.board import Entry
-from saeval.stats.estimate import LEAST, Estimate, Support, reach95, t_quantile, t_test
+from saeval.stats.estimate import LEAST, Estimate, Support, proportion_interval, reach95, t_quantile, t_test
 from saeval.stats.estimate import ROUNDING as ROUNDING  # also for tests of all pairs
 
 ALPHA = 0.05
@@ -36,6 +36,8 @@ class Difference:
     rounding: float = 0.0
     support: Support | None = None
     """The documents behind its error."""
+    of_proportions: bool = False
+    """True if both values are proportions. That all documents agree is then no certainty."""
 
     @cached_property
     def stderr(self) -> float | None:
@@ -52,8 +54,15 @@ class Difference:
 
     @property
     def ci95(self) -> tuple[float, float] | None:
-        """95% interval by the t quantile; None if all documents agree, which says nothing about its width."""
+        """95% interval by the t quantile; None if all documents agree, which says nothing about its width.
+
+        For proportions that agree in all documents, it allows for the share of documents that may differ although
+        none of the sample does.
+        """
         error = self.stderr
+        if error == 0 and self.of_proportions:
+            _, reach = proportion_interval(0.0, 0.0, self.dof + 1, 0.0)
+            return max(self.value - reach, -1.0), min(self.value + reach, 1.0)
         if not error:
             return None
         reach = reach95(error, self.dof)
@@ -116,7 +125,8 @@ def difference(a: Entry, b: Entry) -> Difference:
         return Difference(value, reason=NOT_WITHOUT, paired=paired)
     spreads = [(entry.spread, entry.draws - 1.0) for entry in (a, b) if entry.draws > 1]
     error = paired.stderr if paired.stderr > rounding else 0.0
-    return Difference(value, ((error**2, paired.effective - 1.0), *spreads), None, paired, rounding, paired.support)
+    variances = ((error**2, paired.effective - 1.0), *spreads)
+    return Difference(value, variances, None, paired, rounding, paired.support, a.proportion and b.proportion)
 
 
 def distinct(differences: Sequence[Difference]) -> list[int | None]:

@@ -46,6 +46,7 @@ class ScalarRecord(_Record):
     effective_documents: NotRequired[Finite | None]
     largest_share: NotRequired[Finite | None]
     reason: NotRequired[str | None]
+    proportion: NotRequired[bool]
     comparable: NotRequired[Literal["hook", "model", "everywhere"]]
     null: NotRequired[NullRecord]
     p: NotRequired[Annotated[float, Field(ge=0, le=1)] | None]
@@ -252,6 +253,7 @@ class ShownValue(Struct, gc=False):
     comparable: Literal["hook", "model", "everywhere"] | None = None
     null: dict[str, str | float | None] | None = None
     p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    proportion: bool = False
     notes: list[str] | None = None
 
     @property

@@ -9,9 +9,10 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from saeval.stats.estimate import Estimate, Support
+from saeval.stats.estimate import ROUNDING, Estimate, Support
 
 _PLAIN = "a plain number, such as a count over all tokens, not a mean over documents"
+_SHARE = "a share of units that are not independent draws, such as all features of an SAE"
 
 Better: TypeAlias = Literal["lower", "higher"] | None
 Comparable: TypeAlias = Literal["hook", "model", "everywhere"]
@@ -53,6 +54,10 @@ class Scalar:
     takes part in no paired test. `ci95` goes with it, or replaces the interval of an estimate. `support`
     has the documents behind such an error, if it is over documents. `n` is the number of observations.
 
+    `proportion` marks a share of independent documents or draws, an accuracy for example. The interval of an estimate
+    then lies inside [0, 1], and tables show it where ± one standard error would mislead, such as for 4 of 4.
+    `ValueError` for a number outside [0, 1].
+
     `comparable` says which rows the number may be ranked and tested against: those of the same `hook`, of the same
     `model`, or `everywhere`. `null` has the null hypothesis that the number is tested against.
     """
@@ -68,6 +73,7 @@ class Scalar:
         stderr: float | None = None,
         ci95: tuple[float, float] | None = None,
         support: Support | None = None,
+        proportion: bool = False,
         comparable: Comparable = "model",
         null: Null | None = None,
     ) -> None:
@@ -75,6 +81,8 @@ class Scalar:
         number = None if value is None else float(value)
         if number is not None and not math.isfinite(number):
             number, reason = None, reason or f"the value is {number}"
+        if proportion and number is not None and not -ROUNDING <= number <= 1 + ROUNDING:
+            raise ValueError(f"a proportion is {number}; it must lie in 0 .. 1")
         self.value = number
         self.unit = unit
         self.better = _direction(better)
@@ -84,7 +92,12 @@ class Scalar:
             raise ValueError(f"'comparable' is {comparable!r}; it must be 'hook', 'model' or 'everywhere'")
         self.comparable, self.null = comparable, null
         self.stderr = self.estimate.stderr if self.estimate else stderr
-        self.ci95 = self.estimate.ci95 if self.estimate and ci95 is None else ci95
+        self.proportion = proportion
+        if ci95 is not None and proportion:
+            ci95 = max(ci95[0], 0.0), min(ci95[1], 1.0)
+        if self.estimate and ci95 is None:
+            ci95 = self.estimate.proportion_ci95 if proportion else self.estimate.ci95
+        self.ci95 = ci95
         self.support = self.estimate.support if self.estimate else support
 
     @classmethod
@@ -99,7 +112,7 @@ class Scalar:
         if stderr is not None and not math.isfinite(stderr):
             stderr, interval, reason = None, None, reason or "the value does not exist without one of the documents"
         if self.value is not None and stderr is None:
-            reason = reason or ("fewer than two documents" if self.estimate else _PLAIN)
+            reason = reason or ("fewer than two documents" if self.estimate else _SHARE if self.proportion else _PLAIN)
         elif interval is None and self.estimate is not None and stderr:
             reason = reason or "one document holds nearly all tokens, so there is no interval"
         return {
@@ -111,6 +124,7 @@ class Scalar:
             "better": self.better,
             **(_supported(self.support) if self.support is not None and self.value is not None else {}),
             **({"reason": reason} if reason else {}),
+            **({"proportion": True} if self.proportion else {}),
             **({"comparable": self.comparable} if self.comparable != "model" else {}),
             **({"null": self.null.record(), "p": self.null.p} if self.null is not None else {}),
         }

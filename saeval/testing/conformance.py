@@ -18,7 +18,7 @@ from saeval.base.parameters import validated
 from saeval.collection import Results
 from saeval.engine.isolation import watched
 from saeval.interfaces.data import Dataset
-from saeval.interfaces.documentation import description, documented_values
+from saeval.interfaces.documentation import description, documented_claims, documented_values
 from saeval.interfaces.metric import Metric, undeclared
 from saeval.results.result import Result
 from saeval.stats.evidence import Evidence
@@ -196,13 +196,14 @@ class _Check:
                         self._narrow[f"'{field.name}' of {type(evidence).__name__}"] = dtype
 
     def _check_documentation(self) -> None:
-        """`ls` has a line to print, and `show` can read the section `Values:`."""
+        """`ls` has a line to print, and `show` can read the sections `Values:` and `Claims:`."""
         assert description(self.metric), (
             f"{self.metric.name} has no docstring: say in its first line, which `saeval ls metrics` prints, what it "
             "measures, and below `Values:` the unit and range of each value"
         )
         try:
             documented_values(self.metric)
+            documented_claims(self.metric)
         except ValueError as error:
             raise AssertionError(f"the docstring of {error}") from None
 
