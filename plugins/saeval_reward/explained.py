@@ -42,6 +42,13 @@ class Explained:
         """Mean Δr − Δr_after of the set `name` over fold B."""
         return self._effects[self._index[name]].value
 
+    def _mean_effect(self, names: Sequence[str]) -> Estimate:
+        """The mean over sets of these names of the same."""
+        columns = [self._index[name] for name in names]
+        effects = self._effects
+        numerator, denominator = (sums[:, columns].mean(1) for sums in (effects.numerator, effects.denominator))
+        return dataclasses.replace(effects, numerator=numerator, denominator=denominator).value
+
     def _in_blocks(self, name: str) -> Estimate:
         """The same effect with errors over the blocks of documents that attributions have."""
         blocks, k = self.totals.pairs.shape[1], self._index[name]
@@ -109,18 +116,20 @@ class Explained:
             names = ("attributed_random", "attributed_random_max", "ablated_random", "ablated_random_max")
             missing = [*names, "ablated_excess"]
             return values | {f"{name}_{k}": Scalar.undefined(reason, unit=REWARD) for name in missing}
-        for kind, effect in (("attributed", self._attributed), ("ablated", self.effect)) if drawn else ():
-            estimates = [effect(name) for name in drawn]
-            mean = sum(estimates[1:], estimates[0]) / len(estimates)
-            numbers = np.array([estimate.value for estimate in estimates])
-            values[f"{kind}_random_{k}"] = reward(mean)
-            values[f"{kind}_random_max_{k}"] = reward(float(numbers.max()), n=len(drawn))
-            if kind == "ablated":
-                excess = ablated - mean
-                features = f"top {k} features" if k > 1 else "top feature"
-                above = f"more decisive for the margin in its {features} than in"
-                p = max(rank_p(ablated.value, numbers), above_p(excess))
-                values[f"ablated_excess_{k}"] = reward(excess, null=Null("matched random groups", above=above, p=p))
+        if drawn:
+            everyone = np.concatenate([sets[name] for name in drawn])
+            for kind, effect, mean in (
+                ("attributed", self._attributed, totals.on_b(everyone) / len(drawn)),
+                ("ablated", self.effect, self._mean_effect(drawn)),
+            ):
+                numbers = np.array([effect(name).value for name in drawn])
+                values[f"{kind}_random_{k}"] = reward(mean)
+                values[f"{kind}_random_max_{k}"] = reward(float(numbers.max()), n=len(drawn))
+            excess = ablated - mean
+            features = f"top {k} features" if k > 1 else "top feature"
+            above = f"more decisive for the margin in its {features} than in"
+            p = max(rank_p(ablated.value, numbers), above_p(excess))
+            values[f"ablated_excess_{k}"] = reward(excess, null=Null("matched random groups", above=above, p=p))
         return values
 
     def _drawn(self, k: int, random: int) -> list[str]:

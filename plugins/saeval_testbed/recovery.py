@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from saeval.plugin import Batch, Evidence, Metric, Repeats, Scalar, Table, Undefined, Value, fold, paired, torch
+from saeval_reward.nulls import rank_p
 from saeval_reward.ranking import feature_ranking
 from saeval_reward.totals import Attributions
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 RESPONDS = 0.2
 """Smallest difference between the shares of sides with and without the pattern on which a responding feature fires."""
 BOOTSTRAPS = 1000
+DRAWS = 60
 PLANTED = ("planted", "conflict")
 """Subsets in which exactly one side has the pattern."""
 
@@ -80,9 +82,9 @@ class PlantedRecovery(Metric):
     share of those sides that it fires on at t ≥ s differs by at least 0.2 from the share of the other sides. Rewards
     play no part. precision_k = share of the top k by |mean attribution| on fold A that are true, recall_k = share of
     the true features among these; *_kept leave out features flagged as outliers or of high frequency. Intervals: 95%,
-    from 1,000 bootstraps of blocks of documents. Shown beside them, as precision: random groups matched on density
-    and size (mean and 97.5% quantile), features ranked by the correlation of their firing with length, and a ranking
-    with the labels of a random half swapped.
+    from 1,000 bootstraps of blocks of documents. Shown beside them, as precision: the mean of 60 random groups of
+    features that are not relevant, matched on density and size, and the p value of the rank among them, features ranked
+    by the correlation of their firing with length, and a ranking with the labels of a random half swapped.
 
     Values:
         responding: number of true features; features; 0 .. d_sae; no better direction.
@@ -94,7 +96,7 @@ class PlantedRecovery(Metric):
     Source: saeval's own definition.
     """
 
-    name, version, data = "planted_recovery", 1, "pair"
+    name, version, data = "planted_recovery", 2, "pair"
 
     def __init__(self, steps: Repeats = 16, baseline: str = "mean", sizes: tuple[int, ...] = (1, 5, 20)) -> None:
         if steps < 0 or not sizes or min(sizes) < 1:
@@ -109,7 +111,7 @@ class PlantedRecovery(Metric):
         true = planted_responses.responding
         if not true.any():
             raise Undefined("no feature responds to the planted pattern")
-        ranking = feature_ranking(attribution_totals, W_dec, groups=self.sizes, random=100)
+        ranking = feature_ranking(attribution_totals, W_dec, groups=self.sizes, random=DRAWS)
         alive = attribution_totals.fires > 0
         usual = alive & ~ranking.outlier & ~ranking.frequent
         length = _order(planted_responses.by_length, alive)
@@ -121,15 +123,16 @@ class PlantedRecovery(Metric):
             for k in self.sizes:
                 hits = int(true[order[:k]].sum())
                 drawn = np.array([true[redrawn[:k]].sum() for redrawn in orders])
-                random = [float(true[ranking.members[f"random {k}.{r}"]].mean()) for r in range(100)]
+                groups = [ranking.members[f"random {k}.{r}"] for r in range(DRAWS)]
+                random = np.array([float(true[group].mean()) for group in groups if len(group)])
                 line = [hits / k, *_interval(drawn / k), hits / true.sum(), *_interval(drawn / true.sum())]
-                others = [float(np.mean(random)), float(np.quantile(random, 0.975))]
+                others = [float(random.mean()), rank_p(hits / k, random)] if len(random) else [None, None]
                 others += [float(true[length[:k]].mean()), float(true[ranking.swapped[:k]].mean())]
                 lines.append([kind.removeprefix("_") or "all", k, *line, *others])
                 values[f"precision{kind}_{k}"] = Scalar(line[0], unit="share of features", better="higher")
                 values[f"recall{kind}_{k}"] = Scalar(line[3], unit="share of features", better="higher")
         numbers = [f"{name}{end}" for name in ("precision", "recall") for end in ("", "_low", "_high")]
-        beside = ["random", "random_high", "by_length", "swapped_labels"]
+        beside = ["random", "random_p", "by_length", "swapped_labels"]
         values["recovery"] = Table(["features", "k", *numbers, *beside], lines)
         return values
 

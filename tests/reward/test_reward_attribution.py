@@ -119,13 +119,14 @@ def test_error_bias_and_baseline_have_rows_of_their_own_and_all_sum_to_the_chang
     for baseline in ("zero", "mean"):
         found = attributed(rows, lambda x: x @ W, sae, 3, baseline, fit=fit)
         kept = float(baseline == "mean")
+        acts_kept, error_kept = kept * acts, kept * error_mean
         for side, name in enumerate(("chosen", "rejected")):
             lengths = torch.tensor([float(len(pair[side]) - pair[2]) for pair in rows.pairs]).double().mean()
             assert found[f"{name} bias"] == pytest.approx(float(lengths * (bias @ W) * (1 - kept)), abs=1e-10)
             for j in range(2):
-                deviation = truth(rows, side, lambda x, j=j: sae.encode(x)[:, j] - kept * acts[j])
+                deviation = truth(rows, side, lambda x, j=j, mean=acts_kept: sae.encode(x)[:, j] - mean[j])
                 assert found[f"{name} {j}"] == pytest.approx(float(deviation * W[j]), abs=1e-10)
-            error = truth(rows, side, lambda x: (x - sae.decode(sae.encode(x)) - kept * error_mean) @ W)
+            error = truth(rows, side, lambda x, mean=error_kept: (x - sae.decode(sae.encode(x)) - mean) @ W)
             assert found[f"{name} error"] == pytest.approx(float(error), abs=1e-10)
             rest = kept * lengths * ((x_mean - means(rows)[2]) @ W)  # the mean of the fit split is not the baseline
             assert found[f"{name} baseline"] == pytest.approx(float(rest), abs=1e-6)
@@ -261,7 +262,7 @@ def test_brute_force_ablation_is_the_oracle_on_a_small_sae(baseline):
     table = values(results).values["features"]
     whole = rows.batch(np.arange(30), "cpu").sides
     x = torch.cat([model.capture(side, [sae.hook_name], True).activations[sae.hook_name][side.mask] for side in whole])
-    kept = sae.encode(x).mean(0) * (baseline == "mean")
+    kept = sae.encode(x).mean(0) * float(baseline == "mean")
     batch = rows.batch(np.flatnonzero(in_fold_b(np.arange(30))), "cpu")
 
     def margin(change):
@@ -357,7 +358,7 @@ def test_check_counts_the_steps_beforehand(tmp_path):
     from saeval.results.store import Store
 
     (tmp_path / "s.yaml").write_text(
-        "suite: s\nmodel: {use: testbed-reward}\ndata: {use: testbed-preferences, made: 60, pairs: 32}\n"
+        "suite: s\nmodel: {use: testbed-reward}\ndata: {use: testbed-preferences, made: 60, pairs: 30, fit_share: 0.1}\n"
         "saes: [testbed-reward/topk]\nmetrics: [{reward_groups: {steps: 7, largest: 2}}]\n"
     )
     told = plan_in_words(prepare(tmp_path / "s.yaml", Registry(plugins()), RunOptions()), Store(tmp_path / "out"))
