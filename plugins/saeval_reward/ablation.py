@@ -30,6 +30,7 @@ class Ablations:
         token_keys: UInt64[np.ndarray, "batch seq"],
         members: Mapping[str, Int[np.ndarray, "k"]],
         reference: Reference,
+        W_dec: Float[Tensor, "d_sae d"],
     ) -> None:
         if encoding is None:
             raise Undefined(f"{sae.name} has no features")
@@ -37,17 +38,27 @@ class Ablations:
         self._activations, self._members = activations, members
         self._here = activations.to(sae.device or activations.device)
         self._at_baseline = reference.features.to(encoding.feature_acts).expand(encoding.feature_acts.shape[-1])
-        self._empty = self._decoded(np.zeros(0, dtype=np.int64))
+        acts = encoding.feature_acts
+        self._empty = self._decode(torch.zeros_like(acts))
+        self._rows = W_dec.to(acts)
+        decoded = self._decode(acts)
+        rounding = 1e-5 * float(decoded.abs().max())
+        self._plain = torch.allclose(acts @ self._rows, decoded - self._empty, rtol=1e-5, atol=rounding)
+        """True if D_j is row j of W_dec on every token; else each set is decoded, which takes all rows."""
 
-    def _decoded(self, members: Int[np.ndarray, "k"]) -> Tensor:
-        acts = self._encoding.feature_acts
-        selected = torch.zeros_like(acts)
-        index = torch.from_numpy(members).to(acts.device)
-        selected[..., index] = acts[..., index] - self._at_baseline[index]
-        return self._sae.decode(self._encoding._replace(feature_acts=selected), self._here)
+    def _decode(self, feature_acts: Float[Tensor, "batch seq d_sae"]) -> Float[Tensor, "batch seq d"]:
+        return self._sae.decode(self._encoding._replace(feature_acts=feature_acts), self._here)
 
     def __getitem__(self, name: str) -> Float[Tensor, "batch seq d"]:
-        written = self._decoded(self._members[name]) - self._empty
+        acts = self._encoding.feature_acts
+        index = torch.from_numpy(self._members[name]).to(acts.device)
+        deviations = acts[..., index] - self._at_baseline[index]
+        if self._plain:
+            written = deviations @ self._rows[index]
+        else:
+            selected = torch.zeros_like(acts)
+            selected[..., index] = deviations
+            written = self._decode(selected) - self._empty
         return self._activations - written.to(self._activations)
 
     def __contains__(self, name: object) -> bool:

@@ -150,8 +150,9 @@ class RewardAttribution(Metric):
         token_keys: UInt64[np.ndarray, "batch seq"],
         feature_ranking: Ranking,
         baseline_reference: Reference,
+        W_dec: Float[Tensor, "d_sae d"],
     ) -> Ablations:
-        return Ablations(sae, encoding, activations, token_keys, feature_ranking.members, baseline_reference)
+        return Ablations(sae, encoding, activations, token_keys, feature_ranking.members, baseline_reference, W_dec)
 
     def observe(
         self,

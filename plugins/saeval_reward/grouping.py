@@ -157,9 +157,10 @@ class RewardGroups(Metric):
         token_keys: UInt64[np.ndarray, "batch seq"],
         feature_groups: Groups,
         baseline_reference: Reference,
+        W_dec: Float[Tensor, "d_sae d"],
     ) -> Ablations:
         members = feature_groups.members(self.largest)
-        return Ablations(sae, encoding, activations, token_keys, members, baseline_reference)
+        return Ablations(sae, encoding, activations, token_keys, members, baseline_reference, W_dec)
 
     def observe(
         self,

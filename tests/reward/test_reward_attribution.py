@@ -296,7 +296,12 @@ def test_no_features_are_a_no_op_bit_for_bit():
     sae = LiveSAE(TinySAE())
     x = torch.randn(2, 5, 16)
     sets = {"none": np.zeros(0, np.int64), "one": np.array([3])}
-    made = Ablations(sae, sae.encode(x), x, np.zeros((2, 5), np.uint64), sets, no_reference())
+    keys = np.zeros((2, 5), np.uint64)
+    made, decoded = (
+        Ablations(sae, sae.encode(x), x, keys, sets, no_reference(), W_dec)
+        for W_dec in (sae.weight("W_dec"), torch.zeros_like(sae.weight("W_dec")))  # the latter is not how it decodes
+    )
+    assert torch.allclose(made["one"], decoded["one"], atol=1e-6)
     assert torch.equal(made["none"], x)
     assert not torch.equal(made["one"], x)
     assert list(made) == ["none", "one"]
