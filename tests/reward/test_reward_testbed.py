@@ -34,7 +34,7 @@ def test_from_zero_the_layer_norms_leave_a_gap_that_is_said():
 
 
 def test_a_flipped_subset_shows_and_warns():
-    (result,) = evaluated(["reward_margin"], saes=(), pairs=200)
+    (result,) = evaluated(["reward_margin"], saes=(), pairs=200, fit_share=0.0)
     by = {(line["column"], line["level"]): line for line in lines(result.values["by"])}
     assert by["flipped", "yes"]["margin"] < 0 < by["flipped", "no"]["margin"]
     assert by["flipped", "yes"]["accuracy"] < 0.3
