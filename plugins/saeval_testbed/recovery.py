@@ -126,7 +126,9 @@ class PlantedRecovery(Metric):
                 groups = [ranking.members[f"random {k}.{r}"] for r in range(DRAWS)]
                 random = np.array([float(true[group].mean()) for group in groups if len(group)])
                 line = [hits / k, *_interval(drawn / k), hits / true.sum(), *_interval(drawn / true.sum())]
-                others = [float(random.mean()), rank_p(hits / k, random)] if len(random) else [None, None]
+                others: list[float | None] = [None, None]
+                if len(random):
+                    others = [float(random.mean()), rank_p(hits / k, random)]
                 others += [float(true[length[:k]].mean()), float(true[ranking.swapped[:k]].mean())]
                 lines.append([kind.removeprefix("_") or "all", k, *line, *others])
                 values[f"precision{kind}_{k}"] = Scalar(line[0], unit="share of features", better="higher")
