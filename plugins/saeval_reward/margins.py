@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -15,12 +15,14 @@ from saeval.plugin import (
     Estimate,
     Metric,
     Notes,
+    Null,
     Scalar,
     Table,
     Undefined,
     Value,
     fold,
     formatting,
+    holm,
     paired,
     torch,
 )
@@ -33,6 +35,10 @@ LABEL = "label "
 TEXTS, CHARACTERS = 10, 600
 MOST_LEVELS = 50
 """Most levels of a column in the table `by`."""
+NO_PREFERENCE = Null(
+    "no preference", above="more in favour of the chosen sides than", below="more in favour of the rejected sides than"
+)
+CHANCE = Null("chance", 0.5, above="more accurate on these pairs than", below="less accurate on these pairs than")
 NAMED_LEVELS = 5
 """Most levels that a warning names."""
 _WORSE = {
@@ -100,12 +106,12 @@ def shown(value: Estimate) -> str:
     return formatting.with_error(value.value, value.stderr)
 
 
-def share(part: Estimate, whole: Estimate, better: str | None = None) -> Scalar:
+def share(part: Estimate, whole: Estimate, **options: Any) -> Scalar:
     """part / whole as a share of the margin; undefined if the margin is not clearly positive."""
     reason = too_small(whole)
     if reason:
         return Scalar.undefined(reason, unit="share of margin")
-    return Scalar(part / whole, unit="share of margin", better="higher" if better == "higher" else None)
+    return Scalar(part / whole, unit="share of margin", **options)
 
 
 def columns(rows: PerPair) -> dict[str, np.ndarray]:
@@ -120,23 +126,23 @@ def warnings(rows: PerPair, reward_unit: str) -> list[str]:
     messages = []
     interval = accuracy.ci95 or (accuracy.value - 0.05, accuracy.value + 0.05)
     if interval[0] <= 0.5 <= interval[1]:
-        messages.append(f"accuracy is {shown(accuracy)}, no better than chance: there is no preference to explain")
+        messages.append(
+            f"accuracy is {shown(accuracy)}, which cannot be told from chance: is there a preference to explain?"
+        )
     elif accuracy.value < 0.5:
         messages.append(f"accuracy is {shown(accuracy)}, worse than chance: {_WORSE[reward_unit == REWARD]}")
     for name, values in columns(rows).items():
+        levels = np.unique(values).tolist()
+        means = [rows.mean(margins, values == level) for level in levels]
         signed: dict[bool, list[str]] = {True: [], False: []}
-        single = 0
-        for level in np.unique(values):
-            mean = rows.mean(margins, values == level)
-            low, high = mean.ci95 or (mean.value, mean.value)  # one document has no interval
-            if not low <= 0 <= high:
+        for level, mean, p in zip(levels, means, holm([mean.p_value for mean in means]), strict=True):
+            if p is not None and p < 0.05:
                 signed[mean.value > 0].append(f"{level} ({shown(mean)})")
-                single += mean.ci95 is None
         if signed[True] and signed[False]:
-            unsure = f" ({single} of these have only one document, so no interval)" if single else ""
             messages.append(
                 f"subsets of '{name}' disagree in sign, so the pooled margin {shown(pooled)} describes none of them: "
-                f"positive in {_shortened(signed[True])}; negative in {_shortened(signed[False])}{unsure}"
+                f"positive in {_shortened(signed[True])}; negative in {_shortened(signed[False])} (5% level, Holm's "
+                f"correction over {len(levels)} levels)"
             )
         if name == "trained_on" and (values == "yes").any():
             count = f"{int((values == 'yes').sum())} of {len(values)} pairs"
@@ -174,10 +180,20 @@ class RewardMargin(Metric):
             direction.
         top_texts: the texts of the highest reward, a table; reward; −∞ .. ∞; no better direction.
 
+    Claims:
+        margin, accuracy: the model prefers the chosen (or the rejected) sides of pairs like these; null: no
+            preference, a margin of 0 and an accuracy of ½; needs: 20 documents, 0 SAEs, 0 seeds at least; not:
+            that it does so in each subset (see `by`), nor why.
+        length_accuracy, length_correlation: how far length alone orders the sides, or goes with the margin; null:
+            ½ and 0, untested; needs: 20 documents at least; not: that length causes the margin, or that it plays
+            no part.
+        margin_sd, ties, reward_chosen, reward_rejected: a description of these pairs; null: none; needs: 20
+            documents at least; not: a preference; rewards of different models have different units.
+
     Source: the accuracy as in RewardBench (Lambert et al. 2024).
     """
 
-    name, version, data, subject = "reward_margin", 1, "pair", "none"
+    name, version, data, subject = "reward_margin", 2, "pair", "none"
     headline = ("margin", "accuracy", "length_accuracy")
     value_names = (
         "margin", "accuracy", "margin_sd", "ties", "reward_chosen", "reward_rejected", "length_accuracy",
@@ -188,8 +204,8 @@ class RewardMargin(Metric):
         margins = margin(margin_rows)
         accuracy = margin_rows.mean(right(margins))
         values: dict[str, Value] = {
-            "margin": Scalar(margin_rows.mean(margins), unit=REWARD, better="higher"),
-            "accuracy": Scalar(accuracy, unit="share of pairs", better="higher"),
+            "margin": Scalar(margin_rows.mean(margins), unit=REWARD, better="higher", null=NO_PREFERENCE),
+            "accuracy": Scalar(accuracy, unit="share of pairs", better="higher", proportion=True, null=CHANCE),
             "margin_sd": _spread(margins),
             "ties": Scalar(float((margins == 0).sum()), unit="pairs", n=len(margins)),
             "reward_chosen": Scalar(margin_rows.mean(margin_rows["chosen"]), unit=REWARD),

@@ -86,15 +86,16 @@ class Attributions(Evidence):
         top = self.sums[1][:, members].sum(1)
         return Ratio(top, self.pairs[1].astype(np.float64), self.pairs[1]).value
 
-    def part(self, name: str) -> Estimate:
-        """Mean over all pairs of the part `name`, one of `PARTS`."""
-        pairs = self.pairs.sum(0)
-        return Ratio(self.parts.sum(0)[:, PARTS.index(name)], pairs.astype(np.float64), pairs).value
+    def part(self, name: str, folds: str = "B") -> Estimate:
+        """Mean over the pairs of fold B, or of both folds if these are "AB", of the part `name`, one of `PARTS`."""
+        chosen = slice(None) if folds == "AB" else slice(1, 2)
+        pairs, parts = self.pairs[chosen].sum(0), self.parts[chosen].sum(0)
+        return Ratio(parts[:, PARTS.index(name)], pairs.astype(np.float64), pairs).value
 
     @property
     def mean(self) -> Float[np.ndarray, "d_sae"]:
-        """Mean A_j over all pairs."""
-        return np.asarray(self.sums.sum((0, 1)) / max(int(self.pairs.sum()), 1))
+        """Mean A_j over fold B."""
+        return np.asarray(self.sums[1].sum(0) / max(int(self.pairs[1].sum()), 1))
 
     @property
     def density(self) -> Float[np.ndarray, "d_sae"]:

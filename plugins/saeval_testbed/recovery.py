@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from saeval.plugin import Batch, Evidence, Metric, Null, Repeats, Scalar, Table, Undefined, Value, fold, paired, torch
+from saeval_reward.nulls import rank_p
 from saeval_reward.ranking import feature_ranking
 from saeval_reward.totals import Attributions
 
@@ -20,6 +21,7 @@ RESPONDS = 0.2
 """Smallest difference between the shares of sides with and without the pattern on which a responding feature fires."""
 BOOTSTRAPS = 1000
 _IN_TABLE = "features are not a sample of documents; the table 'recovery' has the interval of a bootstrap of documents"
+DRAWS = 200
 PLANTED = ("planted", "conflict")
 """Subsets in which exactly one side has the pattern."""
 
@@ -81,9 +83,9 @@ class PlantedRecovery(Metric):
     share of those sides that it fires on at t ≥ s differs by at least 0.2 from the share of the other sides. Rewards
     play no part. precision_k = share of the top k by |mean attribution| on fold A that are true, recall_k = share of
     the true features among these; *_kept leave out features flagged as outliers or of high frequency. Intervals: 95%,
-    from 1,000 bootstraps of blocks of documents. Shown beside them, as precision: random groups matched on density
-    and size (mean and 97.5% quantile), features ranked by the correlation of their firing with length, and a ranking
-    with the labels of a random half swapped.
+    from 1,000 bootstraps of blocks of documents. Shown beside them, as precision: the mean of 200 random groups of
+    features that are not relevant, matched on density and size, and the p value of the rank among them, features ranked
+    by the correlation of their firing with length, and a ranking with the labels of a random half swapped.
 
     Values:
         responding: number of true features; features; 0 .. d_sae; no better direction.
@@ -96,7 +98,7 @@ class PlantedRecovery(Metric):
         responding: so many features respond to the planted pattern; null: none, since it is a count; needs: 1 SAE; not:
             that the reward uses them.
         precision_*: the top k by attribution contain more features of the planted preference than random groups of the
-            same density and size; null: 100 random groups of k features, by rank; needs: 100 pairs; 1 SAE of the
+            same density and size; null: 200 random groups of k features, by rank; needs: 100 pairs; 1 SAE of the
             testbed's reward model; not: that attribution finds preferences that were not planted; a precision of the
             method from one SAE.
         recall_*: the share of the features of the planted preference that the top k contain; null: none; precision_*
@@ -106,7 +108,7 @@ class PlantedRecovery(Metric):
     Source: saeval's own definition.
     """
 
-    name, version, data = "planted_recovery", 1, "pair"
+    name, version, data = "planted_recovery", 2, "pair"
 
     def __init__(self, steps: Repeats = 16, baseline: str = "mean", sizes: tuple[int, ...] = (1, 5, 20)) -> None:
         if steps < 0 or not sizes or min(sizes) < 1:
@@ -121,7 +123,7 @@ class PlantedRecovery(Metric):
         true = planted_responses.responding
         if not true.any():
             raise Undefined("no feature responds to the planted pattern")
-        ranking = feature_ranking(attribution_totals, W_dec, groups=self.sizes, random=100)
+        ranking = feature_ranking(attribution_totals, W_dec, groups=self.sizes, random=DRAWS)
         alive = attribution_totals.fires > 0
         usual = alive & ~ranking.outlier & ~ranking.frequent
         length = _order(planted_responses.by_length, alive)
@@ -133,14 +135,17 @@ class PlantedRecovery(Metric):
             for k in self.sizes:
                 hits = int(true[order[:k]].sum())
                 drawn = np.array([true[redrawn[:k]].sum() for redrawn in orders])
-                random = [float(true[ranking.members[f"random {k}.{r}"]].mean()) for r in range(100)]
+                groups = [ranking.members[f"random {k}.{r}"] for r in range(DRAWS)]
+                random = np.array([float(true[group].mean()) for group in groups if len(group)])
                 line = [hits / k, *_interval(drawn / k), hits / true.sum(), *_interval(drawn / true.sum())]
-                others = [float(np.mean(random)), float(np.quantile(random, 0.975))]
+                others: list[float | None] = [None, None]
+                null = None
+                if len(random):
+                    others = [float(random.mean()), p := rank_p(hits / k, random)]
+                    null = Null(f"random groups of {k} features", above="richer in planted features than", p=p)
                 others += [float(true[length[:k]].mean()), float(true[ranking.swapped[:k]].mean())]
-                p = (1 + sum(share >= line[0] for share in random)) / (1 + len(random))
                 lines.append([kind.removeprefix("_") or "all", k, *line, *others])
                 for name, share in (("precision", line[0]), ("recall", line[3])):
-                    null = Null(f"random groups of {k} features", others[0], "richer in planted features than", p=p)
                     values[f"{name}{kind}_{k}"] = Scalar(
                         share,
                         unit="share of features",
@@ -150,7 +155,7 @@ class PlantedRecovery(Metric):
                         null=null if name == "precision" else None,
                     )
         numbers = [f"{name}{end}" for name in ("precision", "recall") for end in ("", "_low", "_high")]
-        beside = ["random", "random_high", "by_length", "swapped_labels"]
+        beside = ["random", "random_p", "by_length", "swapped_labels"]
         values["recovery"] = Table(["features", "k", *numbers, *beside], lines)
         return values
 

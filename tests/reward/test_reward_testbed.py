@@ -11,7 +11,7 @@ FEW = {"top": 1, "groups": [1], "random": 0, "contexts": 0}
 
 
 def evaluated(metrics, saes=("testbed-reward/topk",), **data):
-    source = {"use": "testbed-preferences", "made": 250, **data}
+    source = {"use": "testbed-preferences", "made": 250, "fit_share": 0.1, **data}
     return saeval.evaluate(model="testbed-reward", saes=list(saes), data=source, metrics=metrics, plugins=plugins())
 
 
@@ -34,7 +34,7 @@ def test_from_zero_the_layer_norms_leave_a_gap_that_is_said():
 
 
 def test_a_flipped_subset_shows_and_warns():
-    (result,) = evaluated(["reward_margin"], saes=(), pairs=200)
+    (result,) = evaluated(["reward_margin"], saes=(), pairs=200, fit_share=0.0)
     by = {(line["column"], line["level"]): line for line in lines(result.values["by"])}
     assert by["flipped", "yes"]["margin"] < 0 < by["flipped", "no"]["margin"]
     assert by["flipped", "yes"]["accuracy"] < 0.3
@@ -52,7 +52,7 @@ def test_the_planted_preference_is_recovered():
     every = {(line["features"], line["k"]): line for line in lines(results.value("planted_recovery.recovery"))}
     recovery = {k: every["kept", k] for k in (1, 5, 20)}  # features that fire everywhere come first, and are flagged
     assert recovery[1]["precision"] == 1
-    assert recovery[5]["precision"] > recovery[5]["random_high"]
+    assert recovery[5]["random_p"] < 0.05
     assert recovery[5]["precision"] > recovery[5]["by_length"]
     assert recovery[5]["precision_low"] <= recovery[5]["precision"] <= recovery[5]["precision_high"]
     found = next(r for r in results if r.metric == "reward_attribution").values
