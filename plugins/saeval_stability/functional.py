@@ -69,7 +69,7 @@ class FunctionalStability(Metric):
     Source: Bricken et al. 2023 (correlation of activations), Paulo and Belrose 2025 (Hungarian matching).
     """
 
-    name, version, subject = "functional_stability", 1, "group"
+    name, version, subject = "functional_stability", 2, "group"
     headline = ("pearson_matched", "pearson_matched_floor", "jaccard_matched", "jaccard_matched_floor")
 
     def __init__(
@@ -86,7 +86,13 @@ class FunctionalStability(Metric):
         # `d` approximates their number.
         return sum(2 * (1 + self.draws) * matching_operations(n, m, d) for n, m, d in pair_sizes(subjects))
 
-    def conclude(self, activity: list[Activity], subject_name: list[str]) -> dict[str, Value]:
+    def conclude(
+        self,
+        activity: list[Activity],
+        subject_name: list[str],
+        sae_name: list[str],
+        training_seed: list[int | None],
+    ) -> dict[str, Value]:
         from saeval_stability.activities import Member, match_pair  # late: it loads numba, which only a run needs
 
         members = [Member.of(member_activity, self.alive_firings) for member_activity in activity]
@@ -101,10 +107,14 @@ class FunctionalStability(Metric):
             match_pair(a, b, members, self.seed, self.draws) for a, b in itertools.combinations(range(len(members)), 2)
         ]
         features = {"pearson": [m.alive[m.varying] for m in members], "jaccard": [m.alive for m in members]}
-        kinds = labelled(subject_name, self.kinds)
+        kinds = labelled(sae_name, self.kinds)
         constant = [f"'{name}'" for name, m in zip(subject_name, members, strict=True) if not len(m.varying)]
         missing = f"no alive feature of {', '.join(constant)} varies, so there is no correlation" if constant else ""
-        group = Group(subject_name, kinds, pairs, features, [member.d_sae for member in activity], missing)
-        threshold = f"at least {self.alive_firings} of the first {len(members[0].documents)} tokens"
-        note = f"functional_stability counts only features that fire on {threshold}"
+        tokens, documents = len(members[0].documents), len(np.unique(members[0].documents))
+        widths = [member.d_sae for member in activity]
+        group = Group(subject_name, kinds, training_seed, pairs, features, widths, missing, floor_n=tokens)
+        note = (
+            f"{self.name} counts only features that fire on at least {self.alive_firings} of the first {tokens} tokens; "
+            f"its floors are those of {tokens} tokens in {documents} documents, and fall with more of them"
+        )
         return {**group.values(), "alive": Notes([note])}

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from saeval.plugin import Metric, Notes, Repeats, Undefined, Value, torch
+from saeval.plugin import Metric, Notes, Null, Repeats, Undefined, Value, torch
 from saeval_stability.firing import Firings
 from saeval_stability.floors import gaussians, rotations
 from saeval_stability.group import (
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from saeval_stability.floors import Spaces
     from saeval_stability.matching import Matching
 
+CHANCE = Null(
+    "random features of the same mean and covariance", above="more alike than", below="less alike than"
+)
 Mode = Literal["signed", "abs"]
 Count = Annotated[int, Field(ge=0)]
 Draws = Annotated[Repeats, Field(ge=0)]
@@ -98,7 +101,7 @@ class SeedStability(Metric):
             above; as above; no better direction.
     """
 
-    name, version, subject = "seed_stability", 1, "group"
+    name, version, subject = "seed_stability", 2, "group"
 
     def __init__(
         self, alive_firings: Count = 10, alive_tokens: Some = 1_000_000, draws: Draws = 20, seed: int = 0,
@@ -110,7 +113,8 @@ class SeedStability(Metric):
         if not self.modes:
             raise ValueError("'modes' is empty: expected [signed], [abs] or both")
         main_views = [_view(space, self.modes[0]) for space in ("decoder", "encoder")]
-        self.headline = (*(f"{view}_matched{end}" for view in main_views for end in ("", "_floor")), "shared")
+        ends = ("", "_floor", "_excess")
+        self.headline = (*(f"{view}_matched{end}" for view in main_views for end in ends), "shared")
         views = [_view(space, mode) for space in ("decoder", "encoder") for mode in self.modes]
         self.value_names = (*group_values(views, main_views, self.draws > 0), "shared", "index_agreement")
 
@@ -127,6 +131,8 @@ class SeedStability(Metric):
         W_enc: list[Float[Tensor, "d_in d_sae"]],
         firings: list[Firings],
         subject_name: list[str],
+        sae_name: list[str],
+        training_seed: list[int | None],
     ) -> dict[str, Value]:
         spaces = [{"decoder": dec, "encoder": enc.T} for dec, enc in zip(W_dec, W_enc, strict=True)]
         alive = [member.counts >= self.alive_firings for member in firings]
@@ -136,12 +142,15 @@ class SeedStability(Metric):
                 lower = " or a lower 'alive_firings'" if self.alive_firings > 1 else ""
                 raise Undefined(f"no feature of '{name}' fires on {threshold}; try more tokens{lower}")
         pairs = [self._pair(a, b, spaces, alive) for a, b in itertools.combinations(range(len(spaces)), 2)]
-        kinds = labelled(subject_name, self.kinds)
+        kinds = labelled(sae_name, self.kinds)
         numbers = [np.flatnonzero(is_alive) for is_alive in alive]
         main = {_view(space, self.modes[0]): numbers for space in ("decoder", "encoder")}
-        group = Group(subject_name, kinds, pairs, main, [len(is_alive) for is_alive in alive])
+        widths, fewest = [len(is_alive) for is_alive in alive], min(map(len, numbers))
+        group = Group(subject_name, kinds, training_seed, pairs, main, widths, floor_n=fewest, chance=CHANCE)
         threshold = f"at least {self.alive_firings} of the first {firings[0].n} tokens"
-        return {**group.values(), "alive": Notes([f"seed_stability counts only features that fire on {threshold}"])}
+        sizes = f"{fewest} to {max(map(len, numbers))} features in {spaces[0]['decoder'].shape[1]} dimensions"
+        note = f"{self.name} counts only features that fire on {threshold}; its floors are those of {sizes}"
+        return {**group.values(), "alive": Notes([note])}
 
     def _pair(self, a: int, b: int, spaces: Sequence[Spaces], alive: Sequence[np.ndarray]) -> Pair:
         ours, theirs = _selected(spaces[a], alive[a]), _selected(spaces[b], alive[b])

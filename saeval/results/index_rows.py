@@ -182,7 +182,7 @@ def _split(result: Result, names: Iterable[str]) -> tuple[tuple[Any, ...], list[
             get = record.get
             value, stderr, ci95, n, unit, better = _SCALAR(record)
             facts = {"unit": unit, "better": better, "reason": get("reason"), "without": f"without/{name}" in names}
-            facts |= {fact: record[fact] for fact in ("comparable", "null") if fact in record}
+            facts |= {fact: record[fact] for fact in ("comparable", "null", "seeds") if fact in record}
             values.append((name, facts))
             low, high = ci95 or (None, None)
             numbers += (value, stderr, low, high, n)

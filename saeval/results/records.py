@@ -28,6 +28,7 @@ class NullRecord(_Record):
     value: Finite
     above: str | None
     below: str | None
+    control: NotRequired[str]
 
 
 class ScalarRecord(_Record):
@@ -42,6 +43,7 @@ class ScalarRecord(_Record):
     effective_documents: NotRequired[Finite | None]
     largest_share: NotRequired[Finite | None]
     reason: NotRequired[str | None]
+    seeds: NotRequired[list[str]]
     comparable: NotRequired[Literal["hook", "model", "everywhere"]]
     null: NotRequired[NullRecord]
     p: NotRequired[Annotated[float, Field(ge=0, le=1)] | None]

@@ -35,9 +35,13 @@ class Null:
     p: float | None = None
     """Two-sided p value, one-sided if only one side allows a claim, of a test that is not the t test of the value's
     error over documents: such as a rank among draws, or an error over SAEs."""
+    control: str | None = None
+    """A control that the null stands for: its own row has the expected number, and the column `NAME vs CONTROL` the
+    test."""
 
     def record(self) -> dict[str, Any]:
-        return {"name": self.name, "value": self.value, "above": self.above, "below": self.below}
+        control = {"control": self.control} if self.control else {}
+        return {"name": self.name, "value": self.value, "above": self.above, "below": self.below, **control}
 
 
 class Scalar:
@@ -49,6 +53,8 @@ class Scalar:
     `stderr` is for a plain number with an error of another kind, such as one over SAEs: it is shown, but
     takes part in no paired test. `ci95` goes with it, or replaces the interval of an estimate. `support`
     has the documents behind such an error, if it is over documents. `n` is the number of observations.
+
+    `seeds` names the seeds of an estimate over SAEs, whose `without` leaves out one seed at a time.
 
     `comparable` says which rows the number may be ranked and tested against: those of the same `hook`, of the same
     `model`, or `everywhere`. `null` has the null hypothesis that the number is tested against.
@@ -65,6 +71,7 @@ class Scalar:
         stderr: float | None = None,
         ci95: tuple[float, float] | None = None,
         support: Support | None = None,
+        seeds: Sequence[str] | None = None,
         comparable: Comparable = "model",
         null: Null | None = None,
     ) -> None:
@@ -82,7 +89,8 @@ class Scalar:
         self.comparable, self.null = comparable, null
         self.stderr = self.estimate.stderr if self.estimate else stderr
         self.ci95 = self.estimate.ci95 if self.estimate and ci95 is None else ci95
-        self.support = self.estimate.support if self.estimate else support
+        self.seeds = list(seeds) if seeds is not None else None
+        self.support = self.estimate.support if self.estimate and seeds is None else support
 
     @classmethod
     def undefined(cls, reason: str, *, unit: str = "", better: Better = None) -> Scalar:
@@ -108,6 +116,7 @@ class Scalar:
             "better": self.better,
             **(_supported(self.support) if self.support is not None and self.value is not None else {}),
             **({"reason": reason} if reason else {}),
+            **({"seeds": self.seeds} if self.seeds is not None else {}),
             **({"comparable": self.comparable} if self.comparable != "model" else {}),
             **({"null": self.null.record(), "p": self.null.p} if self.null is not None else {}),
         }
