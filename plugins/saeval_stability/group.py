@@ -145,10 +145,9 @@ class Group:
                 )
                 continue
             shares = self._found_in_all(view)
-            values[f"{view}_found_in_all"] = self._estimate(
-                f"{view}_found_in_all", lambda some, shares=shares: float(np.mean(shares(some))), "higher",
-                f"members range from {_range(shares(members))}",
-            )  # fmt: skip
+            spread = f"members range from {_range(shares(members))}"
+            name = f"{view}_found_in_all"
+            values[name] = self._estimate(name, _mean_of(shares), "higher", spread)
             for pair in self.pairs:
                 values |= _arrays(view, pair, numbers, self.widths)
         counts = [[len(numbers[i]) for numbers in self.features.values()] for i in members]
@@ -166,8 +165,7 @@ class Group:
         return {**values, "kinds": self._kinds()} if any(self.kinds) else values
 
     def _found_in_all(self, view: str) -> Callable[[Sequence[int]], list[float]]:
-        """A function of members: the share of each one's features that are matched above SHARED with all of other seeds.
-        """
+        """A function of members: the share of each one's features that all others of other seeds match above SHARED."""
         hits: dict[tuple[int, int], np.ndarray] = {}
         for pair in self.pairs:
             hits[pair.a, pair.b], hits[pair.b, pair.a] = above(pair.views[view])
@@ -252,6 +250,10 @@ def group_values(views: Sequence[str], main: Sequence[str], floors: bool) -> lis
     names = [f"{view}_{measure}" for view in views for measure in MEASURES]
     names += [f"{view}{end}{of}" for view in views for end in FLOORED for of in ("_floor", "_excess")] if floors else []
     return [*names, *(f"{view}_found_in_all" for view in main)]
+
+
+def _mean_of(shares: Callable[[Sequence[int]], list[float]]) -> Statistic:
+    return lambda members: float(np.mean(shares(members)))
 
 
 def _range(values: Sequence[float]) -> str:

@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from saeval_stability.floors import Spaces
     from saeval_stability.matching import Matching
 
-CHANCE = Null(
-    "random features of the same mean and covariance", above="more alike than", below="less alike than"
-)
+CHANCE = Null("random features of the same mean and covariance", above="more alike than", below="less alike than")
 Mode = Literal["signed", "abs"]
 Count = Annotated[int, Field(ge=0)]
 Draws = Annotated[Repeats, Field(ge=0)]
@@ -58,9 +56,12 @@ class SeedStability(Metric):
 
     *_floor: the score expected by chance, which is the larger of two nulls' means over `draws` draws: a random rotation
     of B, and Gaussian features with B's mean and covariance (decoder and encoder jointly). The table `floors` has every
-    value under both nulls, and the closed form for uniform directions if there is one.
+    value under both nulls, and the closed form for uniform directions if there is one. *_excess = value − floor.
 
-    Values are means over all pairs, with a jackknife 95% interval over SAEs for groups of 4 or more. `kinds` maps a
+    Values are means over the pairs of different seeds, with a jackknife 95% interval that leaves out one seed at a time
+    (t with seeds − 1 degrees of freedom), which includes the error of the floor: each pair has its own draws. Without
+    four seeds, or if a seed is unknown, there is no error and no test. The twin `random(GROUP)`, the same group with
+    untrained SAEs, has the same values; `decoder_matched vs random` is the difference, paired by seed. `kinds` maps a
     label to patterns of names, for a table within and across kinds. Undefined if an SAE has no encoder or decoder
     weights or no alive feature. Source: Sharkey et al. 2022 (max-cosine), Paulo and Belrose 2025 (Hungarian matching).
 
@@ -71,6 +72,8 @@ class SeedStability(Metric):
             1; higher is better.
         decoder_matched_floor, decoder_matched_over_smaller_floor, encoder_matched_floor,
             encoder_matched_over_smaller_floor: the same under chance; cosine; -1 .. 1; no better direction.
+        decoder_matched_excess, decoder_matched_over_smaller_excess, encoder_matched_excess,
+            encoder_matched_over_smaller_excess: value − floor; cosine; -2 .. 2; higher is better.
         decoder_share_above_*, encoder_share_above_*: share of the matched pairs above 0.5, 0.7, 0.9; share of
             matched pairs; 0 .. 1; higher is better.
         decoder_max_a_to_b, decoder_max_b_to_a, encoder_max_a_to_b, encoder_max_b_to_a: mean best match of the
@@ -83,6 +86,7 @@ class SeedStability(Metric):
         *_abs_matched_over_smaller: the same sum / min(n_A, n_B); cosine; 0 .. 1; higher is better.
         *_abs_matched_floor, *_abs_matched_over_smaller_floor: the same under chance; cosine; 0 .. 1; no better
             direction.
+        *_abs_matched_excess, *_abs_matched_over_smaller_excess: value − floor; cosine; -1 .. 1; higher is better.
         *_abs_share_above_*: share of the matched pairs above 0.5, 0.7, 0.9; share of matched pairs; 0 .. 1;
             higher is better.
         *_abs_max_a_to_b, *_abs_max_b_to_a: mean best match of the features of A (of B); cosine; 0 .. 1; no
@@ -99,6 +103,24 @@ class SeedStability(Metric):
             cosines of one draw from a null, arrays; feature number, or cosine; -1 .. d_sae; no better direction.
         members, pairs, floors, kinds: the same numbers per member, per pair, per null and per kind, tables; as
             above; as above; no better direction.
+
+    Claims:
+        decoder_matched, encoder_matched, *_abs_matched: SAEs of different seeds have more similar directions than
+            untrained SAEs; null: the twin `random(GROUP)`, paired by seed; needs: 10 firings of each counted feature,
+            4 SAEs, 4 seeds; not: that features are the same, since a direction that all features share suffices.
+        *_matched_excess, *_matched_over_smaller_excess: SAEs of different seeds have more similar directions than their
+            means and covariances bring about; null: floor, excess 0; needs: 10 firings of each counted feature, 4 SAEs,
+            4 seeds; not: how many features are the same, or that the agreement is large.
+        *_matched_over_smaller, *_share_above_*, *_found_in_all, shared: a description of these SAEs; null: floor, in
+            the table `floors`, and the twin, without a test; needs: 10 firings of each counted feature, 2 SAEs, 2
+            seeds; not: agreement beyond that of untrained SAEs, or anything about SAEs of other recipes.
+        *_max_*, *_collisions_*: how far best matches count features repeatedly; null: floor, in the table `floors`;
+            needs: 10 firings of each counted feature, 2 SAEs, 2 seeds; not: agreement, which needs one-to-one matches.
+        index_agreement: encoder and decoder match the same features; null: floor, in the table `floors`; needs: 10
+            firings of each counted feature, 2 SAEs, 2 seeds; not: a comparison with the twin, whose encoders are its
+            transposed decoders, so that it is 1 by construction.
+        *_floor: nothing on its own; null: none; needs: 2 SAEs; not: a comparison of floors at different numbers of
+            features.
     """
 
     name, version, subject = "seed_stability", 2, "group"

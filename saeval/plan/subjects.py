@@ -189,7 +189,7 @@ class Subjects:
         hook_name, input_hook = self._site(live.hook_name) or live.hook_name, self._site(live.input_hook)
         keys = self.suite.live_keys = self.suite.live_keys or LiveKeys.of_call(None)
         key = keys.of("sae", name, hook_name, input_hook, live.shapes())
-        facts = {"format": "live", "architecture": type(live.module).__qualname__}
+        facts: dict[str, Any] = {"format": "live", "architecture": type(live.module).__qualname__}
         facts |= {"live_key": keys.seed} if keys.named else {}
         facts |= {"seed": live.seed} if live.seed is not None else {}
         return Subject(

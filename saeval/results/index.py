@@ -156,7 +156,8 @@ class _Indexed(Result):
             "documents": None if documents is None else int(documents), "effective_documents": effective,
             "largest_share": share, "reason": facts["reason"],
             **({"null": facts["null"], "p": p} if "null" in facts else {}),
-            **{fact: facts[fact] for fact in ("comparable", "seeds") if fact in facts},
+            **({"comparable": facts["comparable"]} if "comparable" in facts else {}),
+            **({"seeds": facts["seeds"]} if "seeds" in facts else {}),
         }  # fmt: skip
         if value is None or not facts["without"]:
             return record, None
