@@ -170,7 +170,8 @@ class SeedStability(Metric):
         widths, fewest = [len(is_alive) for is_alive in alive], min(map(len, numbers))
         group = Group(subject_name, kinds, training_seed, pairs, main, widths, floor_n=fewest, chance=CHANCE)
         threshold = f"at least {self.alive_firings} of the first {firings[0].n} tokens"
-        sizes = f"{fewest} to {max(map(len, numbers))} features in {spaces[0]['decoder'].shape[1]} dimensions"
+        most, d = max(map(len, numbers)), spaces[0]["decoder"].shape[1]
+        sizes = f"{fewest if fewest == most else f'{fewest} to {most}'} features in {d} dimensions"
         note = f"{self.name} counts only features that fire on {threshold}; its floors are those of {sizes}"
         return {**group.values(), "alive": Notes([note])}
 
