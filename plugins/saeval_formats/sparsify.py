@@ -88,4 +88,7 @@ def _run(file: Path) -> dict[str, Any]:
     config = Fields(file, json_object(file) if file.is_file() else {})
     names = {"model": "model_name", "dataset": "dataset_path", "ctx_len": "context_size"}
     facts = config.facts({"model": config.text, "dataset": None, "ctx_len": config.whole})
-    return {names[key]: value for key, value in facts.items()}
+    known = {names[key]: value for key, value in facts.items()}
+    drawn = config.values.get("init_seeds")
+    seeds = [int(folder.name.removeprefix("seed"))] if run != folder.parent else drawn
+    return {**known, "seed": seeds[0]} if isinstance(seeds, list) and len(seeds) == 1 else known

@@ -65,7 +65,7 @@ def _markdown(board: Board) -> str:
     if board.limited:
         text.insert(1, f"**{escapes.markdown(limit_notice(data))}**")
     legend = f"{escapes.markdown(_errors(board))}↓ lower is better, ↑ higher is better"
-    vs = "; x vs y is the paired lead of an SAE over that control in x" if _paired(board) else ""
+    vs = "; x vs y is the paired lead of a row over that control in x" if _paired(board) else ""
     controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
     text.append(f"{where}{legend}{escapes.markdown(_ranks(board))}{vs}{controls}.{_detectable(board)}")
     notes = [f"- {escapes.markdown(note)}" for note in (*_verdicts(board), *board.notes)]
@@ -100,14 +100,14 @@ def markdown_table(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> st
 
 
 def _of_groups(board: Board) -> str:
-    """Return the clause on errors of groups that are over their SAEs instead of over documents."""
+    """Return the clause on errors of groups that are over the seeds of their SAEs instead of over documents."""
     entries = [(name, e) for r in board.rows if r.kind == "group" for name, e in r.entries.items() if e.stderr]
-    over_members = list(dict.fromkeys(name.split(".")[0] for name, e in entries if e.estimate is None))
-    if not over_members:
+    over_seeds = list(dict.fromkeys(name.split(".")[0] for name, e in entries if e.estimate is None or e.seeds))
+    if not over_seeds:
         return ""
-    if all(e.estimate is None for _, e in entries):
-        return ", of groups over their SAEs"
-    return f", of {', '.join(over_members)} over the group's SAEs"
+    if all(e.estimate is None or e.seeds for _, e in entries):
+        return ", of groups over the seeds of their SAEs"
+    return f", of {', '.join(over_seeds)} over the seeds of the group's SAEs"
 
 
 def _stop(board: Board) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,16 +22,24 @@ _PANELS = 16
 def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     """Plots and tables of every group of a run, by file name."""
     files: dict[str, bytes | str] = {}
-    for result in (r for r in results if r.cell["metric"] in METRICS and r.status == "ok"):
+    for result in (r for r in results if r.cell["metric"] in METRICS and r.status == "ok" and "twin" not in r.cell):
+        twins = _twins(result, results)
         stem = escapes.file_name(f"{result.metric}-{result.cell['over']}".replace("_", "-"))
         while f"{stem}.md" in files:  # escaping can map two names of groups to one
             stem += "-"
         files[f"{stem}.md"] = tables(result, results)
-        files[f"{stem}-matched.png"] = png(histograms(result))
-        files[f"{stem}-pairs.png"] = png(heat_maps(result))
+        files[f"{stem}-matched.png"] = png(histograms(result, twins))
+        files[f"{stem}-pairs.png"] = png(heat_maps(result, twins))
         if {"decoder", "encoder"} <= set(_views(result)):
             files[f"{stem}-encoder-decoder.png"] = png(scatter(result))
     return files
+
+
+def _twins(result: Result, results: Sequence[Result]) -> list[Result]:
+    """The results of the same metric for the group with its SAEs replaced by controls."""
+    own = {"metric": result.metric, "of": result.cell["over"]}
+    twins = [r for r in results if {"metric": r.metric, "of": r.cell.get("twin", {}).get("of")} == own]
+    return [twin for twin in twins if twin.status == "ok"]
 
 
 def _views(result: Result) -> list[str]:
@@ -53,8 +62,8 @@ def _names(result: Result) -> list[str]:
     return [n.removeprefix(folder) for n in names] if all(n.startswith(folder) for n in names) else names
 
 
-def histograms(result: Result) -> Figure:
-    """Histograms of matched similarities and of one draw from a null: one row per pair, one column per view."""
+def histograms(result: Result, twins: Sequence[Result] = ()) -> Figure:
+    """Histograms of matched similarities, of one draw from a null and of twins: a row per pair, a column per view."""
     views, pairs, names = _views(result), _pairs(result)[:_PANELS], _names(result)
     fig = figure(4.0 * len(views) + 0.4, 1.7 * len(pairs) + 0.8)
     axes = fig.subplots(len(pairs), len(views), sharex="col", squeeze=False)
@@ -69,6 +78,12 @@ def histograms(result: Result) -> Figure:
                 panel.hist(chance, bins, color="0.75", label=f"chance, mean {chance.mean():.2f}")
             panel.hist(cosines, bins, histtype="step", color="C0", linewidth=1.4, label=f"mean {cosines.mean():.2f}")
             panel.axvline(cosines.mean(), color="C0", linewidth=1, linestyle=":")
+            for index, twin in enumerate(twins, 1):
+                drawn = twin.arrays.get(f"value/{view}_cosines_{a}_{b}", np.zeros(0))
+                drawn = drawn[~np.isnan(drawn)]
+                if len(drawn):
+                    label = f"{twin.cell['twin']['control']}, mean {drawn.mean():.2f}"
+                    panel.hist(drawn, bins, histtype="step", color=f"C{index}", linewidth=1.2, label=label)
             panel.set_title(wrap_title(f"{view}: {names[a]} – {names[b]}", 3.5, 8), fontsize=8)
             panel.set_ylim(top=1.35 * panel.get_ylim()[1])  # room for the legend above the bars
             panel.legend(fontsize=6, loc="upper left")
@@ -106,29 +121,30 @@ def scatter(result: Result) -> Figure:
     return fig
 
 
-def heat_maps(result: Result) -> Figure:
-    """Heat maps of Σ / max(n) over all pairs, one panel per view."""
+def heat_maps(result: Result, twins: Sequence[Result] = ()) -> Figure:
+    """Heat maps of Σ / max(n) over all pairs: a row for the group and for each twin, a column per view."""
     views, labels = _views(result), [escapes.plot(name) for name in _names(result)]
-    n = len(labels)
+    n, groups = len(labels), [result, *twins]
     side = 0.55 * n + 1.6
-    fig = figure((side + 0.6) * len(views), side + 0.6)
-    axes = fig.subplots(1, len(views), squeeze=False)[0]
-    columns, rows = (result.values["pairs"][part] for part in ("columns", "rows"))
-    matched = {(row[0], row[1], row[2]): row[columns.index("matched")] for row in rows}
-    names = [s["name"] for s in result.cell["subjects"]]
-    for panel, view in zip(axes, views, strict=True):
+    fig = figure((side + 0.6) * len(views), (side + 0.2) * len(groups) + 0.4)
+    axes = fig.subplots(len(groups), len(views), squeeze=False)
+    for (group, view), panel in zip(itertools.product(groups, views), axes.ravel(), strict=True):
+        columns, rows = (group.values["pairs"][part] for part in ("columns", "rows"))
+        matched = {(row[0], row[1], row[2]): row[columns.index("matched")] for row in rows}
+        names = [s["name"] for s in group.cell["subjects"]]
         grid = np.eye(n)
         for a, b in _pairs(result):
-            grid[a, b] = grid[b, a] = matched[names[a], names[b], view]
-        panel.imshow(grid, vmin=min(0.0, float(grid.min())), vmax=1, cmap="viridis")
+            grid[a, b] = grid[b, a] = matched.get((names[a], names[b], view), np.nan)
+        panel.imshow(grid, vmin=min(0.0, float(np.nanmin(grid))), vmax=1, cmap="viridis")
         for i in range(n):
             for j in range(n):
-                if i != j:
+                if i != j and not np.isnan(grid[i, j]):
                     colour = "white" if grid[i, j] < 0.6 else "black"
                     panel.text(j, i, f"{grid[i, j]:.2f}", ha="center", va="center", fontsize=7, color=colour)
         panel.set_xticks(range(n), labels, rotation=45, ha="right", fontsize=7)
         panel.set_yticks(range(n), labels, fontsize=7)
-        panel.set_title(wrap_title(f"{view}: Σ {_similarity(view)} / max(n)", side, 9), fontsize=9)
+        of = f" of {group.cell['twin']['control']}" if "twin" in group.cell else ""
+        panel.set_title(wrap_title(f"{view}{of}: Σ {_similarity(view)} / max(n)", side, 9), fontsize=9)
     set_title(fig, _title(result, "matched one-to-one"))
     return fig
 
@@ -137,15 +153,57 @@ def tables(result: Result, results: Sequence[Result]) -> str:
     """The tables of a group, as Markdown."""
     parts = [f"# {escapes.markdown(_title(result))}\n", *(f"{escapes.markdown(note)}.\n" for note in result.notes)]
     parts.append("## Members\n\n" + _members(result, results))
-    shown = [n for n, record in result.values.items() if "kind" not in record and not n.endswith("_floor")]
-    rows = [[n, *_interval(result.values[n]), _cell(_floor(result, n))] for n in shown]
-    parts.append("## Means over pairs\n\n" + _markdown(["value", "mean", "95% interval or range", "floor"], rows))
+    twins = _twins(result, results)
+    parts += [f"{escapes.markdown(sentence)}\n" for sentence in _explained(result, results)]
+    shown = [n for n, r in result.values.items() if "kind" not in r and not n.endswith(("_floor", "_excess"))]
+    columns = ["value", "mean", "95% interval or range", "floor", "mean − floor"]
+    for twin in twins:
+        columns += [twin.cell["over"], f"mean − {twin.cell['over']}"]
+    rows = []
+    for name in shown:
+        record, floor = result.values[name], _floor(result, name)
+        excess = result.values.get(f"{name}_excess") or {"value": _less(record["value"], floor)}
+        rows.append([name, *_interval(record), _cell(floor), _with_interval(excess.get("value"), excess.get("ci95"))])
+        for twin in twins:
+            rows[-1] += [_cell(twin.values.get(name, {}).get("value")), _ahead(result, twin, name)]
+    parts.append("## Means over pairs\n\n" + _markdown(columns, rows))
     for name, title in (("kinds", "Within and across kinds"), ("pairs", "Pairs"), ("floors", "Floors")):
         if name in result.values:
             table = result.values[name]
             rows = [[_cell(cell) for cell in row] for row in table["rows"]]
             parts.append(f"## {title}\n\n" + _markdown(table["columns"], rows))
     return "\n".join(parts)
+
+
+def _explained(result: Result, results: Sequence[Result]) -> list[str]:
+    """Sentences on the columns of the means, and on twins without values."""
+    own = [r for r in results if r.metric == result.metric and r.cell.get("twin", {}).get("of") == result.cell["over"]]
+    sentences = [f"{r.cell['over']}: {r.status}: {r.reason}." for r in own if r.status != "ok"]
+    for twin in _twins(result, results):
+        control = twin.cell["twin"]["control"]
+        sentences.append(
+            f"{twin.cell['over']} is the same group with each SAE replaced by its control '{control}', each drawn "
+            f"independently. Differences to it are paired by seed."
+        )
+    return sentences
+
+
+def _ahead(result: Result, twin: Result, name: str) -> str:
+    """The difference to a twin with its interval, for values of which the twin is the null."""
+    record, other = result.values[name], twin.values.get(name, {})
+    if record.get("null", {}).get("control") != twin.cell["twin"]["control"]:
+        return "—"
+    a, b = result.estimate(name), twin.estimate(name)
+    paired = a - b if a is not None and b is not None and record.get("seeds") == other.get("seeds") else None
+    return _with_interval(_less(record["value"], other.get("value")), paired.ci95 if paired is not None else None)
+
+
+def _less(value: float | None, other: float | None) -> float | None:
+    return value - other if value is not None and other is not None else None
+
+
+def _with_interval(value: float | None, ci95: Sequence[float] | None) -> str:
+    return _cell(value) + (f" [{_cell(ci95[0])}, {_cell(ci95[1])}]" if ci95 else "")
 
 
 def _members(result: Result, results: Sequence[Result]) -> str:

@@ -33,6 +33,8 @@ class Column:
     """The rows that its numbers may be ranked and tested against: of the same `hook`, `model`, or `everywhere`."""
     null: Mapping[str, Any] | None = field(default=None, compare=False)
     """The null hypothesis of its tests, as `Null.record` writes it; None if it has none."""
+    control: Mapping[str, Any] | None = field(default=None, compare=False)
+    """The null hypothesis that stands for a control; the column `NAME vs CONTROL` has its tests."""
 
     @property
     def metric(self) -> str:
@@ -70,6 +72,8 @@ class Entry:
     """The p value against the column's null, if it is not by the t test of the error over documents."""
     qualifier: str | None = None
     """Words that follow a claim about it, such as `a tail effect`."""
+    seeds: tuple[str, ...] | None = None
+    """The seeds that the error of a group's value is over; None for an error over documents."""
 
     @property
     def testable(self) -> bool:

@@ -21,13 +21,16 @@ def columns_of(wanted: Wanted, rank_by: str | None) -> list[tuple[str, str]]:
 
 
 def against(
-    rows: Sequence[Row], columns: Sequence[Column], wanted: Wanted, rank_by: str | None
+    rows: Sequence[Row], columns: Sequence[Column], wanted: Sequence[tuple[str, str]]
 ) -> tuple[dict[str, list[Column]], list[str]]:
-    """Add the entries to the trained rows; return the new columns by the column they follow, and warnings."""
+    """Add the entries to the trained rows; return the new columns by the column they follow, and warnings.
+
+    `wanted` has pairs of a control and a column. The row of a group is compared with the group's twin.
+    """
     made: dict[str, list[Column]] = {}
     warnings = []
     known = {row.control: None for row in rows if row.control}
-    for control, name in columns_of(wanted, rank_by):
+    for control, name in wanted:
         column = next((c for c in columns if c.name == name), None)
         if column is None:
             near = suggestion(name, [c.name for c in columns])
@@ -38,14 +41,18 @@ def against(
             warnings.append(f"against '{control}': there is no such control{suggestion(control, known)}")
         else:
             null = Null(f"the control {control}", above="better than", below="worse than").record()
+            if column.control and column.control["control"] == control:
+                null = dict(column.control)
             new = Column(f"{name} vs {control}", column.unit, "higher", column.headline, True, column.comparable, null)
             made.setdefault(name, []).append(new)
-            trained = [row for row in rows if row.kind == "sae"]
+            of_groups = any(row.kind == "group" and name in row.entries for row in rows)
+            kind, nouns = ("group", "groups") if of_groups else ("sae", "SAEs")
+            trained = [row for row in rows if row.kind == kind]
             for row, entry in zip(trained, _ahead(trained, rows, control, column), strict=True):
                 row.entries[new.name] = entry
             for row in rows:
-                if row.kind != "sae":
-                    row.entries[new.name] = Entry(status="for SAEs only")
+                if row.kind != kind:
+                    row.entries[new.name] = Entry(status=f"for {nouns} only")
     return made, warnings
 
 
@@ -66,7 +73,7 @@ def _ahead(trained: Sequence[Row], rows: Sequence[Row], control: str, column: Co
     for other, places in beside.values():  # all rows of one control at once
         own = [trained[place].entries[column.name] for place in places]
         for place, entry, ahead in zip(places, own, Pairs([other, *own]).differences(0)[1:], strict=True):
-            entries[place] = _entry(-ahead if column.better == "lower" else ahead, entry.n)
+            entries[place] = _entry(-ahead if column.better == "lower" else ahead, entry)
     return entries
 
 
@@ -84,8 +91,9 @@ def _beside(row: Row, here: Sequence[Row], control: str, column: Column) -> Entr
     return other
 
 
-def _entry(ahead: Difference, n: int | None) -> Entry:
+def _entry(ahead: Difference, own: Entry) -> Entry:
+    support = ahead.support if own.seeds is None else None
     return Entry(
-        ahead.value, ahead.stderr, ahead.ci95, n, "ok", ahead.reason,
-        support=ahead.support, detectable=ahead.detectable, p=ahead.p_value,
+        ahead.value, ahead.stderr, ahead.ci95, own.n, "ok", ahead.reason,
+        support=support, detectable=ahead.detectable, p=ahead.p_value, seeds=own.seeds,
     )  # fmt: skip

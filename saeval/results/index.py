@@ -43,7 +43,7 @@ WORTH = 1000
 """Least number of results with an index: fewer are read as fast without."""
 _NUMBERS = ("value", "stderr", "low", "high", "n", "documents", "effective_documents", "largest_share", "p")
 """The numbers of each scalar in a row's `numbers`."""
-_FACTS = ("unit", "better", "reason", "without", "comparable", "null", "proportion")
+_FACTS = ("unit", "better", "reason", "without", "comparable", "null", "proportion", "seeds")
 _UNSETTLED = -2
 
 
@@ -158,7 +158,7 @@ class _Indexed(Result):
             "documents": None if documents is None else int(documents), "effective_documents": effective,
             "largest_share": share, "reason": facts["reason"],
             "comparable": facts["comparable"] or "model", "null": facts["null"], "p": p,
-            "proportion": facts["proportion"],
+            "proportion": facts["proportion"], "seeds": facts["seeds"],
         }  # fmt: skip
         if value is None or not facts["without"]:
             return record, None

@@ -13,7 +13,7 @@ from saeval.base.errors import SaevalError, suggestion
 from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import number
 from saeval.results.board import Board, Column, Entries, Entry, Row, damaged_in_words
-from saeval.results.control_columns import against
+from saeval.results.control_columns import against, columns_of
 from saeval.results.file_states import Basis
 from saeval.results.index import StaleError, forget
 from saeval.results.index import results as indexed
@@ -150,13 +150,19 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
             row = rows.setdefault(identity, Row(name, hooks, kind, known, site=site))
             if kind == "control":
                 row.control, row.of = subjects[0].get("control"), subjects[0].get("of")
+                if twin := result.cell.get("twin"):
+                    row.of = _group(twin["of"], subjects)
             if len(subjects) == 1:
                 facts[identity] = subjects[0]
         known.add(result)
     warnings += _findings(forms)
     merged = _merge_copies(rows, facts)
     rank_by = settings.get("rank_by") or next((c.name for c in columns if c.headline), None)
-    ahead, in_vain = against(merged, columns, settings.get("against") or [], rank_by)
+    wanted = columns_of(settings.get("against") or [], rank_by)
+    of_nulls = [(c.control["control"], c.name) for c in columns if c.control is not None]
+    made = {row.control for row in merged if row.control}
+    wanted += [pair for pair in of_nulls if pair not in wanted and pair[0] in made]
+    ahead, in_vain = against(merged, columns, wanted)
     warnings += in_vain
     _tell_apart(merged)
     if rank_by and rank_by not in {c.name for c in columns}:
@@ -241,7 +247,12 @@ def _named(result: Result) -> tuple[str, str]:
         return subjects[0]["name"], subjects[0].get("kind", "sae")
     if not subjects:
         return (result.cell["model"] or {}).get("name") or str(result.cell["data"].get("use")), "model"
-    return f"{result.cell.get('over') or 'group'} ({len(subjects)})", "group"
+    kind = "control" if "twin" in result.cell else "group"
+    return _group(result.cell.get("over") or "group", subjects), kind
+
+
+def _group(name: str, members: Sequence[Any]) -> str:
+    return f"{name} ({len(members)})"
 
 
 def _findings(results: list[Result]) -> list[str]:
@@ -268,8 +279,11 @@ def _columns(results: list[Result], asked: Sequence[str]) -> tuple[list[Column],
             if "kind" not in record:
                 column = f"{result.metric}.{name}"
                 shown = column in asked if asked else name in first
-                how = {name: record[name] for name in ("comparable", "null") if name in record}
-                if column not in found or (how and found[column].null is None):  # an undefined value may lack both
+                how: dict[str, Any] = {fact: record[fact] for fact in ("comparable", "null") if record.get(fact)}
+                if "control" in how.get("null", {}):
+                    how["control"] = how.pop("null")
+                # An undefined value may lack them.
+                if column not in found or (how and found[column].null is None and found[column].control is None):
                     found[column] = Column(column, record["unit"], record["better"], shown, **how)
     for name in asked:
         metric, _, value = name.partition(".")
@@ -295,6 +309,7 @@ def _entry(result: Result, name: str) -> Entry:
         record["value"], record["stderr"], tuple(interval) if interval else None, record["n"], status,
         record.get("reason"), estimate, support=support_of(record), p=record.get("p"),
         proportion=record.get("proportion", False), qualifier=(record.get("null") or {}).get("qualifier"),
+        seeds=tuple(record["seeds"]) if record.get("seeds") else None,
     )  # fmt: skip
 
 

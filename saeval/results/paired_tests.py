@@ -20,6 +20,7 @@ _SAME = 1e-5
 NOT_STORED = "its values without each document are not stored"
 ONE_DOCUMENT = "fewer than two documents"
 NEARLY_ONE = "one document holds nearly all tokens"
+OTHER_SEEDS = "their errors are over SAEs of other seeds"
 NOT_WITHOUT = "the difference does not exist without one of the documents"
 
 
@@ -113,6 +114,8 @@ def difference(a: Entry, b: Entry) -> Difference:
     assert b.value is not None
     value = a.value - b.value
     rounding = ROUNDING * max(abs(a.value), abs(b.value))
+    if a.seeds != b.seeds:
+        return Difference(value, reason=OTHER_SEEDS)
     if a.estimate is None or b.estimate is None:
         reason = (a if a.estimate is None else b).reason or NOT_STORED
         return Difference(value, reason=reason)

@@ -32,6 +32,7 @@ class NullRecord(_Record):
     above: str | None
     below: str | None
     qualifier: NotRequired[str | None]
+    control: NotRequired[str]
 
 
 class ScalarRecord(_Record):
@@ -47,6 +48,7 @@ class ScalarRecord(_Record):
     largest_share: NotRequired[Finite | None]
     reason: NotRequired[str | None]
     proportion: NotRequired[bool]
+    seeds: NotRequired[list[str]]
     comparable: NotRequired[Literal["hook", "model", "everywhere"]]
     null: NotRequired[NullRecord]
     p: NotRequired[Annotated[float, Field(ge=0, le=1)] | None]
@@ -254,6 +256,7 @@ class ShownValue(Struct, gc=False):
     null: dict[str, str | float | None] | None = None
     p: Annotated[float, Meta(ge=0, le=1)] | None = None
     proportion: bool = False
+    seeds: list[str] | None = None
     notes: list[str] | None = None
 
     @property

@@ -38,10 +38,14 @@ class Null:
     error over documents: such as a rank among draws, or an error over SAEs."""
     qualifier: str | None = None
     """Words that follow the claim, such as `a tail effect`; the same for many results, so without numbers."""
+    control: str | None = None
+    """A control that the null stands for: its own row has the expected number, and the column `NAME vs CONTROL` the
+    test."""
 
     def record(self) -> dict[str, Any]:
         record = {"name": self.name, "value": self.value, "above": self.above, "below": self.below}
-        return {**record, **({"qualifier": self.qualifier} if self.qualifier else {})}
+        optional = {"qualifier": self.qualifier, "control": self.control}
+        return {**record, **{name: words for name, words in optional.items() if words}}
 
 
 class Scalar:
@@ -57,6 +61,8 @@ class Scalar:
     `proportion` marks a share of independent documents or draws, an accuracy for example. The interval of an estimate
     then lies inside [0, 1], and tables show it where ± one standard error would mislead, such as for 4 of 4.
     `ValueError` for a number outside [0, 1].
+
+    `seeds` names the seeds of an estimate over SAEs, whose `without` leaves out one seed at a time.
 
     `comparable` says which rows the number may be ranked and tested against: those of the same `hook`, of the same
     `model`, or `everywhere`. `null` has the null hypothesis that the number is tested against.
@@ -74,6 +80,7 @@ class Scalar:
         ci95: tuple[float, float] | None = None,
         support: Support | None = None,
         proportion: bool = False,
+        seeds: Sequence[str] | None = None,
         comparable: Comparable = "model",
         null: Null | None = None,
     ) -> None:
@@ -98,7 +105,8 @@ class Scalar:
         if self.estimate and ci95 is None:
             ci95 = self.estimate.proportion_ci95 if proportion else self.estimate.ci95
         self.ci95 = ci95
-        self.support = self.estimate.support if self.estimate else support
+        self.seeds = list(seeds) if seeds is not None else None
+        self.support = self.estimate.support if self.estimate and seeds is None else support
 
     @classmethod
     def undefined(cls, reason: str, *, unit: str = "", better: Better = None) -> Scalar:
@@ -125,6 +133,7 @@ class Scalar:
             **(_supported(self.support) if self.support is not None and self.value is not None else {}),
             **({"reason": reason} if reason else {}),
             **({"proportion": True} if self.proportion else {}),
+            **({"seeds": self.seeds} if self.seeds is not None else {}),
             **({"comparable": self.comparable} if self.comparable != "model" else {}),
             **({"null": self.null.record(), "p": self.null.p} if self.null is not None else {}),
         }

@@ -124,7 +124,7 @@ class _Check:
         self.metric, self.tolerance, self.options = metric, tolerance, options
         self.pairs = metric.data == "pair"
         if metric.subject == "group":
-            params = {**params, "over": "pair"}
+            params = {**params, "over": "pair", "controls": []}
             options.setdefault("groups", {"pair": ["tinysae*"]})
         self.entry = {metric.name: params}
         self.model = options.pop("model", None) or TinyModel(kind="reward" if self.pairs else "causal")
@@ -211,7 +211,7 @@ class _Check:
         """Check that each value is a number or has a reason why not."""
         reasons = []
         scalars = [[n for n, v in r.values.items() if "kind" not in v] for r in results if r.status == "ok"]
-        params = {k: v for k, v in self.entry[self.metric.name].items() if k != "over"}
+        params = {k: v for k, v in self.entry[self.metric.name].items() if k not in ("over", "controls")}
         fault = undeclared(self.metric(**validated(self.metric, params, self.metric.name)), scalars)
         assert fault is None, fault
         for result in results:

@@ -117,7 +117,7 @@ def test_against_a_control_is_paired_and_positive_where_the_sae_is_better():
     assert board("higher").rows[0].entries["m.v vs mean"].value == -2
     text = tables.markdown([board("lower")])
     assert "m.v vs mean ↑" in text
-    assert "x vs y is the paired lead of an SAE over that control" in text
+    assert "x vs y is the paired lead of a row over that control" in text
     rows = {r["name"]: r for r in json.loads(tables.as_json([board("lower")]))}
     assert rows["a"]["m.v vs mean"] == 2
     assert rows["mean"]["m.v vs mean"] is None
