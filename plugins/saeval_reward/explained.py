@@ -163,7 +163,9 @@ class Explained:
             estimate = _joint(statistic, x, y)
             p = max(above_p(estimate, chance), permuted_p(statistic, *numbers))
             null = Null("chance", chance, above=f"closer in its attributions to the {closer} of true effects than", p=p)
-            values[name] = Scalar(estimate, unit=unit, better="higher", n=len(names), comparable="hook", null=null)
+            values[name] = Scalar(
+                estimate, unit=unit, better="higher", n=len(names), proportion=chance > 0, comparable="hook", null=null
+            )
         return values
 
     def curves(self, most: int, groups: tuple[int, ...], random: int) -> dict[str, Value]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from saeval.plugin import Result, escapes, figure, formatting, png, wrap_title
+from saeval.plugin import Result, escapes, figure, formatting, png, verdicts_in_words, verdicts_on, wrap_title
 from saeval_reward.document import Block, Grid, Heading, Paragraph, Passage, Picture, Warned, markdown, page
 from saeval_reward.ranking import DUPLICATE
 
@@ -25,6 +25,8 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     title = f"Reward report: {mine[0].cell['suite']}"
     blocks: list[Block] = [Warned(note) for note in dict.fromkeys(note for r in mine for note in r.notes)]
     blocks += [Paragraph(f"{r.metric} of {r.subject}: {r.status}, {r.reason}") for r in mine if r.status != "ok"]
+    if sentences := verdicts_in_words(verdicts_on(mine)):
+        blocks += [Heading("Verdicts"), *(Paragraph(f"{sentence}.") for sentence in sentences)]
     ok = [r for r in mine if r.status == "ok"]
     for result in _of(ok, "reward_margin"):
         blocks += _margins(result)

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saeval.plugin import Result, escapes, figure, formatting, png, set_title, wrap_title
+from saeval.plugin import (
+    Result,
+    escapes,
+    figure,
+    formatting,
+    png,
+    set_title,
+    verdicts_in_words,
+    verdicts_on,
+    wrap_title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,6 +165,7 @@ def tables(result: Result, results: Sequence[Result]) -> str:
     parts.append("## Members\n\n" + _members(result, results))
     twins = _twins(result, results)
     parts += [f"{escapes.markdown(sentence)}\n" for sentence in _explained(result, results)]
+    parts += [f"{escapes.markdown(sentence)}.\n" for sentence in verdicts_in_words(verdicts_on([result, *twins]))]
     shown = [n for n, r in result.values.items() if "kind" not in r and not n.endswith(("_floor", "_excess"))]
     columns = ["value", "mean", "95% interval or range", "floor", "mean − floor"]
     for twin in twins:
