@@ -113,7 +113,7 @@ def test_pages_and_tables_show_texts_as_they_are_written(name, tmp_path):
     results = saeval.evaluate(
         model=model, tokenizer=tokenizer, saes=[(TinySAE(d_in=32, d_sae=16), "blocks.1.hook_resid_pre")], allow=["*"],
         data={"use": "preferences", "path": str(tmp_path / "pairs.jsonl"), "prompt": "prompt"},
-        metrics=["reward_margin", {"reward_attribution": {"steps": 2, "top": 2, "groups": [1], "random": 0, "tolerance": 99}}],
+        metrics=["reward_margin", {"reward_attribution": {"baseline": "zero", "steps": 2, "top": 2, "groups": [1], "random": 0, "tolerance": 99}}],
     )  # fmt: skip
     assert not results.failed, results.failed[0].reason
     margins, attribution = (next(r for r in results if r.metric == m) for m in ("reward_margin", "reward_attribution"))
