@@ -117,7 +117,7 @@ def _differences(results: Sequence[Result], given: Sequence[Verdict]) -> str:
 
 def _claim(verdict: Verdict) -> str:
     side = "more harmful" if verdict.value > 0 else "less harmful"
-    return f"{side} ({verdict.entry.qualifier})" if verdict.entry.qualifier else side
+    return f"{side} ({verdict.qualifier})" if verdict.qualifier else side
 
 
 def _grid(labels: Sequence[str], rows: Sequence[tuple[Result, Sequence[str]]]) -> str:
@@ -255,7 +255,7 @@ _MARKERS = {
 
 def _ratio(panel: Any, x: float, record: Mapping[str, Any], colour: str, verdict: Verdict | None) -> None:
     """One point with its interval."""
-    kind = "neither" if verdict is None or not verdict.claimed else "tail" if verdict.entry.qualifier else "claimed"
+    kind = "neither" if verdict is None or not verdict.claimed else "tail" if verdict.qualifier else "claimed"
     marker, fill, _ = _MARKERS[kind]
     value, ends = record["value"], record["ci95"]
     reach = [[value - max(ends[0], value / 100)], [ends[1] - value]] if ends else None

@@ -30,8 +30,9 @@ def markdown(comparison: Comparison) -> str:
         f"p of the paired t test{sign}, Holm-corrected over {count}; "
         f"detectable: a single uncorrected test finds a true difference of this size with 80% power"
     )
+    pairing = "seed" if any(row.a.seeds for row in comparison) else "document"
     legend = (
-        f"difference = {names[0]} − {names[1]}, paired by document{error}; "
+        f"difference = {names[0]} − {names[1]}, paired by {pairing}{error}; "
         f"{tests if comparison.tests else 'no difference can be tested'}; ↓ lower is better, ↑ higher is better."
     )
     notes = [f"{reason} ({', '.join(columns)})" for reason, columns in reasons.items()]

@@ -286,7 +286,7 @@ class Subjects:
             needs=needs, build_params=constants, parent=parent,
             kind="control", input_hook=parent.input_hook if parent else None, asked_hook=asked_hook,
             d_in=parent.d_in if parent else None, d_sae=parent.d_sae if parent else None,
-            facts={"control": name, "of": parent.name if parent else None, "copy": copy, **params}, origin=origin,
+            facts={**_built_from(name, parent), "copy": copy, **params}, origin=origin,
         )  # fmt: skip
 
     def check_hooks(self, subjects: list[Subject], context: int | None = None) -> None:
@@ -326,6 +326,11 @@ class Subjects:
                 f"model '{self.spec.name}' is {hooks[hook_name]} wide; check the hook or the model"
             )
         return None
+
+
+def _built_from(control: str, parent: Subject | None) -> dict[str, Any]:
+    """Return the facts about a control's origin; the key tells SAEs of different runs with one name apart."""
+    return {"control": control, "of": parent.name, "of_key": parent.key} if parent else {"control": control, "of": None}
 
 
 def _word(entry: dict[str, Any], key: str) -> str | None:

@@ -70,8 +70,8 @@ class Entry:
     """True for a share of independent documents, whose interval lies inside [0, 1]."""
     p: float | None = None
     """The p value against the column's null, if it is not by the t test of the error over documents."""
-    qualifier: str | None = None
-    """Words that follow a claim about it, such as `a tail effect`."""
+    null: Mapping[str, Any] | None = None
+    """The null hypothesis that it is tested against, as `Null.record` writes it; None without a test."""
     seeds: tuple[str, ...] | None = None
     """The seeds that the error of a group's value is over; None for an error over documents."""
 
@@ -147,7 +147,11 @@ class Row:
     control: str | None = None
     """A control's name in its suite, without the SAE that it was built from."""
     of: str | None = None
-    """The SAE that a control was built from."""
+    """The SAE or group that a control was built from."""
+    keys: tuple[str, ...] = ()
+    """The keys of its subjects, in member order."""
+    of_keys: tuple[str | None, ...] = ()
+    """The keys of the SAEs that a control was built from; None for an older result, which lacks them."""
     site: str = ""
     """The model's own name of the hook; `hook_name` may be an alias of it."""
 

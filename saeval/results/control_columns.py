@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from saeval.base.errors import suggestion
 from saeval.results.all_pairs import Pairs
 from saeval.results.board import Column, Entry, Row
-from saeval.results.paired_tests import Difference
+from saeval.results.paired_tests import OTHER_SEEDS, Difference
 from saeval.stats.values import Null
 
 Wanted = Sequence[str] | Mapping[str, Sequence[str]]
@@ -49,7 +50,7 @@ def against(
             kind, nouns = ("group", "groups") if of_groups else ("sae", "SAEs")
             trained = [row for row in rows if row.kind == kind]
             for row, entry in zip(trained, _ahead(trained, rows, control, column), strict=True):
-                row.entries[new.name] = entry
+                row.entries[new.name] = replace(entry, null=null)
             for row in rows:
                 if row.kind != kind:
                     row.entries[new.name] = Entry(status=f"for {nouns} only")
@@ -79,16 +80,20 @@ def _ahead(trained: Sequence[Row], rows: Sequence[Row], control: str, column: Co
 
 def _beside(row: Row, here: Sequence[Row], control: str, column: Column) -> Entry:
     """Return the entry of a row's control; if there is none, an entry without a value that gives the reason."""
-    found = [r for r in here if r.of == row.name] or [r for r in here if r.of is None]  # its own, else the hook's
+    own_controls = [
+        r for r in here if r.of_keys == row.keys or (row.kind == "sae" and r.of == row.name and None in r.of_keys)
+    ]
+    found = own_controls or [r for r in here if r.of is None]  # else the hook's
     if len(found) != 1:
         count = "several controls" if found else "no control"
         others = " is built from this SAE; add the SAE to the control's 'of:'" if here and not found else ""
+        others = " is built from this group" if others and row.kind == "group" else others
         return Entry(status="undefined", reason=f"{count} '{control}' at {row.hook_name}{others}")
     own, other = (r.entries.get(column.name, Entry()) for r in (row, found[0]))
     for entry in (own, other):
         if entry.value is None:
             return Entry(status=entry.status, reason=entry.reason)
-    return other
+    return other if own.seeds == other.seeds else Entry(status="undefined", reason=OTHER_SEEDS)
 
 
 def _entry(ahead: Difference, own: Entry) -> Entry:

@@ -147,9 +147,10 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
             site = " + ".join(dict.fromkeys(s.get("site", s["hook_name"]) for s in subjects))
             known = entries.setdefault(identity, Entries(names, _entry))
             same[id(subjects), result.cell.get("over")] = known
-            row = rows.setdefault(identity, Row(name, hooks, kind, known, site=site))
+            row = rows.setdefault(identity, Row(name, hooks, kind, known, site=site, keys=identity[2:]))
             if kind == "control":
                 row.control, row.of = subjects[0].get("control"), subjects[0].get("of")
+                row.of_keys = tuple(subject.get("of_key") for subject in subjects)
                 if twin := result.cell.get("twin"):
                     row.of = _group(twin["of"], subjects)
             if len(subjects) == 1:
@@ -304,11 +305,12 @@ def _entry(result: Result, name: str) -> Entry:
     if record is None:
         return Entry(status=result.status, reason=result.reason)
     status = "ok" if record["value"] is not None else "undefined"
-    interval = record["ci95"]
+    interval, null = record["ci95"], record.get("null")
     return Entry(
         record["value"], record["stderr"], tuple(interval) if interval else None, record["n"], status,
         record.get("reason"), estimate, support=support_of(record), p=record.get("p"),
-        proportion=record.get("proportion", False), qualifier=(record.get("null") or {}).get("qualifier"),
+        proportion=record.get("proportion", False),
+        null=null if null and "control" not in null else None,  # a control's null is tested in a column of its own
         seeds=tuple(record["seeds"]) if record.get("seeds") else None,
     )  # fmt: skip
 

@@ -120,6 +120,7 @@ class SubjectRecord(_Record):
     site: NotRequired[str]
     control: NotRequired[str | None]
     of: NotRequired[str | None]
+    of_key: NotRequired[str | None]
 
 
 class ModelRecord(_Record):

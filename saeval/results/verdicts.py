@@ -43,14 +43,15 @@ class Verdict:
 
     @property
     def null(self) -> Mapping[str, Any]:
-        """The column's null hypothesis, as `Null.record` writes it."""
-        assert self.column.null is not None
-        return self.column.null
+        """The value's null hypothesis, as `Null.record` writes it."""
+        assert self.entry.null is not None
+        return self.entry.null
 
     @property
     def claim(self) -> str:
         """The words of the claim, such as `more harmful than`; empty if there is none."""
-        side = self.null["above" if self.value > self.null["value"] else "below"]
+        distance = self.value - self.null["value"]
+        side = self.null["above"] if distance > 0 else self.null["below"] if distance < 0 else None
         return side if side and self.p_holm < ALPHA else ""
 
     @property
@@ -59,9 +60,14 @@ class Verdict:
         return bool(self.claim)
 
     @property
+    def qualifier(self) -> str:
+        """Words that follow the claim, such as `a tail effect`; empty if there are none."""
+        return self.null.get("qualifier") or ""
+
+    @property
     def outcome(self) -> str:
         """The claim about the row without its numbers, or that there is none: `more harmful than noise`."""
-        qualifier = f", {self.entry.qualifier}" if self.entry.qualifier and self.claimed else ""
+        qualifier = f", {self.qualifier}" if self.qualifier and self.claimed else ""
         return f"{self.claim or 'cannot be told from'} {self.null['name']}{qualifier}"
 
     @property
@@ -81,14 +87,13 @@ def verdicts(board: Board) -> list[Verdict]:
     or one-sided if the null allows a claim on one side only. Holm's correction is over all tests of a metric, in shown
     and other columns, so a metric makes a false claim on a board with a probability of 5% at most.
     """
-    columns = [c for c in board.columns if c.null is not None and (c.null["above"] or c.null["below"])]
+    columns = [column for column in board.columns if column.null is not None]
     rows = [row for row in board.rows if row.kind in ("sae", "group") and row.control is None]
     families: dict[str, list[tuple[Row, Column, Entry, float]]] = {}
     for column in columns:
-        assert column.null is not None
         for row in rows:
             entry = row.entries.get(column.name)
-            if entry is not None and (p := _p_value(entry, column.null)) is not None:
+            if entry is not None and (p := _p_value(entry)) is not None:
                 families.setdefault(column.metric, []).append((row, column, entry, p))
     names = Counter(row.name for row in rows)
     made: dict[tuple[str, int], Verdict] = {}
@@ -107,25 +112,25 @@ def verdicts_on(results: Sequence[Result]) -> list[Verdict]:
 
 
 def verdicts_in_words(given: Sequence[Verdict]) -> list[str]:
-    """Return a sentence per column: the rows of each claim, of which the first few are named, and how many have none.
+    """Return a sentence per column and null: the rows of each claim, the first few by name, and how many have none.
 
     Columns without a claim share one sentence.
     """
-    by_column: dict[str, list[Verdict]] = {}
+    by_null: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in given:
-        by_column.setdefault(verdict.column.name, []).append(verdict)
+        by_null.setdefault((verdict.column.name, verdict.null["name"]), []).append(verdict)
     sentences, without = [], []
-    for name, own in by_column.items():
+    for (name, null), own in by_null.items():
         claims: dict[str, list[str]] = {}
         for verdict in own:
             if verdict.claimed:
-                qualifier = f" ({verdict.entry.qualifier})" if verdict.entry.qualifier else ""
+                qualifier = f" ({verdict.qualifier})" if verdict.qualifier else ""
                 claims.setdefault(verdict.claim, []).append(f"{verdict.name}{qualifier}")
         if not claims:
-            without.append(f"{name}: {own[0].null['name']}")
+            without.append(f"{name}: {null}")
             continue
         parts = [f"{len(rows)} of {len(own)} {_are(rows)} {claim} %s: {_named(rows)}" for claim, rows in claims.items()]
-        parts = [part.replace("%s", own[0].null["name"] if place == 0 else "it") for place, part in enumerate(parts)]
+        parts = [part.replace("%s", null if place == 0 else "it") for place, part in enumerate(parts)]
         if rest := len(own) - sum(map(len, claims.values())):
             parts.append(f"{rest} cannot be told from it")
         sentences.append(f"{name}: {'; '.join(parts)} ({_correction(own[0])})")
@@ -147,10 +152,13 @@ def _correction(verdict: Verdict) -> str:
     return f"5% level, Holm's correction over {verdict.tests} tests" if verdict.tests > 1 else "5% level, one test"
 
 
-def _p_value(entry: Entry, null: Mapping[str, Any]) -> float | None:
-    """Return the p value of an entry against a null; None if it cannot be tested."""
-    if entry.value is None or entry.p is not None:
-        return entry.p if entry.value is not None else None
+def _p_value(entry: Entry) -> float | None:
+    """Return the p value of an entry against its null; None if it cannot be tested, or if no side allows a claim."""
+    null = entry.null
+    if entry.value is None or null is None or not (null["above"] or null["below"]):
+        return None
+    if entry.p is not None:
+        return entry.p
     error, support = entry.stderr, entry.support
     if error is None or support is None or support.effective < LEAST or not math.isfinite(error):
         return None

@@ -42,6 +42,10 @@ class Null:
     """A control that the null stands for: its own row has the expected number, and the column `NAME vs CONTROL` the
     test."""
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value) or not (self.p is None or 0 <= self.p <= 1):
+            raise ValueError(f"Null '{self.name}': 'value' is {self.value}, 'p' is {self.p}; p is from 0 to 1, or None")
+
     def record(self) -> dict[str, Any]:
         record = {"name": self.name, "value": self.value, "above": self.above, "below": self.below}
         optional = {"qualifier": self.qualifier, "control": self.control}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,3 +169,31 @@ def test_pages_have_a_line_for_each_verdict_and_escape_names():
     assert "&lt;b&gt;|x" in files["verdicts.html"]
     assert "<b>" not in "".join(files.values())
     assert claims.pages(results([{"v": rng.normal(size=DOCUMENTS)}], null=None)) == {}
+
+
+def test_each_row_is_tested_against_its_own_null():
+    documents = 0.5 + 0.01 * np.random.default_rng(3).normal(size=DOCUMENTS)
+    made = [
+        results([{"v": documents}], null=null)[0]
+        for null in (Null("X", 0.2, above="above"), Null("X", 0.5, above="above"), Null("Y", 0.9, above="above"), None)
+    ]
+    for place, result in enumerate(made):
+        result.cell["subjects"][0]["name"] = f"sae-{place}"
+    for order in (made, made[::-1]):
+        given = {verdict.name: verdict for verdict in verdicts_on(order)}
+        assert {name: (verdict.claim, verdict.null["name"]) for name, verdict in given.items()} == {
+            "sae-0": ("above", "X"), "sae-1": ("", "X"), "sae-2": ("", "Y"),
+        }  # fmt: skip
+
+
+def test_a_number_at_its_null_is_on_no_side():
+    documents = np.repeat([-1.0, 1.0], DOCUMENTS // 2)
+    (verdict,) = verdicts_on(results([{"v": documents}], null=replace(BOTH, p=0.001)))
+    assert verdict.value == 0
+    assert not verdict.claimed
+
+
+@pytest.mark.parametrize("wrong", [{"p": float("nan")}, {"p": 2.0}, {"value": float("inf")}])
+def test_a_null_without_a_probability_or_a_number_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"Null 'noise': 'value' is .*, 'p' is .*; p is from 0 to 1, or None"):
+        replace(BOTH, **wrong)

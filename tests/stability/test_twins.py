@@ -12,8 +12,9 @@ import torch
 from given_features import SMALL, Given, column, value
 from saeval import SaevalError
 from saeval.cli import main
-from saeval.results.leaderboard import from_results
+from saeval.results.leaderboard import boards, from_results
 from saeval.testing import TinyModel, evaluate_tiny, tiny_tokens
+from saeval.testing.claims import every
 from saeval_controls.untrained import Random
 from saeval_stability.pages import pages
 
@@ -211,3 +212,31 @@ def test_pages_show_the_twin_and_what_is_left():
     line = next(line for line in text.splitlines() if line.startswith("| pearson_matched |"))
     assert f"| {twin:.4g} | {own - twin:.4g} [" in line
     assert "each SAE replaced by its control 'random', each drawn independently" in text
+
+
+def test_a_group_is_compared_with_its_own_twin_alone(tmp_path):
+    def run(name, first, controls, seeds):
+        saes = seeded([Given.random(first + i) for i in range(4)], seeds)
+        named = {f"{name}-{place}": sae for place, sae in enumerate(saes.values())}
+        evaluate_tiny(
+            [{"functional_stability": {**SMALL, "over": "g", "controls": controls}}], saes=named, groups={"g": ["*"]},
+            key=name, name=name, out=tmp_path,
+        )  # fmt: skip
+        return tmp_path / name
+
+    first, second = run("first", 0, ["random"], range(4)), run("second", 10, ["random"], range(4))
+    without = run("without", 20, [], range(4))
+    name = "functional_stability.pearson_matched"
+
+    def leads(*folders):
+        (board,) = boards(folders)
+        return {r.keys: r.entries[f"{name} vs random"] for r in board.rows if r.kind == "group"}
+
+    alone = {keys: entry.value for folder in (first, second) for keys, entry in leads(folder).items()}
+    assert {keys: entry.value for keys, entry in leads(first, second).items()} == alone
+    for folders in ((first, without), (without, first)):
+        values = leads(*folders)
+        lacking = [entry for keys, entry in values.items() if keys not in alone]
+        assert [entry.value for entry in lacking] == [None]
+        assert "no control 'random'" in lacking[0].reason
+        assert every(entry.value == alone[keys] for keys, entry in values.items() if keys in alone)
