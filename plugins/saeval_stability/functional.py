@@ -78,20 +78,20 @@ class FunctionalStability(Metric):
         pearson_matched, jaccard_matched: features of different seeds fire together more than those of untrained SAEs;
             null: the twin `random(GROUP)`, paired by seed; needs: 20 documents, 4 SAEs, 4 seeds; not: that features
             are the same, or agreement beyond that of untrained SAEs of another architecture than the control's.
-        *_matched_excess, *_matched_over_smaller_excess: none, since untrained SAEs exceed this floor too; null: floor,
-            a shift of documents; needs: 20 documents, 2 SAEs, 2 seeds; not: agreement because of training.
+        *_matched_excess, *_matched_over_smaller_excess: a description of these SAEs; null: none, since untrained SAEs
+            exceed this floor too; needs: 20 documents, 2 SAEs, 2 seeds; not: agreement because of training.
         *_matched_over_smaller, *_share_above_*, *_found_in_all, index_agreement: a description of these SAEs; null:
-            the twin and the table `floors`, without a test; needs: 20 documents, 2 SAEs, 2 seeds; not: agreement
-            because of training, or anything about SAEs of other recipes.
-        *_max_*, *_collisions_*: how far best matches count features repeatedly; null: floor, in the table `floors`;
-            needs: 20 documents, 2 SAEs, 2 seeds; not: agreement, which needs one-to-one matches.
+            none is tested; compare the twin and the table `floors`; needs: 20 documents, 2 SAEs, 2 seeds; not:
+            agreement because of training, or anything about SAEs of other recipes.
+        *_max_*, *_collisions_*: how far best matches count features repeatedly; null: none is tested; compare the table
+            `floors`; needs: 20 documents, 2 SAEs, 2 seeds; not: agreement, which needs one-to-one matches.
         *_floor: nothing on its own; null: none; needs: 2 documents, 2 SAEs; not: a comparison of floors on different
             numbers of tokens.
 
     Source: Bricken et al. 2023 (correlation of activations), Paulo and Belrose 2025 (Hungarian matching).
     """
 
-    name, version, subject = "functional_stability", 2, "group"
+    name, version, subject = "functional_stability", 3, "group"
     headline = ("pearson_matched", "pearson_matched_floor", "jaccard_matched", "jaccard_matched_floor")
 
     def __init__(

@@ -37,8 +37,6 @@ INTERVAL_FROM = 4
 FLOORED = ("_matched", "_matched_over_smaller")
 """Endings of the measures whose floor is a separate value; the table `floors` has the floors of all measures."""
 
-_SAME = {True: "same", False: "different", None: "unknown"}
-
 Numbers = dict[str, float]
 Statistic = Callable[[Sequence[int]], float]
 
@@ -102,6 +100,11 @@ class Group:
 
     def _share(self, a: int, b: int) -> bool:
         return self.seeds[a] is not None and self.seeds[a] == self.seeds[b]
+
+    def _relation(self, pair: Pair) -> str:
+        if None in (self.seeds[pair.a], self.seeds[pair.b]):
+            return "unknown"
+        return "same" if self._share(pair.a, pair.b) else "different"
 
     @cached_property
     def _no_error(self) -> str:
@@ -213,8 +216,7 @@ class Group:
                 proof = matching.certificate
                 sizes = p.sizes.get(view, (len(proof.u), len(proof.v)))
                 numbers = [p.numbers.get(f"{view}_{name}", value) for name, value in measures(matching).items()]
-                same = self._share(p.a, p.b) if None not in (self.seeds[p.a], self.seeds[p.b]) else None
-                rows.append([self.names[p.a], self.names[p.b], view, *sizes, *numbers, proof.gap, _SAME[same]])
+                rows.append([self.names[p.a], self.names[p.b], view, *sizes, *numbers, proof.gap, self._relation(p)])
         return Table(["a", "b", "view", "n_a", "n_b", *MEASURES, "gap", "seeds"], rows)
 
     def _floors(self) -> Table:
@@ -231,18 +233,25 @@ class Group:
         return Table(columns, rows)
 
     def _kinds(self) -> Table:
-        """All numbers within each kind and across each two kinds; floors are means over the same pairs."""
+        """All numbers within each kind and across each two kinds; floors are means over the same pairs.
+
+        Pairs of one seed have rows of their own.
+        """
         rows = []
-        labels = list(dict.fromkeys(self.kinds))
-        for kind_a, kind_b in itertools.combinations_with_replacement(labels, 2):
-            pairs = [p for p in self.pairs if sorted((self.kinds[p.a], self.kinds[p.b])) == sorted((kind_a, kind_b))]
+        labels = itertools.combinations_with_replacement(dict.fromkeys(self.kinds), 2)
+        for (kind_a, kind_b), seeds in itertools.product(labels, ("different", "unknown", "same")):
+            kinds = sorted((kind_a, kind_b))
+            pairs = [
+                p for p in self.pairs
+                if self._relation(p) == seeds and sorted((self.kinds[p.a], self.kinds[p.b])) == kinds
+            ]  # fmt: skip
             for name in pairs[0].numbers if pairs else ():
                 values = [p.numbers[name] for p in pairs]
                 floors = [floor for p in pairs if (floor := p.floor(name)) is not None]
                 floor = float(np.mean(floors)) if floors else None
                 spread = [float(np.mean(values)), min(values), max(values)]
-                rows.append([kind_a, kind_b, len(pairs), name, *spread, floor])
-        return Table(["kind_a", "kind_b", "pairs", "value", "mean", "lowest", "highest", "floor"], rows)
+                rows.append([kind_a, kind_b, seeds, len(pairs), name, *spread, floor])
+        return Table(["kind_a", "kind_b", "seeds", "pairs", "value", "mean", "lowest", "highest", "floor"], rows)
 
 
 def group_values(views: Sequence[str], main: Sequence[str], floors: bool) -> list[str]:

@@ -75,7 +75,11 @@ def _names(result: Result) -> list[str]:
 def histograms(result: Result, twins: Sequence[Result] = ()) -> Figure:
     """Histograms of matched similarities, of one draw from a null and of twins: a row per pair, a column per view."""
     views, pairs, names = _views(result), _pairs(result)[:_PANELS], _names(result)
-    fig = figure(4.0 * len(views) + 0.4, 1.7 * len(pairs) + 0.8)
+    width = 4.0 * len(views) + 0.4
+    fig = figure(width, 1.9 * len(pairs) + 1.1 + 0.15 * len(twins))
+    shown = {"the SAEs of the group (dotted: their Σ / max(n))": "C0"}
+    shown |= {_replaced(result, twin): f"C{index}" for index, twin in enumerate(twins, 1)}
+    matched = [_matched(group) for group in (result, *twins)]
     axes = fig.subplots(len(pairs), len(views), sharex="col", squeeze=False)
     for row, (a, b) in zip(axes, pairs, strict=True):
         for panel, view in zip(row, views, strict=True):
@@ -85,24 +89,46 @@ def histograms(result: Result, twins: Sequence[Result] = ()) -> Figure:
             low = min(0.0, float(np.concatenate([cosines, chance]).min(initial=0.0)))
             bins = np.linspace(low, 1, 61)
             if len(chance):
-                panel.hist(chance, bins, color="0.75", label=f"chance, mean {chance.mean():.2f}")
-            panel.hist(cosines, bins, histtype="step", color="C0", linewidth=1.4, label=f"mean {cosines.mean():.2f}")
-            panel.axvline(cosines.mean(), color="C0", linewidth=1, linestyle=":")
+                panel.hist(chance, bins, color="0.75")
+                shown[f"chance: one draw of the null model {_nulls(result)}"] = "0.75"
+            panel.hist(cosines, bins, histtype="step", color="C0", linewidth=1.4)
+            panel.axvline(matched[0][a, b, view], color="C0", linewidth=1, linestyle=":")
             for index, twin in enumerate(twins, 1):
                 drawn = twin.arrays.get(f"value/{view}_cosines_{a}_{b}", np.zeros(0))
-                drawn = drawn[~np.isnan(drawn)]
-                if len(drawn):
-                    label = f"{twin.cell['twin']['control']}, mean {drawn.mean():.2f}"
-                    panel.hist(drawn, bins, histtype="step", color=f"C{index}", linewidth=1.2, label=label)
-            panel.set_title(wrap_title(f"{view}: {names[a]} – {names[b]}", 3.5, 8), fontsize=8)
-            panel.set_ylim(top=1.35 * panel.get_ylim()[1])  # room for the legend above the bars
-            panel.legend(fontsize=6, loc="upper left")
+                panel.hist(drawn[~np.isnan(drawn)], bins, histtype="step", color=f"C{index}", linewidth=1.2)
+            means = ", twin ".join(f"{of[a, b, view]:.3f}" for of in matched if (a, b, view) in of)
+            title = wrap_title(f"{view}: {names[a]} – {names[b]}", 3.5, 8)
+            panel.set_title(f"{title}\nΣ / max(n): {means}", fontsize=8)
             panel.tick_params(labelsize=7)
     for panel, view in zip(axes[-1], views, strict=True):
         panel.set_xlabel(f"{_similarity(view)} of matched features", fontsize=8)
     fig.supylabel("features", fontsize=9)
+    handles = [axes[0, 0].plot([], [], color=colour, linewidth=3)[0] for colour in shown.values()]
+    fig.legend(handles, [wrap_title(text, width - 1, 7) for text in shown], fontsize=7, loc="outside lower center")
     set_title(fig, _title(result, "matched one-to-one"))
     return fig
+
+
+def _replaced(result: Result, twin: Result) -> str:
+    """The description of a twin, with the name of the null hypothesis that it stands for."""
+    control, group = twin.cell["twin"]["control"], twin.cell["over"]
+    nulls = {r["null"].get("control"): r["null"]["name"] for r in result.values.values() if r.get("null")}
+    meaning = f", {nulls[control]}" if control in nulls else ""
+    return f"{group}: the twin, with each SAE replaced by its control '{control}'{meaning}"
+
+
+def _nulls(result: Result) -> str:
+    """The null models of the floors, by the names of their columns."""
+    columns = result.values["floors"]["columns"][4:-1]
+    return " or ".join(f"'{column}'" for column in columns if not column.endswith("_sd"))
+
+
+def _matched(result: Result) -> dict[tuple[int, int, str], float]:
+    """Σ / max(n) of each pair, by its members' indices and the view."""
+    names = [row[0] for row in result.values["members"]["rows"]]
+    columns, rows = (result.values["pairs"][part] for part in ("columns", "rows"))
+    matched = columns.index("matched")
+    return {(names.index(row[0]), names.index(row[1]), row[2]): row[matched] for row in rows}
 
 
 def scatter(result: Result) -> Figure:
@@ -139,12 +165,9 @@ def heat_maps(result: Result, twins: Sequence[Result] = ()) -> Figure:
     fig = figure((side + 0.6) * len(views), (side + 0.2) * len(groups) + 0.4)
     axes = fig.subplots(len(groups), len(views), squeeze=False)
     for (group, view), panel in zip(itertools.product(groups, views), axes.ravel(), strict=True):
-        columns, rows = (group.values["pairs"][part] for part in ("columns", "rows"))
-        matched = {(row[0], row[1], row[2]): row[columns.index("matched")] for row in rows}
-        names = [s["name"] for s in group.cell["subjects"]]
-        grid = np.eye(n)
+        matched, grid = _matched(group), np.eye(n)
         for a, b in _pairs(result):
-            grid[a, b] = grid[b, a] = matched.get((names[a], names[b], view), np.nan)
+            grid[a, b] = grid[b, a] = matched.get((a, b, view), np.nan)
         panel.imshow(grid, vmin=min(0.0, float(np.nanmin(grid))), vmax=1, cmap="viridis")
         for i in range(n):
             for j in range(n):
@@ -153,8 +176,9 @@ def heat_maps(result: Result, twins: Sequence[Result] = ()) -> Figure:
                     panel.text(j, i, f"{grid[i, j]:.2f}", ha="center", va="center", fontsize=7, color=colour)
         panel.set_xticks(range(n), labels, rotation=45, ha="right", fontsize=7)
         panel.set_yticks(range(n), labels, fontsize=7)
-        of = f" of {group.cell['twin']['control']}" if "twin" in group.cell else ""
-        panel.set_title(wrap_title(f"{view}{of}: Σ {_similarity(view)} / max(n)", side, 9), fontsize=9)
+        panel.set_title(
+            wrap_title(f"{view} of {group.cell['over']}: Σ {_similarity(view)} / max(n)", side, 9), fontsize=9
+        )
     set_title(fig, _title(result, "matched one-to-one"))
     return fig
 
@@ -235,10 +259,14 @@ def _members(result: Result, results: Sequence[Result]) -> str:
 
 
 def _floor(result: Result, name: str) -> float | None:
-    """Mean over pairs of the larger null; None if a null is missing for some pair."""
+    """Mean over independent pairs of the larger null; None if a null is missing for some pair."""
     columns, rows = (result.values["floors"][part] for part in ("columns", "rows"))
     nulls = [i + 4 for i, column in enumerate(columns[4:-1]) if not column.endswith("_sd")]
-    means = [[row[i] for i in nulls] for row in rows if row[2] == name]
+    pairs = result.values["pairs"]["rows"]
+    dependent = {tuple(row[:2]) for row in pairs if row[-1] == "same"}
+    if len(dependent) == len({tuple(row[:2]) for row in pairs}):
+        dependent = set()  # no pair is independent, so means are over all pairs
+    means = [[row[i] for i in nulls] for row in rows if row[2] == name and tuple(row[:2]) not in dependent]
     complete = means and nulls and all(value is not None for pair in means for value in pair)
     return float(np.mean([max(pair) for pair in means])) if complete else None
 

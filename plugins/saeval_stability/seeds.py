@@ -60,10 +60,12 @@ class SeedStability(Metric):
 
     Values are means over the pairs of different seeds, with a jackknife 95% interval that leaves out one seed at a time
     (t with seeds − 1 degrees of freedom), which includes the error of the floor: each pair has its own draws. Without
-    four seeds, or if a seed is unknown, there is no error and no test. The twin `random(GROUP)`, the same group with
-    untrained SAEs, has the same values; `decoder_matched vs random` is the difference, paired by seed. `kinds` maps a
-    label to patterns of names, for a table within and across kinds. Undefined if an SAE has no encoder or decoder
-    weights or no alive feature. Source: Sharkey et al. 2022 (max-cosine), Paulo and Belrose 2025 (Hungarian matching).
+    four seeds, or if a seed is unknown, there is no error and no test. The test is conservative: with four seeds, it is
+    false in 5% of cases if all variation is between seeds, and in 1% if it is between pairs. The twin `random(GROUP)`,
+    the same group with untrained SAEs, has the same values; `decoder_matched vs random` is the difference, paired by
+    seed. `kinds` maps a label to patterns of names, for a table within and across kinds, where pairs of one seed have
+    rows of their own. Undefined if an SAE has no encoder or decoder weights or no alive feature. Source: Sharkey et al.
+    2022 (max-cosine), Paulo and Belrose 2025 (Hungarian matching).
 
     Values:
         decoder_matched, encoder_matched: Σ of the matched cosines / max(n_A, n_B), a mean over pairs; cosine;
@@ -105,25 +107,31 @@ class SeedStability(Metric):
             above; as above; no better direction.
 
     Claims:
-        decoder_matched, encoder_matched, *_abs_matched: SAEs of different seeds have more similar directions than
-            untrained SAEs; null: the twin `random(GROUP)`, paired by seed; needs: 10 firings of each counted feature,
-            4 SAEs, 4 seeds; not: that features are the same, since a direction that all features share suffices.
-        *_matched_excess, *_matched_over_smaller_excess: SAEs of different seeds have more similar directions than their
+        decoder_matched, encoder_matched: SAEs of different seeds have more similar directions than untrained SAEs;
+            null: the twin `random(GROUP)`, paired by seed; needs: 10 firings of each counted feature, 4 SAEs, 4 seeds;
+            not: that features are the same, since a direction that all features share suffices.
+        decoder_matched_excess, encoder_matched_excess: SAEs of different seeds have more similar directions than their
             means and covariances bring about; null: floor, excess 0; needs: 10 firings of each counted feature, 4 SAEs,
             4 seeds; not: how many features are the same, or that the agreement is large.
-        *_matched_over_smaller, *_share_above_*, *_found_in_all, shared: a description of these SAEs; null: floor, in
-            the table `floors`, and the twin, without a test; needs: 10 firings of each counted feature, 2 SAEs, 2
-            seeds; not: agreement beyond that of untrained SAEs, or anything about SAEs of other recipes.
-        *_max_*, *_collisions_*: how far best matches count features repeatedly; null: floor, in the table `floors`;
-            needs: 10 firings of each counted feature, 2 SAEs, 2 seeds; not: agreement, which needs one-to-one matches.
-        index_agreement: encoder and decoder match the same features; null: floor, in the table `floors`; needs: 10
-            firings of each counted feature, 2 SAEs, 2 seeds; not: a comparison with the twin, whose encoders are its
-            transposed decoders, so that it is 1 by construction.
+        *_abs_matched, *_abs_matched_excess: a description of these SAEs; with `modes: [abs]`, the claims of the signed
+            values; null: none; with `modes: [abs]`, those of the signed values; needs: 10 firings of each counted
+            feature, 2 SAEs, 2 seeds, for a test 4 SAEs, 4 seeds; not: agreement beyond that of untrained SAEs unless it
+            was tested.
+        *_matched_over_smaller, *_matched_over_smaller_excess, *_share_above_*, *_found_in_all, shared: a description of
+            these SAEs; null: none is tested; compare the twin and the table `floors`; needs: 10 firings of each counted
+            feature, 2 SAEs, 2 seeds; not: agreement beyond that of untrained SAEs, or anything about SAEs of other
+            recipes.
+        *_max_*, *_collisions_*: how far best matches count features repeatedly; null: none is tested; compare the table
+            `floors`; needs: 10 firings of each counted feature, 2 SAEs, 2 seeds; not: agreement, which needs one-to-one
+            matches.
+        index_agreement: encoder and decoder match the same features; null: none is tested; compare the table `floors`;
+            needs: 10 firings of each counted feature, 2 SAEs, 2 seeds; not: a comparison with the twin, whose encoders
+            are its transposed decoders, so that it is 1 by construction.
         *_floor: nothing on its own; null: none; needs: 2 SAEs; not: a comparison of floors at different numbers of
             features.
     """
 
-    name, version, subject = "seed_stability", 2, "group"
+    name, version, subject = "seed_stability", 3, "group"
 
     def __init__(
         self, alive_firings: Count = 10, alive_tokens: Some = 1_000_000, draws: Draws = 20, seed: int = 0,

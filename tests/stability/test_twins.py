@@ -11,14 +11,19 @@ import torch
 
 from given_features import SMALL, Given, column, value
 from saeval import SaevalError
+from saeval.base.names import names_matching_any
 from saeval.cli import main
+from saeval.interfaces.documentation import documented_claims
 from saeval.results.leaderboard import boards, from_results
 from saeval.testing import TinyModel, evaluate_tiny, tiny_tokens
-from saeval.testing.claims import every
+from saeval.testing.claims import every, some
 from saeval_controls.untrained import Random
-from saeval_stability.pages import pages
+from saeval_stability.functional import FunctionalStability
+from saeval_stability.pages import histograms, pages, tables
+from saeval_stability.seeds import SeedStability
 
 BOTH = ["seed_stability", "functional_stability"]
+METRICS = {metric.name: metric for metric in (SeedStability, FunctionalStability)}
 MATCHED = ["seed_stability.decoder_matched", "functional_stability.pearson_matched"]
 
 
@@ -128,7 +133,9 @@ def test_against_names_the_control_of_a_twin():
 def test_pairs_of_one_seed_are_listed_apart_and_left_out_of_means_and_errors():
     base = [Given.random(seed, bias=0.0) for seed in range(4)]
     saes = [copy for sae in base for copy in noisy_copies(sae, 0.01, 2)]
-    result = evaluated(seeded(saes, [0, 0, 1, 1, 2, 2, 3, 3]), ["seed_stability"])[0]
+    kinds = {"even": ["sae-0", "sae-2", "sae-4", "sae-6"], "odd": ["sae-1", "sae-3", "sae-5", "sae-7"]}
+    options = {"seed_stability": {"kinds": kinds, "controls": []}}
+    result = evaluated(seeded(saes, [0, 0, 1, 1, 2, 2, 3, 3]), ["seed_stability"], **options)[0]
     matched, seeds = (column(result, "pairs", name, view="decoder") for name in ("matched", "seeds"))
     assert (seeds.count("same"), seeds.count("different")) == (4, 24)
     different = [m for m, seed in zip(matched, seeds, strict=True) if seed == "different"]
@@ -143,6 +150,16 @@ def test_pairs_of_one_seed_are_listed_apart_and_left_out_of_means_and_errors():
     assert record["stderr"] == pytest.approx(np.sqrt(3 / 4 * np.square(without - np.mean(without)).sum()))
     assert record["seeds"] == ["0", "1", "2", "3"]
     assert "means are over 24 pairs of different seeds, without 4 of one seed" in " ".join(result.notes)
+    across = {"value": "decoder_matched", "kind_a": "even", "kind_b": "odd"}
+    for relation in ("different", "same"):
+        expected = [
+            m for m, seed, (a, b) in zip(matched, seeds, pairs, strict=True) if seed == relation and (a + b) % 2
+        ]
+        assert column(result, "kinds", "pairs", **across, seeds=relation) == [len(expected)]
+        assert column(result, "kinds", "mean", **across, seeds=relation) == [pytest.approx(np.mean(expected))]
+    assert column(result, "kinds", "seeds", value="shared", kind_a="odd", kind_b="odd") == ["different"]
+    line = next(line for line in tables(result, [result]).splitlines() if line.startswith("| decoder_matched |"))
+    assert f"| {value(result, 'decoder_matched_floor'):.4g} |" in line
 
 
 @pytest.mark.parametrize(
@@ -203,6 +220,16 @@ metrics: [l0, seed_stability: {{over: seeds}}]
     assert "computed again for random(seeds)" in capsys.readouterr().out
 
 
+def test_a_value_has_a_null_if_its_claim_names_one():
+    saes = seeded([Given.random(0), Given.random(1)])
+    none = {"controls": []}
+    for result in some(evaluated(saes, seed_stability=none, functional_stability=none)):
+        for claim in some(documented_claims(METRICS[result.metric])):
+            values = [n for n in names_matching_any(claim.names, result.values) if "value" in result.values[n]]
+            tested = {name for name in values if "null" in result.values[name]}
+            assert tested == (set() if claim.null.startswith("none") else set(values)), claim.names
+
+
 def test_pages_show_the_twin_and_what_is_left():
     results = evaluated(seeded(noisy_copies(Given.random(0), 0.02, 4)), ["functional_stability"])
     files = pages(list(results))
@@ -212,6 +239,15 @@ def test_pages_show_the_twin_and_what_is_left():
     line = next(line for line in text.splitlines() if line.startswith("| pearson_matched |"))
     assert f"| {twin:.4g} | {own - twin:.4g} [" in line
     assert "each SAE replaced by its control 'random', each drawn independently" in text
+    drawn = histograms(results[0], results[1:])
+    assert [words.get_text() for words in drawn.legends[0].get_texts()] == [
+        "the SAEs of the group (dotted: their Σ / max(n))",
+        "random(g): the twin, with each SAE replaced by its control 'random', untrained SAEs",
+        "chance: one draw of the null model 'shifted'",
+    ]
+    assert every(panel.get_legend() is None for panel in drawn.axes)  # it would cover the bars
+    first = [column(result, "pairs", "matched", view="pearson")[0] for result in results]
+    assert drawn.axes[0].get_title().endswith(f"Σ / max(n): {first[0]:.3f}, twin {first[1]:.3f}")
 
 
 def test_a_group_is_compared_with_its_own_twin_alone(tmp_path):
