@@ -150,7 +150,10 @@ class Group:
             shares = self._found_in_all(view)
             spread = f"members range from {_range(shares(members))}"
             name = f"{view}_found_in_all"
-            values[name] = self._estimate(name, _mean_of(shares), "higher", spread)
+            reason = f"{spread}; leaving out an SAE can only raise it, so it has no error over seeds"
+            values[name] = Scalar(
+                float(np.mean(shares(members))), unit=unit_of(name), better="higher", reason=reason, comparable="hook"
+            )
             for pair in self.pairs:
                 values |= _arrays(view, pair, numbers, self.widths)
         counts = [[len(numbers[i]) for numbers in self.features.values()] for i in members]
@@ -204,9 +207,11 @@ class Group:
             return Scalar(value, unit=unit, better=better, reason=reason, comparable="hook", null=null)
         seeds = sorted(set(self.seeds), key=str)
         without = np.array([statistic([i for i in members if self.seeds[i] != seed]) for seed in seeds])
+        estimate = Estimate(value, without, np.ones(len(seeds)))
+        share = unit.startswith("share") and not name.endswith("_excess")
         return Scalar(
-            Estimate(value, without, np.ones(len(seeds))), unit=unit, better=better, n=len(self.independent),
-            seeds=list(map(str, seeds)), comparable="hook", null=null,
+            estimate, unit=unit, better=better, n=len(self.independent), seeds=list(map(str, seeds)),
+            comparable="hook", null=null, proportion=share, ci95=estimate.ci95 if share else None,
         )  # fmt: skip
 
     def _pairs(self) -> Table:
@@ -259,10 +264,6 @@ def group_values(views: Sequence[str], main: Sequence[str], floors: bool) -> lis
     names = [f"{view}_{measure}" for view in views for measure in MEASURES]
     names += [f"{view}{end}{of}" for view in views for end in FLOORED for of in ("_floor", "_excess")] if floors else []
     return [*names, *(f"{view}_found_in_all" for view in main)]
-
-
-def _mean_of(shares: Callable[[Sequence[int]], list[float]]) -> Statistic:
-    return lambda members: float(np.mean(shares(members)))
 
 
 def _range(values: Sequence[float]) -> str:
