@@ -34,11 +34,11 @@ def totals_of(attributions, stamp, fires=None, tokens=100):
 def explained_of(attributions, effects, names, documents, members, keep=slice(None)):
     ids = np.arange(len(documents))[keep]
     stamp = Stamp(ids, documents[keep], int(documents.max()) + 1)
-    in_b = torch.from_numpy(in_fold_b(ids))[:, None]
+    in_b = torch.from_numpy(in_fold_b(stamp.clusters))[:, None]
     made = Mean.of(torch.from_numpy(effects[keep])[:, None], in_b).stamp(stamp)
     rewards = {side: np.full(len(ids), reward) for side, reward in (("chosen", 1.0), ("rejected", 0.0))}
     d_sae = attributions.shape[1]
-    ranking = Ranking(np.arange(d_sae), np.arange(d_sae), np.arange(d_sae), *np.zeros((2, d_sae), bool), members)
+    ranking = Ranking(np.arange(d_sae), np.arange(d_sae), np.arange(d_sae), *np.zeros((2, d_sae), bool), members, {1: 0})
     index = {name: i for i, name in enumerate(names)}
     return Explained(totals_of(attributions[keep], stamp), ranking, PerPair.of(**rewards).stamp(stamp), index, made)
 
