@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -113,7 +114,8 @@ class Explained:
         }
         drawn = self._drawn(k, random)
         if random and not drawn:
-            reason = f"fewer than {len(sets[f'kept {k}'])} features without flags are not at the top of the ranking"
+            few = f"fewer than {k} features without flags are not at the top of the ranking"
+            reason = few if len(sets[f"kept {k}"]) else "every feature that fires has a flag"
             names = ("attributed_random", "attributed_random_max", "ablated_random", "ablated_random_max")
             missing = {f"{name}_{k}": Scalar.undefined(reason, unit=REWARD) for name in [*names, "ablated_excess_kept"]}
             return values | missing | {f"unmatched_{k}": Scalar.undefined(reason, unit="features")}
@@ -166,17 +168,20 @@ class Explained:
 
         order = _joint(rank_correlation, x, y)
         p = max(above_p(order), permuted_p(rank_correlation, *numbers))
-        values: dict[str, Value] = {"rank_correlation": scalar(order, p, 0.0, "order", unit="correlation")}
+        transformed = order.apply(np.arctanh).ci95  # Fisher's; none if the correlation is 1
+        inside = (math.tanh(transformed[0]), math.tanh(transformed[1])) if transformed else None
+        correlation = scalar(order, p, 0.0, "order", unit="correlation", ci95=inside)
         signs, resampled = _joint(sign_agreement, x, y), bootstrapped(sign_agreement, x, y)
         ends = signs.proportion_ci95
         options: dict[str, Any] = {"reason": "fewer than two documents"}
         if ends is not None and len(resampled):
             low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
-            options = {"stderr": float(resampled.std(ddof=1)), "support": signs.support}
+            support = dataclasses.replace(signs.support, largest_share=0.0)  # no document is left out
+            options = {"stderr": float(resampled.std(ddof=1)), "support": support}
             options["ci95"] = min(low, ends[0]), max(high, ends[1])
         p = max(rank_p(-0.5, -resampled), permuted_p(sign_agreement, *numbers))
         agreement = scalar(signs.value, p, 0.5, "signs", unit="share of features", proportion=True, **options)
-        return {"sign_agreement": agreement, **values}
+        return {"sign_agreement": agreement, "rank_correlation": correlation}
 
     def curves(self, most: int, groups: tuple[int, ...], random: int) -> dict[str, Value]:
         """Margin explained by number of features: by attribution, by ablation, by random groups; and by length."""

@@ -20,6 +20,8 @@ OUTLIER, MOSTLY = 6.0, 0.5
 """Outliers: dimensions with a root mean square above 6 medians, features with over half of ‖d_j‖² in these."""
 MATCHED = 2.0
 """Largest factor between the density of a feature and the median of its matches."""
+NEAREST = 20
+"""Number of similar features from which a match is drawn."""
 _MATCHED = 3
 """Key of the draws."""
 
@@ -105,18 +107,19 @@ def matched(
     group: Int[np.ndarray, "k"], free: Bool[np.ndarray, "d_sae"], traits: Float[np.ndarray, "d_sae traits"], draws: int,
     seed: int,
 ) -> Int[np.ndarray, "draws k"]:  # fmt: skip
-    """Random groups: for each feature of a group, one of the `draws` free features with the most similar traits.
+    """Random groups: for each feature of a group, one of the 20 free features with the most similar traits.
 
-    No feature is twice in a draw. The draws for a group of one feature are all different. There are fewer draws than
-    `draws`, perhaps none, if there are not enough free features.
+    No feature is twice in a draw. The draws for a group of one feature are all different, so they are the `draws` most
+    similar ones. There are fewer draws than `draws`, perhaps none, if there are not enough free features.
     """
     candidates = np.flatnonzero(free)
     count = max(0, min(draws, len(candidates) - len(group) + 1))
     drawn = np.zeros((count, len(group)), dtype=np.int64)
     for i, feature in enumerate(group.tolist() if count else []):
         distance = np.square(traits[candidates] - traits[feature]).sum(1)
-        nearest = candidates[np.argsort(distance, kind="stable")[: count + i]]
-        places = np.argsort(hashed(_MATCHED, seed, feature, np.arange(count)), kind="stable")
+        pool = count if len(group) == 1 else min(count, NEAREST)
+        nearest = candidates[np.argsort(distance, kind="stable")[: pool + i]]
+        places = np.argsort(hashed(_MATCHED, seed, feature, np.arange(count)), kind="stable") % pool
         for r, place in enumerate(places):
             drawn[r, i] = nearest[~np.isin(nearest, drawn[r, :i])][place]
     return drawn
