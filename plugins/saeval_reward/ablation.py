@@ -76,7 +76,7 @@ def spliced_reward_on_b(
     batch: Batch,
 ) -> Float[Tensor, "batch"]:
     """Reward with the substitute spliced in for pairs of fold B, and 0 for the others, which are not run."""
-    rows = np.flatnonzero(in_fold_b(batch.sequence_ids)).tolist()
+    rows = np.flatnonzero(in_fold_b(batch.clusters)).tolist()
     rewards = spliced_activations.new_zeros(len(spliced_activations))
     if rows:
         after = reward_of(resume.part(rows)(spliced_activations[rows]), rows)

@@ -39,20 +39,23 @@ class RewardAttribution(Metric):
     A true effect is mean(Δr − Δr_after) with x − Σ_J (f_j − f̄_j) D_j spliced in at t ≥ s, the SAE's error kept:
     mean ablation, or zero ablation for `baseline: zero`. sign_agreement and rank_correlation compare attribution
     with true effect over the `top` features and as many others, the nearest in density and E[f_j]‖d_j‖, whose
-    |effect| exceeds 1e-6 of the rewards' root mean square. Both are computed again without each block of documents.
+    |effect| exceeds 1e-6 of the rewards' root mean square. The error of rank_correlation is from leaving out each block
+    of documents, that of sign_agreement, which has steps, from 1,999 bootstraps of them.
 
-    Features are ranked on fold A of the pairs by |mean of Σ_t a(chosen) − Σ_t a(rejected)|; attributions, effects and
-    rows are means over fold B of chosen − rejected: positive raises the margin. attributed_k = Σ over the top k of
+    Features are ranked on fold A of the documents by |mean of Σ_t a(chosen) − Σ_t a(rejected)|; attributions, effects
+    and rows are means over fold B of chosen − rejected: positive raises the margin. attributed_k = Σ over the top k of
     mean attribution, ablated_k = true effect of the top k: in units of the reward, and as shares of the margin
     (undefined if it is less than two standard errors above 0, or from one document).
-    *_random: mean over `random` groups of features, matched one by one on density and E[f_j]‖d_j‖, and drawn from all
-    that fire but are not relevant. Relevant are the first max(`top`, `groups`) of the ranking, and the first of that
-    without flags. *_random_max: the largest group. ablated_excess = ablated − ablated_random; its p value is the
-    larger of (r + 1)/(n + 1), with r of n random groups at least as large, and that of the t test over documents.
-    *_kept: the top k without outliers and without features that fire on more than
-    `frequent` of the tokens of prompts or completions. *_swapped: the top k when the labels of a random half
-    of the pairs are swapped. Standard errors of attributed values and of agreements are over up to 64 blocks of
-    documents. Sources: Sundararajan et al. 2017; Marks et al. 2024 (effects with the error kept).
+    *_kept: the top k without flags, that is without outliers and without features that fire on more than `frequent`
+    of the tokens of prompts or completions. *_random: mean over `random` groups of features, matched one by one with
+    the kept top k on density and E[f_j]‖d_j‖, and drawn from all that fire, have no flag and are not among the first
+    max(`top`, `groups`) of the ranking, with or without flags. *_random_max: the largest group. unmatched =
+    number of the kept top k whose matches have a median density of more than twice or less than half their own.
+    ablated_excess_kept = ablated_kept − ablated_random; its p value is the larger of (r + 1)/(n + 1), with r of n
+    random groups at least as large, and that of the t test over documents. Flagged features have few equals, so the
+    top k with them is not tested. *_swapped: the top k when the labels of a random half of the pairs are swapped.
+    Standard errors of attributed values and of agreements are over up to 64 blocks of documents.
+    Sources: Sundararajan et al. 2017; Marks et al. 2024 (effects with the error kept).
 
     Values:
         sign_agreement: share of features whose attribution and true effect have the same sign; share of features;
@@ -62,7 +65,9 @@ class RewardAttribution(Metric):
         relative_gap: completeness_gap / mean |m(x) − m(b)|; share of m(x) − m(baseline); ≥ 0; lower is better.
         attributed_share_*, ablated_share_*: attributed_k and ablated_k / the margin; share of margin; −∞ .. ∞; no
             better direction.
-        ablated_excess_*: ablated_k − its mean over random groups; reward; −∞ .. ∞; no better direction.
+        ablated_excess_kept_*: ablated_kept_k − ablated_random_k; reward; −∞ .. ∞; no better direction.
+        unmatched_*: number of features of the kept top k that are not matched in density; features; 0 .. k; no better
+            direction.
         *_random_max_*: the largest value of the random groups; reward; −∞ .. ∞; no better direction.
         attributed_*: Σ over the top k of mean attribution (kept, swapped, random: of those groups); reward; −∞ ..
             ∞; no better direction.
@@ -83,31 +88,34 @@ class RewardAttribution(Metric):
         directions: decoder rows of the top features, an array; norm of weights; −∞ .. ∞; no better direction.
 
     Claims:
-        ablated_excess_*: the reward model's margin depends on the top k features, as a group, more than on
-            matched random groups; null: groups of features that fire but are not relevant, by the rank and by the
-            t test; needs: 20 documents in fold B, 1 SAE, 1 seed, and `random` of 20 for each SAE and size in a
-            table at least; not: that single members matter, that these are the k features that matter most, or
-            that the text they fire on is the cause.
-        sign_agreement, rank_correlation: attributions predict true effects on these pairs; null: chance, by the t
-            test over documents and by attributions assigned to features at random; needs: 20 documents in fold B,
+        ablated_excess_kept_*: the reward model's margin depends on the top k unflagged features, as a group, more than
+            on matched random groups; null: groups of unflagged features that fire but are not at the top of the
+            ranking, by the rank and by the t test; needs: 20 documents in fold B, 1 SAE, 1 seed, and `random` of 20 ×
+            SAEs in the table × (sizes + 2 agreements) at least; not: that single members matter, that these are the k
+            features that matter most, that the text they fire on is the cause, or anything about flagged features; if
+            unmatched_* is above 0, that density plays no part.
+        unmatched_*: how many features the random groups do not match; null: none; needs: 1 SAE; not: anything about the
+            reward.
+        sign_agreement, rank_correlation: attributions predict true effects on these pairs; null: chance, by a test
+            over documents and by attributions assigned to features at random; needs: 20 documents in fold B,
             1 SAE, 1 seed, 10 features at least; not: that an attribution is the size of an effect, or that
             features outside these lists are attributed correctly.
         completeness_gap, relative_gap: the integration is accurate; null: none; needs: 1 document, 1 SAE, 1 seed
             at least; not: that attributions are effects.
         ablated_[0-9]*, ablated_share_*, ablated_kept_*: the part of the margin that is lost without these
-            features; null: none of its own, see ablated_excess_*; needs: 20 documents in fold B, 1 SAE, 1 seed at
+            features; null: none of its own, see ablated_excess_kept_*; needs: 20 documents in fold B, 1 SAE, 1 seed at
             least; not: that they explain the margin better than others do, or that shares of disjoint groups add
             up.
         attributed_*: the part of m(x) − m(baseline) in these rows; null: *_random_* and *_swapped_* beside it,
             untested; needs: 20 documents in fold B, 1 SAE, 1 seed at least; not: that the features cause it.
-        ablated_random_*: the null of ablated_excess_*; null: is one itself; needs: 20 draws at least; not:
+        ablated_random_*: the null of ablated_excess_kept_*; null: is one itself; needs: 20 draws at least; not:
             anything about the SAE.
         margin, length_explained: the margin on fold B, and its part predicted from lengths; null: 0, see
             `reward_margin`; needs: 20 documents in fold B at least; not: a cause, since length goes with other
             properties.
     """
 
-    name, version, data = "reward_attribution", 3, "pair"
+    name, version, data = "reward_attribution", 4, "pair"
 
     def __init__(
         self,
@@ -115,7 +123,7 @@ class RewardAttribution(Metric):
         baseline: str = "mean",
         top: Repeats = 20,
         groups: tuple[int, ...] = (1, 5, 20),
-        random: Repeats = 60,
+        random: Repeats = 100,
         frequent: float = 0.1,
         tolerance: float = 0.05,
         contexts: Repeats = 5,
@@ -134,12 +142,12 @@ class RewardAttribution(Metric):
         sets += ["attributed_swapped"]
         if random:
             sets += [f"{kind}_random{end}" for kind in ("attributed", "ablated") for end in ("", "_max")]
-            sets += ["ablated_excess"]
+            sets += ["ablated_excess_kept", "unmatched"]
         self.value_names = (
             "sign_agreement", "rank_correlation", "completeness_gap", "relative_gap",
             *(f"{name}_{k}" for name in sets for k in groups), "margin", "length_explained",
         )  # fmt: skip
-        excess = [f"ablated_excess_{most}"] if random else []
+        excess = [f"ablated_excess_kept_{most}"] if random else []
         self.headline = ("sign_agreement", "rank_correlation", "relative_gap", f"ablated_{most}", *excess)
 
     def substitutes(
@@ -205,5 +213,5 @@ def effects(
     sides = []
     for after, before in zip(substitute_reward_on_b, clean_reward, strict=True):
         sides.append(torch.stack([before.double() - after[name].double() for name in names], -1))
-    in_b = torch.from_numpy(in_fold_b(batch[0].sequence_ids)).to(sides[0].device)
+    in_b = torch.from_numpy(in_fold_b(batch[0].clusters)).to(sides[0].device)
     return Mean.of((sides[0] - sides[1])[:, None], in_b[:, None])

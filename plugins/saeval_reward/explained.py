@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,13 @@ from jaxtyping import Float
 
 from saeval.plugin import Array, Curve, Estimate, Mean, Null, Scalar, Table, Undefined, Value, formatting
 from saeval_reward.margins import REWARD, margin, share
-from saeval_reward.nulls import above_p, permuted_p, rank_p
+from saeval_reward.nulls import above_p, bootstrapped, permuted_p, rank_p
 from saeval_reward.per_pair import PerPair
 from saeval_reward.ranking import Ranking, duplicate_of
 from saeval_reward.totals import Attributions, in_fold_b
 
 SHARE = "share of margin"
+UNMATCHED = "some of these features are not matched in density"
 NOISE = 1e-6
 """Effects below this share of the rewards' root mean square are numeric noise."""
 ROWS = {name: name for name in ("features", "error", "bias", "baseline")} | {
@@ -33,7 +35,7 @@ class Explained:
     ) -> None:
         self.totals, self.ranking, self.pairs = totals, ranking, pairs
         self._index, self._effects = index, effects
-        self._in_b = in_fold_b(pairs.ids)
+        self._in_b = in_fold_b(pairs.clusters)
         self.margin = pairs.mean(margin(pairs), self._in_b)
         blocks = totals.pairs.shape[1]
         self.block_margin = pairs.ratio(margin(pairs), np.ones(len(pairs)), self._in_b, blocks)
@@ -96,7 +98,7 @@ class Explained:
     def group(self, k: int, random: int) -> dict[str, Value]:
         """The margin that the top k explain by attribution and by ablation, and the same for the control sets."""
         sets, totals = self.ranking.members, self.totals
-        attributed, ablated = totals.on_b(sets[f"top {k}"]), self.effect(f"top {k}")
+        attributed, ablated, kept = totals.on_b(sets[f"top {k}"]), self.effect(f"top {k}"), self.effect(f"kept {k}")
 
         def reward(value: Estimate | float, **options: Any) -> Scalar:
             return Scalar(value, unit=REWARD, comparable="hook", **options)
@@ -107,15 +109,16 @@ class Explained:
             f"ablated_{k}": reward(ablated),
             f"ablated_share_{k}": share(ablated, self.margin, comparable="hook"),
             f"attributed_kept_{k}": reward(totals.on_b(sets[f"kept {k}"])),
-            f"ablated_kept_{k}": reward(self.effect(f"kept {k}")),
+            f"ablated_kept_{k}": reward(kept),
             f"attributed_swapped_{k}": reward(totals.on_b(sets[f"swapped {k}"])),
         }
         drawn = self._drawn(k, random)
         if random and not drawn:
-            reason = f"fewer than {len(sets[f'top {k}'])} features that fire are not among the relevant ones"
+            few = f"fewer than {k} features without flags are not at the top of the ranking"
+            reason = few if len(sets[f"kept {k}"]) else "every feature that fires has a flag"
             names = ("attributed_random", "attributed_random_max", "ablated_random", "ablated_random_max")
-            missing = [*names, "ablated_excess"]
-            return values | {f"{name}_{k}": Scalar.undefined(reason, unit=REWARD) for name in missing}
+            missing = {f"{name}_{k}": Scalar.undefined(reason, unit=REWARD) for name in [*names, "ablated_excess_kept"]}
+            return values | missing | {f"unmatched_{k}": Scalar.undefined(reason, unit="features")}
         if drawn:
             everyone = np.concatenate([sets[name] for name in drawn])
             for kind, effect, mean in (
@@ -125,11 +128,13 @@ class Explained:
                 numbers = np.array([effect(name).value for name in drawn])
                 values[f"{kind}_random_{k}"] = reward(mean)
                 values[f"{kind}_random_max_{k}"] = reward(float(numbers.max()), n=len(drawn))
-            excess = ablated - mean
-            features = f"top {k} features" if k > 1 else "top feature"
-            above = f"more decisive for the margin in its {features} than in"
-            p = max(rank_p(ablated.value, numbers), above_p(excess))
-            values[f"ablated_excess_{k}"] = reward(excess, null=Null("matched random groups", above=above, p=p))
+            excess, unmatched = kept - mean, self.ranking.unmatched[k]
+            features = f"top {k} unflagged features" if k > 1 else "top unflagged feature"
+            above = f"more important to the margin through its {features} than through"
+            p = max(rank_p(kept.value, numbers), above_p(excess))
+            null = Null("random groups", above=above, p=p, qualifier=UNMATCHED if unmatched else None)
+            values[f"ablated_excess_kept_{k}"] = reward(excess, null=null)
+            values[f"unmatched_{k}"] = Scalar(float(unmatched), unit="features", n=k, comparable="hook")
         return values
 
     def _drawn(self, k: int, random: int) -> list[str]:
@@ -155,18 +160,28 @@ class Explained:
             }
         x, y = [self._attributed(name) for name in names], [self._in_blocks(name) for name in names]
         numbers = [np.array([estimate.value for estimate in estimates]) for estimates in (x, y)]
-        values: dict[str, Value] = {}
-        for name, unit, statistic, chance, closer in (
-            ("sign_agreement", "share of features", sign_agreement, 0.5, "signs"),
-            ("rank_correlation", "correlation", rank_correlation, 0.0, "order"),
-        ):
-            estimate = _joint(statistic, x, y)
-            p = max(above_p(estimate, chance), permuted_p(statistic, *numbers))
-            null = Null("chance", chance, above=f"closer in its attributions to the {closer} of true effects than", p=p)
-            values[name] = Scalar(
-                estimate, unit=unit, better="higher", n=len(names), proportion=chance > 0, comparable="hook", null=null
-            )
-        return values
+
+        def scalar(value: Estimate | float, p: float, chance: float, closer: str, **options: Any) -> Scalar:
+            above = f"closer in its attributions to the {closer} of true effects than"
+            null = Null("chance", chance, above=above, p=p)
+            return Scalar(value, better="higher", n=len(names), comparable="hook", null=null, **options)
+
+        order = _joint(rank_correlation, x, y)
+        p = max(above_p(order), permuted_p(rank_correlation, *numbers))
+        transformed = order.apply(np.arctanh).ci95  # Fisher's; none if the correlation is 1
+        inside = (math.tanh(transformed[0]), math.tanh(transformed[1])) if transformed else None
+        correlation = scalar(order, p, 0.0, "order", unit="correlation", ci95=inside)
+        signs, resampled = _joint(sign_agreement, x, y), bootstrapped(sign_agreement, x, y)
+        ends = signs.proportion_ci95
+        options: dict[str, Any] = {"reason": "fewer than two documents"}
+        if ends is not None and len(resampled):
+            low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
+            support = dataclasses.replace(signs.support, largest_share=0.0)  # no document is left out
+            options = {"stderr": float(resampled.std(ddof=1)), "support": support}
+            options["ci95"] = min(low, ends[0]), max(high, ends[1])
+        p = max(rank_p(-0.5, -resampled), permuted_p(sign_agreement, *numbers))
+        agreement = scalar(signs.value, p, 0.5, "signs", unit="share of features", proportion=True, **options)
+        return {"sign_agreement": agreement, "rank_correlation": correlation}
 
     def curves(self, most: int, groups: tuple[int, ...], random: int) -> dict[str, Value]:
         """Margin explained by number of features: by attribution, by ablation, by random groups; and by length."""

@@ -62,8 +62,6 @@ def feature_groups(
 
     Average linkage on 1 − cosine; single features are in no group.
     """
-    if not attribution_totals.pairs.sum(1).all():
-        raise Undefined(f"one of the two folds of {int(attribution_totals.pairs.sum())} pairs is empty; use more pairs")
     on_a = attribution_totals.on_a
     order = np.argsort(-np.abs(on_a), kind="stable")
     chosen = order[(attribution_totals.fires[order] > 0)][:relevant]
@@ -127,13 +125,13 @@ class RewardGroups(Metric):
             documents in fold A, 1 SAE, 1 seed at least; not: that features of a group mean the same, or that they
             are preferred.
         first_ablated_share: the part of the margin that is lost without the first group; null: none of its own,
-            see ablated_excess_* of `reward_attribution`; needs: 20 documents in fold B, 1 SAE, 1 seed at least;
+            see ablated_excess_kept_* of `reward_attribution`; needs: 20 documents in fold B, 1 SAE, 1 seed at least;
             not: that other groups of this size would not do the same.
 
     Source: saeval's own definition.
     """
 
-    name, version, data = "reward_groups", 3, "pair"
+    name, version, data = "reward_groups", 4, "pair"
     value_names = ("n_groups", "grouped", "grouped_random", "grouped_random_max", "first_ablated_share")
     headline = ("n_groups", "grouped", "grouped_random", "first_ablated_share")
 
@@ -215,7 +213,7 @@ class RewardGroups(Metric):
             "warnings": Notes(warnings(margin_rows, reward_unit)),
         }
         first = total[0].value
-        whole = margin_rows.mean(margin(margin_rows), in_fold_b(margin_rows.ids))
+        whole = margin_rows.mean(margin(margin_rows), in_fold_b(margin_rows.clusters))
         none = f"no two of the {n} most relevant features point the same way"
         unit = "share of margin"
         values["first_ablated_share"] = (

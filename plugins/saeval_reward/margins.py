@@ -137,10 +137,11 @@ def warnings(rows: PerPair, reward_unit: str) -> list[str]:
         signed: dict[bool, list[str]] = {True: [], False: []}
         for level, mean, p in zip(levels, means, holm([mean.p_value for mean in means]), strict=True):
             if p is not None and p < 0.05:
-                signed[mean.value > 0].append(f"{level} ({shown(mean)})")
+                share = f"{mean.n} of {len(margins)} pairs"
+                signed[mean.value > 0].append(f"{level} ({shown(mean)}, {share})")
         if signed[True] and signed[False]:
             messages.append(
-                f"subsets of '{name}' disagree in sign, so the pooled margin {shown(pooled)} describes none of them: "
+                f"subsets of '{name}' disagree in sign, so the pooled margin {shown(pooled)} does not describe each: "
                 f"positive in {_shortened(signed[True])}; negative in {_shortened(signed[False])} (5% level, Holm's "
                 f"correction over {len(levels)} levels)"
             )
@@ -163,8 +164,9 @@ class RewardMargin(Metric):
     length_correlation the correlation of Δr with the difference of lengths in tokens: baselines that use only
     length. The reward is the output of a reward model's head. For a causal model it is the log-likelihood of
     the tokens from the first difference of the sides on, in `reward, nats`. `by` has a row per level of each
-    column. If accuracy is near a half or subsets differ in sign, every report shows a warning. `top_texts`
-    has the texts of highest reward. No SAE is involved.
+    column, with the number of documents, 95% intervals (t, and Wilson's for accuracies), and the reason if there are
+    fewer than 20 effective documents. If accuracy is near a half or subsets differ in sign, every report shows a
+    warning. `top_texts` has the texts of highest reward. No SAE is involved.
 
     Values:
         margin: mean Δr; reward; −∞ .. ∞; higher is better.
@@ -193,7 +195,7 @@ class RewardMargin(Metric):
     Source: the accuracy as in RewardBench (Lambert et al. 2024).
     """
 
-    name, version, data, subject = "reward_margin", 2, "pair", "none"
+    name, version, data, subject = "reward_margin", 3, "pair", "none"
     headline = ("margin", "accuracy", "length_accuracy")
     value_names = (
         "margin", "accuracy", "margin_sd", "ties", "reward_chosen", "reward_rejected", "length_accuracy",
@@ -260,10 +262,11 @@ def _by(rows: PerPair, margins: np.ndarray) -> Table:
             at_level = values == level
             mean, accuracy = rows.mean(margins, at_level), rows.mean(right(margins), at_level)
             spread = float(margins[at_level].std(ddof=1)) if at_level.sum() > 1 else None
-            line = [name, str(level), int(at_level.sum()), mean.clusters]
-            lines.append([*line, mean.value, mean.stderr, spread, accuracy.value, accuracy.stderr])
-    names = ["column", "level", "pairs", "documents", "margin", "margin_stderr", "margin_sd"]
-    return Table([*names, "accuracy", "accuracy_stderr"], lines)
+            line = [name, str(level), int(at_level.sum()), mean.clusters, mean.value, *(mean.ci95 or (None, None))]
+            line += [spread, accuracy.value, *(accuracy.proportion_ci95 or (None, None))]
+            lines.append([*line, mean.support.doubt if mean.clusters > 1 else "one document"])
+    names = ["column", "level", "pairs", "documents", "margin", "margin_low", "margin_high", "margin_sd"]
+    return Table([*names, "accuracy", "accuracy_low", "accuracy_high", "unreliable"], lines)
 
 
 V = TypeVar("V", bound=Value)

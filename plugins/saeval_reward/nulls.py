@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from saeval.plugin import Estimate
 
 PERMUTATIONS = 9999
+BOOTSTRAPS = 1999
 
 
 def rank_p(value: float, draws: Float[np.ndarray, "n"]) -> float:
@@ -22,6 +23,24 @@ def above_p(estimate: Estimate, null: float = 0.0) -> float:
     difference = estimate - null
     p = difference.p_value
     return 1.0 if p is None else p / 2 if difference.value > 0 else 1 - p / 2
+
+
+def bootstrapped(
+    statistic: Callable[..., Float[np.ndarray, "n"]], x: Sequence[Estimate], y: Sequence[Estimate]
+) -> Float[np.ndarray, "draws"]:
+    """A statistic of means x and y, in bootstraps of their documents or blocks of these; none from one document.
+
+    It suits statistics with steps, such as a share of signs, which often stay the same without any single document.
+    """
+    sizes, total = x[0].sizes, x[0].sizes.sum()
+    present = np.flatnonzero(sizes)
+    weights = np.random.default_rng(0).multinomial(len(present), np.full(len(present), 1 / len(present)), BOOTSTRAPS).T
+
+    def resampled(means: Sequence[Estimate]) -> Float[np.ndarray, "features draws"]:
+        sums = np.stack([mean.value * total - mean.without * (total - sizes) for mean in means])
+        return np.asarray(sums[:, present] @ weights / (sizes[present] @ weights))
+
+    return statistic(resampled(x), resampled(y)) if len(present) > 1 else np.zeros(0)
 
 
 def permuted_p(

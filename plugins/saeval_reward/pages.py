@@ -15,6 +15,11 @@ from saeval_reward.ranking import DUPLICATE
 
 _METRICS = ("reward_margin", "margin_recovered", "reward_attribution", "reward_groups", "counterfactual_audit")
 
+_BY = (
+    "By every column of the data, with 95% intervals over documents. The last column has the reason if they are "
+    "unreliable, such as fewer than 20 documents."
+)
+
 
 def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     """The files of the report, by name; none for a run without reward metrics."""
@@ -76,11 +81,28 @@ def _table(result: Result, name: str) -> Grid:
 def _scalars(result: Result, names: Sequence[str] | None = None) -> Grid:
     scalars = {n: v for n, v in result.values.items() if "kind" not in v and (names is None or n in names)}
     rows = [
-        [n, v["value"], v["stderr"], v["unit"], *_null(v), "" if v["value"] is not None else v.get("reason", "")]
+        [
+            n,
+            v["value"],
+            v["stderr"],
+            _ends(v),
+            v.get("documents", ""),
+            v["unit"],
+            *_null(v),
+            "" if v["value"] is not None else v.get("reason", ""),
+        ]
         for n, v in scalars.items()
     ]
-    names = ["name", "value", "± (one standard error)", "unit", "null hypothesis", "p", "undefined because"]
-    return Grid(names, rows)
+    names = ["name", "value", "± (one standard error)", "95% interval", "documents", "unit", "null hypothesis", "p"]
+    return Grid([*names, "undefined because"], rows)
+
+
+def _ends(record: Mapping[str, Any]) -> str:
+    """The 95% interval of a scalar; empty if it has none."""
+    if record["value"] is None or not record["ci95"]:
+        return ""
+    low, high = (formatting.number(end, 2) for end in record["ci95"])
+    return f"[{low}, {high}]"
 
 
 def _null(record: Mapping[str, Any]) -> tuple[str, float | str]:
@@ -92,7 +114,7 @@ def _null(record: Mapping[str, Any]) -> tuple[str, float | str]:
 def _margins(result: Result) -> list[Block]:
     blocks: list[Block] = [Heading("Margins"), _scalars(result)]
     if result.values["by"]["rows"]:
-        blocks += [Paragraph("By every column of the data:"), _table(result, "by")]
+        blocks += [Paragraph(_BY), _table(result, "by")]
     return blocks
 
 
@@ -120,7 +142,7 @@ def _agreement(results: Sequence[Result]) -> list[Block]:
     text = (
         "Attributions beside the effects of ablating the same features one by one, over the top features of fold A and "
         "as many others that are similar in density and size. Both are means over fold B. Brackets: 95% intervals over "
-        "documents. p: one-sided, against ½ and 0 over documents and against attributions assigned to features at "
+        "documents; p: one-sided, against ½ and 0 over documents and against attributions assigned to features at "
         "random, whichever is larger; not corrected for several tests. The gap is that of the integration: it "
         "checks the sum of the attributions, not each of them."
     )
@@ -129,10 +151,8 @@ def _agreement(results: Sequence[Result]) -> list[Block]:
 
 
 def _with_interval(record: Mapping[str, Any]) -> str:
-    if record["value"] is None or not record["ci95"]:
-        return _with_error(record)
-    low, high = (formatting.number(end, 2) for end in record["ci95"])
-    return f"{formatting.number(record['value'], 2)} [{low}, {high}]"
+    ends = _ends(record)
+    return f"{formatting.number(record['value'], 2)} {ends}" if ends else _with_error(record)
 
 
 def _comparison(results: Sequence[Result]) -> list[Block]:
@@ -140,8 +160,8 @@ def _comparison(results: Sequence[Result]) -> list[Block]:
         return []
     sizes = sorted({int(n.rsplit("_", 1)[1]) for r in results for n in r.values if re.fullmatch(r"ablated_\d+", n)})
     kinds = [
-        "ablated", "ablated_share", "ablated_random", "ablated_random_max", "ablated_excess", "attributed",
-        "attributed_random_max", "attributed_swapped",
+        "ablated_kept", "ablated_random", "ablated_random_max", "ablated_excess_kept", "unmatched", "ablated",
+        "ablated_share", "attributed_kept", "attributed_random_max", "attributed", "attributed_swapped",
     ]  # fmt: skip
     rows = []
     for result in results:
@@ -152,19 +172,22 @@ def _comparison(results: Sequence[Result]) -> list[Block]:
             shown = {kind: _with_error(record) if record else "–" for kind, record in records.items()}
             if largest := records["ablated_random_max"]:
                 shown["ablated_random_max"] += f" of {largest['n']}"
-            p = _null(records["ablated_excess"] or {})[1]
-            rows.append([_subject(result), k, *list(shown.values())[:5], p, *list(shown.values())[5:]])
+            p = _null(records["ablated_excess_kept"] or {})[1]
+            rows.append([_subject(result), k, *list(shown.values())[:4], p, *list(shown.values())[4:]])
     text = (
         "Mean margin explained on fold B by the top k features of fold A, in units of the reward. Ablated: the "
         "features are set to their values at the baseline from the first difference of the sides on, and the SAE's "
-        "error is kept. Random: groups of as many features that fire but are not relevant, matched on density and "
-        "size. Excess: ablated minus the mean of these groups; p is the larger of the rank among them and the t test "
-        "over documents, not corrected for several tests. Attributed: the sum of the features' attributions; largest: "
-        "of the random groups; swapped: of the top k after swapping labels."
+        "error is kept. Kept: the top k features without flags. Random: groups of as many unflagged features that are "
+        "not at the top of the ranking, matched with the kept ones on density and size. Excess: kept minus the mean of "
+        "these groups; p is the larger of the rank among them and the t test over documents, not corrected for several "
+        "tests. Not matched: the number of kept features whose matches differ in density by more than a factor of 2. "
+        "All: the top k with flagged features, which have few equals and so no random groups. Attributed: the sum of "
+        "the features' attributions; swapped: of the top k after swapping labels."
     )
     names = [
-        "by", "k", "ablated", "ablated, share", "random, mean", "random, largest", "excess", "p", "attributed",
-        "attributed, random, largest", "attributed, swapped labels",
+        "by", "k", "ablated, kept", "random, mean", "random, largest", "excess", "p", "not matched", "ablated, all",
+        "ablated, all, share", "attributed, kept", "attributed, random, largest", "attributed, all",
+        "attributed, swapped labels",
     ]  # fmt: skip
     return [Heading("Margin explained"), Paragraph(text), Grid(names, rows)]
 
@@ -212,7 +235,7 @@ def _attribution(result: Result, plot: str, elsewhere: Mapping[tuple[int, int], 
         Heading(f"Features of {_subject(result)} at {hook}"),
         Paragraph(
             "Attributions, true effects and rows are means over fold B of chosen − rejected: positive raises the "
-            f"margin. Parameters: {json.dumps(dict(result.cell['params']))}."
+            f"margin. {_fold_b(result)} Parameters: {json.dumps(dict(result.cell['params']))}."
         ),
         _scalars(result, names), _table(result, "rows"), Picture(plot, "Margin explained by number of features"),
         Grid(table["columns"], rows),
@@ -222,6 +245,14 @@ def _attribution(result: Result, plot: str, elsewhere: Mapping[tuple[int, int], 
         blocks.append(Paragraph(f"Reported at another layer, as near-duplicates: {listed}."))
     blocks += [Heading("Top activating contexts", 3), *_passages(result, twins)]
     return blocks
+
+
+def _fold_b(result: Result) -> str:
+    """The pairs and documents of fold B as a sentence."""
+    margin = result.values["margin"]
+    documents = formatting.counted(margin.get("documents", 0), "document")
+    effective = f" ({margin['effective_documents']:.3g} effective)" if "effective_documents" in margin else ""
+    return f"Fold B has {formatting.counted(margin['n'], 'pair')} from {documents}{effective}."
 
 
 def _passages(result: Result, omitted: Mapping[int, Any]) -> list[Block]:

@@ -464,7 +464,7 @@ def test_one_pair_is_too_few_for_two_folds():
         saes={"sae": Directions(EYE)},
     )
     assert results[0].status == "undefined"
-    assert results[0].reason == "one of the two folds of 1 pairs is empty; use more pairs"
+    assert results[0].reason == "the documents of all 1 pairs are in one fold; use pairs from more documents"
 
 
 def test_the_plugin_is_found_with_all_that_it_supplies():

@@ -81,6 +81,8 @@ def test_margins_of_recorded_rewards_without_a_model(tmp_path):
         assert line["pairs"] == inside.sum()
         assert line["margin"] == pytest.approx(truth[inside].mean())
         assert line["documents"] == 100
+        assert line["margin_low"] < line["margin"] < line["margin_high"]
+        assert line["unreliable"] == ""
     assert result.values["warnings"]["notes"] == []
 
 
@@ -90,6 +92,7 @@ def test_a_flipped_subset_shows_plainly_and_warns_on_every_board(tmp_path):
     by = {line["level"]: line for line in lines(results[0].values["by"])}
     assert by["b"]["margin"] < -0.5 < 0.5 < by["a"]["margin"]
     assert by["b"]["accuracy"] < 0.3
+    assert 0 <= by["b"]["accuracy_low"] < by["b"]["accuracy"] < by["b"]["accuracy_high"] <= 1
     (note,) = results[0].values["warnings"]["notes"]
     assert note.startswith("subsets of 'subset' disagree in sign, so the pooled margin ")
     assert "negative in b (" in note
