@@ -75,14 +75,14 @@ class Verdict:
 
 
 def verdicts(board: Board) -> list[Verdict]:
-    """Return the verdict on each trained row and group in each column with a null, in the board's order.
+    """Return the verdict on each trained row, group and model in each column with a null, in the board's order.
 
-    The test is the t test of the value's error over documents, or the p value that the metric gave. It is two-sided,
+    The test is the t test of the value's error over documents or seeds, or the p value that the metric gave. It is two-sided,
     or one-sided if the null allows a claim on one side only. Holm's correction is over all tests of a metric, in shown
     and other columns, so a metric makes a false claim on a board with a probability of 5% at most.
     """
     columns = [c for c in board.columns if c.null is not None and (c.null["above"] or c.null["below"])]
-    rows = [row for row in board.rows if row.kind in ("sae", "group") and row.control is None]
+    rows = [row for row in board.rows if row.kind in ("sae", "group", "model") and row.control is None]
     families: dict[str, list[tuple[Row, Column, Entry, float]]] = {}
     for column in columns:
         assert column.null is not None
@@ -151,11 +151,12 @@ def _p_value(entry: Entry, null: Mapping[str, Any]) -> float | None:
     """Return the p value of an entry against a null; None if it cannot be tested."""
     if entry.value is None or entry.p is not None:
         return entry.p if entry.value is not None else None
-    error, support = entry.stderr, entry.support
-    if error is None or support is None or support.effective < LEAST or not math.isfinite(error):
+    error = entry.stderr
+    units = entry.support.effective if entry.support is not None else len(entry.seeds or ())
+    if error is None or units < LEAST or not math.isfinite(error):
         return None
     distance = entry.value - null["value"]
-    p = t_test(distance, error if error > ROUNDING * abs(entry.value) else 0.0, support.effective - 1)
+    p = t_test(distance, error if error > ROUNDING * abs(entry.value) else 0.0, units - 1)
     if p is None or (null["above"] and null["below"]):
         return p
     return p / 2 if (distance > 0) == bool(null["above"]) else 1 - p / 2
