@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections import defaultdict
-from fnmatch import fnmatchcase
 
+from saeval.base.names import names_matching_any
 from saeval.results.comparison import compare
 from saeval.results.leaderboard import from_results
 from saeval.results.verdicts import verdicts
-
-MOST = 0.07
-"""Largest share of runs with a false claim: 5%, and two standard errors of 200 runs at a share of 2.5%."""
+from saeval.testing.claims import some
 
 
 class Tally:
@@ -19,46 +17,38 @@ class Tally:
 
     def __init__(self):
         self.runs, self.claims = defaultdict(int), defaultdict(int)
-        self.nulls = set()
-        """Each column with a null that had a verdict."""
+        self.tested = set()
+        """`metric.value` of each column with a verdict, with `*` for a number."""
 
     def add(self, kind, claimed):
         self.runs[kind] += 1
         self.claims[kind] += bool(claimed)
 
-    def share(self, kind):
-        return self.claims[kind] / self.runs[kind]
+    def shares(self):
+        return {kind: self.claims[kind] / runs for kind, runs in self.runs.items()}
 
     def verdicts(self, results, kinds, layout=None):
-        """Count the verdicts of one board, a run for each kind: a label, and patterns of its columns."""
-        (board,) = from_results(results, "world", layout or {})
-        made = verdicts(board)
-        self.nulls |= {verdict.column.name for verdict in made}
+        """Count a run for each kind, which has patterns of columns: a claim if one of their verdicts is."""
+        (board,) = from_results(list(results), "world", layout or {})
+        made, names = verdicts(board), {result.metric: result.cell["metric"] for result in results}
+        self.tested |= {null_of(names[v.column.metric], v.column.value) for v in made}
         for kind, patterns in kinds.items():
-            own = [v for v in made if any(fnmatchcase(v.column.name, pattern) for pattern in patterns)]
-            if own:
-                self.add(kind, any(verdict.claimed for verdict in own))
+            columns = names_matching_any(patterns, [v.column.name for v in made])
+            self.add(kind, any(v.claimed for v in some(v for v in made if v.column.name in columns)))
         return made
 
     def comparison(self, kind, results, a, b):
+        """Count a run: a claim if a difference of two rows is sure."""
         compared = compare(from_results(results, "world", {}), a, b)
-        assert any(row.p_holm is not None for row in compared)
-        self.add(kind, any(row.sure for row in compared))
+        self.add(kind, any(row.sure for row in some(row for row in compared if row.p_holm is not None)))
 
     def ranks(self, kind, results, column):
-        """Count the rows' intervals of ranks by a column: a claim if one is not 1 to all."""
+        """Count a run: a claim if a row's interval of ranks by a column has not all ranks."""
         (board,) = from_results(results, "world", {"rank_by": column})
         ranked = [row for row in board.rows if row.rank is not None]
-        assert len(ranked) > 1
-        self.add(kind, any((row.rank, row.rank_high) != (1, len(ranked)) for row in ranked))
-
-    def table(self):
-        """Lines of `kind | runs | share`."""
-        return [f"| {kind} | {self.runs[kind]} | {self.share(kind):.3f} |" for kind in self.runs]
+        self.add(kind, any((row.rank, row.rank_high) != (1, len(ranked)) for row in some(ranked)))
 
 
-def wilson_high(claims, runs, z=1.96):
-    """The upper end of the 95% interval of a share."""
-    share = claims / runs
-    centre, reach = share + z * z / 2 / runs, z * math.sqrt(share * (1 - share) / runs + z * z / 4 / runs**2)
-    return (centre + reach) / (1 + z * z / runs)
+def null_of(metric, value):
+    """The name of a value with a null: numbers in it are parameters, and the rest of a name is a control."""
+    return f"{metric}.{re.sub(r'[0-9]+', '*', value.partition(' vs ')[0])}"

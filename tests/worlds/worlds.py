@@ -67,13 +67,15 @@ class Noise:
 FIDELITY = ["ce", "kl", "reconstruction", "l0"]
 
 
-def noise_errors(run, count=5, **options):
-    """SAEs whose errors are isotropic noise, at a hook whose activations are isotropic."""
-    saes = options.pop("saes", None) or {f"sae-{i}": Noise(1000 * run + i) for i in range(count)}
+def noise_errors(run):
+    """Five SAEs whose errors are isotropic noise, at a hook whose activations are isotropic."""
+    return at_signs(run, Signs(), {f"sae-{i}": Noise(1000 * run + i) for i in range(5)})
+
+
+def at_signs(run, model, saes):
     text = [tiny_tokens(rows=24, documents=400, context=7, vocab=256, seed=2 * run + half) for half in (0, 1)]
     metrics = [{"perturbation": {"draws": 2, "seed": run}}, *FIDELITY]
-    return evaluated(f"noise-{run}", text[0], fit=text[1], model=options.pop("model", None) or Signs(), saes=saes,
-                     metrics=metrics, **options)  # fmt: skip
+    return evaluated(f"noise-{run}", text[0], fit=text[1], model=model, saes=saes, metrics=metrics)
 
 
 class Choices(Dataset):
@@ -177,32 +179,36 @@ def preferences(run, flip=True, boost=0.0, metrics=REWARD):
                      batch_size=len(rows))  # fmt: skip
 
 
-class Untrained:
-    """A TopK SAE with random unit directions; the encoder is the transposed decoder, or other directions (`untied`).
+def unit_rows(number, part):
+    """32 random unit vectors of 16 dimensions."""
+    drawn = normal(hashed(number, part, np.arange(32)), 16).float()
+    return drawn / drawn.norm(dim=1, keepdim=True)
 
-    `base` is the number of another one: directions are then those, plus `noise` times random ones.
+
+class Untrained:
+    """A TopK SAE with random unit directions, fitted to activations `x` in its mean and scale alone.
+
+    The encoder is the transposed decoder, or has directions of its own (`untied`). With `base`, the number of another
+    one, directions are those plus 0.05 times random ones. With `apart`, those of each seed have four dimensions of
+    their own.
     """
 
     hook_name = "blocks.1.hook_resid_pre"
 
-    def __init__(self, number, x, seed=None, untied=False, base=None, noise=0.05, d_sae=32, k=6):
+    def __init__(self, number, x, seed=0, untied=False, base=None, apart=False):
         def directions(part):
-            if base is None:
-                return self.directions(number, part, d_sae)
-            return self.directions(base, part, d_sae) + noise * self.directions(number, part, d_sae)
+            drawn = unit_rows(number, part)
+            if apart:
+                drawn = drawn * (torch.arange(16) // 4 == seed)
+            return drawn if base is None else unit_rows(base, part) + 0.05 * drawn
 
         self.W_dec = directions(0)
         self.W_enc = directions(1).T if untied else self.W_dec.T
-        self.b_dec, self.k = x.mean(0), k
+        self.b_dec, self.k = x.mean(0), 6
         self.b_enc = -(self.b_dec @ self.W_enc)
         self.seed, self.scale = seed, 1.0
         guess = self.decode(self.encode(x)) - self.b_dec
         self.scale = float((guess * (x - self.b_dec)).sum() / guess.square().sum())
-
-    @staticmethod
-    def directions(number, part, d_sae):
-        drawn = normal(hashed(number, part, np.arange(d_sae)), 16).float()
-        return drawn / drawn.norm(dim=1, keepdim=True)
 
     def encode(self, x):
         values, indices = (x @ self.W_enc + self.b_enc).topk(self.k, dim=-1)
@@ -235,9 +241,26 @@ def seeds(run, count=4, metrics=SEEDS, **options):
     return evaluated(f"seeds-{run}", text, fit=fit, model=MODEL, saes=saes, groups={"seeds": ["*"]}, metrics=metrics)
 
 
-def beside_control(run, copies=3, base=None):
-    """An untrained SAE beside the control `random`, which has several of them."""
+class Scaled:
+    """x̂ = `scale`·x, with two features for each dimension."""
+
+    hook_name = "blocks.1.hook_resid_pre"
+
+    def __init__(self, scale):
+        self.W_dec = torch.cat([torch.eye(16), -torch.eye(16)]) * scale
+        self.W_enc = self.W_dec.T / scale
+        self.b_enc, self.b_dec = torch.zeros(32), torch.zeros(16)
+
+    def encode(self, x):
+        return (x @ self.W_enc).relu()
+
+    def decode(self, acts):
+        return acts @ self.W_dec
+
+
+def beside_control(run, saes=None):
+    """An untrained SAE, or others, beside three draws of the control `random`."""
     text, fit, x = text_and_activations(run)
-    saes = {"sae": Untrained(1000 * run, x)}
-    return evaluated(f"control-{run}", text, fit=fit, model=MODEL, saes=saes, metrics=["ce", "kl", "reconstruction"],
-                     controls=[{"use": "random", "seeds": copies, "seed": run + 1}])  # fmt: skip
+    return evaluated(f"control-{run}", text, fit=fit, model=MODEL, saes=saes or {"sae": Untrained(1000 * run, x)},
+                     metrics=["ce", "kl", "reconstruction"],
+                     controls=[{"use": "random", "seeds": 3, "seed": run + 1}])  # fmt: skip

@@ -1,0 +1,87 @@
+"""The null world: where nothing is true, at most 7% of runs claim anything. `python` with this file measures 200 runs."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from null_worlds import WORLDS, flipped, noise, untrained
+from tally import Tally, null_of
+from worlds import ATTRIBUTION, Choices, Counted, Tokens
+
+from saeval.registry.registry import Registry
+from saeval.testing import TinySAE, evaluate_tiny, tiny_plugins
+from saeval.testing.claims import some
+
+MOST = 0.07
+"""Largest share of runs with a false claim: 5%, and the error of a share of 200 runs."""
+
+
+@pytest.fixture(autouse=True)
+def _unsynced(monkeypatch):
+    """Nothing has to survive a power cut."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_world_without_effects_gives_no_claims(world):
+    evaluate, runs = WORLDS[world]
+    tally = Tally()
+    for run in range(runs):
+        evaluate(tally, run)
+    false = {kind: share for kind, share in some(tally.shares()).items() if share > MOST}
+    assert not false, f"shares of {dict(tally.runs)} runs with a false claim"
+
+
+SMALL = {
+    "perturbation": {"draws": 2},
+    "perturbation_curve": {"draws": 2},
+    "seed_stability": {"alive_firings": 1, "draws": 1},
+    "functional_stability": {"alive_firings": 1, "draws": 1},
+    "reward_attribution": {**ATTRIBUTION, "steps": 1},
+    "reward_groups": {"baseline": "zero", "steps": 1, "relevant": 6, "random": 20},
+    "counterfactual_audit": {"baseline": "zero", "steps": 1, "top": 3},
+    "planted_recovery": {"baseline": "zero", "steps": 1, "sizes": [1, 5]},
+}
+
+
+def declared():
+    """The values of all shipped metrics that have a null."""
+    classes = {entry.name: entry.thing for entry in Registry(tiny_plugins()).metrics}
+    saes = {f"sae-{seed}": TinySAE(seed=seed) for seed in range(4)}
+    for seed, sae in enumerate(saes.values()):
+        sae.seed = seed
+    nulls = set()
+    for data, options in {
+        "token": {"saes": saes, "groups": {"all": ["*"]}},
+        "pair": {"saes": {"sae": Tokens()}, "rows": Choices(0, pairs=40), "model": Counted([1.0] * 96, [1.0] * 96)},
+    }.items():
+        metrics = [
+            {name: SMALL.get(name, {}) | ({"over": "all"} if cls.subject == "group" else {})}
+            for name, cls in classes.items()
+            if (cls.data == "pair") == (data == "pair") and not name.startswith(("saelens", "saebench", "dictionary"))
+        ]
+        for result in some(evaluate_tiny(metrics, preflight="off", **options)):
+            nulls |= {null_of(result.metric, name) for name, record in result.values.items() if record.get("null")}
+    return nulls
+
+
+@pytest.mark.slow
+def test_every_null_is_in_a_world():
+    tally = Tally()
+    for evaluate in (noise, untrained, flipped):
+        evaluate(tally, 0)
+    assert set(some(declared())) <= tally.tested, "add the value to a world in null_worlds.py"
+
+
+if __name__ == "__main__":  # print the table of docs/claims.md
+    os.fsync = lambda file: None
+    print("| world | claim | runs | share of runs with the claim |\n|---|---|---|---|")
+    for world, (evaluate, runs) in WORLDS.items():
+        tally = Tally()
+        for run in range(runs):
+            evaluate(tally, run)
+        for kind, share in tally.shares().items():
+            print(f"| {world} | {kind} | {tally.runs[kind]} | {share:.3f} |", flush=True)
