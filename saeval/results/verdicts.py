@@ -18,7 +18,7 @@ from saeval.stats.estimate import LEAST, ROUNDING, t_test
 
 @dataclass(frozen=True)
 class Verdict:
-    """The test of one value of a trained row against its column's `Null`, and the claim that it allows."""
+    """The test of one value of a trained row, a group or the model against its column's `Null`, and the claim that it allows."""
 
     row: Row
     name: str
@@ -130,7 +130,7 @@ def verdicts_in_words(given: Sequence[Verdict]) -> list[str]:
             parts.append(f"{rest} cannot be told from it")
         sentences.append(f"{name}: {'; '.join(parts)} ({_correction(own[0])})")
     if without:
-        sentences.append(f"no SAE or group can be told from its null ({'; '.join(without)})")
+        sentences.append(f"no row can be told from its null ({'; '.join(without)})")
     return sentences
 
 
