@@ -78,6 +78,10 @@ def at_signs(run, model, saes):
     return evaluated(f"noise-{run}", text[0], fit=text[1], model=model, saes=saes, metrics=metrics)
 
 
+VOCAB = 120
+"""With fewer features, so few random groups differ that no rank among them is significant."""
+
+
 class Choices(Dataset):
     """Pairs of bags of tokens; each token is in a pair with a probability of ¼, on one of its sides.
 
@@ -88,7 +92,7 @@ class Choices(Dataset):
     pair = True
     supplies = frozenset({"labels"})
 
-    def __init__(self, seed, pairs=80, vocab=96, planted=5, flip=True):
+    def __init__(self, seed, pairs=80, vocab=VOCAB, planted=5, flip=True):
         random = np.random.default_rng(seed)
         present = random.random((pairs, vocab)) < 0.25
         side = random.integers(0, 2, (pairs, vocab))
@@ -149,7 +153,7 @@ class Tokens:
 
     hook_name = "blocks.0.hook_resid_pre"
 
-    def __init__(self, vocab=96):
+    def __init__(self, vocab=VOCAB):
         self.W_dec = self.W_enc = torch.eye(vocab)
         self.b_enc = self.b_dec = torch.zeros(vocab)
 
@@ -172,7 +176,7 @@ REWARD = [
 def preferences(run, flip=True, boost=0.0, metrics=REWARD):
     """A reward model whose tokens have independent effects and gradients; planted ones have a larger effect (`boost`)."""
     random = np.random.default_rng([run, 1])
-    effects, gradients = random.standard_t(4, 96), random.standard_t(4, 96)
+    effects, gradients = random.standard_t(4, VOCAB), random.standard_t(4, VOCAB)
     effects[:5] += boost
     rows = Choices([run, 0], flip=flip)
     return evaluated(f"pairs-{run}", rows, model=Counted(effects, gradients), saes={"sae": Tokens()}, metrics=metrics,
@@ -231,7 +235,11 @@ def text_and_activations(run):
 
 STABILITY = {"over": "seeds", "alive_firings": 1, "draws": 0}
 FLOORS = {**STABILITY, "draws": 5, "modes": ["signed"], "controls": []}
-SEEDS = [{"seed_stability": STABILITY}, {"functional_stability": STABILITY}, {"seed_stability": {**FLOORS, "as": "floors"}}]
+SEEDS = [
+    {"seed_stability": STABILITY},
+    {"functional_stability": STABILITY},
+    {"seed_stability": {**FLOORS, "as": "floors"}},
+]
 
 
 def seeds(run, count=4, metrics=SEEDS, **options):
