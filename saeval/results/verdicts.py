@@ -18,7 +18,7 @@ from saeval.stats.estimate import LEAST, ROUNDING, t_test
 
 @dataclass(frozen=True)
 class Verdict:
-    """The test of one value of a trained row, a group or the model against its column's `Null`, and the claim that it allows."""
+    """The test of a value of a trained row, a group or the model against its column's `Null`, and its claim."""
 
     row: Row
     name: str
@@ -77,9 +77,9 @@ class Verdict:
 def verdicts(board: Board) -> list[Verdict]:
     """Return the verdict on each trained row, group and model in each column with a null, in the board's order.
 
-    The test is the t test of the value's error over documents or seeds, or the p value that the metric gave. It is two-sided,
-    or one-sided if the null allows a claim on one side only. Holm's correction is over all tests of a metric, in shown
-    and other columns, so a metric makes a false claim on a board with a probability of 5% at most.
+    The test is the t test of the value's error over documents or seeds, or the p value that the metric gave. It is
+    two-sided, or one-sided if the null allows a claim on one side only. Holm's correction is over all tests of a
+    metric, in shown and other columns, so a metric makes a false claim on a board with a probability of 5% at most.
     """
     columns = [c for c in board.columns if c.null is not None and (c.null["above"] or c.null["below"])]
     rows = [row for row in board.rows if row.kind in ("sae", "group", "model") and row.control is None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -12,13 +13,13 @@ from saeval.interfaces.data import Batch, Dataset, PairBatch
 from saeval.plugin import hashed, normal
 from saeval.testing import TinyModel, register_rows, tiny_plugins, tiny_tokens
 
-PLUGINS = tiny_plugins()
+plugins = functools.cache(tiny_plugins)
 
 
 def evaluated(name, rows, *, fit=None, **options):
     """Results on rows in memory, by a name of their own."""
     data = register_rows(name, rows, fit)
-    results = evaluate(data=data, plugins=PLUGINS, preflight="off", **options)
+    results = evaluate(data=data, plugins=plugins(), preflight="off", **options)
     failed = [(r.metric, r.subject, r.reason) for r in results if r.status != "ok"]
     assert not failed, failed
     return results
@@ -137,7 +138,9 @@ class Counted(TinyModel):
         vocab = len(effects)
         super().__init__(layers=1, d_model=vocab, vocab=vocab + 1, kind="reward")
         self.embed = torch.eye(vocab + 1, vocab)
-        self.effects, self.gradients = (torch.as_tensor(numbers, dtype=torch.float32) for numbers in (effects, gradients))
+        self.effects, self.gradients = (
+            torch.as_tensor(numbers, dtype=torch.float32) for numbers in (effects, gradients)
+        )
         self._identity |= {"effects": list(map(float, effects)), "gradients": list(map(float, gradients))}
 
     def _block(self, index, x, real=None):
@@ -164,7 +167,15 @@ class Tokens:
         return acts
 
 
-ATTRIBUTION = {"baseline": "zero", "top": 5, "groups": [1], "random": 60, "contexts": 0, "frequent": 1.0, "tolerance": 1e9}
+ATTRIBUTION = {
+    "baseline": "zero",
+    "top": 5,
+    "groups": [1],
+    "random": 60,
+    "contexts": 0,
+    "frequent": 1.0,
+    "tolerance": 1e9,
+}
 REWARD = [
     "reward_margin",
     {"reward_attribution": {**ATTRIBUTION, "steps": 1}},
