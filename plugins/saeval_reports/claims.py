@@ -8,7 +8,7 @@ from saeval.plugin import Result, Verdict, escapes, formatting, verdicts_in_word
 from saeval_reports.tables import markdown_table, p_value
 
 TITLE = "Verdicts"
-HEADERS = ("SAE or group", "hook", "value", "number", "95% interval", "p", "p (Holm)", "verdict")
+HEADERS = ("row", "hook", "value", "number", "95% interval", "p", "p (Holm)", "verdict")
 LEGEND = (
     "Each value is tested against its null hypothesis at the 5% level, with Holm's correction over all tests of its "
     "metric on one model and data. ± is one standard error; intervals are not corrected. 'Cannot be told from' is no "

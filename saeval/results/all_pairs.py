@@ -21,6 +21,7 @@ from saeval.results.paired_tests import (
     ONE_DOCUMENT,
     ROUNDING,
     Difference,
+    of_draws,
 )
 from saeval.stats.estimate import LEAST, Support, effective
 
@@ -131,9 +132,10 @@ class Pairs:
             variance[np.sqrt(variance) <= self._rounding(index, others)] = 0.0
             below = np.square(variance) / dof
             total = variance.copy()
-            for one in (index, others):  # Welch and Satterthwaite
-                total += self.spread[one]
-                below += np.square(self.spread[one]) / np.maximum(self.draws[one] - 1.0, 1.0)
+            for one, other in ((index, others), (others, index)):  # Welch and Satterthwaite
+                spread = of_draws(self.spread[one], self.draws[one], self.draws[other])
+                total += spread
+                below += np.square(spread) / np.maximum(self.draws[one] - 1.0, 1.0)
             return total, np.where(below == 0, dof, np.square(total) / below)
 
     def _here(self, index: int, others: Rows) -> Bool[np.ndarray, "others clusters"]:
@@ -191,7 +193,9 @@ class Pairs:
         if not math.isfinite(error):
             return Difference(value, reason=NOT_WITHOUT)
         spreads = [
-            (float(self.spread[one]), float(self.draws[one]) - 1.0) for one in (other, index) if self.draws[one] > 1
+            (float(of_draws(self.spread[one], self.draws[one], self.draws[beside])), float(self.draws[one]) - 1.0)
+            for one, beside in ((other, index), (index, other))
+            if self.draws[one] > 1
         ]
         support = Support(count, effective, share if 0 < total < math.inf else None)
         error = error if error > rounding else 0.0

@@ -18,7 +18,7 @@ from saeval.stats.estimate import LEAST, ROUNDING, t_test
 
 @dataclass(frozen=True)
 class Verdict:
-    """The test of one value of a trained row against its column's `Null`, and the claim that it allows."""
+    """The test of a value of a trained row, a group or the model against its column's `Null`, and its claim."""
 
     row: Row
     name: str
@@ -81,14 +81,14 @@ class Verdict:
 
 
 def verdicts(board: Board) -> list[Verdict]:
-    """Return the verdict on each trained row and group in each column with a null, in the board's order.
+    """Return the verdict on each trained row, group and model in each column with a null, in the board's order.
 
-    The test is the t test of the value's error over documents, or the p value that the metric gave. It is two-sided,
-    or one-sided if the null allows a claim on one side only. Holm's correction is over all tests of a metric, in shown
-    and other columns, so a metric makes a false claim on a board with a probability of 5% at most.
+    The test is the t test of the value's error over documents or seeds, or the p value that the metric gave. It is
+    two-sided, or one-sided if the null allows a claim on one side only. Holm's correction is over all tests of a
+    metric, in shown and other columns, so a metric makes a false claim on a board with a probability of 5% at most.
     """
     columns = [column for column in board.columns if column.null is not None]
-    rows = [row for row in board.rows if row.kind in ("sae", "group") and row.control is None]
+    rows = [row for row in board.rows if row.kind in ("sae", "group", "model") and row.control is None]
     families: dict[str, list[tuple[Row, Column, Entry, float]]] = {}
     for column in columns:
         for row in rows:
@@ -135,7 +135,7 @@ def verdicts_in_words(given: Sequence[Verdict]) -> list[str]:
             parts.append(f"{rest} cannot be told from it")
         sentences.append(f"{name}: {'; '.join(parts)} ({_correction(own[0])})")
     if without:
-        sentences.append(f"no SAE or group can be told from its null ({'; '.join(without)})")
+        sentences.append(f"no row can be told from its null ({'; '.join(without)})")
     return sentences
 
 
@@ -159,11 +159,12 @@ def _p_value(entry: Entry) -> float | None:
         return None
     if entry.p is not None:
         return entry.p
-    error, support = entry.stderr, entry.support
-    if error is None or support is None or support.effective < LEAST or not math.isfinite(error):
+    error = entry.stderr
+    units = entry.support.effective if entry.support is not None else len(entry.seeds or ())
+    if error is None or units < LEAST or not math.isfinite(error):
         return None
     distance = entry.value - null["value"]
-    p = t_test(distance, error if error > ROUNDING * abs(entry.value) else 0.0, support.effective - 1)
+    p = t_test(distance, error if error > ROUNDING * abs(entry.value) else 0.0, units - 1)
     if p is None or (null["above"] and null["below"]):
         return p
     return p / 2 if (distance > 0) == bool(null["above"]) else 1 - p / 2

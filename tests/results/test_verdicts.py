@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from saeval.cli import main
 from saeval.plugin import verdicts, verdicts_in_words, verdicts_on
@@ -103,6 +104,20 @@ def test_the_metrics_own_p_value_decides_and_controls_have_no_verdict():
     made[0].cell["subjects"][0].update(kind="control", control="random")
     (verdict,) = verdicts_on(made)
     assert (verdict.name, verdict.p, verdict.claimed) == ("sae-1", 0.001, True)
+
+
+def test_a_value_of_the_model_is_tested():
+    (made,) = results([{"v": 9 + np.random.default_rng(6).normal(size=DOCUMENTS)}])
+    made.cell["subjects"] = []
+    (verdict,) = verdicts_on([made])
+    assert (verdict.row.kind, verdict.claim) == ("model", "more harmful than")
+
+
+def test_a_value_of_a_group_is_tested_by_its_error_over_seeds():
+    values = np.array([0.1, 0.3, 0.2, 0.4])
+    (made,) = results([{"v": values}], seeds=["0", "1", "2", "3"])
+    (verdict,) = verdicts_on([made])
+    assert verdict.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
 
 
 def test_correction_is_over_the_columns_of_a_metric_and_not_over_others():
