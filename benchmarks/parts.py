@@ -54,8 +54,8 @@ class PairsPart(TestbedPreferences):
 
     name = "pairs-part"
 
-    def __init__(self, part: int, parts_seed: int = 0, pairs: int | None = None) -> None:
-        super().__init__(pairs=pairs)
+    def __init__(self, part: int, parts_seed: int = 0, pairs: int | None = None, fit_share: float = 0.0) -> None:
+        super().__init__(pairs=pairs, fit_share=fit_share, made=250)
         self.part, self.parts_seed = part, parts_seed
 
     def fingerprint(self) -> str:
@@ -97,7 +97,7 @@ RUNS: dict[str, dict[str, Any]] = {
                     {"functional_stability": {"over": "seeds", "draws": 5}}],
     },
     "reward": {
-        "model": "testbed-reward", "data": {"use": "pairs-part"}, "saes": ["testbed-reward/topk"],
+        "model": "testbed-reward", "data": {"use": "pairs-part", "fit_share": 0.25}, "saes": ["testbed-reward/topk"],
         "metrics": ["reward_margin", "margin_recovered", "reward_attribution", "reward_groups", "counterfactual_audit",
                     "planted_recovery"],
     },
@@ -135,7 +135,7 @@ def ratio(subjects: dict[str, list[tuple[float, float | None]]]) -> tuple[float,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sequences", type=int, default=16, help="sequences of each part (default 16)")
-    parser.add_argument("--pairs", type=int, default=48, help="preference pairs of each part (default 48)")
+    parser.add_argument("--pairs", type=int, default=24, help="preference pairs of each part (default 24)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", choices=list(RUNS), action="append", help="only these runs")
     parser.add_argument("--values", type=Path, help="also write all values and errors to this file, as JSON")

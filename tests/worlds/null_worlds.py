@@ -49,7 +49,7 @@ def flipped(tally, run):
     """Labels at random; gradients unrelated to the reward; planted features whose effects are those of any others."""
     kinds = {
         "`reward_margin`, a preference": ["reward_margin.*"],
-        "`reward_attribution.ablated_excess`": ["reward_attribution.ablated_excess_*"],
+        "`reward_attribution.ablated_excess_kept`": ["reward_attribution.ablated_excess_*"],
         "`reward_attribution`, agreement of unrelated gradients": ["gradients.*"],
         "`planted_recovery.precision`": ["planted_recovery.*"],
     }
