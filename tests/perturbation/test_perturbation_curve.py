@@ -193,7 +193,7 @@ def test_single_positions_tell_an_ignored_error_from_a_harmful_one_bin_by_bin():
 def test_pages_hold_a_plot_and_a_table_of_each_metric():
     several = {**saes(2), **saes(1, "blocks.2.hook_resid_pre")}
     found = run(
-        [{"perturbation": {"positions": 1}}, {"perturbation_curve": {"positions": 2, "as": "curve"}}],
+        [{"perturbation": {"positions": 1}}, {"perturbation_curve": {"positions": 4, "as": "curve"}}],
         saes=several, controls=["mean"], rows=tiny_tokens(rows=120, documents=60),
     )  # fmt: skip
     made = pages(list(found))
