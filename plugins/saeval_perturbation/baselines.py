@@ -23,7 +23,7 @@ from saeval.plugin import (
 )
 from saeval_perturbation import noise
 from saeval_perturbation.scored import (
-    TAIL,
+    REMARKS,
     Alone,
     against_noise,
     alone,
@@ -38,6 +38,7 @@ from saeval_perturbation.scored import (
     rare_positions,
     ratio,
 )
+from saeval_perturbation.tails import SHARES, ByKL
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,12 +70,15 @@ class Perturbation(Metric):
     same tokens, difference_* the same for the other nulls; above 0, the error is more harmful than that noise.
     ratio, ratio_*: the same as Σ KL_sae / Σ KL of the null; ≥ 0, and 1 for noise. percentile, percentile_*: token
     mean of (#{KL_k < KL_sae} + ½#{=} + ½)/(K + 1) over the K draws; 0 .. 1, and ½ if the error behaves like noise.
-    A difference is called a tail effect if the error of a typical token is not clearly on its side: if the 95%
-    interval of P = ½ + (percentile − ½)(K + 1)/K, the share of tokens at which the error is more harmful than a
-    draw, reaches below 0.56 (of a positive difference) or above 0.44 (of a negative one); Vargha and Delaney (2000)
-    call a share between these two negligible. With `positions`, that many positions of each sequence, chosen by
-    hash, are also perturbed one at a time: alone_here_* is the KL at that position, alone_later_* its sum over
-    that position and all later ones in the mask, each with ratio and percentile. Cost per batch and subject: 2 +
+    P = ½ + (percentile − ½)(K + 1)/K is the share of tokens at which the error is more harmful than a draw. A
+    difference is called negligible at a typical token if the 95% interval of P reaches below 0.56 (of a positive
+    difference) or above 0.44 (of a negative one); Vargha and Delaney (2000) call a share between these two
+    negligible. It is then called a tail effect if, without the 5% of the tokens with the largest mean KL of the
+    SAE and its draws, the ratio is less than half as far from 1.
+
+    With `positions`, that many positions of each sequence, chosen by hash, are also perturbed one at a time:
+    alone_here_* is the KL at that position, alone_later_* its sum over that position and all later ones in the
+    mask, each with ratio and percentile. Cost per batch and subject: 2 +
     (1 + nulls)·draws + positions·(1 + draws) resumes, in addition to those of `kl`. Undefined for hooks of width
     1; differences, ratios and percentiles are undefined if x̂ = x. For x = 0, x' = ‖x̂‖·g/‖g‖.
 
@@ -90,6 +94,8 @@ class Perturbation(Metric):
         percentile, percentile_*: token mean of (#{KL_k < KL_sae} + ½#{=} + ½) / (K + 1); percentile; 0 .. 1;
             lower is better.
         percentiles, percentiles_*: number of tokens per percentile, a table; tokens; ≥ 0; no better direction.
+        tails: share of each difference in the 1% and 5% of the tokens with the largest mean KL of the SAE and the
+            draws, and the ratio without these tokens, a table; share, ratio; −∞ .. ∞; no better direction.
         alone_*_sae: KL with one position perturbed, at that position (here) or summed from it on (later); nats;
             ≥ 0; lower is better.
         alone_*_cosine_matched: the same for the matched noise; nats; ≥ 0; no better direction.
@@ -101,11 +107,12 @@ class Perturbation(Metric):
         difference, difference_*: this SAE's error is more (or less) harmful than that noise, in the mean over
             tokens; null: the noise itself, at the same tokens, a t test by document with Holm's correction over all
             differences and SAEs of the board; needs: 20 documents, 1 SAE, 1 seed; not: that a typical token is
-            harmed more (see percentile), that the error is worse than noise of another kind, or that one hook's
-            SAEs are better than another's.
-        percentile, percentile_*: the error is more harmful than a draw of that noise at about this share of the
-            tokens; null: ½; needs: 20 documents, 1 SAE, 1 seed; not: anything about the mean, which rare tokens
-            may decide, or about SAEs at other hooks.
+            harmed more (see percentile), that few tokens decide it, unless it is called a tail effect, that the
+            error is worse than noise of another kind, or that one hook's SAEs are better than another's.
+        percentile, percentile_*: the error is more harmful than a draw of that noise at a share P = ½ + (percentile
+            − ½)(K + 1)/K of the tokens; null: ½, not tested; needs: 20 documents, 1 SAE, 1 seed; not: anything about
+            the mean, which few tokens may decide, about noise of another kind, whose draws spread otherwise, or about
+            SAEs at other hooks.
         ratio, ratio_*: the size of the difference as a factor, at this hook; null: 1, tested as difference; needs:
             20 documents, 1 SAE, 1 seed; not: an order of SAEs at different hooks, since the noise differs.
         kl_sae, delta_ce_sae: the SAE's harm to the model's predictions; null: none, see the controls of kl and ce;
@@ -115,12 +122,13 @@ class Perturbation(Metric):
         alone_*_sae, alone_*_cosine_matched: the harm of an error at one position; null: none; needs: 20 documents,
             1 SAE, 1 seed; not: the harm when every token is replaced.
         alone_*_ratio, alone_*_percentile: a description of errors at few positions; null: 1 and ½, not tested;
-            needs: 100 documents, 1 SAE, 1 seed; not: that an SAE's error is worse or better than noise.
+            needs: 20 documents, 100 effective positions, 1 SAE, 1 seed; not: that an SAE's error is worse or better
+            than noise.
 
     Source: Gurnee 2024 (epsilon); the matched nulls are saeval's own.
     """
 
-    name, version = "perturbation", 2
+    name, version = "perturbation", 3
     headline = ("kl_sae", *(f"difference{ending}" for ending in ENDINGS.values()), "percentile")
 
     def __init__(
@@ -171,6 +179,7 @@ class Perturbation(Metric):
             evidence[f"delta_ce_{null}"] = Mean.of(nll - clean, mask)
             evidence[f"percentile_{null}"] = Mean.of(percentile(kl, drawn), mask)
             evidence[f"levels_{null}"] = levels(kl, drawn, mask)
+            evidence[f"by_kl_{null}"] = ByKL.of(kl, drawn, mask)
         if self.positions:
             evidence |= Alone(substitute_scores, self.draws, self.positions, self.seed, token_keys, mask).evidence()
         return evidence
@@ -187,18 +196,26 @@ class Perturbation(Metric):
                 values[f"{quantity}_{variant}"] = Scalar(
                     means[f"{quantity}_{variant}"].value, unit="nats", better=better
                 )
+        tails: list[list[str | float]] = []
+        remarks: list[str] = []
         for null in self.nulls:
             ending, sae, noisy = ENDINGS[null], means["kl_sae"].value, means[f"kl_{null}"].value
-            mean_percentile = means[f"percentile_{null}"].value
-            tested = noise_null(NAMES[null], sae - noisy, mean_percentile, self.draws)
+            mean_percentile, levels, by_kl = (total[f"{kind}_{null}"] for kind in ("percentile", "levels", "by_kl"))
+            assert isinstance(mean_percentile, Mean)
+            assert isinstance(levels, Histogram)
+            assert isinstance(by_kl, ByKL)
+            tails += [[null, share, *by_kl.without(share)] for share in SHARES]
+            _, rest = by_kl.without(SHARES[-1])
+            tested = noise_null(NAMES[null], sae, noisy, mean_percentile.value, self.draws, rest)
             if moved and tested.qualifier:
-                values["remarks"] = Notes([TAIL])
+                remarks.append(REMARKS[tested.qualifier])
             values[f"difference{ending}"] = against_noise(sae - noisy, moved, "nats", tested)
             values[f"ratio{ending}"] = ratio(sae, noisy, moved)
-            values[f"percentile{ending}"] = against_noise(mean_percentile, moved, PERCENTILE)
-            levels = total[f"levels_{null}"]
-            assert isinstance(levels, Histogram)
+            values[f"percentile{ending}"] = against_noise(mean_percentile.value, moved, PERCENTILE)
             values[f"percentiles{ending}"] = _percentiles(levels, self.draws)
+        values["tails"] = Table(["noise", "tokens", "difference", "ratio_of_others"], tails)
+        if remarks:
+            values["remarks"] = Notes(list(dict.fromkeys(remarks)))
         if self.positions:
             warnings = [warning for what in ("here", "later") if (warning := rare_positions(means, what))]
             if moved and warnings:

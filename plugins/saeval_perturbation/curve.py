@@ -38,8 +38,9 @@ class PerturbationCurve(Metric):
     are perturbed one at a time. The tables have the same-token difference KL_sae − mean of K matched KLs (at
     that position, or summed over it and all later ones) in fixed bins of the SAE's cosine: mean difference in
     nats, share of tokens at which the SAE is worse, two-sided t test by document. A bin with fewer than 20
-    documents is undefined. p values are uncorrected; `saeval report` applies Holm's correction over all bins
-    and hooks of a run.
+    effective documents, or with fewer than 100 effective positions, (Σ|d|)² / Σd² of its differences d, is
+    undefined. p values are uncorrected; `saeval report` applies Holm's correction over all bins of both tables
+    and all hooks of a run.
 
     Values:
         kl: token mean of KL(clean‖perturbed) by cosine c, a curve; nats; ≥ 0; no better direction.
@@ -73,7 +74,7 @@ class PerturbationCurve(Metric):
     Source: saeval's own definition.
     """
 
-    name, version = "perturbation_curve", 2
+    name, version = "perturbation_curve", 3
     headline = ("kl_sae", "kl_cosine_matched", "ratio")
     value_names = (
         *(f"{kind}_{what}" for kind in ("kl", "delta_ce") for what in ("floor", "sae", "cosine_matched")),

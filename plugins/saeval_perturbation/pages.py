@@ -24,6 +24,8 @@ from saeval.plugin import (
     wrap_title,
 )
 from saeval_perturbation.bins import COLUMNS
+from saeval_perturbation.scored import NOT_TYPICAL, TAIL_EFFECT
+from saeval_perturbation.tails import SHARES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +39,8 @@ NULLS = {
     "_epsilon": "epsilon ball",
 }  # fmt: skip
 """Labels of the nulls by the endings of their values' names."""
+TAIL = SHARES[-1]
+"""Share of the tokens in a tail."""
 _NAMED = 7
 """Most SAEs per panel that the legend names."""
 
@@ -75,11 +79,20 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
 
 def table(results: Sequence[Result]) -> str:
     """Verdicts and differences, percentiles, KL of each subject for each variant, and ratios, as Markdown."""
-    given = verdicts_on(results)
+    given = [verdict for verdict in verdicts_on(results) if verdict.column.value.startswith("difference")]
+    claims = {(v.row.name, v.row.hook_name, v.column.value): v for v in given if v.claimed}
     parts = ["## Difference to noise: mean KL of the SAE − mean KL of the noise at the same tokens, nats per token\n"]
-    shown = _differences(results, given)
-    parts += [shown, *(f"- {escapes.markdown(sentence)}." for sentence in verdicts_in_words(_main(given))), ""]
+    parts += [
+        _differences(results, claims),
+        *(f"- {escapes.markdown(words)}." for words in verdicts_in_words(given)),
+        "",
+    ]
     parts += [f"- {escapes.markdown(note)}." for note in dict.fromkeys(note for r in results for note in r.notes)]
+    parts += [
+        f"\n## Ratio of the SAE's KL to the noise's without the {TAIL:.0%} of the tokens with the largest KL, for each "
+        "claim (in parentheses: share of the difference in these tokens)\n",
+        _without_tail(results, claims),
+    ]
     for title, names in (
         ("Percentile of the SAE's KL among draws at the same token (½: like that noise)",
          {f"percentile{ending}": label for ending, label in NULLS.items()}),
@@ -96,23 +109,32 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(parts) + "\n\n± one standard error, by document.\n"
 
 
-def _main(given: Sequence[Verdict]) -> list[Verdict]:
-    return [verdict for verdict in given if verdict.column.value.startswith("difference")]
-
-
-def _differences(results: Sequence[Result], given: Sequence[Verdict]) -> str:
-    """Each difference with its verdict."""
-    claims = {(v.row.name, v.row.hook_name, v.column.value): v for v in given}
-    labels = {f"difference{ending}": label for ending, label in NULLS.items()}
+def _differences(results: Sequence[Result], claims: Mapping[tuple[str, str, str], Verdict]) -> str:
+    """Each difference with its claim."""
     rows = []
     for r in (r for r in results if _kind(r) == "sae"):
         cells = []
-        for name in labels:
-            verdict = claims.get((r.subject, _hook(r), name))
-            words = f"; {_claim(verdict)}" if verdict and verdict.claimed else ""
-            cells.append(_shown(r.values.get(name)) + words)
+        for ending in NULLS:
+            claim = claims.get((r.subject, _hook(r), f"difference{ending}"))
+            cells.append(_shown(r.values.get(f"difference{ending}")) + (f"; {_claim(claim)}" if claim else ""))
         rows.append((r, cells))
-    return _grid(list(labels.values()), rows)
+    return _grid(list(NULLS.values()), rows)
+
+
+def _without_tail(results: Sequence[Result], claims: Mapping[tuple[str, str, str], Verdict]) -> str:
+    """The ratio without the tokens of the largest KL, and their share of the difference, for claims."""
+    rows = []
+    for r in (r for r in results if _kind(r) == "sae"):
+        tails = r.values.get("tails", {}).get("rows", [])
+        rest = {noise: _rest(*numbers) for noise, tokens, *numbers in tails if tokens == TAIL}
+        claimed = {ending: (r.subject, _hook(r), f"difference{ending}") in claims for ending in NULLS}
+        names = {ending: ending.removeprefix("_") or "cosine_matched" for ending in NULLS}
+        rows.append((r, [rest.get(names[ending], "—") if claimed[ending] else "—" for ending in NULLS]))
+    return _grid(list(NULLS.values()), rows)
+
+
+def _rest(difference: float | None, ratio: float | None) -> str:
+    return "—" if difference is None or ratio is None else f"{ratio:.3f} ({difference:.0%})"
 
 
 def _claim(verdict: Verdict) -> str:
@@ -127,17 +149,15 @@ def _grid(labels: Sequence[str], rows: Sequence[tuple[Result, Sequence[str]]]) -
 
 
 def bin_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """All bins of all results, with p values corrected over bins and hooks within each of the two families."""
-    rows: list[dict[str, Any]] = []
-    for of, name in (("position", "by_cosine"), ("position and later", "by_cosine_later")):
-        family = [
-            {"subject": r.subject, "hook": _hook(r), "of": of, **dict(zip(COLUMNS, row, strict=True))}
-            for r in results
-            for row in r.values.get(name, {}).get("rows", [])
-        ]
-        for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
-            row["p_holm"] = p
-        rows += family
+    """All bins of all results, with p values corrected over bins, hooks and both tables."""
+    rows = [
+        {"subject": r.subject, "hook": _hook(r), "of": of, **dict(zip(COLUMNS, row, strict=True))}
+        for of, name in (("position", "by_cosine"), ("position and later", "by_cosine_later"))
+        for r in results
+        for row in r.values.get(name, {}).get("rows", [])
+    ]
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = p
     return rows
 
 
@@ -248,14 +268,15 @@ def ratio_chart(results: Sequence[Result]) -> Figure:
 
 _MARKERS = {
     "claimed": ("o", None, "differs (after Holm's correction)"),
-    "tail": ("^", None, "differs, a tail effect"),
+    NOT_TYPICAL: ("D", None, f"differs, {NOT_TYPICAL}"),
+    TAIL_EFFECT: ("^", None, f"differs, {TAIL_EFFECT}"),
     "neither": ("o", "white", "cannot be told from noise"),
 }
 
 
 def _ratio(panel: Any, x: float, record: Mapping[str, Any], colour: str, verdict: Verdict | None) -> None:
     """One point with its interval."""
-    kind = "neither" if verdict is None or not verdict.claimed else "tail" if verdict.qualifier else "claimed"
+    kind = "neither" if verdict is None or not verdict.claimed else verdict.qualifier or "claimed"
     marker, fill, _ = _MARKERS[kind]
     value, ends = record["value"], record["ci95"]
     reach = [[value - max(ends[0], value / 100)], [ends[1] - value]] if ends else None

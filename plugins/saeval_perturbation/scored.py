@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -80,10 +81,16 @@ def percentile(kl: Float[Tensor, "batch seq"], drawn: Float[Tensor, "draws batch
 
 
 EFFECTIVE_POSITIONS = 100
-"""Effective number of positions, (Σ KL)² / Σ KL², below which the errors of means over them are too small.
+"""Effective number of positions below which the errors of means over them are too small.
 
 At 100, 95% intervals of the mean of log-normal numbers cover 92% to 94% for σ of 1 and 1.5, and 87% for σ of 2.
 """
+
+
+def effective_positions(sizes: Mean, squares: Mean) -> float:
+    """(Σ|y|)² / Σy², the effective number of positions of a mean of y; infinite if every y is 0."""
+    total = float(squares.numerator.sum())
+    return float(sizes.numerator.sum()) ** 2 / total if total > 0 else math.inf
 
 
 class Alone:
@@ -126,13 +133,11 @@ class Alone:
 
 def rare_positions(means: Mapping[str, Mean], span: str) -> str | None:
     """The warning that few positions decide the means of a span, so that their errors are too small; None if not."""
-    sums = {name: (means[f"{span}_{name}"], means[f"{span}_{name}_squared"]) for name in ("sae", "cosine_matched")}
     numbers = {
-        name: float(mean.numerator.sum() ** 2 / squares.numerator.sum())
-        for name, (mean, squares) in sums.items()
-        if squares.numerator.sum() > 0
+        name: effective_positions(means[f"{span}_{name}"], means[f"{span}_{name}_squared"])
+        for name in ("sae", "cosine_matched")
     }
-    if not numbers or min(numbers.values()) >= EFFECTIVE_POSITIONS:
+    if min(numbers.values()) >= EFFECTIVE_POSITIONS:
         return None
     name = min(numbers, key=lambda name: numbers[name])
     of = int(means[f"{span}_{name}"].n.sum())
@@ -159,28 +164,35 @@ def against_noise(value: Estimate, moved: float, unit: str, null: Null | None = 
 
 NEGLIGIBLE = 0.06
 """Largest negligible distance from ½ of the probability that one number exceeds another (Vargha and Delaney 2000)."""
+TAIL_EFFECT, NOT_TYPICAL = "a tail effect", "negligible at a typical token"
+REMARKS = {
+    NOT_TYPICAL: (
+        "negligible at a typical token: the mean harm differs, but by its 95% interval, the share of tokens at which "
+        "the error is more harmful than a draw may be below 56% (if the mean is more harmful) or above 44% (if it is "
+        "less harmful). A small difference at all tokens has this effect, and so has a large one at a few"
+    ),
+    TAIL_EFFECT: (
+        "a tail effect: negligible at a typical token, and less than half as large, relative to the KL, without the 5% "
+        "of the tokens with the largest KL"
+    ),
+}
+"""The remark on a difference whose null has the qualifier."""
 
 
-def noise_null(name: str, difference: Estimate, percentile: Estimate, draws: int) -> Null:
-    """The null of a mean difference, and the remark that the difference is in the tail only.
+def noise_null(name: str, sae: Estimate, noisy: Estimate, percentile: Estimate, draws: int, rest: float) -> Null:
+    """The null of a mean difference, with the qualifier of its claim.
 
-    It is if the probability that the error at a token is more harmful than a draw, by its 95% interval, need not be
-    beyond ½ ± `NEGLIGIBLE` on the side of the difference.
+    There is one if the probability that the error at a token is more harmful than a draw, by its 95% interval, need
+    not be beyond ½ ± `NEGLIGIBLE` on the side of the difference. It is a tail effect if `rest`, the ratio of both KLs
+    without the 5% of the tokens with the largest, is less than half as far from 1 as the ratio of all.
     """
     more_often = (percentile - 0.5) * ((draws + 1) / draws)
     low, high = more_often.ci95 or (more_often.value, more_often.value)
-    typical = low > NEGLIGIBLE if difference.value > 0 else high < -NEGLIGIBLE
-    return Null(
-        name, above="more harmful than", below="less harmful than", qualifier=None if typical else "a tail effect"
-    )
-
-
-TAIL = (
-    "a tail effect: the mean harm differs, but not clearly that of a typical token. By its 95% interval, the share of "
-    "tokens at which the error is more harmful than a draw may be below 56% (if the mean is more harmful) or above 44% "
-    "(if it is less harmful)"
-)
-"""The remark on the difference of a value whose null has the qualifier."""
+    difference = sae.value - noisy.value
+    typical = low > NEGLIGIBLE if difference > 0 else high < -NEGLIGIBLE
+    in_tail = (rest - 1) * noisy.value < difference / 2 if difference > 0 else (rest - 1) * noisy.value > difference / 2
+    qualifier = None if typical else TAIL_EFFECT if in_tail else NOT_TYPICAL
+    return Null(name, above="more harmful than", below="less harmful than", qualifier=qualifier)
 
 
 def displaced(
