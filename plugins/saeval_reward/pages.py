@@ -171,7 +171,7 @@ def _comparison(results: Sequence[Result]) -> list[Block]:
             records = {kind: result.values.get(f"{kind}_{k}") for kind in kinds}
             shown = {kind: _with_error(record) if record else "–" for kind, record in records.items()}
             if largest := records["ablated_random_max"]:
-                shown["ablated_random_max"] += f" of {largest['n']}"
+                shown["ablated_random_max"] += f" of {largest['n']}" if largest["n"] else ""
             p = _null(records["ablated_excess_kept"] or {})[1]
             rows.append([_subject(result), k, *list(shown.values())[:4], p, *list(shown.values())[4:]])
     text = (
