@@ -97,7 +97,7 @@ RUNS: dict[str, dict[str, Any]] = {
                     {"functional_stability": {"over": "seeds", "draws": 5}}],
     },
     "reward": {
-        "model": "testbed-reward", "data": {"use": "pairs-part", "fit_share": 0.25}, "saes": ["testbed-reward/topk"],
+        "model": "testbed-reward", "data": {"use": "pairs-part", "fit_share": 0.4}, "saes": ["testbed-reward/topk"],
         "metrics": ["reward_margin", "margin_recovered", "reward_attribution", "reward_groups", "counterfactual_audit",
                     "planted_recovery"],
     },
@@ -105,7 +105,7 @@ RUNS: dict[str, dict[str, Any]] = {
 Values = dict[tuple[str, str], dict[str, list[tuple[float, float | None]]]]
 
 
-def measured(run: str, sequences: int, pairs: int, seed: int) -> Values:
+def measured(run: str, sequences: int, pairs: int | None, seed: int) -> Values:
     """Return the values of a run's metrics with their errors, for each subject and part."""
     values: Values = defaultdict(lambda: defaultdict(list))
     for part in range(PARTS):
@@ -135,7 +135,7 @@ def ratio(subjects: dict[str, list[tuple[float, float | None]]]) -> tuple[float,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sequences", type=int, default=16, help="sequences of each part (default 16)")
-    parser.add_argument("--pairs", type=int, default=24, help="preference pairs of each part (default 24)")
+    parser.add_argument("--pairs", type=int, help="preference pairs of each part (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", choices=list(RUNS), action="append", help="only these runs")
     parser.add_argument("--values", type=Path, help="also write all values and errors to this file, as JSON")
