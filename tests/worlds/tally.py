@@ -27,14 +27,18 @@ class Tally:
     def shares(self):
         return {kind: self.claims[kind] / runs for kind, runs in self.runs.items()}
 
-    def verdicts(self, results, kinds, layout=None):
-        """Count a run for each kind, which has patterns of columns: a claim if one of their verdicts is."""
+    def verdicts(self, results, kinds, layout=None, above=False):
+        """Count a run for each kind, which has patterns of columns: a claim if one of their verdicts is.
+
+        With `above`, only claims that a value is above its null.
+        """
         (board,) = from_results(list(results), "world", layout or {})
         made, names = verdicts(board), {result.metric: result.cell["metric"] for result in results}
         self.tested |= {null_of(names[v.column.metric], v.column.value) for v in made}
         for kind, patterns in kinds.items():
             columns = names_matching_any(patterns, [v.column.name for v in made])
-            self.add(kind, any(v.claimed for v in some(v for v in made if v.column.name in columns)))
+            own = some(v for v in made if v.column.name in columns)
+            self.add(kind, any(v.claimed and (not above or v.value > v.null["value"]) for v in own))
         return made
 
     def comparison(self, kind, results, a, b):
