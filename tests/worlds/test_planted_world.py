@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from saeval.testing.claims import some
 from tally import Tally
 from worlds import ATTRIBUTION, Noise, Scaled, Signs, at_signs, beside_control, preferences, seeds
 
@@ -25,7 +26,7 @@ def outcomes(made):
 
 def assert_claimed(runs, claims, least=LEAST):
     """Each of `claims`, an outcome by column and row, is made in at least this share of the runs."""
-    for place, words in claims.items():
+    for place, words in some(claims.items()):
         share = sum(made.get(place, "").startswith(words) for made in runs) / len(runs)
         assert share >= least, (place, words, [made.get(place) for made in runs])
 
@@ -69,7 +70,7 @@ def test_saes_better_and_worse_than_untrained_ones_are():
         outcomes(Tally().verdicts(beside_control(run, saes), {}, {"against": {"random": columns}}))
         for run in range(RUNS)
     ]
-    for column in columns:
+    for column in some(columns):
         assert_claimed(runs, {(f"{column} vs random", "good"): "better than the control random",
                               (f"{column} vs random", "bad"): "worse than the control random"})  # fmt: skip
 
