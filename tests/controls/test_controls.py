@@ -200,7 +200,7 @@ def test_every_control_can_be_set_against_paired_and_positive_where_the_sae_is_b
             ahead, own, other = sae.entries[f"{column} vs {name}"], sae.entries[column], row.entries[column]
             assert ahead.value == pytest.approx(sign * (own.value - other.value), abs=1e-12)
             paired = (own.estimate - other.estimate).stderr
-            assert ahead.stderr == pytest.approx((paired**2 + other.spread) ** 0.5)
+            assert ahead.stderr == pytest.approx((paired**2 + other.spread * (row.copies + 1)) ** 0.5)  # one draw more
             assert ahead.detectable > 2.8 * ahead.stderr  # the t quantiles of few documents
             assert (other.spread > 0) == (row.copies > 1)
             assert row.entries[f"{column} vs {name}"].status == "for SAEs only"
