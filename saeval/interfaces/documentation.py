@@ -27,7 +27,7 @@ def description(thing: Any) -> str:
 
 @dataclass(frozen=True)
 class Documented:
-    """What a metric's documentation says of a value: one line of its section `Values:`."""
+    """A line of the section `Values:` of a metric's documentation: the definition of values."""
 
     names: tuple[str, ...]
     """Names, or patterns of names (`kl_*`)."""

@@ -234,33 +234,34 @@ class Subjects:
     def ablation(self, name: str, hook_name: str) -> Subject:
         """Return the control that an `ablation:` parameter names, at a hook: the same subject as its row."""
         if (name, hook_name) not in self._ablations:
-            control = self.registry.controls[name]
-            if control.per != "hook":
-                usable = [e.name for e in self.registry.controls if e.thing.per == "hook"]
-                raise SaevalError(f"ablation: '{name}' is built from an SAE; use one of {', '.join(usable)}")
-            try:
-                params = validated(control, {}, f"control '{name}'")
-            except ParameterError as error:
-                raise SaevalError(f"ablation: {error}, so it cannot be named without parameters") from None
+            control, params = self._named("ablation", name, "hook")
             self._ablations[name, hook_name] = self._control(control, params, hook_name, None, 0, name)
         return self._ablations[name, hook_name]
 
     def twin(self, group: Sequence[Subject], name: str) -> list[Subject]:
         """Return a group's twin: the control `name` of each member, drawn independently of all others."""
-        control = self.registry.controls[name]
-        if control.per != "sae":
-            usable = [e.name for e in self.registry.controls if e.thing.per == "sae"]
-            raise SaevalError(f"controls: '{name}' is not built from an SAE; use one of {', '.join(usable)}")
-        try:
-            params = validated(control, {}, f"control '{name}'")
-        except ParameterError as error:
-            raise SaevalError(f"controls: {error}, so it cannot be named without parameters") from None
+        control, params = self._named("controls", name, "sae")
         twins = []
         for sae in group:
             draw = MAX_REPEATS + int(digest_of(["twin", sae.name, sae.hook_name])[:8], 16)  # not that of any row
             twin = self._control(control, params, sae.hook_name, sae, draw, name, sae.asked_hook)
             twins.append(replace(twin, name=f"{name}({sae.name})#twin"))
         return twins
+
+    def _named(self, key: str, name: str, per: str) -> tuple[type[Control], dict[str, Any]]:
+        """Return a control that a suite names without parameters, and the defaults of these.
+
+        `SaevalError`, which begins with the suite's `key`, unless it is built per hook or SAE as `per` says.
+        """
+        control = self.registry.controls[name]
+        if control.per != per:
+            usable = ", ".join(e.name for e in self.registry.controls if e.thing.per == per)
+            built = "is built from an SAE" if per == "hook" else "is not built from an SAE"
+            raise SaevalError(f"{key}: '{name}' {built}; use one of {usable}")
+        try:
+            return control, validated(control, {}, f"control '{name}'")
+        except ParameterError as error:
+            raise SaevalError(f"{key}: {error}, so it cannot be named without parameters") from None
 
     def _control(
         self,
