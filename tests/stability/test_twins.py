@@ -276,3 +276,19 @@ def test_a_group_is_compared_with_its_own_twin_alone(tmp_path):
         assert [entry.value for entry in lacking] == [None]
         assert "no control 'random'" in lacking[0].reason
         assert every(entry.value == alone[keys] for keys, entry in values.items() if keys in alone)
+
+
+def test_shares_of_groups_stay_inside_0_and_1_and_the_share_found_in_all_has_no_error():
+    base = Given.random(0)
+    saes = noisy_copies(base, 0.02, 3) + [Given.random(seed) for seed in (1, 2, 3)]
+    values = evaluated(seeded(saes), ["seed_stability"])[0].values
+    shares = {
+        name: r for name, r in values.items() if "_share_above_" in name and not name.endswith(("_floor", "_excess"))
+    }
+    intervals = [record["ci95"] for record in shares.values() if record["ci95"]]
+    assert every(0 <= low <= high <= 1 for low, high in intervals)
+    estimate = evaluated(seeded(saes), ["seed_stability"])[0].estimate("decoder_share_above_0_9")
+    assert estimate.ci95[0] < 0  # what the jackknife alone would say
+    found_in_all = values["decoder_found_in_all"]
+    assert found_in_all["stderr"] is None
+    assert "leaving out an SAE can only raise it" in found_in_all["reason"]

@@ -13,6 +13,7 @@ from saeval import Mean, Scalar
 from saeval.base.formatting import scalar, with_error
 from saeval.results.board import Entry
 from saeval.results.paired_tests import difference
+from saeval.stats.estimate import proportion_interval
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "proportions.py"
 
@@ -101,3 +102,10 @@ def test_intervals_cover(proportions, sizes, documents, p, correlation):
     rates = proportions.simulated(sizes, documents, p, correlation, runs=300)
     print(f"\n{sizes}, {documents} documents, p {p}, correlation {correlation}: {rates}")
     assert rates.covered >= 0.9  # 0.93 less the chance of 300 runs
+
+
+def test_many_observations_of_the_rarer_outcome_leave_no_wide_interval():
+    low, high = proportion_interval(0.93, 0.0066, 24, 1512)  # about 100 tokens of 24 documents have it
+    assert high - low < 0.04
+    low, high = proportion_interval(0.93, 0.0066, 24, 24)  # here it is 2 documents
+    assert high - low > 0.15
