@@ -176,7 +176,7 @@ class Explained:
         options: dict[str, Any] = {"reason": "fewer than two documents"}
         if ends is not None and len(resampled):
             low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
-            support = dataclasses.replace(signs.support, largest_share=0.0)  # no document is left out
+            support = signs.support._replace(largest_share=0.0)  # no document is left out
             options = {"stderr": float(resampled.std(ddof=1)), "support": support}
             options["ci95"] = min(low, ends[0]), max(high, ends[1])
         p = max(rank_p(-0.5, -resampled), permuted_p(sign_agreement, *numbers))

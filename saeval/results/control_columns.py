@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from typing import Any
 
 from saeval.base.errors import suggestion
 from saeval.results.all_pairs import Pairs
@@ -49,15 +49,17 @@ def against(
             of_groups = any(row.kind == "group" and name in row.entries for row in rows)
             kind, nouns = ("group", "groups") if of_groups else ("sae", "SAEs")
             trained = [row for row in rows if row.kind == kind]
-            for row, entry in zip(trained, _ahead(trained, rows, control, column), strict=True):
-                row.entries[new.name] = replace(entry, null=null)
+            for row, entry in zip(trained, _ahead(trained, rows, control, column, null), strict=True):
+                row.entries[new.name] = entry
             for row in rows:
                 if row.kind != kind:
                     row.entries[new.name] = Entry(status=f"for {nouns} only")
     return made, warnings
 
 
-def _ahead(trained: Sequence[Row], rows: Sequence[Row], control: str, column: Column) -> list[Entry]:
+def _ahead(
+    trained: Sequence[Row], rows: Sequence[Row], control: str, column: Column, null: Mapping[str, Any]
+) -> list[Entry]:
     """Return the lead of each row over its control."""
     controls: dict[str, list[Row]] = {}
     for row in rows:
@@ -74,7 +76,7 @@ def _ahead(trained: Sequence[Row], rows: Sequence[Row], control: str, column: Co
     for other, places in beside.values():  # all rows of one control at once
         own = [trained[place].entries[column.name] for place in places]
         for place, entry, ahead in zip(places, own, Pairs([other, *own]).differences(0)[1:], strict=True):
-            entries[place] = _entry(-ahead if column.better == "lower" else ahead, entry)
+            entries[place] = _entry(-ahead if column.better == "lower" else ahead, entry, null)
     return entries
 
 
@@ -96,9 +98,9 @@ def _beside(row: Row, here: Sequence[Row], control: str, column: Column) -> Entr
     return other if own.seeds == other.seeds else Entry(status="undefined", reason=OTHER_SEEDS)
 
 
-def _entry(ahead: Difference, own: Entry) -> Entry:
+def _entry(ahead: Difference, own: Entry, null: Mapping[str, Any]) -> Entry:
     support = ahead.support if own.seeds is None else None
     return Entry(
         ahead.value, ahead.stderr, ahead.ci95, own.n, "ok", ahead.reason,
-        support=support, detectable=ahead.detectable, p=ahead.p_value, seeds=own.seeds,
+        support=support, detectable=ahead.detectable, p=ahead.p_value, null=null, seeds=own.seeds,
     )  # fmt: skip

@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +29,7 @@ from saeval.base.sealed_json import DamagedError, sealed, unsealed
 from saeval.base.whole_files import Unwritable, tidy, write_whole
 from saeval.results import file_states
 from saeval.results.file_states import FOLDER, Basis, code, result_files, states_of
-from saeval.results.index_rows import Held, heads_of, joined, read, states_in, with_states
+from saeval.results.index_rows import Held, heads_of, joined, numbers_column, numbers_in, read, states_in, with_states
 from saeval.results.result import Result, StoredEstimate
 from saeval.results.store import Store
 from saeval.stats.estimate import Estimate
@@ -51,10 +52,13 @@ class StaleError(SaevalError):
     """An indexed file has changed since; the message names it and the change."""
 
 
-def results(folder: Path | str, include_limited: bool = False) -> tuple[dict[str, Any], list[Result], Basis | None]:
+def results(
+    folder: Path | str, include_limited: bool, later: Executor
+) -> tuple[dict[str, Any], list[Result], Basis | None]:
     """Return the manifest, its results through the folder's index, and the files behind them.
 
-    The third is None if these files are too young to show a later change, and for a small folder.
+    The third is None if these files are too young to show a later change, and for a small folder. `later` writes the
+    index while its results are in use.
 
     Arrays are read on request; `StaleError` if their file has changed by then.
     """
@@ -66,7 +70,8 @@ def results(folder: Path | str, include_limited: bool = False) -> tuple[dict[str
     keys = [listed["key"] for listed in manifest["cells"]]
     tested = _tested(manifest["leaderboard"])
     cells = (listed["cell"] for listed in manifest["cells"])
-    index, basis = _current(store, keys, name, [tested.get(cell.get("alias", cell["metric"])) for cell in cells])
+    wanted = [tested.get(cell.get("alias", cell["metric"])) for cell in cells]
+    index, basis = _current(store, keys, name, wanted, later)
     return manifest, index.results(manifest["cells"]), basis
 
 
@@ -193,7 +198,7 @@ class _Index:
         self.store, self.held = store, held
         numbers = table["numbers"].combine_chunks()
         self.starts = numbers.offsets.to_pylist()
-        self.numbers: Float[np.ndarray, "numbers"] = numbers.values.to_numpy()
+        self.numbers: Float[np.ndarray, "numbers"] = numbers_in(numbers.values)
         self.digests = table["arrays"].to_pylist()
         self._codes = table["head"].to_pylist()
         self.heads_of = [_Head(*json.loads(text)) for text in heads_of(table)]
@@ -208,7 +213,7 @@ class _Index:
 
 
 def _current(
-    store: Store, keys: list[str], name: str, wanted: Sequence[Sequence[str] | None]
+    store: Store, keys: list[str], name: str, wanted: Sequence[Sequence[str] | None], later: Executor
 ) -> tuple[_Index, Basis | None]:
     """Return the index for these cells, after reading and adding the results that are missing or have changed."""
     now = time.time_ns()
@@ -224,13 +229,13 @@ def _current(
     anew = np.flatnonzero(places < 0)
     rows, held = read(store, [keys[place] for place in anew], [wanted[place] for place in anew.tolist()])
     places[anew] = np.arange(len(anew)) + (len(old) if old is not None else 0)
-    table = joined([old, rows] if old is not None else [rows]).take(places)
+    table = joined([old, rows] if old is not None else [rows]).take(numbers_column(places))
     states = states_in(table)
     old_enough = _settled(states, now)
     kept = table
     if not old_enough.all():
         kept = with_states(table.drop_columns("state"), np.where(old_enough[:, None], states, _UNSETTLED))
-    _keep(store.folder / FOLDER, name, kept)
+    later.submit(_keep, store.folder / FOLDER, name, kept)
     basis = Basis(keys, hashlib.sha256(states.tobytes()).hexdigest())
     return _Index(store, table, held), basis if old_enough.all() else None
 

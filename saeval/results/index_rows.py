@@ -75,15 +75,15 @@ class Held:
         ends = np.cumsum([0, *(array.size for array in self.arrays.values())], dtype=np.int64)
         numbers = np.concatenate(list(self.arrays.values())) if self.arrays else np.zeros(0)
         return pa.table({
-            "key": pa.array([key for key, _ in self.arrays], pa.string()),
-            "name": pa.array([name for _, name in self.arrays], pa.string()),
-            "array": pa.LargeListArray.from_arrays(pa.array(ends, pa.int64()), pa.array(numbers, pa.float64())),
+            "key": texts_column([key for key, _ in self.arrays]),
+            "name": texts_column([name for _, name in self.arrays]),
+            "array": pa.LargeListArray.from_arrays(numbers_column(ends), numbers_column(numbers)),
         })  # fmt: skip
 
     def join(self, table: pa.Table) -> None:
         """Add the arrays of another process."""
         lists = table["array"].combine_chunks()
-        ends, numbers = lists.offsets.to_numpy(), lists.values.to_numpy()
+        ends, numbers = numbers_in(lists.offsets), numbers_in(lists.values)
         names = zip(table["key"].to_pylist(), table["name"].to_pylist(), strict=True)
         self.arrays.update(zip(names, np.split(numbers, ends[1:-1]), strict=False))
 
@@ -137,9 +137,10 @@ def _rows(store: Store, keys: Sequence[str], wanted: Sequence[Sequence[str] | No
 
     heads: dict[bytes, int] = {}
     texts: list[str] = []
-    digests: list[str | None] = []
-    codes = array("i")
-    starts, numbers, states = array("i", [0]), array("d"), array("q")
+    digests: list[str] = []
+    codes: list[int] = []
+    starts, states = [0], array("q")
+    numbers: list[float | None] = []
     for key, values in zip(keys, wanted, strict=True):
         opened = store.opened(key)
         shown = opened.result or Shown(FORM, key, "missing", None, {})
@@ -151,20 +152,22 @@ def _rows(store: Store, keys: Sequence[str], wanted: Sequence[Sequence[str] | No
                 states.extend(facts(state))
             else:
                 states.extend(states_of([f"{store.folder}{os.sep}{key}{suffix}"]))
-        head, own = _split(shown, opened.places)
+        head = _split(shown, opened.places, numbers)
         same = marshal.dumps(head, 2)  # equal bytes for equal heads, and faster than JSON
         if same not in heads:
             heads[same] = len(texts)
             texts.append(json.dumps(head))
         codes.append(heads[same])
-        digests.append(opened.digest)
-        numbers.extend(own)
+        digests.append(opened.digest or "")
         starts.append(len(numbers))
     columns = {
-        "key": pa.array(keys, pa.string()),
-        "head": pa.array(codes, pa.int32()),
-        "arrays": pa.array(digests, pa.string()),
-        "numbers": pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.array(np.array(numbers), pa.float64())),
+        "key": texts_column(keys),
+        "head": numbers_column(np.array(codes, dtype=np.int32)),
+        "arrays": texts_column(digests),
+        "numbers": pa.ListArray.from_arrays(
+            numbers_column(np.array(starts, dtype=np.int32)),
+            numbers_column(np.array(numbers, dtype=np.float64)),  # None becomes NaN
+        ),
     }
     table = pa.table(columns).replace_schema_metadata({"heads": json.dumps(texts)})
     return with_states(table, np.array(states, dtype=np.int64))
@@ -173,10 +176,9 @@ def _rows(store: Store, keys: Sequence[str], wanted: Sequence[Sequence[str] | No
 _NO_INTERVAL = (math.nan, math.nan)
 
 
-def _split(result: Shown, names: Collection[str]) -> tuple[tuple[Any, ...], list[float]]:
-    """Return the fields of a `_Head`, and the numbers."""
+def _split(result: Shown, names: Collection[str], numbers: list[Any]) -> tuple[Any, ...]:
+    """Return the fields of a `_Head`, and add the numbers to `numbers`."""
     values: list[tuple[Any, ...]] = []
-    numbers: list[Any] = []
     for name, value in result.values.items():
         if value.kind is not None:
             values.append((name, value.kind, value.notes))
@@ -186,9 +188,7 @@ def _split(result: Shown, names: Collection[str]) -> tuple[tuple[Any, ...], list
         values.append((name, *facts, value.proportion, value.seeds))
         numbers += (value.value, value.stderr, *(value.ci95 or _NO_INTERVAL), value.n)
         numbers += (value.documents, value.effective_documents, value.largest_share, value.p)
-    numbers = [math.nan if number is None else number for number in numbers]
-    head = (result.status, result.reason, values, result.headline, result.sample, result.provenance.preflight)
-    return head, numbers
+    return result.status, result.reason, values, result.headline, result.sample, result.provenance.preflight
 
 
 def heads_of(table: pa.Table) -> list[str]:
@@ -206,20 +206,44 @@ def joined(tables: Sequence[pa.Table]) -> pa.Table:
     parts = []
     for table in tables:
         codes = np.array([heads.setdefault(text, len(heads)) for text in heads_of(table)], dtype=np.int32)
-        own = codes[table["head"].to_numpy()] if len(table) else np.zeros(0, dtype=np.int32)
-        parts.append(table.set_column(table.column_names.index("head"), "head", pa.array(own, pa.int32())))
+        own = codes[numbers_in(table["head"].combine_chunks())] if len(table) else np.zeros(0, dtype=np.int32)
+        parts.append(table.set_column(table.column_names.index("head"), "head", numbers_column(own)))
     joined = pa.concat_tables([part.replace_schema_metadata(None) for part in parts]).combine_chunks()
     return joined.replace_schema_metadata({"heads": json.dumps(list(heads))})
 
 
 def states_in(table: pa.Table) -> Int[np.ndarray, "files state"]:
-    return np.asarray(table["state"].combine_chunks().values.to_numpy()).reshape(-1, 8)
+    return numbers_in(table["state"].combine_chunks().values).reshape(-1, 8)
 
 
 def with_states(table: pa.Table, states: Int[np.ndarray, "files state"]) -> pa.Table:
     import pyarrow as pa  # late: only large folders need it
 
-    return table.append_column("state", pa.FixedSizeListArray.from_arrays(states.ravel(), 8))
+    return table.append_column("state", pa.FixedSizeListArray.from_arrays(numbers_column(states.ravel()), 8))
+
+
+def numbers_column(values: np.ndarray) -> pa.Array:
+    """A column of these numbers, which it shares. `pa.array` and `to_numpy` would import pandas, which takes longer
+    than 10,000 results."""
+    import pyarrow as pa  # late: as above
+
+    buffer = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(pa.type_for_alias(values.dtype.name), len(values), [None, buffer])
+
+
+def numbers_in(column: pa.Array) -> np.ndarray:
+    """The numbers of a column without nulls."""
+    dtype = np.dtype(str(column.type).replace("double", "float64"))
+    return np.frombuffer(column.buffers()[1], dtype, len(column), column.offset * dtype.itemsize)
+
+
+def texts_column(values: Sequence[str]) -> pa.Array:
+    import pyarrow as pa  # late: as above
+
+    encoded = [value.encode() for value in values]
+    ends = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.string(), len(values), buffers)
 
 
 @contextmanager

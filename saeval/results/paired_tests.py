@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
@@ -105,7 +105,8 @@ class Difference:
         return (t_quantile(self.dof, 1 - ALPHA / 2) + t_quantile(self.dof, POWER)) * self.stderr
 
     def __neg__(self) -> Difference:
-        return replace(self, value=-self.value)
+        parts = self.variances, self.reason, self.paired, self.rounding, self.support, self.of_proportions
+        return Difference(-self.value, *parts)
 
 
 def difference(a: Entry, b: Entry) -> Difference:

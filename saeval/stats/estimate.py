@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -77,8 +77,7 @@ def proportion_interval(value: float, error: float, effective: float, n: float) 
     return max((middle - reach) / (1 + square), 0.0), min((middle + reach) / (1 + square), 1.0)
 
 
-@dataclass(frozen=True)
-class Support:
+class Support(NamedTuple):
     """The documents behind a standard error: their number, and the share of the most influential one."""
 
     documents: int
@@ -87,11 +86,6 @@ class Support:
     """Effective number of documents, (Σn)² / Σn² of their sizes n (Kish 1965); their number if all sizes are equal."""
     largest_share: float | None
     """Share of the most influential document in the squared deviations, 0 to 1; None if there are no deviations."""
-
-    @property
-    def parts(self) -> list[float | None]:
-        """The three fields as plain data, in order."""
-        return [self.documents, self.effective, self.largest_share]
 
     @property
     def few(self) -> bool:

@@ -72,7 +72,7 @@ def test_rows_that_cannot_be_tested_rank_by_value():
     results = [result(name, value, NOISE[:1]) for name, value in (("a", 1.0), ("b", 2.0), ("c", 2.0))]
     for one in results:
         one.cell["data"] |= {"documents": 1, "tokens": 1008}
-        one.values["v"] |= {"stderr": None, "ci95": None, **Estimate(1.0, np.ones(1), np.ones(1)).support.__dict__}
+        one.values["v"] |= {"stderr": None, "ci95": None, **Estimate(1.0, np.ones(1), np.ones(1)).support._asdict()}
         one.values["v"]["effective_documents"] = one.values["v"].pop("effective")
     (board,) = from_results(results, "t", {})
     assert ranked(board.rows) == [("a", 1, 1), ("b", 2, 3), ("c", 2, 3)]
