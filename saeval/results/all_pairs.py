@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -35,7 +32,6 @@ _Tests: TypeAlias = "tuple[Rows, Rows, Float[np.ndarray, 'tests']]"
 
 _BLOCK = 256
 """Entries a side of a block of pairs, whose arrays a processor's cache holds."""
-_THREADS = 4
 _CHUNK = 1 << 20
 """Numbers of single differences that are computed at once."""
 _CANCELLED = 1e-6
@@ -292,23 +288,19 @@ class Pairs:
 
     def _blocks(self, sure: float) -> Iterator[_Block]:
         """Every pair, once. Pairs whose t² are surely above `sure` by their bounds are not computed."""
-        yield from _computed(self._products(sure))
-        for place, index in enumerate(self.others.tolist()):
-            for chunk in self._chunks(np.concatenate([self.common, self.others[place + 1 :]])):
-                yield self._single(index, chunk[chunk > index], False)
-                yield self._single(index, chunk[chunk < index], True)
-
-    def _products(self, sure: float) -> Iterator[Callable[[], _Block]]:
-        """The blocks of common entries, each as a function that computes it."""
         for block, start in enumerate(range(0, len(self.common), _BLOCK)):
             cols = np.arange(start, min(start + _BLOCK, len(self.common)))
             undecided = self._least[: cols[-1] + 1, block] < sure
             decided = np.flatnonzero(~undecided)
             if len(decided):
-                yield partial(_Block, self.common[decided], self.common[cols], None, len(decided) * len(cols))
+                yield _Block(self.common[decided], self.common[cols], None, len(decided) * len(cols))
             rows = np.flatnonzero(undecided)
             for first in range(0, len(rows), _BLOCK):
-                yield partial(self._product, rows[first : first + _BLOCK], cols)
+                yield self._product(rows[first : first + _BLOCK], cols)
+        for place, index in enumerate(self.others.tolist()):
+            for chunk in self._chunks(np.concatenate([self.common, self.others[place + 1 :]])):
+                yield self._single(index, chunk[chunk > index], False)
+                yield self._single(index, chunk[chunk < index], True)
 
     def _bounds(
         self, deviations: Float[np.ndarray, "rows clusters"], norms: Float[np.ndarray, "rows"]
@@ -402,16 +394,6 @@ class Pairs:
         step = max(_CHUNK // max(self.without.shape[1], 1), 1)
         for start in range(0, len(pairs), step):
             yield pairs[start : start + step]
-
-
-def _computed(jobs: Iterator[Callable[[], _Block]]) -> Iterator[_Block]:
-    """What the functions return, in order. Threads compute a few ahead: numpy lets them run at the same time."""
-    workers = min(_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
-        ahead = deque(pool.submit(job) for job in itertools.islice(jobs, 2 * workers))
-        while ahead:
-            yield ahead.popleft().result()
-            ahead.extend(pool.submit(job) for job in itertools.islice(jobs, 1))
 
 
 def _bits(value: float) -> int:

@@ -14,7 +14,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,13 +51,10 @@ class StaleError(SaevalError):
     """An indexed file has changed since; the message names it and the change."""
 
 
-def results(
-    folder: Path | str, include_limited: bool, later: Executor
-) -> tuple[dict[str, Any], list[Result], Basis | None]:
+def results(folder: Path | str, include_limited: bool = False) -> tuple[dict[str, Any], list[Result], Basis | None]:
     """Return the manifest, its results through the folder's index, and the files behind them.
 
-    The third is None if these files are too young to show a later change, and for a small folder. `later` writes the
-    index while its results are in use.
+    The third is None if these files are too young to show a later change, and for a small folder.
 
     Arrays are read on request; `StaleError` if their file has changed by then.
     """
@@ -70,8 +66,7 @@ def results(
     keys = [listed["key"] for listed in manifest["cells"]]
     tested = _tested(manifest["leaderboard"])
     cells = (listed["cell"] for listed in manifest["cells"])
-    wanted = [tested.get(cell.get("alias", cell["metric"])) for cell in cells]
-    index, basis = _current(store, keys, name, wanted, later)
+    index, basis = _current(store, keys, name, [tested.get(cell.get("alias", cell["metric"])) for cell in cells])
     return manifest, index.results(manifest["cells"]), basis
 
 
@@ -213,7 +208,7 @@ class _Index:
 
 
 def _current(
-    store: Store, keys: list[str], name: str, wanted: Sequence[Sequence[str] | None], later: Executor
+    store: Store, keys: list[str], name: str, wanted: Sequence[Sequence[str] | None]
 ) -> tuple[_Index, Basis | None]:
     """Return the index for these cells, after reading and adding the results that are missing or have changed."""
     now = time.time_ns()
@@ -235,7 +230,7 @@ def _current(
     kept = table
     if not old_enough.all():
         kept = with_states(table.drop_columns("state"), np.where(old_enough[:, None], states, _UNSETTLED))
-    later.submit(_keep, store.folder / FOLDER, name, kept)
+    _keep(store.folder / FOLDER, name, kept)
     basis = Basis(keys, hashlib.sha256(states.tobytes()).hexdigest())
     return _Index(store, table, held), basis if old_enough.all() else None
 

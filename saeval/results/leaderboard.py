@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +69,9 @@ def boards_on(
 def _of_folders(
     folders: Sequence[Path | str], include_limited: bool, every_column: bool
 ) -> tuple[list[Board], list[Basis | None]]:
-    with ThreadPoolExecutor(1) as later:
-        runs, bases = _runs(folders, include_limited, every_column, later)
-        return _boards(runs), bases
-
-
-def _runs(
-    folders: Sequence[Path | str], include_limited: bool, every_column: bool, later: Executor
-) -> tuple[list[_Run], list[Basis | None]]:
     runs, bases = [], []
     for folder in folders:
-        manifest, found, basis = indexed(folder, include_limited, later)
+        manifest, found, basis = indexed(folder, include_limited)
         bases.append(basis)
         unfinished = []
         if absent := sum(result.status == "missing" for result in found):
@@ -90,7 +81,7 @@ def _runs(
             unfinished.append(f"'{manifest['suite']}': {damaged}")
         layout = {} if every_column else manifest["leaderboard"]
         runs.append(_Run(manifest["suite"], layout, found, unfinished))
-    return runs, bases
+    return _boards(runs), bases
 
 
 def from_results(results: Sequence[Result], title: str, settings: Mapping[str, Any]) -> list[Board]:
