@@ -1,6 +1,6 @@
 """The 95% intervals that `ce`, `kl`, `l0` and `reconstruction` print cover the truth 95 times in 100, by simulation.
 
-Each of 2,000 runs goes through the metrics' own `observe` and `conclude`: 96 documents of 1 to 6 sequences, which
+Each of the runs goes through the metrics' own `observe` and `conclude`: 96 documents of 1 to 6 sequences, which
 share an effect of their document, and skewed tokens.
 """
 
@@ -16,7 +16,9 @@ from saeval_fidelity import L0, CrossEntropy, KLDivergence, Reconstruction
 
 pytestmark = pytest.mark.slow
 
-RUNS, DOCUMENTS, TOKENS, D = 2000, 96, 8, 4
+DOCUMENTS, TOKENS, D = 96, 8, 4
+RUNS = {"ce": 2000, "kl": 600, "l0": 800, "explained_variance": 2000}
+"""Quantiles are slow."""
 CLUSTERS = np.repeat(np.arange(DOCUMENTS), np.resize([1, 2, 3, 4, 6], DOCUMENTS))
 STAMP = Stamp(np.arange(len(CLUSTERS)), CLUSTERS, DOCUMENTS)
 MASK = torch.ones(len(CLUSTERS), TOKENS, dtype=torch.bool)
@@ -91,11 +93,11 @@ TRUTHS = {
 @pytest.mark.parametrize("metric", TRUTHS, ids=lambda metric: metric.__name__)
 def test_intervals_of_a_metric_cover(metric):
     random = np.random.default_rng(0)
-    covered = 0
-    for _ in range(RUNS):
+    covered, runs = 0, RUNS[metric.__name__]
+    for _ in range(runs):
         value = metric(random)
         assert value.estimate is not None
         low, high = value.estimate.ci95
         covered += low < TRUTHS[metric] < high
-    assert 0.93 <= covered / RUNS <= 0.97, covered / RUNS
-    print(f"{metric.__name__}: {covered / RUNS:.4f}")
+    assert 0.93 <= covered / runs <= 0.97
+    print(f"{metric.__name__}: {covered / runs:.4f}")

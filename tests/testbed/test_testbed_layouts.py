@@ -20,7 +20,7 @@ from saeval_testbed.exports import (
 )
 from testbedsaes import dictionary_learning, sparsify, stored_saes
 
-DATA = {"use": "python-stdlib", "context": 128, "sequences": 24}
+DATA = {"use": "python-stdlib", "context": 128, "sequences": 12}
 MATCHED = ("local", "e2e", "e2e-seed1", "e2e_ds", "e2e_ds-seed1")
 
 
