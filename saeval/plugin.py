@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from saeval.results.paired_tests import holm
     from saeval.results.report import Report
     from saeval.results.result import Result
+    from saeval.results.store import stored_results
     from saeval.stats.estimate import Estimate, Support, reliability_warnings
     from saeval.stats.evidence import Ever, Evidence, Histogram, Mean, Moments, Ratio, Sample, Spread, Stamp
     from saeval.stats.quantiles import Quantiles
@@ -91,7 +92,7 @@ __all__ = [
     "included", "is_tensor", "json_error", "label_log_axis", "libraries", "limit_notice", "load_tensors_only",
     "lone_surrogate", "names_matching", "names_matching_any", "normal", "normalized_newlines", "out_of_memory",
     "paired", "planned", "png", "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings",
-    "resuming", "searched_in", "set_title", "sha256_file", "size_in_words", "suggestion", "text_passages",
+    "resuming", "searched_in", "set_title", "sha256_file", "size_in_words", "stored_results", "suggestion", "text_passages",
     "token_scores", "torch", "unread_special", "unwrap_module", "validated", "validated_as", "wrap_title",
     "write_whole",
 ]  # fmt: skip
