@@ -92,8 +92,8 @@ __all__ = [
     "included", "is_tensor", "json_error", "label_log_axis", "libraries", "limit_notice", "load_tensors_only",
     "lone_surrogate", "names_matching", "names_matching_any", "normal", "normalized_newlines", "out_of_memory",
     "paired", "planned", "png", "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings",
-    "resuming", "searched_in", "set_title", "sha256_file", "size_in_words", "stored_results", "suggestion", "text_passages",
-    "token_scores", "torch", "unread_special", "unwrap_module", "validated", "validated_as", "wrap_title",
-    "write_whole",
+    "resuming", "searched_in", "set_title", "sha256_file", "size_in_words", "stored_results", "suggestion",
+    "text_passages", "token_scores", "torch", "unread_special", "unwrap_module", "validated", "validated_as",
+    "wrap_title", "write_whole",
 ]  # fmt: skip
 __getattr__, __dir__ = on_first_use(__name__)

@@ -167,19 +167,15 @@ class SparsityFrontier(Metric):
 
         def scalar(quality: str, estimate: Estimate | None, why: str) -> Scalar:
             unit, better = QUALITIES[quality]
-            if quality == "recovered":
-                why = why or reason
-            return (
-                Scalar.undefined(why, unit=unit, better=better) if why else Scalar(estimate, unit=unit, better=better)
-            )
+            if why := why or (reason if quality == "recovered" else ""):
+                return Scalar.undefined(why, unit=unit, better=better)
+            return Scalar(estimate, unit=unit, better=better)
 
         whole, l0 = qualities(""), total["l0"].value
         values: dict[str, Value] = {"l0": Scalar(l0, unit=FEATURES)}
         values |= {quality: scalar(quality, whole[quality], "") for quality in QUALITIES}
         above = [target for target in self.targets if not prune_orders.reaches(target)]
-        missing = {
-            target: f"the SAE's L0 is {formatting.number(prune_orders.l0)}, below the target" for target in above
-        }
+        missing = dict.fromkeys(above, f"the SAE's L0 is {formatting.number(prune_orders.l0)}, below the target")
         for order in self.orders:
             left = {target: total[f"l0_{order}@{target}"].value for target in self.targets}
             for target, estimate in left.items():

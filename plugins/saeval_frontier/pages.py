@@ -147,8 +147,9 @@ def pareto_page(found: Sequence[Front], x: str, y: str) -> str:
 
 
 PARETO_NOTE = (
-    f"An SAE is on the front if no other SAE at its hook is as good in both values and better in one. The share is that "
-    f"of {DRAWS} draws of all values, normal with the joint jackknife covariance over documents: value + z · deviations. "
+    f"An SAE is on the front if no other SAE at its hook is as good in both values and better in one. The share is "
+    f"that of {DRAWS} draws of all values, normal with the joint jackknife covariance over documents: value + z · "
+    f"deviations. "
     f"The hypervolume is the share of the box from the best to the worst value of all SAEs at the hook that a family "
     f"dominates, on a logarithmic first axis; its error is over documents, with the box held fixed.\n"
 )

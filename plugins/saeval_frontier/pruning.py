@@ -66,7 +66,7 @@ class PruneOrders:
         return dropped
 
 
-def prune_orders(fit_features: dict[str, Moments], W_dec: Float[Tensor, "d_sae d_out"], seed: int) -> PruneOrders:  # noqa: N803
+def prune_orders(fit_features: dict[str, Moments], W_dec: Float[Tensor, "d_sae d_out"], seed: int) -> PruneOrders:
     """Orders of dropping features, from their frequency f̄ ≠ 0 and mean contribution |E f|·‖d‖ on the fit split."""
     fired, acts = fit_features["fired"], fit_features["acts"]
     if fired.n == 0:

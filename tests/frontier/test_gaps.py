@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from ladders import estimate, result
 
+from ladders import estimate, result
 from saeval.plugin import SaevalError
 from saeval_frontier.families import families, members
 from saeval_frontier.gaps import aliases, gaps, trained

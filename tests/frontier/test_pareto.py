@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ladders import estimate, result
 
+from ladders import estimate, result
 from saeval.plugin import SaevalError
 from saeval.testing.claims import every
 from saeval_frontier.families import families, members

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +43,7 @@ def test_l0_never_rises_along_a_curve_and_reaches_its_targets():
     _, values, frontier = run({"fractions": fractions, "l0": [2, 1]})
     for order in some(ORDERS):
         left = [values["l0"], *(values[f"l0_{order}@{f:g}"] for f in fractions)]
-        assert every(low <= high for high, low in zip(left, left[1:], strict=False))
+        assert every(low <= high for high, low in pairwise(left))
         # the fit split has the same rows here
         assert every(values[f"l0_{order}@{f:g}"] <= f * values["l0"] + 1e-9 for f in fractions)
         curve = frontier.values[f"kl_{order}_zero"]
@@ -126,7 +128,7 @@ def test_a_point_costs_one_resume_and_no_encode():
 
 
 def test_a_target_above_the_l0_has_no_point():
-    results, values, frontier = run({"fractions": [], "l0": [4, 1000]})
+    _, values, frontier = run({"fractions": [], "l0": [4, 1000]})
     assert values["delta_ce_random_zero@L0=1000"] is None
     assert "below the target" in frontier.values["delta_ce_random_zero@L0=1000"]["reason"]
     assert values["delta_ce_random_zero@L0=4"] is not None

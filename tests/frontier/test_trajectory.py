@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from ladders import estimate, result
 
+from ladders import estimate, result
 from saeval.plugin import SaevalError
 from saeval_frontier.families import families, members
 from saeval_frontier.pages import over_training, sentence
@@ -44,7 +44,7 @@ def test_numbers_from_names():
     assert [stage.number for stage in curve.stages] == [1e5, 2e5]
     (sae,) = members([result("run-2.5M", "l0", {"l0": estimate(1.0)})])
     assert sae.number("", "run-{}") == 2.5e6
-    with pytest.raises(SaevalError, match="the name 'run-2.5M' has no number at 'step_{}'"):
+    with pytest.raises(SaevalError, match=r"the name 'run-2.5M' has no number at 'step_\{\}'"):
         sae.number("", "step_{}")
 
 
@@ -75,6 +75,6 @@ def test_bad_input_is_one_sentence():
     with pytest.raises(SaevalError, match="declares 'architecture' as 'local', which is not a number"):
         curves(run(LOCAL), "architecture")
     with pytest.raises(
-        SaevalError, match="no family has values of 'ce.delta_ce' at two different 'training_tokens': 'local' at"
+        SaevalError, match=r"no family has values of 'ce.delta_ce' at two different 'training_tokens': 'local' at"
     ):
         curves(run({1e5: 1.0}))
