@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +64,8 @@ def dominated_area(x: Float[np.ndarray, "n"], y: Float[np.ndarray, "n"]) -> floa
     return float(((1 - lowest) * widths).sum())
 
 
-def jackknife_draws(estimates: Sequence[Estimate], draws: int, seed: int) -> Float[np.ndarray, "draws n"]:
-    """Return θ + z·deviations for standard normal z by document: normal draws with the joint jackknife covariance.
+def jackknife_draws(estimates: Sequence[Estimate], draws: int, seed: int) -> Iterator[Float[np.ndarray, "n"]]:
+    """Yield θ + z·deviations for standard normal z by document: normal draws with the joint jackknife covariance.
 
     A value without an error over documents stays fixed. Leaving out one document at a time would move the values
     by a fraction of their errors only, so those replicates would make every front look certain.
@@ -77,8 +77,9 @@ def jackknife_draws(estimates: Sequence[Estimate], draws: int, seed: int) -> Flo
         if len(estimate.without):
             count = max(estimate.clusters, 1)
             deviations[:, index] = estimate.deviations * np.sqrt((count - 1) / count)
-    z = np.random.default_rng(seed).standard_normal((draws, documents))
-    return np.asarray(values + z @ np.nan_to_num(deviations))
+    deviations, random = np.nan_to_num(deviations), np.random.default_rng(seed)
+    for _ in range(draws):
+        yield values + random.standard_normal(documents) @ deviations
 
 
 def front(

@@ -53,7 +53,7 @@ def test_shared_errors_cancel_and_own_errors_do_not():
 
 def test_draws_have_the_errors_of_the_jackknife():
     estimates = [estimate(1.0, 0.3, 1), estimate(2.0, 0.1, 1), estimate(5.0)]
-    drawn = jackknife_draws(estimates, 4000, 0)
+    drawn = np.array(list(jackknife_draws(estimates, 4000, 0)))
     assert drawn.std(0)[:2] == pytest.approx([e.stderr for e in estimates[:2]], rel=0.05)
     assert np.corrcoef(drawn[:, 0], drawn[:, 1])[0, 1] == pytest.approx(1)
     assert every(drawn[:, 2] == 5.0)
