@@ -289,7 +289,10 @@ def pareto_chart(found: Sequence[Front], x: str, y: str) -> Figure:
                 label=escapes.plot(f"{family} (hypervolume {words})"),
             )  # fmt: skip
         best = sorted((p.x.value, p.y.value) for p, on in zip(front.points, front.on, strict=True) if on)
-        panel.plot(*zip(*best, strict=True), "-", color="0.4", linewidth=1, label="front", zorder=1)
+        panel.plot(
+            *zip(*best, strict=True), "-o", color="0.4", linewidth=1, markersize=9, markerfacecolor="none",
+            label="front", zorder=1,
+        )  # fmt: skip
         for p, share in zip(front.points, front.share, strict=True):
             if 0.005 < share < 0.995:
                 panel.annotate(
