@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 
 from saeval.plugin import (
     Better,
+    Comparable,
     Curve,
     Estimate,
     Evidence,
@@ -40,6 +41,8 @@ QUALITIES: Mapping[str, tuple[str, Better]] = {
     "explained_variance": ("share of variance", "higher"),
 }
 """Unit and direction of each value that has a curve over L0."""
+COMPARABLE: Mapping[str, Comparable] = {"recovered": "hook", "explained_variance": "hook"}
+"""The rows that a value may be compared with; those of the same model for all others."""
 FEATURES = "features"
 
 
@@ -73,10 +76,26 @@ class SparsityFrontier(Metric):
         recovered_*, explained_variance_*: the same, a curve; share; −∞ .. 1; higher is better.
 
     Claims:
-        delta_ce_*@*, kl_*@*, recovered_*@*, explained_variance_*@*: dropping features in one order costs more than
-            in another, or than training at that L0; null: no difference at equal L0, interpolated on log L0
-            between SAEs trained on both sides; needs: 20 documents, 2 SAEs; not: that frequent features are worth
-            more or less one by one.
+        l0, l0_*@*: the size of a feature set, beside which the other values are read; null: none, since targets set it;
+            needs: 20 effective documents; 1 SAE; not: that fewer features are more interpretable.
+        delta_ce, kl: splicing in this SAE costs less or more than another SAE or control; null: a paired difference of
+            0 to another SAE or to a control of the same model; needs: 20 effective documents; 1 SAE each; 4 seeds each
+            for a claim about a training method; not: that an SAE is better for another reason than a higher L0, if
+            their L0 differs.
+        recovered, explained_variance: this SAE keeps more of the model's loss or of the activations than another;
+            null: a paired difference of 0 to another SAE or to a control at the same hook; needs: 20 effective
+            documents; 1 SAE each; 4 seeds each for a claim about a training method; not: a comparison of hooks or of
+            ablations.
+        delta_ce_*@*, kl_*@*: dropping features in this order costs more or less than dropping them in another, or than
+            SAEs trained at that L0; null: a paired difference of 0 to the other order, or a gap of 0 to the trained
+            SAEs at equal L0, on a line in log L0 (`saeval frontier`), with Holm's correction; needs: 20 effective
+            documents; 1 SAE for two orders, 2 trained SAEs of one family for a gap; 4 seeds each for a claim about a
+            training method; not: that frequent features are worth more or less one by one, or a claim about random
+            orders, since there is one draw.
+        recovered_*@*, explained_variance_*@*: the same for these values, at one hook; null: a paired difference of 0 to
+            the other order, or a gap of 0 to the trained SAEs at equal L0, on a line in log L0, with Holm's correction;
+            needs: 20 effective documents; 1 SAE for two orders, 2 trained SAEs of one family for a gap; 4 seeds each
+            for a claim about a training method; not: a comparison of hooks or of ablations.
 
     Source: saeval's own definition.
     """
@@ -169,10 +188,11 @@ class SparsityFrontier(Metric):
             unit, better = QUALITIES[quality]
             if why := why or (reason if quality == "recovered" else ""):
                 return Scalar.undefined(why, unit=unit, better=better)
-            return Scalar(estimate, unit=unit, better=better)
+            return Scalar(estimate, unit=unit, better=better, comparable=COMPARABLE.get(quality, "model"))
 
         whole, l0 = qualities(""), total["l0"].value
-        values: dict[str, Value] = {"l0": Scalar(l0, unit=FEATURES)}
+        count = partial(Scalar, unit=FEATURES, comparable="everywhere")
+        values: dict[str, Value] = {"l0": count(l0)}
         values |= {quality: scalar(quality, whole[quality], "") for quality in QUALITIES}
         above = [target for target in self.targets if not prune_orders.reaches(target)]
         missing = dict.fromkeys(above, f"the SAE's L0 is {formatting.number(prune_orders.l0)}, below the target")
@@ -181,7 +201,7 @@ class SparsityFrontier(Metric):
             for target, estimate in left.items():
                 why = missing.get(target)
                 named = f"l0_{order}@{target}"
-                values[named] = Scalar.undefined(why, unit=FEATURES) if why else Scalar(estimate, unit=FEATURES)
+                values[named] = Scalar.undefined(why, unit=FEATURES) if why else count(estimate)
             for fill in self.fills:
                 at = {target: qualities(f"_{point(order, fill, target)}") for target in self.targets}
                 for (target, estimates), quality in product(at.items(), QUALITIES):
