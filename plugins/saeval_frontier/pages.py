@@ -211,7 +211,7 @@ def frontier_chart(by_family: Mapping[tuple[str, str], Sequence[Member]], alias:
                         x, [e.value for e in y], yerr=_bars(y), fmt="-" + "os^Dv"[index % 5], color="black",
                         markersize=4, linewidth=1.3, label=escapes.plot(f"trained: {label}"), zorder=5,
                     )  # fmt: skip
-            panel.set_title(wrap_title(f"{hook}: {order.replace('_', ' ')} first", 3.2, 8), fontsize=8)
+            panel.set_title(f"{wrap_title(hook, 3.2, 8)}\n{order.replace('_', ' ')} first", fontsize=8)
             panel.tick_params(labelsize=7)
             label_log_axis(panel.xaxis)
         row[0].plot([], [], "-", color="0.5", linewidth=1, label="pruned, 0")
@@ -240,7 +240,7 @@ def _prune_curve(panel: Any, sae: Member, alias: str, quality: str, order: str, 
 
 
 def gap_chart(measured: Sequence[Gap], quality: str) -> Figure:
-    """Draw the gap of each pruned SAE over L0, one panel per hook and family: a colour per order, filled for zero."""
+    """Draw the gap over L0, one panel per hook and family: a line per SAE, a colour per order, filled for zero."""
     places = list(dict.fromkeys((gap.sae.hook_name, gap.family) for gap in measured))
     fig = figure(4.2 * min(len(places), 3) + 0.8, 3.4 * -(-len(places) // 3) + 0.8)
     axes = fig.subplots(-(-len(places) // 3), min(len(places), 3), squeeze=False).ravel()
@@ -253,19 +253,26 @@ def gap_chart(measured: Sequence[Gap], quality: str) -> Figure:
         for number, order in enumerate(ORDERS):
             for fill in FILLS:
                 shown = [gap for gap in own if (gap.order, gap.fill) == (order, fill)]
-                if shown:
+                for name in dict.fromkeys(gap.sae.name for gap in shown):
+                    curve = [gap for gap in shown if gap.sae.name == name]
                     panel.errorbar(
-                        [gap.l0.value * (1 + 0.012 * (number - 1.5)) for gap in shown],
-                        [gap.difference.value for gap in shown], yerr=_bars([gap.difference for gap in shown]),
-                        fmt="o", color=f"C{number}", markersize=4, linewidth=1,
+                        [gap.l0.value * (1 + 0.012 * (number - 1.5)) for gap in curve],
+                        [gap.difference.value for gap in curve], yerr=_bars([gap.difference for gap in curve]),
+                        fmt="-o" if fill == "zero" else "--o", color=f"C{number}", markersize=4, linewidth=0.8,
                         markerfacecolor=f"C{number}" if fill == "zero" else "white",
-                        label=f"{order.replace('_', ' ')}, {fill}",
                     )  # fmt: skip
         panel.set_title(wrap_title(f"{hook}: {family}", 4.0, 8), fontsize=8)
         panel.tick_params(labelsize=7)
-        panel.legend(fontsize=6)
         label_log_axis(panel.xaxis)
-    fig.supxlabel("L0, features per token", fontsize=9)
+    for fill in FILLS:
+        for number, order in enumerate(ORDERS):
+            style = {"markerfacecolor": f"C{number}" if fill == "zero" else "white"}
+            line = "-o" if fill == "zero" else "--o"
+            axes[0].plot([], [], line, color=f"C{number}", markersize=4, linewidth=0.8, **style,
+                         label=f"{order.replace('_', ' ')}, {fill}")  # fmt: skip
+    fig.legend(loc="outside lower center", ncols=4, fontsize=7)
+    for panel in axes[: len(places)]:
+        panel.set_xlabel("L0, features per token", fontsize=8)
     fig.supylabel(f"{TITLES[quality]}: pruned − trained", fontsize=9)
     set_title(fig, f"Gap of pruned to trained SAEs at equal L0: {TITLES[quality]}; bars: 95% paired intervals")
     return fig
