@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from saeval.results.paired_tests import holm
     from saeval.results.report import Report
     from saeval.results.result import Result
+    from saeval.results.store import stored_results
     from saeval.results.verdicts import Verdict, verdicts, verdicts_in_words, verdicts_on
     from saeval.stats.estimate import Estimate, Support, reliability_warnings
     from saeval.stats.evidence import Ever, Evidence, Histogram, Mean, Moments, Ratio, Sample, Spread, Stamp
@@ -85,14 +86,14 @@ __all__ = [
     "Evidence", "FREE_SPACE", "Fired", "Histogram", "LiveSAE", "MAX_REPEATS", "Mean", "Metric", "Model",
     "ModelAdapter", "ModelSpec", "Moments", "Notes", "Null", "PairBatch", "ParameterError", "Plan", "Problem",
     "Quantiles", "Ratio", "RegisteredModel", "RegisteredSAE", "RegisteredSuite", "Repeats", "Report", "Result",
-    "Resume", "Row", "SAEInfo", "SAELoader", "SaevalError", "Sample", "Scalar", "Source", "Spread", "Stamp",
-    "Subject", "Substitute", "Support", "Table", "TokenDataset", "TokenScores", "Undefined", "Value", "Verdict",
-    "archive_damage", "at_hooks", "cached", "check_encoding", "check_regular_file", "digest_of", "document_count",
-    "dtype_name", "escapes", "evaluation_mode", "expand_user", "figure", "finite", "fit_split", "fold", "formatting",
-    "gathered", "hashed", "holm", "hookimpl", "included", "is_tensor", "json_error", "label_log_axis", "libraries",
-    "limit_notice", "load_tensors_only", "lone_surrogate", "names_matching", "names_matching_any", "normal",
-    "normalized_newlines", "out_of_memory", "paired", "planned", "png", "quoted_value", "read_json", "read_text",
-    "rebound", "reliability_warnings", "resuming", "searched_in", "set_title", "sha256_file", "size_in_words",
+    "Resume", "Row", "SAEInfo", "SAELoader", "SaevalError", "Sample", "Scalar", "Source", "Spread", "Stamp", "Subject",
+    "Substitute", "Support", "Table", "TokenDataset", "TokenScores", "Undefined", "Value", "Verdict", "archive_damage",
+    "at_hooks", "cached", "check_encoding", "check_regular_file", "digest_of", "document_count", "dtype_name",
+    "escapes", "evaluation_mode", "expand_user", "figure", "finite", "fit_split", "fold", "formatting", "gathered",
+    "hashed", "holm", "hookimpl", "included", "is_tensor", "json_error", "label_log_axis", "libraries", "limit_notice",
+    "load_tensors_only", "lone_surrogate", "names_matching", "names_matching_any", "normal", "normalized_newlines",
+    "out_of_memory", "paired", "planned", "png", "quoted_value", "read_json", "read_text", "rebound",
+    "reliability_warnings", "resuming", "searched_in", "set_title", "sha256_file", "size_in_words", "stored_results",
     "suggestion", "text_passages", "token_scores", "torch", "unread_special", "unwrap_module", "validated",
     "validated_as", "verdicts", "verdicts_in_words", "verdicts_on", "wrap_title", "write_whole",
 ]  # fmt: skip

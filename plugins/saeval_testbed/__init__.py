@@ -16,6 +16,8 @@ _KINDS = {
     "jumprelu": "JumpReLU",
     "batchtopk": "BatchTopK, stored as JumpReLU,",
     "resid_pre": "TopK",
+    "k8": "TopK",
+    "k32": "TopK",
     "local": "local (MSE) ReLU",
     "e2e": "end-to-end ReLU",
     "e2e_ds": "end-to-end+downstream ReLU",
@@ -63,8 +65,9 @@ def saeval_saes() -> list[RegisteredSAE]:
 
 def _saes() -> Iterator[RegisteredSAE]:
     for file in sorted(WEIGHTS.glob("saes/*/cfg.json")):
-        kind, _, layer = file.parent.name.partition("-")
-        yield _sae(file.parent, file.parent.name, "saelens", _KINDS[kind], layer if kind == "resid_pre" else "2")
+        kind, _, layer = file.parent.name.removesuffix("-resid_pre-3").partition("-")
+        layer = "3" if file.parent.name.endswith("resid_pre-3") else layer if kind == "resid_pre" else "2"
+        yield _sae(file.parent, file.parent.name, "saelens", _KINDS[kind], layer)
     for file in sorted(WEIGHTS.glob("dictionary_learning/attn_out/*/ae.pt")):
         layer = file.parent.name.removeprefix("trainer_")
         yield _sae(file.parent, f"attn_out-{layer}", "dictionary_learning", "TopK", layer, "attn_out")

@@ -35,12 +35,11 @@ class Recipe:
     """True to start b_dec at the mean; removing a mean that is large against the variance would kill most features."""
 
 
-def _site(name: str, layer: int, tokens: int, folder: str = "", layout: str = "saelens") -> Recipe:
+def _site(name: str, layer: int, tokens: int, folder: str = "", layout: str = "saelens", k: int = 16) -> Recipe:
     """A TopK SAE at `blocks.<layer>.hook_<name>`; smaller batches make up for fewer tokens."""
     hook_name, centred = f"blocks.{layer}.hook_{name}", name != "resid_pre"
-    return Recipe(
-        f"{name}-{layer}", "topk", 16, 0, hook_name, "model", tokens, 1_000_000, 1024, folder, layout, centred=centred
-    )
+    name = f"{name}-{layer}" if k == 16 else f"k{k}-{name}-{layer}"
+    return Recipe(name, "topk", k, 0, hook_name, "model", tokens, 1_000_000, 1024, folder, layout, centred=centred)
 
 
 def _short(name: str, architecture: str, sparsity: float, learning_rate: float = 1e-3) -> Recipe:
@@ -55,6 +54,7 @@ RECIPES = (
     *(Recipe(f"relu-5-seed{seed}", "standard", LADDER[4], seed) for seed in (1, 2)),
     *(Recipe(f"topk-{k}", "topk", k) for k in (8, 16, 32)),
     *(_site("resid_pre", i, 2_000_000) for i in (0, 1, 3)),
+    *(_site("resid_pre", 3, 2_000_000, k=k) for k in (8, 32)),
     *(_site("attn_out", i, 1_000_000, ATTN.format(i), "dictionary_learning") for i in range(LAYERS)),
     *(_site("mlp_out", i, 1_000_000, MLP.format(i), "sparsify") for i in range(LAYERS)),
     _short("batchtopk", "batchtopk", 16),

@@ -46,6 +46,7 @@ class Cell:
 def subject_record(subject: Subject) -> dict[str, Any]:
     """Return the record of a subject in a result; `site` is the hook's one name if the suite uses another."""
     facts = dict(subject.facts or {}) | ({"site": subject.hook_name} if subject.asked_hook else {})
+    facts |= {"d_sae": subject.d_sae} if subject.kind == "sae" and subject.d_sae else {}
     return {"name": subject.name, "hook_name": subject.shown_hook, "kind": subject.kind, "key": subject.key, **facts}
 
 

@@ -21,6 +21,7 @@ from saeval.interfaces.live_objects import LiveKeys, LiveSAE
 from saeval.interfaces.model import ModelSpec
 from saeval.interfaces.sae import SAEInfo
 from saeval.interfaces.substitute import Control, Subject
+from saeval.plan.cell import subject_record
 from saeval.registry.format_recognition import paths, suggested, written
 from saeval.registry.registry import Registry
 from saeval.results.store import finite
@@ -95,12 +96,12 @@ class Subjects:
 
     def _described(self, entry: Mapping[str, Any]) -> list[Subject]:
         reference = dict(entry)
-        use, name = _word(reference, "use"), _word(reference, "name")
+        use, name, facts = _word(reference, "use"), _word(reference, "name"), _facts(reference)
         if use is None:
             formats = ", ".join(self.registry.loaders.names())
             near = suggested(reference.get("path"), self.registry)
             raise SaevalError(f"an SAE entry needs 'use', one of: {formats}{near}")
-        return self._expanded(name, use, reference)
+        return [_declared(subject, facts) for subject in self._expanded(name, use, reference)]
 
     def _expanded(self, name: str | None, use: str, reference: Mapping[str, Any]) -> list[Subject]:
         entry = self.registry.loaders.entry(use)
@@ -340,6 +341,25 @@ def _word(entry: dict[str, Any], key: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise SaevalError(f"'{key}' is a name, got {value!r}")
     return value
+
+
+def _facts(entry: dict[str, Any]) -> dict[str, Any]:
+    """Remove the declared properties from an entry and return them; `SaevalError` if they are not names and values."""
+    facts = entry.pop("facts", {})
+    plain = isinstance(facts, dict) and not any(
+        not isinstance(name, str) or not isinstance(value, str | int | float) for name, value in facts.items()
+    )
+    if not plain:
+        raise SaevalError(f"'facts' declares properties, as in {{training_tokens: 2000000}}, got {quoted_value(facts)}")
+    return finite(facts)  # type: ignore[no-any-return]
+
+
+def _declared(subject: Subject, facts: Mapping[str, Any]) -> Subject:
+    """Return the SAE with the properties that the suite declares; they change no number, and so no key."""
+    own = {**subject_record(subject), "control": None, "of": None, "copy": None}
+    if twice := [name for name in facts if name in own]:
+        raise SaevalError(f"'facts' declares '{twice[0]}', which {subject.name} already has: {own[twice[0]]!r}")
+    return replace(subject, facts={**(subject.facts or {}), **facts})
 
 
 def _name(path: Any, several: bool) -> str:

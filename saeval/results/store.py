@@ -467,3 +467,11 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(one) for one in value]
     return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def stored_results(folder: Path | str, include_limited: bool = False) -> list[Result]:
+    """Return the results of a folder's last run, with their arrays; `SaevalError` if there are none.
+
+    It refuses a run with `--limit` unless `include_limited`.
+    """
+    return Store(folder).results(include_limited)[1]

@@ -37,7 +37,16 @@ def test_the_package_stays_small():
 def test_everything_promised_is_there():
     names = {sae.name for sae in saeval_testbed.saeval_saes()}
     sites = [f"{site}-{i}" for site in ("attn_out", "mlp_out") for i in range(4)]
-    ladder = [*(f"relu-{i}" for i in range(1, 7)), "relu-5-seed1", "relu-5-seed2", "topk-8", "topk-16", "topk-32"]
+    ladder = [
+        *(f"relu-{i}" for i in range(1, 7)),
+        "relu-5-seed1",
+        "relu-5-seed2",
+        "topk-8",
+        "topk-16",
+        "topk-32",
+        "k8-resid_pre-3",
+        "k32-resid_pre-3",
+    ]
     kinds = ["gated", "jumprelu", "batchtopk", *(f"resid_pre-{i}" for i in (0, 1, 3)), *MATCHED]
     assert names == {*(f"testbed/{name}" for name in (*sites, *ladder, *kinds)), "testbed-reward/topk"}
     assert len(names) == len(saeval_testbed.saeval_saes())

@@ -1,0 +1,129 @@
+"""`saeval frontier`, `saeval pareto` and `saeval trajectory`: tables and plots of a run's SAEs by family."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saeval.plugin import SaevalError, png, stored_results, suggestion, write_whole
+from saeval_frontier import pages
+from saeval_frontier.families import Member, families, members
+from saeval_frontier.frontier import QUALITIES
+from saeval_frontier.gaps import aliases, gaps
+from saeval_frontier.pareto import DRAWS, fronts
+from saeval_frontier.trajectory import at_equal, trajectories
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def frontier(argv: Sequence[str]) -> int:
+    """Print the gap of pruned to trained SAEs at equal L0."""
+    parser = _parser("frontier", "Compare pruned SAEs with SAEs that were trained at the same L0.")
+    parser.add_argument("--value", default="delta_ce", choices=list(QUALITIES), help="default: delta_ce")
+    parser.add_argument("--metric", help="name of the configured sparsity_frontier (default: the first)")
+    options = parser.parse_args(argv)
+    saes, by_family = _families(options)
+    names = aliases(saes)
+    if options.metric is not None and options.metric not in names:
+        raise SaevalError(f"no sparsity_frontier is named '{options.metric}'{suggestion(options.metric, names)}")
+    alias = options.metric or names[0]
+    measured, reasons = gaps(by_family, alias, options.value)
+    if not measured:
+        raise SaevalError("; ".join(reasons) or "no pruned SAE has a point inside the trained range of L0")
+    _print(options, [gap.row() for gap in measured], reasons)
+    return _plotted(options.plot, pages.frontier_chart(by_family, alias, options.value) if options.plot else None)
+
+
+def pareto(argv: Sequence[str]) -> int:
+    """Print the Pareto front of two values."""
+    parser = _parser("pareto", "Find the SAEs that are best in two values, and how surely.")
+    parser.add_argument("--x", default="l0.l0", metavar="METRIC.VALUE", help="default: l0.l0")
+    parser.add_argument("--y", default="ce.delta_ce", metavar="METRIC.VALUE", help="default: ce.delta_ce")
+    parser.add_argument("--draws", type=int, default=DRAWS, help=f"draws for the shares (default: {DRAWS})")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
+    options = parser.parse_args(argv)
+    if options.draws < 1:
+        raise SaevalError(f"--draws must be at least 1, got {options.draws}")
+    _, by_family = _families(options)
+    all_fronts = fronts(by_family, options.x, options.y, options.draws, options.seed)
+    rows = [row for front in all_fronts for row in front.rows(options.x, options.y)]
+    volumes = [
+        f"hypervolume of {family} at {front.hook_name}: {pages.shown(volume)}"
+        for front in all_fronts
+        for family, volume in front.hypervolume.items()
+    ]
+    _print(options, rows, [*volumes, pages.PARETO_NOTE.strip()])
+    return _plotted(options.plot, pages.pareto_chart(all_fronts, options.x, options.y) if options.plot else None)
+
+
+def trajectory(argv: Sequence[str]) -> int:
+    """Print a value over training."""
+    parser = _parser("trajectory", "Follow a value over training, and find where it is no longer told apart.")
+    parser.add_argument("--value", default="ce.delta_ce", metavar="METRIC.VALUE", help="default: ce.delta_ce")
+    parser.add_argument(
+        "--number", default="training_tokens", help="the declared number of each SAE (default: training_tokens)"
+    )
+    parser.add_argument("--pattern", help="take the number from the name instead, at {}, as in 'step_{}'")
+    options = parser.parse_args(argv)
+    if options.pattern is not None and options.pattern.count("{}") != 1:
+        raise SaevalError(f"--pattern needs one {{}} where the number is, got '{options.pattern}'")
+    _, by_family = _families(options)
+    curves = trajectories(by_family, options.value, options.number, options.pattern)
+    number = "number" if options.pattern else options.number
+    rows = [row for curve in curves for row in curve.rows(number, options.value)]
+    notes = [pages.sentence(curve, number) for curve in curves]
+    notes += [
+        f"at {pair.number:,.0f}: {pair.first} − {pair.second} is {pages.shown(pair.difference)}"
+        f" (p = {pages.shown(pair.p_holm)}, Holm)"
+        for pair in at_equal(curves)
+    ]
+    _print(options, rows, notes)
+    return _plotted(options.plot, pages.trajectory_chart(curves, number, options.value) if options.plot else None)
+
+
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"saeval {verb}", description=description)
+    parser.add_argument("folder", metavar="OUT/SUITE", help="a results folder")
+    parser.add_argument("--include-limited", action="store_true", help="include runs with --limit")
+    parser.add_argument(
+        "--family", action="append", default=[], metavar="NAME=GLOB", help="a family of SAEs by their names; repeatable"
+    )
+    parser.add_argument(
+        "--by", action="append", default=[], metavar="PROPERTY",
+        help="a declared property that the SAEs of a family share; repeatable (default: "
+        "architecture, and d_sae and end_to_end where they differ)",
+    )  # fmt: skip
+    parser.add_argument("--format", choices=["md", "csv", "json"], default="md", help="default: md")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also write the plot")
+    return parser
+
+
+def _families(options: argparse.Namespace) -> tuple[list[Member], dict[tuple[str, str], list[Member]]]:
+    patterns: dict[str, str] = {}
+    for assignment in options.family:
+        name, equals, pattern = assignment.partition("=")
+        if not (name and equals and pattern):
+            raise SaevalError(f"--family needs NAME=GLOB, got '{assignment}'")
+        patterns[name] = pattern
+    if patterns and options.by:
+        raise SaevalError("--family and --by exclude each other; give one of them")
+    saes = members(stored_results(options.folder, options.include_limited))
+    if not saes:
+        raise SaevalError(f"{options.folder}: no results of an SAE")
+    return saes, families(saes, options.by, patterns)
+
+
+def _print(options: argparse.Namespace, rows: Sequence[dict[str, object]], notes: Sequence[str]) -> None:
+    print(pages.as_text(rows, options.format))
+    if options.format == "md":
+        print("\n".join(f"- {note}" for note in notes))
+
+
+def _plotted(path: Path | None, drawn: Figure | None) -> int:
+    if path is not None and drawn is not None:
+        write_whole(path, png(drawn), "--plot")
+        print(path)
+    return 0

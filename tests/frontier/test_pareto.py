@@ -1,0 +1,82 @@
+"""Pareto fronts: a planted set, shares that know which errors are shared, hypervolumes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ladders import estimate, result
+from saeval.plugin import SaevalError
+from saeval.testing.claims import every
+from saeval_frontier.families import families, members
+from saeval_frontier.pareto import dominated_area, fronts, jackknife_draws, undominated
+
+
+def front(*saes, y="ce.delta_ce"):
+    """The front of SAEs `(name, L0, loss)`; a family per architecture."""
+    results = []
+    for name, l0, loss in saes:
+        kind = name.partition("-")[0]
+        results.append(result(name, "l0", {"l0": l0}, architecture=kind))
+        results.append(result(name, "ce", {y.partition(".")[2]: loss}, architecture=kind))
+    (only,) = fronts(families(members(results)), "l0.l0", y)
+    return only
+
+
+def test_the_front_of_a_planted_set():
+    planted = front(
+        ("a-1", estimate(1), estimate(4)), ("a-2", estimate(2), estimate(2)), ("a-3", estimate(4), estimate(1)),
+        ("b-1", estimate(2), estimate(3)), ("b-2", estimate(4), estimate(4)), ("b-3", estimate(4), estimate(1)),
+    )  # fmt: skip
+    assert planted.on.tolist() == [True, True, True, False, False, True]  # a-3 and b-3 are equal
+    assert planted.share.tolist() == planted.on.tolist()  # nothing has an error
+
+
+def test_undominated_equals_its_definition():
+    x, y = np.random.default_rng(0).integers(0, 8, (2, 60)).astype(float)
+    dominated = [any((x <= x[i]) & (y <= y[i]) & ((x < x[i]) | (y < y[i]))) for i in range(60)]
+    assert undominated(x, y).tolist() == [not d for d in dominated]
+
+
+def test_a_value_where_higher_is_better():
+    planted = front(("a-1", estimate(1), estimate(0.5)), ("a-2", estimate(2), estimate(0.4)), y="ce.recovered")
+    assert planted.on.tolist() == [True, False]
+
+
+def test_shared_errors_cancel_and_own_errors_do_not():
+    same = front(("a-1", estimate(1), estimate(1.0, 0.5, 1)), ("a-2", estimate(2), estimate(1.01, 0.5, 1)))
+    own = front(("a-1", estimate(1), estimate(1.0, 0.5, 1)), ("a-2", estimate(2), estimate(1.01, 0.5, 2)))
+    assert same.share.tolist() == [1, 0]
+    assert own.share[0] == 1
+    assert 0.4 < own.share[1] < 0.6
+
+
+def test_draws_have_the_errors_of_the_jackknife():
+    estimates = [estimate(1.0, 0.3, 1), estimate(2.0, 0.1, 1), estimate(5.0)]
+    drawn = np.array(list(jackknife_draws(estimates, 4000, 0)))
+    assert drawn.std(0)[:2] == pytest.approx([e.stderr for e in estimates[:2]], rel=0.05)
+    assert np.corrcoef(drawn[:, 0], drawn[:, 1])[0, 1] == pytest.approx(1)
+    assert every(drawn[:, 2] == 5.0)
+
+
+def test_the_dominated_area():
+    assert dominated_area(np.array([0.0]), np.array([0.0])) == 1
+    assert dominated_area(np.array([0.0, 0.5]), np.array([0.5, 0.25])) == pytest.approx(0.5 + 0.5 * 0.25)
+    assert dominated_area(np.array([1.0, 2.0]), np.array([0.2, 0.1])) == 0
+
+
+def test_a_hypervolume_has_the_error_of_its_values():
+    planted = front(
+        ("a-1", estimate(1), estimate(4.0, 0.1, 1)), ("a-2", estimate(4), estimate(1.0, 0.1, 2)),
+        ("b-1", estimate(2), estimate(3.0, 0.1, 3)),
+    )  # fmt: skip
+    box = np.log(4) * 3
+    assert planted.hypervolume["b"].value == pytest.approx(np.log(2) * 1 / box)
+    assert planted.hypervolume["b"].stderr == pytest.approx(0.1 * np.log(2) / box, rel=0.3)
+    assert planted.hypervolume["a"].value == 0  # both are at the edge of the box
+
+
+def test_values_that_do_not_exist():
+    saes = families(members([result("a", "l0", {"l0": estimate(1.0)})]))
+    with pytest.raises(SaevalError, match=r"no SAE of these results has a value 'ce.delta_ce'; values are named"):
+        fronts(saes, "l0.l0", "ce.delta_ce")

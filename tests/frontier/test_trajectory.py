@@ -1,0 +1,80 @@
+"""Values over training: where they settle, numbers from names and declarations, families after equal training."""
+
+from __future__ import annotations
+
+import pytest
+
+from ladders import estimate, result
+from saeval.plugin import SaevalError
+from saeval_frontier.families import families, members
+from saeval_frontier.pages import over_training, sentence
+from saeval_frontier.trajectory import at_equal, trajectories
+
+
+def run(values, kind="local", number="training_tokens", noise=0.05, seed=""):
+    """Checkpoints `{tokens: loss}` of one run, whose errors are mostly shared."""
+    return [
+        result(f"{kind}{seed}/step_{tokens:.0f}", "ce", {"delta_ce": estimate(loss, noise, 7) + estimate(0, 0.01, i)},
+               architecture=kind, k=8, **({number: tokens} if number else {}))
+        for i, (tokens, loss) in enumerate(values.items())
+    ]  # fmt: skip
+
+
+LOCAL = {1e5: 3.0, 2e5: 2.0, 4e5: 1.005, 8e5: 1.0, 1.6e6: 1.0}
+
+
+def curves(results, number="training_tokens", pattern=None):
+    return trajectories(families(members(results)), "ce.delta_ce", number, pattern)
+
+
+def test_a_planted_run_settles_where_it_was_planted():
+    (curve,) = curves(run(LOCAL))
+    assert [stage.number for stage in curve.stages] == list(LOCAL)
+    assert curve.settled == 4e5
+    assert "from 400,000 training_tokens on, no stage is told apart from the last, 1,600,000" in sentence(
+        curve, "training_tokens"
+    )
+    (falling,) = curves(run({1e5: 3.0, 2e5: 2.0, 4e5: 1.0}))
+    assert falling.settled is None
+    assert "the last stage, 400,000, still differs" in sentence(falling, "training_tokens")
+
+
+def test_numbers_from_names():
+    (curve,) = curves(run({1e5: 2.0, 2e5: 1.0}, number=None), pattern="step_{}")
+    assert [stage.number for stage in curve.stages] == [1e5, 2e5]
+    (sae,) = members([result("run-2.5M", "l0", {"l0": estimate(1.0)})])
+    assert sae.number("", "run-{}") == 2.5e6
+    with pytest.raises(SaevalError, match=r"the name 'run-2.5M' has no number at 'step_\{\}'"):
+        sae.number("", "step_{}")
+
+
+def test_families_after_equal_training():
+    both = curves([*run(LOCAL), *run({2e5: 1.5, 1.6e6: 1.0}, "e2e")])
+    early, late = at_equal(both)
+    assert (early.number, early.first, early.second) == (2e5, "local", "e2e")
+    assert early.difference.value == pytest.approx(0.5)
+    assert early.p_holm < 0.001
+    assert late.p_holm > 0.05
+
+
+def test_seeds_are_one_stage():
+    (curve,) = curves([*run({1e5: 2.0, 2e5: 1.0}), *run({2e5: 3.0}, seed="-seed1")])
+    assert [len(stage.names) for stage in curve.stages] == [1, 2]
+    assert curve.stages[1].value.value == pytest.approx(2.0)
+
+
+def test_the_page_takes_the_declared_number_that_varies():
+    number, _ = over_training(members(run(LOCAL, number="n_samples")), "ce.delta_ce")
+    assert number == "n_samples"
+    assert over_training(members(run({1e5: 1.0})), "ce.delta_ce") is None
+
+
+def test_bad_input_is_one_sentence():
+    with pytest.raises(SaevalError, match="'local/step_100000' does not declare 'tokens'; it declares architecture"):
+        curves(run(LOCAL), "tokens")
+    with pytest.raises(SaevalError, match="declares 'architecture' as 'local', which is not a number"):
+        curves(run(LOCAL), "architecture")
+    with pytest.raises(
+        SaevalError, match=r"no family has values of 'ce.delta_ce' at two different 'training_tokens': 'local' at"
+    ):
+        curves(run({1e5: 1.0}))
