@@ -220,23 +220,20 @@ def _works(sae: Any, sae_input: Any, activations: Any) -> bool:
 
 def declarations(subject: Subject, plan: Plan) -> list[Finding]:
     """Return a finding, none fatal, for each contradiction between a checkpoint's declarations and the suite."""
-    facts, findings = subject.facts or {}, []
+    facts, texts = subject.facts or {}, {}
     trained, used = facts.get("context_size"), plan.streams.options.context if plan.streams.options else None
     if isinstance(trained, int) and used is not None and used > trained:
-        text = f"was trained on contexts of {trained} tokens, the suite's have {used}"
-        findings.append(Finding("context", text, fatal=False))
+        texts["context"] = f"was trained on contexts of {trained} tokens, the suite's have {used}"
     if centred(facts) and plan.spec is not None and plan.spec.facts().get("center_writing_weights") is False:
-        text = "was trained on a model with centred writing weights; add 'center_writing_weights: true' to 'model'"
-        findings.append(Finding("processing", text, fatal=False))
+        remedy = "add 'center_writing_weights: true' to 'model'"
+        texts["processing"] = f"was trained on a model with centred writing weights; {remedy}"
     hook_name = facts.get("declared_hook")
     if hook_name is not None and hook_name != subject.shown_hook:
-        text = f"declares the hook '{hook_name}', the suite's is '{subject.shown_hook}'"
-        findings.append(Finding("hook", text, fatal=False))
+        texts["hook"] = f"declares the hook '{hook_name}', the suite's is '{subject.shown_hook}'"
     declared = facts.get("model_name")
     if plan.spec is not None and isinstance(declared, str) and not _is_model(declared, plan):
-        text = f"was trained on the model '{declared}', the suite's is '{plan.spec.name}'"
-        findings.append(Finding("model", text, fatal=False))
-    return findings
+        texts["model"] = f"was trained on the model '{declared}', the suite's is '{plan.spec.name}'"
+    return [Finding(check, text, fatal=False) for check, text in texts.items()]
 
 
 def centred(facts: Mapping[str, Any]) -> bool:
