@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saeval.plugin import SaevalError, names_matching, names_matching_any, suggestion
+import yaml
+
+from saeval.plugin import SaevalError, names_matching, names_matching_any, read_text, suggestion
 from saeval_formats.fields import Fields
-from saeval_formats.reference import LocalLoader, LocalReference, parsed, yaml_object
-from saeval_formats.tensor_layout import Checkpoint, TensorLayout
+from saeval_formats.reference import LocalLoader, LocalReference, parsed
+from saeval_formats.tensor_layout import Checkpoint, TensorLayout, linear
 from saeval_formats.tensors import Header, Tensors, state_dict, unpickled_dict
 
 CONFIG = "final_config.yaml"
@@ -112,13 +114,8 @@ def _layout(state: Tensors, site: str) -> TensorLayout:
     """Return the layout of one SAE: keys are `encoder.0` in files of a run, `encoder` in published files."""
     prefix = f"{site.replace('.', '-')}." if site else ""
     encoder = "encoder" if any(key.startswith(("encoder.w", "encoder.b")) for key in state) else f"{prefix}encoder.0"
-    stored = {
-        "W_enc": (f"{encoder}.weight", "nd"),
-        "b_enc": (f"{encoder}.bias", "n"),
-        "W_dec": (f"{prefix}decoder.weight", "dn"),
-        "b_dec": (f"{prefix}decoder.bias", "d"),
-    }
-    return TensorLayout(stored, unit_decoder=True)
+    decoder = f"{prefix}decoder"
+    return TensorLayout(linear(f"{encoder}.bias", f"{decoder}.bias", encoder, decoder), unit_decoder=True)
 
 
 def _config(path: Path) -> tuple[dict[str, Any], str | None]:
@@ -126,7 +123,7 @@ def _config(path: Path) -> tuple[dict[str, Any], str | None]:
     file = next((f for f in (path.with_suffix(".yaml"), path.parent / CONFIG) if f.is_file()), None)
     if file is None:
         return {}, None
-    config = Fields(file, yaml_object(file))
+    config = Fields(file, _yaml_object(file))
     data = config.inside("train_data")
     by_name = config.text("tlens_model_name")
     facts = {
@@ -143,6 +140,18 @@ def _config(path: Path) -> tuple[dict[str, Any], str | None]:
     positions = [positions] if isinstance(positions, str) else positions
     hook = str(positions[0]) if isinstance(positions, list) and len(positions) == 1 else ""
     return {k: v for k, v in facts.items() if v is not None}, hook if hook.startswith("blocks.") else None
+
+
+def _yaml_object(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file of plain data; `SaevalError` if it is invalid or holds anything else."""
+    try:
+        content = yaml.safe_load(read_text(path))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SaevalError(f"{path}: invalid YAML, or YAML with more than plain data ({reason})") from None
+    if not isinstance(content, dict):
+        raise SaevalError(f"{path}: expected a YAML mapping, found {type(content).__name__}")
+    return content
 
 
 def _end_to_end(loss: Fields) -> bool | None:

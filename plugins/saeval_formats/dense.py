@@ -171,13 +171,9 @@ class DenseSAE(Substitute):
         W_skip: Float[Tensor, "d_out d_in"] | None = None,
     ) -> None:
         """`b_enc=None` means zeros (gated SAEs have none)."""
-        self.hook_name = hook_name
-        self.d_in, self.d_sae = W_enc.shape
-        self.d_out = W_dec.shape[1]
-        self.activation = activation
-        self.apply_b_dec_to_input = apply_b_dec_to_input
-        self.normalization = normalization
-        self.transcoder = transcoder
+        self.hook_name, self.activation, self.transcoder = hook_name, activation, transcoder
+        self.d_in, self.d_sae, self.d_out = *W_enc.shape, W_dec.shape[1]
+        self.apply_b_dec_to_input, self.normalization = apply_b_dec_to_input, normalization
         self._has_b_enc = b_enc is not None
         self.W_enc, self.W_dec, self.b_dec, self.W_skip = W_enc, W_dec, b_dec, W_skip
         self.b_enc = W_enc.new_zeros(self.d_sae) if b_enc is None else b_enc
@@ -201,10 +197,8 @@ class DenseSAE(Substitute):
         return self._changed(**encoder, W_dec=self.W_dec / norms[:, None], activation=self.activation.scaled(norms))
 
     def other_readings(self) -> Mapping[str, Substitute]:
-        readings: dict[str, Substitute] = {}
-        for normalization, name in _NORMALIZATIONS.items():
-            if normalization != self.normalization:
-                readings[name] = self._changed(normalization=normalization)
+        others = {kind: name for kind, name in _NORMALIZATIONS.items() if kind != self.normalization}
+        readings = {name: self._changed(normalization=kind) for kind, name in others.items()}
         if not self.transcoder:
             subtracted = self.apply_b_dec_to_input
             name = f"with b_dec {'not ' if subtracted else ''}taken from its input"
@@ -283,8 +277,7 @@ def _decoded(feature_acts: Float[Tensor, "*batch d_sae"], W_dec: Float[Tensor, "
             token, feature = flat.nonzero(as_tuple=True)
             starts = torch.searchsorted(token, torch.arange(len(flat)))
             weights = flat[token, feature]
-            decoded: Tensor = torch.nn.functional.embedding_bag(
-                feature, W_dec, starts, mode="sum", per_sample_weights=weights
-            )
+            bag = torch.nn.functional.embedding_bag
+            decoded: Tensor = bag(feature, W_dec, starts, mode="sum", per_sample_weights=weights)
             return decoded.view(*feature_acts.shape[:-1], -1)
     return feature_acts @ W_dec

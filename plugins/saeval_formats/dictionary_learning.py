@@ -106,33 +106,23 @@ class DictionaryLearning(LocalLoader):
         kind = CLASSES[class_name]
         header = Header.of_tensors(file, {key: t for key, t in weights.items() if key not in kind.counts + kind.unused})
         lengths = {key: trainer.whole(key) for key in ("activation_dim", "dict_size") if key in trainer.values}
-        sizes = kind.layout.check(
-            header,
-            lengths.get("activation_dim"),
-            lengths.get("dict_size"),
-            kind="'class'" if options.dict_class else f"'dict_class' of {config}",
-            sizes=f"{' and '.join(map(repr, lengths))} of {config}" if lengths else "the lengths of the biases",
-        )
+        named = "'class'" if options.dict_class else f"'dict_class' of {config}"
+        by = f"{' and '.join(map(repr, lengths))} of {config}" if lengths else "the lengths of the biases"
+        d_in, d_sae = lengths.get("activation_dim"), lengths.get("dict_size")
+        sizes = kind.layout.check(header, d_in, d_sae, kind=named, sizes=by)
         k = _k(file, weights, trainer, sizes[1]) if "k" in kind.counts else None
         topk = kind.architecture == "topk"
         if topk and k is None:
-            raise SaevalError(
-                f"{file}: no 'k' in the file or in {CONFIG}; {class_name} needs it, the number of active features per "
-                "token"
-            )
+            meaning = "the number of active features per token"
+            raise SaevalError(f"{file}: no 'k' in the file or in {CONFIG}; {class_name} needs it, {meaning}")
         _check_counts(file, weights, kind, sizes[1])
         facts = {"dict_class": class_name, **_facts(trainer)}
         declared = {"model_name": trainer.text("lm_name"), "context_size": buffer.maybe(buffer.whole, "ctx_len")}
         declared["k" if topk else "l0"] = k  # batch-top-k: k is the mean over tokens
+        facts |= {key: value for key, value in declared.items() if value is not None}
+        hook_name, activation = options.hook_name or _hook_name(trainer, buffer), TopK(k) if topk and k else None
         return Checkpoint(
-            header,
-            kind.layout,
-            sizes,
-            kind.architecture,
-            options.hook_name or _hook_name(trainer, buffer),
-            numeric=(class_name, k),
-            facts=facts | {key: value for key, value in declared.items() if value is not None},
-            activation=TopK(k) if topk and k else None,
+            header, kind.layout, sizes, kind.architecture, hook_name, None, (class_name, k), facts, activation
         )
 
 
@@ -185,9 +175,8 @@ def _check_counts(file: Path, weights: Tensors, kind: DictClass, d_sae: int) -> 
             raise SaevalError(f"{file}: 'group_sizes' is missing; check 'class' or 'dict_class'")
         stored = weights["group_sizes"]
         if stored.is_floating_point() or stored.ndim != 1:
-            raise SaevalError(
-                f"{file}: expected whole numbers in 'group_sizes', found {stored.dtype} {list(stored.shape)}"
-            )
+            actual = f"{stored.dtype} {list(stored.shape)}"
+            raise SaevalError(f"{file}: expected whole numbers in 'group_sizes', found {actual}")
         if (stored < 1).any():
             raise SaevalError(f"{file}: expected positive numbers in 'group_sizes', found {shown(stored.tolist())}")
         groups = int(stored.sum())

@@ -50,18 +50,16 @@ class Fields:
 
     def whole(self, key: str) -> int:
         """Return a positive whole number."""
-        value = self.values.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.fault(key, "a positive whole number")
+        value = self.count(key, 1, "a positive whole number")
         if value > MOST:
             raise self.fault(key, "a positive whole number", f" (at most {MOST:g})")
         return value
 
-    def count(self, key: str) -> int:
-        """Return a whole number of 0 or more."""
+    def count(self, key: str, least: int = 0, expected: str = "a whole number of 0 or more") -> int:
+        """Return a whole number of `least` or more."""
         value = self.values.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise self.fault(key, "a whole number of 0 or more")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.fault(key, expected)
         return value
 
     def k(self, d_sae: int, key: str = "k") -> int:

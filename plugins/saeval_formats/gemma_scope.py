@@ -86,12 +86,11 @@ def _first(folder: Path) -> Description:
     layer = re.search(r"/layer_(\d+)(?=/|$)", place)
     l0, width = re.search(r"/average_l0_(\d+)$", place), re.search(r"/width_(\w+?)(?=/|$)", place)
     facts: dict[str, Any] = {**({"l0": int(l0[1])} if l0 else {}), **({"width": width[1]} if width else {})}
-    if not repository:
+    if repository:
+        facts["model_name"] = f"google/gemma-2-{repository[1]}{'-it' if repository[2] == 'it' else ''}"
+    if not repository or not layer:
         return Description(_FIRST, facts=facts)
-    facts["model_name"] = f"google/gemma-2-{repository[1]}{'-it' if repository[2] == 'it' else ''}"
     writes, reads = _FIRST_SITES[repository[3]]
-    if not layer:
-        return Description(_FIRST, facts=facts)
     return Description(_FIRST, writes.format(layer[1]), reads.format(layer[1]) if reads else None, facts)
 
 
@@ -114,10 +113,9 @@ def _second(folder: Path, header: Header) -> Description:
         has = "has an" if layout is _AFFINE else "has no"
         raise SaevalError(f"{path}: 'affine_connection: {affine}', but {header.path.name} {has} affine_skip_connection")
     input_hook, output_hook = (_module(config.text(f"hf_hook_point_{end}")) for end in ("in", "out"))
+    reads = input_hook if output_hook not in (None, input_hook) else None
     facts = config.facts({"model_name": config.text, "width": None, "l0": config.positive})
-    return Description(
-        layout, output_hook or input_hook, input_hook if output_hook not in (None, input_hook) else None, facts
-    )
+    return Description(layout, output_hook or input_hook, reads, facts)
 
 
 def _module(hook_point: str | None) -> str | None:

@@ -11,18 +11,11 @@ from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
 from saeval_formats.folding import scaled
 from saeval_formats.reference import TranscoderReference, folder_of, json_object, parsed
-from saeval_formats.tensor_layout import Checkpoint, TensorLayout
+from saeval_formats.tensor_layout import Checkpoint, TensorLayout, linear
 from saeval_formats.tensors import Header, Tensors
 
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
-_LAYOUT = TensorLayout(
-    {
-        "W_enc": ("encoder.weight", "nd"),
-        "b_enc": ("encoder.bias", "n"),
-        "W_dec": ("decoder.weight", "dn"),
-        "b_dec": ("decoder.bias", "d"),
-    }
-)
+_LAYOUT = TensorLayout(linear("encoder.bias", "decoder.bias"))
 
 
 class LlamaScope(FolderLoader):
@@ -56,10 +49,9 @@ class LlamaScope(FolderLoader):
         writes = config.text("hook_point_out") if "hook_point_out" in config.values else reads
         d_sae = config.whole("d_sae") if "d_sae" in config.values else d_in * config.whole("expansion_factor")
         if (threshold := config.amount("jump_relu_threshold")) == 0:
-            raise SaevalError(
-                f"{path}: 'jump_relu_threshold' is 0, the library's default: it was never calibrated, and without "
-                "calibration every positive feature is active; set the calibrated threshold"
-            )
+            why = "it was never calibrated, and without calibration every positive feature is active"
+            default = f"{path}: 'jump_relu_threshold' is 0, the library's default"
+            raise SaevalError(f"{default}: {why}; set the calibrated threshold")
         by_norm = config.flag("sparsity_include_decoder_norm", default=True)
         pre_bias = config.flag("apply_decoder_bias_to_pre_encoder")  # required: the library's default has changed
         facts = config.facts({"jump_relu_threshold": None, "top_k": config.count, "norm_activation": None})
@@ -75,14 +67,7 @@ class LlamaScope(FolderLoader):
             # A column of zeros has an infinite threshold: the feature contributes nothing and is never active.
             return {**scaled(tensors, s_in, s_out), "threshold": threshold * units}
 
-        return Checkpoint(
-            header,
-            _LAYOUT,
-            sizes,
-            "jumprelu_transcoder" if transcoder else "jumprelu",
-            options.hook_name or writes,
-            options.input_hook or reads if transcoder else None,
-            numeric=(threshold, s_in, s_out, by_norm, pre_bias, transcoder),
-            facts=facts,
-            folded=folded,
-        )
+        kind, hook_name = "jumprelu_transcoder" if transcoder else "jumprelu", options.hook_name or writes
+        input_hook = options.input_hook or reads if transcoder else None
+        numeric = (threshold, s_in, s_out, by_norm, pre_bias, transcoder)
+        return Checkpoint(header, _LAYOUT, sizes, kind, hook_name, input_hook, numeric, facts, folded=folded)

@@ -11,18 +11,10 @@ from saeval.plugin import SaevalError
 from saeval_formats.dense import TopK
 from saeval_formats.fields import Fields
 from saeval_formats.reference import LocalLoader, LocalReference, parsed
-from saeval_formats.tensor_layout import Checkpoint, TensorLayout
+from saeval_formats.tensor_layout import Checkpoint, TensorLayout, linear
 from saeval_formats.tensors import Header, state_dict, unpickled_dict
 
-_LAYOUT = TensorLayout(
-    {
-        "W_enc": ("encoder.weight", "nd"),
-        "b_enc": ("latent_bias", "n"),
-        "W_dec": ("decoder.weight", "dn"),
-        "b_dec": ("pre_bias", "d"),
-    },
-    pre_bias=True,
-)
+_LAYOUT = TensorLayout(linear("latent_bias", "pre_bias"), pre_bias=True)
 _STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 
 
@@ -48,10 +40,8 @@ class OpenAI(LocalLoader):
         content = unpickled_dict(path)
         activation, settings = content.pop("activation", "ReLU"), content.pop("activation_state_dict", {})
         weights = {key: value for key, value in state_dict(path, content).items() if key not in _STATISTICS}
-        header, lengths = (
-            Header.of_tensors(path, weights),
-            "'pre_bias' and 'latent_bias', whose lengths are d_in and d_sae",
-        )
+        header = Header.of_tensors(path, weights)
+        lengths = "'pre_bias' and 'latent_bias', whose lengths are d_in and d_sae"
         sizes = _LAYOUT.check(header, kind="'use'", sizes=lengths)
         k = _k(path, activation, settings, sizes[1])
         checkpoint = Checkpoint(header, _LAYOUT, sizes, "standard", options.hook_name, numeric=(k,))

@@ -8,24 +8,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
-from saeval.plugin import (
-    ParameterError,
-    SAEInfo,
-    SAELoader,
-    SaevalError,
-    Substitute,
-    expand_user,
-    read_json,
-    read_text,
-    searched_in,
-    torch,
-    validated_as,
-)
+from saeval.plugin import ParameterError, SAELoader, SaevalError, expand_user, read_json, searched_in, validated_as
+
+if TYPE_CHECKING:
+    from saeval.plugin import SAEInfo, Substitute, torch
 
 
 class LocalReference(BaseModel):
@@ -163,9 +153,8 @@ def _filled(template: str, parts: tuple[str, ...], format: str) -> str:
     def part(hole: re.Match[str]) -> str:
         number = int(hole[1]) if hole[1] else next(numbers)
         if not 1 <= number <= len(parts):
-            raise SaevalError(
-                f"{format}: 'hook_name: {template}' refers to glob {number} of 'path', which has {len(parts)}"
-            )
+            fault = f"refers to glob {number} of 'path', which has {len(parts)}"
+            raise SaevalError(f"{format}: 'hook_name: {template}' {fault}")
         return parts[number - 1]
 
     return _HOLE.sub(part, template)
@@ -215,18 +204,6 @@ def json_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def yaml_object(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file of plain data; `SaevalError` if it is invalid or holds anything else."""
-    try:
-        content = yaml.safe_load(read_text(path))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise SaevalError(f"{path}: invalid YAML, or YAML with more than plain data ({reason})") from None
-    if not isinstance(content, dict):
-        raise SaevalError(f"{path}: expected a YAML mapping, found {type(content).__name__}")
-    return content
-
-
 def snapshot(repo: str, revision: str | None, pattern: str, format: str, beside: Sequence[str] = ()) -> Path:
     """Download the files of a hub repository that `pattern` matches; return its local folder.
 
@@ -244,10 +221,8 @@ def snapshot(repo: str, revision: str | None, pattern: str, format: str, beside:
         raise SaevalError(f"{format}: 'repo: {repo}' is not a valid repository name, such as org/name") from None
     except LocalEntryNotFoundError:
         why = "this run is offline" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
-        raise SaevalError(
-            f"{format}: repository '{repo}' has not been downloaded and {why}; "
-            "run `saeval fetch SUITE` with network access"
-        ) from None
+        remedy = "run `saeval fetch SUITE` with network access"
+        raise SaevalError(f"{format}: repository '{repo}' has not been downloaded and {why}; {remedy}") from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SaevalError(f"{format}: repository '{repo}' cannot be downloaded: {reason}") from None

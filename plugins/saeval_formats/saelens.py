@@ -82,8 +82,7 @@ class Folder:
 
     def info(self) -> SAEInfo:
         self.check()
-        config = self.config.with_factor(self.factor, SCALER)
-        whitening = self.whitening
+        config, whitening = self.config.with_factor(self.factor, SCALER), self.whitening
         numeric = [*config.numeric, self.factor, self.options.unit_decoder]
         sha256 = self.header.identity(*numeric, *([sha256_file(whitening.path)] if whitening else []))
         return config.info(self.options.hook_name, self.options.input_hook, sha256, config.facts)
@@ -108,9 +107,8 @@ class Folder:
         config = self.config
         if config.architecture in BY_LIBRARY:
             if config.normalization == "covariance_whitening" or self.factor is not None:
-                raise SaevalError(
-                    f"{self.path}: the scale of training inputs cannot be folded into a '{config.architecture}' SAE"
-                )
+                fault = f"the scale of training inputs cannot be folded into a '{config.architecture}' SAE"
+                raise SaevalError(f"{self.path}: {fault}")
             self.header.check(expected_shapes(self.path, self.raw))
             return
         self.header.check(config.shapes, [_SCALE])

@@ -16,12 +16,9 @@ from saeval_formats.folding import rescaled
 from saeval_formats.tensors import Tensors
 
 _TENSORS = {
-    "standard": ("b_enc",),
-    "topk": ("b_enc",),
-    "abstopk": ("b_enc",),
+    **dict.fromkeys(("standard", "topk", "abstopk", "transcoder"), ("b_enc",)),
     "jumprelu": ("b_enc", "threshold"),
     "gated": ("b_gate", "r_mag", "b_mag"),
-    "transcoder": ("b_enc",),
     "skip_transcoder": ("b_enc", "W_skip"),
     "jumprelu_transcoder": ("b_enc", "threshold"),
     "jumprelu_skip_transcoder": ("b_enc", "threshold", "W_skip"),
@@ -31,10 +28,7 @@ _OF_K = {"topk": TopK, "abstopk": AbsTopK}
 """Architectures that keep k features of each token."""
 BY_LIBRARY = ("matching_pursuit", "temporal")
 """Architectures that only SAELens' own classes compute."""
-_REFUSED = {
-    "batchtopk": "is a training checkpoint; export it with save_inference_model(), as jumprelu",
-    "matryoshka_batchtopk": "is a training checkpoint; export it with save_inference_model(), as jumprelu",
-}
+_IN_TRAINING = ("batchtopk", "matryoshka_batchtopk")
 _NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale", "expected_average_only_in", "covariance_whitening")
 _AS_FOUND = (
     "model_class_name", "exclude_special_tokens", "dataset_path", "normalize_activations", "apply_b_dec_to_input",
@@ -76,16 +70,8 @@ class Config:
 
     def info(self, hook_name: str | None, input_hook: str | None, sha256: str, facts: Mapping[str, Any]) -> SAEInfo:
         """Return the `SAEInfo`; `hook_name` and `input_hook` replace the config's unless they are None."""
-        return SAEInfo(
-            hook_name=hook_name or self.hook_name,
-            input_hook=input_hook or self.input_hook if self.transcoder else None,
-            d_in=self.d_in,
-            d_sae=self.d_sae,
-            d_out=self.d_out,
-            sha256=sha256,
-            architecture=self.architecture,
-            facts=facts,
-        )
+        writes, reads = hook_name or self.hook_name, input_hook or self.input_hook if self.transcoder else None
+        return SAEInfo(writes, self.d_in, self.d_sae, sha256, self.architecture, self.d_out, reads, facts)
 
     @property
     def transcoder(self) -> bool:
@@ -128,12 +114,10 @@ def parsed_config(where: Path, raw: Mapping[str, Any]) -> Config:
         key = "normalize_activations: covariance_whitening" if not apply_b_dec_to_input else "apply_b_dec_to_input"
         raise SaevalError(f"{where}: '{key}' is not for transcoders, whose outputs come from another hook")
     hook_name, input_hook = _hooks(metadata, transcoder)
-    typed = {"model_name": metadata.text, "context_size": metadata.whole, "prepend_bos": metadata.flag}
-    texts = {
-        "hf_hook_name": metadata.text,
-        "model_from_pretrained_kwargs": lambda key: dict(metadata.inside(key).values),
-    }
-    facts = metadata.facts({**typed, **texts, **dict.fromkeys(_AS_FOUND)})
+    typed: dict[str, Callable[[str], Any]] = {"model_name": metadata.text, "context_size": metadata.whole}
+    typed |= {"prepend_bos": metadata.flag, "hf_hook_name": metadata.text}
+    typed["model_from_pretrained_kwargs"] = lambda key: dict(metadata.inside(key).values)
+    facts = metadata.facts({**typed, **dict.fromkeys(_AS_FOUND)})
     return Config(
         architecture=architecture,
         d_in=d_in,
@@ -187,13 +171,13 @@ def _architecture(config: Fields, flat: bool) -> str:
     activation = config.values.get("activation_fn_str", config.values.get("activation_fn", "relu"))
     if activation == "topk" and name in ("standard", "topk"):
         return "topk"
-    if isinstance(name, str) and name in _REFUSED:
-        raise SaevalError(f"{config.path}: '{name}' {_REFUSED[name]}")
+    if name in _IN_TRAINING:
+        remedy = "export it with save_inference_model(), as jumprelu"
+        raise SaevalError(f"{config.path}: '{name}' is a training checkpoint; {remedy}")
     architecture = config.choice("architecture", sorted((*_TENSORS, *BY_LIBRARY)), "standard" if flat else None)
     if activation != "relu" and architecture in _TENSORS and architecture not in _OF_K:
-        raise SaevalError(
-            f"{config.path}: activation {shown(activation)} of a {architecture} SAE is not supported; supported: 'relu'"
-        )
+        fault = f"activation {shown(activation)} of a {architecture} SAE is not supported"
+        raise SaevalError(f"{config.path}: {fault}; supported: 'relu'")
     return architecture
 
 

@@ -23,10 +23,7 @@ _STORED = {
     "b_dec": ("b_dec", "d"),
 }
 _ACTIVATIONS = {"topk": TopK, "groupmax": GroupMax}
-_REFUSED = {
-    "embed_skip": "it also reads the token embeddings",
-    "gram_lookup": "it also reads a table of n-grams",
-}
+_REFUSED = {"embed_skip": "it also reads the token embeddings", "gram_lookup": "it also reads a table of n-grams"}
 
 
 class Sparsify(FolderLoader):
@@ -61,26 +58,21 @@ class Sparsify(FolderLoader):
         activation = config.choice("activation", tuple(_ACTIVATIONS), "topk")
         if activation == "groupmax" and d_sae % k:
             raise SaevalError(f"{path}: {d_sae} features cannot be divided into 'k: {k}' groups of equal size")
-        skip, transcode, signed = (
-            config.flag(key, default=False) for key in ("skip_connection", "transcode", "signed")
-        )
+        keys = ("skip_connection", "transcode", "signed")
+        skip, transcode, signed = (config.flag(key, default=False) for key in keys)
         if signed and activation != "topk":
             raise SaevalError(f"{path}: 'signed' is for 'activation: topk', found '{activation}'")
         layout = TensorLayout({**_STORED, **({"W_skip": ("W_skip", "od")} if skip else {})}, pre_bias=not transcode)
         place, seed = folder.resolve(), None
         if one_of_several := re.fullmatch(r"seed(\d+)", place.name):  # SAEs of a module
             place, seed = place.parent, int(one_of_several[1])
-        return Checkpoint(
-            header,
-            layout,
-            layout.check(header, d_in, d_sae, kind=f"'skip_connection' of {CONFIG}", sizes=CONFIG),
-            f"{'signed_' * signed}{activation}{'_skip' * skip}{'_transcoder' * transcode}",
-            options.hook_name or place.name,
-            (options.input_hook or f"{place.name}:in") if transcode else None,
-            numeric=(k, activation, skip, transcode, *(["signed"] if signed else [])),
-            facts={**_run(place.parent / RUN, seed), "k": k},
-            activation=AbsTopK(k) if signed else _ACTIVATIONS[activation](k),
-        )
+        sizes = layout.check(header, d_in, d_sae, kind=f"'skip_connection' of {CONFIG}", sizes=CONFIG)
+        kind = f"{'signed_' * signed}{activation}{'_skip' * skip}{'_transcoder' * transcode}"
+        hook_name = options.hook_name or place.name
+        input_hook = (options.input_hook or f"{place.name}:in") if transcode else None
+        numeric = (k, activation, skip, transcode, *(["signed"] if signed else []))
+        facts, function = {**_run(place.parent / RUN, seed), "k": k}, AbsTopK if signed else _ACTIVATIONS[activation]
+        return Checkpoint(header, layout, sizes, kind, hook_name, input_hook, numeric, facts, function(k))
 
 
 def _run(file: Path, seed: int | None) -> dict[str, Any]:

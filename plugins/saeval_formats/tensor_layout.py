@@ -15,6 +15,12 @@ _CANONICAL = {"W_enc": "dn", "W_dec": "nd", "W_skip": "od"}
 _WORDS = {"d": "d_in", "n": "d_sae", "o": "d_in"}
 
 
+def linear(b_enc: str, b_dec: str, encoder: str = "encoder", decoder: str = "decoder") -> dict[str, tuple[str, str]]:
+    """Return the keys and shapes of two modules `nn.Linear` and of the biases with these keys, for a `TensorLayout`."""
+    weights = {"W_enc": (f"{encoder}.weight", "nd"), "b_enc": (b_enc, "n"), "W_dec": (f"{decoder}.weight", "dn")}
+    return {**weights, "b_dec": (b_dec, "d")}
+
+
 @dataclass(frozen=True)
 class TensorLayout:
     """The key and shape of each tensor in a format's files, and the variants of its formula."""

@@ -249,9 +249,8 @@ def state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     """
     for key, value in content.items():
         if not isinstance(value, torch.Tensor):
-            raise SaevalError(
-                f"{path}: expected a tensor in '{key}', found {type(value).__name__}; save a state_dict()"
-            )
+            actual = type(value).__name__
+            raise SaevalError(f"{path}: expected a tensor in '{key}', found {actual}; save a state_dict()")
         odd = {"without values": value.is_meta, "nested": value.is_nested, "sparse": value.layout != torch.strided}
         for kind in (kind for kind, applies in odd.items() if applies):
             raise SaevalError(f"{path}: expected a plain tensor in '{key}', found one that is {kind}; convert it")

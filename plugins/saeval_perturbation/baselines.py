@@ -8,40 +8,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from jaxtyping import Bool, Float, UInt64
 
-from saeval.plugin import (
-    Evidence,
-    Histogram,
-    Mean,
-    Metric,
-    Notes,
-    Repeats,
-    Scalar,
-    Table,
-    TokenScores,
-    Undefined,
-    Value,
-)
-from saeval_perturbation import noise
-from saeval_perturbation.scored import (
-    REMARKS,
-    Alone,
-    against_noise,
-    alone,
-    checked,
-    displaced,
-    levels,
-    matched_draws,
-    named_draws,
-    noise_null,
-    over_draws,
-    percentile,
-    rare_positions,
-    ratio,
-)
+from saeval.plugin import Histogram, Mean, Metric, Notes, Repeats, Scalar, Table, Undefined
+from saeval_perturbation import noise, scored
 from saeval_perturbation.tails import SHARES, ByKL
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from saeval.plugin import Evidence, TokenScores, Value
 
 Noise = Literal["cosine_matched_covariance", "shuffled_error", "epsilon"]
 NAMES = {
@@ -135,16 +109,16 @@ class Perturbation(Metric):
         self, draws: Repeats = 4, positions: Repeats = 0, seed: int = 0,
         nulls: tuple[Noise, ...] = ("cosine_matched_covariance", "shuffled_error", "epsilon"),
     ) -> None:  # fmt: skip
-        checked(self.name, draws, positions)
+        scored.checked(self.name, draws, positions)
         self.draws, self.positions, self.seed = draws, positions, seed
         self.nulls = ("cosine_matched", *dict.fromkeys(nulls))
         others = {null: partial(getattr(noise, null), seed=seed) for null in self.nulls[1:]}
         self.interventions = {
-            **matched_draws(draws, seed),
-            **named_draws(others, draws),
+            **scored.matched_draws(draws, seed),
+            **scored.named_draws(others, draws),
             "norm_only": noise.norm_only,
             "norm_corrected": noise.norm_corrected,
-            **alone(draws, positions, seed),
+            **scored.alone(draws, positions, seed),
         }
         variants = ("sae", *self.nulls, "norm_only", "norm_corrected", "zero", "mean")
         names = [f"{kind}_{variant}" for kind in ("kl", "delta_ce") for variant in variants]
@@ -166,22 +140,23 @@ class Perturbation(Metric):
         token_keys: UInt64[np.ndarray, "batch seq"],
         mask: Bool[Tensor, "batch seq"],
     ) -> dict[str, Evidence]:
-        evidence: dict[str, Evidence] = {"moved": displaced(activations, reconstruction, mask)}
-        clean = clean_scores.nll.double()
-        kl = spliced_scores.kl.double()
+        evidence: dict[str, Evidence] = {"moved": scored.displaced(activations, reconstruction, mask)}
+        clean, kl = clean_scores.nll.double(), spliced_scores.kl.double()
         single = {name: substitute_scores[name] for name in ("norm_only", "norm_corrected")}
         for name, scores in {"sae": spliced_scores, **single, "zero": zero_scores, "mean": mean_scores}.items():
             evidence[f"kl_{name}"] = Mean.of(scores.kl.double(), mask)
             evidence[f"delta_ce_{name}"] = Mean.of(scores.nll.double() - clean, mask)
         for null in self.nulls:
-            drawn, nll = over_draws(substitute_scores, null, self.draws)
+            drawn, nll = scored.over_draws(substitute_scores, null, self.draws)
             evidence[f"kl_{null}"] = Mean.of(drawn.mean(0), mask)
             evidence[f"delta_ce_{null}"] = Mean.of(nll - clean, mask)
-            evidence[f"percentile_{null}"] = Mean.of(percentile(kl, drawn), mask)
-            evidence[f"levels_{null}"] = levels(kl, drawn, mask)
+            evidence[f"percentile_{null}"] = Mean.of(scored.percentile(kl, drawn), mask)
+            evidence[f"levels_{null}"] = scored.levels(kl, drawn, mask)
             evidence[f"by_kl_{null}"] = ByKL.of(kl, drawn, mask)
         if self.positions:
-            evidence |= Alone(substitute_scores, self.draws, self.positions, self.seed, token_keys, mask).evidence()
+            evidence |= scored.Alone(
+                substitute_scores, self.draws, self.positions, self.seed, token_keys, mask
+            ).evidence()
         return evidence
 
     def conclude(self, total: dict[str, Evidence]) -> dict[str, Value]:
@@ -193,9 +168,8 @@ class Perturbation(Metric):
         for quantity in ("kl", "delta_ce"):
             for variant in ("sae", *self.nulls, "norm_only", "norm_corrected", "zero", "mean"):
                 better: Literal["lower"] | None = "lower" if variant == "sae" else None
-                values[f"{quantity}_{variant}"] = Scalar(
-                    means[f"{quantity}_{variant}"].value, unit="nats", better=better
-                )
+                name = f"{quantity}_{variant}"
+                values[name] = Scalar(means[name].value, unit="nats", better=better)
         tails: list[list[str | float]] = []
         remarks: list[str] = []
         for null in self.nulls:
@@ -206,26 +180,28 @@ class Perturbation(Metric):
             assert isinstance(by_kl, ByKL)
             tails += [[null, share, *by_kl.without(share)] for share in SHARES]
             _, rest = by_kl.without(SHARES[-1])
-            tested = noise_null(NAMES[null], sae, noisy, mean_percentile.value, self.draws, rest)
+            tested = scored.noise_null(NAMES[null], sae, noisy, mean_percentile.value, self.draws, rest)
             if moved and tested.qualifier:
-                remarks.append(REMARKS[tested.qualifier])
-            values[f"difference{ending}"] = against_noise(sae - noisy, moved, "nats", tested)
-            values[f"ratio{ending}"] = ratio(sae, noisy, moved)
-            values[f"percentile{ending}"] = against_noise(mean_percentile.value, moved, PERCENTILE)
+                remarks.append(scored.REMARKS[tested.qualifier])
+            values[f"difference{ending}"] = scored.against_noise(sae - noisy, moved, "nats", tested)
+            values[f"ratio{ending}"] = scored.ratio(sae, noisy, moved)
+            values[f"percentile{ending}"] = scored.against_noise(mean_percentile.value, moved, PERCENTILE)
             values[f"percentiles{ending}"] = _percentiles(levels, self.draws)
         values["tails"] = Table(["noise", "tokens", "difference", "ratio_of_others"], tails)
         if remarks:
             values["remarks"] = Notes(list(dict.fromkeys(remarks)))
         if self.positions:
-            warnings = [warning for what in ("here", "later") if (warning := rare_positions(means, what))]
+            warnings = [warning for what in ("here", "later") if (warning := scored.rare_positions(means, what))]
             if moved and warnings:
                 values["rare_positions"] = Notes(warnings)
             for what in ("here", "later"):
                 sae, null_kl = means[f"{what}_sae"].value, means[f"{what}_cosine_matched"].value
                 values[f"alone_{what}_sae"] = Scalar(sae, unit="nats", better="lower")
                 values[f"alone_{what}_cosine_matched"] = Scalar(null_kl, unit="nats")
-                values[f"alone_{what}_ratio"] = ratio(sae, null_kl, moved)
-                values[f"alone_{what}_percentile"] = against_noise(means[f"{what}_percentile"].value, moved, PERCENTILE)
+                values[f"alone_{what}_ratio"] = scored.ratio(sae, null_kl, moved)
+                values[f"alone_{what}_percentile"] = scored.against_noise(
+                    means[f"{what}_percentile"].value, moved, PERCENTILE
+                )
         return values
 
 

@@ -30,14 +30,11 @@ def in_bins(
     The last bin includes 1.
     """
     worse = (difference > 0).double() + 0.5 * (difference == 0).double()
-    means = {}
+    numbers = {"difference": difference, "size": difference.abs(), "square": difference.square(), "worse": worse}
+    means: dict[str, Mean] = {}
     for index, (low, high) in enumerate(pairwise(EDGES)):
-        last = index == len(EDGES) - 2
-        inside = where & (cosine >= low) & ((cosine <= high) if last else (cosine < high))
-        means[f"difference {index}"] = Mean.of(difference, inside)
-        means[f"size {index}"] = Mean.of(difference.abs(), inside)
-        means[f"square {index}"] = Mean.of(difference.square(), inside)
-        means[f"worse {index}"] = Mean.of(worse, inside)
+        inside = where & (cosine >= low) & ((cosine <= high) if high == EDGES[-1] else (cosine < high))
+        means |= {f"{name} {index}": Mean.of(x, inside) for name, x in numbers.items()}
     return means
 
 
@@ -56,7 +53,7 @@ def by_cosine(total: Mapping[str, Mean], prefix: str) -> Table:
         elif positions < EFFECTIVE_POSITIONS:
             reason = f"the mean rests on {positions:.0f} effective positions; {EFFECTIVE_POSITIONS} are needed"
         if reason:
-            rows.append([low, high, None, None, None, None, None, None, *counts, reason])
+            rows.append([low, high, *[None] * 6, *counts, reason])
             continue
         below, above = difference.ci95 or (None, None)
         share = total[f"{prefix}worse {index}"].value

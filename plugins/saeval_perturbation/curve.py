@@ -143,11 +143,9 @@ class PerturbationCurve(Metric):
         moved = total["moved"].value.value
         values["ratio"] = ratio(total["kl_sae"].value, total["kl_cosine_matched"].value, moved)
         for name, unit in (("cosine", "cosine"), ("norm_ratio", "ratio")):
-            values[name] = (
-                Scalar(total[name].value, unit=unit, comparable="hook")
-                if total[name].n.sum()
-                else Scalar.undefined("every token's reconstruction or activation is zero", unit=unit)
-            )
+            values[name] = Scalar(total[name].value, unit=unit, comparable="hook")
+            if not total[name].n.sum():
+                values[name] = Scalar.undefined("every token's reconstruction or activation is zero", unit=unit)
         if self.positions:
             values["by_cosine"] = by_cosine(total, "here ")
             values["by_cosine_later"] = by_cosine(total, "later ")

@@ -7,7 +7,6 @@ of the mask, or the number of the single position to perturb in each sequence.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,9 +32,8 @@ def fit_covariance(activations: Float[Tensor, "batch seq d_in"], mask: Bool[Tens
 def fit_covariance_root(fit_covariance: Moments) -> Float[Tensor, "d_in d_in"]:
     """The symmetric square root of Σ_x, the centred covariance of the activations on the fit split, float64."""
     if fit_covariance.n == 0:
-        raise Undefined(
-            "the fit split has no token in its mask; change 'exclude', or leave out 'cosine_matched_covariance'"
-        )
+        remedy = "change 'exclude', or leave out 'cosine_matched_covariance'"
+        raise Undefined(f"the fit split has no token in its mask; {remedy}")
     values, vectors = torch.linalg.eigh(torch.from_numpy(fit_covariance.covariance))
     return torch.matmul(vectors * values.clamp_min(0).sqrt(), vectors.T)
 
@@ -58,39 +56,31 @@ def fit_displacements(fit_errors: Sample) -> Float[Tensor, "n d_in"]:
     return torch.from_numpy(fit_errors.rows)
 
 
-@dataclass
 class _Tokens:
-    """The tokens to perturb, as float64 rows."""
+    """The tokens to perturb: `x` `[n, d]` in float64 and their `keys` `[n]`, from the places `where` `[batch, seq]`."""
 
-    activations: Float[Tensor, "batch seq d"]
-    where: Bool[Tensor, "batch seq"]
-    x: Float[Tensor, "n d"]
-    keys: UInt64[np.ndarray, "n"]
-    hook_name: str
-
-    @classmethod
-    def of(
-        cls, activations: Tensor, mask: Tensor, token_keys: np.ndarray, hook_name: str, place: int | None, seed: int
-    ) -> _Tokens:
+    def __init__(
+        self, activations: Tensor, mask: Tensor, token_keys: np.ndarray, hook_name: str, place: int | None, seed: int
+    ) -> None:
         if activations.shape[-1] == 1:
             raise Undefined(f"{hook_name} has width 1: no direction is perpendicular to x")
-        where = mask if place is None else chosen(token_keys, mask, seed, place + 1) == place
-        keys = token_keys[where.cpu().numpy()]
-        return cls(activations, where, activations[where].double(), keys, hook_name)
+        self.activations, self.hook_name, self.seed = activations, hook_name, seed
+        self.where = mask if place is None else chosen(token_keys, mask, seed, place + 1) == place
+        self.x, self.keys = activations[self.where].double(), token_keys[self.where.cpu().numpy()]
 
     def rows(self, substitute: Float[Tensor, "batch seq d"]) -> Float[Tensor, "n d"]:
         """The same rows of a substitute, rounded to the model's dtype as in splicing."""
         return substitute.to(self.activations.dtype)[self.where].double()
 
-    def isotropic(self, variant: str, draw: int, seed: int) -> Float[Tensor, "n d"]:
-        return normal(self._keys(variant, draw, seed), self.x.shape[-1], self.x.device)
+    def isotropic(self, variant: str, draw: int) -> Float[Tensor, "n d"]:
+        return normal(self._keys(variant, draw), self.x.shape[-1], self.x.device)
 
-    def _keys(self, variant: str, draw: int, seed: int) -> UInt64[np.ndarray, "n"]:
-        return hashed(seed, self.keys, self.hook_name, variant, draw)
+    def _keys(self, variant: str, draw: int) -> UInt64[np.ndarray, "n"]:
+        return hashed(self.seed, self.keys, self.hook_name, variant, draw)
 
-    def sampled(self, rows: Float[Tensor, "m d"], variant: str, draw: int, seed: int) -> Float[Tensor, "n d"]:
+    def sampled(self, rows: Float[Tensor, "m d"], variant: str, draw: int) -> Float[Tensor, "n d"]:
         """One of `rows` for each token, drawn by hash."""
-        index = torch.from_numpy((self._keys(variant, draw, seed) % np.uint64(len(rows))).astype(np.int64))
+        index = torch.from_numpy((self._keys(variant, draw) % np.uint64(len(rows))).astype(np.int64))
         return rows[index.to(rows.device)].to(self.x)
 
     def replaced(self, new: Float[Tensor, "n d"]) -> Float[Tensor, "batch seq d"]:
@@ -117,8 +107,8 @@ def cosine_matched(
     token_keys: np.ndarray, hook_name: str, *, draw: int, seed: int, place: int | None = None,
 ) -> Float[Tensor, "batch seq d"]:  # fmt: skip
     """Noise with the cosine and norm of x̂; perpendicular to x, its direction is uniform."""
-    tokens = _Tokens.of(activations, mask, token_keys, hook_name, place, seed)
-    return _matched(tokens, reconstruction, tokens.isotropic("cosine_matched", draw, seed))
+    tokens = _Tokens(activations, mask, token_keys, hook_name, place, seed)
+    return _matched(tokens, reconstruction, tokens.isotropic("cosine_matched", draw))
 
 
 def cosine_matched_covariance(
@@ -126,9 +116,8 @@ def cosine_matched_covariance(
     token_keys: np.ndarray, hook_name: str, fit_covariance_root: Float[Tensor, "d d"], *, draw: int, seed: int,
 ) -> Float[Tensor, "batch seq d"]:  # fmt: skip
     """Noise with the cosine and norm of x̂; perpendicular to x, it is along noise with the activations' covariance."""
-    tokens = _Tokens.of(activations, mask, token_keys, hook_name, None, seed)
-    variant = "cosine_matched_covariance"
-    g = tokens.isotropic(variant, draw, seed)
+    tokens = _Tokens(activations, mask, token_keys, hook_name, None, seed)
+    g = tokens.isotropic("cosine_matched_covariance", draw)
     return _matched(tokens, reconstruction, g @ fit_covariance_root.to(g), lambda: g)
 
 
@@ -137,9 +126,9 @@ def shuffled_error(
     token_keys: np.ndarray, hook_name: str, fit_displacements: Float[Tensor, "m d"], *, draw: int, seed: int,
 ) -> Float[Tensor, "batch seq d"]:  # fmt: skip
     """Noise with the cosine and norm of x̂; perpendicular to x, it is along the SAE's δ in another document."""
-    tokens = _Tokens.of(activations, mask, token_keys, hook_name, None, seed)
-    g = tokens.sampled(fit_displacements, "shuffled_error", draw, seed)
-    return _matched(tokens, reconstruction, g, lambda: tokens.isotropic("shuffled_error", draw, seed))
+    tokens = _Tokens(activations, mask, token_keys, hook_name, None, seed)
+    g = tokens.sampled(fit_displacements, "shuffled_error", draw)
+    return _matched(tokens, reconstruction, g, lambda: tokens.isotropic("shuffled_error", draw))
 
 
 def epsilon(
@@ -147,9 +136,9 @@ def epsilon(
     token_keys: np.ndarray, hook_name: str, *, draw: int, seed: int,
 ) -> Float[Tensor, "batch seq d"]:  # fmt: skip
     """x + ‖δ‖·g/‖g‖: as far from x as x̂ is, but without its cosine or norm."""
-    tokens = _Tokens.of(activations, mask, token_keys, hook_name, None, seed)
+    tokens = _Tokens(activations, mask, token_keys, hook_name, None, seed)
     distance = (tokens.rows(reconstruction) - tokens.x).norm(dim=-1, keepdim=True)
-    return tokens.replaced(tokens.x + distance * unit(tokens.isotropic("epsilon", draw, seed)))
+    return tokens.replaced(tokens.x + distance * unit(tokens.isotropic("epsilon", draw)))
 
 
 def norm_only(
@@ -181,8 +170,8 @@ def turned(
     *, cosine: float, ratio: float, seed: int,
 ) -> Float[Tensor, "batch seq d"]:  # fmt: skip
     """Noise with the given cosine to x and norm ratio, in the same random direction for every cosine."""
-    tokens = _Tokens.of(activations, mask, token_keys, hook_name, None, seed)
-    return tokens.replaced(at_cosine(tokens.x, tokens.isotropic("curve", 0, seed), cosine, ratio))
+    tokens = _Tokens(activations, mask, token_keys, hook_name, None, seed)
+    return tokens.replaced(at_cosine(tokens.x, tokens.isotropic("curve", 0), cosine, ratio))
 
 
 def _matched(

@@ -6,7 +6,6 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from saeval.plugin import (
@@ -45,19 +44,12 @@ _NAMED = 7
 """Most SAEs per panel that the legend names."""
 
 
-@dataclass(frozen=True)
-class HookSite:
+def site_and_layer(hook_name: str) -> tuple[str, int]:
     """The site of a hook, and its layer (0 if it is not in a numbered block)."""
-
-    site: str
-    layer: int
-
-    @classmethod
-    def of(cls, hook_name: str) -> HookSite:
-        numbered = re.fullmatch(r"(.*?)\.(\d+)\.?(.*)", hook_name)
-        if numbered is None:
-            return cls(hook_name, 0)
-        return cls((numbered[3] or numbered[1]).replace("hook_", ""), int(numbered[2]))
+    numbered = re.fullmatch(r"(.*?)\.(\d+)\.?(.*)", hook_name)
+    if numbered is None:
+        return hook_name, 0
+    return (numbered[3] or numbered[1]).replace("hook_", ""), int(numbered[2])
 
 
 def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
@@ -82,11 +74,8 @@ def table(results: Sequence[Result]) -> str:
     given = [verdict for verdict in verdicts_on(results) if verdict.column.value.startswith("difference")]
     claims = {(v.row.name, v.row.hook_name, v.column.value): v for v in given if v.claimed}
     parts = ["## Difference to noise: mean KL of the SAE − mean KL of the noise at the same tokens, nats per token\n"]
-    parts += [
-        _differences(results, claims),
-        *(f"- {escapes.markdown(words)}." for words in verdicts_in_words(given)),
-        "",
-    ]
+    verdicts = [f"- {escapes.markdown(words)}." for words in verdicts_in_words(given)]
+    parts += [_differences(results, claims), *verdicts, ""]
     parts += [f"- {escapes.markdown(note)}." for note in dict.fromkeys(note for r in results for note in r.notes)]
     parts += [
         f"\n## Ratio of the SAE's KL to the noise's without the {TAIL:.0%} of the tokens with the largest KL, for each "
@@ -163,9 +152,8 @@ def bin_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def curve_chart(results: Sequence[Result]) -> Figure:
     """log KL by cosine, one panel per hook: the curve, its floor, each SAE's point and its matched noise."""
-    hooks = {_hook(r): HookSite.of(_hook(r)) for r in results}
-    sites = sorted({place.site for place in hooks.values()})
-    layers = sorted({place.layer for place in hooks.values()})
+    hooks = {_hook(r): site_and_layer(_hook(r)) for r in results}
+    sites, layers = (sorted(set(places)) for places in zip(*hooks.values(), strict=True))
     fig = figure(3.6 * len(layers) + 0.6, 3.1 * len(sites) + 0.5)
     axes = fig.subplots(len(sites), len(layers), sharex=True, squeeze=False)
     shown = [1 - c for r in results for c in r.values["kl"]["x"] if c < 1]
@@ -173,11 +161,10 @@ def curve_chart(results: Sequence[Result]) -> Figure:
     axes[0][0].set_xscale("log")  # shared by all panels
     if shown:
         axes[0][0].set_xlim(1.3 * max(shown), min(shown) / 1.3)  # reversed
-    for row in axes:
-        for panel in row:
-            panel.set_visible(False)
-    for hook, place in hooks.items():
-        panel = axes[sites.index(place.site)][layers.index(place.layer)]
+    for panel in axes.flat:
+        panel.set_visible(False)
+    for hook, (site, layer) in hooks.items():
+        panel = axes[sites.index(site)][layers.index(layer)]
         panel.set_visible(True)
         here = [r for r in results if _hook(r) == hook]
         _curve(panel, here[0].values)
@@ -214,14 +201,11 @@ def _curve(panel: Any, values: Mapping[str, Any]) -> None:
 
 
 def _point(panel: Any, result: Result, colour: str, named: bool) -> None:
-    values = result.values
-    x = _reach(result)
-    null = values["kl_cosine_matched"]
+    x, null, sae = _reach(result), result.values["kl_cosine_matched"], result.values["kl_sae"]
     if null["value"]:
         low, high = null["ci95"] or (null["value"], null["value"])
         panel.plot([x, x], [max(low, null["value"] / 100), high], color=colour, alpha=0.35, linewidth=7)
         panel.plot([x], [null["value"]], "_", color=colour, markersize=11)
-    sae = values["kl_sae"]
     if sae["value"]:
         low, high = sae["ci95"] or (sae["value"], sae["value"])
         panel.plot([x, x], [max(low, sae["value"] / 100), high], color=colour, linewidth=1)
@@ -240,15 +224,14 @@ def ratio_chart(results: Sequence[Result]) -> Figure:
     given = {(v.row.name, v.row.hook_name, v.column.value): v for v in verdicts_on(results)}
     fig = figure(3.7 * max(len(shown), 1) + 0.8, 3.8)
     axes = fig.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
-    sites = sorted({HookSite.of(_hook(r)).site for r in results})
-    layers = sorted({HookSite.of(_hook(r)).layer for r in results})
+    sites, layers = (sorted(set(places)) for places in zip(*(site_and_layer(_hook(r)) for r in results), strict=True))
     for panel, ending in zip(axes, shown, strict=False):
         panel.axhline(1, color="0.5", linewidth=1)
         for r in results:
-            place, record = HookSite.of(_hook(r)), r.values.get(f"ratio{ending}", {})
+            (site, layer), record = site_and_layer(_hook(r)), r.values.get(f"ratio{ending}", {})
             if record.get("value"):
-                index = sites.index(place.site)
-                x = place.layer + 0.12 * (index - (len(sites) - 1) / 2)
+                index = sites.index(site)
+                x = layer + 0.12 * (index - (len(sites) - 1) / 2)
                 _ratio(panel, x, record, f"C{index % 10}", given.get((r.subject, _hook(r), f"difference{ending}")))
         panel.set_yscale("log")
         panel.set_xticks(layers)
@@ -301,11 +284,8 @@ def _shown(record: Mapping[str, Any] | None) -> str:
 
 
 def _by_alias(results: Sequence[Result], metric: str) -> dict[str, list[Result]]:
-    by_alias: dict[str, list[Result]] = {}
-    for r in results:
-        if r.cell["metric"] == metric:
-            by_alias.setdefault(r.metric, []).append(r)
-    return by_alias
+    mine = [r for r in results if r.cell["metric"] == metric]
+    return {alias: [r for r in mine if r.metric == alias] for alias in dict.fromkeys(r.metric for r in mine)}
 
 
 def _kind(result: Result) -> str:

@@ -133,14 +133,12 @@ class Alone:
 
 def rare_positions(means: Mapping[str, Mean], span: str) -> str | None:
     """The warning that few positions decide the means of a span, so that their errors are too small; None if not."""
-    numbers = {
-        name: effective_positions(means[f"{span}_{name}"], means[f"{span}_{name}_squared"])
-        for name in ("sae", "cosine_matched")
-    }
+    names = {name: f"{span}_{name}" for name in ("sae", "cosine_matched")}
+    numbers = {name: effective_positions(means[full], means[f"{full}_squared"]) for name, full in names.items()}
     if min(numbers.values()) >= EFFECTIVE_POSITIONS:
         return None
     name = min(numbers, key=lambda name: numbers[name])
-    of = int(means[f"{span}_{name}"].n.sum())
+    of = int(means[names[name]].n.sum())
     return (
         f"alone_{span}_ratio: alone_{span}_{name} rests on {numbers[name]:.0f} effective positions of {of}, (Σ KL)² / "
         f"Σ KL², fewer than {EFFECTIVE_POSITIONS}; the errors leave out rarer positions of larger KL, which may change "

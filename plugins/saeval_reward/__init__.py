@@ -37,8 +37,5 @@ def saeval_controls() -> list[type[Control]]:
 
 @hookimpl
 def saeval_reports() -> list[Report]:
-    return [
-        Report(
-            "reward", description="preferred features, their effects and contexts: a page and plots", pages=pages.pages
-        )
-    ]
+    description = "preferred features, their effects and contexts: a page and plots"
+    return [Report("reward", description=description, pages=pages.pages)]

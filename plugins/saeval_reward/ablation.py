@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
-from saeval.plugin import Batch, Encoding, Resume, Substitute, Undefined, finite, torch
-from saeval_reward.integration import Reference
+from saeval.plugin import Batch, Encoding, Resume, Substitute, finite, torch
+from saeval_reward.integration import Reference, featured
 from saeval_reward.totals import in_fold_b
 
 if TYPE_CHECKING:
@@ -32,13 +32,10 @@ class Ablations:
         reference: Reference,
         W_dec: Float[Tensor, "d_sae d"],
     ) -> None:
-        if encoding is None:
-            raise Undefined(f"{sae.name} has no features")
-        self._sae, self._encoding = sae.at(token_keys), encoding
+        self._sae, self._encoding, self._here = featured(sae, encoding, activations, token_keys)
         self._activations, self._members = activations, members
-        self._here = activations.to(sae.device or activations.device)
-        self._at_baseline = reference.features.to(encoding.feature_acts).expand(encoding.feature_acts.shape[-1])
-        acts = encoding.feature_acts
+        acts = self._encoding.feature_acts
+        self._at_baseline = reference.features.to(acts).expand(acts.shape[-1])
         self._empty = self._decode(torch.zeros_like(acts))
         self._rows = W_dec.to(acts)
         decoded = self._decode(acts)
@@ -70,10 +67,7 @@ class Ablations:
 
 @finite("reward with features ablated")
 def spliced_reward_on_b(
-    resume: Resume,
-    reward_of: Callable[..., Tensor],
-    spliced_activations: Float[Tensor, "batch seq d"],
-    batch: Batch,
+    resume: Resume, reward_of: Callable[..., Tensor], spliced_activations: Float[Tensor, "batch seq d"], batch: Batch
 ) -> Float[Tensor, "batch"]:
     """Reward with the substitute spliced in for pairs of fold B, and 0 for the others, which are not run."""
     rows = np.flatnonzero(in_fold_b(batch.clusters)).tolist()

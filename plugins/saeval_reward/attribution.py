@@ -130,10 +130,8 @@ class RewardAttribution(Metric):
         seed: int = 0,
     ) -> None:
         if min(steps, random, contexts) < 0 or top < 1 or not groups or min(groups) < 1:
-            raise ValueError(
-                "metric 'reward_attribution': 'top' and 'groups' must be at least 1, 'steps', 'random' and 'contexts' "
-                "at least 0"
-            )
+            least = "'top' and 'groups' must be at least 1, 'steps', 'random' and 'contexts' at least 0"
+            raise ValueError(f"metric 'reward_attribution': {least}")
         self.steps, self.baseline, self.top, self.tolerance = steps, baseline, top, tolerance
         self.groups, self.random, self.contexts = groups, random, contexts
         self.interventions = set_names(top, groups, random)
@@ -173,10 +171,10 @@ class RewardAttribution(Metric):
         spelling: Sequence[Callable[[Sequence[int]], list[str]]],
     ) -> dict[str, Evidence]:
         top = torch.from_numpy(feature_ranking.order[: self.top].copy()).to(mask[0].device)
-        contexts = Contexts.of([f[..., top] for f in feature_acts], mask, batch, spelling, self.contexts)
+        acts = [f[..., top] for f in feature_acts]
         return {
             "effects": effects(self.interventions, substitute_reward_on_b, clean_reward, batch),
-            "contexts": contexts,
+            "contexts": Contexts.of(acts, mask, batch, spelling, self.contexts),
         }
 
     def conclude(
@@ -188,10 +186,8 @@ class RewardAttribution(Metric):
         W_dec: Float[Tensor, "d_sae d"],
         reward_unit: str,
     ) -> dict[str, Value]:
-        explained = Explained(
-            attribution_totals, feature_ranking, margin_rows,
-            dict(zip(self.interventions, range(len(self.interventions)), strict=True)), total["effects"],
-        )  # fmt: skip
+        index = {name: place for place, name in enumerate(self.interventions)}
+        explained = Explained(attribution_totals, feature_ranking, margin_rows, index, total["effects"])
         complete = explained.completeness(self.steps, self.tolerance, self.baseline)
         values = explained.agreement(self.top, self.random) | complete
         for k in self.groups:
@@ -210,8 +206,7 @@ def effects(
     batch: Sequence[Batch],
 ) -> Mean:
     """Mean of Δr − Δr_after over the pairs of fold B, which have rewards after, one per set in `names`."""
-    sides = []
-    for after, before in zip(substitute_reward_on_b, clean_reward, strict=True):
-        sides.append(torch.stack([before.double() - after[name].double() for name in names], -1))
-    in_b = torch.from_numpy(in_fold_b(batch[0].clusters)).to(sides[0].device)
-    return Mean.of((sides[0] - sides[1])[:, None], in_b[:, None])
+    both = zip(clean_reward, substitute_reward_on_b, strict=True)
+    chosen, rejected = (torch.stack([r.double() - after[n].double() for n in names], -1) for r, after in both)
+    in_b = torch.from_numpy(in_fold_b(batch[0].clusters)).to(chosen.device)
+    return Mean.of((chosen - rejected)[:, None], in_b[:, None])

@@ -80,17 +80,15 @@ class CounterfactualAudit(Metric):
         original = 0 if self.original == "chosen" else 1
         before, after = fires[original], fires[1 - original]
         change = (clean_reward[1 - original] - clean_reward[original]).double()
-        removed, added = (before & ~after).double()[:, None], (after & ~before).double()[:, None]
-        per_feature = change[:, None, None]
+        kinds = {"removed": before & ~after, "added": after & ~before, "kept": before & after}
+        shares = {kind: pairs.double()[:, None] for kind, pairs in kinds.items()}
+        changes = {f"change_{k}": Ratio.of(shares[k] * change[:, None, None], shares[k]) for k in ("removed", "added")}
         return {
-            "removed": Mean.of(removed),
-            "added": Mean.of(added),
-            "kept": Mean.of((before & after).double()[:, None]),
+            **{kind: Mean.of(share) for kind, share in shares.items()},
             "change": Mean.of(change),
-            "change_removed": Ratio.of(removed * per_feature, removed),
-            "change_added": Ratio.of(added * per_feature, added),
+            **changes,
             "contexts": Contexts.of(acts, mask, batch, spelling, self.contexts),
-            "examples": _examples(order, removed[:, 0] > 0, added[:, 0] > 0, change),
+            "examples": _examples(order, kinds["removed"], kinds["added"], change),
         }
 
     def conclude(
@@ -98,25 +96,22 @@ class CounterfactualAudit(Metric):
         reward_unit: str,
     ) -> dict[str, Value]:  # fmt: skip
         features = feature_ranking.order[: self.top]
-        lines = []
+        names, lines = ("removed", "added", "kept", "change_removed", "change_added"), []
         for i, feature in enumerate(features.tolist()):
-            numbers = [total[name][i].value.value for name in ("removed", "added", "kept")]
-            changes = [total[name][i].value.value for name in ("change_removed", "change_added")]
+            numbers = [total[name][i].value.value for name in names]
             attributed = float(attribution_totals.mean[feature])
-            lines.append([i + 1, feature, attributed, *numbers, *changes, ", ".join(feature_ranking.flags(feature))])
-        columns = ["rank", "feature", "attribution", "removed", "added", "kept", "change_removed", "change_added"]
+            lines.append([i + 1, feature, attributed, *numbers, ", ".join(feature_ranking.flags(feature))])
         examples = total["examples"]
         shown = zip(examples.ids.tolist(), examples.text.tolist(), strict=True)
         sign = -1.0 if self.original == "chosen" else 1.0  # margins are of chosen − rejected
         change = {int(i): sign * float(m) for i, m in zip(margin_rows.ids, margin(margin_rows), strict=True)}
+        rows = [[i, change[i], *text.split("|")] for i, text in shown]
         values: dict[str, Value] = {
             "reward_change": Scalar(total["change"].value, unit="reward"),
             "removed_a_pair": Scalar(_summed(total["removed"]), unit="features", comparable="hook"),
             "added_a_pair": Scalar(_summed(total["added"]), unit="features", comparable="hook"),
-            "features": Table([*columns, "flags"], lines),
-            "examples": Table(
-                ["pair", "reward_change", "removed", "added"], [[i, change[i], *text.split("|")] for i, text in shown]
-            ),
+            "features": Table(["rank", "feature", "attribution", *names, "flags"], lines),
+            "examples": Table(["pair", "reward_change", "removed", "added"], rows),
             "contexts": total["contexts"].table(features.tolist()),
             "warnings": Notes(warnings(margin_rows, reward_unit)),
         }
@@ -125,8 +120,7 @@ class CounterfactualAudit(Metric):
 
 def _summed(shares: Mean) -> Any:
     """Mean number of features per pair: the sum of the shares."""
-    top = shares.numerator.sum(1)
-    return Mean(top, shares.denominator[:, 0], shares.n).value
+    return Mean(shares.numerator.sum(1), shares.denominator[:, 0], shares.n).value
 
 
 def _examples(order: np.ndarray, removed: Tensor, added: Tensor, change: Tensor) -> Top:
@@ -135,5 +129,5 @@ def _examples(order: np.ndarray, removed: Tensor, added: Tensor, change: Tensor)
         "|".join(", ".join(map(str, order[row.cpu().numpy()].tolist())) for row in both)
         for both in zip(removed, added, strict=True)
     ]
-    ids, size = np.arange(len(texts)), np.zeros(len(texts), dtype=np.int64)
-    return Top(change.abs().cpu().numpy(), ids, size, np.array(texts, dtype=f"<U{CHARACTERS}"), EXAMPLES)
+    ids, side = np.arange(len(texts)), np.zeros(len(texts), dtype=np.int64)
+    return Top(change.abs().cpu().numpy(), ids, side, EXAMPLES, np.array(texts, dtype=f"<U{CHARACTERS}"))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saeval.plugin import Batch, Evidence, Stamp, Table, torch
+from saeval.plugin import Batch, Table, torch
+from saeval_reward.per_pair import Largest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,21 +23,18 @@ _CHARACTERS = 32
 """Longest text of a token."""
 _AROUND = 8
 """Tokens around the window that are decoded with it, since a character or a word's space may begin there."""
-_FIELDS = ("score", "ids", "side", "texts", "acts")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Contexts(Evidence):
-    """For each of n features, the sides of pairs with its activations of largest magnitude; −inf marks no context."""
+class Contexts(Largest):
+    """For each of n features, the sides of pairs with its activations of largest magnitude.
 
-    score: Float[np.ndarray, "n places"]
-    """The largest |activation| in each side."""
-    ids: Int[np.ndarray, "n places"]
-    side: Int[np.ndarray, "n places"]
+    `score` `[n, places]` is the largest |activation| in each side; −inf marks no context.
+    """
+
     texts: np.ndarray
     """Text of the tokens, `[n, places, window]`."""
     acts: Float[np.ndarray, "n places window"]
-    size: int
 
     @classmethod
     def of(
@@ -65,23 +63,7 @@ class Contexts(Evidence):
             texts[j, place, span] = _decoded(spelling[side], tokens, real, start, end)
             fired = feature_acts[side][row, start:end, j] * mask[side][row, start:end]
             shown[j, place, span] = fired.double().cpu().numpy()
-        return cls(best, order % rows, order // rows, texts, shown, size)
-
-    def stamp(self, stamp: Stamp) -> Self:
-        return dataclasses.replace(self, ids=stamp.sequence_ids[self.ids])._largest()
-
-    def __add__(self, other: Self) -> Self:
-        joined: dict[str, Any] = {f: np.concatenate([getattr(self, f), getattr(other, f)], axis=1) for f in _FIELDS}
-        return dataclasses.replace(self, **joined)._largest()
-
-    def _largest(self) -> Self:
-        order = np.lexsort((self.side, self.ids, -self.score), axis=1)[:, : self.size]
-        largest: dict[str, Any] = {}
-        for name in _FIELDS:
-            values = getattr(self, name)
-            index = order.reshape(*order.shape, *([1] * (values.ndim - 2)))
-            largest[name] = np.take_along_axis(values, index, 1)
-        return dataclasses.replace(self, **largest)
+        return cls(best, order % rows, order // rows, size, texts, shown)
 
     def table(self, features: Sequence[int]) -> Table:
         """One row per context: its tokens and their activations as JSON lists."""

@@ -124,9 +124,7 @@ def _markdown(block: Block) -> str:
         marked = itertools.groupby(zip(block.tokens, block.activations, strict=True), key=lambda pair: bool(pair[1]))
         text = "".join(_run("".join(token for token, _ in pairs), fires) for fires, pairs in marked)
         return f"- {escapes.markdown(block.label)}: {text}"
-    return (
-        f"> **Warning:** {escapes.markdown(block.text)}" if isinstance(block, Warned) else escapes.markdown(block.text)
-    )
+    return f"{'> **Warning:** ' if isinstance(block, Warned) else ''}{escapes.markdown(block.text)}"
 
 
 def _run(text: str, bold: bool) -> str:

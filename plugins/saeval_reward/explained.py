@@ -66,13 +66,9 @@ class Explained:
     def completeness(self, steps: int, tolerance: float, baseline: str) -> dict[str, Value]:
         """The gap and the table of rows that sum to the span; `Undefined` if the relative gap exceeds `tolerance`."""
         gap, span = (self.totals.part(name, "AB") for name in ("|gap|", "|span|"))
-        relative = gap / span
+        relative, unit = gap / span, "share of m(x) − m(baseline)"
         if steps == 0:
-            reason = "gradient × activation has no completeness"
-            values: dict[str, Value] = {
-                "completeness_gap": Scalar.undefined(reason, unit=REWARD),
-                "relative_gap": Scalar.undefined(reason, unit="share of m(x) − m(baseline)"),
-            }
+            gaps = [Scalar.undefined("gradient × activation has no completeness", unit=u) for u in (REWARD, unit)]
         else:
             if relative.value > tolerance:
                 from_mean = "" if baseline == "mean" else ", or 'baseline: mean'"
@@ -83,17 +79,15 @@ class Explained:
                     f"use more 'steps' than {steps}{from_mean}{why}"
                 )
             equal = "m(x) = m(baseline) on every text" if span.value == 0 else None
-            values = {
-                "completeness_gap": Scalar(gap, unit=REWARD, better="lower", comparable="hook"),
-                "relative_gap": Scalar(
-                    relative, unit="share of m(x) − m(baseline)", better="lower", reason=equal, comparable="hook"
-                ),
-            }
-        lines = []
-        for part, label in ROWS.items():
-            mean = self.totals.part(part)
-            lines.append([label, mean.value, mean.stderr])
-        return {**values, "rows": Table(["row", "chosen − rejected", "stderr"], lines)}
+            gaps = [
+                Scalar(gap, unit=REWARD, better="lower", comparable="hook"),
+                Scalar(relative, unit=unit, better="lower", reason=equal, comparable="hook"),
+            ]
+        means = {label: self.totals.part(part) for part, label in ROWS.items()}
+        rows = Table(
+            ["row", "chosen − rejected", "stderr"], [[n, mean.value, mean.stderr] for n, mean in means.items()]
+        )
+        return {"completeness_gap": gaps[0], "relative_gap": gaps[1], "rows": rows}
 
     def group(self, k: int, random: int) -> dict[str, Value]:
         """The margin that the top k explain by attribution and by ablation, and the same for the control sets."""
@@ -158,7 +152,7 @@ class Explained:
                 "sign_agreement": Scalar.undefined(reason, unit="share of features"),
                 "rank_correlation": Scalar.undefined(reason, unit="correlation"),
             }
-        x, y = [self._attributed(name) for name in names], [self._in_blocks(name) for name in names]
+        x, y = list(map(self._attributed, names)), list(map(self._in_blocks, names))
         numbers = [np.array([estimate.value for estimate in estimates]) for estimates in (x, y)]
 
         def scalar(value: Estimate | float, p: float, chance: float, closer: str, **options: Any) -> Scalar:
@@ -217,8 +211,7 @@ class Explained:
         lines = []
         for i, feature in enumerate(first.tolist()):
             attributed, effect = self.totals.on_b(first[i : i + 1]), self.effect(f"feature {i}")
-            flags = self.ranking.flags(feature)
-            twin = earlier[i]
+            flags, twin = self.ranking.flags(feature), earlier[i]
             flags += [] if twin is None else [f"near-duplicate of {first[twin]}"]
             numbers = [attributed.value, attributed.stderr, effect.value, effect.stderr]
             densities = [float(self.totals.density[feature]), float(self.totals.prompt_density[feature])]

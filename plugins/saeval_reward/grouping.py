@@ -9,25 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Int, UInt64
 
-from saeval.plugin import (
-    Batch,
-    Encoding,
-    Mean,
-    Metric,
-    Notes,
-    Repeats,
-    Scalar,
-    Substitute,
-    Table,
-    Undefined,
-    Value,
-)
+from saeval.plugin import Batch, Encoding, Mean, Metric, Notes, Repeats, Scalar, Substitute, Table, Undefined, Value
 from saeval_reward.ablation import Ablations
 from saeval_reward.attribution import effects
 from saeval_reward.integration import Reference
 from saeval_reward.margins import margin, share, warnings
 from saeval_reward.per_pair import PerPair
-from saeval_reward.ranking import density_and_size, matched
+from saeval_reward.ranking import cosines, density_and_size, matched
 from saeval_reward.totals import Attributions, in_fold_b
 
 if TYPE_CHECKING:
@@ -79,22 +67,16 @@ def clusters(
     """Groups of two or more of the chosen features, with mean decoder cosine above `cosine`."""
     from scipy.cluster.hierarchy import fcluster, linkage  # late: listings do not need it
 
-    distances = 1 - _cosines(rows[chosen])
+    distances = 1 - cosines(rows[chosen])
     upper = np.clip(distances[np.triu_indices(len(chosen), 1)], 0, 2)
     labels = fcluster(linkage(upper, "average"), 1 - cosine, "distance")
     groups = [chosen[labels == label] for label in np.unique(labels)]
     return [group for group in groups if len(group) > 1]
 
 
-def _cosines(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = rows / np.where(norms > 0, norms, 1)
-    return unit @ unit.T
-
-
 def within(rows: Float[np.ndarray, "n d"]) -> float:
     """Mean cosine of all pairs of rows."""
-    return float(_cosines(rows)[np.triu_indices(len(rows), 1)].mean())
+    return float(cosines(rows)[np.triu_indices(len(rows), 1)].mean())
 
 
 class RewardGroups(Metric):
@@ -140,10 +122,8 @@ class RewardGroups(Metric):
         largest: Repeats = 5, random: Repeats = 100, seed: int = 0,
     ) -> None:  # fmt: skip
         if largest < 1 or relevant < 2 or random < 20 or steps < 0 or not -1 <= cosine < 1:
-            raise ValueError(
-                "metric 'reward_groups': expected 'largest' ≥ 1, 'relevant' ≥ 2, 'random' ≥ 20, 'steps' ≥ 0 and "
-                "'cosine' from -1 to below 1"
-            )
+            least = "'largest' ≥ 1, 'relevant' ≥ 2, 'random' ≥ 20, 'steps' ≥ 0"
+            raise ValueError(f"metric 'reward_groups': expected {least} and 'cosine' from -1 to below 1")
         self.largest, self.random, self.cosine, self.seed = largest, random, cosine, seed
         self.interventions = [f"{kind} {i}" for i in range(largest) for kind in ("group", "strongest")]
 
@@ -187,36 +167,31 @@ class RewardGroups(Metric):
             strongest = feature_groups.strongest[i]
             whole, single = attribution_totals.on_b(group), attribution_totals.on_b(np.array([strongest]))
             effect, single_effect = total[2 * i].value, total[2 * i + 1].value
-            cosines = [within(rows[group]), float(np.mean(others)) if others else None]
+            similar = [within(rows[group]), float(np.mean(others)) if others else None]
             of_group = [whole.value, whole.stderr, effect.value, effect.stderr]
             of_strongest = [strongest, single.value, single_effect.value, single_effect.stderr]
-            lines.append([i + 1, len(group), ", ".join(map(str, group.tolist())), *cosines, *of_group, *of_strongest])
+            lines.append([i + 1, len(group), ", ".join(map(str, group.tolist())), *similar, *of_group, *of_strongest])
         columns = [
             "group", "size", "features", "cosine", "random_cosine", "attribution", "attribution_stderr", "true_effect",
             "true_effect_stderr", "strongest", "strongest_attribution", "strongest_effect", "strongest_effect_stderr",
         ]  # fmt: skip
         n = len(relevant)
         counts = [float(sum(map(len, clusters(rows, draw, self.cosine)))) for draw in drawn]
-        grouped = {
-            "grouped": float(sum(map(len, groups))),
-            "grouped_random": float(np.mean(counts)) if counts else None,
-            "grouped_random_max": max(counts, default=None),
-        }
-        too_few = f"fewer than {n} features that fire are not among the relevant ones"
-        values: dict[str, Value] = {
-            "n_groups": Scalar(float(len(groups)), unit="groups", n=n, comparable="hook"),
-            **{
-                name: Scalar(value, unit="features", n=n, comparable="hook", reason=too_few if value is None else None)
-                for name, value in grouped.items()
-            },
-            "groups": Table(columns, lines),
-            "warnings": Notes(warnings(margin_rows, reward_unit)),
-        }
-        first = total[0].value
         whole = margin_rows.mean(margin(margin_rows), in_fold_b(margin_rows.clusters))
         none = f"no two of the {n} most relevant features point the same way"
-        unit = "share of margin"
-        values["first_ablated_share"] = (
-            share(first, whole, comparable="hook") if groups else Scalar.undefined(none, unit=unit)
-        )
-        return values
+
+        def number(value: float | None, unit: str = "features") -> Scalar:
+            too_few = f"fewer than {n} features that fire are not among the relevant ones" if value is None else None
+            return Scalar(value, unit=unit, n=n, comparable="hook", reason=too_few)
+
+        return {
+            "n_groups": number(float(len(groups)), "groups"),
+            "grouped": number(float(sum(map(len, groups)))),
+            "grouped_random": number(float(np.mean(counts)) if counts else None),
+            "grouped_random_max": number(max(counts, default=None)),
+            "groups": Table(columns, lines),
+            "warnings": Notes(warnings(margin_rows, reward_unit)),
+            "first_ablated_share": share(total[0].value, whole, comparable="hook")
+            if groups
+            else Scalar.undefined(none, unit="share of margin"),
+        }

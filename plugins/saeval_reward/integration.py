@@ -9,22 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt64
 
-from saeval.plugin import (
-    Encoding,
-    Moments,
-    Resume,
-    Substitute,
-    Undefined,
-    finite,
-    fit_split,
-    fold,
-    rebound,
-    resuming,
-    torch,
-)
+from saeval.plugin import Moments, Undefined, finite, fit_split, fold, rebound, resuming, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from saeval.plugin import Encoding, Resume, Substitute
 
 TOKENS = 2048
 """Most tokens in one backward pass, which limits memory."""
@@ -96,7 +86,7 @@ def fit_parts(
     token_keys: UInt64[np.ndarray, "batch seq"],
 ) -> Moments:
     """Fold over the fit split: means of f, of decode(0) and of the error x − x̂, joined in one vector."""
-    bound, encoding, here = _featured(sae, encoding, activations, token_keys)
+    bound, encoding, here = featured(sae, encoding, activations, token_keys)
     acts = encoding.feature_acts
     empty = bound.decode(encoding._replace(feature_acts=torch.zeros_like(acts)), here)
     parts = torch.cat([acts, empty, here - bound.decode(encoding, here)], -1)
@@ -126,7 +116,7 @@ def baseline_reference(reference: Reference) -> Reference:
     return reference
 
 
-def _featured(
+def featured(
     sae: Substitute, encoding: Encoding | None, activations: Tensor, token_keys: UInt64[np.ndarray, "batch seq"]
 ) -> tuple[Substitute, Encoding, Tensor]:
     """The SAE for these tokens, its encoding and the activations on its device; `Undefined` without features."""
@@ -171,7 +161,7 @@ def attribution(
     D_{t,j} is what one unit of f_j adds to the reconstruction, with norms and scales frozen, so ⟨ḡ_t, D_{t,j}⟩
     is one vector-Jacobian product of `decode`. It is exact for every decoder that is linear in f.
     """
-    bound, encoding, here = _featured(sae, encoding, activations, token_keys)
+    bound, encoding, here = featured(sae, encoding, activations, token_keys)
     acts = encoding.feature_acts
     with torch.enable_grad():
         leaf = acts.detach().clone().requires_grad_()
@@ -189,9 +179,5 @@ def attribution(
     features = ((acts - at_baseline) * slope).sum(1, dtype=torch.float64).to(g.device)
     written = (at_baseline * slope).sum((1, 2), dtype=torch.float64).to(g.device)
     bias, error = along(baseline_reference.bias), along(baseline_reference.error)
-    return Attribution(
-        features,
-        along(activations) - along(decoded) - error,
-        along(empty) - bias,
-        written + bias + error - along(baseline_activations),
-    )
+    unexplained = along(activations) - along(decoded) - error
+    return Attribution(features, unexplained, along(empty) - bias, written + bias + error - along(baseline_activations))

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
-from saeval.plugin import (
-    Array,
-    Batch,
-    Curve,
-    Estimate,
-    Metric,
-    Notes,
-    Null,
-    Scalar,
-    Table,
-    Undefined,
-    Value,
-    fold,
-    formatting,
-    holm,
-    paired,
-    torch,
-)
+from saeval.plugin import Metric, Notes, Null, Scalar, Table, Undefined, fold, formatting, holm, paired, torch
 from saeval_reward.per_pair import PerPair, Top
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from saeval.plugin import Batch, Estimate, Value
+
+REWARD = "reward"
 LABEL = "label "
 TEXTS, CHARACTERS = 10, 600
 MOST_LEVELS = 50
@@ -75,7 +61,7 @@ def top_texts(
         for side, row in zip(sides.tolist(), rows.tolist(), strict=True)
     ]
     text = np.array(texts, dtype=f"<U{CHARACTERS}")
-    return Top(scores.flatten().cpu().numpy()[best.numpy()], rows.numpy(), sides.numpy(), text, TEXTS)
+    return Top(scores.flatten().cpu().numpy()[best.numpy()], rows.numpy(), sides.numpy(), TEXTS, text)
 
 
 def margin(rows: PerPair) -> Float[np.ndarray, "n"]:
@@ -91,27 +77,20 @@ def right(margins: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     return np.where(margins > 0, 1.0, np.where(margins == 0, 0.5, 0.0))
 
 
-def too_small(mean: Estimate) -> str | None:
-    """The reason why shares of this mean margin are undefined; None if it is two standard errors or more above 0."""
-    error = mean.stderr
-    if error is None and mean.value > 0:
-        return "one document gives no standard error, so the mean margin may not differ from 0"
-    if error is not None and mean.value > 0 and mean.value >= 2 * error:
-        return None
-    return f"the mean margin is {shown(mean)}, less than two standard errors above 0"
-
-
 def shown(value: Estimate) -> str:
     """An estimate as text, with its standard error."""
     return formatting.with_error(value.value, value.stderr)
 
 
 def share(part: Estimate, whole: Estimate, **options: Any) -> Scalar:
-    """part / whole as a share of the margin; undefined if the margin is not clearly positive."""
-    reason = too_small(whole)
-    if reason:
-        return Scalar.undefined(reason, unit="share of margin")
-    return Scalar(part / whole, unit="share of margin", **options)
+    """part / whole as a share of the margin; undefined unless the margin is two standard errors or more above 0."""
+    error = whole.stderr
+    if error is not None and whole.value > 0 and whole.value >= 2 * error:
+        return Scalar(part / whole, unit="share of margin", **options)
+    reason = f"the mean margin is {shown(whole)}, less than two standard errors above 0"
+    if error is None and whole.value > 0:
+        reason = "one document gives no standard error, so the mean margin may not differ from 0"
+    return Scalar.undefined(reason, unit="share of margin")
 
 
 def columns(rows: PerPair) -> dict[str, np.ndarray]:
@@ -126,9 +105,8 @@ def warnings(rows: PerPair, reward_unit: str) -> list[str]:
     messages = []
     interval = accuracy.ci95 or (accuracy.value - 0.05, accuracy.value + 0.05)
     if interval[0] <= 0.5 <= interval[1]:
-        messages.append(
-            f"accuracy is {shown(accuracy)}, which cannot be told from chance: is there a preference to explain?"
-        )
+        chance = "which cannot be told from chance: is there a preference to explain?"
+        messages.append(f"accuracy is {shown(accuracy)}, {chance}")
     elif accuracy.value < 0.5:
         messages.append(f"accuracy is {shown(accuracy)}, worse than chance: {_WORSE[reward_unit == REWARD]}")
     for name, values in columns(rows).items():
@@ -205,6 +183,8 @@ class RewardMargin(Metric):
     def conclude(self, margin_rows: PerPair, top_texts: Top, reward_unit: str) -> dict[str, Value]:
         margins = margin(margin_rows)
         accuracy = margin_rows.mean(right(margins))
+        columns = (column.tolist() for column in (top_texts.score, top_texts.ids, top_texts.side, top_texts.text))
+        texts = [[s, i, ("chosen", "rejected")[k], t] for s, i, k, t in zip(*columns, strict=True) if t]
         values: dict[str, Value] = {
             "margin": Scalar(margin_rows.mean(margins), unit=REWARD, better="higher", null=NO_PREFERENCE),
             "accuracy": Scalar(accuracy, unit="share of pairs", better="higher", proportion=True, null=CHANCE),
@@ -214,17 +194,10 @@ class RewardMargin(Metric):
             "reward_rejected": Scalar(margin_rows.mean(margin_rows["rejected"]), unit=REWARD),
             **_length(margin_rows, margins),
             "by": _by(margin_rows, margins),
-            "top_texts": Table(
-                ["reward", "pair", "side", "text"],
-                [[s, i, ("chosen", "rejected")[k], t] for s, i, k, t in _texts(top_texts) if t],
-            ),
+            "top_texts": Table(["reward", "pair", "side", "text"], texts),
             "warnings": Notes(warnings(margin_rows, reward_unit)),
         }
         return in_unit(values, reward_unit)
-
-
-def _texts(top: Top) -> list[tuple[float, int, int, str]]:
-    return list(zip(top.score.tolist(), top.ids.tolist(), top.side.tolist(), top.text.tolist(), strict=True))
 
 
 def _spread(margins: np.ndarray) -> Scalar:
@@ -269,15 +242,10 @@ def _by(rows: PerPair, margins: np.ndarray) -> Table:
     return Table([*names, "accuracy", "accuracy_low", "accuracy_high", "unreliable"], lines)
 
 
-V = TypeVar("V", bound=Value)
-
-REWARD = "reward"
-
-
-def in_unit(values: dict[str, V], reward_unit: str) -> dict[str, V]:
+def in_unit(values: dict[str, Value], reward_unit: str) -> dict[str, Value]:
     """The values, with the reward's unit set where they are in it: `reward, nats` for a log-likelihood."""
     if reward_unit != REWARD:
         for value in values.values():
-            if isinstance(value, Scalar | Curve | Array) and value.unit.strip("|") == REWARD:
+            if not isinstance(value, Table | Notes) and value.unit.strip("|") == REWARD:
                 value.unit = f"{value.unit}, {reward_unit}"
     return values

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -34,16 +36,16 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
         blocks += [Heading("Verdicts"), *(Paragraph(f"{sentence}.") for sentence in sentences)]
     ok = [r for r in mine if r.status == "ok"]
     for result in _of(ok, "reward_margin"):
-        blocks += _margins(result)
+        blocks += [Heading("Margins"), _scalars(result)]
+        blocks += [Paragraph(_BY), _table(result, "by")] if result.values["by"]["rows"] else []
     blocks += _recovered(_of(ok, "margin_recovered"))
     attributions = _of(ok, "reward_attribution")
     blocks += _agreement(attributions) + _comparison(attributions)
     shown = [r for r in attributions if _is_sae(r) and r.values["contexts"]["rows"]]
     elsewhere = duplicates(shown)
     for number, result in enumerate(shown):
-        name = escapes.file_name(
-            f"reward-{number + 1}-{re.sub(r'[^A-Za-z0-9]+', '-', _subject(result)).strip('-')}.png"
-        )
+        words = re.sub(r"[^A-Za-z0-9]+", "-", _subject(result)).strip("-")
+        name = escapes.file_name(f"reward-{number + 1}-{words}.png")
         files[name] = explained_plot(result.values, f"{_subject(result)}: margin explained (fold B)")
         blocks += _attribution(result, name, elsewhere)
     for result in filter(_is_sae, _of(ok, "reward_groups")):
@@ -80,19 +82,10 @@ def _table(result: Result, name: str) -> Grid:
 
 def _scalars(result: Result, names: Sequence[str] | None = None) -> Grid:
     scalars = {n: v for n, v in result.values.items() if "kind" not in v and (names is None or n in names)}
-    rows = [
-        [
-            n,
-            v["value"],
-            v["stderr"],
-            _ends(v),
-            v.get("documents", ""),
-            v["unit"],
-            *_null(v),
-            "" if v["value"] is not None else v.get("reason", ""),
-        ]
-        for n, v in scalars.items()
-    ]
+    rows = []
+    for n, v in scalars.items():
+        why = v.get("reason", "") if v["value"] is None else ""
+        rows.append([n, v["value"], v["stderr"], _ends(v), v.get("documents", ""), v["unit"], *_null(v), why])
     names = ["name", "value", "± (one standard error)", "95% interval", "documents", "unit", "null hypothesis", "p"]
     return Grid([*names, "undefined because"], rows)
 
@@ -111,23 +104,12 @@ def _null(record: Mapping[str, Any]) -> tuple[str, float | str]:
     return (f"{null['name']} ({null['value']:g})" if null else "", "" if p is None else p)
 
 
-def _margins(result: Result) -> list[Block]:
-    blocks: list[Block] = [Heading("Margins"), _scalars(result)]
-    if result.values["by"]["rows"]:
-        blocks += [Paragraph(_BY), _table(result, "by")]
-    return blocks
-
-
 def _recovered(results: Sequence[Result]) -> list[Block]:
     if not results:
         return []
     names = ["margin_clean", "margin_sae", "recovered", "change", "same_sign", "accuracy_sae"]
-    rows = [[_subject(r), *(_with_error(r.values[n]) for n in names)] for r in results]
+    rows = [[_subject(r), *(formatting.scalar(r.values[n]) for n in names)] for r in results]
     return [Heading("Margin with the reconstruction spliced in"), Grid(["substitute", *names], rows)]
-
-
-def _with_error(record: Mapping[str, Any]) -> str:
-    return formatting.scalar(record)
 
 
 def _agreement(results: Sequence[Result]) -> list[Block]:
@@ -138,7 +120,7 @@ def _agreement(results: Sequence[Result]) -> list[Block]:
         records = [result.values[name] for name in ("sign_agreement", "rank_correlation")]
         features = next((record["n"] for record in records if record["value"] is not None), None)
         tests = [cell for record in records for cell in (_with_interval(record), _null(record)[1])]
-        rows.append([_subject(result), features, *tests, _with_error(result.values["relative_gap"])])
+        rows.append([_subject(result), features, *tests, formatting.scalar(result.values["relative_gap"])])
     text = (
         "Attributions beside the effects of ablating the same features one by one, over the top features of fold A and "
         "as many others that are similar in density and size. Both are means over fold B. Brackets: 95% intervals over "
@@ -152,7 +134,7 @@ def _agreement(results: Sequence[Result]) -> list[Block]:
 
 def _with_interval(record: Mapping[str, Any]) -> str:
     ends = _ends(record)
-    return f"{formatting.number(record['value'], 2)} {ends}" if ends else _with_error(record)
+    return f"{formatting.number(record['value'], 2)} {ends}" if ends else formatting.scalar(record)
 
 
 def _comparison(results: Sequence[Result]) -> list[Block]:
@@ -169,7 +151,7 @@ def _comparison(results: Sequence[Result]) -> list[Block]:
             if f"ablated_{k}" not in result.values:
                 continue
             records = {kind: result.values.get(f"{kind}_{k}") for kind in kinds}
-            shown = {kind: _with_error(record) if record else "–" for kind, record in records.items()}
+            shown = {kind: formatting.scalar(record) if record else "–" for kind, record in records.items()}
             if largest := records["ablated_random_max"]:
                 shown["ablated_random_max"] += f" of {largest['n']}" if largest["n"] else ""
             p = _null(records["ablated_excess_kept"] or {})[1]
@@ -208,9 +190,8 @@ def duplicates(results: Sequence[Result]) -> dict[tuple[int, int], tuple[str, in
     originals: list[tuple[int, int, np.ndarray]] = []
     twins: dict[tuple[int, int], tuple[str, int]] = {}
     for _, index, feature, unit in features:
-        site = _site(results[index])
         for at, original, direction in originals:
-            differs = _site(results[at]) != site
+            differs = _site(results[at]) != _site(results[index])
             if differs and len(direction) == len(unit) and float(direction @ unit) > DUPLICATE:
                 twins[index, feature] = (results[at].subject, original)
                 break
@@ -257,14 +238,12 @@ def _fold_b(result: Result) -> str:
 
 def _passages(result: Result, omitted: Mapping[int, Any]) -> list[Block]:
     blocks: list[Block] = []
-    current = None
-    for feature, activation, pair, side, tokens, activations in result.values["contexts"]["rows"]:
-        if feature in omitted:
-            continue
-        if feature != current:
-            blocks.append(Paragraph(f"Feature {feature}"))
-            current = feature
-        blocks.append(Passage(f"{activation:.3g}, pair {pair}, {side}", json.loads(tokens), json.loads(activations)))
+    shown = (row for row in result.values["contexts"]["rows"] if row[0] not in omitted)
+    for feature, rows in itertools.groupby(shown, key=itemgetter(0)):
+        blocks.append(Paragraph(f"Feature {feature}"))
+        for _, activation, pair, side, tokens, activations in rows:
+            label = f"{activation:.3g}, pair {pair}, {side}"
+            blocks.append(Passage(label, json.loads(tokens), json.loads(activations)))
     return blocks
 
 

@@ -100,26 +100,37 @@ def _array(column: Tensor | np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Top(Evidence):
-    """The `size` texts with the largest scores; equal scores are ordered by (pair, side)."""
+class Largest(Evidence):
+    """The entries with the largest scores along the last axis of `score`; equal scores are ordered by (pair, side)."""
 
-    score: Float[np.ndarray, "n"]
-    ids: Int[np.ndarray, "n"]
-    side: Int[np.ndarray, "n"]
-    text: np.ndarray
+    score: Float[np.ndarray, "*n places"]
+    ids: Int[np.ndarray, "*n places"]
+    side: Int[np.ndarray, "*n places"]
     size: int
+    """Largest number of entries kept."""
 
     def stamp(self, stamp: Stamp) -> Self:
         return dataclasses.replace(self, ids=stamp.sequence_ids[self.ids])._largest()
 
     def __add__(self, other: Self) -> Self:
-        joined: dict[str, Any] = {
-            name: np.concatenate([getattr(self, name), getattr(other, name)])
-            for name in ("score", "ids", "side", "text")
-        }
+        axis, both = self.score.ndim - 1, zip(self._columns().items(), other._columns().values(), strict=True)
+        joined: dict[str, Any] = {name: np.concatenate([mine, theirs], axis) for (name, mine), theirs in both}
         return dataclasses.replace(self, **joined)._largest()
 
     def _largest(self) -> Self:
-        order = np.lexsort((self.side, self.ids, -self.score))[: self.size]
-        largest: dict[str, Any] = {name: getattr(self, name)[order] for name in ("score", "ids", "side", "text")}
+        order, axis = np.lexsort((self.side, self.ids, -self.score), axis=-1)[..., : self.size], self.score.ndim - 1
+        largest: dict[str, Any] = {}
+        for name, column in self._columns().items():
+            index = order.reshape(*order.shape, *([1] * (column.ndim - order.ndim)))
+            largest[name] = np.take_along_axis(column, index, axis)
         return dataclasses.replace(self, **largest)
+
+    def _columns(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "size"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Top(Largest):
+    """The `size` texts with the largest scores."""
+
+    text: np.ndarray

@@ -91,9 +91,8 @@ def feature_ranking(
     free[np.concatenate([order[: max(top, most)], kept[:most]])] = False
     traits = density_and_size(totals, rows)
     others = matched(order[: min(top, int(free.sum()))], free, traits, 1, seed).ravel()
-    members = {
-        f"{kind} {i}": some[i : i + 1] for kind, some in (("feature", order), ("other", others)) for i in range(top)
-    }
+    single = {"feature": order, "other": others}
+    members = {f"{kind} {i}": some[i : i + 1] for kind, some in single.items() for i in range(top)}
     unmatched: dict[int, int] = {}
     for k in groups:
         members |= {f"top {k}": order[:k], f"kept {k}": kept[:k], f"swapped {k}": swapped[:k]}
@@ -146,13 +145,14 @@ def _outliers(squares: Float[np.ndarray, "d_in"], rows: Float[np.ndarray, "d_sae
     return np.asarray(np.square(rows[:, beyond]).sum(1) > MOSTLY * np.where(norms > 0, norms, 1))
 
 
-def duplicate_of(rows: Float[np.ndarray, "n d"]) -> list[int | None]:
-    """For each direction, the index of the first earlier one with a cosine above 0.9, or None."""
+def cosines(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
+    """Cosines of all pairs of rows; 0 for rows of zeros."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     unit = rows / np.where(norms > 0, norms, 1)
-    cosines = unit @ unit.T
-    earlier: list[int | None] = []
-    for i in range(len(rows)):
-        near = np.flatnonzero(cosines[i, :i] > DUPLICATE)
-        earlier.append(int(near[0]) if len(near) else None)
-    return earlier
+    return unit @ unit.T
+
+
+def duplicate_of(rows: Float[np.ndarray, "n d"]) -> list[int | None]:
+    """For each direction, the index of the first earlier one with a cosine above 0.9, or None."""
+    earlier = [np.flatnonzero(line[:i] > DUPLICATE) for i, line in enumerate(cosines(rows))]
+    return [int(near[0]) if len(near) else None for near in earlier]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -29,11 +29,6 @@ def in_fold_b(clusters: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
     A document is in one fold with all its pairs.
     """
     return np.asarray(hashed(_FOLD, clusters) & np.uint64(1), dtype=bool)
-
-
-def blocks_of(n_clusters: int) -> int:
-    """Number of blocks for `n_clusters` documents."""
-    return min(max(n_clusters, 1), BLOCKS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +57,7 @@ class Attributions(Evidence):
 
     def stamp(self, stamp: Stamp) -> Self:
         fold = in_fold_b(stamp.clusters).astype(np.int64)
-        blocks = blocks_of(stamp.n_clusters)
+        blocks = min(max(stamp.n_clusters, 1), BLOCKS)
         place = fold * blocks + stamp.clusters % blocks
 
         def scattered(rows: np.ndarray) -> np.ndarray:
@@ -71,13 +66,8 @@ class Attributions(Evidence):
             return total.reshape(2, blocks, *rows.shape[1:])
 
         sign = 1 - 2 * (hashed(_SIGN, stamp.sequence_ids) & np.uint64(1)).astype(np.float64)
-        return dataclasses.replace(
-            self,
-            sums=scattered(self.sums),
-            pairs=scattered(self.pairs),
-            parts=scattered(self.parts),
-            swapped=(sign * (fold == 0)) @ self.sums,
-        )
+        joined: dict[str, Any] = {name: scattered(vars(self)[name]) for name in ("sums", "pairs", "parts")}
+        return dataclasses.replace(self, **joined, swapped=(sign * (fold == 0)) @ self.sums)
 
     @property
     def on_a(self) -> Float[np.ndarray, "d_sae"]:
@@ -130,25 +120,20 @@ def attribution_totals(
     fires = [acts != 0 for acts in feature_acts]
     prompts = [side.real & ~inside for side, inside in zip(batch, mask, strict=True)]
 
-    def counted(where: Sequence[Tensor]) -> np.ndarray:
-        counts = [fired[inside].sum(0) for fired, inside in zip(fires, where, strict=True)]
-        return np.asarray((counts[0] + counts[1]).cpu().numpy(), dtype=np.int64)
-
-    def summed(values: Sequence[Tensor]) -> np.ndarray:
-        sums = [value[inside].sum(0, dtype=torch.float64) for value, inside in zip(values, mask, strict=True)]
+    def summed(values: Sequence[Tensor], where: Sequence[Tensor], dtype: torch.dtype = torch.float64) -> np.ndarray:
+        sums = [value[inside].sum(0, dtype=dtype) for value, inside in zip(values, where, strict=True)]
         return np.asarray((sums[0] + sums[1]).cpu().numpy())
 
+    spans = [clean.double() - start.double() for clean, start in zip(clean_reward, baseline_reward, strict=True)]
     return Attributions(
         sums=(chosen.features - rejected.features).double().cpu().numpy(),
         pairs=np.ones(len(chosen.features), dtype=np.int64),
-        parts=_parts(
-            attribution, [c.double() - b.double() for c, b in zip(clean_reward, baseline_reward, strict=True)]
-        ),
+        parts=_parts(attribution, spans),
         swapped=np.zeros(chosen.features.shape[-1]),
-        fires=counted(mask),
-        prompt_fires=counted(prompts),
-        magnitude=summed([acts.abs() for acts in feature_acts]),
-        squares=summed([x.double().square() for x in activations]),
+        fires=summed(fires, mask, torch.int64),
+        prompt_fires=summed(fires, prompts, torch.int64),
+        magnitude=summed([acts.abs() for acts in feature_acts], mask),
+        squares=summed([x.double().square() for x in activations], mask),
         tokens=int(sum(int(inside.sum()) for inside in mask)),
         prompt_tokens=int(sum(int(inside.sum()) for inside in prompts)),
     )

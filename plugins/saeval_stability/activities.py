@@ -30,9 +30,9 @@ class Member:
     @classmethod
     def of(cls, activity: Activity, firings: int) -> Member:
         """The features that fire on at least `firings` tokens."""
-        activations = activity.matrix()
-        alive = np.flatnonzero(np.diff(activations.values.indptr) >= firings)
-        return cls(activations.values[:, alive], activations.documents, alive)
+        values, documents = activity.matrix()
+        alive = np.flatnonzero(np.diff(values.indptr) >= firings)
+        return cls(values[:, alive], documents, alive)
 
     @cached_property
     def _all(self) -> Side:
@@ -56,11 +56,9 @@ class Member:
         """Circular shifts of the activations against the tokens, each to the start of a random document."""
         starts = np.flatnonzero(np.diff(self.documents)) + 1
         order = np.argsort(hashed(seed, "shift", starts), kind="stable")
-        rows = self.values.tocsr()
-        tokens = np.arange(len(self.documents))
+        rows, tokens = self.values.tocsr(), np.arange(len(self.documents))
         for start in starts[order[:draws]]:
-            values = rows[np.roll(tokens, -int(start))].tocsc()
-            yield Member(values, self.documents, self.alive)
+            yield Member(rows[np.roll(tokens, -int(start))].tocsc(), self.documents, self.alive)
 
 
 def _match(ours: Member, theirs: Member) -> dict[str, Matching]:

@@ -11,11 +11,7 @@ import heapq
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 # A chain of bids ends if it raises a price by less than this; two tied rows would outbid each other forever.
 SMALLEST_RAISE = 1e-9
@@ -160,7 +156,8 @@ class Assignment:
         value, rows = pairs.data, np.arange(n)
         self.x = np.maximum.reduceat(value - self.y[column], start[:-1])
         matched = np.flatnonzero(self.partner >= 0)
-        position = _positions(start, column, matched, self.partner[matched], m)
+        keys = np.repeat(rows, np.diff(start)) * m + column
+        position = np.searchsorted(keys, matched * m + self.partner[matched])
         slack = self.x[matched] + self.y[self.partner[matched]] - value[position]
         released = matched[slack > TIGHT]
         self.owner[self.partner[released]] = -1
@@ -177,9 +174,3 @@ class Assignment:
             np.maximum(self.y, 0.0, out=self.y)  # rounding can leave -1e-17
         _settle(start_c, row, by_column.data, self.x, self.y, self.owner)
         self.x = np.maximum.reduceat(value - self.y[column], start[:-1])
-
-
-def _positions(start: Ints, column: Ints, rows: Ints, columns: Ints, m: int) -> Ints:
-    """Positions of the pairs (rows, columns) among the sorted pairs."""
-    keys = np.repeat(np.arange(len(start) - 1), np.diff(start)) * m + column
-    return np.searchsorted(keys, rows * m + columns)

@@ -6,16 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from saeval.plugin import torch
-from saeval_stability.similarity import Similarity
+from saeval_stability.similarity import Floats, Ints, Similarity
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 PER_ROW = 32
 PER_COLUMN = 8

@@ -14,13 +14,10 @@ from numpy.typing import NDArray
 
 from saeval.plugin import SaevalError, torch
 from saeval_stability.candidates import PER_ROW, Bounds, distinct, rows_per_block
-from saeval_stability.similarity import Cosines, Similarity, Vectors
+from saeval_stability.similarity import Cosines, Floats, Ints, Similarity, Vectors
 
 if TYPE_CHECKING:
     from saeval_stability.matching import Matching
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 NEGLIGIBLE = 1e-9  # pairs that beat the prices by less do not cause another round; they still count in the gap
 FULL_ROWS, PARTIAL_ROWS = 512, 256  # rows per block, against all columns or a subset; smaller blocks need fewer columns
@@ -55,12 +52,10 @@ def certify(A: Any, B: Any, matching: Matching, mode: str = "signed", block: int
     if columns.min() < 0 or columns.max() >= m or v.shape != (m,) or (n < m and v.min() < 0):
         raise SaevalError(f"not a certificate: the larger side needs {m} prices, none negative, and partners within it")
     prices = torch.as_tensor(v, device=similarity.device)
-    step = min(FULL_ROWS, rows_per_block(similarity, block))
-    u = [
-        (similarity.block(slice(first, first + step), None, torch.float64) - prices).amax(1).cpu().numpy()
-        for first in range(0, n, step)
-    ]
-    return gap(np.concatenate(u), v, similarity.values(rows, columns))
+    u, step = np.empty(n), min(FULL_ROWS, rows_per_block(similarity, block))
+    for part in (slice(first, first + step) for first in range(0, n, step)):
+        u[part] = (similarity.block(part, None, torch.float64) - prices).amax(1).cpu().numpy()
+    return gap(u, v, similarity.values(rows, columns))
 
 
 def gap(u: Floats, v: Floats, matched: Floats) -> float:
@@ -112,15 +107,11 @@ class Pricing:
 
     def _compute(self, rows: Ints, columns: Ints | None, u: Floats, v: Floats) -> tuple[Ints, Floats]:
         """Keys of the best pairs of rows and columns, and per row a bound on c_ij - v_j over its other pairs."""
-        keys, over = [], np.empty(len(rows))
-        todo = np.arange(len(rows))
-        for dtype in (torch.float32, torch.float64):
-            if not len(todo):
-                break
-            best, over[todo], undecided = self._top(rows[todo], columns, u, v, dtype)
-            keys.append(best)
-            todo = todo[undecided]
-        return np.concatenate(keys), over
+        keys, over, undecided = self._top(rows, columns, u, v, torch.float32)
+        if undecided.any():
+            again, over[undecided], _ = self._top(rows[undecided], columns, u, v, torch.float64)
+            keys = np.concatenate([keys, again])
+        return keys, over
 
     def _top(
         self, rows: Ints, columns: Ints | None, u: Floats, v: Floats, dtype: torch.dtype

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csc_array, csr_array
 
 from saeval.plugin import torch
-from saeval_stability.similarity import Similarity
+from saeval_stability.similarity import Floats, Ints, Similarity
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 
 class Side:

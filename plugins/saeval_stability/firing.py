@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saeval.plugin import Batch, Evidence, Fired, fold
+from saeval.plugin import Batch, Evidence, Fired, Undefined, fold
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_array
@@ -57,8 +57,11 @@ class Activity(Evidence):
     def _joined(self) -> dict[str, np.ndarray]:
         return {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
 
-    def matrix(self) -> Activations:
-        """All tokens, sorted by document, sequence and position, so that batching cannot change the order."""
+    def matrix(self) -> tuple[csc_array, Int[np.ndarray, "tokens"]]:
+        """Activations `[tokens, d_sae]`, float64, and the document of each token.
+
+        Tokens are sorted by document, sequence and position, so that batching cannot change the order.
+        """
         from scipy.sparse import csc_array, csr_array  # late: listings do not need it
 
         part = self._joined()
@@ -66,15 +69,13 @@ class Activity(Evidence):
         shape = (len(part["fired"]), self.d_sae)
         rows = csr_array((part["values"].astype(np.float64), part["features"], starts), shape=shape)
         order = np.lexsort((part["positions"], part["sequences"], part["documents"]))
-        return Activations(csc_array(rows[order]), part["documents"][order])
+        return csc_array(rows[order]), part["documents"][order]
 
 
-@dataclasses.dataclass(frozen=True)
-class Activations:
-    """Activations `[tokens, d_sae]`, float64, and the document of each token."""
-
-    values: csc_array
-    documents: Int[np.ndarray, "tokens"]
+def without_features(name: str, firings: int, tokens: int) -> Undefined:
+    """The reason why a group has no values: none of the features of its member `name` is alive."""
+    lower = " or a lower 'alive_firings'" if firings > 1 else ""
+    return Undefined(f"no feature of '{name}' fires on {firings} of {tokens} tokens; try more tokens{lower}")
 
 
 @fold

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saeval.plugin import Metric, Notes, SaevalError, Undefined, Value
-from saeval_stability.firing import Activity
+from saeval.plugin import Metric, Notes, SaevalError, Value
+from saeval_stability.firing import Activity, without_features
 from saeval_stability.group import Group, group_values, labelled, matching_operations, pair_sizes
 from saeval_stability.seeds import Draws, Some
 
@@ -120,14 +120,11 @@ class FunctionalStability(Metric):
         members = [Member.of(member_activity, self.alive_firings) for member_activity in activity]
         for name, member in zip(subject_name, members, strict=True):
             if not len(member.alive):
-                threshold = f"{self.alive_firings} of {member.values.shape[0]} tokens"
-                lower = " or a lower 'alive_firings'" if self.alive_firings > 1 else ""
-                raise Undefined(f"no feature of '{name}' fires on {threshold}; try more tokens{lower}")
+                raise without_features(name, self.alive_firings, member.values.shape[0])
             if not np.array_equal(member.documents, members[0].documents):
                 raise SaevalError(f"'{name}' and '{subject_name[0]}' saw different tokens")
-        pairs = [
-            match_pair(a, b, members, self.seed, self.draws) for a, b in itertools.combinations(range(len(members)), 2)
-        ]
+        both = itertools.combinations(range(len(members)), 2)
+        pairs = [match_pair(a, b, members, self.seed, self.draws) for a, b in both]
         features = {"pearson": [m.alive[m.varying] for m in members], "jaccard": [m.alive for m in members]}
         kinds = labelled(sae_name, self.kinds)
         constant = [f"'{name}'" for name, m in zip(subject_name, members, strict=True) if not len(m.varying)]

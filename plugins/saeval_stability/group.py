@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -13,15 +13,12 @@ import numpy as np
 
 from saeval.plugin import (
     Array,
-    Better,
     Estimate,
     Notes,
     Null,
     SaevalError,
     Scalar,
-    Subject,
     Table,
-    Value,
     formatting,
     hashed,
     names_matching_any,
@@ -29,6 +26,7 @@ from saeval.plugin import (
 from saeval_stability.measures import MEASURES, above, measures, unit_of
 
 if TYPE_CHECKING:
+    from saeval.plugin import Better, Subject, Value
     from saeval_stability.matching import Matching
 
 INTERVAL_FROM = 4
@@ -38,7 +36,6 @@ FLOORED = ("_matched", "_matched_over_smaller")
 """Endings of the measures whose floor is a separate value; the table `floors` has the floors of all measures."""
 
 Numbers = dict[str, float]
-Statistic = Callable[[Sequence[int]], float]
 
 
 @dataclass
@@ -140,77 +137,53 @@ class Group:
                 excess = {(p.a, p.b): p.numbers[name] - floors[p.a, p.b] for p in self.pairs}
                 null = self.chance if null else None
                 values[f"{name}_excess"] = self._scalar(f"{name}_excess", excess, better, null)
-        members = range(len(self.names))
         for view, numbers in self.features.items():
+            name = f"{view}_found_in_all"
+            unit = unit_of(name)
             if not all(view in p.views for p in self.pairs):
-                values[f"{view}_found_in_all"] = Scalar.undefined(
-                    self.missing, unit=unit_of(f"{view}_found_in_all"), better="higher"
-                )
+                values[name] = Scalar.undefined(self.missing, unit=unit, better="higher")
                 continue
             shares = self._found_in_all(view)
-            spread = f"members range from {_range(shares(members))}"
-            name = f"{view}_found_in_all"
+            spread = f"members range from {_range(shares)}"
             reason = f"{spread}; leaving out an SAE can only raise it, so it has no error over seeds"
-            values[name] = Scalar(
-                float(np.mean(shares(members))), unit=unit_of(name), better="higher", reason=reason, comparable="hook"
-            )
+            mean = float(np.mean(shares))
+            values[name] = Scalar(mean, unit=unit, better="higher", reason=reason, comparable="hook")
             for pair in self.pairs:
                 values |= _arrays(view, pair, numbers, self.widths)
-        counts = [[len(numbers[i]) for numbers in self.features.values()] for i in members]
-        values["members"] = Table(
-            ["sae", "kind", "seed", "features", *(f"{view}_features" for view in self.features)],
-            [
-                [*row, *count]
-                for *row, count in zip(self.names, self.kinds, self.seeds, self.widths, counts, strict=True)
-            ],
-        )
+        columns = ["sae", "kind", "seed", "features", *(f"{view}_features" for view in self.features)]
+        counts = [map(len, numbers) for numbers in self.features.values()]
+        rows = list(zip(self.names, self.kinds, self.seeds, self.widths, *counts, strict=True))
+        values["members"] = Table(columns, rows)
         if shared := len(self.pairs) - len(self.independent):
             note = f"means are over {len(self.independent)} pairs of different seeds, without {shared} of one seed"
             values["seeds"] = Notes([f"{note}, which the table 'pairs' has"])
         values |= {"pairs": self._pairs(), "floors": self._floors()}
         return {**values, "kinds": self._kinds()} if any(self.kinds) else values
 
-    def _found_in_all(self, view: str) -> Callable[[Sequence[int]], list[float]]:
-        """A function of members: the share of each one's features that all others of other seeds match above SHARED."""
-        hits: dict[tuple[int, int], np.ndarray] = {}
-        for pair in self.pairs:
-            hits[pair.a, pair.b], hits[pair.b, pair.a] = above(pair.views[view])
-
-        def shares(members: Sequence[int]) -> list[float]:
-            pairs = {(p.a, p.b) for p in self.independent}
-            others = {i: [j for j in members if (min(i, j), max(i, j)) in pairs] for i in members}
-            return [float(np.logical_and.reduce([hits[i, j] for j in js]).mean()) for i, js in others.items() if js]
-
-        return shares
+    def _found_in_all(self, view: str) -> list[float]:
+        """The share of each member's features that all others of other seeds match above SHARED."""
+        hits: dict[int, list[np.ndarray]] = {}
+        for pair in self.independent:
+            for member, matched in zip((pair.a, pair.b), above(pair.views[view]), strict=True):
+                hits.setdefault(member, []).append(matched)
+        return [float(np.logical_and.reduce(hits[member]).mean()) for member in sorted(hits)]
 
     def _scalar(self, name: str, numbers: Mapping[tuple[int, int], float], better: Better, null: Null | None) -> Scalar:
-        """The mean over independent pairs."""
-        own = {(p.a, p.b): numbers[p.a, p.b] for p in self.independent}
-
-        def mean(members: Sequence[int]) -> float:
-            return float(np.mean([value for (a, b), value in own.items() if a in members and b in members]))
-
-        values = list(own.values())
-        spread = f"pairs range from {_range(values)}" if len(values) > 1 else "one pair of SAEs"
-        return self._estimate(name, mean, better, spread, null)
-
-    def _estimate(
-        self, name: str, statistic: Statistic, better: Better, spread: str, null: Null | None = None
-    ) -> Scalar:
-        """A mean with its jackknife over seeds; without an error, with the `spread` and the reason."""
-        unit, members = unit_of(name), range(len(self.names))
-        value = statistic(members)
+        """The mean over independent pairs with its jackknife over seeds; without an error, with their range and why."""
+        own = {(self.seeds[p.a], self.seeds[p.b], p.a, p.b): numbers[p.a, p.b] for p in self.independent}
+        value, unit = float(np.mean(list(own.values()))), unit_of(name)
         if math.isnan(value):
             return Scalar.undefined(self.missing, unit=unit, better=better)
         if self._no_error:
+            spread = f"pairs range from {_range(list(own.values()))}" if len(own) > 1 else "one pair of SAEs"
             reason = f"{spread}; {self._no_error}"
             return Scalar(value, unit=unit, better=better, reason=reason, comparable="hook", null=null)
         seeds = sorted(set(self.seeds), key=str)
-        without = np.array([statistic([i for i in members if self.seeds[i] != seed]) for seed in seeds])
-        estimate = Estimate(value, without, np.ones(len(seeds)))
+        without = [np.mean([x for (a, b, *_), x in own.items() if seed not in (a, b)]) for seed in seeds]
+        estimate = Estimate(value, np.array(without), np.ones(len(seeds)))
         share = unit.startswith("share") and not name.endswith("_excess")
         return Scalar(
-            estimate, unit=unit, better=better, n=len(self.independent), seeds=list(map(str, seeds)),
+            estimate, unit=unit, better=better, n=len(own), seeds=list(map(str, seeds)),
             comparable="hook", null=null, proportion=share, ci95=estimate.ci95 if share else None,
         )  # fmt: skip
 

@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from saeval.plugin import SaevalError
 from saeval_stability.assignment import Assignment
 from saeval_stability.candidates import candidates, merged, values_of
 from saeval_stability.certificate import NEGLIGIBLE, Pricing, gap
-from saeval_stability.similarity import Cosines, Similarity, Vectors, listed
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from saeval_stability.similarity import Cosines, Floats, Ints, Similarity, Vectors, listed
 
 
 @dataclass(frozen=True)

@@ -55,20 +55,11 @@ def flattened(views: Mapping[str, Matching]) -> dict[str, float]:
     return {f"{view}_{name}": value for view, matching in views.items() for name, value in measures(matching).items()}
 
 
-def same_partner(first: Matching, second: Matching) -> Bool[np.ndarray, "n_A"]:
-    """Mask of the rows of A that have the same partner in both matchings."""
-    return np.asarray((first.indices >= 0) & (first.indices == second.indices))
-
-
-def agreement(first: Matching, second: Matching) -> float:
-    """Share of the smaller side's rows with the same partner in both matchings."""
-    return float(same_partner(first, second).sum()) / _smaller(first)
-
-
-def shared(first: Matching, second: Matching) -> float:
-    """Share of the smaller side's rows with the same partner in both matchings, above `SHARED` in both."""
-    same = same_partner(first, second)
-    return float((same & (first.cosines > SHARED) & (second.cosines > SHARED)).sum()) / _smaller(first)
+def agreement(first: Matching, second: Matching, least: float = -np.inf) -> float:
+    """Share of the smaller side's rows with the same partner in both matchings, and similarities above `least`."""
+    same = (first.indices >= 0) & (first.indices == second.indices)
+    smaller = min(len(first.indices), len(first.b_to_a.indices))
+    return float((same & (first.cosines > least) & (second.cosines > least)).sum()) / smaller
 
 
 def above(matching: Matching) -> tuple[Bool[np.ndarray, "n_A"], Bool[np.ndarray, "n_B"]]:
@@ -77,10 +68,6 @@ def above(matching: Matching) -> tuple[Bool[np.ndarray, "n_A"], Bool[np.ndarray,
     of_a, of_b = np.zeros(len(matching.indices), bool), np.zeros(len(matching.b_to_a.indices), bool)
     of_a[rows], of_b[matching.indices[rows]] = True, True
     return of_a, of_b
-
-
-def _smaller(matching: Matching) -> int:
-    return min(len(matching.indices), len(matching.b_to_a.indices))
 
 
 @cache  # takes 0.1 s, and most pairs of a group have the same sizes

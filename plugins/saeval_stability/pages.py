@@ -9,20 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saeval.plugin import (
-    Result,
-    escapes,
-    figure,
-    formatting,
-    png,
-    set_title,
-    verdicts_in_words,
-    verdicts_on,
-    wrap_title,
-)
+from saeval.plugin import escapes, figure, formatting, png, set_title, verdicts_in_words, verdicts_on, wrap_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from saeval.plugin import Result
 
 METRICS = ("seed_stability", "functional_stability")
 _PANELS = 16
@@ -33,7 +25,7 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     """Plots and tables of every group of a run, by file name."""
     files: dict[str, bytes | str] = {}
     for result in (r for r in results if r.cell["metric"] in METRICS and r.status == "ok" and "twin" not in r.cell):
-        twins = _twins(result, results)
+        twins = [twin for twin in _twins(result, results) if twin.status == "ok"]
         stem = escapes.file_name(f"{result.metric}-{result.cell['over']}".replace("_", "-"))
         while f"{stem}.md" in files:  # escaping can map two names of groups to one
             stem += "-"
@@ -46,10 +38,9 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
 
 
 def _twins(result: Result, results: Sequence[Result]) -> list[Result]:
-    """The results of the same metric for the group with its SAEs replaced by controls."""
-    own = {"metric": result.metric, "of": result.cell["over"]}
-    twins = [r for r in results if {"metric": r.metric, "of": r.cell.get("twin", {}).get("of")} == own]
-    return [twin for twin in twins if twin.status == "ok"]
+    """The results of the same metric for the group with its SAEs replaced by controls, also failed ones."""
+    group = result.cell["over"]
+    return [r for r in results if r.metric == result.metric and r.cell.get("twin", {}).get("of") == group]
 
 
 def _views(result: Result) -> list[str]:
@@ -169,16 +160,14 @@ def heat_maps(result: Result, twins: Sequence[Result] = ()) -> Figure:
         for a, b in _pairs(result):
             grid[a, b] = grid[b, a] = matched.get((a, b, view), np.nan)
         panel.imshow(grid, vmin=min(0.0, float(np.nanmin(grid))), vmax=1, cmap="viridis")
-        for i in range(n):
-            for j in range(n):
-                if i != j and not np.isnan(grid[i, j]):
-                    colour = "white" if grid[i, j] < 0.6 else "black"
-                    panel.text(j, i, f"{grid[i, j]:.2f}", ha="center", va="center", fontsize=7, color=colour)
+        for i, j in itertools.permutations(range(n), 2):
+            if not np.isnan(grid[i, j]):
+                colour = "white" if grid[i, j] < 0.6 else "black"
+                panel.text(j, i, f"{grid[i, j]:.2f}", ha="center", va="center", fontsize=7, color=colour)
         panel.set_xticks(range(n), labels, rotation=45, ha="right", fontsize=7)
         panel.set_yticks(range(n), labels, fontsize=7)
-        panel.set_title(
-            wrap_title(f"{view} of {group.cell['over']}: Σ {_similarity(view)} / max(n)", side, 9), fontsize=9
-        )
+        title = f"{view} of {group.cell['over']}: Σ {_similarity(view)} / max(n)"
+        panel.set_title(wrap_title(title, side, 9), fontsize=9)
     set_title(fig, _title(result, "matched one-to-one"))
     return fig
 
@@ -187,8 +176,8 @@ def tables(result: Result, results: Sequence[Result]) -> str:
     """The tables of a group, as Markdown."""
     parts = [f"# {escapes.markdown(_title(result))}\n", *(f"{escapes.markdown(note)}.\n" for note in result.notes)]
     parts.append("## Members\n\n" + _members(result, results))
-    twins = _twins(result, results)
-    parts += [f"{escapes.markdown(sentence)}\n" for sentence in _explained(result, results)]
+    twins = [twin for twin in _twins(result, results) if twin.status == "ok"]
+    parts += [f"{escapes.markdown(sentence)}\n" for sentence in _explained(_twins(result, results))]
     parts += [f"{escapes.markdown(sentence)}.\n" for sentence in verdicts_in_words(verdicts_on([result, *twins]))]
     shown = [n for n, r in result.values.items() if "kind" not in r and not n.endswith(("_floor", "_excess"))]
     columns = ["value", "mean", "95% interval or range", "floor", "mean − floor"]
@@ -210,17 +199,15 @@ def tables(result: Result, results: Sequence[Result]) -> str:
     return "\n".join(parts)
 
 
-def _explained(result: Result, results: Sequence[Result]) -> list[str]:
+def _explained(twins: Sequence[Result]) -> list[str]:
     """Sentences on the columns of the means, and on twins without values."""
-    own = [r for r in results if r.metric == result.metric and r.cell.get("twin", {}).get("of") == result.cell["over"]]
-    sentences = [f"{r.cell['over']}: {r.status}: {r.reason}." for r in own if r.status != "ok"]
-    for twin in _twins(result, results):
-        control = twin.cell["twin"]["control"]
-        sentences.append(
-            f"{twin.cell['over']} is the same group with each SAE replaced by its control '{control}', each drawn "
-            f"independently. Differences to it are paired by seed."
-        )
-    return sentences
+    sentences = [f"{t.cell['over']}: {t.status}: {t.reason}." for t in twins if t.status != "ok"]
+    return sentences + [
+        f"{t.cell['over']} is the same group with each SAE replaced by its control '{t.cell['twin']['control']}', each "
+        "drawn independently. Differences to it are paired by seed."
+        for t in twins
+        if t.status == "ok"
+    ]
 
 
 def _ahead(result: Result, twin: Result, name: str) -> str:
@@ -244,12 +231,8 @@ def _with_interval(value: float | None, ci95: Sequence[float] | None) -> str:
 def _members(result: Result, results: Sequence[Result]) -> str:
     """The members, with their L0, loss and explained variance if the run has them, so that readers can compare them."""
     table = result.values["members"]
-    extra = {
-        f"{r.metric}.{value}": None
-        for r in results
-        for value in ("l0", "delta_ce", "explained_variance")
-        if value in r.values
-    }
+    shown = ("l0", "delta_ce", "explained_variance")
+    extra = list(dict.fromkeys(f"{r.metric}.{name}" for r in results for name in shown if name in r.values))
     rows = []
     for row, subject in zip(table["rows"], result.cell["subjects"], strict=True):
         mine = [r for r in results if [s["key"] for s in r.cell["subjects"]] == [subject["key"]]]
@@ -272,9 +255,8 @@ def _floor(result: Result, name: str) -> float | None:
 
 
 def _interval(record: Mapping[str, Any]) -> tuple[str, str]:
-    if record["ci95"]:
-        return _cell(record["value"]), " – ".join(map(_cell, record["ci95"]))
-    return _cell(record["value"]), str(record.get("reason", ""))
+    interval = " – ".join(map(_cell, record["ci95"])) if record["ci95"] else str(record.get("reason", ""))
+    return _cell(record["value"]), interval
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

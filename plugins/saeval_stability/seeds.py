@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from saeval.plugin import Metric, Notes, Null, Repeats, Undefined, Value, torch
-from saeval_stability.firing import Firings
+from saeval.plugin import Metric, Notes, Null, Repeats, Value, torch
+from saeval_stability.firing import Firings, without_features
 from saeval_stability.floors import gaussians, rotations
-from saeval_stability.group import (
-    Group,
-    Numbers,
-    Pair,
-    group_values,
-    labelled,
-    matching_operations,
-    pair_seed,
-    pair_sizes,
-)
-from saeval_stability.measures import agreement, flattened, iid_best, shared
+from saeval_stability.group import Group, Pair, group_values, labelled, matching_operations, pair_seed, pair_sizes
+from saeval_stability.measures import SHARED, agreement, flattened, iid_best
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from saeval.plugin import Subject
     from saeval_stability.floors import Spaces
+    from saeval_stability.group import Numbers
     from saeval_stability.matching import Matching
 
 CHANCE = Null("random features of the same mean and covariance", above="more alike than", below="less alike than")
@@ -151,9 +143,8 @@ class SeedStability(Metric):
     def operations(self, subjects: Sequence[Subject], tokens: int) -> float:
         # Two spaces: alive, all and dead features, and the alive ones again for each draw of the two nulls.
         matchings = 2 * len(self.modes) * (3 + 2 * self.draws)
-        return sum(
-            matchings * matching_operations(n, m, d) + self.draws * 8.0 * m * d * d for n, m, d in pair_sizes(subjects)
-        )
+        sizes = pair_sizes(subjects)
+        return sum(matchings * matching_operations(n, m, d) + self.draws * 8.0 * m * d * d for n, m, d in sizes)
 
     def conclude(
         self,
@@ -168,9 +159,7 @@ class SeedStability(Metric):
         alive = [member.counts >= self.alive_firings for member in firings]
         for name, is_alive in zip(subject_name, alive, strict=True):
             if not is_alive.any():
-                threshold = f"{self.alive_firings} of {firings[0].n} tokens"
-                lower = " or a lower 'alive_firings'" if self.alive_firings > 1 else ""
-                raise Undefined(f"no feature of '{name}' fires on {threshold}; try more tokens{lower}")
+                raise without_features(name, self.alive_firings, firings[0].n)
         pairs = [self._pair(a, b, spaces, alive) for a, b in itertools.combinations(range(len(spaces)), 2)]
         kinds = labelled(sae_name, self.kinds)
         numbers = [np.flatnonzero(is_alive) for is_alive in alive]
@@ -186,30 +175,20 @@ class SeedStability(Metric):
     def _pair(self, a: int, b: int, spaces: Sequence[Spaces], alive: Sequence[np.ndarray]) -> Pair:
         ours, theirs = _selected(spaces[a], alive[a]), _selected(spaces[b], alive[b])
         main = self._match(ours, theirs)
-        views = dict(main)
-        if alive[a].all() and alive[b].all():
-            views |= {f"all_{view}": matching for view, matching in main.items()}
-        else:
-            views |= {f"all_{view}": matching for view, matching in self._match(spaces[a], spaces[b]).items()}
+        every = main if alive[a].all() and alive[b].all() else self._match(spaces[a], spaces[b])
+        views = {**main, **{f"all_{view}": matching for view, matching in every.items()}}
         if not alive[a].all() and not alive[b].all():
             dead = self._match(_selected(spaces[a], ~alive[a]), _selected(spaces[b], ~alive[b]))
             views |= {f"dead_{view}": matching for view, matching in dead.items()}
-        key, floors, examples = pair_seed(self.seed, a, b), {}, []
+        key, examples = pair_seed(self.seed, a, b), []
+        floors: dict[str, list[Numbers]] = {"rotated": [], "gaussian": []}
         for name, null in (("rotated", rotations), ("gaussian", gaussians)):
-            floors[name], example = self._match_null(ours, null(theirs, key, self.draws))
-            examples += example
+            for drawn in null(theirs, key, self.draws):
+                matchings = self._match(ours, drawn)
+                examples += [] if floors[name] else [matchings]
+                floors[name].append(self._numbers(matchings))
         chance = {view: max((e[view] for e in examples), key=lambda m: m.total) for view in main} if examples else {}
         return Pair(a, b, views, self._numbers(main), floors, chance, self._closed_forms(ours, theirs))
-
-    def _match_null(self, ours: Spaces, null: Iterator[Spaces]) -> tuple[list[Numbers], list[dict[str, Matching]]]:
-        """The numbers of all draws, and the matchings of the first."""
-        numbers: list[Numbers] = []
-        first: list[dict[str, Matching]] = []
-        for drawn in null:
-            matchings = self._match(ours, drawn)
-            numbers.append(self._numbers(matchings))
-            first = first or [matchings]
-        return numbers, first
 
     def _match(self, ours: Spaces, theirs: Spaces) -> dict[str, Matching]:
         from saeval_stability.matching import match  # late: it loads numba, which only a run needs
@@ -219,7 +198,7 @@ class SeedStability(Metric):
 
     def _numbers(self, views: Mapping[str, Matching]) -> Numbers:
         dec, enc = (views[_view(space, self.modes[0])] for space in ("decoder", "encoder"))
-        return {**flattened(views), "shared": shared(dec, enc), "index_agreement": agreement(dec, enc)}
+        return {**flattened(views), "shared": agreement(dec, enc, SHARED), "index_agreement": agreement(dec, enc)}
 
     def _closed_forms(self, ours: Spaces, theirs: Spaces) -> Numbers:
         numbers: Numbers = {}

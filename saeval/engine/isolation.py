@@ -43,12 +43,9 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 
 def called(
-    function: Callable[..., Any],
-    arguments: Mapping[str, Any],
-    what: str,
-    care: Care = Care.VERSIONS,
+    function: Callable[..., Any], arguments: Mapping[str, Any], what: str, care: Care = Care.VERSIONS,
     totals: Sequence[Any] = (),
-) -> Any:
+) -> Any:  # fmt: skip
     """Return `function(*totals, **arguments)`.
 
     `WrittenInPlaceError` if it wrote into an argument, even if it raised, and, with `Care.EVERYTHING`,
@@ -71,10 +68,8 @@ def called(
                 with torch.no_grad():
                     for tensor, copy in copies:
                         tensor.copy_(copy)
-                raise WrittenInPlaceError(
-                    f"{what} writes in place into '{name}', which other metrics share; "
-                    f"work on a copy, such as {_copy(name, value)}"
-                )
+                fault = f"{what} writes in place into '{name}', which other metrics share"
+                raise WrittenInPlaceError(f"{fault}; work on a copy, such as {_copy(name, value)}")
         if care == Care.EVERYTHING:
             state_now = state(function)
             for name in sorted(state_before.keys() | state_now.keys()):

@@ -42,10 +42,8 @@ class Proof:
         """The fault, as a phrase for a message; None if the resume is proved."""
         if not self.typical <= self.tolerance:
             size = f"by {self.typical:.2g} of its size" if math.isfinite(self.typical) else "to NaN or infinity"
-            return (
-                f"resuming with the model's own activations changes its final state {size} "
-                f"({self.dtype} may round by {self.tolerance:g})"
-            )
+            rounding = f"({self.dtype} may round by {self.tolerance:g})"
+            return f"resuming with the model's own activations changes its final state {size} {rounding}"
         if self.change <= 10 * self.typical:
             return "noise added to the activations does not change the model's final state"
         return None

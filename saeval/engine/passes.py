@@ -72,8 +72,7 @@ def passes(plan: Plan, cells: Sequence[Cell], stored: Iterable[str], memory: int
             at(node.stage, node.quantity.on_fit).summations.append(fold_summation(node))
         if serial in late:
             at(last, False).summations.append(fold_summation(node, plan.stopping.key if plan.stopping else ""))
-    waves = _waves(streaming, memory)
-    if waves:
+    if waves := _waves(streaming, memory):
         last_pass = at(last, False)
         last_pass.cells = waves[0]
         last_pass.summations += [cell_summation(c) for c in waves[0]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from saeval.base.errors import Problem, SuiteError, suggestion
 from saeval.base.memory import refuse_too_large
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from saeval.plan.plan import Plan
 
 log = logging.getLogger("saeval")
+
+T = TypeVar("T")
 
 _CAUSAL = "use one that reads from left to right, such as a model saved with 'is_decoder' or 'is_causal' true"
 
@@ -49,7 +51,7 @@ class Preflight:
         """The proof that the model is causal, or why there is none; None if no cell needs the model's final state."""
         self.forward_passes = 0
         """Number of forward passes beside those that the evaluator counts."""
-        self._not_finite: list[str] = []
+        self._not_finite: str | None = None
         self._declared: dict[str, list[Finding]] = {}
 
     def summations(self, cells: Sequence[Cell], memory: int | None) -> list[list[Summation]]:
@@ -74,13 +76,11 @@ class Preflight:
 
     def _examine(self, subject: Subject) -> Any:
         def observe(sae: Any, sae_input: Any, activations: Any, mask: Any) -> Evidence:
-            try:
-                examination = examine(sae, subject.facts or {}, sae_input, activations, mask)
-            except Exception as error:  # an SAE may raise anything
-                refuse_too_large(error)
-                text = f"could not be examined: {type(error).__name__}: {error}"
+            examination = _attempted(examine, sae, subject.facts or {}, sae_input, activations, mask)
+            if isinstance(examination, str):
                 # If it also fails on the whole batch, its own cells fail and report it.
-                finding = Finding("examination", text, fatal=_works(sae, sae_input, activations))
+                fatal = _works(sae, sae_input, activations)
+                finding = Finding("examination", f"could not be examined: {examination}", fatal)
                 examination = Examination(findings=[finding])
             self.examinations[subject.key] = examination
             return _NoEvidence()
@@ -89,26 +89,16 @@ class Preflight:
 
     def _prove(self, hook_name: str) -> Any:
         def observe(activations: Any, resume: Any, clean_final: Any, batch: Any) -> Evidence:
-            try:
-                self.proofs[hook_name] = prove(activations, resume, clean_final, batch)
-            except Exception as error:  # the cells that resume there will report it
-                refuse_too_large(error)
-                self.proofs[hook_name] = f"{type(error).__name__}: {error}"
+            self.proofs[hook_name] = _attempted(prove, activations, resume, clean_final, batch)
             return _NoEvidence()
 
         return observe
 
     def _prove_model(self, model: Any, batch: Any, clean_final: Any) -> Evidence:
-        fault = not_finite(model, batch, clean_final)
-        self._not_finite = [fault] if fault else []
-        if fault:
-            return _NoEvidence()
-        self.forward_passes += 1
-        try:
-            self.causality = prove_causal(model, batch, clean_final)
-        except Exception as error:  # recorded in the provenance
-            refuse_too_large(error)
-            self.causality = f"{type(error).__name__}: {error}"
+        self._not_finite = not_finite(model, batch, clean_final)
+        if self._not_finite is None:
+            self.forward_passes += 1
+            self.causality = _attempted(prove_causal, model, batch, clean_final)
         return _NoEvidence()
 
     def judge(self, cells: Iterable[Cell]) -> dict[str, str]:
@@ -141,15 +131,14 @@ class Preflight:
         """Return what is wrong with the model itself, as a sentence with its remedy; None if nothing is."""
         if self.plan.spec is None:
             return None
-        causal = self.causality if isinstance(self.causality, Causality) else None
-        if not self._not_finite and causal and causal.fault:
-            return f"the model '{self.plan.spec.name}' {causal.fault}; {_CAUSAL}"
-        if not self._not_finite:
-            return None
+        model = f"the model '{self.plan.spec.name}'"
+        if self._not_finite is None:
+            fault = self.causality.fault if isinstance(self.causality, Causality) else None
+            return f"{model} {fault}; {_CAUSAL}" if fault else None
         dtype = self.plan.spec.identity().get("dtype")
         half = str(dtype).removeprefix("torch.") in ("float16", "bfloat16")
         hint = f"its dtype is {dtype}: try float32" if half else "are its weights damaged?"
-        return f"the model '{self.plan.spec.name}' {self._not_finite[0]}; {hint}"
+        return f"{model} {self._not_finite}; {hint}"
 
     def _faulty_saes(self) -> dict[str, tuple[str, Problem]]:
         """Return the fatal findings of each SAE, by its key: as a message, and as a problem with place and remedies."""
@@ -192,7 +181,7 @@ class Preflight:
         saes = [s for s in cell.subjects if s.kind == "sae"]
         findings = {s.name: [*examined.get(s.key, []), *self._declarations(s)] for s in saes}
         if self._not_finite:
-            findings["model"] = [Finding("finite", self._not_finite[0])]
+            findings["model"] = [Finding("finite", self._not_finite)]
         elif isinstance(self.causality, Causality) and self.causality.fault:
             findings["model"] = [Finding("causal", self.causality.fault)]
         records = {name: [dataclasses.asdict(f) for f in listed] for name, listed in findings.items() if listed}
@@ -209,6 +198,15 @@ class Preflight:
         return self._declared[subject.name]
 
 
+def _attempted(function: Callable[..., T], *arguments: Any) -> T | str:
+    """Return the function's result, or its error as text: results record it, and cells that meet it fail with it."""
+    try:
+        return function(*arguments)
+    except Exception as error:  # an SAE or a model may raise anything
+        refuse_too_large(error)
+        return f"{type(error).__name__}: {error}"
+
+
 def _works(sae: Any, sae_input: Any, activations: Any) -> bool:
     """True if an SAE encodes and decodes the whole batch; it gets copies, since it may write into them."""
     try:
@@ -220,23 +218,20 @@ def _works(sae: Any, sae_input: Any, activations: Any) -> bool:
 
 def declarations(subject: Subject, plan: Plan) -> list[Finding]:
     """Return a finding, none fatal, for each contradiction between a checkpoint's declarations and the suite."""
-    facts, findings = subject.facts or {}, []
+    facts, texts = subject.facts or {}, {}
     trained, used = facts.get("context_size"), plan.streams.options.context if plan.streams.options else None
     if isinstance(trained, int) and used is not None and used > trained:
-        text = f"was trained on contexts of {trained} tokens, the suite's have {used}"
-        findings.append(Finding("context", text, fatal=False))
+        texts["context"] = f"was trained on contexts of {trained} tokens, the suite's have {used}"
     if centred(facts) and plan.spec is not None and plan.spec.facts().get("center_writing_weights") is False:
-        text = "was trained on a model with centred writing weights; add 'center_writing_weights: true' to 'model'"
-        findings.append(Finding("processing", text, fatal=False))
+        remedy = "add 'center_writing_weights: true' to 'model'"
+        texts["processing"] = f"was trained on a model with centred writing weights; {remedy}"
     hook_name = facts.get("declared_hook")
     if hook_name is not None and hook_name != subject.shown_hook:
-        text = f"declares the hook '{hook_name}', the suite's is '{subject.shown_hook}'"
-        findings.append(Finding("hook", text, fatal=False))
+        texts["hook"] = f"declares the hook '{hook_name}', the suite's is '{subject.shown_hook}'"
     declared = facts.get("model_name")
     if plan.spec is not None and isinstance(declared, str) and not _is_model(declared, plan):
-        text = f"was trained on the model '{declared}', the suite's is '{plan.spec.name}'"
-        findings.append(Finding("model", text, fatal=False))
-    return findings
+        texts["model"] = f"was trained on the model '{declared}', the suite's is '{plan.spec.name}'"
+    return [Finding(check, text, fatal=False) for check, text in texts.items()]
 
 
 def centred(facts: Mapping[str, Any]) -> bool:

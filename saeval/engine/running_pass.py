@@ -155,16 +155,8 @@ class RunningPass:
     def _fitting(self, rows: np.ndarray, run: Callable[[Draw], T]) -> tuple[int, T] | None:
         """Return the rows' number of tokens and the result of `run`; None, with half the batch size, if too large."""
         try:
-            tokens = 0
-
-            def draw() -> Batch | PairBatch:
-                nonlocal tokens
-                batch = self._batch(rows)
-                tokens = _tokens(batch)
-                return batch
-
-            returned = run(draw)
-            return tokens, returned
+            returned = run(lambda: self._batch(rows))
+            return _tokens(self.evaluator.batch), returned
         except (TooLargeError, Exception) as error:
             if not isinstance(error, TooLargeError) and not out_of_memory(error):
                 raise

@@ -27,8 +27,7 @@ def layout_problems(
         columns += [(("against", name, i), c) for name, listed in board.against.items() for i, c in enumerate(listed)]
     problems = []
     for place, column in columns:
-        fault = _fault(column, metrics)
-        if fault:
+        if fault := _fault(column, metrics):
             problems.append(suite.problem(f"column '{column}': {fault}", "leaderboard", *place))
     control_names = {str((control.facts or {}).get("control")) for control in controls or []}
     for index, name in enumerate(board.against):
@@ -39,11 +38,8 @@ def layout_problems(
             problems.append(suite.problem(message, *place, key=in_mapping))
     for name in suite.body.precision:
         alias, _, value = name.partition(".")
-        if alias in metrics and not value:
-            fault = f"'{alias}' is a metric; name one of its values, as in {alias}.VALUE"
-        else:
-            fault = _fault(name, metrics)
-        if fault:
+        whole = f"'{alias}' is a metric; name one of its values, as in {alias}.VALUE"
+        if fault := whole if alias in metrics and not value else _fault(name, metrics):
             problems.append(suite.problem(f"precision: {fault}", "precision", name, key=True))
     return problems
 
@@ -61,10 +57,8 @@ def without_control(suite: Suite, subjects: Sequence[Subject]) -> list[str]:
         if missing:
             more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
             count = f"{len(missing)} of {counted(len(saes), 'SAE')}"
-            sentences.append(
-                f"against '{name}': {count} will have no difference, since the control's 'of:' leaves them out: "
-                f"{', '.join(missing[:_SHOWN])}{more}"
-            )
+            why = f"{count} will have no difference, since the control's 'of:' leaves them out"
+            sentences.append(f"against '{name}': {why}: {', '.join(missing[:_SHOWN])}{more}")
     return sentences
 
 

@@ -172,14 +172,12 @@ class Graph:
         for need, arg in args.items():
             if isinstance(arg, Node) and "batch" in arg.roots:
                 raise SaevalError(f"{subject.name}: 'build' requests '{need}', which is per-batch; use a fold instead")
-        quantity = Quantity(
-            "sae", subject.load, dict.fromkeys(subject.needs), identity=subject.key, origin=subject.origin
-        )
+        needs = dict.fromkeys(subject.needs)
+        quantity = Quantity("sae", subject.load, needs, identity=subject.key, origin=subject.origin)
         node = self._intern(quantity, args)
         if not node.subject:  # it depends on its hook and subject, whatever it is built from
-            node = replace(
-                node, roots=node.roots | {"hook", "subject"}, hook_name=subject.hook_name, subject=subject.name
-            )
+            roots = node.roots | {"hook", "subject"}
+            node = replace(node, roots=roots, hook_name=subject.hook_name, subject=subject.name)
             self._interned[(quantity.name, quantity.identity, _keys(args))] = node
         return node
 
@@ -219,12 +217,11 @@ class Graph:
                 return [first, *later]
             return first
 
-        if metric.subject != "group":
-            return sides(bindings[0])
-        first = self.resolve(name, bindings[0])
-        roots = first.roots if isinstance(first, Node) else LEAVES[name].roots if name in LEAVES else frozenset()
-        if roots & {"hook", "subject"}:
-            return [sides(binding) for binding in bindings]
+        if metric.subject == "group":
+            first = self.resolve(name, bindings[0])
+            roots = first.roots if isinstance(first, Node) else LEAVES[name].roots if name in LEAVES else frozenset()
+            if roots & {"hook", "subject"}:
+                return [sides(binding) for binding in bindings]
         return sides(bindings[0])
 
     def _resolve_in(self, metric: Metric, name: str, binding: Binding) -> Argument:
@@ -234,10 +231,9 @@ class Graph:
             return self.resolve(name, binding)
         if not metric.interventions:
             raise SaevalError(f"metric '{metric.name}' requests {name} but declares no interventions")
-        by_intervention: dict[str, Argument] = {}
-        for intervention, substitute in self._interventions(metric, binding).items():
-            renamed = {"reconstruction": substitute}
-            by_intervention[intervention] = self.resolve(spliced, replace(binding, renamed=renamed))
+        made = self._interventions(metric, binding).items()
+        renamed = {intervention: replace(binding, renamed={"reconstruction": node}) for intervention, node in made}
+        by_intervention = {intervention: self.resolve(spliced, bound) for intervention, bound in renamed.items()}
         return self._intern(Quantity(name, dict, dict.fromkeys(by_intervention)), by_intervention)
 
     def _interventions(self, metric: Metric, binding: Binding) -> dict[str, Node]:
@@ -259,10 +255,8 @@ class Graph:
         args = self.request(metric, "conclude", bindings)
         for name, node in ((n, a) for n, arg in args.items() for a in flattened(arg)):
             if "batch" in node.roots:
-                raise SaevalError(
-                    f"conclude of metric '{metric.name}' requests '{name}', which is per-batch; "
-                    f"request it in observe, or use a fold"
-                )
+                request = f"conclude of metric '{metric.name}' requests '{name}', which is per-batch"
+                raise SaevalError(f"{request}; request it in observe, or use a fold")
         return args
 
 

@@ -72,9 +72,7 @@ class Plan:
 
     def verify(self) -> None:
         """Check the SAEs' hooks against the model's config, and call `saeval_check`; `SuiteError` if a check fails."""
-        problems: list[Problem] = []
-        if self.check_hooks:
-            problems += self.check_hooks()
+        problems: list[Problem] = self.check_hooks() if self.check_hooks else []
         if self.spec is not None:
             self.spec.facts()  # an adapter in which this fails should not stop a run half-way
         plugins = self.registry.plugins

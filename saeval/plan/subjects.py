@@ -55,9 +55,8 @@ class Subjects:
                 continue
             for subject in subjects:
                 if reason := unfit(subject.name):
-                    message = (
-                        f"the name of an SAE cannot be shown: {reason}; set a different 'name:', or rename its folder"
-                    )
+                    remedy = "set a different 'name:', or rename its folder"
+                    message = f"the name of an SAE cannot be shown: {reason}; {remedy}"
                     self.problems.append(self.suite.problem(message, *place))
                     break
                 if subject.name in by_name and isinstance(entry, str):
@@ -77,11 +76,8 @@ class Subjects:
         names = self.registry.saes.names()
         if not (matches := names_matching(pattern, names)):
             raise SaevalError(self._unregistered(pattern, names))
-        subjects = []
-        for name in matches:
-            sae = self.registry.saes[name]
-            subjects += self._expanded(name, sae.loader, sae.reference)
-        return subjects
+        saes = [(name, self.registry.saes[name]) for name in matches]
+        return [subject for name, sae in saes for subject in self._expanded(name, sae.loader, sae.reference)]
 
     def _unregistered(self, pattern: str, names: list[str]) -> str:
         """Return the error message for a pattern that matches no registered SAE; it may be a path without a format."""
@@ -265,15 +261,9 @@ class Subjects:
             raise SaevalError(f"{key}: {error}, so it cannot be named without parameters") from None
 
     def _control(
-        self,
-        cls: type[Control],
-        params: Mapping[str, Any],
-        hook_name: str,
-        parent: Subject | None,
-        copy: int,
-        name: str,
-        asked_hook: str | None = None,
-    ) -> Subject:
+        self, cls: type[Control], params: Mapping[str, Any], hook_name: str, parent: Subject | None, copy: int,
+        name: str, asked_hook: str | None = None,
+    ) -> Subject:  # fmt: skip
         origin = self.registry.controls.entry(cls.name).origin
         with blamed(f"control '{cls.name}'", origin):
             control = cls(**params)
@@ -323,10 +313,9 @@ class Subjects:
             near = suggestion(hook_name, hooks)
             return f"{name}: model '{self.spec.name}' has no hook '{hook_name}'{near[:400]}"
         if width is not None and width != hooks[hook_name]:
-            return (
-                f"{name}: the SAE {does} {width} {'inputs' if does == 'takes' else 'outputs'}, but {hook_name} of "
-                f"model '{self.spec.name}' is {hooks[hook_name]} wide; check the hook or the model"
-            )
+            size = f"{width} {'inputs' if does == 'takes' else 'outputs'}"
+            hook = f"{hook_name} of model '{self.spec.name}' is {hooks[hook_name]} wide"
+            return f"{name}: the SAE {does} {size}, but {hook}; check the hook or the model"
         return None
 
 

@@ -265,10 +265,8 @@ class Estimate:
         estimates = [number for number in numbers if isinstance(number, Estimate)]
         for estimate in estimates:
             if estimate.without.shape != self.without.shape:
-                raise ValueError(
-                    f"estimates over different streams cannot be combined: "
-                    f"{self.without.size} and {estimate.without.size} documents"
-                )
+                documents = f"{self.without.size} and {estimate.without.size} documents"
+                raise ValueError(f"estimates over different streams cannot be combined: {documents}")
         arguments = [np.append(x.without, x.value) if isinstance(x, Estimate) else float(x) for x in numbers]
         with np.errstate(all="ignore"):  # undefined values become NaN
             *without, value = np.where(np.isfinite(values := np.asarray(function(*arguments))), values, np.nan)
@@ -292,11 +290,15 @@ class Estimate:
     def __add__(self, other: Number) -> Estimate:
         return self.apply(np.add, other)
 
+    __radd__ = __add__
+
     def __sub__(self, other: Number) -> Estimate:
         return self.apply(np.subtract, other)
 
     def __mul__(self, other: Number) -> Estimate:
         return self.apply(np.multiply, other)
+
+    __rmul__ = __mul__
 
     def __truediv__(self, other: Number) -> Estimate:
         return self.apply(np.divide, other)
@@ -307,14 +309,8 @@ class Estimate:
     def __neg__(self) -> Estimate:
         return self.apply(np.negative)
 
-    def __radd__(self, other: float) -> Estimate:
-        return self + other
-
     def __rsub__(self, other: float) -> Estimate:
         return -self + other
-
-    def __rmul__(self, other: float) -> Estimate:
-        return self * other
 
     def __rtruediv__(self, other: float) -> Estimate:
         return self.apply(lambda x: other / x)

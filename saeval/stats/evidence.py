@@ -39,7 +39,7 @@ class Evidence:
     def __add__(self, other: Self) -> Self:
         """Return the sum, field by field; override it if two batches are joined otherwise."""
         with np.errstate(invalid="ignore"):  # inf - inf is NaN, which is recorded as undefined
-            summed = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in _fields(self)}
+            summed = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
         return type(self)(**summed)
 
     def stamp(self, stamp: Stamp) -> Self:
@@ -48,7 +48,7 @@ class Evidence:
 
     def state(self) -> dict[str, np.ndarray]:
         """Return the fields as arrays, from which `from_state` restores an equal value, bit for bit."""
-        return {f.name: np.asarray(getattr(self, f.name)) for f in _fields(self)}
+        return {f.name: np.asarray(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
 
     @classmethod
     def from_state(cls, state: Mapping[str, np.ndarray]) -> Self:
@@ -58,10 +58,6 @@ class Evidence:
     def components(self) -> dict[str, Any]:
         """Return the raw sums for the result file, from which values can be recomputed, as a small JSON mapping."""
         return {}
-
-
-def _fields(evidence: Any) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(evidence)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,12 +97,8 @@ class Ratio(Evidence):
                 np.add.at(total, stamp.clusters, rows)
             return total
 
-        return dataclasses.replace(
-            self,
-            numerator=scattered(self.numerator),
-            denominator=scattered(self.denominator),
-            n=scattered(self.n),
-        )
+        joined = {name: scattered(vars(self)[name]) for name in ("numerator", "denominator", "n")}
+        return dataclasses.replace(self, **joined)
 
     def __getitem__(self, k: int) -> Self:
         return dataclasses.replace(self, numerator=self.numerator[:, k], denominator=self.denominator[:, k])
@@ -214,10 +206,7 @@ class Histogram(Evidence):
 
     @classmethod
     def of(
-        cls,
-        x: Float[Tensor, "batch seq"],
-        mask: Bool[Tensor, "batch seq"],
-        edges: Float[np.ndarray, "bins+1"],
+        cls, x: Float[Tensor, "batch seq"], mask: Bool[Tensor, "batch seq"], edges: Float[np.ndarray, "bins+1"]
     ) -> Self:
         """Return the counts of `x` over `mask`. `ValueError` for NaN."""
         counts = np.bincount(binned(x, mask, edges), minlength=len(edges) - 1)
@@ -288,6 +277,10 @@ class Ever(Evidence):
         return {"count": self.count, "of": int(self.true.size), "n": self.n}
 
 
+_PER_TOKEN = ("rows", "sequence_ids", "positions")
+"""Fields of a sample with one entry per token."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample(Evidence):
     """A uniform sample of tokens of the mask: those with the smallest keyed hashes.
@@ -319,19 +312,13 @@ class Sample(Evidence):
         return dataclasses.replace(self, sequence_ids=stamp.sequence_ids[self.sequence_ids])._smallest()
 
     def __add__(self, other: Self) -> Self:
-        return dataclasses.replace(
-            self,
-            rows=np.concatenate([self.rows, other.rows]),
-            sequence_ids=np.concatenate([self.sequence_ids, other.sequence_ids]),
-            positions=np.concatenate([self.positions, other.positions]),
-        )._smallest()
+        joined: dict[str, Any] = {name: np.concatenate([vars(self)[name], vars(other)[name]]) for name in _PER_TOKEN}
+        return dataclasses.replace(self, **joined)._smallest()
 
     def _smallest(self) -> Self:
         priority = hashed(self.seed, self.sequence_ids, self.positions)
         keep = np.argsort(priority, kind="stable")[: self.size]
-        return dataclasses.replace(
-            self, rows=self.rows[keep], sequence_ids=self.sequence_ids[keep], positions=self.positions[keep]
-        )
+        return dataclasses.replace(self, **{name: vars(self)[name][keep] for name in _PER_TOKEN})
 
     def components(self) -> dict[str, Any]:
         return {"n": len(self.rows), "size": self.size, "seed": self.seed}

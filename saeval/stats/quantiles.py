@@ -98,10 +98,10 @@ class Quantiles(Evidence):
         estimate, interval = self._estimate(q, n)
         if self.edges.size:
             return Scalar(estimate, unit=unit, better=better, ci95=interval, comparable=comparable)
-        value, error = estimate.value, estimate.stderr
+        error = estimate.stderr
         reason = "fewer than two documents" if error is None else _UNTESTED
         return Scalar(
-            value, unit=unit, better=better, n=estimate.n, reason=reason, stderr=error, ci95=interval,
+            estimate.value, unit=unit, better=better, n=estimate.n, reason=reason, stderr=error, ci95=interval,
             support=estimate.support, comparable=comparable,
         )  # fmt: skip
 

@@ -14,6 +14,8 @@ from saeval.stats.estimate import ROUNDING, Estimate, Support
 _PLAIN = "a plain number, such as a count over all tokens, not a mean over documents"
 _SHARE = "a share of units that are not independent draws, such as all features of an SAE"
 
+_SUPPORT = ("documents", "effective_documents", "largest_share")
+
 Better: TypeAlias = Literal["lower", "higher"] | None
 Comparable: TypeAlias = Literal["hook", "model", "everywhere"]
 
@@ -94,16 +96,12 @@ class Scalar:
             number, reason = None, reason or f"the value is {number}"
         if proportion and number is not None and not -ROUNDING <= number <= 1 + ROUNDING:
             raise ValueError(f"a proportion is {number}; it must lie in 0 .. 1")
-        self.value = number
-        self.unit = unit
-        self.better = _direction(better)
+        self.value, self.unit, self.better, self.reason = number, unit, _direction(better), reason
         self.n = n if n is not None else (self.estimate.n if self.estimate else None)
-        self.reason = reason
         if comparable not in get_args(Comparable):
             raise ValueError(f"'comparable' is {comparable!r}; it must be 'hook', 'model' or 'everywhere'")
-        self.comparable, self.null = comparable, null
+        self.comparable, self.null, self.proportion = comparable, null, proportion
         self.stderr = self.estimate.stderr if self.estimate else stderr
-        self.proportion = proportion
         if ci95 is not None and proportion:
             ci95 = max(ci95[0], 0.0), min(ci95[1], 1.0)
         if self.estimate and ci95 is None:
@@ -134,7 +132,7 @@ class Scalar:
             "n": self.n,
             "unit": self.unit,
             "better": self.better,
-            **(_supported(self.support) if self.support is not None and self.value is not None else {}),
+            **(dict(zip(_SUPPORT, self.support.parts, strict=True)) if self.support and self.value is not None else {}),
             **({"reason": reason} if reason else {}),
             **({"proportion": True} if self.proportion else {}),
             **({"seeds": self.seeds} if self.seeds is not None else {}),
@@ -144,14 +142,6 @@ class Scalar:
 
     def __repr__(self) -> str:
         return f"Scalar({self.estimate or self.value}{', ' + self.unit if self.unit else ''})"
-
-
-def _supported(support: Support) -> dict[str, Any]:
-    return {
-        "documents": support.documents,
-        "effective_documents": support.effective,
-        "largest_share": support.largest_share,
-    }
 
 
 @dataclass
@@ -243,9 +233,7 @@ def _plain(cell: Any) -> Any:
         cell = cell.value
     if isinstance(cell, np.generic):
         cell = cell.item()
-    if isinstance(cell, float) and not math.isfinite(cell):
-        return None
-    return cell
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
 Value: TypeAlias = Scalar | Curve | Table | Array | Notes

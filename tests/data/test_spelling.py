@@ -98,7 +98,7 @@ def test_a_window_shows_whole_characters_with_the_largest_activation_of_their_to
     texts[0, 0, 10:18] = ["", "", "a", "😀", "", "", "b", ""]
     acts[0, 0, 10:18] = [0.0, 3.0, 1.0, 0.5, -9.0, 2.0, 0.0, 4.0]
     none = np.zeros((1, 1), dtype=np.int64)
-    *_, tokens, shown = Contexts(np.ones((1, 1)), none, none, texts, acts, 1).table([0]).rows[0]
+    *_, tokens, shown = Contexts(np.ones((1, 1)), none, none, 1, texts, acts).table([0]).rows[0]
     assert json.loads(tokens) == ["a", "😀", "b"]
     assert json.loads(shown) == [3.0, -9.0, 4.0]
 

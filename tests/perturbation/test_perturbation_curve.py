@@ -20,7 +20,7 @@ from saeval.stats.evidence import Stamp
 from saeval.testing import TinyModel, TinySAE, tiny_tokens
 from saeval.testing.claims import every, some
 from saeval_perturbation.bins import COLUMNS, EDGES, by_cosine, in_bins
-from saeval_perturbation.pages import HookSite, pages
+from saeval_perturbation.pages import pages, site_and_layer
 
 
 def saes(count, hook_name="blocks.1.hook_resid_pre"):
@@ -232,8 +232,7 @@ def test_pages_hold_a_plot_and_a_table_of_each_metric():
     ],
 )
 def test_a_hook_has_a_place_in_the_plots(hook, place):
-    found = HookSite.of(hook)
-    assert (found.site, found.layer) == place
+    assert site_and_layer(hook) == place
 
 
 SUITE = """
