@@ -132,7 +132,7 @@ class Scalar:
             "n": self.n,
             "unit": self.unit,
             "better": self.better,
-            **(dict(zip(_SUPPORT, self.support.parts, strict=True)) if self.support and self.value is not None else {}),
+            **(dict(zip(_SUPPORT, self.support, strict=True)) if self.support and self.value is not None else {}),
             **({"reason": reason} if reason else {}),
             **({"proportion": True} if self.proportion else {}),
             **({"seeds": self.seeds} if self.seeds is not None else {}),
