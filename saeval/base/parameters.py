@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,6 +45,7 @@ class ParameterError(SaevalError):
         super().__init__("; ".join(fault.sentence for fault in self.faults))
 
 
+@functools.lru_cache(maxsize=512)  # 2 ms for each of 60 classes would be most of a small run's planning
 def schema(cls: type) -> type[BaseModel]:
     """Return a pydantic model with one field per parameter of `cls.__init__`."""
     init = cls.__init__  # type: ignore[misc]
