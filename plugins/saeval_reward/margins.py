@@ -127,7 +127,8 @@ def warnings(rows: PerPair, reward_unit: str) -> list[str]:
     interval = accuracy.ci95 or (accuracy.value - 0.05, accuracy.value + 0.05)
     if interval[0] <= 0.5 <= interval[1]:
         messages.append(
-            f"accuracy is {shown(accuracy)}, which cannot be distinguished from chance: is there a preference to explain?"
+            f"accuracy is {shown(accuracy)}, which cannot be distinguished from chance: is there a preference to "
+            "explain?"
         )
     elif accuracy.value < 0.5:
         messages.append(f"accuracy is {shown(accuracy)}, worse than chance: {_WORSE[reward_unit == REWARD]}")

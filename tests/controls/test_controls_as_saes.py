@@ -41,7 +41,9 @@ def run(saes, metrics=("reconstruction",), **options):
     plugins = tiny_plugins()
     plugins.add(Formats(), "formats")
     data = register_rows("controls-as-saes", tiny_tokens())
-    return evaluate(model=TinyModel(), data=data, saes=saes, metrics=list(metrics), plugins=plugins, allow=["*"], **options)
+    return evaluate(
+        model=TinyModel(), data=data, saes=saes, metrics=list(metrics), plugins=plugins, allow=["*"], **options
+    )
 
 
 def test_draws_of_a_control_are_saes_with_seeds_in_a_group_with_a_twin():
