@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from saeval.plugin import Metric, Report, hookimpl
+from saeval.plugin import Control, Metric, Report, hookimpl
 from saeval_perturbation import pages
 from saeval_perturbation.baselines import Perturbation
 from saeval_perturbation.curve import PerturbationCurve
 from saeval_perturbation.noise import fit_covariance, fit_covariance_root, fit_displacements, fit_errors
+from saeval_perturbation.noisy import MatchedNoise
 from saeval_perturbation.scored import mean_scores, zero_scores
 
 
 @hookimpl
 def saeval_metrics() -> list[type[Metric]]:
     return [Perturbation, PerturbationCurve]
+
+
+@hookimpl
+def saeval_controls() -> list[type[Control]]:
+    return [MatchedNoise]
 
 
 @hookimpl

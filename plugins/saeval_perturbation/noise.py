@@ -111,6 +111,16 @@ def cosine_matched(
     return _matched(tokens, reconstruction, tokens.isotropic("cosine_matched", draw))
 
 
+def noisy_error(
+    activations: Float[Tensor, "batch seq d"], reconstruction: Float[Tensor, "batch seq d"],
+    token_keys: np.ndarray, hook_name: str, *, draw: int, seed: int,
+) -> Float[Tensor, "batch seq d"]:  # fmt: skip
+    """As `cosine_matched` at every token, from draws of its own."""
+    everywhere = torch.ones_like(activations[..., 0], dtype=torch.bool)
+    tokens = _Tokens(activations, everywhere, token_keys, hook_name, None, seed)
+    return _matched(tokens, reconstruction, tokens.isotropic("noisy_error", draw))
+
+
 def cosine_matched_covariance(
     activations: Float[Tensor, "batch seq d"], reconstruction: Float[Tensor, "batch seq d"], mask: Tensor,
     token_keys: np.ndarray, hook_name: str, fit_covariance_root: Float[Tensor, "d d"], *, draw: int, seed: int,

@@ -253,7 +253,7 @@ _MARKERS = {
     "claimed": ("o", None, "differs (after Holm's correction)"),
     NOT_TYPICAL: ("D", None, f"differs, {NOT_TYPICAL}"),
     TAIL_EFFECT: ("^", None, f"differs, {TAIL_EFFECT}"),
-    "neither": ("o", "white", "cannot be told from noise"),
+    "neither": ("o", "white", "cannot be distinguished from noise"),
 }
 
 

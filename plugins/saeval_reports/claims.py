@@ -11,8 +11,8 @@ TITLE = "Verdicts"
 HEADERS = ("row", "hook", "value", "number", "95% interval", "p", "p (Holm)", "verdict")
 LEGEND = (
     "Each value is tested against its null hypothesis at the 5% level, with Holm's correction over all tests of its "
-    "metric on one model and data. ± is one standard error; intervals are not corrected. 'Cannot be told from' is no "
-    "evidence that there is no difference."
+    "metric on one model and data. ± is one standard error; intervals are not corrected. 'Cannot be distinguished "
+    "from' is no evidence that there is no difference."
 )
 
 

@@ -53,7 +53,8 @@ def _claims(comparison: Comparison) -> list[str]:
     """Return the first claims about the two subjects in words, and the number of the other verdicts."""
     claims = [verdict.words for verdict in comparison.verdicts if verdict.claimed]
     more, none = claims[MOST_CLAIMS:], len(comparison.verdicts) - len(claims)
-    lost = "1 value cannot be told from its null" if none == 1 else f"{none} values cannot be told from their nulls"
+    nulls = "value cannot be distinguished from its null", "values cannot be distinguished from their nulls"
+    lost = f"{none} {nulls[none != 1]}"
     rest = [f"{formatting.counted(len(more), 'more claim')}: see --format json"] if more else []
     return [*claims[:MOST_CLAIMS], *rest, *([lost] if none else [])]
 

@@ -105,7 +105,7 @@ def warnings(rows: PerPair, reward_unit: str) -> list[str]:
     messages = []
     interval = accuracy.ci95 or (accuracy.value - 0.05, accuracy.value + 0.05)
     if interval[0] <= 0.5 <= interval[1]:
-        chance = "which cannot be told from chance: is there a preference to explain?"
+        chance = "which cannot be distinguished from chance: is there a preference to explain?"
         messages.append(f"accuracy is {shown(accuracy)}, {chance}")
     elif accuracy.value < 0.5:
         messages.append(f"accuracy is {shown(accuracy)}, worse than chance: {_WORSE[reward_unit == REWARD]}")

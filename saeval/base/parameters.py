@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -46,7 +47,12 @@ class ParameterError(SaevalError):
 
 def schema(cls: type) -> type[BaseModel]:
     """Return a pydantic model with one field per parameter of `cls.__init__`."""
-    init = cls.__init__  # type: ignore[misc]
+    return _schema(cls)
+
+
+@functools.lru_cache(maxsize=512)  # 2 ms for each of 60 classes would be most of a small run's planning
+def _schema(cls: Any) -> type[BaseModel]:
+    init = cls.__init__
     if init is object.__init__:
         return create_model(cls.__name__, __config__=_CONFIG)
     hints = typing.get_type_hints(init, include_extras=True)

@@ -101,7 +101,7 @@ class Doctor:
         plan.verify()
         if plan.spec is None:
             raise SaevalError("doctor: this suite has no model to run its SAEs on; name one SAE, and give --model")
-        saes = [s for s in plan.subjects if s.kind == "sae"]
+        saes = [s for s in plan.subjects if s.kind == "sae" and not s.needs]  # a control as an SAE has no checkpoint
         near = {s.name: _neighbours(s.hook_name, plan.spec) for s in saes}
         model = plan.spec.load(self.options.device)
         rows = range(min(SEQUENCES, len(plan.streams.evaluation)))

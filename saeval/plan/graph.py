@@ -43,7 +43,8 @@ class Graph:
     origin: Callable[[str], Origin | None]
     """Returns the origin of a metric."""
     _interned: dict[Any, Node] = field(default_factory=dict)
-    _open: list[str] = field(default_factory=list)
+    _open: list[tuple[str, Subject | None]] = field(default_factory=list)
+    """The requests under way. A control's own requests may repeat a name, for the SAE that it is built from."""
 
     @property
     def sides(self) -> int:
@@ -62,15 +63,16 @@ class Graph:
             return self._resolve_leaf(LEAVES[name], binding)
         if name in binding.params:
             return Constant(binding.params[name])
-        if name in self._open:
-            raise SaevalError(f"quantity '{name}' requests itself: {' -> '.join([*self._open, name])}")
+        if (name, binding.subject) in self._open:
+            under_way = " -> ".join([*(outer for outer, _ in self._open), name])
+            raise SaevalError(f"quantity '{name}' requests itself: {under_way}")
         try:
             quantity = self.quantity(name)
         except UnknownNameError as error:
             names = self.names | set(binding.params)
-            by = self._open[-1] if self._open else None
+            by = self._open[-1][0] if self._open else None
             raise UnknownNameError("quantity", name, names, by=by, failures=error.failures) from None
-        self._open.append(name)
+        self._open.append((name, binding.subject))
         try:
             return self._apply(quantity, binding)
         finally:

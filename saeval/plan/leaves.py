@@ -131,16 +131,20 @@ def subject_name(graph: Planned, binding: Binding) -> Constant:
 @_leaf("hook subject", kind=PlannedLeaf)
 def sae_name(graph: Planned, binding: Binding) -> Constant:
     """The SAE's name in the suite; of a control built from an SAE, that SAE's name."""
-    assert binding.subject is not None
-    return Constant((binding.subject.parent or binding.subject).name)
+    return Constant(_sae_of(binding).name)
 
 
 @_leaf("hook subject", kind=PlannedLeaf)
 def training_seed(graph: Planned, binding: Binding) -> Constant:
     """The seed that the SAE was trained with, by its entry or checkpoint, or None; of a control, its SAE's."""
-    assert binding.subject is not None
-    seed = ((binding.subject.parent or binding.subject).facts or {}).get("seed")
+    seed = (_sae_of(binding).facts or {}).get("seed")
     return Constant(seed if isinstance(seed, int) and not isinstance(seed, bool) else None)
+
+
+def _sae_of(binding: Binding) -> Subject:
+    subject = binding.subject
+    assert subject is not None
+    return subject.parent if subject.kind == "control" and subject.parent else subject
 
 
 @_leaf("model batch hook", finite="activations")

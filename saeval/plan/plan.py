@@ -330,7 +330,9 @@ def _identity(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _examination_requests(graph: Graph, sae: Subject) -> dict[str, Argument] | None:
-    """Return the requests of an SAE's examination; None if the suite has no activations for it."""
+    """Return the requests of an SAE's examination; None if it is fitted first, or the suite has no activations."""
+    if sae.needs:
+        return None
     try:
         return {name: graph.resolve(name, Binding(sae)) for name in ("sae", "sae_input", "activations", "mask")}
     except SaevalError:

@@ -47,7 +47,7 @@ class Subjects:
         for index, entry in enumerate(self.suite.body.saes):
             place: Location = ("saes", index)
             try:
-                subjects = self._registered(entry) if isinstance(entry, str) else self._described(entry)
+                subjects = self._registered(entry) if isinstance(entry, str) else self._described(entry, by_name)
             except SaevalError as error:
                 if isinstance(entry, dict) and isinstance(error, UnknownNameError):
                     place = (*place, "use")
@@ -90,14 +90,43 @@ class Subjects:
         no_path = f"; nor is there such a path{searched_in(pattern)}; `saeval ls saes` lists the registered ones"
         return f"{fault}{suggestion(pattern, names, no_path)}"
 
-    def _described(self, entry: Mapping[str, Any]) -> list[Subject]:
+    def _described(self, entry: Mapping[str, Any], earlier: Mapping[str, Subject]) -> list[Subject]:
+        """Return the SAEs of an entry with `use:`; `earlier` are those of the entries above it, by name."""
         reference = dict(entry)
         use, name, facts = _word(reference, "use"), _word(reference, "name"), _facts(reference)
         if use is None:
             formats = ", ".join(self.registry.loaders.names())
             near = suggested(reference.get("path"), self.registry)
             raise SaevalError(f"an SAE entry needs 'use', one of: {formats}{near}")
-        return [_declared(subject, facts) for subject in self._expanded(name, use, reference)]
+        if use in self.registry.controls and use not in self.registry.loaders:
+            subjects = self._drawn(use, name, reference, earlier)
+        else:
+            subjects = self._expanded(name, use, reference)
+        return [_declared(subject, facts) for subject in subjects]
+
+    def _drawn(
+        self, use: str, name: str | None, given: dict[str, Any], earlier: Mapping[str, Subject]
+    ) -> list[Subject]:
+        """Return each draw of a control that is built from an SAE as an SAE with a seed of its own."""
+        of = given.pop("of", None)
+        if not isinstance(of, str | dict):
+            got = "" if of is None else f", got {quoted_value(of)}"
+            raise SaevalError(f"control '{use}' as an SAE needs 'of', the SAE that it is built from{got}")
+        control, params, copies = self._configured(use, given, "saes", "sae")
+        if isinstance(of, str):
+            parents = [earlier[known] for known in names_matching(of, earlier)] or self._registered(of)
+        else:
+            parents = self._described(of, earlier)
+        saes = []
+        for parent, copy in itertools.product(parents, range(copies)):
+            drawn = self._control(control, params, parent.hook_name, parent, copy, use, parent.asked_hook)
+            parts = [name or use, *([parent.name] if len(parents) > 1 else []), *([str(copy)] if copies > 1 else [])]
+            facts = {"format": use, "architecture": f"the control {use}", "of": parent.name, **params}
+            if isinstance(seed := params.get("seed", 0), int):
+                facts["seed"] = MAX_REPEATS * seed + copy
+            saes.append(replace(drawn, name="/".join(parts), kind="sae", key=digest_of(["sae", drawn.key]), facts=facts,
+                                d_out=parent.d_out, fetch=parent.fetch))  # fmt: skip
+        return saes
 
     def _expanded(self, name: str | None, use: str, reference: Mapping[str, Any]) -> list[Subject]:
         entry = self.registry.loaders.entry(use)
@@ -202,14 +231,7 @@ class Subjects:
                     raise SaevalError(f"the name of a control cannot be shown: {reason}")
                 if use is None:
                     raise SaevalError(f"a control needs 'use', one of: {', '.join(self.registry.controls.names())}")
-                control = self.registry.controls[use]
-                params = validated(control, given, f"control '{use}'")
-                origin = self.registry.controls.entry(use).origin
-                with blamed(f"control '{use}'", origin, values=True):
-                    copies = control(**params).copies
-                if not isinstance(copies, int) or isinstance(copies, bool) or not 1 <= copies <= MAX_REPEATS:
-                    fault = f"'copies' is {quoted_value(copies)}; it must be a whole number from 1 to {MAX_REPEATS}"
-                    raise SaevalError(f"control '{use}' (plugin {origin}): {fault}")
+                control, params, copies = self._configured(use, given)
                 parents = _chosen(saes, of, use)
             except (SaevalError, ValueError) as error:
                 self.problems += self.suite.problems(error, *place)
@@ -231,13 +253,13 @@ class Subjects:
     def ablation(self, name: str, hook_name: str) -> Subject:
         """Return the control that an `ablation:` parameter names, at a hook: the same subject as its row."""
         if (name, hook_name) not in self._ablations:
-            control, params = self._named("ablation", name, "hook")
+            control, params, _ = self._configured(name, {}, "ablation", "hook")
             self._ablations[name, hook_name] = self._control(control, params, hook_name, None, 0, name)
         return self._ablations[name, hook_name]
 
     def twin(self, group: Sequence[Subject], name: str) -> list[Subject]:
         """Return a group's twin: the control `name` of each member, drawn independently of all others."""
-        control, params = self._named("controls", name, "sae")
+        control, params, _ = self._configured(name, {}, "controls", "sae")
         twins = []
         for sae in group:
             draw = MAX_REPEATS + int(digest_of(["twin", sae.name, sae.hook_name])[:8], 16)  # not that of any row
@@ -245,20 +267,30 @@ class Subjects:
             twins.append(replace(twin, name=f"{name}({sae.name})#twin"))
         return twins
 
-    def _named(self, key: str, name: str, per: str) -> tuple[type[Control], dict[str, Any]]:
-        """Return a control that a suite names without parameters, and the defaults of these.
+    def _configured(
+        self, name: str, given: Mapping[str, Any], key: str = "", per: str = ""
+    ) -> tuple[type[Control], dict[str, Any], int]:
+        """Return a control, all its parameters and its number of copies.
 
         `SaevalError`, which begins with the suite's `key`, unless it is built per hook or SAE as `per` says.
         """
-        control = self.registry.controls[name]
-        if control.per != per:
+        control, origin = self.registry.controls[name], self.registry.controls.entry(name).origin
+        if per and control.per != per:
             usable = ", ".join(e.name for e in self.registry.controls if e.thing.per == per)
             built = "is built from an SAE" if per == "hook" else "is not built from an SAE"
             raise SaevalError(f"{key}: '{name}' {built}; use one of {usable}")
         try:
-            return control, validated(control, {}, f"control '{name}'")
+            params = validated(control, given, f"control '{name}'")
         except ParameterError as error:
+            if given or not key:
+                raise
             raise SaevalError(f"{key}: {error}, so it cannot be named without parameters") from None
+        with blamed(f"control '{name}'", origin, values=True):
+            copies = control(**params).copies
+        if not isinstance(copies, int) or isinstance(copies, bool) or not 1 <= copies <= MAX_REPEATS:
+            fault = f"'copies' is {quoted_value(copies)}; it must be a whole number from 1 to {MAX_REPEATS}"
+            raise SaevalError(f"control '{name}' (plugin {origin}): {fault}")
+        return control, params, copies
 
     def _control(
         self, cls: type[Control], params: Mapping[str, Any], hook_name: str, parent: Subject | None, copy: int,

@@ -68,7 +68,7 @@ class Verdict:
     def outcome(self) -> str:
         """The claim about the row without its numbers, or that there is none: `more harmful than noise`."""
         qualifier = f", {self.qualifier}" if self.qualifier and self.claimed else ""
-        return f"{self.claim or 'cannot be told from'} {self.null['name']}{qualifier}"
+        return f"{self.claim or 'cannot be distinguished from'} {self.null['name']}{qualifier}"
 
     @property
     def words(self) -> str:
@@ -132,10 +132,10 @@ def verdicts_in_words(given: Sequence[Verdict]) -> list[str]:
         parts = [f"{len(rows)} of {len(own)} {_are(rows)} {claim} %s: {_named(rows)}" for claim, rows in claims.items()]
         parts = [part.replace("%s", null if place == 0 else "it") for place, part in enumerate(parts)]
         if rest := len(own) - sum(map(len, claims.values())):
-            parts.append(f"{rest} cannot be told from it")
+            parts.append(f"{rest} cannot be distinguished from it")
         sentences.append(f"{name}: {'; '.join(parts)} ({_correction(own[0])})")
     if without:
-        sentences.append(f"no row can be told from its null ({'; '.join(without)})")
+        sentences.append(f"no row can be distinguished from its null ({'; '.join(without)})")
     return sentences
 
 

@@ -61,12 +61,12 @@ def test_a_planted_difference_is_claimed_in_words_on_its_own_side():
     below, neither, above = given
     assert below.words.startswith("sae-1 is less harmful than noise (m.v: -")
     assert above.words.endswith("p < 0.0001 after Holm's correction over 3 tests)")
-    assert neither.words.startswith("sae-2 cannot be told from noise (m.v: ")
+    assert neither.words.startswith("sae-2 cannot be distinguished from noise (m.v: ")
     assert above.p < above.p_holm < 1e-4
     (sentence,) = verdicts_in_words(given)
     assert sentence == (
         "m.v: 1 of 3 is less harmful than noise: sae-1; 1 of 3 is more harmful than it: sae-0; "
-        "1 cannot be told from it (5% level, Holm's correction over 3 tests)"
+        "1 cannot be distinguished from it (5% level, Holm's correction over 3 tests)"
     )
 
 
@@ -155,10 +155,10 @@ def test_a_comparison_has_the_verdicts_on_both_corrected_over_the_whole_board():
     assert [verdict.tests for verdict in comparison.verdicts] == [3, 3]
     (record,) = comparison.records()
     assert record["verdict_a"].startswith("sae-0 is more harmful than noise (m.v: ")
-    assert record["verdict_b"].startswith("sae-1 cannot be told from noise (m.v: ")
+    assert record["verdict_b"].startswith("sae-1 cannot be distinguished from noise (m.v: ")
     text = comparisons.markdown(comparison)
     assert "- sae-0 is more harmful than noise (m.v: " in text
-    assert "- 1 value cannot be told from its null" in text
+    assert "- 1 value cannot be distinguished from its null" in text
 
 
 def test_the_verb_compares_with_the_correction_of_the_whole_board(tmp_path, capsys):
@@ -180,7 +180,7 @@ def test_pages_have_a_line_for_each_verdict_and_escape_names():
     assert list(files) == ["verdicts.md", "verdicts.html"]
     assert files["verdicts.md"].count("\n| ") == 3
     assert "| more harmful than noise " in files["verdicts.md"]
-    assert "<td>cannot be told from noise</td>" in files["verdicts.html"]
+    assert "<td>cannot be distinguished from noise</td>" in files["verdicts.html"]
     assert "&lt;b&gt;|x" in files["verdicts.html"]
     assert "<b>" not in "".join(files.values())
     assert claims.pages(results([{"v": rng.normal(size=DOCUMENTS)}], null=None)) == {}

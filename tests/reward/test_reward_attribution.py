@@ -332,7 +332,7 @@ def test_equal_sides_have_no_margin_and_no_shares():
     assert record["attributed_share_1"]["value"] is None
     assert record["attributed_share_1"]["reason"] == "the mean margin is 0 ± 0, less than two standard errors above 0"
     assert record["attributed_1"]["value"] == record["ablated_1"]["value"] == 0
-    assert "cannot be told from chance" in record["warnings"]["notes"][0]
+    assert "cannot be distinguished from chance" in record["warnings"]["notes"][0]
 
 
 def test_two_hooks_in_one_run_are_two_runs():

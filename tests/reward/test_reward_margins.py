@@ -120,7 +120,7 @@ def test_subsets_disagree_in_sign_only_if_their_margins_differ_from_0_beyond_sev
 def test_no_preference_and_labels_exchanged_are_said(tmp_path):
     rows = [{"c": (-1.0) ** i, "r": 0.0, "subset": "a"} for i in range(100)]
     (note,) = margins(write(tmp_path / "none.jsonl", rows))[0].values["warnings"]["notes"]
-    assert "cannot be told from chance" in note
+    assert "cannot be distinguished from chance" in note
     turned = [{"c": -1.0 - i, "r": 0.0, "subset": "a"} for i in range(30)]
     (note,) = margins(write(tmp_path / "turned.jsonl", turned))[0].values["warnings"]["notes"]
     assert "are chosen and rejected exchanged?" in note

@@ -93,7 +93,7 @@ class Choices(Dataset):
     pair = True
     supplies = frozenset({"labels"})
 
-    def __init__(self, seed, pairs=80, vocab=VOCAB, planted=5, flip=True):
+    def __init__(self, seed, pairs=48, vocab=VOCAB, planted=5, flip=True):
         random = np.random.default_rng(seed)
         present = random.random((pairs, vocab)) < 0.25
         side = random.integers(0, 2, (pairs, vocab))
@@ -195,8 +195,8 @@ def preferences(run, flip=True, boost=0.0, metrics=REWARD):
 
 
 def unit_rows(number, part):
-    """32 random unit vectors of 16 dimensions."""
-    drawn = normal(hashed(number, part, np.arange(32)), 16).float()
+    """20 random unit vectors of 16 dimensions."""
+    drawn = normal(hashed(number, part, np.arange(20)), 16).float()
     return drawn / drawn.norm(dim=1, keepdim=True)
 
 
@@ -219,7 +219,7 @@ class Untrained:
 
         self.W_dec = directions(0)
         self.W_enc = directions(1).T if untied else self.W_dec.T
-        self.b_dec, self.k = x.mean(0), 6
+        self.b_dec, self.k = x.mean(0), 4
         self.b_enc = -(self.b_dec @ self.W_enc)
         self.seed, self.scale = seed, 1.0
         guess = self.decode(self.encode(x)) - self.b_dec
@@ -245,7 +245,7 @@ def text_and_activations(run):
 
 
 STABILITY = {"over": "seeds", "alive_firings": 1, "draws": 0}
-FLOORS = {**STABILITY, "draws": 5, "modes": ["signed"], "controls": []}
+FLOORS = {**STABILITY, "draws": 2, "modes": ["signed"], "controls": []}
 SEEDS = [
     {"seed_stability": STABILITY},
     {"functional_stability": STABILITY},
