@@ -34,6 +34,8 @@ class PerturbationCurve(Metric):
     ratio), never with the curve: the tokens of an SAE have many cosines, a point of the curve has only one.
     `perturbation` with the same parameters shares these draws, and they run once.
 
+    At a hook without an SAE (`hooks:` of a suite): the curve and its floors alone.
+
     by_cosine, by_cosine_later (with `positions` > 0): `positions` positions of each sequence, chosen by hash,
     are perturbed one at a time. The tables have the same-token difference KL_sae − mean of K matched KLs (at
     that position, or summed over it and all later ones) in fixed bins of the SAE's cosine: mean difference in

@@ -46,16 +46,16 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     """Plots and tables of every configured `perturbation` and `perturbation_curve`, by file name."""
     files: dict[str, bytes | str] = {}
     ok = [r for r in results if r.status == "ok"]
-    for alias, group in _by_alias(ok, "perturbation").items():
+    for alias, group in by_alias(ok, "perturbation").items():
         stem = escapes.file_name(alias)
         files[f"{stem}.md"] = table(group)
-        if saes := [r for r in group if _kind(r) == "sae"]:
+        if saes := [r for r in group if kind_of(r) == "sae"]:
             files[f"{stem}_ratio.png"] = png(ratio_chart(saes))
-    for alias, group in _by_alias(ok, "perturbation_curve").items():
+    for alias, group in by_alias(ok, "perturbation_curve").items():
         stem = escapes.file_name(alias)
         files[f"{stem}.png"] = png(curve_chart(group))
-        if bins := bin_rows([r for r in group if _kind(r) == "sae"]):
-            files[f"{stem}_by_cosine.csv"] = _csv(bins)
+        if bins := bin_rows([r for r in group if kind_of(r) == "sae"]):
+            files[f"{stem}_by_cosine.csv"] = csv_text(bins)
     return files
 
 
@@ -103,7 +103,7 @@ def curve_chart(results: Sequence[Result]) -> Figure:
     fig = figure(3.6 * len(layers) + 0.6, 3.1 * len(sites) + 0.5)
     axes = fig.subplots(len(sites), len(layers), sharex=True, squeeze=False)
     shown = [1 - c for r in results for c in r.values["kl"]["x"] if c < 1]
-    shown += [_reach(r) for r in results if _kind(r) == "sae" and r.values["cosine"]["value"] is not None]
+    shown += [_reach(r) for r in results if kind_of(r) == "sae" and r.values["cosine"]["value"] is not None]
     axes[0][0].set_xscale("log")  # shared by all panels
     if shown:
         axes[0][0].set_xlim(1.3 * max(shown), min(shown) / 1.3)  # reversed
@@ -115,7 +115,7 @@ def curve_chart(results: Sequence[Result]) -> Figure:
         panel.set_visible(True)
         here = [r for r in results if _hook(r) == hook]
         _curve(panel, here[0].values)
-        saes = [r for r in here if _kind(r) == "sae" and r.values["cosine"]["value"] is not None]
+        saes = [r for r in here if kind_of(r) == "sae" and r.values["cosine"]["value"] is not None]
         for index, r in enumerate(saes):
             _point(panel, r, f"C{(index + 1) % 10}", index < _NAMED)
         panel.set_title(wrap_title(hook, 3.2, 9), fontsize=9)
@@ -209,7 +209,8 @@ def _ratios(panel: Any, results: Sequence[Result], name: str, site: str, colour:
     )  # fmt: skip
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -223,7 +224,8 @@ def _shown(record: Mapping[str, Any] | None) -> str:
     return formatting.with_error(record["value"], record["stderr"])
 
 
-def _by_alias(results: Sequence[Result], metric: str) -> dict[str, list[Result]]:
+def by_alias(results: Sequence[Result], metric: str) -> dict[str, list[Result]]:
+    """Return the results of a metric by its name in the suite."""
     by_alias: dict[str, list[Result]] = {}
     for r in results:
         if r.cell["metric"] == metric:
@@ -231,7 +233,8 @@ def _by_alias(results: Sequence[Result], metric: str) -> dict[str, list[Result]]
     return by_alias
 
 
-def _kind(result: Result) -> str:
+def kind_of(result: Result) -> str:
+    """Return the kind of a result's subject: `sae`, `control` or `hook`."""
     return str(result.cell["subjects"][0]["kind"])
 
 
