@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from saeval import Mean, Metric, SaevalError, Scalar, evaluate
@@ -14,6 +16,7 @@ from saeval.suite.yaml_marks import Marks
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import every, some
 from saeval_models.hooked import HookedModel
+from saeval_reports.tables import markdown
 
 SITES = ["blocks.*.hook_resid_pre", "blocks.*.hook_attn_out", "blocks.*.hook_mlp_out"]
 DATA = {"use": "python-stdlib", "context": 16, "sequences": 4}
@@ -115,7 +118,7 @@ def test_a_control_has_one_key_whether_an_sae_stands_at_its_hook_or_not():
 
 
 def test_patterns_are_placed_once_per_tensor_in_the_models_order():
-    made = planned(hooks=["blocks.1.hook_resid_pre", "blocks.[01].hook_resid_*", "blocks.0.hook_resid_post"])
+    made = planned(hooks=["blocks.1.hook_resid_pre", "blocks.[01].hook_resid_p*", "blocks.0.hook_resid_post"])
     shown = [s.shown_hook for s in made.subjects if s.kind == "hook"]
     assert shown == ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
     assert len({s.hook_name for s in made.subjects}) == 3
@@ -144,3 +147,12 @@ def test_data_without_a_model_have_no_hooks():
 def test_a_pattern_that_is_no_text_is_refused():
     with pytest.raises(SaevalError, match="hooks is a list of names and patterns"):
         evaluate_tiny([CURVE], saes=[TinySAE()], hooks="blocks.*")
+
+
+def test_a_table_shows_a_hook_only_if_a_column_has_its_value():
+    found = evaluate_tiny(["kl", CURVE], hooks=["blocks.0.*"], saes=[], controls=["zero"])
+    (board,) = found.boards()
+    assert {row.kind for row in board.rows} == {"hook", "control"}
+    assert "blocks.0.hook_resid_pre*" not in markdown([board])
+    board.columns = [replace(c, headline=c.name == "perturbation_curve.kl_floor") for c in board.columns]
+    assert "*blocks.0.hook_resid_pre*" in markdown([board])
