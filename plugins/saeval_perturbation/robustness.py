@@ -198,7 +198,7 @@ def _outliers_in_words(run: ModelRun, quantity: str) -> str:
 
 def rows(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
     """One row per model, hook, quantity and noise, control or SAE."""
-    made = []
+    made: list[dict[str, Any]] = []
     for run in runs:
         for quantity in _QUANTITIES:
             outliers = {name: run.outliers(quantity, name) for name in run.names}
