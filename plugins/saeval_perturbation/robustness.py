@@ -136,7 +136,7 @@ def model_runs(results: Sequence[Result]) -> list[ModelRun]:
         cosines = [c for c in curve if c in _SHOWN] or [c for c in curve if c < 1][-5:]
         noise = [_label(c) for c in cosines]
         controls = dict.fromkeys(n for p in places.values() for n in p.values["kl"] if not n.startswith("c = "))
-        several = len({s for m, s in by_run if m == model}) > 1
+        several = sum(m == model and any(kind_of(r) == "hook" for r in rs) for (m, _), rs in by_run.items()) > 1
         title = f"{name}, suite {suite}" if several else name
         namesakes = sum(run.name == title for run in runs)  # other models of this name
         shown = f"{title} ({namesakes + 1})" if namesakes else title
