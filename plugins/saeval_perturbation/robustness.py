@@ -259,10 +259,13 @@ def chart(runs: Sequence[ModelRun], quantity: str) -> Figure:
                 for place, point in drawn:
                     if place.hook_name in far:
                         panel.plot([place.site.layer], [point.value], "o", markersize=9, color="C3", fillstyle="none")
-                        note = f"{escapes.plot(name)}: {formatting.number(far[place.hook_name], 2)}×"
-                        panel.annotate(
-                            note, (place.site.layer, point.value), (7, 5), textcoords="offset points", fontsize=6
-                        )
+            for place in places:  # one label for all outliers at a hook
+                far_at = [(n, run.outliers(quantity, n).get(place.hook_name)) for n in run.names]
+                notes = [f"{escapes.plot(n)} {formatting.number(factor, 2)}×" for n, factor in far_at if factor]
+                if notes:
+                    x_at = (place.site.layer, 0.02)
+                    panel.annotate("\n".join(notes), x_at, (4, 0), xycoords=panel.get_xaxis_transform(),
+                                   textcoords="offset points", fontsize=6, color="C3")  # fmt: skip
             _sae_points(panel, places, quantity, colour)
             if row == 0:
                 panel.set_title(escapes.plot(run.title), fontsize=9)
@@ -281,7 +284,8 @@ def chart(runs: Sequence[ModelRun], quantity: str) -> Figure:
     if any(run.outliers(quantity, name) for run in runs for name in run.names):
         keys.append(Line2D([], [], linestyle="", marker="o", color="C3", fillstyle="none", label="outlier"))
     fig.legend(handles=keys, loc="outside lower center", ncols=3 if len(runs) == 1 else 5, fontsize=7)
-    fig.supxlabel("layer", fontsize=9)
+    for panel in axes[-1]:
+        panel.set_xlabel("layer", fontsize=9)
     ratios = ", ".join(sorted({f"{run.norm_ratio:g}" for run in runs}))
     set_title(fig, f"{_QUANTITIES[quantity]}: noise at norm ratio {ratios}, and ablations; bars: 95% intervals")
     return fig
