@@ -114,7 +114,7 @@ def model_runs(results: Sequence[Result]) -> list[ModelRun]:
     by_run: dict[tuple[str, str], list[Result]] = {}
     for r in results:
         by_run.setdefault((_model(r), str(r.cell["suite"])), []).append(r)
-    runs = []
+    runs: list[ModelRun] = []
     for (model, suite), group in by_run.items():
         places = {_site(r): _place(r) for r in group if kind_of(r) == "hook"}
         if not places:
@@ -232,7 +232,7 @@ def chart(runs: Sequence[ModelRun], quantity: str) -> Figure:
         return colours(scale(math.log(max(1 - cosine, 2e-3))))
 
     controls = list(dict.fromkeys(name for run in runs for name in run.names if not name.startswith("c = ")))
-    dashes = {name: ("--", ":", "-.")[index % 3] for index, name in enumerate(controls)}
+    dashes: dict[str, Any] = {name: ("--", ":", "-.")[index % 3] for index, name in enumerate(controls)}
     axes[0][0].set_yscale("log")
     for column, run in enumerate(runs):
         for row, site in enumerate(sites):
