@@ -20,6 +20,7 @@ from saeval_reports.tables import markdown
 
 SITES = ["blocks.*.hook_resid_pre", "blocks.*.hook_attn_out", "blocks.*.hook_mlp_out"]
 DATA = {"use": "python-stdlib", "context": 16, "sequences": 4}
+TEXTS = {"texts": ["def one():\n    return 1\n" * 2, "import os\nprint(os.path)\n" * 2], "context": 8, "sequences": 2}
 CURVE = {"perturbation_curve": {"cosines": [0.5], "norm_ratio": 1, "draws": 1}}
 
 
@@ -38,7 +39,7 @@ def test_every_layer_and_three_sites_share_one_clean_pass_a_batch(monkeypatch):
 
     monkeypatch.setattr(HookedModel, "capture", counted)
     found = evaluate(
-        model="testbed", hooks=SITES, controls=["identity"], data=DATA, metrics=[CURVE], batch_size=2, preflight="off"
+        model="testbed", hooks=SITES, controls=["identity"], data=TEXTS, metrics=[CURVE], batch_size=1, preflight="off"
     )
     at_hooks = by_hook(found)
     assert len(at_hooks) == 12
