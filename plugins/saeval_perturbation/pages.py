@@ -112,7 +112,7 @@ def table(results: Sequence[Result]) -> str:
 def _differences(results: Sequence[Result], claims: Mapping[tuple[str, str, str], Verdict]) -> str:
     """Each difference with its claim."""
     rows = []
-    for r in (r for r in results if _kind(r) == "sae"):
+    for r in (r for r in results if kind_of(r) == "sae"):
         cells = []
         for ending in NULLS:
             claim = claims.get((r.subject, _hook(r), f"difference{ending}"))
@@ -124,7 +124,7 @@ def _differences(results: Sequence[Result], claims: Mapping[tuple[str, str, str]
 def _without_tail(results: Sequence[Result], claims: Mapping[tuple[str, str, str], Verdict]) -> str:
     """The ratio without the tokens of the largest KL, and their share of the difference, for claims."""
     rows = []
-    for r in (r for r in results if _kind(r) == "sae"):
+    for r in (r for r in results if kind_of(r) == "sae"):
         tails = r.values.get("tails", {}).get("rows", [])
         rest = {noise: _rest(*numbers) for noise, tokens, *numbers in tails if tokens == TAIL}
         claimed = {ending: (r.subject, _hook(r), f"difference{ending}") in claims for ending in NULLS}
