@@ -111,7 +111,8 @@ def run(
 def evaluate(
     *,
     model: Any = None,
-    saes: Sequence[Any] | Mapping[str, Any],
+    saes: Sequence[Any] | Mapping[str, Any] = (),
+    hooks: Sequence[str] = (),
     data: str | Mapping[str, Any],
     metrics: Sequence[str | Mapping[str, Any] | type[Metric]],
     controls: Sequence[str | Mapping[str, Any]] = (),
@@ -131,6 +132,7 @@ def evaluate(
       loaded tokenizer of a live model, needed for text.
     - `saes`: a list, or a mapping by name, of registered names, `saes:` entries of a suite, objects with `encode` and
       `decode`, and `(object, hook_name)` pairs.
+    - `hooks`: names and patterns of hooks at which controls and metrics run without an SAE.
     - `data`: a `data:` entry of a suite, or text in memory: `{"texts": [...], "context": 128}`.
     - `metrics`: a list of names, one-key mappings with parameters, and `Metric` classes.
     - `controls`, `groups`, `precision`: as in a suite.
@@ -148,7 +150,8 @@ def evaluate(
     """
     arguments.check(
         "evaluate", key=key, metrics=metrics, plugins=plugins, name=name, data=data, controls=controls, groups=groups,
-        precision=precision, tokenizer=tokenizer, model=model, options=options, **({} if out is None else {"out": out}),
+        hooks=hooks, precision=precision, tokenizer=tokenizer, model=model, options=options,
+        **({} if out is None else {"out": out}),
     )  # fmt: skip
     keys = LiveKeys.of_call(key)
     metric_entries = _metric_entries(metrics)
@@ -160,6 +163,7 @@ def evaluate(
         "suite": name,
         "data": data,
         "saes": entries or ["live"],
+        **({"hooks": hooks} if hooks else {}),
         "metrics": metric_entries,
         "controls": controls,
         "groups": groups or {},

@@ -42,6 +42,10 @@ _REQUIRED: dict[str, tuple[Callable[[Any], bool], str]] = {
         _is_entry,
         'the name of a source or a mapping; for text in memory, pass data={"texts": [...], "context": 128}',
     ),
+    "hooks": (
+        lambda value: _listed(value, _is_text),
+        "a list of names and patterns, such as hooks=['blocks.*.hook_resid_post']",
+    ),
     "metrics": (
         lambda value: isinstance(value, Sequence) and not isinstance(value, str),
         "a list, such as metrics=['ce', 'l0']",

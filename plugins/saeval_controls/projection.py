@@ -1,4 +1,4 @@
-"""PCA with as many components as a parent SAE has active features per token."""
+"""PCA with a fixed number of components, or with as many as a parent SAE has active features per token."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from saeval_controls.fitted import device_of, rows_of, with_features
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def _components(sample: Sample, k: int) -> tuple[Float[Tensor, "d"], Float[Tensor, "d k"]]:
+    """Return the mean of the sampled rows and the first k eigenvectors of their covariance, float32."""
+    x = rows_of(sample).double()
+    mean = x.mean(0)
+    _, vectors = torch.linalg.eigh((x - mean).T @ (x - mean))  # eigenvalues ascend
+    return mean.float(), vectors[:, -k:].float()
 
 
 class Projection(Substitute):
@@ -45,13 +53,31 @@ class PCA(Control):
 
     def build(self, sae: Substitute, parent_l0: float, fit_activations: Sample) -> Substitute:
         with_features(sae)
-        x = rows_of(fit_activations).double()
-        k, d = round(parent_l0), x.shape[1]
+        k, d = round(parent_l0), rows_of(fit_activations).shape[1]
         if k >= d:
             raise Undefined(f"the parent SAE fires {k} features per token, and {k} components of {d} are all there are")
         if k == 0:
             raise Undefined(f"the parent SAE fires {parent_l0:.2g} features per token, which rounds to no component")
-        mean = x.mean(0)
-        _, vectors = torch.linalg.eigh((x - mean).T @ (x - mean))  # eigenvalues ascend
         device = device_of(sae)
-        return Projection(mean.float().to(device), vectors[:, -k:].float().to(device))
+        return Projection(*(part.to(device) for part in _components(fit_activations, k)))
+
+
+class PrincipalComponents(Control):
+    """Principal components of the activations at a hook, a fixed number of them: `pca` without an SAE.
+
+    x̂ = mean_fit + P_k(x − mean_fit), k = `components`, as for `pca`. Undefined for k >= d, where it would be the
+    identity.
+    """
+
+    name, version, per = "principal_components", 1, "hook"
+
+    def __init__(self, components: int) -> None:
+        if components < 1:
+            raise ValueError(f"control '{self.name}': components must be at least 1, got {components}")
+        self.components = components
+
+    def build(self, fit_activations: Sample) -> Substitute:
+        d = rows_of(fit_activations).shape[1]
+        if self.components >= d:
+            raise Undefined(f"{self.components} components of {d} are all there are")
+        return Projection(*_components(fit_activations, self.components))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from saeval.plugin import Control, Metric, Report, hookimpl
-from saeval_perturbation import pages
+from saeval_perturbation import pages, robustness
 from saeval_perturbation.baselines import Perturbation
 from saeval_perturbation.curve import PerturbationCurve
 from saeval_perturbation.noise import fit_covariance, fit_covariance_root, fit_displacements, fit_errors
@@ -31,4 +31,8 @@ def saeval_quantities() -> list[Callable[..., Any]]:
 
 @hookimpl
 def saeval_reports() -> list[Report]:
-    return [Report("perturbation", description="KL of SAEs against matched noise: plots and tables", pages=pages.pages)]
+    text = "noise and ablations by layer and site, without SAEs, of one or several models: plots and tables"
+    return [
+        Report("perturbation", description="KL of SAEs against matched noise: plots and tables", pages=pages.pages),
+        Report("robustness", description=text, pages=robustness.pages, together=True),
+    ]

@@ -34,6 +34,8 @@ class PerturbationCurve(Metric):
     ratio), never with the curve: the tokens of an SAE have many cosines, a point of the curve has only one.
     `perturbation` with the same parameters shares these draws, and they run once.
 
+    At a hook without an SAE (`hooks:` of a suite): the curve and its floors alone.
+
     by_cosine, by_cosine_later (with `positions` > 0): `positions` positions of each sequence, chosen by hash,
     are perturbed one at a time. The tables have the same-token difference KL_sae − mean of K matched KLs (at
     that position, or summed over it and all later ones) in fixed bins of the SAE's cosine: mean difference in
@@ -98,18 +100,26 @@ class PerturbationCurve(Metric):
 
     def observe(
         self,
+        *,
         clean_scores: TokenScores,
-        spliced_scores: TokenScores,
+        spliced_scores: TokenScores | None = None,
         substitute_scores: dict[str, TokenScores],
         activations: Float[Tensor, "batch seq d_in"],
-        reconstruction: Float[Tensor, "batch seq d_in"],
+        reconstruction: Float[Tensor, "batch seq d_in"] | None = None,
         token_keys: UInt64[np.ndarray, "batch seq"],
         mask: Bool[Tensor, "batch seq"],
     ) -> dict[str, Evidence]:
         clean = clean_scores.nll.double()
+        evidence: dict[str, Evidence] = {}
+        for c in self.cosines:
+            scores = substitute_scores[f"c = {c!r}"]
+            evidence[f"kl at {c!r}"] = Mean.of(scores.kl.double(), mask)
+            evidence[f"delta_ce at {c!r}"] = Mean.of(scores.nll.double() - clean, mask)
+        if spliced_scores is None or reconstruction is None:
+            return evidence
         drawn, nll = over_draws(substitute_scores, "cosine_matched", self.draws)
         cosine, norm = cosines_of(activations, reconstruction), activations.double().norm(dim=-1)
-        evidence: dict[str, Evidence] = {
+        evidence |= {
             "moved": displaced(activations, reconstruction, mask),
             "kl_sae": Mean.of(spliced_scores.kl.double(), mask),
             "delta_ce_sae": Mean.of(spliced_scores.nll.double() - clean, mask),
@@ -118,10 +128,6 @@ class PerturbationCurve(Metric):
             "cosine": Mean.of(cosine, mask & cosine.isfinite()),
             "norm_ratio": Mean.of(reconstruction.double().norm(dim=-1) / norm, mask & (norm > 0)),
         }
-        for c in self.cosines:
-            scores = substitute_scores[f"c = {c!r}"]
-            evidence[f"kl at {c!r}"] = Mean.of(scores.kl.double(), mask)
-            evidence[f"delta_ce at {c!r}"] = Mean.of(scores.nll.double() - clean, mask)
         if self.positions:
             single = Alone(substitute_scores, self.draws, self.positions, self.seed, token_keys, mask)
             for span in ("here", "later"):
@@ -131,13 +137,16 @@ class PerturbationCurve(Metric):
         return evidence
 
     def conclude(self, total: dict[str, Mean]) -> dict[str, Value]:
-        if int(total["kl_sae"].n.sum()) == 0:
+        if int(total["kl at 1.0"].n.sum()) == 0:
             raise Undefined("no token is in the mask")
         values: dict[str, Value] = {}
         for quantity in ("kl", "delta_ce"):
             points = [total[f"{quantity} at {c!r}"].value for c in self.cosines]
             values[quantity] = Curve(self.cosines, points, "cosine", "nats")
             values[f"{quantity}_floor"] = Scalar(points[-1], unit="nats")
+        if "kl_sae" not in total:
+            return values
+        for quantity in ("kl", "delta_ce"):
             values[f"{quantity}_sae"] = Scalar(total[f"{quantity}_sae"].value, unit="nats", better="lower")
             values[f"{quantity}_cosine_matched"] = Scalar(total[f"{quantity}_cosine_matched"].value, unit="nats")
         moved = total["moved"].value.value

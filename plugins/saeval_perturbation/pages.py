@@ -56,16 +56,16 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     """Plots and tables of every configured `perturbation` and `perturbation_curve`, by file name."""
     files: dict[str, bytes | str] = {}
     ok = [r for r in results if r.status == "ok"]
-    for alias, group in _by_alias(ok, "perturbation").items():
+    for alias, group in by_alias(ok, "perturbation").items():
         stem = escapes.file_name(alias)
         files[f"{stem}.md"] = table(group)
-        if saes := [r for r in group if _kind(r) == "sae"]:
+        if saes := [r for r in group if kind_of(r) == "sae"]:
             files[f"{stem}_ratio.png"] = png(ratio_chart(saes))
-    for alias, group in _by_alias(ok, "perturbation_curve").items():
+    for alias, group in by_alias(ok, "perturbation_curve").items():
         stem = escapes.file_name(alias)
         files[f"{stem}.png"] = png(curve_chart(group))
-        if bins := bin_rows([r for r in group if _kind(r) == "sae"]):
-            files[f"{stem}_by_cosine.csv"] = _csv(bins)
+        if bins := bin_rows([r for r in group if kind_of(r) == "sae"]):
+            files[f"{stem}_by_cosine.csv"] = csv_text(bins)
     return files
 
 
@@ -101,7 +101,7 @@ def table(results: Sequence[Result]) -> str:
 def _differences(results: Sequence[Result], claims: Mapping[tuple[str, str, str], Verdict]) -> str:
     """Each difference with its claim."""
     rows = []
-    for r in (r for r in results if _kind(r) == "sae"):
+    for r in (r for r in results if kind_of(r) == "sae"):
         cells = []
         for ending in NULLS:
             claim = claims.get((r.subject, _hook(r), f"difference{ending}"))
@@ -113,7 +113,7 @@ def _differences(results: Sequence[Result], claims: Mapping[tuple[str, str, str]
 def _without_tail(results: Sequence[Result], claims: Mapping[tuple[str, str, str], Verdict]) -> str:
     """The ratio without the tokens of the largest KL, and their share of the difference, for claims."""
     rows = []
-    for r in (r for r in results if _kind(r) == "sae"):
+    for r in (r for r in results if kind_of(r) == "sae"):
         tails = r.values.get("tails", {}).get("rows", [])
         rest = {noise: _rest(*numbers) for noise, tokens, *numbers in tails if tokens == TAIL}
         claimed = {ending: (r.subject, _hook(r), f"difference{ending}") in claims for ending in NULLS}
@@ -157,7 +157,7 @@ def curve_chart(results: Sequence[Result]) -> Figure:
     fig = figure(3.6 * len(layers) + 0.6, 3.1 * len(sites) + 0.5)
     axes = fig.subplots(len(sites), len(layers), sharex=True, squeeze=False)
     shown = [1 - c for r in results for c in r.values["kl"]["x"] if c < 1]
-    shown += [_reach(r) for r in results if _kind(r) == "sae" and r.values["cosine"]["value"] is not None]
+    shown += [_reach(r) for r in results if kind_of(r) == "sae" and r.values["cosine"]["value"] is not None]
     axes[0][0].set_xscale("log")  # shared by all panels
     if shown:
         axes[0][0].set_xlim(1.3 * max(shown), min(shown) / 1.3)  # reversed
@@ -168,7 +168,7 @@ def curve_chart(results: Sequence[Result]) -> Figure:
         panel.set_visible(True)
         here = [r for r in results if _hook(r) == hook]
         _curve(panel, here[0].values)
-        saes = [r for r in here if _kind(r) == "sae" and r.values["cosine"]["value"] is not None]
+        saes = [r for r in here if kind_of(r) == "sae" and r.values["cosine"]["value"] is not None]
         for index, r in enumerate(saes):
             _point(panel, r, f"C{(index + 1) % 10}", index < _NAMED)
         panel.set_title(wrap_title(hook, 3.2, 9), fontsize=9)
@@ -269,7 +269,8 @@ def _ratio(panel: Any, x: float, record: Mapping[str, Any], colour: str, verdict
     )  # fmt: skip
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -283,12 +284,14 @@ def _shown(record: Mapping[str, Any] | None) -> str:
     return formatting.with_error(record["value"], record["stderr"])
 
 
-def _by_alias(results: Sequence[Result], metric: str) -> dict[str, list[Result]]:
+def by_alias(results: Sequence[Result], metric: str) -> dict[str, list[Result]]:
+    """Return the results of a metric by its name in the suite."""
     mine = [r for r in results if r.cell["metric"] == metric]
     return {alias: [r for r in mine if r.metric == alias] for alias in dict.fromkeys(r.metric for r in mine)}
 
 
-def _kind(result: Result) -> str:
+def kind_of(result: Result) -> str:
+    """Return the kind of a result's subject: `sae`, `control` or `hook`."""
     return str(result.cell["subjects"][0]["kind"])
 
 

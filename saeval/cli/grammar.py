@@ -183,7 +183,8 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
 
     report = subparsers.add_parser("report", help="write the plots and pages that plugins draw from results")
     report.add_argument("folders", nargs="+", metavar="OUT/SUITE", help="a results folder")
-    report.add_argument("--to", metavar="FOLDER", help="where to write them (default: OUT/SUITE/report)")
+    to_help = "where to write them, several folders side by side (default: OUT/SUITE/report)"
+    report.add_argument("--to", metavar="FOLDER", help=to_help)
     report.add_argument("--format", nargs="+", action="extend", default=[], help="only these reports (default: all)")
     results_options(report)
     return parser

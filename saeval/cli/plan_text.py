@@ -69,11 +69,12 @@ def plan_in_words(plan: Plan, store: Store) -> str:
     pending = [c for c in plan.cells if c.key not in finished]
     folds = plan.folds(pending)
     stored = {n.digest for n in folds.values() if not plan.options.fresh and store.fold(n.digest) is not None}
-    rows = len(plan.streams.evaluation)
+    rows, bare = len(plan.streams.evaluation), sum(s.kind == "hook" for s in plan.subjects)
     lines = [
         f"suite {plan.name}: no problems found",
         f"  {counted(len(plan.cells), 'cell')}, {len(plan.cells) - len(pending)} of them stored; "
-        + counted(len(plan.subjects) + len(plan.twins), "substitute")
+        + counted(sum(s.kind != "hook" for s in plan.subjects) + len(plan.twins), "substitute")
+        + (f", {counted(bare, 'hook')} without one" if bare else "")
         + _twins(plan),
         f"  data: {counted(rows, 'sequence')} of {counted(plan.streams.evaluation.n_clusters, 'document')}"
         + _excluded(plan),

@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 
 from saeval.api import execute, prepare, refuse_namesakes
@@ -21,6 +22,8 @@ from saeval.engine.preflight import model_warnings, warnings
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry, writer
 from saeval.results.pages import write_pages
+from saeval.results.report import Report
+from saeval.results.result import Result
 from saeval.results.store import Store
 
 
@@ -145,13 +148,25 @@ def report(arguments: argparse.Namespace) -> int:
         registry.reports[name].writer("pages", [entry.thing for entry in registry.reports])
     with_pages = [entry.thing for entry in registry.reports if entry.thing.pages is not None]
     chosen = [report for report in with_pages if report.name in arguments.format] or with_pages
-    code = OK
+    code, drawn = OK, list[tuple[list[Report], list[Result], Path, str]]()
+    several = arguments.to is not None and len(arguments.folders) > 1
+    names: Counter[str] = Counter()
     for folder in arguments.folders:
         _, results = Store(folder).results(arguments.include_limited)
         for damaged in (result for result in results if result.status == "damaged"):
             print(f"{folder}: {damaged.metric} of {damaged.subject} is damaged: {damaged.reason}", file=sys.stderr)
-        written, failed = write_pages(chosen, results, Path(arguments.to or Path(folder) / "report"))
-        none = f"{folder}: no pages for its metrics from the reports {', '.join(report.name for report in chosen)}"
+        names[name := Path(folder).name] += 1
+        own = name if names[name] == 1 else f"{name}-{names[name]}"
+        to = Path(arguments.to) / own if several else Path(arguments.to or Path(folder) / "report")
+        drawn.append(([r for r in chosen if not (several and r.together)], results, to, folder))
+    if several:
+        everything = [result for _, results, _, _ in drawn for result in results]
+        drawn.append(([r for r in chosen if r.together], everything, Path(arguments.to), "all folders"))
+    for reports, results, to, folder in drawn:
+        if not reports:
+            continue
+        written, failed = write_pages(reports, results, to)
+        none = f"{folder}: no pages for its metrics from the reports {', '.join(report.name for report in reports)}"
         print(*written, sep="\n") if written else print(none)
         print(*failed, sep="\n", end="\n" if failed else "", file=sys.stderr)
         code = SOME_FAILED if failed else code

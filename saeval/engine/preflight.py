@@ -167,8 +167,8 @@ class Preflight:
             message = f"preflight: {hook_name} of model '{name}': {proof.fault}, so no splice there can be trusted"
             skip, warn = options.spelled("skip_failing"), options.spelled("preflight", "warn")
             remedy = f"(use another hook; {skip} leaves out the cells that resume there, {warn} runs them anyway)"
-            sae = next((s for s in self.plan.subjects if s.hook_name == hook_name and s.kind == "sae"), None)
-            faults[hook_name] = message, self._problem(f"{message} {remedy}", sae)
+            at = next((s for s in self.plan.subjects if s.hook_name == hook_name and s.kind != "control"), None)
+            faults[hook_name] = message, self._problem(f"{message} {remedy}", at)
         return faults
 
     def _problem(self, message: str, subject: Subject | None) -> Problem:

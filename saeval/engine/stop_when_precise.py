@@ -93,6 +93,8 @@ class StopWhenPrecise:
                     values = concluded(cell, running.totals[by_key[cell.key]], evaluator)
                 except Exception:  # raised again in the cell's conclusion, which reports it
                     continue
+                if name.partition(".")[2] not in values and cell.subjects and cell.subjects[0].kind == "hook":
+                    continue  # a value of an SAE
                 subject = ", ".join(f"{s.name}@{s.hook_name}" for s in cell.subjects)
                 named_values.append((name, subject, values))
         return named_values

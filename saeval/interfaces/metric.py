@@ -31,6 +31,10 @@ class Metric(Stateless):
       those that a `functools.partial` fixes. A function that requests nothing of the SAE runs once
       for all SAEs at a hook, and metrics with equal functions and arguments share passes.
 
+    At a hook of a suite's `hooks:`, where there is no SAE, a parameter of `observe` or `conclude` that
+    needs one receives its default, and interventions that need one are left out. A metric with a request
+    that needs an SAE and has no default does not run there.
+
     `__init__` is the schema of the YAML parameters. A metric keeps no state between calls: one
     object serves every batch and every SAE, and setting an attribute after `__init__` fails the cell.
     """

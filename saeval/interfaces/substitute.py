@@ -101,7 +101,7 @@ class Substitute(ABC):
 
 @dataclass(frozen=True)
 class Subject:
-    """An SAE or control of a suite: the subject of a cell."""
+    """An SAE or control of a suite, or one of its hooks without an SAE: the subject of a cell."""
 
     name: str
     """Its name in tables and messages."""
@@ -117,7 +117,8 @@ class Subject:
     """Constants that `needs` may name, such as the control's own parameters."""
     parent: Subject | None = None
     """For a control built from an SAE: that SAE, for which `needs` are resolved."""
-    kind: Literal["sae", "control"] = "sae"
+    kind: Literal["sae", "control", "hook"] = "sae"
+    """`hook`: a place of the suite's `hooks:`, at which nothing replaces the activations; it is never loaded."""
     input_hook: str | None = None
     """The hook whose activations `encode` takes; None if it is `hook_name`."""
     asked_hook: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -18,6 +19,10 @@ from saeval.interfaces.quantity import Quantity
 from saeval.interfaces.substitute import Subject
 from saeval.plan.leaves import LEAVES, Leaf, supplied
 from saeval.plan.nodes import Argument, Binding, Constant, Node, flattened
+
+
+class NoSAEError(SaevalError):
+    """A request needs an SAE or control, and there is none."""
 
 
 @dataclass(eq=False)
@@ -164,7 +169,7 @@ class Graph:
         if "hook" in leaf.roots and binding.hook is None:
             raise SaevalError(f"'{leaf.name}' needs a hook, and this request has none")
         if "subject" in leaf.roots and binding.subject is None:
-            raise SaevalError(f"'{leaf.name}' needs an SAE, and this request has none")
+            raise NoSAEError(f"'{leaf.name}' needs an SAE, and this request has none")
         return leaf.resolve(self, binding)
 
     def substitute(self, subject: Subject, binding: Binding) -> Node:
@@ -208,8 +213,20 @@ class Graph:
     def request(
         self, metric: Metric, method: Literal["observe", "conclude"], bindings: list[Binding]
     ) -> dict[str, Any]:
-        """Return the arguments of a metric's method: lists over members for a group, over the two sides for pairs."""
-        return {name: self._resolve_for(metric, name, bindings) for name in requested(metric, method)}
+        """Return the arguments of a metric's method: lists over members for a group, over the two sides for pairs.
+
+        Without an SAE, a request that needs one is the parameter's default; `NoSAEError` if it has none.
+        """
+        names, args = requested(metric, method), dict[str, Any]()
+        for name in names:
+            try:
+                args[name] = self._resolve_for(metric, name, bindings)
+            except NoSAEError:
+                default = parameter_names(getattr(metric, method))[name]
+                if default is inspect.Parameter.empty:
+                    raise
+                args[name] = Constant(default)
+        return args
 
     def _resolve_for(self, metric: Metric, name: str, bindings: list[Binding]) -> Any:
         def sides(binding: Binding) -> Any:
@@ -234,6 +251,8 @@ class Graph:
         if not metric.interventions:
             raise SaevalError(f"metric '{metric.name}' requests {name} but declares no interventions")
         made = self._interventions(metric, binding).items()
+        if not made:
+            raise NoSAEError(f"each intervention of metric '{metric.name}' needs an SAE, and this request has none")
         renamed = {intervention: replace(binding, renamed={"reconstruction": node}) for intervention, node in made}
         by_intervention = {intervention: self.resolve(spliced, bound) for intervention, bound in renamed.items()}
         return self._intern(Quantity(name, dict, dict.fromkeys(by_intervention)), by_intervention)
@@ -243,7 +262,11 @@ class Graph:
         origin = self.origin(metric.name)
         if isinstance(metric.interventions, Mapping):
             functions = {name: Quantity.anonymous(function, origin) for name, function in metric.interventions.items()}
-            return {name: self._intern(make, self._arguments(make, binding)) for name, make in functions.items()}
+            nodes: dict[str, Node] = {}
+            for name, make in functions.items():
+                with suppress(NoSAEError):  # left out where there is no SAE
+                    nodes[name] = self._intern(make, self._arguments(make, binding))
+            return nodes
         substitutes = Quantity(
             f"{metric.name}.substitutes", metric.substitutes, dict.fromkeys(requested(metric, "substitutes")),  # type: ignore[attr-defined]
             identity=json.dumps(dict(binding.params), sort_keys=True, default=str), origin=origin,

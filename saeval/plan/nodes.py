@@ -71,6 +71,13 @@ class Binding:
     renamed: Mapping[str, Argument | str] = field(default_factory=dict)
     hook_name: str | None = None
 
+    @classmethod
+    def of(cls, subject: Subject, params: Mapping[str, Any]) -> Binding:
+        """Return the binding of a metric's subject: a subject of kind `hook` has a hook and no SAE."""
+        if subject.kind == "hook":
+            return cls(None, params, hook_name=subject.hook_name)
+        return cls(subject, params)
+
     @property
     def hook(self) -> str | None:
         return self.subject.hook_name if self.subject else self.hook_name

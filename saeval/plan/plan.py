@@ -19,7 +19,7 @@ from saeval.interfaces.model import ModelSpec
 from saeval.interfaces.substitute import Subject
 from saeval.plan.cell import Cell, subject_record
 from saeval.plan.column_names import layout_problems
-from saeval.plan.graph import Graph
+from saeval.plan.graph import Graph, NoSAEError
 from saeval.plan.leaves import LEAVES, hooks_of, resume
 from saeval.plan.model_entry import model_spec
 from saeval.plan.nodes import Argument, Binding, Constant, Node, closure, flattened
@@ -112,8 +112,8 @@ class _Planner:
         spec = model_spec(self.suite, self.registry, self.options, self.problems)
         data = streams(self.suite, self.registry, spec, self.options.limit, self.problems)
         subjects = Subjects(self.suite, self.registry, spec, self.problems, self.options)
-        saes = subjects.saes()
-        controls = subjects.controls(saes)
+        saes, hooks = subjects.saes(), subjects.hooks()
+        controls = subjects.controls(saes, hooks)
         groups = self._groups(saes)
         twins = {e.alias: self._twins(metric, e, subjects, groups) for e, metric in metrics}
         in_twins = list({s.key: s for sets in twins.values() for members in sets for s in members}.values())
@@ -126,14 +126,17 @@ class _Planner:
             self._raise(subjects, saes)
         assert data is not None
         graph = self._graph(spec, data, subjects)
-        subjects_of = {e.alias: self._subjects_of(metric, e, saes, controls, groups) for e, metric in metrics}
-        order = {s.key: i for i, s in enumerate([*saes, *controls, *in_twins])}
+        substitutes = [*saes, *controls]
+        placed = [*substitutes, *hooks]
+        subjects_of = {e.alias: self._subjects_of(metric, e, placed, groups) for e, metric in metrics}
+        order = {s.key: i for i, s in enumerate([*placed, *in_twins])}
         cells = []
         for entry, metric in metrics:
             for members in [*subjects_of[entry.alias], *twins[entry.alias]]:
                 first = min((order[s.key] for s in members), default=-1)
                 if cell := self._cell(graph, spec, data, entry, metric, members, first):
                     cells.append(cell)
+        self._without_cells(metrics, cells, substitutes)
         stop, cells = stopping(self.suite, cells, self.problems)
         if self.problems:
             self._raise(subjects, saes)
@@ -145,9 +148,9 @@ class _Planner:
 
         examined = {s.key: requests for s in saes if (requests := _examination_requests(graph, s)) is not None}
         return Plan(
-            self.suite, self.registry, spec, data, [*saes, *controls], cells, self.options,
+            self.suite, self.registry, spec, data, placed, cells, self.options,
             check_hooks, examined, _proofs(graph, cells), _final(graph) if spec else None, subjects.places, stop,
-            self._passing(spec, [*saes, *controls, *in_twins]), in_twins,
+            self._passing(spec, [*substitutes, *in_twins]), in_twins,
         )  # fmt: skip
 
     def _passing(self, spec: ModelSpec | None, subjects: list[Subject]) -> frozenset[str]:
@@ -183,7 +186,7 @@ class _Planner:
 
     def _without_saes(self, metrics: list[tuple[MetricEntry, Metric]]) -> None:
         """Add a problem for metrics or controls that would have no cell, in a suite without SAEs."""
-        if self.suite.body.saes or self.suite.live:
+        if self.suite.body.saes or self.suite.live or self.suite.body.hooks:
             return
         remedy = "add 'saes:', as in 'saes: [testbed/relu-3]' or 'saes: [{use: FORMAT, path: FOLDER}]'"
         of_saes = [entry for entry, metric in metrics if metric.subject == "sae"]
@@ -193,7 +196,18 @@ class _Planner:
             self.problems.append(self.suite.problem(message, *of_saes[0].location))
         elif self.suite.body.controls:
             message = f"controls are placed at the hooks of SAEs, and the suite has no SAE; {remedy}"
+            message += ", or 'hooks:', as in 'hooks: [blocks.*.hook_resid_post]'"
             self.problems.append(self.suite.problem(message, "controls"))
+
+    def _without_cells(
+        self, metrics: list[tuple[MetricEntry, Metric]], cells: list[Cell], substitutes: list[Subject]
+    ) -> None:
+        """Add a problem for each metric that needs an SAE or control, in a suite with hooks alone."""
+        for entry, metric in metrics if not (substitutes or self.problems) else []:
+            if metric.subject == "sae" and not any(cell.entry is entry for cell in cells):
+                message = f"'{entry.alias}' needs an SAE or control at its hook, and the suite has none"
+                remedy = "add 'saes:', or controls such as 'controls: [zero, mean]'"
+                self.problems.append(self.suite.problem(f"{message}; {remedy}", *entry.location))
 
     def _groups(self, saes: list[Subject]) -> dict[str, list[Subject]]:
         groups: dict[str, list[Subject]] = {}
@@ -242,9 +256,8 @@ class _Planner:
             raise SuiteError([self.suite.problem(message, "data", "context")])
 
     def _subjects_of(
-        self, metric: Metric, entry: MetricEntry, saes: list[Subject], controls: list[Subject],
-        groups: Mapping[str, list[Subject]],
-    ) -> list[list[Subject]]:  # fmt: skip
+        self, metric: Metric, entry: MetricEntry, placed: list[Subject], groups: Mapping[str, list[Subject]]
+    ) -> list[list[Subject]]:
         if metric.subject == "group":
             members = groups[entry.over] if entry.over else []
             if not members:
@@ -252,7 +265,7 @@ class _Planner:
             return [members] if members else []
         if metric.subject == "none":
             return [[]]
-        return [[s] for s in [*saes, *controls]]
+        return [[s] for s in placed]
 
     def _twins(
         self, metric: Metric, entry: MetricEntry, subjects: Subjects, groups: Mapping[str, list[Subject]]
@@ -273,7 +286,8 @@ class _Planner:
         members: list[Subject], order: int,
     ) -> Cell | None:  # fmt: skip
         params = entry.params
-        bindings = [Binding(subject, params) for subject in members] or [Binding(None, params)]
+        bindings = [Binding.of(subject, params) for subject in members] or [Binding(None, params)]
+        at_hook = any(subject.kind == "hook" for subject in members)
         needs_pair = metric.data == "pair"
         if needs_pair != data.evaluation.pair and hasattr(metric, "observe"):
             needed = "preference pairs" if needs_pair else "a stream of text"
@@ -285,8 +299,13 @@ class _Planner:
                 observe = graph.request(metric, "observe", bindings) if hasattr(metric, "observe") else None
                 conclude = graph.conclude(metric, bindings)
         except SaevalError as error:
-            self._add_once(f"metric '{entry.name}': {error}", entry)
+            if not (at_hook and isinstance(error, NoSAEError)):
+                self._add_once(f"metric '{entry.name}': {error}", entry)
             return None
+        nodes = [n for a in [*(observe or {}).values(), *conclude.values()] for n in flattened(a)]
+        reached = closure(nodes).values()
+        if at_hook and not any("hook" in n.roots for n in reached):
+            return None  # it says nothing about the hook
         control = (members[0].facts or {}).get("control") if entry.over and members[0].kind == "control" else None
         record = {
             "suite": self.suite.name,
@@ -301,8 +320,7 @@ class _Planner:
             **({"twin": {"control": control, "of": entry.over}} if control else {}),
             "supplied_by": str(origin),
         }
-        nodes = [n for a in [*(observe or {}).values(), *conclude.values()] for n in flattened(a)]
-        streamed = observe is not None or any("batch" in n.roots for n in closure(nodes).values())
+        streamed = observe is not None or any("batch" in n.roots for n in reached)
         words = [
             SCHEMA, metric.name, metric.version, code_identity(type(metric), origin), params,
             [[s.key, s.hook_name] for s in members],

@@ -1,4 +1,4 @@
-"""The `saes:` and `controls:` of a suite as subjects: names are looked up and headers read, but no weights loaded."""
+"""The `saes:`, `hooks:` and `controls:` of a suite as subjects: names are looked up, but no weights loaded."""
 
 from __future__ import annotations
 
@@ -211,8 +211,40 @@ class Subjects:
             d_in=live.d_in or None, d_sae=live.d_sae, d_out=live.d_out, facts=facts, origin=Origin("live", name),
         )  # fmt: skip
 
-    def controls(self, saes: list[Subject]) -> list[Subject]:
-        """Return the controls of the suite: one per hook or per SAE, times its copies."""
+    def hooks(self) -> list[Subject]:
+        """Return the places of the suite's `hooks:`, in the model's order, one per tensor."""
+        patterns = self.suite.body.hooks
+        if not patterns or self.spec is None:
+            if patterns and self.suite.body.model is None:
+                self.problems.append(self.suite.problem("'hooks' are those of a model; add 'model:'", "hooks"))
+            return []
+        try:
+            widths = self.spec.hooks()
+        except SaevalError as error:
+            self.problems += self.suite.problems(error, "hooks")
+            return []
+        places: dict[str, Location] = {}
+        for index, pattern in enumerate(patterns):
+            matches = names_matching(pattern, widths) or names_matching(self.spec.canonical(pattern), widths)
+            if not matches:
+                general = {re.sub(r"\.\d+\.", ".*.", hook_name) for hook_name in widths}
+                near = suggestion(pattern, general if WILDCARDS & set(pattern) else widths)
+                message = f"model '{self.spec.name}' has no hook '{pattern}'{near[:400]}"
+                self.problems.append(self.suite.problem(message, "hooks", index))
+            for hook_name in matches:
+                places.setdefault(hook_name, ("hooks", index))
+        by_site: dict[str, Subject] = {}
+        for hook_name in (hook_name for hook_name in widths if hook_name in places):
+            site = self.spec.site(hook_name)
+            asked, width = hook_name if hook_name != site else None, widths[hook_name]
+            subject = Subject(
+                hook_name, site, digest_of(["hook", site]), _nothing, kind="hook", asked_hook=asked, d_in=width
+            )
+            self.places[by_site.setdefault(site, subject).name] = places[hook_name]
+        return list(by_site.values())
+
+    def controls(self, saes: list[Subject], hooks: list[Subject]) -> list[Subject]:
+        """Return the controls of the suite: one per hook of an SAE or of `hooks`, or one per SAE, times its copies."""
         subjects: list[Subject] = []
         for index, entry in enumerate(self.suite.body.controls):
             place: Location = ("controls", index)
@@ -233,16 +265,19 @@ class Subjects:
                     raise SaevalError(f"a control needs 'use', one of: {', '.join(self.registry.controls.names())}")
                 control, params, copies = self._configured(use, given)
                 parents = _chosen(saes, of, use)
+                if control.per == "sae" and hooks and not parents:
+                    usable = ", ".join(e.name for e in self.registry.controls if e.thing.per == "hook")
+                    raise SaevalError(f"control '{use}' is built from an SAE, and the suite has none; use {usable}")
             except (SaevalError, ValueError) as error:
                 self.problems += self.suite.problems(error, *place)
                 continue
             by_site: dict[str, Subject] = {}
-            for sae in parents:
-                by_site.setdefault(sae.hook_name, sae)
-            for sae in parents if control.per == "sae" else by_site.values():
-                parent = sae if control.per == "sae" else None
+            for at in [*parents, *(hooks if of is None else [])]:
+                by_site.setdefault(at.hook_name, at)
+            for at in parents if control.per == "sae" else by_site.values():
+                parent = at if control.per == "sae" else None
                 for copy in range(copies):
-                    subject = self._control(control, params, sae.hook_name, parent, copy, name or use, sae.asked_hook)
+                    subject = self._control(control, params, at.hook_name, parent, copy, name or use, at.asked_hook)
                     if any((s.name, s.hook_name) == (subject.name, subject.hook_name) for s in subjects):
                         message = f"two controls are named '{subject.name}'; set a different 'name:'"
                         self.problems.append(self.suite.problem(message, *place))
@@ -349,6 +384,11 @@ class Subjects:
             hook = f"{hook_name} of model '{self.spec.name}' is {hooks[hook_name]} wide"
             return f"{name}: the SAE {does} {size}, but {hook}; check the hook or the model"
         return None
+
+
+def _nothing() -> Any:
+    """The `load` of a hook without an SAE."""
+    raise SaevalError("no SAE stands at this hook")
 
 
 def _built_from(control: str, parent: Subject | None) -> dict[str, Any]:

@@ -29,6 +29,8 @@ class Report:
     pages: Callable[[Sequence[Result]], Mapping[str, bytes | str]] | None = None
     keeps: bool = False
     """True if `write` depends only on results and on the code of saeval and its plugins, so that its text is cached."""
+    together: bool = False
+    """True if `pages` can take the results of several runs: `saeval report A B --to FOLDER` passes them all at once."""
 
     def writer(self, of: Literal["write", "compare", "pages"], others: Iterable[Report]) -> Callable[..., Any]:
         """Return the function named `of`. `SaevalError` if it is None, with those of `others` that have one."""

@@ -54,6 +54,8 @@ class SuiteModel(BaseModel):
     model: str | dict[str, Any] | None = None
     data: str | dict[str, Any]
     saes: list[str | dict[str, Any]] = Field(default_factory=list)
+    hooks: list[str] = Field(default_factory=list)
+    """Hooks of the model, by name or pattern, where controls and metrics run without an SAE."""
     controls: list[str | dict[str, Any]] = Field(default_factory=list)
     groups: dict[str, list[str]] = Field(default_factory=dict)
     metrics: list[str | dict[str, Any]]
@@ -86,7 +88,7 @@ class SuiteModel(BaseModel):
             raise ValueError(f"expected a number of sequences{most}, or auto")
         return size
 
-    @field_validator("saes", "metrics")
+    @field_validator("saes", "hooks", "metrics")
     @classmethod
     def _not_empty(cls, entries: list[Any]) -> list[Any]:
         if not entries:

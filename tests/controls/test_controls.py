@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from maps import predictable_rows, strong_model
-from saeval import evaluate
+from saeval import SaevalError, evaluate
 from saeval.base.errors import Undefined
 from saeval.interfaces.live_objects import LiveSAE
 from saeval.results.leaderboard import from_results
@@ -307,3 +307,20 @@ def test_controls_do_not_depend_on_how_the_rows_were_cut_up(metric):
 @pytest.mark.parametrize("metric", [CrossEntropy, KLDivergence])
 def test_resample_ablation_does_not_depend_on_how_the_rows_were_cut_up(metric):
     check_metric(metric, {"ablation": "resample"}, controls=["resample"])
+
+
+def test_principal_components_need_no_sae_and_equal_pca():
+    """With as many components as `pca` takes from its SAE's L0, both are the same projection."""
+    beside = evaluate_tiny(["reconstruction", "l0"], saes=[TinySAE(d_sae=16)], controls=["pca"])
+    k = round(next(r for r in beside if r.metric == "l0").values["l0"]["value"])
+    fixed = {"use": "principal_components", "components": k}
+    alone = evaluate_tiny(["reconstruction"], saes=[], hooks=["blocks.1.*"], controls=[fixed])
+    (pca,) = (r for r in beside if r.metric == "reconstruction" and r.subject.startswith("pca"))
+    (same,) = alone
+    assert same.values["fvu"]["value"] == pca.values["fvu"]["value"]
+    (all_of_them,) = evaluate_tiny(
+        ["reconstruction"], saes=[], hooks=["blocks.1.*"], controls=[{**fixed, "components": 16}]
+    )
+    assert (all_of_them.status, all_of_them.reason) == ("undefined", "16 components of 16 are all there are")
+    with pytest.raises(SaevalError, match="components must be at least 1, got 0"):
+        evaluate_tiny(["reconstruction"], controls=[{**fixed, "components": 0}])

@@ -34,7 +34,7 @@ def test_every_name_in_a_suite_is_known(name):
     aliases = {entry.alias for entry in suite.metrics(problems)}
     board = suite.body.leaderboard
     assert {column.split(".")[0] for column in [*board.columns, board.rank_by or ""]} <= {*aliases, ""}
-    for sae in some(suite.body.saes):
+    for sae in some([*suite.body.saes, *suite.body.hooks]):
         assert isinstance(sae, str) or sae["use"] in REGISTRY.loaders or sae["use"] in REGISTRY.controls
     for control in suite.body.controls:  # may be empty: several suites have none
         assert (control if isinstance(control, str) else control["use"]) in REGISTRY.controls

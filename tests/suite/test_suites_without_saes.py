@@ -12,6 +12,7 @@ suite: none
 model: {use: testbed}
 data: {use: python-stdlib, context: 32, sequences: 4}
 """
+HOOKS = SUITE + "metrics: [kl, perturbation_curve]\nhooks: [%s]\n"
 PAIRS = """\
 suite: none
 model: {use: testbed-reward}
@@ -27,6 +28,12 @@ data: {use: testbed-preferences, pairs: 4}
         (SUITE + "metrics: [l0]\ncontrols: [mean]\n", "s.yaml:4:11: 'l0': evaluated on SAEs, and the suite has none"),
         (PAIRS + "metrics: [reward_margin, margin_recovered]\n", "s.yaml:4:26: 'margin_recovered': evaluated on SAEs"),
         (PAIRS + "metrics: [reward_margin]\ncontrols: [mean]\n", "s.yaml:5:11: controls are placed at the hooks of SAEs"),
+        (HOOKS % "blocks.*.hook_atn_out" + "controls: [zero]\n", "s.yaml:5:9: model 'testbed' has no hook 'blocks.*.hook_atn_out'; did you mean 'blocks.*.hook_attn_out'?"),
+        (HOOKS % "blocks.9.hook_mlp_out" + "controls: [zero]\n", "s.yaml:5:9: model 'testbed' has no hook 'blocks.9.hook_mlp_out'; did you mean 'blocks."),
+        (HOOKS % "blocks.1.hook_mlp_out", "s.yaml:4:11: 'kl' needs an SAE or control at its hook, and the suite has none; add 'saes:', or controls such as"),
+        (HOOKS % "blocks.1.hook_mlp_out" + "controls: [zero, pca]\n", "s.yaml:6:18: control 'pca' is built from an SAE, and the suite has none; use identity, "),
+        (HOOKS % "", "s.yaml:5:8: 'hooks': the list is empty"),
+        (HOOKS % "3", "s.yaml:5:9: 'hooks.0': input should be a valid string, got 3"),
         (SUITE + "metrics:\n  - l0\nsaes:\n", "s.yaml:6:6: 'saes': input should be a valid list, got None"),
     ],
 )  # fmt: skip

@@ -1,0 +1,93 @@
+"""The robustness report: several models side by side, SAEs as points, outliers named."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from saeval.cli import main
+from saeval.testing import TinyModel, TinySAE, evaluate_tiny
+from saeval.testing.claims import every, some
+from saeval_perturbation.robustness import ModelRun, Place, Point, model_runs, pages, table
+
+CURVE = {"perturbation_curve": {"cosines": [0.5, 0.9], "norm_ratio": 1, "draws": 1, "as": "curve"}}
+
+
+def alone(seed=0, **options):
+    return evaluate_tiny(
+        [CURVE],
+        model=TinyModel(seed=seed),
+        saes=[],
+        hooks=["blocks.*"],
+        controls=["identity", "zero", "mean"],
+        **options,
+    )
+
+
+def test_models_stand_side_by_side_and_saes_at_their_hooks_as_points():
+    saes = evaluate_tiny([CURVE], saes={"mine": TinySAE()}, name="others")
+    results = [*alone(), *alone(seed=1), *saes]
+    made = pages(results)
+    assert sorted(made) == [f"curve_robustness{end}" for end in (".csv", ".md", "_delta_ce.png", "_kl.png")]
+    assert made["curve_robustness_kl.png"].startswith(b"\x89PNG")
+    text = made["curve_robustness.md"]
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## tiny", "## tiny (2)"]
+    assert text.count("| mine | blocks.1.hook_resid_pre |") == 1  # at the first model alone
+    assert text.count("| hook | c = 0.5 | c = 0.9 | zero | mean |") == 4
+    rows = list(csv.DictReader(io.StringIO(made["curve_robustness.csv"])))
+    for name, kind in (("c = 0.9", "hook"), ("zero", "control"), ("mine", "sae")):
+        (row,) = (
+            r for r in rows
+            if (r["model"], r["of"], r["hook"], r["quantity"]) == ("tiny", name, "blocks.1.hook_resid_pre", "kl")
+        )  # fmt: skip
+        (result,) = (
+            r for r in [*results[:12], *saes]
+            if r.cell["subjects"][0]["kind"] == kind and name in (r.subject, "c = 0.9")
+            and r.cell["subjects"][0]["hook_name"] == row["hook"]
+        )  # fmt: skip
+        value = result.values["kl"]["y"][1] if kind == "hook" else result.values["kl_sae"]["value"]
+        assert float(row["value"]) == value
+
+
+def test_without_hooks_of_its_own_a_run_has_no_page():
+    assert pages(list(evaluate_tiny([CURVE], controls=["zero"]))) == {}
+
+
+def planted(factors):
+    """A run whose KL of `zero` is 1, 2 and 4 at three sites, times the factors by hook."""
+    places = {}
+    for site, base in (("resid_pre", 1.0), ("attn_out", 2.0), ("mlp_out", 4.0)):
+        for layer in range(6):
+            place = Place(f"blocks.{layer}.hook_{site}")
+            value = base * (1 + 0.01 * (layer - 2.5)) * factors.get(place.hook_name, 1)
+            place.values["kl"]["zero"] = Point(value, None, None)
+            places[place.hook_name] = place
+    return ModelRun("m", "m", "", 1.0, places, ["zero"])
+
+
+def test_outliers_are_far_from_their_sites_median():
+    assert planted({}).outliers("kl", "zero") == {}
+    run = planted({"blocks.4.hook_mlp_out": 10})
+    assert run.outliers("kl", "zero") == {"blocks.4.hook_mlp_out": pytest.approx(10, rel=0.1)}
+    assert "blocks.4.hook\\_mlp\\_out (zero 10×)" in table([run]) or "blocks.4.hook_mlp_out (zero 10×)" in table([run])
+    assert run.outliers("delta_ce", "zero") == {}
+
+
+def test_several_folders_are_drawn_together(tmp_path, capsys):
+    for seed, name in enumerate("ab"):
+        alone(seed, name=name, out=tmp_path, key="k")
+    folders = [str(tmp_path / name) for name in "ab"]
+    assert main(["report", *folders, "--to", str(tmp_path / "to"), "--format", "robustness", "perturbation"]) == 0
+    written = [line.removeprefix(f"{tmp_path}/to/") for line in capsys.readouterr().out.splitlines()]
+    assert written[:2] == ["a/curve.png", "b/curve.png"]
+    assert every(name.startswith("curve_robustness") for name in some(written[2:]))
+    assert (tmp_path / "to" / "curve_robustness.md").read_text().count("## tiny") == 2
+    assert main(["report", *folders, "--format", "robustness"]) == 0
+    assert "## tiny (2)" not in (tmp_path / "b" / "report" / "curve_robustness.md").read_text()
+
+
+def test_the_identity_is_not_drawn():
+    (run,) = model_runs(list(alone()))
+    assert run.names == ["c = 0.5", "c = 0.9", "zero", "mean"]
