@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CHUNK = 2**20
+_PLAIN = (int, float, str, bytes, type(None))
+_SEQUENCES = (list, tuple, deque)
+"""Tuples, since a union of types would be made at each of very many calls."""
 
 
 class Care(IntEnum):
@@ -45,7 +48,11 @@ def contents(value: Any, care: Care, package: str | None = None) -> Any:
 
 
 def _contents(value: Any, care: Care, package: str | None, within: frozenset[int]) -> Any:
-    if isinstance(value, int | float | str | bytes | None):
+    if is_tensor(value):
+        return _of_tensor(value, care)
+    if isinstance(value, np.ndarray):
+        return id(value), value.shape, _digest(value) if care >= Care.ARRAYS else 0
+    if isinstance(value, _PLAIN):
         return repr(value)  # NaN does not equal itself
     if id(value) in within:  # a container that holds itself
         return id(value)
@@ -54,15 +61,11 @@ def _contents(value: Any, care: Care, package: str | None, within: frozenset[int
     def of(item: Any) -> Any:
         return _contents(item, care, package, inside)
 
-    if is_tensor(value):
-        return _of_tensor(value, care)
-    if isinstance(value, np.ndarray):
-        return id(value), value.shape, _digest(value) if care >= Care.ARRAYS else 0
-    if isinstance(value, list | tuple | deque):
+    if isinstance(value, _SEQUENCES):
         return type(value).__name__, tuple(map(of, value))
     if isinstance(value, Mapping):
         return type(value).__name__, tuple((repr(key), of(value[key])) for key in list(value))
-    if isinstance(value, set | frozenset):
+    if isinstance(value, (set, frozenset)):
         return sorted(map(repr, value))
     if isinstance(value, Substitute):
         return id(value), tuple(_of_tensor(t, care) for t in weights_of(value))
