@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from saeval.stats.values import Array, Better, Curve, Notes, Null, Scalar, Table, Value
     from saeval.suite.schema import RegisteredSuite
     from saeval.text.packing import unread_special
+    from saeval.text.spelling import Spelling
     from saeval.text.tokens import TokenDataset
 
 __all__ = [
@@ -84,7 +85,7 @@ __all__ = [
     "FREE_SPACE", "Fired", "Histogram", "LiveSAE", "MAX_REPEATS", "Mean", "Metric", "Model", "ModelAdapter",
     "ModelSpec", "Moments", "Notes", "Null", "PairBatch", "ParameterError", "Plan", "Problem", "Quantiles", "Ratio",
     "RegisteredModel", "RegisteredSAE", "RegisteredSuite", "Repeats", "Report", "Result", "Resume", "Row", "SAEInfo",
-    "SAELoader", "SaevalError", "Sample", "Scalar", "Source", "Spread", "Stamp", "Subject", "Substitute", "Support",
+    "SAELoader", "SaevalError", "Sample", "Scalar", "Source", "Spelling", "Spread", "Stamp", "Subject", "Substitute", "Support",
     "Table", "TokenDataset", "TokenScores", "Undefined", "Value", "archive_damage", "at_hooks", "cached",
     "check_encoding", "check_regular_file", "digest_of", "document_count", "dtype_name", "escapes", "evaluation_mode",
     "expand_user", "figure", "finite", "fit_split", "fold", "formatting", "gathered", "hashed", "holm", "hookimpl",

@@ -41,6 +41,13 @@ class Node:
         return [a for a in self.args.values() if isinstance(a, Node)]
 
     @property
+    def per_member(self) -> bool:
+        """True if, in a group, each member has its own value."""
+        if "member" in self.quantity.rebinds or not self.roots & {"hook", "subject"}:
+            return False
+        return bool(self.subject) or not self.inputs or any(node.per_member for node in self.inputs)
+
+    @property
     def gathered(self) -> Argument:
         """The argument whose values one call takes for several nodes; only for a `gathered` quantity."""
         return self.args[self.quantity.gathered]
@@ -70,6 +77,8 @@ class Binding:
     side: int = 0
     renamed: Mapping[str, Argument | str] = field(default_factory=dict)
     hook_name: str | None = None
+    members: tuple[Subject, ...] = ()
+    """The members of its group, for quantities with `@rebound(member=...)`."""
 
     @property
     def hook(self) -> str | None:

@@ -252,7 +252,8 @@ class _Planner:
         members: list[Subject], order: int,
     ) -> Cell | None:  # fmt: skip
         params = entry.params
-        bindings = [Binding(subject, params) for subject in members] or [Binding(None, params)]
+        group = tuple(members) if metric.subject == "group" else ()
+        bindings = [Binding(subject, params, members=group) for subject in members] or [Binding(None, params)]
         needs_pair = metric.data == "pair"
         if needs_pair != data.evaluation.pair and hasattr(metric, "observe"):
             needed = "preference pairs" if needs_pair else "a stream of text"
