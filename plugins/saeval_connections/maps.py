@@ -8,6 +8,7 @@ tokens on which a chosen feature fires. No step holds tokens × features densely
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -60,10 +61,14 @@ class Maps:
         return max((m for m in self.maps if m.relu == relu), key=lambda m: m.level)
 
 
-def fit(F1: csc_array, F2: csc_array, levels: Sequence[int], least_gain: float, firings: int) -> Maps:
-    """Fit all maps. A source is added only if it explains at least `least_gain` of the feature's variance."""
+def fit(F1: csc_array, F2: csc_array, levels: Sequence[int], least_gain: float, alive_firings: int) -> Maps:
+    """Fit all maps.
+
+    A source is added only if it explains at least `least_gain` of the feature's variance, and more than the best of n
+    unrelated sources would, 4 ln(n) / tokens.
+    """
     ours, theirs = Side(F1), Side(F2)
-    alive = (ours.fired >= firings, theirs.fired >= firings)
+    alive = (ours.fired >= alive_firings, theirs.fired >= alive_firings)
     numbers = [np.flatnonzero(a) for a in alive]
     chosen = np.full((F2.shape[1], max(levels)), -1, np.int64)
     if all(map(len, numbers)):
@@ -94,6 +99,7 @@ def _chosen(
     spread = gram.diagonal().clamp_min(torch.finfo(torch.float32).tiny)
     varying = torch.from_numpy(sources.deviation > 0)
     chosen = np.full((m, most), -1, np.int64)
+    least_gain = max(least_gain, 4 * math.log(max(n, 2)) / tokens)
     across = Coactivation(targets, sources)
     for block in np.array_split(np.arange(m), max(1, m // BLOCK)):
         centred = across.sums(block, everything) / tokens - np.outer(targets.mean[block], sources.mean)
