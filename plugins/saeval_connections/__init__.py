@@ -18,7 +18,9 @@ _PLACES = ("hook_resid_pre", "ln1.", "attn", "hook_resid_mid", "ln2.", "mlp", "h
 def saeval_metrics() -> list[type[Metric]]:
     from saeval_connections.connections import FeatureConnections  # late: listings of other kinds do not need it
 
-    return [FeatureConnections]
+    from saeval_connections.duplicates import NearDuplicates  # late: as above
+
+    return [FeatureConnections, NearDuplicates]
 
 
 @hookimpl
@@ -41,13 +43,16 @@ def saeval_reports() -> list[Report]:
 
 @hookimpl
 def saeval_check(plan: Plan) -> list[Problem]:
-    """Refuse groups that are not two SAEs at an earlier and a later hook."""
+    """Refuse connections of groups that are not an earlier and a later SAE, and near-duplicates of one SAE."""
     problems = []
     for cell in plan.cells:
+        group, message = f"metric '{cell.metric.name}': group '{cell.entry.over}'", None
         if cell.metric.name == "feature_connections":
-            group = f"metric 'feature_connections': group '{cell.entry.over}'"
-            if message := _problem(cell.subjects):
-                problems.append(plan.suite.problem(f"{group} {message}", *cell.entry.location))
+            message = _problem(cell.subjects)
+        elif cell.metric.name == "near_duplicates" and len(cell.subjects) < 2:
+            message = f"has one SAE, '{cell.subjects[0].name}'; add at least one more to compare"
+        if message:
+            problems.append(plan.suite.problem(f"{group} {message}", *cell.entry.location))
     return problems
 
 
