@@ -17,7 +17,6 @@ _PLACES = ("hook_resid_pre", "ln1.", "attn", "hook_resid_mid", "ln2.", "mlp", "h
 @hookimpl
 def saeval_metrics() -> list[type[Metric]]:
     from saeval_connections.connections import FeatureConnections  # late: listings of other kinds do not need it
-
     from saeval_connections.duplicates import NearDuplicates  # late: as above
 
     return [FeatureConnections, NearDuplicates]

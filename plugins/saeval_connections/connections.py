@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = 10
 """Firings on the evaluated tokens below which a feature has no FVU of its own."""
-AGREEMENTS = tuple((way, "intervention") for way in WAYS) + (("direct", "data"), ("block", "data"))
+AGREEMENTS = (*((way, "intervention") for way in WAYS), ("direct", "data"), ("block", "data"))
 """Pairs of ways whose edges are compared."""
 Some = Annotated[int, Field(ge=1)]
 
@@ -70,9 +70,10 @@ class FeatureConnections(Metric):
     Σ (f2 − f2 after) / Σ f1 over the tokens on which it fires. One resume per batch and ablated feature. It includes
     effects of earlier tokens at which the same feature is ablated.
 
-    Maps are fitted on the first `fit_tokens` tokens of the fit split, for features that fire on at least `alive_firings` of
-    them. Sources are chosen one by one (orthogonal matching pursuit) up to each of `levels`, while each explains
-    `least_gain` of the variance. fvu_* are over the evaluated tokens, relative to the mean on the fit split.
+    Maps are fitted on the first `fit_tokens` tokens of the fit split, for features that fire on at least
+    `alive_firings` of them. Sources are chosen one by one (orthogonal matching pursuit) up to each of `levels`, while
+    each explains `least_gain` of the variance. fvu_* are over the evaluated tokens, relative to the mean on the fit
+    split; a feature's own FVU is undefined with fewer than 10 firings there.
 
     Ablated are the `ablated` features with the strongest edges by direct, block and data in turn. Strength = |edge| ·
     mean activation of the earlier feature / mean activation of the later one, where they fire. Agreement compares two

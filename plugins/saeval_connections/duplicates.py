@@ -78,23 +78,25 @@ class NearDuplicates(Metric):
 
     def operations(self, subjects: Sequence[Subject], tokens: int) -> float:
         pairs = itertools.combinations(subjects, 2)
-        return sum(2.0 * (1 + self.draws) * (a.d_sae or 0) * (b.d_sae or 0) * (a.d_out or a.d_in or 0) for a, b in pairs)
+        return sum(
+            2.0 * (1 + self.draws) * (a.d_sae or 0) * (b.d_sae or 0) * (a.d_out or a.d_in or 0) for a, b in pairs
+        )
 
     def conclude(
         self, W_dec: list[Float[Tensor, "d_sae d_out"]], fit_activity: list[Activity], subject_name: list[str]
     ) -> dict[str, Value]:
         from saeval_stability.activities import Member  # late: it loads numba, which only a run needs
 
-        members = [Member.of(a, self.alive_firings) if a.components()["n"] else None for a in fit_activity]
-        for name, member in zip(subject_name, members, strict=True):
-            if member is None or not len(member.alive):
+        members: list[Member] = []
+        for name, activity in zip(subject_name, fit_activity, strict=True):
+            members += [Member.of(activity, self.alive_firings)] if activity.components()["n"] else []
+            if not members or not len(members[-1].alive):
                 raise Undefined(f"no feature of '{name}' fires {self.alive_firings} times on the fit split")
         arrays: dict[str, Value] = {}
         columns = ["earlier", "later", "features", *self.value_names]
         rows, duplicates = [], []
         for a, b in itertools.combinations(range(len(members)), 2):
             first, second = members[a], members[b]
-            assert first is not None and second is not None
             decoders = W_dec[a][first.alive], W_dec[b][second.alive]
             fires = _best_jaccard(first, second)
             same_width = decoders[0].shape[1] == decoders[1].shape[1]
@@ -128,7 +130,12 @@ class NearDuplicates(Metric):
             values[name] = Scalar(mean, unit=unit, n=len(defined), reason=None if defined else reason)
         listed = ["earlier", "later", "earlier_feature", "later_feature", "cosine", "best_jaccard", "same_partner"]
         duplicates.sort(key=lambda row: -row[4])
-        return {**values, "pairs": Table(columns, rows), "duplicates": Table(listed, duplicates[: self.shown]), **arrays}
+        return {
+            **values,
+            "pairs": Table(columns, rows),
+            "duplicates": Table(listed, duplicates[: self.shown]),
+            **arrays,
+        }
 
 
 def _mean(numbers: Sequence[float]) -> float | None:

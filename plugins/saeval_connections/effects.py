@@ -72,7 +72,9 @@ class Effects(Evidence):
                 resumes += 1
             x = x.to(saes[1].device or activations.device)
             after = saes[1].at(token_keys[taken]).encode(x).feature_acts.to(mask.device)
-            moved = torch.where(inside[rows][..., None], feature_acts[1][rows] - after, torch.zeros((), device=x.device))
+            moved = torch.where(
+                inside[rows][..., None], feature_acts[1][rows] - after, torch.zeros((), device=x.device)
+            )
             change[n] = moved.sum((0, 1), dtype=torch.float64).cpu().numpy()
             tested = np.flatnonzero(edges.pairs[:, 0] == n)
             targets = torch.from_numpy(edges.pairs[tested, 1]).to(moved.device)

@@ -22,8 +22,10 @@ from saeval_stability.coactivation import Coactivation, Side
 
 BLOCK = 128
 """Features of F2 whose sources are chosen together; memory grows with it."""
-STEPS = 8
+STEPS = 5
 """Most Gauss-Newton steps of a ReLU fit."""
+ROWS = 4096
+"""Most rows of a ReLU fit: evenly spaced ones of those on which a source fires."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,18 @@ class _Problem(NamedTuple):
 
     X: Float[np.ndarray, "rows k"]
     y: Float[np.ndarray, "rows"]
-    others: int
+    others: float
     """Number of tokens on which no source fires."""
     total: float
     """Σ y over them."""
     squares: float
     """Σ y² over them."""
+
+    def thinned(self) -> _Problem:
+        """Evenly spaced rows, at most `ROWS`, and the same share of the other tokens."""
+        step = -(-len(self.y) // ROWS)
+        rest = (part / step for part in (self.others, self.total, self.squares))
+        return _Problem(self.X[::step], self.y[::step], *rest)
 
     def squared_error(self, w: Float[np.ndarray, "k"], b: float) -> float:
         """Σ (y − relu(Xw + b))² over all tokens."""
@@ -146,9 +154,7 @@ class _Problem(NamedTuple):
         return sparse + self.squares - 2 * rest * self.total + self.others * rest**2
 
 
-def _fitted(
-    F1: csc_array, F2: csc_array, chosen: Int[np.ndarray, "d_sae_2 most"], levels: Sequence[int]
-) -> list[Map]:
+def _fitted(F1: csc_array, F2: csc_array, chosen: Int[np.ndarray, "d_sae_2 most"], levels: Sequence[int]) -> list[Map]:
     d_1, d_2, tokens = F1.shape[1], F2.shape[1], F1.shape[0]
     plain: dict[tuple[int, bool], tuple[list[np.ndarray], np.ndarray]] = {
         (level, relu): ([], np.zeros(d_2)) for level in levels for relu in (False, True)
@@ -178,12 +184,12 @@ def _fitted(
         squares = max(float(np.square(values_y).sum() - np.square(y).sum()), 0.0)
         whole = _Problem(X, y, tokens - len(rows), float(values_y.sum() - y.sum()), squares)
         before: tuple[int, tuple[np.ndarray, float], tuple[np.ndarray, float]] | None = None
+        sums, few = _Sums.of(whole.X, whole.y, whole.others, whole.total), whole.thinned()
         for level in sorted(levels):
             k = min(level, len(sources))
             if before is None or before[0] != k:
-                part = whole._replace(X=X[:, :k])
-                linear = _linear(part)
-                before = (k, linear, _rectified(part, *linear))
+                linear = sums.solution(k)
+                before = (k, linear, _rectified(few._replace(X=few.X[:, :k]), *linear))
             for relu, (w, b) in ((False, before[1]), (True, before[2])):
                 plain[level, relu][0].append(w)
                 plain[level, relu][1][j] = b
@@ -202,21 +208,29 @@ def _column(F: csc_array, j: int) -> tuple[Int[np.ndarray, "k"], Float[np.ndarra
     return F.indices[part], F.data[part]
 
 
-def _least_squares(
-    X: Float[np.ndarray, "rows k"], y: Float[np.ndarray, "rows"], others: int = 0, total: float = 0.0
-) -> tuple[Float[np.ndarray, "k"], float]:
-    """Least squares with an intercept; `others` more rows have x = 0 and sum of y `total`."""
-    n = len(X) + others
-    x_mean, y_mean = X.sum(0) / n, (y.sum() + total) / n
-    gram = X.T @ X - n * np.outer(x_mean, x_mean)
-    scale = np.sqrt(np.maximum(np.diag(gram), 1e-300))
-    right = (X.T @ y - n * x_mean * y_mean) / scale
-    w = np.linalg.lstsq(gram / np.outer(scale, scale), right, rcond=1e-10)[0] / scale
-    return w, float(y_mean - x_mean @ w)
+class _Sums(NamedTuple):
+    """Centred sums of a least-squares fit with an intercept."""
 
+    gram: Float[np.ndarray, "k k"]
+    right: Float[np.ndarray, "k"]
+    x_mean: Float[np.ndarray, "k"]
+    y_mean: float
 
-def _linear(problem: _Problem) -> tuple[Float[np.ndarray, "k"], float]:
-    return _least_squares(problem.X, problem.y, problem.others, problem.total)
+    @classmethod
+    def of(
+        cls, X: Float[np.ndarray, "rows k"], y: Float[np.ndarray, "rows"], others: float = 0, total: float = 0
+    ) -> _Sums:
+        """`others` more rows have x = 0, and y of the sum `total`."""
+        n = len(X) + others
+        x_mean, y_mean = X.sum(0) / n, float(y.sum() + total) / n
+        return cls(X.T @ X - n * np.outer(x_mean, x_mean), X.T @ y - n * x_mean * y_mean, x_mean, y_mean)
+
+    def solution(self, k: int) -> tuple[Float[np.ndarray, "k"], float]:
+        """Coefficients of the first k columns, and the intercept."""
+        scale = np.sqrt(np.maximum(np.diag(self.gram)[:k], 1e-300))
+        correlations = self.gram[:k, :k] / np.outer(scale, scale)
+        w = np.linalg.lstsq(correlations, self.right[:k] / scale, rcond=1e-10)[0] / scale
+        return w, float(self.y_mean - self.x_mean[:k] @ w)
 
 
 def _rectified(problem: _Problem, w: Float[np.ndarray, "k"], b: float) -> tuple[Float[np.ndarray, "k"], float]:
@@ -227,14 +241,14 @@ def _rectified(problem: _Problem, w: Float[np.ndarray, "k"], b: float) -> tuple[
     starts = [(w, b)]
     positive = problem.y > 0
     if positive.sum() > problem.X.shape[1] + 1:
-        starts.append(_least_squares(problem.X[positive], problem.y[positive]))
+        starts.append(_Sums.of(problem.X[positive], problem.y[positive]).solution(len(w)))
     error, w, b = min(((problem.squared_error(*s), *s) for s in starts), key=lambda start: start[0])
     for _ in range(STEPS):
         active = problem.X @ w + b > 0
-        others, total = (problem.others, problem.total) if b > 0 else (0, 0.0)
+        others, total = (problem.others, problem.total) if b > 0 else (0.0, 0.0)
         if active.sum() + others <= problem.X.shape[1] + 1:
             break
-        w_new, b_new = _least_squares(problem.X[active], problem.y[active], others, total)
+        w_new, b_new = _Sums.of(problem.X[active], problem.y[active], others, total).solution(len(w))
         for step in (1.0, 0.5, 0.25):
             moved = w + step * (w_new - w), b + step * (b_new - b)
             if (lower := problem.squared_error(*moved)) < error * (1 - 1e-6):

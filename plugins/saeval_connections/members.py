@@ -55,13 +55,13 @@ def later_input(sae_input: Float[Tensor, "batch seq d"]) -> Float[Tensor, "batch
 
 
 @rebound(member=0)
-def earlier_decoder(W_dec: Float[Tensor, "d_sae d_out"]) -> Float[Tensor, "d_sae d_out"]:  # noqa: N803
+def earlier_decoder(W_dec: Float[Tensor, "d_sae d_out"]) -> Float[Tensor, "d_sae d_out"]:
     """Decoder of a group's first SAE."""
     return W_dec
 
 
 @rebound(member=1)
-def later_encoder(W_enc: Float[Tensor, "d_in d_sae"]) -> Float[Tensor, "d_in d_sae"]:  # noqa: N803
+def later_encoder(W_enc: Float[Tensor, "d_in d_sae"]) -> Float[Tensor, "d_in d_sae"]:
     """Encoder of a group's second SAE."""
     return W_enc
 

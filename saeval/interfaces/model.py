@@ -82,8 +82,8 @@ class Model(ABC):
     ) -> Capture:
         """Run the model from the hook on, with the hook's activations replaced by `activations`.
 
-        Without `final` the pass stops after the deepest of `hooks`. The capture has `final` and the activations at those of `hooks` that come later. It is differentiable
-        with respect to `activations` if gradients are enabled.
+        Without `final` the pass stops after the deepest of `hooks`. The capture has `final` and the activations at
+        those of `hooks` that come later. It is differentiable with respect to `activations` if gradients are enabled.
         """
 
     def resume(

@@ -42,9 +42,7 @@ def fvu(map_, maps, F1, F2):
 def test_a_planted_sparse_map_is_recovered_with_its_support(noise, most):
     W, F1, new = planted(), codes(4000, 40, 0), codes(1000, 40, 2)
     random = np.random.default_rng(3)
-    later, held_out = (
-        F @ W.T + noise * (F @ W.T).std(0) * random.standard_normal((len(F), len(W))) for F in (F1, new)
-    )
+    later, held_out = (F @ W.T + noise * (F @ W.T).std(0) * random.standard_normal((len(F), len(W))) for F in (F1, new))
     maps = fitted(F1, later)
     widest = maps.widest()
     np.testing.assert_array_equal(widest.W.toarray() != 0, W != 0)  # precision and recall 1, also with noise
@@ -134,7 +132,11 @@ def test_numbers_do_not_depend_on_batches_order_or_padding():
 @pytest.mark.parametrize(
     ("hooks", "group", "message"),
     [
-        ((LATE, EARLY), ["first", "second"], "lists its SAEs in the wrong order: 'first' at blocks.2.hook_resid_pre is"),
+        (
+            (LATE, EARLY),
+            ["first", "second"],
+            "lists its SAEs in the wrong order: 'first' at blocks.2.hook_resid_pre is",
+        ),
         ((EARLY, LATE), ["first"], "needs a group of at least 2 SAEs, not of 1 SAE"),
         ((EARLY, LATE), ["first", "second", "third"], "has 3 SAEs"),
     ],
