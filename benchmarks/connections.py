@@ -21,7 +21,7 @@ def sparse_codes(tokens: int, width: int, l0: int, random: np.random.Generator) 
     chance = 10 ** random.uniform(-2, 0, width)
     features = random.choice(width, tokens * l0, p=chance / chance.sum())
     rows = np.repeat(np.arange(tokens), l0)
-    codes = csr_array((random.gamma(2, 1, len(rows)).astype(np.float32), (rows, features)), shape=(tokens, width))
+    codes = csr_array((random.gamma(2, 1, len(rows)), (rows, features)), shape=(tokens, width))
     codes.sum_duplicates()
     return codes
 
@@ -43,7 +43,7 @@ def main() -> None:
     )
     parts = []
     for first in range(0, options.tokens, 10_000):
-        part = csr_array(earlier[first : first + 10_000] @ W).astype(np.float32)
+        part = csr_array(earlier[first : first + 10_000] @ W)
         part.data[part.data < 1.0] = 0
         part.eliminate_zeros()
         parts.append(part)

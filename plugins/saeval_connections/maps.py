@@ -168,8 +168,6 @@ def _fitted(F1: csc_array, F2: csc_array, chosen: Int[np.ndarray, "d_sae_2 most"
         for key in plain:
             plain[key][1][j] = mean
         if not len(sources):
-            for level in levels:
-                counts[level][j + 1] = 0
             continue
         columns = [_column(F1, int(i)) for i in sources]
         rows = np.unique(np.concatenate([r for r, _ in columns]))
