@@ -48,13 +48,17 @@ class Maps:
     """All maps, and the facts about the features on the tokens on which they were fitted."""
 
     maps: list[Map]
+    """A linear and a ReLU map for each level."""
     tokens: int
+    """Number of tokens on which they were fitted."""
     fired: tuple[Int[np.ndarray, "d_sae_1"], Int[np.ndarray, "d_sae_2"]]
     """Number of tokens on which each feature fires."""
     size: tuple[Float[np.ndarray, "d_sae_1"], Float[np.ndarray, "d_sae_2"]]
     """Mean activation of each feature where it fires; 0 for a feature that never does."""
     mean: Float[np.ndarray, "d_sae_2"]
+    """Mean activation over all tokens."""
     variance: Float[np.ndarray, "d_sae_2"]
+    """Variance over all tokens; 0 if it could be rounding error."""
     alive: tuple[Bool[np.ndarray, "d_sae_1"], Bool[np.ndarray, "d_sae_2"]]
     """Features that fire on enough tokens to be fitted."""
 
