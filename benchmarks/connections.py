@@ -55,9 +55,11 @@ def main() -> None:
     wall, cpu = time.perf_counter() - before[0], time.process_time() - before[1]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     W_fit = maps.widest().W
-    hits = (W_fit != 0).multiply((W.T != 0)).nnz
+    hits = (W_fit != 0).multiply(W.T != 0).nnz
     print(f"{options.width} x {options.width}, {options.tokens} tokens, {held:.0f} activations a token in both SAEs")
-    print(f"fit {wall:.0f} s ({cpu:.0f} s of CPU), peak {peak:.2f} GB, {W_fit.nnz / options.width:.1f} sources a feature")
+    print(
+        f"fit {wall:.0f} s ({cpu:.0f} s of CPU), peak {peak:.2f} GB, {W_fit.nnz / options.width:.1f} sources a feature"
+    )
     print(f"planted edges: precision {hits / max(W_fit.nnz, 1):.3f}, recall {hits / W.nnz:.3f}")
 
 
