@@ -1,6 +1,6 @@
 """Time and memory of the sparse maps between two wide SAEs: `python benchmarks/connections.py --help`.
 
-Activations are planted: F2 = W·F1 with 4 sources per feature, kept where it is among the token's largest. Frequencies of
+Activations are planted: F2 = W·F1 with 4 sources per feature, set to 0 where it is below 1. Frequencies of
 features are log-uniform. The peak memory is that of the whole process until the fit ends, activations included.
 """
 
