@@ -65,7 +65,8 @@ class Results(Sequence[Result]):
         failed, or if several subjects have it and none is named.
         """
         metric, _, value = name.partition(".")
-        matches = [r for r in self._results if r.metric == metric and (subject is None or r.subject == subject)]
+        own = [r for r in self._results if r.metric == metric and (subject is not None or "twin" not in r.cell)]
+        matches = [r for r in own if subject is None or r.subject == subject]
         if len(matches) != 1:
             raise MissingValueError(f"{name}: {len(matches)} results match; name one of {[r.subject for r in matches]}")
         (result,), value = matches, value or metric

@@ -69,31 +69,32 @@ if TYPE_CHECKING:
     from saeval.results.paired_tests import holm
     from saeval.results.report import Report
     from saeval.results.result import Result
+    from saeval.results.verdicts import Verdict, verdicts, verdicts_in_words, verdicts_on
     from saeval.stats.estimate import Estimate, Support, reliability_warnings
     from saeval.stats.evidence import Ever, Evidence, Histogram, Mean, Moments, Ratio, Sample, Spread, Stamp
     from saeval.stats.quantiles import Quantiles
     from saeval.stats.randomness import hashed, normal
-    from saeval.stats.values import Array, Better, Curve, Notes, Null, Scalar, Table, Value
+    from saeval.stats.values import Array, Better, Comparable, Curve, Notes, Null, Scalar, Table, Value
     from saeval.suite.schema import RegisteredSuite
     from saeval.text.packing import unread_special
     from saeval.text.spelling import Spelling
     from saeval.text.tokens import TokenDataset
 
 __all__ = [
-    "Array", "BYTE_ORDER_MARK", "Batch", "Better", "Board", "Capture", "Cell", "Column", "Compared", "Comparison",
-    "Control", "Curve", "DataKind", "Dataset", "Document", "Encoding", "Entry", "Estimate", "Ever", "Evidence",
-    "FREE_SPACE", "Fired", "Histogram", "LiveSAE", "MAX_REPEATS", "Mean", "Metric", "Model", "ModelAdapter",
-    "ModelSpec", "Moments", "Notes", "Null", "PairBatch", "ParameterError", "Plan", "Problem", "Quantiles", "Ratio",
-    "RegisteredModel", "RegisteredSAE", "RegisteredSuite", "Repeats", "Report", "Result", "Resume", "Row", "SAEInfo",
-    "SAELoader", "SaevalError", "Sample", "Scalar", "Source", "Spelling", "Spread", "Stamp", "Subject", "Substitute",
-    "Support", "Table", "TokenDataset", "TokenScores", "Undefined", "Value", "archive_damage", "at_hooks", "cached",
-    "check_encoding", "check_regular_file", "digest_of", "document_count", "dtype_name", "escapes", "evaluation_mode",
-    "expand_user", "figure", "finite", "fit_split", "fold", "formatting", "gathered", "hashed", "holm", "hookimpl",
-    "included", "is_tensor", "json_error", "label_log_axis", "libraries", "limit_notice", "load_tensors_only",
-    "lone_surrogate", "names_matching", "names_matching_any", "normal", "normalized_newlines", "out_of_memory",
-    "paired", "planned", "png", "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings",
-    "resuming", "searched_in", "set_title", "sha256_file", "size_in_words", "suggestion", "text_passages",
-    "token_scores", "torch", "unread_special", "unwrap_module", "validated", "validated_as", "wrap_title",
-    "write_whole",
+    "Array", "BYTE_ORDER_MARK", "Batch", "Better", "Board", "Capture", "Cell", "Column", "Comparable", "Compared",
+    "Comparison", "Control", "Curve", "DataKind", "Dataset", "Document", "Encoding", "Entry", "Estimate", "Ever",
+    "Evidence", "FREE_SPACE", "Fired", "Histogram", "LiveSAE", "MAX_REPEATS", "Mean", "Metric", "Model",
+    "ModelAdapter", "ModelSpec", "Moments", "Notes", "Null", "PairBatch", "ParameterError", "Plan", "Problem",
+    "Quantiles", "Ratio", "RegisteredModel", "RegisteredSAE", "RegisteredSuite", "Repeats", "Report", "Result",
+    "Resume", "Row", "SAEInfo", "SAELoader", "SaevalError", "Sample", "Scalar", "Source", "Spelling", "Spread",
+    "Stamp", "Subject", "Substitute", "Support", "Table", "TokenDataset", "TokenScores", "Undefined", "Value",
+    "Verdict", "archive_damage", "at_hooks", "cached", "check_encoding", "check_regular_file", "digest_of",
+    "document_count", "dtype_name", "escapes", "evaluation_mode", "expand_user", "figure", "finite", "fit_split",
+    "fold", "formatting", "gathered", "hashed", "holm", "hookimpl", "included", "is_tensor", "json_error",
+    "label_log_axis", "libraries", "limit_notice", "load_tensors_only", "lone_surrogate", "names_matching",
+    "names_matching_any", "normal", "normalized_newlines", "out_of_memory", "paired", "planned", "png", "quoted_value",
+    "read_json", "read_text", "rebound", "reliability_warnings", "resuming", "searched_in", "set_title", "sha256_file",
+    "size_in_words", "suggestion", "text_passages", "token_scores", "torch", "unread_special", "unwrap_module",
+    "validated", "validated_as", "verdicts", "verdicts_in_words", "verdicts_on", "wrap_title", "write_whole",
 ]  # fmt: skip
 __getattr__, __dir__ = on_first_use(__name__)

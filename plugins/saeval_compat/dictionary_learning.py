@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 
-from saeval.plugin import Batch, Evidence, Metric, Scalar, TokenScores, Undefined, Value, torch
+from saeval.plugin import Batch, Comparable, Evidence, Metric, Scalar, TokenScores, Undefined, Value, torch
 from saeval.plugin import included as included_tokens
 from saeval_compat.batches import PerBatch, columns
 from saeval_compat.splices import predicting
@@ -50,6 +50,11 @@ class DictionaryLearningEvaluate(Metric):
             better direction.
         frac_alive: share of features whose activations do not sum to 0; share of features; 0 .. 1; no better
             direction.
+
+    Claims:
+        *: the number that dictionary_learning computes for these tokens in these batches, beside one that it printed;
+            null: none, since it is not tested; needs: the same rows of tokens in the same batches; 1 SAE; not: that an
+            SAE is good or better than another; use saeval's own values for that.
     """
 
     name, version = "dictionary_learning_evaluate", 1
@@ -105,5 +110,8 @@ class DictionaryLearningEvaluate(Metric):
         fall = losses["loss_original"] - losses["loss_zero"]
         losses["frac_recovered"] = (losses["loss_reconstructed"] - losses["loss_zero"]) / fall
         means = {name: float(values.mean()) for name, values in {**by_batch, **losses}.items()}
-        means["frac_alive"] = float((total["acts"].sums[0] != 0).mean())
-        return {name: Scalar(value, unit=_UNITS[name]) for name, value in means.items()}
+        scopes: dict[str, Comparable] = {**dict.fromkeys(_LOSSES, "model"), "l0": "everywhere"}
+        frac_alive = float((total["acts"].sums[0] != 0).mean())
+        alive = Scalar(frac_alive, unit=_UNITS["frac_alive"], proportion=True, comparable="everywhere")
+        scalars = {name: Scalar(x, unit=_UNITS[name], comparable=scopes.get(name, "hook")) for name, x in means.items()}
+        return {**scalars, "frac_alive": alive}

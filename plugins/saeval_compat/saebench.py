@@ -6,9 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saeval.plugin import Array, Batch, Evidence, Ratio, Scalar, Substitute, TokenScores, Value
+from saeval.plugin import Array, Batch, Evidence, Ratio, Substitute, TokenScores, Value
 from saeval_compat.batches import PerBatch
-from saeval_compat.saelens import UNITS, PeerDownstream, PeerVariance, SAELensFeatures, SAELensWeights, downstream
+from saeval_compat.saelens import (
+    UNITS,
+    PeerDownstream,
+    PeerVariance,
+    SAELensFeatures,
+    SAELensWeights,
+    anywhere,
+    at_hook,
+    downstream,
+)
 from saeval_fidelity.weights import directed, largest_cosines
 
 if TYPE_CHECKING:
@@ -37,6 +46,11 @@ class SAEBenchDownstream(PeerDownstream):
             better.
         ce_loss_score: (ce_loss_with_ablation − ce_loss_with_sae) / (ce_loss_with_ablation −
             ce_loss_without_sae); share; −∞ .. ∞; higher is better.
+
+    Claims:
+        *: the number that SAEBench computes for these tokens in these batches, beside one that it printed; null: none,
+            since it is not tested; needs: the same rows of tokens in the same batches; 1 SAE; not: that an SAE is good
+            or better than another; use saeval's own values for that.
     """
 
     name, version = "saebench_downstream", 1
@@ -78,6 +92,11 @@ class SAEBenchVariance(PeerVariance):
         explained_variance: 1 − R / (S − A²); share of variance; −∞ .. ∞; higher is better.
         explained_variance_legacy: token mean of 1 − ‖e‖² / ‖x − batch mean‖²; share of variance; −∞ .. 1; no
             better direction.
+
+    Claims:
+        *: the number that SAEBench computes for these tokens in these batches, beside one that it printed; null: none,
+            since it is not tested; needs: the same rows of tokens in the same batches; 1 SAE; not: that an SAE is good
+            or better than another; use saeval's own values for that.
     """
 
     name, version = "saebench_variance", 1
@@ -91,18 +110,20 @@ class SAEBenchVariance(PeerVariance):
 
     def conclude(self, total: dict[str, Evidence]) -> dict[str, Value]:
         values: dict[str, Value] = {
-            name: Scalar(mean.value, unit=UNITS[name]) for name, mean in total.items() if isinstance(mean, Ratio)
+            name: (anywhere if name == "l0" else at_hook)(mean.value, unit=UNITS[name])
+            for name, mean in total.items()
+            if isinstance(mean, Ratio)
         }
         batches = total["batches"]
         assert isinstance(batches, PerBatch)
         hat, dot, squares, per_dim, residual = batches.means.T
         tokens = batches.n[batches.n > 0]
-        values["relative_reconstruction_bias"] = Scalar(float((hat / dot).mean()), unit="ratio")
+        values["relative_reconstruction_bias"] = at_hook(float((hat / dot).mean()), unit="ratio")
         variance = squares.mean() - per_dim.mean() ** 2
-        values["explained_variance"] = Scalar(
+        values["explained_variance"] = at_hook(
             float(1 - residual.mean() / variance), unit=UNITS["explained_variance"], better="higher"
         )
-        values["mse"] = Scalar(float(np.sum(residual) / np.sum(tokens)), unit=UNITS["mse"], better="lower")
+        values["mse"] = at_hook(float(np.sum(residual) / np.sum(tokens)), unit=UNITS["mse"], better="lower")
         return values
 
 
@@ -123,6 +144,11 @@ class SAEBenchFeatures(SAELensFeatures):
             of features; 0 .. 1; no better direction.
         normalized_freq_over_1_percent, normalized_freq_over_10_percent: Σ of the densities above it / Σ of all;
             share of firings; 0 .. 1; no better direction.
+
+    Claims:
+        *: the number that SAEBench computes for these tokens in these batches, beside one that it printed; null: none,
+            since it is not tested; needs: the same rows of tokens in the same batches; 1 SAE; not: that an SAE is good
+            or better than another; use saeval's own values for that.
     """
 
     name, version = "saebench_features", 1
@@ -137,12 +163,16 @@ class SAEBenchFeatures(SAELensFeatures):
         values = super().conclude(total)
         density = total["acts"].sums[0] / total["tokens"].sums[0]
         whole = density.sum()
-        values["frac_alive"] = Scalar(float((density > 0).mean()), unit="share of features")
+        values["frac_alive"] = anywhere(float((density > 0).mean()), unit="share of features", proportion=True)
         for percent in (1, 10):
             above = density > percent / 100
             share = float(density[above].sum() / whole) if whole > 0 else 0.0
-            values[f"freq_over_{percent}_percent"] = Scalar(float(above.mean()), unit="share of features")
-            values[f"normalized_freq_over_{percent}_percent"] = Scalar(share, unit="share of firings")
+            values[f"freq_over_{percent}_percent"] = anywhere(
+                float(above.mean()), unit="share of features", proportion=True
+            )
+            values[f"normalized_freq_over_{percent}_percent"] = anywhere(
+                share, unit="share of firings", proportion=True
+            )
         return values
 
 
@@ -161,6 +191,11 @@ class SAEBenchWeights(SAELensWeights):
             array; cosine; -1 .. 1; no better direction.
         average_max_encoder_cosine_sim, average_max_decoder_cosine_sim: their means; cosine; -1 .. 1; no better
             direction.
+
+    Claims:
+        *: the number that SAEBench computes for these tokens in these batches, beside one that it printed; null: none,
+            since it is not tested; needs: the same rows of tokens in the same batches; 1 SAE; not: that an SAE is good
+            or better than another; use saeval's own values for that.
     """
 
     name, version = "saebench_weights", 1
@@ -171,5 +206,5 @@ class SAEBenchWeights(SAELensWeights):
         for name, rows in (("encoder", sae.weights["W_enc"].T), ("decoder", sae.weights["W_dec"])):
             nearest = largest_cosines(directed(rows), _ROWS)
             values[f"max_{name}_cosine_sim"] = Array(nearest.cpu().numpy(), unit="cosine")
-            values[f"average_max_{name}_cosine_sim"] = Scalar(float(nearest.mean()), unit="cosine")
+            values[f"average_max_{name}_cosine_sim"] = at_hook(float(nearest.mean()), unit="cosine")
         return values

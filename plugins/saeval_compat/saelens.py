@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +38,8 @@ UNITS = {
     "mse": "squared activation", "cossim": "cosine", "relative_reconstruction_bias": "ratio",
 }  # fmt: skip
 """Units of the norm, sparsity and variance fields."""
+at_hook = partial(Scalar, comparable="hook")
+anywhere = partial(Scalar, comparable="everywhere")
 _TINY_NORM = 1e-4
 """Input norms below this count as 1 in `l2_ratio`."""
 
@@ -73,9 +76,9 @@ class PeerDownstream(Metric):
         means = {name: mean.value for name, mean in total.items()}
         values: dict[str, Value] = {name: Scalar(estimate, unit="nats") for name, estimate in means.items()}
         kl, ce = means["kl_div_with_ablation"], means["ce_loss_with_ablation"]
-        values["kl_div_score"] = Scalar((kl - means["kl_div_with_sae"]) / kl, unit="share", better="higher")
+        values["kl_div_score"] = at_hook((kl - means["kl_div_with_sae"]) / kl, unit="share", better="higher")
         score = (ce - means["ce_loss_with_sae"]) / (ce - means["ce_loss_without_sae"])
-        values["ce_loss_score"] = Scalar(score, unit="share", better="higher")
+        values["ce_loss_score"] = at_hook(score, unit="share", better="higher")
         return values
 
 
@@ -95,6 +98,11 @@ class SAELensDownstream(PeerDownstream):
             better.
         ce_loss_score: (ce_loss_with_ablation − ce_loss_with_sae) / (ce_loss_with_ablation −
             ce_loss_without_sae); share; −∞ .. ∞; higher is better.
+
+    Claims:
+        *: the number that sae-lens computes for these tokens in these batches, beside one that it printed; null: none,
+            since it is not tested; needs: the same rows of tokens in the same batches; 1 SAE; not: that an SAE is good
+            or better than another; use saeval's own values for that.
     """
 
     name, version = "saelens_downstream", 1
@@ -176,6 +184,11 @@ class SAELensVariance(PeerVariance):
             better.
         explained_variance_legacy: token mean of 1 − ‖e‖² / ‖x − batch mean‖²; share of variance; −∞ .. 1; no
             better direction.
+
+    Claims:
+        *: the number that sae-lens computes for these tokens in these batches, beside one that it printed; null: none,
+            since it is not tested; needs: the same rows of tokens in the same batches; 1 SAE; not: that an SAE is good
+            or better than another; use saeval's own values for that.
     """
 
     name, version = "saelens_variance", 1
@@ -188,14 +201,16 @@ class SAELensVariance(PeerVariance):
 
     def conclude(self, total: dict[str, Evidence], included_spread: Spread) -> dict[str, Value]:
         means = {name: value for name, value in total.items() if isinstance(value, Ratio)}
-        values: dict[str, Value] = {n: Scalar(mean.value, unit=UNITS[n]) for n, mean in means.items()}
+        values: dict[str, Value] = {
+            n: (anywhere if n == "l0" else at_hook)(mean.value, unit=UNITS[n]) for n, mean in means.items()
+        }
         variance = included_spread.around(included_spread.mean)
         fvu = Ratio(means["mse"].numerator, variance, included_spread.n).value
-        values["explained_variance"] = Scalar(1 - fvu, unit=UNITS["explained_variance"], better="higher")
+        values["explained_variance"] = at_hook(1 - fvu, unit=UNITS["explained_variance"], better="higher")
         bias = total["bias"]
         assert isinstance(bias, PerBatch)
         ratio = float((bias.means[:, 0] / bias.means[:, 1]).mean())
-        values["relative_reconstruction_bias"] = Scalar(ratio, unit=UNITS["relative_reconstruction_bias"])
+        values["relative_reconstruction_bias"] = at_hook(ratio, unit=UNITS["relative_reconstruction_bias"])
         return values
 
 

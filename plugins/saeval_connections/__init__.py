@@ -44,7 +44,7 @@ def saeval_reports() -> list[Report]:
 def saeval_check(plan: Plan) -> list[Problem]:
     """Refuse connections of groups that are not an earlier and a later SAE, and near-duplicates of one SAE."""
     problems = []
-    for cell in plan.cells:
+    for cell in (c for c in plan.cells if "twin" not in c.record):
         group, message = f"metric '{cell.metric.name}': group '{cell.entry.over}'", None
         if cell.metric.name == "feature_connections":
             message = _problem(cell.subjects)

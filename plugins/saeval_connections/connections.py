@@ -78,7 +78,9 @@ class FeatureConnections(Metric):
     Ablated are the `ablated` features with the strongest edges by direct, block and data in turn. Strength = |edge| ·
     mean activation of the earlier feature / mean activation of the later one, where they fire. Agreement compares two
     ways over all later features, source by source: Spearman's ρ of signed strengths, and the share of the `top`
-    strongest edges by one way that are among the `top` by the other. Its errors are over the ablated features.
+    strongest edges by one way that are among the `top` by the other. Its errors are over the ablated features. Its null
+    is the same agreement between one feature's edges and those of the other ablated features, since features with many
+    strong edges make any two sources alike. The twin `random(GROUP)` has untrained SAEs.
 
     Values:
         fvu_linear_*, fvu_relu_*: Σ_j SSE_j / v_j / Σ_j SST_j / v_j over the fitted later features j with the variance
@@ -100,13 +102,21 @@ class FeatureConnections(Metric):
             activation per earlier; -1 .. ∞; no better direction.
 
     Claims:
-        fvu_linear_*, fvu_relu_*: the later features are predicted better than by a constant; null: the mean on the fit
-            split; needs: 20 documents, 2 SAEs, 1 seed; not: that the earlier features cause them, or that the block
-            computes this map.
-        precision_*: two ways agree on the strongest edges of the ablated features; null: random later features; needs:
-            20 documents, 2 SAEs, 8 ablated features; not: agreement over all edges, since strong ones were chosen.
-        rank_correlation_*: two ways order the edges of the ablated features alike; null: no correlation; needs: 20
-            documents, 2 SAEs, 8 ablated features; not: that single edges are real.
+        fvu_linear_*, fvu_relu_*: the later features are predicted better than by a constant; null: 1, the FVU of the
+            mean on the fit split; needs: 20 documents, 2 SAEs, 1 seed; not: that the earlier features cause them, or
+            that the block computes this map; that trained SAEs are connected more than others, for which compare the
+            twin.
+        median_fvu_linear, median_fvu_relu: how well a typical feature is predicted; null: none, since features are not
+            a sample; needs: 10 firings of each counted feature, 2 SAEs, 1 seed; not: that a median below 1 is beyond
+            chance, or a comparison of two groups.
+        precision_*: two ways agree on the strongest edges of an ablated feature; null: edges of other ablated features,
+            by a t test over them; needs: 20 documents, 2 SAEs, 8 ablated features; not: agreement over all features,
+            since those with strong edges were chosen, or that single edges are real.
+        rank_correlation_*: two ways order the edges of an ablated feature alike; null: edges of other ablated features,
+            by a t test over them; needs: 20 documents, 2 SAEs, 8 ablated features; not: agreement over all features, or
+            that single edges are real.
+        resumes: the cost of the interventions; null: none, since it is a count; needs: 2 SAEs; not: anything about the
+            SAEs.
 
     Source: Marks et al. 2024 (effects of features with the error kept); Pati et al. 1993 (orthogonal matching pursuit).
     """
@@ -149,6 +159,7 @@ class FeatureConnections(Metric):
         feature_maps: Maps,
         strongest_edges: Edges,
         earlier_resume: Resume,
+        earlier_decoder: Float[Tensor, "d_sae_1 d_x"],
         batch: Batch,
         spelling: Callable[[Sequence[int]], list[str]],
     ) -> dict[str, Evidence]:
@@ -156,7 +167,7 @@ class FeatureConnections(Metric):
             **_held_out(feature_maps, feature_acts, mask),
             "effects": Effects.of(
                 strongest_edges, sae, encoding[0], feature_acts, activations[0], mask, token_keys, earlier_resume,
-                (hook_name[0], input_hook[1]),
+                (hook_name[0], input_hook[1]), earlier_decoder,
             ),
         }  # fmt: skip
         if self.contexts:
@@ -169,7 +180,7 @@ class FeatureConnections(Metric):
         effects: Effects = total["effects"]
         values = self._fvu(total["fvu"], total["held_out"], feature_maps)
         values |= self._agreement(effects, strongest_edges)
-        values["resumes"] = Scalar(float(effects.resumes), unit="passes")
+        values["resumes"] = Scalar(float(effects.resumes), unit="passes", comparable="everywhere")
         values["edges"] = _edge_table(effects, strongest_edges)
         if self.contexts:
             lines = []
@@ -191,15 +202,16 @@ class FeatureConnections(Metric):
                 values[f"fvu_{map_.name}"] = Scalar.undefined(reason, unit=unit, better="lower")
             else:
                 estimate = fvu[m].value
-                values[f"fvu_{map_.name}"] = Scalar(estimate, unit=unit, better="lower", null=null)
+                values[f"fvu_{map_.name}"] = Scalar(estimate, unit=unit, better="lower", comparable="hook", null=null)
                 curves[kind][0].append(map_.W.nnz / max(int(maps.alive[1].sum()), 1))
                 curves[kind][1].append(estimate)
             if map_.level == self.levels[-1]:
                 own = np.where(defined, held_out.error[m] / np.where(defined, held_out.around, 1.0), np.nan)
                 median = float(np.median(own[defined])) if defined.any() else None
-                reason = None if defined.any() else "no feature has a FVU of its own"
-                count = int(defined.sum())
-                values[f"median_fvu_{kind}"] = Scalar(median, unit=unit, better="lower", n=count, reason=reason)
+                why = None if defined.any() else "no feature has a FVU of its own"
+                values[f"median_fvu_{kind}"] = Scalar(
+                    median, unit=unit, better="lower", n=int(defined.sum()), reason=why, comparable="hook"
+                )
                 values[f"fvu_{kind}"] = Array(own, unit)
         for kind, (x, y) in curves.items():
             if x:
@@ -212,34 +224,33 @@ class FeatureConnections(Metric):
         return {**values, "W_sources": Array(sources), "W_weights": Array(weights)}
 
     def _agreement(self, effects: Effects, edges: Edges) -> dict[str, Value]:
-        from scipy.stats import spearmanr, ttest_1samp  # late: listings do not need it
-
         alive = edges.scale.any(0)
         intervention = effects.per_unit
         ran = np.isfinite(intervention[:, 0])
         strengths = {"intervention": (intervention * edges.scale)[ran][:, alive]}
         strengths |= {way: (rows * edges.scale)[ran][:, alive] for way, rows in edges.values.items()}
-        top = min(self.top, int(alive.sum()))
-        chance = top / max(int(alive.sum()), 1)
         values: dict[str, Value] = {}
         for pair in AGREEMENTS:
-            for name, unit, null in (
-                ("rank_correlation", "correlation", Null("no correlation", above="ordered alike more than under")),
-                ("precision", "share of edges", Null("random features", chance, above="more precise than")),
+            for name, unit, above in (
+                ("rank_correlation", "correlation", "ordered more alike than"),
+                ("precision", "share of edges", "more precise than"),
             ):
                 title = f"{name}_{_pair(*pair)}"
                 if pair[0] not in strengths:
                     reason = "the decoder and the encoder have different widths, so there is no direct edge"
                     values[title] = Scalar.undefined(reason, unit=unit, better="higher")
                     continue
-                numbers = []
-                for a, b in zip(strengths[pair[0]], strengths[pair[1]], strict=True):
-                    if name == "rank_correlation" and np.ptp(a) > 0 and np.ptp(b) > 0:
-                        numbers.append(float(spearmanr(a, b).statistic))
-                    elif name == "precision" and a.any() and b.any():
-                        numbers.append(len(_strongest(a, top) & _strongest(b, top)) / len(_strongest(a, top)))
-                values[title] = _over_features(numbers, unit, null, ttest_1samp)
+                first, second = (strengths[way] for way in pair)
+                alike = _rank_correlations(first, second) if name == "rank_correlation" else self._shared(first, second)
+                values[title] = _over_features(alike, unit, above)
         return values
+
+    def _shared(self, first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
+        """The share of each source's `top` strongest edges by one way that are among each one's by another."""
+        tops = [_strongest(rows, self.top) for rows in (first, second)]
+        counts = [top.sum(1) for top in tops]
+        defined = (counts[0][:, None] > 0) & (counts[1] > 0)
+        return np.where(defined, tops[0].astype(float) @ tops[1].T / np.maximum(counts[0], 1)[:, None], np.nan)
 
 
 def _held_out(
@@ -282,24 +293,44 @@ def _shown(edges: Edges) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "m"]]:
     return edges.sources[np.unique(first[:, 0])], np.unique(first[:, 1])
 
 
-def _strongest(strengths: Float[np.ndarray, "d"], top: int) -> set[int]:
-    order = np.argsort(-np.abs(strengths), kind="stable")[:top]
-    return {int(j) for j in order if strengths[j] != 0}
+def _strongest(strengths: Float[np.ndarray, "n d"], top: int) -> Bool[np.ndarray, "n d"]:
+    """True for the `top` strongest edges of each row that are not 0."""
+    ranks = (-np.abs(strengths)).argsort(1, kind="stable").argsort(1, kind="stable")
+    return np.asarray((ranks < top) & (strengths != 0))
 
 
-def _over_features(numbers: Sequence[float], unit: str, null: Null, test: Callable[..., Any]) -> Scalar:
-    """The mean over ablated features, with its error over them."""
-    if not numbers:
-        return Scalar.undefined("no ablated feature fires on the evaluated tokens", unit=unit, better="higher")
-    mean, n = float(np.mean(numbers)), len(numbers)
-    deviation = float(np.std(numbers, ddof=1)) if n > 1 else 0.0
+def _rank_correlations(first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
+    """Spearman's ρ of each row with each; NaN for a row of equal numbers."""
+    from scipy.stats import rankdata  # late: listings do not need it
+
+    ranks = [rankdata(rows, axis=1) for rows in (first, second)]
+    centred = [rank - rank.mean(1, keepdims=True) for rank in ranks]
+    norms = [np.linalg.norm(rank, axis=1) for rank in centred]
+    below = norms[0][:, None] * norms[1]
+    return np.where(below > 0, centred[0] @ centred[1].T / np.where(below > 0, below, 1.0), np.nan)
+
+
+def _over_features(alike: Float[np.ndarray, "n n"], unit: str, above: str) -> Scalar:
+    """The mean agreement of a source with itself, its error over sources, and its null, that with other sources."""
+    from scipy.stats import ttest_1samp  # late: as above
+
+    defined = np.flatnonzero(np.isfinite(np.diag(alike)))
+    n, own = len(defined), np.diag(alike)[defined]
+    if not n:
+        return Scalar.undefined("no ablated feature has edges by both ways", unit=unit, better="higher")
+    mean = float(own.mean())
+    deviation = float(np.std(own, ddof=1)) if n > 1 else 0.0
     if not deviation:
-        return Scalar(mean, unit=unit, better="higher", n=n)
-    result = test(numbers, null.value, alternative="greater")
-    interval = test(numbers, null.value).confidence_interval(0.95)
-    null = dataclasses.replace(null, p=float(result.pvalue))
-    ci95 = (float(interval.low), float(interval.high))
-    return Scalar(mean, unit=unit, better="higher", n=n, stderr=deviation / math.sqrt(n), ci95=ci95, null=null)
+        return Scalar(mean, unit=unit, better="higher", n=n, comparable="hook")
+    between = alike[np.ix_(defined, defined)]
+    others = (between.sum(0) + between.sum(1) - 2 * own) / (2 * (n - 1))
+    p = float(ttest_1samp(own - others, 0.0, alternative="greater").pvalue)
+    null = Null("edges of other features", float(others.mean()), above=above, p=p if math.isfinite(p) else 1.0)
+    low, high = ttest_1samp(own, 0.0).confidence_interval(0.95)
+    return Scalar(
+        mean, unit=unit, better="higher", n=n, stderr=deviation / math.sqrt(n), ci95=(float(low), float(high)),
+        comparable="hook", null=null,
+    )  # fmt: skip
 
 
 def _edge_table(effects: Effects, edges: Edges) -> Table:

@@ -58,9 +58,11 @@ class NearDuplicates(Metric):
             arrays; feature number, cosine or Jaccard index; -1 .. d_sae; no better direction.
 
     Claims:
-        decoder_share, cofiring_share, both_share: a share of the later features repeats earlier ones; null: the floor
-            beside it; needs: 1 document, 2 SAEs, 1 seed; not: that the model copies the feature, or that the others
-            are new.
+        decoder_share, cofiring_share, both_share: a share of the later features repeats earlier ones; null: none is
+            tested; compare the floor beside it; needs: 10 firings of each counted feature, 2 SAEs, 1 seed; not: that
+            the model copies the feature, or that the others are new.
+        decoder_floor, cofiring_floor: nothing on its own; null: is one itself; needs: 2 SAEs; not: a comparison of
+            floors at different numbers of features.
 
     Source: decoder cosine and co-firing as in Bricken et al. 2023.
     """
@@ -94,7 +96,8 @@ class NearDuplicates(Metric):
                 raise Undefined(f"no feature of '{name}' fires {self.alive_firings} times on the fit split")
         arrays: dict[str, Value] = {}
         columns = ["earlier", "later", "features", *self.value_names]
-        rows, duplicates = [], []
+        rows: list[tuple[str, str, int, list[float | None]]] = []
+        duplicates: list[tuple[str, str, int, int, float, float, int]] = []
         for a, b in itertools.combinations(range(len(members)), 2):
             first, second = members[a], members[b]
             decoders = W_dec[a][first.alive], W_dec[b][second.alive]
@@ -113,26 +116,27 @@ class NearDuplicates(Metric):
                 partners[second.alive], cosines[second.alive] = first.alive[points.partner], points.value
                 arrays |= {f"partners_{a}_{b}": Array(partners), f"cosines_{a}_{b}": Array(cosines)}
                 for k in np.argsort(-points.value, kind="stable")[: self.shown]:
-                    pair = [subject_name[a], subject_name[b], int(first.alive[points.partner[k]]), int(second.alive[k])]
-                    same = bool(points.partner[k] == fires.partner[k])
-                    duplicates.append([*pair, float(points.value[k]), float(fires.value[k]), int(same)])
+                    same = int(points.partner[k] == fires.partner[k])
+                    similar = float(points.value[k]), float(fires.value[k])
+                    pair = int(first.alive[points.partner[k]]), int(second.alive[k])
+                    duplicates.append((subject_name[a], subject_name[b], *pair, *similar, same))
             shifted = list(first.shifted(self.seed, self.draws))
             numbers[4] = _mean([float((_best_jaccard(m, second).value >= self.jaccard).mean()) for m in shifted])
             jaccards = np.full(len(W_dec[b]), np.nan)
             jaccards[second.alive] = fires.value
             arrays[f"jaccards_{a}_{b}"] = Array(jaccards)
-            rows.append([subject_name[a], subject_name[b], len(second.alive), *numbers])
+            rows.append((subject_name[a], subject_name[b], len(second.alive), numbers))
         values: dict[str, Value] = {}
         for at, name in enumerate(self.value_names):
-            defined = [row[3 + at] for row in rows if row[3 + at] is not None]
-            reason = "no pair has it: decoders of different widths, one document, or no draws"
+            defined = [number for *_, numbers in rows if (number := numbers[at]) is not None]
             unit, mean = "share of features", _mean(defined)
-            values[name] = Scalar(mean, unit=unit, n=len(defined), reason=None if defined else reason)
+            why = None if defined else "no pair has it: decoders of different widths, one document, or no draws"
+            values[name] = Scalar(mean, unit=unit, n=len(defined), reason=why, comparable="hook")
         listed = ["earlier", "later", "earlier_feature", "later_feature", "cosine", "best_jaccard", "same_partner"]
         duplicates.sort(key=lambda row: -row[4])
         return {
             **values,
-            "pairs": Table(columns, rows),
+            "pairs": Table(columns, [[*pair, *numbers] for *pair, numbers in rows]),
             "duplicates": Table(listed, duplicates[: self.shown]),
             **arrays,
         }

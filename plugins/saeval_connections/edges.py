@@ -92,7 +92,7 @@ def strongest_edges(
     values = {way: rows(way, sources) for way in ways}
     scale = sizes[0][sources][:, None] * sizes[1]
     by_pair: dict[tuple[int, int], list[str]] = {}
-    firsts = set()
+    firsts: set[tuple[int, int]] = set()
     for way in ways:
         strength = np.abs(values[way]) * scale
         order = np.argsort(-strength, axis=1, kind="stable")[:, :edges]

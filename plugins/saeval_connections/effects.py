@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt64
 from saeval.plugin import Encoding, Evidence, Ratio, Resume, SaevalError, Stamp, Substitute, torch
 from saeval_connections.edges import Edges
 from saeval_reward.ablation import Ablations
+from saeval_reward.integration import Reference
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +45,7 @@ class Effects(Evidence):
         token_keys: UInt64[np.ndarray, "batch seq"],
         resume: Resume,
         hook_names: tuple[str, str],
+        W_dec: Float[Tensor, "d_sae_1 d_x"],
     ) -> Effects:
         """Ablate each source wherever it fires in the mask, run to the later hook, and encode with the later SAE.
 
@@ -54,7 +56,8 @@ class Effects(Evidence):
         acts, fires = np.zeros((len(mask), count)), np.zeros((len(mask), count), np.int64)
         resumes = 0
         members = {str(n): edges.sources[n : n + 1] for n in range(count)}
-        ablations = Ablations(saes[0], encoding, activations, token_keys, members)
+        at_zero = Reference(*torch.zeros(3, 1))
+        ablations = Ablations(saes[0], encoding, activations, token_keys, members, at_zero, W_dec)
         for n, source in enumerate(edges.sources):
             f1 = feature_acts[0][..., int(source)] * mask
             inside = f1 != 0
@@ -89,8 +92,8 @@ class Effects(Evidence):
             np.add.at(total, stamp.clusters, rows)
             return total
 
-        by_document = {name: scattered(getattr(self, name)) for name in ("acts", "fires", "edges")}
-        return dataclasses.replace(self, **by_document)
+        sums = {"acts": scattered(self.acts), "fires": scattered(self.fires), "edges": scattered(self.edges)}
+        return Effects(self.change, **sums, resumes=self.resumes)
 
     def edge(self, e: int, source: int) -> Ratio:
         """Change of the later feature per unit of the source, with the sums of each document."""

@@ -197,11 +197,11 @@ def _fitted(F1: csc_array, F2: csc_array, chosen: Int[np.ndarray, "d_sae_2 most"
                 plain[level, relu][1][j] = b
             counts[level][j + 1] = k
     maps = []
-    for (level, relu), (weights, b) in plain.items():
+    for (level, relu), (weights, intercepts) in plain.items():
         starts = np.cumsum(counts[level])
         indices = np.concatenate([np.zeros(0, np.int64), *(chosen[j][: counts[level][j + 1]] for j in range(d_2))])
         data = np.concatenate([np.zeros(0), *weights])
-        maps.append(Map(level, relu, csr_array((data, indices, starts), shape=(d_2, d_1)), b))
+        maps.append(Map(level, relu, csr_array((data, indices, starts), shape=(d_2, d_1)), intercepts))
     return maps
 
 
@@ -266,5 +266,5 @@ def predicted(map_: Map, F1: Float[torch.Tensor, "tokens d_sae_1"]) -> Float[tor
     W = map_.W.tocoo()
     index = torch.from_numpy(np.stack([W.row, W.col]).astype(np.int64))
     weights = torch.sparse_coo_tensor(index, torch.from_numpy(W.data).to(F1.dtype), W.shape, check_invariants=False)
-    values = torch.sparse.mm(weights.to(F1.device), F1.T).T + torch.from_numpy(map_.b).to(F1)
+    values: torch.Tensor = torch.sparse.mm(weights.to(F1.device), F1.T).T + torch.from_numpy(map_.b).to(F1)
     return values.clamp_min(0) if map_.relu else values

@@ -93,7 +93,7 @@ class CrossMoments(Evidence):
         covariance = self.xx / n - np.outer(mean, mean)
         ridge = 1e-6 * np.trace(covariance) / len(mean)
         across = self.yx / n - np.outer(self.y / n, mean)
-        return np.linalg.lstsq(covariance + ridge * np.eye(len(mean)), across.T, rcond=None)[0].T
+        return np.asarray(np.linalg.lstsq(covariance + ridge * np.eye(len(mean)), across.T, rcond=None)[0].T)
 
 
 @fold

@@ -27,9 +27,10 @@ _TEXT = (
 
 
 def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
-    """The report of every cell of `feature_connections`, by file name."""
+    """The report of every cell of `feature_connections` but those of twins, by file name."""
     files: dict[str, bytes | str] = {}
-    for result in (r for r in results if r.cell["metric"] == "feature_connections" and r.status == "ok"):
+    own = [r for r in results if r.cell["metric"] == "feature_connections" and "twin" not in r.cell]
+    for result in (r for r in own if r.status == "ok"):
         stem = escapes.file_name(f"{result.metric}-{result.cell['over']}".replace("_", "-"))
         title = f"Connections from {' to '.join(_names(result))}"
         files[f"{stem}-graph.png"] = png(graph(result))

@@ -68,7 +68,7 @@ class Pairs(Source):
             raise SaevalError(f"data '{self.name}' has no fit split; set aside a share, as in 'fit_share: 0.1'")
         if self.recorded == (tokenizer is not None):
             raise SaevalError(f"data '{self.name}': {_BOTH if self.recorded else _NEITHER}")
-        chosen = [p for p in self._pairs if (hash_share(p.cluster) < self.fit_share) == (split == "fit")]
+        chosen = [p for p in self._pairs if (hash_share(f"fit {p.cluster}") < self.fit_share) == (split == "fit")]
         keys = hashed(_ORDER, self.seed, np.array([p.row for p in chosen], dtype=np.int64))
         left_out: Counter[str] = Counter()
         not_doubled: Counter[str] = Counter()

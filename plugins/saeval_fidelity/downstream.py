@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from saeval.plugin import (
     Better,
     Capture,
+    Comparable,
     Curve,
     Evidence,
     Mean,
@@ -82,6 +83,13 @@ class DownstreamReconstruction(Metric):
             variance; ≥ 0; lower is better.
         mse_by_layer, mse_last: token mean of ‖y_l − y'_l‖²; squared activation; ≥ 0; lower is better.
         cosine_by_layer, cosine_last: token mean of y_l·y'_l / ‖y_l‖‖y'_l‖; cosine; -1 .. 1; higher is better.
+
+    Claims:
+        fvu_last, mse_last, cosine_last: this SAE's error leaves the model's last residual stream nearer to the clean
+            one than another SAE's or control's error; null: a paired difference of 0 to another SAE or to a control of
+            the same model; needs: 20 effective documents; 1 SAE each; 4 seeds each for a claim about a training method;
+            not: that the predictions are the same; with 'layers', a comparison of hooks, since the last stream compared
+            then differs.
     """
 
     name, version = "downstream_reconstruction", 1
@@ -122,9 +130,10 @@ class DownstreamReconstruction(Metric):
             ("mse", "squared activation", "lower"),
             ("cosine", "cosine", "higher"),
         ]
+        last: Comparable = "hook" if self.layers else "model"  # without `layers`, every hook has the same last stream
         values: dict[str, Value] = {}
         for name, unit, better in measures:
             estimates = [total[f"{name}_{layer}"].value for layer in layers]
-            values[f"{name}_last"] = Scalar(estimates[-1], unit=unit, better=better)
+            values[f"{name}_last"] = Scalar(estimates[-1], unit=unit, better=better, comparable=last)
             values[f"{name}_by_layer"] = Curve(layers, estimates, "layer", unit, better)
         return values

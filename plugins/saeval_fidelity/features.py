@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from saeval.plugin import Curve, Evidence, Fired, Mean, Metric, Moments, Quantiles, Scalar, Table, Value, torch
+from saeval.plugin import Better, Curve, Evidence, Fired, Mean, Metric, Moments, Quantiles, Scalar, Table, Value, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,14 @@ class L0(Metric):
             direction.
         by_position: mean of that count at each position of the context, a curve; features; 0 .. d_sae; no better
             direction.
+
+    Claims:
+        l0: this SAE uses more or fewer features per token than another; null: a paired difference of 0 to another SAE;
+            needs: 20 effective documents; 1 SAE each; 4 seeds each for a claim about a training method; not: that fewer
+            features are more interpretable.
+        l0_p5, l0_p50, l0_p95: how the number of features per token varies over tokens; null: none, since quantiles of
+            counts move in steps and are not tested; needs: 20 effective documents; 1 SAE; not: that two SAEs differ,
+            from these quantiles alone.
 
     Source: Bricken et al. 2023.
     """
@@ -45,11 +53,13 @@ class L0(Metric):
 
     def conclude(self, total: dict[str, Any]) -> dict[str, Value]:
         unit = "features"
-        quantiles = {f"l0_p{q}": total["counts"].scalar(q / 100, unit=unit) for q in (5, 50, 95)}
+        quantiles = {
+            f"l0_p{q}": total["counts"].scalar(q / 100, unit=unit, comparable="everywhere") for q in (5, 50, 95)
+        }
         tokens = total["tokens"].sum
         seen = np.flatnonzero(tokens)
         curve = Curve(seen.tolist(), (total["by_position"].sum[seen] / tokens[seen]).tolist(), "position", unit)
-        return {"l0": Scalar(total["l0"].value, unit=unit), **quantiles, "by_position": curve}
+        return {"l0": Scalar(total["l0"].value, unit=unit, comparable="everywhere"), **quantiles, "by_position": curve}
 
 
 class Density(Metric):
@@ -65,6 +75,14 @@ class Density(Metric):
             features; 0 .. 1; no better direction.
         histogram: features by log10 density_j in bins of 0.5 from -8, dead ones left out, a table; features; 0 ..
             d_sae; no better direction.
+
+    Claims:
+        dead, frac_dead: these features did not fire on N tokens of this text; null: none, since features are not a
+            sample; needs: 1 SAE; the same N for two SAEs, and N large against 1 / the density that matters; not: that
+            they never fire; a standard error over features, which are not independent.
+        frac_above_1pct, frac_above_10pct: the share of this SAE's features that are dense on this text; null: none,
+            since features are not a sample; needs: 1 SAE; the same N for two SAEs; not: that dense features are
+            uninterpretable.
 
     Source: Bricken et al. 2023 (feature density).
     """
@@ -85,10 +103,21 @@ class Density(Metric):
             ["log10_density_from", "log10_density_to", "features"],
             [[float(a), float(b), int(c)] for a, b, c in zip(edges, edges[1:], counts, strict=False)],
         )
+
+        def share(features: np.ndarray, better: Better = None) -> Scalar:
+            return Scalar(
+                float(features.mean()),
+                unit="share of features",
+                better=better,
+                n=n,
+                proportion=True,
+                comparable="everywhere",
+            )
+
         return {
-            "dead": Scalar(float((density == 0).sum()), unit="features", better="lower", n=n),
-            "frac_dead": Scalar(float((density == 0).mean()), unit="share of features", better="lower", n=n),
-            "frac_above_1pct": Scalar(float((density > 0.01).mean()), unit="share of features", n=n),
-            "frac_above_10pct": Scalar(float((density > 0.1).mean()), unit="share of features", n=n),
+            "dead": Scalar(float((density == 0).sum()), unit="features", better="lower", n=n, comparable="everywhere"),
+            "frac_dead": share(density == 0, "lower"),
+            "frac_above_1pct": share(density > 0.01),
+            "frac_above_10pct": share(density > 0.1),
             "histogram": histogram,
         }

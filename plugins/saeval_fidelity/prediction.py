@@ -35,6 +35,19 @@ class CrossEntropy(Metric):
         recovered: (ce_ablated − ce_sae) / (ce_ablated − ce_clean), its error given μ; share; −∞ .. ∞, 1 is
             perfect; higher is better.
 
+    Claims:
+        ce_clean, ce_ablated: the two ends of the scale of recovered; null: none, since they are the same for all SAEs
+            of a hook; needs: 20 effective documents; not: anything about an SAE.
+        ce_sae, delta_ce: splicing in this SAE costs less or more of the model's loss on this text than another SAE or
+            control; null: a paired difference of 0 to another SAE or to a control of the same model; needs: 20
+            effective documents; 1 SAE each; 4 seeds each for a claim about a training method; not: that an SAE without
+            detectable cost captures everything the model uses; a cost on other text; that an SAE is better for another
+            reason than a higher L0, if their L0 differs.
+        recovered: this SAE recovers more of the loss that the ablation costs at this hook than another; null: a paired
+            difference of 0 to another SAE or to a control at the same hook; needs: 20 effective documents; 1 SAE each;
+            4 seeds each for a claim about a training method; not: that a value near 1 is good without its parts, since
+            a bad ablation makes every SAE look good; a comparison of hooks or of ablations.
+
     Source: Bricken et al. 2023 (loss recovered).
     """
 
@@ -86,6 +99,25 @@ class KLDivergence(Metric):
         kl_p50, kl_p95, kl_p99: quantiles of KL(p‖q) over tokens; nats; ≥ 0; no better direction.
         top1_agreement: share of tokens with argmax p = argmax q; share of tokens; 0 .. 1; higher is better.
 
+    Claims:
+        kl_sae: splicing in this SAE changes the predictions less or more than another SAE or control does; null: a
+            paired difference of 0 to another SAE or to a control of the same model; needs: 20 effective documents; 1
+            SAE each; 4 seeds each for a claim about a training method; not: that the change is harmful, since KL also
+            counts changes that lower the loss.
+        kl_ablated: the size of the ablation's effect; null: none, since it is the same for all SAEs of a hook; needs:
+            20 effective documents; not: anything about an SAE.
+        kl_score: this SAE keeps more of the predictions than another, relative to the ablation at this hook; null: a
+            paired difference of 0 to another SAE or to a control at the same hook; needs: 20 effective documents; 1 SAE
+            each; 4 seeds each for a claim about a training method; not: a comparison of hooks or of ablations.
+        kl_p50, kl_p95, kl_p99: typical and worst tokens are affected more or less than by another SAE; null: a paired
+            difference of 0 to another SAE or to a control of the same model; needs: 48 documents; 1 SAE each; 4 seeds
+            each for a claim about a training method; not: that an error is harmful throughout, if only a high quantile
+            differs.
+        top1_agreement: the most likely next token stays the same on more or fewer tokens than with another SAE; null: a
+            paired difference of 0 to another SAE or to a control of the same model; needs: 20 effective documents; 1
+            SAE each; 4 seeds each for a claim about a training method; not: that the predictions are the same; that 1
+            on few documents is certain (the interval says how far it may be from 1).
+
     Source: Braun et al. 2024 (KL of the spliced model).
     """
 
@@ -116,7 +148,9 @@ class KLDivergence(Metric):
             "kl_ablated": Scalar(ablated, unit="nats"),
             "kl_score": _share(ablated - sae, ablated, "kl_ablated"),
             **quantiles,
-            "top1_agreement": Scalar(total["agreement"].value, unit="share of tokens", better="higher"),
+            "top1_agreement": Scalar(
+                total["agreement"].value, unit="share of tokens", better="higher", proportion=True
+            ),
         }
 
 
@@ -127,5 +161,5 @@ def _share(part: Estimate, whole: Estimate, name: str) -> Scalar:
     elif whole.value <= 2 * (whole.stderr or 0.0):
         reason = f"{name} is {formatting.with_error(whole.value, whole.stderr)}, not clearly above 0"
     else:
-        return Scalar(part / whole, unit="share", better="higher")
+        return Scalar(part / whole, unit="share", better="higher", comparable="hook")
     return Scalar.undefined(reason, unit="share", better="higher")

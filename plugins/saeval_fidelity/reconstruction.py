@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float
@@ -31,6 +32,19 @@ class Reconstruction(Metric):
         error_norm: token mean of ‖e‖; activation; ≥ 0; lower is better.
         without_direction: tokens with ‖x‖ = 0 or ‖x̂‖ = 0, left out of cosine; tokens; ≥ 0; no better
             direction.
+
+    Claims:
+        explained_variance, fvu, mse, mse_per_dim, error_norm: this SAE reconstructs the activations of this hook better
+            than another SAE or control; null: a paired difference of 0 to another SAE or to a control at the same hook;
+            needs: 20 effective documents; 1 SAE each; 4 seeds each for a claim about a training method; not: that the
+            model computes the same with the reconstruction; that an SAE at another hook is better or worse, since the
+            scale and the shape of activations differ.
+        cosine, norm_ratio, reconstruction_bias: the reconstruction's angle or length deviates more or less than another
+            SAE's; null: a paired difference of 0 to another SAE or to a control at the same hook; needs: 20 effective
+            documents; 1 SAE each; 4 seeds each for a claim about a training method; not: a comparison of hooks; that a
+            high cosine is an achievement where the control mean has it too.
+        without_direction: so many tokens were left out of cosine; null: none, since it is a count; needs: 1 SAE; not:
+            anything about the tokens that were left out.
 
     Source: fvu is the normalised MSE of Gao et al. 2024.
     """
@@ -71,20 +85,21 @@ class Reconstruction(Metric):
         variance = activation_spread.around(activation_mean.numpy())
         fvu = Ratio(total["mse"].numerator, variance, activation_spread.n).value
         undirected = total["without_direction"]
-        excluded = Scalar(float(undirected.numerator.sum()), unit="tokens", n=int(undirected.n.sum()))
+        at_hook = partial(Scalar, comparable="hook")
+        excluded = at_hook(float(undirected.numerator.sum()), unit="tokens", n=int(undirected.n.sum()))
         nothing = "every token's reconstruction or activation is zero"
         return {
-            "explained_variance": Scalar(1 - fvu, unit="share of variance", better="higher"),
-            "fvu": Scalar(fvu, unit="share of variance", better="lower"),
-            "mse": Scalar(total["mse"].value, unit="squared activation", better="lower"),
-            "mse_per_dim": Scalar(total["mse_per_dim"].value, unit="squared activation per dimension", better="lower"),
-            "cosine": Scalar(total["cosine"].value, unit="cosine", better="higher")
+            "explained_variance": at_hook(1 - fvu, unit="share of variance", better="higher"),
+            "fvu": at_hook(fvu, unit="share of variance", better="lower"),
+            "mse": at_hook(total["mse"].value, unit="squared activation", better="lower"),
+            "mse_per_dim": at_hook(total["mse_per_dim"].value, unit="squared activation per dimension", better="lower"),
+            "cosine": at_hook(total["cosine"].value, unit="cosine", better="higher")
             if total["cosine"].n.sum()
             else Scalar.undefined(nothing, unit="cosine", better="higher"),
-            "norm_ratio": Scalar(total["norm_ratio"].value, unit="ratio"),
-            "reconstruction_bias": Scalar(total["bias"].value, unit="ratio")
+            "norm_ratio": at_hook(total["norm_ratio"].value, unit="ratio"),
+            "reconstruction_bias": at_hook(total["bias"].value, unit="ratio")
             if total["bias"].denominator.sum()
             else Scalar.undefined("Σx·x̂ is 0", unit="ratio"),
-            "error_norm": Scalar(total["error_norm"].value, unit="activation", better="lower"),
+            "error_norm": at_hook(total["error_norm"].value, unit="activation", better="lower"),
             "without_direction": excluded,
         }

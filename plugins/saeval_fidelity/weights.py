@@ -37,6 +37,19 @@ class Weights(Metric):
         b_dec_norm: ‖b_dec‖; activation; ≥ 0; no better direction.
         without_direction: #{j : ‖e_j‖ = 0 or ‖d_j‖ = 0}; features; 0 .. d_sae; no better direction.
 
+    Claims:
+        encoder_decoder_cosine, encoder_decoder_cosine_p*: how far encoder and decoder directions agree; null: none; 1
+            for tied weights; needs: 1 SAE; 4 seeds for a training method; not: that features are good or interpretable.
+        max_decoder_cosine, max_decoder_cosine_p50: features have nearer neighbours than in another SAE of the same
+            width; null: the same value of the control random, which has random directions of that width; needs: 1 SAE
+            and its control random; 4 seeds for a training method; not: that near features are redundant; a comparison
+            of widths, since the maximum rises with d_sae / d.
+        decoder_norm, decoder_norm_p*, encoder_norm, encoder_norm_p*, b_enc, b_enc_p*, b_dec_norm: the scale of the
+            weights as loaded; null: none, since scales are a convention; needs: 1 SAE; not: a difference between SAEs
+            of unlike formats or normalisations, which fold scales into the weights.
+        without_direction: so many features were left out of the cosines; null: none, since it is a count; needs: 1 SAE;
+            not: that the others are used.
+
     Source: the cosines as in SAEBench (Karvonen et al. 2025), the rest is saeval's own.
     """
 
@@ -63,12 +76,12 @@ class Weights(Metric):
         values["b_dec_norm"] = (
             Scalar.undefined(_missing("b_dec"), unit="activation")
             if b_dec is None
-            else Scalar(float(b_dec.double().norm()), unit="activation")
+            else Scalar(float(b_dec.double().norm()), unit="activation", comparable="hook")
         )
         zero_rows = [_norms(rows) == 0 for rows in (encoder, decoder) if rows is not None]
         if zero_rows:
             count = float(np.logical_or.reduce(zero_rows).sum())
-            values["without_direction"] = Scalar(count, unit="features", n=len(zero_rows[0]))
+            values["without_direction"] = Scalar(count, unit="features", n=len(zero_rows[0]), comparable="everywhere")
         return values
 
 
@@ -79,7 +92,10 @@ def _summaries(
     if values is None or len(values) == 0:
         return {f"{name}{end}": Scalar.undefined(reason, unit=unit) for end in ends}
     numbers = [np.quantile(values, int(end[2:]) / 100, method="inverted_cdf") if end else values.mean() for end in ends]
-    return {f"{name}{end}": Scalar(float(x), unit=unit, n=len(values)) for end, x in zip(ends, numbers, strict=True)}
+    return {
+        f"{name}{end}": Scalar(float(x), unit=unit, n=len(values), comparable="hook")
+        for end, x in zip(ends, numbers, strict=True)
+    }
 
 
 def _missing(weight: str) -> str:

@@ -39,7 +39,7 @@ _NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale", "expected_aver
 _AS_FOUND = (
     "model_class_name", "exclude_special_tokens", "dataset_path", "normalize_activations", "apply_b_dec_to_input",
     "reshape_activations", "dtype", "sae_lens_version", "sae_lens_training_version", "training_architecture",
-    "neuronpedia_id",
+    "neuronpedia_id", "seed",
 )  # fmt: skip
 """Facts that no computation uses."""
 _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}  # before version 4

@@ -67,9 +67,9 @@ class Sparsify(FolderLoader):
         if signed and activation != "topk":
             raise SaevalError(f"{path}: 'signed' is for 'activation: topk', found '{activation}'")
         layout = TensorLayout({**_STORED, **({"W_skip": ("W_skip", "od")} if skip else {})}, pre_bias=not transcode)
-        place = folder.resolve()
-        if re.fullmatch(r"seed\d+", place.name):  # one of several SAEs of a module
-            place = place.parent
+        place, seed = folder.resolve(), None
+        if one_of_several := re.fullmatch(r"seed(\d+)", place.name):  # SAEs of a module
+            place, seed = place.parent, int(one_of_several[1])
         return Checkpoint(
             header,
             layout,
@@ -78,14 +78,17 @@ class Sparsify(FolderLoader):
             options.hook_name or place.name,
             (options.input_hook or f"{place.name}:in") if transcode else None,
             numeric=(k, activation, skip, transcode, *(["signed"] if signed else [])),
-            facts={**_run(place.parent / RUN), "k": k},
+            facts={**_run(place.parent / RUN, seed), "k": k},
             activation=AbsTopK(k) if signed else _ACTIVATIONS[activation](k),
         )
 
 
-def _run(file: Path) -> dict[str, Any]:
-    """Return the facts about model and data in a run's config."""
+def _run(file: Path, seed: int | None) -> dict[str, Any]:
+    """Return the facts about model and data in a run's config, and the seed if the run has no other."""
     config = Fields(file, json_object(file) if file.is_file() else {})
     names = {"model": "model_name", "dataset": "dataset_path", "ctx_len": "context_size"}
     facts = config.facts({"model": config.text, "dataset": None, "ctx_len": config.whole})
-    return {names[key]: value for key, value in facts.items()}
+    known = {names[key]: value for key, value in facts.items()}
+    drawn = config.values.get("init_seeds")
+    seeds = drawn if seed is None else [seed]
+    return {**known, "seed": seeds[0]} if isinstance(seeds, list) and len(seeds) == 1 else known

@@ -38,8 +38,9 @@ class PerturbationCurve(Metric):
     are perturbed one at a time. The tables have the same-token difference KL_sae − mean of K matched KLs (at
     that position, or summed over it and all later ones) in fixed bins of the SAE's cosine: mean difference in
     nats, share of tokens at which the SAE is worse, two-sided t test by document. A bin with fewer than 20
-    documents is undefined. p values are uncorrected; `saeval report` applies Holm's correction over all bins
-    and hooks of a run.
+    effective documents, or with fewer than 100 effective positions, (Σ|d|)² / Σd² of its differences d, is
+    undefined. p values are uncorrected; `saeval report` applies Holm's correction over all bins of both tables
+    and all hooks of a run.
 
     Values:
         kl: token mean of KL(clean‖perturbed) by cosine c, a curve; nats; ≥ 0; no better direction.
@@ -58,10 +59,22 @@ class PerturbationCurve(Metric):
         by_cosine, by_cosine_later: mean of KL_sae − matched KL per bin of the cosine, with its t test, a table;
             nats; −∞ .. ∞; no better direction.
 
+    Claims:
+        kl_sae, delta_ce_sae: the SAE's harm to the model's predictions; null: none, see the controls of kl and ce;
+            needs: 20 documents, 1 SAE, 1 seed; not: that its error is better or worse than noise.
+        kl_floor, delta_ce_floor: the harm of an error in scale alone, at this hook; null: none; needs: 20
+            documents, 1 SAE, 1 seed; not: a floor for SAEs with another norm ratio.
+        kl_cosine_matched, delta_ce_cosine_matched: the harm of noise of the SAE's cosine and norm; null: none;
+            needs: 20 documents, 1 SAE, 1 seed; not: a property of the hook, since it depends on the SAE's cosines.
+        ratio: the SAE's harm as a multiple of that noise's, at this hook; null: 1, tested as perturbation.difference;
+            needs: 20 documents, 1 SAE, 1 seed; not: an order of SAEs at different hooks.
+        cosine, norm_ratio: where the SAE's point stands on the curve; null: none; needs: 20 documents, 1 SAE, 1 seed;
+            not: the SAE's quality, or an order of hooks, whose activations differ in their mean.
+
     Source: saeval's own definition.
     """
 
-    name, version = "perturbation_curve", 1
+    name, version = "perturbation_curve", 3
     headline = ("kl_sae", "kl_cosine_matched", "ratio")
     value_names = (
         *(f"{kind}_{what}" for kind in ("kl", "delta_ce") for what in ("floor", "sae", "cosine_matched")),
@@ -131,7 +144,7 @@ class PerturbationCurve(Metric):
         values["ratio"] = ratio(total["kl_sae"].value, total["kl_cosine_matched"].value, moved)
         for name, unit in (("cosine", "cosine"), ("norm_ratio", "ratio")):
             values[name] = (
-                Scalar(total[name].value, unit=unit)
+                Scalar(total[name].value, unit=unit, comparable="hook")
                 if total[name].n.sum()
                 else Scalar.undefined("every token's reconstruction or activation is zero", unit=unit)
             )

@@ -9,8 +9,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from saeval.plugin import Result, escapes, figure, formatting, holm, label_log_axis, png, set_title, wrap_title
+from saeval.plugin import (
+    Result,
+    Verdict,
+    escapes,
+    figure,
+    formatting,
+    holm,
+    label_log_axis,
+    png,
+    set_title,
+    verdicts_in_words,
+    verdicts_on,
+    wrap_title,
+)
 from saeval_perturbation.bins import COLUMNS
+from saeval_perturbation.scored import NOT_TYPICAL, TAIL_EFFECT
+from saeval_perturbation.tails import SHARES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,9 +35,12 @@ VARIANTS = (
     "zero", "mean",
 )  # fmt: skip
 NULLS = {
-    "ratio": "isotropic", "ratio_cosine_matched_covariance": "covariance of activations",
-    "ratio_shuffled_error": "shuffled errors", "ratio_epsilon": "epsilon ball",
+    "": "isotropic", "_cosine_matched_covariance": "covariance of activations", "_shuffled_error": "shuffled errors",
+    "_epsilon": "epsilon ball",
 }  # fmt: skip
+"""Labels of the nulls by the endings of their values' names."""
+TAIL = SHARES[-1]
+"""Share of the tokens in a tail."""
 _NAMED = 7
 """Most SAEs per panel that the legend names."""
 
@@ -60,38 +78,86 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """KL of each subject for each variant, with ratios and percentiles, as Markdown."""
-    parts = []
+    """Verdicts and differences, percentiles, KL of each subject for each variant, and ratios, as Markdown."""
+    given = [verdict for verdict in verdicts_on(results) if verdict.column.value.startswith("difference")]
+    claims = {(v.row.name, v.row.hook_name, v.column.value): v for v in given if v.claimed}
+    parts = ["## Difference to noise: mean KL of the SAE − mean KL of the noise at the same tokens, nats per token\n"]
+    parts += [
+        _differences(results, claims),
+        *(f"- {escapes.markdown(words)}." for words in verdicts_in_words(given)),
+        "",
+    ]
+    parts += [f"- {escapes.markdown(note)}." for note in dict.fromkeys(note for r in results for note in r.notes)]
+    parts += [
+        f"\n## Ratio of the SAE's KL to the noise's without the {TAIL:.0%} of the tokens with the largest KL, for each "
+        "claim (in parentheses: share of the difference in these tokens)\n",
+        _without_tail(results, claims),
+    ]
     for title, names in (
+        ("Percentile of the SAE's KL among draws at the same token (½: like that noise)",
+         {f"percentile{ending}": label for ending, label in NULLS.items()}),
         ("KL(clean‖perturbed), nats per token", {f"kl_{v}": v for v in VARIANTS}),
-        ("Ratio of the SAE's KL to the noise's, and its percentile among draws",
-         {**NULLS, "percentile": "percentile (isotropic)"}),
+        ("Ratio of the SAE's KL to the noise's, comparable within a hook only",
+         {f"ratio{ending}": label for ending, label in NULLS.items()}),
         ("One position perturbed at a time: KL there (here), and from there on (later)",
          {f"alone_{w}_{q}": f"{w}: {q}" for w in ("here", "later") for q in ("sae", "cosine_matched", "ratio")}),
     ):  # fmt: skip
-        shown = {name: label for name, label in names.items() if any(name in r.values for r in results)}
-        if not shown:
-            continue
-        lines = [f"| subject | hook | {' | '.join(shown.values())} |", "|---" * (len(shown) + 2) + "|"]
-        for r in results:
-            cells = [_shown(r.values.get(name)) for name in shown]
-            lines.append(f"| {escapes.markdown(r.subject)} | {escapes.markdown(_hook(r))} | {' | '.join(cells)} |")
-        parts.append(f"## {title}\n\n" + "\n".join(lines) + "\n")
-    return "\n".join(parts) + "\n± one standard error, by document.\n"
+        labels = {name: label for name, label in names.items() if any(name in r.values for r in results)}
+        if labels:
+            rows = [(r, [_shown(r.values.get(name)) for name in labels]) for r in results]
+            parts += [f"\n## {title}\n", _grid(list(labels.values()), rows)]
+    return "\n".join(parts) + "\n\n± one standard error, by document.\n"
+
+
+def _differences(results: Sequence[Result], claims: Mapping[tuple[str, str, str], Verdict]) -> str:
+    """Each difference with its claim."""
+    rows = []
+    for r in (r for r in results if _kind(r) == "sae"):
+        cells = []
+        for ending in NULLS:
+            claim = claims.get((r.subject, _hook(r), f"difference{ending}"))
+            cells.append(_shown(r.values.get(f"difference{ending}")) + (f"; {_claim(claim)}" if claim else ""))
+        rows.append((r, cells))
+    return _grid(list(NULLS.values()), rows)
+
+
+def _without_tail(results: Sequence[Result], claims: Mapping[tuple[str, str, str], Verdict]) -> str:
+    """The ratio without the tokens of the largest KL, and their share of the difference, for claims."""
+    rows = []
+    for r in (r for r in results if _kind(r) == "sae"):
+        tails = r.values.get("tails", {}).get("rows", [])
+        rest = {noise: _rest(*numbers) for noise, tokens, *numbers in tails if tokens == TAIL}
+        claimed = {ending: (r.subject, _hook(r), f"difference{ending}") in claims for ending in NULLS}
+        names = {ending: ending.removeprefix("_") or "cosine_matched" for ending in NULLS}
+        rows.append((r, [rest.get(names[ending], "—") if claimed[ending] else "—" for ending in NULLS]))
+    return _grid(list(NULLS.values()), rows)
+
+
+def _rest(difference: float | None, ratio: float | None) -> str:
+    return "—" if difference is None or ratio is None else f"{ratio:.3f} ({difference:.0%})"
+
+
+def _claim(verdict: Verdict) -> str:
+    side = "more harmful" if verdict.value > 0 else "less harmful"
+    return f"{side} ({verdict.qualifier})" if verdict.qualifier else side
+
+
+def _grid(labels: Sequence[str], rows: Sequence[tuple[Result, Sequence[str]]]) -> str:
+    lines = [f"| subject | hook | {' | '.join(labels)} |", "|---" * (len(labels) + 2) + "|"]
+    lines += [f"| {escapes.markdown(r.subject)} | {escapes.markdown(_hook(r))} | {' | '.join(c)} |" for r, c in rows]
+    return "\n".join(lines) + "\n"
 
 
 def bin_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """All bins of all results, with p values corrected over bins and hooks within each of the two families."""
-    rows: list[dict[str, Any]] = []
-    for of, name in (("position", "by_cosine"), ("position and later", "by_cosine_later")):
-        family = [
-            {"subject": r.subject, "hook": _hook(r), "of": of, **dict(zip(COLUMNS, row, strict=True))}
-            for r in results
-            for row in r.values.get(name, {}).get("rows", [])
-        ]
-        for row, p in zip(family, holm([row["p"] for row in family]), strict=True):
-            row["p_holm"] = p
-        rows += family
+    """All bins of all results, with p values corrected over bins, hooks and both tables."""
+    rows = [
+        {"subject": r.subject, "hook": _hook(r), "of": of, **dict(zip(COLUMNS, row, strict=True))}
+        for of, name in (("position", "by_cosine"), ("position and later", "by_cosine_later"))
+        for r in results
+        for row in r.values.get(name, {}).get("rows", [])
+    ]
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_holm"] = p
     return rows
 
 
@@ -169,43 +235,54 @@ def _reach(result: Result) -> float:
 
 
 def ratio_chart(results: Sequence[Result]) -> Figure:
-    """The ratio by layer, one panel per null, one colour per site; above 1 the error is worse than that noise."""
-    shown = [n for n in NULLS if any(r.values.get(n, {}).get("value") for r in results)]
+    """The ratio by layer, one panel per null, one colour per site; the marker shows the verdict on the difference."""
+    shown = [ending for ending in NULLS if any(r.values.get(f"ratio{ending}", {}).get("value") for r in results)]
+    given = {(v.row.name, v.row.hook_name, v.column.value): v for v in verdicts_on(results)}
     fig = figure(3.7 * max(len(shown), 1) + 0.8, 3.8)
     axes = fig.subplots(1, max(len(shown), 1), sharey=True, squeeze=False)[0]
     sites = sorted({HookSite.of(_hook(r)).site for r in results})
     layers = sorted({HookSite.of(_hook(r)).layer for r in results})
-    for panel, name in zip(axes, shown, strict=False):
+    for panel, ending in zip(axes, shown, strict=False):
         panel.axhline(1, color="0.5", linewidth=1)
-        for index, site in enumerate(sites):
-            at_site = [
-                r for r in results if HookSite.of(_hook(r)).site == site and (r.values.get(name) or {}).get("value")
-            ]
-            _ratios(panel, at_site, name, site, f"C{index % 10}", 0.12 * (index - (len(sites) - 1) / 2))
+        for r in results:
+            place, record = HookSite.of(_hook(r)), r.values.get(f"ratio{ending}", {})
+            if record.get("value"):
+                index = sites.index(place.site)
+                x = place.layer + 0.12 * (index - (len(sites) - 1) / 2)
+                _ratio(panel, x, record, f"C{index % 10}", given.get((r.subject, _hook(r), f"difference{ending}")))
         panel.set_yscale("log")
         panel.set_xticks(layers)
         panel.set_xlabel("layer", fontsize=9)
-        panel.set_title(wrap_title(f"noise: {NULLS[name]}", 3.3, 9), fontsize=9)
+        panel.set_title(wrap_title(f"noise: {NULLS[ending]}", 3.3, 9), fontsize=9)
         panel.tick_params(labelsize=7, labelleft=True)
     label_log_axis(axes[0].yaxis)
     axes[0].set_ylabel("KL of the SAE / KL of the noise", fontsize=9)
-    axes[0].legend(fontsize=7)
-    set_title(fig, "SAE error against noise (above 1: worse than noise); bars: 95% intervals by document")
+    for index, site in enumerate(sites):
+        axes[0].plot([], [], "s", color=f"C{index % 10}", markersize=5, label=escapes.plot(site))
+    for marker, fill, label in _MARKERS.values():
+        axes[0].plot([], [], marker, color="0.3", markerfacecolor=fill or "0.3", markersize=5, label=label)
+    axes[0].legend(fontsize=6)
+    set_title(fig, "SAE error against noise at its hook (above 1: more harmful); bars: 95% intervals by document")
     return fig
 
 
-def _ratios(panel: Any, results: Sequence[Result], name: str, site: str, colour: str, shift: float) -> None:
-    """Points with their intervals, joined by a line if every layer has one SAE."""
-    if not results:
-        return
-    points = sorted((HookSite.of(_hook(r)).layer, r.values[name]["value"], r.values[name]["ci95"]) for r in results)
-    x = [layer + shift for layer, _, _ in points]
-    y = [value for _, value, _ in points]
-    reach = [(v - max(ci[0], v / 100), ci[1] - v) if ci else (0.0, 0.0) for _, v, ci in points]
-    single = len({layer for layer, _, _ in points}) == len(points)
+_MARKERS = {
+    "claimed": ("o", None, "differs (after Holm's correction)"),
+    NOT_TYPICAL: ("D", None, f"differs, {NOT_TYPICAL}"),
+    TAIL_EFFECT: ("^", None, f"differs, {TAIL_EFFECT}"),
+    "neither": ("o", "white", "cannot be told from noise"),
+}
+
+
+def _ratio(panel: Any, x: float, record: Mapping[str, Any], colour: str, verdict: Verdict | None) -> None:
+    """One point with its interval."""
+    kind = "neither" if verdict is None or not verdict.claimed else verdict.qualifier or "claimed"
+    marker, fill, _ = _MARKERS[kind]
+    value, ends = record["value"], record["ci95"]
+    reach = [[value - max(ends[0], value / 100)], [ends[1] - value]] if ends else None
     panel.errorbar(
-        x, y, yerr=list(zip(*reach, strict=True)), fmt="-o" if single else "o", color=colour, label=escapes.plot(site),
-        markersize=4, linewidth=1, capsize=2,
+        [x], [value], yerr=reach, fmt=marker, color=colour, markerfacecolor=fill or colour, markersize=5, linewidth=1,
+        capsize=2,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saeval.plugin import MAX_REPEATS, Better, Estimate, Evidence, Histogram, Mean, Scalar, TokenScores, rebound, torch
+from saeval.plugin import MAX_REPEATS, Estimate, Evidence, Histogram, Mean, Null, Scalar, TokenScores, rebound, torch
 from saeval_perturbation import noise
 
 if TYPE_CHECKING:
@@ -79,6 +80,19 @@ def percentile(kl: Float[Tensor, "batch seq"], drawn: Float[Tensor, "draws batch
     return ((drawn < kl).double().sum(0) + 0.5 * (drawn == kl).double().sum(0) + 0.5) / (len(drawn) + 1)
 
 
+EFFECTIVE_POSITIONS = 100
+"""Effective number of positions below which the errors of means over them are too small.
+
+At 100, 95% intervals of the mean of log-normal numbers cover 92% to 94% for σ of 1 and 1.5, and 87% for σ of 2.
+"""
+
+
+def effective_positions(sizes: Mean, squares: Mean) -> float:
+    """(Σ|y|)² / Σy², the effective number of positions of a mean of y; infinite if every y is 0."""
+    total = float(squares.numerator.sum())
+    return float(sizes.numerator.sum()) ** 2 / total if total > 0 else math.inf
+
+
 class Alone:
     """KL with one position perturbed at a time, stored at the perturbed position.
 
@@ -111,25 +125,74 @@ class Alone:
         for span in ("here", "later"):
             evidence[f"{span}_sae"] = Mean.of(self.sae[span], self.where)
             evidence[f"{span}_cosine_matched"] = Mean.of(self.drawn[span].mean(0), self.where)
+            evidence[f"{span}_sae_squared"] = Mean.of(self.sae[span].square(), self.where)
+            evidence[f"{span}_cosine_matched_squared"] = Mean.of(self.drawn[span].mean(0).square(), self.where)
             evidence[f"{span}_percentile"] = Mean.of(percentile(self.sae[span], self.drawn[span]), self.where)
         return evidence
 
 
-def ratio(sae: Estimate, null: Estimate, moved: float, better: Better = "lower") -> Scalar:
+def rare_positions(means: Mapping[str, Mean], span: str) -> str | None:
+    """The warning that few positions decide the means of a span, so that their errors are too small; None if not."""
+    numbers = {
+        name: effective_positions(means[f"{span}_{name}"], means[f"{span}_{name}_squared"])
+        for name in ("sae", "cosine_matched")
+    }
+    if min(numbers.values()) >= EFFECTIVE_POSITIONS:
+        return None
+    name = min(numbers, key=lambda name: numbers[name])
+    of = int(means[f"{span}_{name}"].n.sum())
+    return (
+        f"alone_{span}_ratio: alone_{span}_{name} rests on {numbers[name]:.0f} effective positions of {of}, (Σ KL)² / "
+        f"Σ KL², fewer than {EFFECTIVE_POSITIONS}; the errors leave out rarer positions of larger KL, which may change "
+        f"the ratio by several of its errors. More sequences or 'positions' help; the percentile has no such tail"
+    )
+
+
+def ratio(sae: Estimate, null: Estimate, moved: float) -> Scalar:
     """KL of the SAE / KL of its null; undefined if the SAE makes no error."""
-    if moved == 0:
-        return Scalar.undefined("x̂ = x on every token: there is no error to match", unit="ratio", better=better)
-    if null.value <= 0:
-        return Scalar.undefined(f"the noise's KL is {null.value:.3g}, not above 0", unit="ratio", better=better)
-    return Scalar(sae / null, unit="ratio", better=better)
+    if moved and null.value <= 0:
+        return Scalar.undefined(f"the noise's KL is {null.value:.3g}, not above 0", unit="ratio", better="lower")
+    return against_noise(sae / null, moved, "ratio")
 
 
-def share(value: Estimate, moved: float) -> Scalar:
-    """A mean percentile, 0 .. 1; undefined if the SAE makes no error."""
-    unit = "percentile, 0 .. 1"
+def against_noise(value: Estimate, moved: float, unit: str, null: Null | None = None) -> Scalar:
+    """A value that sets the SAE against its noise, at one hook; undefined if the SAE makes no error."""
     if moved == 0:
         return Scalar.undefined("x̂ = x on every token: there is no error to match", unit=unit, better="lower")
-    return Scalar(value, unit=unit, better="lower")
+    return Scalar(value, unit=unit, better="lower", comparable="hook", null=null)
+
+
+NEGLIGIBLE = 0.06
+"""Largest negligible distance from ½ of the probability that one number exceeds another (Vargha and Delaney 2000)."""
+TAIL_EFFECT, NOT_TYPICAL = "a tail effect", "negligible at a typical token"
+REMARKS = {
+    NOT_TYPICAL: (
+        "negligible at a typical token: the mean harm differs, but by its 95% interval, the share of tokens at which "
+        "the error is more harmful than a draw may be below 56% (if the mean is more harmful) or above 44% (if it is "
+        "less harmful). A small difference at all tokens has this effect, and so has a large one at a few"
+    ),
+    TAIL_EFFECT: (
+        "a tail effect: negligible at a typical token, and less than half as large, relative to the KL, without the 5% "
+        "of the tokens with the largest KL"
+    ),
+}
+"""The remark on a difference whose null has the qualifier."""
+
+
+def noise_null(name: str, sae: Estimate, noisy: Estimate, percentile: Estimate, draws: int, rest: float) -> Null:
+    """The null of a mean difference, with the qualifier of its claim.
+
+    There is one if the probability that the error at a token is more harmful than a draw, by its 95% interval, need
+    not be beyond ½ ± `NEGLIGIBLE` on the side of the difference. It is a tail effect if `rest`, the ratio of both KLs
+    without the 5% of the tokens with the largest, is less than half as far from 1 as the ratio of all.
+    """
+    more_often = (percentile - 0.5) * ((draws + 1) / draws)
+    low, high = more_often.ci95 or (more_often.value, more_often.value)
+    difference = sae.value - noisy.value
+    typical = low > NEGLIGIBLE if difference > 0 else high < -NEGLIGIBLE
+    in_tail = (rest - 1) * noisy.value < difference / 2 if difference > 0 else (rest - 1) * noisy.value > difference / 2
+    qualifier = None if typical else TAIL_EFFECT if in_tail else NOT_TYPICAL
+    return Null(name, above="more harmful than", below="less harmful than", qualifier=qualifier)
 
 
 def displaced(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 from saeval.plugin import Compared, Comparison, Entry, escapes, formatting
-from saeval_reports.tables import header, markdown_table, number, records_as_csv
+from saeval_reports.tables import header, markdown_table, number, p_value, records_as_csv
+
+MOST_CLAIMS = 8
 
 
 def markdown(comparison: Comparison) -> str:
@@ -28,12 +30,14 @@ def markdown(comparison: Comparison) -> str:
         f"p of the paired t test{sign}, Holm-corrected over {count}; "
         f"detectable: a single uncorrected test finds a true difference of this size with 80% power"
     )
+    pairing = "seed" if any(row.a.seeds for row in comparison) else "document"
     legend = (
-        f"difference = {names[0]} − {names[1]}, paired by document{error}; "
+        f"difference = {names[0]} − {names[1]}, paired by {pairing}{error}; "
         f"{tests if comparison.tests else 'no difference can be tested'}; ↓ lower is better, ↑ higher is better."
     )
     notes = [f"{reason} ({', '.join(columns)})" for reason, columns in reasons.items()]
-    notes = [f"- {escapes.markdown(note)}" for note in (*notes, *comparison.doubts, *comparison.notes)]
+    notes = [*_claims(comparison), *notes, *comparison.doubts, *comparison.notes]
+    notes = [f"- {escapes.markdown(note)}" for note in notes]
     stop = f" The run {escapes.markdown(comparison.stop)}." if comparison.stop else ""
     model = f"model {escapes.markdown(comparison.model)}" if comparison.model else "no model"
     data = f", data {escapes.markdown(comparison.data)}" if comparison.data else ""
@@ -45,6 +49,15 @@ def markdown(comparison: Comparison) -> str:
     return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
 
 
+def _claims(comparison: Comparison) -> list[str]:
+    """Return the first claims about the two subjects in words, and the number of the other verdicts."""
+    claims = [verdict.words for verdict in comparison.verdicts if verdict.claimed]
+    more, none = claims[MOST_CLAIMS:], len(comparison.verdicts) - len(claims)
+    lost = "1 value cannot be told from its null" if none == 1 else f"{none} values cannot be told from their nulls"
+    rest = [f"{formatting.counted(len(more), 'more claim')}: see --format json"] if more else []
+    return [*claims[:MOST_CLAIMS], *rest, *([lost] if none else [])]
+
+
 _ALIKE = "no interval: the difference is the same in every document"
 
 
@@ -54,31 +67,25 @@ def _reason(row: Compared) -> str:
     if difference.reason:
         with_errors = row.a.stderr is not None and row.b.stderr is not None
         return f"{'not tested' if with_errors else 'no standard error'}: {difference.reason}"
-    return _ALIKE if difference.stderr == 0 and difference.p_value is not None else ""
+    return _ALIKE if difference.stderr == 0 and difference.ci95 is None and difference.p_value is not None else ""
 
 
 def _line(row: Compared) -> list[str]:
     difference = row.difference
     interval = ""
-    if difference.ci95 is not None and difference.stderr:
+    if difference.ci95 is not None:
         interval = formatting.interval(difference.ci95, difference.stderr)
     return [
         header(row.column),
         number(row.a),
         number(row.b),
-        number(Entry(difference.value, difference.stderr)),
+        number(Entry(difference.value, difference.stderr, difference.ci95, proportion=difference.of_proportions)),
         interval,
-        _p(difference.p_value),
-        _p(row.p_holm),
+        p_value(difference.p_value),
+        p_value(row.p_holm),
         formatting.number(difference.detectable, 2) if difference.detectable else "",
         _better(row),
     ]
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return ""
-    return "<0.0001" if value < 1e-4 else formatting.number(value, 2)
 
 
 def _better(row: Compared) -> str:

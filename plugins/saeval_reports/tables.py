@@ -14,11 +14,14 @@ from saeval.plugin import (
     Entry,
     Row,
     Support,
+    Verdict,
     document_count,
     escapes,
     formatting,
     limit_notice,
     size_in_words,
+    verdicts,
+    verdicts_in_words,
 )
 
 
@@ -62,10 +65,10 @@ def _markdown(board: Board) -> str:
     if board.limited:
         text.insert(1, f"**{escapes.markdown(limit_notice(data))}**")
     legend = f"{escapes.markdown(_errors(board))}↓ lower is better, ↑ higher is better"
-    vs = "; x vs y is the paired lead of an SAE over that control in x" if _paired(board) else ""
+    vs = "; x vs y is the paired lead of a row over that control in x" if _paired(board) else ""
     controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
     text.append(f"{where}{legend}{escapes.markdown(_ranks(board))}{vs}{controls}.{_detectable(board)}")
-    notes = [f"- {escapes.markdown(note)}" for note in (*_leads(board), *board.notes)]
+    notes = [f"- {escapes.markdown(note)}" for note in (*_verdicts(board), *board.notes)]
     if more := len(board.columns) - len(columns):
         notes.append(f"- {more} more values: see --format csv or json, or name them in 'leaderboard: columns:'")
     if document_count(data) == 1:
@@ -97,14 +100,14 @@ def markdown_table(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> st
 
 
 def _of_groups(board: Board) -> str:
-    """Return the clause on errors of groups that are over their SAEs instead of over documents."""
+    """Return the clause on errors of groups that are over the seeds of their SAEs instead of over documents."""
     entries = [(name, e) for r in board.rows if r.kind == "group" for name, e in r.entries.items() if e.stderr]
-    over_members = list(dict.fromkeys(name.split(".")[0] for name, e in entries if e.estimate is None))
-    if not over_members:
+    over_seeds = list(dict.fromkeys(name.split(".")[0] for name, e in entries if e.estimate is None or e.seeds))
+    if not over_seeds:
         return ""
-    if all(e.estimate is None for _, e in entries):
-        return ", of groups over their SAEs"
-    return f", of {', '.join(over_members)} over the group's SAEs"
+    if all(e.estimate is None or e.seeds for _, e in entries):
+        return ", of groups over the seeds of their SAEs"
+    return f", of {', '.join(over_seeds)} over the seeds of the group's SAEs"
 
 
 def _stop(board: Board) -> str:
@@ -132,8 +135,9 @@ def _ranks(board: Board) -> str:
     tests = "paired tests (Holm-corrected at 5%)"
     row = next((row for row in ranked if row.rank_high not in (None, row.rank)), None)
     if row is None:
-        return f"; ranks are by {board.rank_by}: every two of these SAEs differ significantly in {tests}"
-    places = f"any place from {row.rank} to {row.rank_high}"
+        together = " at one hook" * board.within_hooks
+        return f"; ranks are by {board.rank_by}: every two of these SAEs{together} differ significantly in {tests}"
+    places = f"any place from {row.rank} to {row.rank_high}{' at its hook' * board.within_hooks}"
     return f"; a rank of {_rank(row)} in {board.rank_by} means {places}: {tests} cannot say which"
 
 
@@ -148,31 +152,21 @@ def _detectable(board: Board) -> str:
         " (depending on the row)" if len(ends) > 1 else ""
     )
     finds = f"differences of {span}" if len(ends) > 1 else f"a difference of {span}"
-    return f" A single uncorrected test against the top row finds {finds} with 80% power."
+    top = f"the top row{' of its hook' * board.within_hooks}"
+    return f" A single uncorrected test against {top} finds {finds} with 80% power."
 
 
 def _paired(board: Board) -> list[Column]:
     return [column for column in board.columns if column.paired]
 
 
-def _leads(board: Board) -> list[str]:
-    """Return a sentence per control: the number of SAEs that detectably lead it, and the SAEs that do not."""
-    sentences = []
-    for column in _paired(board):
-        leads = [(row.name, row.entries[column.name]) for row in board.rows if row.kind == "sae"]
-        tested = [(n, e.value, e.detectable) for n, e in leads if e.value is not None and e.detectable is not None]
-        if tested:
-            behind = [name for name, value, detectable in tested if value <= detectable]
-            ahead = len(tested) - len(behind)
-            lead = f"{ahead} of {len(tested)} SAEs lead their" if ahead > 1 else f"1 of {len(tested)} SAEs leads its"
-            lead = lead if ahead else "no SAE leads its"
-            rest = f"; not {', '.join(behind)}" if ahead and behind else ""
-            untested = formatting.counted(len(leads) - len(tested), "SAE")
-            lacks = f" ({untested} cannot be tested against it)" if len(leads) > len(tested) else ""
-            sentences.append(
-                f"{column.name}: {lead} control by more than the minimum detectable difference{rest}{lacks}"
-            )
-    return sentences
+def _verdicts(board: Board) -> list[str]:
+    """Return what the tests of the shown columns and of leads over controls claim, and the number of other claims."""
+    given = verdicts(board)
+    shown = [v for v in given if v.column.headline or v.column.paired]
+    more = sum(v.claimed for v in given) - sum(v.claimed for v in shown)
+    rest = f"{formatting.counted(more, 'claim')} in columns that are not shown: see --format json"
+    return [*verdicts_in_words(shown), *([rest] if more else [])]
 
 
 def header(column: Column) -> str:
@@ -187,16 +181,24 @@ def number(entry: Entry | None) -> str:
         return ""
     if entry.value is None:
         return {"failed": "FAILED", "undefined": "–", "missing": "…", "damaged": "DAMAGED"}.get(entry.status, "")
-    return formatting.with_error(entry.value, entry.stderr)
+    return formatting.with_error(entry.value, entry.stderr, entry.ci95 if entry.proportion else None)
+
+
+def p_value(value: float | None) -> str:
+    """Return a p value to two digits; empty for None."""
+    if value is None:
+        return ""
+    return "<0.0001" if value < 1e-4 else formatting.number(value, 2)
 
 
 def rows(boards: Sequence[Board]) -> list[dict[str, Any]]:
-    """Return a flat record per row: `METRIC.VALUE`, its `.stderr` and `.ci95`, and why values are missing or errors
-    unreliable."""
-    return [_row(board, row) for board in boards for row in board.rows]
+    """Return a flat record per row: `METRIC.VALUE`, its `.stderr` and `.ci95`, of a value with a null hypothesis also
+    `.p`, `.p_holm` and `.verdict`, and why values are missing or errors unreliable."""
+    given = {(id(v.row), v.column.name): v for board in boards for v in verdicts(board)}
+    return [_row(board, row, given) for board in boards for row in board.rows]
 
 
-def _row(board: Board, row: Row) -> dict[str, Any]:
+def _row(board: Board, row: Row, given: Mapping[tuple[int, str], Verdict]) -> dict[str, Any]:
     record: dict[str, Any] = {
         "suite": board.title,
         "model": board.model,
@@ -219,12 +221,17 @@ def _row(board: Board, row: Row) -> dict[str, Any]:
     missing = {}
     unreliable = {"rank": row.support.doubt} if row.support is not None and row.support.unreliable else {}
     for column in board.columns:
+        verdict = given.get((id(row), column.name))
         entry = row.entries.get(column.name) or Entry()
         record[column.name] = entry.value
         record[f"{column.name}.stderr"] = entry.stderr
         record[f"{column.name}.ci95"] = list(entry.ci95) if entry.ci95 else None
         if column.paired:
             record[f"{column.name}.detectable"] = entry.detectable
+        if column.null is not None:
+            record[f"{column.name}.p"] = verdict.p if verdict else None
+            record[f"{column.name}.p_holm"] = verdict.p_holm if verdict else None
+            record[f"{column.name}.verdict"] = verdict.words if verdict else None
         if entry.support is not None and entry.stderr is not None and entry.support.unreliable:
             unreliable[column.name] = entry.support.doubt
         if entry.value is None:

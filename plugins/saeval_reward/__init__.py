@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from saeval.plugin import Control, Metric, Report, hookimpl
-from saeval_reward import grouping, integration, margins, pages, ranking, totals
+from saeval_reward import ablation, grouping, integration, margins, pages, ranking, totals
 from saeval_reward.attribution import RewardAttribution
 from saeval_reward.audit import CounterfactualAudit
 from saeval_reward.basis import ResidualBasis
@@ -23,9 +23,10 @@ def saeval_metrics() -> list[type[Metric]]:
 @hookimpl
 def saeval_quantities() -> list[Callable[..., Any]]:
     return [
-        integration.attribution, integration.baseline_activations, integration.baseline_reward,
-        integration.path_gradient, grouping.feature_groups, margins.margin_rows, margins.top_texts,
-        ranking.feature_ranking, totals.attribution_totals,
+        ablation.spliced_reward_on_b, integration.attribution, integration.baseline_activations,
+        integration.baseline_reference, integration.baseline_reward, integration.fit_parts, integration.fit_reference,
+        integration.no_reference, integration.path_gradient, grouping.feature_groups, margins.margin_rows,
+        margins.top_texts, ranking.feature_ranking, totals.attribution_totals,
     ]  # fmt: skip
 
 

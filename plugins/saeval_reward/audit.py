@@ -1,4 +1,4 @@
-"""The metric `counterfactual_audit`: the reward-relevant features that an edit added and removed."""
+"""The metric `counterfactual_audit`: the top features by attribution that an edit added and removed."""
 
 from __future__ import annotations
 
@@ -22,29 +22,38 @@ EXAMPLES, CHARACTERS = 20, 1000
 
 
 class CounterfactualAudit(Metric):
-    """Reward-relevant features that an edit of a completion adds and removes, including side effects of the edit.
+    """Top features by attribution that an edit of a completion adds and removes, including side effects of the edit.
 
-    One side of each pair is the `original` (chosen or rejected), the other is its edit. Relevant features are
-    the `top` by |mean attribution| on fold A of these pairs. removed = share of pairs in which a feature fires
+    One side of each pair is the `original` (chosen or rejected), the other is its edit. Its features are
+    the `top` by |mean attribution| on fold A of these pairs. attribution is that of `reward_attribution`: the mean over
+    fold B of chosen − rejected, so positive raises the margin. removed = share of all pairs in which a feature fires
     at t ≥ s on the original but not on the edit; added = the reverse; change_removed and change_added = mean of
-    r(edit) − r(original) over those pairs, in units of the reward. removed_a_pair and added_a_pair are the mean
-    numbers of relevant features that an edit removes and adds; reward_change is the mean over all pairs. A
+    r(edit) − r(original) over those pairs, in units of the reward: positive if the edit raises the reward.
+    removed_a_pair and added_a_pair are the mean
+    numbers of these features that an edit removes and adds; reward_change is the mean over all pairs. A
     removed feature that the edit was not about is a side effect: an edit that cuts the last words also cuts the
     final punctuation. steps, baseline, frequent as in `reward_attribution`; `contexts` shows each feature.
 
     Values:
         reward_change: mean of r(edit) − r(original); reward; −∞ .. ∞; no better direction.
-        removed_a_pair, added_a_pair: mean number of relevant features that an edit removes, adds; features; 0
-            .. `top`; no better direction.
-        features: relevant features with attribution, removed, added and changes of reward, a table; reward,
-            share of pairs; −∞ .. ∞; no better direction.
+        removed_a_pair, added_a_pair: mean number of top features that an edit removes, adds; features; 0 ..
+            `top`; no better direction.
+        features: the top features with attribution, removed, added and changes of reward, a table; reward, share
+            of pairs; −∞ .. ∞; no better direction.
         examples: the pairs whose reward changed most, a table; reward; −∞ .. ∞; no better direction.
         contexts: tokens on which the features fire most, a table; activation; −∞ .. ∞; no better direction.
+
+    Claims:
+        reward_change: the edit changes the reward by this much; null: 0, by the interval; needs: 20 documents, 0
+            SAEs, 0 seeds at least; not: which part of the edit did it.
+        removed_a_pair, added_a_pair: how many top features an edit switches off or on; null: none; needs: 20
+            documents, 1 SAE, 1 seed at least; not: that these features cause the change of the reward: other
+            parts of the text change with them.
 
     Source: saeval's own definition.
     """
 
-    name, version, data = "counterfactual_audit", 1, "pair"
+    name, version, data = "counterfactual_audit", 3, "pair"
     value_names = ("reward_change", "removed_a_pair", "added_a_pair")
 
     def __init__(
@@ -89,21 +98,21 @@ class CounterfactualAudit(Metric):
         reward_unit: str,
     ) -> dict[str, Value]:  # fmt: skip
         features = feature_ranking.order[: self.top]
-        sign = -1.0 if self.original == "chosen" else 1.0  # attributions are of chosen − rejected
         lines = []
         for i, feature in enumerate(features.tolist()):
             numbers = [total[name][i].value.value for name in ("removed", "added", "kept")]
             changes = [total[name][i].value.value for name in ("change_removed", "change_added")]
-            attributed = sign * float(attribution_totals.mean[feature])
+            attributed = float(attribution_totals.mean[feature])
             lines.append([i + 1, feature, attributed, *numbers, *changes, ", ".join(feature_ranking.flags(feature))])
         columns = ["rank", "feature", "attribution", "removed", "added", "kept", "change_removed", "change_added"]
         examples = total["examples"]
         shown = zip(examples.ids.tolist(), examples.text.tolist(), strict=True)
+        sign = -1.0 if self.original == "chosen" else 1.0  # margins are of chosen − rejected
         change = {int(i): sign * float(m) for i, m in zip(margin_rows.ids, margin(margin_rows), strict=True)}
         values: dict[str, Value] = {
             "reward_change": Scalar(total["change"].value, unit="reward"),
-            "removed_a_pair": Scalar(_summed(total["removed"]), unit="features"),
-            "added_a_pair": Scalar(_summed(total["added"]), unit="features"),
+            "removed_a_pair": Scalar(_summed(total["removed"]), unit="features", comparable="hook"),
+            "added_a_pair": Scalar(_summed(total["added"]), unit="features", comparable="hook"),
             "features": Table([*columns, "flags"], lines),
             "examples": Table(
                 ["pair", "reward_change", "removed", "added"], [[i, change[i], *text.split("|")] for i, text in shown]

@@ -21,19 +21,17 @@ from saeval.plugin import (
     Table,
     Undefined,
     Value,
-    hashed,
 )
 from saeval_reward.ablation import Ablations
 from saeval_reward.attribution import effects
+from saeval_reward.integration import Reference
 from saeval_reward.margins import margin, share, warnings
 from saeval_reward.per_pair import PerPair
+from saeval_reward.ranking import density_and_size, matched
 from saeval_reward.totals import Attributions, in_fold_b
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_DRAWN = 4
-"""Key of the random groups' draws."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,8 @@ class Groups:
     features: list[Int[np.ndarray, "k"]]
     strongest: list[int]
     """The member of each group with the largest |attribution on fold A|."""
-    clustered: int
-    """Number of relevant features that were clustered."""
+    relevant: Int[np.ndarray, "n"]
+    """The relevant features, which were clustered."""
 
     def members(self, largest: int) -> dict[str, Int[np.ndarray, "k"]]:
         """The sets to ablate, by name; empty ones if there are fewer than `largest` groups."""
@@ -64,23 +62,28 @@ def feature_groups(
 
     Average linkage on 1 − cosine; single features are in no group.
     """
-    from scipy.cluster.hierarchy import fcluster, linkage  # late: listings do not need it
-
-    if not attribution_totals.pairs.sum(1).all():
-        raise Undefined(f"one of the two folds of {int(attribution_totals.pairs.sum())} pairs is empty; use more pairs")
     on_a = attribution_totals.on_a
     order = np.argsort(-np.abs(on_a), kind="stable")
     chosen = order[(attribution_totals.fires[order] > 0)][:relevant]
     if len(chosen) < 2:
         raise Undefined(f"only {len(chosen)} features fire on these pairs: grouping needs at least 2")
-    distances = 1 - _cosines(W_dec.double().cpu().numpy()[chosen])
+    groups = clusters(W_dec.double().cpu().numpy(), chosen, cosine)
+    groups.sort(key=lambda group: -abs(float(on_a[group].sum())))
+    strongest = [int(group[np.argmax(np.abs(on_a[group]))]) for group in groups]
+    return Groups(groups, strongest, chosen)
+
+
+def clusters(
+    rows: Float[np.ndarray, "d_sae d"], chosen: Int[np.ndarray, "n"], cosine: float
+) -> list[Int[np.ndarray, "k"]]:
+    """Groups of two or more of the chosen features, with mean decoder cosine above `cosine`."""
+    from scipy.cluster.hierarchy import fcluster, linkage  # late: listings do not need it
+
+    distances = 1 - _cosines(rows[chosen])
     upper = np.clip(distances[np.triu_indices(len(chosen), 1)], 0, 2)
     labels = fcluster(linkage(upper, "average"), 1 - cosine, "distance")
     groups = [chosen[labels == label] for label in np.unique(labels)]
-    groups = [group for group in groups if len(group) > 1]
-    groups.sort(key=lambda group: -abs(float(on_a[group].sum())))
-    strongest = [int(group[np.argmax(np.abs(on_a[group]))]) for group in groups]
-    return Groups(groups, strongest, len(chosen))
+    return [group for group in groups if len(group) > 1]
 
 
 def _cosines(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
@@ -98,25 +101,39 @@ class RewardGroups(Metric):
     """Groups of reward-relevant features by decoder cosine, and the effect of each group as a whole.
 
     The `relevant` features by |mean attribution| on fold A are clustered (average linkage, mean cosine above
-    `cosine`); the `largest` groups by |attribution| are listed. cosine = mean pairwise decoder cosine within the
-    group; random_cosine and random_cosine_high = its mean and 97.5% quantile over `random` groups of the same
-    size, drawn from the features that fire. attribution and true_effect (x − Σ_J f_j D_j, the SAE's error kept) are
-    computed on fold B in units of the reward, for the group and for its strongest member alone: a group can have
-    an effect that no single member has. steps, baseline as in `reward_attribution`.
+    `cosine`); the `largest` groups by |attribution| are listed. grouped = number of the relevant features that are in
+    a group; grouped_random the mean of the same number over `random` draws of as many features that fire and are not
+    relevant, matched on density and E[f_j]‖d_j‖, of which grouped_random_max is the largest. cosine = mean pairwise
+    decoder cosine within a group, random_cosine that of as many features of a draw, which are not selected for
+    their cosine. attribution and true_effect (x − Σ_J (f_j − f̄_j) D_j, the SAE's error kept) are means over fold
+    B of chosen − rejected, for the group and for its strongest member alone: a group can have an effect that no
+    single member has. steps, baseline as in `reward_attribution`.
 
     Values:
         n_groups: number of groups of two or more; groups; ≥ 0; no better direction.
         grouped: number of features in these groups; features; 0 .. `relevant`; no better direction.
+        grouped_random, grouped_random_max: mean and largest number over draws of as many random features;
+            features; 0 .. `relevant`; no better direction.
         first_ablated_share: true_effect of the first group / the margin; share of margin; −∞ .. ∞; no better
             direction.
-        groups: the largest groups with their cosines, attributions and true effects, a table; reward; −∞ .. ∞;
-            no better direction.
+        groups: the largest groups with their cosines, attributions and true effects, a table; reward; −∞ .. ∞; no
+            better direction.
+
+    Claims:
+        n_groups, grouped*: how many relevant features point the same way; null: grouped_random beside it,
+            untested, since a large attribution itself favours the directions in which the reward rises; needs: 20
+            documents in fold A, 1 SAE, 1 seed at least; not: that features of a group mean the same, or that they
+            are preferred.
+        first_ablated_share: the part of the margin that is lost without the first group; null: none of its own,
+            see ablated_excess_kept_* of `reward_attribution`; needs: 20 documents in fold B, 1 SAE, 1 seed at least;
+            not: that other groups of this size would not do the same.
 
     Source: saeval's own definition.
     """
 
-    name, version, data = "reward_groups", 2, "pair"
-    value_names = ("n_groups", "grouped", "first_ablated_share")
+    name, version, data = "reward_groups", 4, "pair"
+    value_names = ("n_groups", "grouped", "grouped_random", "grouped_random_max", "first_ablated_share")
+    headline = ("n_groups", "grouped", "grouped_random", "first_ablated_share")
 
     def __init__(
         self, steps: Repeats = 16, baseline: str = "mean", relevant: Repeats = 50, cosine: float = 0.5,
@@ -127,7 +144,7 @@ class RewardGroups(Metric):
                 "metric 'reward_groups': expected 'largest' ≥ 1, 'relevant' ≥ 2, 'random' ≥ 20, 'steps' ≥ 0 and "
                 "'cosine' from -1 to below 1"
             )
-        self.largest, self.random, self.seed = largest, random, seed
+        self.largest, self.random, self.cosine, self.seed = largest, random, cosine, seed
         self.interventions = [f"{kind} {i}" for i in range(largest) for kind in ("group", "strongest")]
 
     def substitutes(
@@ -137,16 +154,19 @@ class RewardGroups(Metric):
         activations: Float[Tensor, "batch seq d"],
         token_keys: UInt64[np.ndarray, "batch seq"],
         feature_groups: Groups,
+        baseline_reference: Reference,
+        W_dec: Float[Tensor, "d_sae d"],
     ) -> Ablations:
-        return Ablations(sae, encoding, activations, token_keys, feature_groups.members(self.largest))
+        members = feature_groups.members(self.largest)
+        return Ablations(sae, encoding, activations, token_keys, members, baseline_reference, W_dec)
 
     def observe(
         self,
-        substitute_reward: Sequence[Mapping[str, Float[Tensor, "batch"]]],
+        substitute_reward_on_b: Sequence[Mapping[str, Float[Tensor, "batch"]]],
         clean_reward: Sequence[Float[Tensor, "batch"]],
         batch: Sequence[Batch],
     ) -> Mean:
-        return effects(self.interventions, substitute_reward, clean_reward, batch)
+        return effects(self.interventions, substitute_reward_on_b, clean_reward, batch)
 
     def conclude(
         self,
@@ -157,35 +177,46 @@ class RewardGroups(Metric):
         W_dec: Float[Tensor, "d_sae d"],
         reward_unit: str,
     ) -> dict[str, Value]:
-        rows, alive = W_dec.double().cpu().numpy(), np.flatnonzero(attribution_totals.fires > 0)
-        groups = feature_groups.features
+        rows, groups, relevant = W_dec.double().cpu().numpy(), feature_groups.features, feature_groups.relevant
+        free = attribution_totals.fires > 0
+        free[relevant] = False
+        drawn = matched(relevant, free, density_and_size(attribution_totals, rows), self.random, self.seed)
         lines = []
         for i, group in enumerate(groups[: self.largest]):
-            drawn = [within(rows[self._drawn(alive, len(group), r)]) for r in range(self.random)]
+            others = [within(rows[draw[: len(group)]]) for draw in drawn]
             strongest = feature_groups.strongest[i]
             whole, single = attribution_totals.on_b(group), attribution_totals.on_b(np.array([strongest]))
             effect, single_effect = total[2 * i].value, total[2 * i + 1].value
-            cosines = [within(rows[group]), float(np.mean(drawn)), float(np.quantile(drawn, 0.975))]
+            cosines = [within(rows[group]), float(np.mean(others)) if others else None]
             of_group = [whole.value, whole.stderr, effect.value, effect.stderr]
             of_strongest = [strongest, single.value, single_effect.value, single_effect.stderr]
             lines.append([i + 1, len(group), ", ".join(map(str, group.tolist())), *cosines, *of_group, *of_strongest])
         columns = [
-            "group", "size", "features", "cosine", "random_cosine", "random_cosine_high", "attribution",
-            "attribution_stderr", "true_effect", "true_effect_stderr", "strongest", "strongest_attribution",
-            "strongest_effect", "strongest_effect_stderr",
+            "group", "size", "features", "cosine", "random_cosine", "attribution", "attribution_stderr", "true_effect",
+            "true_effect_stderr", "strongest", "strongest_attribution", "strongest_effect", "strongest_effect_stderr",
         ]  # fmt: skip
+        n = len(relevant)
+        counts = [float(sum(map(len, clusters(rows, draw, self.cosine)))) for draw in drawn]
+        grouped = {
+            "grouped": float(sum(map(len, groups))),
+            "grouped_random": float(np.mean(counts)) if counts else None,
+            "grouped_random_max": max(counts, default=None),
+        }
+        too_few = f"fewer than {n} features that fire are not among the relevant ones"
         values: dict[str, Value] = {
-            "n_groups": Scalar(float(len(groups)), unit="groups", n=feature_groups.clustered),
-            "grouped": Scalar(float(sum(map(len, groups))), unit="features", n=feature_groups.clustered),
+            "n_groups": Scalar(float(len(groups)), unit="groups", n=n, comparable="hook"),
+            **{
+                name: Scalar(value, unit="features", n=n, comparable="hook", reason=too_few if value is None else None)
+                for name, value in grouped.items()
+            },
             "groups": Table(columns, lines),
             "warnings": Notes(warnings(margin_rows, reward_unit)),
         }
         first = total[0].value
-        whole = margin_rows.mean(margin(margin_rows), in_fold_b(margin_rows.ids))
-        none = f"no two of the {feature_groups.clustered} most relevant features point the same way"
+        whole = margin_rows.mean(margin(margin_rows), in_fold_b(margin_rows.clusters))
+        none = f"no two of the {n} most relevant features point the same way"
         unit = "share of margin"
-        values["first_ablated_share"] = share(first, whole) if groups else Scalar.undefined(none, unit=unit)
+        values["first_ablated_share"] = (
+            share(first, whole, comparable="hook") if groups else Scalar.undefined(none, unit=unit)
+        )
         return values
-
-    def _drawn(self, alive: Int[np.ndarray, "n"], size: int, draw: int) -> Int[np.ndarray, "k"]:
-        return alive[np.argsort(hashed(_DRAWN, self.seed, size, draw, alive), kind="stable")[:size]]

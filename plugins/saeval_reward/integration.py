@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, UInt64
 
-from saeval.plugin import Encoding, Resume, Substitute, Undefined, finite, rebound, resuming, torch
+from saeval.plugin import (
+    Encoding,
+    Moments,
+    Resume,
+    Substitute,
+    Undefined,
+    finite,
+    fit_split,
+    fold,
+    rebound,
+    resuming,
+    torch,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,17 +78,77 @@ def _parts(rows: int, length: int) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
 
+class Reference(NamedTuple):
+    """Values of features, decode(0) and the error at the baseline; attributions are of deviations from them."""
+
+    features: Float[Tensor, "d_sae"]
+    bias: Float[Tensor, "d_out"]
+    error: Float[Tensor, "d_out"]
+
+
+@fold
+@fit_split
+def fit_parts(
+    sae: Substitute,
+    encoding: Encoding | None,
+    activations: Float[Tensor, "batch seq d_out"],
+    mask: Bool[Tensor, "batch seq"],
+    token_keys: UInt64[np.ndarray, "batch seq"],
+) -> Moments:
+    """Fold over the fit split: means of f, of decode(0) and of the error x − x̂, joined in one vector."""
+    bound, encoding, here = _featured(sae, encoding, activations, token_keys)
+    acts = encoding.feature_acts
+    empty = bound.decode(encoding._replace(feature_acts=torch.zeros_like(acts)), here)
+    parts = torch.cat([acts, empty, here - bound.decode(encoding, here)], -1)
+    return Moments.of(parts, mask.to(parts.device))
+
+
+def fit_reference(fit_parts: Moments, d_in: int) -> Reference:
+    """The mean over the fit split."""
+    if fit_parts.n == 0:
+        raise Undefined("the fit split has no token in its mask; check 'exclude' in the data")
+    means = torch.from_numpy(fit_parts.mean)
+    return Reference(*means.split([len(means) - 2 * d_in, d_in, d_in]))
+
+
+def no_reference() -> Reference:
+    """Zero, the reference of the baseline `zero`."""
+    return Reference(*torch.zeros(3, 1).double())
+
+
+def _reference(baseline: str = "mean") -> str:
+    return "no_reference" if baseline == "zero" else "fit_reference"
+
+
+@rebound(reference=_reference)
+def baseline_reference(reference: Reference) -> Reference:
+    """The mean of features, decode(0) and error over the fit split; zero for the baseline `zero`."""
+    return reference
+
+
+def _featured(
+    sae: Substitute, encoding: Encoding | None, activations: Tensor, token_keys: UInt64[np.ndarray, "batch seq"]
+) -> tuple[Substitute, Encoding, Tensor]:
+    """The SAE for these tokens, its encoding and the activations on its device; `Undefined` without features."""
+    if encoding is None:
+        raise Undefined(f"{sae.name} has no features")
+    return sae.at(token_keys), encoding, activations.to(sae.device or activations.device)
+
+
 class Attribution(NamedTuple):
-    """The reward's change along the line, split into features and the rest, in units of the reward."""
+    """The reward's change along the line, split into features and the rest, in units of the reward.
+
+    f̄, decode(0)‾ and ε̄ are the `Reference`: the baseline is b = Σ_j f̄_j D_j + decode(0)‾ + ε̄ + a remainder.
+    """
 
     features: Float[Tensor, "batch d_sae"]
-    """Σ_t f_{t,j} ⟨ḡ_t, D_{t,j}⟩ over the mask."""
+    """Σ_t (f_{t,j} − f̄_j) ⟨ḡ_t, D_{t,j}⟩ over the mask."""
     error: Float[Tensor, "batch"]
-    """Σ_t ⟨ḡ_t, x_t − x̂_t⟩."""
+    """Σ_t ⟨ḡ_t, x_t − x̂_t − ε̄⟩."""
     bias: Float[Tensor, "batch"]
-    """Σ_t ⟨ḡ_t, decode(0)⟩: b_dec, and a transcoder's skip term."""
+    """Σ_t ⟨ḡ_t, decode(0)_t − decode(0)‾⟩: b_dec if the reference is zero, and a transcoder's skip term."""
     baseline: Float[Tensor, "batch"]
-    """−Σ_t ⟨ḡ_t, b_t⟩."""
+    """−Σ_t ⟨ḡ_t, remainder⟩."""
 
     @property
     def total(self) -> Float[Tensor, "batch"]:
@@ -89,6 +161,7 @@ def attribution(
     encoding: Encoding | None,
     activations: Float[Tensor, "batch seq d"],
     baseline_activations: Float[Tensor, "batch seq d"],
+    baseline_reference: Reference,
     path_gradient: Float[Tensor, "batch seq d"],
     mask: Bool[Tensor, "batch seq"],
     token_keys: UInt64[np.ndarray, "batch seq"],
@@ -98,16 +171,14 @@ def attribution(
     D_{t,j} is what one unit of f_j adds to the reconstruction, with norms and scales frozen, so ⟨ḡ_t, D_{t,j}⟩
     is one vector-Jacobian product of `decode`. It is exact for every decoder that is linear in f.
     """
-    if encoding is None:
-        raise Undefined(f"{sae.name} has no features")
-    bound = sae.at(token_keys)
-    here = activations.to(sae.device or activations.device)
+    bound, encoding, here = _featured(sae, encoding, activations, token_keys)
     acts = encoding.feature_acts
     with torch.enable_grad():
         leaf = acts.detach().clone().requires_grad_()
         decoded = bound.decode(encoding._replace(feature_acts=leaf), here)
         (slope,) = torch.autograd.grad(decoded, leaf, path_gradient.to(decoded))
-    share = (acts * slope).masked_fill_(~mask.to(acts.device)[..., None], 0)
+    slope = slope.masked_fill(~mask.to(acts.device)[..., None], 0)
+    at_baseline = baseline_reference.features.to(acts)
     empty = bound.decode(encoding._replace(feature_acts=torch.zeros_like(acts)), here)
     decoded = decoded.detach()
     g = path_gradient.double()
@@ -115,6 +186,12 @@ def attribution(
     def along(vectors: Tensor) -> Tensor:
         return (g * vectors.to(g)).sum((1, 2))
 
-    error = along(activations) - along(decoded)
-    features = share.sum(1, dtype=torch.float64).to(g.device)
-    return Attribution(features, error, along(empty), -along(baseline_activations))
+    features = ((acts - at_baseline) * slope).sum(1, dtype=torch.float64).to(g.device)
+    written = (at_baseline * slope).sum((1, 2), dtype=torch.float64).to(g.device)
+    bias, error = along(baseline_reference.bias), along(baseline_reference.error)
+    return Attribution(
+        features,
+        along(activations) - along(decoded) - error,
+        along(empty) - bias,
+        written + bias + error - along(baseline_activations),
+    )

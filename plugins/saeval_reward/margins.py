@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -15,12 +15,14 @@ from saeval.plugin import (
     Estimate,
     Metric,
     Notes,
+    Null,
     Scalar,
     Table,
     Undefined,
     Value,
     fold,
     formatting,
+    holm,
     paired,
     torch,
 )
@@ -33,6 +35,10 @@ LABEL = "label "
 TEXTS, CHARACTERS = 10, 600
 MOST_LEVELS = 50
 """Most levels of a column in the table `by`."""
+NO_PREFERENCE = Null(
+    "no preference", above="more in favour of the chosen sides than", below="more in favour of the rejected sides than"
+)
+CHANCE = Null("chance", 0.5, above="more accurate on these pairs than", below="less accurate on these pairs than")
 NAMED_LEVELS = 5
 """Most levels that a warning names."""
 _WORSE = {
@@ -100,12 +106,12 @@ def shown(value: Estimate) -> str:
     return formatting.with_error(value.value, value.stderr)
 
 
-def share(part: Estimate, whole: Estimate, better: str | None = None) -> Scalar:
+def share(part: Estimate, whole: Estimate, **options: Any) -> Scalar:
     """part / whole as a share of the margin; undefined if the margin is not clearly positive."""
     reason = too_small(whole)
     if reason:
         return Scalar.undefined(reason, unit="share of margin")
-    return Scalar(part / whole, unit="share of margin", better="higher" if better == "higher" else None)
+    return Scalar(part / whole, unit="share of margin", **options)
 
 
 def columns(rows: PerPair) -> dict[str, np.ndarray]:
@@ -120,23 +126,24 @@ def warnings(rows: PerPair, reward_unit: str) -> list[str]:
     messages = []
     interval = accuracy.ci95 or (accuracy.value - 0.05, accuracy.value + 0.05)
     if interval[0] <= 0.5 <= interval[1]:
-        messages.append(f"accuracy is {shown(accuracy)}, no better than chance: there is no preference to explain")
+        messages.append(
+            f"accuracy is {shown(accuracy)}, which cannot be told from chance: is there a preference to explain?"
+        )
     elif accuracy.value < 0.5:
         messages.append(f"accuracy is {shown(accuracy)}, worse than chance: {_WORSE[reward_unit == REWARD]}")
     for name, values in columns(rows).items():
+        levels = np.unique(values).tolist()
+        means = [rows.mean(margins, values == level) for level in levels]
         signed: dict[bool, list[str]] = {True: [], False: []}
-        single = 0
-        for level in np.unique(values):
-            mean = rows.mean(margins, values == level)
-            low, high = mean.ci95 or (mean.value, mean.value)  # one document has no interval
-            if not low <= 0 <= high:
-                signed[mean.value > 0].append(f"{level} ({shown(mean)})")
-                single += mean.ci95 is None
+        for level, mean, p in zip(levels, means, holm([mean.p_value for mean in means]), strict=True):
+            if p is not None and p < 0.05:
+                share = f"{mean.n} of {len(margins)} pairs"
+                signed[mean.value > 0].append(f"{level} ({shown(mean)}, {share})")
         if signed[True] and signed[False]:
-            unsure = f" ({single} of these have only one document, so no interval)" if single else ""
             messages.append(
-                f"subsets of '{name}' disagree in sign, so the pooled margin {shown(pooled)} describes none of them: "
-                f"positive in {_shortened(signed[True])}; negative in {_shortened(signed[False])}{unsure}"
+                f"subsets of '{name}' disagree in sign, so the pooled margin {shown(pooled)} does not describe each: "
+                f"positive in {_shortened(signed[True])}; negative in {_shortened(signed[False])} (5% level, Holm's "
+                f"correction over {len(levels)} levels)"
             )
         if name == "trained_on" and (values == "yes").any():
             count = f"{int((values == 'yes').sum())} of {len(values)} pairs"
@@ -157,8 +164,9 @@ class RewardMargin(Metric):
     length_correlation the correlation of Δr with the difference of lengths in tokens: baselines that use only
     length. The reward is the output of a reward model's head. For a causal model it is the log-likelihood of
     the tokens from the first difference of the sides on, in `reward, nats`. `by` has a row per level of each
-    column. If accuracy is near a half or subsets differ in sign, every report shows a warning. `top_texts`
-    has the texts of highest reward. No SAE is involved.
+    column, with the number of documents, 95% intervals (t, and Wilson's for accuracies), and the reason if there are
+    fewer than 20 effective documents. If accuracy is near a half or subsets differ in sign, every report shows a
+    warning. `top_texts` has the texts of highest reward. No SAE is involved.
 
     Values:
         margin: mean Δr; reward; −∞ .. ∞; higher is better.
@@ -174,10 +182,20 @@ class RewardMargin(Metric):
             direction.
         top_texts: the texts of the highest reward, a table; reward; −∞ .. ∞; no better direction.
 
+    Claims:
+        margin, accuracy: the model prefers the chosen (or the rejected) sides of pairs like these; null: no
+            preference, a margin of 0 and an accuracy of ½; needs: 20 documents, 0 SAEs, 0 seeds at least; not:
+            that it does so in each subset (see `by`), nor why.
+        length_accuracy, length_correlation: how far length alone orders the sides, or goes with the margin; null:
+            ½ and 0, untested; needs: 20 documents at least; not: that length causes the margin, or that it plays
+            no part.
+        margin_sd, ties, reward_chosen, reward_rejected: a description of these pairs; null: none; needs: 20
+            documents at least; not: a preference; rewards of different models have different units.
+
     Source: the accuracy as in RewardBench (Lambert et al. 2024).
     """
 
-    name, version, data, subject = "reward_margin", 1, "pair", "none"
+    name, version, data, subject = "reward_margin", 3, "pair", "none"
     headline = ("margin", "accuracy", "length_accuracy")
     value_names = (
         "margin", "accuracy", "margin_sd", "ties", "reward_chosen", "reward_rejected", "length_accuracy",
@@ -188,8 +206,8 @@ class RewardMargin(Metric):
         margins = margin(margin_rows)
         accuracy = margin_rows.mean(right(margins))
         values: dict[str, Value] = {
-            "margin": Scalar(margin_rows.mean(margins), unit=REWARD, better="higher"),
-            "accuracy": Scalar(accuracy, unit="share of pairs", better="higher"),
+            "margin": Scalar(margin_rows.mean(margins), unit=REWARD, better="higher", null=NO_PREFERENCE),
+            "accuracy": Scalar(accuracy, unit="share of pairs", better="higher", proportion=True, null=CHANCE),
             "margin_sd": _spread(margins),
             "ties": Scalar(float((margins == 0).sum()), unit="pairs", n=len(margins)),
             "reward_chosen": Scalar(margin_rows.mean(margin_rows["chosen"]), unit=REWARD),
@@ -225,7 +243,7 @@ def _length(rows: PerPair, margins: np.ndarray) -> dict[str, Value]:
         equal = "margins" if margins.std() == 0 else "differences of lengths" if excess.std() == 0 else None
         correlation = float("nan") if equal else float(np.corrcoef(margins, excess)[0, 1])
         return {
-            "length_accuracy": Scalar(rows.mean(right(excess)), unit="share of pairs"),
+            "length_accuracy": Scalar(rows.mean(right(excess)), unit="share of pairs", proportion=True),
             "length_correlation": Scalar(
                 correlation, unit="correlation", reason=f"all {equal} are equal" if equal else None
             ),
@@ -244,10 +262,11 @@ def _by(rows: PerPair, margins: np.ndarray) -> Table:
             at_level = values == level
             mean, accuracy = rows.mean(margins, at_level), rows.mean(right(margins), at_level)
             spread = float(margins[at_level].std(ddof=1)) if at_level.sum() > 1 else None
-            line = [name, str(level), int(at_level.sum()), mean.clusters]
-            lines.append([*line, mean.value, mean.stderr, spread, accuracy.value, accuracy.stderr])
-    names = ["column", "level", "pairs", "documents", "margin", "margin_stderr", "margin_sd"]
-    return Table([*names, "accuracy", "accuracy_stderr"], lines)
+            line = [name, str(level), int(at_level.sum()), mean.clusters, mean.value, *(mean.ci95 or (None, None))]
+            line += [spread, accuracy.value, *(accuracy.proportion_ci95 or (None, None))]
+            lines.append([*line, mean.support.doubt if mean.clusters > 1 else "one document"])
+    names = ["column", "level", "pairs", "documents", "margin", "margin_low", "margin_high", "margin_sd"]
+    return Table([*names, "accuracy", "accuracy_low", "accuracy_high", "unreliable"], lines)
 
 
 V = TypeVar("V", bound=Value)

@@ -9,11 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from saeval.plugin import Result, escapes, figure, formatting, png, wrap_title
+from saeval.plugin import Result, escapes, figure, formatting, png, verdicts_in_words, verdicts_on, wrap_title
 from saeval_reward.document import Block, Grid, Heading, Paragraph, Passage, Picture, Warned, markdown, page
 from saeval_reward.ranking import DUPLICATE
 
 _METRICS = ("reward_margin", "margin_recovered", "reward_attribution", "reward_groups", "counterfactual_audit")
+
+_BY = (
+    "By every column of the data, with 95% intervals over documents. The last column has the reason if they are "
+    "unreliable, such as fewer than 20 documents."
+)
 
 
 def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
@@ -25,12 +30,14 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     title = f"Reward report: {mine[0].cell['suite']}"
     blocks: list[Block] = [Warned(note) for note in dict.fromkeys(note for r in mine for note in r.notes)]
     blocks += [Paragraph(f"{r.metric} of {r.subject}: {r.status}, {r.reason}") for r in mine if r.status != "ok"]
+    if sentences := verdicts_in_words(verdicts_on(mine)):
+        blocks += [Heading("Verdicts"), *(Paragraph(f"{sentence}.") for sentence in sentences)]
     ok = [r for r in mine if r.status == "ok"]
     for result in _of(ok, "reward_margin"):
         blocks += _margins(result)
     blocks += _recovered(_of(ok, "margin_recovered"))
     attributions = _of(ok, "reward_attribution")
-    blocks += _comparison(attributions)
+    blocks += _agreement(attributions) + _comparison(attributions)
     shown = [r for r in attributions if _is_sae(r) and r.values["contexts"]["rows"]]
     elsewhere = duplicates(shown)
     for number, result in enumerate(shown):
@@ -74,16 +81,40 @@ def _table(result: Result, name: str) -> Grid:
 def _scalars(result: Result, names: Sequence[str] | None = None) -> Grid:
     scalars = {n: v for n, v in result.values.items() if "kind" not in v and (names is None or n in names)}
     rows = [
-        [n, v["value"], v["stderr"], v["unit"], "" if v["value"] is not None else v.get("reason", "")]
+        [
+            n,
+            v["value"],
+            v["stderr"],
+            _ends(v),
+            v.get("documents", ""),
+            v["unit"],
+            *_null(v),
+            "" if v["value"] is not None else v.get("reason", ""),
+        ]
         for n, v in scalars.items()
     ]
-    return Grid(["name", "value", "± (one standard error)", "unit", "undefined because"], rows)
+    names = ["name", "value", "± (one standard error)", "95% interval", "documents", "unit", "null hypothesis", "p"]
+    return Grid([*names, "undefined because"], rows)
+
+
+def _ends(record: Mapping[str, Any]) -> str:
+    """The 95% interval of a scalar; empty if it has none."""
+    if record["value"] is None or not record["ci95"]:
+        return ""
+    low, high = (formatting.number(end, 2) for end in record["ci95"])
+    return f"[{low}, {high}]"
+
+
+def _null(record: Mapping[str, Any]) -> tuple[str, float | str]:
+    """The null hypothesis of a scalar, and the p value that the metric gave, not corrected for several tests."""
+    null, p = record.get("null"), record.get("p")
+    return (f"{null['name']} ({null['value']:g})" if null else "", "" if p is None else p)
 
 
 def _margins(result: Result) -> list[Block]:
     blocks: list[Block] = [Heading("Margins"), _scalars(result)]
     if result.values["by"]["rows"]:
-        blocks += [Paragraph("By every column of the data:"), _table(result, "by")]
+        blocks += [Paragraph(_BY), _table(result, "by")]
     return blocks
 
 
@@ -96,31 +127,68 @@ def _recovered(results: Sequence[Result]) -> list[Block]:
 
 
 def _with_error(record: Mapping[str, Any]) -> str:
-    if record["value"] is None:
-        return "undefined"
-    return formatting.with_error(record["value"], record["stderr"])
+    return formatting.scalar(record)
+
+
+def _agreement(results: Sequence[Result]) -> list[Block]:
+    if not results:
+        return []
+    rows = []
+    for result in results:
+        records = [result.values[name] for name in ("sign_agreement", "rank_correlation")]
+        features = next((record["n"] for record in records if record["value"] is not None), None)
+        tests = [cell for record in records for cell in (_with_interval(record), _null(record)[1])]
+        rows.append([_subject(result), features, *tests, _with_error(result.values["relative_gap"])])
+    text = (
+        "Attributions beside the effects of ablating the same features one by one, over the top features of fold A and "
+        "as many others that are similar in density and size. Both are means over fold B. Brackets: 95% intervals over "
+        "documents; p: one-sided, against ½ and 0 over documents and against attributions assigned to features at "
+        "random, whichever is larger; not corrected for several tests. The gap is that of the integration: it "
+        "checks the sum of the attributions, not each of them."
+    )
+    names = ["by", "features", "sign agreement", "p", "rank correlation", "p", "gap of integration"]
+    return [Heading("Agreement with true effects"), Paragraph(text), Grid(names, rows)]
+
+
+def _with_interval(record: Mapping[str, Any]) -> str:
+    ends = _ends(record)
+    return f"{formatting.number(record['value'], 2)} {ends}" if ends else _with_error(record)
 
 
 def _comparison(results: Sequence[Result]) -> list[Block]:
     if not results:
         return []
     sizes = sorted({int(n.rsplit("_", 1)[1]) for r in results for n in r.values if re.fullmatch(r"ablated_\d+", n)})
-    kinds = ["attributed", "ablated", "ablated_random", "ablated_random_high", "attributed_swapped"]
+    kinds = [
+        "ablated_kept", "ablated_random", "ablated_random_max", "ablated_excess_kept", "unmatched", "ablated",
+        "ablated_share", "attributed_kept", "attributed_random_max", "attributed", "attributed_swapped",
+    ]  # fmt: skip
     rows = []
     for result in results:
         for k in sizes:
-            records = [result.values.get(f"{kind}_{k}") for kind in kinds]
-            if records[0] is not None:
-                share = result.values[f"ablated_share_{k}"]
-                shown = [_with_error(record) if record else "–" for record in records]
-                rows.append([_subject(result), k, *shown[:2], _with_error(share), *shown[2:]])
+            if f"ablated_{k}" not in result.values:
+                continue
+            records = {kind: result.values.get(f"{kind}_{k}") for kind in kinds}
+            shown = {kind: _with_error(record) if record else "–" for kind, record in records.items()}
+            if largest := records["ablated_random_max"]:
+                shown["ablated_random_max"] += f" of {largest['n']}" if largest["n"] else ""
+            p = _null(records["ablated_excess_kept"] or {})[1]
+            rows.append([_subject(result), k, *list(shown.values())[:4], p, *list(shown.values())[4:]])
     text = (
-        "Mean margin explained on fold B by the top k features of fold A, in units of the reward. Attributed: the sum "
-        "of their attributions. Ablated: x − Σ f d spliced in from the first difference of the sides on, with the "
-        "SAE's error kept. For comparison: random groups (mean, and 97.5% quantile of the absolute value), and the "
-        "top k after swapping labels."
+        "Mean margin explained on fold B by the top k features of fold A, in units of the reward. Ablated: the "
+        "features are set to their values at the baseline from the first difference of the sides on, and the SAE's "
+        "error is kept. Kept: the top k features without flags. Random: groups of as many unflagged features that are "
+        "not at the top of the ranking, matched with the kept ones on density and size. Excess: kept minus the mean of "
+        "these groups; p is the larger of the rank among them and the t test over documents, not corrected for several "
+        "tests. Not matched: the number of kept features whose matches differ in density by more than a factor of 2. "
+        "All: the top k with flagged features, which have few equals and so no random groups. Attributed: the sum of "
+        "the features' attributions; swapped: of the top k after swapping labels."
     )
-    names = ["by", "k", "attributed", "ablated", "ablated, share", "random, ablated", "random, high", "swapped labels"]
+    names = [
+        "by", "k", "ablated, kept", "random, mean", "random, largest", "excess", "p", "not matched", "ablated, all",
+        "ablated, all, share", "attributed, kept", "attributed, random, largest", "attributed, all",
+        "attributed, swapped labels",
+    ]  # fmt: skip
     return [Heading("Margin explained"), Paragraph(text), Grid(names, rows)]
 
 
@@ -159,13 +227,16 @@ def _site(result: Result) -> str:
 def _attribution(result: Result, plot: str, elsewhere: Mapping[tuple[int, int], tuple[str, int]]) -> list[Block]:
     index = int(plot.split("-")[1]) - 1
     twins = {feature: twin for (at, feature), twin in elsewhere.items() if at == index}
-    names = ["completeness_gap", "relative_gap", "margin", "length_explained", "sign_agreement", "rank_correlation"]
+    names = ["sign_agreement", "rank_correlation", "completeness_gap", "relative_gap", "margin", "length_explained"]
     table = result.values["features"]
     rows = [row for row in table["rows"] if row[1] not in twins]
     hook = result.cell["subjects"][0]["hook_name"]
     blocks: list[Block] = [
         Heading(f"Features of {_subject(result)} at {hook}"),
-        Paragraph(f"Parameters: {json.dumps(dict(result.cell['params']))}. Positive values favour the chosen side."),
+        Paragraph(
+            "Attributions, true effects and rows are means over fold B of chosen − rejected: positive raises the "
+            f"margin. {_fold_b(result)} Parameters: {json.dumps(dict(result.cell['params']))}."
+        ),
         _scalars(result, names), _table(result, "rows"), Picture(plot, "Margin explained by number of features"),
         Grid(table["columns"], rows),
     ]  # fmt: skip
@@ -174,6 +245,14 @@ def _attribution(result: Result, plot: str, elsewhere: Mapping[tuple[int, int], 
         blocks.append(Paragraph(f"Reported at another layer, as near-duplicates: {listed}."))
     blocks += [Heading("Top activating contexts", 3), *_passages(result, twins)]
     return blocks
+
+
+def _fold_b(result: Result) -> str:
+    """The pairs and documents of fold B as a sentence."""
+    margin = result.values["margin"]
+    documents = formatting.counted(margin.get("documents", 0), "document")
+    effective = f" ({margin['effective_documents']:.3g} effective)" if "effective_documents" in margin else ""
+    return f"Fold B has {formatting.counted(margin['n'], 'pair')} from {documents}{effective}."
 
 
 def _passages(result: Result, omitted: Mapping[int, Any]) -> list[Block]:
@@ -192,7 +271,11 @@ def _passages(result: Result, omitted: Mapping[int, Any]) -> list[Block]:
 def _audit(result: Result) -> list[Block]:
     original = result.cell["params"]["original"]
     edit = "rejected" if original == "chosen" else "chosen"
-    text = f"Features that matter to the reward, and that an edit from {original} to {edit} removes or adds."
+    text = (
+        f"Features that matter to the reward, and that an edit from {original} to {edit} removes or adds. Attributions "
+        "are those of the other tables: means over fold B of chosen − rejected. Shares and changes are over all pairs; "
+        "a change is r(edit) − r(original), positive if the edit raises the reward."
+    )
     return [
         Heading(f"Counterfactual audit of {_subject(result)}"), Paragraph(text), _scalars(result),
         _table(result, "features"), Paragraph("The pairs whose reward changed most:"), _table(result, "examples"),
@@ -212,10 +295,10 @@ def explained_plot(values: Mapping[str, Any], title: str) -> bytes:
         shift = 0.985 if suffix else 1.015  # so that the two do not cover each other
         axes.errorbar(x * shift, y, reach, fmt=mark, color="tab:red", mfc=fill, capsize=3, label=f"{label}, ablated")
     for kind, colour, shift in (("attributed", "tab:blue", 0.94), ("ablated", "tab:red", 1.065)):
-        low, high = (values.get(f"{kind}_random_{end}") for end in ("low", "high"))
+        low, high = (values.get(f"{kind}_random_{end}") for end in ("min", "max"))
         if low and high:
             places, ends = np.array(low["x"]) * shift, (np.array(low["y"]), np.array(high["y"]))
-            label = f"matched random groups, {kind} (95% range)"
+            label = f"matched random groups, {kind} (smallest to largest)"
             axes.vlines(places, *ends, color=colour, alpha=0.5, linewidth=5, label=label)
     for name, style, label in (("margin", "-", "full margin"), ("length_explained", ":", "explained by length")):
         value = values[name]["value"]

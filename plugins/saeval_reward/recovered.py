@@ -32,6 +32,17 @@ class MarginRecovered(Metric):
         same_sign: share of pairs with sign Δr_sae = sign Δr; share of pairs; 0 .. 1; higher is better.
         accuracy_sae: share of pairs with Δr_sae > 0, ties as half; share of pairs; 0 .. 1; higher is better.
 
+    Claims:
+        recovered, lost, margin_sae: how much of the margin the reconstruction keeps; null: the controls at the
+            same hook (`mean`, `random`), by the paired difference; needs: 20 documents, 1 SAE, 1 seed at least;
+            not: that single pairs keep their margins, or that features explain the preference: the SAE's output
+            need not be sparse for it.
+        change, same_sign, accuracy_sae: how far single pairs keep their margins; null: the controls at the same
+            hook, by the paired difference; needs: 20 documents, 1 SAE, 1 seed at least; not: that the same
+            features decide.
+        margin_clean: the margin without the SAE; null: see margin of `reward_margin`; needs: 20 documents at
+            least; not: anything about the SAE.
+
     Source: saeval's own definition, by analogy with the loss recovered in `ce`.
     """
 
@@ -58,9 +69,9 @@ class MarginRecovered(Metric):
             "margin_sae": Scalar(sae, unit="reward"),
             "lost": Scalar(clean - sae, unit="reward"),
             "change": Scalar(total["change"].value, unit="reward", better="lower"),
-            "recovered": share(sae, clean, "higher"),
-            "same_sign": Scalar(total["same_sign"].value, unit="share of pairs", better="higher"),
-            "accuracy_sae": Scalar(total["accuracy"].value, unit="share of pairs", better="higher"),
+            "recovered": share(sae, clean, better="higher"),
+            "same_sign": Scalar(total["same_sign"].value, unit="share of pairs", better="higher", proportion=True),
+            "accuracy_sae": Scalar(total["accuracy"].value, unit="share of pairs", better="higher", proportion=True),
             "warnings": Notes(warnings(margin_rows, reward_unit)),
         }
         return in_unit(values, reward_unit)

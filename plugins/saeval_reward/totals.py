@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saeval.plugin import Batch, Estimate, Evidence, Ratio, Stamp, fold, hashed, paired, torch
+from saeval.plugin import Batch, Estimate, Evidence, Ratio, Stamp, Undefined, fold, hashed, paired, torch
 from saeval_reward.integration import Attribution
 
 if TYPE_CHECKING:
@@ -23,9 +23,12 @@ _FOLD, _SIGN = 1, 2
 """Keys of the draws."""
 
 
-def in_fold_b(ids: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
-    """Mask of the pairs in fold B, used for evaluation; fold A is used for choosing features."""
-    return np.asarray(hashed(_FOLD, ids) & np.uint64(1), dtype=bool)
+def in_fold_b(clusters: Int[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+    """Mask of the documents in fold B, used for evaluation; fold A is used for choosing features.
+
+    A document is in one fold with all its pairs.
+    """
+    return np.asarray(hashed(_FOLD, clusters) & np.uint64(1), dtype=bool)
 
 
 def blocks_of(n_clusters: int) -> int:
@@ -58,7 +61,7 @@ class Attributions(Evidence):
     prompt_tokens: int
 
     def stamp(self, stamp: Stamp) -> Self:
-        fold = in_fold_b(stamp.sequence_ids).astype(np.int64)
+        fold = in_fold_b(stamp.clusters).astype(np.int64)
         blocks = blocks_of(stamp.n_clusters)
         place = fold * blocks + stamp.clusters % blocks
 
@@ -78,23 +81,27 @@ class Attributions(Evidence):
 
     @property
     def on_a(self) -> Float[np.ndarray, "d_sae"]:
-        """Mean A_j over fold A."""
-        return np.asarray(self.sums[0].sum(0) / max(int(self.pairs[0].sum()), 1))
+        """Mean A_j over fold A; `Undefined` if one of the folds has no pair."""
+        if not self.pairs.sum(1).all():
+            count = int(self.pairs.sum())
+            raise Undefined(f"the documents of all {count} pairs are in one fold; use pairs from more documents")
+        return np.asarray(self.sums[0].sum(0) / self.pairs[0].sum())
 
     def on_b(self, members: Int[np.ndarray, "k"]) -> Estimate:
         """Mean over fold B of Σ_{j∈J} A_j."""
         top = self.sums[1][:, members].sum(1)
         return Ratio(top, self.pairs[1].astype(np.float64), self.pairs[1]).value
 
-    def part(self, name: str) -> Estimate:
-        """Mean over all pairs of the part `name`, one of `PARTS`."""
-        pairs = self.pairs.sum(0)
-        return Ratio(self.parts.sum(0)[:, PARTS.index(name)], pairs.astype(np.float64), pairs).value
+    def part(self, name: str, folds: str = "B") -> Estimate:
+        """Mean over the pairs of fold B, or of both folds if these are "AB", of the part `name`, one of `PARTS`."""
+        chosen = slice(None) if folds == "AB" else slice(1, 2)
+        pairs, parts = self.pairs[chosen].sum(0), self.parts[chosen].sum(0)
+        return Ratio(parts[:, PARTS.index(name)], pairs.astype(np.float64), pairs).value
 
     @property
     def mean(self) -> Float[np.ndarray, "d_sae"]:
-        """Mean A_j over all pairs."""
-        return np.asarray(self.sums.sum((0, 1)) / max(int(self.pairs.sum()), 1))
+        """Mean A_j over fold B."""
+        return np.asarray(self.sums[1].sum(0) / max(int(self.pairs[1].sum()), 1))
 
     @property
     def density(self) -> Float[np.ndarray, "d_sae"]:

@@ -52,7 +52,8 @@ def saeval_check(plan: Plan) -> list[Problem]:
     """Refuse groups of one SAE, groups across hooks, and `kinds` that do not label each member exactly once."""
     problems = []
     for cell in plan.cells:
-        if isinstance(cell.metric, SeedStability | FunctionalStability) and (message := _problem(cell)):
+        ours = isinstance(cell.metric, SeedStability | FunctionalStability) and "twin" not in cell.record
+        if ours and (message := _problem(cell)):
             problems.append(plan.suite.problem(message, *cell.entry.location))
     return problems
 

@@ -28,9 +28,13 @@ class FunctionalStability(Metric):
     pearson_* and index_agreement are undefined; jaccard_* are not.
 
     *_matched, *_matched_over_smaller, *_share_above_*, *_max_*, *_collisions_*, *_found_in_all, `kinds`, means and
-    intervals: as in `seed_stability`. index_agreement: share of features with the same partner in both matchings.
+    intervals over seeds: as in `seed_stability`. index_agreement: share of features with the same partner in both
+    matchings.
     *_floor: the score expected by chance, which is the mean over `draws` circular shifts of B's tokens by whole
-    documents, which keep how often and how strongly features fire but not on what; undefined with one document.
+    documents, which keep how often and how strongly features fire but not on what; undefined with one document. It
+    falls as tokens are added. *_excess = value − floor. The floor is not what SAEs score without training: untrained
+    SAEs read the same activations. Their score is that of the twin, `random(GROUP)`; `pearson_matched vs random` is the
+    difference to it, paired by seed.
     Memory: about 8 bytes per activation that is not 0, over all members.
 
     Values:
@@ -39,6 +43,8 @@ class FunctionalStability(Metric):
         pearson_matched_over_smaller: the same sum / min(n_A, n_B); correlation; -1 .. 1; higher is better.
         pearson_matched_floor, pearson_matched_over_smaller_floor: the same under chance; correlation; -1 .. 1;
             no better direction.
+        pearson_matched_excess, pearson_matched_over_smaller_excess: value − floor; correlation; -2 .. 2; higher is
+            better.
         pearson_share_above_*: share of the matched pairs above 0.5, 0.7, 0.9; share of matched pairs; 0 .. 1;
             higher is better.
         pearson_max_a_to_b, pearson_max_b_to_a: mean best match of the features of A (of B); correlation; -1 ..
@@ -50,6 +56,8 @@ class FunctionalStability(Metric):
         jaccard_matched_over_smaller: the same sum / min(n_A, n_B); Jaccard index; 0 .. 1; higher is better.
         jaccard_matched_floor, jaccard_matched_over_smaller_floor: the same under chance; Jaccard index; 0 .. 1;
             no better direction.
+        jaccard_matched_excess, jaccard_matched_over_smaller_excess: value − floor; Jaccard index; -1 .. 1; higher
+            is better.
         jaccard_share_above_*: share of the matched pairs above 0.5, 0.7, 0.9; share of matched pairs; 0 .. 1;
             higher is better.
         jaccard_max_a_to_b, jaccard_max_b_to_a: mean best match of the features of A (of B); Jaccard index; 0 ..
@@ -66,10 +74,24 @@ class FunctionalStability(Metric):
         members, pairs, floors, kinds: the same numbers per member, per pair, per null and per kind, tables; as
             above; as above; no better direction.
 
+    Claims:
+        pearson_matched, jaccard_matched: features of different seeds fire together more than those of untrained SAEs;
+            null: the twin `random(GROUP)`, paired by seed; needs: 20 documents, 4 SAEs, 4 seeds; not: that features
+            are the same, or agreement beyond that of untrained SAEs of another architecture than the control's.
+        *_matched_excess, *_matched_over_smaller_excess: a description of these SAEs; null: none, since untrained SAEs
+            exceed this floor too; needs: 20 documents, 2 SAEs, 2 seeds; not: agreement because of training.
+        *_matched_over_smaller, *_share_above_*, *_found_in_all, index_agreement: a description of these SAEs; null:
+            none is tested; compare the twin and the table `floors`; needs: 20 documents, 2 SAEs, 2 seeds; not:
+            agreement because of training, or anything about SAEs of other recipes.
+        *_max_*, *_collisions_*: how far best matches count features repeatedly; null: none is tested; compare the table
+            `floors`; needs: 20 documents, 2 SAEs, 2 seeds; not: agreement, which needs one-to-one matches.
+        *_floor: nothing on its own; null: none; needs: 2 documents, 2 SAEs; not: a comparison of floors on different
+            numbers of tokens.
+
     Source: Bricken et al. 2023 (correlation of activations), Paulo and Belrose 2025 (Hungarian matching).
     """
 
-    name, version, subject = "functional_stability", 1, "group"
+    name, version, subject = "functional_stability", 3, "group"
     headline = ("pearson_matched", "pearson_matched_floor", "jaccard_matched", "jaccard_matched_floor")
 
     def __init__(
@@ -86,7 +108,13 @@ class FunctionalStability(Metric):
         # `d` approximates their number.
         return sum(2 * (1 + self.draws) * matching_operations(n, m, d) for n, m, d in pair_sizes(subjects))
 
-    def conclude(self, activity: list[Activity], subject_name: list[str]) -> dict[str, Value]:
+    def conclude(
+        self,
+        activity: list[Activity],
+        subject_name: list[str],
+        sae_name: list[str],
+        training_seed: list[int | None],
+    ) -> dict[str, Value]:
         from saeval_stability.activities import Member, match_pair  # late: it loads numba, which only a run needs
 
         members = [Member.of(member_activity, self.alive_firings) for member_activity in activity]
@@ -101,10 +129,14 @@ class FunctionalStability(Metric):
             match_pair(a, b, members, self.seed, self.draws) for a, b in itertools.combinations(range(len(members)), 2)
         ]
         features = {"pearson": [m.alive[m.varying] for m in members], "jaccard": [m.alive for m in members]}
-        kinds = labelled(subject_name, self.kinds)
+        kinds = labelled(sae_name, self.kinds)
         constant = [f"'{name}'" for name, m in zip(subject_name, members, strict=True) if not len(m.varying)]
         missing = f"no alive feature of {', '.join(constant)} varies, so there is no correlation" if constant else ""
-        group = Group(subject_name, kinds, pairs, features, [member.d_sae for member in activity], missing)
-        threshold = f"at least {self.alive_firings} of the first {len(members[0].documents)} tokens"
-        note = f"functional_stability counts only features that fire on {threshold}"
+        tokens, documents = len(members[0].documents), len(np.unique(members[0].documents))
+        widths = [member.d_sae for member in activity]
+        group = Group(subject_name, kinds, training_seed, pairs, features, widths, missing, floor_n=tokens)
+        note = (
+            f"{self.name} counts only features that fire on at least {self.alive_firings} of the first {tokens} "
+            f"tokens; its floors are those of {tokens} tokens in {documents} documents, and fall with more of them"
+        )
         return {**group.values(), "alive": Notes([note])}

@@ -1,4 +1,4 @@
-"""The values of a group of SAEs from its matched pairs: means with intervals over SAEs, tables, arrays."""
+"""The values of a group of SAEs from its matched pairs: means with intervals over seeds, tables, arrays."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,8 @@ from saeval.plugin import (
     Array,
     Better,
     Estimate,
+    Notes,
+    Null,
     SaevalError,
     Scalar,
     Subject,
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from saeval_stability.matching import Matching
 
 INTERVAL_FROM = 4
-"""Fewest members for a jackknife interval; smaller groups report the range over pairs instead."""
+"""Fewest seeds for a jackknife interval and a test; smaller groups report the range over pairs instead."""
 
 FLOORED = ("_matched", "_matched_over_smaller")
 """Endings of the measures whose floor is a separate value; the table `floors` has the floors of all measures."""
@@ -63,29 +66,80 @@ class Pair:
         return max(means, default=None)
 
 
+UNTRAINED = Null("untrained SAEs", above="more alike than", below="less alike than", control="random")
+
+
 @dataclass
 class Group:
-    """All pairs of a group's members. `kinds` has a label per member, "" if the suite defines no kinds."""
+    """All pairs of a group's members. `kinds` has a label per member, "" if the suite defines no kinds.
+
+    Two SAEs trained with one seed may have begun with the same weights. So means are over the pairs of different seeds,
+    and their jackknife leaves out one seed at a time, with all of its SAEs.
+    """
 
     names: Sequence[str]
     kinds: Sequence[str]
+    seeds: Sequence[int | None]
+    """Each member's training seed; None if it is unknown."""
     pairs: Sequence[Pair]
     features: Mapping[str, Sequence[np.ndarray]]
     """By main view, the indices of each member's matched features."""
     widths: Sequence[int]
     missing: str = ""
     """The reason for NaN numbers, if there are any."""
+    floor_n: int | None = None
+    """Number of observations that the floors depend on."""
+    chance: Null | None = None
+    """The null that a floor stands for, if the excess over it is tested."""
+
+    @cached_property
+    def independent(self) -> list[Pair]:
+        """The pairs of different seeds; all pairs if there are none or a seed is unknown."""
+        pairs = [p for p in self.pairs if not self._share(p.a, p.b)]
+        return pairs or list(self.pairs)
+
+    def _share(self, a: int, b: int) -> bool:
+        return self.seeds[a] is not None and self.seeds[a] == self.seeds[b]
+
+    def _relation(self, pair: Pair) -> str:
+        if None in (self.seeds[pair.a], self.seeds[pair.b]):
+            return "unknown"
+        return "same" if self._share(pair.a, pair.b) else "different"
+
+    @cached_property
+    def _no_error(self) -> str:
+        """The reason why the values of the group have no error over seeds; empty if they have."""
+        unknown = [f"'{name}'" for name, seed in zip(self.names, self.seeds, strict=True) if seed is None]
+        if unknown:
+            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+            verb = "is" if len(unknown) == 1 else "are"
+            entry = "its entry" if len(unknown) == 1 else "their entries"
+            return (
+                f"an error needs the seed of each SAE, and that of {', '.join(unknown[:3])}{more} {verb} unknown: "
+                f"write 'seed: NUMBER' in {entry} of 'saes:'"
+            )
+        count = len(set(self.seeds))
+        if count == 1:
+            return f"all SAEs were trained with the seed {self.seeds[0]}, so no pair is independent"
+        return f"an error needs {INTERVAL_FROM} seeds, and there are {count}" if count < INTERVAL_FROM else ""
 
     def values(self) -> dict[str, Value]:
         """All values of the group. Only the main views have arrays."""
         values: dict[str, Value] = {}
         for name in self.pairs[0].numbers:
             better: Better = "higher" if not name.endswith(("a_to_b", "b_to_a")) else None
-            values[name] = self._scalar(name, self._mean(name), better, "pairs", [p.numbers[name] for p in self.pairs])
-            if name.endswith(FLOORED) and all(p.floor(name) is not None for p in self.pairs):
-                floor = float(np.mean([p.floor(name) for p in self.pairs]))
+            null = UNTRAINED if name in (f"{view}_matched" for view in self.features) else None
+            values[name] = self._scalar(name, {(p.a, p.b): p.numbers[name] for p in self.pairs}, better, null)
+            floors = {(p.a, p.b): floor for p in self.pairs if (floor := p.floor(name)) is not None}
+            if name.endswith(FLOORED) and len(floors) == len(self.pairs):
+                floor = float(np.mean([floors[p.a, p.b] for p in self.independent]))
                 reason = self.missing if math.isnan(floor) else None
-                values[f"{name}_floor"] = Scalar(floor, unit=unit_of(name), reason=reason)
+                values[f"{name}_floor"] = Scalar(
+                    floor, unit=unit_of(name), n=self.floor_n, reason=reason, comparable="hook"
+                )
+                excess = {(p.a, p.b): p.numbers[name] - floors[p.a, p.b] for p in self.pairs}
+                null = self.chance if null else None
+                values[f"{name}_excess"] = self._scalar(f"{name}_excess", excess, better, null)
         members = range(len(self.names))
         for view, numbers in self.features.items():
             if not all(view in p.views for p in self.pairs):
@@ -94,51 +148,71 @@ class Group:
                 )
                 continue
             shares = self._found_in_all(view)
+            spread = f"members range from {_range(shares(members))}"
             name = f"{view}_found_in_all"
-            values[name] = self._scalar(name, _mean_of(shares), "higher", "members", shares(members))
+            reason = f"{spread}; leaving out an SAE can only raise it, so it has no error over seeds"
+            values[name] = Scalar(
+                float(np.mean(shares(members))), unit=unit_of(name), better="higher", reason=reason, comparable="hook"
+            )
             for pair in self.pairs:
                 values |= _arrays(view, pair, numbers, self.widths)
         counts = [[len(numbers[i]) for numbers in self.features.values()] for i in members]
         values["members"] = Table(
-            ["sae", "kind", "features", *(f"{view}_features" for view in self.features)],
-            [[*row, *count] for *row, count in zip(self.names, self.kinds, self.widths, counts, strict=True)],
+            ["sae", "kind", "seed", "features", *(f"{view}_features" for view in self.features)],
+            [
+                [*row, *count]
+                for *row, count in zip(self.names, self.kinds, self.seeds, self.widths, counts, strict=True)
+            ],
         )
+        if shared := len(self.pairs) - len(self.independent):
+            note = f"means are over {len(self.independent)} pairs of different seeds, without {shared} of one seed"
+            values["seeds"] = Notes([f"{note}, which the table 'pairs' has"])
         values |= {"pairs": self._pairs(), "floors": self._floors()}
         return {**values, "kinds": self._kinds()} if any(self.kinds) else values
 
-    def _mean(self, name: str) -> Statistic:
-        numbers = {(p.a, p.b): p.numbers[name] for p in self.pairs}
-        return lambda members: float(np.mean([numbers[pair] for pair in itertools.combinations(sorted(members), 2)]))
-
     def _found_in_all(self, view: str) -> Callable[[Sequence[int]], list[float]]:
-        """A function of members: the share of each one's features that are matched above SHARED with all the others."""
+        """A function of members: the share of each one's features that all others of other seeds match above SHARED."""
         hits: dict[tuple[int, int], np.ndarray] = {}
         for pair in self.pairs:
             hits[pair.a, pair.b], hits[pair.b, pair.a] = above(pair.views[view])
 
         def shares(members: Sequence[int]) -> list[float]:
-            in_all = [np.logical_and.reduce([hits[i, j] for j in members if j != i]) for i in members]
-            return [float(features.mean()) for features in in_all]
+            pairs = {(p.a, p.b) for p in self.independent}
+            others = {i: [j for j in members if (min(i, j), max(i, j)) in pairs] for i in members}
+            return [float(np.logical_and.reduce([hits[i, j] for j in js]).mean()) for i, js in others.items() if js]
 
         return shares
 
-    def _scalar(self, name: str, statistic: Statistic, better: Better, items: str, parts: Sequence[float]) -> Scalar:
-        """A mean with its jackknife interval; for small groups, with the range of its `parts` as the reason."""
-        n, unit = len(self.names), unit_of(name)
-        members = list(range(n))
+    def _scalar(self, name: str, numbers: Mapping[tuple[int, int], float], better: Better, null: Null | None) -> Scalar:
+        """The mean over independent pairs."""
+        own = {(p.a, p.b): numbers[p.a, p.b] for p in self.independent}
+
+        def mean(members: Sequence[int]) -> float:
+            return float(np.mean([value for (a, b), value in own.items() if a in members and b in members]))
+
+        values = list(own.values())
+        spread = f"pairs range from {_range(values)}" if len(values) > 1 else "one pair of SAEs"
+        return self._estimate(name, mean, better, spread, null)
+
+    def _estimate(
+        self, name: str, statistic: Statistic, better: Better, spread: str, null: Null | None = None
+    ) -> Scalar:
+        """A mean with its jackknife over seeds; without an error, with the `spread` and the reason."""
+        unit, members = unit_of(name), range(len(self.names))
         value = statistic(members)
         if math.isnan(value):
             return Scalar.undefined(self.missing, unit=unit, better=better)
-        if n < INTERVAL_FROM:
-            reason = (
-                "one pair of SAEs"
-                if n == 2
-                else f"{items} range from {formatting.number(min(parts))} to {formatting.number(max(parts))}"
-            )
-            return Scalar(value, unit=unit, better=better, reason=f"{reason}: an interval needs {INTERVAL_FROM} SAEs")
-        without = np.array([statistic([j for j in members if j != i]) for i in members])
-        jackknife = Estimate(value, without, np.ones(n))
-        return Scalar(value, unit=unit, stderr=jackknife.stderr, ci95=jackknife.ci95, better=better)
+        if self._no_error:
+            reason = f"{spread}; {self._no_error}"
+            return Scalar(value, unit=unit, better=better, reason=reason, comparable="hook", null=null)
+        seeds = sorted(set(self.seeds), key=str)
+        without = np.array([statistic([i for i in members if self.seeds[i] != seed]) for seed in seeds])
+        estimate = Estimate(value, without, np.ones(len(seeds)))
+        share = unit.startswith("share") and not name.endswith("_excess")
+        return Scalar(
+            estimate, unit=unit, better=better, n=len(self.independent), seeds=list(map(str, seeds)),
+            comparable="hook", null=null, proportion=share, ci95=estimate.ci95 if share else None,
+        )  # fmt: skip
 
     def _pairs(self) -> Table:
         rows = []
@@ -147,8 +221,8 @@ class Group:
                 proof = matching.certificate
                 sizes = p.sizes.get(view, (len(proof.u), len(proof.v)))
                 numbers = [p.numbers.get(f"{view}_{name}", value) for name, value in measures(matching).items()]
-                rows.append([self.names[p.a], self.names[p.b], view, *sizes, *numbers, proof.gap])
-        return Table(["a", "b", "view", "n_a", "n_b", *MEASURES, "gap"], rows)
+                rows.append([self.names[p.a], self.names[p.b], view, *sizes, *numbers, proof.gap, self._relation(p)])
+        return Table(["a", "b", "view", "n_a", "n_b", *MEASURES, "gap", "seeds"], rows)
 
     def _floors(self) -> Table:
         nulls = list(self.pairs[0].floors)
@@ -164,29 +238,36 @@ class Group:
         return Table(columns, rows)
 
     def _kinds(self) -> Table:
-        """All numbers within each kind and across each two kinds; floors are means over the same pairs."""
+        """All numbers within each kind and across each two kinds; floors are means over the same pairs.
+
+        Pairs of one seed have rows of their own.
+        """
         rows = []
-        labels = list(dict.fromkeys(self.kinds))
-        for kind_a, kind_b in itertools.combinations_with_replacement(labels, 2):
-            pairs = [p for p in self.pairs if sorted((self.kinds[p.a], self.kinds[p.b])) == sorted((kind_a, kind_b))]
+        labels = itertools.combinations_with_replacement(dict.fromkeys(self.kinds), 2)
+        for (kind_a, kind_b), seeds in itertools.product(labels, ("different", "unknown", "same")):
+            kinds = sorted((kind_a, kind_b))
+            pairs = [
+                p for p in self.pairs
+                if self._relation(p) == seeds and sorted((self.kinds[p.a], self.kinds[p.b])) == kinds
+            ]  # fmt: skip
             for name in pairs[0].numbers if pairs else ():
                 values = [p.numbers[name] for p in pairs]
                 floors = [floor for p in pairs if (floor := p.floor(name)) is not None]
                 floor = float(np.mean(floors)) if floors else None
                 spread = [float(np.mean(values)), min(values), max(values)]
-                rows.append([kind_a, kind_b, len(pairs), name, *spread, floor])
-        return Table(["kind_a", "kind_b", "pairs", "value", "mean", "lowest", "highest", "floor"], rows)
+                rows.append([kind_a, kind_b, seeds, len(pairs), name, *spread, floor])
+        return Table(["kind_a", "kind_b", "seeds", "pairs", "value", "mean", "lowest", "highest", "floor"], rows)
 
 
 def group_values(views: Sequence[str], main: Sequence[str], floors: bool) -> list[str]:
     """Names of the values that each view of a group has."""
     names = [f"{view}_{measure}" for view in views for measure in MEASURES]
-    names += [f"{view}{end}_floor" for view in views for end in FLOORED] if floors else []
+    names += [f"{view}{end}{of}" for view in views for end in FLOORED for of in ("_floor", "_excess")] if floors else []
     return [*names, *(f"{view}_found_in_all" for view in main)]
 
 
-def _mean_of(shares: Callable[[Sequence[int]], list[float]]) -> Statistic:
-    return lambda members: float(np.mean(shares(members)))
+def _range(values: Sequence[float]) -> str:
+    return f"{formatting.number(min(values))} to {formatting.number(max(values))}"
 
 
 def _arrays(view: str, pair: Pair, numbers: Sequence[np.ndarray], widths: Sequence[int]) -> dict[str, Value]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from saeval.plugin import Metric, Notes, Repeats, Undefined, Value, torch
+from saeval.plugin import Metric, Notes, Null, Repeats, Undefined, Value, torch
 from saeval_stability.firing import Firings
 from saeval_stability.floors import gaussians, rotations
 from saeval_stability.group import (
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from saeval_stability.floors import Spaces
     from saeval_stability.matching import Matching
 
+CHANCE = Null("random features of the same mean and covariance", above="more alike than", below="less alike than")
 Mode = Literal["signed", "abs"]
 Count = Annotated[int, Field(ge=0)]
 Draws = Annotated[Repeats, Field(ge=0)]
@@ -55,11 +56,16 @@ class SeedStability(Metric):
 
     *_floor: the score expected by chance, which is the larger of two nulls' means over `draws` draws: a random rotation
     of B, and Gaussian features with B's mean and covariance (decoder and encoder jointly). The table `floors` has every
-    value under both nulls, and the closed form for uniform directions if there is one.
+    value under both nulls, and the closed form for uniform directions if there is one. *_excess = value − floor.
 
-    Values are means over all pairs, with a jackknife 95% interval over SAEs for groups of 4 or more. `kinds` maps a
-    label to patterns of names, for a table within and across kinds. Undefined if an SAE has no encoder or decoder
-    weights or no alive feature. Source: Sharkey et al. 2022 (max-cosine), Paulo and Belrose 2025 (Hungarian matching).
+    Values are means over the pairs of different seeds, with a jackknife 95% interval that leaves out one seed at a time
+    (t with seeds − 1 degrees of freedom), which includes the error of the floor: each pair has its own draws. Without
+    four seeds, or if a seed is unknown, there is no error and no test. The test is conservative: with four seeds, it is
+    false in 5% of cases if all variation is between seeds, and in 1% if it is between pairs. The twin `random(GROUP)`,
+    the same group with untrained SAEs, has the same values; `decoder_matched vs random` is the difference, paired by
+    seed. `kinds` maps a label to patterns of names, for a table within and across kinds, where pairs of one seed have
+    rows of their own. Undefined if an SAE has no encoder or decoder weights or no alive feature. Source: Sharkey et al.
+    2022 (max-cosine), Paulo and Belrose 2025 (Hungarian matching).
 
     Values:
         decoder_matched, encoder_matched: Σ of the matched cosines / max(n_A, n_B), a mean over pairs; cosine;
@@ -68,6 +74,8 @@ class SeedStability(Metric):
             1; higher is better.
         decoder_matched_floor, decoder_matched_over_smaller_floor, encoder_matched_floor,
             encoder_matched_over_smaller_floor: the same under chance; cosine; -1 .. 1; no better direction.
+        decoder_matched_excess, decoder_matched_over_smaller_excess, encoder_matched_excess,
+            encoder_matched_over_smaller_excess: value − floor; cosine; -2 .. 2; higher is better.
         decoder_share_above_*, encoder_share_above_*: share of the matched pairs above 0.5, 0.7, 0.9; share of
             matched pairs; 0 .. 1; higher is better.
         decoder_max_a_to_b, decoder_max_b_to_a, encoder_max_a_to_b, encoder_max_b_to_a: mean best match of the
@@ -80,6 +88,7 @@ class SeedStability(Metric):
         *_abs_matched_over_smaller: the same sum / min(n_A, n_B); cosine; 0 .. 1; higher is better.
         *_abs_matched_floor, *_abs_matched_over_smaller_floor: the same under chance; cosine; 0 .. 1; no better
             direction.
+        *_abs_matched_excess, *_abs_matched_over_smaller_excess: value − floor; cosine; -1 .. 1; higher is better.
         *_abs_share_above_*: share of the matched pairs above 0.5, 0.7, 0.9; share of matched pairs; 0 .. 1;
             higher is better.
         *_abs_max_a_to_b, *_abs_max_b_to_a: mean best match of the features of A (of B); cosine; 0 .. 1; no
@@ -96,9 +105,33 @@ class SeedStability(Metric):
             cosines of one draw from a null, arrays; feature number, or cosine; -1 .. d_sae; no better direction.
         members, pairs, floors, kinds: the same numbers per member, per pair, per null and per kind, tables; as
             above; as above; no better direction.
+
+    Claims:
+        decoder_matched, encoder_matched: SAEs of different seeds have more similar directions than untrained SAEs;
+            null: the twin `random(GROUP)`, paired by seed; needs: 10 firings of each counted feature, 4 SAEs, 4 seeds;
+            not: that features are the same, since a direction that all features share suffices.
+        decoder_matched_excess, encoder_matched_excess: SAEs of different seeds have more similar directions than their
+            means and covariances bring about; null: floor, excess 0; needs: 10 firings of each counted feature, 4 SAEs,
+            4 seeds; not: how many features are the same, or that the agreement is large.
+        *_abs_matched, *_abs_matched_excess: a description of these SAEs; with `modes: [abs]`, the claims of the signed
+            values; null: none; with `modes: [abs]`, those of the signed values; needs: 10 firings of each counted
+            feature, 2 SAEs, 2 seeds, for a test 4 SAEs, 4 seeds; not: agreement beyond that of untrained SAEs unless it
+            was tested.
+        *_matched_over_smaller, *_matched_over_smaller_excess, *_share_above_*, *_found_in_all, shared: a description of
+            these SAEs; null: none is tested; compare the twin and the table `floors`; needs: 10 firings of each counted
+            feature, 2 SAEs, 2 seeds; not: agreement beyond that of untrained SAEs, or anything about SAEs of other
+            recipes.
+        *_max_*, *_collisions_*: how far best matches count features repeatedly; null: none is tested; compare the table
+            `floors`; needs: 10 firings of each counted feature, 2 SAEs, 2 seeds; not: agreement, which needs one-to-one
+            matches.
+        index_agreement: encoder and decoder match the same features; null: none is tested; compare the table `floors`;
+            needs: 10 firings of each counted feature, 2 SAEs, 2 seeds; not: a comparison with the twin, whose encoders
+            are its transposed decoders, so that it is 1 by construction.
+        *_floor: nothing on its own; null: none; needs: 2 SAEs; not: a comparison of floors at different numbers of
+            features.
     """
 
-    name, version, subject = "seed_stability", 1, "group"
+    name, version, subject = "seed_stability", 3, "group"
 
     def __init__(
         self, alive_firings: Count = 10, alive_tokens: Some = 1_000_000, draws: Draws = 20, seed: int = 0,
@@ -110,7 +143,8 @@ class SeedStability(Metric):
         if not self.modes:
             raise ValueError("'modes' is empty: expected [signed], [abs] or both")
         main_views = [_view(space, self.modes[0]) for space in ("decoder", "encoder")]
-        self.headline = (*(f"{view}_matched{end}" for view in main_views for end in ("", "_floor")), "shared")
+        ends = ("", "_floor", "_excess")
+        self.headline = (*(f"{view}_matched{end}" for view in main_views for end in ends), "shared")
         views = [_view(space, mode) for space in ("decoder", "encoder") for mode in self.modes]
         self.value_names = (*group_values(views, main_views, self.draws > 0), "shared", "index_agreement")
 
@@ -127,6 +161,8 @@ class SeedStability(Metric):
         W_enc: list[Float[Tensor, "d_in d_sae"]],
         firings: list[Firings],
         subject_name: list[str],
+        sae_name: list[str],
+        training_seed: list[int | None],
     ) -> dict[str, Value]:
         spaces = [{"decoder": dec, "encoder": enc.T} for dec, enc in zip(W_dec, W_enc, strict=True)]
         alive = [member.counts >= self.alive_firings for member in firings]
@@ -136,12 +172,16 @@ class SeedStability(Metric):
                 lower = " or a lower 'alive_firings'" if self.alive_firings > 1 else ""
                 raise Undefined(f"no feature of '{name}' fires on {threshold}; try more tokens{lower}")
         pairs = [self._pair(a, b, spaces, alive) for a, b in itertools.combinations(range(len(spaces)), 2)]
-        kinds = labelled(subject_name, self.kinds)
+        kinds = labelled(sae_name, self.kinds)
         numbers = [np.flatnonzero(is_alive) for is_alive in alive]
         main = {_view(space, self.modes[0]): numbers for space in ("decoder", "encoder")}
-        group = Group(subject_name, kinds, pairs, main, [len(is_alive) for is_alive in alive])
+        widths, fewest = [len(is_alive) for is_alive in alive], min(map(len, numbers))
+        group = Group(subject_name, kinds, training_seed, pairs, main, widths, floor_n=fewest, chance=CHANCE)
         threshold = f"at least {self.alive_firings} of the first {firings[0].n} tokens"
-        return {**group.values(), "alive": Notes([f"seed_stability counts only features that fire on {threshold}"])}
+        most, d = max(map(len, numbers)), spaces[0]["decoder"].shape[1]
+        sizes = f"{fewest if fewest == most else f'{fewest} to {most}'} features in {d} dimensions"
+        note = f"{self.name} counts only features that fire on {threshold}; its floors are those of {sizes}"
+        return {**group.values(), "alive": Notes([note])}
 
     def _pair(self, a: int, b: int, spaces: Sequence[Spaces], alive: Sequence[np.ndarray]) -> Pair:
         ours, theirs = _selected(spaces[a], alive[a]), _selected(spaces[b], alive[b])

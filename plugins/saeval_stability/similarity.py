@@ -84,9 +84,12 @@ class Cosines(Similarity):
     def values(self, rows: Ints, columns: Ints) -> Floats:
         cosines, a, b = np.empty(len(rows)), self.a.numbers, self.b.numbers
         step = max(-(-len(rows) // torch.get_num_threads()), CHUNK)
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # the compiled code releases the GIL
-            parts = [slice(first, first + step) for first in range(0, len(rows), step)]
-            list(pool.map(lambda k: _dots(a, b, rows[k], columns[k], cosines[k]), parts))
+        parts = [slice(first, first + step) for first in range(0, len(rows), step)]
+        if len(parts) == 1:  # to start threads takes longer
+            _dots(a, b, rows, columns, cosines)
+        else:
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # the compiled code releases the GIL
+                list(pool.map(lambda k: _dots(a, b, rows[k], columns[k], cosines[k]), parts))
         cosines /= self.a.lengths[rows] * self.b.lengths[columns]
         np.clip(cosines, -1.0, 1.0, out=cosines)
         return np.abs(cosines) if self.absolute else cosines

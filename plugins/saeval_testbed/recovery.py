@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from saeval.plugin import Batch, Evidence, Metric, Repeats, Scalar, Table, Undefined, Value, fold, paired, torch
+from saeval.plugin import Batch, Evidence, Metric, Null, Repeats, Scalar, Table, Undefined, Value, fold, paired, torch
+from saeval_reward.explained import UNMATCHED
+from saeval_reward.nulls import rank_p
 from saeval_reward.ranking import feature_ranking
 from saeval_reward.totals import Attributions
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 
 RESPONDS = 0.2
 """Smallest difference between the shares of sides with and without the pattern on which a responding feature fires."""
-BOOTSTRAPS = 1000
+NO_INTERVAL = "a count of the first features of one ranking, which are no sample"
+DRAWS = 200
 PLANTED = ("planted", "conflict")
 """Subsets in which exactly one side has the pattern."""
 
@@ -79,22 +82,36 @@ class PlantedRecovery(Metric):
     A feature is true if it responds to the pattern: in the pairs with a `raise` statement on exactly one side, the
     share of those sides that it fires on at t ≥ s differs by at least 0.2 from the share of the other sides. Rewards
     play no part. precision_k = share of the top k by |mean attribution| on fold A that are true, recall_k = share of
-    the true features among these; *_kept leave out features flagged as outliers or of high frequency. Intervals: 95%,
-    from 1,000 bootstraps of blocks of documents. Shown beside them, as precision: random groups matched on density
-    and size (mean and 97.5% quantile), features ranked by the correlation of their firing with length, and a ranking
-    with the labels of a random half swapped.
+    the true features among these; *_kept leave out features flagged as outliers or of high frequency. Shown beside
+    precision_kept: the mean of 200 random groups, matched with these features on density and size and drawn from
+    unflagged ones that are not at the top of the ranking, and the p value of the rank among them. Flagged features have
+    few equals, so precision with them is not tested. Shown beside both, as precision: features ranked by the
+    correlation of their firing with length, and a ranking with the labels of a random half swapped.
 
     Values:
         responding: number of true features; features; 0 .. d_sae; no better direction.
         precision_*: share of the top k that are true; share of features; 0 .. 1; higher is better.
         recall_*: share of the true features among the top k; share of features; 0 .. 1; higher is better.
-        recovery: both with intervals, beside random groups, length and swapped labels, a table;
-            share of features; 0 .. 1; no better direction.
+        recovery: both, beside random groups, length and swapped labels, a table; share of features; 0 ..
+            1; no better direction.
+
+    Claims:
+        responding: so many features respond to the planted pattern; null: none, since it is a count; needs: 1 SAE; not:
+            that the reward uses them.
+        precision_kept_*: the top k unflagged features by attribution contain more features of the planted preference
+            than random groups of the same density and size; null: 200 random groups of k unflagged features, by rank;
+            needs: 100 pairs; 1 SAE of the testbed's reward model; not: that attribution finds preferences that were not
+            planted; a precision of the method from one SAE.
+        precision_[0-9]*: how many of the top k respond to the pattern; null: none, since flagged features have few
+            equals; needs: 100 pairs; 1 SAE of the testbed's reward model; not: that random features do so less often.
+        recall_*: the share of the features of the planted preference that the top k contain; null: none;
+            precision_kept_* tests the same features; needs: 100 pairs; 1 SAE of the testbed's reward model; not: that a
+            low recall is a failure if k is smaller than responding, or that the others do not matter to the reward.
 
     Source: saeval's own definition.
     """
 
-    name, version, data = "planted_recovery", 1, "pair"
+    name, version, data = "planted_recovery", 3, "pair"
 
     def __init__(self, steps: Repeats = 16, baseline: str = "mean", sizes: tuple[int, ...] = (1, 5, 20)) -> None:
         if steps < 0 or not sizes or min(sizes) < 1:
@@ -109,42 +126,40 @@ class PlantedRecovery(Metric):
         true = planted_responses.responding
         if not true.any():
             raise Undefined("no feature responds to the planted pattern")
-        ranking = feature_ranking(attribution_totals, W_dec, groups=self.sizes, random=100)
+        ranking = feature_ranking(attribution_totals, W_dec, groups=self.sizes, random=DRAWS)
         alive = attribution_totals.fires > 0
-        usual = alive & ~ranking.outlier & ~ranking.frequent
         length = _order(planted_responses.by_length, alive)
-        draws = _bootstraps(attribution_totals)
         values: dict[str, Value] = {"responding": Scalar(float(true.sum()), unit="features", n=int(alive.sum()))}
         lines = []
-        for kind, order, among in (("", ranking.order, alive), ("_kept", ranking.kept, usual)):
-            orders = [_order(attributions, among) for attributions in draws]
+        for kind, order in (("", ranking.order), ("_kept", ranking.kept)):
             for k in self.sizes:
                 hits = int(true[order[:k]].sum())
-                drawn = np.array([true[redrawn[:k]].sum() for redrawn in orders])
-                random = [float(true[ranking.members[f"random {k}.{r}"]].mean()) for r in range(100)]
-                line = [hits / k, *_interval(drawn / k), hits / true.sum(), *_interval(drawn / true.sum())]
-                others = [float(np.mean(random)), float(np.quantile(random, 0.975))]
+                precision, recall = hits / k, float(hits / true.sum())
+                groups = [ranking.members[f"random {k}.{r}"] for r in range(DRAWS)] if kind else []
+                random = np.array([float(true[group].mean()) for group in groups if len(group)])
+                others: list[float | None] = [None, None]
+                null = None
+                if len(random):
+                    others = [float(random.mean()), p := rank_p(precision, random)]
+                    qualifier = UNMATCHED if ranking.unmatched[k] else None
+                    above = "richer in planted features than"
+                    null = Null(f"random groups of {k} features", above=above, p=p, qualifier=qualifier)
                 others += [float(true[length[:k]].mean()), float(true[ranking.swapped[:k]].mean())]
-                lines.append([kind.removeprefix("_") or "all", k, *line, *others])
-                values[f"precision{kind}_{k}"] = Scalar(line[0], unit="share of features", better="higher")
-                values[f"recall{kind}_{k}"] = Scalar(line[3], unit="share of features", better="higher")
-        numbers = [f"{name}{end}" for name in ("precision", "recall") for end in ("", "_low", "_high")]
-        beside = ["random", "random_high", "by_length", "swapped_labels"]
-        values["recovery"] = Table(["features", "k", *numbers, *beside], lines)
+                lines.append([kind.removeprefix("_") or "all", k, precision, recall, *others])
+                for name, share in (("precision", precision), ("recall", recall)):
+                    values[f"{name}{kind}_{k}"] = Scalar(
+                        share,
+                        unit="share of features",
+                        better="higher",
+                        proportion=True,
+                        reason=NO_INTERVAL,
+                        null=null if name == "precision" else None,
+                    )
+        columns = ["features", "k", "precision", "recall", "random", "random_p", "by_length", "swapped_labels"]
+        values["recovery"] = Table(columns, lines)
         return values
 
 
 def _order(values: Float[np.ndarray, "d_sae"], alive: Bool[np.ndarray, "d_sae"]) -> np.ndarray:
     order = np.argsort(-np.abs(values), kind="stable")
     return np.asarray(order[alive[order]])
-
-
-def _bootstraps(totals: Attributions) -> list[Float[np.ndarray, "d_sae"]]:
-    """Mean attributions on fold A, with its blocks of documents resampled with replacement."""
-    generator, blocks = np.random.default_rng(0), totals.sums.shape[1]
-    weights = [np.bincount(generator.integers(0, blocks, blocks), minlength=blocks) for _ in range(BOOTSTRAPS)]
-    return [weight @ totals.sums[0] / max(int(weight @ totals.pairs[0]), 1) for weight in weights]
-
-
-def _interval(values: Float[np.ndarray, "n"]) -> list[float]:
-    return [float(q) for q in np.quantile(values, [0.025, 0.975])]

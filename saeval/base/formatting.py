@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 ROUNDING = 1e-9
 """A standard error below this share of its value, or of 1 if the value is not larger than it, is rounding."""
@@ -22,11 +24,26 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
-def with_error(value: float, stderr: float | None) -> str:
+def scalar(record: Mapping[str, Any]) -> str:
+    """Format a stored scalar with its standard error or, for a proportion, perhaps its interval; `undefined`."""
+    if record["value"] is None:
+        return "undefined"
+    return with_error(record["value"], record["stderr"], record["ci95"] if record.get("proportion") else None)
+
+
+def with_error(value: float, stderr: float | None, proportion: Sequence[float] | None = None) -> str:
     """Format a value to the second digit of its standard error, `0.289 ± 0.011`; without one, to four digits.
 
-    If that takes more than six decimals, both share a power of ten: `(3.4 ± 1.2)e-08`.
+    If that takes more than six decimals, both share a power of ten: `(3.4 ± 1.2)e-08`. `proportion` is the interval of
+    a proportion. It replaces an error that is 0, or that misleads because one side of it is twice as long as the
+    other: `1 [0.51, 1]`.
     """
+    if proportion is not None and stderr is not None:
+        below, above = value - proportion[0], proportion[1] - value
+        if (stderr <= ROUNDING or max(below, above) > 2 * min(below, above)) and below + above > 0:
+            places = max(decimals(below + above), 1)
+            middle, low, high = (_rounded(x, places) for x in (value, *proportion))
+            return f"{middle} [{low}, {high}]"
     if stderr is None or not (math.isfinite(stderr) and math.isfinite(value)):
         return number(value)
     if stderr <= ROUNDING * abs(value):
@@ -39,6 +56,10 @@ def with_error(value: float, stderr: float | None) -> str:
         digits, value, stderr = digits + exponent, value / 10.0**exponent, stderr / 10.0**exponent
         return f"({value:z.{digits}f} ± {stderr:.{digits}f})e{exponent:03d}"
     return f"{value:z.{digits}f} ± {stderr:.{digits}f}"
+
+
+def _rounded(share: float, places: int) -> str:
+    return f"{share:.0f}" if share in (-1, 0, 1) else f"{share:z.{places}f}"
 
 
 def decimals(stderr: float) -> int:

@@ -76,8 +76,9 @@ def compare(arguments: argparse.Namespace) -> int:
     if arguments.format == "md":  # other formats need the asides of the whole folder
         with suppress(SaevalError):  # the whole folder gives the better error message
             two = boards_of_two(folders, a, b, include_limited=limited)
-            print(write(comparison.compare(two, a, b, arguments.metric)))
-            return OK
+            if not any(column.null for board in two for column in board.columns):  # verdicts need all rows
+                print(write(comparison.compare(two, a, b, arguments.metric)))
+                return OK
     compared = comparison.compare(boards(folders, include_limited=limited, every_column=True), a, b, arguments.metric)
     print_asides(compared.asides if arguments.format != "md" else [])
     print(write(compared))

@@ -89,7 +89,8 @@ def tokens_a_row(plan: Plan, dataset: Dataset, batch_size: int) -> float:
 def of_node(plan: Plan, size: ModelSize | None, node: Node) -> float:
     """Return the operations of a node per token: an SAE's products, resumed passes, scores; 0 if negligible."""
     if node.subject:
-        return sum(4.0 * (s.d_in or 0) * (s.d_sae or 0) for s in plan.subjects if s.name == node.subject)
+        subjects = [s for s in [*plan.subjects, *plan.twins] if s.key == node.quantity.identity]
+        return sum(4.0 * (s.d_in or 0) * (s.d_sae or 0) for s in subjects)
     if size is None:
         return 0.0
     resumed = sum(times * size.after(hook) for hook, times in resumes(node)) * size.a_token

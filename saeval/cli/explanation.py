@@ -91,10 +91,13 @@ def explanation(plan: Plan, cell: Cell) -> str:
     rows = [HEADINGS, *tree.table()]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     table = ["  ".join(f"{text:<{w}}" for text, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    twins = [c.record["over"] for c in plan.cells if c.entry is cell.entry and "twin" in c.record]
+    again = f"  computed again for {', '.join(twins)}: the group with each SAE replaced by this control"
     lines = [
         f"metric {cell.metric.name}@{cell.metric.version} of {subjects}, in suite {plan.name}",
         f"  {_code(entry.thing)} ({entry.origin})",
         *([f"  parameters: {parameters}"] if parameters else []),
+        *([again] if twins else []),
         *tree.passes,
         "",
         *table,

@@ -6,20 +6,22 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from saeval.base.errors import SaevalError, blamed, said, suggestion
-from saeval.base.names import names_matching
+from saeval.base.names import names_matching_any
 from saeval.base.parameters import schema
-from saeval.interfaces.documentation import Documented, documentation, documented_values
+from saeval.interfaces.documentation import Claim, Documented, documentation, documented_claims, documented_values
 from saeval.interfaces.metric import Metric, names_of_values, requested
 from saeval.interfaces.model import RegisteredModel
 from saeval.plan.leaves import LEAVES
 from saeval.registry.registry import Entry, Registry
+
+Line = TypeVar("Line", Documented, Claim)
 
 
 def structures(registry: Registry) -> dict[str, type]:
@@ -182,10 +184,10 @@ def default(field: Any) -> str:
     return "required" if field.is_required() else repr(field.default)
 
 
-def _values(metric: type[Metric]) -> list[Documented]:
-    """The values that a metric documents; none if a line is malformed, which `check_metric` reports."""
+def _read(section: Callable[[type[Metric]], list[Line]], metric: type[Metric]) -> list[Line]:
+    """The entries of a section of a metric's docstring; none if one is malformed, which `check_metric` reports."""
     try:
-        return documented_values(metric)
+        return section(metric)
     except ValueError:
         return []
 
@@ -194,7 +196,7 @@ def _metric(metric: type[Metric]) -> list[str]:
     """Return the lines on a metric's values, the values that a table shows, and its requests."""
     requests = dict.fromkeys(name for m in ("observe", "substitutes", "conclude") for name in requested(metric, m))
     facts = {
-        "values": () if _values(metric) else names_of_values(metric) or (),
+        "values": () if _read(documented_values, metric) else names_of_values(metric) or (),
         "shown first": metric.headline if isinstance(metric.headline, list | tuple) else (),
         "requests": [name for name in requests if name not in ("self", "total")],
     }
@@ -222,12 +224,20 @@ def _quantity(quantity: Any) -> list[str]:
 def _value_page(entry: Entry[type[Metric]], value: str) -> str:
     """Return the documentation of one value, above its metric's."""
     page = _page(entry, "metric")
-    documented = _values(entry.thing)
-    for doc in sorted(documented, key=lambda doc: value not in doc.names):  # an exact name before a pattern
-        if any(names_matching(pattern, [value]) for pattern in doc.names):
-            head = f"value {entry.name}.{value}: {doc.equation}"
-            return f"{head}\n  unit: {doc.unit}\n  range: {doc.range}\n  direction: {doc.better}\n\n{page}"
-    return page
+    lines = []
+    if doc := _named_first(value, _read(documented_values, entry.thing)):
+        lines += [f"value {entry.name}.{value}: {doc.equation}"]
+        lines += [f"  unit: {doc.unit}", f"  range: {doc.range}", f"  direction: {doc.better}"]
+    if claim := _named_first(value, _read(documented_claims, entry.thing)):
+        lines += [f"  may be claimed: {claim.may}", f"  null hypothesis: {claim.null}"]
+        lines += [f"  needs at least: {claim.needs}", f"  may not be claimed: {claim.never}"]
+    return "\n".join([*lines, "", page] if lines else [page])
+
+
+def _named_first(value: str, entries: Sequence[Line]) -> Line | None:
+    """Return the entry that has a value's name, or else the first with a pattern that matches it."""
+    entries = sorted(entries, key=lambda entry: value not in entry.names)
+    return next((entry for entry in entries if names_matching_any(entry.names, [value])), None)
 
 
 def _substituted(name: str, registry: Registry) -> str | None:

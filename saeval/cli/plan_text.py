@@ -45,6 +45,12 @@ def _stops(plan: Plan) -> str:
     return f"precision: {wanted}; checked after sequences (documents) {', '.join(places)}"
 
 
+def _twins(plan: Plan) -> str:
+    """Return the groups of controls that groups are compared with, in words."""
+    twins = dict.fromkeys(cell.record["over"] for cell in plan.cells if "twin" in cell.record)
+    return f"; twins of groups: {', '.join(twins)}" if twins else ""
+
+
 def _time(plan: Plan, operations: float, conclusions: Mapping[str, float]) -> list[str]:
     """Return a line on the time of the passes and of expensive conclusions; no line if there is neither."""
     if not operations and not conclusions:
@@ -67,7 +73,8 @@ def plan_in_words(plan: Plan, store: Store) -> str:
     lines = [
         f"suite {plan.name}: no problems found",
         f"  {counted(len(plan.cells), 'cell')}, {len(plan.cells) - len(pending)} of them stored; "
-        + counted(len(plan.subjects), "substitute"),
+        + counted(len(plan.subjects) + len(plan.twins), "substitute")
+        + _twins(plan),
         f"  data: {counted(rows, 'sequence')} of {counted(plan.streams.evaluation.n_clusters, 'document')}"
         + _excluded(plan),
     ]

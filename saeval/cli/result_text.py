@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from saeval.base.escapes import line, terminal
-from saeval.base.formatting import interval, number, with_error
+from saeval.base.formatting import interval, number, scalar, with_error
 from saeval.results.board import size_in_words, stop_in_words
 from saeval.results.result import Result
 from saeval.stats.estimate import reliability_warnings
@@ -73,9 +73,8 @@ def _scalars(scalars: Mapping[str, Mapping[str, Any]]) -> str:
     reasons: dict[str, list[str]] = {}
     for name, record in scalars.items():
         value, ends = record["value"], record["ci95"]
-        shown = "undefined" if value is None else with_error(value, record["stderr"])
         span = interval(ends, record["stderr"]) if ends else ""
-        rows.append([name, shown, span, record["n"], record["unit"], record["better"] or "–"])
+        rows.append([name, scalar(record), span, record["n"], record["unit"], record["better"] or "–"])
         if record.get("reason"):
             kind = "undefined" if value is None else "no standard error" if record["stderr"] is None else "not tested"
             reasons.setdefault(f"{kind}: {record['reason']}", []).append(name)

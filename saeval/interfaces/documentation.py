@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ def description(thing: Any) -> str:
 
 @dataclass(frozen=True)
 class Documented:
-    """What a metric's documentation says of a value: one line of its section `Values:`."""
+    """A line of the section `Values:` of a metric's documentation: the definition of values."""
 
     names: tuple[str, ...]
     """Names, or patterns of names (`kl_*`)."""
@@ -37,13 +38,42 @@ class Documented:
     """`lower is better`, `higher is better` or `no better direction`."""
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A line of the section `Claims:` of a metric's documentation: the claims that values allow."""
+
+    names: tuple[str, ...]
+    """Names of values, or patterns of names."""
+    may: str
+    """The claim that a value allows."""
+    null: str
+    """The null hypothesis that the claim is tested against."""
+    needs: str
+    """The documents, SAEs and seeds that it needs at least."""
+    never: str
+    """The claim that a value does not allow."""
+
+
 def documented_values(metric: Any) -> list[Documented]:
     """The values that a metric's docstring describes: `NAMES: EQUATION; UNIT; RANGE; DIRECTION.` under `Values:`.
 
     Empty for a metric without such a section. `ValueError` for a line that is not of that form.
     """
+    return [_documented(metric.name, entry) for entry in _section(metric, "Values:")]
+
+
+def documented_claims(metric: Any) -> list[Claim]:
+    """The claims that a metric's docstring describes: `NAMES: CLAIM; null: ...; needs: ...; not: ....` under `Claims:`.
+
+    Empty for a metric without such a section. `ValueError` for a line that is not of that form.
+    """
+    return [_claim(metric.name, entry) for entry in _section(metric, "Claims:")]
+
+
+def _section(metric: Any, heading: str) -> list[str]:
+    """Return the entries of a section of a docstring, each on one line."""
     lines = iter((inspect.getdoc(metric) or "").split("\n"))
-    if not any(line.strip() == "Values:" for line in lines):
+    if not any(line.strip() == heading for line in lines):
         return []
     entries: list[str] = []
     for line in lines:
@@ -54,8 +84,17 @@ def documented_values(metric: Any) -> list[Documented]:
         elif line.strip() and entries:
             entries[-1] += " " + line.strip()
         elif line.strip():
-            raise ValueError(f"metric '{metric.name}': indent '{line.strip()}' by four spaces more than 'Values:'")
-    return [_documented(metric.name, entry) for entry in entries]
+            raise ValueError(f"metric '{metric.name}': indent '{line.strip()}' by four spaces more than '{heading}'")
+    return entries
+
+
+def _claim(metric: str, entry: str) -> Claim:
+    names, _, rest = entry.partition(": ")
+    parts = [part.strip() for part in re.split("; (?:null|needs|not): ", rest.rstrip("."))]
+    labels = re.findall("; (null|needs|not): ", rest)
+    if labels != ["null", "needs", "not"] or not all(parts):
+        raise ValueError(f"metric '{metric}': '{entry}' is not 'NAMES: CLAIM; null: ...; needs: ...; not: ....'")
+    return Claim(tuple(names.split(", ")), *parts)
 
 
 def _documented(metric: str, entry: str) -> Documented:

@@ -118,7 +118,8 @@ class LiveSAE(Substitute):
     - `(values, indices)`, both `[batch, seq, k]`, perhaps followed by more: k activations per token and their
       features. `decode` is called with `(values, indices)` if it takes two arguments, else with dense activations.
 
-    If the features of a token depend on earlier tokens, the object has an attribute `reads_earlier = True`.
+    If the features of a token depend on earlier tokens, the object has an attribute `reads_earlier = True`. An
+    attribute `seed` with a whole number is the seed that it was trained with.
     Any other return value of `encode` or `decode` is a `SaevalError`.
     """
 
@@ -147,6 +148,8 @@ class LiveSAE(Substitute):
         self.input_hook: str | None = None
         """As in `SAEInfo`."""
         self.reads_earlier = bool(getattr(module, "reads_earlier", False))
+        seed = getattr(module, "seed", None)
+        self.seed = seed if isinstance(seed, int) and not isinstance(seed, bool) else None
 
     def encode(self, activations: Tensor) -> Encoding:
         copied = activations.to(dtype=self._dtype or activations.dtype, copy=True)  # `encode` may write into it

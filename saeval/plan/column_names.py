@@ -54,6 +54,8 @@ def without_control(suite: Suite, subjects: Sequence[Subject]) -> list[str]:
     sentences = []
     for name in suite.body.leaderboard.against:
         controls = [s for s in subjects if s.kind == "control" and (s.facts or {}).get("control") == name]
+        if not controls:  # of groups alone
+            continue
         covered = {(s.hook_name, s.parent.name if s.parent else None) for s in controls}
         missing = [s.name for s in saes if not covered & {(s.hook_name, s.name), (s.hook_name, None)}]
         if missing:

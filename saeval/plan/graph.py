@@ -79,8 +79,11 @@ class Graph:
 
     def _apply(self, quantity: Quantity, binding: Binding) -> Node:
         for name, target in quantity.rebinds.items():
+            if callable(target):
+                given = parameter_names(target)
+                target = target(**{p: binding.params[p] for p in given if p in binding.params})
             if name == "subject":
-                control = str(binding.params.get(target, target))
+                control = str(binding.params.get(str(target), target))
                 if binding.hook is None:
                     raise SaevalError(f"quantity '{quantity.name}' needs a hook")
                 binding = replace(binding, subject=self.control(control, binding.hook))

@@ -134,6 +134,21 @@ def subject_name(graph: Planned, binding: Binding) -> Constant:
     return Constant(binding.subject.name)
 
 
+@_leaf("hook subject", kind=PlannedLeaf)
+def sae_name(graph: Planned, binding: Binding) -> Constant:
+    """The SAE's name in the suite; of a control built from an SAE, that SAE's name."""
+    assert binding.subject is not None
+    return Constant((binding.subject.parent or binding.subject).name)
+
+
+@_leaf("hook subject", kind=PlannedLeaf)
+def training_seed(graph: Planned, binding: Binding) -> Constant:
+    """The seed that the SAE was trained with, by its entry or checkpoint, or None; of a control, its SAE's."""
+    assert binding.subject is not None
+    seed = ((binding.subject.parent or binding.subject).facts or {}).get("seed")
+    return Constant(seed if isinstance(seed, int) and not isinstance(seed, bool) else None)
+
+
 @_leaf("model batch hook", finite="activations")
 def activations(values: Values, node: Node) -> Tensor:
     """Activations at the hook, [batch, seq, d_in], in the model's dtype and unit."""

@@ -31,6 +31,10 @@ from saeval.registry.registry import Registry
 from saeval.results.result import SCHEMA
 from saeval.suite.schema import MetricEntry, Suite
 
+UNTRAINED = ("random",)
+"""The controls of which a group has twins by default."""
+SEED = LEAVES["training_seed"].name
+"""Its constants are part of a group's key; names of SAEs are not."""
 _PROBE_TOKENS = 16
 """Length of the row on which live SAEs are tried if the data do not say how long rows are."""
 
@@ -58,6 +62,9 @@ class Plan:
     stopping: Stopping | None = None
     passing: frozenset[str] = frozenset()
     """Keys that no later run will have: those of unnamed live objects and of controls built from them."""
+
+    twins: list[Subject] = field(default_factory=list)
+    """The controls that take the places of SAEs in the twins of groups."""
 
     @property
     def name(self) -> str:
@@ -110,9 +117,11 @@ class _Planner:
         saes = subjects.saes()
         controls = subjects.controls(saes)
         groups = self._groups(saes)
+        twins = {e.alias: self._twins(metric, e, subjects, groups) for e, metric in metrics}
+        in_twins = list({s.key: s for sets in twins.values() for members in sets for s in members}.values())
         self._without_saes(metrics)
         if len(entries) == len(self.suite.body.metrics):  # else the names of some metrics are unknown
-            self.problems += layout_problems(self.suite, by_alias, None if self.problems else controls)
+            self.problems += layout_problems(self.suite, by_alias, None if self.problems else [*controls, *in_twins])
         size = self.options.batch_size if self.options.batch_size is not None else self.suite.body.batch
         self.options = replace(self.options, batch_size=size)
         if self.problems or data is None:
@@ -120,10 +129,10 @@ class _Planner:
         assert data is not None
         graph = self._graph(spec, data, subjects)
         subjects_of = {e.alias: self._subjects_of(metric, e, saes, controls, groups) for e, metric in metrics}
-        order = {s.key: i for i, s in enumerate([*saes, *controls])}
+        order = {s.key: i for i, s in enumerate([*saes, *controls, *in_twins])}
         cells = []
         for entry, metric in metrics:
-            for members in subjects_of[entry.alias]:
+            for members in [*subjects_of[entry.alias], *twins[entry.alias]]:
                 first = min((order[s.key] for s in members), default=-1)
                 if cell := self._cell(graph, spec, data, entry, metric, members, first):
                     cells.append(cell)
@@ -140,7 +149,7 @@ class _Planner:
         return Plan(
             self.suite, self.registry, spec, data, [*saes, *controls], cells, self.options,
             check_hooks, examined, _proofs(graph, cells), _final(graph) if spec else None, subjects.places, stop,
-            self._passing(spec, [*saes, *controls]),
+            self._passing(spec, [*saes, *controls, *in_twins]), in_twins,
         )  # fmt: skip
 
     def _passing(self, spec: ModelSpec | None, subjects: list[Subject]) -> frozenset[str]:
@@ -247,6 +256,20 @@ class _Planner:
             return [[]]
         return [[s] for s in [*saes, *controls]]
 
+    def _twins(
+        self, metric: Metric, entry: MetricEntry, subjects: Subjects, groups: Mapping[str, list[Subject]]
+    ) -> list[list[Subject]]:
+        """Return the twins of a metric's group: by default one of untrained SAEs."""
+        members = groups[entry.over] if entry.over and metric.subject == "group" else []
+        default = UNTRAINED if UNTRAINED[0] in self.registry.controls else ()
+        twins = []
+        for name in (default if entry.controls is None else entry.controls) if members else ():
+            try:
+                twins.append(subjects.twin(members, name))
+            except SaevalError as error:
+                self.problems.append(self.suite.problem(str(error), *entry.location, "controls"))
+        return twins
+
     def _cell(
         self, graph: Graph, spec: ModelSpec | None, data: Streams, entry: MetricEntry, metric: Metric,
         members: list[Subject], order: int,
@@ -267,6 +290,7 @@ class _Planner:
         except SaevalError as error:
             self._add_once(f"metric '{entry.name}': {error}", entry)
             return None
+        control = (members[0].facts or {}).get("control") if entry.over and members[0].kind == "control" else None
         record = {
             "suite": self.suite.name,
             "subjects": [subject_record(s) for s in members],
@@ -276,7 +300,8 @@ class _Planner:
             "alias": entry.alias,
             "metric_version": metric.version,
             "params": params,
-            "over": entry.over,
+            "over": f"{control}({entry.over})" if control else entry.over,
+            **({"twin": {"control": control, "of": entry.over}} if control else {}),
             "supplied_by": str(origin),
         }
         nodes = [n for a in [*(observe or {}).values(), *conclude.values()] for n in flattened(a)]
@@ -285,7 +310,7 @@ class _Planner:
             SCHEMA, metric.name, metric.version, code_identity(type(metric), origin), params,
             [[s.key, s.hook_name] for s in members],
             [
-                [name, [n.digest for n in flattened(a)], repr(a) if isinstance(a, Constant) else ""]
+                [name, [n.digest for n in flattened(a)], repr(a) if isinstance(a, Constant) or name == SEED else ""]
                 for part in (observe or {}, conclude)
                 for name, a in part.items()
             ],

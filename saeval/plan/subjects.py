@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from saeval.base.errors import Problem, SaevalError, UnknownNameError, blamed, quoted_value, searched_in, suggestion
@@ -106,12 +106,18 @@ class Subjects:
         entry = self.registry.loaders.entry(use)
         with self._read_as(use, reference, entry.origin):
             loader = entry.thing()
+            seed = reference.get("seed")
+            if loader.entry is not None and "seed" not in loader.entry.model_fields:
+                reference = {key: value for key, value in reference.items() if key != "seed"}
+            if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+                raise SaevalError(f"'seed' is the whole number that the SAE was trained with, got {seed!r}")
             parts = {part: dict(expanded) for part, expanded in loader.expand(reference).items()}
             if name is None:
                 name = str(_name(reference.get("path"), set(parts) != {""}) or loader.label(reference))
         # Only now, since `expand` may fill in a template.
         hooks = {part: _word(expanded, "hook_name") for part, expanded in parts.items()}
-        return [self._load_later(f"{name}/{p}" if p else name, use, part, hooks[p]) for p, part in parts.items()]
+        saes = [self._load_later(f"{name}/{p}" if p else name, use, part, hooks[p]) for p, part in parts.items()]
+        return saes if seed is None else [replace(s, facts={**(s.facts or {}), "seed": seed}) for s in saes]
 
     @contextmanager
     def _read_as(self, use: str, reference: Mapping[str, Any], origin: object) -> Iterator[None]:
@@ -170,8 +176,9 @@ class Subjects:
         hook_name, input_hook = self._site(live.hook_name) or live.hook_name, self._site(live.input_hook)
         keys = self.suite.live_keys = self.suite.live_keys or LiveKeys.of_call(None)
         key = keys.of("sae", name, hook_name, input_hook, live.shapes())
-        facts = {"format": "live", "architecture": type(live.module).__qualname__}
+        facts: dict[str, Any] = {"format": "live", "architecture": type(live.module).__qualname__}
         facts |= {"live_key": keys.seed} if keys.named else {}
+        facts |= {"seed": live.seed} if live.seed is not None else {}
         return Subject(
             name, hook_name, key, lambda: live,
             input_hook=input_hook, asked_hook=asked if asked != hook_name else None,
@@ -227,16 +234,34 @@ class Subjects:
     def ablation(self, name: str, hook_name: str) -> Subject:
         """Return the control that an `ablation:` parameter names, at a hook: the same subject as its row."""
         if (name, hook_name) not in self._ablations:
-            control = self.registry.controls[name]
-            if control.per != "hook":
-                usable = [e.name for e in self.registry.controls if e.thing.per == "hook"]
-                raise SaevalError(f"ablation: '{name}' is built from an SAE; use one of {', '.join(usable)}")
-            try:
-                params = validated(control, {}, f"control '{name}'")
-            except ParameterError as error:
-                raise SaevalError(f"ablation: {error}, so it cannot be named without parameters") from None
+            control, params = self._named("ablation", name, "hook")
             self._ablations[name, hook_name] = self._control(control, params, hook_name, None, 0, name)
         return self._ablations[name, hook_name]
+
+    def twin(self, group: Sequence[Subject], name: str) -> list[Subject]:
+        """Return a group's twin: the control `name` of each member, drawn independently of all others."""
+        control, params = self._named("controls", name, "sae")
+        twins = []
+        for sae in group:
+            draw = MAX_REPEATS + int(digest_of(["twin", sae.name, sae.hook_name])[:8], 16)  # not that of any row
+            twin = self._control(control, params, sae.hook_name, sae, draw, name, sae.asked_hook)
+            twins.append(replace(twin, name=f"{name}({sae.name})#twin"))
+        return twins
+
+    def _named(self, key: str, name: str, per: str) -> tuple[type[Control], dict[str, Any]]:
+        """Return a control that a suite names without parameters, and the defaults of these.
+
+        `SaevalError`, which begins with the suite's `key`, unless it is built per hook or SAE as `per` says.
+        """
+        control = self.registry.controls[name]
+        if control.per != per:
+            usable = ", ".join(e.name for e in self.registry.controls if e.thing.per == per)
+            built = "is built from an SAE" if per == "hook" else "is not built from an SAE"
+            raise SaevalError(f"{key}: '{name}' {built}; use one of {usable}")
+        try:
+            return control, validated(control, {}, f"control '{name}'")
+        except ParameterError as error:
+            raise SaevalError(f"{key}: {error}, so it cannot be named without parameters") from None
 
     def _control(
         self,
@@ -262,7 +287,7 @@ class Subjects:
             needs=needs, build_params=constants, parent=parent,
             kind="control", input_hook=parent.input_hook if parent else None, asked_hook=asked_hook,
             d_in=parent.d_in if parent else None, d_sae=parent.d_sae if parent else None,
-            facts={"control": name, "of": parent.name if parent else None, "copy": copy, **params}, origin=origin,
+            facts={**_built_from(name, parent), "copy": copy, **params}, origin=origin,
         )  # fmt: skip
 
     def check_hooks(self, subjects: list[Subject], context: int | None = None) -> None:
@@ -302,6 +327,11 @@ class Subjects:
                 f"model '{self.spec.name}' is {hooks[hook_name]} wide; check the hook or the model"
             )
         return None
+
+
+def _built_from(control: str, parent: Subject | None) -> dict[str, Any]:
+    """Return the facts about a control's origin; the key tells SAEs of different runs with one name apart."""
+    return {"control": control, "of": parent.name, "of_key": parent.key} if parent else {"control": control, "of": None}
 
 
 def _word(entry: dict[str, Any], key: str) -> str | None:

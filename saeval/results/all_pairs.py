@@ -21,6 +21,7 @@ from saeval.results.paired_tests import (
     ONE_DOCUMENT,
     ROUNDING,
     Difference,
+    of_draws,
 )
 from saeval.stats.estimate import LEAST, Support, effective
 
@@ -74,6 +75,7 @@ class Pairs:
         self._reasons = [entry.reason for entry in entries]
         self.values = np.array([entry.value for entry in entries], dtype=np.float64)
         self.known = np.array([entry.estimate is not None for entry in entries], dtype=bool)
+        self.proportion = [entry.proportion for entry in entries]
         self.draws = np.array([entry.draws for entry in entries])
         self.spread = np.array([entry.spread if entry.draws > 1 else 0.0 for entry in entries])
         self.without = np.full((len(entries), clusters), np.nan)
@@ -130,9 +132,10 @@ class Pairs:
             variance[np.sqrt(variance) <= self._rounding(index, others)] = 0.0
             below = np.square(variance) / dof
             total = variance.copy()
-            for one in (index, others):  # Welch and Satterthwaite
-                total += self.spread[one]
-                below += np.square(self.spread[one]) / np.maximum(self.draws[one] - 1.0, 1.0)
+            for one, other in ((index, others), (others, index)):  # Welch and Satterthwaite
+                spread = of_draws(self.spread[one], self.draws[one], self.draws[other])
+                total += spread
+                below += np.square(spread) / np.maximum(self.draws[one] - 1.0, 1.0)
             return total, np.where(below == 0, dof, np.square(total) / below)
 
     def _here(self, index: int, others: Rows) -> Bool[np.ndarray, "others clusters"]:
@@ -190,14 +193,19 @@ class Pairs:
         if not math.isfinite(error):
             return Difference(value, reason=NOT_WITHOUT)
         spreads = [
-            (float(self.spread[one]), float(self.draws[one]) - 1.0) for one in (other, index) if self.draws[one] > 1
+            (float(of_draws(self.spread[one], self.draws[one], self.draws[beside])), float(self.draws[one]) - 1.0)
+            for one, beside in ((other, index), (index, other))
+            if self.draws[one] > 1
         ]
         support = Support(count, effective, share if 0 < total < math.inf else None)
         error = error if error > rounding else 0.0
-        return Difference(value, ((error**2, effective - 1.0), *spreads), None, None, rounding, support)
+        proportions = self.proportion[index] and self.proportion[other]
+        return Difference(
+            value, ((error**2, effective - 1.0), *spreads), None, None, rounding, support, proportions
+        )  # fmt: skip
 
-    def sure(self) -> tuple[Counts, Counts]:
-        """How many entries each is surely better than, and how many are surely better than it.
+    def sure(self, level: float = ALPHA) -> tuple[Counts, Counts]:
+        """How many entries each is surely better than, and how many are surely better than it, at this level.
 
         By Holm's correction of all p values: once the k smallest of M are below the level, the next is if p (M - k) is.
         So k is the smallest with k = #{p (M - k) < level}, which takes no sorted list: t² are counted in bins, and only
@@ -205,6 +213,7 @@ class Pairs:
         """
         from scipy.special import stdtr  # late: `saeval ls` compares nothing
 
+        self._level = level
         self._set_common()
         low, high, tested, above = self._near()
         better, worse = np.zeros((2, len(self.values)), dtype=np.int64)
@@ -228,7 +237,7 @@ class Pairs:
             rows, cols, squares = (np.concatenate(parts) for parts in zip(*near, strict=True))
             p = 2 * stdtr(self.dof, -np.sqrt(squares))
             order = np.argsort(p, kind="stable")
-            over = np.flatnonzero(p[order] * (tested - above - np.arange(len(p))) >= ALPHA)
+            over = np.flatnonzero(p[order] * (tested - above - np.arange(len(p))) >= level)
             order = order[: over[0]] if len(over) else order
             np.add.at(better, rows[order], 1)
             np.add.at(worse, cols[order], 1)
@@ -275,7 +284,7 @@ class Pairs:
         """The t² above which the smallest p value of so many tests is significant."""
         from scipy.special import stdtrit  # late: as above
 
-        return float(stdtrit(self.dof, ALPHA / max(tests, 1) / 2)) ** 2
+        return float(stdtrit(self.dof, self._level / max(tests, 1) / 2)) ** 2
 
     def _blocks(self, sure: float) -> Iterator[_Block]:
         """Every pair, once. Pairs whose t² are surely above `sure` by their bounds are not computed."""

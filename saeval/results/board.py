@@ -33,6 +33,8 @@ class Column:
     """The rows that its numbers may be ranked and tested against: of the same `hook`, `model`, or `everywhere`."""
     null: Mapping[str, Any] | None = field(default=None, compare=False)
     """The null hypothesis of its tests, as `Null.record` writes it; None if it has none."""
+    control: Mapping[str, Any] | None = field(default=None, compare=False)
+    """The null hypothesis that stands for a control; the column `NAME vs CONTROL` has its tests."""
 
     @property
     def metric(self) -> str:
@@ -64,8 +66,14 @@ class Entry:
     """The documents behind its error; None if the error is not over documents."""
     detectable: float | None = None
     """Minimum detectable difference, of a paired difference: one test at 5% with 80% power, t.975 + t.80 errors."""
+    proportion: bool = False
+    """True for a share of independent documents, whose interval lies inside [0, 1]."""
     p: float | None = None
     """The p value against the column's null, if it is not by the t test of the error over documents."""
+    null: Mapping[str, Any] | None = None
+    """The null hypothesis that it is tested against, as `Null.record` writes it; None without a test."""
+    seeds: tuple[str, ...] | None = None
+    """The seeds that the error of a group's value is over; None for an error over documents."""
 
     @property
     def testable(self) -> bool:
@@ -126,7 +134,8 @@ class Row:
     entries: MutableMapping[str, Entry] = field(default_factory=dict)
     """Its numbers by column name; a column may have none."""
     rank: int | None = None
-    """1 + the number of SAEs that are significantly better in the column ranked by; None for an unranked row."""
+    """1 + the number of SAEs that are significantly better in the column ranked by; None for an unranked row. If the
+    column is comparable within a hook only, ranks are among the SAEs at the row's hook."""
     rank_high: int | None = None
     """Number of ranked SAEs − those that are significantly worse. Ties are not transitive, so a rank is an interval."""
     detectable: float | None = None
@@ -138,7 +147,11 @@ class Row:
     control: str | None = None
     """A control's name in its suite, without the SAE that it was built from."""
     of: str | None = None
-    """The SAE that a control was built from."""
+    """The SAE or group that a control was built from."""
+    keys: tuple[str, ...] = ()
+    """The keys of its subjects, in member order."""
+    of_keys: tuple[str | None, ...] = ()
+    """The keys of the SAEs that a control was built from; None for an older result, which lacks them."""
     site: str = ""
     """The model's own name of the hook; `hook_name` may be an alias of it."""
 
@@ -164,6 +177,8 @@ class Board:
     """Those of `warnings` that are about missing or damaged results."""
     sample: Mapping[str, Any] | None = None
     """Where the suite's `precision:` stopped, as in `Result.sample`; None if the suite has no `precision:`."""
+    within_hooks: bool = False
+    """True if rows are ordered by hook, and ranks are among the SAEs at one hook."""
 
     @property
     def shown(self) -> list[Column]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from saeval.base.errors import SaevalError, suggestion
 from saeval.results.board import Board, Column, Entry, Row, limit_notice, size_in_words
 from saeval.results.paired_tests import ALPHA, Difference, difference, distinct, holm
+from saeval.results.verdicts import Verdict, verdicts
 from saeval.stats.estimate import reliability_warnings
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Comparison(Sequence[Compared]):
     """Numbers of sequences, documents and tokens behind the differences, in words."""
     left_out: Sequence[str] = ()
     """Missing and damaged results of the whole board, in words."""
+    verdicts: Sequence[Verdict] = ()
+    """The verdicts on the two, corrected over all rows of their board."""
 
     @property
     def doubts(self) -> list[str]:
@@ -82,6 +85,7 @@ class Comparison(Sequence[Compared]):
     def _record(self, row: Compared) -> dict[str, Any]:
         low, high = row.difference.ci95 or (None, None)
         support = row.difference.support
+        words = {id(v.row): v.words for v in self.verdicts if v.column is row.column}
         return {
             "value": row.column.name,
             "unit": row.column.unit,
@@ -106,6 +110,8 @@ class Comparison(Sequence[Compared]):
             "better": row.better,
             "sure": row.sure,
             "reason": row.difference.reason,
+            "verdict_a": words.get(id(self.a)),
+            "verdict_b": words.get(id(self.b)),
             "limited": bool(self.limit),
         }
 
@@ -143,13 +149,17 @@ def compare(boards: Sequence[Board], a: str, b: str, metrics: Sequence[str] = ()
         reasons = dict.fromkeys(note.split(": ", 1)[1] for note in notes)
         detail = f": {'; '.join(reasons)}" if reasons else ""
         raise SaevalError(f"'{row_a.name}' and '{row_b.name}' have no value in common{detail}")
-    differences = [difference(entry_a, entry_b) for _, entry_a, entry_b in both]
+    apart = [row_a.site != row_b.site and column.comparable == "hook" for column, _, _ in both]
+    differences = [
+        Difference((a.value or 0.0) - (b.value or 0.0), reason=_APART) if other else difference(a, b)
+        for (_, a, b), other in zip(both, apart, strict=True)
+    ]
     same = distinct(differences)
     adjusted = holm([d.p_value if same[index] == index else None for index, d in enumerate(differences)])
     corrected = [None if twin is None else adjusted[twin] for twin in same]
     rows = [
-        Compared(column, entry_a, entry_b, paired, p, _better(column, paired, row_a, row_b))
-        for (column, entry_a, entry_b), paired, p in zip(both, differences, corrected, strict=True)
+        Compared(column, a, b, paired, p, None if other else _better(column, paired, row_a, row_b))
+        for (column, a, b), paired, p, other in zip(both, differences, corrected, apart, strict=True)
     ]
     limit = limit_notice(board.data)
     return Comparison(
@@ -165,9 +175,11 @@ def compare(boards: Sequence[Board], a: str, b: str, metrics: Sequence[str] = ()
         sum(twin == index for index, twin in enumerate(same)),
         size_in_words(board.data),
         board.left_out,
+        [v for v in verdicts(board) if v.column in columns and (v.row is row_a or v.row is row_b)],
     )
 
 
+_APART = "comparable within a hook only"
 _NOT_RUN = Entry(status="the metric was not run on it")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from saeval.base.errors import suggestion
 from saeval.results.all_pairs import Pairs
 from saeval.results.board import Column, Entry, Row
-from saeval.results.paired_tests import Difference
+from saeval.results.paired_tests import OTHER_SEEDS, Difference
+from saeval.stats.values import Null
 
 Wanted = Sequence[str] | Mapping[str, Sequence[str]]
 
@@ -20,13 +22,16 @@ def columns_of(wanted: Wanted, rank_by: str | None) -> list[tuple[str, str]]:
 
 
 def against(
-    rows: Sequence[Row], columns: Sequence[Column], wanted: Wanted, rank_by: str | None
+    rows: Sequence[Row], columns: Sequence[Column], wanted: Sequence[tuple[str, str]]
 ) -> tuple[dict[str, list[Column]], list[str]]:
-    """Add the entries to the trained rows; return the new columns by the column they follow, and warnings."""
+    """Add the entries to the trained rows; return the new columns by the column they follow, and warnings.
+
+    `wanted` has pairs of a control and a column. The row of a group is compared with the group's twin.
+    """
     made: dict[str, list[Column]] = {}
     warnings = []
     known = {row.control: None for row in rows if row.control}
-    for control, name in columns_of(wanted, rank_by):
+    for control, name in wanted:
         column = next((c for c in columns if c.name == name), None)
         if column is None:
             near = suggestion(name, [c.name for c in columns])
@@ -36,14 +41,19 @@ def against(
         elif control not in known:
             warnings.append(f"against '{control}': there is no such control{suggestion(control, known)}")
         else:
-            new = Column(f"{name} vs {control}", column.unit, "higher", column.headline, paired=True)
+            null = Null(f"the control {control}", above="better than", below="worse than").record()
+            if column.control and column.control["control"] == control:
+                null = dict(column.control)
+            new = Column(f"{name} vs {control}", column.unit, "higher", column.headline, True, column.comparable, null)
             made.setdefault(name, []).append(new)
-            trained = [row for row in rows if row.kind == "sae"]
+            of_groups = any(row.kind == "group" and name in row.entries for row in rows)
+            kind, nouns = ("group", "groups") if of_groups else ("sae", "SAEs")
+            trained = [row for row in rows if row.kind == kind]
             for row, entry in zip(trained, _ahead(trained, rows, control, column), strict=True):
-                row.entries[new.name] = entry
+                row.entries[new.name] = replace(entry, null=null)
             for row in rows:
-                if row.kind != "sae":
-                    row.entries[new.name] = Entry(status="for SAEs only")
+                if row.kind != kind:
+                    row.entries[new.name] = Entry(status=f"for {nouns} only")
     return made, warnings
 
 
@@ -64,26 +74,31 @@ def _ahead(trained: Sequence[Row], rows: Sequence[Row], control: str, column: Co
     for other, places in beside.values():  # all rows of one control at once
         own = [trained[place].entries[column.name] for place in places]
         for place, entry, ahead in zip(places, own, Pairs([other, *own]).differences(0)[1:], strict=True):
-            entries[place] = _entry(-ahead if column.better == "lower" else ahead, entry.n)
+            entries[place] = _entry(-ahead if column.better == "lower" else ahead, entry)
     return entries
 
 
 def _beside(row: Row, here: Sequence[Row], control: str, column: Column) -> Entry:
     """Return the entry of a row's control; if there is none, an entry without a value that gives the reason."""
-    found = [r for r in here if r.of == row.name] or [r for r in here if r.of is None]  # its own, else the hook's
+    own_controls = [
+        r for r in here if r.of_keys == row.keys or (row.kind == "sae" and r.of == row.name and None in r.of_keys)
+    ]
+    found = own_controls or [r for r in here if r.of is None]  # else the hook's
     if len(found) != 1:
         count = "several controls" if found else "no control"
         others = " is built from this SAE; add the SAE to the control's 'of:'" if here and not found else ""
+        others = " is built from this group" if others and row.kind == "group" else others
         return Entry(status="undefined", reason=f"{count} '{control}' at {row.hook_name}{others}")
     own, other = (r.entries.get(column.name, Entry()) for r in (row, found[0]))
     for entry in (own, other):
         if entry.value is None:
             return Entry(status=entry.status, reason=entry.reason)
-    return other
+    return other if own.seeds == other.seeds else Entry(status="undefined", reason=OTHER_SEEDS)
 
 
-def _entry(ahead: Difference, n: int | None) -> Entry:
+def _entry(ahead: Difference, own: Entry) -> Entry:
+    support = ahead.support if own.seeds is None else None
     return Entry(
-        ahead.value, ahead.stderr, ahead.ci95, n, "ok", ahead.reason,
-        support=ahead.support, detectable=ahead.detectable,
+        ahead.value, ahead.stderr, ahead.ci95, own.n, "ok", ahead.reason,
+        support=support, detectable=ahead.detectable, p=ahead.p_value, seeds=own.seeds,
     )  # fmt: skip

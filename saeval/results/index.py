@@ -43,7 +43,7 @@ WORTH = 1000
 """Least number of results with an index: fewer are read as fast without."""
 _NUMBERS = ("value", "stderr", "low", "high", "n", "documents", "effective_documents", "largest_share", "p")
 """The numbers of each scalar in a row's `numbers`."""
-_FACTS = ("unit", "better", "reason", "without", "comparable", "null")
+_FACTS = ("unit", "better", "reason", "without", "comparable", "null", "proportion", "seeds")
 _UNSETTLED = -2
 
 
@@ -96,7 +96,8 @@ class _Head:
     status: Any
     reason: str | None
     scalars_and_others: list[list[Any]]
-    """Name, unit, better direction, reason, whether there are arrays, comparability, null; or name, kind, notes."""
+    """Name, unit, better direction, reason, whether there are arrays, comparability, null, whether it is a
+    proportion; or name, kind, notes."""
     headline: list[str]
     sample: dict[str, Any] | None
     preflight: dict[str, Any] | None
@@ -151,12 +152,13 @@ class _Indexed(Result):
         start = index.starts[self._place] + place
         numbers = [None if x != x else x for x in index.numbers[start : start + len(_NUMBERS)].tolist()]
         value, stderr, low, high, n, documents, effective, share, p = numbers
-        record = {
+        record: dict[str, Any] = {
             "value": value, "stderr": stderr, "ci95": None if low is None else [low, high],
             "n": int(n) if n is not None and n.is_integer() else n, "unit": facts["unit"], "better": facts["better"],
             "documents": None if documents is None else int(documents), "effective_documents": effective,
             "largest_share": share, "reason": facts["reason"],
             "comparable": facts["comparable"] or "model", "null": facts["null"], "p": p,
+            "proportion": facts["proportion"], "seeds": facts["seeds"],
         }  # fmt: skip
         if value is None or not facts["without"]:
             return record, None

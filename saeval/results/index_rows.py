@@ -182,7 +182,8 @@ def _split(result: Shown, names: Collection[str]) -> tuple[tuple[Any, ...], list
             values.append((name, value.kind, value.notes))
             continue
         without = f"without/{name}" in names
-        values.append((name, value.unit, value.better, value.reason, without, value.comparable, value.null))
+        facts = (value.unit, value.better, value.reason, without, value.comparable, value.null)
+        values.append((name, *facts, value.proportion, value.seeds))
         numbers += (value.value, value.stderr, *(value.ci95 or _NO_INTERVAL), value.n)
         numbers += (value.documents, value.effective_documents, value.largest_share, value.p)
     numbers = [math.nan if number is None else number for number in numbers]

@@ -13,7 +13,7 @@ from saeval.base.errors import SaevalError, suggestion
 from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import number
 from saeval.results.board import Board, Column, Entries, Entry, Row, damaged_in_words
-from saeval.results.control_columns import against
+from saeval.results.control_columns import against, columns_of
 from saeval.results.file_states import Basis
 from saeval.results.index import StaleError, forget
 from saeval.results.index import results as indexed
@@ -21,6 +21,7 @@ from saeval.results.index_rows import uncollected
 from saeval.results.ranks import rank
 from saeval.results.result import Result, support_of
 from saeval.results.store import Store
+from saeval.stats.estimate import proportion_interval
 
 L0 = "l0"
 """The value that counts a token's features."""
@@ -146,16 +147,23 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
             site = " + ".join(dict.fromkeys(s.get("site", s["hook_name"]) for s in subjects))
             known = entries.setdefault(identity, Entries(names, _entry))
             same[id(subjects), result.cell.get("over")] = known
-            row = rows.setdefault(identity, Row(name, hooks, kind, known, site=site))
+            row = rows.setdefault(identity, Row(name, hooks, kind, known, site=site, keys=identity[2:]))
             if kind == "control":
                 row.control, row.of = subjects[0].get("control"), subjects[0].get("of")
+                row.of_keys = tuple(subject.get("of_key") for subject in subjects)
+                if twin := result.cell.get("twin"):
+                    row.of = _group(twin["of"], subjects)
             if len(subjects) == 1:
                 facts[identity] = subjects[0]
         known.add(result)
     warnings += _findings(forms)
     merged = _merge_copies(rows, facts)
     rank_by = settings.get("rank_by") or next((c.name for c in columns if c.headline), None)
-    ahead, in_vain = against(merged, columns, settings.get("against") or [], rank_by)
+    wanted = columns_of(settings.get("against") or [], rank_by)
+    of_nulls = [(c.control["control"], c.name) for c in columns if c.control is not None]
+    made = {row.control for row in merged if row.control}
+    wanted += [pair for pair in of_nulls if pair not in wanted and pair[0] in made]
+    ahead, in_vain = against(merged, columns, wanted)
     warnings += in_vain
     _tell_apart(merged)
     if rank_by and rank_by not in {c.name for c in columns}:
@@ -167,14 +175,32 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
         warnings.append(f"rank_by '{rank_by}': no row has a value of it, so nothing is ranked")
     elif settings.get("rank_by") and ranked is not None and ranked.better is None:
         warnings.append(f"rank_by '{rank_by}': it has no better direction, so nothing is ranked")
-    rank(merged, ranked)
+    several = len({row.site for row in merged if row.kind == "sae"}) > 1
+    hook_only = several and ranked is not None and ranked.comparable == "hook"
+    within_hooks = hook_only and not settings.get("across_hooks")
+    rank(merged, ranked, within_hooks)
+    if hook_only:
+        warnings.append(_on_hooks(merged, rank_by, within_hooks))
     warnings += _denser(merged, columns, rank_by)
     cell = results[0].cell
     model = (cell["model"] or {}).get("name", "")
     data = cell["data"]
     columns = [c for column in columns for c in [column, *ahead.get(column.name, [])]]
     sample = next((r.sample for r in forms if r.sample), None)
-    return Board(title, model, data, columns, merged, rank_by, data.get("limit") is not None, warnings, sample=sample)
+    limited = data.get("limit") is not None
+    return Board(
+        title, model, data, columns, merged, rank_by, limited, warnings, sample=sample, within_hooks=within_hooks
+    )
+
+
+def _on_hooks(rows: Sequence[Row], rank_by: str | None, within_hooks: bool) -> str:
+    """How rows at several hooks are ranked by a column that is comparable within a hook only."""
+    only = f"{rank_by} is comparable within a hook only"
+    if not within_hooks:
+        return f"{only}, but the suite sets 'across_hooks: true': ranks also reflect how the hooks differ"
+    if any(row.rank is not None for row in rows):
+        return f"{only}: rows are ordered by hook, and ranks are among the SAEs at one hook"
+    return f"{only}, and no two SAEs share a hook: rows are ordered by hook, and nothing is ranked"
 
 
 def _denser(rows: Sequence[Row], columns: Sequence[Column], rank_by: str | None) -> list[str]:
@@ -222,7 +248,12 @@ def _named(result: Result) -> tuple[str, str]:
         return subjects[0]["name"], subjects[0].get("kind", "sae")
     if not subjects:
         return (result.cell["model"] or {}).get("name") or str(result.cell["data"].get("use")), "model"
-    return f"{result.cell.get('over') or 'group'} ({len(subjects)})", "group"
+    kind = "control" if "twin" in result.cell else "group"
+    return _group(result.cell.get("over") or "group", subjects), kind
+
+
+def _group(name: str, members: Sequence[Any]) -> str:
+    return f"{name} ({len(members)})"
 
 
 def _findings(results: list[Result]) -> list[str]:
@@ -249,8 +280,12 @@ def _columns(results: list[Result], asked: Sequence[str]) -> tuple[list[Column],
             if "kind" not in record:
                 column = f"{result.metric}.{name}"
                 shown = column in asked if asked else name in first
-                how = {"comparable": record.get("comparable", "model"), "null": record.get("null")}
-                found.setdefault(column, Column(column, record["unit"], record["better"], shown, **how))
+                how: dict[str, Any] = {fact: record[fact] for fact in ("comparable", "null") if record.get(fact)}
+                if "control" in how.get("null", {}):
+                    how["control"] = how.pop("null")
+                # An undefined value may lack them.
+                if column not in found or (how and found[column].null is None and found[column].control is None):
+                    found[column] = Column(column, record["unit"], record["better"], shown, **how)
     for name in asked:
         metric, _, value = name.partition(".")
         if name not in found and metric in complete:
@@ -270,10 +305,13 @@ def _entry(result: Result, name: str) -> Entry:
     if record is None:
         return Entry(status=result.status, reason=result.reason)
     status = "ok" if record["value"] is not None else "undefined"
-    interval = record["ci95"]
+    interval, null = record["ci95"], record.get("null")
     return Entry(
         record["value"], record["stderr"], tuple(interval) if interval else None, record["n"], status,
         record.get("reason"), estimate, support=support_of(record), p=record.get("p"),
+        proportion=record.get("proportion", False),
+        null=null if null and "control" not in null else None,  # a control's null is tested in a column of its own
+        seeds=tuple(record["seeds"]) if record.get("seeds") else None,
     )  # fmt: skip
 
 
@@ -330,5 +368,9 @@ def _averaged(family: list[Row]) -> Row:
         stderr = None if own is None and not spread else math.sqrt((own or 0.0) ** 2 + spread)
         reason = entries[0].reason
         support = average.support if average else None
-        row.entries[name] = Entry(mean, stderr, None, entries[0].n, "ok", reason, average, count, spread, support)
+        entry = Entry(mean, stderr, None, entries[0].n, "ok", reason, average, count, spread, support)
+        if entries[0].proportion and average is not None and stderr is not None and entry.testable:
+            entry.proportion = True
+            entry.ci95 = proportion_interval(mean, stderr, average.effective, float(average.sizes.sum()))
+        row.entries[name] = entry
     return row

@@ -6,13 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
+from jaxtyping import Float
 
 from saeval.results.board import Entry
-from saeval.stats.estimate import LEAST, Estimate, Support, reach95, t_quantile, t_test
+from saeval.stats.estimate import LEAST, Estimate, Support, proportion_interval, reach95, t_quantile, t_test
 from saeval.stats.estimate import ROUNDING as ROUNDING  # also for tests of all pairs
 
+Number: TypeAlias = float | Float[np.ndarray, "..."]
 ALPHA = 0.05
 POWER = 0.8
 _SAME = 1e-5
@@ -20,6 +23,7 @@ _SAME = 1e-5
 NOT_STORED = "its values without each document are not stored"
 ONE_DOCUMENT = "fewer than two documents"
 NEARLY_ONE = "one document holds nearly all tokens"
+OTHER_SEEDS = "their errors are over SAEs of other seeds"
 NOT_WITHOUT = "the difference does not exist without one of the documents"
 
 
@@ -36,6 +40,8 @@ class Difference:
     rounding: float = 0.0
     support: Support | None = None
     """The documents behind its error."""
+    of_proportions: bool = False
+    """True if both values are proportions. That all documents agree is then no certainty."""
 
     @cached_property
     def stderr(self) -> float | None:
@@ -52,8 +58,15 @@ class Difference:
 
     @property
     def ci95(self) -> tuple[float, float] | None:
-        """95% interval by the t quantile; None if all documents agree, which says nothing about its width."""
+        """95% interval by the t quantile; None if all documents agree, which says nothing about its width.
+
+        For proportions that agree in all documents, it allows for the share of documents that may differ although
+        none of the sample does.
+        """
         error = self.stderr
+        if error == 0 and self.of_proportions:
+            _, reach = proportion_interval(0.0, 0.0, self.dof + 1, 0.0)
+            return max(self.value - reach, -1.0), min(self.value + reach, 1.0)
         if not error:
             return None
         reach = reach95(error, self.dof)
@@ -98,12 +111,15 @@ class Difference:
 def difference(a: Entry, b: Entry) -> Difference:
     """Return `a` - `b`, paired by document; both have values over the same documents.
 
-    If a control's draws were averaged, their spread is added to the variance; more documents do not reduce it.
+    If a control's draws were averaged, their spread is added to the variance (`of_draws`); more documents do not reduce
+    it.
     """
     assert a.value is not None
     assert b.value is not None
     value = a.value - b.value
     rounding = ROUNDING * max(abs(a.value), abs(b.value))
+    if a.seeds != b.seeds:
+        return Difference(value, reason=OTHER_SEEDS)
     if a.estimate is None or b.estimate is None:
         reason = (a if a.estimate is None else b).reason or NOT_STORED
         return Difference(value, reason=reason)
@@ -114,9 +130,23 @@ def difference(a: Entry, b: Entry) -> Difference:
         return Difference(value, reason=NEARLY_ONE, paired=paired)
     if not math.isfinite(paired.stderr):
         return Difference(value, reason=NOT_WITHOUT, paired=paired)
-    spreads = [(entry.spread, entry.draws - 1.0) for entry in (a, b) if entry.draws > 1]
+    spreads = [
+        (float(of_draws(one.spread, one.draws, other.draws)), one.draws - 1.0)
+        for one, other in ((a, b), (b, a))
+        if one.draws > 1
+    ]
     error = paired.stderr if paired.stderr > rounding else 0.0
-    return Difference(value, ((error**2, paired.effective - 1.0), *spreads), None, paired, rounding, paired.support)
+    variances = ((error**2, paired.effective - 1.0), *spreads)
+    return Difference(value, variances, None, paired, rounding, paired.support, a.proportion and b.proportion)
+
+
+def of_draws(spread: Number, draws: Number, others: Number) -> Float[np.ndarray, "..."]:
+    """Return the variance that an average over `draws` of a control adds to its difference to another row.
+
+    Two averages are compared as they are, each with its `spread` s²/m. A row that is no average is compared with one
+    more draw, s² (1 + 1/m): it differs from the control if it differs from what draws of it are, not from their mean.
+    """
+    return np.asarray(spread * np.where(np.equal(others, 1), np.add(draws, 1.0), 1.0))
 
 
 def distinct(differences: Sequence[Difference]) -> list[int | None]:

@@ -31,6 +31,8 @@ class NullRecord(_Record):
     value: Finite
     above: str | None
     below: str | None
+    qualifier: NotRequired[str | None]
+    control: NotRequired[str]
 
 
 class ScalarRecord(_Record):
@@ -45,6 +47,8 @@ class ScalarRecord(_Record):
     effective_documents: NotRequired[Finite | None]
     largest_share: NotRequired[Finite | None]
     reason: NotRequired[str | None]
+    proportion: NotRequired[bool]
+    seeds: NotRequired[list[str]]
     comparable: NotRequired[Literal["hook", "model", "everywhere"]]
     null: NotRequired[NullRecord]
     p: NotRequired[Annotated[float, Field(ge=0, le=1)] | None]
@@ -116,6 +120,7 @@ class SubjectRecord(_Record):
     site: NotRequired[str]
     control: NotRequired[str | None]
     of: NotRequired[str | None]
+    of_key: NotRequired[str | None]
 
 
 class ModelRecord(_Record):
@@ -207,6 +212,7 @@ class LayoutRecord(_Record):
     rank_by: NotRequired[str | None]
     columns: NotRequired[list[str]]
     against: NotRequired[list[str] | dict[str, list[str]]]
+    across_hooks: NotRequired[bool]
 
 
 class ManifestRecord(_Record):
@@ -250,6 +256,8 @@ class ShownValue(Struct, gc=False):
     comparable: Literal["hook", "model", "everywhere"] | None = None
     null: dict[str, str | float | None] | None = None
     p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    proportion: bool = False
+    seeds: list[str] | None = None
     notes: list[str] | None = None
 
     @property

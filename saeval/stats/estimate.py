@@ -56,6 +56,27 @@ def t_test(value: float, error: float, dof: float) -> float | None:
     return float(2 * stdtr(dof, -abs(value) / error))
 
 
+def proportion_interval(value: float, error: float, effective: float, n: float) -> tuple[float, float]:
+    """Return a 95% interval for a proportion, inside [0, 1]; it does not vanish if the error is 0, as for 4 of 4.
+
+    It is Wilson's (1927) for an effective number of observations, whose variance is that of `n` observations in
+    `effective` documents. Between those two numbers, the standard error determines it, reduced for the t quantile
+    (Korn and Graubard 1998). An error from few observations of the rarer outcome is too small by chance. So with the
+    Poisson probability that this outcome is not seen, the variance is that of documents that each agree entirely. The
+    mean of the Poisson law is for the geometric mean of documents and observations: documents alone give intervals
+    that are several times too wide, observations alone too narrow ones (benchmarks/proportions.py).
+    """
+    binomial = value * (1 - value)
+    observations = effective
+    if error > 0:
+        shrunk = (reach95(error, effective - 1) / t_quantile(math.inf, 0.975)) ** 2
+        observations = min(max(binomial / shrunk, effective), max(n, effective))
+    none_seen = math.exp(-math.sqrt(effective * observations) * min(value, 1 - value))
+    square = t_quantile(math.inf, 0.975) ** 2 * ((1 - none_seen) / observations + none_seen / effective)
+    middle, reach = value + square / 2, math.sqrt(square * (binomial + square / 4))
+    return max((middle - reach) / (1 + square), 0.0), min((middle + reach) / (1 + square), 1.0)
+
+
 @dataclass(frozen=True)
 class Support:
     """The documents behind a standard error: their number, and the share of the most influential one."""
@@ -213,6 +234,15 @@ class Estimate:
             return None
         reach = reach95(error, self.effective - 1)
         return self.value - reach, self.value + reach
+
+    @property
+    def proportion_ci95(self) -> tuple[float, float] | None:
+        """95% interval of a proportion, by `proportion_interval`; None below 1.1 effective documents."""
+        error = self.stderr
+        if error is None or self.effective < LEAST or not math.isfinite(error) or not math.isfinite(self.value):
+            return None
+        value, error = min(max(self.value, 0.0), 1.0), error if error > ROUNDING else 0.0
+        return proportion_interval(value, error, self.effective, float(self.sizes.sum()))
 
     @property
     def p_value(self) -> float | None:

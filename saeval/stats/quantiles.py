@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from saeval.stats.estimate import Estimate, reach95
 from saeval.stats.evidence import Evidence, Ratio, Stamp, binned, nth
 from saeval.stats.randomness import hashed
-from saeval.stats.values import Better, Scalar
+from saeval.stats.values import Better, Comparable, Scalar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +74,7 @@ class Quantiles(Evidence):
             counts[:, np.searchsorted(filled, part.filled)] += part.counts
         return dataclasses.replace(self, filled=filled, counts=counts)
 
-    def scalar(self, q: float, *, unit: str = "", better: Better = None) -> Scalar:
+    def scalar(self, q: float, *, unit: str = "", better: Better = None, comparable: Comparable = "model") -> Scalar:
         """Return the q-quantile over tokens, with standard error and 95% interval over documents.
 
         It is undefined without tokens and in the last bin; `ValueError` for a q outside 0 .. 1. Between edges it is
@@ -97,12 +97,12 @@ class Quantiles(Evidence):
             return Scalar.undefined(f"it lies above {self.edges[-2]:g}, in the last bin", unit=unit, better=better)
         estimate, interval = self._estimate(q, n)
         if self.edges.size:
-            return Scalar(estimate, unit=unit, better=better, ci95=interval)
+            return Scalar(estimate, unit=unit, better=better, ci95=interval, comparable=comparable)
         value, error = estimate.value, estimate.stderr
         reason = "fewer than two documents" if error is None else _UNTESTED
         return Scalar(
             value, unit=unit, better=better, n=estimate.n, reason=reason, stderr=error, ci95=interval,
-            support=estimate.support,
+            support=estimate.support, comparable=comparable,
         )  # fmt: skip
 
     def _estimate(self, q: float, n: Int[np.ndarray, "groups"]) -> tuple[Estimate, tuple[float, float] | None]:

@@ -9,9 +9,10 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from saeval.stats.estimate import Estimate, Support
+from saeval.stats.estimate import ROUNDING, Estimate, Support
 
 _PLAIN = "a plain number, such as a count over all tokens, not a mean over documents"
+_SHARE = "a share of units that are not independent draws, such as all features of an SAE"
 
 Better: TypeAlias = Literal["lower", "higher"] | None
 Comparable: TypeAlias = Literal["hook", "model", "everywhere"]
@@ -35,9 +36,20 @@ class Null:
     p: float | None = None
     """Two-sided p value, one-sided if only one side allows a claim, of a test that is not the t test of the value's
     error over documents: such as a rank among draws, or an error over SAEs."""
+    qualifier: str | None = None
+    """Words that follow the claim, such as `a tail effect`; the same for many results, so without numbers."""
+    control: str | None = None
+    """A control that the null stands for: its own row has the expected number, and the column `NAME vs CONTROL` the
+    test."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value) or not (self.p is None or 0 <= self.p <= 1):
+            raise ValueError(f"Null '{self.name}': 'value' is {self.value}, 'p' is {self.p}; p is from 0 to 1, or None")
 
     def record(self) -> dict[str, Any]:
-        return {"name": self.name, "value": self.value, "above": self.above, "below": self.below}
+        record = {"name": self.name, "value": self.value, "above": self.above, "below": self.below}
+        optional = {"qualifier": self.qualifier, "control": self.control}
+        return {**record, **{name: words for name, words in optional.items() if words}}
 
 
 class Scalar:
@@ -49,6 +61,12 @@ class Scalar:
     `stderr` is for a plain number with an error of another kind, such as one over SAEs: it is shown, but
     takes part in no paired test. `ci95` goes with it, or replaces the interval of an estimate. `support`
     has the documents behind such an error, if it is over documents. `n` is the number of observations.
+
+    `proportion` marks a share of independent documents or draws, an accuracy for example. The interval of an estimate
+    then lies inside [0, 1], and tables show it where ± one standard error would mislead, such as for 4 of 4.
+    `ValueError` for a number outside [0, 1].
+
+    `seeds` names the seeds of an estimate over SAEs, whose `without` leaves out one seed at a time.
 
     `comparable` says which rows the number may be ranked and tested against: those of the same `hook`, of the same
     `model`, or `everywhere`. `null` has the null hypothesis that the number is tested against.
@@ -65,6 +83,8 @@ class Scalar:
         stderr: float | None = None,
         ci95: tuple[float, float] | None = None,
         support: Support | None = None,
+        proportion: bool = False,
+        seeds: Sequence[str] | None = None,
         comparable: Comparable = "model",
         null: Null | None = None,
     ) -> None:
@@ -72,6 +92,8 @@ class Scalar:
         number = None if value is None else float(value)
         if number is not None and not math.isfinite(number):
             number, reason = None, reason or f"the value is {number}"
+        if proportion and number is not None and not -ROUNDING <= number <= 1 + ROUNDING:
+            raise ValueError(f"a proportion is {number}; it must lie in 0 .. 1")
         self.value = number
         self.unit = unit
         self.better = _direction(better)
@@ -81,8 +103,14 @@ class Scalar:
             raise ValueError(f"'comparable' is {comparable!r}; it must be 'hook', 'model' or 'everywhere'")
         self.comparable, self.null = comparable, null
         self.stderr = self.estimate.stderr if self.estimate else stderr
-        self.ci95 = self.estimate.ci95 if self.estimate and ci95 is None else ci95
-        self.support = self.estimate.support if self.estimate else support
+        self.proportion = proportion
+        if ci95 is not None and proportion:
+            ci95 = max(ci95[0], 0.0), min(ci95[1], 1.0)
+        if self.estimate and ci95 is None:
+            ci95 = self.estimate.proportion_ci95 if proportion else self.estimate.ci95
+        self.ci95 = ci95
+        self.seeds = list(seeds) if seeds is not None else None
+        self.support = self.estimate.support if self.estimate and seeds is None else support
 
     @classmethod
     def undefined(cls, reason: str, *, unit: str = "", better: Better = None) -> Scalar:
@@ -96,7 +124,7 @@ class Scalar:
         if stderr is not None and not math.isfinite(stderr):
             stderr, interval, reason = None, None, reason or "the value does not exist without one of the documents"
         if self.value is not None and stderr is None:
-            reason = reason or ("fewer than two documents" if self.estimate else _PLAIN)
+            reason = reason or ("fewer than two documents" if self.estimate else _SHARE if self.proportion else _PLAIN)
         elif interval is None and self.estimate is not None and stderr:
             reason = reason or "one document holds nearly all tokens, so there is no interval"
         return {
@@ -108,6 +136,8 @@ class Scalar:
             "better": self.better,
             **(_supported(self.support) if self.support is not None and self.value is not None else {}),
             **({"reason": reason} if reason else {}),
+            **({"proportion": True} if self.proportion else {}),
+            **({"seeds": self.seeds} if self.seeds is not None else {}),
             **({"comparable": self.comparable} if self.comparable != "model" else {}),
             **({"null": self.null.record(), "p": self.null.p} if self.null is not None else {}),
         }

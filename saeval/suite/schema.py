@@ -28,6 +28,8 @@ class Leaderboard(BaseModel):
     """Names `metric.value`; by default every scalar of every metric."""
     against: list[str] | dict[str, list[str]] = Field(default_factory=list)
     """Controls with which each SAE is compared in the `rank_by` column, or, as a mapping, in the listed columns."""
+    across_hooks: bool = False
+    """True: rank SAEs of different hooks together even if the `rank_by` column is comparable within a hook only."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class MetricEntry:
     params: Mapping[str, Any]
     over: str | None
     location: Location
+    controls: tuple[str, ...] | None = None
+    """Controls of which the group has twins; None for the default."""
 
 
 class SuiteModel(BaseModel):
@@ -138,6 +142,11 @@ class Suite:
                 problems.append(self.problem("a metric must be a name, or one name with its parameters", *location))
                 continue
             alias, over = params.pop("as", name), params.pop("over", None)
+            twins = params.pop("controls", None) if over is not None else None
+            if twins is not None and not (isinstance(twins, list) and all(isinstance(name, str) for name in twins)):
+                message = f"'controls' of metric '{name}' is a list of names, as in [random], or [] for none"
+                problems.append(self.problem(message, *location, "controls"))
+                continue
             wrong = [key for key, word in (("as", alias), ("over", over)) if word and not isinstance(word, str)]
             wrong += ["as"] if isinstance(alias, str) and "." in alias else []  # columns are ALIAS.VALUE
             if wrong:
@@ -157,7 +166,8 @@ class Suite:
                 near = suggestion(str(over), self.body.groups)
                 problems.append(self.problem(f"unknown group '{over}'{near}", *location, "over"))
                 continue
-            entries.append(MetricEntry(name, str(alias), params, over, location))
+            controls = None if twins is None else tuple(dict.fromkeys(twins))
+            entries.append(MetricEntry(name, str(alias), params, over, location, controls))
         return entries
 
 

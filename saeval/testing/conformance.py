@@ -18,7 +18,7 @@ from saeval.base.parameters import validated
 from saeval.collection import Results
 from saeval.engine.isolation import watched
 from saeval.interfaces.data import Dataset
-from saeval.interfaces.documentation import description, documented_values
+from saeval.interfaces.documentation import description, documented_claims, documented_values
 from saeval.interfaces.metric import Metric, undeclared
 from saeval.results.result import Result
 from saeval.stats.evidence import Evidence
@@ -124,7 +124,7 @@ class _Check:
         self.metric, self.tolerance, self.options = metric, tolerance, options
         self.pairs = metric.data == "pair"
         if metric.subject == "group":
-            params = {**params, "over": "pair"}
+            params = {**params, "over": "pair", "controls": []}
             options.setdefault("groups", {"pair": ["tinysae*"]})
         self.entry = {metric.name: params}
         self.model = options.pop("model", None) or TinyModel(kind="reward" if self.pairs else "causal")
@@ -196,13 +196,14 @@ class _Check:
                         self._narrow[f"'{field.name}' of {type(evidence).__name__}"] = dtype
 
     def _check_documentation(self) -> None:
-        """`ls` has a line to print, and `show` can read the section `Values:`."""
+        """`ls` has a line to print, and `show` can read the sections `Values:` and `Claims:`."""
         assert description(self.metric), (
             f"{self.metric.name} has no docstring: say in its first line, which `saeval ls metrics` prints, what it "
             "measures, and below `Values:` the unit and range of each value"
         )
         try:
             documented_values(self.metric)
+            documented_claims(self.metric)
         except ValueError as error:
             raise AssertionError(f"the docstring of {error}") from None
 
@@ -210,7 +211,7 @@ class _Check:
         """Check that each value is a number or has a reason why not."""
         reasons = []
         scalars = [[n for n, v in r.values.items() if "kind" not in v] for r in results if r.status == "ok"]
-        params = {k: v for k, v in self.entry[self.metric.name].items() if k != "over"}
+        params = {k: v for k, v in self.entry[self.metric.name].items() if k not in ("over", "controls")}
         fault = undeclared(self.metric(**validated(self.metric, params, self.metric.name)), scalars)
         assert fault is None, fault
         for result in results:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv as csv_files
 import io
+import itertools
 import json
 import logging
 import re
@@ -40,8 +41,10 @@ SUITE = {
 
 def forges_nothing(text):
     """A Markdown text whose lines all are the writer's own."""
-    rows = [row for row in text.splitlines() if row.startswith("|")]
-    assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) <= 1
+    for is_table, lines in some(
+        [(k, list(g)) for k, g in itertools.groupby(text.splitlines(), lambda line: line.startswith("|"))]
+    ):
+        assert not is_table or len({len(re.findall(r"(?<!\\)\|", row)) for row in lines}) == 1
     assert none(row.startswith(("| forged", "## Forged")) for row in text.splitlines())
     assert "<script" not in text
     assert not CONTROLS.search(text)
@@ -185,6 +188,8 @@ def test_names_in_pages_forge_nothing():
         "metric": "perturbation",
         "alias": "p",
         "subjects": [{"name": FORGERY, "hook_name": FORGERY, "kind": "control"}],
+        "model": None,
+        "data": {"fingerprint": "f"},
     }
     result = Result("k", "ok", cell, values={"kl_sae": record})
     assert forges_nothing(perturbation_pages.table([result]))

@@ -50,8 +50,9 @@ def test_of_groups_and_allow_mean_an_sae_by_its_name(suite):
     made = prepare(suite, Registry(Plugins()), RunOptions(allow=(NAME,)))
     (control,) = (s for s in made.subjects if s.kind == "control")
     assert control.parent.name == NAME
-    (group,) = (cell for cell in made.cells if cell.entry.over == "two")
+    group, twin = (cell for cell in made.cells if cell.entry.over == "two")
     assert [s.name for s in group.subjects] == [NAME, "a1"]
+    assert [s.parent.name for s in twin.subjects] == [NAME, "a1"]
     assert warnings(made) == []  # it allows nothing in vain
 
 

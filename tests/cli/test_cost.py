@@ -56,8 +56,8 @@ def seconds(text, what):
 
 def test_matchings_are_foretold_and_grow_with_the_draws_of_chance(check):
     told = {}
-    for draws in (0, 20):
-        code, text, _ = check(f"[{{seed_stability: {{over: seeds, draws: {draws}}}}}]")
+    for draws, controls in ((0, "[]"), (20, "[]"), (1, "[random]")):
+        code, text, _ = check(f"[{{seed_stability: {{over: seeds, draws: {draws}, controls: {controls}}}}}]")
         assert code == 0
         told[draws] = seconds(text, "conclusions")
         assert f"(seed_stability {told[draws]:.0f})" in text
@@ -65,6 +65,7 @@ def test_matchings_are_foretold_and_grow_with_the_draws_of_chance(check):
     each = (2 * 1024**2 * 128 + 6e6 * 1024) / 1e9
     assert told[0] == pytest.approx(12 * each, abs=1)
     assert told[20] == pytest.approx(172 * each, rel=0.02)
+    assert told[1] == pytest.approx(2 * 20 * each, rel=0.02)  # the group and its twin
 
 
 def test_a_suite_of_metrics_that_only_sum_foretells_no_conclusions(check):

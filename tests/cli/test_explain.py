@@ -78,7 +78,7 @@ def test_each_quantity_names_the_line_of_its_code(explain):
         ("reward_margin", "margin_rows (fold)"),
         ("seed_stability", "W_dec, and 1 more like it"),
         ("seed_stability", "subject_name = ['SAE', 'SAE-2']"),
-        ("reward_groups", "group 0 = spliced_reward #1, and 9 more like it"),
+        ("reward_groups", "group 0 = spliced_reward_on_b, and 9 more like it"),
         ("perturbation", "fit_covariance (fold over the fit split)"),
     ],
 )

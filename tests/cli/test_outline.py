@@ -46,7 +46,7 @@ def test_each_side_of_a_pair_is_counted_once(check, tmp_path, monkeypatch):
 
     def seconds(metric):
         code, text, _ = check(
-            f"model: {{use: testbed-reward}}\ndata: {{use: preferences, path: '{tmp_path / 'pairs.jsonl'}'}}\n"
+            f"model: {{use: testbed-reward}}\ndata: {{use: preferences, path: '{tmp_path / 'pairs.jsonl'}', fit_share: 0.5}}\n"
             f"saes: [testbed-reward/topk]\nmetrics: [{metric}]\n"
         )
         assert code == 0

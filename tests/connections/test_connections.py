@@ -82,7 +82,7 @@ class Linear(TinyModel):
 
 
 def connections(model, first, second, metric=None, **options):
-    entry = {"feature_connections": {**SMALL, **(metric or {}), "over": "g"}}
+    entry = {"feature_connections": {**SMALL, **(metric or {}), "over": "g", "controls": []}}
     saes = {"first": first, "second": second}
     groups = options.pop("groups", {"g": ["first", "second"]})
     (result,) = evaluate_tiny([entry], model=model, saes=saes, groups=groups, **options)

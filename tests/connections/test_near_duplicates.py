@@ -22,7 +22,7 @@ def half_copied(seed):
 
 def duplicates(*saes, **params):
     named = {f"sae-{i}": sae for i, sae in enumerate(saes)}
-    entry = {"near_duplicates": {**FEW, **params, "over": "g"}}
+    entry = {"near_duplicates": {**FEW, **params, "over": "g", "controls": []}}
     (result,) = evaluate_tiny([entry], saes=named, groups={"g": list(named)})
     assert result.status == "ok", (result.reason, result.traceback)
     return result

@@ -200,7 +200,7 @@ def test_every_control_can_be_set_against_paired_and_positive_where_the_sae_is_b
             ahead, own, other = sae.entries[f"{column} vs {name}"], sae.entries[column], row.entries[column]
             assert ahead.value == pytest.approx(sign * (own.value - other.value), abs=1e-12)
             paired = (own.estimate - other.estimate).stderr
-            assert ahead.stderr == pytest.approx((paired**2 + other.spread) ** 0.5)
+            assert ahead.stderr == pytest.approx((paired**2 + other.spread * (row.copies + 1)) ** 0.5)  # one draw more
             assert ahead.detectable > 2.8 * ahead.stderr  # the t quantiles of few documents
             assert (other.spread > 0) == (row.copies > 1)
             assert row.entries[f"{column} vs {name}"].status == "for SAEs only"
@@ -220,13 +220,13 @@ def test_the_table_says_which_saes_are_surely_ahead():
     layout = {"rank_by": "reconstruction.mse", "against": ["zero", "resample", "identity"]}
     boards = from_results(found, "t", layout)
     text = tables.markdown(boards)
-    assert "reconstruction.mse vs resample: 1 of 1 SAEs leads its control by more than the minimum detectable" in text
-    assert "reconstruction.mse vs identity: no SAE leads its control by more than the minimum detectable" in text
+    assert "reconstruction.mse vs resample: 1 of 1 is better than the control resample: sae (5% level" in text
+    assert "reconstruction.mse vs identity: 1 of 1 is worse than the control identity: sae (5% level" in text
     record = json.loads(tables.as_json(boards))[0]
     lead = record["reconstruction.mse vs zero"], record["reconstruction.mse vs zero.detectable"]
     assert lead[1] > 2.8 * record["reconstruction.mse vs zero.stderr"]
     # Said once more, of the other control: the sentence and the numbers agree.
-    assert (lead[0] > lead[1]) == ("reconstruction.mse vs zero: 1 of 1 SAEs" in text)
+    assert (lead[0] > lead[1]) == ("reconstruction.mse vs zero: 1 of 1 is better" in text)
 
 
 def test_untrained_saes_have_their_parents_sparsity_tied_weights_and_the_best_scale():

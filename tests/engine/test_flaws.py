@@ -182,7 +182,7 @@ def test_a_group_names_the_member_whose_values_are_flawed():
     rows = long_rows()
     bad, tokens = spoilt(rows)
     results = evaluate_tiny(
-        [{"agreement": {"over": "both"}}], Agreement, rows=rows, saes={"good": TinySAE(HOOK), "bad": Spoilt()},
+        [{"agreement": {"over": "both", "controls": []}}], Agreement, rows=rows, saes={"good": TinySAE(HOOK), "bad": Spoilt()},
         groups={"both": ["*"]},
     )  # fmt: skip
     (result,) = results

@@ -26,7 +26,7 @@ def test_each_folder_is_named_after_a_subpackage_or_a_plugin():
     rooms = {file.parent.name for file in (ROOT / "saeval").glob("*/__init__.py")}
     plugins = {file.parent.name.removeprefix("saeval_") for file in (ROOT / "plugins").glob("*/__init__.py")}
     folders = {file.parent.relative_to(TESTS).as_posix() for file in some(FILES) if file.name.startswith("test_")}
-    assert folders <= rooms | plugins | {"api", "house"}
+    assert folders <= rooms | plugins | {"api", "house", "worlds"}
     assert plugins <= folders
 
 

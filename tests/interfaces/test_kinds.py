@@ -203,7 +203,11 @@ def test_a_group_gets_lists_in_member_order_its_members_at_different_hooks():
     members = {"a": TinySAE("blocks.1.hook_resid_pre"), "b": TinySAE("blocks.2.hook_resid_pre", seed=1)}
     model = TinyModel()
     results = evaluate_tiny(
-        [{"firing_overlap": {"over": "g"}}], FiringOverlap, model=model, saes=members, groups={"g": ["a", "b"]}
+        [{"firing_overlap": {"over": "g", "controls": []}}],
+        FiringOverlap,
+        model=model,
+        saes=members,
+        groups={"g": ["a", "b"]},
     )
     (result,) = results
     assert result.status == "ok", result.traceback

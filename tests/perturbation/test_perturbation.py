@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from perturbations import Perturbation, PerturbationCurve, Planted, Readout, run, values
 from saeval.interfaces.substitute import Control, Substitute
+from saeval.results.verdicts import verdicts_on
+from saeval.stats.estimate import Estimate
 from saeval.stats.randomness import hashed, normal
 from saeval.testing import TinyModel, TinySAE, check_metric, tiny_tokens
 from saeval.testing.claims import some
 from saeval_perturbation.geometry import matched
+from saeval_perturbation.scored import NOT_TYPICAL, TAIL_EFFECT, noise_null
+from saeval_perturbation.tails import ByKL
 
 NULLS = ("", "_cosine_matched_covariance", "_shuffled_error", "_epsilon")
 
@@ -75,6 +82,59 @@ def test_a_planted_sae_whose_error_is_noise_has_ratio_one_and_a_uniform_percenti
     # An epsilon ball, which matches neither angle nor norm, calls the same noise better or worse than noise.
     low, high = noisy.values["ratio_epsilon"]["ci95"]
     assert not low <= 1 <= high
+
+
+def test_a_planted_sae_whose_error_is_noise_is_not_told_from_it_but_from_an_epsilon_ball(noisy):
+    made = replace(noisy, cell={**noisy.cell, "subjects": [{"name": "noise", "hook_name": "h", "kind": "sae"}]})
+    claims = {verdict.column.value: verdict.claimed for verdict in verdicts_on([made])}
+    assert claims["difference"] is False
+    assert claims["difference_epsilon"] is True
+
+
+def estimate(value, error):
+    """A value with this standard error over 50 documents of one size."""
+    deviations = np.resize([1.0, -1.0], 50)
+    without = value + deviations * error * (50 / 49 / (deviations**2).sum()) ** 0.5
+    return Estimate(value, without, np.ones(50), 50)
+
+
+@pytest.mark.parametrize(
+    ("difference", "percentile", "typical"),
+    [
+        (0.1, 0.54, False),  # 4 draws: more harmful than a draw at 55% of the tokens
+        (0.1, 0.50, False),
+        (0.1, 0.30, False),
+        (0.1, 0.56, True),  # at 57.5%
+        (-0.1, 0.47, False),
+        (-0.1, 0.44, True),
+    ],
+)
+def test_a_mean_difference_may_be_negligible_at_a_typical_token(difference, percentile, typical):
+    sae, noise, share = estimate(1 + difference, 0.01), estimate(1, 0.0), estimate(percentile, 0.002)
+    for rest, qualifier in ((1 + 0.6 * difference, NOT_TYPICAL), (1 + 0.4 * difference, TAIL_EFFECT)):
+        null = noise_null("noise", sae, noise, share, draws=4, rest=rest)
+        assert null.qualifier == (None if typical else qualifier)
+    unsure = noise_null("noise", sae, noise, estimate(percentile, 0.1), draws=4, rest=1 + difference)
+    assert unsure.qualifier == NOT_TYPICAL
+
+
+@pytest.mark.parametrize(("factor", "rare", "share", "ratio"), [(1.2, 1, 0.26, 1.2), (1, 5, 0.9, 1.0)])
+def test_the_ratio_without_the_largest_kl_tells_a_uniform_factor_from_a_few_tokens(factor, rare, share, ratio):
+    """Log-normal KL of which the SAE's is `factor` times as large, or `rare` times at one token in 50."""
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(6, 100, 2000, generator=generator, dtype=torch.float64)
+    sae, drawn = (normal[0] + 0.3 * normal[1]).exp() * factor, (normal[0] + 0.3 * normal[2:]).exp()
+    largest = sae > sae.quantile(0.98, dim=1, keepdim=True)
+    sae[largest] *= rare
+    mask = torch.ones(100, 2000, dtype=torch.bool)
+    halves = [ByKL.of(sae[rows], drawn[:, rows], mask[rows]) for rows in (slice(50), slice(50, None))]
+    in_tail, others = (halves[0] + halves[1]).without(0.05)
+    assert in_tail == pytest.approx(share, abs=0.12)
+    assert others == pytest.approx(ratio, abs=0.03)
+    mean = (sae + drawn.sum(0)).flatten() / 5
+    rest = mean < mean.quantile(0.95)
+    exact = sae.flatten()[rest].sum() / drawn.mean(0).flatten()[rest].sum()
+    assert others == pytest.approx(float(exact), rel=1e-3)
 
 
 def test_an_error_that_the_rest_of_the_model_ignores_has_ratio_zero():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from itertools import product
 
 import numpy as np
 import pytest
@@ -13,9 +15,10 @@ import torch
 from perturbations import PLUGIN, Planted, Readout, run, values
 from saeval.cli import main
 from saeval.results.paired_tests import holm
+from saeval.results.verdicts import verdicts_on
 from saeval.stats.evidence import Stamp
 from saeval.testing import TinyModel, TinySAE, tiny_tokens
-from saeval.testing.claims import some
+from saeval.testing.claims import every, some
 from saeval_perturbation.bins import COLUMNS, EDGES, by_cosine, in_bins
 from saeval_perturbation.pages import HookSite, pages
 
@@ -106,7 +109,7 @@ def test_bins_find_a_planted_crossing_and_leave_thin_bins_undefined():
     assert [(r["from"], r["to"]) for r in rows] == [(-1.0, 0.0), (0.5, 0.7), (0.98, 0.99), (0.99, 1.0)]
     thin, low, high, one = rows
     assert thin["difference"] is thin["p"] is one["p"] is None
-    assert thin["reason"] == "2 documents have a token in this bin; 20 are needed"
+    assert thin["reason"] == "1.8 effective documents have a token in this bin; 20 are needed"
     assert (one["tokens"], low["documents"], low["tokens"]) == (1, 40, 397)
     assert low["ci95_low"] < -1 < low["ci95_high"] < 0 < high["ci95_low"] < 0.5 < high["ci95_high"]
     assert max(low["p"], high["p"]) < 1e-6
@@ -134,6 +137,17 @@ def test_a_bin_that_one_document_fills_is_not_tested():
     (row,) = by_cosine(total, "").record()["rows"]
     assert row[COLUMNS.index("documents")] == 21
     assert row[COLUMNS.index("p")] is row[COLUMNS.index("ci95_low")] is None
+    assert row[COLUMNS.index("reason")].startswith("1.07 effective documents")
+
+
+def test_a_bin_that_few_positions_decide_is_not_tested():
+    difference = torch.randn(80, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cosine = torch.full((80, 10), 0.6).double()
+    assert binned(cosine, difference, np.arange(80))[0]["p"] is not None
+    difference[:5, 0] *= 50
+    (row,) = binned(cosine, difference, np.arange(80))
+    assert row["p"] is row["difference"] is None
+    assert re.fullmatch(r"the mean rests on \d\d effective positions; 100 are needed", row["reason"])
 
 
 def test_the_test_by_bin_is_false_five_times_in_a_hundred():
@@ -179,7 +193,7 @@ def test_single_positions_tell_an_ignored_error_from_a_harmful_one_bin_by_bin():
 def test_pages_hold_a_plot_and_a_table_of_each_metric():
     several = {**saes(2), **saes(1, "blocks.2.hook_resid_pre")}
     found = run(
-        [{"perturbation": {"positions": 1}}, {"perturbation_curve": {"positions": 2, "as": "curve"}}],
+        [{"perturbation": {"positions": 1}}, {"perturbation_curve": {"positions": 4, "as": "curve"}}],
         saes=several, controls=["mean"], rows=tiny_tokens(rows=120, documents=60),
     )  # fmt: skip
     made = pages(list(found))
@@ -188,17 +202,23 @@ def test_pages_hold_a_plot_and_a_table_of_each_metric():
         assert made[name].startswith(b"\x89PNG")
     table = made["perturbation.md"]
     record = next(r for r in found if r.subject == "sae-1-1").values["kl_shuffled_error"]
-    (line,) = [line for line in table.splitlines() if line.startswith("| sae-1-1")][:1]
+    verdicts, without_tail, percentiles, kl, ratios, alone = table.split("\n## ")
+    (line,) = [line for line in kl.splitlines() if line.startswith("| sae-1-1")]
     assert float(line.split("|")[6].split("±")[0]) == pytest.approx(record["value"], abs=record["stderr"])
-    assert table.count("| mean | blocks.1") == 3
+    assert every("| mean | blocks.1" in part for part in (percentiles, kl, ratios, alone))
+    assert verdicts.startswith("## Difference to noise")
+    (line,) = [line for line in verdicts.splitlines() if line.startswith("| sae-1-1")]
+    claims = [v for v in verdicts_on(list(found)) if v.row.name == "sae-1-1" and v.claimed]
+    assert line.count("harmful") == len(some(claims))
+    assert "- perturbation.difference: " in verdicts
+    (line,) = [line for line in without_tail.splitlines() if line.startswith("| sae-1-1")]
+    assert line.count("%)") == len(claims)
     rows = list(csv.DictReader(io.StringIO(made["curve_by_cosine.csv"])))
-    for of in ("position", "position and later"):
-        family = [row for row in rows if row["of"] == of]
-        assert {row["subject"] for row in family} == set(several)
-        assert len({row["hook"] for row in family}) == 2
-        raw = [float(row["p"]) if row["p"] else None for row in family]
-        assert sum(p is not None for p in raw) >= 4
-        assert [float(row["p_holm"]) if row["p_holm"] else None for row in family] == pytest.approx(holm(raw))
+    assert {(row["subject"], row["of"]) for row in rows} == set(product(several, ("position", "position and later")))
+    assert len({row["hook"] for row in rows}) == 2
+    raw = [float(row["p"]) if row["p"] else None for row in rows]
+    assert sum(p is not None for p in raw) >= 4
+    assert [float(row["p_holm"]) if row["p_holm"] else None for row in rows] == pytest.approx(holm(raw))
     assert pages([r for r in found if r.metric == "nothing"]) == {}
 
 

@@ -53,7 +53,9 @@ def keys() -> dict[str, str]:
     found = {f"{cell.entry.alias} {' '.join(s.name for s in cell.subjects)}": cell.key for cell in made.cells}
     folds = sorted((f"fold {n.name} {n.hook_name}", n.digest) for n in made.folds(made.cells).values())
     for name, digest in folds:
-        found[name if name not in found else f"{name} again"] = digest[:24]
+        while name in found:
+            name += " again"
+        found[name] = digest[:24]
     return found
 
 

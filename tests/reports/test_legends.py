@@ -20,6 +20,8 @@ class Difference(Metric):
 
 
 SAES = {f"sae-{i}": TinySAE(seed=i) for i in range(4)}
+for seed, sae in enumerate(SAES.values()):
+    sae.seed = seed
 BY_MEMBER = {"seed_stability": {"over": "g", "draws": 2, "alive_firings": 1}}
 
 
@@ -30,8 +32,8 @@ def text(*metrics):
 def test_the_error_of_a_group_is_over_what_it_is_over():
     mine = {"difference": {"over": "g"}}
     assert "± is one standard error, clustered by document;" in text(mine)
-    assert "clustered by document, of groups over their SAEs;" in text(BY_MEMBER)
-    assert "clustered by document, of seed_stability over the group's SAEs;" in text(mine, BY_MEMBER)
+    assert "clustered by document, of groups over the seeds of their SAEs;" in text(BY_MEMBER)
+    assert "clustered by document, of seed_stability over the seeds of the group's SAEs;" in text(mine, BY_MEMBER)
 
 
 def test_a_table_without_hooks_names_none(tmp_path):

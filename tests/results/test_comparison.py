@@ -132,7 +132,7 @@ def test_the_spread_of_a_controls_draws_is_in_the_error_with_its_few_degrees_of_
     facts = {"kind": "control", "control": "random", "of": "a"}
     draws = [mean_of("r" + (f"#{i}" if i else ""), Y + i, copy=i, key=f"k{i}", **facts) for i in range(3)]
     (row,) = compared(mean_of("a", X), *draws, names=("a", "r"))
-    sampling, spread = stats.sem(X - Y) ** 2, 1 / 3  # the variance of 0, 1, 2 is 1, of their mean a third
+    sampling, spread = stats.sem(X - Y) ** 2, 4 / 3  # the variance of 0, 1, 2 is 1, of one more and their mean 4/3
     assert row.difference.value == pytest.approx(X.mean() - Y.mean() - 1)
     assert row.difference.stderr == pytest.approx(np.sqrt(sampling + spread))
     dof = (sampling + spread) ** 2 / (sampling**2 / 29 + spread**2 / 2)

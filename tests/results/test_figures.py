@@ -31,7 +31,15 @@ def results():
 @pytest.fixture(scope="module")
 def group():
     saes = {"a-first-seed-of-many": TinySAE(), "another-second-seed": TinySAE(seed=1)}
-    metric = {"seed_stability": {"over": "a-group-of-two", "draws": 2, "alive_firings": 1, "modes": ["signed"]}}
+    metric = {
+        "seed_stability": {
+            "over": "a-group-of-two",
+            "draws": 2,
+            "alive_firings": 1,
+            "modes": ["signed"],
+            "controls": [],
+        }
+    }
     (found,) = evaluate_tiny([metric], saes=saes, groups={"a-group-of-two": ["*"]})
     assert found.status == "ok", found.reason
     return found

@@ -112,12 +112,12 @@ class Directions:
         return feature_acts @ self.W_dec + self.b_dec
 
 
-def run(metrics, *, rows, model, saes, added=(), **options):
+def run(metrics, *, rows, model, saes, added=(), fit=None, **options):
     """Evaluate on rows in memory with this plugin; SAEs of a test are allowed whatever the preflight says."""
     options.setdefault("allow", ("*",))
     name = f"pairs-{id(rows)}"
     return evaluate(
-        model=model, saes=saes, data=register_rows(name, rows), metrics=metrics,
+        model=model, saes=saes, data=register_rows(name, rows, fit), metrics=metrics,
         plugins=plugins(TinyPlugin(), *added), **options,
     )  # fmt: skip
 

@@ -45,7 +45,7 @@ class Supplied:
         return [PerPair]
 
 
-def attributed(rows, function, sae, steps=4, baseline="zero", embed=POSITIVE):
+def attributed(rows, function, sae, steps=4, baseline="zero", embed=POSITIVE, fit=None):
     model = Readout(function, embed=embed)
     results = run(
         [{"per_pair": {"steps": steps, "baseline": baseline}}],
@@ -53,6 +53,7 @@ def attributed(rows, function, sae, steps=4, baseline="zero", embed=POSITIVE):
         model=model,
         saes={"sae": sae},
         added=[Supplied()],
+        fit=fit,
     )
     assert results[0].status == "ok", results[0].traceback
     return {name: record["value"] for name, record in results[0].values.items()}
@@ -107,15 +108,48 @@ def test_error_bias_and_baseline_have_rows_of_their_own_and_all_sum_to_the_chang
     rows = pairs()
     bias = torch.tensor([0.3, -0.1, 0.2, 0.0], dtype=torch.float64)
     sae = Directions(EYE[:2], b_dec=bias)  # the other two dimensions are left to the error
+
+    def means(rows):
+        tokens = [t for chosen, rejected, first in rows.pairs for side in (chosen, rejected) for t in side[first:]]
+        x = POSITIVE[torch.tensor(tokens)]
+        return sae.encode(x).mean(0), (x - sae.decode(sae.encode(x))).mean(0), x.mean(0)
+
+    fit = pairs(15, seed=5)
+    acts, error_mean, x_mean = means(fit)
     for baseline in ("zero", "mean"):
-        found = attributed(rows, lambda x: x @ W, sae, 3, baseline)
+        found = attributed(rows, lambda x: x @ W, sae, 3, baseline, fit=fit)
+        kept = float(baseline == "mean")
+        acts_kept, error_kept = kept * acts, kept * error_mean
         for side, name in enumerate(("chosen", "rejected")):
             lengths = torch.tensor([float(len(pair[side]) - pair[2]) for pair in rows.pairs]).double().mean()
-            assert found[f"{name} bias"] == pytest.approx(float(lengths * (bias @ W)), abs=1e-10)
-            error = truth(rows, side, lambda x: (x - sae.decode(sae.encode(x))) @ W)
+            assert found[f"{name} bias"] == pytest.approx(float(lengths * (bias @ W) * (1 - kept)), abs=1e-10)
+            for j in range(2):
+                deviation = truth(rows, side, lambda x, j=j, mean=acts_kept: sae.encode(x)[:, j] - mean[j])
+                assert found[f"{name} {j}"] == pytest.approx(float(deviation * W[j]), abs=1e-10)
+            error = truth(rows, side, lambda x, mean=error_kept: (x - sae.decode(sae.encode(x)) - mean) @ W)
             assert found[f"{name} error"] == pytest.approx(float(error), abs=1e-10)
+            rest = kept * lengths * ((x_mean - means(rows)[2]) @ W)  # the mean of the fit split is not the baseline
+            assert found[f"{name} baseline"] == pytest.approx(float(rest), abs=1e-6)
             assert found[f"{name} total"] == pytest.approx(found[f"{name} span"], abs=1e-10)
-        assert (found["chosen baseline"] == 0) == (baseline == "zero")
+
+
+def test_a_feature_that_is_always_on_and_constant_gets_nothing_from_the_mean():
+    """It fires by 3 on each token and writes the direction of the reward; sides differ in length, so that it counts."""
+
+    class Constant(Directions):
+        def encode(self, x):
+            return torch.cat([torch.relu(x - 1), torch.full_like(x[..., :1], 3.0)], -1)
+
+    sae = Constant(torch.cat([EYE, W[None]]))
+    rows = pairs()
+    at_mean, at_zero = (attributed(rows, lambda x: x @ W, sae, 2, baseline) for baseline in ("mean", "zero"))
+    assert at_mean["chosen 4"] == at_mean["rejected 4"] == 0
+    assert abs(at_zero["chosen 4"]) > 1
+    assert at_mean["chosen total"] == pytest.approx(at_mean["chosen span"], abs=1e-10)
+    metric = {"reward_attribution": {**SMALL["reward_attribution"], "baseline": "mean", "top": 5}}
+    record = values(run([metric], rows=rows, model=Readout(lambda x: x @ W, embed=POSITIVE), saes={"sae": sae}))
+    effects = {row[1]: row[4] for row in record.values["features"]["rows"]}
+    assert effects[4] == pytest.approx(0, abs=1e-12)
 
 
 def test_a_decoder_whose_scale_is_context_is_exact():
@@ -214,18 +248,21 @@ def test_the_planted_direction_comes_first_and_its_true_effect_is_its_attributio
     assert record["completeness_gap"]["value"] == pytest.approx(0, abs=1e-12)
     assert record["sign_agreement"]["value"] == 1
     assert record["rank_correlation"]["value"] == pytest.approx(1)
-    array = values(results).array("attribution")
-    assert array == pytest.approx([float(e) for e in expected], abs=1e-10)
+    assert values(results).array("attribution") == pytest.approx([on_b[j] for j in range(4)], abs=1e-10)
 
 
-def test_brute_force_ablation_is_the_oracle_on_a_small_sae():
-    """Every feature's true effect by hand: zeroed in the feature vector, decoded, the error added back."""
+@pytest.mark.parametrize("baseline", ["zero", "mean"])
+def test_brute_force_ablation_is_the_oracle_on_a_small_sae(baseline):
+    """Every feature's true effect by hand: zero or its mean in the feature vector, decoded, the error added back."""
     model = TinyModel(kind="reward", vocab=50, dtype=torch.float64)
     sae = TinySAE(d_sae=6, dtype=torch.float64)
     rows = TinyPairs(pairs=30)
-    metric = {"reward_attribution": {**SMALL["reward_attribution"], "top": 6, "tolerance": 1.0, "steps": 16}}
-    results = run([metric], rows=rows, model=model, saes={"sae": sae})
+    options = {**SMALL["reward_attribution"], "top": 6, "tolerance": 1.0, "steps": 16, "baseline": baseline}
+    results = run([{"reward_attribution": options}], rows=rows, model=model, saes={"sae": sae})
     table = values(results).values["features"]
+    whole = rows.batch(np.arange(30), "cpu").sides
+    x = torch.cat([model.capture(side, [sae.hook_name], True).activations[sae.hook_name][side.mask] for side in whole])
+    kept = sae.encode(x).mean(0) * float(baseline == "mean")
     batch = rows.batch(np.flatnonzero(in_fold_b(np.arange(30))), "cpu")
 
     def margin(change):
@@ -244,7 +281,7 @@ def test_brute_force_ablation_is_the_oracle_on_a_small_sae():
             acts = sae.encode(x)
             error = x - sae.decode(acts)
             acts = acts.clone()
-            acts[..., j] = 0
+            acts[..., j] = kept[j]
             return sae.decode(acts) + error
 
         expected = (margin(lambda x: x) - margin(without)).mean()
@@ -254,12 +291,17 @@ def test_brute_force_ablation_is_the_oracle_on_a_small_sae():
 def test_no_features_are_a_no_op_bit_for_bit():
     from saeval.interfaces.live_objects import LiveSAE
     from saeval_reward.ablation import Ablations
+    from saeval_reward.integration import no_reference
 
     sae = LiveSAE(TinySAE())
     x = torch.randn(2, 5, 16)
-    made = Ablations(
-        sae, sae.encode(x), x, np.zeros((2, 5), np.uint64), {"none": np.zeros(0, np.int64), "one": np.array([3])}
+    sets = {"none": np.zeros(0, np.int64), "one": np.array([3])}
+    keys = np.zeros((2, 5), np.uint64)
+    made, decoded = (
+        Ablations(sae, sae.encode(x), x, keys, sets, no_reference(), W_dec)
+        for W_dec in (sae.weight("W_dec"), torch.zeros_like(sae.weight("W_dec")))  # the latter is not how it decodes
     )
+    assert torch.allclose(made["one"], decoded["one"], atol=1e-6)
     assert torch.equal(made["none"], x)
     assert not torch.equal(made["one"], x)
     assert list(made) == ["none", "one"]
@@ -290,7 +332,7 @@ def test_equal_sides_have_no_margin_and_no_shares():
     assert record["attributed_share_1"]["value"] is None
     assert record["attributed_share_1"]["reason"] == "the mean margin is 0 ± 0, less than two standard errors above 0"
     assert record["attributed_1"]["value"] == record["ablated_1"]["value"] == 0
-    assert "no better than chance" in record["warnings"]["notes"][0]
+    assert "cannot be told from chance" in record["warnings"]["notes"][0]
 
 
 def test_two_hooks_in_one_run_are_two_runs():
@@ -321,7 +363,7 @@ def test_check_counts_the_steps_beforehand(tmp_path):
     from saeval.results.store import Store
 
     (tmp_path / "s.yaml").write_text(
-        "suite: s\nmodel: {use: testbed-reward}\ndata: {use: testbed-preferences, made: 60, pairs: 32}\n"
+        "suite: s\nmodel: {use: testbed-reward}\ndata: {use: testbed-preferences, made: 60, pairs: 30, fit_share: 0.1}\n"
         "saes: [testbed-reward/topk]\nmetrics: [{reward_groups: {steps: 7, largest: 2}}]\n"
     )
     told = plan_in_words(prepare(tmp_path / "s.yaml", Registry(plugins()), RunOptions()), Store(tmp_path / "out"))
@@ -351,7 +393,8 @@ def test_the_whole_metric_adds_a_pass_for_its_ablations():
     metric = {"reward_attribution": {**SMALL["reward_attribution"], "random": 2, "tolerance": 9.0}}
     results = run([metric], rows=TinyPairs(pairs=20), model=model, saes={"sae": TinySAE()}, batch_size=10)
     values(results)
-    sides, ablations = 2 * 2, 4 + 2 * 2 + 2 * 2  # single features, top and kept of each size, random of each size
+    # single features and others, top and kept of each size, random of each size
+    sides, ablations = 2 * 2, 2 * 4 + 2 * 2 + 2 * 2
     assert model.passes == {"clean": 2 * sides + 1, "cut": 0, "resumed": sides * (4 + 1 + ablations) + 1}
     assert results.forward_passes == sides * (2 + 4 + 1 + ablations) + 2
 
@@ -421,7 +464,7 @@ def test_one_pair_is_too_few_for_two_folds():
         saes={"sae": Directions(EYE)},
     )
     assert results[0].status == "undefined"
-    assert results[0].reason == "one of the two folds of 1 pairs is empty; use more pairs"
+    assert results[0].reason == "the documents of all 1 pairs are in one fold; use pairs from more documents"
 
 
 def test_the_plugin_is_found_with_all_that_it_supplies():

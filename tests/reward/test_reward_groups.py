@@ -8,7 +8,7 @@ import torch
 
 from rewards import ONE_HOT, SMALL, Directions, Pairs, Readout, lines, random_pairs, run, values
 from saeval.testing import TinyModel, TinyPairs, TinySAE
-from saeval.testing.claims import none, some
+from saeval.testing.claims import every, none, some
 from saeval_reward.ranking import duplicate_of, matched
 
 
@@ -21,7 +21,7 @@ def test_a_group_matters_where_its_members_do_not():
     encoder[:, :3] /= 3
     sae = Directions(decoder, encoder)
     model = Readout(lambda x: x[..., 2].clamp(max=1) + 0.01 * x[..., 5], embed=embed)
-    metric = {"reward_groups": {"steps": 30, "baseline": "zero", "relevant": 8, "largest": 2, "random": 40}}
+    metric = {"reward_groups": {"steps": 30, "baseline": "zero", "relevant": 4, "largest": 2, "random": 40}}
     found = values(run([metric], rows=Pairs(random_pairs()), model=model, saes={"sae": sae}), metric="reward_groups")
     (group,) = lines(found.values["groups"])
     assert group["features"] == "0, 1, 2"
@@ -67,7 +67,7 @@ def test_an_edit_that_shortens_takes_the_final_punctuation_with_it():
         for o, e, _ in rows
     ]
     assert found.values["reward_change"]["value"] == pytest.approx(float(torch.stack(truth).mean()))
-    assert by[11]["attribution"] == pytest.approx(-2)  # what the edit does to the reward through it
+    assert by[11]["attribution"] == pytest.approx(2)  # chosen − rejected, as in every other table
     assert by[10]["change_added"] == pytest.approx(float(torch.stack(truth)[::3].mean()))
     assert by[10]["change_removed"] is None
     first = lines(found.values["examples"])[0]
@@ -78,21 +78,24 @@ def test_an_edit_that_shortens_takes_the_final_punctuation_with_it():
         run([turned], rows=Pairs([(e, o, s) for o, e, s in rows]), model=model, saes={"sae": Directions(ONE_HOT)}),
         metric="counterfactual_audit",
     )
-    assert other.values["features"]["rows"] == found.values["features"]["rows"]
+    for line, turned_line in some(zip(lines(found.values["features"]), lines(other.values["features"]), strict=True)):
+        assert turned_line == {**line, "attribution": -line["attribution"]}
 
 
-def test_random_groups_are_matched_and_never_of_the_group_itself():
+def test_random_groups_are_matched_and_distinct_and_only_of_free_features():
     traits = np.stack([np.arange(100.0), np.zeros(100)], 1)
-    alive = np.arange(100) % 2 == 0
-    group = np.array([10, 40, 90])
-    for seed in range(20):
-        found = matched(group, alive, traits, seed)
-        assert len(set(found.tolist())) == 3
-        assert alive[found].all()
-        assert not set(found.tolist()) & set(group.tolist())
-        assert (np.abs(found - group) <= 46).all()  # among the nearest 20 of every second
-    assert len({tuple(matched(group, alive, traits, seed).tolist()) for seed in range(20)}) > 10
-    assert len(matched(np.arange(3), np.arange(5) < 4, traits[:5], 0)) == 1  # there is only one other
+    free = np.arange(100) % 2 == 0
+    group = np.array([10, 41, 90])
+    drawn = matched(group, free, traits, 20, 0)
+    assert drawn.shape == (20, 3)
+    assert free[drawn].all()
+    assert (np.abs(drawn - group) <= 44).all()  # among the nearest of every second
+    assert every(len(set(draw)) == 3 for draw in drawn.tolist())
+    assert np.array_equal(matched(group[:1], free, traits, 20, 0), drawn[:, :1])
+    single = matched(np.array([41]), free, traits, 20, 1)[:, 0]
+    assert sorted(single.tolist()) == list(range(22, 62, 2))  # each of the 20 nearest once
+    assert len(matched(np.arange(3), np.arange(5) > 2, traits[:5], 4, 0)) == 0  # two are too few for three
+    assert sorted(matched(np.array([0]), np.arange(5) > 2, traits[:5], 4, 0)[:, 0].tolist()) == [3, 4]
 
 
 def test_near_duplicates_point_to_the_first():
@@ -135,7 +138,10 @@ def test_the_planted_feature_explains_the_margin_and_random_groups_and_swapped_l
     assert record["ablated_share_1"]["value"] == pytest.approx(1, abs=0.05)
     assert record["attributed_share_1"]["value"] == pytest.approx(1, abs=0.05)
     assert abs(record["ablated_random_1"]["value"]) < 0.05
-    assert record["ablated_random_high_1"]["value"] < 0.1
+    assert record["ablated_random_max_1"]["value"] < 0.1
+    assert record["ablated_random_max_1"]["n"] == 8 - 3  # of the features that fire, all but the first of the ranking
+    assert record["ablated_excess_kept_1"]["value"] == pytest.approx(1, abs=0.05)
+    assert record["ablated_excess_kept_1"]["p"] == pytest.approx(1 / 6)  # no more than the rank among five
     assert record["attributed_share_1"]["stderr"] is not None
     assert record["length_explained"]["value"] == 0
 

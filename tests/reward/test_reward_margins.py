@@ -81,6 +81,8 @@ def test_margins_of_recorded_rewards_without_a_model(tmp_path):
         assert line["pairs"] == inside.sum()
         assert line["margin"] == pytest.approx(truth[inside].mean())
         assert line["documents"] == 100
+        assert line["margin_low"] < line["margin"] < line["margin_high"]
+        assert line["unreliable"] == ""
     assert result.values["warnings"]["notes"] == []
 
 
@@ -90,6 +92,7 @@ def test_a_flipped_subset_shows_plainly_and_warns_on_every_board(tmp_path):
     by = {line["level"]: line for line in lines(results[0].values["by"])}
     assert by["b"]["margin"] < -0.5 < 0.5 < by["a"]["margin"]
     assert by["b"]["accuracy"] < 0.3
+    assert 0 <= by["b"]["accuracy_low"] < by["b"]["accuracy"] < by["b"]["accuracy_high"] <= 1
     (note,) = results[0].values["warnings"]["notes"]
     assert note.startswith("subsets of 'subset' disagree in sign, so the pooled margin ")
     assert "negative in b (" in note
@@ -97,23 +100,27 @@ def test_a_flipped_subset_shows_plainly_and_warns_on_every_board(tmp_path):
     assert note in results.boards()[0].notes
 
 
-def test_subsets_of_one_document_that_disagree_in_sign_are_said(tmp_path):
+def test_subsets_disagree_in_sign_only_if_their_margins_differ_from_0_beyond_several_tests(tmp_path):
+    """One document has no error; and of fifty subsets without a preference some seem to have one."""
     rows = [{"c": 1.0 + i % 3, "r": 0.0, "subset": "many", "who": f"d{i}"} for i in range(20)]
     rows += [{"c": -2.0, "r": 0.0, "subset": "one", "who": "last"} for _ in range(5)]
     notes = margins(write(tmp_path / "one.jsonl", rows), document="who")[0].values["warnings"]["notes"]
-    (note,) = [n for n in notes if n.startswith("subsets")]
-    assert note.startswith("subsets of 'subset' disagree in sign, so the pooled margin ")
-    assert note.endswith("negative in one (-2) (1 of these have only one document, so no interval)")
-    each = [{"c": (-1.0) ** i, "r": -0.5, "subset": f"s{i}"} for i in range(60)]
+    assert not [note for note in notes if note.startswith("subsets")]
+    draws = np.random.default_rng(0).normal(size=(50, 20))
+    rows = [{"c": float(x), "r": 0.0, "subset": f"s{i}"} for i, level in enumerate(draws) for x in level]
+    notes = margins(write(tmp_path / "noise.jsonl", rows))[0].values["warnings"]["notes"]
+    assert not [note for note in notes if note.startswith("subsets")]
+    each = [{"c": (-1.0) ** i + j / 100, "r": 0.0, "subset": f"s{i}"} for i in range(60) for j in range(3)]
     notes = margins(write(tmp_path / "each.jsonl", each))[0].values["warnings"]["notes"]
     (note,) = [n for n in notes if n.startswith("subsets")]
     assert "and 25 more; negative in" in note
+    assert note.endswith("(5% level, Holm's correction over 60 levels)")
 
 
 def test_no_preference_and_labels_exchanged_are_said(tmp_path):
     rows = [{"c": (-1.0) ** i, "r": 0.0, "subset": "a"} for i in range(100)]
     (note,) = margins(write(tmp_path / "none.jsonl", rows))[0].values["warnings"]["notes"]
-    assert "no better than chance" in note
+    assert "cannot be told from chance" in note
     turned = [{"c": -1.0 - i, "r": 0.0, "subset": "a"} for i in range(30)]
     (note,) = margins(write(tmp_path / "turned.jsonl", turned))[0].values["warnings"]["notes"]
     assert "are chosen and rejected exchanged?" in note

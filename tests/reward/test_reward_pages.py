@@ -52,6 +52,8 @@ def test_every_part_is_there(made):
         "Groups of",
         "Counterfactual audit",
         "Texts of highest reward",
+        " effective). Parameters: ",
+        "unreliable",
     ):
         assert part in text
         assert part in files["reward.md"]

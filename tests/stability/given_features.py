@@ -6,7 +6,9 @@ import torch
 
 from saeval.testing import TinySAE
 
-FEW = {"draws": 2, "alive_firings": 1}
+SMALL = {"draws": 2, "alive_firings": 1}
+FEW = {**SMALL, "controls": []}
+"""The same without a twin of the group."""
 
 
 class Given(TinySAE):

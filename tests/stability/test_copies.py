@@ -76,7 +76,7 @@ def test_live_objects_are_compared_by_their_weights(changed, said):
     if changed:
         second.W_dec[0, 0] += 1
     saes = {"a": (first, "blocks.0.hook_resid_pre"), "b": (second, "blocks.0.hook_resid_pre")}
-    results = evaluate_tiny([{"widths": {"over": "both"}}], Widths, saes=saes, groups={"both": ["*"]})
+    results = evaluate_tiny([{"widths": {"over": "both", "controls": []}}], Widths, saes=saes, groups={"both": ["*"]})
     (result,) = [cell for cell in results if cell.metric == "widths"]
     assert result.values["members"]["value"] == 2
     assert bool(result.notes) == said

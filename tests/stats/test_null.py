@@ -30,6 +30,6 @@ def test_an_unknown_comparability_is_refused_by_name():
         Scalar(0.5, comparable="galaxy")  # type: ignore[arg-type]
 
 
-def test_a_p_value_outside_of_0_to_1_is_not_stored():
-    with pytest.raises(TypeError, match="less than or equal to 1"):
-        check_values({"v": Scalar(0.5, null=Null("noise", p=1.5)).record()})
+def test_a_p_value_outside_of_0_to_1_is_refused():
+    with pytest.raises(ValueError, match=r"'p' is 1.5; p is from 0 to 1"):
+        Null("noise", p=1.5)

@@ -107,13 +107,16 @@ def test_a_window_shows_whole_characters_with_the_largest_activation_of_their_to
 def test_pages_and_tables_show_texts_as_they_are_written(name, tmp_path):
     tokenizer = TOKENIZERS[name]()
     texts = [text for text in TEXTS if "\u200d" not in text]  # what joins emoji is shown as a control character
-    records = [{"prompt": "hello world ", "chosen": text, "rejected": f"x{text}"} for text in texts]
+    records = [
+        {"prompt": "hello world ", "chosen": text, "rejected": f"x{text}", "of": place}
+        for place, text in enumerate(texts)
+    ]
     (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(one) for one in records), encoding="utf-8")
     model = tiny_model("gpt2", "reward", vocab_size=len(tokenizer), n_positions=128)
     results = saeval.evaluate(
         model=model, tokenizer=tokenizer, saes=[(TinySAE(d_in=32, d_sae=16), "blocks.1.hook_resid_pre")], allow=["*"],
-        data={"use": "preferences", "path": str(tmp_path / "pairs.jsonl"), "prompt": "prompt"},
-        metrics=["reward_margin", {"reward_attribution": {"steps": 2, "top": 2, "groups": [1], "random": 0, "tolerance": 99}}],
+        data={"use": "preferences", "path": str(tmp_path / "pairs.jsonl"), "prompt": "prompt", "document": "of"},
+        metrics=["reward_margin", {"reward_attribution": {"baseline": "zero", "steps": 2, "top": 2, "groups": [1], "random": 0, "tolerance": 99}}],
     )  # fmt: skip
     assert not results.failed, results.failed[0].reason
     margins, attribution = (next(r for r in results if r.metric == m) for m in ("reward_margin", "reward_attribution"))

@@ -1,0 +1,70 @@
+"""The worlds in which claims are false, by name: a function of a tally and a number, which evaluates and counts."""
+
+from __future__ import annotations
+
+from worlds import beside_control, noise_errors, preferences, seeds
+
+
+def noise(tally, run):
+    """Errors that are isotropic noise: SAEs alone, two beside each other, three ranked, and all five."""
+    results = noise_errors(run)
+    names = list(dict.fromkeys(result.subject for result in results))
+    of = {name: [result for result in results if result.subject == name] for name in names}
+    for place, name in enumerate(names):
+        second, third = (names[(place + step) % len(names)] for step in (1, 2))
+        tally.verdicts(of[name], {"`perturbation`, a verdict": ["perturbation.*"]})
+        tally.comparison("`compare`, a sure difference in any of 43 values", of[name] + of[second], name, second)
+        for column in ("ce.delta_ce", "reconstruction.fvu"):
+            tally.ranks(f"ranks of 3 SAEs by `{column}`", of[name] + of[second] + of[third], column)
+    tally.verdicts(results, {"`perturbation`, a verdict on any of 5 SAEs": ["perturbation.*"]})
+
+
+GROUPS = {
+    "`seed_stability`, more or less alike than untrained SAEs": ["seed_stability.*"],
+    "`functional_stability`, more or less alike than untrained SAEs": ["functional_stability.*"],
+    "`seed_stability`, an excess over the floor": ["floors.*"],
+}
+
+
+def untrained(tally, run):
+    """Four untrained SAEs in place of those of four seeds."""
+    tally.verdicts(seeds(run), GROUPS)
+
+
+def nothing_shared(tally, run):
+    """Four SAEs that share no direction, with encoders unrelated to their decoders.
+
+    Agreement is never true here. Less agreement than that of untrained SAEs with tied weights is.
+    """
+    kinds = {kind.replace("more or less alike", "more alike"): patterns for kind, patterns in GROUPS.items()}
+    tally.verdicts(seeds(run, untied=True), kinds, above=True)
+
+
+LEADS = ["ce.delta_ce", "kl.kl_sae", "reconstruction.explained_variance", "reconstruction.cosine"]
+
+
+def control(tally, run):
+    """An untrained SAE in place of a trained one, beside the control `random`."""
+    kinds = {f"`{column} vs random`": [f"{column} vs *"] for column in LEADS}
+    tally.verdicts(beside_control(run), kinds, {"against": {"random": LEADS}})
+
+
+def flipped(tally, run):
+    """Labels at random; gradients unrelated to the reward; planted features whose effects are those of any others."""
+    kinds = {
+        "`reward_margin`, a preference": ["reward_margin.*"],
+        "`reward_attribution.ablated_excess_kept`": ["reward_attribution.ablated_excess_*"],
+        "`reward_attribution`, agreement of unrelated gradients": ["gradients.*"],
+        "`planted_recovery.precision`": ["planted_recovery.*"],
+    }
+    tally.verdicts(preferences(run), kinds)
+
+
+WORLDS = {
+    "noise as the SAE's error": (noise, 40, 20),
+    "untrained SAEs as seeds": (untrained, 200, 25),
+    "seeds that share nothing": (nothing_shared, 200, 25),
+    "an untrained SAE as a trained one": (control, 200, 100),
+    "labels at random": (flipped, 200, 30),
+}
+"""Each world, the number of evaluations that make 200 runs, and that of the test, which has less time."""
