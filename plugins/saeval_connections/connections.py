@@ -18,6 +18,7 @@ from saeval.plugin import (
     Encoding,
     Evidence,
     Metric,
+    Notes,
     Null,
     Ratio,
     Repeats,
@@ -111,7 +112,8 @@ class FeatureConnections(Metric):
             chance, or a comparison of two groups.
         precision_*: two ways agree on the strongest edges of an ablated feature; null: edges of other ablated features,
             by a t test over them; needs: 20 documents, 2 SAEs, 8 ablated features; not: agreement over all features,
-            since those with strong edges were chosen, or that single edges are real.
+            since those with strong edges were chosen; that single edges are real; with data, that its edges are causes,
+            since an ablation moves most the features that fire together with the ablated one.
         rank_correlation_*: two ways order the edges of an ablated feature alike; null: edges of other ablated features,
             by a t test over them; needs: 20 documents, 2 SAEs, 8 ablated features; not: agreement over all features, or
             that single edges are real.
@@ -243,6 +245,8 @@ class FeatureConnections(Metric):
                 first, second = (strengths[way] for way in pair)
                 alike = _rank_correlations(first, second) if name == "rank_correlation" else self._shared(first, second)
                 values[title] = _over_features(alike, unit, above)
+        names = "rank_correlation_* and precision_*"
+        values["errors"] = Notes([f"errors of {self.name}.{names} are over the {int(ran.sum())} ablated features"])
         return values
 
     def _shared(self, first: Float[np.ndarray, "n d"], second: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n n"]:
@@ -318,19 +322,18 @@ def _over_features(alike: Float[np.ndarray, "n n"], unit: str, above: str) -> Sc
     n, own = len(defined), np.diag(alike)[defined]
     if not n:
         return Scalar.undefined("no ablated feature has edges by both ways", unit=unit, better="higher")
-    mean = float(own.mean())
-    deviation = float(np.std(own, ddof=1)) if n > 1 else 0.0
-    if not deviation:
-        return Scalar(mean, unit=unit, better="higher", n=n, comparable="hook")
+    if n == 1:
+        return Scalar(float(own[0]), unit=unit, better="higher", n=1, reason="one feature", comparable="hook")
     between = alike[np.ix_(defined, defined)]
     others = (between.sum(0) + between.sum(1) - 2 * own) / (2 * (n - 1))
-    p = float(ttest_1samp(own - others, 0.0, alternative="greater").pvalue)
-    null = Null("edges of other features", float(others.mean()), above=above, p=p if math.isfinite(p) else 1.0)
-    low, high = ttest_1samp(own, 0.0).confidence_interval(0.95)
-    return Scalar(
-        mean, unit=unit, better="higher", n=n, stderr=deviation / math.sqrt(n), ci95=(float(low), float(high)),
-        comparable="hook", null=null,
-    )  # fmt: skip
+    differs = np.ptp(own - others) > 0
+    p = float(ttest_1samp(own - others, 0.0, alternative="greater").pvalue) if differs else 1.0
+    null = Null("edges of other features", float(others.mean()), above=above, p=p)
+    record: dict[str, Any] = {"reason": "the same for all ablated features"}
+    if np.ptp(own) > 0:
+        low, high = ttest_1samp(own, 0.0).confidence_interval(0.95)
+        record = {"stderr": float(np.std(own, ddof=1)) / math.sqrt(n), "ci95": (float(low), float(high))}
+    return Scalar(float(own.mean()), unit=unit, better="higher", n=n, comparable="hook", null=null, **record)
 
 
 def _edge_table(effects: Effects, edges: Edges) -> Table:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csc_array, csr_array
 
 from saeval.plugin import torch
-from saeval_stability.coactivation import Coactivation, Side
+
+if TYPE_CHECKING:
+    from saeval_stability.coactivation import Side
 
 BLOCK = 128
 """Features of F2 whose sources are chosen together; memory grows with it."""
@@ -73,6 +75,8 @@ def fit(F1: csc_array, F2: csc_array, levels: Sequence[int], least_gain: float, 
     A source is added only if it explains at least `least_gain` of the feature's variance, and more than the best of n
     unrelated sources would, 4 ln(n) / tokens.
     """
+    from saeval_stability.coactivation import Side  # late: it loads numba, which only a run needs
+
     ours, theirs = Side(F1), Side(F2)
     alive = (ours.fired >= alive_firings, theirs.fired >= alive_firings)
     numbers = [np.flatnonzero(a) for a in alive]
@@ -94,6 +98,8 @@ def _chosen(
     Orthogonal matching pursuit on centred sums. `residual` has the covariance of each source with what is not yet
     explained. It shrinks along the covariances of each chosen source, made orthogonal to those of earlier ones.
     """
+    from saeval_stability.coactivation import Coactivation  # late: as above
+
     n, m = sources.columns.shape[1], targets.columns.shape[1]
     tokens = sources.columns.shape[0]
     gram = torch.empty(n, n)
@@ -225,11 +231,16 @@ class _Sums(NamedTuple):
         """`others` more rows have x = 0, and y of the sum `total`."""
         n = len(X) + others
         x_mean, y_mean = X.sum(0) / n, float(y.sum() + total) / n
-        return cls(X.T @ X - n * np.outer(x_mean, x_mean), X.T @ y - n * x_mean * y_mean, x_mean, y_mean)
+        squares = X.T @ X
+        gram = squares - n * np.outer(x_mean, x_mean)
+        constant = np.diag(gram) <= 1e-12 * np.diag(squares)
+        gram[constant] = gram[:, constant] = 0.0
+        return cls(gram, X.T @ y - n * x_mean * y_mean, x_mean, y_mean)
 
     def solution(self, k: int) -> tuple[Float[np.ndarray, "k"], float]:
-        """Coefficients of the first k columns, and the intercept."""
-        scale = np.sqrt(np.maximum(np.diag(self.gram)[:k], 1e-300))
+        """Coefficients of the first k columns, 0 for a constant one, and the intercept."""
+        variation = np.diag(self.gram)[:k]
+        scale = np.sqrt(np.where(variation > 0, variation, np.inf))
         correlations = self.gram[:k, :k] / np.outer(scale, scale)
         w = np.linalg.lstsq(correlations, self.right[:k] / scale, rcond=1e-10)[0] / scale
         return w, float(self.y_mean - self.x_mean[:k] @ w)

@@ -11,7 +11,7 @@ from saeval import SaevalError
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny
 from saeval.testing.claims import every, some
 from saeval_connections.connections import FeatureConnections
-from saeval_connections.maps import fit, predicted
+from saeval_connections.maps import _Sums, fit, predicted
 
 SMALL = {"levels": [1, 4], "fit_tokens": 1000, "alive_firings": 2, "ablated": 4, "contexts": 0}
 EARLY, LATE = "blocks.0.hook_resid_pre", "blocks.2.hook_resid_pre"
@@ -56,6 +56,14 @@ def test_a_planted_relu_map_is_recovered_by_the_relu_fit_alone():
     held_out = np.maximum(new @ W.T - 1, 0)
     assert fvu(maps.widest(relu=True), maps, new, held_out).max() < 1e-20
     assert fvu(maps.widest(), maps, new, held_out).mean() > 0.02
+
+
+def test_a_source_that_is_0_on_the_rows_of_a_step_gets_no_weight():
+    X = codes(60, 8, 0)
+    X[:, 3] = 0
+    weights, intercept = _Sums.of(X, X.sum(1) + 1).solution(8)
+    np.testing.assert_allclose(weights, np.arange(8) != 3, atol=1e-9)
+    assert intercept == pytest.approx(1)
 
 
 def test_shuffled_rows_are_not_explained():
