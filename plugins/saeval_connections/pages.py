@@ -128,8 +128,9 @@ def sparsity(result: Result) -> Figure:
     axes = fig.add_subplot()
     for kind, colour in (("linear", "C0"), ("relu", "C1")):
         if curve := result.values.get(f"fvu_by_sources_{kind}"):
-            reach = [1.96 * (error or 0.0) for error in curve["stderr"]]
-            axes.errorbar(curve["x"], curve["y"], reach, marker="o", color=colour, capsize=3, label=f"{kind} maps")
+            points = zip(curve["x"], curve["y"], curve["stderr"], strict=True)
+            x, y, reach = zip(*((x, y, 1.96 * (e or 0.0)) for x, y, e in points if y is not None), strict=True)
+            axes.errorbar(x, y, reach, marker="o", color=colour, capsize=3, label=f"{kind} maps")
     axes.axhline(1, color="0.6", linewidth=0.8, linestyle=":", label="the train mean")
     axes.set_xlabel("sources per feature")
     axes.set_ylabel("held-out FVU")
