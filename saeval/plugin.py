@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from saeval.stats.values import Array, Better, Comparable, Curve, Notes, Null, Scalar, Table, Value
     from saeval.suite.schema import RegisteredSuite
     from saeval.text.packing import unread_special
+    from saeval.text.spelling import Spelling
     from saeval.text.tokens import TokenDataset
 
 __all__ = [
@@ -86,15 +87,16 @@ __all__ = [
     "Evidence", "FREE_SPACE", "Fired", "Histogram", "LiveSAE", "MAX_REPEATS", "Mean", "Metric", "Model",
     "ModelAdapter", "ModelSpec", "Moments", "Notes", "Null", "PairBatch", "ParameterError", "Plan", "Problem",
     "Quantiles", "Ratio", "RegisteredModel", "RegisteredSAE", "RegisteredSuite", "Repeats", "Report", "Result",
-    "Resume", "Row", "SAEInfo", "SAELoader", "SaevalError", "Sample", "Scalar", "Source", "Spread", "Stamp", "Subject",
-    "Substitute", "Support", "Table", "TokenDataset", "TokenScores", "Undefined", "Value", "Verdict", "archive_damage",
-    "at_hooks", "cached", "check_encoding", "check_regular_file", "digest_of", "document_count", "dtype_name",
-    "escapes", "evaluation_mode", "expand_user", "figure", "finite", "fit_split", "fold", "formatting", "gathered",
-    "hashed", "holm", "hookimpl", "included", "is_tensor", "json_error", "label_log_axis", "libraries", "limit_notice",
-    "load_tensors_only", "lone_surrogate", "names_matching", "names_matching_any", "normal", "normalized_newlines",
-    "out_of_memory", "paired", "planned", "png", "quoted_value", "read_json", "read_text", "rebound",
-    "reliability_warnings", "resuming", "searched_in", "set_title", "sha256_file", "size_in_words", "stored_results",
-    "suggestion", "text_passages", "token_scores", "torch", "unread_special", "unwrap_module", "validated",
-    "validated_as", "verdicts", "verdicts_in_words", "verdicts_on", "wrap_title", "write_whole",
+    "Resume", "Row", "SAEInfo", "SAELoader", "SaevalError", "Sample", "Scalar", "Source", "Spelling", "Spread",
+    "Stamp", "Subject", "Substitute", "Support", "Table", "TokenDataset", "TokenScores", "Undefined", "Value",
+    "Verdict", "archive_damage", "at_hooks", "cached", "check_encoding", "check_regular_file", "digest_of",
+    "document_count", "dtype_name", "escapes", "evaluation_mode", "expand_user", "figure", "finite", "fit_split",
+    "fold", "formatting", "gathered", "hashed", "holm", "hookimpl", "included", "is_tensor", "json_error",
+    "label_log_axis", "libraries", "limit_notice", "load_tensors_only", "lone_surrogate", "names_matching",
+    "names_matching_any", "normal", "normalized_newlines", "out_of_memory", "paired", "planned", "png",
+    "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings", "resuming", "searched_in",
+    "set_title", "sha256_file", "size_in_words", "stored_results", "suggestion", "text_passages", "token_scores",
+    "torch", "unread_special", "unwrap_module", "validated", "validated_as", "verdicts", "verdicts_in_words",
+    "verdicts_on", "wrap_title", "write_whole",
 ]  # fmt: skip
 __getattr__, __dir__ = on_first_use(__name__)

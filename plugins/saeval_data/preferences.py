@@ -16,10 +16,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from saeval.plugin import DataKind, SaevalError, Source, hashed, quoted_value, sha256_file
+from saeval.plugin import DataKind, SaevalError, Source, Spelling, hashed, quoted_value, sha256_file
 from saeval_data import files
 from saeval_data.pairs import Pair, PairDataset, PairOptions, Tokenised, tokenised
-from saeval_data.spelling import Spelling
 from saeval_data.stdlib import hash_share
 from saeval_data.tables import Stored, columns_of, records_of
 

@@ -224,9 +224,10 @@ class HookedModel(Model):
 
     def resumed(
         self, batch: Batch, captured: Capture, hook_name: str, activations: Float[Tensor, "batch seq d"],
-        hooks: Iterable[str] = (),
+        hooks: Iterable[str] = (), final: bool = True,
     ) -> Capture:  # fmt: skip
         site, resumed = self.sites[hook_name], Capture({})
+        hooks = set(hooks)
         if site.rest is not None:  # no block comes after it, so no hook either
             with self.evaluating():
                 resumed.final = self._finish(site.rest(activations.to(self.dtype)), batch)
@@ -235,10 +236,16 @@ class HookedModel(Model):
         with self.evaluating(), ExitStack() as stack:
             inputs = self._inputs(batch)
             skip = start if self._may_skip(start, site, batch, inputs, edits) else 0
+
+            def keep(name: str, tensor: Tensor) -> None:
+                _keep(resumed.activations, name, tensor)
+                if not final and len(resumed.activations) == len(hooks):
+                    raise _Cut
+
             for name in hooks:
-                keep = functools.partial(_keep, resumed.activations, name)
-                stack.callback(self.sites[name].watch(keep).remove)
-            resumed.final = self._finish(self._edited(batch.tokens, inputs, edits, skip), batch)
+                stack.callback(self.sites[name].watch(functools.partial(keep, name)).remove)
+            with suppress(_Cut):
+                resumed.final = self._finish(self._edited(batch.tokens, inputs, edits, skip), batch)
         return resumed
 
     def _entry(self, index: int) -> Site:

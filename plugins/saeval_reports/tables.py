@@ -105,10 +105,10 @@ def markdown_table(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> st
 def _of_groups(board: Board) -> str:
     """Return the clause on errors of groups that are over the seeds of their SAEs instead of over documents."""
     entries = [(name, e) for r in board.rows if r.kind == "group" for name, e in r.entries.items() if e.stderr]
-    over_seeds = list(dict.fromkeys(name.split(".")[0] for name, e in entries if e.estimate is None or e.seeds))
+    over_seeds = list(dict.fromkeys(name.split(".")[0] for name, e in entries if e.seeds))
     if not over_seeds:
         return ""
-    if all(e.estimate is None or e.seeds for _, e in entries):
+    if all(e.seeds for _, e in entries):
         return ", of groups over the seeds of their SAEs"
     return f", of {', '.join(over_seeds)} over the seeds of the group's SAEs"
 

@@ -66,7 +66,7 @@ class Coactivation(Similarity):
     ) -> Tensor:
         i = np.arange(self.shape[0])[rows if isinstance(rows, slice) else rows.numpy()]
         j = np.arange(self.shape[1]) if columns is None else columns.numpy()
-        sums = self._whole[np.ix_(i, j)] if self._small else self._sums(i, j)
+        sums = self._whole[np.ix_(i, j)] if self._small else self.sums(i, j)
         return torch.from_numpy(self._of(sums, i[:, None], j[None])).to(dtype)
 
     @property
@@ -75,9 +75,10 @@ class Coactivation(Similarity):
 
     @cached_property
     def _whole(self) -> Floats:
-        return self._sums(np.arange(self.shape[0]), np.arange(self.shape[1]))
+        return self.sums(np.arange(self.shape[0]), np.arange(self.shape[1]))
 
-    def _sums(self, rows: Ints, columns: Ints) -> Floats:
+    def sums(self, rows: Ints, columns: Ints) -> Floats:
+        """Sums over tokens of the products of columns `rows` of A with columns `columns` of B."""
         a = self.a.columns
         b = self.b.rows if len(columns) == self.shape[1] else self.b.columns[:, columns].tocsr()
         sums: Floats = np.zeros((len(rows), len(columns)))

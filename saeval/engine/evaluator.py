@@ -291,7 +291,11 @@ class Evaluator:
             self.passes += 1
             return self._model.resumed(side, captured, hook_name, activations, self.program.on_the_way)
 
-        return Resume(resumed, lambda rows: self._resumer(side.part(rows), captured.part(rows), hook_name))
+        def until(activations: Any, hooks: Sequence[str]) -> dict[str, Tensor]:
+            self.passes += 1
+            return self._model.resumed(side, captured, hook_name, activations, hooks, final=False).activations
+
+        return Resume(resumed, lambda rows: self._resumer(side.part(rows), captured.part(rows), hook_name), until)
 
     def _gather_waiting(self) -> None:
         for node in self.program.gathered:

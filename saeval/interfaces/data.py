@@ -118,7 +118,7 @@ class Dataset(ABC):
 
         Padding counts too, since the model embeds it. Rows with supplied activations are not checked.
         """
-        for start in range(0, 0 if self.supplies else len(self), 256):
+        for start in range(0, 0 if "activations" in self.supplies else len(self), 256):
             batch = self.batch(range(start, min(start + 256, len(self))), "cpu")
             for side in batch.sides if isinstance(batch, PairBatch) else (batch,):
                 for tokens in (side.tokens, side.targets):

@@ -41,6 +41,8 @@ class Resume:
     """Return the `Capture` of the partial pass: `final`, and the activations that the run keeps at later hooks."""
     part: Callable[[slice | Sequence[int]], Resume]
     """Return the same for some of the batch's rows, to save memory in backward passes."""
+    until: Callable[[Tensor, Sequence[str]], dict[str, Tensor]]
+    """Return the activations at later hooks by name; the pass stops after the deepest of them."""
 
     def __call__(self, activations: Float[Tensor, "batch seq d"]) -> Tensor:
         final = self.captured(activations).final
@@ -76,11 +78,12 @@ class Model(ABC):
         hook_name: str,
         activations: Float[Tensor, "batch seq d"],
         hooks: Iterable[str] = (),
+        final: bool = True,
     ) -> Capture:
         """Run the model from the hook on, with the hook's activations replaced by `activations`.
 
-        The capture has `final` and the activations at those of `hooks` that come later. It is differentiable
-        with respect to `activations` if gradients are enabled.
+        Without `final` the pass stops after the deepest of `hooks`. The capture has `final` and the activations at
+        those of `hooks` that come later. It is differentiable with respect to `activations` if gradients are enabled.
         """
 
     def resume(

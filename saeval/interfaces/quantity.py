@@ -37,7 +37,7 @@ class Quantity:
     """Name of its value in messages, if it must be finite inside the mask; empty if that is not checked."""
     inserted: bool = False
     """True for a step that the graph inserts between two quantities: a pair's sides as a list, values by hook."""
-    rebinds: Mapping[str, str | Callable[..., str]] = field(default_factory=dict)
+    rebinds: Mapping[str, str | int | Callable[..., str]] = field(default_factory=dict)
     at_hooks: Callable[..., Iterable[str]] | None = None
     identity: str = ""
     """Identifies the version of its code; part of every key."""
@@ -99,13 +99,14 @@ def planned(function: F) -> F:
     return _mark(function, planned=True)
 
 
-def rebound(**names: str | Callable[..., str]) -> Callable[[F], F]:
+def rebound(**names: str | int | Callable[..., str]) -> Callable[[F], F]:
     """Return a decorator that resolves the function's requests with names rebound.
 
     `rebound(final="clean_final")`: every request for `final`, at any depth, receives
     `clean_final`. `rebound(subject="ablation")`: the SAE is replaced by the control that the
-    metric's parameter `ablation` names. A function in place of a name returns it; its parameters are those of the
-    metric.
+    metric's parameter `ablation` names. `rebound(member=0)`: requests are for the first SAE of
+    the metric's group, so that a quantity can use several members of it. A function in place of
+    a name returns it; its parameters are those of the metric.
     """
     return lambda function: _mark(function, rebinds=names)
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from saeval.base.errors import SaevalError, UnknownNameError, blamed, suggestion
 from saeval.base.fingerprint import digest_of
+from saeval.base.formatting import counted
 from saeval.base.identity import Origin
 from saeval.base.parameters import parameter_names
 from saeval.interfaces.metric import Metric, requested
@@ -89,12 +90,19 @@ class Graph:
                 given = parameter_names(target)
                 target = target(**{p: binding.params[p] for p in given if p in binding.params})
             if name == "subject":
-                control = str(binding.params.get(target, target))
+                control = str(binding.params.get(str(target), target))
                 if binding.hook is None:
                     raise SaevalError(f"quantity '{quantity.name}' needs a hook")
                 binding = replace(binding, subject=self.control(control, binding.hook))
+            elif name == "member":
+                if not 0 <= int(target) < len(binding.members):
+                    has = counted(len(binding.members), "SAE")
+                    raise SaevalError(
+                        f"'{quantity.name}' needs a group of at least {int(target) + 1} SAEs, not of {has}"
+                    )
+                binding = replace(binding, subject=binding.members[int(target)])
             else:
-                binding = replace(binding, renamed={**binding.renamed, name: target})
+                binding = replace(binding, renamed={**binding.renamed, name: str(target)})
         sides = [binding]
         if quantity.paired and not self.pair:
             raise SaevalError(f"'{quantity.name}' needs preference pairs, and this data has none")
@@ -238,8 +246,8 @@ class Graph:
 
         if metric.subject == "group":
             first = self.resolve(name, bindings[0])
-            roots = first.roots if isinstance(first, Node) else LEAVES[name].roots if name in LEAVES else frozenset()
-            if roots & {"hook", "subject"}:
+            constant = LEAVES[name].roots if name in LEAVES else frozenset()
+            if first.per_member if isinstance(first, Node) else constant & {"hook", "subject"}:
                 return [sides(binding) for binding in bindings]
         return sides(bindings[0])
 

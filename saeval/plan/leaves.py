@@ -107,6 +107,12 @@ def hook_name(graph: Planned, binding: Binding) -> Constant:
 
 
 @_leaf("hook", kind=PlannedLeaf)
+def input_hook(graph: Planned, binding: Binding) -> Constant:
+    """The hook whose activations the SAE encodes: `hook_name`, or a transcoder's input hook."""
+    return Constant((binding.subject and binding.subject.input_hook) or binding.hook)
+
+
+@_leaf("hook", kind=PlannedLeaf)
 def d_in(graph: Planned, binding: Binding) -> Constant:
     """Width of the hook, an integer."""
     if (width := graph.hooks().get(binding.hook or "")) is None:

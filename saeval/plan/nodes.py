@@ -41,6 +41,13 @@ class Node:
         return [a for a in self.args.values() if isinstance(a, Node)]
 
     @property
+    def per_member(self) -> bool:
+        """True if, in a group, each member has its own value."""
+        if "member" in self.quantity.rebinds or not self.roots & {"hook", "subject"}:
+            return False
+        return bool(self.subject) or not self.inputs or any(node.per_member for node in self.inputs)
+
+    @property
     def gathered(self) -> Argument:
         """The argument whose values one call takes for several nodes; only for a `gathered` quantity."""
         return self.args[self.quantity.gathered]
@@ -70,13 +77,15 @@ class Binding:
     side: int = 0
     renamed: Mapping[str, Argument | str] = field(default_factory=dict)
     hook_name: str | None = None
+    members: tuple[Subject, ...] = ()
+    """The members of its group, for quantities with `@rebound(member=...)`."""
 
     @classmethod
-    def of(cls, subject: Subject, params: Mapping[str, Any]) -> Binding:
+    def of(cls, subject: Subject, params: Mapping[str, Any], members: tuple[Subject, ...] = ()) -> Binding:
         """Return the binding of a metric's subject: a subject of kind `hook` has a hook and no SAE."""
         if subject.kind == "hook":
             return cls(None, params, hook_name=subject.hook_name)
-        return cls(subject, params)
+        return cls(subject, params, members=members)
 
     @property
     def hook(self) -> str | None:

@@ -286,7 +286,8 @@ class _Planner:
         members: list[Subject], order: int,
     ) -> Cell | None:  # fmt: skip
         params = entry.params
-        bindings = [Binding.of(subject, params) for subject in members] or [Binding(None, params)]
+        group = tuple(members) if metric.subject == "group" else ()
+        bindings = [Binding.of(subject, params, group) for subject in members] or [Binding(None, params)]
         at_hook = any(subject.kind == "hook" for subject in members)
         needs_pair = metric.data == "pair"
         if needs_pair != data.evaluation.pair and hasattr(metric, "observe"):

@@ -19,6 +19,7 @@ from saeval.interfaces.token_scores import TokenScores, head_is_exact, score_tok
 from saeval.registry.hookspecs import hookimpl
 from saeval.stats.evidence import Moments, Spread
 from saeval.stats.randomness import hashed
+from saeval.text.spelling import numbered
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +52,7 @@ def labels(batch: Batch) -> dict[str, np.ndarray]:
 
 def spelling(batch: Batch) -> Callable[[Sequence[int]], list[str]]:
     """Function: token ids of a row -> the text of each token, or its number if the data have no tokenizer."""
-    return lambda ids: [f"<{token}>" for token in ids]
+    return numbered
 
 
 def included(batch: Batch) -> Bool[Tensor, "batch seq"]:

@@ -102,10 +102,11 @@ class TinyModel(Model, ModelSpec):
         return self._run(self.embed[batch.tokens], batch, hooks, 0, final)
 
     def resumed(
-        self, batch: Batch, captured: Capture, hook_name: str, activations: Tensor, hooks: Iterable[str] = ()
-    ) -> Capture:
+        self, batch: Batch, captured: Capture, hook_name: str, activations: Tensor, hooks: Iterable[str] = (),
+        final: bool = True,
+    ) -> Capture:  # fmt: skip
         self.passes["resumed"] += 1
-        return self._run(activations, batch, hooks, int(hook_name.split(".")[1]), True)
+        return self._run(activations, batch, hooks, int(hook_name.split(".")[1]), final)
 
     def _run(self, x: Tensor, batch: Batch, hooks: Iterable[str], first: int, final: bool) -> Capture:
         """Run the blocks from `first` on; without `final`, stop at the last of the hooks."""

@@ -13,9 +13,10 @@ from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict
 
 from saeval.base import cache
-from saeval.base.errors import said
+from saeval.base.errors import SaevalError, said
 from saeval.interfaces.data import Batch, Dataset, Source, outside
 from saeval.text.packing import PADDING, Packer, Split, TokenOptions, included_of, mask_of
+from saeval.text.spelling import Spelling, numbered
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,10 @@ FORMAT = 2
 
 class TokenDataset(Dataset):
     """Rows of context+1 tokens in a fixed order. The sequence id is the row's index, the cluster its document."""
+
+    supplies = frozenset({"spelling"})
+    tokenizer: Callable[[], Any] | None = None
+    """Returns the tokenizer that spells the tokens; None if there is none."""
 
     def __init__(
         self,
@@ -110,7 +115,19 @@ class TokenDataset(Dataset):
             clusters=np.asarray(self._clusters[index]),
             included=torch.from_numpy(included_of(tokens, documents, self.excluded)).to(device),
             before=self._before[index],
+            supplied={"spelling": self.spelling},
         )
+
+    def spelling(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each token of a row, or its number without a tokenizer, which is loaded at first use."""
+        return self._spelling(ids)
+
+    @cached_property
+    def _spelling(self) -> Callable[[Sequence[int]], list[str]]:
+        try:
+            return Spelling(self.tokenizer()) if self.tokenizer else numbered
+        except SaevalError:  # rows of token ids need no tokenizer
+            return numbered
 
     def beyond(self, vocabulary: int) -> tuple[int, int] | None:
         return outside(self.tokens, vocabulary)
@@ -151,6 +168,7 @@ def build_tokens(
         dataset = TokenDataset(*packed[:-2], facts | counted)
         if tokenizer_identity is not None:
             _store(key, dataset)
+    dataset.tokenizer = tokenizer
     return dataset
 
 

@@ -9,7 +9,7 @@ import torch
 
 from places import PLACES, forward, place, truth
 from saeval.testing.architectures import SIX_FAMILIES, padded, tiny_batch, tiny_folder, tiny_model
-from saeval.testing.claims import some
+from saeval.testing.claims import every, some
 from saeval_fidelity.downstream import later_streams
 from saeval_models import HuggingFace
 
@@ -133,6 +133,10 @@ def test_a_resumed_pass_keeps_the_streams_that_come_after(loaded, family, side):
         assert sorted(resumed.activations) == sorted(later)
         assert torch.equal(resumed.final, model.resume(wide, captured, name, replaced))
         assert later or name.endswith("2.hook_resid_post")
+        if later:
+            stopped = model.resumed(wide, captured, name, replaced, later, final=False)
+            assert stopped.final is None
+            assert every(torch.equal(stopped.activations[hook], resumed.activations[hook]) for hook in later)
         if name.split(".", 2)[2] not in ("hook_resid_mid", "ln2.hook_normalized"):  # those are no module's own tensor
             expected = streams(plain, family, name, bare.tokens, replaced[wide.real].reshape(2, LENGTH, -1))
             for hook in later:  # may be empty: at the last hook

@@ -104,3 +104,19 @@ def test_fingerprint_follows_content():
     assert len(set(variants)) == len(variants)
     assert of() == of(excluded=[])
     assert of(excluded=(2, 3)) == of(excluded=(3, 2, 2))
+
+
+class Letters(Ids):
+    """Spells token n by a letter."""
+
+    def decode(self, ids, **options):
+        return "".join(chr(ord("a") + n % 26) for n in ids)
+
+
+def test_rows_spell_their_tokens_with_the_tokenizer_and_as_numbers_without_one():
+    built = build(corpus(), sequences=12, tokenizer=Letters)
+    batch = built.batch([3], "cpu")
+    ids = batch.tokens[0].tolist()
+    assert batch.supplied["spelling"](ids) == [chr(ord("a") + n % 26) for n in some(ids)]
+    bare = TokenDataset.from_arrays(built.tokens, built.documents, built.clusters).batch([3], "cpu")
+    assert bare.supplied["spelling"](ids) == [f"<{n}>" for n in ids]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worlds import beside_control, noise_errors, preferences, seeds
+from worlds import Directions, WideNoise, beside_control, connected, noise_errors, preferences, seeds
 
 
 def noise(tally, run):
@@ -60,11 +60,24 @@ def flipped(tally, run):
     tally.verdicts(preferences(run), kinds)
 
 
+def unconnected(tally, run):
+    """Features that are noise, which predict no later feature; and weights, activations and effects without relation."""
+    maps, ways = ("`feature_connections`, maps better than the mean", "`feature_connections`, agreement of two ways")
+    results = connected(run, WideNoise(1000 * run), bias=-1.0)
+    if results[0].values["fvu_linear_4"]["stderr"]:
+        tally.verdicts(results, {maps: ["feature_connections.fvu_*"]})
+    else:  # no feature explains more than chance, so every map is the mean
+        tally.add(maps, False)
+    results = connected(run, Directions(1000 * run, 0, 24, untied=True))
+    tally.verdicts(results, {ways: ["feature_connections.precision_*", "feature_connections.rank_correlation_*"]})
+
+
 WORLDS = {
     "noise as the SAE's error": (noise, 200, 12),
     "untrained SAEs as seeds": (untrained, 200, 12),
     "seeds that share nothing": (nothing_shared, 200, 12),
     "an untrained SAE as a trained one": (control, 200, 40),
+    "unconnected features": (unconnected, 200, 12),
     "labels at random": (flipped, 200, 15),
 }
 """Each world, the number of evaluations that make 200 runs or more, and that of the test, which has less time."""

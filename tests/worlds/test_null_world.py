@@ -8,7 +8,7 @@ import sys
 import pytest
 from scipy import stats
 
-from null_worlds import WORLDS, flipped, noise, untrained
+from null_worlds import WORLDS, flipped, noise, unconnected, untrained
 from saeval.registry.registry import Registry
 from saeval.testing import TinySAE, evaluate_tiny, tiny_plugins
 from saeval.testing.claims import some
@@ -47,11 +47,14 @@ SMALL = {
     "perturbation_curve": {"draws": 2},
     "seed_stability": {"alive_firings": 1, "draws": 1},
     "functional_stability": {"alive_firings": 1, "draws": 1},
+    "feature_connections": {"levels": [1], "alive_firings": 1, "ablated": 4, "contexts": 0},
     "reward_attribution": {**ATTRIBUTION, "steps": 1},
     "reward_groups": {"baseline": "zero", "steps": 1, "relevant": 6, "random": 20},
     "counterfactual_audit": {"baseline": "zero", "steps": 1, "top": 3},
     "planted_recovery": {"baseline": "zero", "steps": 1, "sizes": [1, 5]},
 }
+
+GROUPS = {"feature_connections": "two"}
 
 
 def declared():
@@ -62,7 +65,7 @@ def declared():
         sae.seed = seed
     nulls = set()
     for data, options in {
-        "token": {"saes": saes, "groups": {"all": ["*"]}},
+        "token": {"saes": saes, "groups": {"all": ["*"], "two": ["sae-[01]"]}},
         "pair": {
             "saes": {"sae": Tokens()},
             "rows": Choices(0, pairs=40),
@@ -70,7 +73,7 @@ def declared():
         },
     }.items():
         metrics = [
-            {name: SMALL.get(name, {}) | ({"over": "all"} if cls.subject == "group" else {})}
+            {name: SMALL.get(name, {}) | ({"over": GROUPS.get(name, "all")} if cls.subject == "group" else {})}
             for name, cls in classes.items()
             if (cls.data == "pair") == (data == "pair") and not name.startswith(("saelens", "saebench", "dictionary"))
         ]
@@ -82,7 +85,7 @@ def declared():
 @pytest.mark.slow
 def test_every_null_is_in_a_world():
     tally = Tally()
-    for evaluate in (noise, untrained, flipped):
+    for evaluate in (noise, untrained, unconnected, flipped):
         evaluate(tally, 0)
     assert set(some(declared())) <= tally.tested, "add the value to a world in null_worlds.py"
 

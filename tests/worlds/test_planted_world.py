@@ -8,7 +8,18 @@ import pytest
 
 from saeval.testing.claims import some
 from tally import Tally
-from worlds import ATTRIBUTION, Noise, Scaled, Signs, at_signs, beside_control, preferences, seeds
+from worlds import (
+    ATTRIBUTION,
+    Directions,
+    Noise,
+    Scaled,
+    Signs,
+    at_signs,
+    beside_control,
+    connected,
+    preferences,
+    seeds,
+)
 
 LEAST, RUNS = 0.8, 5
 
@@ -60,6 +71,19 @@ def test_near_copies_are_more_alike_and_seeds_apart_less_alike():
         assert_claimed(apart, {(f"seed_stability.{space}_matched vs random", "seeds (4)"): f"less alike than {twin}"})
         assert_claimed(alike, {(f"floors.{space}_matched_excess", "seeds (4)"): f"more alike than {chance}"})
         assert_claimed(apart, {(f"floors.{space}_matched_excess", "seeds (4)"): f"less alike than {chance}"})
+
+
+@pytest.mark.slow
+def test_connections_that_all_ways_show_are_claimed():
+    runs = [
+        outcomes(Tally().verdicts(connected(run, Directions(1000 * run, 0, 24), plain=True), {})) for run in range(RUNS)
+    ]
+    row = "pair (2)"
+    for map_ in ("linear", "relu"):
+        assert_claimed(runs, {(f"feature_connections.fvu_{map_}_4", row): "better predicted than by the mean"})
+    for way in ("direct", "block", "data"):
+        assert_claimed(runs, {(f"feature_connections.precision_{way}", row): "more precise than edges of other",
+                              (f"feature_connections.rank_correlation_{way}", row): "ordered more alike than"})  # fmt: skip
 
 
 @pytest.mark.slow

@@ -283,3 +283,81 @@ def beside_control(run, saes=None):
     return evaluated(f"control-{run}", text, fit=fit, model=MODEL, saes=saes or {"sae": Untrained(1000 * run, x)},
                      metrics=["ce", "kl", "reconstruction"],
                      controls=[{"use": "random", "seeds": 3, "seed": run + 1}])  # fmt: skip
+
+
+def _units(*product):
+    """The matrix, of 8 dimensions, of a product of quaternion units i, j, k; I for none. All others are skew."""
+    unit = {
+        "i": [[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 0, -1], [0, 0, 1, 0]],
+        "k": [[0, 0, 0, -1], [0, 0, -1, 0], [0, 1, 0, 0], [1, 0, 0, 0]],
+    }
+    matrix = torch.eye(4)
+    for name in product:
+        matrix = matrix @ torch.tensor(unit[name], dtype=torch.float32)
+    return torch.kron(torch.eye(2), matrix)
+
+
+class Turned(Signs):
+    """Two blocks; the state is eight signs twice. The first block turns a change of the first copy by i.
+
+    On all tokens it turns the first copy by k, since the second copy makes up for the difference. So an effect is not
+    what the weights say (the change itself), nor what activations show (a turn by k): those directions are unrelated.
+    If `plain`, a change is passed on as it is, and activations show that too.
+    """
+
+    def __init__(self, plain=False):
+        super().__init__()
+        self.embed = torch.cat([self.embed, self.embed], 1)
+        self.blocks = [*self.blocks, *self.blocks]
+        self.head_weight = torch.cat([self.head_weight, self.head_weight])
+        self.cause, self.shown = (torch.eye(8), torch.eye(8)) if plain else (_units("i"), _units("k"))
+        self._identity |= {"adapter": "turned", "d": 16, "layers": 2, "plain": plain}
+
+    def _block(self, index, x, real=None):
+        if index:
+            return x
+        a, b = x[..., :8], x[..., 8:]
+        return torch.cat([a @ self.cause.T + b @ (self.shown - self.cause).T, b], -1)
+
+
+class Directions:
+    """ReLU features that read random directions of the first eight dimensions, and write them or, if `untied`, others."""
+
+    d_in = 16
+
+    def __init__(self, number, layer, d_sae, untied=False, bias=-1.0):
+        self.hook_name = f"blocks.{layer}.hook_resid_pre"
+        read, write = (
+            torch.nn.functional.normalize(normal(hashed(number, part, np.arange(d_sae)), 8).float(), dim=1)
+            for part in (0, int(untied))
+        )
+        self.W_enc = torch.cat([read.T, torch.zeros(8, d_sae)])
+        self.W_dec = torch.cat([write, torch.zeros(d_sae, 8)], 1)
+        self.b_enc, self.b_dec = torch.full((d_sae,), bias), torch.zeros(16)
+
+    def encode(self, x):
+        return (x @ self.W_enc + self.b_enc).relu()
+
+    def decode(self, acts):
+        return acts @ self.W_dec + self.b_dec
+
+
+class WideNoise(Noise):
+    """Noise with directions that are weights."""
+
+    def __init__(self, seed):
+        super().__init__(seed)
+        self.W_dec = normal(hashed(seed, np.arange(self.d_sae)), 16).float()
+
+
+def connected(run, first, bias=4.0, plain=False):
+    """An earlier and a later SAE, joined by three ways to their connections.
+
+    With a large bias the later features fire on every token. An ablation lowers only features that fire, which the
+    maps predict, so that with rare ones data and interventions truly agree.
+    """
+    text, fit = (tiny_tokens(rows=24, documents=400, context=7, vocab=256, seed=2 * run + half) for half in (0, 1))
+    saes = {"first": first, "second": Directions(1000 * run + 1, 1, 80, bias=bias)}
+    metric = {"over": "pair", "controls": [], "levels": [4], "ablated": 12, "alive_firings": 1, "contexts": 0, "top": 5}
+    return evaluated(f"connected-{run}", text, fit=fit, model=Turned(plain), saes=saes,
+                     groups={"pair": ["first", "second"]}, metrics=[{"feature_connections": metric}])  # fmt: skip

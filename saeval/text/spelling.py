@@ -11,6 +11,11 @@ _LONGEST = 4
 """Maximum number of bytes, and so of tokens, of a character in UTF-8."""
 
 
+def numbered(ids: Sequence[int]) -> list[str]:
+    """Return the numbers of the tokens, as text for rows without a tokenizer."""
+    return [f"<{token}>" for token in ids]
+
+
 class Spelling:
     """Token ids of a row -> the text that each token adds; joined, these are the tokenizer's text of the row.
 

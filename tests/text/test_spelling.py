@@ -13,7 +13,7 @@ import saeval
 from saeval.testing import TinySAE
 from saeval.testing.architectures import tiny_model
 from saeval.testing.claims import every, some
-from saeval_data.spelling import Spelling
+from saeval.text.spelling import Spelling
 from saeval_reward.contexts import Contexts
 from saeval_reward.pages import pages
 

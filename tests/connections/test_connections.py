@@ -1,0 +1,155 @@
+"""Connections between SAEs of two hooks: maps, weights and interventions on planted truths, and their cost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import csc_array
+
+from saeval import SaevalError
+from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny
+from saeval.testing.claims import every, some
+from saeval_connections.connections import FeatureConnections
+from saeval_connections.maps import _Sums, fit, predicted
+
+SMALL = {"levels": [1, 4], "fit_tokens": 1000, "alive_firings": 2, "ablated": 4, "contexts": 0}
+EARLY, LATE = "blocks.0.hook_resid_pre", "blocks.2.hook_resid_pre"
+
+
+def codes(tokens, width, seed):
+    random = np.random.default_rng(seed)
+    return np.where(random.random((tokens, width)) < 0.08, random.gamma(2, 1, (tokens, width)), 0)
+
+
+def planted(width=40, later=30, sources=3):
+    random, W = np.random.default_rng(1), np.zeros((later, width))
+    for row in W:
+        row[random.choice(width, sources, replace=False)] = random.uniform(0.5, 1.5, sources)
+    return W
+
+
+def fitted(F1, F2, levels=(1, 8)):
+    return fit(csc_array(F1), csc_array(F2), levels, 1e-3, 10)
+
+
+def fvu(map_, maps, F1, F2):
+    error = np.square(F2 - predicted(map_, torch.from_numpy(F1)).numpy()).sum(0)
+    return error / np.square(F2 - maps.mean).sum(0)
+
+
+@pytest.mark.parametrize(("noise", "most"), [(0.0, 1e-20), (0.3, 0.12)])
+def test_a_planted_sparse_map_is_recovered_with_its_support(noise, most):
+    W, F1, new = planted(), codes(4000, 40, 0), codes(1000, 40, 2)
+    random = np.random.default_rng(3)
+    later, held_out = (F @ W.T + noise * (F @ W.T).std(0) * random.standard_normal((len(F), len(W))) for F in (F1, new))
+    maps = fitted(F1, later)
+    widest = maps.widest()
+    np.testing.assert_array_equal(widest.W.toarray() != 0, W != 0)  # precision and recall 1, also with noise
+    assert fvu(widest, maps, new, held_out).max() < most
+    np.testing.assert_allclose(widest.W.toarray(), W, atol=1e-12 if not noise else 0.06)
+
+
+def test_a_planted_relu_map_is_recovered_by_the_relu_fit_alone():
+    W, F1, new = planted(), codes(4000, 40, 0), codes(1000, 40, 2)
+    maps = fitted(F1, np.maximum(F1 @ W.T - 1, 0))
+    held_out = np.maximum(new @ W.T - 1, 0)
+    assert fvu(maps.widest(relu=True), maps, new, held_out).max() < 1e-20
+    assert fvu(maps.widest(), maps, new, held_out).mean() > 0.02
+
+
+def test_a_source_that_is_0_on_the_rows_of_a_step_gets_no_weight():
+    X = codes(60, 8, 0)
+    X[:, 3] = 0
+    weights, intercept = _Sums.of(X, X.sum(1) + 1).solution(8)
+    np.testing.assert_allclose(weights, np.arange(8) != 3, atol=1e-9)
+    assert intercept == pytest.approx(1)
+
+
+def test_shuffled_rows_are_not_explained():
+    W, F1, new = planted(), codes(4000, 40, 0), codes(1000, 40, 2)
+    shuffled = (F1 @ W.T)[np.random.default_rng(0).permutation(4000)]
+    maps = fitted(F1, shuffled)
+    assert every(fvu(m, maps, new, new @ W.T).mean() > 0.99 for m in maps.maps)
+
+
+def test_an_sae_against_itself_is_the_identity_map():
+    F1 = codes(4000, 40, 0)
+    for map_ in some(fitted(F1, F1).maps):
+        np.testing.assert_allclose(map_.W.toarray(), np.eye(40), atol=1e-12)
+        assert map_.W.nnz == 40
+
+
+class Linear(TinyModel):
+    """Blocks that multiply each token's state by a matrix."""
+
+    def _block(self, index, x, real=None):
+        self.blocks_run[index] += 1
+        matrix = torch.randn(16, 16, generator=torch.Generator().manual_seed(index)) / 8
+        return x + x @ matrix
+
+
+def connections(model, first, second, metric=None, **options):
+    entry = {"feature_connections": {**SMALL, **(metric or {}), "over": "g", "controls": []}}
+    saes = {"first": first, "second": second}
+    groups = options.pop("groups", {"g": ["first", "second"]})
+    (result,) = evaluate_tiny([entry], model=model, saes=saes, groups=groups, **options)
+    assert result.status == "ok", (result.reason, result.traceback)
+    return result
+
+
+class Threshold(TinySAE):
+    """A later SAE in the linear range of its ReLU."""
+
+    def encode(self, x):
+        return (x - self.b_dec) @ self.W_enc + 100
+
+
+def column(result, name):
+    table = result.values["edges"]
+    return np.array([row[table["columns"].index(name)] for row in some(table["rows"])], dtype=float)
+
+
+def test_intervention_on_a_linear_model_equals_the_weights_through_the_block():
+    result = connections(Linear(), TinySAE(EARLY), Threshold(LATE, seed=1))
+    np.testing.assert_allclose(column(result, "intervention"), column(result, "block"), rtol=1e-3, atol=1e-4)
+    assert np.abs(column(result, "intervention") - column(result, "direct")).max() > 0.05
+    assert result.values["precision_block"]["value"] == 1
+    assert result.values["rank_correlation_block"]["value"] == pytest.approx(1, abs=1e-3)
+
+
+def test_intervention_at_the_same_hook_equals_decoder_times_encoder():
+    result = connections(Linear(), TinySAE(EARLY), Threshold(EARLY, seed=1))
+    np.testing.assert_allclose(column(result, "intervention"), column(result, "direct"), rtol=1e-3, atol=1e-4)
+    assert result.values["resumes"]["value"] == 0
+
+
+def test_one_resume_per_batch_and_ablated_feature_that_ends_at_the_later_hook():
+    model = TinyModel(layers=4)
+    result = connections(model, TinySAE("blocks.1.hook_resid_pre"), TinySAE(LATE, seed=1), batch_size=24,
+                         preflight="off")  # fmt: skip
+    assert result.values["resumes"]["value"] == model.passes["resumed"] == 4
+    assert model.passes == {"clean": 0, "cut": 2, "resumed": 4}  # the fit split, and the evaluated rows
+    assert model.blocks_run == [2, 6, 0, 0]
+
+
+def test_numbers_do_not_depend_on_batches_order_or_padding():
+    check_metric(FeatureConnections, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("hooks", "group", "message"),
+    [
+        (
+            (LATE, EARLY),
+            ["first", "second"],
+            "lists its SAEs in the wrong order: 'first' at blocks.2.hook_resid_pre is",
+        ),
+        ((EARLY, LATE), ["first"], "needs a group of at least 2 SAEs, not of 1 SAE"),
+        ((EARLY, LATE), ["first", "second", "third"], "has 3 SAEs"),
+    ],
+)
+def test_groups_other_than_an_earlier_and_a_later_sae_are_refused(hooks, group, message):
+    saes = {"first": TinySAE(hooks[0]), "second": TinySAE(hooks[1], seed=1), "third": TinySAE(LATE, seed=2)}
+    with pytest.raises(SaevalError, match=message):
+        evaluate_tiny([{"feature_connections": {**SMALL, "over": "g"}}], saes=saes, groups={"g": group})
