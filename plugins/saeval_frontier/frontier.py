@@ -116,8 +116,9 @@ class SparsityFrontier(Metric):
                 raise ValueError(f"metric '{self.name}': {name} must be {limits}, got {wrong_amounts[0]:g}")
         if not fractions and not l0:
             raise ValueError(f"metric '{self.name}': give at least one target in 'fractions' or 'l0'")
-        self.targets = [Target(float(f), True) for f in sorted(set(fractions), reverse=True)]
-        self.targets += [Target(float(n), False) for n in sorted(set(l0), reverse=True)]
+        targets = [Target(float(f), True) for f in sorted(fractions, reverse=True)]
+        targets += [Target(float(n), False) for n in sorted(l0, reverse=True)]
+        self.targets = list({str(target): target for target in targets}.values())
         self.orders, self.fills, self.ablation, self.seed = tuple(orders), tuple(fills), ablation, seed
         self.interventions = {
             point(order, fill, target): partial(pruned, order=order, fill=fill, target=target)
@@ -215,7 +216,7 @@ class SparsityFrontier(Metric):
                     x = [l0.value, *(left[target].value for target in points)]
                     values[f"{quality}_{order}_{fill}"] = Curve(x, y, FEATURES, *QUALITIES[quality])
         if above:
-            targets = ", ".join(f"{target.amount:g}" for target in above)
+            targets = ", ".join(f"{target.amount:.12g}" for target in above)
             values["notes"] = Notes([f"sparsity_frontier: an SAE has a lower L0 than its target {targets}"])
         return values
 

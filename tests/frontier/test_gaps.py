@@ -36,8 +36,7 @@ def test_on_a_line_in_log_l0_the_gap_is_zero():
     assert gap.difference.stderr == pytest.approx(0, abs=1e-12)  # the documents deviate together
     assert gap.trained.stderr == pytest.approx(0.1, rel=0.2)
     assert reasons == [
-        "1 points of family 'topk' at blocks.1.hook_resid_pre are outside its trained range of L0, 16 to 64, and have "
-        "no gap"
+        "no gap for 1 point of family 'topk' at blocks.1.hook_resid_pre, outside its trained range of L0, 16 to 64"
     ]
 
 
@@ -48,6 +47,15 @@ def test_the_interval_is_paired():
     assert gap.difference.value == pytest.approx(1.0)
     assert gap.difference.stderr < 1e-9
     assert gap.p_holm < 0.001
+
+
+def test_without_errors_of_one_sae_a_gap_has_a_value_and_no_test():
+    lone = sae("b", 16.0, estimate(2.0))
+    lone.arrays.clear()
+    (gap,), _ = measured(sae("a", 64.0, estimate(1.0), [(0.5, 32.0, estimate(2.0, 0.1, 1))]), lone)
+    assert gap.difference.value == pytest.approx(0.5)
+    assert gap.difference.stderr is None
+    assert gap.p_holm is None
 
 
 def test_seeds_count_as_one_trained_point():
@@ -62,6 +70,12 @@ def test_one_sae_in_a_family_is_said_in_one_sentence():
     assert reasons == [
         "family 'topk' at blocks.1.hook_resid_pre has 1 trained L0; a gap needs SAEs trained at two or more different L0"
     ]
+
+
+def test_a_declared_none_is_not_suggested():
+    (unknown,) = members([sae("a", 1.0, estimate(1.0), training_tokens=None)])
+    with pytest.raises(SaevalError, match="does not declare 'training_tokens'; it declares architecture; add"):
+        unknown.required("training_tokens")
 
 
 def test_families():

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from ladders import estimate, result
-from saeval.plugin import SaevalError
+from saeval.plugin import Estimate, SaevalError
 from saeval.testing.claims import every
 from saeval_frontier.families import families, members
+from saeval_frontier.pages import left_out, pareto_chart
 from saeval_frontier.pareto import dominated_area, fronts, jackknife_draws, undominated
 
 
@@ -74,6 +75,40 @@ def test_a_hypervolume_has_the_error_of_its_values():
     assert planted.hypervolume["b"].value == pytest.approx(np.log(2) * 1 / box)
     assert planted.hypervolume["b"].stderr == pytest.approx(0.1 * np.log(2) / box, rel=0.3)
     assert planted.hypervolume["a"].value == 0  # both are at the edge of the box
+
+
+def test_a_box_without_area_has_no_hypervolume():
+    assert front(("a-1", estimate(3, 0.1, 1), estimate(1, 0.1, 2))).hypervolume == {}
+
+
+def test_without_errors_there_is_no_share_of_draws():
+    one_document = Estimate(1.0, np.array([1.0]), np.ones(1), 1)
+    results = [result(f"a-{i}", m, {v: one_document}) for i in range(2) for m, v in (("l0", "l0"), ("ce", "delta_ce"))]
+    (only,) = fronts(families(members(results)), "l0.l0", "ce.delta_ce")
+    assert [row["share of draws"] for row in only.rows("x", "y")] == [None, None]
+
+
+def test_a_family_has_one_colour_at_all_hooks():
+    results = []
+    for name, kind, block in (("a", "relu", 1), ("b", "topk", 1), ("c", "topk", 2), ("d", "relu", 2)):
+        for metric, value in (("l0", "l0"), ("ce", "delta_ce")):
+            values = {value: estimate(ord(name), 0.1, ord(name))}
+            hook = f"blocks.{block}.hook_resid_pre"
+            results.append(result(name, metric, values, hook=hook, architecture=kind))
+    found = fronts(families(members(results)), "l0.l0", "ce.delta_ce")
+    colours = [
+        {label.split()[0]: bars.lines[0].get_color() for bars, label in zip(*panel.get_legend_handles_labels())
+         if label != "front"}
+        for panel in pareto_chart(found, "x", "y").axes
+    ]  # fmt: skip
+    assert colours[0] == colours[1]
+    assert len(set(colours[0].values())) == 2
+
+
+def test_saes_without_one_of_the_values_are_named():
+    saes = families(members([*(result(n, "l0", {"l0": estimate(1.0)}) for n in "ab"),
+                             result("a", "ce", {"delta_ce": estimate(1.0)})]))  # fmt: skip
+    assert left_out(saes, fronts(saes, "l0.l0", "ce.delta_ce")) == ["left out, without one of the two values: b"]
 
 
 def test_values_that_do_not_exist():

@@ -51,6 +51,22 @@ def test_l0_never_rises_along_a_curve_and_reaches_its_targets():
         assert len(curve["x"]) == 8
 
 
+@pytest.mark.parametrize("share", [0.57, 0.29, 0.58])
+def test_rounding_drops_no_feature_more(share):
+    """Of 100 features that fire always, this share is left; in float64 it is below a whole number."""
+    always = Moments(7, np.full(100, 7.0))
+    orders = prune_orders({"acts": always, "fired": always}, torch.eye(100), 0)
+    for order in some(ORDERS):
+        assert orders.dropped(order, Target(share, True)).sum() == 100 - round(share * 100)
+
+
+def test_near_targets_have_names_of_their_own():
+    names = SparsityFrontier(fractions=(0.1234567, 0.1234568), l0=(1234567, 1234568)).value_names
+    for target in ("0.1234567", "0.1234568", "L0=1234567", "L0=1234568"):
+        assert f"l0_random@{target}" in names
+    assert len(SparsityFrontier(fractions=(0.1 + 0.2, 0.3)).targets) == 1  # equal but for rounding
+
+
 class Planted(TinySAE):
     """Features 0 to 7 fire always, with mean 10; 8 to 15 fire on a large coordinate. It decodes both exactly."""
 
