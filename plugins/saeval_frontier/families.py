@@ -54,7 +54,8 @@ class Member:
         """Return a declared property; `SaevalError` if it is not declared."""
         value = self.declared(name)
         if value is None:
-            known = [f for f, value in self.facts.items() if value is not None and not isinstance(value, Mapping)]
+            facts = [self.facts, *(fact for fact in self.facts.values() if isinstance(fact, Mapping))]
+            known = [f for own in facts for f, v in own.items() if v is not None and not isinstance(v, Mapping)]
             near = suggestion(name, known, f"; it declares {', '.join(known) or 'nothing'}")
             raise SaevalError(f"'{self.name}' does not declare '{name}'{near}; add 'facts:' to its entry in the suite")
         return value

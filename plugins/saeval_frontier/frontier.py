@@ -57,10 +57,11 @@ class SparsityFrontier(Metric):
     refill. `zero` sets them to 0; `mean` sets them to their mean over the tokens of the fit split. The latter is
     a change of b_dec, so a dropped feature never counts in L0.
 
-    @TARGET is a fraction, as in delta_ce_most_frequent_zero@0.5, or L0=NUMBER. The L0 that belongs to a point is
-    measured on the evaluated tokens, and may be below the target by up to the frequency of one feature. Each
-    point costs one resume per batch; all share one clean pass and one encode. `ablation` is that of recovered,
-    as in `ce`. The errors are given the order, the means and the ablation's constant: they treat them as fixed.
+    @TARGET is a fraction, as in delta_ce_most_frequent_zero@0.5, or L0=NUMBER. On the fit split, the L0 of a point is
+    below its target by less than the frequency of one feature. The L0 that belongs to a point is measured on the
+    evaluated tokens, and may also be slightly above the target. Each point costs one resume per batch; all share one
+    clean pass and one encode. `ablation` is that of recovered, as in `ce`. The errors are given the order, the means
+    and the ablation's constant: they treat them as fixed.
 
     Values:
         l0: mean number of features that fire per token, none dropped; features; 0 .. d_sae; no better direction.

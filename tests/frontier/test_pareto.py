@@ -58,6 +58,8 @@ def test_draws_have_the_errors_of_the_jackknife():
     assert drawn.std(0)[:2] == pytest.approx([e.stderr for e in estimates[:2]], rel=0.05)
     assert np.corrcoef(drawn[:, 0], drawn[:, 1])[0, 1] == pytest.approx(1)
     assert every(drawn[:, 2] == 5.0)
+    few = Estimate(0.0, np.array([-1.0, 0.0, 1.0]), np.ones(3))
+    assert np.std(list(jackknife_draws([few], 4000, 0))) == pytest.approx(few.stderr, rel=0.05)
 
 
 def test_the_dominated_area():

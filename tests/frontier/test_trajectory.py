@@ -8,7 +8,7 @@ from ladders import estimate, result
 from saeval.plugin import SaevalError
 from saeval_frontier.families import Member, families, members
 from saeval_frontier.pages import over_training, sentence, trajectory_chart
-from saeval_frontier.trajectory import at_equal, trajectories
+from saeval_frontier.trajectory import Stage, Trajectory, at_equal, trajectories
 
 
 def run(values, kind="local", number="training_tokens", noise=0.05, seed=""):
@@ -60,6 +60,35 @@ def test_families_after_equal_training():
     assert early.difference.value == pytest.approx(0.5)
     assert early.p_holm < 0.001
     assert late.p_holm > 0.05
+
+
+def test_p_values_are_corrected():
+    losses = {1e5: 1.02, 2e5: 1.02, 4e5: 1.0}
+    first, second, last = run(losses, noise=0.0)
+    second.arrays = first.arrays  # the same value, so the same p
+    (curve,) = curves([first, second, last])
+    assert [stage.p_holm for stage in curve.stages[:2]] == [2 * stage.to_last.p_value for stage in curve.stages[:2]]
+    pairs = at_equal(curves([first, second, last, *run({1e5: 1.03, 2e5: 1.03, 4e5: 1.03}, "e2e", noise=0.0)]))
+    raw = sorted(pair.difference.p_value for pair in pairs)
+    assert min(pair.p_holm for pair in pairs) == 3 * raw[0]
+
+
+def test_settled_needs_every_later_stage_and_5_percent():
+    def settled(*p_values):
+        one = estimate(1.0, 0.1)
+        stages = [Stage(i, [], one, one, p) for i, p in enumerate(p_values, 1)]
+        return Trajectory("hook", "family", [*stages, Stage(9, [], one)]).settled
+
+    assert settled(0.04, 0.06) == 2
+    assert settled(0.06, 0.04) is None
+    assert settled(0.06, 0.06) == 1
+
+
+def test_families_of_two_hooks_are_not_compared():
+    late = run(LOCAL)
+    for stored in late:
+        stored.cell["subjects"][0]["hook_name"] = "blocks.2.hook_resid_pre"
+    assert at_equal(curves([*run(LOCAL), *late])) == []
 
 
 def test_seeds_are_one_stage():
