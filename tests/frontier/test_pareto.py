@@ -42,6 +42,13 @@ def test_undominated_equals_its_definition():
 def test_a_value_where_higher_is_better():
     planted = front(("a-1", estimate(1), estimate(0.5)), ("a-2", estimate(2), estimate(0.4)), y="ce.recovered")
     assert planted.on.tolist() == [True, False]
+    saes = families(members([r for name, l0, share in (("a", 1, 0.5), ("b", 2, 0.4)) for r in (
+        result(name, "l0", {"l0": estimate(l0)}), result(name, "ce", {"recovered": estimate(share)}))]))  # fmt: skip
+    (turned,) = fronts(saes, "ce.recovered", "l0.l0")
+    assert turned.on.tolist() == [True, False]
+    one, low, best = estimate(1), estimate(0.2), estimate(0.8)
+    area = front(("a-1", one, low), ("a-2", estimate(4), best), ("b-1", estimate(2), estimate(0.6)), y="ce.recovered")
+    assert area.hypervolume["b"].value == pytest.approx(1 / 3)
 
 
 def test_shared_errors_cancel_and_own_errors_do_not():
