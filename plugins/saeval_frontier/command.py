@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeval.plugin import SaevalError, png, stored_results, suggestion, write_whole
+from saeval.plugin import SaevalError, escapes, png, stored_results, suggestion, write_whole
 from saeval_frontier import pages
 from saeval_frontier.families import Member, families, members
 from saeval_frontier.frontier import QUALITIES
@@ -33,7 +33,7 @@ def frontier(argv: Sequence[str]) -> int:
     measured, reasons = gaps(by_family, alias, options.value)
     if not measured:
         raise SaevalError("; ".join(reasons) or "no pruned SAE has a point inside the trained range of L0")
-    _print(options, [gap.row() for gap in measured], reasons)
+    _print(options, [gap.row() for gap in measured], [escapes.markdown(why) for why in reasons])
     return _plotted(options.plot, pages.frontier_chart(by_family, alias, options.value) if options.plot else None)
 
 
@@ -47,15 +47,18 @@ def pareto(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.draws < 1:
         raise SaevalError(f"--draws must be at least 1, got {options.draws}")
+    if options.seed < 0:
+        raise SaevalError(f"--seed must be at least 0, got {options.seed}")
     _, by_family = _families(options)
     all_fronts = fronts(by_family, options.x, options.y, options.draws, options.seed)
     rows = [row for front in all_fronts for row in front.rows(options.x, options.y)]
     volumes = [
-        f"hypervolume of {family} at {front.hook_name}: {pages.shown(volume)}"
+        f"hypervolume of {escapes.markdown(family)} at {escapes.markdown(front.hook_name)}: {pages.shown(volume)}"
         for front in all_fronts
         for family, volume in front.hypervolume.items()
     ]
-    _print(options, rows, [*volumes, pages.PARETO_NOTE.strip()])
+    notes = [*volumes, *pages.left_out(by_family, all_fronts), pages.pareto_note(options.draws)]
+    _print(options, rows, notes)
     return _plotted(options.plot, pages.pareto_chart(all_fronts, options.x, options.y) if options.plot else None)
 
 
@@ -76,8 +79,8 @@ def trajectory(argv: Sequence[str]) -> int:
     rows = [row for curve in curves for row in curve.rows(number, options.value)]
     notes = [pages.sentence(curve, number) for curve in curves]
     notes += [
-        f"at {pair.number:,.0f}: {pair.first} − {pair.second} is {pages.shown(pair.difference)}"
-        f" (p = {pages.shown(pair.p_holm)}, Holm)"
+        f"{escapes.markdown(pair.hook_name)} at {pages.amount(pair.number)}: {escapes.markdown(pair.first)} − "
+        f"{escapes.markdown(pair.second)} is {pages.shown(pair.difference)} (p = {pages.shown(pair.p_holm)}, Holm)"
         for pair in at_equal(curves)
     ]
     _print(options, rows, notes)

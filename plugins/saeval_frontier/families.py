@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ FAMILY = ("architecture", "d_sae", "end_to_end")
 SPARSITY = ("k", "target_l0", "l1_coefficient", "l1_penalty", "sparsity_penalty", "l0")
 """Declared properties that set the sparsity, which the checkpoints of one training run share."""
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
+_NUMBER = r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)([kmbKMB](?![A-Za-z]))?"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Member:
         """Return a declared property; `SaevalError` if it is not declared."""
         value = self.declared(name)
         if value is None:
-            known = [fact for fact, value in self.facts.items() if not isinstance(value, Mapping)]
+            facts = [self.facts, *(fact for fact in self.facts.values() if isinstance(fact, Mapping))]
+            known = [f for own in facts for f, v in own.items() if v is not None and not isinstance(v, Mapping)]
             near = suggestion(name, known, f"; it declares {', '.join(known) or 'nothing'}")
             raise SaevalError(f"'{self.name}' does not declare '{name}'{near}; add 'facts:' to its entry in the suite")
         return value
@@ -61,12 +64,12 @@ class Member:
         """Return a declared number, or the one in its name at `{}` in the pattern, where 2M is 2,000,000."""
         if pattern is not None:
             before, _, after = pattern.partition("{}")
-            form = re.escape(before) + r"(\d+(?:\.\d+)?)([kmbKMB]?)" + re.escape(after)
+            form = r"(?<![^\W_])" * before[:1].isalnum() + re.escape(before) + _NUMBER + re.escape(after)
             if (match := re.search(form, self.name)) is None:
                 raise SaevalError(f"the name '{self.name}' has no number at '{pattern}'")
-            return float(match[1]) * _UNITS[match[2].lower()]
+            return float(match[1]) * _UNITS[(match[2] or "").lower()]
         value = self.required(name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < sys.float_info.max:
             raise SaevalError(f"'{self.name}' declares '{name}' as {value!r}, which is not a number")
         return float(value)
 
@@ -127,5 +130,13 @@ def _word(name: str, value: Any) -> str:
 
 
 def mean(estimates: Sequence[Estimate]) -> Estimate:
-    """Return the mean of estimates over the same documents."""
-    return sum(estimates[1:], estimates[0]) / len(estimates)
+    """Return the mean of estimates."""
+    first, *others = paired(*estimates)
+    return sum(others, first) / len(estimates)
+
+
+def paired(*estimates: Estimate) -> tuple[Estimate, ...]:
+    """Return estimates that can be combined: without their errors, if not all have one over the same documents."""
+    if len({estimate.without.shape for estimate in estimates}) == 1:
+        return estimates
+    return tuple(Estimate(estimate.value, np.zeros(0), np.zeros(0)) for estimate in estimates)

@@ -57,10 +57,11 @@ class SparsityFrontier(Metric):
     refill. `zero` sets them to 0; `mean` sets them to their mean over the tokens of the fit split. The latter is
     a change of b_dec, so a dropped feature never counts in L0.
 
-    @TARGET is a fraction, as in delta_ce_most_frequent_zero@0.5, or L0=NUMBER. The L0 that belongs to a point is
-    measured on the evaluated tokens, and may be below the target by up to the frequency of one feature. Each
-    point costs one resume per batch; all share one clean pass and one encode. `ablation` is that of recovered,
-    as in `ce`. The errors are given the order, the means and the ablation's constant: they treat them as fixed.
+    @TARGET is a fraction, as in delta_ce_most_frequent_zero@0.5, or L0=NUMBER. On the fit split, the L0 of a point is
+    below its target by less than the frequency of one feature. The L0 that belongs to a point is measured on the
+    evaluated tokens, and may also be slightly above the target. Each point costs one resume per batch; all share one
+    clean pass and one encode. `ablation` is that of recovered, as in `ce`. The errors are given the order, the means
+    and the ablation's constant: they treat them as fixed.
 
     Values:
         l0: mean number of features that fire per token, none dropped; features; 0 .. d_sae; no better direction.
@@ -116,8 +117,9 @@ class SparsityFrontier(Metric):
                 raise ValueError(f"metric '{self.name}': {name} must be {limits}, got {wrong_amounts[0]:g}")
         if not fractions and not l0:
             raise ValueError(f"metric '{self.name}': give at least one target in 'fractions' or 'l0'")
-        self.targets = [Target(float(f), True) for f in sorted(set(fractions), reverse=True)]
-        self.targets += [Target(float(n), False) for n in sorted(set(l0), reverse=True)]
+        targets = [Target(float(f), True) for f in sorted(fractions, reverse=True)]
+        targets += [Target(float(n), False) for n in sorted(l0, reverse=True)]
+        self.targets = list({str(target): target for target in targets}.values())
         self.orders, self.fills, self.ablation, self.seed = tuple(orders), tuple(fills), ablation, seed
         self.interventions = {
             point(order, fill, target): partial(pruned, order=order, fill=fill, target=target)
@@ -215,7 +217,7 @@ class SparsityFrontier(Metric):
                     x = [l0.value, *(left[target].value for target in points)]
                     values[f"{quality}_{order}_{fill}"] = Curve(x, y, FEATURES, *QUALITIES[quality])
         if above:
-            targets = ", ".join(f"{target.amount:g}" for target in above)
+            targets = ", ".join(f"{target.amount:.12g}" for target in above)
             values["notes"] = Notes([f"sparsity_frontier: an SAE has a lower L0 than its target {targets}"])
         return values
 

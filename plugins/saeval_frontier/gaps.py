@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from saeval.plugin import Estimate, SaevalError, holm
-from saeval_frontier.families import Member, mean
+from saeval.plugin import Estimate, SaevalError, formatting, holm
+from saeval_frontier.families import Member, mean, paired
 from saeval_frontier.frontier import curve_points, l0_of
 
 SAME_L0 = 1.05
@@ -90,14 +90,14 @@ def gaps(families: Mapping[tuple[str, str], Sequence[Member]], alias: str, quali
                 if bracket is None:
                     outside += 1
                     continue
-                (low, y_low), (high, y_high) = bracket
+                x, y, low, y_low, high, y_high = paired(x, y, *bracket[0], *bracket[1])
                 line = x.apply(_on_line, low, high, y_low, y_high)
                 measured.append(Gap(sae, label, name, x, y, line, y - line))
         if outside:
             ends = f"{ladder[0][0].value:.3g} to {ladder[-1][0].value:.3g}"
             reasons.append(
-                f"{outside} points of family '{label}' at {hook} are outside its trained range of L0, {ends}, and have "
-                f"no gap"
+                f"no gap for {formatting.counted(outside, 'point')} of family '{label}' at {hook}, outside its trained "
+                f"range of L0, {ends}"
             )
     corrected = holm([gap.difference.p_value for gap in measured])
     return [Gap(**{**vars(gap), "p_holm": p}) for gap, p in zip(measured, corrected, strict=True)], reasons

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from saeval.plugin import (
@@ -54,7 +55,7 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     x, y = (_column(saes, value, names) for value in ("l0", "delta_ce"))
     if x and y and len(saes) > 1:
         found = fronts(by_family, x, y)
-        files |= {"pareto.md": pareto_page(found, x, y), "pareto.png": png(pareto_chart(found, x, y))}
+        files |= {"pareto.md": pareto_page(by_family, found, x, y), "pareto.png": png(pareto_chart(found, x, y))}
     if y and (trained_by := over_training(saes, y)):
         number, curves = trained_by
         files["trajectory.md"] = trajectory_page(curves, at_equal(curves), number, y)
@@ -135,24 +136,35 @@ def gap_page(by_family: Mapping[tuple[str, str], Sequence[Member]], alias: str) 
     return "\n".join(parts)
 
 
-def pareto_page(found: Sequence[Front], x: str, y: str) -> str:
+def pareto_page(by_family: Mapping[tuple[str, str], Sequence[Member]], found: Sequence[Front], x: str, y: str) -> str:
     """Return the fronts as Markdown."""
     parts = [f"# Pareto fronts of {escapes.markdown(x)} and {escapes.markdown(y)}\n"]
     for front in found:
         volumes = [{"family": family, "hypervolume": volume} for family, volume in front.hypervolume.items()]
         parts += [
-            f"## {escapes.markdown(front.hook_name)}\n", as_text(front.rows(x, y), "md"), as_text(volumes, "md"),
+            f"## {escapes.markdown(front.hook_name)}\n", as_text(front.rows(x, y), "md"),
+            *([as_text(volumes, "md")] if volumes else []),
         ]  # fmt: skip
-    return "\n".join([*parts, PARETO_NOTE])
+    return "\n".join([*parts, *left_out(by_family, found), pareto_note(DRAWS)]) + "\n"
 
 
-PARETO_NOTE = (
-    f"An SAE is on the front if no other SAE at its hook is as good in both values and better in one. The share is "
-    f"that of {DRAWS} draws of all values, normal with the joint jackknife covariance over documents: value + z · "
-    f"deviations. "
-    f"The hypervolume is the share of the box from the best to the worst value of all SAEs at the hook that a family "
-    f"dominates, on a logarithmic first axis; its error is over documents, with the box held fixed.\n"
-)
+def pareto_note(draws: int) -> str:
+    """Return how fronts, shares and hypervolumes are defined."""
+    return (
+        f"An SAE is on the front if no other SAE at its hook is as good in both values and better in one. The share is "
+        f"that of {draws} draws of all values, normal with the joint jackknife covariance over documents: value + z · "
+        f"deviations. The hypervolume is the share of the box from the best to the worst value of all SAEs at the hook "
+        f"that a family dominates, on a logarithmic first axis if all its values are above 0; its error is over "
+        f"documents, with the box held fixed."
+    )
+
+
+def left_out(by_family: Mapping[tuple[str, str], Sequence[Member]], found: Sequence[Front]) -> list[str]:
+    """Return a sentence that names the SAEs that lack one of the two values, if there are any."""
+    shown_saes = {id(p.sae) for front in found for p in front.points}
+    names = [sae.name for family in by_family.values() for sae in family if id(sae) not in shown_saes]
+    few = ", ".join(map(escapes.markdown, names[:5])) + (", ..." if len(names) > 5 else "")
+    return [f"left out, without one of the two values: {few}"] if names else []
 
 
 def trajectory_page(curves: Sequence[Trajectory], pairs: Sequence[AtEqual], number: str, value: str) -> str:
@@ -168,17 +180,29 @@ def trajectory_page(curves: Sequence[Trajectory], pairs: Sequence[AtEqual], numb
 def sentence(curve: Trajectory, number: str) -> str:
     """Return from which point a family's training is no longer told apart from its end."""
     where = f"{escapes.markdown(curve.family)} at {escapes.markdown(curve.hook_name)}"
-    last = curve.stages[-1].number
+    last = amount(curve.stages[-1].number)
+    if curve.settled is None and curve.stages[-2].p_holm is None:
+        return f"{where}: the last stage, {last}, cannot be tested, since it has no error over documents"
     if curve.settled is None:
-        return f"{where}: the last stage, {last:,.0f}, still differs significantly from the one before"
+        return f"{where}: the last stage, {last}, still differs significantly from the one before"
     stage = next(stage for stage in curve.stages if stage.number == curve.settled)
     assert stage.to_last is not None
     ends = stage.to_last.ci95
     reach = f"; the difference there is between {' and '.join(f'{end:.3g}' for end in ends)}" if ends else ""
     return (
-        f"{where}: from {curve.settled:,.0f} {escapes.markdown(number)} on, no stage is told apart from the last, "
-        f"{last:,.0f} (paired tests, Holm){reach}"
+        f"{where}: from {amount(curve.settled)} {escapes.markdown(number)} on, no stage is told apart from the last, "
+        f"{last} (paired tests, Holm){reach}"
     )
+
+
+def amount(number: float) -> str:
+    """Return a declared number in full, as in `1,600,000` or `0.25`."""
+    return f"{number:,.12g}"
+
+
+def _colours(families: Iterable[str]) -> dict[str, str]:
+    """Return a colour for each family, the same in all panels of a plot."""
+    return {family: f"C{index % 10}" for index, family in enumerate(dict.fromkeys(families))}
 
 
 def _panels(hooks: Sequence[str], columns: int) -> tuple[Figure, Any]:
@@ -195,6 +219,7 @@ def _bars(estimates: Sequence[Estimate]) -> Any:
 def frontier_chart(by_family: Mapping[tuple[str, str], Sequence[Member]], alias: str, quality: str) -> Figure:
     """Draw a value against L0: trained SAEs in black, prune curves in colours; a column per order, a row per hook."""
     hooks = list(dict.fromkeys(hook for hook, _ in by_family))
+    markers = dict(zip(dict.fromkeys(label for _, label in by_family), cycle("os^Dv"), strict=False))
     fig, axes = _panels(hooks, len(ORDERS))
     for row, hook in zip(axes, hooks, strict=True):
         at_hook = {label: family for (place, label), family in by_family.items() if place == hook}
@@ -204,11 +229,11 @@ def frontier_chart(by_family: Mapping[tuple[str, str], Sequence[Member]], alias:
             for index, sae in enumerate(saes):
                 for fill in FILLS:
                     _prune_curve(panel, sae, alias, quality, order, fill, f"C{index % 10}")
-            for index, (label, family) in enumerate(at_hook.items()):
+            for label, family in at_hook.items():
                 if points := trained(family, alias, quality):
                     x, y = [p[0].value for p in points], [p[1] for p in points]
                     panel.errorbar(
-                        x, [e.value for e in y], yerr=_bars(y), fmt="-" + "os^Dv"[index % 5], color="black",
+                        x, [e.value for e in y], yerr=_bars(y), fmt="-" + markers[label], color="black",
                         markersize=4, linewidth=1.3, label=escapes.plot(f"trained: {label}"), zorder=5,
                     )  # fmt: skip
             panel.set_title(f"{wrap_title(hook, 3.2, 8)}\n{order.replace('_', ' ')} first", fontsize=8)
@@ -285,15 +310,16 @@ def pareto_chart(found: Sequence[Front], x: str, y: str) -> Figure:
     axes = fig.subplots(-(-len(found) // columns), columns, squeeze=False).ravel()
     for panel in axes[len(found) :]:
         panel.set_visible(False)
+    colours = _colours(family for front in found for family in front.families)
     for panel, front in zip(axes, found, strict=False):
-        for index, family in enumerate(front.hypervolume):
+        for family in front.families:
             own = [p for p in front.points if p.family == family]
-            volume = front.hypervolume[family]
-            words = formatting.with_error(volume.value, volume.stderr)
+            volume = front.hypervolume.get(family)
+            words = f" (hypervolume {formatting.with_error(volume.value, volume.stderr)})" if volume else ""
             panel.errorbar(
                 [p.x.value for p in own], [p.y.value for p in own], xerr=_bars([p.x for p in own]),
-                yerr=_bars([p.y for p in own]), fmt="o", color=f"C{index % 10}", markersize=4, linewidth=1,
-                label=escapes.plot(f"{family} (hypervolume {words})"),
+                yerr=_bars([p.y for p in own]), fmt="o", color=colours[family], markersize=4, linewidth=1,
+                label=escapes.plot(f"{family}{words}"),
             )  # fmt: skip
         best = sorted((p.x.value, p.y.value) for p, on in zip(front.points, front.on, strict=True) if on)
         panel.plot(
@@ -326,10 +352,13 @@ def trajectory_chart(curves: Sequence[Trajectory], number: str, value: str) -> F
     axes = fig.subplots(-(-len(hooks) // 3), min(len(hooks), 3), squeeze=False).ravel()
     for panel in axes[len(hooks) :]:
         panel.set_visible(False)
+    colours = _colours(curve.family for curve in curves)
     for panel, hook in zip(axes, hooks, strict=False):
-        panel.set_xscale("log")
-        for index, curve in enumerate(c for c in curves if c.hook_name == hook):
-            stages, colour = curve.stages, f"C{index % 10}"
+        own = [curve for curve in curves if curve.hook_name == hook]
+        log = min(stage.number for curve in own for stage in curve.stages) > 0
+        panel.set_xscale("log" if log else "linear")
+        for curve in own:
+            stages, colour = curve.stages, colours[curve.family]
             x, y = [s.number for s in stages], [s.value for s in stages]
             panel.errorbar(
                 x, [e.value for e in y], yerr=_bars(y), fmt="-o", color=colour, markersize=5, linewidth=1,
@@ -340,7 +369,8 @@ def trajectory_chart(curves: Sequence[Trajectory], number: str, value: str) -> F
         panel.set_title(wrap_title(hook, 4.0, 8), fontsize=8)
         panel.tick_params(labelsize=7)
         panel.legend(fontsize=6)
-        label_log_axis(panel.xaxis)
+        if log:
+            label_log_axis(panel.xaxis)
     fig.supxlabel(escapes.plot(number), fontsize=9)
     fig.supylabel(escapes.plot(value), fontsize=9)
     set_title(fig, f"{value} over {number}; bars: 95% intervals; filled: not told apart from the last stage")

@@ -32,17 +32,24 @@ class Front:
     hook_name: str
     points: list[Point]
     on: Bool[np.ndarray, "n"]
-    """True for each SAE that no other equals or exceeds in both values."""
+    """True for each SAE unless another is as good in both values and better in one."""
     share: Float[np.ndarray, "n"]
-    """Share of draws in which each SAE is on the front."""
+    """Share of draws in which each SAE is on the front; NaN if no value has an error over documents."""
     hypervolume: dict[str, Estimate]
-    """Share of the box from the best to the worst values of all SAEs here that each family dominates; log x."""
+    """Share of the box from the best to the worst values of all SAEs here that each family dominates.
+
+    The first axis is logarithmic if all its values are above 0. Empty if the box has no area.
+    """
+
+    @property
+    def families(self) -> list[str]:
+        return list(dict.fromkeys(p.family for p in self.points))
 
     def rows(self, x: str, y: str) -> list[dict[str, Any]]:
         return [
             {
                 "SAE": p.sae.name, "hook": self.hook_name, "family": p.family, x: p.x, y: p.y,
-                "front": "yes" if on else "no", "share of draws": float(share),
+                "front": "yes" if on else "no", "share of draws": None if np.isnan(share) else float(share),
             }
             for p, on, share in zip(self.points, self.on, self.share, strict=True)
         ]  # fmt: skip
@@ -91,11 +98,13 @@ def front(
     on = undominated(*(np.array([pair[axis].value for pair in pairs]) for axis in (0, 1)))
     drawn = jackknife_draws([value for pair in pairs for value in pair], draws, seed)
     share = np.mean([undominated(draw[0::2], draw[1::2]) for draw in drawn], axis=0)
-    volumes = {
-        family: _hypervolume(points, [p.family == family for p in points], signs)
-        for family in dict.fromkeys(p.family for p in points)
-    }
-    return Front(hook_name, list(points), on, share, volumes)
+    if all(value.stderr is None for p in points for value in (p.x, p.y)):
+        share = np.full(len(points), np.nan)
+    found = Front(hook_name, list(points), on, share, {})
+    if min(np.ptp([p.x.value for p in points]), np.ptp([p.y.value for p in points])) > 0:
+        for family in found.families:
+            found.hypervolume[family] = _hypervolume(points, [p.family == family for p in points], signs)
+    return found
 
 
 def _hypervolume(points: Sequence[Point], own: Sequence[bool], signs: Sequence[float]) -> Estimate:
@@ -114,7 +123,7 @@ def _hypervolume(points: Sequence[Point], own: Sequence[bool], signs: Sequence[f
     chosen = np.asarray(own)
 
     def area(values: np.ndarray) -> float:
-        unit = (scaled(values) - low) / np.where(width > 0, width, 1.0)
+        unit = (scaled(values) - low) / width
         return dominated_area(*unit[chosen].T)
 
     sizes = next((value.sizes for p in points for value in (p.y, p.x) if len(value.without)), np.zeros(0))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ORDERS = ("most_frequent", "least_frequent", "least_contribution", "random")
 FILLS = ("zero", "mean")
+ROUNDING = 1e-12
+"""Relative difference of two numbers of features that counts as float64 rounding."""
 
 
 class Target(NamedTuple):
@@ -25,7 +27,7 @@ class Target(NamedTuple):
     fraction: bool
 
     def __str__(self) -> str:
-        return f"{self.amount:g}" if self.fraction else f"L0={self.amount:g}"
+        return f"{self.amount:.12g}" if self.fraction else f"L0={self.amount:.12g}"
 
 
 @fold
@@ -59,7 +61,7 @@ class PruneOrders:
 
     def dropped(self, order: str, target: Target) -> Bool[np.ndarray, "d_sae"]:
         """True for the fewest features, in this order, without which the L0 is at most the target."""
-        limit = target.amount * (self.l0 if target.fraction else 1.0)
+        limit = target.amount * (self.l0 if target.fraction else 1.0) * (1 + ROUNDING)  # 0.57 · 100 is below 57
         count = int(np.argmax(self.left[order] <= limit)) if limit < self.l0 else 0
         dropped = np.zeros(len(self.mean), dtype=bool)
         dropped[self.orders[order][:count]] = True

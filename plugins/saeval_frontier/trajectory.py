@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any
 
 from saeval.plugin import Estimate, SaevalError, holm
-from saeval_frontier.families import Member, mean
+from saeval_frontier.families import Member, mean, paired
 
 NUMBERS = ("training_tokens", "n_samples", "steps")
 """Declared numbers that measure training, the first that varies counts."""
@@ -38,7 +38,7 @@ class Trajectory:
 
     @property
     def settled(self) -> float | None:
-        """The number from which no stage differs significantly from the last; None if only the last does not."""
+        """The number from which no stage differs significantly from the last; None if there is no such stage."""
         settled = None
         for stage in reversed(self.stages[:-1]):
             same = stage.to_last is not None and stage.to_last.value == 0
@@ -91,7 +91,7 @@ def trajectories(
         if len(stages) < 2:
             lone.append(f"'{label}' at {hook}")
             continue
-        differences = [stage.value - stages[-1].value for stage in stages[:-1]]
+        differences = [minus(stage.value, stages[-1].value) for stage in stages[:-1]]
         corrected = holm([difference.p_value for difference in differences])
         tested = [
             replace(stage, to_last=difference, p_holm=p)
@@ -106,10 +106,16 @@ def trajectories(
     return curves
 
 
+def minus(a: Estimate, b: Estimate) -> Estimate:
+    """Return the difference, paired by document."""
+    a, b = paired(a, b)
+    return a - b
+
+
 def at_equal(curves: Sequence[Trajectory]) -> list[AtEqual]:
     """Return the difference of each two families of one hook at each number that both have; Holm over all."""
     differences = [
-        AtEqual(a.hook_name, stage.number, a.family, b.family, stage.value - other.value)
+        AtEqual(a.hook_name, stage.number, a.family, b.family, minus(stage.value, other.value))
         for a, b in combinations(curves, 2)
         if a.hook_name == b.hook_name
         for stage in a.stages

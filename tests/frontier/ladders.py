@@ -21,7 +21,7 @@ def result(name, metric, values, hook="blocks.1.hook_resid_pre", alias=None, bet
     records, arrays = {}, {}
     for value, e in values.items():
         records[value] = {
-            "value": e.value, "stderr": e.stderr, "ci95": list(e.ci95), "n": e.n, "unit": "",
+            "value": e.value, "stderr": e.stderr, "ci95": e.ci95 and list(e.ci95), "n": e.n, "unit": "",
             "better": better.get(value.split("_most")[0].split("_least")[0]),
         }  # fmt: skip
         arrays |= {f"without/{value}": e.without, f"sizes/{value}": e.sizes}

@@ -38,6 +38,7 @@ def test_tables(folder, capsys):
     records = json.loads(printed(capsys, "pareto", folder, "--format", "json"))
     assert [record["SAE"] for record in records] == ["ladder/step_1k", "ladder/step_2k", "ladder/step_3k"]
     assert every(0 <= record["share of draws"] <= 1 for record in records)
+    assert "that of 7 draws of all values" in printed(capsys, "pareto", folder, "--draws", 7)
     text = printed(capsys, "trajectory", folder, "--pattern", "step_{}", "--value", "l0.l0", "--format", "csv")
     assert text.splitlines()[0].startswith("family,hook,number,SAE,l0.l0,l0.l0 stderr")
     assert "TinySAE,blocks.1.hook_resid_pre,2000.0,ladder/step_2k" in text
@@ -64,6 +65,7 @@ def test_pages(folder):
         (["pareto", "--family", "all"], "--family needs NAME=GLOB, got 'all'"),
         (["pareto", "--family", "a=*", "--by", "k"], "--family and --by exclude each other"),
         (["pareto", "--draws", "0"], "--draws must be at least 1, got 0"),
+        (["pareto", "--seed", "-1"], "--seed must be at least 0, got -1"),
         (["frontier", "--by", "width"], "'ladder/step_1k' does not declare 'width'"),
         (["frontier", "--family", "lone=ladder/step_1k"], "family 'lone' at blocks.1.hook_resid_pre has 1 trained L0"),
         (["frontier", "--metric", "other"], "no sparsity_frontier is named 'other'"),

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from ladders import estimate, result
-from saeval.plugin import SaevalError
+from saeval.plugin import Estimate, SaevalError
 from saeval.testing.claims import every
 from saeval_frontier.families import families, members
+from saeval_frontier.pages import left_out, pareto_chart
 from saeval_frontier.pareto import dominated_area, fronts, jackknife_draws, undominated
 
 
@@ -41,6 +42,13 @@ def test_undominated_equals_its_definition():
 def test_a_value_where_higher_is_better():
     planted = front(("a-1", estimate(1), estimate(0.5)), ("a-2", estimate(2), estimate(0.4)), y="ce.recovered")
     assert planted.on.tolist() == [True, False]
+    saes = families(members([r for name, l0, share in (("a", 1, 0.5), ("b", 2, 0.4)) for r in (
+        result(name, "l0", {"l0": estimate(l0)}), result(name, "ce", {"recovered": estimate(share)}))]))  # fmt: skip
+    (turned,) = fronts(saes, "ce.recovered", "l0.l0")
+    assert turned.on.tolist() == [True, False]
+    one, low, best = estimate(1), estimate(0.2), estimate(0.8)
+    area = front(("a-1", one, low), ("a-2", estimate(4), best), ("b-1", estimate(2), estimate(0.6)), y="ce.recovered")
+    assert area.hypervolume["b"].value == pytest.approx(1 / 3)
 
 
 def test_shared_errors_cancel_and_own_errors_do_not():
@@ -57,6 +65,8 @@ def test_draws_have_the_errors_of_the_jackknife():
     assert drawn.std(0)[:2] == pytest.approx([e.stderr for e in estimates[:2]], rel=0.05)
     assert np.corrcoef(drawn[:, 0], drawn[:, 1])[0, 1] == pytest.approx(1)
     assert every(drawn[:, 2] == 5.0)
+    few = Estimate(0.0, np.array([-1.0, 0.0, 1.0]), np.ones(3))
+    assert np.std(list(jackknife_draws([few], 4000, 0))) == pytest.approx(few.stderr, rel=0.05)
 
 
 def test_the_dominated_area():
@@ -74,6 +84,40 @@ def test_a_hypervolume_has_the_error_of_its_values():
     assert planted.hypervolume["b"].value == pytest.approx(np.log(2) * 1 / box)
     assert planted.hypervolume["b"].stderr == pytest.approx(0.1 * np.log(2) / box, rel=0.3)
     assert planted.hypervolume["a"].value == 0  # both are at the edge of the box
+
+
+def test_a_box_without_area_has_no_hypervolume():
+    assert front(("a-1", estimate(3, 0.1, 1), estimate(1, 0.1, 2))).hypervolume == {}
+
+
+def test_without_errors_there_is_no_share_of_draws():
+    one_document = Estimate(1.0, np.array([1.0]), np.ones(1), 1)
+    results = [result(f"a-{i}", m, {v: one_document}) for i in range(2) for m, v in (("l0", "l0"), ("ce", "delta_ce"))]
+    (only,) = fronts(families(members(results)), "l0.l0", "ce.delta_ce")
+    assert [row["share of draws"] for row in only.rows("x", "y")] == [None, None]
+
+
+def test_a_family_has_one_colour_at_all_hooks():
+    results = []
+    for name, kind, block in (("a", "relu", 1), ("b", "topk", 1), ("c", "topk", 2), ("d", "relu", 2)):
+        for metric, value in (("l0", "l0"), ("ce", "delta_ce")):
+            values = {value: estimate(ord(name), 0.1, ord(name))}
+            hook = f"blocks.{block}.hook_resid_pre"
+            results.append(result(name, metric, values, hook=hook, architecture=kind))
+    found = fronts(families(members(results)), "l0.l0", "ce.delta_ce")
+    colours = [
+        {label.split()[0]: bars.lines[0].get_color() for bars, label in zip(*panel.get_legend_handles_labels())
+         if label != "front"}
+        for panel in pareto_chart(found, "x", "y").axes
+    ]  # fmt: skip
+    assert colours[0] == colours[1]
+    assert len(set(colours[0].values())) == 2
+
+
+def test_saes_without_one_of_the_values_are_named():
+    saes = families(members([*(result(n, "l0", {"l0": estimate(1.0)}) for n in "ab"),
+                             result("a", "ce", {"delta_ce": estimate(1.0)})]))  # fmt: skip
+    assert left_out(saes, fronts(saes, "l0.l0", "ce.delta_ce")) == ["left out, without one of the two values: b"]
 
 
 def test_values_that_do_not_exist():

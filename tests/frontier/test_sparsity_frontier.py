@@ -51,6 +51,37 @@ def test_l0_never_rises_along_a_curve_and_reaches_its_targets():
         assert len(curve["x"]) == 8
 
 
+@pytest.mark.parametrize("share", [0.57, 0.29, 0.58])
+def test_rounding_drops_no_feature_more(share):
+    """Of 100 features that fire always, this share is left; in float64 it is below a whole number."""
+    always = Moments(7, np.full(100, 7.0))
+    orders = prune_orders({"acts": always, "fired": always}, torch.eye(100), 0)
+    for order in some(ORDERS):
+        assert orders.dropped(order, Target(share, True)).sum() == 100 - round(share * 100)
+
+
+def test_the_orders_of_three_features():
+    """Their frequencies are 2/4, 1/4 and 3/4, their mean contributions 1 · 4, |-3| · 1 and 2 · 1."""
+    sums = {"acts": Moments(4, np.array([4.0, -12.0, 8.0])), "fired": Moments(4, np.array([2.0, 1.0, 3.0]))}
+    W_dec = torch.diag(torch.tensor([4.0, 1.0, 1.0]))
+    made = {seed: prune_orders(sums, W_dec, seed) for seed in range(20)}
+    orders = {name: order.tolist() for name, order in made[0].orders.items()}
+    assert orders["most_frequent"] == [2, 0, 1]
+    assert orders["least_frequent"] == [1, 0, 2]
+    assert orders["least_contribution"] == [2, 1, 0]
+    assert made[0].left["most_frequent"].tolist() == [1.5, 0.75, 0.25, 0]
+    assert made[0].reaches(Target(1.5, False))
+    assert not made[0].reaches(Target(1.51, False))
+    assert len({tuple(of_seed.orders["random"]) for of_seed in made.values()}) == 6  # all orders come up
+
+
+def test_near_targets_have_names_of_their_own():
+    names = SparsityFrontier(fractions=(0.1234567, 0.1234568), l0=(1234567, 1234568)).value_names
+    for target in ("0.1234567", "0.1234568", "L0=1234567", "L0=1234568"):
+        assert f"l0_random@{target}" in names
+    assert len(SparsityFrontier(fractions=(0.1 + 0.2, 0.3)).targets) == 1  # equal but for rounding
+
+
 class Planted(TinySAE):
     """Features 0 to 7 fire always, with mean 10; 8 to 15 fire on a large coordinate. It decodes both exactly."""
 

@@ -6,9 +6,9 @@ import pytest
 
 from ladders import estimate, result
 from saeval.plugin import SaevalError
-from saeval_frontier.families import families, members
-from saeval_frontier.pages import over_training, sentence
-from saeval_frontier.trajectory import at_equal, trajectories
+from saeval_frontier.families import Member, families, members
+from saeval_frontier.pages import over_training, sentence, trajectory_chart
+from saeval_frontier.trajectory import Stage, Trajectory, at_equal, trajectories
 
 
 def run(values, kind="local", number="training_tokens", noise=0.05, seed=""):
@@ -44,6 +44,11 @@ def test_numbers_from_names():
     assert [stage.number for stage in curve.stages] == [1e5, 2e5]
     (sae,) = members([result("run-2.5M", "l0", {"l0": estimate(1.0)})])
     assert sae.number("", "run-{}") == 2.5e6
+    for name, number in (
+        ("step_10bis", 10), ("step_2b", 2e9), ("step_2b-x", 2e9), ("step_1e5", 1e5), ("nstep_7/step_5", 5),
+        ("step_100_2", 100),
+    ):  # fmt: skip
+        assert Member(name, "", {}, {}).number("", "step_{}") == number
     with pytest.raises(SaevalError, match=r"the name 'run-2.5M' has no number at 'step_\{\}'"):
         sae.number("", "step_{}")
 
@@ -57,10 +62,70 @@ def test_families_after_equal_training():
     assert late.p_holm > 0.05
 
 
+def test_p_values_are_corrected():
+    losses = {1e5: 1.02, 2e5: 1.02, 4e5: 1.0}
+    first, second, last = run(losses, noise=0.0)
+    second.arrays = first.arrays  # the same value, so the same p
+    (curve,) = curves([first, second, last])
+    assert [stage.p_holm for stage in curve.stages[:2]] == [2 * stage.to_last.p_value for stage in curve.stages[:2]]
+    pairs = at_equal(curves([first, second, last, *run({1e5: 1.03, 2e5: 1.03, 4e5: 1.03}, "e2e", noise=0.0)]))
+    raw = sorted(pair.difference.p_value for pair in pairs)
+    assert min(pair.p_holm for pair in pairs) == 3 * raw[0]
+
+
+def test_settled_needs_every_later_stage_and_5_percent():
+    def settled(*p_values):
+        one = estimate(1.0, 0.1)
+        stages = [Stage(i, [], one, one, p) for i, p in enumerate(p_values, 1)]
+        return Trajectory("hook", "family", [*stages, Stage(9, [], one)]).settled
+
+    assert settled(0.04, 0.06) == 2
+    assert settled(0.06, 0.04) is None
+    assert settled(0.06, 0.06) == 1
+
+
+def test_families_of_two_hooks_are_not_compared():
+    late = run(LOCAL)
+    for stored in late:
+        stored.cell["subjects"][0]["hook_name"] = "blocks.2.hook_resid_pre"
+    assert at_equal(curves([*run(LOCAL), *late])) == []
+
+
 def test_seeds_are_one_stage():
     (curve,) = curves([*run({1e5: 2.0, 2e5: 1.0}), *run({2e5: 3.0}, seed="-seed1")])
     assert [len(stage.names) for stage in curve.stages] == [1, 2]
     assert curve.stages[1].value.value == pytest.approx(2.0)
+
+
+def test_without_errors_no_stage_is_called_different():
+    results = run(LOCAL)
+    for stored in results:
+        stored.arrays.clear()
+    (curve,) = curves(results)
+    assert curve.settled == 8e5  # equal to the last
+    lost = run({1e5: 2.0, 2e5: 1.0})
+    lost[0].arrays.clear()
+    (curve,) = curves(lost)
+    assert curve.settled is None
+    assert sentence(curve, "n").endswith(
+        "the last stage, 200,000, cannot be tested, since it has no error over documents"
+    )
+
+
+def test_numbers_are_in_full():
+    (curve,) = curves(run({1.25: 2.0, 2.5: 1.0}))
+    assert "the last stage, 2.5, still differs" in sentence(curve, "l1_coefficient")
+
+
+def test_a_family_has_one_colour_at_all_hooks_and_step_0_is_drawn():
+    late = run({0.0: 2.0, 2e5: 1.0}, "e2e")
+    for stored in late:
+        stored.cell["subjects"][0]["hook_name"] = "blocks.2.hook_resid_pre"
+    both = [*run({1e5: 2.0, 2e5: 1.0}), *run({1e5: 2.0, 2e5: 1.0}, "e2e"), *late]
+    first, second = trajectory_chart(curves(both), "n", "v").axes
+    assert first.lines[0].get_color() != first.lines[-1].get_color()
+    assert {line.get_color() for line in second.lines} == {first.lines[-1].get_color()}
+    assert (first.get_xscale(), second.get_xscale()) == ("log", "linear")
 
 
 def test_the_page_takes_the_declared_number_that_varies():
@@ -72,6 +137,8 @@ def test_the_page_takes_the_declared_number_that_varies():
 def test_bad_input_is_one_sentence():
     with pytest.raises(SaevalError, match="'local/step_100000' does not declare 'tokens'; it declares architecture"):
         curves(run(LOCAL), "tokens")
+    with pytest.raises(SaevalError, match=r"declares 'n' as 1000\d*, which is not a number"):
+        Member("a", "", {"n": 10**400}, {}).number("n")
     with pytest.raises(SaevalError, match="declares 'architecture' as 'local', which is not a number"):
         curves(run(LOCAL), "architecture")
     with pytest.raises(
