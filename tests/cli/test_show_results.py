@@ -153,7 +153,8 @@ def test_a_folder_of_suites_names_them(here, capsys):
 def test_a_run_without_pages_says_which_metrics_have_some(here, capsys):
     assert cli.main(["report", str(here / "mine")]) == 0
     assert (
-        "no pages for its metrics from the reports connections, frontier, perturbation, reward, robustness, stability" in capsys.readouterr().out
+        "no pages for its metrics from the reports connections, frontier, perturbation, reward, robustness, stability"
+        in capsys.readouterr().out
     )
 
 
