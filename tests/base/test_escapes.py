@@ -193,7 +193,7 @@ def test_names_in_pages_forge_nothing():
     }
     result = Result("k", "ok", cell, values={"kl_sae": record})
     assert forges_nothing(perturbation_pages.table([result]))
-    rows = perturbation_pages._csv([{"subject": "=1+1", "hook": FORGERY, "p": -0.25}])
+    rows = perturbation_pages.csv_text([{"subject": "=1+1", "hook": FORGERY, "p": -0.25}])
     assert list(csv_files.reader(io.StringIO(rows)))[1][::2] == ["'=1+1", "-0.25"]
     assert not CONTROLS.search(rows)
     assert forges_nothing(stability_pages._markdown(["name", FORGERY], [[FORGERY, "1"]]))
