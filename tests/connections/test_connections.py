@@ -10,7 +10,10 @@ from scipy.sparse import csc_array
 from saeval import SaevalError
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny
 from saeval.testing.claims import every, some
-from saeval_connections.connections import FeatureConnections
+from saeval_connections import place
+from saeval_connections.connections import FeatureConnections, _edge_table
+from saeval_connections.edges import Edges
+from saeval_connections.effects import Effects
 from saeval_connections.maps import _Sums, fit, predicted
 
 SMALL = {"levels": [1, 4], "fit_tokens": 1000, "alive_firings": 2, "ablated": 4, "contexts": 0}
@@ -153,3 +156,26 @@ def test_groups_other_than_an_earlier_and_a_later_sae_are_refused(hooks, group, 
     saes = {"first": TinySAE(hooks[0]), "second": TinySAE(hooks[1], seed=1), "third": TinySAE(LATE, seed=2)}
     with pytest.raises(SaevalError, match=message):
         evaluate_tiny([{"feature_connections": {**SMALL, "over": "g"}}], saes=saes, groups={"g": group})
+
+
+def test_equal_strengths_share_a_rank_and_documents_are_counted():
+    change = np.array([[0.0, 4.0, -8.0, 0.0, 4.0], [0.0] * 5])
+    acts, fires = np.array([[2.0, 0], [0, 0], [2, 0]]), np.array([[2, 0], [0, 0], [1, 0]])
+    pairs = np.array([(0, j) for j in range(5)] + [(1, 0)])
+    by_document = np.zeros((3, 6))
+    by_document[0, :5] = change[0]
+    values = {way: np.ones((2, 5)) for way in ("direct", "block", "data")}
+    edges = Edges(np.array([7, 8]), values, pairs, [["data"]] * 6, [False] * 6, np.ones((2, 5)))
+    table = _edge_table(Effects(change, acts, fires, by_document, 1), edges)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    ranks = {(row["earlier"], row["later"]): row["rank"] for row in rows}
+    assert ranks == {(7, 2): 1, (7, 1): 2, (7, 4): 2, (7, 0): 4, (7, 3): 4, (8, 0): None}
+    assert {(row["tokens"], row["documents"]) for row in rows if row["earlier"] == 7} == {(3, 2)}
+
+
+def test_parts_of_a_block_are_in_the_order_in_which_it_computes_them():
+    parts = ["hook_resid_pre", "attn.hook_z", "hook_attn_out", "hook_resid_mid", "ln2.hook_normalized",
+             "mlp.hook_post", "hook_mlp_out", "hook_resid_post"]  # fmt: skip
+    places = [place(f"blocks.3.{part}") for part in parts]
+    assert places == sorted(set(places))
+    assert place("blocks.2.hook_resid_post") < places[0]
