@@ -11,7 +11,7 @@ from saeval import SaevalError
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny
 from saeval.testing.claims import every, some
 from saeval_connections import place
-from saeval_connections.connections import FeatureConnections, _edge_table
+from saeval_connections.connections import FeatureConnections, _edge_table, _over_features
 from saeval_connections.edges import Edges
 from saeval_connections.effects import Effects
 from saeval_connections.maps import _Sums, fit, predicted
@@ -179,3 +179,28 @@ def test_parts_of_a_block_are_in_the_order_in_which_it_computes_them():
     places = [place(f"blocks.3.{part}") for part in parts]
     assert places == sorted(set(places))
     assert place("blocks.2.hook_resid_post") < places[0]
+
+
+def test_the_null_of_an_agreement_is_that_between_different_features_tested_one_sided():
+    alike = np.array([[0.9, 0.1, 0.2], [0.3, 0.8, 0.1], [0.2, 0.3, 0.7]])
+    agreement = _over_features(alike, "correlation", "ordered more alike than")
+    assert agreement.value == pytest.approx(0.8)
+    assert agreement.null.value == pytest.approx(0.2)
+    assert agreement.null.p < 0.01
+    assert _over_features(alike[:, ::-1][[2, 1, 0]][:, [1, 2, 0]], "correlation", "more").null.p > 0.5
+
+
+class Rescaled(TinySAE):
+    """The same SAE with another scale for each feature."""
+
+    def __init__(self, hook, seed=0):
+        super().__init__(hook, seed=seed)
+        scale = torch.linspace(0.2, 5, self.W_enc.shape[1])
+        self.W_enc, self.b_enc, self.W_dec = self.W_enc * scale, self.b_enc * scale, self.W_dec / scale[:, None]
+
+
+def test_the_scale_of_features_changes_no_fvu_strength_or_agreement():
+    first, second = (connections(Linear(), sae(EARLY), sae(LATE, seed=1)) for sae in (TinySAE, Rescaled))
+    np.testing.assert_allclose(column(first, "strength"), column(second, "strength"), rtol=1e-3, atol=1e-6)
+    for name in ("fvu_linear_4", "fvu_relu_1", "precision_direct", "rank_correlation_block"):
+        assert first.values[name]["value"] == pytest.approx(second.values[name]["value"], rel=1e-3), name

@@ -47,6 +47,7 @@ def test_an_edge_that_neither_data_nor_intervention_shows_is_claimed_by_the_weig
     real, claimed = (dict(zip(COLUMNS, row, strict=True)) for row in (REAL, CLAIMED))
     assert claimed_by_weights_alone(claimed)
     assert not claimed_by_weights_alone(real)
+    assert not claimed_by_weights_alone({**claimed, "intervention": 0.05})
     assert "Claimed by the weights alone" in pages([result()])["feature-connections-next.md"]
 
 
