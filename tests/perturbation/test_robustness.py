@@ -100,6 +100,9 @@ def test_the_data_of_an_sae_are_named_if_they_are_not_those_of_the_noise():
     text = pages([*alone(), *saes])["curve_robustness.md"]
     (line,) = (line for line in text.splitlines() if line.startswith("| mine |"))
     assert "12 sequences" in line
+    (result,) = saes
+    direction = [result.values[name]["value"] for name in ("cosine", "norm_ratio")]
+    assert [float(cell) for cell in line.split(" | ")[2:4]] == pytest.approx(direction, rel=1e-3)
 
 
 def test_the_plot_counts_what_a_logarithmic_axis_cannot_show_and_tells_controls_apart():
