@@ -10,7 +10,10 @@ from saeval.plugin import Metric, Problem, Report, hookimpl
 if TYPE_CHECKING:
     from saeval.plugin import Plan, Subject
 
-_PLACES = ("hook_resid_pre", "ln1.", "attn", "hook_resid_mid", "ln2.", "mlp", "hook_resid_post")
+_PLACES = (
+    "hook_resid_pre", "ln1.", "attn.", "attn", "hook_resid_mid", "hook_mlp_in", "ln2.", "mlp.", "mlp",
+    "hook_resid_post",
+)  # fmt: skip
 """Parts of hook names in the order in which a block computes them."""
 
 

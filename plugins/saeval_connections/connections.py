@@ -339,17 +339,19 @@ def _over_features(alike: Float[np.ndarray, "n n"], unit: str, above: str) -> Sc
 def _edge_table(effects: Effects, edges: Edges) -> Table:
     """The tested edges, strongest first by intervention."""
     every = effects.per_unit * edges.scale
-    ranks = (-np.abs(every)).argsort(1, kind="stable").argsort(1, kind="stable") + 1
     rows = []
     for e, (n, j) in enumerate(edges.pairs.tolist()):
         estimate = effects.edge(e, n).value
         values = [float(edges.values[way][n, j]) if way in edges.values else None for way in WAYS]
+        fires, strength = effects.fires[:, n], float(every[n, j])
+        rank = 1 + int((np.abs(every[n]) > abs(strength)).sum()) if math.isfinite(strength) else None
         rows.append([
-            int(edges.sources[n]), j, *values, estimate.value, estimate.stderr, float(every[n, j]), int(ranks[n, j]),
-            int(effects.fires[:, n].sum()), ", ".join(edges.ways[e]), int(edges.first[e]),
+            int(edges.sources[n]), j, *values, estimate.value, estimate.stderr, strength, rank,
+            int(fires.sum()), np.count_nonzero(fires), ", ".join(edges.ways[e]), int(edges.first[e]),
         ])  # fmt: skip
     rows.sort(key=lambda row: (-abs(row[7]) if math.isfinite(row[7]) else 0.0, row[0], row[1]))
     columns = [
-        "earlier", "later", *WAYS, "intervention", "stderr", "strength", "rank", "tokens", "strongest_by", "shown",
+        "earlier", "later", *WAYS, "intervention", "stderr", "strength", "rank", "tokens", "documents", "strongest_by",
+        "shown",
     ]  # fmt: skip
     return Table(columns, rows)

@@ -22,7 +22,9 @@ _TEXT = (
     "An edge is the change of a later feature per unit of an earlier one: by weights with no block in between (direct) "
     "and with the linear map that fits it (block), by the sparse map fitted to activations (data), and by ablating the "
     "earlier feature (intervention, ± one standard error over documents). Strength is the intervention's edge in units "
-    "of the features' mean activations; rank is its place among all later features of the same earlier feature."
+    "of the features' mean activations; rank is its place among all later features of the same earlier feature; equal "
+    "ones share a rank. Tokens and documents are those on which the earlier feature fires; an error over few documents "
+    "is itself unreliable."
 )
 
 
@@ -128,14 +130,16 @@ def sparsity(result: Result) -> Figure:
     axes = fig.add_subplot()
     for kind, colour in (("linear", "C0"), ("relu", "C1")):
         if curve := result.values.get(f"fvu_by_sources_{kind}"):
-            points = zip(curve["x"], curve["y"], curve["stderr"], strict=True)
-            x, y, reach = zip(*((x, y, 1.96 * (e or 0.0)) for x, y, e in points if y is not None), strict=True)
+            points = zip(curve["x"], curve["y"], curve["ci95"], strict=True)
+            x, y, intervals = zip(*((x, y, ci95 or (y, y)) for x, y, ci95 in points if y is not None), strict=True)
+            low, high = zip(*intervals, strict=True)
+            reach = np.abs(np.array([low, high]) - y)
             axes.errorbar(x, y, reach, marker="o", color=colour, capsize=3, label=f"{kind} maps")
     axes.axhline(1, color="0.6", linewidth=0.8, linestyle=":", label="the train mean")
     axes.set_xlabel("sources per feature")
     axes.set_ylabel("held-out FVU")
     axes.legend(fontsize=8)
-    set_title(fig, f"Sparsity of the map: {result.metric} of {result.cell['over']}")
+    set_title(fig, f"Sparsity of the map: {result.metric} of {result.cell['over']}; bars: 95% intervals")
     return fig
 
 

@@ -22,6 +22,8 @@ _LEAST = 5
 """Fewest hooks among which outliers are sought."""
 _SHOWN = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
 """Cosines that the table and the plots show, if the curve has them."""
+_DASHES = ("--", ":", "-.", (0, (7, 2, 1, 2, 1, 2)), (0, (8, 4)), (0, (1, 4)))
+"""Lines of the controls, in order."""
 _QUANTITIES = {"kl": "KL(clean‖perturbed), nats per token", "delta_ce": "ΔCE, nats per token"}
 
 
@@ -44,7 +46,10 @@ class SAEPoint(NamedTuple):
 
     name: str
     cosine: float | None
+    norm_ratio: float | None
     values: Mapping[str, Point | None]
+    data: str
+    """The data of its run."""
 
 
 @dataclass(eq=False)
@@ -106,7 +111,8 @@ def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
         if not (runs := model_runs(group)):
             continue
         stem = f"{escapes.file_name(alias)}_robustness"
-        files[f"{stem}.md"] = table(runs)
+        pictures = "".join(f"\n![{label}]({stem}_{quantity}.png)\n" for quantity, label in _QUANTITIES.items())
+        files[f"{stem}.md"] = table(runs) + pictures
         files[f"{stem}.csv"] = csv_text(rows(runs))
         for quantity in _QUANTITIES:
             files[f"{stem}_{quantity}.png"] = png(chart(runs, quantity))
@@ -123,6 +129,7 @@ def model_runs(results: Sequence[Result]) -> list[ModelRun]:
         places = {_site(r): _place(r) for r in group if kind_of(r) == "hook"}
         if not places:
             continue
+        first = next(r for r in group if kind_of(r) == "hook")
         for r in results:
             subject = r.cell["subjects"][0]
             place = places.get(_site(r)) if _model(r) == model else None
@@ -130,12 +137,13 @@ def model_runs(results: Sequence[Result]) -> list[ModelRun]:
                 continue
             points = {quantity: Point.of(r.values.get(f"{quantity}_sae")) for quantity in _QUANTITIES}
             if subject["kind"] == "sae":
-                place.saes.append(SAEPoint(r.subject, r.values["cosine"]["value"], points))
+                cosine, norm_ratio = (r.values[name]["value"] for name in ("cosine", "norm_ratio"))
+                data = "the same" if r.cell["data"] == first.cell["data"] else _data(r)
+                place.saes.append(SAEPoint(r.subject, cosine, norm_ratio, points, data))
             elif r in group and not subject.get("of") and not subject.get("copy"):  # a control of the hook
                 for quantity, point in points.items():
                     if point is not None:
                         place.values[quantity][subject["name"]] = point
-        first = next(r for r in group if kind_of(r) == "hook")
         name, curve = first.cell["model"]["name"], first.values["kl"]["x"]
         cosines = [c for c in curve if c in _SHOWN] or [c for c in curve if c < 1][-5:]
         noise = [_label(c) for c in cosines]
@@ -144,9 +152,10 @@ def model_runs(results: Sequence[Result]) -> list[ModelRun]:
         title = f"{name}, suite {suite}" if several else name
         namesakes = sum(run.name == title for run in runs)  # other models of this name
         shown = f"{title} ({namesakes + 1})" if namesakes else title
-        size = ", ".join(size_in_words(first.cell["data"]))
         ratio = first.cell["params"]["norm_ratio"]
-        runs.append(ModelRun(title, shown, size, ratio, places, [*noise, *(n for n in controls if n != "identity")]))
+        runs.append(
+            ModelRun(title, shown, _data(first), ratio, places, [*noise, *(n for n in controls if n != "identity")])
+        )
     return runs
 
 
@@ -176,11 +185,12 @@ def table(runs: Sequence[ModelRun]) -> str:
             parts.append(f"{label}:\n\n" + "\n".join(lines) + "\n\n" + _outliers_in_words(run, quantity) + "\n")
         saes = [(place, sae) for place in run.places.values() for sae in place.saes]
         if saes:
-            lines = ["| SAE | hook | cosine | KL | ΔCE |", "|---|---|---|---|---|"]
+            lines = ["| SAE | hook | cosine | norm ratio | KL | ΔCE | data |", "|---" * 7 + "|"]
             for place, sae in saes:
                 values = " | ".join(_shown(sae.values[quantity]) for quantity in _QUANTITIES)
                 head = f"{escapes.markdown(sae.name)} | {escapes.markdown(place.hook_name)}"
-                lines.append(f"| {head} | {formatting.number(sae.cosine)} | {values} |")
+                direction = f"{formatting.number(sae.cosine)} | {formatting.number(sae.norm_ratio)}"
+                lines.append(f"| {head} | {direction} | {values} | {escapes.markdown(sae.data)} |")
             parts.append("SAEs at these hooks:\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
@@ -225,6 +235,7 @@ def chart(runs: Sequence[ModelRun], quantity: str) -> Figure:
     from matplotlib import colormaps  # late: slow to import
     from matplotlib.colors import Normalize
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
 
     sites = list(dict.fromkeys(place.site for run in runs for place in run.places.values()))
     fig = figure(max(4.2 * len(runs) + 0.8, 6.4), 2.5 * len(sites) + 1.4)
@@ -236,7 +247,8 @@ def chart(runs: Sequence[ModelRun], quantity: str) -> Figure:
         return colours(scale(math.log(max(1 - cosine, 2e-3))))
 
     controls = list(dict.fromkeys(name for run in runs for name in run.names if not name.startswith("c = ")))
-    dashes: dict[str, Any] = {name: ("--", ":", "-.")[index % 3] for index, name in enumerate(controls)}
+    dashes: dict[str, Any] = {name: _DASHES[index % len(_DASHES)] for index, name in enumerate(controls)}
+    omitted = 0
     axes[0][0].set_yscale("log")
     for column, run in enumerate(runs):
         for row, site in enumerate(sites):
@@ -246,11 +258,9 @@ def chart(runs: Sequence[ModelRun], quantity: str) -> Figure:
                 is_noise = name.startswith("c = ")
                 style = {"color": colour(_cosine(name))} if is_noise else {"color": "0.35", "linestyle": dashes[name]}
                 far = run.outliers(quantity, name)
-                drawn = [
-                    (place, point)
-                    for place in places
-                    if (point := place.values[quantity].get(name)) is not None and point.value > 0
-                ]
+                points = [(p, point) for p in places if (point := p.values[quantity].get(name)) is not None]
+                drawn = [(place, point) for place, point in points if point.value > 0]
+                omitted += len(points) - len(drawn)
                 if not drawn:
                     continue
                 x, y = [place.layer for place, _ in drawn], [point.value for _, point in drawn]
@@ -263,19 +273,12 @@ def chart(runs: Sequence[ModelRun], quantity: str) -> Figure:
                 for place, point in drawn:
                     if place.hook_name in far:
                         panel.plot([place.layer], [point.value], "o", markersize=9, color="C3", fillstyle="none")
-            for place in places:  # one label for all outliers at a hook
-                far_at = [(n, run.outliers(quantity, n).get(place.hook_name)) for n in run.names]
-                notes = [f"{escapes.plot(n)} {formatting.number(factor, 2)}×" for n, factor in far_at if factor]
-                if notes:
-                    x_at = (place.layer, 0.02)
-                    panel.annotate("\n".join(notes), x_at, (4, 0), xycoords=panel.get_xaxis_transform(),
-                                   textcoords="offset points", fontsize=6, color="C3")  # fmt: skip
-            _sae_points(panel, places, quantity, colour)
+            omitted += _sae_points(panel, places, quantity, colour)
             if row == 0:
                 panel.set_title(escapes.plot(run.title), fontsize=9)
             if column == 0:
                 panel.set_ylabel(escapes.plot(site), fontsize=9)
-            panel.set_xticks(sorted({p.layer for p in run.places.values()}))
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
             panel.margins(x=0.12)
             panel.tick_params(labelsize=7)
             panel.grid(alpha=0.25, linewidth=0.5)
@@ -286,22 +289,27 @@ def chart(runs: Sequence[ModelRun], quantity: str) -> Figure:
         label = "SAE (colour: its cosine)"
         keys.append(Line2D([], [], linestyle="", marker="D", color="0.7", markeredgecolor="k", label=label))
     if any(run.outliers(quantity, name) for run in runs for name in run.names):
-        keys.append(Line2D([], [], linestyle="", marker="o", color="C3", fillstyle="none", label="outlier"))
+        keys.append(
+            Line2D([], [], linestyle="", marker="o", color="C3", fillstyle="none", label="outlier (named in the table)")
+        )
     fig.legend(handles=keys, loc="outside lower center", ncols=3 if len(runs) == 1 else 5, fontsize=7)
     for panel in axes[-1]:
         panel.set_xlabel("layer", fontsize=9)
     ratios = ", ".join(sorted({f"{run.norm_ratio:g}" for run in runs}))
-    set_title(fig, f"{_QUANTITIES[quantity]}: noise at norm ratio {ratios}, and ablations; bars: 95% intervals")
+    below = f"; values ≤ 0, not drawn: {omitted}" if omitted else ""
+    title = f"{_QUANTITIES[quantity]}: noise at norm ratio {ratios}, and ablations; bars: 95% intervals{below}"
+    set_title(fig, title)
     return fig
 
 
-def _sae_points(panel: Any, places: Sequence[Place], quantity: str, colour: Any) -> None:
-    for place in places:
-        for sae in place.saes:
-            point = sae.values[quantity]
-            if point is not None and point.value > 0:
-                face = colour(sae.cosine) if sae.cosine is not None else "w"
-                panel.plot([place.layer], [point.value], "D", markersize=5, color=face, markeredgecolor="k", zorder=5)
+def _sae_points(panel: Any, places: Sequence[Place], quantity: str, colour: Any) -> int:
+    """Draw the SAEs of some hooks; return the number of those that a logarithmic axis cannot show."""
+    saes = [(place, sae, point) for place in places for sae in place.saes if (point := sae.values[quantity])]
+    for place, sae, point in saes:
+        if point.value > 0:
+            face = colour(sae.cosine) if sae.cosine is not None else "w"
+            panel.plot([place.layer], [point.value], "D", markersize=5, color=face, markeredgecolor="k", zorder=5)
+    return sum(point.value <= 0 for *_, point in saes)
 
 
 def _shown(point: Point | None) -> str:
@@ -314,6 +322,11 @@ def _label(cosine: float) -> str:
 
 def _cosine(name: str) -> float:
     return float(name.removeprefix("c = "))
+
+
+def _data(result: Result) -> str:
+    data = result.cell["data"]
+    return ": ".join([str(data.get("use", "data")), ", ".join(size_in_words(data))])
 
 
 def _model(result: Result) -> str:

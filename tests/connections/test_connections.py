@@ -10,7 +10,10 @@ from scipy.sparse import csc_array
 from saeval import SaevalError
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny
 from saeval.testing.claims import every, some
-from saeval_connections.connections import FeatureConnections
+from saeval_connections import place
+from saeval_connections.connections import FeatureConnections, _edge_table, _over_features
+from saeval_connections.edges import Edges
+from saeval_connections.effects import Effects
 from saeval_connections.maps import _Sums, fit, predicted
 
 SMALL = {"levels": [1, 4], "fit_tokens": 1000, "alive_firings": 2, "ablated": 4, "contexts": 0}
@@ -153,3 +156,51 @@ def test_groups_other_than_an_earlier_and_a_later_sae_are_refused(hooks, group, 
     saes = {"first": TinySAE(hooks[0]), "second": TinySAE(hooks[1], seed=1), "third": TinySAE(LATE, seed=2)}
     with pytest.raises(SaevalError, match=message):
         evaluate_tiny([{"feature_connections": {**SMALL, "over": "g"}}], saes=saes, groups={"g": group})
+
+
+def test_equal_strengths_share_a_rank_and_documents_are_counted():
+    change = np.array([[0.0, 4.0, -8.0, 0.0, 4.0], [0.0] * 5])
+    acts, fires = np.array([[2.0, 0], [0, 0], [2, 0]]), np.array([[2, 0], [0, 0], [1, 0]])
+    pairs = np.array([(0, j) for j in range(5)] + [(1, 0)])
+    by_document = np.zeros((3, 6))
+    by_document[0, :5] = change[0]
+    values = {way: np.ones((2, 5)) for way in ("direct", "block", "data")}
+    edges = Edges(np.array([7, 8]), values, pairs, [["data"]] * 6, [False] * 6, np.ones((2, 5)))
+    table = _edge_table(Effects(change, acts, fires, by_document, 1), edges)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    ranks = {(row["earlier"], row["later"]): row["rank"] for row in rows}
+    assert ranks == {(7, 2): 1, (7, 1): 2, (7, 4): 2, (7, 0): 4, (7, 3): 4, (8, 0): None}
+    assert {(row["tokens"], row["documents"]) for row in rows if row["earlier"] == 7} == {(3, 2)}
+
+
+def test_parts_of_a_block_are_in_the_order_in_which_it_computes_them():
+    parts = ["hook_resid_pre", "attn.hook_z", "hook_attn_out", "hook_resid_mid", "ln2.hook_normalized",
+             "mlp.hook_post", "hook_mlp_out", "hook_resid_post"]  # fmt: skip
+    places = [place(f"blocks.3.{part}") for part in parts]
+    assert places == sorted(set(places))
+    assert place("blocks.2.hook_resid_post") < places[0]
+
+
+def test_the_null_of_an_agreement_is_that_between_different_features_tested_one_sided():
+    alike = np.array([[0.9, 0.1, 0.2], [0.3, 0.8, 0.1], [0.2, 0.3, 0.7]])
+    agreement = _over_features(alike, "correlation", "ordered more alike than")
+    assert agreement.value == pytest.approx(0.8)
+    assert agreement.null.value == pytest.approx(0.2)
+    assert agreement.null.p < 0.01
+    assert _over_features(alike[:, ::-1][[2, 1, 0]][:, [1, 2, 0]], "correlation", "more").null.p > 0.5
+
+
+class Rescaled(TinySAE):
+    """The same SAE with another scale for each feature."""
+
+    def __init__(self, hook, seed=0):
+        super().__init__(hook, seed=seed)
+        scale = torch.linspace(0.2, 5, self.W_enc.shape[1])
+        self.W_enc, self.b_enc, self.W_dec = self.W_enc * scale, self.b_enc * scale, self.W_dec / scale[:, None]
+
+
+def test_the_scale_of_features_changes_no_fvu_strength_or_agreement():
+    first, second = (connections(Linear(), sae(EARLY), sae(LATE, seed=1)) for sae in (TinySAE, Rescaled))
+    np.testing.assert_allclose(column(first, "strength"), column(second, "strength"), rtol=1e-3, atol=1e-6)
+    for name in ("fvu_linear_4", "fvu_relu_1", "precision_direct", "rank_correlation_block"):
+        assert first.values[name]["value"] == pytest.approx(second.values[name]["value"], rel=1e-3), name

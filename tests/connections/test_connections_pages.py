@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
-from saeval_connections.pages import claimed_by_weights_alone, pages
+from saeval_connections.pages import claimed_by_weights_alone, pages, sparsity
 
 COLUMNS = [
     "earlier", "later", "direct", "block", "data", "intervention", "stderr", "strength", "rank", "tokens",
@@ -16,7 +16,7 @@ CLAIMED = [3, 9, 0.7, 0.1, 0.0, 0.01, 0.02, 0.02, 60, 900, "direct", 1]
 
 
 def result():
-    curve = {"kind": "curve", "x": [1.0, 4.0], "y": [0.8, 0.5], "stderr": [0.02, None], "ci95": [None, None]}
+    curve = {"kind": "curve", "x": [1.0, 4.0], "y": [0.8, 0.5], "stderr": [0.02, None], "ci95": [(0.7, 0.9), None]}
     tokens = [json.dumps(["<b>", " for", "$x$"]), json.dumps([0.0, 2.5, 0.1])]
     contexts = [[sae, f, 2.5, 11, *tokens] for sae, f in (("earlier", 3), ("later", 7), ("later", 9))]
     values = {
@@ -47,4 +47,11 @@ def test_an_edge_that_neither_data_nor_intervention_shows_is_claimed_by_the_weig
     real, claimed = (dict(zip(COLUMNS, row, strict=True)) for row in (REAL, CLAIMED))
     assert claimed_by_weights_alone(claimed)
     assert not claimed_by_weights_alone(real)
+    assert not claimed_by_weights_alone({**claimed, "intervention": 0.05})
     assert "Claimed by the weights alone" in pages([result()])["feature-connections-next.md"]
+
+
+def test_bars_are_the_recorded_intervals():
+    (axes,) = sparsity(result()).axes
+    _, _, (bars,) = axes.containers[0].lines
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0.7, 0.9], [0.5, 0.5]]

@@ -8,9 +8,9 @@ import io
 import pytest
 
 from saeval.cli import main
-from saeval.testing import TinyModel, TinySAE, evaluate_tiny
+from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import every, some
-from saeval_perturbation.robustness import ModelRun, Place, Point, model_runs, pages, table
+from saeval_perturbation.robustness import ModelRun, Place, Point, SAEPoint, chart, model_runs, pages, table
 
 CURVE = {"perturbation_curve": {"cosines": [0.5, 0.9], "norm_ratio": 1, "draws": 1, "as": "curve"}}
 
@@ -34,7 +34,9 @@ def test_models_stand_side_by_side_and_saes_at_their_hooks_as_points():
     assert made["curve_robustness_kl.png"].startswith(b"\x89PNG")
     text = made["curve_robustness.md"]
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## tiny", "## tiny (2)"]
-    assert text.count("| mine | blocks.1.hook_resid_pre |") == 1  # at the first model alone
+    (line,) = (line for line in text.splitlines() if line.startswith("| mine | blocks.1.hook_resid_pre |"))
+    assert line.endswith("| the same |")  # at the first model alone
+    assert "![KL(clean‖perturbed), nats per token](curve_robustness_kl.png)" in text
     assert text.count("| hook | c = 0.5 | c = 0.9 | zero | mean |") == 4
     rows = list(csv.DictReader(io.StringIO(made["curve_robustness.csv"])))
     for name, kind in (("c = 0.9", "hook"), ("zero", "control"), ("mine", "sae")):
@@ -91,3 +93,27 @@ def test_several_folders_are_drawn_together(tmp_path, capsys):
 def test_the_identity_is_not_drawn():
     (run,) = model_runs(list(alone()))
     assert run.names == ["c = 0.5", "c = 0.9", "zero", "mean"]
+
+
+def test_the_data_of_an_sae_are_named_if_they_are_not_those_of_the_noise():
+    saes = evaluate_tiny([CURVE], saes={"mine": TinySAE()}, name="others", rows=tiny_tokens(rows=12, seed=5))
+    text = pages([*alone(), *saes])["curve_robustness.md"]
+    (line,) = (line for line in text.splitlines() if line.startswith("| mine |"))
+    assert "12 sequences" in line
+    (result,) = saes
+    direction = [result.values[name]["value"] for name in ("cosine", "norm_ratio")]
+    assert [float(cell) for cell in line.split(" | ")[2:4]] == pytest.approx(direction, rel=1e-3)
+
+
+def test_the_plot_counts_what_a_logarithmic_axis_cannot_show_and_tells_controls_apart():
+    run = planted({"blocks.4.hook_mlp_out": -1})
+    run.names = ["zero", "mean", "resample", "principal_components"]
+    for place in run.places.values():
+        place.values["kl"] |= dict.fromkeys(run.names[1:], Point(1.0, None, None))
+    below = Point(-0.1, None, None)
+    run.places["blocks.0.hook_mlp_out"].saes.append(SAEPoint("s", 0.9, 1.0, {"kl": below}, "the same"))
+    drawn = chart([run], "kl")
+    assert "values ≤ 0, not drawn: 2" in " ".join(drawn.get_suptitle().split())
+    assert "not drawn" not in chart([planted({})], "kl").get_suptitle()
+    keys = drawn.legends[0].get_lines()[:4]
+    assert len({str(line.__dict__["_unscaled_dash_pattern"]) for line in keys}) == 4
