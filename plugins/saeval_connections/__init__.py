@@ -71,8 +71,11 @@ def _problem(subjects: list[Subject]) -> str | None:
 
 
 def place(hook_name: str) -> tuple[int, int]:
-    """The place of a canonical hook name in a forward pass: its block, and the part of it; the end for other names."""
+    """The place of a canonical hook name in a forward pass: its block, and the part of it.
+
+    Embeddings are before all blocks, other names after them.
+    """
     block, _, rest = hook_name.removeprefix("blocks.").partition(".")
     if not block.isdigit():
-        return 10**6, 0
+        return -1 if "embed" in hook_name.replace("unembed", "") else 10**6, 0
     return int(block), next((at for at, part in enumerate(_PLACES) if part in rest), len(_PLACES))

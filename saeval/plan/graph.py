@@ -97,9 +97,7 @@ class Graph:
             elif name == "member":
                 if not 0 <= int(target) < len(binding.members):
                     has = counted(len(binding.members), "SAE")
-                    raise SaevalError(
-                        f"'{quantity.name}' needs a group of at least {int(target) + 1} SAEs, not of {has}"
-                    )
+                    raise SaevalError(f"needs a group of at least {int(target) + 1} different SAEs, not of {has}")
                 binding = replace(binding, subject=binding.members[int(target)])
             else:
                 binding = replace(binding, renamed={**binding.renamed, name: str(target)})

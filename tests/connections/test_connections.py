@@ -148,7 +148,11 @@ def test_numbers_do_not_depend_on_batches_order_or_padding():
             ["first", "second"],
             "lists its SAEs in the wrong order: 'first' at blocks.2.hook_resid_pre is",
         ),
-        ((EARLY, LATE), ["first"], "needs a group of at least 2 SAEs, not of 1 SAE"),
+        (
+            (EARLY, LATE),
+            ["first"],
+            "metric 'feature_connections': needs a group of at least 2 different SAEs, not of 1 SAE",
+        ),
         ((EARLY, LATE), ["first", "second", "third"], "has 3 SAEs"),
     ],
 )
@@ -156,6 +160,11 @@ def test_groups_other_than_an_earlier_and_a_later_sae_are_refused(hooks, group, 
     saes = {"first": TinySAE(hooks[0]), "second": TinySAE(hooks[1], seed=1), "third": TinySAE(LATE, seed=2)}
     with pytest.raises(SaevalError, match=message):
         evaluate_tiny([{"feature_connections": {**SMALL, "over": "g"}}], saes=saes, groups={"g": group})
+
+
+def test_embeddings_are_before_all_blocks_and_the_rest_after_them():
+    hooks = ["hook_embed", "blocks.0.hook_resid_pre", "blocks.0.hook_mlp_out", "blocks.1.hook_resid_pre", "ln_final"]
+    assert sorted(reversed(hooks), key=place) == hooks
 
 
 def test_equal_strengths_share_a_rank_and_documents_are_counted():
