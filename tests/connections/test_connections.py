@@ -164,7 +164,7 @@ def test_groups_other_than_an_earlier_and_a_later_sae_are_refused(hooks, group, 
 
 def test_embeddings_are_before_all_blocks_and_the_rest_after_them():
     hooks = ["hook_embed", "blocks.0.hook_resid_pre", "blocks.0.hook_mlp_out", "blocks.1.hook_resid_pre", "ln_final"]
-    assert sorted(reversed(hooks), key=place) == hooks
+    assert sorted(hooks[::-1], key=place) == hooks
 
 
 def test_equal_strengths_share_a_rank_and_documents_are_counted():
