@@ -163,8 +163,8 @@ def test_groups_other_than_an_earlier_and_a_later_sae_are_refused(hooks, group, 
 
 
 def test_embeddings_are_before_all_blocks_and_the_rest_after_them():
-    hooks = ["hook_embed", "blocks.0.hook_resid_pre", "blocks.0.hook_mlp_out", "blocks.1.hook_resid_pre", "ln_final"]
-    assert sorted(hooks[::-1], key=place) == hooks
+    mixed = ["ln_final", "blocks.1.hook_resid_pre", "blocks.0.hook_mlp_out", "hook_embed", "blocks.0.hook_resid_pre"]
+    assert sorted(mixed, key=place) == [mixed[3], mixed[4], mixed[2], mixed[1], mixed[0]]
 
 
 def test_equal_strengths_share_a_rank_and_documents_are_counted():
