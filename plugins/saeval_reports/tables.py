@@ -196,7 +196,7 @@ def p_value(value: float | None) -> str:
 
 def rows(boards: Sequence[Board]) -> list[dict[str, Any]]:
     """Return a flat record per row: `METRIC.VALUE`, its `.stderr` and `.ci95`, of a value with a null hypothesis also
-    `.p`, `.p_holm` and `.verdict`, and why values are missing or errors unreliable."""
+    `.p`, `.p_holm` and `.verdict`, and why values or verdicts are missing or errors unreliable."""
     given = {(id(v.row), v.column.name): v for board in boards for v in verdicts(board)}
     return [_row(board, row, given) for board in boards for row in board.rows]
 
@@ -235,6 +235,8 @@ def _row(board: Board, row: Row, given: Mapping[tuple[int, str], Verdict]) -> di
             record[f"{column.name}.p"] = verdict.p if verdict else None
             record[f"{column.name}.p_holm"] = verdict.p_holm if verdict else None
             record[f"{column.name}.verdict"] = verdict.words if verdict else None
+            if entry.untested and row.kind != "control":
+                missing[f"{column.name}.verdict"] = f"not tested: {entry.untested}"
         if entry.support is not None and entry.stderr is not None and entry.support.unreliable:
             unreliable[column.name] = entry.support.doubt
         if entry.value is None:

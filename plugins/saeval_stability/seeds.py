@@ -13,7 +13,16 @@ from pydantic import Field
 from saeval.plugin import Metric, Notes, Null, Repeats, Value, torch
 from saeval_stability.firing import Firings, without_features
 from saeval_stability.floors import gaussians, rotations
-from saeval_stability.group import Group, Pair, group_values, labelled, matching_operations, pair_seed, pair_sizes
+from saeval_stability.group import (
+    Group,
+    Pair,
+    group_values,
+    labelled,
+    matching_operations,
+    pair_seed,
+    pair_sizes,
+    remarks_on,
+)
 from saeval_stability.measures import SHARED, agreement, flattened, iid_best
 
 if TYPE_CHECKING:
@@ -145,6 +154,9 @@ class SeedStability(Metric):
         matchings = 2 * len(self.modes) * (3 + 2 * self.draws)
         sizes = pair_sizes(subjects)
         return sum(matchings * matching_operations(n, m, d) + self.draws * 8.0 * m * d * d for n, m, d in sizes)
+
+    def remarks(self, subjects: Sequence[Subject]) -> list[str]:
+        return remarks_on(subjects)
 
     def conclude(
         self,

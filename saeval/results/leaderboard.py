@@ -89,6 +89,14 @@ def from_results(results: Sequence[Result], title: str, settings: Mapping[str, A
     return _boards([_Run(title, settings, results)])
 
 
+def of_pages(results: Sequence[Result]) -> list[Board]:
+    """Boards from the results that a page shows, each in the layout of its suite."""
+    by_layout: dict[int, list[Result]] = {}
+    for result in results:
+        by_layout.setdefault(id(result.layout) if result.layout else 0, []).append(result)
+    return _boards([_Run("", own[0].layout, own) for own in by_layout.values()])
+
+
 @dataclasses.dataclass(frozen=True)
 class _Run:
     """The results of one run, with its suite's name and layout."""

@@ -186,6 +186,36 @@ def test_pages_have_a_line_for_each_verdict_and_escape_names():
     assert claims.pages(results([{"v": rng.normal(size=DOCUMENTS)}], null=None)) == {}
 
 
+def test_the_verb_report_writes_the_leads_that_the_suite_asks_for(tmp_path):
+    rng = np.random.default_rng(11)
+    made, store = (
+        results([{"v": 3 * place + rng.normal(size=DOCUMENTS)} for place in (0, 1)], null=None),
+        Store(tmp_path),
+    )
+    made[1].cell["subjects"][0] |= {"name": "mean", "kind": "control", "control": "mean"}
+    for result in made:
+        store.write(result)
+    cells = [{"key": result.key, "cell": result.cell} for result in made]
+    layout = {"against": ["mean"], "rank_by": "m.v"}
+    store.write_manifest({"schema": MANIFEST_FORM, "suite": "s", "limit": None, "leaderboard": layout, "cells": cells})
+    assert main(["report", str(tmp_path), "--format", "verdicts"]) == 0
+    page = (tmp_path / "report" / "verdicts.md").read_text()
+    assert "- m.v vs mean: 1 of 1 is better than the control mean: sae-0 (5% level, one test)" in page
+
+
+def test_a_value_with_a_null_but_without_an_error_says_why_it_is_not_tested():
+    made = results([{"v": np.zeros(DOCUMENTS)}])
+    made[0].arrays.clear()
+    made[0].values["v"] = Scalar(0.5, unit="nats", reason="an error needs 4 seeds", null=BOTH).record()
+    sentence = "not tested: an error needs 4 seeds (m.v of sae-0)"
+    (board,) = from_results(made, "t", {})
+    assert sentence in board.notes
+    (record,) = json.loads(tables.as_json([board]))
+    assert record["missing"] == {"m.v.verdict": "not tested: an error needs 4 seeds"}
+    assert f"- {sentence}" in claims.pages(made)["verdicts.md"]
+    assert sentence in claims.pages(made)["verdicts.html"]
+
+
 def test_each_row_is_tested_against_its_own_null():
     documents = 0.5 + 0.01 * np.random.default_rng(3).normal(size=DOCUMENTS)
     made = [
