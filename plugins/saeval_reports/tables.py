@@ -24,6 +24,8 @@ from saeval.plugin import (
     verdicts_in_words,
 )
 
+MOST_NAMES = 4
+
 
 def markdown(boards: Sequence[Board]) -> str:
     """Return a table per board: values with their standard errors, then a legend and notes on missing values."""
@@ -167,9 +169,11 @@ def _verdicts(board: Board) -> list[str]:
     """Return what the tests of the shown columns and of leads over controls claim, and the number of other claims."""
     given = verdicts(board)
     shown = [v for v in given if v.column.headline or v.column.paired]
-    more = sum(v.claimed for v in given) - sum(v.claimed for v in shown)
-    rest = f"{formatting.counted(more, 'claim')} in columns that are not shown: see --format json"
-    return [*verdicts_in_words(shown), *([rest] if more else [])]
+    others = [v.column.name for v in given if v.claimed and not (v.column.headline or v.column.paired)]
+    names = list(dict.fromkeys(others))
+    where = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+    rest = f"{formatting.counted(len(others), 'claim')} in columns that are not shown ({where}): see --format json"
+    return [*verdicts_in_words(shown), *([rest] if others else [])]
 
 
 def header(column: Column) -> str:

@@ -267,10 +267,10 @@ class Board:
 
 
 def _with_places(reasons: Mapping[str, Mapping[str, None]]) -> list[str]:
-    return [f"{reason} ({_some(list(places))})" for reason, places in reasons.items()]
+    return [f"{reason} ({some(list(places))})" for reason, places in reasons.items()]
 
 
-def _some(places: Sequence[str]) -> str:
+def some(places: Sequence[str]) -> str:
     """Return the first few places in words; in JSON and CSV each row has its own reason."""
     rest = len(places) - SHOWN
     return ", ".join(places[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -147,6 +147,13 @@ def test_tables_have_p_values_and_verdicts_of_values_with_a_null_alone():
     assert "- m.v: 1 of 1 is more harmful than noise: sae-0 (5% level, one test)" in tables.markdown([board])
 
 
+def test_claims_in_other_columns_are_counted_with_the_names_of_the_first_columns():
+    rng = np.random.default_rng(12)
+    made = results([{name: 3 + rng.normal(size=DOCUMENTS) for name in "vabcde"}])
+    text = tables.markdown(from_results(made, "t", {"columns": ["m.v"]}))
+    assert "- 5 claims in columns that are not shown (m.a, m.b, m.c, m.d and 1 more): see --format json" in text
+
+
 def test_a_comparison_has_the_verdicts_on_both_corrected_over_the_whole_board():
     rng = np.random.default_rng(8)
     made = results([{"v": shift + rng.normal(size=DOCUMENTS)} for shift in (3.0, 0.0, 0.0)])
