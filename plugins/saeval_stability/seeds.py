@@ -110,7 +110,8 @@ class SeedStability(Metric):
     Claims:
         decoder_matched, encoder_matched: SAEs of different seeds have more similar directions than untrained SAEs;
             null: the twin `random(GROUP)`, paired by seed; needs: 10 firings of each counted feature, 4 SAEs, 4 seeds;
-            not: that features are the same, since a direction that all features share suffices.
+            not: that features are the same, since a direction that all features share suffices, or agreement beyond
+            that of untrained SAEs of another architecture than the control's.
         decoder_matched_excess, encoder_matched_excess: SAEs of different seeds have more similar directions than their
             means and covariances bring about; null: floor, excess 0; needs: 10 firings of each counted feature, 4 SAEs,
             4 seeds; not: how many features are the same, or that the agreement is large.

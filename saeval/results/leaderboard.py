@@ -189,7 +189,7 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
     rank(merged, ranked, within_hooks)
     if hook_only:
         warnings.append(_on_hooks(merged, rank_by, within_hooks))
-    warnings += _denser(merged, columns, rank_by, within_hooks) + _repeated(merged, rank_by)
+    warnings += _denser(merged, columns, rank_by, within_hooks) + _repeated(merged, columns)
     cell = results[0].cell
     model = (cell["model"] or {}).get("name", "")
     data = cell["data"]
@@ -241,15 +241,16 @@ def _denser(rows: Sequence[Row], columns: Sequence[Column], rank_by: str | None,
     return sentences
 
 
-def _repeated(rows: Sequence[Row], rank_by: str | None) -> list[str]:
-    """A sentence for controls of several SAEs with equal numbers: of one width and L0, they are the same draws."""
+def _repeated(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    """A sentence for rows of a control with equal numbers: SAEs of one width and L0 may have the same control."""
+    shown = [column.name for column in columns if column.headline]
     equal: dict[object, list[str]] = {}
-    for row in rows:
-        entry = row.entries.get(rank_by or "") if row.kind == "control" and row.of is not None else None
-        if entry is not None and entry.value is not None and entry.stderr:
-            equal.setdefault((row.control, row.site, entry.value, entry.stderr), []).append(row.name)
+    for row in (row for row in rows if row.kind == "control" and row.of is not None):
+        numbers = [(e.value, e.stderr) for name in shown if (e := row.entries.get(name)) is not None]
+        if any(stderr for _, stderr in numbers):  # equal counts prove nothing
+            equal.setdefault((row.control, row.site, *numbers), []).append(row.name)
     return [
-        f"{some(names)} are equal in {rank_by}: the control of each SAE has the same draws, so they count as one row"
+        f"{some(names)} have the same numbers, so these SAEs have the same control, and the rows count as one"
         for names in equal.values()
         if len(names) > 1
     ]

@@ -100,10 +100,10 @@ def test_a_first_row_of_a_much_higher_l0_is_noted():
 def test_a_higher_l0_is_noted_at_each_hook_that_has_ranks_of_its_own():
     places = [(hook, place) for hook in "hg" for place in (0, 9)]
     made = [scored(f"{hook}{place}", float(place), 144.0 / (1 + place), hook=hook) for hook, place in places]
-    for loss, _ in made:
+    for loss, _ in some(made):
         loss.values["delta_ce"]["comparable"] = "hook"
     notes = legend(*made)
-    for hook in "hg":
+    for hook in some("hg"):
         assert f"- {hook}0, first in ce.delta_ce at {hook}, has 10 times the L0 of {hook}9" in notes
 
 

@@ -165,7 +165,7 @@ def test_equal_rows_of_a_control_are_said_to_share_their_draws():
     results = [result("a", 1.0, NOISE), result("b", 2.0, NOISE), result("c", 2.0, NOISE)]
     results += [control("random", "a", 5.0), control("random", "b", 5.0), control("random", "c", 6.0)]
     (warning,) = from_results(results, "t", {})[0].warnings
-    assert warning.startswith("random(a), random(b) are equal in m.v: the control of each SAE has the same draws")
+    assert warning.startswith("random(a), random(b) have the same numbers, so these SAEs have the same control, ")
 
 
 def test_against_takes_the_control_of_this_name_of_an_sae_with_two_names():
