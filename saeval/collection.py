@@ -36,6 +36,8 @@ class Results(Sequence[Result]):
         self._registry = registry
         self._results = list(results)
         self._board = board
+        for result in self._results:
+            result.layout = board
         self.title = title
         self.folder = folder
         """The folder of the results, `out/suite`; None if `evaluate` had no `out` and stored nothing."""

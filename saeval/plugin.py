@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from saeval.results.report import Report
     from saeval.results.result import Result
     from saeval.results.store import stored_results
-    from saeval.results.verdicts import Verdict, verdicts, verdicts_in_words, verdicts_on
+    from saeval.results.verdicts import Verdict, untested_on, verdicts, verdicts_in_words, verdicts_on
     from saeval.stats.estimate import Estimate, Support, reliability_warnings
     from saeval.stats.evidence import Ever, Evidence, Histogram, Mean, Moments, Ratio, Sample, Spread, Stamp
     from saeval.stats.quantiles import Quantiles
@@ -96,7 +96,7 @@ __all__ = [
     "names_matching_any", "normal", "normalized_newlines", "out_of_memory", "paired", "planned", "png",
     "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings", "resuming", "searched_in",
     "set_title", "sha256_file", "size_in_words", "stored_results", "suggestion", "text_passages", "token_scores",
-    "torch", "unread_special", "unwrap_module", "validated", "validated_as", "verdicts", "verdicts_in_words",
-    "verdicts_on", "wrap_title", "write_whole",
+    "torch", "unread_special", "untested_on", "unwrap_module", "validated", "validated_as", "verdicts",
+    "verdicts_in_words", "verdicts_on", "wrap_title", "write_whole",
 ]  # fmt: skip
 __getattr__, __dir__ = on_first_use(__name__)

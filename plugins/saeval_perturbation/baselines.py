@@ -84,9 +84,9 @@ class Perturbation(Metric):
             harmed more (see percentile), that few tokens decide it, unless it is called a tail effect, that the
             error is worse than noise of another kind, or that one hook's SAEs are better than another's.
         percentile, percentile_*: the error is more harmful than a draw of that noise at a share P = ½ + (percentile
-            − ½)(K + 1)/K of the tokens; null: ½, not tested; needs: 20 documents, 1 SAE, 1 seed; not: anything about
-            the mean, which few tokens may decide, about noise of another kind, whose draws spread otherwise, or about
-            SAEs at other hooks.
+            − ½)(K + 1)/K of the tokens, with K draws; null: ½, not tested; needs: 20 documents, 1 SAE, 1 seed; not:
+            anything about the mean, which few tokens may decide, about noise of another kind, whose draws spread
+            otherwise, or about SAEs at other hooks.
         ratio, ratio_*: the size of the difference as a factor, at this hook; null: 1, tested as difference; needs:
             20 documents, 1 SAE, 1 seed; not: an order of SAEs at different hooks, since the noise differs.
         kl_sae, delta_ce_sae: the SAE's harm to the model's predictions; null: none, see the controls of kl and ce;

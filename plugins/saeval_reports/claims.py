@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from saeval.plugin import Result, Verdict, escapes, formatting, verdicts_in_words, verdicts_on
+from saeval.plugin import Result, Verdict, escapes, formatting, untested_on, verdicts_in_words, verdicts_on
 from saeval_reports.tables import markdown_table, p_value
 
 TITLE = "Verdicts"
@@ -18,8 +18,11 @@ LEGEND = (
 
 def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
     """Return the page as Markdown and HTML; empty if no value has a null hypothesis."""
-    given = verdicts_on(results)
-    return {"verdicts.md": _markdown(given), "verdicts.html": _html(given)} if given else {}
+    given, untested = verdicts_on(results), untested_on(results)
+    if not given and not untested:
+        return {}
+    sentences = [*verdicts_in_words(given), *untested]
+    return {"verdicts.md": _markdown(sentences, given), "verdicts.html": _html(sentences, given)}
 
 
 def _lines(given: Sequence[Verdict]) -> list[list[str]]:
@@ -38,17 +41,17 @@ def _lines(given: Sequence[Verdict]) -> list[list[str]]:
     ]
 
 
-def _markdown(given: Sequence[Verdict]) -> str:
-    sentences = [f"- {escapes.markdown(sentence)}" for sentence in verdicts_in_words(given)]
+def _markdown(sentences: Sequence[str], given: Sequence[Verdict]) -> str:
+    items = [f"- {escapes.markdown(sentence)}" for sentence in sentences]
     lines = [list(map(escapes.markdown, line)) for line in _lines(given)]
-    return "\n\n".join([f"# {TITLE}", "\n".join(sentences), markdown_table(HEADERS, lines), LEGEND]) + "\n"
+    return "\n\n".join([f"# {TITLE}", "\n".join(items), markdown_table(HEADERS, lines), LEGEND]) + "\n"
 
 
-def _html(given: Sequence[Verdict]) -> str:
+def _html(sentences: Sequence[str], given: Sequence[Verdict]) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         return f"<tr>{''.join(f'<{tag}>{escapes.html(cell)}</{tag}>' for cell in cells)}</tr>"
 
-    items = "\n".join(f"<li>{escapes.html(sentence)}</li>" for sentence in verdicts_in_words(given))
+    items = "\n".join(f"<li>{escapes.html(sentence)}</li>" for sentence in sentences)
     lines = "\n".join(row(line, "td") for line in _lines(given))
     style = "body { font: 15px/1.5 sans-serif; margin: 2rem } td, th { padding: 0.2rem 0.6rem; text-align: left }"
     return (

@@ -63,11 +63,10 @@ _ALIKE = "no interval: the difference is the same in every document"
 
 
 def _reason(row: Compared) -> str:
-    """Return why a difference has no interval; empty if it has one, or if both values are equal."""
+    """Return why a difference has no test or no interval; empty if it has one, or if both values are equal."""
     difference = row.difference
     if difference.reason:
-        with_errors = row.a.stderr is not None and row.b.stderr is not None
-        return f"{'not tested' if with_errors else 'no standard error'}: {difference.reason}"
+        return f"not tested: {difference.reason}"
     return _ALIKE if difference.stderr == 0 and difference.ci95 is None and difference.p_value is not None else ""
 
 
@@ -90,10 +89,10 @@ def _line(row: Compared) -> list[str]:
 
 
 def _better(row: Compared) -> str:
+    if row.sure is None:
+        return "not tested" if row.column.better and _reason(row) else ""
     if row.better is None:
         return ""
-    if row.sure is None:
-        return f"{escapes.markdown(row.better)} (by value)"
     return escapes.markdown(row.better) if row.sure else "not sure"
 
 

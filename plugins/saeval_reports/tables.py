@@ -24,6 +24,8 @@ from saeval.plugin import (
     verdicts_in_words,
 )
 
+MOST_NAMES = 4
+
 
 def markdown(boards: Sequence[Board]) -> str:
     """Return a table per board: values with their standard errors, then a legend and notes on missing values."""
@@ -167,9 +169,11 @@ def _verdicts(board: Board) -> list[str]:
     """Return what the tests of the shown columns and of leads over controls claim, and the number of other claims."""
     given = verdicts(board)
     shown = [v for v in given if v.column.headline or v.column.paired]
-    more = sum(v.claimed for v in given) - sum(v.claimed for v in shown)
-    rest = f"{formatting.counted(more, 'claim')} in columns that are not shown: see --format json"
-    return [*verdicts_in_words(shown), *([rest] if more else [])]
+    others = [v.column.name for v in given if v.claimed and not (v.column.headline or v.column.paired)]
+    names = list(dict.fromkeys(others))
+    where = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+    rest = f"{formatting.counted(len(others), 'claim')} in columns that are not shown ({where}): see --format json"
+    return [*verdicts_in_words(shown), *([rest] if others else [])]
 
 
 def header(column: Column) -> str:
@@ -196,7 +200,7 @@ def p_value(value: float | None) -> str:
 
 def rows(boards: Sequence[Board]) -> list[dict[str, Any]]:
     """Return a flat record per row: `METRIC.VALUE`, its `.stderr` and `.ci95`, of a value with a null hypothesis also
-    `.p`, `.p_holm` and `.verdict`, and why values are missing or errors unreliable."""
+    `.p`, `.p_holm` and `.verdict`, and why values or verdicts are missing or errors unreliable."""
     given = {(id(v.row), v.column.name): v for board in boards for v in verdicts(board)}
     return [_row(board, row, given) for board in boards for row in board.rows]
 
@@ -235,6 +239,8 @@ def _row(board: Board, row: Row, given: Mapping[tuple[int, str], Verdict]) -> di
             record[f"{column.name}.p"] = verdict.p if verdict else None
             record[f"{column.name}.p_holm"] = verdict.p_holm if verdict else None
             record[f"{column.name}.verdict"] = verdict.words if verdict else None
+            if entry.untested and row.kind != "control":
+                missing[f"{column.name}.verdict"] = f"not tested: {entry.untested}"
         if entry.support is not None and entry.stderr is not None and entry.support.unreliable:
             unreliable[column.name] = entry.support.doubt
         if entry.value is None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from saeval.plugin import Metric, Notes, SaevalError, Value
 from saeval_stability.firing import Activity, without_features
-from saeval_stability.group import Group, group_values, labelled, matching_operations, pair_sizes
+from saeval_stability.group import Group, group_values, labelled, matching_operations, pair_sizes, remarks_on
 from saeval_stability.seeds import Draws, Some
 
 if TYPE_CHECKING:
@@ -107,6 +107,9 @@ class FunctionalStability(Metric):
         # Two views, for the features themselves and for each shift. Only activations that are not 0 are multiplied;
         # `d` approximates their number.
         return sum(2 * (1 + self.draws) * matching_operations(n, m, d) for n, m, d in pair_sizes(subjects))
+
+    def remarks(self, subjects: Sequence[Subject]) -> list[str]:
+        return remarks_on(subjects)
 
     def conclude(
         self,

@@ -115,10 +115,7 @@ class Group:
                 f"an error needs the seed of each SAE, and that of {', '.join(unknown[:3])}{more} {verb} unknown: "
                 f"write 'seed: NUMBER' in {entry} of 'saes:'"
             )
-        count = len(set(self.seeds))
-        if count == 1:
-            return f"all SAEs were trained with the seed {self.seeds[0]}, so no pair is independent"
-        return f"an error needs {INTERVAL_FROM} seeds, and there are {count}" if count < INTERVAL_FROM else ""
+        return too_few(self.seeds)
 
     def values(self) -> dict[str, Value]:
         """All values of the group. Only the main views have arrays."""
@@ -288,6 +285,21 @@ Measured with 256 to 4,096 features on a CPU, for dictionaries that share a mean
 def matching_operations(n: int, m: int, d: int) -> float:
     """Operations of one exact matching of n with m features in d dimensions: all cosines, then the solver's work."""
     return 2.0 * n * m * d + SOLVING * max(n, m)
+
+
+def too_few(seeds: Sequence[int | None]) -> str:
+    """The reason why known seeds give no error over seeds; empty if they do."""
+    count = len(set(seeds))
+    if count == 1:
+        return f"all SAEs were trained with the seed {seeds[0]}, so no pair is independent"
+    return f"an error needs {INTERVAL_FROM} seeds, and there are {count}" if count < INTERVAL_FROM else ""
+
+
+def remarks_on(subjects: Sequence[Subject]) -> list[str]:
+    """The remark on a group whose seeds are known and too few for an error."""
+    seeds = [(subject.facts or {}).get("seed") for subject in subjects]
+    reason = "" if None in seeds else too_few(seeds)
+    return [f"{reason}, so no value of the group will be tested"] if reason else []
 
 
 def pair_sizes(subjects: Sequence[Subject]) -> list[tuple[int, int, int]]:

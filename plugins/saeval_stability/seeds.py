@@ -13,7 +13,16 @@ from pydantic import Field
 from saeval.plugin import Metric, Notes, Null, Repeats, Value, torch
 from saeval_stability.firing import Firings, without_features
 from saeval_stability.floors import gaussians, rotations
-from saeval_stability.group import Group, Pair, group_values, labelled, matching_operations, pair_seed, pair_sizes
+from saeval_stability.group import (
+    Group,
+    Pair,
+    group_values,
+    labelled,
+    matching_operations,
+    pair_seed,
+    pair_sizes,
+    remarks_on,
+)
 from saeval_stability.measures import SHARED, agreement, flattened, iid_best
 
 if TYPE_CHECKING:
@@ -101,7 +110,8 @@ class SeedStability(Metric):
     Claims:
         decoder_matched, encoder_matched: SAEs of different seeds have more similar directions than untrained SAEs;
             null: the twin `random(GROUP)`, paired by seed; needs: 10 firings of each counted feature, 4 SAEs, 4 seeds;
-            not: that features are the same, since a direction that all features share suffices.
+            not: that features are the same, since a direction that all features share suffices, or agreement beyond
+            that of untrained SAEs of another architecture than the control's.
         decoder_matched_excess, encoder_matched_excess: SAEs of different seeds have more similar directions than their
             means and covariances bring about; null: floor, excess 0; needs: 10 firings of each counted feature, 4 SAEs,
             4 seeds; not: how many features are the same, or that the agreement is large.
@@ -145,6 +155,9 @@ class SeedStability(Metric):
         matchings = 2 * len(self.modes) * (3 + 2 * self.draws)
         sizes = pair_sizes(subjects)
         return sum(matchings * matching_operations(n, m, d) + self.draws * 8.0 * m * d * d for n, m, d in sizes)
+
+    def remarks(self, subjects: Sequence[Subject]) -> list[str]:
+        return remarks_on(subjects)
 
     def conclude(
         self,

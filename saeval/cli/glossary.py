@@ -222,10 +222,26 @@ def _quantity(quantity: Any) -> list[str]:
 
 
 def _value_page(entry: Entry[type[Metric]], value: str) -> str:
-    """Return the documentation of one value, above its metric's."""
+    """Return the documentation of one value, or of its lead over a control, above its metric's.
+
+    `SaevalError` for a value that a metric with a section `Values:` does not describe.
+    """
     page = _page(entry, "metric")
     lines = []
-    if doc := _named_first(value, _read(documented_values, entry.thing)):
+    value, lead, control = value.partition(" vs ")
+    documented = _read(documented_values, entry.thing)
+    declared = names_of_values(entry.thing) or ()
+    names = [*(name for doc in documented for name in doc.names), *declared]
+    if documented and not names_matching_any(names, [value]):
+        near = suggestion(value, names, f"; `saeval show {entry.name}` describes its values")
+        raise SaevalError(f"metric '{entry.name}' has no value '{value}'{near}")
+    if lead:
+        lines += [
+            f"value {entry.name}.{value} vs {control}: the lead of a row over {control}, a paired difference",
+            "  direction: higher is better",
+            "  null hypothesis: 0, by the paired t test, with Holm's correction over the tests of the metric",
+        ]
+    if doc := _named_first(value, documented):
         lines += [f"value {entry.name}.{value}: {doc.equation}"]
         lines += [f"  unit: {doc.unit}", f"  range: {doc.range}", f"  direction: {doc.better}"]
     if claim := _named_first(value, _read(documented_claims, entry.thing)):

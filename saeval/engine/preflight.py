@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from saeval.base.errors import Problem, SuiteError, suggestion
+from saeval.base.errors import Problem, SuiteError, blamed, suggestion
 from saeval.base.memory import refuse_too_large
 from saeval.base.names import names_matching, names_matching_any
 from saeval.engine.batch_program import Summation
@@ -263,7 +263,8 @@ def same_model(declared: str, name: str) -> bool:
 
 
 def warnings(plan: Plan) -> list[str]:
-    """Return a sentence per contradicted declaration, unknown allowed name, copy in a group and missing control."""
+    """Return a sentence per contradicted declaration, unknown allowed name, copy in a group and missing control, and
+    the remarks of metrics."""
     saes = {s.name: s for s in plan.subjects if s.kind == "sae"}
     unknown = [
         f"{plan.options.spelled('allow', [pattern])}: no SAE of the suite has this name{suggestion(pattern, saes)}"
@@ -273,7 +274,18 @@ def warnings(plan: Plan) -> list[str]:
     contradicted = [f"{s.name} {finding.message}" for s in saes.values() for finding in declarations(s, plan)]
     copied = dict.fromkeys(sentence for cell in plan.cells for sentence in copies(cell))
     uncontrolled = without_control(plan.suite, plan.subjects)
-    return [f"warning: {sentence}" for sentence in (*unknown, *contradicted, *copied, *uncontrolled)]
+    sentences = (*unknown, *contradicted, *copied, *uncontrolled, *_remarks(plan))
+    return [f"warning: {sentence}" for sentence in sentences]
+
+
+def _remarks(plan: Plan) -> dict[str, None]:
+    """Return the remarks of metrics on their cells, each once."""
+    remarks: dict[str, None] = {}
+    for cell in (cell for cell in plan.cells if "twin" not in cell.record):
+        with blamed(f"'remarks' of metric '{cell.entry.name}'", plan.registry.metrics.entry(cell.entry.name).origin):
+            of = f" over {cell.entry.over}" if cell.entry.over else ""
+            remarks |= {f"{cell.entry.alias}{of}: {remark}": None for remark in cell.metric.remarks(cell.subjects)}
+    return remarks
 
 
 def model_warnings(plan: Plan) -> list[str]:

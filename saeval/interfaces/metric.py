@@ -66,6 +66,13 @@ class Metric(Stateless):
         """
         return 0.0
 
+    def remarks(self, subjects: Sequence[Subject]) -> Sequence[str]:
+        """Return sentences on what the values of one cell will lack, which `saeval check` and `run` print as warnings.
+
+        `subjects` are as for `operations`.
+        """
+        return ()
+
 
 def faults(metric: type[Metric]) -> str | None:
     """Return a sentence on why a class is not a valid metric; None if it is valid."""

@@ -27,6 +27,10 @@ from saeval.registry.registry import Registry
 from saeval.results.store import finite
 from saeval.suite.schema import Suite
 
+_IN_TWIN = MAX_REPEATS
+_AS_SAE = _IN_TWIN + 2**32
+"""The first draws of controls in twins, and of controls as SAEs: none is a draw of a row of `controls:`."""
+
 
 @dataclass(eq=False)
 class Subjects:
@@ -119,12 +123,14 @@ class Subjects:
             parents = self._described(of, earlier)
         saes = []
         for parent, copy in itertools.product(parents, range(copies)):
-            drawn = self._control(control, params, parent.hook_name, parent, copy, use, parent.asked_hook)
+            drawn = self._control(control, params, parent.hook_name, parent, _AS_SAE + copy, use, parent.asked_hook)
+            if same := next((known for known in earlier.values() if known.key == _key_as_sae(drawn)), None):
+                raise SaevalError(f"control '{use}': this draw is already the SAE '{same.name}'; set another 'seed:'")
             parts = [name or use, *([parent.name] if len(parents) > 1 else []), *([str(copy)] if copies > 1 else [])]
             facts = {"format": use, "architecture": f"the control {use}", "of": parent.name, **params}
             if isinstance(seed := params.get("seed", 0), int):
                 facts["seed"] = MAX_REPEATS * seed + copy
-            saes.append(replace(drawn, name="/".join(parts), kind="sae", key=digest_of(["sae", drawn.key]), facts=facts,
+            saes.append(replace(drawn, name="/".join(parts), kind="sae", key=_key_as_sae(drawn), facts=facts,
                                 d_out=parent.d_out, fetch=parent.fetch))  # fmt: skip
         return saes
 
@@ -268,7 +274,7 @@ class Subjects:
                 if control.per == "sae" and hooks and not parents:
                     usable = ", ".join(e.name for e in self.registry.controls if e.thing.per == "hook")
                     raise SaevalError(f"control '{use}' is built from an SAE, and the suite has none; use {usable}")
-            except (SaevalError, ValueError) as error:
+            except SaevalError as error:
                 self.problems += self.suite.problems(error, *place)
                 continue
             by_site: dict[str, Subject] = {}
@@ -297,7 +303,7 @@ class Subjects:
         control, params, _ = self._configured(name, {}, "controls", "sae")
         twins = []
         for sae in group:
-            draw = MAX_REPEATS + int(digest_of(["twin", sae.name, sae.hook_name])[:8], 16)  # not that of any row
+            draw = _IN_TWIN + int(digest_of(["twin", sae.name, sae.hook_name])[:8], 16)
             twin = self._control(control, params, sae.hook_name, sae, draw, name, sae.asked_hook)
             twins.append(replace(twin, name=f"{name}({sae.name})#twin"))
         return twins
@@ -320,8 +326,11 @@ class Subjects:
             if given or not key:
                 raise
             raise SaevalError(f"{key}: {error}, so it cannot be named without parameters") from None
-        with blamed(f"control '{name}'", origin, values=True):
-            copies = control(**params).copies
+        try:
+            with blamed(f"control '{name}'", origin, values=True):
+                copies = control(**params).copies
+        except ValueError as error:
+            raise SaevalError(str(error)) from None
         if not isinstance(copies, int) or isinstance(copies, bool) or not 1 <= copies <= MAX_REPEATS:
             fault = f"'copies' is {quoted_value(copies)}; it must be a whole number from 1 to {MAX_REPEATS}"
             raise SaevalError(f"control '{name}' (plugin {origin}): {fault}")
@@ -384,6 +393,10 @@ class Subjects:
             hook = f"{hook_name} of model '{self.spec.name}' is {hooks[hook_name]} wide"
             return f"{name}: the SAE {does} {size}, but {hook}; check the hook or the model"
         return None
+
+
+def _key_as_sae(drawn: Subject) -> str:
+    return digest_of(["sae", drawn.key])
 
 
 def _nothing() -> Any:

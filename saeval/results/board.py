@@ -82,6 +82,12 @@ class Entry:
         """True if its paired differences can be tested: its values without each of several documents are stored."""
         return self.estimate is not None and (self.support is None or self.support.effective >= LEAST)
 
+    @property
+    def untested(self) -> str | None:
+        """The reason why a value with a null hypothesis has no test; None if it has one, or has no null."""
+        without = self.value is not None and self.stderr is None and self.p is None
+        return self.reason if without and self.null and (self.null["above"] or self.null["below"]) else None
+
     def __post_init__(self) -> None:
         if self.value is not None:
             self.value += 0.0  # no negative zero in any table
@@ -243,10 +249,28 @@ class Board:
                 if entry is not None and entry.value is None and entry.reason:
                     places = notes.setdefault(f"{entry.status}: {entry.reason}", {})
                     places.setdefault(f"{column.metric} of {row.name}")
-        return [*self.warnings, *(f"{reason} ({_some(list(places))})" for reason, places in notes.items())]
+        return [*self.warnings, *_with_places(notes), *self._untested(shown)]
+
+    @property
+    def untested(self) -> list[str]:
+        """Reasons why values with a null hypothesis are not tested, each once with its places."""
+        return self._untested(self.columns)
+
+    def _untested(self, columns: Sequence[Column]) -> list[str]:
+        reasons: dict[str, dict[str, None]] = {}
+        for row in (row for row in self.rows if row.kind != "control"):
+            for column in columns:
+                entry = row.entries.get(column.name)
+                if entry is not None and entry.untested:
+                    reasons.setdefault(f"not tested: {entry.untested}", {})[f"{column.name} of {row.name}"] = None
+        return _with_places(reasons)
 
 
-def _some(places: Sequence[str]) -> str:
+def _with_places(reasons: Mapping[str, Mapping[str, None]]) -> list[str]:
+    return [f"{reason} ({some(list(places))})" for reason, places in reasons.items()]
+
+
+def some(places: Sequence[str]) -> str:
     """Return the first few places in words; in JSON and CSV each row has its own reason."""
     rest = len(places) - SHOWN
     return ", ".join(places[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")

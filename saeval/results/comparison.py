@@ -28,7 +28,8 @@ class Compared:
     p_holm: float | None
     """The paired test's p value, corrected for all distinct tests of the comparison; None without a test."""
     better: str | None
-    """The name of the subject with the better value; None if both are equal or the value has no better direction."""
+    """The name of the subject with the better value; None if both are equal, without a test, and if the value has no
+    better direction."""
 
     @property
     def sure(self) -> bool | None:
@@ -158,8 +159,8 @@ def compare(boards: Sequence[Board], a: str, b: str, metrics: Sequence[str] = ()
     adjusted = holm([d.p_value if same[index] == index else None for index, d in enumerate(differences)])
     corrected = [None if twin is None else adjusted[twin] for twin in same]
     rows = [
-        Compared(column, a, b, paired, p, None if other else _better(column, paired, row_a, row_b))
-        for (column, a, b), paired, p, other in zip(both, differences, corrected, apart, strict=True)
+        Compared(column, a, b, paired, p, None if p is None else _better(column, paired, row_a, row_b))
+        for (column, a, b), paired, p in zip(both, differences, corrected, strict=True)
     ]
     limit = limit_notice(board.data)
     return Comparison(
@@ -256,6 +257,7 @@ def _data_and_model(board: Board) -> str:
 def _rows_named(boards: Sequence[Board], name: str) -> list[tuple[Board, Row]]:
     rows = [(board, row) for board in boards for row in board.rows]
     matches = [(board, row) for board, row in rows if name in (row.name, _at_hook(row), f"{row.name}@{row.site}")]
+    matches = matches or [(board, row) for board, row in rows if f"{name} ({len(row.keys)})" == row.name]  # of a group
     if not matches:
         names = [row.name for _, row in rows] + ([_at_hook(row) for _, row in rows] if "@" in name else [])
         raise SaevalError(f"no subject '{name}' in these results{suggestion(name, names)}")

@@ -85,7 +85,8 @@ def _beside(row: Row, here: Sequence[Row], control: str, column: Column) -> Entr
     own_controls = [
         r for r in here if r.of_keys == row.keys or (row.kind == "sae" and r.of == row.name and None in r.of_keys)
     ]
-    found = own_controls or [r for r in here if r.of is None]  # else the hook's
+    named = [r for r in own_controls if r.of == row.name]  # one SAE may have two names
+    found = named or own_controls or [r for r in here if r.of is None]  # else the hook's
     if len(found) != 1:
         count = "several controls" if found else "no control"
         others = " is built from this SAE; add the SAE to the control's 'of:'" if here and not found else ""

@@ -12,7 +12,7 @@ from typing import Any
 from saeval.base.errors import SaevalError, suggestion
 from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import number
-from saeval.results.board import Board, Column, Entries, Entry, Row, damaged_in_words
+from saeval.results.board import Board, Column, Entries, Entry, Row, damaged_in_words, some
 from saeval.results.control_columns import against, columns_of
 from saeval.results.file_states import Basis
 from saeval.results.index import StaleError, forget
@@ -87,6 +87,14 @@ def _of_folders(
 def from_results(results: Sequence[Result], title: str, settings: Mapping[str, Any]) -> list[Board]:
     """Boards from results in hand; results of groups have no row of their own subject and form rows of members."""
     return _boards([_Run(title, settings, results)])
+
+
+def of_pages(results: Sequence[Result]) -> list[Board]:
+    """Boards from the results that a page shows, each in the layout of its suite."""
+    by_layout: dict[int, list[Result]] = {}
+    for result in results:
+        by_layout.setdefault(id(result.layout) if result.layout else 0, []).append(result)
+    return _boards([_Run("", own[0].layout, own) for own in by_layout.values()])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +189,7 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
     rank(merged, ranked, within_hooks)
     if hook_only:
         warnings.append(_on_hooks(merged, rank_by, within_hooks))
-    warnings += _denser(merged, columns, rank_by)
+    warnings += _denser(merged, columns, rank_by, within_hooks) + _repeated(merged, columns)
     cell = results[0].cell
     model = (cell["model"] or {}).get("name", "")
     data = cell["data"]
@@ -199,27 +207,52 @@ def _on_hooks(rows: Sequence[Row], rank_by: str | None, within_hooks: bool) -> s
     if not within_hooks:
         return f"{only}, but the suite sets 'across_hooks: true': ranks also reflect how the hooks differ"
     if any(row.rank is not None for row in rows):
-        return f"{only}: rows are ordered by hook, and ranks are among the SAEs at one hook"
+        saes = Counter(row.hook_name for row in rows if row.kind == "sae")
+        alone = [hook for hook, count in saes.items() if count == 1]
+        unranked = f"; an SAE alone at its hook has no rank ({some(alone)})" if alone else ""
+        return f"{only}: rows are ordered by hook, and ranks are among the SAEs at one hook{unranked}"
     return f"{only}, and no two SAEs share a hook: rows are ordered by hook, and nothing is ranked"
 
 
-def _denser(rows: Sequence[Row], columns: Sequence[Column], rank_by: str | None) -> list[str]:
-    """That the first row uses far more features than the second at its hook: more features reconstruct better."""
+def _denser(rows: Sequence[Row], columns: Sequence[Column], rank_by: str | None, within_hooks: bool) -> list[str]:
+    """A sentence if the first row uses far more features than the second at its hook: more features reconstruct better.
+
+    `within_hooks`: for each hook.
+    """
     l0 = next((c.name for c in columns if c.value == L0), None)
     if l0 is None or rank_by == l0:
         return []
-    ranked = [(row, row.entries[l0].value) for row in rows if row.rank is not None and l0 in row.entries]
-    known = [(row, value) for row, value in ranked if value]
-    if not known or known[0][0] is not next(row for row in rows if row.rank is not None):
-        return []
-    (first, most), *others = known
-    second = next(((row, value) for row, value in others if row.hook_name == first.hook_name), None)
-    if second is None or most < DENSER * second[1]:
-        return []
+    by_hook: dict[str, list[Row]] = {}
+    for row in (row for row in rows if row.rank is not None):
+        by_hook.setdefault(row.hook_name if within_hooks else "", []).append(row)
+    sentences = []
+    for hook, ranked in by_hook.items():
+        known = [(row, value) for row in ranked if l0 in row.entries and (value := row.entries[l0].value)]
+        if not known or known[0][0] is not ranked[0]:
+            continue
+        (first, most), *others = known
+        second = next(((row, value) for row, value in others if row.hook_name == first.hook_name), None)
+        if second is not None and most >= DENSER * second[1]:
+            sentences.append(
+                f"{first.name}, first in {rank_by}{f' at {hook}' if hook else ''}, has {number(most / second[1], 2)} "
+                f"times the L0 of {second[0].name} ({number(most)} against {number(second[1])} features per token): a "
+                f"higher L0 makes {rank_by} easier, so compare SAEs of similar L0"
+            )
+    return sentences
+
+
+def _repeated(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    """A sentence for rows of a control with equal numbers: SAEs of one width and L0 may have the same control."""
+    shown = [column.name for column in columns if column.headline]
+    equal: dict[object, list[str]] = {}
+    for row in (row for row in rows if row.kind == "control" and row.of is not None):
+        numbers = [(e.value, e.stderr) for name in shown if (e := row.entries.get(name)) is not None]
+        if any(stderr for _, stderr in numbers):  # equal counts prove nothing
+            equal.setdefault((row.control, row.site, *numbers), []).append(row.name)
     return [
-        f"{first.name}, first in {rank_by}, has {number(most / second[1], 2)} times the L0 of {second[0].name} "
-        f"({number(most)} against {number(second[1])} features per token): a higher L0 makes {rank_by} easier, so "
-        f"compare SAEs of similar L0"
+        f"{some(names)} have the same numbers, so these SAEs have the same control, and the rows count as one"
+        for names in equal.values()
+        if len(names) > 1
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 from saeval.results.all_pairs import Pairs
@@ -20,9 +21,9 @@ def rank(rows: list[Row], column: Column | None, within_hooks: bool = False) -> 
     which row is tied with which: a may be tied with b and b with c while a is better than c. Where a row is not known
     without each document, or no row can be tested (one document), the values decide.
 
-    `within_hooks`: the same among the rows at each hook. Rows are ordered by hook first, and an SAE that is alone at
-    its hook has no rank. Each hook's tests have a share of the 5% by their number, so all intervals still hold
-    together.
+    `within_hooks`: the same among the rows at each hook. Rows are ordered by hook first, hooks by the numbers in their
+    names, such as that of the block. An SAE that is alone at its hook has no rank. Each hook's tests have a share of
+    the 5% by their number, so all intervals still hold together.
     """
     if column is None:
         return
@@ -32,7 +33,8 @@ def rank(rows: list[Row], column: Column | None, within_hooks: bool = False) -> 
         entry = row.entries.get(name)
         return sign * entry.value if entry is not None and entry.value is not None else math.inf
 
-    places = {site: place for place, site in enumerate(dict.fromkeys(row.site for row in rows if within_hooks))}
+    sites = sorted(dict.fromkeys(row.site for row in rows if within_hooks), key=_numbers)
+    places = {site: place for place, site in enumerate(sites)}
     rows.sort(key=lambda r: (places.get(r.site, 0), _KINDS.get(r.kind, 3), value(r)))
     trained = [r for r in rows if r.kind == "sae" and math.isfinite(value(r))]
     if column.better is None or not trained:
@@ -44,6 +46,10 @@ def rank(rows: list[Row], column: Column | None, within_hooks: bool = False) -> 
     for here in hooks.values():
         if len(hooks) == 1 or len(here) > 1:
             _rank(here, name, ALPHA * math.comb(len(here), 2) / pairs if pairs else ALPHA)
+
+
+def _numbers(site: str) -> list[int]:
+    return list(map(int, re.findall("[0-9]{1,9}", site)))
 
 
 def _rank(trained: list[Row], name: str, level: float) -> None:

@@ -44,6 +44,9 @@ class Result:
     """The arrays of `KEY.npz`: `value/NAME`, the `Array` itself; of a value with an error over documents
     `without/NAME`, the value recomputed without each document, and `sizes/NAME`, the size of each document."""
 
+    layout: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """The `leaderboard:` of its suite, which no file of a result has; empty if it is unknown."""
+
     def record(self) -> dict[str, Any]:
         """Return the content of the JSON file, without its checksums."""
         return {

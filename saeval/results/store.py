@@ -238,7 +238,7 @@ class Store:
         found = []
         for listed in manifest["cells"]:
             result = self.read(listed["key"], arrays=True) or Result(listed["key"], "missing", {})
-            result.cell = listed["cell"]
+            result.cell, result.layout = listed["cell"], manifest["leaderboard"]
             found.append(result)
         return manifest, found
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from saeval.base.formatting import interval, number, with_error
 from saeval.results.board import SHOWN, Board, Column, Entry, Row
-from saeval.results.leaderboard import from_results
+from saeval.results.leaderboard import of_pages
 from saeval.results.paired_tests import ALPHA, holm
 from saeval.results.result import Result
 from saeval.stats.estimate import LEAST, ROUNDING, t_test
@@ -107,8 +107,14 @@ def verdicts(board: Board) -> list[Verdict]:
 
 
 def verdicts_on(results: Sequence[Result]) -> list[Verdict]:
-    """Return the verdicts on results in hand, such as those that a page shows."""
-    return [verdict for board in from_results(results, "", {}) for verdict in verdicts(board)]
+    """Return the verdicts on results in hand, such as those that a page shows, with the leads of their suite's
+    `against:`."""
+    return [verdict for board in of_pages(results) for verdict in verdicts(board)]
+
+
+def untested_on(results: Sequence[Result]) -> list[str]:
+    """Return a sentence per reason why values of these results with a null hypothesis are not tested."""
+    return [sentence for board in of_pages(results) for sentence in board.untested]
 
 
 def verdicts_in_words(given: Sequence[Verdict]) -> list[str]:

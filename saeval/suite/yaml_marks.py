@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from saeval.base.errors import Problem, SaevalError, SuiteError, lone_surrogate, searched_in
+from saeval.base.escapes import line
 from saeval.base.parameters import Location
 from saeval.base.text_files import FileError, read_text
 
@@ -32,7 +33,8 @@ class Marks:
     """The line and column of each key and value of a suite."""
 
     source: str
-    values: dict[Location, tuple[int, int]] = field(default_factory=dict)
+    values: dict[Location, tuple[int, int] | str] = field(default_factory=dict)
+    """The place of each value: its line and column, or the option that sets it."""
     keys: dict[Location, tuple[int, int]] = field(default_factory=dict)
 
     def where(self, location: Location, *, key: bool = False) -> str:
@@ -44,9 +46,8 @@ class Marks:
                 return self._show(self.values[location[:length]])
         return self.source
 
-    def _show(self, mark: tuple[int, int]) -> str:
-        line, column = mark
-        return f"{self.source}:{line}:{column}" if line else self.source
+    def _show(self, mark: tuple[int, int] | str) -> str:
+        return mark if isinstance(mark, str) else f"{self.source}:{mark[0]}:{mark[1]}"
 
 
 def read(path: Path | str) -> tuple[dict[str, Any], Marks]:
@@ -185,8 +186,8 @@ class _Builder:
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            line, column = _mark(key_node)
-            where = f"{self.marks.source}:{line}:{column}"
+            row, column = _mark(key_node)
+            where = f"{self.marks.source}:{row}:{column}"
             if not isinstance(key, str) or lone_surrogate(key):
                 self.problems.append(Problem("a key must be a plain word", where))
                 continue
@@ -194,7 +195,7 @@ class _Builder:
                 first = self.marks.keys[(*location, key)][0]
                 self.problems.append(Problem(f"duplicate key '{key}', first set in line {first}; keep one", where))
                 continue
-            self.marks.keys[(*location, key)] = (line, column)
+            self.marks.keys[(*location, key)] = (row, column)
             mapping[key] = self.build(value_node, (*location, key))
         return mapping
 
@@ -226,7 +227,7 @@ def override(data: dict[str, Any], marks: Marks, assignment: str) -> None:
     for table in (marks.values, marks.keys):
         for nested in [k for k in table if k[: len(stale)] == stale]:
             del table[nested]
-    marks.values[stale] = (0, 0)
+    marks.values[stale] = line(f"--set {assignment}")
 
 
 def _step(place: Any, part: str, assignment: str) -> str | int:

@@ -58,6 +58,33 @@ def test_a_value_has_a_page_that_begins_with_its_own_line(capsys):
         assert line in page
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ce.delta_cee", "metric 'ce' has no value 'delta_cee'; did you mean 'delta_ce'?"),
+        ("ce.nonsense", "metric 'ce' has no value 'nonsense'; `saeval show ce` describes its values"),
+        (
+            "seed_stability.decoder_match",
+            "metric 'seed_stability' has no value 'decoder_match'; did you mean 'decoder_",
+        ),
+        ("ce.nonsense vs random", "metric 'ce' has no value 'nonsense'; "),
+    ],
+)
+def test_an_unknown_value_is_one_sentence(name, message, capsys):
+    assert cli.main(["show", name]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(message)
+
+
+def test_a_value_of_a_pattern_and_a_lead_have_pages(capsys):
+    assert shown(capsys, "seed_stability.decoder_matched_floor").startswith(
+        "value seed_stability.decoder_matched_floor: "
+    )
+    page = shown(capsys, "ce.delta_ce vs random")
+    assert page.startswith("value ce.delta_ce vs random: the lead of a row over random")
+    assert "null hypothesis: 0, by the paired t test" in page.split("value ce.delta_ce: ")[0]
+
+
 @pytest.mark.parametrize("name", QUANTITIES)
 def test_a_quantitys_page_says_what_it_gives(name):
     page = glossary.document(name, REGISTRY)

@@ -63,12 +63,12 @@ def test_draws_of_a_control_are_saes_with_seeds_in_a_group_with_a_twin():
     assert abs(own["value"] - twin["value"]) < 4 * (own["stderr"] + twin["stderr"])
 
 
-def test_a_control_as_an_sae_has_the_numbers_of_its_row():
-    draw = {"use": "random", "seeds": 1, "seed": 3}
+def test_a_control_as_an_sae_has_other_draws_than_the_rows_of_controls():
+    draw = {"use": "random", "seeds": 2, "seed": 3}
     found = run([PARENT, {**draw, "of": "tiny"}], controls=[{**draw, "of": "tiny"}])
-    values = {result.subject: result.values["mse"] for result in found}
-    assert sorted(values) == ["random", "random(tiny)", "tiny"]
-    assert values["random"] == values["random(tiny)"]
+    values = {result.subject: result.values["mse"]["value"] for result in found}
+    assert sorted(values) == ["random(tiny)", "random(tiny)#1", "random/0", "random/1", "tiny"]
+    assert len(set(values.values())) == 5
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,20 @@ def test_a_control_as_an_sae_has_the_numbers_of_its_row():
         ({"use": "random", "of": PARENT, "sed": 1}, "unknown parameter 'sed' of control 'random'; did you mean 'seed'"),
         ({"use": "zero", "of": PARENT}, "saes: 'zero' is not built from an SAE; use one of "),
         ({"use": "randon", "of": PARENT}, "randon"),
+        ({"use": "random", "of": PARENT, "seeds": 0}, "control 'random': seeds must be at least 1, got 0"),
+        ({"use": "matched_noise", "of": PARENT, "seeds": -2}, "seeds must be at least 1, got -2"),
     ],
 )
 def test_wrong_entries_are_refused(entry, message):
     with pytest.raises(SuiteError) as refused:
         run([entry])
     assert message in str(refused.value)
+
+
+def test_one_draw_cannot_be_two_saes():
+    draw = {"use": "random", "of": PARENT}
+    with pytest.raises(SuiteError, match="this draw is already the SAE 'first/0'; set another 'seed:'"):
+        run([{**draw, "name": "first"}, {**draw, "name": "second"}])
 
 
 def test_noise_has_the_cosine_and_norm_of_the_error_that_it_replaces():

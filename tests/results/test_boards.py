@@ -97,6 +97,16 @@ def test_a_first_row_of_a_much_higher_l0_is_noted():
     assert "times the L0" not in elsewhere  # L0 is compared at one hook
 
 
+def test_a_higher_l0_is_noted_at_each_hook_that_has_ranks_of_its_own():
+    places = [(hook, place) for hook in "hg" for place in (0, 9)]
+    made = [scored(f"{hook}{place}", float(place), 144.0 / (1 + place), hook=hook) for hook, place in places]
+    for loss, _ in some(made):
+        loss.values["delta_ce"]["comparable"] = "hook"
+    notes = legend(*made)
+    for hook in some("hg"):
+        assert f"- {hook}0, first in ce.delta_ce at {hook}, has 10 times the L0 of {hook}9" in notes
+
+
 def test_the_legend_explains_a_rank_that_stands_in_the_table():
     twelve = np.tile(NOISE, 3)
     sure = legend(*(scored(name, x, influence=twelve) for name, x in (("a", 0.1), ("b", 0.5), ("c", 0.9))))

@@ -45,11 +45,18 @@ def test_ranks_are_within_a_hook_and_rows_are_in_its_order():
     within = [("c", 1, 1), ("a", 2, 2), ("b", 1, 1), ("d", 2, 2), ("e", 3, 3), ("f", None, None)]
     assert ranks(board) == within
     assert board.warnings == [
-        "m.v is comparable within a hook only: rows are ordered by hook, and ranks are among the SAEs at one hook"
+        "m.v is comparable within a hook only: rows are ordered by hook, and ranks are among the SAEs at one hook; "
+        "an SAE alone at its hook has no rank (h3)"
     ]
     text = tables.markdown([board])
     assert "every two of these SAEs at one hook differ significantly" in text
     assert "against the top row of its hook" in text
+
+
+def test_hooks_are_in_the_order_of_their_blocks():
+    hooks = [f"blocks.{block}.hook_{place}" for block, place in ((10, "z"), (2, "z"), (2, "mlp_out"), (0, "z"))]
+    board = ranked(saes=[(name, hook, 1.0) for name, hook in zip("abcd", hooks, strict=True)])
+    assert [row.name for row in board.rows] == list("dbca")
 
 
 @pytest.mark.parametrize("comparable", ["model", "everywhere", None])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -69,10 +70,10 @@ def test_without_influences_the_plain_difference_stands_with_the_reason():
         one.arrays = {}
         one.values["v"] |= {"stderr": None, "ci95": None, "reason": "not a mean over documents"}
     (row,) = both = compared(*counts)
-    assert (row.difference.value, row.difference.stderr, row.p_holm, row.better) == (-2, None, None, "a")
+    assert (row.difference.value, row.difference.stderr, row.p_holm, row.better) == (-2, None, None, None)
     text = comparisons.markdown(both)
-    assert "no standard error: not a mean over documents (m.v)" in text
-    assert "a (by value)" in text
+    assert "- not tested: not a mean over documents (m.v)" in text
+    assert re.search(r"^\| m\.v .*\| not tested +\|$", text, re.MULTILINE)
     (row,) = compared(result("a", 3.0, NOISE[:1]), result("b", 5.0, NOISE[:1]))
     assert row.difference.reason == "fewer than two documents"
 
@@ -85,7 +86,6 @@ def test_what_has_no_error_or_no_interval_says_why():
     text = comparisons.markdown(compared(*steps, mean_of("a", X), mean_of("b", X + 1)))
     assert "- not tested: it moves in steps (k.v)" in text
     assert "- no interval: the difference is the same in every document (m.v)" in text
-    assert "no standard error" not in text
 
 
 def test_one_document_has_no_test_and_the_legend_claims_none():
@@ -235,3 +235,12 @@ def test_a_value_of_a_group_is_missing_for_no_sae_but_belongs_to_the_group():
     assert found.notes == [f"stability.v: {name} has no value (it belongs to the group 'seeds (2)')" for name in "ab"]
     with pytest.raises(SaevalError, match=r"have no value in common: a has no value \(it belongs to the group 'seeds"):
         compare(from_results([*mine, group], "t", {}), "a", "b", ["stability"])
+
+
+def test_a_group_may_be_named_without_its_count():
+    groups = [mean_of("a", x, metric="stability") for x in (X, Y)]
+    for name, group in zip(("seeds", "others"), groups, strict=True):
+        group.cell["subjects"] = [{**group.cell["subjects"][0], "key": f"{name}{i}"} for i in range(3)]
+        group.cell["over"] = name
+    found = compare(from_results(groups, "t", {}), "seeds", "others (3)")
+    assert (found.a.name, found.b.name) == ("seeds (3)", "others (3)")

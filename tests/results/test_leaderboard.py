@@ -161,6 +161,22 @@ def test_saes_without_a_control_of_their_own_are_not_tested_beside_those_that_le
     assert "- m.v vs mean: 2 of 2 are better than the control mean: a, b (5% level, Holm's correction over 3" in text
 
 
+def test_equal_rows_of_a_control_are_said_to_share_their_draws():
+    results = [result("a", 1.0, NOISE), result("b", 2.0, NOISE), result("c", 2.0, NOISE)]
+    results += [control("random", "a", 5.0), control("random", "b", 5.0), control("random", "c", 6.0)]
+    (warning,) = from_results(results, "t", {})[0].warnings
+    assert warning.startswith("random(a), random(b) have the same numbers, so these SAEs have the same control, ")
+
+
+def test_against_takes_the_control_of_this_name_of_an_sae_with_two_names():
+    results = [result(name, 1.0, NOISE, key="k") for name in "ab"]
+    results += [control("random", name, 5.0) for name in "ab"]
+    for twin in results[2:]:
+        twin.cell["subjects"][0]["of_key"] = "k"
+    (board,) = from_results(results, "t", {"against": ["random"]})
+    assert [row.entries["m.v vs random"].value for row in board.rows[:2]] == [4, 4]
+
+
 def test_against_several_draws_has_their_spread_in_its_error():
     draws = [control("random", "a", value, copy=i) for i, value in enumerate([4.0, 5.0, 6.0])]
     (board,) = from_results([result("a", 1.0, 2 * NOISE), *draws], "t", {"against": ["random"]})

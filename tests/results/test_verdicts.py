@@ -147,6 +147,13 @@ def test_tables_have_p_values_and_verdicts_of_values_with_a_null_alone():
     assert "- m.v: 1 of 1 is more harmful than noise: sae-0 (5% level, one test)" in tables.markdown([board])
 
 
+def test_claims_in_other_columns_are_counted_with_the_names_of_the_first_columns():
+    rng = np.random.default_rng(12)
+    made = results([{name: 3 + rng.normal(size=DOCUMENTS) for name in "vabcde"}])
+    text = tables.markdown(from_results(made, "t", {"columns": ["m.v"]}))
+    assert "- 5 claims in columns that are not shown (m.a, m.b, m.c, m.d and 1 more): see --format json" in text
+
+
 def test_a_comparison_has_the_verdicts_on_both_corrected_over_the_whole_board():
     rng = np.random.default_rng(8)
     made = results([{"v": shift + rng.normal(size=DOCUMENTS)} for shift in (3.0, 0.0, 0.0)])
@@ -184,6 +191,36 @@ def test_pages_have_a_line_for_each_verdict_and_escape_names():
     assert "&lt;b&gt;|x" in files["verdicts.html"]
     assert "<b>" not in "".join(files.values())
     assert claims.pages(results([{"v": rng.normal(size=DOCUMENTS)}], null=None)) == {}
+
+
+def test_the_verb_report_writes_the_leads_that_the_suite_asks_for(tmp_path):
+    rng = np.random.default_rng(11)
+    made, store = (
+        results([{"v": 3 * place + rng.normal(size=DOCUMENTS)} for place in (0, 1)], null=None),
+        Store(tmp_path),
+    )
+    made[1].cell["subjects"][0] |= {"name": "mean", "kind": "control", "control": "mean"}
+    for result in made:
+        store.write(result)
+    cells = [{"key": result.key, "cell": result.cell} for result in made]
+    layout = {"against": ["mean"], "rank_by": "m.v"}
+    store.write_manifest({"schema": MANIFEST_FORM, "suite": "s", "limit": None, "leaderboard": layout, "cells": cells})
+    assert main(["report", str(tmp_path), "--format", "verdicts"]) == 0
+    page = (tmp_path / "report" / "verdicts.md").read_text()
+    assert "- m.v vs mean: 1 of 1 is better than the control mean: sae-0 (5% level, one test)" in page
+
+
+def test_a_value_with_a_null_but_without_an_error_says_why_it_is_not_tested():
+    made = results([{"v": np.zeros(DOCUMENTS)}])
+    made[0].arrays.clear()
+    made[0].values["v"] = Scalar(0.5, unit="nats", reason="an error needs 4 seeds", null=BOTH).record()
+    sentence = "not tested: an error needs 4 seeds (m.v of sae-0)"
+    (board,) = from_results(made, "t", {})
+    assert sentence in board.notes
+    (record,) = json.loads(tables.as_json([board]))
+    assert record["missing"] == {"m.v.verdict": "not tested: an error needs 4 seeds"}
+    assert f"- {sentence}" in claims.pages(made)["verdicts.md"]
+    assert sentence in claims.pages(made)["verdicts.html"]
 
 
 def test_each_row_is_tested_against_its_own_null():

@@ -182,6 +182,23 @@ def test_without_four_known_seeds_there_is_no_error_and_no_test(seeds, reason):
     assert reason in entry.reason
 
 
+def test_check_says_beforehand_that_a_group_has_too_few_seeds(tmp_path, capsys):
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        """suite: small
+model: {use: testbed}
+data: {texts: ["def one():\\n  return 1\\n", "import os\\nprint(os)\\n"], context: 8}
+saes: ["testbed/relu-5-seed*", {use: random, of: testbed/topk-16, name: untrained, seeds: 4}]
+groups: {two: ["testbed/*"], four: ["untrained/*"]}
+metrics: [seed_stability: {over: two}, functional_stability: {over: four}]
+"""
+    )
+    assert main(["check", str(suite), "--out", str(tmp_path)]) == 0
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    reason = "an error needs 4 seeds, and there are 2, so no value of the group will be tested"
+    assert warning == f"warning: seed_stability over two: {reason}"
+
+
 def test_a_declared_seed_overrides_the_checkpoint_and_changes_the_keys_of_groups_alone(tmp_path, capsys):
     from saeval.api import prepare
     from saeval.base.run_options import RunOptions

@@ -128,7 +128,10 @@ def test_set_overrides_a_value_and_names_itself_in_errors(tmp_path, capsys, monk
     assert data["metrics"][0] == "kl"
     assert data["leaderboard"] == {"rank_by": "ce.recovered"}
     (line,) = problems(tmp_path, capsys, monkeypatch, GOOD, "--set", "data.contxt=3")
-    assert "unknown parameter 'contxt'" in line
+    assert line.startswith("--set data.contxt=3: unknown parameter 'contxt'")
+    entry = "saes=[{use: random, of: testbed/topk-16, seeds: 0}]"
+    (line,) = problems(tmp_path, capsys, monkeypatch, GOOD, "--set", entry)
+    assert line == f"--set {entry}: control 'random': seeds must be at least 1, got 0"
     (line,) = problems(tmp_path, capsys, monkeypatch, GOOD, "--set", "nonsense")
     assert "expected key=value" in line
 
