@@ -84,7 +84,7 @@ def parsed(entry: Mapping[str, Any], adapter: str) -> Reference:
         raise SaevalError(f"'revision' of the model '{adapter}' is for a hub model's 'name', not for a 'path'")
     if reference.gguf_file is not None and reference.path is None:
         raise SaevalError(
-            f"'gguf_file' of the model '{adapter}' is a file in a local folder; download it and set 'path' to its folder"
+            f"'gguf_file' of the model '{adapter}' is in a local folder; download it and set 'path' to its folder"
         )
     return reference
 

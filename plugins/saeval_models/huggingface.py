@@ -424,11 +424,12 @@ class HuggingFace(ModelAdapter):
     """Causal and reward models that transformers loads.
 
     `model: {use: huggingface, path: folder}` or `{use: huggingface, name: gpt2, revision: main}`. A folder may hold a
-    peft adapter, beside its base model or alone; `gguf_file: NAME` reads a GGUF file in it. `dtype` is float32 by default; `attn_implementation` is that of
-    transformers. `task` is `causal` or `reward`, by default that of the config's architecture. `reward_at:
-    before_padding` reads a reward at the last token that is not the padding token, as transformers does; the default
-    is `last_token`. `center_writing_weights: true` centres the weights that write to the residual stream, as
-    TransformerLens does by default.
+    peft adapter, beside its base model or alone. `gguf_file` is the name of a GGUF file in the folder, whose weights
+    are unpacked; it needs `saeval[gguf]`. `dtype` is float32 by default; `attn_implementation` is that of transformers.
+    `task` is `causal` or `reward`, by default that of the config's architecture. `reward_at: before_padding` reads a
+    reward at the last token that is not the padding token, as transformers does; the default is `last_token`.
+    `center_writing_weights: true` centres the weights that write to the residual stream, as TransformerLens does by
+    default.
     """
 
     name = "huggingface"
