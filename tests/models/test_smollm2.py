@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import saeval
 from gguf_files import SMOLLM2, smollm2
@@ -13,6 +13,7 @@ from saeval.testing.claims import some
 
 pytestmark = pytest.mark.slow
 BLOCK, CONTEXT = 14, 24
+ABLATION = {"ablation": "zero"}  # at every site, it increases the loss of these tokens
 HOOK = f"blocks.{BLOCK}.hook_resid_post"
 TEXTS = [
     "The capital of France is Paris, which lies on the river Seine. Its best known building is an iron tower that was "
@@ -54,9 +55,12 @@ def folder():
 @pytest.fixture(scope="module")
 def plain(folder):
     """The model and its tokens `[batch, seq]`, with plain transformers."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=SMOLLM2)
+    # Not `AutoTokenizer`, which reads the whole header a second time to find this class.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=SMOLLM2)
     tokens = torch.tensor([tokenizer(text).input_ids[: CONTEXT + 1] for text in TEXTS])
-    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=SMOLLM2, dtype=torch.float32).eval(), tokens
+    config = AutoConfig.from_pretrained(folder, gguf_file=SMOLLM2)
+    load = AutoModelForCausalLM.from_pretrained
+    return load(folder, gguf_file=SMOLLM2, config=config, dtype=torch.float32).eval(), tokens
 
 
 @torch.no_grad()
@@ -75,7 +79,7 @@ def expected(model, tokens, sae):
     x = model.model(tokens[:, :-1], output_hidden_states=True).hidden_states[BLOCK + 1]
     feature_acts = sae.encode(x)
     x_hat, mean = sae.decode(feature_acts), x.double().mean((0, 1))
-    clean, spliced, ablated = log_probs(), log_probs(x_hat), log_probs(mean.float().expand_as(x))
+    clean, spliced, ablated = log_probs(), log_probs(x_hat), log_probs(torch.zeros_like(x))
     ce = [-scores.gather(-1, tokens[:, 1:, None]).mean() for scores in (clean, spliced, ablated)]
     kl = [(clean.exp() * (clean - scores)).sum(-1).mean() for scores in (spliced, ablated)]
     error, spread = (x - x_hat).double().square().sum(), (x.double() - mean).square().sum()
@@ -97,18 +101,17 @@ def test_fidelity_equals_plain_transformers_and_identity_recovers_everything(fol
         model={"use": "huggingface", "path": str(folder), "gguf_file": SMOLLM2},
         saes={"topk": (sae, HOOK)}, hooks=SITES, controls=["identity"],
         data={"use": "rows", "path": str(tmp_path / "rows.npy"), "exclude": []},
-        metrics=["ce", "kl", "l0", "reconstruction"],
+        metrics=[{"ce": ABLATION}, {"kl": ABLATION}, "l0", "reconstruction"],
     )  # fmt: skip
     assert not results.failed, results.failed[0].reason
     for name, value in some(expected(model, tokens, sae).items()):
         assert results.value(name, "topk")["value"] == pytest.approx(float(value), rel=1e-5, abs=1e-5), name
     recovered = {
-        (result.cell["hook"], result.metric): result.values["recovered" if result.metric == "ce" else "kl_score"][
-            "value"
-        ]
+        (result.cell["subjects"][0]["hook_name"], value): result.values[value]["value"]
         for result in results
-        if result.subject.startswith("identity") and result.metric in ("ce", "kl")
+        for value in ("recovered", "kl_score")
+        if result.subject.startswith("identity") and value in result.values
     }
-    assert {hook for hook, _ in recovered} == set(SITES)
+    assert set(recovered) == {(site, value) for site in SITES for value in ("recovered", "kl_score")}
     for place, share in some(recovered.items()):
         assert share == pytest.approx(1, abs=1e-5), place
