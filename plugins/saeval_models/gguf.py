@@ -116,7 +116,7 @@ class GGUFFile:
         from transformers.utils import logging
 
         # Its bar of progress is one that nothing hides.
-        modeling_gguf_pytorch_utils.tqdm = logging.tqdm
+        modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # type: ignore[attr-defined]
         # A path, because transformers prefers a file of that name in the working folder. Weights are unpacked as they
         # load, because transformers downloads code for packed ones.
         return {"gguf_file": str(self.path.absolute()), "quantization_config": GgufConfig(dequantize=True)}
@@ -128,14 +128,14 @@ class GGUFFile:
             TensorProcessor,
             get_gguf_hf_weights_map,
         )
-        from transformers.quantizers.quantizer_gguf import is_gguf_arch_supported
+        from transformers.integrations.gguf import is_gguf_arch_supported
 
         architecture = self.metadata["general.architecture"]
         if is_gguf_arch_supported(architecture):  # transformers' newer reader, which refuses other tensors
             return []
         processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=module.config.to_dict())
         with library_errors(f"the tensors of {self.path} have unknown names", "update the library gguf"):
-            names = get_gguf_hf_weights_map(module, processor)
+            names = get_gguf_hf_weights_map(module, processor)  # type: ignore[no-untyped-call]
         # A processor splits those of experts, and GPT-2's unembedding has a name of its own.
         return sorted(
             name for name in self.tensors if name not in names and "_exps." not in name and name != "output.weight"
@@ -207,7 +207,7 @@ def _entry(stream: BinaryIO) -> tuple[str, Any]:
         stream.seek(count * struct.calcsize(f"<{_SCALARS[kind]}"), 1)
     elif kind == _STRING:
         for _ in range(count):
-            stream.seek(*_unpacked(stream, "Q"), 1)
+            stream.seek(_unpacked(stream, "Q")[0], 1)
     else:
         raise ValueError(f"its header has an array of the unknown type {kind}")
     return name, count

@@ -13,7 +13,7 @@ from saeval.testing.claims import some
 
 pytestmark = pytest.mark.slow
 BLOCK, CONTEXT = 14, 24
-ABLATION = {"ablation": "zero"}  # at every site, it increases the loss of these tokens
+ABLATION = {"ablation": "zero"}
 HOOK = f"blocks.{BLOCK}.hook_resid_post"
 TEXTS = [
     "The capital of France is Paris, which lies on the river Seine. Its best known building is an iron tower that was "
@@ -24,9 +24,10 @@ TEXTS = [
     "A sparse autoencoder writes the activations of a language model as a sum of few directions, of which there are "
     "more than dimensions.",
 ]
+# Places at which an ablation surely increases the loss of these few tokens: else the share recovered is undefined.
 SITES = [
-    f"blocks.{BLOCK}.{site}"
-    for site in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
+    *(f"blocks.{BLOCK}.{site}" for site in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")),
+    *(f"blocks.0.{site}" for site in ("hook_attn_out", "hook_mlp_out", "attn.hook_z")),
 ]
 
 
