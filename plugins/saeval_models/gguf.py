@@ -48,6 +48,11 @@ class GGUFFile:
 
     path: Path
 
+    @property
+    def gguf_file(self) -> str:
+        """The argument of transformers: an absolute path, because it prefers a file in the working folder to a name."""
+        return str(self.path.absolute())
+
     def check(self) -> None:
         """Raise `SaevalError` if the libraries are missing, or if the file is damaged or only a part of a model."""
         if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
@@ -107,7 +112,7 @@ class GGUFFile:
 
         failure = f"{self.path} cannot be read by transformers {__version__}"
         with library_errors(failure, "use the model's safetensors files instead"):
-            config = AutoConfig.from_pretrained(self.path.parent, gguf_file=str(self.path), trust_remote_code=False)
+            config = AutoConfig.from_pretrained(self.path.parent, gguf_file=self.gguf_file, trust_remote_code=False)
             return json.loads(config.to_json_string())  # type: ignore[no-any-return]
 
     def options(self) -> dict[str, Any]:
@@ -115,31 +120,43 @@ class GGUFFile:
         from transformers import GgufConfig, modeling_gguf_pytorch_utils  # late: slow to import
         from transformers.utils import logging
 
-        # Its bar of progress is one that nothing hides.
+        # A progress bar that `_quietly` can hide, unlike its own.
         modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # type: ignore[attr-defined]
-        # A path, because transformers prefers a file of that name in the working folder. Weights are unpacked as they
-        # load, because transformers downloads code for packed ones.
-        return {"gguf_file": str(self.path.absolute()), "quantization_config": GgufConfig(dequantize=True)}
+        # Weights are unpacked as they load, because transformers downloads code for packed ones.
+        return {"gguf_file": self.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
 
     def unused(self, module: PreTrainedModel) -> list[str]:
         """Return the tensors that transformers leaves out, since it does not report them."""
-        from transformers.modeling_gguf_pytorch_utils import (  # late: slow to import
-            TENSOR_PROCESSORS,
-            TensorProcessor,
-            get_gguf_hf_weights_map,
-        )
-        from transformers.integrations.gguf import is_gguf_arch_supported
+        from transformers import modeling_gguf_pytorch_utils as reader  # late: slow to import
 
         architecture = self.metadata["general.architecture"]
-        if is_gguf_arch_supported(architecture):  # transformers' newer reader, which refuses other tensors
+        if self._has_newer_reader:  # it refuses other tensors itself
             return []
-        processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=module.config.to_dict())
+        processor: Any = reader.TENSOR_PROCESSORS.get(architecture, reader.TensorProcessor)
         with library_errors(f"the tensors of {self.path} have unknown names", "update the library gguf"):
-            names = get_gguf_hf_weights_map(module, processor)  # type: ignore[no-untyped-call]
+            names = reader.get_gguf_hf_weights_map(module, processor(config=module.config.to_dict()))
         # A processor splits those of experts, and GPT-2's unembedding has a name of its own.
         return sorted(
             name for name in self.tensors if name not in names and "_exps." not in name and name != "output.weight"
         )
+
+    @property
+    def _has_newer_reader(self) -> bool:
+        from transformers.integrations.gguf.utils import is_gguf_arch_supported  # late: slow to import
+
+        return is_gguf_arch_supported(self.metadata["general.architecture"])
+
+    def warnings(self) -> list[str]:
+        """Return a warning if transformers ignores how positions are scaled, as most of its readers do."""
+        settings = f"{self.metadata['general.architecture']}.rope.scaling."
+        ignored = sorted(name for name in self.metadata if name.startswith(settings))
+        kind = self.metadata.get(f"{settings}type")
+        if not ignored or kind == "none" or settings.startswith("gpt-oss.") or self._has_newer_reader:
+            return []
+        return [
+            f"{self.path}: transformers ignores {', '.join(ignored)}, so long texts get other positions than in "
+            "training; use the model's safetensors files for them"
+        ]
 
     @cached_property
     def _header(self) -> tuple[Mapping[str, Any], Mapping[str, GGUFTensor], int]:

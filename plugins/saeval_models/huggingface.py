@@ -183,12 +183,13 @@ class PretrainedSpec(FamilySpec):
         return self._check(module, report)
 
     def warnings(self) -> list[str]:
+        ignored = self.checkpoint.gguf.warnings() if self.checkpoint.gguf is not None else []
         if not (unused := self._outline["unused"]):
-            return []
+            return ignored
         shown = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
         tensors = "a tensor" if len(unused) == 1 else "tensors"
         class_name = self.checkpoint.architecture or f"a {self.checkpoint.config['model_type']} model"
-        return [f"the weights of '{self.name}' hold {tensors} that {class_name} does not use: {shown}"]
+        return [*ignored, f"the weights of '{self.name}' hold {tensors} that {class_name} does not use: {shown}"]
 
     @cached_property
     def _family(self) -> Family:
@@ -212,10 +213,10 @@ class PretrainedSpec(FamilySpec):
             fault = f"transformers {transformers.__version__} has no such model"
             raise SaevalError(f"{file} has model_type '{raw['model_type']}': {fault}{code}")
         with library_errors(f"{file} cannot be read", "save the model again"):
-            if self.checkpoint.gguf is not None:
-                config = transformers.AutoConfig.for_model(**raw)
-            else:
+            if self.checkpoint.gguf is None:
                 config = transformers.AutoConfig.from_pretrained(**self._source)
+            else:
+                config = transformers.AutoConfig.for_model(**raw)
         if getattr(config.get_text_config(), "is_causal", True) is False:
             raise SaevalError(
                 f"{file} sets 'is_causal': false, so the model is not causal: its scores would depend on their "
@@ -277,7 +278,7 @@ class PretrainedSpec(FamilySpec):
         with library_errors(f"the tokenizer of {self.checkpoint.source} cannot be loaded", "save it again"):
             where: dict[str, Any] = {"pretrained_model_name_or_path": self.checkpoint.tokenizer_source}
             if self.checkpoint.gguf_tokenizer is not None:
-                where["gguf_file"] = str(self.checkpoint.gguf_tokenizer.path)
+                where["gguf_file"] = self.checkpoint.gguf_tokenizer.gguf_file
             elif self.checkpoint.gguf is not None:
                 where["config"] = self._config
             return AutoTokenizer.from_pretrained(**{**self._source, **where})
@@ -376,10 +377,10 @@ class PretrainedSpec(FamilySpec):
         """
         from saeval_models.pretrained import base_of  # late: it imports transformers
 
-        where = self._where
+        where, config = self._where, "config.json" if self.checkpoint.gguf is None else "header"
         if report["mismatched_keys"]:
             name, shape, expected = min(report["mismatched_keys"], key=lambda entry: str(entry[0]))
-            raise SaevalError(f"{where} do not fit its config: {name} is {list(shape)}, not {list(expected)}")
+            raise SaevalError(f"{where} do not fit its {config}: {name} is {list(shape)}, not {list(expected)}")
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise SaevalError(
@@ -391,7 +392,7 @@ class PretrainedSpec(FamilySpec):
         indices = [int(match[1]) for match in map(numbered.search, report["unexpected_keys"]) if match]
         if indices and max(indices) >= blocks:
             raise SaevalError(
-                f"{where} have {max(indices) + 1} blocks, but its config has {blocks}; save the model again"
+                f"{where} have {max(indices) + 1} blocks, but its {config} has {blocks}; save the model again"
             )
         head = VALUE_HEAD.removesuffix("weight") if self._has_value_head else None
         shape, width = self.checkpoint.tensor_shapes.get(VALUE_HEAD), int(module.config.get_text_config().hidden_size)
