@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
@@ -117,22 +118,19 @@ class GGUFFile:
 
     def options(self) -> dict[str, Any]:
         """Return arguments of `from_pretrained`, to which the config is to be added."""
-        from transformers import GgufConfig, modeling_gguf_pytorch_utils  # late: slow to import
-        from transformers.utils import logging
+        from transformers import GgufConfig  # late: slow to import
 
-        # A progress bar that `_quietly` can hide, unlike its own.
-        modeling_gguf_pytorch_utils.tqdm = logging.tqdm  # type: ignore[attr-defined]
+        _reader()
         # Weights are unpacked as they load, because transformers downloads code for packed ones.
         return {"gguf_file": self.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
 
     def unused(self, module: PreTrainedModel) -> list[str]:
         """Return the tensors that transformers leaves out, since it does not report them."""
-        from transformers import modeling_gguf_pytorch_utils as reader  # late: slow to import
-
         architecture = self.metadata["general.architecture"]
         if self._has_newer_reader:  # it refuses other tensors itself
             return []
-        processor: Any = reader.TENSOR_PROCESSORS.get(architecture, reader.TensorProcessor)
+        reader = _reader()
+        processor = reader.TENSOR_PROCESSORS.get(architecture, reader.TensorProcessor)
         with library_errors(f"the tensors of {self.path} have unknown names", "update the library gguf"):
             names = reader.get_gguf_hf_weights_map(module, processor(config=module.config.to_dict()))
         # A processor splits those of experts, and GPT-2's unembedding has a name of its own.
@@ -193,6 +191,18 @@ class GGUFFile:
                 ) from None
             ends.append(tensor.offset + math.prod(tensor.shape) // block * size)
         return -(-self._header[2] // alignment) * alignment + max(ends)
+
+
+def _reader() -> Any:
+    """Return transformers' reader of GGUF files, prepared to show no progress bar and to build its table once."""
+    import gguf  # late: an optional dependency
+    from transformers import modeling_gguf_pytorch_utils as reader  # late: slow to import
+    from transformers.utils import logging
+
+    reader.tqdm = logging.tqdm  # type: ignore[attr-defined]  # `_quietly` hides this one
+    if not hasattr(gguf.get_tensor_name_map, "cache_info"):  # called for each module, always with the same arguments
+        gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
+    return reader
 
 
 def _unpacked(stream: BinaryIO, form: str) -> tuple[Any, ...]:
