@@ -125,9 +125,9 @@ class GGUFFile:
         return {"gguf_file": self.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
 
     def unused(self, module: PreTrainedModel) -> list[str]:
-        """Return the tensors that transformers leaves out, since it does not report them."""
+        """Return the tensors that transformers leaves out, since its older reader does not report them."""
         architecture = self.metadata["general.architecture"]
-        if self._has_newer_reader:  # it refuses other tensors itself
+        if self._has_newer_reader:  # it reports them when the model loads
             return []
         reader = _reader()
         processor = reader.TENSOR_PROCESSORS.get(architecture, reader.TensorProcessor)

@@ -357,7 +357,8 @@ class PretrainedSpec(FamilySpec):
         self.checkpoint.check_alone()
         module, report = self._read(**options)
         unused = self._check(module, report)
-        if unused and not self.checkpoint.local:  # `warnings` has reported those of a folder
+        # `warnings` has reported those of a folder; for a GGUF file, only one of transformers' two readers reports any.
+        if unused and (not self.checkpoint.local or self.checkpoint.gguf is not None):
             log.warning("%s hold tensors that the model does not use: %s", self._where, ", ".join(unused[:3]))
         if self.checkpoint.adapter is not None:
             with _quietly():
