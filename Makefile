@@ -50,7 +50,7 @@ $(TL4)/installed: pyproject.toml constraints.txt
 	grep -v -e '^sae-lens=' -e '^transformer-lens=' constraints.txt > $(TL4)/constraints.txt
 	echo transformer-lens==4.3.0 >> $(TL4)/constraints.txt
 	$(TL4)/bin/pip install --quiet --constraint $(TL4)/constraints.txt torch
-	$(TL4)/bin/pip install --quiet --constraint $(TL4)/constraints.txt pytest hypothesis peft setuptools --editable .
+	$(TL4)/bin/pip install --quiet --constraint $(TL4)/constraints.txt pytest hypothesis peft gguf setuptools --editable .
 	touch $@
 
 # The lowest versions that pyproject.toml allows, except torch, which stays pinned: older ones bring gigabytes of CUDA

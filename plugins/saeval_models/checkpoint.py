@@ -24,6 +24,7 @@ from saeval.plugin import (
     sha256_file,
     validated,
 )
+from saeval_models.gguf import GGUFFile
 from saeval_models.peft_adapters import CONFIG as ADAPTER_CONFIG
 from saeval_models.peft_adapters import PeftAdapter, adapter_in
 from saeval_models.weights import plain_json, shapes, weight_files
@@ -56,6 +57,8 @@ class Reference:
 
     path: str | None = None
     """A local folder in Hugging Face format."""
+    gguf_file: str | None = None
+    """The name of a GGUF file in the folder, which is read instead of config and weights in Hugging Face format."""
     name: str | None = None
     """A model on the Hugging Face hub."""
     revision: str | None = None
@@ -79,6 +82,10 @@ def parsed(entry: Mapping[str, Any], adapter: str) -> Reference:
         raise SaevalError(f"the model '{adapter}' needs either 'path' (a local folder) or 'name' (a hub model)")
     if reference.path is not None and reference.revision is not None:
         raise SaevalError(f"'revision' of the model '{adapter}' is for a hub model's 'name', not for a 'path'")
+    if reference.gguf_file is not None and reference.path is None:
+        raise SaevalError(
+            f"'gguf_file' of the model '{adapter}' is in a local folder; download it and set 'path' to its folder"
+        )
     return reference
 
 
@@ -104,6 +111,8 @@ class Checkpoint:
     local: bool
     adapter: PeftAdapter | None = None
     """The adapter that is applied to the model at `source`."""
+    gguf: GGUFFile | None = None
+    """The file that holds config, weights and perhaps the tokenizer, instead of those in Hugging Face format."""
 
     @property
     def name(self) -> str:
@@ -112,11 +121,16 @@ class Checkpoint:
     @property
     def base_name(self) -> str:
         """The name of the model without its adapter."""
+        if self.gguf is not None:
+            return self.gguf.path.stem
         return Path(self.source).resolve().name if self.local else self.source
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The raw `config.json`."""
+        """The raw `config.json`, or what transformers derives from a GGUF file's header."""
+        if self.gguf is not None:
+            check_sizes(self.gguf.path, self.gguf.config)
+            return self.gguf.config
         config = plain_json(self.config_file)
         if not isinstance(config, dict) or "model_type" not in config:
             raise SaevalError(f"{self.config_file} has no 'model_type': it is not the config of a transformers model")
@@ -149,8 +163,10 @@ class Checkpoint:
     @cached_property
     def tensor_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shapes of the tensors in the weight files, by name; empty for a hub model that is not downloaded."""
+        if self.gguf is not None:
+            return {name: tensor.shape for name, tensor in self.gguf.tensors.items()}
         try:
-            return shapes(weight_files(self.config_file.parent))
+            return shapes(self.weight_files)
         except SaevalError:
             if self.local:
                 raise
@@ -159,16 +175,23 @@ class Checkpoint:
     @cached_property
     def weights(self) -> str:
         """The identity of the model: a hash of config, weight files and adapter, or a hub commit."""
-        if self.local:
-            base = _combined([self.config_file, *weight_files(self.config_file.parent)])
+        if self.gguf is not None:
+            base = self.gguf.sha256
+        elif self.local:
+            base = _combined([self.config_file, *self.weight_files])
         else:
             base = f"{self.source}@{self.revision}"
         return base if self.adapter is None else digest_of([base, _combined(self.adapter.files)])
 
     @property
+    def weight_files(self) -> list[Path]:
+        """The files that hold the weights of a local folder."""
+        return [self.gguf.path] if self.gguf is not None else weight_files(self.config_file.parent)
+
+    @property
     def weight_bytes(self) -> int | None:
         """The size of a local folder's weight files; None for a hub model, which may not be downloaded."""
-        return sum(file.stat().st_size for file in weight_files(self.config_file.parent)) if self.local else None
+        return sum(file.stat().st_size for file in self.weight_files) if self.local else None
 
     @cached_property
     def offline(self) -> bool:
@@ -178,6 +201,8 @@ class Checkpoint:
     @property
     def chat_template(self) -> bool | None:
         """True if the tokenizer has a chat template; None if that is unknown."""
+        if self.gguf_tokenizer is not None:
+            return bool(self.gguf_tokenizer.metadata.get("tokenizer.chat_template"))
         if self._text("chat_template.jinja") is not None:
             return True
         try:
@@ -200,7 +225,9 @@ class Checkpoint:
 
     @cached_property
     def tokenizer(self) -> str:
-        """The hash or hub commit of the tokenizer; empty if the folder has none."""
+        """The hash or hub commit of the tokenizer; empty if there is none."""
+        if self.gguf_tokenizer is not None:
+            return self.gguf_tokenizer.sha256
         folder = Path(self.tokenizer_source)
         if not self.local and self.tokenizer_source == self.source:
             return f"{self.source}@{self.revision}"
@@ -208,6 +235,12 @@ class Checkpoint:
             return ""
         files = [*folder.iterdir(), *folder.glob("additional_chat_templates/*")]
         return _combined(sorted(file for file in files if file.suffix in _TEXTS and file.is_file()))
+
+    @property
+    def gguf_tokenizer(self) -> GGUFFile | None:
+        """The GGUF file if it has the tokenizer: tokenizer files beside it take precedence."""
+        inside = self.gguf is not None and "tokenizer.ggml.model" in self.gguf.metadata
+        return self.gguf if inside and not _has_tokenizer(self.config_file.parent) else None
 
     @property
     def tokenizer_source(self) -> str:
@@ -233,10 +266,16 @@ def located(reference: Reference) -> Checkpoint:
             expected = "'path' must be a local Hugging Face folder; use 'name' for a hub model"
             raise SaevalError(f"{folder} is not a folder{searched_in(folder)}; {expected}")
         adapter = adapter_in(folder)
+        if reference.gguf_file is not None:
+            if adapter is not None:
+                raise SaevalError(f"{folder} holds an adapter, which saeval does not apply to a GGUF file; merge it")
+            return _in_gguf(folder, reference.gguf_file)
         if adapter is not None and not (folder / "config.json").is_file():
             return _adapted(adapter)
         if not (folder / "config.json").is_file():
-            raise SaevalError(f"{folder} has no config.json; expected a folder written by save_pretrained")
+            gguf_file = next((file.name for file in sorted(folder.glob("*.gguf"))), None)
+            other = f", or 'gguf_file: {gguf_file}'" if gguf_file else ""
+            raise SaevalError(f"{folder} has no config.json; expected a folder written by save_pretrained{other}")
         weight_files(folder)
         return Checkpoint(str(folder), None, folder / "config.json", local=True, adapter=adapter)
     assert reference.name is not None
@@ -245,6 +284,19 @@ def located(reference: Reference) -> Checkpoint:
     in_snapshot = config_file.parent.parent.name == "snapshots"
     revision = config_file.parent.name if in_snapshot else reference.revision or "main"
     return Checkpoint(reference.name, revision, config_file, local=False)
+
+
+def _in_gguf(folder: Path, name: str) -> Checkpoint:
+    """Return the checkpoint of a GGUF file in a folder."""
+    file = folder / name
+    if not file.is_file():
+        others = ", ".join(other.name for other in sorted(folder.glob("*.gguf"))[:5])
+        remedy = f"'gguf_file' is one of: {others}" if others else "the folder has no GGUF file"
+        raise SaevalError(f"{file} is not a file; {remedy}")
+    gguf = GGUFFile(file)
+    gguf.check()
+    check_sizes(file, gguf.modules)  # before transformers makes a config of that size
+    return Checkpoint(str(folder), None, file, local=True, gguf=gguf)
 
 
 def _adapted(adapter: PeftAdapter) -> Checkpoint:

@@ -88,11 +88,14 @@ class PretrainedSpec(FamilySpec):
             "task": self.kind,
             "processing": "center_writing_weights" if self.reference.center_writing_weights else "none",
             **({"reward_at": self.reference.reward_at} if self.reference.reward_at != "last_token" else {}),
-            **self._adapter_facts(),
+            **self._origin(),
         }
 
-    def _adapter_facts(self) -> dict[str, Any]:
-        adapter = self.checkpoint.adapter
+    def _origin(self) -> dict[str, Any]:
+        """Facts about a model with an adapter, or in a GGUF file."""
+        adapter, gguf = self.checkpoint.adapter, self.checkpoint.gguf
+        if gguf is not None:
+            return {"quantization": gguf.quantization}
         return {"peft_adapter": adapter.kind, "base": self.checkpoint.base_name} if adapter is not None else {}
 
     def hooks(self) -> Mapping[str, int]:
@@ -101,8 +104,7 @@ class PretrainedSpec(FamilySpec):
     @cached_property
     def _outline(self) -> dict[str, Any]:
         """Facts about the model that need no weight values; cached between runs, because imports take seconds."""
-        files = weight_files(self.checkpoint.config_file.parent) if self.checkpoint.local else []
-        check_checksums(files)
+        check_checksums(self.checkpoint.weight_files if self.checkpoint.local else [])
         if not self.code:  # the adapter's version is unknown, so a cached entry may be of another one
             return self._outlined()
         words = [
@@ -175,16 +177,19 @@ class PretrainedSpec(FamilySpec):
         """
         if not self.checkpoint.local:
             return []
+        if self.checkpoint.gguf is not None:  # transformers would unpack every weight
+            return self.checkpoint.gguf.unused(self._empty.module)
         module, report = self._read(device_map="meta", attn_implementation="eager")
         return self._check(module, report)
 
     def warnings(self) -> list[str]:
+        ignored = self.checkpoint.gguf.warnings() if self.checkpoint.gguf is not None else []
         if not (unused := self._outline["unused"]):
-            return []
+            return ignored
         shown = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
         tensors = "a tensor" if len(unused) == 1 else "tensors"
         class_name = self.checkpoint.architecture or f"a {self.checkpoint.config['model_type']} model"
-        return [f"the weights of '{self.name}' hold {tensors} that {class_name} does not use: {shown}"]
+        return [*ignored, f"the weights of '{self.name}' hold {tensors} that {class_name} does not use: {shown}"]
 
     @cached_property
     def _family(self) -> Family:
@@ -208,7 +213,10 @@ class PretrainedSpec(FamilySpec):
             fault = f"transformers {transformers.__version__} has no such model"
             raise SaevalError(f"{file} has model_type '{raw['model_type']}': {fault}{code}")
         with library_errors(f"{file} cannot be read", "save the model again"):
-            config = transformers.AutoConfig.from_pretrained(**self._source)
+            if self.checkpoint.gguf is None:
+                config = transformers.AutoConfig.from_pretrained(**self._source)
+            else:
+                config = transformers.AutoConfig.for_model(**raw)
         if getattr(config.get_text_config(), "is_causal", True) is False:
             raise SaevalError(
                 f"{file} sets 'is_causal': false, so the model is not causal: its scores would depend on their "
@@ -268,7 +276,11 @@ class PretrainedSpec(FamilySpec):
             raise SaevalError(f"{self.checkpoint.source} has no tokenizer files; save the tokenizer beside the model")
         _ = self._config  # transformers also reads it for the tokenizer; its errors must not name the tokenizer
         with library_errors(f"the tokenizer of {self.checkpoint.source} cannot be loaded", "save it again"):
-            where = {"pretrained_model_name_or_path": self.checkpoint.tokenizer_source}
+            where: dict[str, Any] = {"pretrained_model_name_or_path": self.checkpoint.tokenizer_source}
+            if self.checkpoint.gguf_tokenizer is not None:
+                where["gguf_file"] = self.checkpoint.gguf_tokenizer.gguf_file
+            elif self.checkpoint.gguf is not None:
+                where["config"] = self._config
             return AutoTokenizer.from_pretrained(**{**self._source, **where})
 
     def tokenizer_identity(self) -> str:
@@ -279,7 +291,7 @@ class PretrainedSpec(FamilySpec):
         facts = {
             "name": files.name, "revision": files.revision, "model_type": files.config["model_type"],
             "architecture": files.architecture, "context": self.context, "chat_template": files.chat_template,
-            "center_writing_weights": self.reference.center_writing_weights, **self._adapter_facts(),
+            "center_writing_weights": self.reference.center_writing_weights, **self._origin(),
         }  # fmt: skip
         return {key: value for key, value in facts.items() if value not in (None, "")}
 
@@ -315,10 +327,13 @@ class PretrainedSpec(FamilySpec):
 
     @property
     def _where(self) -> str:
-        return f"the weights of {self.checkpoint.source}"
+        gguf = self.checkpoint.gguf
+        return f"the weights of {self.checkpoint.source if gguf is None else gguf.path}"
 
     def _read(self, **options: Any) -> tuple[PreTrainedModel, Mapping[str, Any]]:
         """Load the model with transformers; return it and the report of mismatches. No code in a pickle is run."""
+        if self.checkpoint.gguf is not None:
+            options |= {**self.checkpoint.gguf.options(), "config": self._config}  # else it reads the header again
         try:
             where = self._where
             with library_errors(f"{where} cannot be loaded", "check them and the model's entry"), _quietly():
@@ -342,7 +357,8 @@ class PretrainedSpec(FamilySpec):
         self.checkpoint.check_alone()
         module, report = self._read(**options)
         unused = self._check(module, report)
-        if unused and not self.checkpoint.local:  # `warnings` has reported those of a folder
+        # `warnings` has reported those of a folder; for a GGUF file, only one of transformers' two readers reports any.
+        if unused and (not self.checkpoint.local or self.checkpoint.gguf is not None):
             log.warning("%s hold tensors that the model does not use: %s", self._where, ", ".join(unused[:3]))
         if self.checkpoint.adapter is not None:
             with _quietly():
@@ -362,10 +378,10 @@ class PretrainedSpec(FamilySpec):
         """
         from saeval_models.pretrained import base_of  # late: it imports transformers
 
-        where = self._where
+        where, config = self._where, "config.json" if self.checkpoint.gguf is None else "header"
         if report["mismatched_keys"]:
             name, shape, expected = min(report["mismatched_keys"], key=lambda entry: str(entry[0]))
-            raise SaevalError(f"{where} do not fit its config.json: {name} is {list(shape)}, not {list(expected)}")
+            raise SaevalError(f"{where} do not fit its {config}: {name} is {list(shape)}, not {list(expected)}")
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise SaevalError(
@@ -377,7 +393,7 @@ class PretrainedSpec(FamilySpec):
         indices = [int(match[1]) for match in map(numbered.search, report["unexpected_keys"]) if match]
         if indices and max(indices) >= blocks:
             raise SaevalError(
-                f"{where} have {max(indices) + 1} blocks, but its config.json has {blocks}; save the model again"
+                f"{where} have {max(indices) + 1} blocks, but its {config} has {blocks}; save the model again"
             )
         head = VALUE_HEAD.removesuffix("weight") if self._has_value_head else None
         shape, width = self.checkpoint.tensor_shapes.get(VALUE_HEAD), int(module.config.get_text_config().hidden_size)
@@ -410,11 +426,12 @@ class HuggingFace(ModelAdapter):
     """Causal and reward models that transformers loads.
 
     `model: {use: huggingface, path: folder}` or `{use: huggingface, name: gpt2, revision: main}`. A folder may hold a
-    peft adapter, beside its base model or alone. `dtype` is float32 by default; `attn_implementation` is that of
-    transformers. `task` is `causal` or `reward`, by default that of the config's architecture. `reward_at:
-    before_padding` reads a reward at the last token that is not the padding token, as transformers does; the default
-    is `last_token`. `center_writing_weights: true` centres the weights that write to the residual stream, as
-    TransformerLens does by default.
+    peft adapter, beside its base model or alone. `gguf_file` is the name of a GGUF file in the folder, whose weights
+    are unpacked; it needs `saeval[gguf]`. `dtype` is float32 by default; `attn_implementation` is that of transformers.
+    `task` is `causal` or `reward`, by default that of the config's architecture. `reward_at: before_padding` reads a
+    reward at the last token that is not the padding token, as transformers does; the default is `last_token`.
+    `center_writing_weights: true` centres the weights that write to the residual stream, as TransformerLens does by
+    default.
     """
 
     name = "huggingface"

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("torch", "transformers", "transformer-lens", "safetensors", "numpy", "pluggy", "pydantic")
+LIBRARIES = ("torch", "transformers", "transformer-lens", "safetensors", "numpy", "pluggy", "pydantic", "gguf")
 
 
 @functools.cache
