@@ -76,6 +76,13 @@ def test_shuffled_rows_are_not_explained():
     assert every(fvu(m, maps, new, new @ W.T).mean() > 0.99 for m in maps.maps)
 
 
+def test_unrelated_features_get_no_source():
+    """However small a gain is asked for: the best of 40 always explains something."""
+    maps = fit(csc_array(codes(400, 40, 0)), csc_array(codes(400, 200, 5)), (4,), 1e-9, 10)
+    with_source = np.diff(maps.widest().W.tocsr().indptr) > 0
+    assert with_source.mean() < 0.2
+
+
 def test_an_sae_against_itself_is_the_identity_map():
     F1 = codes(4000, 40, 0)
     for map_ in some(fitted(F1, F1).maps):
