@@ -43,6 +43,15 @@ def test_planted_copies_are_found_by_decoder_and_by_co_firing():
     assert result.values["cofiring_floor"]["value"] < copies
 
 
+def test_both_needs_the_same_partner_and_a_limit_is_reached_by_equality():
+    swapped = TinySAE(seed=0)
+    swapped.W_dec = swapped.W_dec.roll(1, 0)  # each feature fires like one feature, and writes like another
+    values = duplicates(TinySAE(seed=0), swapped, jaccard=1).values
+    assert values["cofiring_share"]["value"] == 1
+    assert values["decoder_share"]["value"] > 0.5
+    assert values["both_share"]["value"] == 0
+
+
 def test_numbers_do_not_depend_on_batches_order_or_padding():
     check_metric(NearDuplicates, FEW, by_document=["cofiring_floor", "pairs*"])
 
