@@ -183,7 +183,7 @@ def test_without_four_known_seeds_there_is_no_error_and_no_test(seeds, reason):
     (board,) = from_results(
         list(results), "t", {"columns": ["seed_stability.shared"]}
     )  # leads have verdicts all the same
-    (note,) = [note for note in board.notes if f"({MATCHED[0]} vs random of g (4))" in note]
+    (note,) = [note for note in board.notes if f"({MATCHED[0]} vs random of g (4)" in note]
     assert note.startswith("not tested: ")
     assert reason in note
 
