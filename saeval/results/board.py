@@ -242,14 +242,14 @@ class Board:
     def notes(self) -> list[str]:
         """The warnings, and reasons for missing numbers, each once with its places."""
         notes: dict[str, dict[str, None]] = {}
-        shown = self.shown
+        shown, tested = self.shown, [column for column in self.columns if column.headline or column.paired]
         for row in self.rows:
             for column in shown:
                 entry = row.entries.get(column.name)
                 if entry is not None and entry.value is None and entry.reason:
                     places = notes.setdefault(f"{entry.status}: {entry.reason}", {})
                     places.setdefault(f"{column.metric} of {row.name}")
-        return [*self.warnings, *_with_places(notes), *self._untested(shown)]
+        return [*self.warnings, *_with_places(notes), *self._untested(tested)]
 
     @property
     def untested(self) -> list[str]:

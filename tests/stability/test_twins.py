@@ -180,6 +180,12 @@ def test_without_four_known_seeds_there_is_no_error_and_no_test(seeds, reason):
     assert entry.value > 0.2
     assert (entry.stderr, entry.p) == (None, None)
     assert reason in entry.reason
+    (board,) = from_results(
+        list(results), "t", {"columns": ["seed_stability.shared"]}
+    )  # leads have verdicts all the same
+    (note,) = [note for note in board.notes if f"({MATCHED[0]} vs random of g (4)" in note]
+    assert note.startswith("not tested: ")
+    assert reason in note
 
 
 def test_check_says_beforehand_that_a_group_has_too_few_seeds(tmp_path, capsys):
