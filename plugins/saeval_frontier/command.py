@@ -64,7 +64,7 @@ def pareto(argv: Sequence[str]) -> int:
 
 def trajectory(argv: Sequence[str]) -> int:
     """Print a value over training."""
-    parser = _parser("trajectory", "Follow a value over training, and find where it is no longer told apart.")
+    parser = _parser("trajectory", "Follow a value over training, and find from where on no change is detected.")
     parser.add_argument("--value", default="ce.delta_ce", metavar="METRIC.VALUE", help="default: ce.delta_ce")
     parser.add_argument(
         "--number", default="training_tokens", help="the declared number of each SAE (default: training_tokens)"

@@ -178,7 +178,7 @@ def trajectory_page(curves: Sequence[Trajectory], pairs: Sequence[AtEqual], numb
 
 
 def sentence(curve: Trajectory, number: str) -> str:
-    """Return from which point a family's training is no longer told apart from its end."""
+    """Return from which point a family's training can no longer be distinguished from its end."""
     where = f"{escapes.markdown(curve.family)} at {escapes.markdown(curve.hook_name)}"
     last = amount(curve.stages[-1].number)
     if curve.settled is None and curve.stages[-2].p_holm is None:
@@ -190,8 +190,8 @@ def sentence(curve: Trajectory, number: str) -> str:
     ends = stage.to_last.ci95
     reach = f"; the difference there is between {' and '.join(f'{end:.3g}' for end in ends)}" if ends else ""
     return (
-        f"{where}: from {amount(curve.settled)} {escapes.markdown(number)} on, no stage is told apart from the last, "
-        f"{last} (paired tests, Holm){reach}"
+        f"{where}: from {amount(curve.settled)} {escapes.markdown(number)} on, no stage can be distinguished from "
+        f"the last, {last} (paired tests, Holm){reach}"
     )
 
 
@@ -373,5 +373,5 @@ def trajectory_chart(curves: Sequence[Trajectory], number: str, value: str) -> F
             label_log_axis(panel.xaxis)
     fig.supxlabel(escapes.plot(number), fontsize=9)
     fig.supylabel(escapes.plot(value), fontsize=9)
-    set_title(fig, f"{value} over {number}; bars: 95% intervals; filled: not told apart from the last stage")
+    set_title(fig, f"{value} over {number}; bars: 95% intervals; filled: not distinguished from the last stage")
     return fig

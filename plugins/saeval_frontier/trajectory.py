@@ -1,4 +1,4 @@
-"""A value over training: curves by family, and the point from which more training is no longer told apart."""
+"""A value over training: curves by family, and the point from which more training makes no detectable difference."""
 
 from __future__ import annotations
 

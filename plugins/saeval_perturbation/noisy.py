@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, UInt64
 
-from saeval.plugin import Control, Encoding, Repeats, Substitute, torch
+from saeval.plugin import Encoding, Repeats, Substitute, torch
+from saeval_controls.fitted import Repeated
 from saeval_perturbation.noise import noisy_error
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class _Noisy(Substitute):
         return self.parent.weights
 
 
-class MatchedNoise(Control):
+class MatchedNoise(Repeated):
     """The SAE with isotropic noise in place of its error, of the same cosine and norm.
 
     x̂ has at each token the cosine to x and the norm of the SAE's reconstruction; perpendicular to x, its direction is
@@ -59,13 +60,7 @@ class MatchedNoise(Control):
     name, version, per = "matched_noise", 1, "sae"
 
     def __init__(self, seeds: Repeats = 1, seed: int = 0) -> None:
-        if seeds < 1:
-            raise ValueError(f"control '{self.name}': seeds must be at least 1, got {seeds}")
-        self.seeds, self.seed = seeds, seed
-
-    @property
-    def copies(self) -> int:
-        return self.seeds
+        super().__init__(seeds, seed)
 
     def build(self, sae: Substitute, hook_name: str, copy: int) -> Substitute:
         return _Noisy(sae, self.seed, copy, hook_name=hook_name)

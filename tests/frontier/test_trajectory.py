@@ -31,7 +31,7 @@ def test_a_planted_run_settles_where_it_was_planted():
     (curve,) = curves(run(LOCAL))
     assert [stage.number for stage in curve.stages] == list(LOCAL)
     assert curve.settled == 4e5
-    assert "from 400,000 training_tokens on, no stage is told apart from the last, 1,600,000" in sentence(
+    assert "from 400,000 training_tokens on, no stage can be distinguished from the last, 1,600,000" in sentence(
         curve, "training_tokens"
     )
     (falling,) = curves(run({1e5: 3.0, 2e5: 2.0, 4e5: 1.0}))

@@ -77,6 +77,20 @@ def test_outliers_are_far_from_their_sites_median():
     assert run.outliers("delta_ce", "zero") == {}
 
 
+@pytest.mark.parametrize(("factor", "outliers"), [(1.05, 0), (1.09, 1)])
+def test_the_limit_of_outliers_is_3_5_scaled_deviations(factor, outliers):
+    """The median deviation is 0.015, so the limit is 3.5 · 1.4826 · 0.015 = 0.078; the hook itself deviates by 0.015."""
+    assert len(planted({"blocks.4.hook_mlp_out": factor}).outliers("kl", "zero")) == outliers
+
+
+def test_only_controls_of_the_hook_are_drawn():
+    beside = evaluate_tiny(
+        [CURVE], saes={"mine": TinySAE()}, hooks=["blocks.*"], controls=["zero", {"use": "random", "seeds": 2}]
+    )
+    (run,) = model_runs(list(beside))
+    assert run.names == ["c = 0.5", "c = 0.9", "zero"]
+
+
 def test_several_folders_are_drawn_together(tmp_path, capsys):
     for seed, name in enumerate("ab"):
         alone(seed, name=name, out=tmp_path, key="k")
