@@ -18,7 +18,7 @@ from activations import RECIPE
 from train import ladder
 
 HERE = Path(__file__).parent
-STAGES = ("wheels", "activations", "saes", "post-training", "evaluation")
+STAGES = ("wheels", "activations", "saes", "post-training", "evaluation", "page")
 POST_TRAINED = {"smollm2": ("blocks.14.hook_resid_post", "sparsify-topk-k32-seed0")}
 """The SAE of each model that is trained further on KL. Gemma 3's vocabulary would take six times as long."""
 PROCESSES = max(1, (os.cpu_count() or 1))
@@ -42,6 +42,8 @@ def run(folder: Path, model: str, stage: str) -> None:
     elif stage == "post-training" and model in POST_TRAINED:
         hook, sae = POST_TRAINED[model]
         _python(folder, "post_train.py", ".", "--model", model, "--hook", hook, "--sae", sae)
+    elif stage == "page":
+        _python(folder, "page.py", ".")
     elif stage == "evaluation":
         for suite in sorted((HERE / "suites").glob(f"*-{model}.yaml")):
             subprocess.run(
