@@ -1,9 +1,9 @@
 """SAEBench's core evaluation at its paper settings, sae-lens' `run_evals` of the same size, and saeval: time per SAE.
 
-SAEBench evaluates 200 batches of 16 sequences for the losses and 2,000 for variance and features. Here each part is timed
-on few batches and on three times as many. The time per batch is multiplied; what an SAE costs once is not. The model is a
-random GPT-2 small, since SAEBench needs a HookedTransformer. The SAEs are random ReLU SAEs at its block 8 of 12. The values
-of the first SAE are compared with saeval's, on the same tokens.
+SAEBench evaluates 200 batches of 16 sequences for the losses and 2,000 for variance and features. Here each part is
+timed on few batches and on three times as many. The time per batch is multiplied; what an SAE costs once is not. The
+model is a random GPT-2 small, since SAEBench needs a HookedTransformer. The SAEs are random ReLU SAEs at its block 8
+of 12. The values of the first SAE are compared with saeval's, on the same tokens.
 
     pip install --no-deps sae-bench==0.6.0; pip install beartype openai seaborn scikit-learn
     python benchmarks/saebench_core.py --k 12
