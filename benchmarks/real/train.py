@@ -87,7 +87,11 @@ def ladder() -> Iterator[Member]:
 
 
 def train_sparsify(training: Training) -> None:
-    """Train a TopK SAE with sparsify's trainer and its defaults: signSGD without a schedule, unit decoder rows."""
+    """Train a TopK SAE with sparsify's trainer, and Adam in place of its default.
+
+    The default, signSGD without a decay, left a third of the features dead after a million tokens, and reconstructed
+    tokens of large norm worse than zero does.
+    """
     from datasets import Dataset
     from sparsify import SparseCoderConfig, TrainConfig, Trainer
 
@@ -96,6 +100,7 @@ def train_sparsify(training: Training) -> None:
     config = TrainConfig(
         SparseCoderConfig(expansion_factor=RECIPE["width"], k=int(training.member.value)),
         batch_size=1, hookpoints=["site"], init_seeds=[training.member.seed], log_to_wandb=False,
+        optimizer="adam", lr=1e-3, lr_warmup_steps=rows // 20,
         save_dir=str(training.target), run_name="run", save_every=10**9,
         dead_feature_threshold=200_000, auxk_alpha=1 / 32,
     )  # fmt: skip
