@@ -213,7 +213,7 @@ def test_a_result_records_what_it_takes_to_check_it(tmp_path):
     results, _ = run(tmp_path)
     record = json.loads((tmp_path / "evaluate" / f"{results[1].key}.json").read_text())
     fields = {"schema", "key", "status", "reason", "cell", "values", "components", "provenance"}
-    assert set(record) == fields | {"headline", "arrays", "checksum", "file_checksum"}
+    assert set(record) == fields | {"headline", "arrays", "array_names", "checksum", "file_checksum"}
     assert {"suite", "subjects", "model", "data", "metric", "metric_version", "params"} <= set(record["cell"])
     assert record["cell"]["subjects"][0]["name"] == "tinysae"
     assert record["cell"]["subjects"][0]["hook_name"] == "blocks.1.hook_resid_pre"
