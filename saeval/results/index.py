@@ -1,7 +1,8 @@
 """The index of a results folder: its results as columns of one file, so that a board need not open each result.
 
-The files stay the truth. A row of the index holds for as long as size, times and inode of the files that were read for it
-are unchanged; other files are read again. Arrays that no test of the board needs are not read. The index can be deleted at any time; a folder that cannot be written has none.
+The files stay the truth. A row of the index holds for as long as size, times and inode of the files read for it are
+unchanged; other files are read again. Arrays that no test of the board needs are not read. The index can be deleted at
+any time; a folder that cannot be written has none.
 """
 
 from __future__ import annotations
