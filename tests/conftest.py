@@ -36,6 +36,14 @@ def _own_cache(tmp_path_factory):
     os.environ["SAEVAL_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _unsynced():
+    """Writes need not reach the disk: no test cuts the power, and each sync takes milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture
 def own_cache(tmp_path, monkeypatch):
     """A cache of this test alone."""

@@ -214,7 +214,7 @@ def _reader() -> Any:
     reader.tqdm = logging.tqdm  # type: ignore[attr-defined]  # `_quietly` hides this one
     if not hasattr(gguf.get_tensor_name_map, "cache_info"):  # called for each module, always with the same arguments
         gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
-        gguf.GGUFReader.data = _PlainArray()
+        gguf.GGUFReader.data = _PlainArray()  # type: ignore[assignment]
     return reader
 
 
