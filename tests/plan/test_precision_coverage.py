@@ -1,4 +1,4 @@
-"""What adaptive stopping does to intervals, on the testbed's real losses: 200 orders of one text, 1,000 larger texts.
+"""What adaptive stopping does to intervals, on the testbed's real losses: 200 orders of one text, 2,000 larger texts.
 
 One run of the testbed with every sequence as a document of its own gives each sequence's loss; any order of the
 sequences, and the stop in it, then follows by arithmetic.
@@ -109,10 +109,10 @@ def test_intervals_of_200_orders_of_one_text_cover_the_value_of_all_of_it(text):
 
 @pytest.mark.parametrize("target", [0.008, 0.006])
 def test_intervals_cover_the_value_of_a_text_far_larger_than_what_is_taken(text, target):
-    """1,000 streams of documents drawn from the text's own, as from a corpus of that kind without end."""
+    """2,000 streams of documents drawn from the text's own, as from a corpus of that kind without end."""
     own = [np.flatnonzero(text.clusters == c) for c in range(text.clusters.max() + 1)]
     covered, taken, fixed = [], [], []
-    for seed in range(1000):
+    for seed in range(2000):
         drawn = np.random.default_rng(seed).integers(0, len(own), 1025)
         rows = np.concatenate([own[c] for c in drawn])
         documents = np.repeat(np.arange(1025), [len(own[c]) for c in drawn])
