@@ -31,7 +31,17 @@ def _seeded():
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
-    os.environ["SAEVAL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """One for all workers of pytest-xdist, so that the same rows are tokenised once."""
+    base = tmp_path_factory.getbasetemp()
+    os.environ["SAEVAL_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unsynced():
+    """Writes need not reach the disk: no test cuts the power, and each sync takes milliseconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture

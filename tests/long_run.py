@@ -21,7 +21,7 @@ def work(out, log):
         def observe(self, activations, mask):
             with open(log, "a") as file:
                 file.write("x")
-            time.sleep(0.01)
+            time.sleep(0.003)
             return Mean.of(activations.norm(dim=-1), mask)
 
         def conclude(self, total):
@@ -29,7 +29,7 @@ def work(out, log):
 
     torch.set_num_threads(1)
     results = evaluate_tiny(
-        ["slow", "l0", "reconstruction", "ce", "kl"], Slow, rows=tiny_tokens(rows=160),
+        ["slow", "l0", "reconstruction", "ce", "kl"], Slow, rows=tiny_tokens(rows=100),
         saes={"a": TinySAE(seed=1), "b": TinySAE(seed=2)}, controls=["mean"], batch_size=2, out=out,
         checkpoint_seconds=0.05, key="these",
     )  # fmt: skip

@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
+
 from saeval.plugin import SaevalError, cached, digest_of, libraries, sha256_file
 from saeval_models.library_errors import library_errors
 
@@ -111,6 +113,7 @@ class GGUFFile:
     def _config(self) -> dict[str, Any]:
         from transformers import AutoConfig, __version__  # late: slow to import
 
+        _reader()
         failure = f"{self.path} cannot be read by transformers {__version__}"
         with library_errors(failure, "use the model's safetensors files instead"):
             config = AutoConfig.from_pretrained(self.path.parent, gguf_file=self.gguf_file, trust_remote_code=False)
@@ -193,8 +196,17 @@ class GGUFFile:
         return -(-self._header[2] // alignment) * alignment + max(ends)
 
 
+class _PlainArray:
+    """An attribute that keeps a memory map as a plain array: a header's 100,000 strings are read in a quarter of the
+    time."""
+
+    def __set__(self, reader: Any, values: np.ndarray) -> None:
+        reader.__dict__["data"] = np.asarray(values)
+
+
 def _reader() -> Any:
-    """Return transformers' reader of GGUF files, prepared to show no progress bar and to build its table once."""
+    """Return transformers' reader of GGUF files, prepared to show no progress bar, to build its table once, and to
+    read headers faster."""
     import gguf  # late: an optional dependency
     from transformers import modeling_gguf_pytorch_utils as reader  # late: slow to import
     from transformers.utils import logging
@@ -202,6 +214,7 @@ def _reader() -> Any:
     reader.tqdm = logging.tqdm  # type: ignore[attr-defined]  # `_quietly` hides this one
     if not hasattr(gguf.get_tensor_name_map, "cache_info"):  # called for each module, always with the same arguments
         gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
+        gguf.GGUFReader.data = _PlainArray()  # type: ignore[assignment]
     return reader
 
 

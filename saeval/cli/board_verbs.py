@@ -56,7 +56,7 @@ def _boards_as_text(arguments: argparse.Namespace, kept: KeptText | None) -> tup
     asides = [sentence for board in boards for sentence in board.asides] if arguments.format != "md" else []
     text = write(boards)
     if kept and registry.reports[arguments.format].keeps:
-        kept.keep(text, asides, bases[0], registry.plugins.folders)
+        kept.keep(text, asides, bases[0](), registry.plugins.folders)
     return text, asides
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 FOLDER = "index"
 """Subfolder of a results folder that can be rebuilt from its files."""
-ABSENT = -1
+ABSENT, UNREAD = -1, -3
+"""In place of the numbers of a file that does not exist, and of one that was not read."""
 SETTLED = 2_000_000_000
 """Nanoseconds: a file changed later than this before it was read may change again within a tick of its clock."""
 
@@ -21,18 +22,21 @@ class Basis:
     """The files of some results, in the state in which they were read."""
 
     keys: list[str]
+    with_arrays: list[str]
+    """Those of `keys` whose arrays were read too."""
     digest: str
 
     @classmethod
-    def of(cls, folder: Path, keys: list[str]) -> Basis:
+    def of(cls, folder: Path, keys: list[str], with_arrays: list[str]) -> Basis:
         """Return their present state."""
-        return cls(keys, hashlib.sha256(states_of(result_files(folder, keys))).hexdigest())
+        states = [states_of(result_files(folder, *names)) for names in ((keys, ".json"), (with_arrays, ".npz"))]
+        return cls(keys, with_arrays, hashlib.sha256(b"".join(states)).hexdigest())
 
 
-def result_files(folder: Path, keys: Iterable[str]) -> list[str]:
-    """Return the paths of the two files of each result."""
+def result_files(folder: Path, keys: Iterable[str], suffix: str) -> list[str]:
+    """Return the paths of one file of each result."""
     start = f"{folder}{os.sep}"  # paths of 100,000 files as `Path` cost more than it costs to look at them
-    return [f"{start}{key}{suffix}" for key in keys for suffix in (".json", ".npz")]
+    return [f"{start}{key}{suffix}" for key in keys]
 
 
 def states_of(paths: Sequence[str]) -> array[int]:

@@ -1,7 +1,8 @@
 """The index of a results folder: its results as columns of one file, so that a board need not open each result.
 
-The files stay the truth. A row of the index holds for as long as size, times and inode of its two files are those that
-were read; other files are read again. The index can be deleted at any time; a folder that cannot be written has none.
+The files stay the truth. A row of the index holds for as long as size, times and inode of the files read for it are
+unchanged; other files are read again. Arrays that no test of the board needs are not read. The index can be deleted at
+any time; a folder that cannot be written has none.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from saeval.base.errors import SaevalError
 from saeval.base.sealed_json import DamagedError, sealed, unsealed
 from saeval.base.whole_files import Unwritable, tidy, write_whole
 from saeval.results import file_states
-from saeval.results.file_states import FOLDER, Basis, code, result_files, states_of
+from saeval.results.file_states import FOLDER, UNREAD, Basis, code, facts, result_files, states_of
 from saeval.results.index_rows import Held, heads_of, joined, numbers_column, numbers_in, read, states_in, with_states
 from saeval.results.result import Result, StoredEstimate
 from saeval.results.store import Store
@@ -38,55 +38,57 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("saeval")
 
-FORM = 2
+FORM = 3
 WORTH = 1000
 """Least number of results with an index: fewer are read as fast without."""
 _NUMBERS = ("value", "stderr", "low", "high", "n", "documents", "effective_documents", "largest_share", "p")
 """The numbers of each scalar in a row's `numbers`."""
 _FACTS = ("unit", "better", "reason", "without", "comparable", "null", "proportion", "seeds")
 _UNSETTLED = -2
+_JSON, _NPZ = slice(0, 4), slice(4, 8)
+"""Columns of a result's states."""
 
 
 class StaleError(SaevalError):
     """An indexed file has changed since; the message names it and the change."""
 
 
-def results(folder: Path | str, include_limited: bool = False) -> tuple[dict[str, Any], list[Result], Basis | None]:
-    """Return the manifest, its results through the folder's index, and the files behind them.
+def results(
+    folder: Path | str, include_limited: bool = False, every_array: bool = False
+) -> tuple[dict[str, Any], list[Result], Callable[[], Basis | None]]:
+    """Return the manifest, its results through the folder's index, and a function for the files read so far.
 
-    The third is None if these files are too young to show a later change, and for a small folder.
+    It returns None if these files are too young to show a later change, and for a small folder.
 
-    Arrays are read on request; `StaleError` if their file has changed by then.
+    Arrays are read on request; `StaleError` if their file is not the one that the result names. `every_array`: read all
+    files and check all arrays.
     """
     store = Store(folder)
     manifest = store.listed(include_limited)
-    if len(manifest["cells"]) < WORTH:
-        return *store.results(include_limited), None
+    cells = manifest["cells"]
+    if len(cells) < WORTH:
+        return *store.results(include_limited), lambda: None
     name = "results" if manifest["limit"] is None else "results.limited"
-    keys = [listed["key"] for listed in manifest["cells"]]
-    tested = _tested(manifest["leaderboard"])
-    cells = (listed["cell"] for listed in manifest["cells"])
-    index, basis = _current(store, keys, name, [tested.get(cell.get("alias", cell["metric"])) for cell in cells])
-    return manifest, index.results(manifest["cells"]), basis
+    metrics = [listed["cell"].get("alias", listed["cell"]["metric"]) for listed in cells]
+    tested = _tested(manifest["leaderboard"], metrics[0])
+    index = _current(store, [listed["key"] for listed in cells], name, [tested.get(m) for m in metrics], every_array)
+    return manifest, index.results(cells), index.basis
 
 
-def _tested(layout: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The values of each metric that a leaderboard of this layout tests, whose arrays it needs; empty: the only one."""
+def _tested(layout: Mapping[str, Any], first: str) -> dict[str, list[str]]:
+    """The values of each metric that a leaderboard of this layout tests, whose arrays it needs; empty: the only one.
+
+    `first`: the metric that ranks where the layout names none.
+    """
     found: dict[str, list[str]] = {}
     against = layout.get("against") or {}
     more = against.values() if isinstance(against, Mapping) else ()
-    for name in [layout.get("rank_by"), *itertools.chain.from_iterable(more)]:
+    rank_by = layout.get("rank_by") or next(iter(layout.get("columns") or ()), first)
+    for name in [rank_by, *itertools.chain.from_iterable(more)]:
         if name:
             metric, _, value = str(name).partition(".")
             found.setdefault(metric, []).extend([value] if value else [])
     return found
-
-
-def forget(folder: Path | str) -> None:
-    """Remove the index of a folder."""
-    for path in (Path(folder) / FOLDER).glob("results*"):
-        with suppress(OSError):
-            path.unlink()
 
 
 @dataclass(frozen=True)
@@ -181,16 +183,22 @@ class _Indexed(Result):
             return found
         store = self._index.store
         try:
-            return store.arrays(self.key, self.digest, names)
+            arrays, state = store.arrays(self.key, self.digest, names)
         except DamagedError as error:
             raise StaleError(f"{store.folder / self.key}.npz: {error}; run the suite again") from None
+        self._index.states[self._place, _NPZ] = facts(state)
+        return arrays
 
 
 class _Index:
     """The rows of an index, for the cells of a manifest."""
 
-    def __init__(self, store: Store, table: pa.Table, held: Held) -> None:
-        self.store, self.held = store, held
+    def __init__(self, store: Store, table: pa.Table, held: Held, began: int) -> None:
+        """`began`: time in ns before the first file was read."""
+        self.store, self.held, self._began = store, held, began
+        self._keys: list[str] = table["key"].to_pylist()
+        self.states = states_in(table).copy()
+        """States of all files read so far."""
         numbers = table["numbers"].combine_chunks()
         self.starts = numbers.offsets.to_pylist()
         self.numbers: Float[np.ndarray, "numbers"] = numbers_in(numbers.values)
@@ -206,23 +214,35 @@ class _Index:
             for place, (code, listed) in enumerate(zip(self._codes, cells, strict=True))
         ]
 
+    def basis(self) -> Basis | None:
+        """The files read so far; None if one is too young to show a later change."""
+        if not _settled(self.states, self._began).all():
+            return None
+        read = self.states[:, _NPZ.start] != UNREAD
+        states = self.states[:, _JSON].tobytes() + self.states[read, _NPZ].tobytes()
+        with_arrays = [self._keys[place] for place in np.flatnonzero(read).tolist()]
+        return Basis(self._keys, with_arrays, hashlib.sha256(states).hexdigest())
+
 
 def _current(
-    store: Store, keys: list[str], name: str, wanted: Sequence[Sequence[str] | None]
-) -> tuple[_Index, Basis | None]:
-    """Return the index for these cells, after reading and adding the results that are missing or have changed."""
+    store: Store, keys: list[str], name: str, wanted: Sequence[Sequence[str] | None], every_array: bool
+) -> _Index:
+    """Return the index for these cells, after reading and adding the results that are missing or have changed.
+
+    With `every_array`, all results are read, and all their arrays.
+    """
     now = time.time_ns()
-    old = _load(store.folder / FOLDER, name)
+    old = None if every_array else _load(store.folder / FOLDER, name)
     places = np.full(len(keys), -1)
     if old is not None and len(old):
-        states = _states(store.folder, keys)
         known = {key: place for place, key in enumerate(old["key"].to_pylist())}
         places = np.array([known.get(key, -1) for key in keys])
-        places[(states_in(old)[places] != states).any(axis=1)] = -1
+        then = states_in(old)[places]
+        places[(then != _states(store.folder, keys, then[:, _NPZ.start] != UNREAD)).any(axis=1)] = -1
         if len(known) == len(keys) and (places == np.arange(len(keys))).all():
-            return _Index(store, old, Held()), Basis(keys, hashlib.sha256(states.tobytes()).hexdigest())
+            return _Index(store, old, Held(), now)
     anew = np.flatnonzero(places < 0)
-    rows, held = read(store, [keys[place] for place in anew], [wanted[place] for place in anew.tolist()])
+    rows, held = read(store, [keys[place] for place in anew], [wanted[place] for place in anew.tolist()], every_array)
     places[anew] = np.arange(len(anew)) + (len(old) if old is not None else 0)
     table = joined([old, rows] if old is not None else [rows]).take(numbers_column(places))
     states = states_in(table)
@@ -231,13 +251,18 @@ def _current(
     if not old_enough.all():
         kept = with_states(table.drop_columns("state"), np.where(old_enough[:, None], states, _UNSETTLED))
     _keep(store.folder / FOLDER, name, kept)
-    basis = Basis(keys, hashlib.sha256(states.tobytes()).hexdigest())
-    return _Index(store, table, held), basis if old_enough.all() else None
+    return _Index(store, table, held, now)
 
 
-def _states(folder: Path, keys: Sequence[str]) -> Int[np.ndarray, "results state"]:
-    """States of the two files of each result."""
-    return np.frombuffer(states_of(result_files(folder, keys)), dtype=np.int64).reshape(-1, 8)
+def _states(
+    folder: Path, keys: Sequence[str], with_arrays: Bool[np.ndarray, "results"]
+) -> Int[np.ndarray, "results state"]:
+    """States of the two files of each result; without its arrays, of the JSON file alone."""
+    states = np.full((len(keys), 8), UNREAD)
+    read = [keys[place] for place in np.flatnonzero(with_arrays).tolist()]
+    for here, some, names, suffix in ((slice(None), _JSON, keys, ".json"), (with_arrays, _NPZ, read, ".npz")):
+        states[here, some] = np.frombuffer(states_of(result_files(folder, names, suffix)), np.int64).reshape(-1, 4)
+    return states
 
 
 def _settled(states: Int[np.ndarray, "results state"], now: int) -> Bool[np.ndarray, "results"]:

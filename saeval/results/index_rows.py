@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from saeval.results.file_states import facts, states_of
+from saeval.results.file_states import UNREAD, facts, states_of
 from saeval.results.records import Shown
 from saeval.results.result import FORM
 from saeval.results.store import Opened, Store
@@ -88,8 +88,12 @@ class Held:
         self.arrays.update(zip(names, np.split(numbers, ends[1:-1]), strict=False))
 
 
-def read(store: Store, keys: Sequence[str], wanted: Sequence[Sequence[str] | None]) -> tuple[pa.Table, Held]:
+def read(
+    store: Store, keys: Sequence[str], wanted: Sequence[Sequence[str] | None], every_array: bool = False
+) -> tuple[pa.Table, Held]:
     """Return the rows of these results, read from their files, and the arrays of the values that are wanted of each.
+
+    The arrays of other results are not read; with `every_array` they are read and checked.
 
     Other processes help with many results. Each takes the next share when it has read the last one, so that none waits
     for another that starts late or has a slower core.
@@ -98,8 +102,8 @@ def read(store: Store, keys: Sequence[str], wanted: Sequence[Sequence[str] | Non
     tables: dict[int, pa.Table] = {}
     held = Held()
 
-    def share(start: int) -> tuple[Sequence[str], Sequence[Sequence[str] | None]]:
-        return keys[start : start + _SHARE], wanted[start : start + _SHARE]
+    def share(start: int) -> tuple[Sequence[str], Sequence[Sequence[str] | None], bool]:
+        return keys[start : start + _SHARE], wanted[start : start + _SHARE], every_array
 
     def delegate() -> None:
         with suppress(OSError), _reader(store.folder) as process:
@@ -128,10 +132,12 @@ def read(store: Store, keys: Sequence[str], wanted: Sequence[Sequence[str] | Non
                 helper.join()
         else:
             tables[start] = _rows(store, *share(start), held)
-    return joined([tables[start] for start in sorted(tables)] or [_rows(store, [], [], held)]), held
+    return joined([tables[start] for start in sorted(tables)] or [_rows(store, [], [], False, held)]), held
 
 
-def _rows(store: Store, keys: Sequence[str], wanted: Sequence[Sequence[str] | None], held: Held) -> pa.Table:
+def _rows(
+    store: Store, keys: Sequence[str], wanted: Sequence[Sequence[str] | None], every_array: bool, held: Held
+) -> pa.Table:
     """Return the rows of these results, read from their files, and add the wanted arrays to `held`."""
     import pyarrow as pa  # late: as above
 
@@ -142,7 +148,7 @@ def _rows(store: Store, keys: Sequence[str], wanted: Sequence[Sequence[str] | No
     starts, states = [0], array("q")
     numbers: list[float | None] = []
     for key, values in zip(keys, wanted, strict=True):
-        opened = store.opened(key)
+        opened = store.opened(key, arrays=every_array or values is not None)
         shown = opened.result or Shown(FORM, key, "missing", None, {})
         assert isinstance(shown, Shown)
         if values is not None and opened.content:
@@ -150,6 +156,8 @@ def _rows(store: Store, keys: Sequence[str], wanted: Sequence[Sequence[str] | No
         for state, suffix in ((opened.state, ".json"), (opened.beside, ".npz")):
             if state is not None:
                 states.extend(facts(state))
+            elif opened.unread and suffix == ".npz":
+                states.extend((UNREAD,) * 4)
             else:
                 states.extend(states_of([f"{store.folder}{os.sep}{key}{suffix}"]))
         head = _split(shown, opened.places, numbers)
@@ -259,20 +267,20 @@ def _reader(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def serve() -> None:
-    """Answer each line of standard input, keys of results and the values wanted of each, with two tables."""
+    """Answer each line of standard input, one `share` of results, with two tables."""
     import pyarrow as pa  # late: as above
 
     gc.disable()
     store = Store(sys.argv[1])
     for line in sys.stdin.buffer:
-        (keys, wanted), held = json.loads(line), Held()
-        for table in (_rows(store, keys, wanted, held), held.table()):
+        (keys, wanted, every_array), held = json.loads(line), Held()
+        for table in (_rows(store, keys, wanted, every_array, held), held.table()):
             with pa.ipc.new_stream(sys.stdout.buffer, table.schema) as stream:
                 stream.write_table(table)
         sys.stdout.buffer.flush()
 
 
-def _answered(process: subprocess.Popen[bytes], share: tuple[Sequence[str], Any]) -> tuple[pa.Table, pa.Table]:
+def _answered(process: subprocess.Popen[bytes], share: tuple[Any, ...]) -> tuple[pa.Table, pa.Table]:
     """Return the answer of a reading process; `OSError` or `ValueError` if it has failed."""
     import pyarrow as pa  # late: as above
 

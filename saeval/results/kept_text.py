@@ -17,7 +17,7 @@ from saeval.results.file_states import FOLDER, Basis, code, states_of
 
 log = logging.getLogger("saeval")
 
-_FORM = 2
+_FORM = 3
 _MANIFESTS = ("manifest.json", "manifest.limited.json")
 
 
@@ -49,7 +49,7 @@ class KeptText:
             kept = unsealed(self._path.read_bytes())
             if {name: kept.get(name) for name in self._facts} != self._facts or kept["code"] != code(kept["folders"]):
                 return None
-            if Basis.of(self._folder, kept["keys"]).digest != kept["digest"]:
+            if Basis.of(self._folder, kept["keys"], kept["with_arrays"]).digest != kept["digest"]:
                 return None
             return str(kept["text"]), list(kept["asides"])
         except FileNotFoundError:
@@ -67,8 +67,8 @@ class KeptText:
             return
         places = sorted(map(str, folders))
         kept = {
-            **self._facts, "folders": places, "code": code(places), "keys": basis.keys, "digest": basis.digest,
-            "text": text, "asides": list(asides),
+            **self._facts, "folders": places, "code": code(places), "keys": basis.keys,
+            "with_arrays": basis.with_arrays, "digest": basis.digest, "text": text, "asides": list(asides),
         }  # fmt: skip
         try:
             write_whole(self._path, sealed(kept), "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from saeval.base.formatting import number
 from saeval.results.board import Board, Column, Entries, Entry, Row, damaged_in_words, some
 from saeval.results.control_columns import against, columns_of
 from saeval.results.file_states import Basis
-from saeval.results.index import StaleError, forget
+from saeval.results.index import StaleError
 from saeval.results.index import results as indexed
 from saeval.results.index_rows import uncollected
 from saeval.results.ranks import rank
@@ -54,24 +54,22 @@ def boards_of_two(folders: Iterable[Path | str], a: str, b: str, *, include_limi
 
 def boards_on(
     folders: Iterable[Path | str], *, include_limited: bool = False, every_column: bool = False
-) -> tuple[list[Board], list[Basis | None]]:
-    """The same, with the files that each folder's results rest on, where they are many."""
+) -> tuple[list[Board], list[Callable[[], Basis | None]]]:
+    """The same, with functions for the files read so far of each folder, where they are many."""
     folders = list(folders)
     with uncollected():
         try:
             return _of_folders(folders, include_limited, every_column)
-        except StaleError:  # a file has changed since the index was compared with it
-            for folder in folders:
-                forget(folder)
-            return _of_folders(folders, include_limited, every_column)
+        except StaleError:  # a file of arrays is damaged, or has changed since the index was compared with it
+            return _of_folders(folders, include_limited, every_column, every_array=True)
 
 
 def _of_folders(
-    folders: Sequence[Path | str], include_limited: bool, every_column: bool
-) -> tuple[list[Board], list[Basis | None]]:
+    folders: Sequence[Path | str], include_limited: bool, every_column: bool, every_array: bool = False
+) -> tuple[list[Board], list[Callable[[], Basis | None]]]:
     runs, bases = [], []
     for folder in folders:
-        manifest, found, basis = indexed(folder, include_limited)
+        manifest, found, basis = indexed(folder, include_limited, every_array)
         bases.append(basis)
         unfinished = []
         if absent := sum(result.status == "missing" for result in found):

@@ -198,6 +198,7 @@ class ResultRecord(_Record):
     sample: NotRequired[SampleRecord | None]
     traceback: NotRequired[list[str] | None]
     arrays: NotRequired[str | None]
+    array_names: NotRequired[list[str]]
 
 
 class _CellsRecord(_Record):
@@ -284,6 +285,8 @@ class Shown(Struct, gc=False):
     sample: dict[str, Any] | None = None
     provenance: ShownProvenance = ShownProvenance()
     arrays: str | None = None
+    array_names: list[str] | None = None
+    """None in results of earlier versions."""
 
     @property
     def checked(self) -> bool:

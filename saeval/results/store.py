@@ -42,13 +42,15 @@ class Opened(NamedTuple):
     digest: str | None = None
     """The hash of the file of its arrays."""
     content: bytes = b""
-    """Of that file."""
+    """Of that file; empty if it was not read."""
     places: Mapping[str, int] = {}
-    """Where the arrays are in it, by name."""
+    """Where the arrays are in it, by name; -1 in a file that was not read."""
     state: os.stat_result | None = None
     """Of the JSON file; None where it was not read."""
     beside: os.stat_result | None = None
     """Of the file of the arrays."""
+    unread: bool = False
+    """True if the file of the arrays was not read, since nobody asked for them."""
 
     def array(self, name: str) -> np.ndarray | None:
         """One of the arrays; None where the file was not written by saeval."""
@@ -98,11 +100,14 @@ class Store:
                 return Result(key, "damaged", {}, reason=f"{key}.npz: {error}")
         return opened.result
 
-    def opened(self, key: str) -> Opened:
-        """A result with what a leaderboard shows of it, and with the file of its arrays not yet unpacked."""
-        return self._opened(key, shown=True)
+    def opened(self, key: str, arrays: bool = True) -> Opened:
+        """A result with what a leaderboard shows of it, and with the file of its arrays not yet unpacked.
 
-    def _opened(self, key: str, shown: bool = False) -> Opened:
+        Without `arrays`, that file is not read, and so not checked, unless only the file itself can name its arrays.
+        """
+        return self._opened(key, shown=True, arrays=arrays)
+
+    def _opened(self, key: str, shown: bool = False, arrays: bool = True) -> Opened:
         def without_values(status: Literal["missing", "damaged"], reason: str) -> Result | Shown:
             return Shown(FORM, key, status, reason, {}) if shown else Result(key, status, {}, reason=reason)
 
@@ -132,7 +137,9 @@ class Store:
         except DamagedError as error:
             return Opened(without_values("damaged", f"{file}: {error}"), state=state)
         if digest is None:
-            return Opened(result, state=state)
+            return Opened(result, state=state, unread=True)
+        if not arrays and isinstance(result, Shown) and result.array_names is not None:
+            return Opened(result, digest, places=dict.fromkeys(result.array_names, -1), state=state, unread=True)
         try:
             beside, other = self._beside(key, digest)
             names = npz.members(beside)
@@ -145,9 +152,12 @@ class Store:
             return Opened(without_values("damaged", f"{key}.npz: {error}"), state=state)
         return Opened(result, digest, beside, names, state, other)
 
-    def arrays(self, key: str, digest: str, names: Sequence[str]) -> list[np.ndarray]:
-        """Some of the arrays of a result whose file has this hash; `DamagedError` where it has not, or not these."""
-        content, _ = self._beside(key, digest)
+    def arrays(self, key: str, digest: str, names: Sequence[str]) -> tuple[list[np.ndarray], os.stat_result]:
+        """Some of the arrays of a result whose file has this hash, and the file's state.
+
+        `DamagedError` for a file with another hash, or without these arrays.
+        """
+        content, state = self._beside(key, digest)
         places = npz.members(content)
         found = [npz.array(content, places.get(name, -1)) for name in names]
         if any(array is None for array in found):
@@ -156,7 +166,7 @@ class Store:
         for name, array in zip(names, found, strict=True):
             if array is None:
                 raise DamagedError(f"it has no array '{name}'")
-        return [array for array in found if array is not None]
+        return [array for array in found if array is not None], state
 
     def _beside(self, key: str, digest: str) -> tuple[bytes, os.stat_result]:
         """The content and state of the file of a result's arrays; `DamagedError` unless it has this hash."""
@@ -175,6 +185,7 @@ class Store:
             content = npz.packed(result.arrays)
             _write(self.folder / f"{result.key}.npz", content)
             record["arrays"] = hashlib.sha256(content).hexdigest()
+            record["array_names"] = list(result.arrays)  # so that a board need not open the file to know them
         _write(self.folder / f"{result.key}.json", sealed(record, indent=1))
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:

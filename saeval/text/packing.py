@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import chain, groupby
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -77,7 +78,8 @@ class _Row:
     tokens: Int[np.ndarray, "context+1"]
     documents: Int[np.ndarray, "context+1"]
     name: str
-    order: bytes
+    order: int
+    """Its hash, by which rows are drawn and ordered."""
 
 
 def included_of(
@@ -136,6 +138,8 @@ class Packer:
         self._spelled = unread_special(self.tokenizer, "bos", self.prefix)
         self._names: list[str] = []
         self._masked = 0  # rows in which 'exclude' leaves no token
+        self._largest: float = math.inf
+        """Rows with a larger hash are not in the sample."""
         self._left_out: Counter[str] = Counter()
         self._not_doubled: Counter[str] = Counter()
 
@@ -148,9 +152,7 @@ class Packer:
         tokenised = self._tokenised(_documents(self.source, split, self._left_out))
         rows = self._of_documents(tokenised) if self.options.packing == "documents" else self._of_stream(tokenised)
         count = self.options.sequences
-        rows = self._within_memory(rows)
-        order = attrgetter("order")
-        sample = sorted(rows, key=order) if count is None else heapq.nsmallest(count, rows, key=order)
+        sample = self._smallest(self._within_memory(rows), count)
         if len(sample) < (count or 1):
             requested = f"'sequences: {count}' was requested" if count else "at least one sequence is needed"
             raise TooFewSequencesError(
@@ -167,6 +169,18 @@ class Packer:
             left_out=dict(self._left_out),
             not_doubled=dict(self._not_doubled),
         )
+
+    def _smallest(self, rows: Iterable[_Row], count: int | None) -> list[_Row]:
+        """Return the rows with the `count` smallest hashes, in their order. The others need not be built."""
+        kept: list[tuple[int, _Row]] = []  # the largest hash first
+        for row in rows:
+            if count is None or len(kept) < count:
+                heapq.heappush(kept, (-row.order, row))
+            else:
+                heapq.heappushpop(kept, (-row.order, row))
+            if len(kept) == count:
+                self._largest = -kept[0][0]
+        return [row for _, row in sorted(kept, reverse=True)]
 
     def _remedy(self) -> str:
         if not self._masked:
@@ -244,10 +258,10 @@ class Packer:
 
         def row_of(number: int, tokens: np.ndarray) -> Iterator[_Row]:
             name = self._names[number]
-            row = self._row(tokens, np.full(len(tokens), number, dtype=np.int32), name, chunks[name])
+            order = self._order(name, chunks[name])
             chunks[name] += 1
-            if row is not None:
-                yield row
+            if order <= self._largest:
+                yield from self._row(tokens, np.full(len(tokens), number, dtype=np.int32), name, order)
 
         for number, parts in groupby(tokenised, key=itemgetter(0)):
             buffer = np.empty(0, dtype=np.int32)
@@ -281,14 +295,19 @@ class Packer:
             while start + width <= len(tokens):
                 piece = slice(start, start + width)
                 owners = Counter(self._names[document] for document in documents[piece].tolist())
-                row = self._row(tokens[piece], documents[piece], owners.most_common(1)[0][0], index)
+                name = owners.most_common(1)[0][0]
+                order = self._order(name, index)
                 index, start = index + 1, start + context
-                if row is not None:
-                    yield row
+                if order <= self._largest:
+                    yield from self._row(tokens[piece], documents[piece], name, order)
             tokens, documents = tokens[start:], documents[start:]
 
-    def _row(self, tokens: np.ndarray, documents: np.ndarray, name: str, index: int) -> _Row | None:
-        """Return a row with BOS, which belongs to the document after it, and padding; None if its mask is empty."""
+    def _order(self, name: str, index: int) -> int:
+        """Return the hash of a row."""
+        return int.from_bytes(hashlib.sha256(f"{self.options.seed}\0{name}\0{index}".encode()).digest())
+
+    def _row(self, tokens: np.ndarray, documents: np.ndarray, name: str, order: int) -> Iterator[_Row]:
+        """Yield a row with BOS, which belongs to the document after it, and padding; nothing if its mask is empty."""
         first = len(self.prefix)
         row = np.zeros(self.options.context + 1, dtype=np.int32)
         owner = np.full(self.options.context + 1, PADDING, dtype=np.int32)
@@ -296,8 +315,8 @@ class Packer:
         row[first : first + len(tokens)], owner[first : first + len(tokens)] = tokens, documents
         if not mask_of(row, owner, self.excluded).any():
             self._masked += bool(mask_of(row, owner, ()).any())
-            return None
-        return _Row(row, owner, name, hashlib.sha256(f"{self.options.seed}\0{name}\0{index}".encode()).digest())
+        else:
+            yield _Row(row, owner, name, order)
 
 
 def unread_special(tokenizer: Any, word: Literal["bos", "eos"], ids: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ from saeval.testing import TinyModel, TinySAE, register_rows, tiny_plugins, tiny
 from saeval.testing.claims import some
 
 SUITE = {
-    "suite": "s", "model": "testbed", "data": {"use": "python-stdlib", "context": 8, "sequences": 2},
+    "suite": "s", "model": "testbed", "data": {"use": "python-stdlib", "context": 16, "sequences": 4},
     "saes": ["testbed/relu-3"], "metrics": ["l0"],
 }  # fmt: skip
 ANYTHING = [

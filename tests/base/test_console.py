@@ -71,7 +71,7 @@ def arguments(ran, verb):
         "document": ["show", "ce"],
         "ls": ["ls", "controls"],
         "report": ["report", results],
-        "doctor": ["doctor", "testbed/topk-8", "--data", "{use: python-stdlib, context: 8, sequences: 2}"],
+        "doctor": ["doctor", "testbed/topk-8", "--data", "{use: python-stdlib, context: 16, sequences: 4}"],
     }[verb]
 
 

@@ -26,7 +26,7 @@ from saeval.testing.tiny import TinySAE
 SUITE = """\
 suite: spellings
 model: {{use: huggingface, path: {folder}, dtype: {dtype}}}
-data: {{use: python-stdlib, context: 8, sequences: 4}}
+data: {{use: python-stdlib, context: 16, sequences: 4}}
 saes: [testbed/topk-8]
 metrics: [{metric}]
 """

@@ -12,7 +12,7 @@ LONG = "a" * 300
 DEEP = "/".join(["b" * 200] * 25)
 NOBODY = "~nobody-of-this-name/x"
 SUITE = {
-    "suite": "s", "model": "testbed", "data": {"use": "python-stdlib", "context": 16, "sequences": 2},
+    "suite": "s", "model": "testbed", "data": {"use": "python-stdlib", "context": 16, "sequences": 4},
     "saes": ["testbed/relu-3"], "metrics": ["l0"],
 }  # fmt: skip
 

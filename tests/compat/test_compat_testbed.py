@@ -116,6 +116,14 @@ def documented(part):
     return found
 
 
+def alias(entry):
+    """The name of a metric's values in a suite."""
+    if isinstance(entry, str):
+        return entry
+    ((name, parameters),) = entry.items()
+    return parameters.get("as", name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("exclude", "table"), [([], 0), (["bos"], 1)], ids=["nothing-excluded", "bos-excluded"])
 def test_the_tables_of_the_docs(tmp_path, exclude, table):
@@ -124,6 +132,8 @@ def test_the_tables_of_the_docs(tmp_path, exclude, table):
     same_text = f"(Python {platform.python_version()})" in parts[0]  # another has a little other text
     suite = yaml.safe_load((ROOT / "suites" / "compat.yaml").read_text())
     suite["data"]["exclude"] = exclude
+    claimed = {name.partition(".")[0] for name in claims}
+    suite["metrics"] = [entry for entry in suite["metrics"] if alias(entry) in claimed]
     results = saeval.run(suite, out=tmp_path, plugins=plugins())
     assert not results.failed, results.failed[0].traceback
     assert len(claims) >= 13

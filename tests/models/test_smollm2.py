@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 import saeval
 from gguf_files import SMOLLM2, smollm2
 from saeval.testing.claims import some
+from saeval_models.gguf import _reader
 
 pytestmark = pytest.mark.slow
 BLOCK, CONTEXT = 14, 24
@@ -56,6 +57,7 @@ def folder():
 @pytest.fixture(scope="module")
 def plain(folder):
     """The model and its tokens `[batch, seq]`, with plain transformers."""
+    _reader()  # else transformers reads each header four times as long, and builds its table of names 400 times
     # Not `AutoTokenizer`, which reads the whole header a second time to find this class.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, gguf_file=SMOLLM2)
     tokens = torch.tensor([tokenizer(text).input_ids[: CONTEXT + 1] for text in TEXTS])

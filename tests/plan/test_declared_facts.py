@@ -18,7 +18,7 @@ PATH = str(saeval_testbed.WEIGHTS / "saes" / "topk-8")
 
 
 def planned(**entry):
-    data = {"use": "python-stdlib", "context": 16, "sequences": 2}
+    data = {"use": "python-stdlib", "context": 16, "sequences": 4}
     saes = [{"use": "saelens", "path": PATH, **entry}]
     suite = validate(
         {"suite": "facts", "model": "testbed", "data": data, "saes": saes, "metrics": ["l0"]}, Marks("facts")

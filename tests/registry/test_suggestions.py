@@ -16,7 +16,7 @@ from saeval.registry.registry import Registry
 from saeval.testing import TinyModel, TinySAE, register_rows, tiny_plugins, tiny_tokens
 
 SUITE = {
-    "suite": "s", "model": "testbed", "data": {"use": "python-stdlib", "context": 8, "sequences": 2},
+    "suite": "s", "model": "testbed", "data": {"use": "python-stdlib", "context": 16, "sequences": 4},
     "saes": ["testbed/relu-3"], "metrics": ["l0"],
 }  # fmt: skip
 REGISTRY = Registry(Plugins())
@@ -170,7 +170,7 @@ def test_a_control_takes_its_parameters_as_a_metric_does():
 )
 def test_a_mistake_in_one_has_its_place(here, capsys, controls, where, what):
     (here / "s.yaml").write_text(
-        "suite: s\nmodel: testbed\ndata: {use: python-stdlib, context: 8, sequences: 2}\n"
+        "suite: s\nmodel: testbed\ndata: {use: python-stdlib, context: 16, sequences: 4}\n"
         f"saes: [testbed/relu-3]\ncontrols: {controls}\nmetrics: [l0]\n"
     )
     assert cli.main(["check", "s.yaml"]) == 2

@@ -12,6 +12,7 @@ import pytest
 
 from filled_folders import SUBJECTS, fill, scored, subject
 from saeval import SaevalError, cli
+from saeval.base.sealed_json import sealed
 from saeval.results import file_states, index, index_rows, kept_text, leaderboard
 from saeval.results.comparison import compare
 from saeval.results.leaderboard import boards
@@ -54,7 +55,7 @@ def opened(monkeypatch):
     """The keys of the results whose files are read."""
     keys = []
     own = Store.opened
-    monkeypatch.setattr(Store, "opened", lambda store, key: keys.append(key) or own(store, key))
+    monkeypatch.setattr(Store, "opened", lambda store, key, **how: keys.append(key) or own(store, key, **how))
     return keys
 
 
@@ -106,7 +107,7 @@ DAMAGES = {
     "truncated": lambda folder: rewritten(folder, "results.parquet", lambda content: content[:-50]),
     "empty": lambda folder: rewritten(folder, "results.parquet", lambda content: b""),
     "a bit": lambda folder: rewritten(folder, "results.parquet", lambda c: c[:500] + bytes([c[500] ^ 4]) + c[501:]),
-    "facts edited": lambda folder: rewritten(folder, "results.json", lambda c: c.replace(b'"form": 2', b'"form": 1')),
+    "facts edited": lambda folder: rewritten(folder, "results.json", lambda c: c.replace(b'"form": 3', b'"form": 1')),
     "facts of another kind": lambda folder: rewritten(folder, "results.json", lambda content: b"[]"),
     "another form": lambda folder: another(folder, form=99),
     "another version": lambda folder: another(folder, saeval="0.0.1"),
@@ -213,7 +214,7 @@ def test_arrays_that_changed_behind_the_index_are_damaged_as_without_it(folder, 
     """A disk may lose what no time of a file tells."""
     shown([folder])
     found = boards([folder], every_column=True)
-    states = index._states(folder, keys(folder))
+    states = index._load(folder / "index", "results")["state"].combine_chunks().values.to_numpy().reshape(-1, 8)
     monkeypatch.setattr(index, "_states", lambda *_: states)
     (folder / "ce2.npz").write_bytes((folder / "ce1.npz").read_bytes())
     expected = from_files([folder])
@@ -221,6 +222,48 @@ def test_arrays_that_changed_behind_the_index_are_damaged_as_without_it(folder, 
     assert shown([folder]) == expected
     with pytest.raises(SaevalError, match=r"ce2\.npz: its content does not match the checksum in its JSON; run"):
         compare(found_without_ranks(found), "sae-2", "sae-4")
+
+
+def ranked_by(folder, column):
+    """The same run with another layout."""
+    store = Store(folder)
+    manifest = store.manifest()
+    manifest["leaderboard"]["rank_by"] = column
+    store.write_manifest(manifest)
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_damaged_array_is_found_by_the_board_that_tests_it(folder, indexed):
+    store = Store(folder)
+    result = store.read("ce4", arrays=True)
+    result.key, result.cell = "l04", store.read("l04").cell
+    store.write(result)
+    whole, expected = (folder / "l04.npz").read_bytes(), from_files([folder])
+    (folder / "l04.npz").write_bytes(whole[:-1] + b"x")
+    assert shown([folder]) == expected, "not read, since the rank is by another column"
+    ranked_by(folder, "l0.loss")
+    if not indexed:
+        shutil.rmtree(folder / "index")
+    damaged = from_files([folder])
+    assert "1 of 19 results is damaged and left out" in damaged[0]
+    assert shown([folder]) == damaged
+    assert shown([folder]) == damaged
+    (folder / "l04.npz").write_bytes(whole)
+    repaired = from_files([folder])
+    assert "damaged" not in repaired[0]
+    assert shown([folder]) == repaired
+
+
+def test_results_of_earlier_versions_do_not_name_their_arrays_so_these_are_read(folder):
+    file = folder / "ce4.json"
+    record = index.unsealed(file.read_bytes())
+    assert record.pop("array_names") == ["without/loss", "sizes/loss"]
+    ranked_by(folder, "l0.l0")
+    expected = from_files([folder])
+    file.write_bytes(sealed(record))
+    assert shown([folder]) == expected
+    (folder / "ce4.npz").unlink()
+    assert "1 of 19 results is damaged" in shown([folder])[0]
 
 
 def keys(folder):
@@ -248,9 +291,9 @@ def test_other_processes_read_their_share_and_what_they_cannot_is_read_here(fold
         finally:
             helped.set()
 
-    def patient(store, key):
+    def patient(store, key, **how):
         assert python == "/no/such/python" or helped.wait(30)
-        return opened.append(key) or reads(store, key)
+        return opened.append(key) or reads(store, key, **how)
 
     reads = Store.opened
     monkeypatch.setattr(index_rows, "_answered", first_answer)

@@ -12,7 +12,7 @@ from saeval.base.errors import SuiteError
 from saeval.results.store import Store
 
 BODY = {
-    "suite": "mine", "model": "testbed", "data": {"use": "python-stdlib", "context": 16, "sequences": 2},
+    "suite": "mine", "model": "testbed", "data": {"use": "python-stdlib", "context": 16, "sequences": 4},
     "saes": ["testbed/relu-3"], "metrics": ["l0"],
 }  # fmt: skip
 

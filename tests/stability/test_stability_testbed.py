@@ -12,7 +12,7 @@ OBJECTIVES = [f"testbed/{name}" for name in ("local", "e2e", "e2e-seed1")]
 
 @pytest.fixture(scope="module")
 def found():
-    few = {"draws": 2, "alive_firings": 5, "controls": []}
+    few = {"draws": 1, "alive_firings": 5, "controls": []}
     results = saeval.evaluate(
         model="testbed", data={"use": "python-stdlib", "context": 128, "sequences": 48}, saes=[*SEEDS, *OBJECTIVES],
         groups={"seeds": SEEDS, "objectives": OBJECTIVES},
