@@ -25,6 +25,11 @@ def canonical(d_out: int = D) -> dict[str, Tensor]:
     return {**tensors, "threshold": tensors["threshold"].abs()}
 
 
+def plain() -> dict[str, Tensor]:
+    """The tensors that `TENSORS` names."""
+    return {slot: tensor for slot, tensor in canonical().items() if slot in TENSORS}
+
+
 def linear(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The four tensors as `nn.Linear` modules `enc` and `dec` hold them."""
     weights = {"enc.weight": tensors["W_enc"].T.contiguous(), "dec.weight": tensors["W_dec"].T.contiguous()}

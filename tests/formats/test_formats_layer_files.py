@@ -104,12 +104,13 @@ def test_a_folder_of_layers(tmp_path, small):
         f"blocks.{n}.hook_mlp_out" for n in (9, 10)
     ]
     assert list(QwenScope().expand({"path": str(tmp_path / REPOSITORY), "sites": ["layer1?"]})) == ["layer10"]
+    registry = Registry(Plugins())
     for loader, folder in ((CircuitTracer(), "set"), (QwenScope(), REPOSITORY)):
         with pytest.raises(SaevalError, match=r"is a folder, expected a file; it holds 2 SAEs: add 'sites: \"\*\"'"):
             loader.info({"path": str(tmp_path / folder)})
         with pytest.raises(SaevalError, match=r"no file matches 'sites: layer_3'; did you mean|no file matches"):
             loader.expand({"path": str(tmp_path / folder), "sites": "layer_3"})
-        able, _ = readable(str(tmp_path / folder), Registry(Plugins()))
+        able, _ = readable(str(tmp_path / folder), registry)
         assert able == {loader.name: {"use": loader.name, "path": str(tmp_path / folder), "sites": "*"}}
 
 
