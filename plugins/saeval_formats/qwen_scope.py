@@ -18,8 +18,6 @@ from saeval_formats.tensors import Header, state_dict, unpickled_dict
 _LAYOUT = TensorLayout(
     {"W_enc": ("W_enc", "nd"), "b_enc": ("b_enc", "n"), "W_dec": ("W_dec", "dn"), "b_dec": ("b_dec", "d")}
 )
-FEATURES_PER_K = 1024
-"""Features per K of the width in a repository's name."""
 _REPOSITORY = re.compile(r".*SAE-Res-(.+?)-W(\d+)K-L0_(\d+)(?=/|$)")
 
 
@@ -48,7 +46,7 @@ class QwenScope(LayerFileLoader):
         header = Header.of_tensors(file, state_dict(file, unpickled_dict(file)))
         sizes = _LAYOUT.check(header, kind="'use'", sizes="the lengths of b_dec and b_enc")
         repository = _REPOSITORY.match(file.parent.resolve().as_posix())
-        if repository and (width := int(int(repository[2]) * FEATURES_PER_K)) != sizes[1]:
+        if repository and (width := 1024 * int(repository[2])) != sizes[1]:
             fault = f"has {sizes[1]} features, but its folder's name says {repository[2]}K"
             raise SaevalError(f"{file}: {fault} ({width}); check 'path'")
         k = options.k if options.k is not None or not repository else int(repository[3])

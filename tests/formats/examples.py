@@ -241,7 +241,7 @@ def _by_the_library() -> Iterator[Example]:
 def _layers() -> Iterator[Example]:
     x = checkpoints.activations()
     yield Example(
-        "qwen_scope", "topk", FORMULA, lambda f: {"path": str(layer_files.qwen(f)), "k": checkpoints.K},
+        "qwen_scope", "topk", FORMULA, lambda f: {"path": str(layer_files.qwen(f / layer_files.REPOSITORY))},
         layer_files.qwen_formula, x, "blocks.3.hook_resid_post",
     )  # fmt: skip
     for kind in layer_files.KINDS:

@@ -12,8 +12,9 @@ from torch import relu
 
 from checkpoints import D, Formula, K, N, random_tensors
 
-QWEN_SHAPES = {"W_enc": (N, D), "b_enc": (N,), "W_dec": (D, N), "b_dec": (D,)}
-REPOSITORY = "SAE-Res-Qwen3-1.7B-Base-W32K-L0_50"
+WIDTH = 1024
+REPOSITORY = f"SAE-Res-Qwen3-1.7B-Base-W1K-L0_{K}"
+QWEN_SHAPES = {"W_enc": (WIDTH, D), "b_enc": (WIDTH,), "W_dec": (D, WIDTH), "b_dec": (D,)}
 TRACED_SHAPES = {"W_enc": (N, D), "b_enc": (N,), "W_dec": (N, D), "b_dec": (D,)}
 CONFIG = {
     "model_name": "Qwen/Qwen3-4B", "model_kind": "transcoder_set", "feature_input_hook": "mlp.hook_in",
@@ -42,7 +43,7 @@ def qwen_formula() -> Formula:
 
     def encode(x: torch.Tensor) -> torch.Tensor:
         values, indices = (x @ t["W_enc"].T + t["b_enc"]).topk(K, dim=-1)
-        return torch.zeros(*x.shape[:-1], N).scatter(-1, indices, relu(values))
+        return torch.zeros(*x.shape[:-1], WIDTH).scatter(-1, indices, relu(values))
 
     return Formula(encode, lambda acts: acts @ t["W_dec"].T + t["b_dec"])
 

@@ -9,7 +9,7 @@ from sae_lens.loading.pretrained_sae_loaders import qwen_scope_sae_huggingface_l
 from safetensors.torch import save_file
 
 from checkpoints import D, Formula, K, N, assert_same, assert_same_in_a_suite
-from layer_files import CONFIG, KINDS, READS, REPOSITORY, WRITES, qwen, qwen_formula, traced, traced_formula
+from layer_files import CONFIG, KINDS, READS, REPOSITORY, WIDTH, WRITES, qwen, qwen_formula, traced, traced_formula
 from saeval.base.errors import SaevalError
 from saeval.registry.discovery import Plugins
 from saeval.registry.format_recognition import readable
@@ -20,32 +20,31 @@ from saeval_formats.qwen_scope import QwenScope
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """The width of the tests' files, for 1K in a repository's name."""
-    monkeypatch.setattr("saeval_formats.qwen_scope.FEATURES_PER_K", N / 32)
-
-
-def test_qwen_scope_equals_the_library(hub, small):
+def test_qwen_scope_equals_the_library(hub):
     """By the repository's name, in the layout of the hub's cache."""
-    name = REPOSITORY.replace("L0_50", f"L0_{K}")
-    path = qwen(hub(f"Qwen/{name}", "."))
-    config, tensors, _ = qwen_scope_sae_huggingface_loader(f"Qwen/{name}", "layer3.sae.pt")
-    sizes = {"d_in": D, "d_sae": N, "k": config["activation_fn_kwargs"]["k"], "apply_b_dec_to_input": False}
+    repo = f"Qwen/{REPOSITORY}"
+    path = qwen(hub(repo, "."))
+    config, tensors, _ = qwen_scope_sae_huggingface_loader(repo, "layer3.sae.pt")
+    sizes = {
+        "d_in": D,
+        "d_sae": config["d_sae"],
+        "k": config["activation_fn_kwargs"]["k"],
+        "apply_b_dec_to_input": False,
+    }
     theirs = sae_lens.TopKSAE(sae_lens.TopKSAEConfig(**sizes))
     theirs.load_state_dict(tensors)
     with torch.no_grad():
-        assert_same(QwenScope(), {"path": str(path)}, Formula(theirs.encode, theirs.decode))
+        assert_same(QwenScope(), {"path": str(path)}, Formula(theirs.encode, theirs.decode), WIDTH)
     info = QwenScope().info({"path": str(path)})
     assert (info.architecture, info.hook_name) == ("topk", config["hook_name"])
     assert info.facts == {"k": K, "model_name": config["model_name"]}
-    reference = {"repo": f"Qwen/{name}", "path": "layer*.sae.pt", "hook_name": "blocks.{}.hook_resid_post"}
+    reference = {"repo": repo, "path": "layer*.sae.pt", "hook_name": "blocks.{}.hook_resid_post"}
     assert QwenScope().expand(reference)["3"]["hook_name"] == "blocks.3.hook_resid_post"
 
 
 def test_qwen_scope_with_k(tmp_path):
     path = qwen(tmp_path / "mine")
-    assert_same(QwenScope(), {"path": str(path), "k": K}, qwen_formula())
+    assert_same(QwenScope(), {"path": str(path), "k": K}, qwen_formula(), WIDTH)
     digests = {QwenScope().info({"path": str(path), "k": k}).sha256 for k in (K, K + 1)}
     assert len(digests) == 2
     assert QwenScope().info({"path": str(path.rename(tmp_path / "x.pt")), "k": K}).hook_name is None
@@ -55,14 +54,14 @@ def test_qwen_scope_with_k(tmp_path):
     ("folder", "changes", "options", "sentence"),
     [
         ("mine", {}, {}, "no k: no folder in its path is named like SAE-Res-Qwen3-1.7B-Base-W32K-L0_50; add 'k:'"),
-        (REPOSITORY, {}, {}, r"has 80 features, but its folder's name says 32K \(32768\); check 'path'"),
-        ("mine", {}, {"k": 81}, "'k' is 81, more than the 80 features"),
+        ("SAE-Res-X-W32K-L0_5", {}, {}, r"has 1024 features, but its folder's name says 32K \(32768\); check 'path'"),
+        ("mine", {}, {"k": 1025}, "'k' is 1025, more than the 1024 features"),
         ("mine", {}, {"k": 0}, "expected a positive whole number in 'k', found 0"),
         (
             "mine",
-            {"W_enc": torch.zeros(D, N)},
+            {"W_enc": torch.zeros(D, WIDTH)},
             {"k": 3},
-            r"'W_enc' is transposed: found \[32, 80\], expected \[80, 32\]",
+            r"'W_enc' is transposed: found \[32, 1024\], expected \[1024, 32\]",
         ),
         ("mine", {"b_dec": None}, {"k": 3}, "'b_dec' is missing"),
         ("mine", {"threshold": torch.zeros(1)}, {"k": 3}, "unexpected tensor 'threshold'"),
@@ -92,7 +91,7 @@ def test_circuit_tracer_in_a_suite(tmp_path):
     assert_same_in_a_suite(tmp_path, entry, traced_formula("jumprelu_skip_transcoder"), hook)
 
 
-def test_a_folder_of_layers(tmp_path, small):
+def test_a_folder_of_layers(tmp_path):
     for layer in (10, 9):
         traced(tmp_path / "set", layer)
         qwen(tmp_path / REPOSITORY, layer)
