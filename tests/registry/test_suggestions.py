@@ -57,7 +57,7 @@ def test_a_path_among_saes_is_told_its_format(here, name):
     assert f"{{use: {name}, path: {shown}}}" in message or "can be read as" in message
 
 
-@pytest.mark.parametrize(("name", "wrong"), itertools.pairwise([*ONE_OF_EACH, next(iter(ONE_OF_EACH))]))
+@pytest.mark.parametrize(("name", "wrong"), list(itertools.pairwise([*ONE_OF_EACH, next(iter(ONE_OF_EACH))])))
 def test_a_loader_given_another_formats_files_says_what_they_look_like(here, name, wrong):
     path = here / "run"
     path.mkdir()
