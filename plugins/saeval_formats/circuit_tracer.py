@@ -35,8 +35,9 @@ class CircuitTracer(LayerFileLoader):
     def opened(self, reference: Mapping[str, Any]) -> Checkpoint:
         options = parsed(TranscoderReference, reference, "circuit_tracer", needs="the file layer_{i}.safetensors")
         path = options.path.expanduser()
-        if path.is_dir():
-            _config(path)  # of a cross-layer transcoder, say so
+        if path.is_dir() and not self._files(path) and _config(path).values.get("transcoders"):
+            remedy = "read each by the format of its repository, such as gemma_scope"
+            raise SaevalError(f"{path / CONFIG}: 'transcoders' lists files of other repositories; {remedy}")
         file, layer = self.file(path)
         header = Header.of(file)
         if any(_CROSS_LAYER.fullmatch(name) for name in header.shapes):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import sae_lens
 import torch
@@ -144,6 +146,16 @@ def test_pieces_of_a_cross_layer_transcoder(tmp_path, name):
         CircuitTracer().info({"path": str(path)})
     (tmp_path / "config.yaml").write_text("model_kind: cross_layer_transcoder")
     with pytest.raises(SaevalError, match="is a cross-layer transcoder"):
+        CircuitTracer().info({"path": str(tmp_path)})
+
+
+def test_a_list_of_files_elsewhere(tmp_path):
+    """The configs for Gemma Scope name files of its repository, and lie in a folder without weights."""
+    listed = ["hf://google/gemma-scope-2b-pt-transcoders/layer_0/width_16k/average_l0_76/params.npz"]
+    (tmp_path / "config.yaml").write_text(json.dumps({**CONFIG, "transcoders": listed}))
+    with pytest.raises(
+        SaevalError, match=r"config.yaml: 'transcoders' lists files of other repositories; read each by"
+    ):
         CircuitTracer().info({"path": str(tmp_path)})
 
 
