@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from saeval.plugin import SaevalError, names_matching, names_matching_any, read_text, suggestion
+from saeval.plugin import SaevalError, names_matching, names_matching_any, suggestion
 from saeval_formats.fields import Fields
-from saeval_formats.reference import LocalLoader, LocalReference, parsed
+from saeval_formats.reference import LocalLoader, LocalReference, parsed, yaml_object
 from saeval_formats.tensor_layout import Checkpoint, TensorLayout, linear
 from saeval_formats.tensors import Header, Tensors, state_dict, unpickled_dict
 
@@ -123,7 +121,7 @@ def _config(path: Path) -> tuple[dict[str, Any], str | None]:
     file = next((f for f in (path.with_suffix(".yaml"), path.parent / CONFIG) if f.is_file()), None)
     if file is None:
         return {}, None
-    config = Fields(file, _yaml_object(file))
+    config = Fields(file, yaml_object(file))
     data = config.inside("train_data")
     by_name = config.text("tlens_model_name")
     facts = {
@@ -140,18 +138,6 @@ def _config(path: Path) -> tuple[dict[str, Any], str | None]:
     positions = [positions] if isinstance(positions, str) else positions
     hook = str(positions[0]) if isinstance(positions, list) and len(positions) == 1 else ""
     return {k: v for k, v in facts.items() if v is not None}, hook if hook.startswith("blocks.") else None
-
-
-def _yaml_object(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file of plain data; `SaevalError` if it is invalid or holds anything else."""
-    try:
-        content = yaml.safe_load(read_text(path))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise SaevalError(f"{path}: invalid YAML, or YAML with more than plain data ({reason})") from None
-    if not isinstance(content, dict):
-        raise SaevalError(f"{path}: expected a YAML mapping, found {type(content).__name__}")
-    return content
 
 
 def _end_to_end(loss: Fields) -> bool | None:

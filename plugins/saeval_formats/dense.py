@@ -68,12 +68,20 @@ class _FewActive(Activation):
         raise ValueError(f"the choice of {self.kept} would change")
 
 
+@dataclass(frozen=True, eq=False)
 class TopK(_FewActive):
     """relu of the k largest x̃ W_enc + b_enc of each token; the others are 0."""
 
+    importance: Float[Tensor, "d_sae"] | None = None
+    """Factors of the features for the choice of the k largest; the features themselves are not multiplied."""
+
     def __call__(self, projected: Tensor, b_enc: Tensor) -> Tensor:
-        values, indices = torch.topk(projected.add_(b_enc), self.k, dim=-1, sorted=False)
-        return projected.zero_().scatter_(-1, indices, values.relu())
+        pre = projected.add_(b_enc)
+        ranked = pre if self.importance is None else pre * self.importance
+        values, indices = torch.topk(ranked, self.k, dim=-1, sorted=False)
+        if self.importance is not None:
+            values = pre.gather(-1, indices)
+        return pre.zero_().scatter_(-1, indices, values.relu())
 
 
 class AbsTopK(_FewActive):

@@ -11,7 +11,7 @@ from typing import Any
 from saeval.plugin import SaevalError
 from saeval_formats.fields import Fields
 from saeval_formats.folders import FolderLoader, holding
-from saeval_formats.reference import TranscoderReference, folder_of, json_object, parsed
+from saeval_formats.reference import TranscoderReference, folder_of, json_object, parsed, several_hooks
 from saeval_formats.tensor_layout import Checkpoint, TensorLayout
 from saeval_formats.tensors import Header
 
@@ -96,10 +96,11 @@ def _first(folder: Path) -> Description:
 
 def _second(folder: Path, header: Header) -> Description:
     """Describe an SAE of Gemma Scope 2 by the config beside the parameters, else by the names of its folders."""
-    path = folder / CONFIG
+    path, place = folder / CONFIG, folder.resolve().as_posix()
+    if several := re.search(r"/(clt|crosscoder)(?:/[^/]*_l0_[^/]*)?$", place):
+        raise several_hooks(header.path, several[1])
     layout = _AFFINE if "affine_skip_connection" in header.shapes else _SECOND
     if not path.is_file():
-        place = folder.resolve().as_posix()
         match = re.search(r"/(resid_post|attn_out|mlp_out|transcoder)(?:_all)?/layer_(\d+)_[^/]*$", place)
         if not match:
             return Description(layout)
@@ -107,7 +108,9 @@ def _second(folder: Path, header: Header) -> Description:
         return Description(layout, writes.format(match[2]), reads.format(match[2]) if reads else None)
     config = Fields(path, json_object(path))
     config.choice("architecture", ("jump_relu",), "jump_relu")
-    config.choice("type", ("sae", "transcoder"), "sae")  # the other types read or reconstruct several hooks at once
+    if (kind := config.values.get("type")) in ("clt", "crosscoder"):
+        raise several_hooks(path, kind)
+    config.choice("type", ("sae", "transcoder"), "sae")
     affine = config.maybe(config.flag, "affine_connection")
     if affine not in (None, layout is _AFFINE):
         has = "has an" if layout is _AFFINE else "has no"

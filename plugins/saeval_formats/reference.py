@@ -10,9 +10,19 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict
 
-from saeval.plugin import ParameterError, SAELoader, SaevalError, expand_user, read_json, searched_in, validated_as
+from saeval.plugin import (
+    ParameterError,
+    SAELoader,
+    SaevalError,
+    expand_user,
+    read_json,
+    read_text,
+    searched_in,
+    validated_as,
+)
 
 if TYPE_CHECKING:
     from saeval.plugin import SAEInfo, Substitute, torch
@@ -202,6 +212,31 @@ def json_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SaevalError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
+
+
+def yaml_object(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file of plain data; `SaevalError` if it is invalid or holds anything else."""
+    try:
+        content = yaml.safe_load(read_text(path))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SaevalError(f"{path}: invalid YAML, or YAML with more than plain data ({reason})") from None
+    if not isinstance(content, dict):
+        raise SaevalError(f"{path}: expected a YAML mapping, found {type(content).__name__}")
+    return content
+
+
+_SEVERAL_HOOKS = {
+    "clt": "a cross-layer transcoder: the output of a layer comes from the features of all layers before it",
+    "crosscoder": "a crosscoder: its features come from the activations of several hooks at once",
+    "lorsa": "a sparse replacement of attention: its features come from earlier tokens through query and key weights",
+    "molt": "a mixture of linear transforms: its features multiply matrices, not decoder rows",
+}
+
+
+def several_hooks(path: Path, kind: str) -> SaevalError:
+    """Return the error for a kind of dictionary that is not a substitute of one hook's activations."""
+    return SaevalError(f"{path}: is {_SEVERAL_HOOKS[kind]}, so it cannot be evaluated as an SAE of one hook")
 
 
 def snapshot(repo: str, revision: str | None, pattern: str, format: str, beside: Sequence[str] = ()) -> Path:

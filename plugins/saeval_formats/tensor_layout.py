@@ -11,8 +11,9 @@ from saeval_formats.dense import Activation, DenseSAE, Normalization
 from saeval_formats.folding import rescaled
 from saeval_formats.tensors import Header, Tensors
 
-_CANONICAL = {"W_enc": "dn", "W_dec": "nd", "W_skip": "od"}
-_WORDS = {"d": "d_in", "n": "d_sae", "o": "d_in"}
+_ROWS = {"W_enc": "d", "W_dec": "n", "W_skip": "o"}
+"""First dimension of each matrix of `DenseSAE`."""
+_WORDS = {"d": "d_in", "n": "d_sae", "o": "d_out"}
 
 
 def linear(b_enc: str, b_dec: str, encoder: str = "encoder", decoder: str = "decoder") -> dict[str, tuple[str, str]]:
@@ -28,8 +29,8 @@ class TensorLayout:
     stored: Mapping[str, tuple[str, str]]
     """Tensor name (`W_enc`, `b_enc`, `threshold`, `b_gate`, ...) -> its key in the file and its shape in letters.
 
-    `d` is d_in, `n` is d_sae, and `o` is the output of a skip connection, as wide as `d`: the weight of
-    `nn.Linear(d_in, d_sae)` is `nd`, a scalar is the empty string.
+    `d` is d_in, `n` is d_sae, `o` is d_out: the weight of `nn.Linear(d_in, d_sae)` is `nd`, a scalar is the empty
+    string. `log_threshold` holds the logarithms of `threshold`; without `b_dec`, it is zeros.
     """
     pre_bias: bool = False
     """True if b_dec is subtracted from the input."""
@@ -39,11 +40,18 @@ class TensorLayout:
     """True if decoder rows are divided by their norms and the features are unchanged."""
 
     def check(
-        self, header: Header, d_in: int | None = None, d_sae: int | None = None, *, kind: str, sizes: str
+        self,
+        header: Header,
+        d_in: int | None = None,
+        d_sae: int | None = None,
+        d_out: int | None = None,
+        *,
+        kind: str,
+        sizes: str,
     ) -> tuple[int, int]:
         """Return d_in and d_sae; `SaevalError` for the first missing, unexpected or wrongly shaped tensor.
 
-        Sizes that are None are read from the lengths of the biases.
+        If d_in or d_sae is None, it is read from the length of a bias; if d_out is None, it is d_in.
         """
         lengths = {"d": d_in, "n": d_sae}
         for letter in (letter for letter, length in lengths.items() if length is None):
@@ -53,7 +61,7 @@ class TensorLayout:
                 raise SaevalError(f"{header.path}: '{key}' is {list(actual)}, expected one dimension, {_WORDS[letter]}")
             lengths[letter] = actual[0]
         n, d = int(lengths["n"] or 0), int(lengths["d"] or 0)
-        letters = {"d": d, "n": n, "o": d}
+        letters = {"d": d, "n": n, "o": d_out or d, "1": 1}
         shapes = {key: tuple(map(letters.__getitem__, shape)) for key, shape in self.stored.values()}
         written = (f"{key} [{', '.join(map(_WORDS.__getitem__, s))}]" for key, s in self.stored.values() if len(s) == 2)
         header.check(shapes, layout=", ".join(written), kind=kind, sizes=sizes)
@@ -64,9 +72,12 @@ class TensorLayout:
         keys = {name: key for name, (key, _) in self.stored.items()}
         read = header.read(list(keys.values()), device, dtype)
         tensors = {name: read[key] for name, key in keys.items()}
-        for name, shape in _CANONICAL.items():
-            if name in tensors and self.stored[name][1] != shape:
+        for name, rows in _ROWS.items():
+            if name in tensors and self.stored[name][1][0] != rows:
                 tensors[name] = tensors[name].T
+        if (log_threshold := tensors.pop("log_threshold", None)) is not None:
+            tensors["threshold"] = log_threshold.exp()
+        tensors.setdefault("b_dec", tensors["W_dec"].new_zeros(tensors["W_dec"].shape[1]))
         if self.rescale:
             tensors = rescaled(tensors)
         if self.unit_decoder:
@@ -89,23 +100,29 @@ class Checkpoint:
     numeric: tuple[Any, ...] = ()
     """The settings, as plain data, that the SAE's outputs depend on besides the tensors."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    activation: Activation | None = None
-    """None for the one that the tensors imply."""
+    activation: Activation | Callable[[Tensors], Activation] | None = None
+    """The activation, or a function of the stored tensors that returns it; None for the one that tensors imply."""
     normalization: Normalization = "none"
     folded: Callable[[Tensors], Tensors] = dict
     """Function of the stored tensors: those of the SAE for the model's own activations."""
+    d_out: int | None = None
+    """None if it is d_in."""
+    unit_decoder: bool = False
+    """True if the norms of the decoder rows are multiplied into the features."""
 
     def info(self) -> SAEInfo:
-        d_in, d_sae = self.sizes
+        (d_in, d_sae), d_out = self.sizes, self.d_out or self.sizes[0]
         sha256 = self.header.identity(*self.numeric)
-        return SAEInfo(self.hook_name, d_in, d_sae, sha256, self.architecture, d_in, self.input_hook, self.facts)
+        return SAEInfo(self.hook_name, d_in, d_sae, sha256, self.architecture, d_out, self.input_hook, self.facts)
 
     def load(self, device: str, dtype: torch.dtype | None) -> DenseSAE:
-        return DenseSAE.of(
+        stored, activation = self.layout.canonical(self.header, device, dtype), self.activation
+        sae = DenseSAE.of(
             self.hook_name or "",
-            self.folded(self.layout.canonical(self.header, device, dtype)),
-            self.activation,
+            self.folded(stored),
+            activation if activation is None or isinstance(activation, Activation) else activation(stored),
             apply_b_dec_to_input=self.layout.pre_bias,
             normalization=self.normalization,
             transcoder=self.input_hook is not None,
         )
+        return sae.with_unit_decoder() if self.unit_decoder else sae

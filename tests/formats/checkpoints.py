@@ -37,7 +37,7 @@ def activations(seed: int = 1) -> Tensor:
     return torch.randn(3, 7, D, generator=torch.Generator().manual_seed(seed)) * 2 + 0.5
 
 
-def assert_same(loader: SAELoader, reference: Mapping[str, Any], formula: Formula) -> None:
+def assert_same(loader: SAELoader, reference: Mapping[str, Any], formula: Formula, d_sae: int = N) -> None:
     """Same features, same reconstructions, and those of changed features."""
     x = activations()
     sae = loader.load(reference, "cpu", torch.float32)
@@ -52,7 +52,7 @@ def assert_same(loader: SAELoader, reference: Mapping[str, Any], formula: Formul
     changed = encoding._replace(feature_acts=encoding.feature_acts * 0.3)
     torch.testing.assert_close(sae.decode(changed, x), formula.decode(acts * 0.3, *rest), atol=1e-5, rtol=1e-5)
     info = loader.info(reference)
-    assert (info.d_in, info.d_out, info.d_sae) == (sae.d_in, sae.d_out, sae.d_sae) == (D, D, N)
+    assert (info.d_in, info.d_out, info.d_sae) == (sae.d_in, sae.d_out, sae.d_sae) == (D, D, d_sae)
     assert none(tensor.requires_grad for tensor in sae.weights.values())
 
 

@@ -16,7 +16,10 @@ import apollo_files as apollo
 import checkpoints
 import dictionary_learning_files as dictionary_learning
 import gemma_scope_files as gemma_scope
+import layer_files
 import llama_scope_files as llama_scope
+import llamascopium_files as llamascopium
+import mapping_files as mapping
 import openai_files as openai
 import saelens_files as saelens
 import sparsify_files as sparsify
@@ -204,7 +207,76 @@ def _llama_scope() -> Iterator[Example]:
     )  # fmt: skip
 
 
+def _by_the_library() -> Iterator[Example]:
+    """SAEs of SAELens that its own classes compute, and one that it exports in another architecture."""
+    import sae_lens
+
+    def row(architecture: str, made: Callable[[], Any], formula: Callable[[Any], Formula]) -> Example:
+        return Example(
+            "saelens", architecture, f"sae-lens {sae_lens.__version__}",
+            lambda folder: {"path": str(saelens.saved(made(), folder))}, lambda: formula(made()), saelens.activations(),
+            saelens.HOOK,
+        )  # fmt: skip
+
+    def of_temporal(theirs: Any) -> Formula:
+        return Formula(theirs.encode_with_predictions, lambda acts, predicted: theirs.decode(acts + predicted))
+
+    yield row("matching_pursuit", saelens.matching_pursuit, lambda theirs: Formula(theirs.encode, theirs.decode))
+    yield row("temporal", saelens.temporal, of_temporal)
+
+    def exported(folder: Path) -> Mapping[str, Any]:
+        saelens.matryoshka().save_inference_model(folder)
+        return {"path": str(folder)}
+
+    def of_matryoshka() -> Formula:
+        with tempfile.TemporaryDirectory() as place:
+            theirs = sae_lens.SAE.load_from_disk(exported(Path(place))["path"])
+        return Formula(theirs.encode, theirs.decode)
+
+    version = f"sae-lens {sae_lens.__version__}"
+    name = "matryoshka_batchtopk, exported"
+    yield Example("saelens", name, version, exported, of_matryoshka, saelens.activations(), saelens.HOOK)
+
+
+def _layers() -> Iterator[Example]:
+    x = checkpoints.activations()
+    yield Example(
+        "qwen_scope", "topk", FORMULA, lambda f: {"path": str(layer_files.qwen(f / layer_files.REPOSITORY))},
+        layer_files.qwen_formula, x, "blocks.3.hook_resid_post",
+    )  # fmt: skip
+    for kind in layer_files.KINDS:
+        yield Example(
+            "circuit_tracer", kind, FORMULA, lambda f, kind=kind: {"path": str(layer_files.traced(f, kind=kind))},
+            lambda kind=kind: layer_files.traced_formula(kind), x, layer_files.WRITES,
+        )  # fmt: skip
+
+
+def _llamascopium() -> Iterator[Example]:
+    kinds = {
+        "standard": {},
+        "jumprelu": {"act_fn": "jumprelu"},
+        "topk": {"act_fn": "topk", "norm_activation": "inference"},
+        "jumprelu_transcoder": {"act_fn": "jumprelu", "hook_point_in": llamascopium.READS},
+    }
+    for name, changes in kinds.items():
+        yield Example(
+            "llamascopium", name, FORMULA, lambda f, changes=changes: {"path": str(llamascopium.write(f, **changes))},
+            lambda changes=changes: llamascopium.formula(**changes), checkpoints.activations(), llamascopium.HOOK,
+        )  # fmt: skip
+
+
+def _mapping() -> Iterator[Example]:
+    def entry(folder: Path) -> Mapping[str, Any]:
+        path = mapping.write(folder / "my.safetensors", mapping.linear(mapping.canonical()))
+        return {"path": path, "tensors": mapping.TENSORS, "activation": {"topk": checkpoints.K}}
+
+    yield Example(
+        "mapping", "topk", "the formula, written out", entry, lambda: mapping.formula(mapping.plain()),
+        checkpoints.activations(), None,
+    )  # fmt: skip
+
+
 EXAMPLES = [
-    *_saelens(), *_transcoders(), *_dictionary_learning(), *_sparsify(), *_gemma_scope(), *_llama_scope(), *_openai(),
-    *_apollo(),
+    *_saelens(), *_by_the_library(), *_transcoders(), *_dictionary_learning(), *_sparsify(), *_gemma_scope(),
+    *_llama_scope(), *_llamascopium(), *_layers(), *_openai(), *_apollo(), *_mapping(),
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from saeval_formats.saelens import SAELens
 
 D_IN, D_SAE, K = 12, 40, 6
 HOOK = "blocks.1.hook_resid_pre"
+METADATA = {"hook_name": HOOK, "model_name": "tiny"}
 KINDS = {
     "standard": (sae_lens.StandardSAE, sae_lens.StandardSAEConfig, {}),
     "topk": (sae_lens.TopKSAE, sae_lens.TopKSAEConfig, {"k": K}),
@@ -41,6 +42,46 @@ def random_sae(kind: str, seed: int = 0, **config):
         if kind == "jumprelu":
             sae.threshold.abs_()
     return sae
+
+
+def matching_pursuit(**config):
+    torch.manual_seed(0)
+    metadata = sae_lens.saes.sae.SAEMetadata(**METADATA)
+    made = sae_lens.MatchingPursuitSAE(
+        sae_lens.MatchingPursuitSAEConfig(d_in=D_IN, d_sae=D_SAE, max_iterations=5, metadata=metadata, **config)
+    )
+    with torch.no_grad():
+        made.W_dec.copy_(torch.nn.functional.normalize(torch.randn_like(made.W_dec), dim=-1))
+        made.b_dec.copy_(torch.randn_like(made.b_dec) * 0.3)
+    return made
+
+
+def temporal(**config):
+    torch.manual_seed(0)
+    metadata = sae_lens.saes.sae.SAEMetadata(**METADATA)
+    sizes = {"n_heads": 2, "bottleneck_factor": 4, "kval_topk": 6}
+    made = sae_lens.TemporalSAE(
+        sae_lens.TemporalSAEConfig(d_in=D_IN, d_sae=D_SAE, metadata=metadata, **{**sizes, **config})
+    )
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.5)
+    return made
+
+
+def matryoshka():
+    """A training class, which SAELens exports as jumprelu with one threshold."""
+    torch.manual_seed(0)
+    metadata = sae_lens.saes.sae.SAEMetadata(**METADATA)
+    config = sae_lens.MatryoshkaBatchTopKTrainingSAEConfig(
+        d_in=D_IN, d_sae=D_SAE, k=K, matryoshka_widths=[10, D_SAE], metadata=metadata
+    )
+    made = sae_lens.MatryoshkaBatchTopKTrainingSAE(config)
+    with torch.no_grad():
+        for parameter in (made.W_enc, made.b_dec):
+            parameter.copy_(torch.randn_like(parameter))
+    made.topk_threshold.fill_(0.4)
+    return made
 
 
 def saved(sae, folder: Path) -> Path:

@@ -21,6 +21,7 @@ CONFIGURED = (
     "saelens-topk-rescaled", "saelens-jumprelu_skip_transcoder",
     "dictionary_learning-MatryoshkaBatchTopKSAE", "sparsify-groupmax", "sparsify-topk_skip_transcoder",
     "gemma_scope-2: jumprelu", "gemma_scope-2: jumprelu_skip_transcoder", "llama_scope-jumprelu", "apollo-of a run",
+    "circuit_tracer-transcoder", "llamascopium-topk",
 )  # fmt: skip
 BY_LABEL = {e.label: e for e in EXAMPLES}
 

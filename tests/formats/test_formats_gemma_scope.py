@@ -172,7 +172,13 @@ def test_broken_files(tmp_path):
     [
         ({"architecture": "relu"}, False, "architecture 'relu' is not supported; supported: jump_relu"),
         ({"hf_hook_point_in": 3}, False, "expected text in 'hf_hook_point_in', found 3"),
-        ({"type": "clt"}, False, "type 'clt' is not supported; supported: sae, transcoder"),
+        (
+            {"type": "clt"},
+            False,
+            "is a cross-layer transcoder: the output of a layer comes from the features of all lay",
+        ),
+        ({"type": "crosscoder"}, False, "is a crosscoder: its features come from the activations of several hooks at"),
+        ({"type": "vae"}, False, "type 'vae' is not supported; supported: sae, transcoder"),
         ({"affine_connection": True}, False, "'affine_connection: True', but params.safetensors has no affine_skip"),
         ({"affine_connection": False}, True, "'affine_connection: False', but params.safetensors has an affine_skip"),
     ],
@@ -181,6 +187,16 @@ def test_wrong_configs_of_the_second(tmp_path, config, affine, sentence):
     folder = second(tmp_path, config, affine)
     with pytest.raises(SaevalError, match=sentence):
         GemmaScope().info({"path": str(folder)})
+
+
+@pytest.mark.parametrize("place", ["clt/width_262k_l0_medium_affine", "crosscoder/layer_7_13_17_22_width_65k_l0_big"])
+def test_several_hooks_by_the_folder(tmp_path, place):
+    """Without a config, as published, and with the weights of one layer in a file of their own."""
+    path = (second(tmp_path / place) / "params.safetensors").rename(tmp_path / place / "params_layer_0.safetensors")
+    with pytest.raises(
+        SaevalError, match=r"params_layer_0.safetensors: is a cross.*, so it cannot be evaluated as an SA"
+    ):
+        GemmaScope().info({"path": str(path)})
 
 
 def test_half_precision_and_identity(tmp_path):

@@ -20,7 +20,12 @@ from examples import EXAMPLES
 from saeval import SaevalError
 from saeval.base.errors import Problem
 
-PLAIN = [e for e in EXAMPLES if "norm" not in e.architecture]
+OPTIONAL = {"circuit_tracer-" + kind for kind in ("skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")}
+"""Examples with tensors that only the tensors tell: without one, the file is another SAE, and as good a file."""
+PLAIN = [
+    e for e in EXAMPLES
+    if "norm" not in e.architecture and e.label not in OPTIONAL and e.architecture not in ("temporal", "matching_pursuit")
+]  # fmt: skip
 BY_LABEL = {e.label: e for e in PLAIN}
 GONE = object()
 

@@ -9,41 +9,26 @@ import sae_lens
 import torch
 
 import saeval
-from saelens_files import D_IN, D_SAE, HOOK, KINDS, activations, edit_config, edit_weights, load, random_sae, saved
+from saelens_files import (
+    D_IN,
+    D_SAE,
+    HOOK,
+    KINDS,
+    activations,
+    edit_config,
+    edit_weights,
+    load,
+    matching_pursuit,
+    random_sae,
+    saved,
+    temporal,
+)  # fmt: skip
 from saeval.base.errors import SaevalError
 from saeval.testing import TinyModel, evaluate_tiny, tiny_tokens
 from saeval_formats.saelens import SAELens
 from saeval_formats.saelens_objects import LibrarySAE
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-
-METADATA = {"hook_name": HOOK, "model_name": "tiny"}
-
-
-def matching_pursuit(**config):
-    torch.manual_seed(0)
-    metadata = sae_lens.saes.sae.SAEMetadata(**METADATA)
-    made = sae_lens.MatchingPursuitSAE(
-        sae_lens.MatchingPursuitSAEConfig(d_in=D_IN, d_sae=D_SAE, max_iterations=5, metadata=metadata, **config)
-    )
-    with torch.no_grad():
-        made.W_dec.copy_(torch.nn.functional.normalize(torch.randn_like(made.W_dec), dim=-1))
-        made.b_dec.copy_(torch.randn_like(made.b_dec) * 0.3)
-    return made
-
-
-def temporal(**config):
-    torch.manual_seed(0)
-    metadata = sae_lens.saes.sae.SAEMetadata(**METADATA)
-    sizes = {"n_heads": 2, "bottleneck_factor": 4, "kval_topk": 6}
-    made = sae_lens.TemporalSAE(
-        sae_lens.TemporalSAEConfig(d_in=D_IN, d_sae=D_SAE, metadata=metadata, **{**sizes, **config})
-    )
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.5)
-    return made
-
 
 OBJECTS = {
     "matching_pursuit": matching_pursuit,
