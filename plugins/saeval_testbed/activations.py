@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GPT2Model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GPT2PreTrainedModel
 
 from saeval_data.stdlib import stdlib_modules
-from saeval_models.families import known_family
-from saeval_models.pretrained import module_sites
+from saeval_models.pretrained import family_of, module_sites
 from saeval_testbed.language_model import encode, rows
 from saeval_testbed.preferences import preference_pairs
 from saeval_testbed.reward_model import texts_of, tokens
@@ -32,19 +31,18 @@ def text_rows(model_folder: Path, split: str = "train") -> Tensor:
 @torch.no_grad()
 def text_activations(model_folder: Path, hook_names: Sequence[str], tokens: int) -> dict[str, Tensor]:
     """`[n, d_in]` float32 at each hook, of about `tokens` tokens of training text; BOS positions are left out."""
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval().transformer
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
     texts = text_rows(model_folder)[: tokens // (CONTEXT - 1)]
     parts = [activations(model, part, hook_names) for part in texts.split(64)]
     return {name: torch.cat([part[name][:, 1:].flatten(0, 1) for part in parts]) for name in hook_names}
 
 
-def activations(model: GPT2Model, ids: Tensor, hook_names: Sequence[str]) -> dict[str, Tensor]:
+def activations(owner: GPT2PreTrainedModel, ids: Tensor, hook_names: Sequence[str]) -> dict[str, Tensor]:
     """`[batch, seq, d_in]` at each hook; blocks after the last one are not run."""
     captured: dict[str, Tensor] = {}
+    model = owner.base_model
     blocks, norm = model.h, model.ln_f
-    family = known_family("gpt2", {})
-    assert family is not None
-    sites = module_sites(blocks, family)
+    sites = module_sites(blocks, family_of(owner))
     with ExitStack() as stack:
         for name in hook_names:
             stack.callback(sites[name].watch(partial(captured.__setitem__, name)).remove)
@@ -69,7 +67,7 @@ def batches(data: Tensor, size: int, seed: int) -> Iterator[Tensor]:
 @torch.no_grad()
 def pair_activations(model_folder: Path, hook_names: Sequence[str], pairs: int) -> dict[str, Tensor]:
     """`[n, d_in]` float32 of a reward model on both sides of training pairs; BOS and padding are left out."""
-    model = AutoModelForSequenceClassification.from_pretrained(model_folder, dtype=torch.float32).eval().transformer
+    model = AutoModelForSequenceClassification.from_pretrained(model_folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     parts: dict[str, list[Tensor]] = {name: [] for name in hook_names}
     texts = texts_of(list(preference_pairs("train", pairs)))
