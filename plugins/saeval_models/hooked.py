@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -333,6 +332,10 @@ class HookedModel(Model):
         error = float(((a - b).norm(dim=-1) / b.norm(dim=-1).clamp_min(torch.finfo(b.dtype).tiny)).median())
         return error <= (single if torch.finfo(self.dtype).bits >= 32 else half)  # False for NaN
 
+    def agree(self, a: Float[Tensor, "seq d"], b: Float[Tensor, "seq d"]) -> bool:
+        """True if two implementations have the same states."""
+        return self._agree(a, b, torch.ones_like(a[:, 0], dtype=torch.bool), 1e-3, 5e-2)
+
     @torch.no_grad()
     def check(self) -> None:
         """Raise `SaevalError` if a short row shows that the model is not causal.
@@ -406,35 +409,34 @@ class HookedModel(Model):
         return self._mask_device
 
     @torch.no_grad()
-    def widths(self) -> dict[str, int]:
-        """Return the width of each site that has one floating-point `[batch, seq, ...]` tensor in a short pass.
+    def short_activations(self) -> dict[str, Tensor]:
+        """Return the tensor of each site that has one floating-point `[batch, seq, ...]` tensor in a short pass.
 
-        TransformerLens' sites may also be `[batch * seq, d]`.
+        The tensors of TransformerLens' sites may also be `[batch * seq, d]`.
         """
-        shapes: dict[str, list[torch.Size]] = {name: [] for name in self.sites}
-
-        def note(seen: list[torch.Size], tensor: Tensor) -> None:
-            # Integers are not activations, but indices, such as those of experts.
-            seen.append(tensor.shape if tensor.is_floating_point() else torch.Size())
-
+        seen: dict[str, list[Tensor]] = {name: [] for name in self.sites}
         outputs: list[Tensor] = []
         watched: list[tuple[Site, Callable[[Tensor], Any]]] = [
-            (site, functools.partial(note, shapes[name])) for name, site in self.sites.items()
+            (site, seen[name].append) for name, site in self.sites.items()
         ]
         final = (site for site in self.sites.values() if site.rest is not None)
         watched += [(Site(site.norm or site.module, "out", site.block), outputs.append) for site in final]
         state = self.short_pass(watched)
         # The unembedding must follow the last norm directly; some models scale or project the state in between.
         last = any(_whole(tensor) is _whole(state) and tensor.shape == state.shape for tensor in outputs)
-        rows = {name: seen[0] for name, seen in shapes.items() if len(seen) == 1}
-        for name, shape in rows.items():
-            if self.sites[name].suffix and len(shape) == 2:
-                rows[name] = torch.Size((1, *shape))
-        return {
-            name: math.prod(shape[2:])
-            for name, shape in rows.items()
-            if len(shape) > 2 and shape[:2] == (1, _PROBE_LENGTH) and (last or self.sites[name].rest is None)
-        }
+        activations: dict[str, Tensor] = {}
+        for name, tensors in seen.items():
+            if len(tensors) != 1 or (self.sites[name].rest is not None and not last):
+                continue
+            tensor = tensors[0][None] if self.sites[name].suffix and tensors[0].ndim == 2 else tensors[0]
+            # Integers are not activations, but indices, such as those of experts.
+            if tensor.ndim > 2 and tensor.shape[:2] == (1, _PROBE_LENGTH) and tensor.is_floating_point():
+                activations[name] = tensor.flatten(2)
+        return activations
+
+    def widths(self) -> dict[str, int]:
+        """Return the width of each site at which there are activations."""
+        return {name: tensor.shape[-1] for name, tensor in self.short_activations().items()}
 
 
 def normalized(norm: nn.Module, args: tuple[Any, ...], unit: float) -> Float[Tensor, "batch seq d_model"]:

@@ -194,9 +194,9 @@ class PretrainedSpec(FamilySpec):
     @cached_property
     def _family(self) -> Family:
         def made() -> dict[str, Any]:
-            from saeval_models.pretrained import family_of  # late: it imports transformers
+            from saeval_models.pretrained import traced_family  # late: it imports transformers
 
-            return family_of(self._skeleton).written()
+            return traced_family(self._skeleton).written()
 
         return Family.read(self._remembered("families", made))
 

@@ -52,15 +52,13 @@ def family_of(module: PreTrainedModel) -> Family:
     A model without weights has the structure. The given one may have been changed by its owner, or wrapped.
     """
     task_of(module)
-    if module.device.type == "meta":
-        return _family_of(module)
     key = type(module), module.config.to_json_string(use_diff=False)
     if key not in _FAMILIES:
         try:
             empty = without_weights(type(module)._from_config, module.config)
         except Exception:  # a user's subclass with a constructor of its own
-            return _family_of(module)
-        _FAMILIES[key] = _family_of(empty)
+            return traced_family(module)
+        _FAMILIES[key] = traced_family(empty)
     return _FAMILIES[key]
 
 
@@ -70,7 +68,9 @@ def without_weights(make: Callable[..., PreTrainedModel], config: PretrainedConf
         return make(copy.deepcopy(config), attn_implementation="eager", experts_implementation="batched_mm")
 
 
-def _family_of(module: PreTrainedModel) -> Family:
+def traced_family(module: PreTrainedModel) -> Family:
+    """Return the family of this model, in a short pass."""
+    task_of(module)
     config = module.config.get_text_config()
     name, base = base_of(module)
     decoder = module.get_decoder()  # of a vision-language model, the language model
@@ -192,7 +192,7 @@ class PretrainedCausal(HookedModel):
         tokens, real = batch.tokens[row : row + 1], batch.real[row]
         bare = self._forward(tokens[:, real])[0]
         wide = self._forward(tokens, **{key: value[row : row + 1] for key, value in inputs.items()})[0, real]
-        if not self._agree(wide, bare, torch.ones_like(wide[:, 0], dtype=torch.bool), 1e-3, 5e-2):
+        if not self.agree(wide, bare):
             raise SaevalError(f"left padding changes the results of {type(self.module).__name__}; pad on the right")
         self._left_padding_checked = True
 
@@ -207,7 +207,7 @@ class PretrainedCausal(HookedModel):
             expected = self.module(input_ids=tokens, use_cache=False, return_dict=True).logits[0]
             try:
                 logits = self.head(self._forward(tokens))[0]
-                agree = self._agree(logits, expected, torch.ones_like(tokens[0], dtype=torch.bool), 1e-3, 5e-2)
+                agree = self.agree(logits, expected)
             except Exception as error:  # a head that needs other outputs of the base model
                 if out_of_memory(error):
                     raise

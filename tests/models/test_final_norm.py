@@ -97,10 +97,9 @@ def test_a_hooked_transformer_has_it_too(normalization):
 
 
 def test_a_family_without_such_a_norm_says_what_it_has(tmp_path):
-    for family in some(["mixtral", "bart"]):
-        hooks = HuggingFace().spec({"path": str(tiny_folder(tmp_path / family, family))}).hooks()
-        assert hooks
-        assert NAME not in hooks
+    hooks = HuggingFace().spec({"path": str(tiny_folder(tmp_path, "bart"))}).hooks()
+    assert hooks
+    assert NAME not in hooks
     with pytest.raises(SaevalError, match=rf"model 'model' has no hook '{NAME}'; known: blocks\.0\."):
         evaluate_tiny(["ce"], model=tiny_model("bart"), saes=[TinySAE(NAME, d_in=32)])
 
