@@ -455,7 +455,7 @@ def normalized(norm: nn.Module, args: tuple[Any, ...], unit: float) -> Float[Ten
 
 
 def gain_unit(norm: nn.Module) -> float | None:
-    """Return the weight for which a norm's gain is 1; None if its output is not `normalized` times a gain plus a bias."""
+    """Return the weight for which a norm's gain is 1; None if gain and bias do not follow from its parameters."""
     generator = torch.Generator().manual_seed(0)
     known, weight = copy.copy(norm), norm._parameters.get("weight")
     if weight is None or weight.ndim != 1:

@@ -53,7 +53,7 @@ def lens_sites(
 
 
 class _Sites(dict[str, Site]):
-    """The sites of a bridge. Others are refused when they are used, because hooks are known before there is a bridge."""
+    """The sites of a bridge. Others are refused when they are used: hooks are known before there is a bridge."""
 
     def __missing__(self, name: str) -> Site:
         raise SaevalError(f"'{name}' has no activations in this TransformerBridge; use 'huggingface'")

@@ -20,10 +20,10 @@ from saeval_models.families import (
     MLP_OUT,
     MLP_POST,
     RESID_MID,
-    Z,
     End,
     Family,
     ModuleEnd,
+    Z,
 )
 from saeval_models.hooked import Site, gain_unit
 

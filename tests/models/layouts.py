@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+from places import PLACES, SUFFIXES, suffixes
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Layout:
     """The module whose input is the MLP's."""
     form: str = "sequential"
     """`sequential` blocks have a residual stream between attention and MLP, `parallel` ones have none; in `normed` ones,
-    norms change the stream itself."""
+    norms change the stream itself; `several` means that the blocks pass on several streams at once."""
     block: int = 2
     """A block with attention."""
     plus_one: bool = False
@@ -36,16 +39,16 @@ class Layout:
     left: bool = True
     """True if padding on the left leaves results as they are."""
     bridge: bool | tuple[str, ...] = True
-    """True if a TransformerBridge has the same activations; or the sites that it lacks."""
+    """True if a TransformerBridge has the same activations and resumes; or the sites at which it has not."""
 
     def suffixes(self) -> list[str]:
         """The sites of the block."""
         places = {
-            "hook_resid_pre": True,
+            "hook_resid_pre": self.form != "several",
             "hook_mlp_in": self.norm,
             "ln2.hook_normalized": self.norm and self.gain,
             "hook_resid_mid": self.attn and self.form == "sequential" and not self.shares,
-            "hook_resid_post": True,
+            "hook_resid_post": self.form != "several",
             "hook_attn_out": self.attn,
             "hook_mlp_out": self.mlp,
             "attn.hook_z": self.z,
@@ -66,6 +69,7 @@ class Layout:
 _LLAMA = Layout()
 _EXPERTS = Layout(post="")
 _NONE = Layout("", "", "", "", "", "", "none")
+_SEVERAL = replace(_NONE, form="several", bridge=False)
 _FC = Layout(
     z="self_attn.out_proj", mlp="fc2", post="fc2", norm="final_layer_norm", enters="fc1", bridge=("mlp.hook_in",)
 )
@@ -87,13 +91,13 @@ LAYOUTS = {
     "cohere": replace(_LLAMA, norm="", form="parallel", bridge=False),
     "cohere2": replace(_LLAMA, norm="", form="parallel", bridge=False),
     "ctrl": Layout("multi_head_attention", "multi_head_attention.dense", "ffn", "ffn.2", "layernorm2", "ffn", bridge=False),
-    "deepseek_v3": _EXPERTS,
+    "deepseek_v3": replace(_EXPERTS, bridge=False),
     "diffllama": replace(_LLAMA, bridge=False),
     "falcon": _FALCON,
     "falcon-alibi": replace(_FALCON, norm="post_attention_layernorm", form="sequential", bridge=False),
     "falcon-new": replace(_FALCON, norm="ln_mlp", bridge=False),
     "gemma3_text": replace(_AFTER, norm="pre_feedforward_layernorm", plus_one=True),
-    "gemma3n_text": _NONE,
+    "gemma3n_text": _SEVERAL,
     "gemma4_text": replace(_AFTER, norm="pre_feedforward_layernorm", shares=True),
     "glm4": replace(_LLAMA, attn="post_self_attn_layernorm", mlp="post_mlp_layernorm"),
     "gpt_oss": _EXPERTS,
@@ -128,3 +132,32 @@ LAYOUTS = {
     "starcoder2": replace(_LLAMA, post="mlp.c_proj"),
     "xglm": _FC,
 }  # fmt: skip
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+MARK = "<!-- sites -->\n"
+
+
+def table() -> str:
+    """The table of sites in docs/models.md; `test_sites.py` and `test_models_resume.py` prove its rows."""
+    known = [(family.replace("-", ":"), _words(suffixes(family), True, True)) for family in PLACES]
+    known += [
+        (n.replace("-", ":", n != "openai-gpt"), _words(p.suffixes(), p.left, p.bridge)) for n, p in LAYOUTS.items()
+    ]
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name, words in sorted(dict(known).items()):
+        rows.setdefault(words, []).append(f"`{name}`")
+    lines = ["model types | sites | left padding | in a TransformerBridge", "--- | --- | --- | ---"]
+    lines += [" | ".join((", ".join(names), *words)) for words, names in sorted(rows.items(), key=lambda r: -len(r[1]))]
+    return "".join(f"| {line} |\n" for line in lines)
+
+
+def _words(there: list[str], left: bool, bridge: bool | tuple[str, ...]) -> tuple[str, ...]:
+    lacking = [f"`{suffix}`" for suffix in SUFFIXES if suffix not in there]
+    sites = "all" if not lacking else f"all but {', '.join(lacking)}"
+    sites = {0: "none", 2: "the residual stream"}.get(len(there), sites)
+    at = "no" if bridge is False else "yes" if bridge is True else f"not {', '.join(f'`{site}`' for site in bridge)}"
+    return sites, "yes" if left else "no", at
+
+
+if __name__ == "__main__":  # write the table into the page
+    before, _, after = PAGE.read_text().split(MARK)
+    PAGE.write_text(f"{before}{MARK}{table()}{MARK}{after}")

@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 
-from layouts import LAYOUTS
+from layouts import LAYOUTS, MARK, PAGE, table
 from odd_architectures import EXACT, VARIANTS, made
 from saeval.base.errors import SaevalError
+from saeval.testing import TinySAE, evaluate_tiny
 from saeval.testing.architectures import padded, tiny_batch
 from saeval.testing.claims import every, some
 from saeval_models import HuggingFace, TransformerLens
@@ -113,8 +114,7 @@ def test_the_sites_of_an_architecture(name):
     adapter, bare = spec.load("cpu"), tiny_batch(rows=2, length=9)
     generator = torch.Generator().manual_seed(3)
     hooks = [hook for hook in spec.hooks() if hook.startswith("blocks.")]
-    several = name == "gemma3n_text"  # its blocks pass on several streams at once
-    names = [] if several else [f"blocks.{layout.block}.{suffix}" for suffix in layout.suffixes()]
+    names = [f"blocks.{layout.block}.{suffix}" for suffix in layout.suffixes()]
     assert sorted(hook for hook in hooks if hook.startswith(f"blocks.{layout.block}.")) == sorted(names)
     # Each name is what it says, in every block.
     at = {hook: value.detach() for hook, value in adapter.capture(bare, hooks, final=True).activations.items()}
@@ -174,3 +174,14 @@ def in_a_bridge(model, layout, names, batch, adapter, captured):
     for name in some(there):
         torch.testing.assert_close(own.activations[name], captured.activations[name], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(lens.resume(batch, own, name, changed[name]), expected[name], rtol=1e-3, atol=1e-3)
+
+
+def test_the_page_has_the_table():
+    assert PAGE.read_text().split(MARK)[1] == table(), "run `python tests/models/layouts.py`"
+
+
+def test_a_site_that_a_block_lacks_is_refused_in_one_sentence():
+    for name, hook in some({"gemma3n_text": "blocks.1.hook_attn_out", "mamba": "blocks.1.hook_mlp_out"}.items()):
+        with pytest.raises(SaevalError, match=rf"model 'model' has no hook '{hook}'; ") as error:
+            evaluate_tiny(["ce"], model=made(name), saes=[TinySAE(hook, d_in=32)])
+        assert "\n" not in str(error.value)
