@@ -416,8 +416,12 @@ class HookedModel(Model):
         """
         seen: dict[str, list[Tensor]] = {name: [] for name in self.sites}
         outputs: list[Tensor] = []
+
+        def keep(name: str, tensor: Tensor) -> None:
+            seen[name].append(tensor.clone())  # some models write into outputs
+
         watched: list[tuple[Site, Callable[[Tensor], Any]]] = [
-            (site, seen[name].append) for name, site in self.sites.items()
+            (site, functools.partial(keep, name)) for name, site in self.sites.items()
         ]
         final = (site for site in self.sites.values() if site.rest is not None)
         watched += [(Site(site.norm or site.module, "out", site.block), outputs.append) for site in final]

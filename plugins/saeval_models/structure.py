@@ -57,8 +57,8 @@ def with_sites(family: Family, blocks: Iterable[nn.Module], run: Callable[[list[
         return family
     by_block = [graph.sites() for graph in graphs]
     sites: _Sites = {}
-    for suffix in dict.fromkeys(suffix for found in by_block for suffix in found):
-        places = dict.fromkeys(place for found in by_block for place in found.get(suffix, ()))
+    for suffix in dict.fromkeys(suffix for own in by_block for suffix in own):
+        places = dict.fromkeys(place for own in by_block for place in own.get(suffix, ()))
         # In models with blocks of several kinds, a path may be another site in another block.
         agreed = (p for p in places if all(g.agrees(f, suffix, p) for g, f in zip(graphs, by_block, strict=True)))
         if kept := tuple(agreed):
@@ -73,9 +73,11 @@ def with_sites(family: Family, blocks: Iterable[nn.Module], run: Callable[[list[
         sites.pop(RESID_MID, None)
     if len(units) != 1:
         sites.pop(MLP_NORMALIZED, None)
-    known = {"unit": units.pop() if len(units) == 1 else 1.0, "scale": scales.pop() if scales else 1.0}
+    # A place with two names has the first: the input of an MLP without a norm is also the stream in the middle.
     order = (MLP_BRANCH, MLP_NORMALIZED, ATTN_OUT, MLP_OUT, Z, MLP_IN, MLP_POST, RESID_MID)
-    return replace(family, sites={**BOUNDARIES, **{s: sites[s] for s in order if s in sites}}, **known)
+    ordered = {suffix: sites[suffix] for suffix in order if suffix in sites}
+    unit, scale = min(units, default=1.0), min(scales, default=1.0)
+    return replace(family, sites={**BOUNDARIES, **ordered}, unit=unit, scale=scale)
 
 
 class _Block:
@@ -217,7 +219,7 @@ class _Block:
             places = self._places("out", self.ends.get((places[0][0], "in"), term))
         weights = [getattr(self.parts[path], "weight", None) for path, _ in places]
         if places and isinstance(weights[-1], Tensor) and weights[-1].ndim == 2 and (places[-1][0], "in") in self.ends:
-            projection = (places[-1][0], "in")
+            projection: ModuleEnd = (places[-1][0], "in")
             same = self._places("out", self.ends[projection]) if last == MLP_POST else []
             sites[last] = (projection, *same)
         return sites
@@ -226,9 +228,9 @@ class _Block:
         """Return the sites of the path into the MLP; `others` are the tensors of other branches."""
         cone = self._cone(term)
         norms = [
-            (path, end) for path, end in filter(self._is_norm, self._places("out"))
-            if self.ends[path, end] in cone and self._in_stream(self.ends.get((path, "in"), term))
-            and not self._in_stream(self.ends[path, end])
+            place for place in filter(self._is_norm, self._places("out"))
+            if self.ends[place] in cone and not self._in_stream(self.ends[place])
+            and self._in_stream(self.ends.get((place[0], "in"), term))
         ]  # fmt: skip
         cone = self._cone(term, *(self.ends[norm] for norm in norms))
         starts = {node for node in cone if self._in_stream(node)} | {self.ends[norm] for norm in norms}

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,14 +41,14 @@ def text_activations(model_folder: Path, hook_names: Sequence[str], tokens: int)
 def activations(owner: GPT2PreTrainedModel, ids: Tensor, hook_names: Sequence[str]) -> dict[str, Tensor]:
     """`[batch, seq, d_in]` at each hook; blocks after the last one are not run."""
     captured: dict[str, Tensor] = {}
-    model = owner.base_model
+    model: Any = owner.base_model
     blocks, norm = model.h, model.ln_f
     sites = module_sites(blocks, family_of(owner))
     with ExitStack() as stack:
         for name in hook_names:
             stack.callback(sites[name].watch(partial(captured.__setitem__, name)).remove)
         depth = max(sites[name].block for name in hook_names) + 1
-        model.h, model.ln_f = blocks[:depth], torch.nn.Identity()  # type: ignore[assignment]
+        model.h, model.ln_f = blocks[:depth], torch.nn.Identity()
         try:
             model(ids, use_cache=False)
         finally:
