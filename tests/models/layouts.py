@@ -137,7 +137,7 @@ MARK = "<!-- sites -->\n"
 
 
 def table() -> str:
-    """The table of sites in docs/models.md; `test_sites.py` and `test_models_resume.py` prove its rows."""
+    """The table of sites in docs/models.md; `test_named_sites.py` and `test_models_resume.py` prove its rows."""
     known = [(family.replace("-", ":"), _words(suffixes(family), True, True)) for family in PLACES]
     known += [
         (n.replace("-", ":", n != "openai-gpt"), _words(p.suffixes(), p.left, p.bridge)) for n, p in LAYOUTS.items()

@@ -118,7 +118,7 @@ def test_the_sites_of_an_architecture(name):
     assert sorted(hook for hook in hooks if hook.startswith(f"blocks.{layout.block}.")) == sorted(names)
     # Each name is what it says, in every block.
     at = {hook: value.detach() for hook, value in adapter.capture(bare, hooks, final=True).activations.items()}
-    for index, block in enumerate(blocks):
+    for index, block in enumerate(some(blocks)):
         prefix = f"blocks.{index}."
         sites = {hook.removeprefix(prefix): value for hook, value in at.items() if hook.startswith(prefix)}
         if "hook_attn_out" in sites:
@@ -143,7 +143,7 @@ def test_the_sites_of_an_architecture(name):
         new = clean[hook] + clean[hook].std() * torch.randn(clean[hook].shape, generator=generator)
         expected = plain_resume(model, name, layout, hook, clean, new, bare.tokens)
         moved.append(not torch.allclose(expected, logits, rtol=1e-2, atol=1e-3))
-        for batch, kept in zip(batches, captured, strict=True):
+        for batch, kept in some(zip(batches, captured, strict=True)):
             real, value = batch.real, kept.activations[hook]
             about = {"msg": lambda text, hook=hook: f"{hook}: {text}"}
             torch.testing.assert_close(value[real], clean[hook].flatten(0, 1), **CLOSE, **about)
