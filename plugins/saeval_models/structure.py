@@ -171,8 +171,10 @@ class _Block:
         return self.spine[node]
 
     def _split(self, node: _Node) -> list[_Node]:
-        """Return the terms of a sum, unless it is a module's output."""
+        """Return the terms of a sum of branches, unless it is a module's output, or adds a bias to a branch."""
         if node[0].name() != "AddBackward0" or self._places("out", node):
+            return [node]
+        if any(not any(map(self._in_stream, self._cone(each))) for each in _inputs(node)):
             return [node]
         return [term for each in _inputs(node) for term in self._split(each)]
 
