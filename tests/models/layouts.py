@@ -140,7 +140,11 @@ def table() -> str:
     """The table of sites in docs/models.md; `test_named_sites.py` and `test_models_resume.py` prove its rows."""
     known = [(family.replace("-", ":"), _words(suffixes(family), True, True)) for family in PLACES]
     known += [
-        (n.replace("-", ":", n != "openai-gpt"), _words(p.suffixes(), p.left, p.bridge)) for n, p in LAYOUTS.items()
+        (
+            n if n in ("openai-gpt", "modernbert-decoder") else n.replace("-", ":"),
+            _words(p.suffixes(), p.left, p.bridge),
+        )
+        for n, p in LAYOUTS.items()
     ]
     rows: dict[tuple[str, ...], list[str]] = {}
     for name, words in sorted(dict(known).items()):
