@@ -32,18 +32,20 @@ def centre_writing_weights(module: Any, family: Family, name: str) -> None:
         raise SaevalError(
             f"'center_writing_weights' of model '{name}' needs LayerNorm, but the model has {kind}; remove it"
         )
-    if not set(_WRITING) <= set(family.sites):
-        model_type = module.config.model_type
-        raise SaevalError(
-            f"'center_writing_weights' of model '{name}': the writing weights of {model_type} are unknown; remove it, "
-            "or save centred weights and set 'path' to their folder"
-        )
+    unknown = SaevalError(
+        f"'center_writing_weights' of model '{name}': the writing weights of {module.config.model_type} are unknown; "
+        "remove it, or save centred weights and set 'path' to their folder"
+    )
     embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
     if head is not None and head.weight is embedding.weight:  # the unembedding must not be centred
         head.weight = nn.Parameter(head.weight.clone(), requires_grad=False)
     written: list[Any] = [embedding, getattr(base, "wpe", None)]
     for block in base.get_submodule(family.blocks):
-        written += [block.get_submodule(family.sites[site][0][0]) for site in _WRITING]
+        parts = dict(block.named_modules())
+        paths = [family.sites[site][0][0] for site in _WRITING if site in family.sites]
+        if len(paths) < len(_WRITING) or not set(paths) <= set(parts):
+            raise unknown
+        written += [parts[path] for path in paths]
     for part in written:
         if part is not None:
             axis = 0 if isinstance(part, nn.Linear) else 1  # embeddings and GPT-2's own layers store [n, d_model]
@@ -51,3 +53,6 @@ def centre_writing_weights(module: Any, family: Family, name: str) -> None:
             part.weight -= part.weight.mean(axis, keepdim=True)
             if getattr(part, "bias", None) is not None:
                 part.bias -= part.bias.mean()
+    states = base(embedding.weight.new_zeros((1, 2), dtype=torch.long), output_hidden_states=True).hidden_states[:-1]
+    if any(float(state.mean(-1).abs().max()) > 1e-3 * float(state.std()) for state in states):
+        raise unknown  # something else writes too, such as a norm after the embedding

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -36,6 +35,8 @@ class Site:
     """The TransformerLens name within the block; empty if there is none."""
     unit: float = 1.0
     """For a norm: the weight for a gain of 1."""
+    scale: float = 1.0
+    """For a scaled output: the factor."""
     rest: Callable[[Tensor], Tensor] | None = None
     """After the last block: function of the activations that returns the input of the unembedding."""
     norm: nn.Module | None = None
@@ -69,6 +70,14 @@ class Site:
             new = see(normalized(norm, args, self.unit))
             return None if new is None else with_gain(norm, new, self.unit)
 
+        def scaling(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            whole = output if isinstance(output, Tensor) else output[0]
+            new = see(whole * self.scale)
+            new = None if new is None else new / self.scale
+            return new if new is None or isinstance(output, Tensor) else (new, *output[1:])
+
+        if self.end == "scaled":
+            return self.module.register_forward_hook(scaling)
         if self.end == "normalized":
             return self.module.register_forward_hook(normalizing)
         if self.end == "in":
@@ -121,9 +130,12 @@ class _Passed(nn.Module):
         return getattr(self.__dict__["_block"], name)
 
 
-def _keep(tensors: dict[Any, Tensor], name: str | int, tensor: Tensor) -> None:
-    """Store a copy, because some models write into outputs; flatten the heads of TransformerLens' hook_z."""
-    tensors[name] = tensor.flatten(2).clone()
+def _keep(batch: Batch, tensors: dict[Any, Tensor], name: str | int, tensor: Tensor) -> None:
+    """Store a copy, because some models write into outputs, as `[batch, seq, d]`.
+
+    The heads of TransformerLens' hook_z are flattened; some models flatten batch and seq.
+    """
+    tensors[name] = tensor.reshape(*batch.tokens.shape, -1).clone()
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -200,7 +212,7 @@ class HookedModel(Model):
 
         def keep(tensors: dict[Any, Tensor], key: str | int, tensor: Tensor) -> None:
             if isinstance(key, str) or tensor.ndim == 3:  # a block with several input streams runs again
-                _keep(tensors, key, tensor)
+                _keep(batch, tensors, key, tensor)
             pending.discard(key)
             if not pending and not final:
                 raise _Cut
@@ -238,7 +250,7 @@ class HookedModel(Model):
             skip = start if self._may_skip(start, site, batch, inputs, edits) else 0
 
             def keep(name: str, tensor: Tensor) -> None:
-                _keep(resumed.activations, name, tensor)
+                _keep(batch, resumed.activations, name, tensor)
                 if not final and len(resumed.activations) == len(hooks):
                     raise _Cut
 
@@ -259,9 +271,9 @@ class HookedModel(Model):
         if site.suffix == RESID_PRE:
             return [(entry, activations)], site.block
         if site.suffix == RESID_MID:
-            # A block adds its attention's output to its input: zero plus the activations is exact.
+            # A block adds its attention's output to its input: the activations plus zero are exact.
             added = self.sites[f"blocks.{site.block}.{ATTN_OUT}"]
-            return [(entry, torch.zeros_like(activations)), (added, activations)], site.block
+            return [(entry, activations), (added, torch.zeros_like(activations))], site.block
         entering = captured.inputs.get(site.block)
         return [*([(entry, entering)] if entering is not None else []), replaced], site.block
 
@@ -320,6 +332,10 @@ class HookedModel(Model):
         error = float(((a - b).norm(dim=-1) / b.norm(dim=-1).clamp_min(torch.finfo(b.dtype).tiny)).median())
         return error <= (single if torch.finfo(self.dtype).bits >= 32 else half)  # False for NaN
 
+    def agree(self, a: Float[Tensor, "seq d"], b: Float[Tensor, "seq d"]) -> bool:
+        """True if two implementations have the same states."""
+        return self._agree(a, b, torch.ones_like(a[:, 0], dtype=torch.bool), 1e-3, 5e-2)
+
     @torch.no_grad()
     def check(self) -> None:
         """Raise `SaevalError` if a short row shows that the model is not causal.
@@ -362,41 +378,69 @@ class HookedModel(Model):
             if before is tensor and tensor._version == version:  # and not modified in between
                 twins[f"blocks.{block - 1}.{RESID_POST}"] = f"blocks.{block}.{RESID_PRE}"
 
-        tokens = torch.zeros((1, _PROBE_LENGTH), dtype=torch.long, device=self.device)
-        with self.evaluating(), ExitStack() as stack:
-            for index in range(len(self.blocks)):
-                for suffix, see in ((RESID_PRE, entering), (RESID_POST, leaving)):
-                    if site := self.sites.get(f"blocks.{index}.{suffix}"):
-                        stack.callback(site.watch(functools.partial(see, index)).remove)
-            self._forward(tokens, attention_mask=torch.ones_like(tokens))
+        watched = [
+            (site, functools.partial(see, index))
+            for index in range(len(self.blocks))
+            for suffix, see in ((RESID_PRE, entering), (RESID_POST, leaving))
+            if (site := self.sites.get(f"blocks.{index}.{suffix}"))
+        ]
+        self.short_pass(watched)
         return twins
 
-    @torch.no_grad()
-    def widths(self) -> dict[str, int]:
-        """Return the width of each site that has one floating-point `[batch, seq, ...]` tensor in a short pass."""
-        shapes: dict[str, list[torch.Size]] = {name: [] for name in self.sites}
-
-        def note(seen: list[torch.Size], tensor: Tensor) -> None:
-            # Integers are not activations, but indices, such as those of experts.
-            seen.append(tensor.shape if tensor.is_floating_point() else torch.Size())
-
+    def short_pass(self, watched: Iterable[tuple[Site, Callable[[Tensor], Any]]]) -> Float[Tensor, "1 seq d_model"]:
+        """Run a pass over a short row, perhaps on the meta device, in which functions see the tensors of sites."""
         tokens = torch.zeros((1, _PROBE_LENGTH), dtype=torch.long, device=self.device)
-        outputs: list[Tensor] = []
-        final = [site for site in self.sites.values() if site.rest is not None]
+        mask = torch.ones_like(tokens, device=self._mask_device)
         with self.evaluating(), ExitStack() as stack:
-            for name, site in self.sites.items():
-                stack.callback(site.watch(functools.partial(note, shapes[name])).remove)
-            for site in final:
-                stack.callback(Site(site.norm or site.module, "out", site.block).watch(outputs.append).remove)
-            state = self._forward(tokens, attention_mask=torch.ones_like(tokens))
+            for site, see in watched:
+                stack.callback(site.watch(see).remove)
+            return self._forward(tokens, attention_mask=mask)
+
+    @functools.cached_property
+    def _mask_device(self) -> torch.device:
+        """The device of the mask of a short pass: on the meta device, some models need the values of the mask."""
+        if self.device.type != "meta":
+            return self.device
+        self._mask_device = torch.device("cpu")
+        try:
+            self.short_pass([])
+        except Exception:
+            return self.device
+        return self._mask_device
+
+    @torch.no_grad()
+    def short_activations(self) -> dict[str, Tensor]:
+        """Return the tensor of each site that has one floating-point `[batch, seq, ...]` tensor in a short pass.
+
+        The tensors of TransformerLens' sites may also be `[batch * seq, d]`.
+        """
+        seen: dict[str, list[Tensor]] = {name: [] for name in self.sites}
+        outputs: list[Tensor] = []
+
+        def keep(name: str, tensor: Tensor) -> None:
+            seen[name].append(tensor.clone())  # some models write into outputs
+
+        watched: list[tuple[Site, Callable[[Tensor], Any]]] = [
+            (site, functools.partial(keep, name)) for name, site in self.sites.items()
+        ]
+        final = (site for site in self.sites.values() if site.rest is not None)
+        watched += [(Site(site.norm or site.module, "out", site.block), outputs.append) for site in final]
+        state = self.short_pass(watched)
         # The unembedding must follow the last norm directly; some models scale or project the state in between.
         last = any(_whole(tensor) is _whole(state) and tensor.shape == state.shape for tensor in outputs)
-        return {
-            name: math.prod(seen[0][2:])
-            for name, seen in shapes.items()
-            if len(seen) == 1 and len(seen[0]) > 2 and seen[0][:2] == (1, _PROBE_LENGTH)
-            if last or self.sites[name].rest is None
-        }
+        activations: dict[str, Tensor] = {}
+        for name, tensors in seen.items():
+            if len(tensors) != 1 or (self.sites[name].rest is not None and not last):
+                continue
+            tensor = tensors[0][None] if self.sites[name].suffix and tensors[0].ndim == 2 else tensors[0]
+            # Integers are not activations, but indices, such as those of experts.
+            if tensor.ndim > 2 and tensor.shape[:2] == (1, _PROBE_LENGTH) and tensor.is_floating_point():
+                activations[name] = tensor.flatten(2)
+        return activations
+
+    def widths(self) -> dict[str, int]:
+        """Return the width of each site at which there are activations."""
+        return {name: tensor.shape[-1] for name, tensor in self.short_activations().items()}
 
 
 def normalized(norm: nn.Module, args: tuple[Any, ...], unit: float) -> Float[Tensor, "batch seq d_model"]:
@@ -412,6 +456,25 @@ def normalized(norm: nn.Module, args: tuple[Any, ...], unit: float) -> Float[Ten
             same = torch.full_like(value, unit if name == "weight" else 0)
             neutral._parameters[name] = nn.Parameter(same, requires_grad=False)
     return neutral.forward(*args)  # type: ignore[no-any-return]
+
+
+def gain_unit(norm: nn.Module) -> float | None:
+    """Return the weight for which a norm's gain is 1; None if gain and bias do not follow from its parameters."""
+    generator = torch.Generator().manual_seed(0)
+    known, weight = copy.copy(norm), norm._parameters.get("weight")
+    if weight is None or weight.ndim != 1:
+        return None
+    known._parameters = {
+        name: None if p is None else nn.Parameter(0.5 + torch.rand(p.shape, generator=generator), requires_grad=False)
+        for name, p in norm._parameters.items()
+    }
+    x = torch.randn((3, len(weight)), generator=generator)
+    with torch.device("cpu"), torch.no_grad():
+        expected = known.forward(x)
+        for unit in (1.0, 0.0):
+            if torch.allclose(with_gain(known, normalized(known, (x,), unit), unit), expected, rtol=1e-4, atol=1e-4):
+                return unit
+    return None
 
 
 def with_gain(norm: nn.Module, value: Float[Tensor, "batch seq d_model"], unit: float) -> Tensor:

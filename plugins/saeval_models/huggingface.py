@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ from saeval_models.checkpoint import (
     parsed,
     vocabulary,
 )  # fmt: skip
-from saeval_models.families import BOUNDARIES, Family, FamilySpec, known_family
+from saeval_models.families import BOUNDARIES, Family, FamilySpec
 from saeval_models.library_errors import library_errors
 from saeval_models.live import LiveSpec, inherits
 from saeval_models.weights import check_checksums, tensors, weight_files
@@ -105,18 +105,14 @@ class PretrainedSpec(FamilySpec):
     def _outline(self) -> dict[str, Any]:
         """Facts about the model that need no weight values; cached between runs, because imports take seconds."""
         check_checksums(self.checkpoint.weight_files if self.checkpoint.local else [])
+        return self._remembered("models", self._outlined, sorted(self.checkpoint.tensor_shapes.items()))
+
+    def _remembered(self, kind: str, make: Callable[[], dict[str, Any]], *words: Any) -> dict[str, Any]:
+        """Return plain data about the model that depends on its config, on `words` and on code; cached between runs."""
         if not self.code:  # the adapter's version is unknown, so a cached entry may be of another one
-            return self._outlined()
-        words = [
-            self.adapter,
-            self.code,
-            self.kind,
-            self.reference.task,
-            self.checkpoint.config,
-            sorted(self.checkpoint.tensor_shapes.items()),
-            libraries(),
-        ]
-        return cached("models", digest_of(words), self._outlined)
+            return make()
+        words = self.adapter, self.code, self.kind, self.reference.task, self.checkpoint.config, words, libraries()
+        return cached(kind, digest_of(words), make)
 
     def _outlined(self) -> dict[str, Any]:
         hooks, unused = self._hooks(), self._unused()
@@ -132,24 +128,28 @@ class PretrainedSpec(FamilySpec):
         try:
             return model.widths()
         except Exception:
-            # Some forward passes need values, such as those that route tokens to experts.
-            if self._family.sites is not BOUNDARIES:
-                raise
+            # Some forward passes need values.
             width = int(self._config.get_text_config().hidden_size)
             return {name: width for name, site in model.sites.items() if site.suffix in BOUNDARIES}
 
     @cached_property
     def _empty(self) -> HookedModel:
+        from saeval_models.pretrained import hooked  # late: it imports transformers
+
+        return hooked(self._skeleton, self._family)
+
+    @cached_property
+    def _skeleton(self) -> PreTrainedModel:
         """The model on the meta device, where tensors have shapes but no values."""
-        from saeval_models.pretrained import family_of, hooked  # late: it imports transformers
+        from saeval_models.pretrained import without_weights  # late: it imports transformers
 
         failure = f"{self.checkpoint.config_file} describes no {self.kind} model that transformers can build"
-        with library_errors(failure, f"saeval supports {SUPPORTED}"), torch.device("meta"):
-            module = self._auto_class.from_config(self._config, attn_implementation="eager")
+        with library_errors(failure, f"saeval supports {SUPPORTED}"):
+            module = without_weights(self._auto_class.from_config, self._config)
         self._check_size(module)
         if self.kind == "causal":
             self._check_decoder(module)
-        return hooked(module, family_of(module))
+        return module
 
     def _check_size(self, module: PreTrainedModel) -> None:
         """Raise `SaevalError` if the config is far larger than the weights: transformers would fill in the rest."""
@@ -193,12 +193,12 @@ class PretrainedSpec(FamilySpec):
 
     @cached_property
     def _family(self) -> Family:
-        config = self.checkpoint.config
-        if (family := known_family(config["model_type"], config)) is not None:
-            return family
-        from saeval_models.pretrained import family_of  # late: it imports transformers
+        def made() -> dict[str, Any]:
+            from saeval_models.pretrained import traced_family  # late: it imports transformers
 
-        return family_of(self._empty.module)
+            return traced_family(self._skeleton).written()
+
+        return Family.read(self._remembered("families", made))
 
     def _same_tensors(self) -> Mapping[str, str]:
         return self._outline["twins"]  # type: ignore[no-any-return]

@@ -10,8 +10,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from saeval.plugin import Batch
-from saeval_models.families import FINAL_NORMALIZED, MLP_BRANCH, MLP_IN, MLP_NORMALIZED, SUFFIXES, Family, ModuleEnd
+from saeval.plugin import Batch, SaevalError
+from saeval_models.families import (
+    ATTN_OUT,
+    FINAL_NORMALIZED,
+    MLP_BRANCH,
+    MLP_IN,
+    MLP_NORMALIZED,
+    MLP_OUT,
+    RESID_MID,
+    RESID_POST,
+    SUFFIXES,
+    Family,
+    ModuleEnd,
+)
 from saeval_models.hooked import HookedModel, Site
 from saeval_models.pretrained import PretrainedCausal, base_of, final_sites
 
@@ -35,22 +47,41 @@ def lens_sites(
             module = getattr(block, path, None) if path else points.get(name)
             if module is not None:
                 sites[name] = Site(module, end, index, suffix, unit)
+        if f"blocks.{index}.{ATTN_OUT}" not in sites:
+            sites.pop(f"blocks.{index}.{RESID_MID}", None)
     return sites
 
 
-def bridged(bridge: Any, family: Family) -> PretrainedCausal:
+class _Sites(dict[str, Site]):
+    """The sites of a bridge. Others are refused when they are used: hooks are known before there is a bridge."""
+
+    def __missing__(self, name: str) -> Site:
+        raise SaevalError(f"'{name}' has no activations in this TransformerBridge; use 'huggingface'")
+
+
+def bridged(bridge: Any, family: Family, expected: Mapping[str, Tensor] | None = None) -> PretrainedCausal:
     """Return a TransformerBridge as a model for capture and resume.
 
     The bridge replaces the Hugging Face model's modules with its components, so the model's forward pass and its list
-    of blocks are those of the bridge.
+    of blocks are those of the bridge. With `expected`, the activations of the same model without a bridge in a short
+    pass, only sites with the same activations remain; `SaevalError` if the bridge computes something else.
     """
     module = bridge.original_model
     name, base = base_of(module)
     blocks = base.get_submodule(family.blocks)
     # A bridge's `hook_normalized` may not be on the path of its norm's output.
     modules = {**_MODULES, MLP_NORMALIZED: ("ln2", "normalized")}
-    sites = lens_sites(bridge, family.sites, modules, family.unit)
-    return PretrainedCausal(module, blocks, {**sites, **final_sites(name, base, family, len(blocks))})
+    # A bridge computes a scaled output twice, for its hook and for the block.
+    suffixes = [s for s in family.sites if family.scale == 1 or s not in (ATTN_OUT, MLP_OUT, RESID_MID)]
+    sites = {**lens_sites(bridge, suffixes, modules, family.unit), **final_sites(name, base, family, len(blocks))}
+    model = PretrainedCausal(module, blocks, sites)
+    if expected is not None:
+        activations = model.short_activations()
+        same = {n for n in activations.keys() & expected.keys() if model.agree(activations[n][0], expected[n][0])}
+        if f"blocks.{len(blocks) - 1}.{RESID_POST}" not in same:
+            raise SaevalError(f"transformer_lens computes other states than transformers in a {type(module).__name__}")
+        model.sites = _Sites({name: site for name, site in sites.items() if name in same})
+    return model
 
 
 def _gained(norm: Any, value: Float[Tensor, "batch seq d_model"]) -> Float[Tensor, "batch seq d_model"]:

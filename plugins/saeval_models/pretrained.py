@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from saeval.plugin import Batch, SaevalError, out_of_memory
 from saeval_models.checkpoint import SUPPORTED, Task, architecture_task
-from saeval_models.families import BOUNDARIES, FINAL_NORMALIZED, End, Family, known_family
-from saeval_models.hooked import HookedModel, Site, with_gain
+from saeval_models.families import ATTN_OUT, BOUNDARIES, FINAL_NORMALIZED, RESID_MID, End, Family
+from saeval_models.hooked import HookedModel, Site, gain_unit, with_gain
+from saeval_models.structure import parts_of, with_sites
 
 
 def base_of(module: PreTrainedModel) -> tuple[str, Any]:
@@ -41,14 +42,37 @@ def task_of(module: PreTrainedModel) -> Task:
     return cast(Task, task)
 
 
+_FAMILIES: dict[tuple[type, str], Family] = {}
+"""The families of this process by class and config."""
+
+
 def family_of(module: PreTrainedModel) -> Family:
-    """Return the model's family from the table, else one for its list of blocks."""
+    """Return the family of a model's class with the model's config; `SaevalError` if saeval does not support it.
+
+    A model without weights has the structure. The given one may have been changed by its owner, or wrapped.
+    """
+    task_of(module)
+    key = type(module), module.config.to_json_string(use_diff=False)
+    if key not in _FAMILIES:
+        try:
+            empty = without_weights(type(module)._from_config, module.config)
+        except Exception:  # a user's subclass with a constructor of its own
+            return traced_family(module)
+        _FAMILIES[key] = traced_family(empty)
+    return _FAMILIES[key]
+
+
+def without_weights(make: Callable[..., PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    """Make a model on the meta device, of parts that need no values to run."""
+    with torch.device("meta"):
+        return make(copy.deepcopy(config), attn_implementation="eager", experts_implementation="batched_mm")
+
+
+def traced_family(module: PreTrainedModel) -> Family:
+    """Return the family of this model, in a short pass."""
     task_of(module)
     config = module.config.get_text_config()
-    family = known_family(config.model_type, config.to_dict())
     name, base = base_of(module)
-    if family is not None and isinstance(getattr(base, family.blocks, None), nn.ModuleList):
-        return family
     decoder = module.get_decoder()  # of a vision-language model, the language model
     inside = next((f"{path}." for path, part in base.named_modules() if part is decoder and path), "")
     lists = [path for path, part in base.named_modules() if isinstance(part, nn.ModuleList) and path.startswith(inside)]
@@ -62,8 +86,9 @@ def family_of(module: PreTrainedModel) -> Family:
             f"{type(module).__name__} has no blocks to hook: it keeps the parts of blocks in separate lists "
             f"({', '.join(path.removeprefix(f'{parent}.') for path in beside)})"
         )
-    family = family or Family("", "", BOUNDARIES)
-    return replace(family, base=name, blocks=candidates[0], norm=_norm_of(base, candidates[0]))
+    family = Family(name, candidates[0], BOUNDARIES, norm=_norm_of(base, candidates[0]))
+    blocks = base.get_submodule(family.blocks)
+    return with_sites(family, blocks, PretrainedCausal(module, blocks, {}).short_pass)
 
 
 def module_sites(blocks: nn.ModuleList, family: Family) -> dict[str, Site]:
@@ -73,11 +98,12 @@ def module_sites(blocks: nn.ModuleList, family: Family) -> dict[str, Site]:
     """
     sites: dict[str, Site] = {}
     for index, block in enumerate(blocks):
-        # Compiling wraps a module: `mlp` becomes `mlp._orig_mod`.
-        parts = {f".{path}".replace("._orig_mod", "")[1:]: part for path, part in block.named_modules()}
+        parts = parts_of(block)
         for suffix, ((path, end), *_) in family.sites.items():
             if path in parts:
-                sites[f"blocks.{index}.{suffix}"] = Site(parts[path], end, index, suffix, family.unit)
+                sites[f"blocks.{index}.{suffix}"] = Site(parts[path], end, index, suffix, family.unit, family.scale)
+        if f"blocks.{index}.{ATTN_OUT}" not in sites:  # a block of another kind, such as a state space model
+            sites.pop(f"blocks.{index}.{RESID_MID}", None)
         for path, part in parts.items():
             if path and not isinstance(part, nn.Dropout | nn.Identity):  # these do nothing in evaluation
                 ends: tuple[End, ...] = ("in", "out")
@@ -95,14 +121,14 @@ def final_sites(name: str, base: nn.Module, family: Family, blocks: int) -> dict
     # A bridge's component replaces the norm and computes with its parameters.
     original = getattr(norm, "original_component", None) or norm
     sites = {f"{name}.{family.norm}": Site(norm, "out", blocks, rest=lambda state: state, norm=norm)}
-    if family.sites is not BOUNDARIES or isinstance(original, nn.LayerNorm):
-        rest = functools.partial(with_gain, original, unit=family.unit)
-        sites[FINAL_NORMALIZED] = Site(norm, "normalized", blocks, unit=family.unit, rest=rest, norm=norm)
+    if (unit := gain_unit(original)) is not None:
+        rest = functools.partial(with_gain, original, unit=unit)
+        sites[FINAL_NORMALIZED] = Site(norm, "normalized", blocks, unit=unit, rest=rest, norm=norm)
     return sites
 
 
 def _norm_of(base: nn.Module, blocks: str) -> str:
-    """Return the path of the likely norm after the last block, for a family that is not in the table."""
+    """Return the path of the likely norm after the last block."""
     parent, _, _ = blocks.rpartition(".")
     beside = base.get_submodule(parent).named_children()
     norms = [name for name, part in beside if "norm" in type(part).__name__.lower() and not list(part.children())]
@@ -166,7 +192,7 @@ class PretrainedCausal(HookedModel):
         tokens, real = batch.tokens[row : row + 1], batch.real[row]
         bare = self._forward(tokens[:, real])[0]
         wide = self._forward(tokens, **{key: value[row : row + 1] for key, value in inputs.items()})[0, real]
-        if not self._agree(wide, bare, torch.ones_like(wide[:, 0], dtype=torch.bool), 1e-3, 5e-2):
+        if not self.agree(wide, bare):
             raise SaevalError(f"left padding changes the results of {type(self.module).__name__}; pad on the right")
         self._left_padding_checked = True
 
@@ -181,7 +207,7 @@ class PretrainedCausal(HookedModel):
             expected = self.module(input_ids=tokens, use_cache=False, return_dict=True).logits[0]
             try:
                 logits = self.head(self._forward(tokens))[0]
-                agree = self._agree(logits, expected, torch.ones_like(tokens[0], dtype=torch.bool), 1e-3, 5e-2)
+                agree = self.agree(logits, expected)
             except Exception as error:  # a head that needs other outputs of the base model
                 if out_of_memory(error):
                     raise

@@ -42,12 +42,14 @@ class BridgeSpec(PretrainedSpec):
         from transformer_lens.model_bridge.sources import build_bridge_from_module  # late: slow to import
 
         from saeval_models.lens import bridged  # late: it imports transformer_lens
+        from saeval_models.pretrained import hooked
 
         module = self._pretrained(device)
+        expected = hooked(module, self._family).short_activations()
         with library_errors(f"transformer_lens cannot wrap '{self.name}'", "use 'huggingface'"):
             bridge = build_bridge_from_module(module, type(module).__name__, hf_config=module.config)
-        module.eval()  # the bridge's own components start in training mode
-        model = bridged(bridge, self._family)
+            module.eval()  # the bridge's own components start in training mode
+            model = bridged(bridge, self._family, expected)
         model.check()
         return model
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GPT2Model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GPT2PreTrainedModel
 
 from saeval_data.stdlib import stdlib_modules
-from saeval_models.families import known_family
-from saeval_models.pretrained import module_sites
+from saeval_models.pretrained import family_of, module_sites
 from saeval_testbed.language_model import encode, rows
 from saeval_testbed.preferences import preference_pairs
 from saeval_testbed.reward_model import texts_of, tokens
@@ -32,24 +32,23 @@ def text_rows(model_folder: Path, split: str = "train") -> Tensor:
 @torch.no_grad()
 def text_activations(model_folder: Path, hook_names: Sequence[str], tokens: int) -> dict[str, Tensor]:
     """`[n, d_in]` float32 at each hook, of about `tokens` tokens of training text; BOS positions are left out."""
-    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval().transformer
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
     texts = text_rows(model_folder)[: tokens // (CONTEXT - 1)]
     parts = [activations(model, part, hook_names) for part in texts.split(64)]
     return {name: torch.cat([part[name][:, 1:].flatten(0, 1) for part in parts]) for name in hook_names}
 
 
-def activations(model: GPT2Model, ids: Tensor, hook_names: Sequence[str]) -> dict[str, Tensor]:
+def activations(owner: GPT2PreTrainedModel, ids: Tensor, hook_names: Sequence[str]) -> dict[str, Tensor]:
     """`[batch, seq, d_in]` at each hook; blocks after the last one are not run."""
     captured: dict[str, Tensor] = {}
+    model: Any = owner.base_model
     blocks, norm = model.h, model.ln_f
-    family = known_family("gpt2", {})
-    assert family is not None
-    sites = module_sites(blocks, family)
+    sites = module_sites(blocks, family_of(owner))
     with ExitStack() as stack:
         for name in hook_names:
             stack.callback(sites[name].watch(partial(captured.__setitem__, name)).remove)
         depth = max(sites[name].block for name in hook_names) + 1
-        model.h, model.ln_f = blocks[:depth], torch.nn.Identity()  # type: ignore[assignment]
+        model.h, model.ln_f = blocks[:depth], torch.nn.Identity()
         try:
             model(ids, use_cache=False)
         finally:
@@ -69,7 +68,7 @@ def batches(data: Tensor, size: int, seed: int) -> Iterator[Tensor]:
 @torch.no_grad()
 def pair_activations(model_folder: Path, hook_names: Sequence[str], pairs: int) -> dict[str, Tensor]:
     """`[n, d_in]` float32 of a reward model on both sides of training pairs; BOS and padding are left out."""
-    model = AutoModelForSequenceClassification.from_pretrained(model_folder, dtype=torch.float32).eval().transformer
+    model = AutoModelForSequenceClassification.from_pretrained(model_folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     parts: dict[str, list[Tensor]] = {name: [] for name in hook_names}
     texts = texts_of(list(preference_pairs("train", pairs)))

@@ -110,7 +110,7 @@ def resume(model: GPT2LMHeadModel, hidden: Tensor) -> Passed:
 @torch.no_grad()
 def entering(model: GPT2LMHeadModel, ids: Tensor) -> Tensor:
     """The residual stream `[batch, seq, d_model]` at the hook."""
-    return activations(model.transformer, ids, [HOOK_NAME])[HOOK_NAME]
+    return activations(model, ids, [HOOK_NAME])[HOOK_NAME]
 
 
 class Steering:

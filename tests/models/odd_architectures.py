@@ -29,7 +29,7 @@ EXACT: dict[str, tuple[str, dict]] = {
     "deepseek_v3": (
         "model.layers",
         {
-            **_COMMON, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
+            **_COMMON, "num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
             "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 1, "topk_group": 1,
             "first_k_dense_replace": 1,
         },
@@ -95,11 +95,34 @@ EXACT: dict[str, tuple[str, dict]] = {
     ),
 }  # fmt: skip
 """Where each keeps its blocks, and a tiny configuration of it."""
+VARIANTS: dict[str, tuple[str, dict]] = {
+    "bloom-normed": ("transformer.h", {**EXACT["bloom"][1], "apply_residual_connection_post_layernorm": True}),
+    "cohere": ("model.layers", {**_GROUPED, "logit_scale": 0.25}),
+    "falcon": ("transformer.h", _COMMON),
+    "falcon-new": ("transformer.h", {**_COMMON, "num_kv_heads": 2, "new_decoder_architecture": True}),
+    "granite": ("model.layers", {**_GROUPED, "residual_multiplier": 0.3, "logits_scaling": 7.0}),
+    "mamba2": (
+        "backbone.layers",
+        {
+            "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 4, "state_size": 4, "num_heads": 8, "head_dim": 8,
+            "n_groups": 1, "chunk_size": 8,
+        },
+    ),
+    "mixtral": ("model.layers", {**_GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4}),
+    "olmo": ("model.layers", _GROUPED),
+    "olmo3": ("model.layers", {**_GROUPED, **_MIXED}),
+    "olmoe": ("model.layers", {**_GROUPED, "num_experts": 4, "num_experts_per_tok": 2}),
+    "opt-350m": ("model.decoder.layers", {**EXACT["opt"][1], "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+    "qwen2_moe": ("model.layers", {**_EXPERTS, "shared_expert_intermediate_size": 16}),
+    "stablelm-parallel": ("model.layers", {**_GROUPED, "use_parallel_residual": True}),
+}  # fmt: skip
+"""More of them, and other forms of the same."""
 
 
 def made(name, **config):
     """A random model, its matrices tripled, so that what one block does shows in the logits."""
-    arguments = {**(EXACT[name][1] if name in EXACT else {}), **config}
+    known = EXACT | VARIANTS
+    arguments = {**(known[name][1] if name in known else {}), **config}
     kind = name if name in ("openai-gpt", "modernbert-decoder") else name.split("-")[0]
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **arguments))

@@ -7,12 +7,13 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from torch import nn
-from transformers import ProphetNetConfig, ProphetNetForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, ProphetNetConfig, ProphetNetForCausalLM
 
 import saeval
 from odd_architectures import EXACT, made
 from saeval.base.errors import SaevalError
-from saeval.testing.architectures import tiny_batch, tiny_model, tiny_tokenizer
+from saeval.testing.architectures import tiny_batch, tiny_folder, tiny_model, tiny_tokenizer
+from saeval.testing.claims import some
 from saeval.testing.tiny import TinySAE
 from saeval_models import HuggingFace
 
@@ -119,6 +120,24 @@ def test_a_model_whose_first_weights_are_whole_numbers():
     torch.testing.assert_close(
         adapter.resume(batch, captured, hook, captured.activations[hook]), captured.final, **CLOSE
     )
+
+
+@pytest.mark.parametrize("bits", ["load_in_8bit", "load_in_4bit"])
+def test_a_model_that_bitsandbytes_quantised(tmp_path, bits):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    folder = tiny_folder(tmp_path / "model", "llama", hidden_size=64, intermediate_size=128)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=BitsAndBytesConfig(**{bits: True}), device_map="cpu", dtype=torch.float32
+    )
+    spec, batch = HuggingFace().wrap(model), tiny_batch()
+    hooks = [hook for hook in spec.hooks() if hook.startswith("blocks.")]
+    assert len(hooks) == 3 * 10
+    adapter = spec.load("cpu")
+    captured = adapter.capture(batch, hooks, final=True, resumable=hooks)
+    torch.testing.assert_close(adapter.head(captured.final, batch), model(batch.tokens).logits, **CLOSE)
+    for hook in some(hooks):
+        resumed = adapter.resume(batch, captured, hook, captured.activations[hook])
+        torch.testing.assert_close(resumed, captured.final, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["modernbert-decoder", "llama4_text", "openai-gpt"])

@@ -7,11 +7,13 @@ import functools
 import pytest
 import torch
 
+from odd_architectures import made
 from saeval import SaevalError
 from saeval.testing import TinyPairs, TinySAE, evaluate_tiny, tiny_tokens
 from saeval.testing.architectures import SIX_FAMILIES, padded, tiny_batch, tiny_folder, tiny_model
 from saeval.testing.claims import every, some
 from saeval_models import HuggingFace, TransformerLens
+from saeval_models.hooked import gain_unit
 
 NAME = "ln_final.hook_normalized"
 NORMS = {"gpt2": "transformer.ln_f", "gptj": "transformer.ln_f", "gpt_neox": "gpt_neox.final_layer_norm"}
@@ -97,12 +99,27 @@ def test_a_hooked_transformer_has_it_too(normalization):
 
 
 def test_a_family_without_such_a_norm_says_what_it_has(tmp_path):
-    for family in some(["mixtral", "bart"]):
-        hooks = HuggingFace().spec({"path": str(tiny_folder(tmp_path / family, family))}).hooks()
-        assert hooks
-        assert NAME not in hooks
+    hooks = HuggingFace().spec({"path": str(tiny_folder(tmp_path, "bart"))}).hooks()
+    assert hooks
+    assert NAME not in hooks
     with pytest.raises(SaevalError, match=rf"model 'model' has no hook '{NAME}'; known: blocks\.0\."):
         evaluate_tiny(["ce"], model=tiny_model("bart"), saes=[TinySAE(NAME, d_in=32)])
+
+
+@pytest.mark.parametrize(("name", "unit"), [("nemotron", 0.0), ("phi", 1.0), ("olmo2", 1.0), ("olmo", None)])
+def test_the_gain_of_a_norm_is_found_by_its_own_code(name, unit):
+    model, batch = made(name), tiny_batch(rows=2, length=6)
+    norm = model.get_submodule("model.final_layernorm" if name == "phi" else "model.norm")
+    assert gain_unit(norm) == unit
+    spec = HuggingFace().wrap(model)
+    assert (NAME in spec.hooks()) == (unit is not None)
+    if unit is not None:
+        torch.nn.init.normal_(norm.weight)
+        adapter = spec.load("cpu")
+        captured = adapter.capture(batch, [NAME], True, [NAME])
+        gain = norm.weight.detach() + (1 - unit)
+        bias = norm.bias.detach() if getattr(norm, "bias", None) is not None else 0
+        torch.testing.assert_close(captured.activations[NAME] * gain + bias, captured.final)
 
 
 SAES = {"sae": (TinySAE(d_in=32), NAME), "path": (TinySAE(d_in=32), "transformer.ln_f")}

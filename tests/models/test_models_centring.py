@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from odd_architectures import made
 from saeval import SaevalError
 from saeval.testing.architectures import tiny_batch, tiny_folder
 from saeval_models.huggingface import HuggingFace
@@ -17,7 +18,7 @@ SITES = [
 
 
 @pytest.mark.parametrize("adapter", [HuggingFace, TransformerLens])
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "gpt_neox", "gptj"])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "gpt_neox", "gptj", "falcon"])
 def test_outputs_stay_and_the_stream_has_mean_zero(tmp_path, family, adapter):
     folder = tmp_path / family
     tiny_folder(folder, family)
@@ -48,7 +49,9 @@ def test_models_without_layer_norm_are_refused(tmp_path):
 
 
 def test_a_family_whose_weights_are_not_known_is_refused_in_a_sentence(tmp_path):
-    tiny_folder(tmp_path / "falcon", "falcon")
-    spec = HuggingFace().spec({"path": str(tmp_path / "falcon"), "center_writing_weights": True})
-    with pytest.raises(SaevalError, match="model 'falcon': the writing weights of falcon are unknown"):
+    bloom = made("bloom")
+    torch.nn.init.normal_(bloom.transformer.word_embeddings_layernorm.weight)  # it writes to the residual stream too
+    bloom.save_pretrained(tmp_path / "bloom")
+    spec = HuggingFace().spec({"path": str(tmp_path / "bloom"), "center_writing_weights": True})
+    with pytest.raises(SaevalError, match="model 'bloom': the writing weights of bloom are unknown"):
         spec.load("cpu")

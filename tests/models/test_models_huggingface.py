@@ -161,28 +161,6 @@ def test_module_paths_are_hooks_too(loaded, family):
     torch.testing.assert_close(model.resume(batch, captured, f"{path}:in", seen.flip(-1)), expected, **CLOSE)
 
 
-@pytest.mark.parametrize(
-    ("family", "blocks", "inner", "width"),
-    [("opt", "model.decoder.layers", "self_attn.q_proj", 32), ("granite", "model.layers", "mlp.up_proj", 48)],
-)
-def test_an_unknown_family_has_its_residual_stream_and_module_paths(loaded, family, blocks, inner, width):
-    spec, model, plain = loaded(family)
-    short = {n for n in spec.hooks() if n.startswith("blocks.")}
-    assert short == {f"blocks.{i}.hook_resid_{end}" for i in range(3) for end in ("pre", "post")}
-    assert spec.hooks()[f"{blocks}.1.{inner}"] == width
-    assert spec.canonical(f"{blocks}.2:in") == "blocks.2.hook_resid_pre"
-    batch = tiny_batch()
-    for name, path, is_input in (
-        ("blocks.1.hook_resid_pre", f"{blocks}.1", True),
-        ("blocks.2.hook_resid_post", f"{blocks}.2", False),
-        (f"{blocks}.1.{inner}", f"{blocks}.1.{inner}", False),
-    ):
-        expected, seen = forward(plain, batch.tokens, plain.get_submodule(path), is_input, lambda x: x.flip(-1))
-        captured = model.capture(batch, [name], final=False, resumable=[name])
-        torch.testing.assert_close(captured.activations[name], seen, **CLOSE)
-        torch.testing.assert_close(model.resume(batch, captured, name, seen.flip(-1)), expected, **CLOSE)
-
-
 def test_a_failed_resume_leaves_the_model_as_it_was(loaded):
     _, model, plain = loaded("gpt2")
     batch, name = tiny_batch(), "blocks.2.hook_mlp_out"

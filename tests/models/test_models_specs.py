@@ -129,8 +129,14 @@ def test_hooks_are_known_without_reading_the_weights(gpt2, tmp_path):
     assert made.load("cpu").logits(tiny_batch()).isnan().all()
 
 
-def test_a_forward_that_needs_values_leaves_the_residual_stream(tmp_path):
+def test_a_forward_that_needs_values_leaves_the_residual_stream(monkeypatch, own_cache, tmp_path):
+    def fails(model, watched):
+        raise RuntimeError("a tensor on the meta device has no values")
+
     made = spec(tiny_folder(tmp_path, "mixtral"))
+    with monkeypatch.context() as patched:
+        patched.setattr("saeval_models.hooked.HookedModel.short_pass", fails)
+        assert made.hooks()
     names = {f"blocks.{i}.hook_resid_{end}" for i in range(3) for end in ("pre", "post")}
     assert dict(made.hooks()) == dict.fromkeys(names, 32)
     model, batch, name = made.load("cpu"), tiny_batch(), "blocks.1.hook_resid_pre"
