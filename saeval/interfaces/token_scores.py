@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float, Int
@@ -23,7 +23,7 @@ TILE_ELEMENTS = 2**20
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Scores per token, in nats, float32 or float64; 0 or False outside the mask."""
+    """Scores per token, in nats, float32 or float64; 0 or False outside `mask`."""
 
     nll: Float[Tensor, "batch seq"]
     """Negative log-likelihood of the target."""
@@ -33,6 +33,8 @@ class TokenScores:
     """True if the most likely token is the most likely one of the clean distribution."""
     top1_correct: Bool[Tensor, "batch seq"]
     """True if the most likely token is the target."""
+    mask: Bool[Tensor, "batch seq"]
+    """Positions with scores: the batch's mask, or the share of it that `score_share` chooses."""
 
 
 def score_tokens(
@@ -48,10 +50,13 @@ def score_tokens(
     built. With `full_logits` the model's own head computes the logits, one row at a time, for
     models whose logits are not just the unembedding of the final state.
     """
+    if batch.sampled is not None:
+        batch = replace(batch, mask=batch.sampled)
     shape, device = batch.tokens.shape, clean.device
     wide = torch.promote_types(clean.dtype, torch.float32)
     dtypes = (wide, wide, torch.bool, torch.bool)
-    scores = [TokenScores(*(torch.zeros(shape, dtype=dtype, device=device) for dtype in dtypes)) for _ in finals]
+    empty = [[torch.zeros(shape, dtype=dtype, device=device) for dtype in dtypes] for _ in finals]
+    scores = [TokenScores(*tensors, batch.mask) for tensors in empty]
     chunks = _rows(batch) if full_logits else _chunks(model, clean, batch)
     for where, part in chunks:
         targets = batch.targets[where]
