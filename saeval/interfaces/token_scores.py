@@ -15,8 +15,11 @@ from saeval.interfaces.model import Model
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHUNK_ELEMENTS = 2**24
-"""Logits in memory at once per state, in elements: a chunk has this many divided by the vocabulary tokens."""
+CHUNK_ELEMENTS = 2**25
+"""Logits in memory at once per state, in elements: a chunk has this many divided by the vocabulary tokens.
+
+Half of it makes the product with Gemma 3's unembedding a fifth slower.
+"""
 TILE_ELEMENTS = 2**20
 """Logits that a CPU processes together, in elements: few enough to stay in its cache."""
 
@@ -96,7 +99,8 @@ class _Reference:
         self.tiles = [slice(start, start + rows) for start in range(0, len(logits), rows)]
         tops, log_z = [], []
         for tile in self.tiles:
-            highest, top = self.logits[tile].max(-1, keepdim=True)
+            top = _top(self.logits[tile])[:, None]
+            highest = self.logits[tile].gather(-1, top)
             total = torch.sub(self.logits[tile], highest, out=self.p[tile]).exp_().sum(-1, keepdim=True)
             self.p[tile] /= total
             log_z.append((highest.double() + total.double().log())[:, 0])
@@ -116,7 +120,7 @@ class _Reference:
 
     def _scored(self, new: Tensor, tile: slice, room: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         old, p, targets = self.logits[tile], self.p[tile], self.targets[tile, None]
-        top = new.max(-1).indices
+        top = _top(new)
         change = torch.sub(new, old, out=room[0])
         if not self._possible:  # −∞ minus −∞ is NaN
             change.masked_fill_(new == old, 0)
@@ -164,6 +168,11 @@ class _Reference:
             s = torch.where(slight, s, torch.expm1(t, out=room[1]).sub_(t).mul_(p).sum(-1).double())
         grown = torch.log1p(r + s)
         return grown - r, (new_top.double() - old_top.double())[:, 0] + grown
+
+
+def _top(logits: Float[Tensor, "n vocab"]) -> Int[Tensor, "n"]:
+    """Return the most likely token, the first of equal ones; by numpy on a CPU, ten times as fast as torch there."""
+    return torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.max(-1).indices
 
 
 _MOST, _FARTHEST = 40, 1e30
