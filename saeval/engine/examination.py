@@ -240,9 +240,7 @@ def _truncation(shown: _Shown, encoding: Encoding, y: Tensor) -> Iterator[_Expla
         yield _Explanation(truncated, Finding("activation", text))
 
 
-def _readings(
-    shown: _Shown, reconstruction: Tensor, x: Tensor, y: Tensor, explained: float
-) -> Iterator[_Explanation]:
+def _readings(shown: _Shown, reconstruction: Tensor, x: Tensor, y: Tensor, explained: float) -> Iterator[_Explanation]:
     """Try other interpretations of the same weights that the format allows."""
     few = shown.quarter()
     some_x, some_y, as_loaded = (tensor[:, few.part] for tensor in (x, y, reconstruction))

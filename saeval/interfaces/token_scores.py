@@ -58,8 +58,10 @@ def score_tokens(
     shape, device = batch.tokens.shape, clean.device
     wide = torch.promote_types(clean.dtype, torch.float32)
     dtypes = (wide, wide, torch.bool, torch.bool)
-    empty = [[torch.zeros(shape, dtype=dtype, device=device) for dtype in dtypes] for _ in finals]
-    scores = [TokenScores(*tensors, batch.mask) for tensors in empty]
+    scores = [
+        TokenScores(*(torch.zeros(shape, dtype=dtype, device=device) for dtype in dtypes), mask=batch.mask)
+        for _ in finals
+    ]
     chunks = _rows(batch) if full_logits else _chunks(model, clean, batch)
     for where, part in chunks:
         targets = batch.targets[where]
@@ -128,7 +130,9 @@ class _Reference:
         at_top = change.gather(-1, self.top[tile, None])[:, 0]
         most = torch.maximum(high - at_top, at_top - low)
         beyond = ~((high - at_top < _MOST) & (low > -_FARTHEST))  # also True for NaN and infinite values
-        if bool((most < _SLIGHT).all()):
+        if bool(beyond.all()):
+            kl = growth = torch.zeros(len(new), dtype=torch.float64, device=new.device)  # replaced below
+        elif bool((most < _SLIGHT).all()):
             kl, growth = self._precise(p, old, new, self.top[tile], room)
         else:
             mean = torch.mul(p, change, out=room[1]).sum(-1).double()
