@@ -58,10 +58,12 @@ def score_tokens(
     shape, device = batch.tokens.shape, clean.device
     wide = torch.promote_types(clean.dtype, torch.float32)
     dtypes = (wide, wide, torch.bool, torch.bool)
-    scores = [
-        TokenScores(*(torch.zeros(shape, dtype=dtype, device=device) for dtype in dtypes), mask=batch.mask)
-        for _ in finals
-    ]
+
+    def empty() -> TokenScores:
+        nll, kl, agreement, correct = (torch.zeros(shape, dtype=dtype, device=device) for dtype in dtypes)
+        return TokenScores(nll, kl, agreement, correct, batch.mask)
+
+    scores = [empty() for _ in finals]
     chunks = _rows(batch) if full_logits else _chunks(model, clean, batch)
     for where, part in chunks:
         targets = batch.targets[where]
