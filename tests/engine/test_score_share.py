@@ -77,7 +77,7 @@ def sampled():
 def test_scores_are_computed_at_the_chosen_positions_alone():
     assert not run(0.25, ["checked"]).failed
     models = {share: CountingModel() for share in (0.25, 1)}
-    for share, model in models.items():
+    for share, model in some(models).items():
         assert not run(share, ["ce"], model, preflight="off").failed
     assert 0 < models[0.25].unembedded < 0.35 * models[1].unembedded
 
@@ -93,9 +93,8 @@ def test_what_needs_no_scores_stays_on_all_positions(sampled):
     assert 0.15 < min(n) / max(n) < 0.35
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
-def test_the_choice_does_not_depend_on_the_batch(sampled, batch_size):
-    for name, (first, second) in numbers(sampled, run(0.25, batch_size=batch_size)):
+def test_the_choice_does_not_depend_on_the_batch(sampled):
+    for name, (first, second) in numbers(sampled, run(0.25, batch_size=7)):
         assert second["value"] == pytest.approx(first["value"], rel=1e-5, abs=1e-7), name
         assert second["n"] == first["n"], name
 
