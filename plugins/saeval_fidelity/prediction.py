@@ -52,6 +52,7 @@ class CrossEntropy(Metric):
     """
 
     name, version = "ce", 2
+    sampled_scores = True
     headline = ("delta_ce", "recovered")
     value_names = ("ce_clean", "ce_sae", "ce_ablated", "delta_ce", "recovered")
 
@@ -65,15 +66,16 @@ class CrossEntropy(Metric):
         ablated_scores: TokenScores,
         mask: Bool[Tensor, "batch seq"],
     ) -> dict[str, Evidence]:
+        scored = mask & clean_scores.mask
         return {
-            "clean": Mean.of(clean_scores.nll, mask),
-            "sae": Mean.of(spliced_scores.nll, mask),
-            "ablated": Mean.of(ablated_scores.nll, mask),
+            "clean": Mean.of(clean_scores.nll, scored),
+            "sae": Mean.of(spliced_scores.nll, scored),
+            "ablated": Mean.of(ablated_scores.nll, scored),
         }
 
     def conclude(self, total: dict[str, Mean]) -> dict[str, Scalar]:
         if int(total["clean"].n.sum()) == 0:
-            raise Undefined("no token is in the mask")
+            raise Undefined("no token is scored")
         clean, sae, ablated = (total[name].value for name in ("clean", "sae", "ablated"))
         return {
             "ce_clean": Scalar(clean, unit="nats"),
@@ -122,6 +124,7 @@ class KLDivergence(Metric):
     """
 
     name, version = "kl", 2
+    sampled_scores = True
     headline = ("kl_sae", "top1_agreement")
     value_names = ("kl_sae", "kl_ablated", "kl_score", "kl_p50", "kl_p95", "kl_p99", "top1_agreement")
 
@@ -131,16 +134,17 @@ class KLDivergence(Metric):
     def observe(
         self, spliced_scores: TokenScores, ablated_scores: TokenScores, mask: Bool[Tensor, "batch seq"]
     ) -> dict[str, Evidence]:
+        scored = mask & spliced_scores.mask
         return {
-            "sae": Mean.of(spliced_scores.kl, mask),
-            "ablated": Mean.of(ablated_scores.kl, mask),
-            "agreement": Mean.of(spliced_scores.top1_agreement.double(), mask),
-            "quantiles": Quantiles.of(spliced_scores.kl, mask, _KL_EDGES),
+            "sae": Mean.of(spliced_scores.kl, scored),
+            "ablated": Mean.of(ablated_scores.kl, scored),
+            "agreement": Mean.of(spliced_scores.top1_agreement.double(), scored),
+            "quantiles": Quantiles.of(spliced_scores.kl, scored, _KL_EDGES),
         }
 
     def conclude(self, total: dict[str, Any]) -> dict[str, Value]:
         if int(total["sae"].n.sum()) == 0:
-            raise Undefined("no token is in the mask")
+            raise Undefined("no token is scored")
         sae, ablated = total["sae"].value, total["ablated"].value
         quantiles = {f"kl_p{q}": total["quantiles"].scalar(q / 100, unit="nats") for q in (50, 95, 99)}
         return {

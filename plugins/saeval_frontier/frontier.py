@@ -102,6 +102,7 @@ class SparsityFrontier(Metric):
     """
 
     name, version = "sparsity_frontier", 1
+    sampled_scores = True
 
     def __init__(
         self, fractions: tuple[float, ...] = (0.75, 0.5, 0.25), l0: tuple[float, ...] = (),
@@ -144,9 +145,10 @@ class SparsityFrontier(Metric):
         prune_orders: PruneOrders,
         mask: Bool[Tensor, "batch seq"],
     ) -> dict[str, Evidence]:
+        scored = mask & clean_scores.mask
         evidence: dict[str, Evidence] = {
-            "clean": Mean.of(clean_scores.nll, mask),
-            "ablated": Mean.of(ablated_scores.nll, mask),
+            "clean": Mean.of(clean_scores.nll, scored),
+            "ablated": Mean.of(ablated_scores.nll, scored),
             "l0": Mean.of(fired.per_token().to(mask.device), mask),
         }
         batch, seq, _ = fired.shape
@@ -158,8 +160,8 @@ class SparsityFrontier(Metric):
         cases |= {f"_{name}": (scores, substitute_activations[name]) for name, scores in substitute_scores.items()}
         x = activations.double()
         for name, (scores, x_hat) in cases.items():
-            evidence[f"nll{name}"] = Mean.of(scores.nll, mask)
-            evidence[f"kl{name}"] = Mean.of(scores.kl, mask)
+            evidence[f"nll{name}"] = Mean.of(scores.nll, scored)
+            evidence[f"kl{name}"] = Mean.of(scores.kl, scored)
             evidence[f"mse{name}"] = Mean.of((x - x_hat.double()).square().sum(-1), mask)
         return evidence
 
@@ -171,7 +173,7 @@ class SparsityFrontier(Metric):
         activation_mean: Float[Tensor, "d_in"],
     ) -> dict[str, Value]:
         if int(total["clean"].n.sum()) == 0:
-            raise Undefined("no token is in the mask")
+            raise Undefined("no token is scored")
         variance = activation_spread.around(activation_mean.numpy())
         clean, ablated = total["clean"].value, total["ablated"].value
         ablation_cost = ablated - clean

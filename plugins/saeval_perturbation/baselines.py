@@ -111,6 +111,7 @@ class Perturbation(Metric):
     ) -> None:  # fmt: skip
         scored.checked(self.name, draws, positions)
         self.draws, self.positions, self.seed = draws, positions, seed
+        self.sampled_scores = not positions  # a perturbed position may not be among the scored ones
         self.nulls = ("cosine_matched", *dict.fromkeys(nulls))
         others = {null: partial(getattr(noise, null), seed=seed) for null in self.nulls[1:]}
         self.interventions = {
@@ -141,18 +142,18 @@ class Perturbation(Metric):
         mask: Bool[Tensor, "batch seq"],
     ) -> dict[str, Evidence]:
         evidence: dict[str, Evidence] = {"moved": scored.displaced(activations, reconstruction, mask)}
-        clean, kl = clean_scores.nll.double(), spliced_scores.kl.double()
+        clean, kl, scored_at = clean_scores.nll.double(), spliced_scores.kl.double(), mask & clean_scores.mask
         single = {name: substitute_scores[name] for name in ("norm_only", "norm_corrected")}
         for name, scores in {"sae": spliced_scores, **single, "zero": zero_scores, "mean": mean_scores}.items():
-            evidence[f"kl_{name}"] = Mean.of(scores.kl.double(), mask)
-            evidence[f"delta_ce_{name}"] = Mean.of(scores.nll.double() - clean, mask)
+            evidence[f"kl_{name}"] = Mean.of(scores.kl.double(), scored_at)
+            evidence[f"delta_ce_{name}"] = Mean.of(scores.nll.double() - clean, scored_at)
         for null in self.nulls:
             drawn, nll = scored.over_draws(substitute_scores, null, self.draws)
-            evidence[f"kl_{null}"] = Mean.of(drawn.mean(0), mask)
-            evidence[f"delta_ce_{null}"] = Mean.of(nll - clean, mask)
-            evidence[f"percentile_{null}"] = Mean.of(scored.percentile(kl, drawn), mask)
-            evidence[f"levels_{null}"] = scored.levels(kl, drawn, mask)
-            evidence[f"by_kl_{null}"] = ByKL.of(kl, drawn, mask)
+            evidence[f"kl_{null}"] = Mean.of(drawn.mean(0), scored_at)
+            evidence[f"delta_ce_{null}"] = Mean.of(nll - clean, scored_at)
+            evidence[f"percentile_{null}"] = Mean.of(scored.percentile(kl, drawn), scored_at)
+            evidence[f"levels_{null}"] = scored.levels(kl, drawn, scored_at)
+            evidence[f"by_kl_{null}"] = ByKL.of(kl, drawn, scored_at)
         if self.positions:
             evidence |= scored.Alone(
                 substitute_scores, self.draws, self.positions, self.seed, token_keys, mask
@@ -162,7 +163,7 @@ class Perturbation(Metric):
     def conclude(self, total: dict[str, Evidence]) -> dict[str, Value]:
         means = {name: evidence for name, evidence in total.items() if isinstance(evidence, Mean)}
         if int(means["kl_sae"].n.sum()) == 0:
-            raise Undefined("no token is in the mask")
+            raise Undefined("no token is scored")
         moved = means["moved"].value.value
         values: dict[str, Value] = {}
         for quantity in ("kl", "delta_ce"):

@@ -95,6 +95,7 @@ class PerturbationCurve(Metric):
         checked(self.name, draws, positions)
         self.cosines = sorted({*map(float, cosines), 1.0})
         self.norm_ratio, self.draws, self.positions, self.seed = norm_ratio, draws, positions, seed
+        self.sampled_scores = not positions  # a perturbed position may not be among the scored ones
         points = {f"c = {c!r}": partial(noise.turned, cosine=c, ratio=norm_ratio, seed=seed) for c in self.cosines}
         self.interventions = {**points, **matched_draws(draws, seed), **alone(draws, positions, seed)}
 
@@ -109,22 +110,22 @@ class PerturbationCurve(Metric):
         token_keys: UInt64[np.ndarray, "batch seq"],
         mask: Bool[Tensor, "batch seq"],
     ) -> dict[str, Evidence]:
-        clean = clean_scores.nll.double()
+        clean, scored = clean_scores.nll.double(), mask & clean_scores.mask
         evidence: dict[str, Evidence] = {}
         for c in self.cosines:
             scores = substitute_scores[f"c = {c!r}"]
-            evidence[f"kl at {c!r}"] = Mean.of(scores.kl.double(), mask)
-            evidence[f"delta_ce at {c!r}"] = Mean.of(scores.nll.double() - clean, mask)
+            evidence[f"kl at {c!r}"] = Mean.of(scores.kl.double(), scored)
+            evidence[f"delta_ce at {c!r}"] = Mean.of(scores.nll.double() - clean, scored)
         if spliced_scores is None or reconstruction is None:
             return evidence
         drawn, nll = over_draws(substitute_scores, "cosine_matched", self.draws)
         cosine, norm = cosines_of(activations, reconstruction), activations.double().norm(dim=-1)
         evidence |= {
             "moved": displaced(activations, reconstruction, mask),
-            "kl_sae": Mean.of(spliced_scores.kl.double(), mask),
-            "delta_ce_sae": Mean.of(spliced_scores.nll.double() - clean, mask),
-            "kl_cosine_matched": Mean.of(drawn.mean(0), mask),
-            "delta_ce_cosine_matched": Mean.of(nll - clean, mask),
+            "kl_sae": Mean.of(spliced_scores.kl.double(), scored),
+            "delta_ce_sae": Mean.of(spliced_scores.nll.double() - clean, scored),
+            "kl_cosine_matched": Mean.of(drawn.mean(0), scored),
+            "delta_ce_cosine_matched": Mean.of(nll - clean, scored),
             "cosine": Mean.of(cosine, mask & cosine.isfinite()),
             "norm_ratio": Mean.of(reconstruction.double().norm(dim=-1) / norm, mask & (norm > 0)),
         }
@@ -138,7 +139,7 @@ class PerturbationCurve(Metric):
 
     def conclude(self, total: dict[str, Mean]) -> dict[str, Value]:
         if int(total["kl at 1.0"].n.sum()) == 0:
-            raise Undefined("no token is in the mask")
+            raise Undefined("no token is scored")
         values: dict[str, Value] = {}
         for quantity in ("kl", "delta_ce"):
             points = [total[f"{quantity} at {c!r}"].value for c in self.cosines]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from pathlib import Path
 
@@ -17,6 +18,11 @@ except ImportError:  # Windows has none
 # Only CUDA has an error class for it; other allocators raise a RuntimeError with one of these messages.
 _SAYINGS = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's `mallopt`."""
+_KEPT = 2**30
 
 
 class TooLargeError(BaseException):
@@ -49,6 +55,20 @@ def available(device: str) -> int:
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
     return min([memory_budget(device), int(psutil.virtual_memory().available), *_free_of_container()])
+
+
+def keep_freed_memory() -> None:
+    """Make this process keep up to 1 GiB of freed memory, if its C library is glibc.
+
+    By default, glibc returns each large block to the system, which then fills the pages of the next one with zeros.
+    This takes a sixth of the time of the logits of a large vocabulary.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):  # Windows, macOS, musl
+        return
+    mallopt(_MMAP_THRESHOLD, _KEPT)
+    mallopt(_TRIM_THRESHOLD, _KEPT)
 
 
 def peak_mib() -> int:

@@ -94,7 +94,7 @@ def of_node(plan: Plan, size: ModelSize | None, node: Node) -> float:
     if size is None:
         return 0.0
     resumed = sum(times * size.after(hook) for hook, times in resumes(node)) * size.a_token
-    return resumed + (size.a_scored_token if node.quantity.gathered else 0.0)
+    return resumed + (plan.streams.score_share * size.a_scored_token if node.quantity.gathered else 0.0)
 
 
 def of_pass(plan: Plan, pass_: Pass, program: BatchProgram, batch_size: int) -> float:

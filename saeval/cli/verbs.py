@@ -13,6 +13,7 @@ from saeval.api import execute, prepare, refuse_namesakes
 from saeval.base.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
 from saeval.base.escapes import line
 from saeval.base.formatting import counted
+from saeval.base.memory import keep_freed_memory
 from saeval.base.progress import progress
 from saeval.cli import explanation, flags, listing
 from saeval.cli.board_verbs import print_asides
@@ -39,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     refuse_namesakes(plans, arguments.out)
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
+    keep_freed_memory()
     code, boards, folders, limited = OK, [], [], False
     printed = len(registry.plugins.failures)
     try:

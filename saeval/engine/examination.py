@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -98,7 +99,7 @@ def examine(
     examination.measured["l0"] = float(fired.mean())
     examination.measured["explained_variance"] = shown.explained(y, reconstruction)
     examination.findings += _sparsity(declared, fired, acts.shape[-1])
-    misread = _misread(shown, encoding, x, y, elsewhere or {}, examination)
+    misread = _misread(shown, encoding, reconstruction, x, y, elsewhere or {}, examination)
     if misread and declared.get("end_to_end"):
         text = f"{misread.message}; it was trained end to end, and need not reconstruct"
         misread = replace(misread, message=text, fatal=False)
@@ -107,13 +108,14 @@ def examine(
 
 
 def _misread(
-    shown: _Shown, encoding: Encoding, x: Tensor, y: Tensor, elsewhere: Mapping[str, Tensor], examination: Examination
-) -> Finding | None:
+    shown: _Shown, encoding: Encoding, reconstruction: Tensor, x: Tensor, y: Tensor, elsewhere: Mapping[str, Tensor],
+    examination: Examination,
+) -> Finding | None:  # fmt: skip
     """Return the finding of an SAE that is not loaded correctly, by its reconstruction; None if there is none."""
     explained = examination.measured["explained_variance"]
     same_site = torch.equal(x, y)  # the inputs and outputs of a transcoder are not comparable
     explanations = list(_truncation(shown, encoding, y))
-    explanations += _readings(shown, x, y, explained)
+    explanations += _readings(shown, reconstruction, x, y, explained)
     if same_site:
         explanations += _scale(shown, x, explained, examination.measured)
         explanations += _hook(shown, elsewhere, explained, examination.elsewhere)
@@ -134,7 +136,7 @@ class _Shown:
     """An SAE and the tokens on which it is examined: one row of them, or whole rows if it reads earlier tokens."""
 
     def __init__(self, sae: Substitute, mask: Bool[Tensor, "batch seq"]) -> None:
-        self.sae = sae
+        self.sae, self.part = sae, slice(None)
         device = sae.device or mask.device
         if sae.reads_earlier:
             enough = int((mask.sum(1).cumsum(0) < ROWS).sum()) + 1
@@ -165,13 +167,16 @@ class _Shown:
     def explained(self, y: Tensor, y_hat: Tensor) -> float:
         return explained_variance(y[self.judged], y_hat[self.judged])
 
-    def reconstructed(self, x: Tensor, every: int = 1) -> float:
-        """Return the explained variance of the SAE on other activations; every n-th token if they are independent."""
-        judged = self.judged
-        if every > 1 and not self.sae.reads_earlier:
-            x, judged = x[:, ::every], judged[:, ::every]
-        reconstruction = self.sae.decode(self.sae.encode(x), x).float()
-        return explained_variance(x[judged], reconstruction[judged])
+    def reconstructed(self, x: Tensor) -> float:
+        """Return the explained variance of the SAE on other activations."""
+        return self.explained(x, self.sae.decode(self.sae.encode(x), x).float())
+
+    def quarter(self) -> _Shown:
+        """Return every fourth token, if the SAE reads each alone: enough to see that nothing is gained."""
+        fewer = copy.copy(self)
+        fewer.part = slice(None) if self.sae.reads_earlier else slice(None, None, 4)
+        fewer.judged = self.judged[:, fewer.part]
+        return fewer
 
 
 @dataclass(frozen=True)
@@ -223,17 +228,26 @@ def _sparsity(declared: Mapping[str, Any], fired: Tensor, d_sae: int) -> Iterato
 def _truncation(shown: _Shown, encoding: Encoding, y: Tensor) -> Iterator[_Explanation]:
     """Keep only the largest features: that improves a TopK SAE loaded as ReLU, but not a ReLU SAE."""
     acts, size = encoding.feature_acts, encoding.feature_acts.abs()
-    for k in (k for k in _KEPT if k < acts.shape[-1]):
-        least = size.topk(k, dim=-1).values[..., -1:]
+    most = int((acts != 0).sum(-1).max())
+    if not (fewer := [k for k in _KEPT if k < most]):
+        return
+    largest = size.topk(fewer[-1], dim=-1).values
+    for k in fewer:
+        least = largest[..., k - 1 : k]
         only = Encoding(torch.where(size >= least, acts, torch.zeros_like(acts)), encoding.context)
         truncated = shown.explained(y, shown.sae.decode(only, y).float())
         text = f"its {k} largest features alone explain {truncated:.3f} of the variance, all of them less: is it TopK?"
         yield _Explanation(truncated, Finding("activation", text))
 
 
-def _readings(shown: _Shown, x: Tensor, y: Tensor, explained: float) -> Iterator[_Explanation]:
+def _readings(shown: _Shown, reconstruction: Tensor, x: Tensor, y: Tensor, explained: float) -> Iterator[_Explanation]:
     """Try other interpretations of the same weights that the format allows."""
+    few = shown.quarter()
+    some_x, some_y, as_loaded = (tensor[:, few.part] for tensor in (x, y, reconstruction))
     for name, reading in shown.sae.other_readings().items():
+        tried = few.explained(some_y, reading.decode(reading.encode(some_x), some_y).float())
+        if tried <= few.explained(some_y, as_loaded):
+            continue
         better = shown.explained(y, reading.decode(reading.encode(x), y).float())
         text = f"explains {better:.3f} of the variance {name}, {explained:.3f} as loaded: was it trained that way?"
         yield _Explanation(better, Finding("normalisation", text))
@@ -242,15 +256,17 @@ def _readings(shown: _Shown, x: Tensor, y: Tensor, explained: float) -> Iterator
 def _scale(shown: _Shown, x: Tensor, explained: float, measured: dict[str, float]) -> Iterator[_Explanation]:
     """Search the best scale of the inputs: an SAE whose input scale was not folded in explains more at another scale.
 
-    The search tries octaves and the mean norms 1 and √d on a quarter of the tokens, then between the neighbours of
-    the best octave.
+    The search tries octaves and the mean norms 1 and √d, then between the neighbours of the best octave, on a quarter
+    of the tokens.
     """
     if explained > ALMOST_ALL:
         return
     norm = float(x[shown.judged].norm(dim=-1).mean())
+    few = shown.quarter()
+    some_x = x[:, few.part]
 
     def quick(octaves: float) -> float:
-        return shown.reconstructed(x * 2.0**octaves, every=4)
+        return few.reconstructed(some_x * 2.0**octaves)
 
     unscaled = quick(0)
     if abs(quick(1) - unscaled) < 1e-6:  # it normalises inputs itself
@@ -258,10 +274,11 @@ def _scale(shown: _Shown, x: Tensor, explained: float, measured: dict[str, float
     named = {"√d_in": math.log2(x.shape[-1] ** 0.5 / norm), "1": -math.log2(norm)}
     tried = {octaves: quick(octaves) for octaves in (*(n for n in range(-6, 7) if n), *named.values())} | {0: unscaled}
     best = max(tried, key=lambda octaves: tried[octaves])
-    octaves = _peak(lambda at: shown.reconstructed(x * 2.0**at), best - 1, best + 1)
-    factor, scaled = 2.0**octaves, shown.reconstructed(x * 2.0**octaves)
+    octaves = _peak(quick, best - 1, best + 1)
+    factor = 2.0**octaves
     if 0.8 < factor < 1.25:  # usual for SAEs trained to be sparse
         return
+    scaled = shown.reconstructed(x * factor)
     measured["best_input_scale"], measured["explained_variance_at_best_scale"] = factor, scaled
     if scaled < EXPLAINS_LITTLE:
         return

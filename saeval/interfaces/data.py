@@ -46,6 +46,8 @@ class Batch:
     """Inputs that are real and not excluded, whatever their targets; None: the same as `mask`."""
     before: Int[np.ndarray, "batch"] | None = None
     """Number of tokens in the mask of all earlier rows of the stream, per row; None if unknown."""
+    sampled: Bool[Tensor, "batch seq"] | None = None
+    """Positions of the mask whose predictions are scored, if the suite sets `score_share`; None: the whole mask."""
 
     def part(self, rows: slice | Sequence[int]) -> Batch:
         """Return a batch of some of the rows, which may repeat, with an empty `supplied`."""

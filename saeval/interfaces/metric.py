@@ -56,6 +56,8 @@ class Metric(Stateless):
 
     If it is a mapping, each name's function returns that substitute, and the metric has no `substitutes`.
     """
+    sampled_scores: bool = False
+    """True if its values are means of scores over the scores' own `mask`, so that a suite may set `score_share`."""
 
     def operations(self, subjects: Sequence[Subject], tokens: int) -> float:
         """Return the floating-point operations that `conclude` takes, for the time estimate of `saeval check`.

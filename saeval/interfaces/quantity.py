@@ -78,6 +78,11 @@ class Quantity:
         return (inspect.getdoc(self.function) or "").split("\n")[0]
 
     @property
+    def scores(self) -> bool:
+        """True if it returns `TokenScores`, by its annotation."""
+        return "TokenScores" in self.shape
+
+    @property
     def shape(self) -> str:
         """The return annotation as written."""
         annotation = getattr(self.function, "__annotations__", {}).get("return", "")

@@ -307,6 +307,11 @@ class _Planner:
         reached = closure(nodes).values()
         if at_hook and not any("hook" in n.roots for n in reached):
             return None  # it says nothing about the hook
+        if data.score_share < 1 and not metric.sampled_scores and any(n.quantity.scores for n in reached):
+            remedy = "leave out one of them, or evaluate this metric in a suite of its own"
+            message = f"metric '{entry.name}' needs the scores of all tokens, but data.score_share is"
+            self._add_once(f"{message} {data.score_share:g}; {remedy}", entry)
+            return None
         control = (members[0].facts or {}).get("control") if entry.over and members[0].kind == "control" else None
         record = {
             "suite": self.suite.name,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from saeval.base.errors import Problem, SaevalError, blamed, suggestion
+from saeval.base.errors import Problem, SaevalError, blamed, quoted_value, suggestion
 from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import counted
 from saeval.base.lazy_torch import torch
@@ -21,6 +21,7 @@ from saeval.interfaces.data import Batch, Dataset, PairBatch, Source
 from saeval.interfaces.model import ModelSpec
 from saeval.registry.format_recognition import paths
 from saeval.registry.registry import Registry
+from saeval.stats.randomness import hashed
 from saeval.suite.schema import Suite
 from saeval.text.packing import Split, TokenOptions, TooFewSequencesError
 from saeval.text.tokens import build_tokens
@@ -38,6 +39,8 @@ class Streams:
     spec: ModelSpec | None
     limit: int | None
     origin: object = None
+    score_share: float = 1.0
+    """Share of the positions of the evaluated rows at which predictions are scored."""
 
     @cached_property
     def evaluation(self) -> Dataset:
@@ -46,6 +49,7 @@ class Streams:
         with self.answered_for():
             rows = self._rows("evaluation") if options is None else self._tokens("evaluation", options.sequences)
             self._warn(rows.describe())
+            rows = Scored(rows, self.score_share) if self.score_share < 1 else rows
             rows = First(rows, self.limit) if self.limit is not None and self.limit < len(rows) else rows
             self._check_ids(rows, "evaluation")
             return rows
@@ -122,6 +126,49 @@ class Streams:
         return blamed(f"data '{self.source.name}'", self.origin)
 
 
+class Scored(Dataset):
+    """The same rows, with predictions scored at a share of the positions.
+
+    A hash of (sequence id, position) chooses them, so they depend neither on the batch nor on the number of rows. The
+    positions of a smaller share are among those of a larger one.
+    """
+
+    def __init__(self, rows: Dataset, share: float) -> None:
+        self._rows, self._share = rows, share
+        self.pair, self.supplies, self.needs_model = rows.pair, rows.supplies, rows.needs_model
+
+    @property
+    def context(self) -> int | None:
+        return self._rows.context
+
+    def describe(self) -> Mapping[str, Any]:
+        return {**self._rows.describe(), "score_share": self._share, "fingerprint": self.fingerprint}
+
+    def counts(self, rows: int) -> Mapping[str, int]:
+        return self._rows.counts(rows)
+
+    @property
+    def fingerprint(self) -> str:
+        return digest_of([self._rows.fingerprint, "score_share", self._share])
+
+    @property
+    def clusters(self) -> Int[np.ndarray, "n"]:
+        return self._rows.clusters
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def beyond(self, vocabulary: int) -> tuple[int, int] | None:
+        return self._rows.beyond(vocabulary)
+
+    def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> Batch | PairBatch:
+        batch = self._rows.batch(rows, device)
+        for side in batch.sides if isinstance(batch, PairBatch) else [batch]:
+            keys = hashed("score_share", side.sequence_ids[:, None], np.arange(side.tokens.shape[1]))
+            side.sampled = side.mask & torch.from_numpy(keys < self._share * 2.0**64).to(side.mask.device)
+        return batch
+
+
 class First(Dataset):
     """The first rows of a dataset, as `--limit` keeps them."""
 
@@ -186,8 +233,13 @@ def streams(
             message = f"no data source is named '{use}', which is a path; {remedy}"
         problems.append(suite.problem(message, "data", "use"))
         return None
+    share = entry.pop("score_share", 1.0)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        message = f"'score_share' is a number above 0 and at most 1, got {quoted_value(share)}"
+        problems.append(suite.problem(message, "data", "score_share"))
+        return None
     textual = source_class.kind in ("text", "tokens")
-    shared = set(TokenOptions.model_fields) if textual else set()
+    shared = {*(TokenOptions.model_fields if textual else ()), "score_share"}
     parameters = set(schema(source_class).model_fields)
     unknown = [key for key in entry if key not in shared | parameters]
     for key in unknown:
@@ -202,7 +254,7 @@ def streams(
         origin = registry.data.entry(use).origin
         with blamed(f"data '{use}'", origin, values=True):
             source = source_class(**given)
-        return Streams(source, options, spec, limit, origin)
+        return Streams(source, options, spec, limit, origin, float(share))
     except (SaevalError, ValueError) as error:
         problems += suite.problems(error, "data")
     return None

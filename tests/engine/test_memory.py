@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -250,3 +253,19 @@ def test_a_suite_and_the_command_line_say_how_large(tmp_path, monkeypatch, capsy
         SaevalError, match="batch_size must be a number of sequences or 'auto', such as batch_size=16; got 0"
     ):
         evaluate_tiny(["l0"], batch_size=0)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets parameters of glibc")
+def test_the_pages_of_freed_blocks_are_used_again():
+    program = """
+import resource
+from saeval.base.memory import keep_freed_memory
+keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(2**26)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults(), faults())
+"""
+    first, second = map(int, subprocess.check_output([sys.executable, "-c", program], text=True).split())
+    assert first > 10 * second
