@@ -101,10 +101,10 @@ def test_where_a_model_writes_into_what_its_mlp_gave(loaded, final):
     _, model, plain = loaded("falcon", "causal")
     batch = tiny_batch(rows=2, length=LENGTH)
     for block in range(2):
-        name = f"transformer.h.{block}.mlp"
+        name = f"blocks.{block}.hook_mlp_out"
         seen = []
         with torch.no_grad():
-            mlp = plain.get_submodule(name)
+            mlp = plain.get_submodule(f"transformer.h.{block}.mlp")
             handle = mlp.register_forward_hook(lambda m, args, out, seen=seen: seen.append(out.clone()))
             expected = plain.base_model(batch.tokens).last_hidden_state
             handle.remove()

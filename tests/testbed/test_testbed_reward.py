@@ -112,7 +112,7 @@ def test_a_feature_of_its_sae_stands_for_the_planted_pattern(pairs, model, token
         found = tokenizer(pair["prompt"] + pair[side], return_offsets_mapping=True, add_special_tokens=False)
         ids = torch.tensor([[tokenizer.bos_token_id, *found["input_ids"]]])
         with torch.no_grad():
-            x = activations(model.transformer, ids, [sae.hook_name])[sae.hook_name][0, 1:]
+            x = activations(model, ids, [sae.hook_name])[sae.hook_name][0, 1:]
         fired.append(sae.encode(x).feature_acts > 0)
         keyword.append(torch.tensor([first < start + 5 <= last for first, last in found["offset_mapping"]]))
     fired, keyword = torch.cat(fired), torch.cat(keyword)
