@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from saeval.plugin import SaevalError, expand_user, suggestion, torch
+from saeval.plugin import ParameterError, SaevalError, expand_user, suggestion, torch
 from saeval_formats import folding
 from saeval_formats.dense import AbsTopK, GroupMax, Normalization, TopK
 from saeval_formats.fields import Fields
@@ -65,12 +65,15 @@ class MappingFile(LocalLoader):
     name, entry = "mapping", Reference
 
     def opened(self, reference: Mapping[str, Any]) -> Checkpoint:
-        if "tensors" not in reference and isinstance(path := reference.get("path"), str | Path):
-            tensors = _listed(_header(expand_user(path)).shapes)
-            raise SaevalError(
-                f"mapping: needs 'tensors', the names of W_enc, W_dec, ... in {path}, which has {tensors}"
-            )
-        options = parsed(Reference, reference, "mapping", needs="a .safetensors, .npz or .pt file")
+        try:
+            options = parsed(Reference, reference, "mapping", needs="a .safetensors, .npz or .pt file")
+        except ParameterError as error:
+            missing = {fault.location for fault in error.faults if fault.kind == "missing"}
+            if len(missing) < len(error.faults) or ("tensors",) not in missing or ("path",) in missing:
+                raise
+            tensors = _listed(_header(expand_user(reference["path"])).shapes)
+            names = f"the names of W_enc, W_dec, ... in {reference['path']}, which has {tensors}"
+            raise SaevalError(f"mapping: needs 'tensors', {names}") from None
         kind, threshold, k = _activation(options)
         transcoder = options.input_hook is not None
         if transcoder and options.apply_b_dec_to_input:

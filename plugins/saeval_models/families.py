@@ -107,6 +107,14 @@ class Family:
         return f"{self.base}.{self.blocks}.{block}.{path}" + (":in" if end == "in" else "")
 
 
+class NoGraph(Exception):  # noqa: N818 (it is an answer, which is not to be remembered)
+    """The pass failed; `family` has the sites of any family."""
+
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        self.family = family
+
+
 class FamilySpec(ModelSpec):
     """A model whose hooks have the names of its family."""
 

@@ -33,7 +33,7 @@ from saeval_models.checkpoint import (
     parsed,
     vocabulary,
 )  # fmt: skip
-from saeval_models.families import BOUNDARIES, Family, FamilySpec
+from saeval_models.families import BOUNDARIES, Family, FamilySpec, NoGraph
 from saeval_models.library_errors import library_errors
 from saeval_models.live import LiveSpec, inherits
 from saeval_models.weights import check_checksums, tensors, weight_files
@@ -105,6 +105,8 @@ class PretrainedSpec(FamilySpec):
     def _outline(self) -> dict[str, Any]:
         """Facts about the model that need no weight values; cached between runs, because imports take seconds."""
         check_checksums(self.checkpoint.weight_files if self.checkpoint.local else [])
+        if not self._traced[1]:
+            return self._outlined()
         return self._remembered("models", self._outlined, sorted(self.checkpoint.tensor_shapes.items()))
 
     def _remembered(self, kind: str, make: Callable[[], dict[str, Any]], *words: Any) -> dict[str, Any]:
@@ -191,14 +193,23 @@ class PretrainedSpec(FamilySpec):
         class_name = self.checkpoint.architecture or f"a {self.checkpoint.config['model_type']} model"
         return [*ignored, f"the weights of '{self.name}' hold {tensors} that {class_name} does not use: {shown}"]
 
-    @cached_property
+    @property
     def _family(self) -> Family:
+        return self._traced[0]
+
+    @cached_property
+    def _traced(self) -> tuple[Family, bool]:
+        """The family, and whether a pass proved it: a failure, perhaps of this machine, is not to be remembered."""
+
         def made() -> dict[str, Any]:
             from saeval_models.pretrained import traced_family  # late: it imports transformers
 
             return traced_family(self._skeleton).written()
 
-        return Family.read(self._remembered("families", made))
+        try:
+            return Family.read(self._remembered("families", made)), True
+        except NoGraph as failure:
+            return failure.family, False
 
     def _same_tensors(self) -> Mapping[str, str]:
         return self._outline["twins"]  # type: ignore[no-any-return]

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from saeval.plugin import Batch, SaevalError, out_of_memory
 from saeval_models.checkpoint import SUPPORTED, Task, architecture_task
-from saeval_models.families import ATTN_OUT, BOUNDARIES, FINAL_NORMALIZED, RESID_MID, End, Family
+from saeval_models.families import ATTN_OUT, BOUNDARIES, FINAL_NORMALIZED, RESID_MID, End, Family, NoGraph
 from saeval_models.hooked import HookedModel, Site, gain_unit, with_gain
 from saeval_models.structure import parts_of, with_sites
 
@@ -57,19 +57,25 @@ def family_of(module: PreTrainedModel) -> Family:
         try:
             empty = without_weights(type(module)._from_config, module.config)
         except Exception:  # a user's subclass with a constructor of its own
-            return traced_family(module)
-        _FAMILIES[key] = traced_family(empty)
+            empty = None
+        try:
+            family = traced_family(module if empty is None else empty)
+        except NoGraph as failure:
+            return failure.family
+        if empty is None:
+            return family
+        _FAMILIES[key] = family
     return _FAMILIES[key]
 
 
 def without_weights(make: Callable[..., PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     """Make a model on the meta device, of parts that need no values to run."""
-    with torch.device("meta"):
+    with torch.inference_mode(False), torch.device("meta"):
         return make(copy.deepcopy(config), attn_implementation="eager", experts_implementation="batched_mm")
 
 
 def traced_family(module: PreTrainedModel) -> Family:
-    """Return the family of this model, in a short pass."""
+    """Return the family of this model, in a short pass; `NoGraph` if the pass fails."""
     task_of(module)
     config = module.config.get_text_config()
     name, base = base_of(module)

@@ -23,6 +23,7 @@ from saeval_models.families import (
     End,
     Family,
     ModuleEnd,
+    NoGraph,
     Z,
 )
 from saeval_models.hooked import Site, gain_unit
@@ -47,14 +48,14 @@ def with_sites(family: Family, blocks: Iterable[nn.Module], run: Callable[[list[
 
     Each block's output must be the sum of its input and of other terms. A term that attention or an MLP computes is
     `hook_attn_out` or `hook_mlp_out` if it is the output of a module; the other sites follow from these two. The pass
-    may be on the meta device, because a graph has no values.
+    may be on the meta device, because a graph has no values. Raises `NoGraph` if the pass fails.
     """
     graphs = [_Block(parts_of(block)) for block in blocks]
     try:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             run([pair for index, graph in enumerate(graphs) for pair in graph.watched(index)])
-    except Exception:  # a pass that needs values
-        return family
+    except Exception as error:  # a pass that needs values
+        raise NoGraph(family) from error
     by_block = [graph.sites() for graph in graphs]
     sites: _Sites = {}
     for suffix in dict.fromkeys(suffix for own in by_block for suffix in own):

@@ -29,7 +29,7 @@ class Scores:
 
     def __init__(self, **values):
         self.__dict__.update(values)
-        self.top1_agreement = MASK
+        self.top1_agreement = self.mask = MASK
 
 
 def documents(random, *shape):

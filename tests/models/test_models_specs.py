@@ -7,11 +7,13 @@ import json
 import pytest
 import torch
 from huggingface_hub.utils import filter_repo_objects
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from places import PLACES, forward
 from saeval.base.errors import SaevalError
 from saeval.testing.architectures import FAMILIES, SIX_FAMILIES, tiny_batch, tiny_folder
 from saeval_models import HuggingFace, TransformerLens
+from saeval_models.pretrained import family_of
 
 
 @pytest.fixture(scope="module")
@@ -133,17 +135,30 @@ def test_a_forward_that_needs_values_leaves_the_residual_stream(monkeypatch, own
     def fails(model, watched):
         raise RuntimeError("a tensor on the meta device has no values")
 
-    made = spec(tiny_folder(tmp_path, "mixtral"))
+    folder = tiny_folder(tmp_path, "mixtral")
+    made = spec(folder)
     with monkeypatch.context() as patched:
         patched.setattr("saeval_models.hooked.HookedModel.short_pass", fails)
         assert made.hooks()
     names = {f"blocks.{i}.hook_resid_{end}" for i in range(3) for end in ("pre", "post")}
     assert dict(made.hooks()) == dict.fromkeys(names, 32)
+    # The failure may have been of this moment, so it is not remembered.
+    assert "blocks.1.hook_mlp_out" in spec(folder).hooks()
     model, batch, name = made.load("cpu"), tiny_batch(), "blocks.1.hook_resid_pre"
     captured = model.capture(batch, [name], final=True)
     resumed = model.resume(batch, captured, name, captured.activations[name])
     torch.testing.assert_close(resumed, captured.final)
     torch.testing.assert_close(model.head(captured.final, batch), model.logits(batch))
+
+
+def test_a_live_model_in_inference_mode_has_the_same_hooks():
+    config = AutoConfig.for_model(
+        "gpt2", n_layer=2, n_embd=24, n_head=3, vocab_size=61
+    )  # no other test has these sizes
+    with torch.inference_mode():
+        inside = family_of(AutoModelForCausalLM.from_config(config))
+    assert "hook_mlp_out" in inside.sites
+    assert family_of(AutoModelForCausalLM.from_config(config)).sites == inside.sites
 
 
 def test_a_model_that_sees_as_well_is_hooked_where_it_speaks(tmp_path):
