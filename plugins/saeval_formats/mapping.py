@@ -16,7 +16,7 @@ from saeval_formats.dense import AbsTopK, GroupMax, Normalization, TopK
 from saeval_formats.fields import Fields
 from saeval_formats.reference import LocalLoader, TranscoderReference, parsed
 from saeval_formats.tensor_layout import Checkpoint, TensorLayout
-from saeval_formats.tensors import Header, Tensors, state_dict, unpickled_dict
+from saeval_formats.tensors import Header, Tensors, unpickled_dict
 
 _SHAPES = {
     "W_enc": "dn", "b_enc": "n", "W_dec": "no", "b_dec": "o", "W_skip": "od",
@@ -28,7 +28,7 @@ _OF_K = {"topk": TopK, "abstopk": AbsTopK, "groupmax": GroupMax}
 _NEEDS = {"relu": (), "gated": ("b_gate", "r_mag", "b_mag"), **dict.fromkeys(_OF_K, ())}
 """Activation -> the tensors that it needs besides the matrices and biases."""
 _BY_THRESHOLD = ("jumprelu", "batchtopk")
-_NAME = re.compile(r"(.+?)((?:\[\d+\])*)(\.T)?")
+_INDEX = re.compile(r"(.+)\[([0-9]{1,9})\]", re.DOTALL)
 _MOST_LISTED = 12
 
 
@@ -191,34 +191,46 @@ def _header(path: Path) -> Header:
     if path.is_dir():
         raise SaevalError(f"{path}: is a folder, expected a .safetensors, .npz or .pt file; check 'path'")
     if path.suffix in (".safetensors", ".npz"):
-        return Header.of(path) if path.suffix == ".safetensors" else Header.of_npz(path)
-    return Header.of_tensors(path, state_dict(path, _flat(unpickled_dict(path))))
+        read = Header.of if path.suffix == ".safetensors" else Header.of_npz
+        return read(path, wrapped=False)
+    return Header.of_tensors(path, _flat(path, unpickled_dict(path)))
 
 
-def _flat(content: Mapping[Any, Any], within: str = "") -> Tensors:
+def _flat(path: Path, content: Mapping[Any, Any], within: str = "") -> Tensors:
     """Return the tensors in nested dicts, by their keys joined with dots."""
     tensors: Tensors = {}
     for key, value in content.items():
+        inner: Tensors = {}
         if isinstance(value, Mapping):
-            tensors |= _flat(value, f"{within}{key}.")
-        elif isinstance(value, torch.Tensor):
-            tensors[f"{within}{key}"] = value
+            inner = _flat(path, value, f"{within}{key}.")
+        elif isinstance(value, torch.Tensor) and not value.is_nested:  # nested tensors have no shape
+            inner = {f"{within}{key}": value}
+        if twice := next((name for name in inner if name in tensors), None):
+            raise SaevalError(
+                f"{path}: two tensors have the name '{twice}', by their keys joined with dots; rename one"
+            )
+        tensors |= inner
     return tensors
 
 
 def _named(header: Header, slot: str, text: str) -> Name:
-    """Return the tensor that a name means; `SaevalError` if the file does not have it."""
-    if text in header.shapes:
-        return Name(text, text, (), transposed=False)
-    match = _NAME.fullmatch(text)
-    key, indices = (match[1], tuple(map(int, re.findall(r"\d+", match[2])))) if match else (text, ())
+    """Return the tensor that a name means; `SaevalError` if the file does not have it.
+
+    Operators are taken off its end only until the file has the rest.
+    """
+    key, transposed = text, False
+    indices: tuple[int, ...] = ()
+    if key not in header.shapes and key.endswith(".T"):
+        key, transposed = key.removesuffix(".T"), True
+    while key not in header.shapes and (match := _INDEX.fullmatch(key)):
+        key, indices = match[1], (int(match[2]), *indices)
     if key not in header.shapes:
         near, listed = suggestion(key, header.shapes, ""), _listed(header.shapes)
         raise SaevalError(f"{header.path}: no tensor '{key}' for '{slot}'; the file has {listed}{near}")
     shape = header.shapes[key]
     if len(indices) > len(shape) or any(index >= length for index, length in zip(indices, shape, strict=False)):
         raise SaevalError(f"{header.path}: '{key}' is {list(shape)}, so there is no '{text}' for '{slot}'")
-    return Name(text, key, indices, bool(match and match[3]))
+    return Name(text, key, indices, transposed)
 
 
 def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -266,6 +278,9 @@ def _lengths(
     for slot, (label, letters) in sorted(stored.items(), key=lambda item: len(item[1][1])):
         shape, name = header.shapes[label], named[slot]
         letters = letters if transcoder else letters.replace("o", "d")
+        if 0 in shape:
+            size = "features" if letters[shape.index(0)] == "n" else "inputs or outputs"
+            raise SaevalError(f"{header.path}: '{label}' is {list(shape)}, so the SAE has no {size}; check '{slot}'")
         if not fits(letters, shape):
             expected = ", ".join(_WORDS[letter] for letter in letters)
             known = [f"{_WORDS[x]} is {lengths[x]} in {sources[x]}" for x in letters if x in lengths]

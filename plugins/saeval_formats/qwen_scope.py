@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import StrictInt
+
 from saeval.plugin import SaevalError
 from saeval_formats.dense import TopK
 from saeval_formats.fields import Fields
@@ -26,7 +28,7 @@ class Reference(LocalReference):
 
     path: Path
     """A file `layer{n}.sae.pt`."""
-    k: int | None = None
+    k: StrictInt | None = None
     """The number of active features; by default that of the repository's name, `SAE-Res-{model}-W{width}K-L0_{k}`."""
 
 

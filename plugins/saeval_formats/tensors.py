@@ -43,8 +43,11 @@ class Header:
     """Function of tensor names and a device: the tensors by name, in the stored dtype."""
 
     @classmethod
-    def of(cls, path: Path) -> Self:
-        """Return the header of a safetensors file; `SaevalError` if it is missing, truncated or not safetensors."""
+    def of(cls, path: Path, *, wrapped: bool = True) -> Self:
+        """Return the header of a safetensors file; `SaevalError` if it is missing, truncated or not safetensors.
+
+        Without `wrapped`, names keep the prefixes of wrapped modules.
+        """
         _check_exists(path)
         try:
             with safe_open(path, framework="np") as file:
@@ -55,7 +58,7 @@ class Header:
             reason = str(error).splitlines()[0].rstrip(".")
             raise SaevalError(f"{path}: truncated or not a safetensors file ({reason}); copy it again") from None
 
-        stored = unwrapped(path, shapes)
+        stored = unwrapped(path, shapes) if wrapped else {name: name for name in shapes}
 
         def fetch(names: Collection[str], device: str) -> dict[str, Tensor]:
             with safe_open(path, framework="pt", device=device) as file:
@@ -64,7 +67,7 @@ class Header:
         return cls(path, _renamed(shapes, stored), _renamed(dtypes, stored), fetch)
 
     @classmethod
-    def of_npz(cls, path: Path) -> Self:
+    def of_npz(cls, path: Path, *, wrapped: bool = True) -> Self:
         """Return the header of a NumPy archive, without unpickling anything; `SaevalError` as in `of`."""
         _check_exists(path)
         shapes, dtypes = {}, {}
@@ -79,12 +82,16 @@ class Header:
             raise SaevalError(f"{path}: truncated or not an npz file ({_reason(error)}); copy it again") from None
 
         _check_members(path)
-        stored = unwrapped(path, shapes)
+        stored = unwrapped(path, shapes) if wrapped else {name: name for name in shapes}
 
         def fetch(names: Collection[str], device: str) -> dict[str, Tensor]:
             try:
                 with np.load(path, allow_pickle=False) as archive:
-                    return {name: torch.from_numpy(archive[stored[name]]).to(device) for name in names}
+                    arrays = {name: archive[stored[name]] for name in names}
+                native = {
+                    name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()
+                }
+                return {name: torch.from_numpy(array).to(device) for name, array in native.items()}
             except Exception as error:  # as above
                 raise SaevalError(f"{path}: damaged ({_reason(error)}); copy it again") from None
 
@@ -94,7 +101,7 @@ class Header:
     def of_tensors(cls, path: Path, tensors: Mapping[str, Tensor]) -> Self:
         """Return the header of tensors that were read from `path` and are in memory (or memory-mapped)."""
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        dtypes = {name: _DTYPES.get(str(tensor.dtype), str(tensor.dtype)) for name, tensor in tensors.items()}
+        dtypes = {name: _odd(t) or _DTYPES.get(str(t.dtype), str(t.dtype)) for name, t in tensors.items()}
 
         def fetch(names: Collection[str], device: str) -> dict[str, Tensor]:
             # Copied: overwriting the file during a run would change memory-mapped weights.
@@ -206,6 +213,12 @@ def _finite(tensor: Tensor) -> bool:
     return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
+def _odd(tensor: Tensor) -> str | None:
+    """Return the kind of a tensor that has no plain values; None for a plain one."""
+    odd = {"without values": tensor.is_meta, "nested": tensor.is_nested, "sparse": tensor.layout != torch.strided}
+    return next((kind for kind, applies in odd.items() if applies), None)
+
+
 def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Return the shape and dtype in the header of an array file; `ValueError` if it has no valid header."""
     version = np.lib.format.read_magic(file)
@@ -251,7 +264,6 @@ def state_dict(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
         if not isinstance(value, torch.Tensor):
             actual = type(value).__name__
             raise SaevalError(f"{path}: expected a tensor in '{key}', found {actual}; save a state_dict()")
-        odd = {"without values": value.is_meta, "nested": value.is_nested, "sparse": value.layout != torch.strided}
-        for kind in (kind for kind, applies in odd.items() if applies):
+        if kind := _odd(value):
             raise SaevalError(f"{path}: expected a plain tensor in '{key}', found one that is {kind}; convert it")
     return _renamed(content, unwrapped(path, content))

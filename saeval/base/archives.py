@@ -25,7 +25,10 @@ def archive_damage(path: Path, loaded: Any = None) -> str | None:
                 return f"the checksum of '{damaged}' in it is wrong"
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError):
         return None  # its reader reports damage of the archive itself
-    storages = {s.data_ptr(): s.nbytes() for s in _storages(loaded) if s.nbytes() and s.device.type == "cpu"}
+    try:
+        storages = {s.data_ptr(): s.nbytes() for s in _storages(loaded) if s.nbytes() and s.device.type == "cpu"}
+    except RecursionError:
+        return "its dicts are nested too deeply"
     if Counter(storages.values()) - sizes:
         return "a tensor in it is shorter or longer than its shape"
     return None

@@ -29,13 +29,20 @@ DENSER = 2.0
 """How many times the L0 of the second row the first may have before the board says so."""
 
 
-def boards(folders: Iterable[Path | str], *, include_limited: bool = False, every_column: bool = False) -> list[Board]:
+def boards(
+    folders: Iterable[Path | str],
+    *,
+    include_limited: bool = False,
+    every_column: bool = False,
+    every_array: bool = False,
+) -> list[Board]:
     """The boards of one or more results folders; rows are merged only where model and data agree.
 
-    `every_column` leaves out the suites' own layout. Raises `SaevalError` for a folder without a
-    manifest, and for runs with `--limit` unless `include_limited`.
+    `every_column` leaves out the suites' own layout; `every_array` checks all arrays, also those that no board tests.
+    Raises `SaevalError` for a folder without a manifest, and for runs with `--limit` unless `include_limited`.
     """
-    return boards_on(folders, include_limited=include_limited, every_column=every_column)[0]
+    how = {"include_limited": include_limited, "every_column": every_column, "every_array": every_array}
+    return boards_on(folders, **how)[0]
 
 
 def boards_of_two(folders: Iterable[Path | str], a: str, b: str, *, include_limited: bool = False) -> list[Board]:
@@ -53,13 +60,17 @@ def boards_of_two(folders: Iterable[Path | str], a: str, b: str, *, include_limi
 
 
 def boards_on(
-    folders: Iterable[Path | str], *, include_limited: bool = False, every_column: bool = False
+    folders: Iterable[Path | str],
+    *,
+    include_limited: bool = False,
+    every_column: bool = False,
+    every_array: bool = False,
 ) -> tuple[list[Board], list[Callable[[], Basis | None]]]:
     """The same, with functions for the files read so far of each folder, where they are many."""
     folders = list(folders)
     with uncollected():
         try:
-            return _of_folders(folders, include_limited, every_column)
+            return _of_folders(folders, include_limited, every_column, every_array)
         except StaleError:  # a file of arrays is damaged, or has changed since the index was compared with it
             return _of_folders(folders, include_limited, every_column, every_array=True)
 

@@ -76,6 +76,11 @@ def test_wrong_qwen_scope(tmp_path, folder, changes, options, sentence):
     assert str(path) in str(raised.value)
 
 
+def test_k_of_qwen_scope_is_a_number():
+    with pytest.raises(SaevalError, match="'k' of SAE format 'qwen_scope': input should be a valid integer, got True"):
+        QwenScope().info({"path": "layer3.sae.pt", "k": True})
+
+
 @pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_circuit_tracer_equals_the_formula(tmp_path, kind, early):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -108,6 +109,65 @@ def test_the_same_tensor_twice_and_a_literal_name(tmp_path):
     path = write(tmp_path / "tied.safetensors", {"W.T": tied})
     entry = {"path": path, "tensors": {"W_enc": "W.T", "W_dec": "W.T.T"}, "activation": TOPK}
     assert_same(MappingFile(), entry, formula({"W_enc": tied, "W_dec": tied.T}))
+
+
+MATRIX = torch.ones(D, N)
+
+
+@pytest.mark.parametrize(
+    ("stored", "W_enc"),
+    [
+        ({"enc[0]": MATRIX.T, "enc": torch.zeros(2, N, D)}, "enc[0].T"),
+        ({"enc[0]": torch.stack([MATRIX * 0, MATRIX])}, "enc[0][1]"),
+        ({"enc.T": MATRIX.T}, "enc.T.T"),
+        ({"module.enc": MATRIX}, "module.enc"),
+        ({"_orig_mod.enc": MATRIX, "enc": MATRIX * 0}, "_orig_mod.enc"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz"])
+def test_names_are_those_in_the_file_whatever_they_end_or_begin_with(tmp_path, stored, W_enc, suffix):
+    path, stored = tmp_path / f"my{suffix}", {**stored, "dec": torch.ones(N, D), "step": torch.ones(1)}
+    torch.save(stored, path) if suffix == ".pt" else write(path, stored)
+    entry = {"path": path, "tensors": {"W_enc": W_enc, "W_dec": "dec"}, "activation": "relu"}
+    assert MappingFile().load(entry).W_enc.equal(MATRIX)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_tensors_that_the_entry_does_not_name_may_be_of_any_kind(tmp_path):
+    path = tmp_path / "my.pt"
+    entry = {"path": path, "tensors": {"W_enc": "enc", "W_dec": "dec"}, "activation": "relu"}
+    others = {"sparse": MATRIX.to_sparse(), "empty": MATRIX.to("meta"), "nested": torch.nested.nested_tensor([MATRIX])}
+    torch.save({"enc": MATRIX, "dec": MATRIX.T, **others}, path)
+    assert MappingFile().info(entry).d_sae == N
+    for name, fault in {"sparse": "is sparse, expected a", "empty": "is without values", "nested": "no tensor"}.items():
+        with pytest.raises(SaevalError, match=fault):
+            MappingFile().info({**entry, "tensors": {"W_enc": name, "W_dec": "dec"}})
+
+
+def test_dicts_of_a_file_that_give_no_names(tmp_path):
+    path = tmp_path / "my.pt"
+    entry = {"path": path, "tensors": {"W_enc": "a.b", "W_dec": "dec"}, "activation": "relu"}
+    torch.save({"a": {"b": MATRIX}, "a.b": MATRIX * 2, "dec": MATRIX.T}, path)
+    with pytest.raises(SaevalError, match=r"my\.pt: two tensors have the name 'a\.b'"):
+        MappingFile().info(entry)
+    circle: dict = {"dec": MATRIX}
+    circle["a"] = circle
+    torch.save(circle, path)
+    with pytest.raises(SaevalError, match=r"my\.pt: damaged \(its dicts are nested too deeply\)"):
+        MappingFile().info(entry)
+
+
+def test_arrays_of_the_other_byte_order(tmp_path):
+    np.savez(tmp_path / "my.npz", enc=MATRIX.numpy().astype(">f4"), dec=MATRIX.numpy().T)
+    entry = {"path": tmp_path / "my.npz", "tensors": {"W_enc": "enc", "W_dec": "dec"}, "activation": "relu"}
+    assert MappingFile().load(entry).W_enc.equal(MATRIX)
+
+
+@pytest.mark.parametrize("shape", [(D, 0), (0, N)])
+def test_a_dimension_of_zero(tmp_path, shape):
+    path = write(tmp_path / "my.safetensors", {"enc": torch.ones(shape), "dec": torch.ones(shape[::-1])})
+    with pytest.raises(SaevalError, match=r"my\.safetensors: 'enc' is \[\d+, \d+\], so the SAE has no"):
+        MappingFile().info({"path": path, "tensors": {"W_enc": "enc", "W_dec": "dec"}, "activation": "relu"})
 
 
 def test_identity(reference):

@@ -254,6 +254,33 @@ def test_a_damaged_array_is_found_by_the_board_that_tests_it(folder, indexed):
     assert shown([folder]) == repaired
 
 
+@pytest.mark.parametrize("form", ["md", "json"])
+def test_compare_leaves_out_a_damaged_array_that_no_leaderboard_tests(folder, form, capsys, monkeypatch):
+    store = Store(folder)
+    for place in "04":
+        result = store.read(f"ce{place}", arrays=True)
+        result.key, result.cell = f"l0{place}", store.read(f"l0{place}").cell
+        store.write(result)
+    shown([folder])
+    (folder / "l04.npz").write_bytes(b"x")
+    monkeypatch.setattr(leaderboard, "boards_of_two", boards_with_index)
+
+    def printed():
+        return cli.main(["compare", str(folder), "sae-0", "sae-4", "--format", form]), *capsys.readouterr()
+
+    with_index = printed()
+    assert printed() == with_index
+    monkeypatch.setattr(index, "WORTH", 10**9)
+    assert printed() == with_index
+    assert with_index[0] == 0
+    assert "its result is damaged" in "".join(with_index[1:])
+
+
+def boards_with_index(folders, *_, **__):
+    """What the verb reads if verdicts need all rows."""
+    raise SaevalError("all rows")
+
+
 def test_results_of_earlier_versions_do_not_name_their_arrays_so_these_are_read(folder):
     file = folder / "ce4.json"
     record = index.unsealed(file.read_bytes())
