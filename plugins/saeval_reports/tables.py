@@ -44,8 +44,7 @@ def _markdown(board: Board) -> str:
     ]
     lines = []
     for row in board.rows:
-        values = [row.entries[c.name].value for c in columns if c.name in row.entries]
-        if row.kind == "hook" and set(values) <= {None}:
+        if row.kind == "hook" and {e.value for c in columns if (e := row.entries.get(c.name))} <= {None}:
             continue  # the columns are of SAEs and controls
         name = escapes.markdown(row.name) if row.copies == 1 else f"{escapes.markdown(row.name)} ×{row.copies}"
         shown = f"*{name}*" if row.kind in ("control", "hook") else name
