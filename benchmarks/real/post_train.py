@@ -41,7 +41,7 @@ def post_train(folder: Path, model: str, hook_name: str, name: str, tokens: int,
     """Train on `tokens` tokens that follow the training tokens; save after each 1 / `checkpoints` of them."""
     module = RECIPE["models"][model]["hooks"][hook_name]
     source = folder / "saes" / model / hook_name / name / module
-    target = folder / "saes" / model / hook_name / f"{name}-kl"
+    target = folder / "saes" / model / hook_name / f"kl-{name}"
     if (target / "training.json").is_file():
         return
     shutil.rmtree(target, ignore_errors=True)
