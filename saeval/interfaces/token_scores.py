@@ -23,8 +23,10 @@ PRODUCT_ROWS = 256
 
 Per row, the product of 128 with Gemma 3's unembedding takes a tenth longer, of 63 two fifths.
 """
-TILE_ELEMENTS = 2**20
-"""Logits that one operation of torch, or one thread, processes at least, in elements."""
+TILE_ELEMENTS = 2**18
+"""Logits that an operation of torch on a CPU, or a thread, processes at least, in elements."""
+COMPILED_FROM = 2**13
+"""Vocabulary from which the compiled sums save more time than numba takes to start (0.5 s)."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class _Reference:
         nll = self.log_z + _at(new, self.top) - _at(self.logits, self.top) + grown - _at(new, self.targets)
         fits = torch.isfinite(kl) & torch.isfinite(nll) & (rise < _MOST)
         beyond = (~fits).nonzero()[:, 0]
-        for rows in beyond.split(_tile(new)) if len(beyond) else ():
+        for rows in beyond.split(_tile(new)):
             logp, logq = (x[rows].double().log_softmax(-1) for x in (self.logits, new))
             kl[rows] = (logp.exp() * (logp - logq).masked_fill_(logp == -torch.inf, 0)).sum(-1)  # 0 · log 0 is 0
             nll[rows] = -_at(logq, self.targets[rows])
@@ -182,7 +184,8 @@ def _sums(
 
 
 def _compiles(logits: Tensor) -> bool:
-    return logits.device.type == "cpu" and logits.dtype == torch.float32
+    """Return True if `logit_sums` has code for these logits; for others, torch computes the same sums."""
+    return logits.device.type == "cpu" and logits.dtype == torch.float32 and logits.shape[-1] >= COMPILED_FROM
 
 
 def _in_threads(kernel: str, *tensors: Tensor) -> None:
@@ -200,8 +203,9 @@ def _in_threads(kernel: str, *tensors: Tensor) -> None:
 
 
 def _tile(logits: Float[Tensor, "n vocab"]) -> int:
-    """Return the number of rows that torch processes together: temporary tensors stay small."""
-    return max(1, TILE_ELEMENTS // logits.shape[-1])
+    """Return the number of rows that torch processes together, so that temporary tensors stay small."""
+    elements = TILE_ELEMENTS if logits.device.type == "cpu" else CHUNK_ELEMENTS // 4
+    return max(1, elements // logits.shape[-1])
 
 
 def _at(logits: Float[Tensor, "n vocab"], tokens: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
