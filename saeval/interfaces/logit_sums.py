@@ -43,7 +43,7 @@ def totals(old, top, sums):  # type: ignore[no-untyped-def]
             block, total = old[i, start : start + _BLOCK], _ZERO
             for j in range(len(block)):
                 total = _add(total, exp(_F(block[j] - old_top)))
-            whole += total
+            whole += float(total)
         sums[i] = whole
 
 
@@ -67,9 +67,9 @@ def compare(old, new, top, sums, highest):  # type: ignore[no-untyped-def]
                 block_mean = _add(block_mean, pt)
                 block_excess = _add(block_excess, slight if abs(t) < _SLIGHT else q - p - pt)
                 high = max(high, b.view(_I))  # the bits of floats >= 0 are in their order, and b of the top is 0
-            total += block_total
-            mean += block_mean
-            excess += block_excess
+            total += float(block_total)
+            mean += float(block_mean)
+            excess += float(block_excess)
             if high >= most:
                 most = high
                 for j in range(len(after)):
