@@ -177,7 +177,8 @@ def _sums(
         t = (b - a).masked_fill_(a == -torch.inf, 1)
         p, q = a.exp(), b.exp()
         pt = p * t
-        slight = ((t / 24 + 1 / 6) * t + 1 / 2) * t * pt  # exp t − 1 − t to 4 · 10⁻⁶
+        series = ((t / 24 + 1 / 6) * t + 1 / 2) * t * t  # exp t − 1 − t to 4 · 10⁻⁶, where float32 would cancel
+        slight = p * (series if t.dtype == torch.float32 else torch.expm1(t) - t)
         excess = torch.where(t.abs() < 1 / 16, slight, q - p - pt)
         parts.append(torch.stack([q.sum(-1), pt.sum(-1), excess.sum(-1), b.amax(-1)]).double())
     return torch.cat(parts, 1), _top(new)
