@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK_ELEMENTS = 2**25
-"""Logits in memory at once per state, in elements: a chunk has this many divided by the vocabulary tokens.
+"""Clean logits in memory at once, in elements: a chunk has this many divided by the vocabulary tokens."""
+PRODUCT_ROWS = 256
+"""Rows of one product at least, if several states have them: per row, few cost more, as all weights are read.
 
-Half of it makes the product with Gemma 3's unembedding a fifth slower.
+Per row, the product of 128 with Gemma 3's unembedding takes a tenth longer, of 63 two fifths.
 """
-TILE_ELEMENTS = 2**20
-"""Logits that a CPU processes together, in elements: few enough to stay in its cache."""
+TILE_ELEMENTS = 2**18
+"""Logits that an operation of torch on a CPU, or a thread, processes at least, in elements."""
+COMPILED_FROM = 2**13
+"""Vocabulary from which the compiled sums save more time than numba takes to start (0.5 s)."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +69,18 @@ def score_tokens(
         return TokenScores(nll, kl, agreement, correct, batch.mask)
 
     scores = [empty() for _ in finals]
+    changed = [index for index, final in enumerate(finals) if final is not clean]
     chunks = _rows(batch) if full_logits else _chunks(model, clean, batch)
     for where, part in chunks:
-        targets = batch.targets[where]
-
-        def logits(final: Tensor, where: tuple[Tensor, Tensor] = where, part: Batch | None = part) -> Tensor:
-            if part is None:
-                values = model.unembed(final[where])
-            else:
-                row = where[0][0]
-                values = model.head(final[row : row + 1], part)[0, where[1]]
-            # Half-precision logits are widened: KL is a sum of differences that their log-softmax would round away.
-            return values.to(torch.promote_types(values.dtype, torch.float32))
-
-        reference = _Reference(logits(clean), targets)
-        for final, score in zip(finals, scores, strict=True):
-            nll, kl, top = reference.itself if final is clean else reference.scored(logits(final))
+        targets, before = batch.targets[where], clean[where]
+        logits = _logits(model, [clean, *(finals[index] for index in changed)], where, part)
+        reference = _Reference(next(logits), targets)
+        compared = {index: reference.scored(next(logits)) for index in changed}
+        for index, (final, score) in enumerate(zip(finals, scores, strict=True)):
+            each = compared.get(index, reference.itself)
+            # Equal states have equal logits; products may round rows of a matrix differently.
+            same = (final[where] == before).all(-1) & torch.isfinite(reference.log_z)
+            nll, kl, top = (torch.where(same, *pair) for pair in zip(reference.itself, each, strict=True))
             score.nll[where] = nll.to(score.nll.dtype)
             score.kl[where] = kl.to(score.kl.dtype)
             score.top1_agreement[where] = top == reference.top
@@ -87,93 +88,129 @@ def score_tokens(
     return scores
 
 
+def _logits(
+    model: Model, states: Sequence[Tensor], where: tuple[Tensor, Tensor], part: Batch | None
+) -> Iterator[Float[Tensor, "n vocab"]]:
+    """Yield the logits of each state at some positions, from the model's own head for a `part`.
+
+    Half-precision logits are widened: KL is a sum of differences that their log-softmax would round away.
+    """
+
+    def wide(values: Tensor) -> Tensor:
+        return values.to(torch.promote_types(values.dtype, torch.float32))
+
+    if part is not None:
+        row = where[0][0]
+        for state in states:
+            yield wide(model.head(state[row : row + 1], part)[0, where[1]])
+        return
+    most = max(PRODUCT_ROWS, CHUNK_ELEMENTS // _vocabulary(model, states[0]))
+    count = max(1, most // len(where[0]))
+    for start in range(0, len(states), count):
+        values = model.unembed(torch.cat([state[where] for state in states[start : start + count]]))
+        yield from wide(values).split(len(where[0]))
+
+
+def _vocabulary(model: Model, states: Float[Tensor, "batch seq d_model"]) -> int:
+    return int(model.unembed(states[:0].flatten(0, 1)).shape[-1])
+
+
 class _Reference:
     """The clean distribution p of a chunk of tokens, with which others are compared.
 
-    With Δ the change of the logits, a distribution q has log Z_q − log Z_p = log E_p[exp Δ], so that
-    KL(p‖q) = log E_p[exp Δ] − E_p[Δ]. Δ of nearby logits is exact, whereas log-probabilities round to 10⁻⁶. Rows are
-    processed in tiles that fit in the CPU's cache.
+    With t the change of a logit minus that of the clean top token, log Z changes by that of the top token and by
+    log E_p[exp t]. KL(p‖q) is log E_p[exp t] − E_p[t] = log(1 + r + s) − r for r = E_p[t] and s = E_p[exp t − 1 − t], a
+    mean of terms >= 0. Logits minus the logit of the top token round little where p is large, whatever constant they
+    share, so that float32 gives even a small KL precisely.
     """
 
     def __init__(self, logits: Float[Tensor, "n vocab"], targets: Int[Tensor, "n"]) -> None:
-        self.targets = targets
-        self.logits = logits if logits.is_contiguous() else logits.contiguous()
-        self.p = torch.empty_like(self.logits)
-        rows = max(1, TILE_ELEMENTS // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
-        self.tiles = [slice(start, start + rows) for start in range(0, len(logits), rows)]
-        tops, log_z = [], []
-        for tile in self.tiles:
-            top = _top(self.logits[tile])[:, None]
-            highest = self.logits[tile].gather(-1, top)
-            total = torch.sub(self.logits[tile], highest, out=self.p[tile]).exp_().sum(-1, keepdim=True)
-            self.p[tile] /= total
-            log_z.append((highest.double() + total.double().log())[:, 0])
-            tops.append(top[:, 0])
-        self.top, self.log_z = torch.cat(tops), torch.cat(log_z)
-        nll = self.log_z - self.logits.gather(-1, targets[:, None])[:, 0]
+        self.logits, self.targets, self.top = logits.contiguous(), targets, _top(logits)
+        self.totals = _totals(self.logits, self.top)
+        self.log_z = _at(self.logits, self.top) + self.totals.log()
+        nll = self.log_z - _at(self.logits, targets)
         self.itself = nll, torch.zeros_like(nll), self.top
-        self._possible = bool(torch.isfinite(self.logits.amin()))
-        """True if all logits are finite: every token has some probability."""
 
     def scored(self, logits: Float[Tensor, "n vocab"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return NLL of the targets, KL(clean || this) and the most likely token, each `[n]`. Overwrites `logits`."""
-        room = [torch.empty_like(self.p[self.tiles[0]]) for _ in range(2)]  # new pages for each tile would cost more
-        parts = [self._scored(logits[tile], tile, [x[: len(logits[tile])] for x in room]) for tile in self.tiles]
-        nll, kl, tops = (torch.cat(part) for part in zip(*parts, strict=True))
-        return nll, kl, tops
+        """Return NLL of the targets, KL(clean || this) and the most likely token, each `[n]`."""
+        new = logits.contiguous()
+        (total, mean, excess, rise), top = _sums(self.logits, new, self.top)
+        r, s = mean / self.totals, excess / self.totals
+        grown = torch.where((r + s).abs() < _SMALL, torch.log1p(r + s), (total / self.totals).log())
+        kl = (grown - r).clamp_min_(0)
+        nll = self.log_z + _at(new, self.top) - _at(self.logits, self.top) + grown - _at(new, self.targets)
+        fits = torch.isfinite(kl) & torch.isfinite(nll) & (rise < _MOST)
+        beyond = (~fits).nonzero()[:, 0]
+        for rows in beyond.split(_tile(new)):
+            logp, logq = (x[rows].double().log_softmax(-1) for x in (self.logits, new))
+            kl[rows] = (logp.exp() * (logp - logq).masked_fill_(logp == -torch.inf, 0)).sum(-1)  # 0 · log 0 is 0
+            nll[rows] = -_at(logq, self.targets[rows])
+            top[rows] = _top(new[rows])
+        return nll, kl, top
 
-    def _scored(self, new: Tensor, tile: slice, room: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        old, p, targets = self.logits[tile], self.p[tile], self.targets[tile, None]
-        top = _top(new)
-        change = torch.sub(new, old, out=room[0])
-        if not self._possible:  # −∞ minus −∞ is NaN
-            change.masked_fill_(new == old, 0)
-        low, high = change.amin(-1), change.amax(-1)
-        at_top = change.gather(-1, self.top[tile, None])[:, 0]
-        most = torch.maximum(high - at_top, at_top - low)
-        beyond = ~((high - at_top < _MOST) & (low > -_FARTHEST))  # also True for NaN and infinite values
-        if bool(beyond.all()):
-            kl = growth = torch.zeros(len(new), dtype=torch.float64, device=new.device)  # replaced below
-        elif bool((most < _SLIGHT).all()):
-            kl, growth = self._precise(p, old, new, self.top[tile], room)
-        else:
-            mean = torch.mul(p, change, out=room[1]).sum(-1).double()
-            growth = change.exp_().mul_(p).sum(-1).double().log()
-            kl = growth - mean
-            near = ~beyond & ((kl < _ROUNDING * (1 + torch.maximum(high, -low))) | (at_top.abs() > _MOST))
-            if bool(near.any()):
-                some = slice(None) if int(near.sum()) > len(near) // 2 else near  # copying most costs more than all
-                few = p[some]
-                few_room = [x[: len(few)] for x in room]
-                precise = self._precise(few, old[some], new[some], self.top[tile][some], few_room)
-                kl[near], growth[near] = (x[near[some]] for x in precise)
-        nll = self.log_z[tile] + growth - new.gather(-1, targets)[:, 0]
-        if bool(beyond.any()):
-            logp, logq = (x[beyond].double().log_softmax(-1) for x in (old, new))
-            kl[beyond] = (logp.exp() * (logp - logq).masked_fill_(logp == -torch.inf, 0)).sum(-1)  # 0 · log 0 is 0
-            nll[beyond] = -logq.gather(-1, targets[beyond])[:, 0]
-        return nll, kl.clamp_min_(0), top
 
-    def _precise(
-        self, p: Float[Tensor, "n vocab"], old: Float[Tensor, "n vocab"], new: Float[Tensor, "n vocab"],
-        top: Int[Tensor, "n"], room: list[Tensor],
-    ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:  # fmt: skip
-        """Return KL and log Z_q − log Z_p, precisely where KL is small.
+def _totals(logits: Float[Tensor, "n vocab"], top: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """Return Σ exp(logit − logit of `top`) of each row."""
+    if _compiles(logits):
+        totals = torch.empty(len(logits), dtype=torch.float64)
+        _in_threads("totals", logits, top, totals)
+        return totals
+    tiles = (x.split(_tile(logits)) for x in (logits, top))
+    return torch.cat([(x - x.gather(-1, k[:, None])).exp_().sum(-1).double() for x, k in zip(*tiles, strict=True)])
 
-        With t = Δ − Δ_top, KL = log(1 + r + s) − r for r = E_p[t] and s = E_p[exp t − 1 − t], a sum of terms >= 0.
-        Logits minus the logit of the clean top token round little where p is large, whatever constant they share.
-        """
-        old_top, new_top = (x.gather(-1, top[:, None]) for x in (old, new))
-        t = torch.sub(new, new_top, out=room[0]).sub_(torch.sub(old, old_top, out=room[1]))
-        if not self._possible:
-            t.masked_fill_(p == 0, 0)
-        slight = torch.maximum(t.amax(-1), -t.amin(-1)) < _SERIES
-        weighted = torch.mul(p, t, out=room[1])
-        r, s = weighted.sum(-1).double(), weighted.mul_(t).sum(-1).double() / 2
-        if not bool(slight.all()):
-            s = torch.where(slight, s, torch.expm1(t, out=room[1]).sub_(t).mul_(p).sum(-1).double())
-        grown = torch.log1p(r + s)
-        return grown - r, (new_top.double() - old_top.double())[:, 0] + grown
+
+def _sums(
+    old: Float[Tensor, "n vocab"], new: Float[Tensor, "n vocab"], top: Int[Tensor, "n"]
+) -> tuple[Float[Tensor, "4 n"], Int[Tensor, "n"]]:
+    """Return sums over the vocabulary, in float64, and the new top token.
+
+    With all logits relative to that of `top`: the sums of exp(new), p t and p (exp t − 1 − t) for p = exp(old), and the
+    highest new logit.
+    """
+    if _compiles(old) and _compiles(new):
+        sums, highest = torch.empty(len(new), 4, dtype=torch.float64), torch.empty_like(top)
+        _in_threads("compare", old, new, top, sums, highest)
+        return sums.T, highest
+    parts = []
+    for before, after, index in zip(*(x.split(_tile(new)) for x in (old, new, top)), strict=True):
+        a, b = (x - x.gather(-1, index[:, None]) for x in (before, after))
+        t = (b - a).masked_fill_(a == -torch.inf, 1)
+        p, q = a.exp(), b.exp()
+        pt = p * t
+        series = ((t / 24 + 1 / 6) * t + 1 / 2) * t * t  # exp t − 1 − t to 4 · 10⁻⁶, where float32 would cancel
+        slight = p * (series if t.dtype == torch.float32 else torch.expm1(t) - t)
+        excess = torch.where(t.abs() < 1 / 16, slight, q - p - pt)
+        parts.append(torch.stack([q.sum(-1), pt.sum(-1), excess.sum(-1), b.amax(-1)]).double())
+    return torch.cat(parts, 1), _top(new)
+
+
+def _compiles(logits: Tensor) -> bool:
+    """Return True if `logit_sums` has code for these logits; for others, torch computes the same sums."""
+    return logits.device.type == "cpu" and logits.dtype == torch.float32 and logits.shape[-1] >= COMPILED_FROM
+
+
+def _in_threads(kernel: str, *tensors: Tensor) -> None:
+    """Run a function of `logit_sums` on shares of the rows, in as many threads as torch uses."""
+    from saeval.interfaces import logit_sums  # late: it loads numba, which only scores need
+
+    count = min(torch.get_num_threads(), len(tensors[0]), max(1, tensors[0].numel() // TILE_ELEMENTS))
+    shares = [[x.numpy() for x in share] for share in zip(*(x.tensor_split(count) for x in tensors), strict=True)]
+    run = getattr(logit_sums, kernel)
+    if count == 1:
+        run(*shares[0])
+    else:
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(lambda share: run(*share), shares))
+
+
+def _tile(logits: Float[Tensor, "n vocab"]) -> int:
+    """Return the number of rows that torch processes together, so that temporary tensors stay small."""
+    elements = TILE_ELEMENTS if logits.device.type == "cpu" else CHUNK_ELEMENTS // 4
+    return max(1, elements // logits.shape[-1])
+
+
+def _at(logits: Float[Tensor, "n vocab"], tokens: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
+    return logits.gather(-1, tokens[:, None])[:, 0].double()
 
 
 def _top(logits: Float[Tensor, "n vocab"]) -> Int[Tensor, "n"]:
@@ -181,21 +218,17 @@ def _top(logits: Float[Tensor, "n vocab"]) -> Int[Tensor, "n"]:
     return torch.from_numpy(logits.numpy().argmax(-1)) if logits.device.type == "cpu" else logits.max(-1).indices
 
 
-_MOST, _FARTHEST = 40, 1e30
-"""Largest rise and fall of a logit for which float32 suffices; beyond them the scores are computed in float64."""
-_ROUNDING = 1e-4
-"""KL below which, for changes of about 1, the difference of two float32 sums is not precise to 1%."""
-_SLIGHT = 0.01
-"""Largest change of the logits for which KL is certainly below `_ROUNDING`."""
-_SERIES = 1e-3
-"""Largest t for which exp t − 1 − t is t²/2 to 0.04%."""
+_MOST = 80
+"""Rise above the clean top token up to which float32 suffices; beyond it the scores are computed in float64."""
+_SMALL = 0.5
+"""r + s for which the logarithm of 1 + r + s is more precise than that of the sum of exponentials."""
 
 
 def _chunks(model: Model, clean: Tensor, batch: Batch) -> list[tuple[tuple[Tensor, Tensor], None]]:
     rows, positions = batch.mask.nonzero(as_tuple=True)
     if len(rows) == 0:
         return []
-    vocabulary = model.unembed(clean[rows[:1], positions[:1]]).shape[-1]
+    vocabulary = _vocabulary(model, clean)
     size = max(1, CHUNK_ELEMENTS // vocabulary)
     return [((r, p), None) for r, p in zip(torch.split(rows, size), torch.split(positions, size), strict=True)]
 
