@@ -25,7 +25,7 @@ def write_page(folder: Path) -> Path:
         if not (folder / results).is_dir():
             continue
         first = suite.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        sections += [f"## {suite.stem}\n", first + "\n", _saeval(folder, "leaderboard", results, "--format", "md")]
+        sections += [f"*{first}*\n", _saeval(folder, "leaderboard", results, "--format", "md")]
         if suite.stem.startswith("fidelity"):
             for value, name in _FRONTS:
                 plot = f"page/{suite.stem}-{name}.png"
@@ -53,7 +53,9 @@ def write_page(folder: Path) -> Path:
 
 def _saeval(folder: Path, *arguments: str | Path) -> str:
     command = [sys.executable, "-m", "saeval.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
+    text = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
+    # Commands that write a file end with its path.
+    return "".join(line for line in text.splitlines(keepends=True) if line.strip() not in arguments)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ class _KeptCheckpoints(Trainer):
     """sparsify's trainer, which overwrites its checkpoints, with a folder for each."""
 
     def save(self) -> None:
-        tokens = self.global_step * self.cfg.batch_size * (RECIPE["context"] - 1)
+        # The trainer counts a step after it has saved, except at the end.
+        steps = min(self.global_step + 1, len(self.dataset) // self.cfg.batch_size)
+        tokens = steps * self.cfg.batch_size * (RECIPE["context"] - 1)
         self.cfg.run_name = f"tokens_{tokens}"
         super().save()
         folder = Path(self.cfg.save_dir) / self.cfg.run_name
