@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from saeval.results.board import Board
     from saeval.results.comparison import Comparison
     from saeval.results.result import Result
+    from saeval.results.sections import Section
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Report:
     description: str = ""
     compare: Callable[[Comparison], str] | None = None
     pages: Callable[[Sequence[Result]], Mapping[str, bytes | str]] | None = None
+    sections: Callable[[Sequence[Result]], Sequence[Section]] | None = None
+    """All results of a run, with their arrays, as parts of its page; empty if it has nothing to show."""
     keeps: bool = False
     """True if `write` depends only on results and on the code of saeval and its plugins, so that its text is cached."""
     together: bool = False
