@@ -14,10 +14,12 @@ class Chart:
     name: str
     """The stem of its files, such as `cosines-by-depth`: letters, digits, `-`, `_` and `.`."""
     title: str
+    subtitle: str
+    """What marks and error bars mean, and how many SAEs, documents or draws the chart shows."""
     spec: Mapping[str, Any]
-    """A Vega-Lite specification without data, which gets `data`; a title and sizes are set by whoever writes it."""
+    """A Vega-Lite specification with sizes, without `data`, `title` and `config`, which whoever writes it adds."""
     data: Sequence[Mapping[str, Any]]
-    """One record for each mark: what the CSV file beside the chart has."""
+    """One record for each mark, with text, finite numbers and None: what the CSV file beside the chart has."""
     description: str
     """What the chart shows, in a sentence, for people who cannot see it."""
 
@@ -38,8 +40,20 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Passage:
+    """Consecutive tokens of a text, of which those stand out that have an activation."""
+
+    heading: str
+    """What is active here, such as `Feature 12`; passages in a row with the same heading stand below it together."""
+    label: str
+    tokens: Sequence[str]
+    activations: Sequence[float]
+    """One for each token; 0 where it is not active."""
+
+
+@dataclass(frozen=True)
 class Section:
-    """One part of a page: sentences that say what was found, then charts, then tables."""
+    """One part of a page: sentences that say what was found, then charts, tables and passages of text."""
 
     name: str
     """The stem of its files."""
@@ -47,5 +61,6 @@ class Section:
     summary: Sequence[str] = ()
     charts: Sequence[Chart] = ()
     tables: Sequence[Table] = ()
+    passages: Sequence[Passage] = ()
     notes: Sequence[str] = ()
     """How to read it."""
