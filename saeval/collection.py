@@ -102,7 +102,7 @@ class Results(Sequence[Result]):
 
         Raises `SaevalError` if a format fails; the others are written.
         """
-        reports = [entry.thing for entry in self._registry.reports if entry.thing.pages is not None]
+        reports = [entry.thing for entry in self._registry.reports if entry.thing.shows_results]
         written, failed = write_pages(reports, self._results, Path(to))
         if failed:
             raise SaevalError("\n".join(failed))

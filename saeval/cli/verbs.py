@@ -147,8 +147,8 @@ def explain(arguments: argparse.Namespace) -> int:
 def report(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
     for name in arguments.format:
-        registry.reports[name].writer("pages", [entry.thing for entry in registry.reports])
-    with_pages = [entry.thing for entry in registry.reports if entry.thing.pages is not None]
+        registry.reports[name].check_shows_results([entry.thing for entry in registry.reports])
+    with_pages = [entry.thing for entry in registry.reports if entry.thing.shows_results]
     chosen = [report for report in with_pages if report.name in arguments.format] or with_pages
     code, drawn = OK, list[tuple[list[Report], list[Result], Path, str]]()
     several = arguments.to is not None and len(arguments.folders) > 1
