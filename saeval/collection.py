@@ -11,10 +11,12 @@ from saeval.base.escapes import terminal
 from saeval.base.formatting import counted
 from saeval.registry.registry import Registry, writer
 from saeval.results.board import Board, stop_in_words
+from saeval.results.chart_collection import charts_of
 from saeval.results.comparison import Comparison, compare
 from saeval.results.leaderboard import from_results
 from saeval.results.pages import write_pages
 from saeval.results.result import Result
+from saeval.results.sections import Chart
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,6 +109,17 @@ class Results(Sequence[Result]):
         if failed:
             raise SaevalError("\n".join(failed))
         return written
+
+    def charts(self, metric: str | None = None) -> dict[str, Chart]:
+        """Return the charts of these results by name, of all metrics or of one, such as `ce` or `ce.delta_ce`.
+
+        A notebook draws them. Raises `SaevalError` for an unknown name, and if a report fails.
+        """
+        reports = [entry.thing for entry in self._registry.reports]
+        made, failed = charts_of(reports, {self.title: self._results}, self.boards(), metric)
+        if failed:
+            raise SaevalError("\n".join(failed))
+        return made
 
     def to_frame(self) -> pd.DataFrame:
         """Return a data frame with one row per scalar value: subject, metric, value and its error, unit and status.
