@@ -138,8 +138,8 @@ def curve_chart(results: Sequence[Result]) -> Chart:
     ratio = results[0].cell["params"]["norm_ratio"]
     return Chart(
         "curve", f"KL of noise by its cosine, at norm ratio {ratio:g}",
-        f"{formatting.counted(len(hooks), 'hook')}; band: 95% intervals over documents; an SAE has many cosines, "
-        "so its KL is not on this curve but in the chart beside its own noise",
+        f"{formatting.counted(len(hooks), 'hook')}; band: 95% intervals over documents; the tokens of an SAE have many "
+        "cosines, so its KL is not on this curve but in the chart beside its own noise",
         charts.panels(layers, 260, 190, wrap=charts.panel("hook", hooks)), records,
         "KL of noise over one minus its cosine, at each hook, with the cosines of SAEs marked below",
     )  # fmt: skip

@@ -272,7 +272,9 @@ def chart(runs: Sequence[ModelRun], quantity: str) -> Chart:
     x = charts.quantity("layer", "layer", [r["layer"] for r in records], log=False)
     layers_shown = sorted({r["layer"] for r in records})
     x["axis"] = x["axis"] | {"values": layers_shown[:: len(layers_shown) // 13 + 1], "format": "d"}
-    y = charts.quantity("number", _QUANTITIES[quantity], charts.extent(records, "number"), log=True)
+    y = charts.quantity(
+        "number", _QUANTITIES[quantity].replace("(clean‖perturbed)", ""), charts.extent(records, "number"), log=True
+    )
     lines = charts.lines(x, y, bars=True, color=colour, strokeDash=dash, shape=shape)
     layers = charts.where(lines, f"datum.of != '{_SAE}'")
     ring = {"filled": False, "color": charts.COLOURS[1], "strokeWidth": 1.6}

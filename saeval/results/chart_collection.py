@@ -26,8 +26,7 @@ def charts_of(
     names = list(dict.fromkeys(r.metric for results in runs.values() for r in results if r.cell))
     alias, _, value = (metric or "").partition(".")
     if metric is not None and alias not in names:
-        near = suggestion(alias, names) or f"; they have {', '.join(names)}"
-        raise SaevalError(f"no metric of these results is named '{alias}'{near}")
+        raise SaevalError(f"no metric of these results is named '{alias}'{suggestion(alias, names)}")
     failed: dict[str, None] = {}
     made: dict[str, Chart] = {}
     if metric is None:

@@ -164,8 +164,9 @@ def dots(x: Spec, y: Spec, *, bars: str = "", size: float = 55, shift: Spec | No
 
     `shift` moves the marks of one place apart (a channel `yOffset` or `xOffset`).
     """
-    layers = [_interval(x, y, axis, (shift or {}) | _of_bars(channels)) for axis in bars]
-    point = {"type": "point", "filled": True, "size": size, "opacity": 1, "tooltip": True} | (mark or {})
+    plain = {} if "color" in channels else {"color": (mark or {}).get("color", COLOURS[0])}
+    layers = [_interval(x, y, axis, (shift or {}) | _of_bars(channels), plain) for axis in bars]
+    point = {"type": "point", "filled": True, "size": size, "opacity": 1, "tooltip": True} | plain | (mark or {})
     return [*layers, _layer(point, x, y, (shift or {}) | channels)]
 
 

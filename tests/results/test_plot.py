@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import types
+from pathlib import Path
 
 import pytest
 
 from saeval import SaevalError
 from saeval.cli import main
+from saeval.plugin import charts
 from saeval.results.board import Board, Column, Entry, Row
 from saeval.results.value_charts import value_charts
 from saeval.testing import TinySAE, check_chart, evaluate_tiny, tiny_tokens
@@ -53,8 +57,25 @@ def test_a_notebook_draws_the_same_charts():
         == results.value("ce.delta_ce")["value"]
     )
     assert shown["image/png"].startswith(b"\x89PNG")
-    with pytest.raises(SaevalError, match="no metric of these results is named 'other'; they have l0, ce"):
+    with pytest.raises(SaevalError, match="no metric of these results is named 'other'; known: ce, l0"):
         results.charts("other")
+
+
+def test_the_example_of_the_documentation_runs():
+    page = (Path(__file__).parents[2] / "docs" / "charts.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    module = types.ModuleType("example")
+    exec(compile(code, "example.py", "exec", dont_inherit=True), vars(module))
+    results = evaluate_tiny(
+        ["ce"], saes={"mine": TinySAE()}, controls=["zero"], rows=tiny_tokens(rows=20, documents=20)
+    )
+    (section,) = module.sections(list(results))
+    (chart,) = section.charts
+    check_chart(chart)
+    assert [r["SAE"] for r in chart.data] == ["mine", "zero"]
+    named = re.findall(r"(?m)^\| `(.*)` \|", page.partition("| part |")[2])
+    parts = {word.partition("(")[0] for row in some(named) for word in row.split("`, `")}
+    assert every(callable(getattr(charts, part)) for part in parts)
 
 
 @pytest.mark.parametrize("form", ["svg", "html", "json"])
