@@ -118,7 +118,8 @@ def names(field: str, title: str | None, order: Iterable[str], *, limit: int = 2
     places = list(dict.fromkeys(order))
     axis = {"labelLimit": limit, "grid": False, "ticks": False, "domain": False}
     scale = {"domain": places}
-    return {"field": field, "type": "nominal", "title": title, "sort": places, "scale": scale, "axis": axis}
+    # The domain is the order. A `sort` by a list of names is one nested expression, too deep for some hundreds of them.
+    return {"field": field, "type": "nominal", "title": title, "sort": None, "scale": scale, "axis": axis}
 
 
 def colour(field: str, title: str | None, order: Iterable[str], colours: Sequence[str] = COLOURS) -> Spec:
@@ -140,7 +141,7 @@ def _by_name(field: str, title: str | None, order: Iterable[str], marks: Sequenc
     places = list(dict.fromkeys(order))
     scale = {"domain": places, "range": list(islice(cycle(marks), len(places)))}
     legend = {"labelLimit": 260, "symbolLimit": 60, "symbolOpacity": 1} if len(places) > 1 else None
-    return {"field": field, "type": "nominal", "title": title, "scale": scale, "legend": legend, "sort": places}
+    return {"field": field, "type": "nominal", "title": title, "scale": scale, "legend": legend, "sort": None}
 
 
 def gradient(field: str, title: str, low: float, high: float, *, middle: float | None = None) -> Spec:
@@ -295,18 +296,20 @@ def panel(field: str, order: Iterable[str], *, side: bool = False) -> Spec:
 
 
 def clipped(records: Records, field: str, among: Records | None = None) -> tuple[list[dict[str, Any]], int]:
-    """Return the records with numbers that would flatten the others moved to the edge, and the number of those.
+    """Return the records with the places of their marks, and the number of marks that would flatten the others.
 
-    Far numbers get the field `beyond`, their number as text, and the edge as their place; others have None there.
-    `among` are the records whose numbers have to be told apart (default: all).
+    The fields `shown`, `shown_low` and `shown_high` are those of `field`, moved to the edge where they are far away.
+    Far numbers have the field `beyond`, their number as text; others have None there. `among` are the records whose
+    numbers have to be told apart (default: all).
     """
     low, high = _edges(sorted(r[field] for r in among or records if r.get(field) is not None))
     moved = []
     for r in records:
-        ends = {f: r[f] for f in (field, f"{field}_low", f"{field}_high") if r.get(f) is not None}
-        far = field in ends and not low <= ends[field] <= high
-        text = _at_edge(ends[field], low, high) if far else None
-        moved.append({**r, **{f: min(max(end, low), high) for f, end in ends.items()}, "beyond": text})
+        ends = {end: r.get(f"{field}{end}") for end in ("", "_low", "_high")}
+        value = ends[""]
+        text = _at_edge(value, low, high) if value is not None and not low <= value <= high else None
+        shown = {f"shown{end}": None if n is None else min(max(n, low), high) for end, n in ends.items()}
+        moved.append({**r, **shown, "beyond": text})
     return moved, sum(r["beyond"] is not None for r in moved)
 
 
