@@ -47,7 +47,7 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
                 pages = {name: _page(name, content, first) for name, content in report.pages(results).items()}
             places = list(written)
             for name in pages:
-                places.append(_path_of(name, folder, places))
+                places.append(_path_of(name, folder, [folder / INDEX, *places]))
         except (Exception, SystemExit) as error:  # the pages of other reports are still written
             log.debug("report %s failed", report.name, exc_info=error)
             failed.append(f"report '{report.name}' failed: {said(error)}")
@@ -91,6 +91,8 @@ def _headed(name: str, text: str, heading: str) -> str:
     return text
 
 
+INDEX = "index.html"
+"""The page of all results, which no page of a report replaces."""
 _EM = 0.6
 """Upper bound on the mean width of a letter, in ems."""
 
