@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from saeval.base.errors import SaevalError, suggestion
 from saeval.base.escapes import terminal
 from saeval.base.formatting import counted
-from saeval.page.writing import write_page
+from saeval.page.writing import remembering, write_page
 from saeval.registry.registry import Registry, writer
 from saeval.results.board import Board, stop_in_words
 from saeval.results.comparison import Comparison, compare
@@ -103,14 +103,13 @@ class Results(Sequence[Result]):
 
         Raises `SaevalError` if a format fails; the others are written.
         """
-        reports = [entry.thing for entry in self._registry.reports if entry.thing.pages is not None]
+        reports = remembering(entry.thing for entry in self._registry.reports if entry.thing.shows_results)
         written, failed = write_pages(reports, self._results, Path(to))
         results = {str(self.folder or ""): self._results}
-        all_reports = [entry.thing for entry in self._registry.reports]
-        page, of_sections = write_page(self.boards(), results, all_reports, Path(to))
+        page, of_sections = write_page(self.boards(), results, reports, Path(to))
         written.append(page)
-        if failed := [*failed, *of_sections]:
-            raise SaevalError("\n".join(failed))
+        if faults := dict.fromkeys([*failed, *of_sections]):
+            raise SaevalError("\n".join(faults))
         return written
 
     def to_frame(self) -> pd.DataFrame:

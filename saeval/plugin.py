@@ -63,12 +63,15 @@ if TYPE_CHECKING:
     from saeval.plan.plan import Plan
     from saeval.registry.builtin_quantities import included, token_scores
     from saeval.registry.hookspecs import hookimpl
+    from saeval.results import chart_files, charts
     from saeval.results.board import Board, Column, Entry, Row, document_count, limit_notice, size_in_words
     from saeval.results.comparison import Compared, Comparison
     from saeval.results.pages import figure, label_log_axis, png, set_title, wrap_title
     from saeval.results.paired_tests import holm
     from saeval.results.report import Report
     from saeval.results.result import Result
+    from saeval.results.sections import Chart, Passage, Section
+    from saeval.results.sections import Table as PageTable
     from saeval.results.store import stored_results
     from saeval.results.verdicts import Verdict, untested_on, verdicts, verdicts_in_words, verdicts_on
     from saeval.stats.estimate import Estimate, Support, reliability_warnings
@@ -82,21 +85,22 @@ if TYPE_CHECKING:
     from saeval.text.tokens import TokenDataset
 
 __all__ = [
-    "Array", "BYTE_ORDER_MARK", "Batch", "Better", "Board", "Capture", "Cell", "Column", "Comparable", "Compared",
-    "Comparison", "Control", "Curve", "DataKind", "Dataset", "Document", "Encoding", "Entry", "Estimate", "Ever",
-    "Evidence", "FREE_SPACE", "Fired", "Histogram", "LiveSAE", "MAX_REPEATS", "Mean", "Metric", "Model",
-    "ModelAdapter", "ModelSpec", "Moments", "Notes", "Null", "PairBatch", "ParameterError", "Plan", "Problem",
-    "Quantiles", "Ratio", "RegisteredModel", "RegisteredSAE", "RegisteredSuite", "Repeats", "Report", "Result",
-    "Resume", "Row", "SAEInfo", "SAELoader", "SaevalError", "Sample", "Scalar", "Source", "Spelling", "Spread",
-    "Stamp", "Subject", "Substitute", "Support", "Table", "TokenDataset", "TokenScores", "Undefined", "Value",
-    "Verdict", "archive_damage", "at_hooks", "cached", "check_encoding", "check_regular_file", "digest_of",
-    "document_count", "dtype_name", "escapes", "evaluation_mode", "expand_user", "figure", "finite", "fit_split",
-    "fold", "formatting", "gathered", "hashed", "holm", "hookimpl", "included", "is_tensor", "json_error",
-    "label_log_axis", "libraries", "limit_notice", "load_tensors_only", "lone_surrogate", "names_matching",
-    "names_matching_any", "normal", "normalized_newlines", "out_of_memory", "paired", "planned", "png",
-    "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings", "resuming", "searched_in",
-    "set_title", "sha256_file", "size_in_words", "stored_results", "suggestion", "text_passages", "token_scores",
-    "torch", "unread_special", "untested_on", "unwrap_module", "validated", "validated_as", "verdicts",
-    "verdicts_in_words", "verdicts_on", "wrap_title", "write_whole",
+    "Array", "BYTE_ORDER_MARK", "Batch", "Better", "Board", "Capture", "Cell", "Chart", "Column", "Comparable",
+    "Compared", "Comparison", "Control", "Curve", "DataKind", "Dataset", "Document", "Encoding", "Entry",
+    "Estimate", "Ever", "Evidence", "FREE_SPACE", "Fired", "Histogram", "LiveSAE", "MAX_REPEATS", "Mean", "Metric",
+    "Model", "ModelAdapter", "ModelSpec", "Moments", "Notes", "Null", "PageTable", "PairBatch", "ParameterError",
+    "Passage", "Plan", "Problem", "Quantiles", "Ratio", "RegisteredModel", "RegisteredSAE", "RegisteredSuite",
+    "Repeats", "Report", "Result", "Resume", "Row", "SAEInfo", "SAELoader", "SaevalError", "Sample", "Scalar",
+    "Section", "Source", "Spelling", "Spread", "Stamp", "Subject", "Substitute", "Support", "Table", "TokenDataset",
+    "TokenScores", "Undefined", "Value", "Verdict", "archive_damage", "at_hooks", "cached", "chart_files", "charts",
+    "check_encoding", "check_regular_file", "digest_of", "document_count", "dtype_name", "escapes",
+    "evaluation_mode", "expand_user", "figure", "finite", "fit_split", "fold", "formatting", "gathered", "hashed",
+    "holm", "hookimpl", "included", "is_tensor", "json_error", "label_log_axis", "libraries", "limit_notice",
+    "load_tensors_only", "lone_surrogate", "names_matching", "names_matching_any", "normal", "normalized_newlines",
+    "out_of_memory", "paired", "planned", "png", "quoted_value", "read_json", "read_text", "rebound",
+    "reliability_warnings", "resuming", "searched_in", "set_title", "sha256_file", "size_in_words",
+    "stored_results", "suggestion", "text_passages", "token_scores", "torch", "unread_special", "untested_on",
+    "unwrap_module", "validated", "validated_as", "verdicts", "verdicts_in_words", "verdicts_on", "wrap_title",
+    "write_whole",
 ]  # fmt: skip
 __getattr__, __dir__ = on_first_use(__name__)

@@ -38,9 +38,9 @@ def saeval_quantities() -> list[Callable[..., Any]]:
 
 @hookimpl
 def saeval_reports() -> list[Report]:
-    from saeval_connections.pages import pages  # late: as above
+    from saeval_connections.pages import sections  # late: as above
 
-    return [Report("connections", description="features of a later SAE that earlier features feed", pages=pages)]
+    return [Report("connections", description="features of a later SAE that earlier features feed", sections=sections)]
 
 
 @hookimpl

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from saeval.plugin import Metric, Report, hookimpl
-from saeval_frontier import pages
 from saeval_frontier.frontier import SparsityFrontier
 from saeval_frontier.pruning import fit_features, prune_orders
 
@@ -23,5 +22,7 @@ def saeval_quantities() -> list[Callable[..., Any]]:
 
 @hookimpl
 def saeval_reports() -> list[Report]:
+    from saeval_frontier.pages import sections  # late: only reports need it
+
     description = "pruned against trained SAEs, Pareto fronts, values over training: plots and tables"
-    return [Report("frontier", description=description, pages=pages.pages)]
+    return [Report("frontier", description=description, sections=sections)]

@@ -5,18 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from saeval.plugin import SaevalError, escapes, png, stored_results, suggestion, write_whole
+from saeval.plugin import Chart, SaevalError, chart_files, escapes, stored_results, suggestion, write_whole
 from saeval_frontier import pages
 from saeval_frontier.families import Member, families, members
 from saeval_frontier.frontier import QUALITIES
 from saeval_frontier.gaps import aliases, gaps
 from saeval_frontier.pareto import DRAWS, fronts
+from saeval_frontier.plots import frontier_chart, pareto_chart, trajectory_chart
 from saeval_frontier.trajectory import at_equal, trajectories
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def frontier(argv: Sequence[str]) -> int:
@@ -34,7 +31,7 @@ def frontier(argv: Sequence[str]) -> int:
     if not measured:
         raise SaevalError("; ".join(reasons) or "no pruned SAE has a point inside the trained range of L0")
     _print(options, [gap.row() for gap in measured], [escapes.markdown(why) for why in reasons])
-    return _plotted(options.plot, pages.frontier_chart(by_family, alias, options.value) if options.plot else None)
+    return _plotted(options.plot, frontier_chart(by_family, alias, options.value) if options.plot else None)
 
 
 def pareto(argv: Sequence[str]) -> int:
@@ -57,9 +54,10 @@ def pareto(argv: Sequence[str]) -> int:
         for front in all_fronts
         for family, volume in front.hypervolume.items()
     ]
-    notes = [*volumes, *pages.left_out(by_family, all_fronts), pages.pareto_note(options.draws)]
+    omitted = map(escapes.markdown, pages.left_out(by_family, all_fronts))
+    notes = [*volumes, *omitted, pages.pareto_note(options.draws)]
     _print(options, rows, notes)
-    return _plotted(options.plot, pages.pareto_chart(all_fronts, options.x, options.y) if options.plot else None)
+    return _plotted(options.plot, pareto_chart(all_fronts, options.x, options.y) if options.plot else None)
 
 
 def trajectory(argv: Sequence[str]) -> int:
@@ -77,14 +75,14 @@ def trajectory(argv: Sequence[str]) -> int:
     curves = trajectories(by_family, options.value, options.number, options.pattern)
     number = "number" if options.pattern else options.number
     rows = [row for curve in curves for row in curve.rows(number, options.value)]
-    notes = [pages.sentence(curve, number) for curve in curves]
+    notes = [escapes.markdown(pages.sentence(curve, number)) for curve in curves]
     notes += [
         f"{escapes.markdown(pair.hook_name)} at {pages.amount(pair.number)}: {escapes.markdown(pair.first)} − "
         f"{escapes.markdown(pair.second)} is {pages.shown(pair.difference)} (p = {pages.shown(pair.p_holm)}, Holm)"
         for pair in at_equal(curves)
     ]
     _print(options, rows, notes)
-    return _plotted(options.plot, pages.trajectory_chart(curves, number, options.value) if options.plot else None)
+    return _plotted(options.plot, trajectory_chart(curves, number, options.value) if options.plot else None)
 
 
 def _parser(verb: str, description: str) -> argparse.ArgumentParser:
@@ -100,8 +98,15 @@ def _parser(verb: str, description: str) -> argparse.ArgumentParser:
         "architecture, and d_sae and end_to_end where they differ)",
     )  # fmt: skip
     parser.add_argument("--format", choices=["md", "csv", "json"], default="md", help="default: md")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also write the plot")
+    parser.add_argument(
+        "--plot", type=_picture, metavar="FILE", help=f"also write the plot; ends in {', '.join(chart_files.FORMATS)}"
+    )
     return parser
+
+
+def _picture(text: str) -> Path:
+    chart_files.check_format(Path(text).suffix.removeprefix("."))
+    return Path(text)
 
 
 def _families(options: argparse.Namespace) -> tuple[list[Member], dict[tuple[str, str], list[Member]]]:
@@ -125,8 +130,8 @@ def _print(options: argparse.Namespace, rows: Sequence[dict[str, object]], notes
         print("\n".join(f"- {note}" for note in notes))
 
 
-def _plotted(path: Path | None, drawn: Figure | None) -> int:
+def _plotted(path: Path | None, drawn: Chart | None) -> int:
     if path is not None and drawn is not None:
-        write_whole(path, png(drawn), "--plot")
+        write_whole(path, chart_files.content(drawn, path.suffix.removeprefix(".")), "--plot")
         print(path)
     return 0

@@ -12,16 +12,17 @@ def on_first_use(module: str) -> tuple[Callable[[str], Any], Callable[[], list[s
     """Return `__getattr__` and `__dir__` of a module that imports the names in `__all__` below `if TYPE_CHECKING:`."""
 
     @cache
-    def homes() -> dict[str, str | None]:
+    def homes() -> dict[str, tuple[str, str]]:
         import ast  # late: `import saeval` alone should be fast
         import inspect
 
         imports = (n for n in ast.walk(ast.parse(inspect.getsource(sys.modules[module]))) if type(n) is ast.ImportFrom)
-        return {alias.name: node.module for node in imports for alias in node.names}
+        return {alias.asname or alias.name: (node.module or "", alias.name) for node in imports for alias in node.names}
 
     def get(name: str) -> Any:
         if name not in sys.modules[module].__all__:
             raise AttributeError(f"module '{module}' has no attribute '{name}'")
-        return getattr(__import__(homes()[name] or "", fromlist=[name]), name)
+        home, own = homes()[name]
+        return getattr(__import__(home, fromlist=[own]), own)
 
     return get, lambda: sorted(sys.modules[module].__all__)

@@ -21,7 +21,7 @@ from saeval.cli.board_verbs import print_asides
 from saeval.cli.doctor import Doctor
 from saeval.cli.plan_text import plan_in_words
 from saeval.engine.preflight import model_warnings, warnings
-from saeval.page.writing import write_page
+from saeval.page.writing import remembering, write_page
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry, writer
 from saeval.results.leaderboard import of_stored
@@ -150,10 +150,11 @@ def explain(arguments: argparse.Namespace) -> int:
 def report(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
     for name in arguments.format:
-        registry.reports[name].writer("pages", [entry.thing for entry in registry.reports])
-    with_pages = [entry.thing for entry in registry.reports if entry.thing.pages is not None]
+        registry.reports[name].check_shows_results([entry.thing for entry in registry.reports])
+    with_pages = remembering(entry.thing for entry in registry.reports if entry.thing.shows_results)
     chosen = [report for report in with_pages if report.name in arguments.format] or with_pages
-    code, drawn = OK, list[tuple[list[Report], list[Result], Path]]()
+    drawn: list[tuple[list[Report], list[Result], Path]] = []
+    faults: dict[str, None] = {}
     several = arguments.to is not None and len(arguments.folders) > 1
     names: Counter[str] = Counter()
     stored: dict[str, tuple[dict[str, Any], list[Result]]] = {}
@@ -173,13 +174,12 @@ def report(arguments: argparse.Namespace) -> int:
             continue
         written, failed = write_pages(reports, results, to)
         print(*written, sep="\n", end="\n" if written else "")
-        print(*failed, sep="\n", end="\n" if failed else "", file=sys.stderr)
-        code = SOME_FAILED if failed else code
+        faults |= dict.fromkeys(failed)
     first = Path(arguments.folders[0])
     to = Path(arguments.to or (first if len(stored) == 1 else first.parent) / "report")
-    sections = [entry.thing for entry in registry.reports if not arguments.format or entry.thing in chosen]
     by_folder = {folder: results for folder, (_, results) in stored.items()}
-    written_page, failed = write_page(of_stored(stored.values()), by_folder, sections, to)
+    written_page, failed = write_page(of_stored(stored.values()), by_folder, chosen, to)
     print(written_page)
-    print(*failed, sep="\n", end="\n" if failed else "", file=sys.stderr)
-    return SOME_FAILED if failed else code
+    faults |= dict.fromkeys(failed)
+    print(*faults, sep="\n", end="\n" if faults else "", file=sys.stderr)
+    return SOME_FAILED if faults else OK

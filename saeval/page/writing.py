@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from saeval.base.errors import log, said
@@ -12,6 +13,24 @@ from saeval.results.board import Board
 from saeval.results.pages import INDEX
 from saeval.results.report import Report
 from saeval.results.result import Result
+from saeval.results.sections import Section
+
+
+def remembering(reports: Iterable[Report]) -> list[Report]:
+    """Return the same reports, whose `sections` of one list of results are computed once."""
+    return [replace(one, sections=_once(one.sections)) if one.sections is not None else one for one in reports]
+
+
+def _once(sections: Callable[[Sequence[Result]], Sequence[Section]]) -> Callable[[Sequence[Result]], Sequence[Section]]:
+    known: dict[tuple[int, ...], Sequence[Section]] = {}
+
+    def remembered(results: Sequence[Result]) -> Sequence[Section]:
+        same = tuple(map(id, results))
+        if same not in known:
+            known[same] = list(sections(results))
+        return known[same]
+
+    return remembered
 
 
 def write_page(

@@ -16,6 +16,7 @@ from saeval.base.escapes import file_name, html, markdown, plot
 from saeval.base.whole_files import FREE_SPACE, sync, tidy, write_whole
 from saeval.results.board import damaged_in_words, limit_notice
 from saeval.results.report import Report
+from saeval.results.section_files import section_files
 from saeval.stats.estimate import reliability_warnings
 
 if TYPE_CHECKING:
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 
 
 def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Path) -> tuple[list[Path], list[str]]:
-    """Write every page of `reports` into `folder`. Return the files, and a sentence per report that failed.
+    """Write the sections and pages of `reports` into `folder`. Return the files, and a sentence per report that failed.
 
     Pages of a limited run, or of one with damaged results, begin with a warning: in the first line of Markdown and
-    HTML, in the title of figures that `png` writes. Markdown and HTML also warn of unreliable errors.
+    HTML, in the title of charts. Markdown and HTML also warn of unreliable errors.
     Raises `Unwritable` if the folder cannot be written; no file is half-written.
     """
     written: list[Path] = []
@@ -41,10 +42,12 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
     ]
     first = " ".join([*([heading] if heading else []), *unreliable])
     for report in reports:
-        assert report.pages is not None
         try:
             with under_heading(heading):
-                pages = {name: _page(name, content, first) for name, content in report.pages(results).items()}
+                sections = report.sections(results) if report.sections is not None else ()
+                files = section_files(report.name, sections, heading)
+                files |= report.pages(results) if report.pages is not None else {}
+                pages = {name: _page(name, content, first) for name, content in files.items()}
             places = list(written)
             for name in pages:
                 places.append(_path_of(name, folder, [folder / INDEX, *places]))

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Report:
     """A format: pure functions that turn results into text or files. Each may be None if the format has no such output.
 
-    `write` returns the text of some boards, and `compare` that of a comparison. `pages` takes all results of a run,
-    with their arrays, and returns the content of files by name, such as `curves.png`; empty if it has nothing to show.
+    `write` returns the text of some boards, and `compare` that of a comparison. `sections` takes all results of a run,
+    with their arrays, and returns the parts of its page, whose charts also stand alone. `pages` takes the same, and
+    returns other files by name, such as `graph.dot`. Both are empty if they have nothing to show.
     """
 
     name: str
@@ -29,17 +30,28 @@ class Report:
     compare: Callable[[Comparison], str] | None = None
     pages: Callable[[Sequence[Result]], Mapping[str, bytes | str]] | None = None
     sections: Callable[[Sequence[Result]], Sequence[Section]] | None = None
-    """All results of a run, with their arrays, as parts of its page; empty if it has nothing to show."""
     keeps: bool = False
     """True if `write` depends only on results and on the code of saeval and its plugins, so that its text is cached."""
     together: bool = False
-    """True if `pages` can take the results of several runs: `saeval report A B --to FOLDER` passes them all at once."""
+    """True if `sections` and `pages` can take the results of several runs:
+    `saeval report A B --to FOLDER` passes them all at once."""
 
-    def writer(self, of: Literal["write", "compare", "pages"], others: Iterable[Report]) -> Callable[..., Any]:
+    @property
+    def shows_results(self) -> bool:
+        """True if `saeval report` has something to write of it: sections or pages."""
+        return self.sections is not None or self.pages is not None
+
+    def check_shows_results(self, others: Iterable[Report]) -> None:
+        """Raise `SaevalError` unless it has sections or pages, with those of `others` that do."""
+        if not self.shows_results:
+            able = ", ".join(report.name for report in others if report.shows_results)
+            raise SaevalError(f"format '{self.name}' writes no pages; use {able or 'a plugin that does'}")
+
+    def writer(self, of: Literal["write", "compare"], others: Iterable[Report]) -> Callable[..., Any]:
         """Return the function named `of`. `SaevalError` if it is None, with those of `others` that have one."""
         function: Callable[..., Any] | None = getattr(self, of)
         if function is None:
-            output = {"write": "leaderboards", "compare": "comparisons", "pages": "pages"}[of]
+            output = {"write": "leaderboards", "compare": "comparisons"}[of]
             able = ", ".join(report.name for report in others if getattr(report, of))
             raise SaevalError(f"format '{self.name}' writes no {output}; use {able or 'a plugin that does'}")
         return function

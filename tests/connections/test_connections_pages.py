@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
-from saeval_connections.pages import claimed_by_weights_alone, pages, sparsity
+import pytest
+
+from saeval.testing import check_chart
+from saeval.testing.claims import every, some
+from saeval_connections.pages import claimed_by_weights_alone, sections, sparsity, strengths
 
 COLUMNS = [
     "earlier", "later", "direct", "block", "data", "intervention", "stderr", "strength", "rank", "tokens",
@@ -31,16 +35,31 @@ def result():
     return SimpleNamespace(cell=cell, metric="feature_connections", status="ok", values=values, notes=["A note."])
 
 
-def test_pages_have_the_edges_their_tokens_and_pictures():
-    files = pages([result()])
-    stem = "feature-connections-next"
-    assert set(files) == {f"{stem}{end}" for end in (".md", ".html", "-graph.png", "-fvu.png")}
-    page = files[f"{stem}.html"]
-    assert "3 → 7, strength 0.8" in page
-    assert "&lt;b&gt;" in page
-    assert "<b>" not in page
-    assert "A note." in page
-    assert files[f"{stem}-graph.png"].startswith(b"\x89PNG")
+def test_a_section_has_the_edges_their_tokens_and_charts():
+    (section,) = sections([result()])
+    assert section.name == "feature-connections-next"
+    assert [chart.name for chart in section.charts] == ["graph", "strengths", "fvu"]
+    for chart in some(section.charts):
+        check_chart(chart)
+    assert "A note." in section.notes
+    headings = [passage.heading for passage in section.passages]
+    assert headings == ["3 → 7, strength 0.8"] * 2 + ["3 → 9, strength 0.02"] * 2
+    assert every(passage.tokens == ["<b>", " for", "$x$"] for passage in section.passages)
+
+
+def test_a_feature_of_several_edges_is_named_once_in_the_graph():
+    graph, *_ = sections([result()])[0].charts
+    assert [(r["earlier label"], r["later label"]) for r in graph.data] == [
+        ("3 “ for”", "7 “ for”"),
+        (None, "9 “ for”"),
+    ]
+    assert [r["earlier height"] for r in graph.data] == [0.5, 0.5]
+
+
+def test_the_errors_of_strengths_have_their_unit():
+    first, second = strengths(result()).data
+    assert first["strength"] - first["strength_low"] == pytest.approx(2 * 0.05 * 0.8 / 0.45)
+    assert second["strength_high"] - second["strength"] == pytest.approx(2 * 0.02 * 0.02 / 0.01)
 
 
 def test_an_edge_that_neither_data_nor_intervention_shows_is_claimed_by_the_weights_alone():
@@ -48,10 +67,12 @@ def test_an_edge_that_neither_data_nor_intervention_shows_is_claimed_by_the_weig
     assert claimed_by_weights_alone(claimed)
     assert not claimed_by_weights_alone(real)
     assert not claimed_by_weights_alone({**claimed, "intervention": 0.05})
-    assert "Claimed by the weights alone" in pages([result()])["feature-connections-next.md"]
+    (section,) = sections([result()])
+    table = section.tables[0]
+    assert (table.title, len(table.rows)) == ("Claimed by the weights alone", 1)
+    assert "1 edge listed as strong by the weights alone" in section.summary[1]
 
 
 def test_bars_are_the_recorded_intervals():
-    (axes,) = sparsity(result()).axes
-    _, _, (bars,) = axes.containers[0].lines
-    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0.7, 0.9], [0.5, 0.5]]
+    linear = [r for r in sparsity(result()).data if r["map"] == "linear maps"]
+    assert [(r["fvu_low"], r["fvu_high"]) for r in linear] == [(0.7, 0.9), (None, None)]

@@ -8,10 +8,13 @@ import pytest
 
 from saeval.cli import main
 from saeval.plugin import stored_results
-from saeval.testing import TinySAE, evaluate_tiny, tiny_tokens
-from saeval.testing.claims import every
+from saeval.testing import TinySAE, check_chart, evaluate_tiny, tiny_tokens
+from saeval.testing.claims import every, some
 from saeval_frontier import command
-from saeval_frontier.pages import pages
+from saeval_frontier.frontier import QUALITIES
+from saeval_frontier.pages import sections
+
+NAMES = ["ladder/step_1k", "ladder/step_2k", "ladder/step_3k"]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def test_tables(folder, capsys):
     text = printed(capsys, "frontier", folder)
     assert "| ladder/step_1k | blocks.1.hook_resid_pre | TinySAE | most frequent | zero | 0.5 |" in text
     records = json.loads(printed(capsys, "pareto", folder, "--format", "json"))
-    assert [record["SAE"] for record in records] == ["ladder/step_1k", "ladder/step_2k", "ladder/step_3k"]
+    assert [record["SAE"] for record in records] == NAMES
     assert every(0 <= record["share of draws"] <= 1 for record in records)
     assert "that of 7 draws of all values" in printed(capsys, "pareto", folder, "--draws", 7)
     text = printed(capsys, "trajectory", folder, "--pattern", "step_{}", "--value", "l0.l0", "--format", "csv")
@@ -48,14 +51,34 @@ def test_plots(folder, tmp_path, capsys):
     for verb, arguments in (("frontier", []), ("pareto", []), ("trajectory", ["--pattern", "step_{}"])):
         printed(capsys, verb, folder, "--plot", tmp_path / f"{verb}.png", *arguments)
         assert (tmp_path / f"{verb}.png").read_bytes().startswith(b"\x89PNG")
+    printed(capsys, "pareto", folder, "--plot", tmp_path / "front.json")
+    assert [r["SAE"] for r in json.loads((tmp_path / "front.json").read_text())["data"]["values"]] == NAMES
 
 
-def test_pages(folder):
-    files = pages(stored_results(folder))
-    qualities = ["delta_ce", "explained_variance", "kl", "recovered"]
-    charts = [f"sparsity_frontier_{name}.png" for name in [*qualities, "gaps"]]
-    assert sorted(files) == sorted([*charts, "sparsity_frontier_gaps.md", "pareto.md", "pareto.png"])
-    assert "paired by document" in files["sparsity_frontier_gaps.md"]
+def test_sections(folder):
+    gaps, pareto = sections(stored_results(folder))
+    charts = [*gaps.charts, *pareto.charts]
+    assert [chart.name for chart in gaps.charts] == [
+        "sparsity_frontier-delta_ce", "gaps", "sparsity_frontier-kl", "sparsity_frontier-explained_variance",
+    ]  # fmt: skip
+    (missing,) = [note for note in gaps.notes if note.startswith("No chart of CE recovered")]
+    assert "not clearly above 0" in missing
+    for chart in some(charts):
+        check_chart(chart)
+    assert "paired by document" in " ".join(gaps.notes)
+    assert "ΔCE than trained SAEs" in gaps.summary[0]
+    assert [table.name for table in gaps.tables] == [
+        f"gaps-{quality}" for quality in QUALITIES if quality != "recovered"
+    ]
+
+
+def test_lines_join_one_sae_or_one_family_only(folder):
+    (chart, *_), _ = (section.charts for section in sections(stored_results(folder)))
+    curves = {(r["curve"], r["SAE"]) for r in chart.data}
+    assert {sae for curve, sae in curves if curve.startswith("pruned")} == set(NAMES)
+    assert {curve for curve, sae in curves if not sae} == {"trained: TinySAE"}
+    (path,) = [layer for layer in chart.spec["spec"]["layer"] if layer["mark"]["type"] == "line"]
+    assert [channel["field"] for channel in path["encoding"]["detail"]] == ["curve", "family", "SAE"]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +93,7 @@ def test_pages(folder):
         (["frontier", "--family", "lone=ladder/step_1k"], "family 'lone' at blocks.1.hook_resid_pre has 1 trained L0"),
         (["frontier", "--metric", "other"], "no sparsity_frontier is named 'other'"),
         (["trajectory", "--number", "tokens"], "'ladder/step_1k' does not declare 'tokens'"),
+        (["pareto", "--plot", "front.pdf"], "charts have no format 'pdf'; use png, svg, html, json"),
         (["trajectory", "--pattern", "step"], "--pattern needs one {} where the number is, got 'step'"),
     ],
 )

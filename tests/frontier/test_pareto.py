@@ -7,10 +7,13 @@ import pytest
 
 from ladders import estimate, result
 from saeval.plugin import Estimate, SaevalError
+from saeval.testing import check_chart
+from saeval.testing.chart_checks import channels
 from saeval.testing.claims import every
 from saeval_frontier.families import families, members
-from saeval_frontier.pages import left_out, pareto_chart
+from saeval_frontier.pages import left_out
 from saeval_frontier.pareto import dominated_area, fronts, jackknife_draws, undominated
+from saeval_frontier.plots import pareto_chart
 
 
 def front(*saes, y="ce.delta_ce"):
@@ -105,13 +108,20 @@ def test_a_family_has_one_colour_at_all_hooks():
             hook = f"blocks.{block}.hook_resid_pre"
             results.append(result(name, metric, values, hook=hook, architecture=kind))
     found = fronts(families(members(results)), "l0.l0", "ce.delta_ce")
-    colours = [
-        {label.split()[0]: bars.lines[0].get_color() for bars, label in zip(*panel.get_legend_handles_labels())
-         if label != "front"}
-        for panel in pareto_chart(found, "x", "y").axes
-    ]  # fmt: skip
-    assert colours[0] == colours[1]
-    assert len(set(colours[0].values())) == 2
+    chart = pareto_chart(found, "x", "y")
+    scales = [c["scale"] for name, c in channels(chart.spec) if name == "color"]
+    assert every(scale == scales[0] for scale in scales)
+    assert scales[0]["domain"] == ["relu", "topk"]
+    assert len(set(scales[0]["range"])) == 2
+
+
+def test_only_the_front_is_joined_and_ringed():
+    planted = front(*((f"a-{x}", estimate(x), estimate(y)) for x, y in ((1, 4), (2, 2), (3, 3), (4, 1))))
+    chart = pareto_chart([planted], "l0.l0", "ce.delta_ce")
+    check_chart(chart)
+    assert [r["x"] for r in chart.data if r["on the front"]] == [1, 2, 4]
+    joined = [layer for layer in chart.spec["spec"]["layer"] if layer["mark"]["type"] == "line"]
+    assert [layer["transform"][-1] for layer in joined] == [{"filter": "datum['on the front']"}]
 
 
 def test_saes_without_one_of_the_values_are_named():

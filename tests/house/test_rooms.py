@@ -68,5 +68,5 @@ def test_all_names_of_the_plugin_module_exist():
         assert getattr(plugin, name) is not None
     tree = ast.parse((ROOT / "saeval" / "plugin.py").read_text())
     for_type_checkers = [node for block in tree.body if isinstance(block, ast.If) for node in block.body]
-    typed = [alias.name for node in some(for_type_checkers) for alias in node.names]
+    typed = [alias.asname or alias.name for node in some(for_type_checkers) for alias in node.names]
     assert sorted(typed) == plugin.__all__
