@@ -59,7 +59,7 @@ function sectionCharts(sections) {
   };
   const seen = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) if (isIntersecting && waiting.has(target)) put(target);
-  }, { rootMargin: "600px" });
+  }, { rootMargin: "1200px" });
   sections.forEach((section, at) => {
     const figures = document.querySelectorAll(`#section-${at} figure`);
     section.charts.forEach((chart, index) => {
@@ -80,7 +80,7 @@ class BoardCharts {
     Object.assign(this, { rows, filters, act });
     const values = rows.columns.filter((column) => column.value.some((value) => value !== null));
     const shown = values.filter((column) => column.shown && !column.paired);
-    const ranked = rows.byName.get(rows.rank_by) ?? shown[0] ?? values[0];
+    const ranked = values.find((column) => column.name === rows.rank_by) ?? shown[0] ?? values[0];
     const l0 = values.find((column) => column.name.endsWith(".l0")) ?? shown.find((column) => column !== ranked) ?? ranked;
     this.x = l0?.name;
     this.y = ranked?.name;
@@ -205,6 +205,13 @@ class BoardCharts {
     };
   }
 
+  /** Draw a chart, or say that there is nothing to draw. */
+  async drawAny(place, any, spec, many) {
+    if (any) return draw(place, spec(), many);
+    place.replaceChildren(h("p", { class: "reading" }, "No shown row has a number here."));
+    return null;
+  }
+
   async draw() {
     if (!this.plane) return;
     const both = this.records([this.x, this.y]);
@@ -212,8 +219,11 @@ class BoardCharts {
     const one = this.records([this.value]);
     this.plane.setAttribute("aria-label", `${this.y} by ${this.x} of ${both.length} rows; the table has the same numbers`);
     this.dots.setAttribute("aria-label", `${this.value} of ${one.length} rows; the table has the same numbers`);
-    const views = await Promise.all([draw(this.plane, this.planeSpec(both), many), draw(this.dots, this.dotsSpec(one), many)]);
-    for (const view of views) view.addEventListener("click", (_, item) => {
+    const views = await Promise.all([
+      this.drawAny(this.plane, both.some((r) => r.v0 !== null && r.v1 !== null), () => this.planeSpec(both), many),
+      this.drawAny(this.dots, anyOf(one, "v0"), () => this.dotsSpec(one), many),
+    ]);
+    for (const view of views) view?.addEventListener("click", (_, item) => {
       if (item?.datum && Number.isInteger(item.datum.i)) this.act.open(item.datum.i);
     });
     this.plane.closest(".charts").dataset.rows = String(both.length);

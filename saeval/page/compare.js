@@ -13,9 +13,10 @@ function differenceCell(rows, column, i, reference) {
   if (found === null) return h("td", { class: "number" }, "");
   if (found.value === null) return h("td", { class: "number" }, "–");
   const words = verdictOn(column, found);
-  const ends = found.ends ? `[${interval(found.ends, found.error)}]` : found.error === 0 ? "all documents agree" : found.reason || "";
+  const ends = found.ends ? `[${interval(found.ends, found.error)}]` : "";
+  const reason = found.ends ? "" : found.error === 0 ? "all documents agree" : found.reason;
   return h("td", { class: `number ${words.split(" ")[0]}` }, h("span", { class: "difference" }, withError(found.value, found.error)),
-    h("span", { class: "ends" }, ` ${ends}`), words ? h("span", { class: "words" }, ` ${words}`) : null);
+    ends ? h("span", { class: "ends" }, ` ${ends}`) : null, reason ? h("span", { class: "reason" }, ` ${reason}`) : null, words ? h("span", { class: "words" }, ` ${words}`) : null);
 }
 
 function comparisonTable(rows, chosen, reference, all) {
@@ -30,7 +31,7 @@ function comparisonTable(rows, chosen, reference, all) {
 }
 
 function differenceSpec(rows, chosen, reference) {
-  const name = rows.pairsOf.has(rows.rank_by) ? rows.rank_by : [...rows.pairsOf.keys()][0];
+  const name = rows.hasDifferences(rows.rank_by) ? rows.rank_by : rows.columns.find((column) => rows.hasDifferences(column.name))?.name;
   if (!name) return null;
   const column = rows.byName.get(name);
   const values = chosen.filter((i) => i !== reference).map((i) => ({ row: rows.label(i), ...rows.difference(column, i, reference) }))
@@ -52,7 +53,7 @@ function openComparison(rows, chosen, reference = chosen[0], all = false) {
   const quoted = (text) => (/^[\w./@-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
   const named = (i) => quoted(rows.hooks.length > 1 ? `${rows.rows[i].name}@${rows.rows[i].hook}` : rows.rows[i].name);
   const other = chosen.find((i) => i !== reference);
-  const lacking = rows.columns.filter((column) => !column.paired && column.better && (all || column.shown) && !rows.pairsOf.has(column.name));
+  const lacking = rows.columns.filter((column) => !column.paired && (all || column.shown) && !rows.hasDifferences(column.name));
   showDialog(`Comparison of ${chosen.length}`,
     h("div", { class: "controls" }, choice("reference", chosen.map((i) => [String(i), rows.label(i)]), String(reference), (value) => again(Number(value), all)),
       tick("all values", all, (checked) => again(reference, checked))),

@@ -51,9 +51,9 @@ function curveSpec(curve, x) {
 
 /** A table whose first two columns are `..._from` and `..._to`, or an array's counts, is a histogram. */
 function histogramSpec(bins, x, y) {
-  return { width: "container", autosize: FIT, height: 180, data: { values: bins }, mark: { type: "bar", color: COLOURS[0] }, encoding: {
+  return { width: "container", autosize: FIT, height: 180, data: { values: bins }, mark: { type: "rect", color: COLOURS[0], stroke: themed("--paper"), strokeWidth: 0.5 }, encoding: {
     x: { field: "from", type: "quantitative", title: x, scale: { zero: false, nice: false } }, x2: { field: "to" },
-    y: { field: "count", type: "quantitative", title: y }, tooltip: [{ field: "from" }, { field: "to" }, { field: "count" }] } };
+    y: { field: "count", type: "quantitative", title: y }, y2: { datum: 0 }, tooltip: [{ field: "from" }, { field: "to" }, { field: "count" }] } };
 }
 
 function histogramOf(table) {
@@ -107,8 +107,9 @@ function openDetail(rows, i) {
   const { rows: boards, shared, folders } = details();
   const results = boards[rows.place][i];
   const drawings = [];
-  const facts = Object.fromEntries([["kind", rows.property("kind", i)], ["hook", rows.rows[i].hook],
-    ...rows.properties.map((one) => [one.name, one.values[i]])]);
+  const declared = rows.properties.map((one) => [one.name, one.values[i]]).filter(([, value]) => value !== null);
+  const often = declared.filter(([name]) => OFTEN.includes(name));
+  const facts = Object.fromEntries([["kind", rows.property("kind", i)], ["hook", rows.rows[i].hook], ...often]);
   const suites = [...new Set(results.map((result) => shared[result.of].suite).filter(Boolean))];
   const commands = [...new Set(results.map((result) => shared[result.command]).filter(Boolean))];
   const copies = rows.rows[i].copies;
@@ -117,6 +118,7 @@ function openDetail(rows, i) {
     rank ? h("p", {}, `Rank ${rank} in ${rows.rank_by}`) : null,
     copies > 1 ? h("p", { class: "reading" }, `Values are means over ${copies} draws; components and curves below are of the first draw.`) : null,
     listed(facts),
+    declared.length > often.length ? folded("All declared properties", listed(Object.fromEntries(declared))) : null,
     h("h3", {}, "How to compute it again"),
     suites.length ? h("p", {}, `Suite ${suites.join(", ")}`) : null,
     ...(commands.length ? commands.map(commandLine) : [h("p", {}, "It was computed from Python, so there is no command.")]),

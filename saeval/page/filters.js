@@ -1,4 +1,5 @@
-// Filters by declared properties and by words. They hide rows and never change a rank.
+// Filters by declared properties and by words. They hide rows and never change a rank. A control passes those by
+// properties that it does not declare.
 
 const MOST_TICKS = 12;
 const OFTEN = ["kind", "hook", "architecture", "d_sae", "format", "model_name"];
@@ -19,7 +20,10 @@ class Filters {
     if (row.kind === "control" && !this.withControls) return false;
     const text = this.rows.haystack[i];
     if (!this.words.every((word) => text.includes(word))) return false;
-    for (const test of this.tests.values()) if (!test(i)) return false;
+    for (const [name, test] of this.tests) {
+      const undeclared = row.kind === "control" && this.rows.property(name, i) === null;
+      if (!undeclared && !test(i)) return false;
+    }
     return true;
   }
 
@@ -40,8 +44,11 @@ class Filters {
     const others = this.telling.filter((one) => !OFTEN.includes(one.name));
     first.sort((a, b) => OFTEN.indexOf(a.name) - OFTEN.indexOf(b.name));
     this.fields = [...first, ...others].map((one) => this.field(one));
+    const shown = this.fields.slice(0, first.length);
+    const rest = this.fields.slice(first.length);
+    const more = rest.length ? h("details", { class: "more", open: !shown.length }, h("summary", {}, `More properties (${rest.length})`), ...rest) : null;
     const clear = h("button", { type: "button", on: { click: () => this.clear() } }, "Clear filters");
-    const panel = this.fields.length ? menu("Filter", { "data-menu": "filter" }, clear, ...this.fields) : null;
+    const panel = this.fields.length ? menu("Filter", { "data-menu": "filter" }, clear, ...shown, more) : null;
     const withControls = controls
       ? tick(`Controls (${controls})`, this.withControls, (checked) => {
           this.withControls = checked;
@@ -82,7 +89,7 @@ class Filters {
   ticks(property, set) {
     const chosen = new Set();
     return property.distinct.map((value) => {
-      const count = property.values.filter((one) => one === value).length;
+      const count = property.values.filter((one, i) => one === value && this.rows.rows[i].kind !== "control").length;
       return tick(`${shownProperty(value)} (${count})`, false, (checked) => {
         if (checked) chosen.add(value);
         else chosen.delete(value);

@@ -31,7 +31,7 @@ function boardView(board, place) {
   root.append(toolbar, box);
   table.mount(box, () => {});
   const controls = rows.controls.filter((name) => rows.all.some((i) => rows.controlOf(i, name) >= 0));
-  const minus = controls.length && rows.pairs.length
+  const minus = controls.length && rows.pairs.length + rows.deviations.length
     ? choice("Values", [["", "as measured"], ...controls.map((name) => [name, `− ${name}`])], "", (name) => table.subtract(name)) : null;
   toolbar.append(...[...filters.elements, table.columnMenu, minus, compare, forget, copies].filter(Boolean));
   // Below the scrolling table, so that the pages' buttons stay in view.

@@ -18,10 +18,11 @@ from saeval.base.provenance import version
 from saeval.page import libraries
 from saeval.page.board_data import board_data
 from saeval.page.details import Shared, details_data
+from saeval.page.deviations import deviations_data
 from saeval.page.pairs import pairs_data
 from saeval.page.plain import as_json
 from saeval.page.sections_data import section_data
-from saeval.results.board import Board, limit_notice, size_in_words
+from saeval.results.board import Board, limit_notice, size_in_words, some
 from saeval.results.sections import Section
 from saeval.results.verdicts import verdicts, verdicts_in_words
 
@@ -57,7 +58,7 @@ def page(boards: Sequence[Board], parts: Sequence[Part], folders: Sequence[str])
     shared = Shared()
     details = [details_data(board, shared) for board in boards]
     blocks = {
-        "boards": [{**board_data(board), "pairs": pairs_data(board)} for board in boards],
+        "boards": [{**board_data(board), **_differences(board)} for board in boards],
         "details": {"rows": details, "shared": shared.items, "folders": [line(str(folder)) for folder in folders]},
         "sections": [
             {**section_data(section), "source": line(part.source)} for part in parts for section in part.sections
@@ -78,6 +79,11 @@ def page(boards: Sequence[Board], parts: Sequence[Part], folders: Sequence[str])
         scripts=[Markup(script) for script in scripts],
         policy=policy(scripts),
     )
+
+
+def _differences(board: Board) -> dict[str, Any]:
+    pairs = pairs_data(board)
+    return {"pairs": pairs, "deviations": deviations_data(board, {column["name"] for column in pairs})}
 
 
 def policy(scripts: Sequence[str]) -> str:
@@ -113,11 +119,24 @@ def _heading(board: Board) -> dict[str, Any]:
         "facts": line(", ".join([*facts, *size_in_words(board.data)])),
         "alerts": [line(text) for text in (limit, *board.left_out) if text],
         "stop": line(board.stop),
+        "first": line(_first(board)),
         "ranks": line(_ranks(board)),
         "claims": [line(claim) for claim in claims],
         "doubts": [line(doubt) for doubt in board.doubts],
         "notes": [line(note) for note in board.notes if note not in board.left_out],
     }
+
+
+def _first(board: Board) -> str:
+    """Return which SAEs may be the best in the column ranked by; empty if the board does not rank all together."""
+    ranked = [row for row in board.rows if row.rank is not None]
+    if len(ranked) < 2 or board.within_hooks:
+        return ""
+    best = [row.name for row in ranked if row.rank == 1]
+    if len(best) == 1:
+        return f"{best[0]} is the best of {len(ranked)} SAEs in {board.rank_by}."
+    several = f"{len(best)} of the {len(ranked)} SAEs"
+    return f"Tests cannot say which of {several} is the best in {board.rank_by}: {some(best)}."
 
 
 def _ranks(board: Board) -> str:

@@ -19,8 +19,8 @@ def pairs_data(board: Board, most: int = MOST) -> list[dict[str, Any]]:
 
     Columns follow while there is room for all their pairs: the one ranked by, then the shown ones, then the others.
     """
-    names = [column for column in board.columns if not column.paired and column.better is not None]
-    order = sorted(names, key=lambda column: (column.name != board.rank_by, not column.headline))
+    columns = [column for column in board.columns if not column.paired]
+    order = sorted(columns, key=lambda c: (c.name != board.rank_by, not c.headline, c.better is None))
     each = len(board.rows) * (len(board.rows) - 1) // 2
     return [_column(column, board.rows) for column in order[: most // each if each else 0]]
 

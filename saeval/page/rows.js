@@ -9,6 +9,7 @@ class Rows {
     this.place = place;
     this.byName = new Map(this.columns.map((column) => [column.name, column]));
     this.pairsOf = new Map(this.pairs.map((pairs) => [pairs.name, pairs]));
+    this.deviationsOf = new Map(this.deviations.map((one) => [one.name, one]));
     this.all = this.rows.map((_, i) => i);
     this.hooks = [...new Set(this.rows.map((row) => row.hook).filter(Boolean))];
     this.haystack = this.rows.map((row, i) =>
@@ -51,7 +52,8 @@ class Rows {
   /** Return row i minus row j in a column, with its error, ends and reason; null if the page has no such difference. */
   difference(column, i, j) {
     const pairs = this.pairsOf.get(column.name);
-    if (!pairs || i === j) return null;
+    if (i === j) return null;
+    if (!pairs) return this.computed(column, i, j);
     const [a, b] = i < j ? [i, j] : [j, i];
     const at = a * this.rows.length - (a * (a + 1)) / 2 + (b - a - 1);
     const value = pairs.difference[at];
@@ -64,6 +66,33 @@ class Rows {
       ends: ends && turned ? [-ends[1], -ends[0]] : ends,
       reason: pairs.reasons[at] ?? "",
     };
+  }
+
+  /** Return whether the page has differences of a column. */
+  hasDifferences(name) {
+    return this.pairsOf.has(name) || this.deviationsOf.has(name);
+  }
+
+  /** Return the difference with the error of both rows' deviations from each other. */
+  computed(column, i, j) {
+    const own = this.deviationsOf.get(column.name);
+    if (!own) return null;
+    if (column.value[i] === null || column.value[j] === null) return { value: null, error: null, ends: null, reason: "" };
+    const value = column.value[i] - column.value[j];
+    const without = (reason) => ({ value, error: null, ends: null, reason });
+    if (own.within_hooks && this.rows[i].hook !== this.rows[j].hook) return without("comparable within a hook only");
+    own.steps ??= new Int16Array(Uint8Array.from(atob(own.codes), (sign) => sign.charCodeAt(0)).buffer);
+    own.places ??= new Map(own.rows.map((row, at) => [row, at]));
+    const [a, b] = [own.places.get(i), own.places.get(j)];
+    if (a === undefined || b === undefined) return without("saeval compare has its error");
+    let sum = 0;
+    for (let at = 0; at < own.documents; at += 1) {
+      const apart = own.scale[a] * own.steps[a * own.documents + at] - own.scale[b] * own.steps[b * own.documents + at];
+      sum += apart * apart;
+    }
+    const error = Math.sqrt(sum);
+    const ends = error > 0 ? [value - own.reach * error, value + own.reach * error] : null;
+    return { value, error, ends, reason: "" };
   }
 
   /** The controls of which a row can be subtracted, by their names in the suite. */
@@ -83,7 +112,7 @@ class Rows {
 
   /** Return a value, or the value minus that of the row's control if `minus` names one. */
   number(column, i, minus = "") {
-    if (!minus || !this.pairsOf.has(column.name)) return column.value[i];
+    if (!minus || !this.hasDifferences(column.name)) return column.value[i];
     const j = this.controlOf(i, minus);
     return j < 0 ? null : (this.difference(column, i, j)?.value ?? null);
   }
@@ -95,12 +124,12 @@ class Rows {
     return this.properties.find((one) => one.name === name)?.values[i] ?? null;
   }
 
-  /** Return the properties in which rows differ, with their distinct values. */
+  /** Return the properties in which trained rows differ, with their distinct values. */
   get telling() {
     const names = ["kind", "hook", ...this.properties.map((one) => one.name)];
     const made = names.map((name) => {
       const values = this.all.map((i) => this.property(name, i));
-      const distinct = [...new Set(values)].sort(ordered);
+      const distinct = [...new Set(values.filter((_, i) => this.rows[i].kind !== "control"))].sort(ordered);
       return { name, values, distinct, numeric: distinct.every((value) => value === null || typeof value === "number") };
     });
     return made.filter((one) => one.distinct.length > 1);

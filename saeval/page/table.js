@@ -44,7 +44,7 @@ class BoardTable {
 
   /** Return the text of a value, or of the value minus its control. */
   valueText(column, i) {
-    if (!this.minus || !this.rows.pairsOf.has(column.name)) return column.text[i] ?? this.rows.missing(column, i).mark;
+    if (!this.minus || !this.rows.hasDifferences(column.name)) return column.text[i] ?? this.rows.missing(column, i).mark;
     const j = this.rows.controlOf(i, this.minus);
     const found = j < 0 ? null : this.rows.difference(column, i, j);
     return found && found.value !== null ? withError(found.value, found.error) : "";
@@ -57,7 +57,7 @@ class BoardTable {
     }
     if (field.kind !== "value") return document.createTextNode(field.text(i));
     const { column } = field;
-    const minus = this.minus && this.rows.pairsOf.has(column.name);
+    const minus = this.minus && this.rows.hasDifferences(column.name);
     if (column.value[i] === null && !minus) {
       const { mark, status, reason } = this.rows.missing(column, i);
       const shown = h("span", { "aria-hidden": "true" }, mark);
@@ -191,7 +191,7 @@ class BoardTable {
     if (field.kind === "name" && this.rows.rows[i].copies === 1) return { name: this.rows.rows[i].name };
     if (field.kind === "name" || field.kind === "hook" || field.kind === "property") return { name: field.text(i) };
     if (field.kind === "rank") return { text: field.text(i) };
-    const minus = this.minus && this.rows.pairsOf.has(field.name);
+    const minus = this.minus && this.rows.hasDifferences(field.name);
     const other = minus ? this.rows.controlOf(i, this.minus) : -1;
     const found = minus ? (other < 0 ? null : this.rows.difference(field.column, i, other)) :
       { value: field.column.value[i], error: field.column.error[i] };

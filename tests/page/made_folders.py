@@ -34,11 +34,11 @@ def subjects(names=NAMES):
     return [*saes, *draws]
 
 
-def fill(folder, given=None, *, fingerprint="d", model="tiny", suite="made"):
-    """Write the results of three metrics on each subject, and their manifest; return the folder."""
+def fill(folder, given=None, *, fingerprint="d", model="tiny", suite="made", metrics=("ce", "l0", "shape")):
+    """Write the results of metrics on each subject, and their manifest; return the folder."""
     store, cells = Store(folder), []
     for place, subject in enumerate(subjects() if given is None else given):
-        for metric in ("ce", "l0", "shape"):
+        for metric in metrics:
             cell = {
                 "suite": suite, "model": {"name": model}, "metric": metric, "alias": metric, "subjects": [subject],
                 "data": {"fingerprint": fingerprint, "use": "text", "documents": DOCUMENTS}, "params": {"ablation": "mean"},

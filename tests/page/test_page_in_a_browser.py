@@ -47,12 +47,15 @@ def test_sorting_puts_rows_without_a_number_last_and_changes_no_rank(opened, fil
     page = opened(file)
     before = {name: cells(page, name).nth(1).inner_text() for name in names(page)}
     header(page, "loss").click()
+    page.wait_for_selector("table.board th[aria-sort=ascending]")
     up = names(page)
     header(page, "loss").click()
+    page.wait_for_selector("table.board th[aria-sort=descending]")
     down = names(page)
     assert up[-1] == down[-1] == "broken"
     assert up[:-1] == list(reversed(down[:-1]))
     header(page, "loss").click()
+    page.wait_for_selector("table.board th[aria-sort=descending]", state="detached")
     assert names(page)[:5] == SHOWN[:5]
     assert {name: cells(page, name).nth(1).inner_text() for name in names(page)} == before
     assert len({*before.values()}) > 3
@@ -75,6 +78,8 @@ def test_filters_hide_rows_of_the_table_and_of_the_charts_and_change_no_rank(ope
     assert len(names(page)) == len(NAMES)
     page.get_by_role("searchbox").fill("SCRIPT alert")
     assert names(page) == [SCRIPT]
+    page.get_by_role("searchbox").fill("nowhere")
+    page.wait_for_selector(".charts[data-rows='0']")
     page.get_by_role("searchbox").fill("")
     page.locator("[data-tick=controls] input").check()
     assert names(page)[-1] == "random(plain) ×3"
@@ -113,6 +118,7 @@ def test_the_view_of_an_sae_has_all_that_is_known_of_it(opened, file):
     page = opened(file)
     page.get_by_role("button", name=SCRIPT, exact=True).click()
     dialog = page.get_by_role("dialog")
+    dialog.get_by_text("All declared properties").click()
     text = dialog.inner_text()
     assert every(
         words in text for words in ("ce.loss", "ce.extra", "l0.l0", "relu", "1024", "training.steps", "my suite")
@@ -197,7 +203,7 @@ def test_on_a_phone_only_the_table_scrolls_sideways(opened, file):
 
 def test_a_printed_page_has_all_rows_and_the_theme_can_be_switched(opened, tmp_path):
     many = [{"name": f"sae-{i}", "hook_name": "h", "key": f"k{i}", "kind": "sae"} for i in range(60)]
-    folder = fill(tmp_path / "many", many)
+    folder = fill(tmp_path / "many", many, metrics=("l0",))
     assert cli.main(["report", str(folder)]) == 0
     page = opened(folder / "report" / "index.html", color_scheme="light")
     assert len(names(page)) == 50
