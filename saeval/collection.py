@@ -12,10 +12,12 @@ from saeval.base.formatting import counted
 from saeval.page.writing import remembering, write_page
 from saeval.registry.registry import Registry, writer
 from saeval.results.board import Board, stop_in_words
+from saeval.results.chart_collection import charts_of
 from saeval.results.comparison import Comparison, compare
 from saeval.results.leaderboard import from_results
 from saeval.results.pages import write_pages
 from saeval.results.result import Result
+from saeval.results.sections import Chart
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,6 +113,17 @@ class Results(Sequence[Result]):
         if faults := dict.fromkeys([*failed, *of_sections]):
             raise SaevalError("\n".join(faults))
         return written
+
+    def charts(self, metric: str | None = None) -> dict[str, Chart]:
+        """Return the charts of these results by name, of all metrics or of one, such as `ce` or `ce.delta_ce`.
+
+        A notebook draws them. Raises `SaevalError` for an unknown name, and if a report fails.
+        """
+        reports = [entry.thing for entry in self._registry.reports]
+        made, failed = charts_of(reports, {self.title: self._results}, self.boards(), metric)
+        if failed:
+            raise SaevalError("\n".join(failed))
+        return made
 
     def to_frame(self) -> pd.DataFrame:
         """Return a data frame with one row per scalar value: subject, metric, value and its error, unit and status.

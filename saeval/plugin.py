@@ -66,7 +66,6 @@ if TYPE_CHECKING:
     from saeval.results import chart_files, charts
     from saeval.results.board import Board, Column, Entry, Row, document_count, limit_notice, size_in_words
     from saeval.results.comparison import Compared, Comparison
-    from saeval.results.pages import figure, label_log_axis, png, set_title, wrap_title
     from saeval.results.paired_tests import holm
     from saeval.results.report import Report
     from saeval.results.result import Result
@@ -94,13 +93,12 @@ __all__ = [
     "Section", "Source", "Spelling", "Spread", "Stamp", "Subject", "Substitute", "Support", "Table", "TokenDataset",
     "TokenScores", "Undefined", "Value", "Verdict", "archive_damage", "at_hooks", "cached", "chart_files", "charts",
     "check_encoding", "check_regular_file", "digest_of", "document_count", "dtype_name", "escapes",
-    "evaluation_mode", "expand_user", "figure", "finite", "fit_split", "fold", "formatting", "gathered", "hashed",
-    "holm", "hookimpl", "included", "is_tensor", "json_error", "label_log_axis", "libraries", "limit_notice",
-    "load_tensors_only", "lone_surrogate", "names_matching", "names_matching_any", "normal", "normalized_newlines",
-    "out_of_memory", "paired", "planned", "png", "quoted_value", "read_json", "read_text", "rebound",
-    "reliability_warnings", "resuming", "searched_in", "set_title", "sha256_file", "size_in_words",
-    "stored_results", "suggestion", "text_passages", "token_scores", "torch", "unread_special", "untested_on",
-    "unwrap_module", "validated", "validated_as", "verdicts", "verdicts_in_words", "verdicts_on", "wrap_title",
-    "write_whole",
+    "evaluation_mode", "expand_user", "finite", "fit_split", "fold", "formatting", "gathered", "hashed", "holm",
+    "hookimpl", "included", "is_tensor", "json_error", "libraries", "limit_notice", "load_tensors_only",
+    "lone_surrogate", "names_matching", "names_matching_any", "normal", "normalized_newlines", "out_of_memory",
+    "paired", "planned", "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings", "resuming",
+    "searched_in", "sha256_file", "size_in_words", "stored_results", "suggestion", "text_passages", "token_scores",
+    "torch", "unread_special", "untested_on", "unwrap_module", "validated", "validated_as", "verdicts",
+    "verdicts_in_words", "verdicts_on", "write_whole",
 ]  # fmt: skip
 __getattr__, __dir__ = on_first_use(__name__)

@@ -31,8 +31,10 @@ def saeval_quantities() -> list[Callable[..., Any]]:
 
 @hookimpl
 def saeval_reports() -> list[Report]:
-    text = "noise and ablations by layer and site, without SAEs, of one or several models: plots and tables"
+    text = "noise and ablations by layer and site, without SAEs, of one or several models: charts and tables"
     return [
-        Report("perturbation", description="KL of SAEs against matched noise: plots and tables", pages=pages.pages),
-        Report("robustness", description=text, pages=robustness.pages, together=True),
+        Report(
+            "perturbation", description="KL of SAEs against matched noise: charts and tables", sections=pages.sections
+        ),
+        Report("robustness", description=text, sections=robustness.sections, together=True),
     ]

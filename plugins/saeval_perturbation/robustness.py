@@ -6,15 +6,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from saeval.plugin import Result, escapes, figure, formatting, label_log_axis, png, set_title, size_in_words
-from saeval_perturbation.pages import by_alias, csv_text, kind_of, site_and_layer
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from saeval.plugin import Chart, PageTable, Result, Section, charts, formatting, size_in_words
+from saeval_perturbation.pages import by_alias
+from saeval_perturbation.plots import kind_of, site_and_layer
 
 _FAR = 3.5
 """Distance from the median, in scaled median absolute deviations, beyond which a hook is an outlier."""
@@ -22,8 +20,16 @@ _LEAST = 5
 """Fewest hooks among which outliers are sought."""
 _SHOWN = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
 """Cosines that the table and the plots show, if the curve has them."""
-_DASHES = ("--", ":", "-.", (0, (7, 2, 1, 2, 1, 2)), (0, (8, 4)), (0, (1, 4)))
+_DASHES = ([6, 3], [2, 2], [8, 2, 2, 2], [10, 4], [1, 4], [7, 2, 1, 2, 1, 2])
 """Lines of the controls, in order."""
+_RAMP = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#9bd93c")
+"""Colours of noise from the lowest to the highest cosine."""
+_SAE = "SAE"
+_NO_TEST = (
+    "An outlier describes a hook, and is no test. An SAE's tokens have many cosines, so a point above the line of its "
+    "mean cosine does not show that its error is worse than noise; the metric `perturbation` compares them at the same "
+    "tokens."
+)
 _QUANTITIES = {"kl": "KL(clean‖perturbed), nats per token", "delta_ce": "ΔCE, nats per token"}
 
 
@@ -104,19 +110,28 @@ class ModelRun:
         return {p.hook_name: math.exp(d) for p, d in distances.items() if abs(d) > _FAR * spread > 0}
 
 
-def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
-    """A table and two plots of every configured `perturbation_curve` that ran at hooks without an SAE."""
-    files: dict[str, bytes | str] = {}
+def sections(results: Sequence[Result]) -> list[Section]:
+    """Return a section of every configured `perturbation_curve` that ran at hooks without an SAE."""
+    made = []
     for alias, group in by_alias([r for r in results if r.status == "ok"], "perturbation_curve").items():
-        if not (runs := model_runs(group)):
-            continue
-        stem = f"{escapes.file_name(alias)}_robustness"
-        pictures = "".join(f"\n![{label}]({stem}_{quantity}.png)\n" for quantity, label in _QUANTITIES.items())
-        files[f"{stem}.md"] = table(runs) + pictures
-        files[f"{stem}.csv"] = csv_text(rows(runs))
-        for quantity in _QUANTITIES:
-            files[f"{stem}_{quantity}.png"] = png(chart(runs, quantity))
-    return files
+        if runs := model_runs(group):
+            drawn = [chart(runs, quantity) for quantity in _QUANTITIES]
+            shown, numbers = tables(runs), rows(runs)
+            columns, cells = list(numbers[0]), [list(row.values()) for row in numbers]
+            shown.append(PageTable("numbers", "Every number, with its 95% interval", columns, cells, folded=True))
+            sentences = [_outliers_in_words(run, quantity) for run in runs for quantity in _QUANTITIES]
+            notes = [
+                f"{run.title}: {run.size}; noise c·u + √(1−c²)·v at norm ratio {run.norm_ratio:g}, u along the "
+                "activations and v random."
+                for run in runs
+            ]
+            notes.append(_NO_TEST)
+            made.append(
+                Section(
+                    f"{alias}-robustness", f"Robustness of the model: {alias}", sentences, drawn, shown, notes=notes
+                )
+            )
+    return made
 
 
 def model_runs(results: Sequence[Result]) -> list[ModelRun]:
@@ -169,45 +184,42 @@ def _place(result: Result) -> Place:
     return place
 
 
-def table(runs: Sequence[ModelRun]) -> str:
-    """A table per model and quantity, with its outliers in words, as Markdown."""
-    parts = []
-    for run in runs:
-        parts.append(
-            f"## {escapes.markdown(run.title)}\n\n{run.size}; noise c·u + √(1−c²)·v at norm ratio {run.norm_ratio:g}, "
-            f"u along the activations and v random; ± one standard error, by document.\n"
-        )
+def tables(runs: Sequence[ModelRun]) -> list[PageTable]:
+    """Return a table for each model and quantity, and one of the SAEs at its hooks."""
+    made = []
+    for number, run in enumerate(runs, 1):
         for quantity, label in _QUANTITIES.items():
-            lines = [f"| hook | {' | '.join(map(escapes.markdown, run.names))} |", "|---" * (len(run.names) + 1) + "|"]
-            for place in run.places.values():
-                cells = [_shown(place.values[quantity].get(name)) for name in run.names]
-                lines.append(f"| {escapes.markdown(place.hook_name)} | {' | '.join(cells)} |")
-            parts.append(f"{label}:\n\n" + "\n".join(lines) + "\n\n" + _outliers_in_words(run, quantity) + "\n")
+            cells: list[list[str | float | None]] = [
+                [place.hook_name, *(_shown(place.values[quantity].get(name)) for name in run.names)]
+                for place in run.places.values()
+            ]
+            name, title = f"{quantity}-{number}", f"{run.title}: {label}, ± one standard error by document"
+            made.append(PageTable(name, title, ["hook", *run.names], cells, folded=True))
         saes = [(place, sae) for place in run.places.values() for sae in place.saes]
         if saes:
-            lines = ["| SAE | hook | cosine | norm ratio | KL | ΔCE | data |", "|---" * 7 + "|"]
-            for place, sae in saes:
-                values = " | ".join(_shown(sae.values[quantity]) for quantity in _QUANTITIES)
-                head = f"{escapes.markdown(sae.name)} | {escapes.markdown(place.hook_name)}"
-                direction = f"{formatting.number(sae.cosine)} | {formatting.number(sae.norm_ratio)}"
-                lines.append(f"| {head} | {direction} | {values} | {escapes.markdown(sae.data)} |")
-            parts.append("SAEs at these hooks:\n\n" + "\n".join(lines) + "\n")
-    return "\n".join(parts)
+            columns = ["SAE", "hook", "cosine", "norm ratio", "KL", "ΔCE", "data"]
+            cells = [
+                [sae.name, place.hook_name, sae.cosine, sae.norm_ratio,
+                 *(_shown(sae.values[quantity]) for quantity in _QUANTITIES), sae.data]
+                for place, sae in saes
+            ]  # fmt: skip
+            made.append(PageTable(f"saes-{number}", f"{run.title}: SAEs at these hooks", columns, cells))
+    return made
 
 
 def _outliers_in_words(run: ModelRun, quantity: str) -> str:
+    about = f"{run.title}, {_QUANTITIES[quantity].partition(',')[0]}"
     if len(run.places) < _LEAST:
-        return f"Fewer than {_LEAST} hooks: no outliers are sought."
+        return f"{about}: fewer than {_LEAST} hooks, so no outliers are sought."
     by_hook: dict[str, list[str]] = {}
     for name in run.names:
         for hook_name, factor in run.outliers(quantity, name).items():
             by_hook.setdefault(hook_name, []).append(f"{name} {formatting.number(factor, 2)}×")
     if not by_hook:
-        return "No hook is an outlier."
-    named = "; ".join(
-        f"{escapes.markdown(hook_name)} ({escapes.markdown(', '.join(names))})" for hook_name, names in by_hook.items()
-    )
-    return f"Outliers, as multiples of the site's median (more than {_FAR} median deviations, log scale): {named}."
+        return f"{about}: no hook is an outlier."
+    named = "; ".join(f"{hook_name} ({', '.join(names)})" for hook_name, names in by_hook.items())
+    far = f"as multiples of the site's median (more than {_FAR} median deviations, log scale)"
+    return f"{about}: outliers, {far}: {named}."
 
 
 def rows(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
@@ -230,90 +242,60 @@ def rows(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
     return made
 
 
-def chart(runs: Sequence[ModelRun], quantity: str) -> Figure:
-    """A quantity by layer: one column of panels per model, one row per site; SAEs are points, outliers have rings."""
-    from matplotlib import colormaps  # late: slow to import
-    from matplotlib.colors import Normalize
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator
-
-    sites = list(dict.fromkeys(place.site for run in runs for place in run.places.values()))
-    fig = figure(max(4.2 * len(runs) + 0.8, 6.4), 2.5 * len(sites) + 1.4)
-    axes = fig.subplots(len(sites), len(runs), sharey=True, sharex="col", squeeze=False)
-    cosines = sorted({_cosine(name) for run in runs for name in run.names if name.startswith("c = ")})
-    scale, colours = Normalize(math.log(2e-3), math.log(2)), colormaps["viridis"]
-
-    def colour(cosine: float) -> Any:
-        return colours(scale(math.log(max(1 - cosine, 2e-3))))
-
+def chart(runs: Sequence[ModelRun], quantity: str) -> Chart:
+    """Return a quantity by layer: a column of panels per model, a row per site; SAEs are points, outliers ringed."""
+    records: list[dict[str, Any]] = []
+    for run in runs:
+        far = {name: run.outliers(quantity, name) for name in run.names}
+        for place in run.places.values():
+            at = {"model": run.title, "site": place.site, "layer": place.layer, "hook": place.hook_name}
+            points: list[tuple[str, str | None, Point | None]] = [
+                *((name, None, place.values[quantity].get(name)) for name in run.names),
+                *((_SAE, sae.name, sae.values[quantity]) for sae in place.saes),
+            ]
+            for of, sae_name, point in points:
+                if point is not None:
+                    number = charts.measured(point.value, point.ci95, "number")
+                    outlier = far.get(of, {}).get(place.hook_name)
+                    records.append({**at, "of": of, "SAE": sae_name, **number, "outlier": outlier})
+    noise = sorted({name for run in runs for name in run.names if name.startswith("c = ")}, key=_cosine)
     controls = list(dict.fromkeys(name for run in runs for name in run.names if not name.startswith("c = ")))
-    dashes: dict[str, Any] = {name: _DASHES[index % len(_DASHES)] for index, name in enumerate(controls)}
-    omitted = 0
-    axes[0][0].set_yscale("log")
-    for column, run in enumerate(runs):
-        for row, site in enumerate(sites):
-            panel = axes[row][column]
-            places = sorted((p for p in run.places.values() if p.site == site), key=lambda p: p.layer)
-            for name in run.names:
-                is_noise = name.startswith("c = ")
-                style = {"color": colour(_cosine(name))} if is_noise else {"color": "0.35", "linestyle": dashes[name]}
-                far = run.outliers(quantity, name)
-                points = [(p, point) for p in places if (point := p.values[quantity].get(name)) is not None]
-                drawn = [(place, point) for place, point in points if point.value > 0]
-                omitted += len(points) - len(drawn)
-                if not drawn:
-                    continue
-                x, y = [place.layer for place, _ in drawn], [point.value for _, point in drawn]
-                reach = [
-                    (p.value - max(p.ci95[0], p.value / 100), p.ci95[1] - p.value) if p.ci95 else (0.0, 0.0)
-                    for _, p in drawn
-                ]
-                yerr = list(zip(*reach, strict=True))
-                panel.errorbar(x, y, yerr=yerr, marker="o", markersize=3, linewidth=1.1, capsize=1.5, **style)
-                for place, point in drawn:
-                    if place.hook_name in far:
-                        panel.plot([place.layer], [point.value], "o", markersize=9, color="C3", fillstyle="none")
-            omitted += _sae_points(panel, places, quantity, colour)
-            if row == 0:
-                panel.set_title(escapes.plot(run.title), fontsize=9)
-            if column == 0:
-                panel.set_ylabel(escapes.plot(site), fontsize=9)
-            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-            panel.margins(x=0.12)
-            panel.tick_params(labelsize=7)
-            panel.grid(alpha=0.25, linewidth=0.5)
-    label_log_axis(axes[0][0].yaxis)
-    keys = [Line2D([], [], color=colour(c), marker="o", markersize=3, label=f"noise, cosine {c:g}") for c in cosines]
-    keys += [Line2D([], [], color="0.35", linestyle=dashes[name], label=escapes.plot(name)) for name in controls]
-    if any(place.saes for run in runs for place in run.places.values()):
-        label = "SAE (colour: its cosine)"
-        keys.append(Line2D([], [], linestyle="", marker="D", color="0.7", markeredgecolor="k", label=label))
-    if any(run.outliers(quantity, name) for run in runs for name in run.names):
-        keys.append(
-            Line2D([], [], linestyle="", marker="o", color="C3", fillstyle="none", label="outlier (named in the table)")
-        )
-    fig.legend(handles=keys, loc="outside lower center", ncols=3 if len(runs) == 1 else 5, fontsize=7)
-    for panel in axes[-1]:
-        panel.set_xlabel("layer", fontsize=9)
+    order = [*noise, *controls, *([_SAE] if any(r["of"] == _SAE for r in records) else [])]
+    shades = [_RAMP[index * (len(_RAMP) - 1) // max(len(noise) - 1, 1)] for index in range(len(noise))]
+    colour = charts.colour(
+        "of", "noise of cosine c, controls", order, [*shades, *[charts.NEUTRAL] * len(controls), "black"]
+    )
+    dashes = [[1, 0]] * len(noise) + [_DASHES[index % len(_DASHES)] for index in range(len(controls))] + [[1, 0]]
+    dash = charts.dash("of", "noise of cosine c, controls", order, dashes)
+    shapes = ["circle"] * len(noise) + ["square"] * len(controls) + ["diamond"]
+    shape = charts.shape("of", "noise of cosine c, controls", order, shapes)
+    x = charts.quantity("layer", "layer", [r["layer"] for r in records], log=False)
+    layers_shown = sorted({r["layer"] for r in records})
+    x["axis"] = x["axis"] | {"values": layers_shown[:: len(layers_shown) // 13 + 1], "format": "d"}
+    y = charts.quantity(
+        "number", _QUANTITIES[quantity].replace("(clean‖perturbed)", ""), charts.extent(records, "number"), log=True
+    )
+    lines = charts.lines(x, y, bars=True, color=colour, strokeDash=dash, shape=shape)
+    layers = charts.where(lines, f"datum.of != '{_SAE}'")
+    ring = {"filled": False, "color": charts.COLOURS[1], "strokeWidth": 1.6}
+    layers += charts.where(charts.dots(x, y, size=150, mark=ring), "isValid(datum.outlier)")
+    diamond = {"filled": True, "fill": "white", "strokeWidth": 1.6, "stroke": "black", "shape": "diamond"}
+    layers += charts.where(charts.dots(x, y, bars="y", size=70, mark=diamond), f"datum.of == '{_SAE}'")
+    sites, models = ([r[name] for r in records] for name in ("site", "model"))
     ratios = ", ".join(sorted({f"{run.norm_ratio:g}" for run in runs}))
-    below = f"; values ≤ 0, not drawn: {omitted}" if omitted else ""
-    title = f"{_QUANTITIES[quantity]}: noise at norm ratio {ratios}, and ablations; bars: 95% intervals{below}"
-    set_title(fig, title)
-    return fig
-
-
-def _sae_points(panel: Any, places: Sequence[Place], quantity: str, colour: Any) -> int:
-    """Draw the SAEs of some hooks; return the number of those that a logarithmic axis cannot show."""
-    saes = [(place, sae, point) for place in places for sae in place.saes if (point := sae.values[quantity])]
-    for place, sae, point in saes:
-        if point.value > 0:
-            face = colour(sae.cosine) if sae.cosine is not None else "w"
-            panel.plot([place.layer], [point.value], "D", markersize=5, color=face, markeredgecolor="k", zorder=5)
-    return sum(point.value <= 0 for *_, point in saes)
+    rings = "; rings: outliers" if any(r["outlier"] is not None for r in records) else ""
+    diamonds = "; diamonds: SAEs, which noise of their mean cosine does not judge" if _SAE in order else ""
+    return Chart(
+        quantity, f"{_QUANTITIES[quantity]}: noise at norm ratio {ratios}, and ablations",
+        f"{formatting.counted(len({(r['model'], r['hook']) for r in records}), 'hook')}; {charts.BARS}{rings}{diamonds}"
+        f"{charts.lost(records, 'number', y)}",
+        charts.panels(layers, 300, 150, row=charts.panel("site", sites), column=charts.panel("model", models)), records,
+        f"{_QUANTITIES[quantity]} of noise of several cosines and of ablations, by layer and site",
+    )  # fmt: skip
 
 
 def _shown(point: Point | None) -> str:
-    return "—" if point is None else formatting.with_error(point.value, point.stderr)
+    return "–" if point is None else formatting.with_error(point.value, point.stderr)
 
 
 def _label(cosine: float) -> str:

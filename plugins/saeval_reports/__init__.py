@@ -13,5 +13,5 @@ def saeval_reports() -> list[Report]:
         Report("md", tables.markdown, "Markdown, for people", comparisons.markdown, keeps=True),
         Report("csv", tables.csv, "CSV, one line per row", comparisons.csv, keeps=True),
         Report("json", tables.as_json, "JSON, one list of all rows", comparisons.as_json, keeps=True),
-        Report("verdicts", description="tests against null hypotheses, with their claims", pages=claims.pages),
+        Report("verdicts", description="tests against null hypotheses, with their claims", sections=claims.sections),
     ]

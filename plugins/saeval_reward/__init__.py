@@ -37,5 +37,5 @@ def saeval_controls() -> list[type[Control]]:
 
 @hookimpl
 def saeval_reports() -> list[Report]:
-    description = "preferred features, their effects and contexts: a page and plots"
-    return [Report("reward", description=description, pages=pages.pages)]
+    description = "preferred features, their effects and contexts"
+    return [Report("reward", description=description, sections=pages.sections)]

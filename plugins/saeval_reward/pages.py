@@ -1,63 +1,75 @@
-"""The reward report: `reward.md` and `reward.html` with the same content, and a plot per SAE."""
+"""The reward report: an overview of the run, and a section for each SAE, its groups and its counterfactual audit."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from saeval.plugin import Result, escapes, figure, formatting, png, verdicts_in_words, verdicts_on, wrap_title
-from saeval_reward.document import Block, Grid, Heading, Paragraph, Passage, Picture, Warned, markdown, page
+from saeval.plugin import PageTable, Passage, Result, Section, formatting, verdicts_in_words, verdicts_on
+from saeval_reward.plots import ablated_chart, attributed_chart, effects_chart, fold_b, margins_chart, recovered_chart
 from saeval_reward.ranking import DUPLICATE
 
 _METRICS = ("reward_margin", "margin_recovered", "reward_attribution", "reward_groups", "counterfactual_audit")
 
-_BY = (
-    "By every column of the data, with 95% intervals over documents. The last column has the reason if they are "
-    "unreliable, such as fewer than 20 documents."
-)
+_BY = {
+    "unreliable": "why an interval is unreliable, such as fewer than 20 documents",
+}
+_FEATURES = {
+    "rank": "by attribution on fold A",
+    "attribution": "mean over fold B of chosen − rejected: positive raises the margin",
+    "true_effect": "mean over fold B of what ablating the feature takes from the margin",
+    "density": "share of the tokens on which it fires",
+    "flags": "why it may be no feature of the answers, such as firing on most tokens",
+}
 
 
-def pages(results: Sequence[Result]) -> Mapping[str, bytes | str]:
-    """The files of the report, by name; none for a run without reward metrics."""
+def sections(results: Sequence[Result]) -> list[Section]:
+    """Return the sections of a run; none for one without reward metrics."""
     mine = [r for r in results if r.cell["metric"] in _METRICS]
     if not mine:
-        return {}
-    files: dict[str, bytes | str] = {}
-    title = f"Reward report: {mine[0].cell['suite']}"
-    blocks: list[Block] = [Warned(note) for note in dict.fromkeys(note for r in mine for note in r.notes)]
-    blocks += [Paragraph(f"{r.metric} of {r.subject}: {r.status}, {r.reason}") for r in mine if r.status != "ok"]
-    if sentences := verdicts_in_words(verdicts_on(mine)):
-        blocks += [Heading("Verdicts"), *(Paragraph(f"{sentence}.") for sentence in sentences)]
+        return []
     ok = [r for r in mine if r.status == "ok"]
-    for result in _of(ok, "reward_margin"):
-        blocks += [Heading("Margins"), _scalars(result)]
-        blocks += [Paragraph(_BY), _table(result, "by")] if result.values["by"]["rows"] else []
-    blocks += _recovered(_of(ok, "margin_recovered"))
-    attributions = _of(ok, "reward_attribution")
-    blocks += _agreement(attributions) + _comparison(attributions)
-    shown = [r for r in attributions if _is_sae(r) and r.values["contexts"]["rows"]]
+    made = [_overview(mine, ok)]
+    shown = [r for r in _of(ok, "reward_attribution") if _is_sae(r) and r.values["contexts"]["rows"]]
     elsewhere = duplicates(shown)
-    for number, result in enumerate(shown):
-        words = re.sub(r"[^A-Za-z0-9]+", "-", _subject(result)).strip("-")
-        name = escapes.file_name(f"reward-{number + 1}-{words}.png")
-        files[name] = explained_plot(result.values, f"{_subject(result)}: margin explained (fold B)")
-        blocks += _attribution(result, name, elsewhere)
+    for index, result in enumerate(shown):
+        twins = {feature: twin for (at, feature), twin in elsewhere.items() if at == index}
+        made.append(_attribution(result, f"reward-{index + 1}-{_words(_subject(result))}", twins))
     for result in filter(_is_sae, _of(ok, "reward_groups")):
-        blocks += [Heading(f"Groups of {_subject(result)}"), _scalars(result), _table(result, "groups")]
-    for result in filter(_is_sae, _of(ok, "counterfactual_audit")):
-        blocks += _audit(result)
+        tables = [_table(result, "groups", "Groups"), _scalars(result, "values", "Values", folded=True)]
+        made.append(Section(f"groups-{_words(_subject(result))}", f"Groups of {_subject(result)}", tables=tables))
+    made += [_audit(result) for result in filter(_is_sae, _of(ok, "counterfactual_audit"))]
     for result in _of(ok, "reward_margin"):
         if result.values["top_texts"]["rows"]:
             text = "For comparison without an SAE: the last characters of the texts of highest reward."
-            blocks += [Heading("Texts of highest reward"), Paragraph(text), _table(result, "top_texts")]
-    files["reward.md"], files["reward.html"] = markdown(title, blocks), page(title, blocks)
-    return files
+            tables = [_table(result, "top_texts", "Texts of highest reward", folded=True)]
+            made.append(Section("top-texts", "Texts of highest reward", [text], tables=tables))
+    return made
+
+
+def _overview(mine: Sequence[Result], ok: Sequence[Result]) -> Section:
+    summary = [f"{sentence}." for sentence in verdicts_in_words(verdicts_on(mine))]
+    summary += [f"{r.metric} of {r.subject}: {r.status}, {r.reason}." for r in mine if r.status != "ok"]
+    drawn, tables = [], []
+    for result in _of(ok, "reward_margin"):
+        tables.append(_scalars(result, "margins", "Margins"))
+        drawn += [margins_chart(result)] if result.values["by"]["rows"] else []
+        if result.values["by"]["rows"]:
+            title = "Margins by every column of the data, with 95% intervals over documents"
+            tables.append(_table(result, "by", title, _BY, folded=True))
+    if recovered := _of(ok, "margin_recovered"):
+        drawn.append(recovered_chart(recovered, {id(r): _subject(r) for r in recovered}))
+        tables.append(_recovered(recovered))
+    notes = [*dict.fromkeys(note for r in mine for note in r.notes)]
+    if attributions := _of(ok, "reward_attribution"):
+        for table, text in (_agreement(attributions), _comparison(attributions)):
+            tables.append(table)
+            notes.append(f"{table.title}: {text}")
+    return Section("reward", f"Reward report: {mine[0].cell['suite']}", summary, drawn, tables, notes=notes)
 
 
 def _of(results: Sequence[Result], metric: str) -> list[Result]:
@@ -75,19 +87,30 @@ def _subject(result: Result) -> str:
     return f"{result.subject}{alias}"
 
 
-def _table(result: Result, name: str) -> Grid:
+def _words(text: str) -> str:
+    """A text as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-") or "sae"
+
+
+def _table(
+    result: Result, name: str, title: str, notes: Mapping[str, str] | None = None, *, folded: bool = False
+) -> PageTable:
     record = result.values[name]
-    return Grid(record["columns"], record["rows"])
+    known = {column: note for column, note in (notes or {}).items() if column in record["columns"]}
+    return PageTable(name.replace("_", "-"), title, record["columns"], record["rows"], known, folded=folded)
 
 
-def _scalars(result: Result, names: Sequence[str] | None = None) -> Grid:
+def _scalars(
+    result: Result, name: str, title: str, names: Sequence[str] | None = None, *, folded: bool = False
+) -> PageTable:
     scalars = {n: v for n, v in result.values.items() if "kind" not in v and (names is None or n in names)}
-    rows = []
+    rows: list[list[str | float | None]] = []
     for n, v in scalars.items():
-        why = v.get("reason", "") if v["value"] is None else ""
-        rows.append([n, v["value"], v["stderr"], _ends(v), v.get("documents", ""), v["unit"], *_null(v), why])
-    names = ["name", "value", "± (one standard error)", "95% interval", "documents", "unit", "null hypothesis", "p"]
-    return Grid([*names, "undefined because"], rows)
+        why = str(v.get("reason", "")) if v["value"] is None else ""
+        rows.append([n, v["value"], v["stderr"], _ends(v), v.get("documents"), v["unit"], *_null(v), why])
+    headers = ["name", "value", "± one standard error", "95% interval", "documents", "unit", "null hypothesis", "p"]
+    notes = {"p": "of the metric's own test, not corrected for several tests"}
+    return PageTable(name, title, [*headers, "undefined because"], rows, notes, folded=folded)
 
 
 def _ends(record: Mapping[str, Any]) -> str:
@@ -104,17 +127,13 @@ def _null(record: Mapping[str, Any]) -> tuple[str, float | str]:
     return (f"{null['name']} ({null['value']:g})" if null else "", "" if p is None else p)
 
 
-def _recovered(results: Sequence[Result]) -> list[Block]:
-    if not results:
-        return []
+def _recovered(results: Sequence[Result]) -> PageTable:
     names = ["margin_clean", "margin_sae", "recovered", "change", "same_sign", "accuracy_sae"]
     rows = [[_subject(r), *(formatting.scalar(r.values[n]) for n in names)] for r in results]
-    return [Heading("Margin with the reconstruction spliced in"), Grid(["substitute", *names], rows)]
+    return PageTable("recovered", "Margin with the reconstruction spliced in", ["substitute", *names], rows)
 
 
-def _agreement(results: Sequence[Result]) -> list[Block]:
-    if not results:
-        return []
+def _agreement(results: Sequence[Result]) -> tuple[PageTable, str]:
     rows = []
     for result in results:
         records = [result.values[name] for name in ("sign_agreement", "rank_correlation")]
@@ -128,8 +147,8 @@ def _agreement(results: Sequence[Result]) -> list[Block]:
         "random, whichever is larger; not corrected for several tests. The gap is that of the integration: it "
         "checks the sum of the attributions, not each of them."
     )
-    names = ["by", "features", "sign agreement", "p", "rank correlation", "p", "gap of integration"]
-    return [Heading("Agreement with true effects"), Paragraph(text), Grid(names, rows)]
+    names = ["by", "features", "sign agreement", "p", "rank correlation", "p of it", "gap of integration"]
+    return PageTable("agreement", "Agreement with true effects", names, rows), text
 
 
 def _with_interval(record: Mapping[str, Any]) -> str:
@@ -137,9 +156,7 @@ def _with_interval(record: Mapping[str, Any]) -> str:
     return f"{formatting.number(record['value'], 2)} {ends}" if ends else formatting.scalar(record)
 
 
-def _comparison(results: Sequence[Result]) -> list[Block]:
-    if not results:
-        return []
+def _comparison(results: Sequence[Result]) -> tuple[PageTable, str]:
     sizes = sorted({int(n.rsplit("_", 1)[1]) for r in results for n in r.values if re.fullmatch(r"ablated_\d+", n)})
     kinds = [
         "ablated_kept", "ablated_random", "ablated_random_max", "ablated_excess_kept", "unmatched", "ablated",
@@ -171,7 +188,7 @@ def _comparison(results: Sequence[Result]) -> list[Block]:
         "ablated, all, share", "attributed, kept", "attributed, random, largest", "attributed, all",
         "attributed, swapped labels",
     ]  # fmt: skip
-    return [Heading("Margin explained"), Paragraph(text), Grid(names, rows)]
+    return PageTable("explained", "Margin explained", names, rows), text
 
 
 def duplicates(results: Sequence[Result]) -> dict[tuple[int, int], tuple[str, int]]:
@@ -205,49 +222,64 @@ def _site(result: Result) -> str:
     return str(subject.get("site", subject["hook_name"]))
 
 
-def _attribution(result: Result, plot: str, elsewhere: Mapping[tuple[int, int], tuple[str, int]]) -> list[Block]:
-    index = int(plot.split("-")[1]) - 1
-    twins = {feature: twin for (at, feature), twin in elsewhere.items() if at == index}
+def _attribution(result: Result, stem: str, twins: Mapping[int, tuple[str, int]]) -> Section:
+    values, name = result.values, _subject(result)
+    table = values["features"]
+    features = [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+    features = [feature for feature in features if feature["feature"] not in twins]
+    kept, flagged = ([f for f in features if bool(f["flags"]) is flag] for flag in (False, True))
+    notes = {column: note for column, note in _FEATURES.items() if column in table["columns"]}
+
+    def listed(own: Sequence[Mapping[str, Any]], part: str, title: str, *, folded: bool = False) -> PageTable:
+        rows = [list(f.values()) for f in sorted(own, key=lambda f: -abs(f["true_effect"] or 0.0))]
+        return PageTable(part, title, table["columns"], rows, notes, folded=folded)
+
+    of_features = [listed(kept, "features", "Features without flags, by their effect on fold B")] if kept else []
+    if flagged:
+        title = "Features with flags, such as those that fire on most tokens, by their effect on fold B"
+        of_features.append(listed(flagged, "flagged", title, folded=True))
     names = ["sign_agreement", "rank_correlation", "completeness_gap", "relative_gap", "margin", "length_explained"]
-    table = result.values["features"]
-    rows = [row for row in table["rows"] if row[1] not in twins]
-    hook = result.cell["subjects"][0]["hook_name"]
-    blocks: list[Block] = [
-        Heading(f"Features of {_subject(result)} at {hook}"),
-        Paragraph(
-            "Attributions, true effects and rows are means over fold B of chosen − rejected: positive raises the "
-            f"margin. {_fold_b(result)} Parameters: {json.dumps(dict(result.cell['params']))}."
-        ),
-        _scalars(result, names), _table(result, "rows"), Picture(plot, "Margin explained by number of features"),
-        Grid(table["columns"], rows),
-    ]  # fmt: skip
+    drawn = [ablated_chart(values, name), attributed_chart(values, name)]
+    if features:
+        drawn.insert(1, effects_chart(kept or flagged, values, name))
+    summary = [
+        f"Features are chosen and ranked on fold A; all numbers are of fold B, which has {fold_b(values)}.",
+        *_explained_in_words(values),
+    ]
     if twins:
-        listed = ", ".join(f"{feature} (of {name} {twin})" for feature, (name, twin) in sorted(twins.items()))
-        blocks.append(Paragraph(f"Reported at another layer, as near-duplicates: {listed}."))
-    blocks += [Heading("Top activating contexts", 3), *_passages(result, twins)]
-    return blocks
+        words = ", ".join(f"{feature} (of {other} {twin})" for feature, (other, twin) in sorted(twins.items()))
+        summary.append(f"Reported at another layer, as near-duplicates: {words}.")
+    hook = result.cell["subjects"][0]["hook_name"]
+    tables = [
+        *of_features, _table(result, "rows", "Margin by source, chosen − rejected"),
+        _scalars(result, "values", "Values", names, folded=True),
+    ]  # fmt: skip
+    return Section(
+        stem, f"Features of {name} at {hook}", summary, drawn, tables, _passages(result, [*kept, *flagged]),
+        [f"Parameters: {json.dumps(dict(result.cell['params']))}."],
+    )  # fmt: skip
 
 
-def _fold_b(result: Result) -> str:
-    """The pairs and documents of fold B as a sentence."""
-    margin = result.values["margin"]
-    documents = formatting.counted(margin.get("documents", 0), "document")
-    effective = f" ({margin['effective_documents']:.3g} effective)" if "effective_documents" in margin else ""
-    return f"Fold B has {formatting.counted(margin['n'], 'pair')} from {documents}{effective}."
+def _explained_in_words(values: Mapping[str, Any]) -> list[str]:
+    """A sentence on the largest number of features that was ablated."""
+    curve, margin = values["ablated"], values["margin"]["value"]
+    if not curve["x"] or curve["y"][-1] is None or margin is None:
+        return []
+    amount, whole = (formatting.number(number, 3) for number in (curve["y"][-1], margin))
+    return [f"Ablating the top {int(curve['x'][-1])} features takes {amount} of the margin of {whole}."]
 
 
-def _passages(result: Result, omitted: Mapping[int, Any]) -> list[Block]:
-    blocks: list[Block] = []
-    shown = (row for row in result.values["contexts"]["rows"] if row[0] not in omitted)
-    for feature, rows in itertools.groupby(shown, key=itemgetter(0)):
-        blocks.append(Paragraph(f"Feature {feature}"))
-        for _, activation, pair, side, tokens, activations in rows:
-            label = f"{activation:.3g}, pair {pair}, {side}"
-            blocks.append(Passage(label, json.loads(tokens), json.loads(activations)))
-    return blocks
+def _passages(result: Result, features: Sequence[Mapping[str, Any]]) -> list[Passage]:
+    """The contexts of these features, in their order."""
+    by_feature: dict[int, list[Passage]] = {}
+    for feature, activation, pair, side, tokens, activations in result.values["contexts"]["rows"]:
+        label = f"{activation:.3g}, pair {pair}, {side}"
+        passage = Passage(f"Feature {feature}", label, json.loads(tokens), json.loads(activations))
+        by_feature.setdefault(int(feature), []).append(passage)
+    return [passage for feature in features for passage in by_feature.get(int(feature["feature"]), ())]
 
 
-def _audit(result: Result) -> list[Block]:
+def _audit(result: Result) -> Section:
     original = result.cell["params"]["original"]
     edit = "rejected" if original == "chosen" else "chosen"
     text = (
@@ -255,50 +287,10 @@ def _audit(result: Result) -> list[Block]:
         "are those of the other tables: means over fold B of chosen − rejected. Shares and changes are over all pairs; "
         "a change is r(edit) − r(original), positive if the edit raises the reward."
     )
-    return [
-        Heading(f"Counterfactual audit of {_subject(result)}"), Paragraph(text), _scalars(result),
-        _table(result, "features"), Paragraph("The pairs whose reward changed most:"), _table(result, "examples"),
-    ]  # fmt: skip
-
-
-def explained_plot(values: Mapping[str, Any], title: str) -> bytes:
-    """A PNG of the margin explained by number of features, attributed and ablated, with random groups and length."""
-    fig = figure(9.5, 4.6)
-    axes = fig.add_subplot()
-    for suffix, style, mark, label in (("", "-", "o", "top features"), ("_kept", "--", "s", "top unflagged features")):
-        x, y, reach = _points(values[f"cumulative{suffix}"])
-        axes.fill_between(x, y - reach[0], y + reach[1], color="tab:blue", alpha=0.15, linewidth=0)
-        axes.plot(x, y, color="tab:blue", linestyle=style, label=f"{label}, attributed")
-        x, y, reach = _points(values[f"ablated{suffix}"])
-        fill = "tab:red" if mark == "o" else "white"
-        shift = 0.985 if suffix else 1.015  # so that the two do not cover each other
-        axes.errorbar(x * shift, y, reach, fmt=mark, color="tab:red", mfc=fill, capsize=3, label=f"{label}, ablated")
-    for kind, colour, shift in (("attributed", "tab:blue", 0.94), ("ablated", "tab:red", 1.065)):
-        low, high = (values.get(f"{kind}_random_{end}") for end in ("min", "max"))
-        if low and high:
-            places, ends = np.array(low["x"]) * shift, (np.array(low["y"]), np.array(high["y"]))
-            label = f"matched random groups, {kind} (smallest to largest)"
-            axes.vlines(places, *ends, color=colour, alpha=0.5, linewidth=5, label=label)
-    for name, style, label in (("margin", "-", "full margin"), ("length_explained", ":", "explained by length")):
-        value = values[name]["value"]
-        if value is not None:
-            axes.axhline(value, color="black" if name == "margin" else "tab:green", linestyle=style, label=label)
-    axes.set_xscale("log")
-    sizes = values["ablated"]["x"]
-    axes.set_xticks(sizes, [str(int(k)) for k in sizes])
-    axes.minorticks_off()
-    axes.set_xlabel("number of features (chosen on fold A)")
-    axes.set_ylabel("mean margin explained (reward)")
-    axes.set_title(wrap_title(title, 6.0, 11), fontsize=11)
-    axes.axhline(0, color="grey", linewidth=0.6)
-    fig.legend(fontsize=8, loc="outside right upper")
-    return png(fig)
-
-
-def _points(curve: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x and y of a curve, and the distances `[2, n]` of its 95% intervals' ends below and above y."""
-    y = np.array(curve["y"], dtype=float)
-    intervals = curve.get("ci95") or [None] * len(y)
-    ends = [interval or (at, at) for interval, at in zip(intervals, y, strict=True)]
-    low, high = np.array(ends, dtype=float).reshape(-1, 2).T
-    return np.array(curve["x"]), y, np.stack([y - low, high - y])
+    tables = [
+        _table(result, "features", "Features that the edit removes or adds"),
+        _table(result, "examples", "The pairs whose reward changed most", folded=True),
+        _scalars(result, "values", "Values", folded=True),
+    ]
+    name = _subject(result)
+    return Section(f"audit-{_words(name)}", f"Counterfactual audit of {name}", [text], tables=tables)

@@ -44,7 +44,9 @@ def saeval_quantities() -> list[Callable[..., Any]]:
 
 @hookimpl
 def saeval_reports() -> list[Report]:
-    return [Report("stability", description="features matched between SAEs: plots and tables", pages=pages.pages)]
+    return [
+        Report("stability", description="features matched between SAEs: charts and tables", sections=pages.sections)
+    ]
 
 
 @hookimpl

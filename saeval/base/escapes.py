@@ -1,4 +1,4 @@
-"""Escaping of foreign text: one function each for terminal, line, Markdown, HTML, LaTeX, CSV, plot and file name.
+"""Escaping of foreign text: one function each for terminal, line, Markdown, HTML, LaTeX, CSV and file name.
 
 Names, reasons and tokens come from checkpoints, corpora and other people's results. Code that writes one of these
 formats must use its function, so that no text acts as markup, a formula, a terminal command or a path.
@@ -85,11 +85,6 @@ def csv(value: Any) -> Any:
         return value
     text = line(value)
     return f"'{text}" if text.lstrip("⇥ ")[:1] in tuple("=+-@") and not _is_number(text) else text
-
-
-def plot(text: str) -> str:
-    """Escape text for matplotlib, on one line: `$` does not begin a formula."""
-    return line(text).replace("$", r"\$")
 
 
 def file_name(text: str) -> str:

@@ -45,8 +45,9 @@ def results_options(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = "saeval.commands"
-VERBS = ("run", "check", "fetch", "doctor", "ls", "show", "explain", "leaderboard", "compare", "report")
-READERS = ("leaderboard", "compare")
+VERBS = ("run", "check", "fetch", "doctor", "ls", "show", "explain", "leaderboard", "compare", "report", "plot")
+_MODULES = {"leaderboard": "board_verbs", "compare": "board_verbs", "plot": "chart_verbs"}
+"""Modules of verbs that need less than `verbs`, which is slower to import."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,7 +69,7 @@ def _called(arguments: list[str]) -> int:
     if options.verb is None:
         parser.print_help()
         return WRONG
-    module = "board_verbs" if options.verb in READERS else "verbs"  # `verbs` is slower to import
+    module = _MODULES.get(options.verb, "verbs")
     code: int = getattr(importlib.import_module(f"saeval.cli.{module}"), options.verb)(options)
     return code
 
@@ -187,6 +188,13 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     report.add_argument("--to", metavar="FOLDER", help=to_help)
     report.add_argument("--format", nargs="+", action="extend", default=[], help="only these reports (default: all)")
     results_options(report)
+
+    plot = subparsers.add_parser("plot", help="write charts of results as files, with their data as CSV")
+    plot.add_argument("folders", nargs="+", metavar="OUT/SUITE", help="a results folder")
+    plot.add_argument("--metric", metavar="METRIC", help="only this one, such as ce or ce.delta_ce (default: all)")
+    plot.add_argument("--format", default="png", help="png, svg, html or json (default: png)")
+    plot.add_argument("--to", metavar="FOLDER", help="where to write them (default: OUT/SUITE/plots)")
+    results_options(plot)
     return parser
 
 

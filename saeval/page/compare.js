@@ -8,25 +8,29 @@ function verdictOn(column, found) {
   return (low > 0) === (column.better === "higher") ? "better" : "worse";
 }
 
+const signed = (text) => (/^[(\d]/.test(text) && !/^0( |$)/.test(text) ? `+${text}` : text);
+const valueText = (rows, column, i) => (column.value[i] === null ? rows.missing(column, i).reason : column.text[i]);
+
+/** Return a cell with the value of row i, and below it the difference to the reference. */
 function differenceCell(rows, column, i, reference) {
   const found = rows.difference(column, i, reference);
-  if (found === null) return h("td", { class: "number" }, "");
-  if (found.value === null) return h("td", { class: "number" }, "–");
+  const own = h("div", {}, valueText(rows, column, i));
+  if (found === null || found.value === null) return h("td", { class: "number" }, own);
   const words = verdictOn(column, found);
   const ends = found.ends ? `[${interval(found.ends, found.error)}]` : "";
   const reason = found.ends ? "" : found.error === 0 ? "all documents agree" : found.reason;
-  return h("td", { class: `number ${words.split(" ")[0]}` }, h("span", { class: "difference" }, withError(found.value, found.error)),
+  return h("td", { class: `number ${words.split(" ")[0]}` }, own, h("span", { class: "hidden" }, "difference "),
+    h("span", { class: "difference" }, signed(withError(found.value, found.error))),
     ends ? h("span", { class: "ends" }, ` ${ends}`) : null, reason ? h("span", { class: "reason" }, ` ${reason}`) : null, words ? h("span", { class: "words" }, ` ${words}`) : null);
 }
 
 function comparisonTable(rows, chosen, reference, all) {
   const others = chosen.filter((i) => i !== reference);
   const columns = rows.columns.filter((column) => !column.paired && (all || column.shown) && chosen.some((i) => column.value[i] !== null));
-  const head = h("tr", {}, h("th", { scope: "col" }, "value"), h("th", { scope: "col", class: "number" }, `${rows.label(reference)} (reference)`),
-    others.flatMap((i) => [h("th", { scope: "col", class: "number" }, rows.label(i)), h("th", { scope: "col", class: "number" }, `${rows.label(i)} − reference`)]));
-  const value = (column, i) => h("td", { class: "number" }, column.value[i] === null ? rows.missing(column, i).reason : column.text[i]);
-  const body = columns.map((column) => h("tr", {}, h("th", { scope: "row" }, column.name + (ARROWS[column.better] ?? ""), column.unit ? h("span", { class: "unit" }, ` ${column.unit}`) : null),
-    value(column, reference), others.flatMap((i) => [value(column, i), differenceCell(rows, column, i, reference)])));
+  const head = h("tr", {}, h("th", { scope: "col" }, "value"), h("th", { scope: "col", class: "number" }, breakable(rows.label(reference)), h("span", { class: "below" }, "reference")),
+    others.map((i) => h("th", { scope: "col", class: "number" }, breakable(rows.label(i)), h("span", { class: "below" }, "and its difference to the reference"))));
+  const body = columns.map((column) => h("tr", {}, h("th", { scope: "row" }, breakable(column.name + (ARROWS[column.better] ?? "")), column.unit ? h("span", { class: "unit" }, ` ${column.unit}`) : null),
+    h("td", { class: "number" }, valueText(rows, column, reference)), others.map((i) => differenceCell(rows, column, i, reference))));
   return h("table", { class: "plain compared" }, h("thead", {}, head), h("tbody", {}, body));
 }
 

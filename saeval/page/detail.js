@@ -3,7 +3,7 @@
 function grid(headers, lines, numeric = []) {
   const cell = (value, at, place) => {
     const attributes = { class: numeric[at] ? "number" : null };
-    return place === 0 ? h("th", { scope: "row", ...attributes }, value) : h("td", attributes, value);
+    return place === 0 ? h("th", { scope: "row", ...attributes }, typeof value === "string" ? breakable(value) : value) : h("td", attributes, value);
   };
   return h("table", { class: "plain" },
     h("thead", {}, h("tr", {}, headers.map((header, at) => h("th", { scope: "col", class: numeric[at] ? "number" : null }, header)))),

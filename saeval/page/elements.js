@@ -76,6 +76,9 @@ document.addEventListener("click", (event) => {
   for (const open of document.querySelectorAll("details.menu[open]")) if (!open.contains(event.target)) open.open = false;
 });
 
+/** Return a name with places where it may be broken. */
+const breakable = (text) => text.split(/(?<=[./_])/).flatMap((part, at) => (at ? [h("wbr"), part] : [part]));
+
 const scrolling = (label, ...children) =>
   h("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": label }, ...children);
 

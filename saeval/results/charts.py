@@ -82,7 +82,8 @@ def quantity(
         axis |= {"values": log_ticks(low, high), "format": ".4~g" if high < 1e5 and low > 1e-4 else ".2~g"}
         scale: Spec = {"type": "log", "domain": [low, high], "nice": False, "clamp": True}
     else:
-        scale = {"zero": zero, "nice": True, "padding": 0 if zero else 6}
+        axis["tickCount"] = 6
+        scale = {"zero": zero, "nice": zero, "padding": 0 if zero else 8}
     return {"field": field, "type": "quantitative", "title": line(title), "scale": scale, "axis": axis}
 
 
@@ -138,7 +139,7 @@ def dash(field: str, title: str | None, order: Iterable[str], dashes: Sequence[S
 def _by_name(field: str, title: str | None, order: Iterable[str], marks: Sequence[Any]) -> Spec:
     places = list(dict.fromkeys(order))
     scale = {"domain": places, "range": list(islice(cycle(marks), len(places)))}
-    legend = {"labelLimit": 260, "symbolLimit": 60} if len(places) > 1 else None
+    legend = {"labelLimit": 260, "symbolLimit": 60, "symbolOpacity": 1} if len(places) > 1 else None
     return {"field": field, "type": "nominal", "title": title, "scale": scale, "legend": legend, "sort": places}
 
 
@@ -163,8 +164,9 @@ def dots(x: Spec, y: Spec, *, bars: str = "", size: float = 55, shift: Spec | No
 
     `shift` moves the marks of one place apart (a channel `yOffset` or `xOffset`).
     """
-    layers = [_interval(x, y, axis, (shift or {}) | _of_bars(channels)) for axis in bars]
-    point = {"type": "point", "filled": True, "size": size, "opacity": 1, "tooltip": True} | (mark or {})
+    plain = {} if "color" in channels else {"color": (mark or {}).get("color", COLOURS[0])}
+    layers = [_interval(x, y, axis, (shift or {}) | _of_bars(channels), plain) for axis in bars]
+    point = {"type": "point", "filled": True, "size": size, "opacity": 1, "tooltip": True} | plain | (mark or {})
     return [*layers, _layer(point, x, y, (shift or {}) | channels)]
 
 
@@ -237,9 +239,9 @@ def reference(
     rule = {"type": "rule", "color": NEUTRAL, "strokeWidth": 1, "strokeDash": list(dashes)} | (mark or {})
     layers: list[Spec] = [{"data": data, "mark": rule, "encoding": {axis: {"datum": at}}}]
     if text:
-        place = {"y": {"datum": at}, "x": {"value": 3}} if axis == "y" else {"x": {"datum": at}, "y": {"value": 3}}
-        turn = {"baseline": "bottom", "dy": -2} if axis == "y" else {"baseline": "top", "dx": 4}
-        body = {"type": "text", "align": "left", "fontSize": 10, "color": rule["color"], **turn}
+        place = {"y": {"datum": at}, "x": {"value": 3}} if axis == "y" else {"x": {"datum": at}, "y": {"value": -4}}
+        turn = {"align": "left", "dy": -2} if axis == "y" else {"align": "center"}
+        body = {"type": "text", "baseline": "bottom", "fontSize": 10, "color": rule["color"], **turn}
         layers.append({"data": data, "mark": body, "encoding": {**place, "text": {"value": line(text)}}})
     return layers
 

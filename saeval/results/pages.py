@@ -1,18 +1,14 @@
-"""Writing the pages of reports, and helpers for their figures."""
+"""Writing the pages of reports."""
 
 from __future__ import annotations
 
-import io
 import re
-import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saeval.base.errors import log, said
-from saeval.base.escapes import file_name, html, markdown, plot
+from saeval.base.escapes import file_name, html, markdown
 from saeval.base.whole_files import FREE_SPACE, sync, tidy, write_whole
 from saeval.results.board import damaged_in_words, limit_notice
 from saeval.results.report import Report
@@ -20,10 +16,10 @@ from saeval.results.section_files import section_files
 from saeval.stats.estimate import reliability_warnings
 
 if TYPE_CHECKING:
-    from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
-
     from saeval.results.result import Result
+
+INDEX = "index.html"
+"""The page of all results, which no page of a report replaces."""
 
 
 def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Path) -> tuple[list[Path], list[str]]:
@@ -43,11 +39,10 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
     first = " ".join([*([heading] if heading else []), *unreliable])
     for report in reports:
         try:
-            with under_heading(heading):
-                sections = report.sections(results) if report.sections is not None else ()
-                files = section_files(report.name, sections, heading)
-                files |= report.pages(results) if report.pages is not None else {}
-                pages = {name: _page(name, content, first) for name, content in files.items()}
+            sections = report.sections(results) if report.sections is not None else ()
+            files = section_files(report.name, sections, heading)
+            files |= report.pages(results) if report.pages is not None else {}
+            pages = {name: _page(name, content, first) for name, content in files.items()}
             places = list(written)
             for name in pages:
                 places.append(_path_of(name, folder, [folder / INDEX, *places]))
@@ -92,74 +87,3 @@ def _headed(name: str, text: str, heading: str) -> str:
         headed, bodies = re.subn(r"(<body[^>]*>)", rf"\1\n{banner}", text, count=1, flags=re.IGNORECASE)
         return headed if bodies else f"{banner}\n{text}"
     return text
-
-
-INDEX = "index.html"
-"""The page of all results, which no page of a report replaces."""
-_EM = 0.6
-"""Upper bound on the mean width of a letter, in ems."""
-
-
-def figure(width: float, height: float) -> Figure:
-    """Return an empty matplotlib figure; `width` and `height` are in inches."""
-    from matplotlib.figure import Figure  # late: slow to import, and only pages with plots need it
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-_TITLE: ContextVar[str] = ContextVar("title", default="")
-
-
-@contextmanager
-def under_heading(text: str) -> Iterator[None]:
-    """Give every figure that `png` writes in this context the line above its title."""
-    before = _TITLE.set(text)
-    try:
-        yield
-    finally:
-        _TITLE.reset(before)
-
-
-def png(drawn: Figure) -> bytes:
-    """Return the figure as the content of a PNG file; equal figures give equal bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # late: as above
-
-    if title := _TITLE.get():
-        drawn.suptitle(f"{plot(title)}\n{drawn.get_suptitle()}".strip(), fontsize=9, wrap=True)
-    FigureCanvasAgg(drawn)
-    buffer = io.BytesIO()
-    drawn.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def wrap_title(text: str, inches: float, size: float) -> str:
-    """Return a title broken into lines of at most `inches` at this font size (in points), without mathtext."""
-    return textwrap.fill(plot(text), max(int(inches * 72 / (size * _EM)), 8))
-
-
-def set_title(drawn: Figure, text: str, size: float = 10) -> None:
-    """Set a figure's title, broken into lines that fit its width; `size` is in points."""
-    drawn.suptitle(wrap_title(text, float(drawn.get_figwidth()), size), fontsize=size)
-
-
-def label_log_axis(axis: Axis) -> None:
-    """Label a logarithmic axis by its current limits; call it last, since later changes of the limits are not seen.
-
-    Limits within one decade get round numbers as ticks; within three decades, 1, 2 and 5 times the powers of ten; a
-    wider axis keeps matplotlib's labels at powers of ten.
-    """
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter  # late: as above
-
-    low, high = sorted(map(float, axis.get_view_interval()))
-    if high >= 1000 * low:
-        return
-    if high >= 10 * low:
-        ticks = LogLocator(subs=(1, 2, 5)).tick_values(low, high)
-    else:
-        ticks = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    inside = [float(tick) for tick in ticks if low <= tick <= high]
-    if len(inside) < 2:  # a very narrow axis
-        inside = [low, high]
-    axis.set_ticks(inside)
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
-    axis.set_minor_formatter(NullFormatter())

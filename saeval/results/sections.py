@@ -23,6 +23,12 @@ class Chart:
     description: str
     """What the chart shows, in a sentence, for people who cannot see it."""
 
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
+        """Return what a notebook shows: the specification for those that draw it, and a picture."""
+        from saeval.results.chart_files import png, whole  # late: it imports this module
+
+        return {"application/vnd.vegalite.v6+json": whole(self), "image/png": png(self)}
+
 
 @dataclass(frozen=True)
 class Table:

@@ -25,14 +25,15 @@ KINDS = {
 _L0 = "l0"
 
 
-def value_charts(board: Board, metric: str) -> list[Chart]:
-    """Return a chart of the shown values of a configured metric; none if no row has one.
+def value_charts(board: Board, metric: str, value: str = "") -> list[Chart]:
+    """Return a chart of the shown values of a configured metric, or of one `value`; none if no row has a number.
 
     Rows are ordered by hook and by L0, where the board has one, controls last. No line joins rows. A number that would
     flatten the others stands at the edge, with its value beside it.
     """
     columns = [column for column in board.columns if column.metric == metric and not column.paired]
-    columns = [column for column in columns if column.headline] or columns
+    chosen = [column for column in columns if (column.value == value if value else column.headline)]
+    columns = chosen if value else chosen or columns
     rows = [row for row in board.rows if any(row.entries.get(column.name) is not None for column in columns)]
     if not columns or not any(_value(row, column) is not None for row in rows for column in columns):
         return []

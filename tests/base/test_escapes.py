@@ -8,27 +8,30 @@ import itertools
 import json
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import saeval
 import saeval_perturbation.pages as perturbation_pages
-import saeval_stability.pages as stability_pages
 from saeval import SaevalError, cli
 from saeval.base.errors import SuiteError
-from saeval.base.escapes import csv, file_name, html, line, markdown, plot, terminal
+from saeval.base.escapes import csv, file_name, html, line, markdown, terminal
 from saeval.base.sealed_json import sealed, unsealed
+from saeval.results.chart_files import csv_text
 from saeval.results.comparison import compare
 from saeval.results.leaderboard import from_results
-from saeval.results.pages import figure, png, set_title, write_pages
+from saeval.results.pages import write_pages
 from saeval.results.report import Report
 from saeval.results.result import Result
+from saeval.results.section_files import section_files
+from saeval.results.sections import Chart, Passage, Section
+from saeval.results.sections import Table as PageTable
 from saeval.suite.schema import validate
 from saeval.suite.yaml_marks import Marks
 from saeval.testing.claims import every, none, some
 from saeval_reports import comparisons, tables
-from saeval_reward import document
 from scored_results import NOISE, scored
 
 FORGERY = "a | b |\n| forged | 1 |\n## Forged <script>alert(1)</script> \x1b[2J\x9b1A\u202e *x* `y` __z__ [l](http://e) $\\frac$"
@@ -191,23 +194,17 @@ def test_names_in_pages_forge_nothing():
         "data": {"fingerprint": "f"},
     }
     result = Result("k", "ok", cell, values={"kl_sae": record})
-    assert forges_nothing(perturbation_pages.table([result]))
-    rows = perturbation_pages.csv_text([{"subject": "=1+1", "hook": FORGERY, "p": -0.25}])
+    chart = Chart("c", FORGERY, FORGERY, {"mark": "point", "encoding": {}}, [{"name": FORGERY}], FORGERY)
+    table = PageTable("t", FORGERY, ["name", FORGERY], [[FORGERY, "1"]], {FORGERY: FORGERY})
+    passage = Passage(FORGERY, FORGERY, [FORGERY, "forged"], [1.0, 0.0])
+    made = Section("s", FORGERY, [FORGERY], [chart], [table, replace(table, folded=True)], [passage], [FORGERY])
+    for section in some([*perturbation_pages.sections([result]), made]):
+        files = section_files("page", [section, section], FORGERY)
+        assert forges_nothing(re.sub(r"(?m)^(<details><summary>|- \[.*?\]\(#|<a id=).*$", "", files["page.md"]))
+        assert "<script" not in files["page.md"]
+    rows = csv_text([{"subject": "=1+1", "hook": FORGERY, "p": -0.25}])
     assert list(csv_files.reader(io.StringIO(rows)))[1][::2] == ["'=1+1", "-0.25"]
     assert not CONTROLS.search(rows)
-    assert forges_nothing(stability_pages._markdown(["name", FORGERY], [[FORGERY, "1"]]))
-    blocks = [document.Grid([FORGERY], [[FORGERY]]), document.Heading(FORGERY), document.Warned(FORGERY)]
-    assert forges_nothing(document.markdown(FORGERY, blocks))
-    page = document.page(FORGERY, blocks)
-    assert "<script" not in page
-    assert not CONTROLS.search(page)
-
-
-def test_a_title_with_dollar_signs_is_no_formula():
-    drawn = figure(2, 2)
-    set_title(drawn, "$\\nonsense{$ of a\x1b|b")
-    assert png(drawn)
-    assert plot("a$b") == "a\\$b"
 
 
 def test_no_cell_of_a_csv_file_is_a_formula_and_numbers_stay_numbers():

@@ -15,7 +15,7 @@ from saeval.testing.claims import some
 
 SLOW = (
     "torch", "transformers", "transformer_lens", "tokenizers", "huggingface_hub", "datasets", "pandas", "pyarrow", "numba",
-    "matplotlib", "scipy.stats", "scipy.cluster",
+    "altair", "vl_convert", "jsonschema", "scipy.stats", "scipy.cluster",
 )  # fmt: skip
 SUITE = """
 suite: small
@@ -56,6 +56,7 @@ def test_commands_that_compute_nothing_import_no_slow_library(folder):
         ["leaderboard", results],
         ["leaderboard", results, "--format", "json"],
         ["compare", results, "testbed/relu-3", "testbed/relu-5"],
+        ["plot", results, "--format", "json"],
     ]
     command = [sys.executable, "-c", CHILD, json.dumps(verbs)]
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}

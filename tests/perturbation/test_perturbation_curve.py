@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from itertools import product
@@ -14,13 +12,15 @@ import torch
 
 from perturbations import PLUGIN, Planted, Readout, run, values
 from saeval.cli import main
+from saeval.plugin import chart_files
 from saeval.results.paired_tests import holm
 from saeval.results.verdicts import verdicts_on
 from saeval.stats.evidence import Stamp
-from saeval.testing import TinyModel, TinySAE, tiny_tokens
+from saeval.testing import TinyModel, TinySAE, check_chart, tiny_tokens
 from saeval.testing.claims import every, some
 from saeval_perturbation.bins import COLUMNS, EDGES, by_cosine, in_bins
-from saeval_perturbation.pages import pages, site_and_layer
+from saeval_perturbation.pages import sections
+from saeval_perturbation.plots import curve_chart, site_and_layer
 
 
 def saes(count, hook_name="blocks.1.hook_resid_pre"):
@@ -190,36 +190,50 @@ def test_single_positions_tell_an_ignored_error_from_a_harmful_one_bin_by_bin():
     assert [EDGES[0], EDGES[-1]] == [-1, 1]
 
 
-def test_pages_hold_a_plot_and_a_table_of_each_metric():
+def test_sections_hold_the_charts_and_the_tables_of_each_metric():
     several = {**saes(2), **saes(1, "blocks.2.hook_resid_pre")}
     found = run(
         [{"perturbation": {"positions": 1}}, {"perturbation_curve": {"positions": 4, "as": "curve"}}],
         saes=several, controls=["mean"], rows=tiny_tokens(rows=120, documents=60),
     )  # fmt: skip
-    made = pages(list(found))
-    assert sorted(made) == ["curve.png", "curve_by_cosine.csv", "perturbation.md", "perturbation_ratio.png"]
-    for name in ("curve.png", "perturbation_ratio.png"):
-        assert made[name].startswith(b"\x89PNG")
-    table = made["perturbation.md"]
+    damage, curve = sections(list(found))
+    assert [chart.name for chart in (*damage.charts, *curve.charts)] == ["kl", "ratio", "curve", "matched"]
+    for chart in some([*damage.charts, *curve.charts]):
+        check_chart(chart)
+    tables = {table.name: table for table in damage.tables}
+    assert list(tables) == ["differences", "without-tail", "percentiles", "kl", "ratios", "alone"]
     record = next(r for r in found if r.subject == "sae-1-1").values["kl_shuffled_error"]
-    verdicts, without_tail, percentiles, kl, ratios, alone = table.split("\n## ")
-    (line,) = [line for line in kl.splitlines() if line.startswith("| sae-1-1")]
-    assert float(line.split("|")[6].split("±")[0]) == pytest.approx(record["value"], abs=record["stderr"])
-    assert every("| mean | blocks.1" in part for part in (percentiles, kl, ratios, alone))
-    assert verdicts.startswith("## Difference to noise")
-    (line,) = [line for line in verdicts.splitlines() if line.startswith("| sae-1-1")]
+    rows = {name: next(row for row in table.rows if row[0] == "sae-1-1") for name, table in tables.items()}
+    assert float(rows["kl"][5].split("±")[0]) == pytest.approx(record["value"], abs=record["stderr"])
+    for name in ("percentiles", "kl", "ratios", "alone"):
+        assert ["mean", "blocks.1.hook_resid_pre"] in [list(row[:2]) for row in tables[name].rows]
     claims = [v for v in verdicts_on(list(found)) if v.row.name == "sae-1-1" and v.claimed]
-    assert line.count("harmful") == len(some(claims))
-    assert "- perturbation.difference: " in verdicts
-    (line,) = [line for line in without_tail.splitlines() if line.startswith("| sae-1-1")]
-    assert line.count("%)") == len(claims)
-    rows = list(csv.DictReader(io.StringIO(made["curve_by_cosine.csv"])))
-    assert {(row["subject"], row["of"]) for row in rows} == set(product(several, ("position", "position and later")))
-    assert len({row["hook"] for row in rows}) == 2
-    raw = [float(row["p"]) if row["p"] else None for row in rows]
+    assert str(rows["differences"]).count("harmful") == len(some(claims))
+    assert damage.summary[0].startswith("perturbation.difference")
+    assert str(rows["without-tail"]).count("%)") == len(claims)
+    (bins,) = curve.tables
+    lines = [dict(zip(bins.headers, row, strict=True)) for row in bins.rows]
+    assert {(line["subject"], line["of"]) for line in lines} == set(
+        product(several, ("position", "position and later"))
+    )
+    assert len({line["hook"] for line in lines}) == 2
+    raw = [line["p"] for line in lines]
     assert sum(p is not None for p in raw) >= 4
-    assert [float(row["p_holm"]) if row["p_holm"] else None for row in rows] == pytest.approx(holm(raw))
-    assert pages([r for r in found if r.metric == "nothing"]) == {}
+    assert [line["p_holm"] for line in lines] == holm(raw)
+    assert sections([r for r in found if r.metric == "nothing"]) == []
+    drawn = {r["SAE"]: r for r in damage.charts[0].data if r["of"] == "SAE"}
+    for result in some([r for r in found if r.metric == "perturbation" and r.subject in several]):
+        assert drawn[result.subject]["kl"] == result.values["kl_sae"]["value"]
+
+
+def test_an_sae_has_no_height_beside_the_curve_of_its_mean_cosine():
+    found = run([{"perturbation_curve": {"positions": 4, "as": "curve"}}], saes=saes(2))
+    chart = curve_chart(list(found))
+    marked = [r for r in chart.data if r["of"] == "mean cosine of an SAE"]
+    assert {r["SAE"] for r in marked} == set(saes(2))
+    assert every(r["kl"] is None for r in marked)
+    svg = chart_files.svg(chart).decode()
+    assert svg.count('aria-roledescription="tick"') == 2
 
 
 @pytest.mark.parametrize(
@@ -297,4 +311,4 @@ def test_every_kind_of_hook_of_a_real_model_has_both_and_a_report(tmp_path, monk
         assert row["perturbation_curve.kl_floor"] > 0
         assert row["perturbation_curve.kl_cosine_matched"] == row["perturbation.kl_cosine_matched"]
     assert main(["report", "results/wrong", *PLUGIN]) == 0
-    assert capsys.readouterr().out.count(".png") == 2
+    assert capsys.readouterr().out.count(".png") == 4

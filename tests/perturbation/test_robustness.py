@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
 import pytest
 
 from saeval.cli import main
-from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
+from saeval.testing import TinyModel, TinySAE, check_chart, evaluate_tiny, tiny_tokens
+from saeval.testing.chart_checks import channels
 from saeval.testing.claims import every, some
-from saeval_perturbation.robustness import ModelRun, Place, Point, SAEPoint, chart, model_runs, pages, table
+from saeval_perturbation.robustness import (
+    ModelRun,
+    Place,
+    Point,
+    SAEPoint,
+    _outliers_in_words,
+    chart,
+    model_runs,
+    sections,
+)
 
 CURVE = {"perturbation_curve": {"cosines": [0.5, 0.9], "norm_ratio": 1, "draws": 1, "as": "curve"}}
 
@@ -29,16 +36,25 @@ def alone(seed=0, **options):
 def test_models_stand_side_by_side_and_saes_at_their_hooks_as_points():
     saes = evaluate_tiny([CURVE], saes={"mine": TinySAE()}, name="others")
     results = [*alone(), *alone(seed=1), *saes]
-    made = pages(results)
-    assert sorted(made) == [f"curve_robustness{end}" for end in (".csv", ".md", "_delta_ce.png", "_kl.png")]
-    assert made["curve_robustness_kl.png"].startswith(b"\x89PNG")
-    text = made["curve_robustness.md"]
-    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## tiny", "## tiny (2)"]
-    (line,) = (line for line in text.splitlines() if line.startswith("| mine | blocks.1.hook_resid_pre |"))
-    assert line.endswith("| the same |")  # at the first model alone
-    assert "![KL(clean‖perturbed), nats per token](curve_robustness_kl.png)" in text
-    assert text.count("| hook | c = 0.5 | c = 0.9 | zero | mean |") == 4
-    rows = list(csv.DictReader(io.StringIO(made["curve_robustness.csv"])))
+    (section,) = sections(results)
+    assert section.name == "curve-robustness"
+    assert [drawn.name for drawn in section.charts] == ["kl", "delta_ce"]
+    for drawn in some(section.charts):
+        check_chart(drawn)
+        assert {r["model"] for r in drawn.data} == {"tiny", "tiny (2)"}
+    made = {table.name: table for table in section.tables}
+    assert list(made) == [
+        "kl-1",
+        "delta_ce-1",
+        "saes-1",
+        "kl-2",
+        "delta_ce-2",
+        "numbers",
+    ]  # the SAE is of the first alone
+    assert every(made[name].headers[1:] == ["c = 0.5", "c = 0.9", "zero", "mean"] for name in ("kl-1", "delta_ce-2"))
+    (row,) = made["saes-1"].rows
+    assert (row[0], row[1], row[-1]) == ("mine", "blocks.1.hook_resid_pre", "the same")
+    rows = [dict(zip(made["numbers"].headers, row, strict=True)) for row in made["numbers"].rows]
     for name, kind in (("c = 0.9", "hook"), ("zero", "control"), ("mine", "sae")):
         (row,) = (
             r for r in rows
@@ -50,11 +66,11 @@ def test_models_stand_side_by_side_and_saes_at_their_hooks_as_points():
             and r.cell["subjects"][0]["hook_name"] == row["hook"]
         )  # fmt: skip
         value = result.values["kl"]["y"][1] if kind == "hook" else result.values["kl_sae"]["value"]
-        assert float(row["value"]) == value
+        assert row["value"] == value
 
 
 def test_without_hooks_of_its_own_a_run_has_no_page():
-    assert pages(list(evaluate_tiny([CURVE], controls=["zero"]))) == {}
+    assert sections(list(evaluate_tiny([CURVE], controls=["zero"]))) == []
 
 
 def planted(factors):
@@ -73,7 +89,8 @@ def test_outliers_are_far_from_their_sites_median():
     assert planted({}).outliers("kl", "zero") == {}
     run = planted({"blocks.4.hook_mlp_out": 10})
     assert run.outliers("kl", "zero") == {"blocks.4.hook_mlp_out": pytest.approx(10, rel=0.1)}
-    assert "blocks.4.hook\\_mlp\\_out (zero 10×)" in table([run]) or "blocks.4.hook_mlp_out (zero 10×)" in table([run])
+    assert "blocks.4.hook_mlp_out (zero 10×)" in _outliers_in_words(run, "kl")
+    assert [r["hook"] for r in chart([run], "kl").data if r["outlier"] is not None] == ["blocks.4.hook_mlp_out"]
     assert run.outliers("delta_ce", "zero") == {}
 
 
@@ -97,11 +114,13 @@ def test_several_folders_are_drawn_together(tmp_path, capsys):
     folders = [str(tmp_path / name) for name in "ab"]
     assert main(["report", *folders, "--to", str(tmp_path / "to"), "--format", "robustness", "perturbation"]) == 0
     written = [line.removeprefix(f"{tmp_path}/to/") for line in capsys.readouterr().out.splitlines()]
-    assert written[:2] == ["a/curve.png", "b/curve.png"]
-    assert every(name.startswith("curve_robustness") for name in some(written[2:]))
-    assert (tmp_path / "to" / "curve_robustness.md").read_text().count("## tiny") == 2
+    assert written == [
+        "a/perturbation.md", "a/curve-curve.png", "b/perturbation.md", "b/curve-curve.png", "robustness.md",
+        "curve-robustness-kl.png", "curve-robustness-delta_ce.png", *([written[-1]] if written[-1].endswith(".csv") else []),
+    ]  # fmt: skip
+    assert "tiny (2): " in (tmp_path / "to" / "robustness.md").read_text()
     assert main(["report", *folders, "--format", "robustness"]) == 0
-    assert "## tiny (2)" not in (tmp_path / "b" / "report" / "curve_robustness.md").read_text()
+    assert "tiny (2)" not in (tmp_path / "b" / "report" / "robustness.md").read_text()
 
 
 def test_the_identity_is_not_drawn():
@@ -111,12 +130,11 @@ def test_the_identity_is_not_drawn():
 
 def test_the_data_of_an_sae_are_named_if_they_are_not_those_of_the_noise():
     saes = evaluate_tiny([CURVE], saes={"mine": TinySAE()}, name="others", rows=tiny_tokens(rows=12, seed=5))
-    text = pages([*alone(), *saes])["curve_robustness.md"]
-    (line,) = (line for line in text.splitlines() if line.startswith("| mine |"))
-    assert "12 sequences" in line
+    (section,) = sections([*alone(), *saes])
+    (row,) = next(table for table in section.tables if table.name == "saes-1").rows
+    assert "12 sequences" in row[-1]
     (result,) = saes
-    direction = [result.values[name]["value"] for name in ("cosine", "norm_ratio")]
-    assert [float(cell) for cell in line.split(" | ")[2:4]] == pytest.approx(direction, rel=1e-3)
+    assert row[2:4] == [result.values[name]["value"] for name in ("cosine", "norm_ratio")]
 
 
 def test_the_plot_counts_what_a_logarithmic_axis_cannot_show_and_tells_controls_apart():
@@ -127,7 +145,8 @@ def test_the_plot_counts_what_a_logarithmic_axis_cannot_show_and_tells_controls_
     below = Point(-0.1, None, None)
     run.places["blocks.0.hook_mlp_out"].saes.append(SAEPoint("s", 0.9, 1.0, {"kl": below}, "the same"))
     drawn = chart([run], "kl")
-    assert "values ≤ 0, not drawn: 2" in " ".join(drawn.get_suptitle().split())
-    assert "not drawn" not in chart([planted({})], "kl").get_suptitle()
-    keys = drawn.legends[0].get_lines()[:4]
-    assert len({str(line.__dict__["_unscaled_dash_pattern"]) for line in keys}) == 4
+    assert "2 values not above 0, left out of the logarithmic axis" in drawn.subtitle
+    assert "left out" not in chart([planted({})], "kl").subtitle
+    scale = next(c["scale"] for name, c in channels(drawn.spec) if name == "strokeDash")
+    dashes = dict(zip(scale["domain"], map(tuple, scale["range"]), strict=True))
+    assert len({dashes[name] for name in run.names}) == 4

@@ -14,11 +14,11 @@ import pytest
 import saeval
 from saeval import cli
 from saeval.base.formatting import interval, number, with_error
+from saeval.results import section_files
 from saeval.results.leaderboard import boards, from_results
 from saeval.results.store import Store
 from saeval.testing.claims import some
 from saeval_reports import comparisons, tables
-from saeval_reward import document
 from scored_results import NOISE, scored
 
 SMALL = NOISE + np.array([0.001, 0.001, -0.001, -0.001])
@@ -156,8 +156,8 @@ def test_no_writer_prints_a_negative_zero():
     results = [*scored("a", -1e-5, error=0.01), *scored("b", -0.0)]
     made = from_results(results, "t", {})
     texts = [
-        tables.markdown(made), tables.csv(made), tables.as_json(made), document.cell(-0.0),
-        page("perturbation")._shown(record), page("stability")._cell(-0.0),
+        tables.markdown(made), tables.csv(made), tables.as_json(made), section_files.cell(-0.0),
+        page("perturbation")._shown(record),
     ]  # fmt: skip
     for text in some(texts):
         assert "0" in text

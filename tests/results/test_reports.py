@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from saeval import Array, Metric, Scalar
 from saeval.cli import main
+from saeval.plugin import Chart, PageTable, Passage, Section, charts
+from saeval.results.section_files import section_files
 from saeval.testing import evaluate_tiny
 from saeval.testing.claims import every
 
@@ -71,6 +75,40 @@ def test_one_report_by_name_and_elsewhere(ran, tmp_path, capsys):
     assert main(["report", "results/pages", "--plugin", "p.py", "--format", "norms", "--to", "here"]) == 0
     assert (tmp_path / "here" / "norms.csv").exists()
     assert capsys.readouterr().err == ""
+
+
+def section(name, rows=2, **more):
+    """A section with a chart, and a folded table of so many rows."""
+    x = charts.quantity("value", "cost, nats", [1.0])
+    chart = Chart("c", "Costs", "no bars", charts.single(charts.dots(x, charts.names("SAE", None, "a")), 90, 90), [
+        {"SAE": "a", "value": 1.0}], "A dot")  # fmt: skip
+    table = PageTable("t", "All costs", ["SAE", "cost"], [["=1+1", 0.5]] * rows, {"cost": "in nats"}, folded=True)
+    return Section(name, f"Title of {name}", ["Found."], [chart], [table], notes=["How."], **more)
+
+
+def test_sections_are_one_page_with_its_pictures_and_large_tables_beside_it():
+    small, large = section("one"), section("One", rows=500)
+    files = section_files("costs", [small, large])
+    assert list(files) == ["costs.md", "one-c.png", "One-c-2.png", "One-t.csv"]  # no two differ in case alone
+    page = files["costs.md"]
+    assert re.findall(r"\]\(([^)]*)\)", page) == ["#section-1", "#section-2", "one-c.png", "One-c-2.png"]
+    assert "<details><summary>All costs</summary>\n\n| SAE | cost |" in page
+    assert page.count("- cost: in nats") == 2
+    assert "- All costs: 500 rows in `One-t.csv`" in page
+    assert files["One-t.csv"].splitlines()[1] == "'=1+1,0.5"
+    assert section_files("costs", []) == {}
+    assert section_files("costs", [small]) == section_files("costs", [small])
+    assert section_files("costs", [small], "Limited run")["one-c.png"] != files["one-c.png"]
+
+
+def test_passages_of_one_heading_stand_together_and_active_tokens_are_bold():
+    own = [
+        Passage("Feature 3", f"{a}, row 1", [" if", " raise", " Error", "\n"], [0.0, a, 0.5, 0.0]) for a in (1.5, 2.5)
+    ]
+    page = section_files("p", [Section("s", "T", passages=[*own, Passage("Feature 4", "l", ["<b>"], [1.0])])])["p.md"]
+    assert page.count("### Feature 3") == page.count("### Feature 4") == 1
+    assert "- 1.5, row 1:  if **raise Error**⏎\n- 2.5, row 1:" in page
+    assert "**&lt;b>**" in page
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from saeval.plugin import verdicts, verdicts_in_words, verdicts_on
 from saeval.results.comparison import compare
 from saeval.results.leaderboard import from_results
 from saeval.results.result import Result
+from saeval.results.section_files import section_files
 from saeval.results.store import MANIFEST_FORM, Store
 from saeval.stats.estimate import Estimate
 from saeval.stats.values import Null, Scalar
@@ -183,14 +184,13 @@ def test_pages_have_a_line_for_each_verdict_and_escape_names():
     rng = np.random.default_rng(10)
     made = results([{"v": shift + rng.normal(size=DOCUMENTS)} for shift in (3.0, 0.0)])
     made[0].cell["subjects"][0]["name"] = "<b>|x"
-    files = claims.pages(made)
-    assert list(files) == ["verdicts.md", "verdicts.html"]
-    assert files["verdicts.md"].count("\n| ") == 3
-    assert "| more harmful than noise " in files["verdicts.md"]
-    assert "<td>cannot be distinguished from noise</td>" in files["verdicts.html"]
-    assert "&lt;b&gt;|x" in files["verdicts.html"]
-    assert "<b>" not in "".join(files.values())
-    assert claims.pages(results([{"v": rng.normal(size=DOCUMENTS)}], null=None)) == {}
+    (section,) = claims.sections(made)
+    text = section_files("verdicts", [section])["verdicts.md"]
+    assert text.count("\n| ") == 4  # with the line below the headers
+    assert "| more harmful than noise |" in text
+    assert "&lt;b>\\|x" in text
+    assert "<b>" not in text
+    assert claims.sections(results([{"v": rng.normal(size=DOCUMENTS)}], null=None)) == []
 
 
 def test_the_verb_report_writes_the_leads_that_the_suite_asks_for(tmp_path):
@@ -219,8 +219,8 @@ def test_a_value_with_a_null_but_without_an_error_says_why_it_is_not_tested():
     assert sentence in board.notes
     (record,) = json.loads(tables.as_json([board]))
     assert record["missing"] == {"m.v.verdict": "not tested: an error needs 4 seeds"}
-    assert f"- {sentence}" in claims.pages(made)["verdicts.md"]
-    assert sentence in claims.pages(made)["verdicts.html"]
+    (section,) = claims.sections(made)
+    assert sentence in section.summary
 
 
 def test_each_row_is_tested_against_its_own_null():

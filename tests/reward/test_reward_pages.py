@@ -7,10 +7,10 @@ import re
 import pytest
 
 from rewards import ONE_HOT, SMALL, Directions, Pairs, Readout, random_pairs, run
-from saeval.testing import TinyModel, TinyPairs, TinySAE
-from saeval.testing.claims import some
-from saeval_reward.document import Grid, Heading, Paragraph, Passage, Picture, Warned, markdown, page
-from saeval_reward.pages import duplicates, pages
+from saeval.results.section_files import section_files
+from saeval.testing import TinyModel, TinyPairs, TinySAE, check_chart
+from saeval.testing.claims import every, some
+from saeval_reward.pages import duplicates, sections
 
 NASTY = [
     "<script>alert(1)</script>",
@@ -38,51 +38,68 @@ def made():
     ]  # fmt: skip
     model = Readout(lambda x: x[..., 2] + 0.3 * x[..., 5], embed=ONE_HOT)
     results = run(metrics, rows=rows, model=model, saes={"<i>sae</i>": Directions(ONE_HOT)}, controls=["mean"])
-    return results, pages(list(results))
+    return results, sections(list(results))
 
 
 def test_every_part_is_there(made):
-    results, files = made
+    results, found = made
     assert not results.failed, results.failed[0].traceback
-    text, plots = files["reward.html"], [name for name in files if name.endswith(".png")]
-    for part in (
-        "Margins",
-        "Margin explained",
-        "Top activating contexts",
-        "Groups of",
-        "Counterfactual audit",
-        "Texts of highest reward",
-        " effective). Parameters: ",
-        "unreliable",
-    ):
-        assert part in text
-        assert part in files["reward.md"]
-    assert plots == ["reward-1-i-sae-i.png"]
-    assert files[plots[0]].startswith(b"\x89PNG")
-    assert f'src="{plots[0]}"' in text
-    assert f"]({plots[0]})" in files["reward.md"]
-    assert "no features" in text  # why the control has no attribution
+    assert [section.title.partition(" of ")[0] for section in found] == [
+        "Reward report: evaluate", "Features", "Groups", "Counterfactual audit", "Texts",
+    ]  # fmt: skip
+    overview, features, *_ = found
+    assert {table.name for table in overview.tables} == {"margins", "by", "recovered", "agreement", "explained"}
+    assert [chart.name for chart in overview.charts] == ["margins", "recovered"]
+    assert "no features" in " ".join(overview.summary)  # why the control has no attribution
+    assert [chart.name for chart in features.charts] == ["ablated", "effects", "attributed"]
+    for chart in some([*overview.charts, *features.charts]):
+        check_chart(chart)
+    assert features.passages
+    assert " effective)." in features.summary[0]
+    by = next(table for table in overview.tables if table.name == "by")
+    assert "unreliable" in set(by.headers) & set(by.notes)
 
 
-def test_the_same_results_give_the_same_pages(made):
-    assert pages(list(made[0])) == made[1]
+def test_bars_are_what_ablation_takes_and_attribution_is_apart(made):
+    results, (_, features, *_) = made
+    values = next(r for r in results if r.metric == "reward_attribution" and r.status == "ok").values
+    ablated, _, attributed = features.charts
+    top = [r for r in ablated.data if r["of"] == "top features"]
+    assert [r["margin"] for r in top] == values["ablated"]["y"]
+    assert [r["margin"] for r in attributed.data if r["of"] == "top features"] == values["cumulative"]["y"]
+    assert every("chosen on fold A, shown on fold B" in chart.subtitle for chart in features.charts)
+
+
+def test_features_with_flags_stand_behind_the_others(made):
+    _, (_, features, *_) = made
+    tables = {table.name: table for table in features.tables}
+    flags = tables["features"].headers.index("flags")
+    effects = [abs(row[tables["features"].headers.index("true_effect")] or 0) for row in tables["features"].rows]
+    assert effects == sorted(effects, reverse=True)
+    assert every(not row[flags] for row in tables["features"].rows)
+    assert every(row[flags] for row in tables["flagged"].rows) if "flagged" in tables else True
+    shown = [int(passage.heading.removeprefix("Feature ")) for passage in features.passages]
+    assert shown[0] == tables["features"].rows[0][1]
+
+
+def test_the_same_results_give_the_same_sections(made):
+    assert sections(list(made[0])) == made[1]
 
 
 def test_text_of_the_data_is_never_markup(made):
-    _, files = made
-    text = files["reward.html"]
+    _, found = made
+    files = section_files("reward", found)
+    text = files["reward.md"]
     for tag in ("<script", "<b>", "<i>"):
         assert tag not in text
-        assert tag not in files["reward.md"]
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
-    assert "<mark title=" in text
-    assert "&lt;b&gt;one&lt;/b&gt;" in text
-    links = re.findall(r"(?<!\\)\]\(([^)]*)\)", files["reward.md"])  # an escaped bracket opens none
-    assert links == ["reward-1-i-sae-i.png"]
+    assert "&lt;script>alert(1)&lt;/script>" in text
+    assert "&lt;b>one&lt;/b>" in text
+    links = re.findall(r"(?<!\\)\]\(([^)]*)\)", text)  # an escaped bracket opens none
+    assert set(links) == {*(name for name in files if name.endswith(".png")), *(f"#section-{i}" for i in range(1, 6))}
 
 
-def test_runs_without_reward_metrics_have_no_such_page():
-    assert pages([]) == {}
+def test_runs_without_reward_metrics_have_no_such_section():
+    assert sections([]) == []
 
 
 def test_near_duplicates_over_layers_are_reported_once():
@@ -99,27 +116,5 @@ def test_near_duplicates_over_layers_are_reported_once():
         assert name == results[1 - index].subject
         if twin == feature:
             assert effect[index][feature] <= effect[1 - index][feature]
-    files = pages(list(results))
-    assert "Reported at another layer, as near-duplicates:" in files["reward.html"]
-
-
-def test_blocks_in_both_forms():
-    blocks = [
-        Heading("A & B"), Warned("mind | this"), Paragraph("1 < 2"), Picture("p.png", "plot"),
-        Grid(["name", "x"], [["a|b", 0.123456], ["c", None]]), Passage("2.0, pair 1", [" if", " raise", " Error", "\n"], [0.0, 1.5, 0.5, 0.0]),
-    ]  # fmt: skip
-    text = markdown("T", blocks)
-    assert r"| a\|b | 0.1235 |" in text
-    assert "| c | – |" in text
-    assert "if **raise Error**⏎" in text
-    assert "> **Warning:** mind" in text
-    html = page("T", blocks)
-    assert "<h2>A &amp; B</h2>" in html
-    assert "1 &lt; 2" in html
-    assert '<td class="text">a|b</td><td>0.1235</td>' in html
-    assert "<script" not in html
-
-
-def test_markdown_shows_text_letter_by_letter():
-    block = Paragraph("<a href='x'>*b*</a> | `c`")
-    assert markdown("T", [block]) == "# T\n\n" + r"&lt;a href='x'>\*b\*&lt;/a> \| \`c\`" + "\n"
+    found = sections(list(results))
+    assert "Reported at another layer, as near-duplicates:" in " ".join(found[1].summary + found[2].summary)

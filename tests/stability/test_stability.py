@@ -14,7 +14,7 @@ from scipy.stats import t as student
 
 from given_features import FEW, SMALL, Given, column, value
 from saeval import SaevalError
-from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny, tiny_tokens
+from saeval.testing import TinyModel, TinySAE, check_chart, check_metric, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import every, some
 from saeval_stability import match
 from saeval_stability.functional import FunctionalStability
@@ -367,26 +367,46 @@ def test_a_leaderboard_says_that_the_errors_of_a_group_are_over_its_seeds():
     assert "the first" in two  # the note says which tokens decide what is alive
 
 
-def test_pages_hold_the_plots_and_the_tables(tmp_path):
-    from saeval_stability.pages import pages
+def test_sections_hold_the_charts_and_the_tables():
+    from saeval_stability.pages import sections
 
     saes = {f"sae-{i}": Given.random(i) for i in range(3)}
     entries = ["l0", *({name: {**FEW, "over": "g"}} for name in BOTH)]
     results = evaluate_tiny(entries, saes=saes, groups={"g": ["*"]})
-    found = pages(list(results))
-    plots = [name for name in found if name.endswith(".png")]
-    assert sorted(plots) == [
-        "functional-stability-g-matched.png", "functional-stability-g-pairs.png",
-        "seed-stability-g-encoder-decoder.png", "seed-stability-g-matched.png", "seed-stability-g-pairs.png",
-    ]  # fmt: skip
-    assert every(found[name].startswith(b"\x89PNG") for name in plots)
-    text = found["seed-stability-g.md"]
+    found = {section.name: section for section in sections(list(results))}
+    assert set(found) == {"seed-stability-g", "functional-stability-g"}
+    drawn = {name: [chart.name for chart in section.charts] for name, section in found.items()}
+    shared = ["pairs", "heat-map", "similarities"]
+    assert drawn == {"seed-stability-g": [*shared, "matchings"], "functional-stability-g": shared}
+    for section in some(found.values()):
+        for chart in some(section.charts):
+            check_chart(chart)
+    tables = {table.name: table for table in found["seed-stability-g"].tables}
     l0 = results.value("l0", "sae-1")["value"]
-    assert f"{l0:.4g}" in next(line for line in text.splitlines() if line.startswith("| sae-1 |"))
+    assert l0 in next(row for row in tables["members"].rows if row[0] == "sae-1")
     mean = results.value("seed_stability.decoder_matched", "sae-0, sae-1, sae-2")["value"]
-    assert f"| decoder_matched | {mean:.4g} | pairs range from" in text
-    ranges = re.findall(r"\| (\w+) \| ([\d.e-]+) \| (\w+) range from ([\d.e-]+) to ([\d.e-]+);", text)
-    assert {name: what for name, _, what, *_ in ranges}["decoder_found_in_all"] == "members"
-    assert every(float(low) <= float(mean) <= float(high) for _, mean, _, low, high in ranges)
-    assert pages(list(results)) == found  # nothing drawn at random
-    assert pages([r for r in results if r.metric == "l0"]) == {}
+    row = next(row for row in tables["means"].rows if row[0] == "decoder_matched")
+    assert row[1] == mean
+    assert row[2].startswith("pairs range from")
+    ranges = {r[0]: (r[1], re.match(r"(\w+) range from ([\d.e-]+) to ([\d.e-]+);", r[2])) for r in tables["means"].rows}
+    assert ranges["decoder_found_in_all"][1][1] == "members"
+    assert every(float(m[2]) - 1e-3 <= value <= float(m[3]) + 1e-3 for value, m in ranges.values() if m)
+    assert sections(list(results)) == list(found.values())  # nothing drawn at random
+    assert sections([r for r in results if r.metric == "l0"]) == []
+
+
+def test_every_pair_is_drawn_with_its_number_and_its_floor():
+    from saeval_stability.plots import heat_map, pairs
+
+    saes = {f"sae-{i}": Given.random(i) for i in range(8)}
+    (result,) = evaluate_tiny([{"seed_stability": {**FEW, "over": "g"}}], saes=saes, groups={"g": ["*"]})
+    stored = {tuple(row[:3]): row[5] for row in result.values["pairs"]["rows"] if row[2] == "decoder"}
+    assert len(stored) == 28
+    drawn = {
+        r["pair"]: r["matched"] for r in pairs(result).data if r["view"].startswith("decoder (") and "group" in r["of"]
+    }
+    assert drawn == {f"{a} – {b}": matched for (a, b, _), matched in stored.items()}
+    cells = [r for r in heat_map(result).data if r["view"].startswith("decoder (")]
+    assert {(r["column"], r["row"]): r["matched"] for r in cells} == {(a, b): m for (a, b, _), m in stored.items()}
+    assert every(r["excess"] == r["matched"] - r["floor"] for r in cells)
+    assert every(r["text"] == f"{r['matched']:.2f} | {r['floor']:.2f}" for r in cells)

@@ -15,11 +15,12 @@ from saeval.base.names import names_matching_any
 from saeval.cli import main
 from saeval.interfaces.documentation import documented_claims
 from saeval.results.leaderboard import boards, from_results
-from saeval.testing import TinyModel, evaluate_tiny, tiny_tokens
+from saeval.testing import TinyModel, check_chart, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import every, some
 from saeval_controls.untrained import Random
 from saeval_stability.functional import FunctionalStability
-from saeval_stability.pages import histograms, pages, tables
+from saeval_stability.pages import sections, tables
+from saeval_stability.plots import similarities
 from saeval_stability.seeds import SeedStability
 
 BOTH = ["seed_stability", "functional_stability"]
@@ -158,8 +159,9 @@ def test_pairs_of_one_seed_are_listed_apart_and_left_out_of_means_and_errors():
         assert column(result, "kinds", "pairs", **across, seeds=relation) == [len(expected)]
         assert column(result, "kinds", "mean", **across, seeds=relation) == [pytest.approx(np.mean(expected))]
     assert column(result, "kinds", "seeds", value="shared", kind_a="odd", kind_b="odd") == ["different"]
-    line = next(line for line in tables(result, [result]).splitlines() if line.startswith("| decoder_matched |"))
-    assert f"| {value(result, 'decoder_matched_floor'):.4g} |" in line
+    means = next(table for table in tables(result, [result]) if table.name == "means")
+    row = next(row for row in means.rows if row[0] == "decoder_matched")
+    assert row[3] == pytest.approx(value(result, "decoder_matched_floor"))
 
 
 @pytest.mark.parametrize(
@@ -253,24 +255,24 @@ def test_a_value_has_a_null_if_its_claim_names_one():
             assert tested == (set() if claim.null.startswith("none") else set(values)), claim.names
 
 
-def test_pages_show_the_twin_and_what_is_left():
+def test_sections_show_the_twin_and_what_is_left():
     results = evaluated(seeded(noisy_copies(Given.random(0), 0.02, 4)), ["functional_stability"])
-    files = pages(list(results))
-    assert sorted(files) == [f"functional-stability-g{end}" for end in ("-matched.png", "-pairs.png", ".md")]
-    text = files["functional-stability-g.md"]
+    (section,) = sections(list(results))
     own, twin = (value(result, "pearson_matched") for result in results)
-    line = next(line for line in text.splitlines() if line.startswith("| pearson_matched |"))
-    assert f"| {twin:.4g} | {own - twin:.4g} [" in line
-    assert "each SAE replaced by its control 'random', each drawn independently" in text
-    drawn = histograms(results[0], results[1:])
-    assert [words.get_text() for words in drawn.legends[0].get_texts()] == [
-        "the SAEs of the group (dotted: their Σ / max(n))",
-        "random(g): the twin, with each SAE replaced by its control 'random', untrained SAEs",
-        "chance: one draw of the null model 'shifted'",
-    ]
-    assert every(panel.get_legend() is None for panel in drawn.axes)  # it would cover the bars
-    first = [column(result, "pairs", "matched", view="pearson")[0] for result in results]
-    assert drawn.axes[0].get_title().endswith(f"Σ / max(n): {first[0]:.3f}, twin {first[1]:.3f}")
+    means = next(table for table in section.tables if table.name == "means")
+    row = dict(zip(means.headers, next(row for row in means.rows if row[0] == "pearson_matched"), strict=True))
+    assert row["random(g)"] == twin
+    assert row["mean − random(g)"].startswith(f"{own - twin:.4g} [")
+    assert "each SAE replaced by its control 'random', each drawn independently" in " ".join(section.notes)
+    chart = similarities(results[0], results[1:])
+    check_chart(chart)
+    assert list(dict.fromkeys(r["of"] for r in chart.data)) == [
+        "the SAEs of the group", "twin random(g): each SAE replaced by 'random'", "null model, one draw a pair",
+    ]  # fmt: skip
+    every_pair = [np.mean(column(result, "pairs", "matched", view="pearson")) for result in results]
+    assert [r["mean"] for r in chart.data if r["mean"] is not None][:2] == pytest.approx(every_pair)
+    shares = [r["share"] for r in chart.data if r["of"] == "the SAEs of the group" and r["view"].startswith("pearson")]
+    assert sum(share for share in shares if share is not None) == pytest.approx(1)
 
 
 def test_a_group_is_compared_with_its_own_twin_alone(tmp_path):
