@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Threads that spin while they wait slow down other processes.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test coverage fuzz torture test-tl4 test-lowest real check clean
+.PHONY: setup browser demo test coverage fuzz torture test-tl4 test-lowest real check clean
 
 setup: .venv/installed
 
@@ -15,17 +15,22 @@ setup: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,check]"
 	touch $@
 
+# Tests of the page open it in Debian's Chromium. Where it cannot be installed they are skipped, which CI=true forbids.
+browser:
+	@command -v chromium > /dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } \
+	  || echo "chromium cannot be installed: the tests of pages in a browser are skipped"
+
 demo: setup
 	$(BIN)/saeval run quickstart
 
 # Two workers of one thread each: most tests are small and single-threaded. The tests of a file share fixtures.
 WORKERS ?= 2
 
-test: setup
+test: setup browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The same, and report the lines that no test runs. Tracing in Python 3.11 takes a third more time, so `test` does not.
-coverage: setup
+coverage: setup browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 # Property tests with fresh seeds for BUDGET seconds; a failure prints the command that repeats it.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from saeval.base.errors import SaevalError, suggestion
 from saeval.base.escapes import terminal
 from saeval.base.formatting import counted
+from saeval.page.writing import remembering, write_page
 from saeval.registry.registry import Registry, writer
 from saeval.results.board import Board, stop_in_words
 from saeval.results.chart_collection import charts_of
@@ -100,14 +101,17 @@ class Results(Sequence[Result]):
         return compare(from_results(self._results, self.title, {}), a, b, metrics)
 
     def report(self, to: str | Path) -> list[Path]:
-        """Write the plots and pages of all report formats into the folder `to`; return the files written.
+        """Write the page `index.html` and the files of all report formats into the folder `to`; return the files.
 
         Raises `SaevalError` if a format fails; the others are written.
         """
-        reports = [entry.thing for entry in self._registry.reports if entry.thing.shows_results]
+        reports = remembering(entry.thing for entry in self._registry.reports if entry.thing.shows_results)
         written, failed = write_pages(reports, self._results, Path(to))
-        if failed:
-            raise SaevalError("\n".join(failed))
+        results = {str(self.folder or ""): self._results}
+        page, of_sections = write_page(self.boards(), results, reports, Path(to))
+        written.append(page)
+        if faults := dict.fromkeys([*failed, *of_sections]):
+            raise SaevalError("\n".join(faults))
         return written
 
     def charts(self, metric: str | None = None) -> dict[str, Chart]:

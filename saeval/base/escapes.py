@@ -1,4 +1,4 @@
-"""Escaping of foreign text: one function each for terminal, line, Markdown, HTML, CSV and file name.
+"""Escaping of foreign text: one function each for terminal, line, Markdown, HTML, LaTeX, CSV and file name.
 
 Names, reasons and tokens come from checkpoints, corpora and other people's results. Code that writes one of these
 formats must use its function, so that no text acts as markup, a formula, a terminal command or a path.
@@ -31,6 +31,26 @@ _MARKUP = re.compile(r"[`*|~$]|\\(?=[!-/:-@\[-`{-~]|$)|(?<![^\W_])_|_(?![^\W_])|
 _OPENING = re.compile(r"(\s*(?:\d{1,9}(?=[.)](?:\s|$))|(?=#+(?:\s|$)|>|[-+=](?:[\s=-]|$))))")
 """The start of a line that would be a heading, a list, a quotation or a rule."""
 
+_LATEX_CODES = {
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "`": r"\textasciigrave{}",
+    "'": r"\textquotesingle{}",
+    '"': r"\textquotedbl{}",
+    "⏎": r"$\hookleftarrow$",
+    "⇥": r"$\mapsto$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "–": "--",
+    "−": "$-$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+_LATEX = re.compile("|".join(map(re.escape, _LATEX_CODES)))
+
 
 def terminal(text: str) -> str:
     """Escape text of several lines for a terminal: control characters become `\\x1b`; line breaks and tabs stay."""
@@ -52,6 +72,11 @@ def markdown(text: str) -> str:
 def html(text: str) -> str:
     """Escape text for HTML, between tags or in an attribute, on one line."""
     return _html.escape(line(text))
+
+
+def latex(text: str) -> str:
+    """Escape text for LaTeX, outside of formulas, on one line."""
+    return _LATEX.sub(lambda match: _LATEX_CODES[match[0]], line(text))
 
 
 def csv(value: Any) -> Any:

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from saeval.api import execute, prepare, refuse_namesakes
 from saeval.base.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
@@ -20,8 +21,10 @@ from saeval.cli.board_verbs import print_asides
 from saeval.cli.doctor import Doctor
 from saeval.cli.plan_text import plan_in_words
 from saeval.engine.preflight import model_warnings, warnings
+from saeval.page.writing import remembering, write_page
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry, writer
+from saeval.results.leaderboard import of_stored
 from saeval.results.pages import write_pages
 from saeval.results.report import Report
 from saeval.results.result import Result
@@ -148,28 +151,35 @@ def report(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
     for name in arguments.format:
         registry.reports[name].check_shows_results([entry.thing for entry in registry.reports])
-    with_pages = [entry.thing for entry in registry.reports if entry.thing.shows_results]
+    with_pages = remembering(entry.thing for entry in registry.reports if entry.thing.shows_results)
     chosen = [report for report in with_pages if report.name in arguments.format] or with_pages
-    code, drawn = OK, list[tuple[list[Report], list[Result], Path, str]]()
+    drawn: list[tuple[list[Report], list[Result], Path]] = []
+    faults: dict[str, None] = {}
     several = arguments.to is not None and len(arguments.folders) > 1
     names: Counter[str] = Counter()
+    stored: dict[str, tuple[dict[str, Any], list[Result]]] = {}
     for folder in arguments.folders:
-        _, results = Store(folder).results(arguments.include_limited)
+        _, results = stored[folder] = Store(folder).results(arguments.include_limited)
         for damaged in (result for result in results if result.status == "damaged"):
             print(f"{folder}: {damaged.metric} of {damaged.subject} is damaged: {damaged.reason}", file=sys.stderr)
         names[name := Path(folder).name] += 1
         own = name if names[name] == 1 else f"{name}-{names[name]}"
         to = Path(arguments.to) / own if several else Path(arguments.to or Path(folder) / "report")
-        drawn.append(([r for r in chosen if not (several and r.together)], results, to, folder))
+        drawn.append(([r for r in chosen if not (several and r.together)], results, to))
     if several:
-        everything = [result for _, results, _, _ in drawn for result in results]
-        drawn.append(([r for r in chosen if r.together], everything, Path(arguments.to), "all folders"))
-    for reports, results, to, folder in drawn:
+        everything = [result for _, results, _ in drawn for result in results]
+        drawn.append(([r for r in chosen if r.together], everything, Path(arguments.to)))
+    for reports, results, to in drawn:
         if not reports:
             continue
         written, failed = write_pages(reports, results, to)
-        none = f"{folder}: no pages for its metrics from the reports {', '.join(report.name for report in reports)}"
-        print(*written, sep="\n") if written else print(none)
-        print(*failed, sep="\n", end="\n" if failed else "", file=sys.stderr)
-        code = SOME_FAILED if failed else code
-    return code
+        print(*written, sep="\n", end="\n" if written else "")
+        faults |= dict.fromkeys(failed)
+    first = Path(arguments.folders[0])
+    to = Path(arguments.to or (first if len(stored) == 1 else first.parent) / "report")
+    by_folder = {folder: results for folder, (_, results) in stored.items()}
+    written_page, failed = write_page(of_stored(stored.values()), by_folder, chosen, to)
+    print(written_page)
+    faults |= dict.fromkeys(failed)
+    print(*faults, sep="\n", end="\n" if faults else "", file=sys.stderr)
+    return SOME_FAILED if faults else OK

@@ -106,6 +106,11 @@ class Entries(MutableMapping[str, Entry]):
         """Add the entries of a result to the row."""
         self._results[result.metric] = result
 
+    @property
+    def results(self) -> list[Result]:
+        """The results behind the entries, in the suite's order."""
+        return list(self._results.values())
+
     def __getitem__(self, name: str) -> Entry:
         if name not in self._made:
             metric, _, value = name.partition(".")
@@ -171,6 +176,8 @@ class Row:
     """The keys of the SAEs that a control was built from; None for an older result, which lacks them."""
     site: str = ""
     """The model's own name of the hook; `hook_name` may be an alias of it."""
+    results: list[Result] = field(default_factory=list, repr=False, compare=False)
+    """The results behind its numbers; of an average over draws of a control, those of all draws."""
 
 
 @dataclass

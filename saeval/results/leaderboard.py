@@ -82,15 +82,24 @@ def _of_folders(
     for folder in folders:
         manifest, found, basis = indexed(folder, include_limited, every_array)
         bases.append(basis)
-        unfinished = []
-        if absent := sum(result.status == "missing" for result in found):
-            share = f"{absent} of {len(manifest['cells'])} cells of '{manifest['suite']}'"
-            unfinished.append(f"{share} are not computed yet; run it again to go on where it stopped")
-        if damaged := damaged_in_words(found):
-            unfinished.append(f"'{manifest['suite']}': {damaged}")
-        layout = {} if every_column else manifest["leaderboard"]
-        runs.append(_Run(manifest["suite"], layout, found, unfinished))
+        runs.append(_stored_run(manifest, found, every_column))
     return _boards(runs), bases
+
+
+def _stored_run(manifest: Mapping[str, Any], found: Sequence[Result], every_column: bool = False) -> _Run:
+    unfinished = []
+    if absent := sum(result.status == "missing" for result in found):
+        share = f"{absent} of {len(manifest['cells'])} cells of '{manifest['suite']}'"
+        unfinished.append(f"{share} are not computed yet; run it again to go on where it stopped")
+    if damaged := damaged_in_words(found):
+        unfinished.append(f"'{manifest['suite']}': {damaged}")
+    layout = {} if every_column else manifest["leaderboard"]
+    return _Run(manifest["suite"], layout, found, unfinished)
+
+
+def of_stored(runs: Iterable[tuple[Mapping[str, Any], Sequence[Result]]]) -> list[Board]:
+    """Boards from the manifests and results that `Store.results` has read of some folders."""
+    return _boards([_stored_run(manifest, found) for manifest, found in runs])
 
 
 def from_results(results: Sequence[Result], title: str, settings: Mapping[str, Any]) -> list[Board]:
@@ -173,6 +182,8 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
             if len(subjects) == 1:
                 facts[identity] = subjects[0]
         known.add(result)
+    for identity, row in rows.items():
+        row.results = entries[identity].results
     warnings += _findings(forms)
     merged = _merge_copies(rows, facts)
     rank_by = settings.get("rank_by") or next((c.name for c in columns if c.headline), None)
@@ -394,7 +405,8 @@ def _refuse_mixtures(results: list[Result]) -> None:
 
 def _averaged(family: list[Row]) -> Row:
     first, count = family[0], len(family)
-    row = dataclasses.replace(first, entries={}, copies=count)
+    results = [result for row in family for result in row.results]
+    row = dataclasses.replace(first, entries={}, copies=count, results=results)
     for name in first.entries:
         entries = [r.entries[name] for r in family if name in r.entries]
         values = [e.value for e in entries if e.value is not None]

@@ -18,6 +18,9 @@ from saeval.stats.estimate import reliability_warnings
 if TYPE_CHECKING:
     from saeval.results.result import Result
 
+INDEX = "index.html"
+"""The page of all results, which no page of a report replaces."""
+
 
 def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Path) -> tuple[list[Path], list[str]]:
     """Write the sections and pages of `reports` into `folder`. Return the files, and a sentence per report that failed.
@@ -42,7 +45,7 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
             pages = {name: _page(name, content, first) for name, content in files.items()}
             places = list(written)
             for name in pages:
-                places.append(_path_of(name, folder, places))
+                places.append(_path_of(name, folder, [folder / INDEX, *places]))
         except (Exception, SystemExit) as error:  # the pages of other reports are still written
             log.debug("report %s failed", report.name, exc_info=error)
             failed.append(f"report '{report.name}' failed: {said(error)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,12 +151,11 @@ def test_a_folder_of_suites_names_them(here, capsys):
         assert "its suites: mine; name" in capsys.readouterr().err
 
 
-def test_a_run_without_pages_says_which_metrics_have_some(here, capsys):
+def test_every_run_has_a_page(here, capsys):
     assert cli.main(["report", str(here / "mine")]) == 0
-    assert (
-        "no pages for its metrics from the reports connections, frontier, perturbation, reward, robustness, stability"
-        in capsys.readouterr().out
-    )
+    (path,) = capsys.readouterr().out.splitlines()
+    assert path == str(here / "mine" / "report" / "index.html")
+    assert "<title>mine – saeval</title>" in Path(path).read_text(encoding="utf-8")
 
 
 def test_all_draws_of_a_control_are_named(tmp_path, capsys):

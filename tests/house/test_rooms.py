@@ -9,7 +9,7 @@ from saeval.testing.claims import some
 
 ROOT = Path(__file__).parents[2]
 ORDER = (
-    "base", "stats", "interfaces", "results", "suite", "text", "registry", "plan", "engine", "", "testing", "cli",
+    "base", "stats", "interfaces", "results", "page", "suite", "text", "registry", "plan", "engine", "", "testing", "cli",
 )  # fmt: skip
 """Each sub-package imports only from those before it; "" stands for the modules directly in `saeval/`."""
 EXCEPTIONS = {("registry.hookspecs", "plan.plan")}

@@ -1,0 +1,231 @@
+// Charts by Vega: those beside a table follow its filters, those of sections are drawn when they come into view.
+
+const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7A5CA8"];
+const SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"];
+const MOST_NAMED = 60;
+const MANY = 400;
+const SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"; // a name: nothing fetches it
+const FIT = { type: "fit-x", contains: "padding" };
+
+/** Return the colour of a custom property for the present theme. */
+function themed(name) {
+  const probe = h("span", { style: `color: var(${name})` });
+  document.body.append(probe);
+  const colour = getComputedStyle(probe).color;
+  probe.remove();
+  return colour;
+}
+
+function theme() {
+  const [ink, faint, line] = ["--ink", "--faint", "--line"].map(themed);
+  const text = { labelColor: ink, titleColor: ink };
+  return {
+    aria: false, // the element around a chart says what it shows
+    mark: { aria: false },
+    font: "system-ui, sans-serif",
+    background: "transparent",
+    view: { stroke: line },
+    axis: { gridColor: line, domainColor: faint, tickColor: faint, labelFontSize: 11, titleFontSize: 12, titleFontWeight: "normal", ...text },
+    legend: { labelFontSize: 11, titleFontSize: 12, titleFontWeight: "normal", labelLimit: 220, ...text },
+    header: { labelFontSize: 11, ...text },
+    title: { color: ink, subtitleColor: faint, anchor: "start" },
+    text: { color: ink },
+  };
+}
+
+/** Draw a specification; its expressions are interpreted, since the page's policy forbids `eval`. */
+async function draw(place, spec, many = false) {
+  const options = { ast: true, actions: false, renderer: many ? "canvas" : "svg", config: theme(), loader: { http: {} } };
+  const { view } = await vegaEmbed(place, { $schema: SCHEMA, ...spec }, options);
+  return view;
+}
+
+const anyOf = (records, field) => records.some((record) => record[field] !== null);
+
+const drawnSections = new Map();
+
+/** Draw a section's charts when they come near the window, and all of them before printing. */
+function sectionCharts(sections) {
+  const waiting = new Map();
+  const put = (figure) => {
+    const chart = waiting.get(figure);
+    waiting.delete(figure);
+    seen.unobserve(figure);
+    const place = figure.querySelector(".drawn");
+    place.setAttribute("role", "img");
+    place.setAttribute("aria-label", `${chart.title}. ${chart.description}`);
+    drawnSections.set(figure, chart);
+    return draw(place, chart.spec);
+  };
+  const seen = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) if (isIntersecting && waiting.has(target)) put(target);
+  }, { rootMargin: "1200px" });
+  sections.forEach((section, at) => {
+    const figures = document.querySelectorAll(`#section-${at} figure`);
+    section.charts.forEach((chart, index) => {
+      waiting.set(figures[index], chart);
+      seen.observe(figures[index]);
+    });
+  });
+  addEventListener("beforeprint", () => [...waiting.keys()].forEach(put));
+}
+
+function redrawSections() {
+  for (const [figure, chart] of drawnSections) draw(figure.querySelector(".drawn"), chart.spec);
+}
+
+/** The charts of one board: any two values against each other, and any one value of each row. */
+class BoardCharts {
+  constructor(rows, filters, act) {
+    Object.assign(this, { rows, filters, act });
+    const values = rows.columns.filter((column) => column.value.some((value) => value !== null));
+    const shown = values.filter((column) => column.shown && !column.paired);
+    const ranked = values.find((column) => column.name === rows.rank_by) ?? shown[0] ?? values[0];
+    const l0 = values.find((column) => column.name.endsWith(".l0")) ?? shown.find((column) => column !== ranked) ?? ranked;
+    this.x = l0?.name;
+    this.y = ranked?.name;
+    this.value = ranked?.name;
+    this.values = values;
+    this.groups = rows.telling.filter((one) => one.distinct.length <= 12).map((one) => one.name);
+    this.colour = ["family", "architecture", "format", "kind"].find((name) => this.groups.includes(name)) ?? "";
+    this.join = false;
+  }
+
+  mount(parent) {
+    if (!this.values.length) return;
+    const names = this.values.map((column) => [column.name, column.name]);
+    const set = (name) => (value) => {
+      this[name] = value;
+      this.draw();
+    };
+    const groups = [["", "nothing"], ...this.groups.map((name) => [name, name])];
+    this.plane = h("div", { class: "drawn", role: "img" });
+    this.dots = h("div", { class: "drawn", role: "img" });
+    parent.append(h("div", { class: "charts pair" },
+      h("figure", { "data-chart": "plane" },
+        h("figcaption", {}, h("strong", {}, "Two values"), h("span", {}, " with 95% intervals; the line joins the rows that no other shown row beats in both")),
+        h("div", { class: "controls" }, choice("across", names, this.x, set("x")), choice("up", names, this.y, set("y")),
+          choice("colour by", groups, this.colour, set("colour")), tick("join each colour", false, set("join"))),
+        scrolling("Chart of two values", this.plane)),
+      h("figure", { "data-chart": "dots" },
+        h("figcaption", {}, h("strong", {}, "One value"), h("span", {}, " of each shown row with its 95% interval")),
+        h("div", { class: "controls" }, choice("value", names, this.value, set("value"))),
+        scrolling("Chart of one value", this.dots))));
+    this.draw();
+  }
+
+  /** Draw once after a burst of changes. */
+  later() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.draw(), 120);
+  }
+
+  records(names) {
+    return this.filters.passing.map((i) => {
+      const record = { i, row: this.rows.label(i), hook: this.rows.rows[i].hook, kind: KINDS[this.rows.rows[i].kind] };
+      names.forEach((name, at) => {
+        const column = this.rows.byName.get(name);
+        const ends = this.rows.ends(column, i);
+        record[`v${at}`] = column.value[i];
+        record[`v${at}_low`] = ends?.[0] ?? null;
+        record[`v${at}_high`] = ends?.[1] ?? null;
+        record[`text${at}`] = column.text[i] ?? this.rows.missing(column, i).reason;
+      });
+      record.colour = this.colour ? shownProperty(this.rows.property(this.colour, i)) : "all";
+      return record;
+    });
+  }
+
+  axis(name, field, records) {
+    const column = this.rows.byName.get(name);
+    const numbers = records.map((record) => record[field]).filter((value) => value !== null);
+    const log = numbers.length > 1 && Math.min(...numbers) > 0 && Math.max(...numbers) > (column.name.endsWith(".l0") ? 3 : 30) * Math.min(...numbers);
+    const title = [name, column.unit].filter(Boolean).join(", ") + (ARROWS[column.better] ?? "");
+    return { field, type: "quantitative", title, scale: log ? { type: "log", nice: false, padding: 10 } : { zero: false, padding: 8 } };
+  }
+
+  /** Return the rows that no other row beats in both values; none if a value has no better direction. */
+  front(records) {
+    const [x, y] = [this.x, this.y].map((name) => this.rows.byName.get(name));
+    const sense = (column) => ({ lower: 1, higher: -1 })[column.better] ?? (column.name.endsWith(".l0") ? 1 : 0);
+    const [sx, sy] = [sense(x), sense(y)];
+    if (!sx || !sy || x === y) return [];
+    const known = records.filter((one) => one.v0 !== null && one.v1 !== null && one.kind !== KINDS.control);
+    known.sort((a, b) => sx * (a.v0 - b.v0) || sy * (a.v1 - b.v1));
+    let best = Infinity;
+    return known.filter((one) => sy * one.v1 < best && ((best = sy * one.v1), true));
+  }
+
+  planeSpec(records) {
+    const [x, y] = [this.axis(this.x, "v0", records), this.axis(this.y, "v1", records)];
+    const domain = [...new Set(records.map((record) => record.colour))].sort(ordered);
+    const colour = { field: "colour", type: "nominal", title: this.colour || null, scale: { domain, range: domain.map((_, at) => COLOURS[at % 8]) },
+      legend: this.colour && domain.length > 1 ? { orient: "bottom", columns: 3 } : null };
+    const shape = { field: "colour", type: "nominal", title: this.colour || null, scale: { domain, range: domain.map((_, at) => SHAPES[at % 6]) }, legend: colour.legend };
+    const front = this.front(records);
+    const only = (test) => [{ filter: test }];
+    const tooltip = [{ field: "row", title: "SAE" }, { field: "hook" }, { field: "text0", title: this.x }, { field: "text1", title: this.y }];
+    const bar = (axis, other, low, high) => ({ mark: { type: "rule", opacity: 0.6 }, transform: only(`isValid(datum.${low})`),
+      encoding: { [axis]: { ...(axis === "x" ? x : y), field: low }, [`${axis}2`]: { field: high }, [other]: other === "x" ? x : y, color: colour } });
+    const joined = { mark: { type: "line", opacity: 0.5 }, encoding: { x, y, color: colour, order: { field: "v0" } } };
+    return {
+      width: "container", autosize: FIT, height: 320, data: { values: records }, transform: only("isValid(datum.v0) && isValid(datum.v1)"),
+      layer: [
+        ...(front.length > 1 ? [{ data: { values: front }, mark: { type: "line", color: themed("--faint"), strokeDash: [5, 3], interpolate: "linear" }, encoding: { x, y, order: { field: "v0" } } }] : []),
+        ...(this.join && this.colour ? [joined] : []),
+        ...(anyOf(records, "v0_low") ? [bar("x", "y", "v0_low", "v0_high")] : []),
+        ...(anyOf(records, "v1_low") ? [bar("y", "x", "v1_low", "v1_high")] : []),
+        { mark: { type: "point", filled: true, size: 55, opacity: 1, cursor: "pointer" }, encoding: { x, y, color: colour, ...(this.colour ? { shape } : {}), tooltip } },
+      ],
+    };
+  }
+
+  dotsSpec(records) {
+    const x = this.axis(this.value, "v0", records);
+    const better = this.rows.byName.get(this.value).better;
+    const known = records.filter((record) => record.v0 !== null);
+    known.sort((a, b) => (better === "higher" ? b.v0 - a.v0 : a.v0 - b.v0));
+    const rest = records.filter((record) => record.v0 === null);
+    const few = records.length <= MOST_NAMED;
+    const order = [...known, ...rest].map((record, at) => ({ ...record, at, label: `${record.row}${this.rows.hooks.length > 1 && record.hook ? ` @ ${record.hook}` : ""}` }));
+    const labels = order.map((record) => record.label);
+    const twice = labels.some((label, at) => labels.indexOf(label) !== at);
+    if (twice && few) order.forEach((record, at) => { record.label = `${record.label} (${at + 1})`; });
+    const y = few ? { field: "label", type: "nominal", title: null, sort: order.map((record) => record.label), axis: { labelLimit: 190, grid: false } } :
+      { field: "at", type: "quantitative", title: `${order.length} rows, the best first`, scale: { reverse: true, nice: false }, axis: { grid: false } };
+    const colour = { field: "kind", type: "nominal", title: null, scale: { domain: Object.values(KINDS), range: [COLOURS[0], themed("--faint"), COLOURS[2], COLOURS[3], COLOURS[4]] }, legend: null };
+    const tooltip = [{ field: "row", title: "SAE" }, { field: "hook" }, { field: "text0", title: this.value }];
+    return {
+      width: "container", autosize: FIT, height: few ? 17 * order.length : 420, data: { values: order },
+      layer: [
+        ...(anyOf(order, "v0_low") ? [{ mark: { type: "rule" }, transform: [{ filter: "isValid(datum.v0_low)" }], encoding: { x: { ...x, field: "v0_low" }, x2: { field: "v0_high" }, y, color: colour } }] : []),
+        { mark: { type: "point", filled: true, size: few ? 50 : 12, opacity: 1, cursor: "pointer" }, transform: [{ filter: "isValid(datum.v0)" }], encoding: { x, y, color: colour, tooltip } },
+        ...(few ? [{ mark: { type: "text", align: "left", fontStyle: "italic", fontSize: 10, color: themed("--faint"), limit: 260 }, transform: [{ filter: "!isValid(datum.v0)" }], encoding: { x: { value: 4 }, y, text: { field: "text0" } } }] : []),
+      ],
+    };
+  }
+
+  /** Draw a chart, or say that there is nothing to draw. */
+  async drawAny(place, any, spec, many) {
+    if (any) return draw(place, spec(), many);
+    place.replaceChildren(h("p", { class: "reading" }, "No shown row has a number here."));
+    return null;
+  }
+
+  async draw() {
+    if (!this.plane) return;
+    const both = this.records([this.x, this.y]);
+    const many = both.length > MANY;
+    const one = this.records([this.value]);
+    this.plane.setAttribute("aria-label", `${this.y} by ${this.x} of ${both.length} rows; the table has the same numbers`);
+    this.dots.setAttribute("aria-label", `${this.value} of ${one.length} rows; the table has the same numbers`);
+    const views = await Promise.all([
+      this.drawAny(this.plane, both.some((r) => r.v0 !== null && r.v1 !== null), () => this.planeSpec(both), many),
+      this.drawAny(this.dots, anyOf(one, "v0"), () => this.dotsSpec(one), many),
+    ]);
+    for (const view of views) view?.addEventListener("click", (_, item) => {
+      if (item?.datum && Number.isInteger(item.datum.i)) this.act.open(item.datum.i);
+    });
+    this.plane.closest(".charts").dataset.rows = String(both.length);
+  }
+}
