@@ -1,4 +1,5 @@
-"""Escaping of foreign text: one function each for terminal, line, Markdown, HTML, CSV, plot and file name.
+"""Escaping of foreign text: one function each for terminal, line, Markdown, HTML, LaTeX, CSV, plot and
+file name.
 
 Names, reasons and tokens come from checkpoints, corpora and other people's results. Code that writes one of these
 formats must use its function, so that no text acts as markup, a formula, a terminal command or a path.
@@ -52,6 +53,35 @@ def markdown(text: str) -> str:
 def html(text: str) -> str:
     """Escape text for HTML, between tags or in an attribute, on one line."""
     return _html.escape(line(text))
+
+
+_LATEX = {
+    **{sign: f"\\{sign}" for sign in "{}$&#_%"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}",
+    '"': r"\char34{}", "[": "{[}", "]": "{]}", "*": "{*}", "-": "-{}",
+    "±": r"$\pm$", "×": r"$\times$", "−": r"$-$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "→": r"$\rightarrow$",
+    "–": r"\textendash{}", "—": r"\textemdash{}", "…": r"\dots{}", "⏎": r"$\hookleftarrow$", "⇥": r"$\mapsto$",
+    "Δ": r"$\Delta$", "Σ": r"$\Sigma$", "μ": r"$\mu$", "∞": r"$\infty$", "·": r"$\cdot$", "≤": r"$\leq$",
+    "≥": r"$\geq$", "≈": r"$\approx$", "²": r"$^2$", "³": r"$^3$", "‖": r"$\Vert$", "√": r"$\surd$",
+}  # fmt: skip
+"""Spellings of LaTeX's own signs, of signs that begin an argument or a ligature, and of saeval's signs."""
+
+
+def latex(text: str) -> str:
+    """Escape text for LaTeX, on one line: no command, comment, ligature, argument or table column.
+
+    Letters of other scripts stay, and need XeLaTeX or LuaLaTeX; other signs beyond ASCII become `\\u2603`.
+    """
+    return "".join(map(_latex_sign, line(text)))
+
+
+def _latex_sign(sign: str) -> str:
+    if sign in _LATEX:
+        return _LATEX[sign]
+    if sign.isascii() or sign.isalpha():
+        return sign
+    return f"{_LATEX[chr(92)]}u{ord(sign):04x}"
 
 
 def csv(value: Any) -> Any:
