@@ -89,8 +89,16 @@ class Results(Sequence[Result]):
         return from_results(self._results, self.title, self._board)
 
     def leaderboard(self, format: str = "md") -> str:
-        """Return the leaderboard as text in a report format, such as `md`; `SaevalError` for an unknown format."""
-        return writer(self._registry.reports, format, "write")(self.boards())
+        """Return the leaderboard as text in a report format, such as `md`.
+
+        Raises `SaevalError` for an unknown format, and for one whose files are no text, such as Parquet.
+        """
+        content = writer(self._registry.reports, format, "write")(self.boards())
+        if isinstance(content, bytes):
+            raise SaevalError(
+                f"format '{format}' is no text; `saeval leaderboard --format {format} --to FILE` writes it"
+            )
+        return content
 
     def compare(self, a: str, b: str, metrics: Sequence[str] = ()) -> Comparison:
         """Compare two subjects, given by `name` or `name@hook`: all values of both, paired differences and tests.

@@ -12,6 +12,7 @@ from saeval.base.lazy_names import on_first_use
 if TYPE_CHECKING:
     from saeval.base import escapes, formatting
     from saeval.base.archives import archive_damage, load_tensors_only
+    from saeval.base.console import terminal_width
     from saeval.base.errors import (
         Problem,
         SaevalError,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         text_passages,
     )
     from saeval.base.whole_files import FREE_SPACE, write_whole
+    from saeval.cli.tables import print_boards, table_options
     from saeval.interfaces.data import Batch, DataKind, Dataset, Document, PairBatch, Source
     from saeval.interfaces.fired import Fired
     from saeval.interfaces.live_objects import LiveSAE, evaluation_mode, unwrap_module
@@ -66,6 +68,8 @@ if TYPE_CHECKING:
     from saeval.results import chart_files, charts
     from saeval.results.board import Board, Column, Entry, Row, document_count, limit_notice, size_in_words
     from saeval.results.comparison import Compared, Comparison
+    from saeval.results.folder_comparison import FolderComparison, Matched
+    from saeval.results.leaderboard import boards
     from saeval.results.paired_tests import holm
     from saeval.results.report import Report
     from saeval.results.result import Result
@@ -86,19 +90,20 @@ if TYPE_CHECKING:
 __all__ = [
     "Array", "BYTE_ORDER_MARK", "Batch", "Better", "Board", "Capture", "Cell", "Chart", "Column", "Comparable",
     "Compared", "Comparison", "Control", "Curve", "DataKind", "Dataset", "Document", "Encoding", "Entry",
-    "Estimate", "Ever", "Evidence", "FREE_SPACE", "Fired", "Histogram", "LiveSAE", "MAX_REPEATS", "Mean", "Metric",
-    "Model", "ModelAdapter", "ModelSpec", "Moments", "Notes", "Null", "PageTable", "PairBatch", "ParameterError",
-    "Passage", "Plan", "Problem", "Quantiles", "Ratio", "RegisteredModel", "RegisteredSAE", "RegisteredSuite",
-    "Repeats", "Report", "Result", "Resume", "Row", "SAEInfo", "SAELoader", "SaevalError", "Sample", "Scalar",
-    "Section", "Source", "Spelling", "Spread", "Stamp", "Subject", "Substitute", "Support", "Table", "TokenDataset",
-    "TokenScores", "Undefined", "Value", "Verdict", "archive_damage", "at_hooks", "cached", "chart_files", "charts",
-    "check_encoding", "check_regular_file", "digest_of", "document_count", "dtype_name", "escapes",
-    "evaluation_mode", "expand_user", "finite", "fit_split", "fold", "formatting", "gathered", "hashed", "holm",
-    "hookimpl", "included", "is_tensor", "json_error", "libraries", "limit_notice", "load_tensors_only",
-    "lone_surrogate", "names_matching", "names_matching_any", "normal", "normalized_newlines", "out_of_memory",
-    "paired", "planned", "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings", "resuming",
-    "searched_in", "sha256_file", "size_in_words", "stored_results", "suggestion", "text_passages", "token_scores",
-    "torch", "unread_special", "untested_on", "unwrap_module", "validated", "validated_as", "verdicts",
-    "verdicts_in_words", "verdicts_on", "write_whole",
+    "Estimate", "Ever", "Evidence", "FREE_SPACE", "Fired", "FolderComparison", "Histogram", "LiveSAE",
+    "MAX_REPEATS", "Matched", "Mean", "Metric", "Model", "ModelAdapter", "ModelSpec", "Moments", "Notes", "Null",
+    "PageTable", "PairBatch", "ParameterError", "Passage", "Plan", "Problem", "Quantiles", "Ratio",
+    "RegisteredModel", "RegisteredSAE", "RegisteredSuite", "Repeats", "Report", "Result", "Resume", "Row",
+    "SAEInfo", "SAELoader", "SaevalError", "Sample", "Scalar", "Section", "Source", "Spelling", "Spread", "Stamp",
+    "Subject", "Substitute", "Support", "Table", "TokenDataset", "TokenScores", "Undefined", "Value", "Verdict",
+    "archive_damage", "at_hooks", "boards", "cached", "chart_files", "charts", "check_encoding",
+    "check_regular_file", "digest_of", "document_count", "dtype_name", "escapes", "evaluation_mode", "expand_user",
+    "finite", "fit_split", "fold", "formatting", "gathered", "hashed", "holm", "hookimpl", "included", "is_tensor",
+    "json_error", "libraries", "limit_notice", "load_tensors_only", "lone_surrogate", "names_matching",
+    "names_matching_any", "normal", "normalized_newlines", "out_of_memory", "paired", "planned", "print_boards",
+    "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings", "resuming", "searched_in",
+    "sha256_file", "size_in_words", "stored_results", "suggestion", "table_options", "terminal_width",
+    "text_passages", "token_scores", "torch", "unread_special", "untested_on", "unwrap_module", "validated",
+    "validated_as", "verdicts", "verdicts_in_words", "verdicts_on", "write_whole",
 ]  # fmt: skip
 __getattr__, __dir__ = on_first_use(__name__)

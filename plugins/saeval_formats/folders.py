@@ -13,6 +13,7 @@ from saeval_formats.reference import LocalLoader, folder_of, in_order
 class FolderLoader(LocalLoader):
     """A format with one folder per SAE. `path` may contain globs; `sites` are globs for the folders below it."""
 
+    expands = {**LocalLoader.expands, "sites": str | list[str]}  # noqa: RUF012
     markers: ClassVar[tuple[str, ...]]
     """File names; a folder that has any of them holds an SAE."""
 

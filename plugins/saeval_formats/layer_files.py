@@ -15,6 +15,7 @@ from saeval_formats.reference import LocalLoader, folder_of, in_order
 class LayerFileLoader(LocalLoader):
     """A format with one file per layer. `path` is a file and may contain globs, or a folder with `sites`, globs."""
 
+    expands = {**LocalLoader.expands, "sites": str | list[str]}  # noqa: RUF012
     pattern: ClassVar[re.Pattern[str]]
     """The names of the files; the group is the layer."""
 

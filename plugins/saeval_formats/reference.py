@@ -63,6 +63,7 @@ class Opened(Protocol):
 class LocalLoader(SAELoader):
     """A format of local files. `path` may contain globs; with `repo` (and `revision`) it is inside a hub repository."""
 
+    expands: ClassVar[Mapping[str, Any]] = {"repo": str, "revision": str}
     companions: ClassVar[tuple[str, ...]] = ()
     """Other files to download from a hub repository, relative to `path`: `../config.json` lies beside it."""
     suffixes: ClassVar[tuple[str, ...]] = ()

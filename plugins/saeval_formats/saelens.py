@@ -16,7 +16,7 @@ from saeval_formats.folders import FolderLoader, holding
 from saeval_formats.reference import TranscoderReference, folder_of, json_object, parsed
 from saeval_formats.saelens_config import BY_LIBRARY, Config, assembled, parsed_config
 from saeval_formats.saelens_objects import LibrarySAE, expected_shapes, loaded
-from saeval_formats.saelens_releases import Release, releases
+from saeval_formats.saelens_releases import Release, Releases, releases
 from saeval_formats.tensors import Header, Tensors
 
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
@@ -41,7 +41,7 @@ class SAELens(FolderLoader):
     unfinished run, saeval folds it into the weights.
     """
 
-    name, entry = "saelens", Reference
+    name, entry, otherwise = "saelens", Reference, Releases
     markers = (CONFIG,)
 
     def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:

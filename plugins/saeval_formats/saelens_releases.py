@@ -43,6 +43,14 @@ class Reference(BaseModel):
     unit_decoder: bool = Field(default=False, alias="fold_W_dec_norm")
 
 
+class Releases(Reference):
+    """A suite's reference to SAEs of a release: one by its `id`, or those that `ids` matches."""
+
+    id: str | None = None  # type: ignore[assignment]
+    ids: str | list[str] | None = None
+    """A glob of ids, or a list of globs."""
+
+
 def releases(reference: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return one reference per id of the release that `ids` matches, a glob or a list of globs."""
     rest = {key: value for key, value in reference.items() if key != "ids"}

@@ -445,7 +445,7 @@ class HuggingFace(ModelAdapter):
     default.
     """
 
-    name = "huggingface"
+    name, entry = "huggingface", Reference
 
     def spec(self, reference: Mapping[str, Any]) -> ModelSpec:
         return PretrainedSpec(parsed(reference, self.name))

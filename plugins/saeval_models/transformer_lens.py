@@ -61,7 +61,7 @@ class TransformerLens(ModelAdapter):
     `huggingface`. Weights are neither folded nor centred, unless `center_writing_weights: true`.
     """
 
-    name = "transformer_lens"
+    name, entry = "transformer_lens", Reference
 
     def spec(self, reference: Mapping[str, Any]) -> ModelSpec:
         return BridgeSpec(parsed(reference, self.name))

@@ -33,6 +33,7 @@ def markdown(boards: Sequence[Board]) -> str:
 
 
 def _markdown(board: Board) -> str:
+    rows = shown_rows(board)
     hooks = {row.hook_name for row in board.rows}
     ranked = any(row.rank for row in board.rows)
     columns = board.shown
@@ -43,42 +44,60 @@ def _markdown(board: Board) -> str:
         *(header(c) for c in columns),
     ]
     lines = []
-    for row in board.rows:
-        if row.kind == "hook" and {e.value for c in columns if (e := row.entries.get(c.name))} <= {None}:
-            continue  # the columns are of SAEs and controls
+    for row in rows:
         name = escapes.markdown(row.name) if row.copies == 1 else f"{escapes.markdown(row.name)} ×{row.copies}"
         shown = f"*{name}*" if row.kind in ("control", "hook") else name
         hook = [escapes.markdown(row.hook_name)] if len(hooks) > 1 else []
         lines.append(
             [
-                *([_rank(row)] if ranked else []),
+                *([rank(row)] if ranked else []),
                 shown,
                 *hook,
                 *(number(row.entries.get(c.name)) for c in columns),
             ]
         )
     table = markdown_table(headers, lines)
-    data = board.data
-    facts = [f"model {escapes.markdown(board.model)}" if board.model else "no model"]
-    facts += [f"data {escapes.markdown(str(data['use']))}"] if data.get("use") else []
-    facts += map(escapes.markdown, size_in_words(data))
     where = f"All at {escapes.markdown(next(iter(hooks)))}. " if len(hooks) == 1 and hooks != {""} else ""
-    text = [f"## {escapes.markdown(board.title)}", f"{', '.join(facts)}.", table]
+    text = [f"## {escapes.markdown(board.title)}", f"{escapes.markdown(facts(board))}.", table]
     if board.stop:
-        text.insert(2, _stop(board))
+        text.insert(2, f"**Adaptive**: {escapes.markdown(stop(board))}")
     if board.limited:
-        text.insert(1, f"**{escapes.markdown(limit_notice(data))}**")
-    legend = f"{escapes.markdown(_errors(board))}↓ lower is better, ↑ higher is better"
-    vs = "; x vs y is the paired lead of a row over that control in x" if _paired(board) else ""
+        text.insert(1, f"**{escapes.markdown(limit_notice(board.data))}**")
+    more = f"{len(board.columns) - len(columns)} more values: see --format csv or json, or name them with --columns"
+    items = [f"- {escapes.markdown(note)}" for note in notes(board)]
+    items += [f"- {more}"] if len(board.columns) > len(columns) else []
     controls = "; *controls* were not trained" if any(r.kind == "control" for r in board.rows) else ""
-    text.append(f"{where}{legend}{escapes.markdown(_ranks(board))}{vs}{controls}.{_detectable(board)}")
-    notes = [f"- {escapes.markdown(note)}" for note in (*_verdicts(board), *board.notes)]
-    if more := len(board.columns) - len(columns):
-        notes.append(f"- {more} more values: see --format csv or json, or name them in 'leaderboard: columns:'")
-    if document_count(data) == 1:
-        notes.insert(0, "- one document: no error bars, since they need several independent documents")
-    notes[:0] = [f"- {escapes.markdown(doubt)}" for doubt in board.doubts]
-    return "\n\n".join([*text, *(["\n".join(notes)] if notes else [])])
+    text.append(f"{where}{escapes.markdown(legend(board))}{controls}.{escapes.markdown(least_difference(board))}")
+    return "\n\n".join([*text, *(["\n".join(items)] if items else [])])
+
+
+def shown_rows(board: Board) -> list[Row]:
+    """Return the rows of a printed table: those of hooks without an SAE only if they have a number there."""
+
+    def empty(row: Row) -> bool:  # the columns are of SAEs and controls
+        return {e.value for c in board.shown if (e := row.entries.get(c.name))} <= {None}
+
+    return [row for row in board.rows if row.kind != "hook" or not empty(row)]
+
+
+def facts(board: Board) -> str:
+    """Return the model, the data and its size in words."""
+    model = f"model {board.model}" if board.model else "no model"
+    data = [f"data {board.data['use']}"] if board.data.get("use") else []
+    return ", ".join([model, *data, *size_in_words(board.data)])
+
+
+def legend(board: Board) -> str:
+    """Return the meaning of errors, arrows, ranks and leads, as clauses without a full stop."""
+    vs = "; x vs y is the paired lead of a row over that control in x" if any(c.paired for c in board.columns) else ""
+    return f"{_errors(board)}↓ lower is better, ↑ higher is better{_ranks(board)}{vs}"
+
+
+def notes(board: Board) -> list[str]:
+    """Return what to know of a board's numbers: unreliable errors, claims, missing values and their reasons."""
+    alone = "one document: no error bars, since they need several independent documents"
+    single = [alone] if document_count(board.data) == 1 else []
+    return [*board.doubts, *single, *_verdicts(board), *board.notes]
 
 
 def _errors(board: Board) -> str:
@@ -114,16 +133,16 @@ def _of_groups(board: Board) -> str:
     return f", of {', '.join(over_seeds)} over the seeds of the group's SAEs"
 
 
-def _stop(board: Board) -> str:
+def stop(board: Board) -> str:
     """Return the sentences on where an adaptive run stopped, and on the values that use its first rows only."""
     sample = board.sample or {}
     prefix = sample.get("prefix", {})
-    first = escapes.markdown(f"{prefix.get('sequences')} sequences ({prefix.get('tokens')} tokens)")
-    rest = f"Counts, curves and quantiles of counts always use the first {first} only."
-    return f"**Adaptive**: {escapes.markdown(board.stop)}. {rest}"
+    first = f"{prefix.get('sequences')} sequences ({prefix.get('tokens')} tokens)"
+    return f"{board.stop}. Counts, curves and quantiles of counts always use the first {first} only."
 
 
-def _rank(row: Row) -> str:
+def rank(row: Row) -> str:
+    """Return a row's interval of ranks, `2–3`; empty for an unranked row."""
     if row.rank is None:
         return ""
     return f"{row.rank}" if row.rank_high in (None, row.rank) else f"{row.rank}–{row.rank_high}"
@@ -142,26 +161,20 @@ def _ranks(board: Board) -> str:
         together = " at one hook" * board.within_hooks
         return f"; ranks are by {board.rank_by}: every two of these SAEs{together} differ significantly in {tests}"
     places = f"any place from {row.rank} to {row.rank_high}{' at its hook' * board.within_hooks}"
-    return f"; a rank of {_rank(row)} in {board.rank_by} means {places}: {tests} cannot say which"
+    return f"; a rank of {rank(row)} in {board.rank_by} means {places}: {tests} cannot say which"
 
 
-def _detectable(board: Board) -> str:
+def least_difference(board: Board) -> str:
     """Return the sentence on the smallest differences to the top row that this run can detect."""
     detectable = sorted(row.detectable for row in board.rows if row.detectable)
     if not detectable:
         return ""
     ends = list(dict.fromkeys(formatting.number(end, 2) for end in (detectable[0], detectable[-1])))
     unit = next((c.unit for c in board.columns if c.name == board.rank_by), "")
-    span = f"{' to '.join(ends)} {escapes.markdown(unit)}".rstrip() + (
-        " (depending on the row)" if len(ends) > 1 else ""
-    )
+    span = f"{' to '.join(ends)} {unit}".rstrip() + (" (depending on the row)" if len(ends) > 1 else "")
     finds = f"differences of {span}" if len(ends) > 1 else f"a difference of {span}"
     top = f"the top row{' of its hook' * board.within_hooks}"
     return f" A single uncorrected test against {top} finds {finds} with 80% power."
-
-
-def _paired(board: Board) -> list[Column]:
-    return [column for column in board.columns if column.paired]
 
 
 def _verdicts(board: Board) -> list[str]:
@@ -177,8 +190,12 @@ def _verdicts(board: Board) -> list[str]:
 
 def header(column: Column) -> str:
     """Return a column's name with the arrow of its better direction."""
-    arrow = {"lower": " ↓", "higher": " ↑"}.get(column.better or "", "")
-    return f"{escapes.markdown(column.name)}{arrow}"
+    return f"{escapes.markdown(column.name)}{arrow(column)}"
+
+
+def arrow(column: Column) -> str:
+    """Return the sign of a column's better direction, after a space; empty for a value without one."""
+    return {"lower": " ↓", "higher": " ↑"}.get(column.better or "", "")
 
 
 def number(entry: Entry | None) -> str:
@@ -201,11 +218,12 @@ def rows(boards: Sequence[Board]) -> list[dict[str, Any]]:
     """Return a flat record per row: `METRIC.VALUE`, its `.stderr` and `.ci95`, of a value with a null hypothesis also
     `.p`, `.p_holm` and `.verdict`, and why values or verdicts are missing or errors unreliable."""
     given = {(id(v.row), v.column.name): v for board in boards for v in verdicts(board)}
-    return [_row(board, row, given) for board in boards for row in board.rows]
+    return [_row(place, board, row, given) for place, board in enumerate(boards, 1) for row in board.rows]
 
 
-def _row(board: Board, row: Row, given: Mapping[tuple[int, str], Verdict]) -> dict[str, Any]:
+def _row(place: int, board: Board, row: Row, given: Mapping[tuple[int, str], Verdict]) -> dict[str, Any]:
     record: dict[str, Any] = {
+        "board": place,
         "suite": board.title,
         "model": board.model,
         "data": board.data.get("fingerprint"),
@@ -256,7 +274,12 @@ def _support(board: Board, row: Row) -> Support | None:
 
 
 def csv(boards: Sequence[Board]) -> str:
-    """Return the rows as CSV in full precision, intervals as two columns."""
+    """Return the rows as CSV in full precision."""
+    return records_as_csv(flat_rows(boards))
+
+
+def flat_rows(boards: Sequence[Board]) -> list[dict[str, Any]]:
+    """Return the records of `rows` without nested values: intervals as two columns, reasons as one text."""
     flat = []
     for record in rows(boards):
         line: dict[str, Any] = {}
@@ -269,7 +292,7 @@ def csv(boards: Sequence[Board]) -> str:
             else:
                 line[name] = value
         flat.append(line)
-    return records_as_csv(flat)
+    return flat
 
 
 def records_as_csv(records: Sequence[Mapping[str, Any]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -118,3 +119,16 @@ def device(stream: TextIO) -> TextIO:
     with suppress(AttributeError, ValueError):
         inner.reconfigure(errors="backslashreplace")  # type: ignore[attr-defined]
     return inner
+
+
+DEFAULT_WIDTH = 80
+
+
+def terminal_width() -> int:
+    """Return the width that a printed table has to fit: `COLUMNS`, or that of the terminal; 80 without a terminal."""
+    return shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns
+
+
+def default_format() -> str:
+    """Return the format of a table that nobody chose: `text` on a terminal, else `md`."""
+    return "text" if sys.stdout is not None and sys.stdout.isatty() else "md"

@@ -24,8 +24,8 @@ class _Shown(logging.Filter):
 log = logging.getLogger("saeval")
 log.addFilter(_Shown())
 
-OK, SOME_FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes: success; some cells failed; a mistake of the user; Ctrl-C."""
+OK, SOME_FAILED, WRONG, CONDITION, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes: success; some cells failed; a mistake of the user; a condition of `--fail-if` holds; Ctrl-C."""
 
 
 class SaevalError(Exception):

@@ -31,26 +31,6 @@ _MARKUP = re.compile(r"[`*|~$]|\\(?=[!-/:-@\[-`{-~]|$)|(?<![^\W_])_|_(?![^\W_])|
 _OPENING = re.compile(r"(\s*(?:\d{1,9}(?=[.)](?:\s|$))|(?=#+(?:\s|$)|>|[-+=](?:[\s=-]|$))))")
 """The start of a line that would be a heading, a list, a quotation or a rule."""
 
-_LATEX_CODES = {
-    "\\": r"\textbackslash{}",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "`": r"\textasciigrave{}",
-    "'": r"\textquotesingle{}",
-    '"': r"\textquotedbl{}",
-    "⏎": r"$\hookleftarrow$",
-    "⇥": r"$\mapsto$",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "–": "--",
-    "−": "$-$",
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-}
-_LATEX = re.compile("|".join(map(re.escape, _LATEX_CODES)))
-
 
 def terminal(text: str) -> str:
     """Escape text of several lines for a terminal: control characters become `\\x1b`; line breaks and tabs stay."""
@@ -74,9 +54,33 @@ def html(text: str) -> str:
     return _html.escape(line(text))
 
 
+_LATEX = {
+    **{sign: f"\\{sign}" for sign in "{}$&#_%"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}",
+    '"': r"\char34{}", "[": "{[}", "]": "{]}", "*": "{*}", "-": "-{}",
+    "±": r"$\pm$", "×": r"$\times$", "−": r"$-$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "→": r"$\rightarrow$",
+    "–": r"\textendash{}", "—": r"\textemdash{}", "…": r"\dots{}", "⏎": r"$\hookleftarrow$", "⇥": r"$\mapsto$",
+    "Δ": r"$\Delta$", "Σ": r"$\Sigma$", "μ": r"$\mu$", "∞": r"$\infty$", "·": r"$\cdot$", "≤": r"$\leq$",
+    "≥": r"$\geq$", "≈": r"$\approx$", "²": r"$^2$", "³": r"$^3$", "‖": r"$\Vert$", "√": r"$\surd$",
+}  # fmt: skip
+"""Spellings of LaTeX's own signs, of signs that begin an argument or a ligature, and of saeval's signs."""
+
+
 def latex(text: str) -> str:
-    """Escape text for LaTeX, outside of formulas, on one line."""
-    return _LATEX.sub(lambda match: _LATEX_CODES[match[0]], line(text))
+    """Escape text for LaTeX, on one line: no command, comment, ligature, argument or table column.
+
+    Letters of other scripts stay, and need XeLaTeX or LuaLaTeX; other signs beyond ASCII become `\\u2603`.
+    """
+    return "".join(map(_latex_sign, line(text)))
+
+
+def _latex_sign(sign: str) -> str:
+    if sign in _LATEX:
+        return _LATEX[sign]
+    if sign.isascii() or sign.isalpha():
+        return sign
+    return f"{_LATEX[chr(92)]}u{ord(sign):04x}"
 
 
 def csv(value: Any) -> Any:

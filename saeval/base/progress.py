@@ -86,20 +86,22 @@ class Bar:
     def started(self, title: str, sequences: int, done: int) -> None:
         from rich.console import Console  # late: slow to import, and not used in a pipe
         from rich.markup import escape
+        from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as RichProgress
-        from rich.progress import TextColumn
 
-        columns = (*RichProgress.get_default_columns(), TextColumn("{task.fields[speed]}"))
-        self._bar, self._speed = (
-            RichProgress(*columns, console=Console(file=device(sys.stderr))),
-            Speed(sequences - done),
-        )
+        words = "{task.completed:.0f}/{task.total:.0f} sequences{task.fields[speed]}{task.fields[left]}"
+        columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn(words))
+        self._speed = Speed(sequences - done)
+        self._bar = RichProgress(*columns, console=Console(file=device(sys.stderr)))
         self._bar.start()
-        self._task = self._bar.add_task(escape(line(title)), total=sequences, completed=done, speed="")
+        self._task = self._bar.add_task(escape(line(title)), total=sequences, completed=done, speed="", left="")
 
     def advanced(self, sequences: int, tokens: int) -> None:
         self._speed.advanced(sequences, tokens)
-        self._bar.update(self._task, advance=sequences, speed=self._speed.tokens)
+        facts = {"speed": self._speed.tokens, "left": self._speed.left}
+        self._bar.update(
+            self._task, advance=sequences, **{name: f", {word}" * bool(word) for name, word in facts.items()}
+        )
 
     def finished(self) -> None:
         self._bar.stop()

@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from saeval.base.console import shown
 from saeval.base.errors import INTERRUPTED, OK, WRONG, SaevalError, log, said
 from saeval.base.provenance import version
-from saeval.cli import flags
+from saeval.cli import flags, tables
 from saeval.registry.kinds import LISTED
 
 
@@ -45,7 +45,11 @@ def results_options(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = "saeval.commands"
-VERBS = ("run", "check", "fetch", "doctor", "ls", "show", "explain", "leaderboard", "compare", "report", "plot")
+VERBS = (
+    "run", "check", "fetch", "doctor", "ls", "show", "explain", "leaderboard", "compare", "report", "plot", "schema",
+    "completion",
+)  # fmt: skip
+SHELLS = ("bash", "zsh", "fish")
 _MODULES = {"leaderboard": "board_verbs", "compare": "board_verbs", "plot": "chart_verbs"}
 """Modules of verbs that need less than `verbs`, which is slower to import."""
 
@@ -69,6 +73,11 @@ def _called(arguments: list[str]) -> int:
     if options.verb is None:
         parser.print_help()
         return WRONG
+    if options.verb == "completion":
+        from saeval.cli.completion import script  # late: no other verb needs it
+
+        print(script(options.shell, parser, sorted(verbs)))
+        return OK
     module = _MODULES.get(options.verb, "verbs")
     code: int = getattr(importlib.import_module(f"saeval.cli.{module}"), options.verb)(options)
     return code
@@ -131,7 +140,7 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     suite_options(run)
     run.add_argument("--out", default="results", help="folder for results, one subfolder per suite (default: results)")
     flags.add(run, "run")
-    run.add_argument("--format", default="md", help="format of the printed leaderboard (default: md)")
+    tables.table_options(run)
 
     check = subparsers.add_parser("check", help="check suites for problems and print what a run would compute")
     suite_options(check)
@@ -171,15 +180,25 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
 
     board = subparsers.add_parser("leaderboard", help="print the leaderboard of one or more results folders")
     board.add_argument("folders", nargs="+", metavar="OUT/SUITE", help="a results folder")
-    board.add_argument("--format", default="md", help="md, csv, json, or a plugin's format (default: md)")
+    tables.table_options(board)
     results_options(board)
 
-    pair = subparsers.add_parser("compare", help="test the differences between two SAEs, or an SAE and a control")
-    pair.add_argument("folders", nargs="+", metavar="OUT/SUITE", help="a results folder, or several with the same data")
-    pair.add_argument("a", metavar="NAME", help="an SAE or control; NAME@HOOK if it was evaluated at several hooks")
-    pair.add_argument("b", metavar="OTHER_NAME", help="the SAE or control to compare it with")
+    help_text = "test the differences between two SAEs, an SAE and a control, or two results folders"
+    usage = (
+        "saeval compare [options] OUT/SUITE ... NAME OTHER_NAME\n       saeval compare [options] OUT/SUITE OTHER/SUITE"
+    )
+    pair = subparsers.add_parser("compare", help=help_text, usage=usage)
+    pair.add_argument(
+        "words",
+        nargs="+",
+        metavar="WORD",
+        help="results folders with the same data, then two SAEs or controls (NAME@HOOK if one was evaluated at several "
+        "hooks); or two results folders",
+    )
+    fail_help = "exit with 3 if the second is surely so, such as 'ce.delta_ce worse' (or better, differs); repeatable"
+    pair.add_argument("--fail-if", action="append", default=[], metavar="CONDITION", help=fail_help)
     pair.add_argument("--metric", nargs="+", action="extend", default=[], help="only these, such as ce or ce.delta_ce")
-    pair.add_argument("--format", default="md", help="md, csv, json, or a plugin's format (default: md)")
+    tables.table_options(pair, columns=False)
     results_options(pair)
 
     report = subparsers.add_parser("report", help="write the plots and pages that plugins draw from results")
@@ -195,6 +214,11 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     plot.add_argument("--format", default="png", help="png, svg, html or json (default: png)")
     plot.add_argument("--to", metavar="FOLDER", help="where to write them (default: OUT/SUITE/plots)")
     results_options(plot)
+    schema = subparsers.add_parser("schema", help="print the JSON Schema of suites, for editors")
+    plugin_option(schema)
+
+    completion = subparsers.add_parser("completion", help="print a script that completes saeval's words in a shell")
+    completion.add_argument("shell", choices=SHELLS)
     return parser
 
 

@@ -16,14 +16,14 @@ from saeval.base.escapes import line
 from saeval.base.formatting import counted
 from saeval.base.memory import keep_freed_memory
 from saeval.base.progress import progress
-from saeval.cli import explanation, flags, listing
-from saeval.cli.board_verbs import print_asides
+from saeval.cli import explanation, flags, listing, tables
 from saeval.cli.doctor import Doctor
 from saeval.cli.plan_text import plan_in_words
 from saeval.engine.preflight import model_warnings, warnings
 from saeval.page.writing import remembering, write_page
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry, writer
+from saeval.results.column_choice import choose
 from saeval.results.leaderboard import of_stored
 from saeval.results.pages import write_pages
 from saeval.results.report import Report
@@ -36,6 +36,7 @@ def _registry(arguments: argparse.Namespace) -> Registry:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    tables.complete(arguments)
     registry = _registry(arguments)
     write = writer(registry.reports, arguments.format, "write")
     # Plan every suite before the first one runs, so that a mistake in the last suite is found at once.
@@ -63,10 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
                 print(f"{len(results.failed)} of {len(results)} cells failed; {hint}", file=sys.stderr)
                 code = SOME_FAILED
         try:
-            text = write(boards)
-            if arguments.format != "md":  # Markdown has its own notes
-                print_asides([sentence for board in boards for sentence in board.asides])
-            print(text, flush=True)
+            choose(boards, arguments.columns, arguments.wide)
+            content = write(boards)
+            if not registry.reports[arguments.format].annotated:
+                tables.print_asides([sentence for board in boards for sentence in board.asides])
+            tables.put(content, arguments)
         except SaevalError as error:  # another format may still work
             command = ["leaderboard", *(str(folder) for folder in folders), *["--include-limited"] * limited]
             print(f"{error}; the results are kept: saeval {shlex.join(command)} shows them", file=sys.stderr)
@@ -144,6 +146,13 @@ def explain(arguments: argparse.Namespace) -> int:
     print(explanation.explanation(plan, explanation.cell_of(plan, arguments.metric, arguments.sae)))
     if arguments.suite is None:
         print(f"\nThis is an example; for your suite: saeval explain {arguments.metric} SUITE")
+    return OK
+
+
+def schema(arguments: argparse.Namespace) -> int:
+    from saeval.cli.suite_schema import suite_schema  # late: pydantic's JSON Schema is slow to import
+
+    print(json.dumps(suite_schema(_registry(arguments)), indent=1))
     return OK
 
 

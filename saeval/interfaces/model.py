@@ -192,6 +192,9 @@ class ModelAdapter(ABC):
     name: ClassVar[str]
     """The name that `use:` selects."""
 
+    entry: ClassVar[type | None] = None
+    """A class whose `__init__` takes the keys of an entry besides `use` and `adapter`; None if any key may be one."""
+
     @abstractmethod
     def spec(self, reference: Mapping[str, Any]) -> ModelSpec:
         """Return the model of a suite's `model:` entry, which comes without `use` and `adapter`.

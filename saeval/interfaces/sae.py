@@ -42,6 +42,10 @@ class SAELoader(ABC):
     """The name that `use:` selects."""
     entry: ClassVar[type[BaseModel] | None] = None
     """The keys of an entry besides `use` and `name`; `saeval show` lists them, `info` and `load` check them."""
+    expands: ClassVar[Mapping[str, Any]] = {}
+    """Types of further keys by name, which `expand` uses up."""
+    otherwise: ClassVar[type[BaseModel] | None] = None
+    """The keys of an entry of another form, which `expand` also takes."""
 
     def expand(self, reference: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
         """Return one reference per SAE that an entry with globs or `sites:` matches, by a name for each.

@@ -155,8 +155,10 @@ def _shown(thing: Any) -> str:
         return f"an object of {type(thing).__qualname__}"
 
 
-def writer(reports: Names[Report], name: str, of: Literal["write", "compare"]) -> Callable[..., str]:
-    """Return the function by which the report format `name` writes leaderboards, or compares.
+def writer(
+    reports: Names[Report], name: str, of: Literal["write", "compare", "compare_folders"]
+) -> Callable[..., str | bytes]:
+    """Return the function by which the report format `name` writes leaderboards, or compares, as text or bytes.
 
     `SaevalError` if the format does not exist or cannot do it. The function raises one that names the plugin if the
     plugin fails.
@@ -164,11 +166,11 @@ def writer(reports: Names[Report], name: str, of: Literal["write", "compare"]) -
     entry = reports.entry(name)
     write = entry.thing.writer(of, [report.thing for report in reports])
 
-    def written(shown: Any) -> str:
+    def written(shown: Any) -> str | bytes:
         with blamed(f"report format '{name}'", entry.origin):
-            text = write(shown)
-            if not isinstance(text, str):
-                raise TypeError(f"it returned {type(text).__name__}, not text")
-            return text
+            content: str | bytes = write(shown)
+            if not isinstance(content, str | bytes):
+                raise TypeError(f"it returned {type(content).__name__}, not text or bytes")
+            return content
 
     return written

@@ -199,10 +199,15 @@ class Board:
     """Unmet requests of the suite's `leaderboard:`, missing results, findings of the preflight, remarks of metrics."""
     left_out: list[str] = field(default_factory=list)
     """Those of `warnings` that are about missing or damaged results."""
+    apart: str = ""
+    """Why its rows are not in the first board of those given together, with the fields that differ; empty for the first
+    board."""
     sample: Mapping[str, Any] | None = None
     """Where the suite's `precision:` stopped, as in `Result.sample`; None if the suite has no `precision:`."""
     within_hooks: bool = False
     """True if rows are ordered by hook, and ranks are among the SAEs at one hook."""
+    chosen: bool = False
+    """True if a user named the shown columns, so that a table has them all, whatever its width."""
 
     @property
     def shown(self) -> list[Column]:
@@ -219,7 +224,7 @@ class Board:
     def asides(self) -> list[str]:
         """Sentences to print to standard error with a format that has no notes, such as CSV: missing and damaged
         results, unreliable errors of any column."""
-        return [*self.left_out, *self._doubts(self.columns)]
+        return [*([self.apart] if self.apart else []), *self.left_out, *self._doubts(self.columns)]
 
     def _doubts(self, columns: Sequence[Column]) -> list[str]:
         values: list[tuple[Support, str]] = []

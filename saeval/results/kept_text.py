@@ -27,8 +27,15 @@ class KeptText:
     Reading it imports no plugin, and nothing else that is slow.
     """
 
-    def __init__(self, folder: Path | str, include_limited: bool, report: str, plugins: Sequence[Path | str]) -> None:
-        """`plugins`: files of `--plugin`."""
+    def __init__(
+        self,
+        folder: Path | str,
+        include_limited: bool,
+        report: str,
+        plugins: Sequence[Path | str],
+        shape: object = None,
+    ) -> None:
+        """`plugins`: files of `--plugin`. `shape`: what else the text depends on, as plain data, such as its width."""
         self._folder = Path(folder)
         self._path = self._folder / FOLDER / f"text.{file_name(report)}.json"
         manifests = states_of([str(self._folder / name) for name in _MANIFESTS])
@@ -38,6 +45,7 @@ class KeptText:
             "form": _FORM,
             "report": report,
             "limited": include_limited,
+            "shape": shape,
             "manifests": manifests.tolist(),
             "plugins": sorted([point.name, point.value] for point in entry_points(group="saeval")),
             "files": [files, states_of(files).tolist()],

@@ -13,6 +13,7 @@ from saeval.base.errors import SaevalError, suggestion
 from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import number
 from saeval.results.board import Board, Column, Entries, Entry, Row, damaged_in_words, some
+from saeval.results.comparability import classes, configuration, configurations, differences, in_words, of_cells
 from saeval.results.control_columns import against, columns_of
 from saeval.results.file_states import Basis
 from saeval.results.index import StaleError
@@ -127,23 +128,42 @@ class _Run:
 
 
 def _boards(runs: Sequence[_Run]) -> list[Board]:
-    """A board for each model and data. It has the names of the runs that are in it, and the first one's layout."""
-    tables: dict[str, list[tuple[_Run, Result]]] = {}
+    """A board for each model, data and configuration of metrics that runs share. It has the names of the runs that are
+    in it, and the first one's layout. All but the first say in what they differ from it."""
+    tables: dict[tuple[str, int], list[tuple[_Run, Result]]] = {}
     grounds: dict[tuple[int, int], str] = {}
-    for run in runs:
+    configured = [configurations(run.results) for run in runs] if len(runs) > 1 else [{}]
+    kinds = classes(configured)
+    for run, kind in zip(runs, kinds, strict=False):
         for result in run.results:
             model, data = result.cell["model"], result.cell["data"]
             same = (id(model), id(data))
             if same not in grounds:
                 grounds[same] = digest_of([model, data["fingerprint"], data.get("stopping")])
-            tables.setdefault(grounds[same], []).append((run, result))
-    made = []
-    for table in tables.values():
+            tables.setdefault((grounds[same], kind), []).append((run, result))
+    made: list[Board] = []
+    for (_, kind), table in tables.items():
         own = list({id(run): run for run, _ in table}.values())
         title = " + ".join(dict.fromkeys(run.title for run in own))
         board = _board([result for _, result in table], title, next((r.layout for r in own if r.layout), {}))
         board.left_out = [sentence for run in own for sentence in run.unfinished]
         board.warnings += board.left_out
+        if made:
+            (_, first_kind), first = next(iter(tables.items()))
+            metrics = [
+                {
+                    name: facts
+                    for own, its in zip(configured, kinds, strict=False)
+                    if its == k
+                    for name, facts in own.items()
+                }
+                for k in (first_kind, kind)
+            ]
+            fields = of_cells(first[0][1].cell, table[0][1].cell) + (
+                differences(metrics[0], metrics[1]) if kind != first_kind else []
+            )
+            board.apart = f"not ranked together with {made[0].title}, from which it differs in {in_words(fields)}"
+            board.warnings.insert(0, board.apart)
         made.append(board)
     return made
 
@@ -395,7 +415,7 @@ def _refuse_mixtures(results: list[Result]) -> None:
     """One name for two configurations (from different runs) would be a column that mixes two formulas."""
     configured: dict[str, Any] = {}
     for result in results:
-        own = {k: result.cell.get(k) for k in ("metric", "metric_version", "params")}
+        own = configuration(result)
         if configured.setdefault(result.metric, own) != own:
             raise SaevalError(
                 f"leaderboard: '{result.metric}' is {configured[result.metric]} in one run and {own} in another; "

@@ -11,6 +11,7 @@ from saeval.base.errors import SaevalError
 if TYPE_CHECKING:
     from saeval.results.board import Board
     from saeval.results.comparison import Comparison
+    from saeval.results.folder_comparison import FolderComparison
     from saeval.results.result import Result
     from saeval.results.sections import Section
 
@@ -19,19 +20,25 @@ if TYPE_CHECKING:
 class Report:
     """A format: pure functions that turn results into text or files. Each may be None if the format has no such output.
 
-    `write` returns the text of some boards, and `compare` that of a comparison. `sections` takes all results of a run,
-    with their arrays, and returns the parts of its page, whose charts also stand alone. `pages` takes the same, and
-    returns other files by name, such as `graph.dot`. Both are empty if they have nothing to show.
+    `write` returns the text of some boards, or the bytes of a file that is no text; `compare` those of a comparison.
+    `sections` takes all results of a run, with their arrays, and returns the parts of its page, whose charts also stand
+    alone. `pages` takes the same, and returns other files by name, such as `graph.dot`. Both are empty if they have
+    nothing to show.
     """
 
     name: str
-    write: Callable[[Sequence[Board]], str] | None = None
+    write: Callable[[Sequence[Board]], str | bytes] | None = None
     description: str = ""
-    compare: Callable[[Comparison], str] | None = None
+    compare: Callable[[Comparison], str | bytes] | None = None
     pages: Callable[[Sequence[Result]], Mapping[str, bytes | str]] | None = None
     sections: Callable[[Sequence[Result]], Sequence[Section]] | None = None
+    compare_folders: Callable[[FolderComparison], str | bytes] | None = None
+    """The text of a comparison of two results folders."""
     keeps: bool = False
-    """True if `write` depends only on results and on the code of saeval and its plugins, so that its text is cached."""
+    """True if `write` depends only on results, the width of the terminal, and the code of saeval and its plugins, so
+    that its text is cached."""
+    annotated: bool = False
+    """True if its text says itself what is missing or unreliable; else the verbs print that to standard error."""
     together: bool = False
     """True if `sections` and `pages` can take the results of several runs:
     `saeval report A B --to FOLDER` passes them all at once."""
@@ -47,11 +54,15 @@ class Report:
             able = ", ".join(report.name for report in others if report.shows_results)
             raise SaevalError(f"format '{self.name}' writes no pages; use {able or 'a plugin that does'}")
 
-    def writer(self, of: Literal["write", "compare"], others: Iterable[Report]) -> Callable[..., Any]:
+    def writer(
+        self, of: Literal["write", "compare", "compare_folders"], others: Iterable[Report]
+    ) -> Callable[..., Any]:
         """Return the function named `of`. `SaevalError` if it is None, with those of `others` that have one."""
         function: Callable[..., Any] | None = getattr(self, of)
         if function is None:
-            output = {"write": "leaderboards", "compare": "comparisons"}[of]
+            output = {"compare": "comparisons", "compare_folders": "comparisons of folders"}
             able = ", ".join(report.name for report in others if getattr(report, of))
-            raise SaevalError(f"format '{self.name}' writes no {output}; use {able or 'a plugin that does'}")
+            raise SaevalError(
+                f"format '{self.name}' writes no {output.get(of, 'leaderboards')}; use {able or 'a plugin that does'}"
+            )
         return function

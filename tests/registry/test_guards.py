@@ -513,7 +513,10 @@ def said(capsys, *arguments, folder):
 
 def test_a_writer_that_raises_keeps_the_results_and_is_named(folder, capsys):
     out = ["--out", str(folder / "results"), "--allow", "*"]
-    for format, what in (("broken", "RuntimeError: planted"), ("textless", "TypeError: it returned int, not text")):
+    for format, what in (
+        ("broken", "RuntimeError: planted"),
+        ("textless", "TypeError: it returned int, not text or bytes"),
+    ):
         code, _, err = said(capsys, "run", str(folder / "s.yaml"), *out, "--format", format, folder=folder)
         assert code == 1
         assert f"report format '{format}' (plugin {folder / 'odd.py'}:odd) failed: {what}; the results are kept" in err

@@ -122,10 +122,9 @@ def test_a_metric_that_was_not_run_on_one_of_them_is_no_missing_result():
     assert both.notes == ["k.v: b has no value (the metric was not run on it)"]
 
 
-def test_two_folders_without_names_are_told_which_name_is_missing(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["compare", "results/A", "results/B"])
-    assert "the following arguments are required: OTHER_NAME" in capsys.readouterr().err
+def test_two_words_that_are_no_folders_are_told_so(capsys):
+    assert cli.main(["compare", "results/A", "results/B"]) == 2
+    assert "results/A is no folder of results" in capsys.readouterr().err
 
 
 def test_the_spread_of_a_controls_draws_is_in_the_error_with_its_few_degrees_of_freedom():

@@ -1,0 +1,57 @@
+"""`saeval export saebench`, `saeval export hf` and `saeval import saebench`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from saeval.plugin import SaevalError, boards, escapes, print_boards, stored_results, table_options, write_whole
+from saeval_exports import dataset, saebench, saebench_board
+
+
+def export(argv: Sequence[str]) -> int:
+    """Write the results of a run as files of another project."""
+    description = "Write results as files of another project."
+    parser = argparse.ArgumentParser(prog="saeval export", description=description)
+    forms = parser.add_subparsers(dest="form", required=True, metavar="FORM")
+    bench = forms.add_parser("saebench", help="the JSON files of SAEBench's core evaluation, one per SAE")
+    bench.add_argument("folder", metavar="OUT/SUITE", help="a results folder with the metrics saebench_*")
+    hub = forms.add_parser("hf", help="a Hugging Face dataset folder: Parquet files with a card")
+    hub.add_argument("folders", nargs="+", metavar="OUT/SUITE", help="a results folder, or several")
+    for form in (bench, hub):
+        form.add_argument("--to", required=True, metavar="FOLDER", help="the folder to write")
+        form.add_argument("--include-limited", action="store_true", help="include runs with --limit")
+    options = parser.parse_args(argv)
+    if options.form == "hf":
+        made = boards(options.folders, include_limited=options.include_limited)
+        return _written(dataset.files(made), Path(options.to), [])
+    results = stored_results(options.folder, options.include_limited)
+    files, missing = saebench.files(results)
+    if not files:
+        names = ", ".join(saebench.METRICS)
+        raise SaevalError(f"{options.folder}: no SAE has a result of {names}; add them to the suite's 'metrics:'")
+    return _written(files, Path(options.to), missing)
+
+
+def import_(argv: Sequence[str]) -> int:
+    """Print the result files of another project as a leaderboard."""
+    description = "Print the result files of another project as a leaderboard of their own."
+    parser = argparse.ArgumentParser(prog="saeval import", description=description)
+    forms = parser.add_subparsers(dest="form", required=True, metavar="FORM")
+    bench = forms.add_parser("saebench", help="a folder of SAEBench's result files")
+    bench.add_argument("folder", metavar="FOLDER", help="the folder; files below it count, too")
+    table_options(bench)
+    options = parser.parse_args(argv)
+    print_boards(saebench_board.boards(Path(options.folder)), options)
+    return 0
+
+
+def _written(files: dict[str, bytes], folder: Path, notes: Sequence[str]) -> int:
+    for name, content in files.items():
+        write_whole(folder / name, content, "--to")
+        print(folder / name)
+    for note in notes:
+        print(escapes.line(note), file=sys.stderr)
+    return 0

@@ -1,0 +1,271 @@
+"""`FolderComparison`: two runs, in what they are configured differently, and the difference of each number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from saeval.base.errors import SaevalError, suggestion
+from saeval.results.board import Board, Column, Entry, Row, limit_notice
+from saeval.results.comparability import FieldDifference, classes, configurations, differences, of_cells
+from saeval.results.index import StaleError
+from saeval.results.leaderboard import boards_on
+from saeval.results.paired_tests import ALPHA, Difference, difference, distinct, holm
+from saeval.results.result import Result
+from saeval.results.store import Store
+from saeval.stats.estimate import LEAST
+
+ENVIRONMENT = ("saeval", "commit", "python", "libraries", "device", "dtypes", "batch_size")
+"""Fields of the provenance that may move numbers without being part of their configuration."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """One value of a subject that both runs have."""
+
+    row_a: Row
+    row_b: Row
+    column: Column
+    a: Entry
+    b: Entry
+    difference: Difference
+    """a - b."""
+    paired: bool
+    """True if both are over the same documents, which the difference is then paired by."""
+    p_holm: float | None = None
+    """The test's p value, corrected for all distinct tests of the comparison; None without a test."""
+
+    @property
+    def subject(self) -> str:
+        """The name that both runs give the subject."""
+        return self.row_a.name
+
+    @property
+    def sure(self) -> bool | None:
+        """True if the difference is significant at the 5% level after correction; None without a test."""
+        return None if self.p_holm is None else self.p_holm < ALPHA
+
+    @property
+    def equal(self) -> bool:
+        """True if both runs have the same number, but for rounding."""
+        return abs(self.difference.value) <= self.difference.rounding
+
+    @property
+    def better(self) -> str | None:
+        """`a` or `b`, the run with the better value; None for equal values and those without a better direction."""
+        if self.column.better is None or self.equal:
+            return None
+        return "b" if (self.difference.value > 0) == (self.column.better == "lower") else "a"
+
+
+@dataclass
+class FolderComparison:
+    """Two runs side by side: first in what they differ, then each value of the subjects that both have."""
+
+    a: str
+    """The first folder."""
+    b: str
+    fields: list[FieldDifference]
+    """The fields of model, data, metrics and subjects that differ."""
+    environment: list[FieldDifference]
+    """The fields of versions, devices and dtypes that differ."""
+    values: list[Matched]
+    notes: list[str]
+    """What cannot be compared, and why; what only one of the runs has."""
+    same_documents: bool
+    tests: int
+    """Number of distinct tests that the p values are corrected for."""
+    limit: str = ""
+    """The warning about runs with `--limit`; empty for whole runs."""
+    lost: dict[str, list[Row]] = field(default_factory=dict)
+    """Rows of the first run, by the columns in which the second has no value."""
+
+    @property
+    def asides(self) -> list[str]:
+        """Sentences to print to standard error with a format that has no notes, such as CSV."""
+        limit = [self.limit] if self.limit else []
+        return [*limit, *(f"configured differently: {d.words}" for d in self.fields), *self.notes]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return a flat record per value."""
+        return [_record(value) for value in self.values]
+
+
+def _record(value: Matched) -> dict[str, Any]:
+    low, high = value.difference.ci95 or (None, None)
+    return {
+        "name": value.subject,
+        "hook_name": value.row_a.hook_name,
+        "kind": value.row_a.kind,
+        "value": value.column.name,
+        "unit": value.column.unit,
+        "direction": value.column.better,
+        "value_a": value.a.value,
+        "value_b": value.b.value,
+        "difference": value.difference.value,
+        "stderr": value.difference.stderr,
+        "ci95_low": low,
+        "ci95_high": high,
+        "p": value.difference.p_value,
+        "p_holm": value.p_holm,
+        "paired": value.paired,
+        "better": value.better,
+        "sure": value.sure,
+        "reason": value.difference.reason,
+    }
+
+
+@dataclass
+class _Run:
+    folder: str
+    boards: list[Board]
+    cell: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    subjects: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    def rows(self) -> Iterator[tuple[Board, Row]]:
+        return ((board, row) for board in self.boards for row in board.rows)
+
+
+def _read(folder: Path | str, include_limited: bool) -> _Run:
+    how = {"include_limited": include_limited}
+    try:
+        boards, _ = boards_on([folder], **how)
+    except StaleError:  # damaged arrays, which no leaderboard tests
+        boards, _ = boards_on([folder], **how, every_array=True)
+    store = Store(folder)
+    listed = store.listed(include_limited)["cells"]
+    if not listed or not boards:
+        raise SaevalError(f"{folder}: this run has no cells to compare")
+    results = [Result(entry["key"], "missing", entry["cell"]) for entry in listed]
+    stored = next((r for entry in listed if (r := store.read(entry["key"])) and r.provenance), None)
+    provenance = stored.provenance if stored else {}
+    environment = {name: provenance[name] for name in ENVIRONMENT if name in provenance}
+    subjects = {f"{s['name']}@{s['hook_name']}": s for r in results for s in r.cell["subjects"]}
+    return _Run(str(folder), boards, listed[0]["cell"], configurations(results), subjects, environment)
+
+
+def compare_folders(
+    a: Path | str, b: Path | str, metrics: Sequence[str] = (), *, include_limited: bool = False
+) -> FolderComparison:
+    """Compare two results folders in some metrics or `metric.value`s (default: all).
+
+    Raises `SaevalError` for a folder without results, for an unknown value, and if no subject has a value in both.
+    """
+    run_a, run_b = _read(a, include_limited), _read(b, include_limited)
+    fields = of_cells(run_a.cell, run_b.cell)
+    fields += differences(run_a.metrics, run_b.metrics, "metrics")
+    fields += _of_subjects(run_a.subjects, run_b.subjects)
+    changed = {name for name in run_a.metrics if classes([{name: run_a.metrics[name]}, run_b.metrics]) != [0, 0]}
+    same_documents = all(run_a.cell["data"].get(k) == run_b.cell["data"].get(k) for k in ("fingerprint", "stopping"))
+    same_model = _weights(run_a.cell) == _weights(run_b.cell)
+    values, lost, notes = _matched(run_a, run_b, metrics, changed, same_documents, same_model)
+    values, tests = corrected(values)
+    changed_words = [f"{name} is another metric in {b}, so its numbers are not compared" for name in sorted(changed)]
+    left_out = [
+        f"{run.folder}: {sentence}" for run in (run_a, run_b) for board in run.boards for sentence in board.left_out
+    ]
+    environment = differences(run_a.environment, run_b.environment)
+    notes = [*changed_words, *notes, *left_out]
+    limit = next((words for run in (run_a, run_b) if (words := limit_notice(run.cell["data"]))), "")
+    return FolderComparison(str(a), str(b), fields, environment, values, notes, same_documents, tests, limit, lost)
+
+
+def corrected(values: Sequence[Matched]) -> tuple[list[Matched], int]:
+    """Return the values with p values corrected over all their distinct tests, and the number of these tests.
+
+    Two values of one subject may be the same test, such as `fvu` and `explained_variance`.
+    """
+    places: dict[int, list[int]] = {}
+    for place, value in enumerate(values):
+        places.setdefault(id(value.row_a), []).append(place)
+    first: list[int | None] = [None] * len(values)
+    for own in places.values():
+        for place, twin in zip(own, distinct([values[p].difference for p in own]), strict=True):
+            first[place] = None if twin is None else own[twin]
+    p_values = [v.difference.p_value if first[place] == place else None for place, v in enumerate(values)]
+    adjusted = holm(p_values)
+    made = [
+        Matched(v.row_a, v.row_b, v.column, v.a, v.b, v.difference, v.paired, None if twin is None else adjusted[twin])
+        for v, twin in zip(values, first, strict=True)
+    ]
+    return made, sum(p is not None for p in p_values)
+
+
+_OWN = ("key", "sha256", "file_checksum")
+
+
+def _of_subjects(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[FieldDifference]:
+    """Return the subjects that only one run has, and the declared fields of the others that differ."""
+    fields = [FieldDifference(f"subjects.{name}", "in it", None) for name in a if name not in b]
+    fields += [FieldDifference(f"subjects.{name}", None, "in it") for name in b if name not in a]
+    for name in (name for name in a if name in b):
+        own = differences(a[name], b[name], f"subjects.{name}")
+        telling = [d for d in own if d.name.rpartition(".")[2] not in _OWN]
+        fields += telling or own[:1]
+    return fields
+
+
+def _weights(cell: Mapping[str, Any]) -> Any:
+    model = cell["model"] or {}
+    return model.get("weights") or model
+
+
+def _matched(
+    a: _Run, b: _Run, metrics: Sequence[str], changed: set[str], same_documents: bool, same_model: bool
+) -> tuple[list[Matched], dict[str, list[Row]], list[str]]:
+    columns = {column.name: column for run in (b, a) for board in run.boards for column in board.columns}
+    for name in metrics:
+        if not any(name in (c.name, c.metric) for c in columns.values()):
+            known = dict.fromkeys([*columns, *(c.metric for c in columns.values())])
+            raise SaevalError(f"no value '{name}' in these results{suggestion(name, known)}")
+    others = {(row.name, row.hook_name): row for _, row in b.rows()}
+    values: list[Matched] = []
+    lost: dict[str, list[Row]] = {}
+    lacking: dict[tuple[str, str], list[str]] = {}
+    for board, row in a.rows():
+        other = others.get((row.name, row.hook_name))
+        for column in board.columns:
+            if column.metric in changed or (metrics and not {column.name, column.metric} & set(metrics)):
+                continue
+            entry, theirs = row.entries.get(column.name), other.entries.get(column.name) if other else None
+            if entry is None or entry.value is None:
+                continue
+            if other is None or theirs is None or theirs.value is None:
+                lost.setdefault(column.name, []).append(row)
+                if other is not None:
+                    why = "the metric was not run on it" if theirs is None else theirs.reason or theirs.status
+                    lacking.setdefault((row.name, why), []).append(column.name)
+                continue
+            apart = not same_model and column.comparable != "everywhere"
+            tested = _difference(entry, theirs, same_documents, apart)
+            named = replace(column, headline=True) if metrics else column  # a printed table shows what was asked for
+            values.append(Matched(row, other, named, entry, theirs, tested, same_documents and not apart))
+    if not values:
+        raise SaevalError(f"'{a.folder}' and '{b.folder}' have no value of one subject in common")
+    notes = [f"{b.folder} lacks {', '.join(names)} of {name} ({why})" for (name, why), names in lacking.items()]
+    return values, lost, notes
+
+
+OTHER_MODEL = "comparable within a model only, and the models differ"
+NO_ERROR = "one of the values has no error over documents"
+
+
+def _difference(a: Entry, b: Entry, same_documents: bool, apart: bool) -> Difference:
+    """Return a - b: paired if the documents are the same, else with the errors of both as of independent samples."""
+    assert a.value is not None
+    assert b.value is not None
+    value = a.value - b.value
+    if apart:
+        return Difference(value, reason=OTHER_MODEL)
+    if same_documents:
+        return difference(a, b)
+    parts = [(e.stderr, e.support.effective) for e in (a, b) if e.stderr is not None and e.support is not None]
+    if len(parts) < 2 or any(count < LEAST or not math.isfinite(error) for error, count in parts):
+        return Difference(value, reason=NO_ERROR)
+    proportions = a.proportion and b.proportion
+    return Difference(value, tuple((error**2, count - 1.0) for error, count in parts), of_proportions=proportions)
