@@ -47,7 +47,7 @@ class LabelledTexts(Source):
     """
 
     splits_itself: ClassVar[bool] = True
-    options: ClassVar[Mapping[str, Any]] = {"keep": "start", "fit_sequences": None}
+    defaults: ClassVar[Mapping[str, Any]] = {"keep": "start", "fit_sequences": None}
 
     def __init__(self, rows: int | None, balance: bool, shares: tuple[float, float, float], draw: int) -> None:
         if rows is not None and rows < 2 * LEAST:

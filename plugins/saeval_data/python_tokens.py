@@ -34,7 +34,7 @@ class PythonTokens(PythonStdlib):
     """
 
     name = "python-tokens"
-    options: ClassVar[Mapping[str, Any]] = {"fit_sequences": 512}
+    defaults: ClassVar[Mapping[str, Any]] = {"fit_sequences": 512}
 
     def documents(self, split: Literal["evaluation", "fit"]) -> Iterator[Document]:
         for name, text in stdlib_modules("held_out" if split == "evaluation" else "train", tests=False):

@@ -194,8 +194,8 @@ class Source(ABC):
         """
         raise NotImplementedError
 
-    options: ClassVar[Mapping[str, Any]] = {}
-    """Defaults of its own for parameters that all text sources share, such as `{"keep": "start"}`."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Its own defaults of parameters that all text sources share, such as `{"keep": "start"}`."""
     splits_itself: ClassVar[bool] = False
     """True if `documents("fit")` is already disjoint from `documents("evaluation")`."""
 

@@ -8,8 +8,8 @@ import importlib.util
 import io
 import json
 from collections import Counter
+from itertools import islice
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -239,14 +239,13 @@ def test_stretches_of_python():
 
 
 def test_python_tokens_have_both_labels():
-    for document, _ in zip(PythonTokens().documents("evaluation"), range(3), strict=False):
+    for document in islice(PythonTokens().documents("evaluation"), 3):
         assert every(
             0 <= start < end <= len(document.text) for spans in document.spans.values() for start, end in spans
         )
         assert set(document.spans) == set(TASKS)
-    shares = [document.validation for document in PythonTokens().documents("fit")]
-    assert 0.1 < np.mean(shares) < 0.3
-    assert none(document.validation for document in PythonTokens().documents("evaluation"))
+    flags = [document.validation for document in islice(PythonTokens().documents("fit"), 30)]
+    assert 0 < sum(flags) < 15
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
