@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 _KIND = "tokens"
-_ANNOTATIONS = ("labels", "token_labels", "validation")
+_ANNOTATIONS = frozenset({"labels", "token_labels", "validation"})
 FORMAT = 2
 """Part of every cache key; raise it when the same options give other rows."""
 
@@ -31,6 +31,7 @@ FORMAT = 2
 class TokenDataset(Dataset):
     """Rows of context+1 tokens in a fixed order. The sequence id is the row's index, the cluster its document."""
 
+    supplies = frozenset({"spelling"})
     tokenizer: Callable[[], Any] | None = None
     """Returns the tokenizer that spells the tokens; None if there is none."""
 
@@ -62,7 +63,8 @@ class TokenDataset(Dataset):
         self._clusters = clusters
         self.sequence_ids = sequence_ids
         self.annotations = annotations
-        self.supplies = frozenset({"spelling", *(_ANNOTATIONS if annotations is not None else ())})
+        if annotations is not None:
+            self.supplies = self.supplies | _ANNOTATIONS
 
     @classmethod
     def from_arrays(
