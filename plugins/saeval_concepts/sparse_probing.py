@@ -53,8 +53,9 @@ class SparseProbing(Metric):
         refit_deviation@*: standard deviation of auc@* over refits to resampled fit documents; AUC; ≥ 0; lower is
             better.
         auc: auc@* over k, a curve; share; 0 .. 1; higher is better.
-        tasks: for each task, its numbers of texts, and the AUC of every probe, a table.
-        latents: for each task, its best features with their differences of class means, a table.
+        tasks: numbers of texts and the AUC of every probe by task, a table; share; 0 .. 1; no better direction.
+        latents: the best features of each task with their differences of class means, a table; by `scale`; ≥ 0; no
+            better direction.
 
     Claims:
         auc@*, accuracy@*, balanced_accuracy@*, f1@*: k features answer the tasks better than another SAE's; null: a
