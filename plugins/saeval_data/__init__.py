@@ -1,4 +1,4 @@
-"""Data sources: Python's standard library, text from files, datasets or memory, token ids, preference pairs."""
+"""Data sources: Python's standard library, text from files, datasets or memory, labelled text, token ids, pairs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from saeval.plugin import Source, hookimpl
 
 @hookimpl
 def saeval_data() -> list[type[Source]]:
-    from saeval_data.preferences import Preferences  # late: loading the plugin stays fast
+    from saeval_data.labelled import LabelledTables  # late: loading the plugin stays fast
+    from saeval_data.preferences import Preferences
+    from saeval_data.python_tokens import PythonTokens
+    from saeval_data.sae_probes import SaeProbes
     from saeval_data.stdlib import PythonStdlib
     from saeval_data.text import Text, Texts
     from saeval_data.tokens import Tokens
 
-    return [Preferences, PythonStdlib, Text, Texts, Tokens]
+    return [LabelledTables, Preferences, PythonStdlib, PythonTokens, SaeProbes, Text, Texts, Tokens]

@@ -1,8 +1,10 @@
-"""Records of JSON Lines and Parquet files, read one by one; errors name the file and the line or row."""
+"""Records of JSON Lines, CSV and Parquet files, read one by one; errors name the file and the line or row."""
 
 from __future__ import annotations
 
+import csv
 import glob
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -92,6 +94,30 @@ def jsonl_records(path: Path) -> Iterator[Record]:
             if record is not None and not isinstance(record, dict):
                 raise SaevalError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")
             yield number, record
+
+
+def csv_records(path: Path) -> Iterator[Record]:
+    """Yield the row number (from 1) and the fields of each row of a .csv or .csv.zst file, by the names in its head."""
+    import pyarrow as pa  # late: heavy, and every command imports plugins
+
+    check_regular_file(path)
+    csv.field_size_limit(MOST_LINE)
+    number, head = 0, None
+    try:
+        with pa.input_stream(str(path), compression="zstd" if path.suffix == ".zst" else None) as stream:
+            lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+            for number, row in enumerate(csv.reader(lines, strict=True)):
+                if head is None:
+                    head = row
+                elif len(row) != len(head):
+                    raise SaevalError(f"{path}: row {number}: expected {len(head)} fields, found {len(row)}")
+                elif row:
+                    yield number, dict(zip(head, row, strict=True))
+    except (pa.ArrowException, OSError, csv.Error) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise SaevalError(f"{path}: not a readable CSV file, after row {number} ({reason}); write it again") from None
+    except UnicodeDecodeError as error:
+        raise SaevalError(f"{path}: not UTF-8 text, after row {number} ({error.reason}); write it again") from None
 
 
 def parquet_records(path: Path, fields: list[str]) -> Iterator[Record]:

@@ -161,9 +161,18 @@ class Stored:
 def records_of(path: Path, fields: Sequence[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Yield the number (from 1) of each record of a file, its place for messages, and these fields."""
     jsonl = path.suffix == ".jsonl"
-    for number, record in files.jsonl_records(path) if jsonl else files.parquet_records(path, list(fields)):
+    if jsonl:
+        records = files.jsonl_records(path)
+    else:
+        records = files.csv_records(path) if is_csv(path) else files.parquet_records(path, list(fields))
+    for number, record in records:
         where = f"{path}:{number}" if jsonl else f"{path}: row {number}"
         yield number, where, {field: files.field_of(record, field, where) for field in fields}
+
+
+def is_csv(path: Path) -> bool:
+    """Return True for a .csv file, perhaps compressed with zstd."""
+    return path.suffixes[-1:] == [".csv"] or path.suffixes[-2:] == [".csv", ".zst"]
 
 
 def columns_of(path: Path) -> list[str]:

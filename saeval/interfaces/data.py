@@ -158,6 +158,16 @@ class Document:
     """A `Passage` is text too long to be held in memory."""
     tokens: Sequence[int] | np.ndarray | None = None
     """Token ids."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Its class in each task that it belongs to; metrics request them as `labels`."""
+    spans: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    """By task of tokens that it belongs to: the stretches of `text` with the label, as (first character, end).
+
+    A token has the label if a character of it that is not white space is inside one. Metrics request these as
+    `token_labels`. `text` is then a string of at most 2^20 characters.
+    """
+    validation: bool = False
+    """True for a document of the fit split on which choices are made, and nothing is fitted."""
 
 
 class Source(ABC):
@@ -184,6 +194,8 @@ class Source(ABC):
         """
         raise NotImplementedError
 
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Its own defaults of parameters that all text sources share, such as `{"keep": "start"}`."""
     splits_itself: ClassVar[bool] = False
     """True if `documents("fit")` is already disjoint from `documents("evaluation")`."""
 

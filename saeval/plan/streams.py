@@ -249,7 +249,7 @@ def streams(
         return None
     try:
         given = validated(source_class, {k: v for k, v in entry.items() if k in parameters}, f"data '{use}'")
-        common = {k: v for k, v in entry.items() if k in shared - parameters}
+        common = {**source_class.defaults, **{k: v for k, v in entry.items() if k in shared - parameters}}
         options = validated_as(TokenOptions, common, f"data '{use}'") if textual else None
         origin = registry.data.entry(use).origin
         with blamed(f"data '{use}'", origin, values=True):

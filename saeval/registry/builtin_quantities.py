@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt64
+from jaxtyping import Bool, Float, Int, Int8, UInt64
 
 from saeval.base.errors import Undefined
 from saeval.base.lazy_torch import torch
@@ -46,8 +46,18 @@ def scored(mask: Bool[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq"]:
 
 
 def labels(batch: Batch) -> dict[str, np.ndarray]:
-    """Labels of each row from the data: text arrays `[batch]` by column; empty unless the data supply labels."""
+    """Labels of each row by task or column: text arrays `[batch]`; empty unless the data supply them."""
     return {}
+
+
+def token_labels(batch: Batch) -> dict[str, Int8[Tensor, "batch seq"]]:
+    """Labels of tokens by task: 1, 0, or -1 if the document is not in the task; empty unless the data supply them."""
+    return {}
+
+
+def validation(batch: Batch) -> Bool[np.ndarray, "batch"]:
+    """Rows of the fit split on which choices are made, and nothing is fitted; none unless the data supply them."""
+    return np.zeros(len(batch.sequence_ids), dtype=bool)
 
 
 def spelling(batch: Batch) -> Callable[[Sequence[int]], list[str]]:
@@ -269,5 +279,5 @@ def saeval_quantities() -> list[Callable[..., Any]]:
         W_dec, W_enc, ablated_scores, activation_mean, activation_moments, activation_spread, b_dec, b_enc,
         clean_logits, clean_reward, clean_scores, encoding, feature_acts, fired, gradient, included, labels, mask,
         reconstruction, reward_of, scored, spelling, spliced_activations, spliced_final, spliced_pass, spliced_reward,
-        spliced_scores, targets, token_keys, token_ranks, token_scores, tokens,
+        spliced_scores, targets, token_keys, token_labels, token_ranks, token_scores, tokens, validation,
     ]  # fmt: skip

@@ -20,6 +20,7 @@ from saeval.base.errors import SaevalError, lone_surrogate
 from saeval.base.run_options import MOST_ROWS
 from saeval.base.text_files import LONG, Passage
 from saeval.interfaces.data import Document, Source
+from saeval.text.annotations import Annotations, Annotator
 from saeval.text.windows import tokens_of
 
 Split = Literal["evaluation", "fit"]
@@ -34,6 +35,7 @@ LONGEST = 2**20
 """Largest number of input positions of a row."""
 TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+_Rows = Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True)]
 
 
 class TokenOptions(BaseModel):
@@ -43,7 +45,7 @@ class TokenOptions(BaseModel):
 
     context: Annotated[int, Field(ge=1, le=LONGEST, strict=True)]
     """Number of input positions per row, including BOS; a row has one more token."""
-    sequences: Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True)] | None = None
+    sequences: _Rows | None = None
     """Number of rows; None for all. A larger number adds rows to the same ones."""
     seed: Seed = 0
     bos: bool = True
@@ -51,12 +53,15 @@ class TokenOptions(BaseModel):
     exclude: list[Literal["bos", "eos", "pad"] | TokenId] = ["bos"]
     """Input tokens outside the mask."""
     packing: Literal["documents", "concat"] = "documents"
+    keep: Literal["all", "start", "end"] = "all"
+    """What is kept of a document that is longer than a row: all of it, in several rows, or one row at an end."""
     bos_id: TokenId | None = None
     """BOS in place of the tokenizer's, or without a tokenizer."""
     eos_id: TokenId | None = None
     """EOS, likewise."""
-    fit_sequences: Annotated[int, Field(ge=1, le=MOST_ROWS, strict=True, exclude=True)] = 64
-    """Largest number of rows of the fit split. Excluded from digests, since these rows are of other documents."""
+    fit_sequences: Annotated[_Rows | None, Field(exclude=True)] = 64
+    """Largest number of rows of the fit split; None for all. Excluded from digests, since these rows are of other
+    documents."""
 
 
 class Packed(NamedTuple):
@@ -67,6 +72,8 @@ class Packed(NamedTuple):
     clusters: Int[np.ndarray, "n"]
     excluded: list[int]
     cluster_names: list[str]
+    annotations: Annotations | None
+    """Labels of the rows and their tokens, if documents have any."""
     left_out: dict[str, int]
     """Number of documents without tokens, by reason."""
     not_doubled: dict[str, int]
@@ -80,6 +87,10 @@ class _Row:
     name: str
     order: int
     """Its hash, by which rows are drawn and ordered."""
+    start: int
+    """Index in its first document's tokens of its first token after BOS."""
+    length: int
+    """Number of its tokens after BOS."""
 
 
 def included_of(
@@ -137,6 +148,7 @@ class Packer:
             raise SaevalError(f"data: token id {beyond[0]} is beyond the tokenizer's {size} tokens")
         self._spelled = unread_special(self.tokenizer, "bos", self.prefix)
         self._names: list[str] = []
+        self._annotator = Annotator(source.name)
         self._masked = 0  # rows in which 'exclude' leaves no token
         self._largest: float = math.inf
         """Rows with a larger hash are not in the sample."""
@@ -166,9 +178,16 @@ class Packer:
             clusters=np.array([number[row.name] for row in sample], dtype=np.int64),
             excluded=self.excluded,
             cluster_names=list(number),
+            annotations=self._annotations(sample),
             left_out=dict(self._left_out),
             not_doubled=dict(self._not_doubled),
         )
+
+    def _annotations(self, sample: Sequence[_Row]) -> Annotations | None:
+        first = len(self.prefix)
+        owners = [int(row.documents[first]) for row in sample]
+        starts, lengths = [row.start for row in sample], [row.length for row in sample]
+        return self._annotator.rows(owners, starts, lengths, first, self.options.context + 1)
 
     def _smallest(self, rows: Iterable[_Row], count: int | None) -> list[_Row]:
         """Return the rows with the `count` smallest hashes, in their order. The others need not be built."""
@@ -211,10 +230,19 @@ class Packer:
         for batch in _batches(documents):
             texts = [self._without_bos(d.text) for d in batch if d.tokens is None and not _long(d)]
             # verbose=False: no warning for documents longer than the model's context, since they are cut below.
-            encoded = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-            ids = iter(encoded)
+            located = any(document.spans for document in batch)
+            if located and not getattr(self.tokenizer, "is_fast", False):
+                raise SaevalError(f"data '{self.source.name}': labels of tokens need a fast tokenizer, with offsets")
+            words = {"add_special_tokens": False, "verbose": False, "return_offsets_mapping": located}
+            encoded = self.tokenizer(texts, **words) if texts else {"input_ids": []}
+            ids, offsets = iter(encoded["input_ids"]), iter(encoded.get("offset_mapping", ()))
             for document in batch:
                 parts: Iterable[Any]
+                where: list[tuple[int, int]] | None = None
+                if document.spans and (document.tokens is not None or _long(document)):
+                    raise SaevalError(
+                        f"document '{document.name}': labels of tokens need a text of at most {LONG} characters"
+                    )
                 if document.tokens is not None:
                     parts = [document.tokens]
                 elif isinstance(document.text, Passage):
@@ -224,21 +252,30 @@ class Packer:
                     parts = tokens_of(self._without_bos(document.text), self.tokenizer)
                 else:
                     parts = [next(ids)]
-                yield from self._numbered(document.name, (np.asarray(part, dtype=np.int32) for part in parts))
+                    where = self._located(document, next(offsets)) if located else None
+                yield from self._numbered(document, (np.asarray(part, dtype=np.int32) for part in parts), where)
 
-    def _numbered(self, name: str, parts: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+    def _located(self, document: Document, offsets: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return the characters of each token in the document's own text, from those in its text without BOS."""
+        lost = len(self._spelled) if self._spelled and str(document.text).startswith(self._spelled) else 0
+        return [(start + lost, end + lost) for start, end in offsets]
+
+    def _numbered(
+        self, document: Document, parts: Iterable[np.ndarray], offsets: Sequence[tuple[int, int]] | None
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the parts of one document with its number, without its own BOS if every row begins with one."""
-        first, number = True, None
+        first, number, doubled = True, None, 0
         for tokens in parts:
             if first and len(tokens):
                 first = False
                 if self.prefix == tokens[:1].tolist():
                     self._not_doubled["bos"] += 1
-                    tokens = tokens[1:]
+                    tokens, doubled = tokens[1:], 1
             if len(tokens):
                 if number is None:
                     number = len(self._names)
-                    self._names.append(name)
+                    self._names.append(document.name)
+                    self._annotator.add(number, document, offsets and offsets[doubled:])
                 yield number, tokens
         if number is None:
             self._left_out[EMPTY] += 1
@@ -256,23 +293,28 @@ class Packer:
         width = context if self.prefix else context + 1
         chunks: Counter[str] = Counter()  # documents of one name share a counter, so that every row has its own key
 
-        def row_of(number: int, tokens: np.ndarray) -> Iterator[_Row]:
+        def row_of(number: int, tokens: np.ndarray, start: int) -> Iterator[_Row]:
             name = self._names[number]
             order = self._order(name, chunks[name])
             chunks[name] += 1
             if order <= self._largest:
-                yield from self._row(tokens, np.full(len(tokens), number, dtype=np.int32), name, order)
+                yield from self._row(tokens, np.full(len(tokens), number, dtype=np.int32), name, order, start)
 
         for number, parts in groupby(tokenised, key=itemgetter(0)):
-            buffer = np.empty(0, dtype=np.int32)
+            buffer, before = np.empty(0, dtype=np.int32), 0
+            if self.options.keep != "all":
+                whole = np.concatenate([part for _, part in parts])
+                before = 0 if self.options.keep == "start" else max(0, len(whole) - width)
+                yield from row_of(number, whole[before : before + width], before)
+                continue
             for _, part in parts:
                 buffer, start = np.concatenate([buffer, part]), 0
                 while start + width <= len(buffer):
-                    yield from row_of(number, buffer[start : start + width])
+                    yield from row_of(number, buffer[start : start + width], before + start)
                     start += context
-                buffer = buffer[start:]
+                buffer, before = buffer[start:], before + start
             if len(buffer):
-                yield from row_of(number, buffer)
+                yield from row_of(number, buffer, before)
 
     def _of_stream(self, tokenised: Iterable[tuple[int, np.ndarray]]) -> Iterator[_Row]:
         """Yield full rows of the concatenated documents; a separator belongs to the document before it."""
@@ -282,6 +324,8 @@ class Packer:
         separator = np.int32(self.separator)
         index, last, ended = 0, None, False
         for number, added in tokenised:
+            if self._annotator:
+                raise SaevalError(f"data '{self.source.name}': labels belong to documents; set 'packing: documents'")
             if last not in (None, number):
                 begins = bool(added[0] == separator)
                 if ended or begins:
@@ -299,14 +343,14 @@ class Packer:
                 order = self._order(name, index)
                 index, start = index + 1, start + context
                 if order <= self._largest:
-                    yield from self._row(tokens[piece], documents[piece], name, order)
+                    yield from self._row(tokens[piece], documents[piece], name, order, 0)
             tokens, documents = tokens[start:], documents[start:]
 
     def _order(self, name: str, index: int) -> int:
         """Return the hash of a row."""
         return int.from_bytes(hashlib.sha256(f"{self.options.seed}\0{name}\0{index}".encode()).digest())
 
-    def _row(self, tokens: np.ndarray, documents: np.ndarray, name: str, order: int) -> Iterator[_Row]:
+    def _row(self, tokens: np.ndarray, documents: np.ndarray, name: str, order: int, start: int) -> Iterator[_Row]:
         """Yield a row with BOS, which belongs to the document after it, and padding; nothing if its mask is empty."""
         first = len(self.prefix)
         row = np.zeros(self.options.context + 1, dtype=np.int32)
@@ -316,7 +360,7 @@ class Packer:
         if not mask_of(row, owner, self.excluded).any():
             self._masked += bool(mask_of(row, owner, ()).any())
         else:
-            yield _Row(row, owner, name, order)
+            yield _Row(row, owner, name, order, start, len(tokens))
 
 
 def unread_special(tokenizer: Any, word: Literal["bos", "eos"], ids: Sequence[int]) -> str:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from saeval.base import cache
 from saeval.base.errors import SaevalError, said
 from saeval.interfaces.data import Batch, Dataset, Source, outside
+from saeval.text.annotations import Annotations
 from saeval.text.packing import PADDING, Packer, Split, TokenOptions, included_of, mask_of
 from saeval.text.spelling import Spelling, numbered
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 _KIND = "tokens"
+_ANNOTATIONS = frozenset({"labels", "token_labels", "validation"})
 FORMAT = 2
 """Part of every cache key; raise it when the same options give other rows."""
 
@@ -42,12 +44,13 @@ class TokenDataset(Dataset):
         cluster_names: Sequence[str] = (),
         facts: Mapping[str, Any] | None = None,
         sequence_ids: Int[np.ndarray, "n"] | None = None,
+        annotations: Annotations | None = None,
     ) -> None:
         """`ValueError` if the shapes disagree.
 
         `documents` has the number of each token's document, -1 for padding. Inputs in `excluded`, token ids, are never
         in the mask. `facts` are recorded in the provenance. `sequence_ids`, by default the row's index, are the keys
-        of random draws about a row.
+        of random draws about a row. `annotations` are supplied as `labels`, `token_labels` and `validation`.
         """
         if tokens.ndim != 2 or tokens.shape[1] < 2 or tokens.shape != documents.shape or len(clusters) != len(tokens):
             shapes = f"tokens {tokens.shape}, documents {documents.shape}, clusters {clusters.shape}"
@@ -59,6 +62,9 @@ class TokenDataset(Dataset):
         self.facts = dict(facts or {})
         self._clusters = clusters
         self.sequence_ids = sequence_ids
+        self.annotations = annotations
+        if annotations is not None:
+            self.supplies = self.supplies | _ANNOTATIONS
 
     @classmethod
     def from_arrays(
@@ -95,6 +101,8 @@ class TokenDataset(Dataset):
             digest.update(np.ascontiguousarray(array, dtype=kind).data)
         if self.sequence_ids is not None:
             digest.update(np.ascontiguousarray(self.sequence_ids, dtype="<i8").data)
+        if self.annotations is not None:
+            digest.update(self.annotations.fingerprint.encode())
         return digest.hexdigest()
 
     def __len__(self) -> int:
@@ -106,6 +114,7 @@ class TokenDataset(Dataset):
         index = np.asarray(rows, dtype=np.int64)
         tokens, documents = np.asarray(self.tokens[index]), np.asarray(self.documents[index])
         on_device = torch.from_numpy(tokens.astype(np.int64)).to(device)
+        annotated = self.annotations.supplied(index, device) if self.annotations is not None else {}
         return Batch(
             tokens=on_device[:, :-1],
             targets=on_device[:, 1:],
@@ -115,7 +124,7 @@ class TokenDataset(Dataset):
             clusters=np.asarray(self._clusters[index]),
             included=torch.from_numpy(included_of(tokens, documents, self.excluded)).to(device),
             before=self._before[index],
-            supplied={"spelling": self.spelling},
+            supplied={"spelling": self.spelling, **annotated},
         )
 
     def spelling(self, ids: Sequence[int]) -> list[str]:
@@ -136,9 +145,11 @@ class TokenDataset(Dataset):
         """Return the same rows with `extra` more columns of padding on the right."""
         width = ((0, 0), (0, extra))
         tokens, documents = np.pad(self.tokens, width), np.pad(self.documents, width, constant_values=PADDING)
+        annotations = self.annotations and self.annotations.padded(extra)
         return type(self)(
-            tokens, documents, self._clusters, self.excluded, self.cluster_names, self.facts, self.sequence_ids
-        )
+            tokens, documents, self._clusters, self.excluded, self.cluster_names, self.facts, self.sequence_ids,
+            annotations,
+        )  # fmt: skip
 
     def describe(self) -> Mapping[str, Any]:
         facts = {"context": self.context, "excluded": list(self.excluded), "fingerprint": self.fingerprint}
@@ -165,7 +176,10 @@ def build_tokens(
     if dataset is None:
         packed = Packer(source, options, tokenizer).pack(split)
         counted = {"left_out": packed.left_out, "not_doubled": packed.not_doubled}
-        dataset = TokenDataset(*packed[:-2], facts | counted)
+        dataset = TokenDataset(
+            packed.tokens, packed.documents, packed.clusters, packed.excluded, packed.cluster_names, facts | counted,
+            annotations=packed.annotations,
+        )  # fmt: skip
         if tokenizer_identity is not None:
             _store(key, dataset)
     dataset.tokenizer = tokenizer
@@ -183,6 +197,7 @@ class _About(BaseModel):
     left_out: dict[str, int]
     not_doubled: dict[str, int]
     fingerprint: str
+    annotated: bool = False
 
 
 _COUNTED = ("left_out", "not_doubled")
@@ -198,7 +213,13 @@ def _cached(key: str, facts: Mapping[str, Any]) -> TokenDataset | None:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
         clusters = np.array(stored["clusters"], dtype=np.int64)
         facts = {**facts, **{name: stored[name] for name in _COUNTED}}
-        dataset = TokenDataset(rows[0], rows[1], clusters, stored["excluded"], stored["cluster_names"], facts)
+        annotations = None
+        if stored.get("annotated"):
+            path = folder / _KIND / f"{key}.npz"
+            with np.load(path, allow_pickle=False) as arrays:
+                annotations = Annotations.from_state(dict(arrays))
+        names = stored["cluster_names"]
+        dataset = TokenDataset(rows[0], rows[1], clusters, stored["excluded"], names, facts, annotations=annotations)
         if dataset.fingerprint == stored["fingerprint"]:
             return dataset
         why = "its content does not match its checksum"
@@ -217,7 +238,12 @@ def _store(key: str, dataset: TokenDataset) -> None:
         "excluded": list(dataset.excluded),
         **{name: dataset.facts[name] for name in _COUNTED},
         "fingerprint": dataset.fingerprint,
+        "annotated": dataset.annotations is not None,
     }
     rows = np.stack([dataset.tokens, dataset.documents])
     # `keep` writes the description last: rows without one are ignored.
-    cache.keep(_KIND, key, about, {".npy": lambda file: np.save(file, rows, allow_pickle=False)})
+    files = {".npy": lambda file: np.save(file, rows, allow_pickle=False)}
+    if dataset.annotations is not None:
+        state: Any = dataset.annotations.state()
+        files[".npz"] = lambda file: np.savez_compressed(file, **state)
+    cache.keep(_KIND, key, about, files)

@@ -13,6 +13,8 @@ from saeval.registry.registry import Registry
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny, tiny_plugins, tiny_tokens
 from saeval.testing.claims import some
 from saeval.testing.tiny import TinyPairs
+from saeval.text.annotations import Annotations
+from saeval.text.tokens import TokenDataset
 
 SUITE = """\
 suite: mine
@@ -167,7 +169,20 @@ PARAMETERS = {
     "reward_groups": {"steps": 2, "relevant": 6, "random": 20, "cosine": 0.0},
     "counterfactual_audit": {"steps": 2, "top": 3},
     "planted_recovery": {"steps": 2, "sizes": [1, 2]},
+    "sparse_probing": {"k": [1, 2], "folds": 2, "refits": 2},
 }
+
+
+def labelled_tokens() -> TokenDataset:
+    """Rows of tokens, of which every second one has another label."""
+    rows = tiny_tokens()
+    # dictionary_learning's metrics leave no token out
+    sides = np.where(np.arange(len(rows)) % 2 == 0, "even", "odd")
+    nothing = np.zeros(len(rows), np.uint64)
+    annotations = Annotations(
+        {"side": sides}, nothing.astype(bool), [], nothing, np.zeros(rows.tokens.shape, np.uint64)
+    )
+    return TokenDataset(rows.tokens, rows.documents, rows.clusters, annotations=annotations)
 
 
 def test_every_metric_concludes_what_it_declares():
@@ -182,9 +197,7 @@ def test_every_metric_concludes_what_it_declares():
             if (cls.data == "pair") == pairs:
                 over = {"over": "both"} if cls.subject == "group" else {}
                 entries.append({name: {**PARAMETERS.get(name, {}), **over}})
-        rows = LabelledPairs(pairs=40) if pairs else tiny_tokens()
-        if not pairs:
-            rows.excluded = ()  # dictionary_learning leaves no token out
+        rows = LabelledPairs(pairs=40) if pairs else labelled_tokens()
         results = evaluate_tiny(
             entries, rows=rows, saes={"a": TinySAE(seed=0), "b": TinySAE(seed=1)}, groups={"both": ["a", "b"]},
             controls=["mean"], model=TinyModel(kind="reward" if pairs else "causal"),

@@ -1,0 +1,217 @@
+"""`sparse_probing`: can k features answer a question about a text, and better than neurons, components or tokens?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Int8
+from pydantic import Field
+
+from saeval.plugin import Curve, Estimate, Evidence, Metric, Scalar, Table, Value
+from saeval_concepts.baselines import Qualities
+from saeval_concepts.probes import Probes, Quality
+from saeval_concepts.tasks import Task
+from saeval_concepts.texts import Chosen, Texts, test_features_of_tasks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MEASURES = ("auc", "accuracy", "balanced_accuracy", "f1")
+AGAINST = ("neurons", "components", "random")
+"""Baselines with as many columns as the probe has features."""
+SHOWN = 10
+"""Number of features of a task in the table `latents`."""
+
+
+class SparseProbing(Metric):
+    """Logistic regressions on the k features that best separate the classes of labelled texts.
+
+    For each task, features are pooled over a text's tokens, and k are chosen by the difference of class means on the
+    fit split; a logistic regression is fitted to them there, with an L2 or L1 penalty that cross-validation by document
+    chooses, features being chosen anew in each of its parts. All values are those of the evaluated texts, averaged
+    over tasks. The same is done with other columns: all activations, the k best neurons (coordinates of the
+    activations), the k largest principal components, k random features that are active, and the tokens of the text.
+    A task of two classes is one question, a task of more is one question for each class. Validation texts are not used.
+
+    Probes read encoders, so the decoder is not tested: an SAE with a shuffled decoder has the same values.
+
+    Values:
+        auc@*: share of pairs of texts, one of each class, that the probe of k features orders rightly; share; 0 .. 1;
+            higher is better.
+        accuracy@*, balanced_accuracy@*, f1@*: of its yes-or-no answers: those that are right, their mean over the two
+            classes, F1 of the positive class; share; 0 .. 1; higher is better.
+        auc_activations, auc_tokens: AUC of probes of all activations, and of which tokens the text has; share; 0 .. 1;
+            higher is better.
+        auc_neurons@*, auc_components@*, auc_random@*: AUC of probes of the k best neurons, the k largest principal
+            components, k random features; share; 0 .. 1; higher is better.
+        accuracy_majority: accuracy of always giving the fit split's larger class; share; 0 .. 1; no better direction.
+        lead_activations@*, lead_tokens@*, lead_neurons@*, lead_components@*, lead_random@*: auc@* minus the AUC of that
+            probe on the same texts; AUC; −1 .. 1; higher is better.
+        refit_deviation@*: standard deviation of auc@* over refits to resampled fit documents; AUC; ≥ 0; lower is
+            better.
+        auc: auc@* over k, a curve; share; 0 .. 1; higher is better.
+        tasks: numbers of texts and the AUC of every probe by task, a table; share; 0 .. 1; no better direction.
+        latents: the best features of each task with their differences of class means, a table; by `scale`; ≥ 0; no
+            better direction.
+
+    Claims:
+        auc@*, accuracy@*, balanced_accuracy@*, f1@*: k features answer the tasks better than another SAE's; null: a
+            paired difference of 0 to another SAE or to a control of the same model; needs: 20 effective documents; 1
+            SAE each; 4 seeds each for a claim about a training method; not: that the features stand for the concepts,
+            or anything about the decoder.
+        auc_activations, auc_tokens, auc_neurons@*, auc_components@*, auc_random@*, accuracy_majority: how hard the
+            tasks are without the SAE, beside which the other values are read; null: none; needs: 20 effective
+            documents; 1 SAE; not: a comparison of SAEs.
+        lead_neurons@*, lead_components@*, lead_random@*: k features answer the tasks better than as many neurons,
+            components or random features; null: a difference of 0 on the same texts; needs: 20 effective documents;
+            1 SAE; 4 seeds each for a claim about a training method; not: that the model uses the features.
+        lead_activations@*, lead_tokens@*: what k features lose against all activations or gain over the words of the
+            text; null: a difference of 0 on the same texts; needs: 20 effective documents; 1 SAE; not: that the
+            model uses the features.
+        refit_deviation@*: how far auc@* depends on the sample of fit documents; null: none; needs: 2 refits; 1 SAE;
+            not: a part of the standard errors, which are those of the evaluated documents.
+
+    Source: Gurnee et al. (2023, arXiv 2305.01610) for sparse probing; Kantamneni et al. (2025, arXiv 2502.16681) for
+        the comparison with probes of activations.
+    """
+
+    name, version = "sparse_probing", 1
+
+    def __init__(
+        self,
+        tasks: tuple[str, ...] = ("*",),
+        k: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (1, 2, 5, 16, 128),
+        pooling: Literal["mean", "max", "last"] = "mean",
+        scale: Literal["none", "mean_active"] = "mean_active",
+        penalty: Literal["l2", "l1"] = "l2",
+        folds: Annotated[int, Field(ge=2, le=20)] = 3,
+        refits: Annotated[int, Field(ge=0, le=1000)] = 0,
+        seed: int = 0,
+    ) -> None:
+        if not k or not tasks:
+            raise ValueError(f"metric '{self.name}': 'k' and 'tasks' need at least one entry each")
+        self.k = tuple(sorted(set(k)))
+        self.pooling, self.scale, self.penalty, self.folds, self.refits, self.seed = (
+            pooling, scale, penalty, folds, refits, seed,
+        )  # fmt: skip
+        middle = self.k[len(self.k) // 2]
+        self.headline = (f"auc@{middle}", f"lead_neurons@{middle}", f"lead_activations@{middle}")
+        counted = [f"{name}@{count}" for name in MEASURES for count in self.k]
+        counted += [f"auc_{name}@{count}" for name in AGAINST for count in self.k]
+        counted += [f"lead_{name}@{count}" for name in (*AGAINST, "activations", "tokens") for count in self.k]
+        counted += [f"refit_deviation@{count}" for count in self.k] if refits > 1 else []
+        self.value_names = (*counted, "auc_activations", "auc_tokens", "accuracy_majority")
+
+    def observe(
+        self,
+        pooled_acts: Float[Tensor, "batch d_sae"],
+        task_labels: Int8[np.ndarray, "batch tasks"],
+        chosen_features: tuple[Chosen, ...],
+        probe_tasks: tuple[Task, ...],
+    ) -> dict[str, Evidence]:
+        return test_features_of_tasks(pooled_acts, task_labels, chosen_features, probe_tasks)
+
+    def conclude(
+        self,
+        total: dict[str, Texts],
+        fit_features_of_tasks: dict[str, Texts],
+        chosen_features: tuple[Chosen, ...],
+        probe_tasks: tuple[Task, ...],
+        activation_probes: Qualities,
+        token_probes: Qualities,
+    ) -> dict[str, Value]:
+        found: dict[str, list[Quality]] = {}
+        deviations: dict[int, list[float]] = {count: [] for count in self.k}
+        sizes = []
+        for task, choice in zip(probe_tasks, chosen_features, strict=True):
+            fit, test = fit_features_of_tasks[task.name], total[task.name]
+            options: dict[str, Any] = {"folds": self.folds, "penalty": self.penalty, "seed": self.seed}
+            probes = Probes.of(task.name, fit, fit["y"], test, test["y"], refits=self.refits, **options)
+            x, tests = fit["x"].astype(np.float64), test["x"].astype(np.float64)
+            sizes.append((len(fit), len(test), int(probes.answers.sum())))
+            for count in self.k:
+                best, random = partial(_best, x, choice, count), partial(_random, x, choice, count)
+                judged, deviation = probes.judged(best, _best(tests, choice, count, None))
+                by_chance, _ = probes.judged(random, _random(tests, choice, count, None))
+                found.setdefault(f"features@{count}", []).append(judged)
+                found.setdefault(f"random@{count}", []).append(by_chance)
+                deviations[count].append(deviation)
+        everything = {**found, **activation_probes, **token_probes}
+        tables = {"tasks": _of_tasks(everything, probe_tasks, sizes), "latents": _latents(probe_tasks, chosen_features)}
+        return self._values(everything, deviations) | tables
+
+    def _values(
+        self, found: Mapping[str, Sequence[Quality]], deviations: Mapping[int, list[float]]
+    ) -> dict[str, Value]:
+        means = {name: {m: _mean([getattr(q, m) for q in own]) for m in MEASURES} for name, own in found.items()}
+
+        def share(value: Estimate, **options: Any) -> Scalar:
+            return Scalar(value, unit="share", **options)
+
+        values: dict[str, Value] = {}
+        for measure in MEASURES:
+            for count in self.k:
+                values[f"{measure}@{count}"] = share(means[f"features@{count}"][measure], better="higher")
+        for name in ("activations", "tokens"):
+            values[f"auc_{name}"] = share(means[name]["auc"], better="higher")
+        values["accuracy_majority"] = share(means["majority"]["accuracy"])
+        for count in self.k:
+            own = means[f"features@{count}"]["auc"]
+            others = {name: means[f"{name}@{count}"]["auc"] for name in AGAINST}
+            values |= {f"auc_{name}@{count}": share(other, better="higher") for name, other in others.items()}
+            others |= {name: means[name]["auc"] for name in ("activations", "tokens")}
+            for name, other in others.items():
+                values[f"lead_{name}@{count}"] = Scalar(own - other, unit="AUC", better="higher")
+            if self.refits > 1:
+                spread = float(np.sqrt(np.mean(np.square(deviations[count])) / len(deviations[count])))
+                values[f"refit_deviation@{count}"] = Scalar(spread, unit="AUC", better="lower", n=self.refits)
+        curve = [means[f"features@{count}"]["auc"] for count in self.k]
+        values["auc"] = Curve(list(self.k), curve, x_unit="features", unit="share", better="higher")
+        return values
+
+
+def _mean(estimates: Sequence[Estimate]) -> Estimate:
+    """Return the mean over tasks, whose documents may differ."""
+    total = estimates[0]
+    for estimate in estimates[1:]:
+        total = total + estimate
+    return total / len(estimates)
+
+
+def _best(
+    x: Float[np.ndarray, "n columns"], choice: Chosen, count: int, part: int | None
+) -> Float[np.ndarray, "n count"]:
+    features = choice.whole if part is None else choice.parts[part]
+    return x[:, choice.places(features[:count])]
+
+
+def _random(
+    x: Float[np.ndarray, "n columns"], choice: Chosen, count: int, part: int | None
+) -> Float[np.ndarray, "n count"]:
+    return x[:, choice.places(choice.random[:count])]
+
+
+def _of_tasks(found: Qualities, tasks: Sequence[Task], sizes: Sequence[tuple[int, int, int]]) -> Table:
+    names = [name for name in found if name != "majority"]
+    columns = ["task", "fit texts", "texts", "positive", *(f"auc {name}" for name in names)]
+    return Table(
+        [*columns, *(f"± {name}" for name in names)],
+        [
+            [task.name, *size, *(q.value for q in own), *(q.stderr for q in own)]
+            for number, (task, size) in enumerate(zip(tasks, sizes, strict=True))
+            for own in [[found[name][number].auc for name in names]]
+        ],
+    )
+
+
+def _latents(tasks: Sequence[Task], chosen: Sequence[Chosen]) -> Table:
+    rows = [
+        [task.name, rank, int(feature), float(score)]
+        for task, choice in zip(tasks, chosen, strict=True)
+        for rank, (feature, score) in enumerate(zip(choice.whole, choice.scores, strict=True), start=1)
+        if rank <= SHOWN
+    ]
+    return Table(["task", "rank", "feature", "score"], rows)

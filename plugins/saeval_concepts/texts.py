@@ -1,0 +1,285 @@
+"""What probes read of each text: pooled activations and features, and its tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Int8
+
+from saeval.plugin import Batch, Evidence, Stamp, fit_split, fold, hashed, is_tensor, torch
+from saeval_concepts.tasks import OUTSIDE, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Pooling = Literal["mean", "max", "last"]
+POOLINGS = ("mean", "max", "last")
+
+
+def pooled(
+    x: Float[Tensor, "batch seq d"], included: Bool[Tensor, "batch seq"], pooling: str
+) -> Float[Tensor, "batch d"]:
+    """Return the mean, the maximum or the last of each row's vectors at the included tokens; zeros if it has none."""
+    inside = included.to(x.device)
+    if pooling == "mean":
+        return torch.where(inside[..., None], x, x.new_zeros(())).sum(1) / inside.sum(1).clamp(min=1)[:, None]
+    if pooling == "max":
+        largest = torch.where(inside[..., None], x, x.new_full((), -torch.inf)).amax(1)
+        return torch.where(inside.any(1)[:, None], largest, largest.new_zeros(()))
+    places = torch.arange(x.shape[1], device=x.device)
+    last = torch.where(inside, places, places.new_tensor(-1)).amax(1)
+    chosen = x[torch.arange(len(x), device=x.device), last.clamp(min=0)]
+    return torch.where((last >= 0)[:, None], chosen, chosen.new_zeros(()))
+
+
+def pooled_acts(
+    feature_acts: Float[Tensor, "batch seq d_sae"], included: Bool[Tensor, "batch seq"], pooling: str
+) -> Float[Tensor, "batch d_sae"]:
+    """Feature activations of each text, pooled over its tokens: their `mean`, `max`, or those of the `last` token."""
+    return pooled(feature_acts, included, pooling)
+
+
+def pooled_activations(
+    activations: Float[Tensor, "batch seq d_in"], included: Bool[Tensor, "batch seq"], pooling: str
+) -> Float[Tensor, "batch d_in"]:
+    """Activations of each text, pooled over its tokens: their `mean`, `max`, or those of the `last` token."""
+    return pooled(activations, included, pooling)
+
+
+@dataclass(frozen=True, eq=False)
+class Texts(Evidence):
+    """Columns with one entry per text, in the order of the stream.
+
+    Parts are joined only when they have similar sizes, so that n batches cost n log n.
+    """
+
+    parts: tuple[Mapping[str, np.ndarray[Any, Any]], ...]
+    n_clusters: int = 0
+
+    @classmethod
+    def of(cls, rows: Int[np.ndarray, "n"], **columns: Any) -> Self:
+        """Return columns `[n, ...]` of the texts in these rows of the batch."""
+        arrays = {name: c.detach().cpu().numpy() if is_tensor(c) else np.asarray(c) for name, c in columns.items()}
+        return cls(({"ids": rows, **arrays},))
+
+    def stamp(self, stamp: Stamp) -> Self:
+        (part,) = self.parts
+        rows = part["ids"]
+        named = {**part, "ids": stamp.sequence_ids[rows], "clusters": stamp.clusters[rows]}
+        return dataclasses.replace(self, parts=(named,), n_clusters=stamp.n_clusters)
+
+    def __add__(self, other: Self) -> Self:
+        parts = [*self.parts, *other.parts]
+        while len(parts) > 1 and len(parts[-2]["ids"]) <= len(parts[-1]["ids"]):
+            last, before = parts.pop(), parts.pop()
+            parts.append({name: np.concatenate([before[name], last[name]]) for name in before})
+        return dataclasses.replace(self, parts=tuple(parts))
+
+    def state(self) -> dict[str, np.ndarray[Any, Any]]:
+        return {"n_clusters": np.asarray(self.n_clusters), **self._whole}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray[Any, Any]]) -> Self:
+        return cls(({k: v for k, v in state.items() if k != "n_clusters"},), int(state["n_clusters"]))
+
+    def components(self) -> dict[str, Any]:
+        return {"texts": len(self)}
+
+    @cached_property
+    def _whole(self) -> dict[str, np.ndarray[Any, Any]]:
+        whole = {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
+        order = np.argsort(whole["ids"], kind="stable")
+        return {name: column[order] for name, column in whole.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
+        return self._whole[name]
+
+    def __len__(self) -> int:
+        return len(self._whole["ids"])
+
+
+def document_keys(clusters: Int[np.ndarray, "n"], seed: int, *words: str) -> np.ndarray[Any, Any]:
+    """Return a hash of each document, for draws that keep a document together."""
+    keys: list[Any] = [seed, *words]
+    return hashed(*keys, clusters)
+
+
+def cv_parts(clusters: Int[np.ndarray, "n"], folds: int, seed: int) -> Int[np.ndarray, "n"]:
+    """Return the part of the cross-validation, 0 .. folds - 1, of each row's document."""
+    return (document_keys(clusters, seed, "probe folds") % np.uint64(folds)).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassSums(Evidence):
+    """Sums of pooled features by task, part of the cross-validation and class."""
+
+    sums: Float[np.ndarray, "tasks folds 2 d"]
+    """Σ z over the texts of a class: 0 the others, 1 the positive one."""
+    active: Int[np.ndarray, "tasks folds d"]
+    """Number of texts with z ≠ 0."""
+    n: Int[np.ndarray, "tasks folds 2"]
+    """Number of texts."""
+
+
+@fold
+@fit_split
+def class_sums(
+    pooled_acts: Float[Tensor, "batch d_sae"],
+    fit_labels: Int8[np.ndarray, "batch tasks"],
+    batch: Batch,
+    folds: int,
+    seed: int,
+) -> ClassSums:
+    """Fold over the fit split: sums of each feature by task, part of the cross-validation and class."""
+    parts, tasks = cv_parts(batch.clusters, folds, seed), fit_labels.shape[1]
+    member = np.zeros((tasks, folds, 2, len(parts)))
+    for label in (0, 1):
+        row, task = np.nonzero(fit_labels == label)
+        member[task, parts[row], label, row] = 1
+    z = pooled_acts.detach().double().cpu().numpy()
+    sums = member.reshape(-1, len(z)) @ z
+    either = member.sum(2).reshape(-1, len(z)) @ (z != 0)
+    shape = tasks, folds, z.shape[1]
+    counts = member.sum(3).astype(np.int64)
+    return ClassSums(sums.reshape(tasks, folds, 2, -1), either.reshape(shape).astype(np.int64), counts)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The features of one task whose values are kept of each text, and which of them each probe reads."""
+
+    columns: Int[np.ndarray, "columns"]
+    """Features, ascending."""
+    whole: Int[np.ndarray, "k"]
+    """The best features by all fit texts, the best first; numbers of features, as below."""
+    parts: tuple[Int[np.ndarray, "k"], ...]
+    """The best without the texts of each part of the cross-validation."""
+    random: Int[np.ndarray, "k"]
+    """Random features that are active on a fit text of the task."""
+    scores: Float[np.ndarray, "k"]
+    """The scores of `whole`."""
+
+    def places(self, features: Int[np.ndarray, "k"]) -> Int[np.ndarray, "k"]:
+        """Return the columns that hold these features."""
+        return np.searchsorted(self.columns, features)
+
+
+def chosen_features(
+    class_sums: ClassSums, probe_tasks: tuple[Task, ...], k: Sequence[int], scale: str, seed: int
+) -> tuple[Chosen, ...]:
+    """For each task, the features with the largest differences of class means on the fit split, and random ones.
+
+    With `scale: mean_active`, a difference is divided by the feature's mean where it is active, plus 1e-6.
+    """
+    most, chosen = max(k), []
+    for number, task in enumerate(probe_tasks):
+        of_task = class_sums.sums[number], class_sums.active[number], class_sums.n[number]
+        every = np.arange(len(of_task[0]))
+        best = _scores(*of_task, every, scale)
+        whole = _largest(best, most)
+        parts = tuple(_largest(_scores(*of_task, every[every != part], scale), most) for part in every)
+        alive = np.flatnonzero(of_task[1].sum(0))
+        random = alive[np.argsort(hashed(seed, "random features", task.name, alive), kind="stable")][:most]
+        columns = np.unique(np.concatenate([whole, random, *parts]))
+        chosen.append(Chosen(columns, whole, parts, random, best[whole]))
+    return tuple(chosen)
+
+
+def _scores(
+    sums: Float[np.ndarray, "folds 2 d"], active: Int[np.ndarray, "folds d"], n: Int[np.ndarray, "folds 2"],
+    parts: Int[np.ndarray, "p"], scale: str,
+) -> Float[np.ndarray, "d"]:  # fmt: skip
+    """Return the absolute difference of class means over some parts, by `scale`; 0 if a class has no text there."""
+    total, count = sums[parts].sum(0), n[parts].sum(0)
+    if not count.all():
+        return np.zeros(sums.shape[-1])
+    means = total / count[:, None]
+    difference = np.abs(means[1] - means[0])
+    if scale == "none":
+        return np.asarray(difference)
+    fired = active[parts].sum(0)
+    return np.asarray(difference / (total.sum(0) / np.maximum(fired, 1) + 1e-6))
+
+
+def _largest(scores: Float[np.ndarray, "d"], count: int) -> Int[np.ndarray, "count"]:
+    """Return the numbers of the largest scores, the largest first; equal scores in the order of their numbers."""
+    return np.argsort(-scores, kind="stable")[:count]
+
+
+def _of_tasks(
+    pooled_acts: Tensor, labels: Int8[np.ndarray, "batch tasks"], chosen: Sequence[Chosen], tasks: Sequence[Task]
+) -> dict[str, Evidence]:
+    tables: dict[str, Evidence] = {}
+    for number, (task, choice) in enumerate(zip(tasks, chosen, strict=True)):
+        rows = np.flatnonzero(labels[:, number] != OUTSIDE)
+        columns = torch.from_numpy(choice.columns).to(pooled_acts.device)
+        values = pooled_acts[torch.from_numpy(rows).to(pooled_acts.device)][:, columns]
+        tables[task.name] = Texts.of(rows, y=labels[rows, number], x=values.float())
+    return tables
+
+
+@fold
+@fit_split
+def fit_features_of_tasks(
+    pooled_acts: Float[Tensor, "batch d_sae"],
+    fit_labels: Int8[np.ndarray, "batch tasks"],
+    chosen_features: tuple[Chosen, ...],
+    probe_tasks: tuple[Task, ...],
+) -> dict[str, Evidence]:
+    """Fold over the fit split: for each task, its texts with the values of its chosen features."""
+    return _of_tasks(pooled_acts, fit_labels, chosen_features, probe_tasks)
+
+
+def test_features_of_tasks(
+    pooled_acts: Float[Tensor, "batch d_sae"],
+    task_labels: Int8[np.ndarray, "batch tasks"],
+    chosen_features: tuple[Chosen, ...],
+    probe_tasks: tuple[Task, ...],
+) -> dict[str, Evidence]:
+    """For each task, its evaluated texts with the values of its chosen features."""
+    return _of_tasks(pooled_acts, task_labels, chosen_features, probe_tasks)
+
+
+@fold
+@fit_split
+def fit_activation_rows(
+    pooled_activations: Float[Tensor, "batch d_in"], fit_labels: Int8[np.ndarray, "batch tasks"]
+) -> Texts:
+    """Fold over the fit split: each text's labels and pooled activations."""
+    return _all_rows(fit_labels, x=pooled_activations.float())
+
+
+@fold
+def test_activation_rows(
+    pooled_activations: Float[Tensor, "batch d_in"], task_labels: Int8[np.ndarray, "batch tasks"]
+) -> Texts:
+    """Fold: each evaluated text's labels and pooled activations."""
+    return _all_rows(task_labels, x=pooled_activations.float())
+
+
+@fold
+@fit_split
+def fit_token_rows(
+    tokens: Int[Tensor, "batch seq"], included: Bool[Tensor, "batch seq"], fit_labels: Int8[np.ndarray, "batch tasks"]
+) -> Texts:
+    """Fold over the fit split: each text's labels and tokens, -1 where none is included."""
+    return _all_rows(fit_labels, tokens=tokens.masked_fill(~included, -1))
+
+
+@fold
+def test_token_rows(
+    tokens: Int[Tensor, "batch seq"], included: Bool[Tensor, "batch seq"], task_labels: Int8[np.ndarray, "batch tasks"]
+) -> Texts:
+    """Fold: each evaluated text's labels and tokens, -1 where none is included."""
+    return _all_rows(task_labels, tokens=tokens.masked_fill(~included, -1))
+
+
+def _all_rows(labels: Int8[np.ndarray, "batch tasks"], **columns: Any) -> Texts:
+    rows = np.flatnonzero((labels != OUTSIDE).any(1))
+    index = torch.from_numpy(rows)
+    return Texts.of(rows, y=labels[rows], **{name: column.cpu()[index] for name, column in columns.items()})
