@@ -199,8 +199,8 @@ def train(folder: Path, model: str, hook_name: str, member: Member, tokens: int)
         TRAINERS[member.library](training)
     record = {
         "model": model, "hook_name": hook_name, **member._asdict(), "training_tokens": training.steps * BATCH,
-        "d_sae": training.d_sae, "products": str(products).removeprefix("torch."), "seconds": round(time.perf_counter() - started, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "d_sae": training.d_sae, "products": str(products).removeprefix("torch."),
+        "seconds": round(time.perf_counter() - started, 1), "cpu_seconds": round(time.process_time() - cpu, 1),
     }  # fmt: skip
     (target / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"{model} {hook_name} {member.name}: {record['seconds']:.0f} s", flush=True)
