@@ -100,12 +100,13 @@ def models(layers: int) -> tuple[GPT2LMHeadModel, HookedTransformer]:
 def random_sae(lens: HookedTransformer, hook: str, d_sae: int, l0: int, tokens: Tensor, seed: int) -> StandardSAE:
     """An SAE with unit decoder rows, tied weights, and biases such that about `l0` features fire."""
     torch.manual_seed(seed)
+    d_in = lens.cfg.d_model
     sae = StandardSAE(
-        StandardSAEConfig(d_in=768, d_sae=d_sae, apply_b_dec_to_input=True, metadata=SAEMetadata(hook_name=hook))
+        StandardSAEConfig(d_in=d_in, d_sae=d_sae, apply_b_dec_to_input=True, metadata=SAEMetadata(hook_name=hook))
     )
     with torch.no_grad():
         x = lens.run_with_cache(tokens[:2], names_filter=[hook])[1][hook].flatten(0, 1)
-        decoder = torch.nn.functional.normalize(torch.randn(d_sae, 768), dim=1)
+        decoder = torch.nn.functional.normalize(torch.randn(d_sae, d_in), dim=1)
         sae.W_dec.copy_(decoder)
         sae.W_enc.copy_(decoder.T)
         sae.b_dec.copy_(x.mean(0))

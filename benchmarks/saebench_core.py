@@ -2,8 +2,9 @@
 
 SAEBench evaluates 200 batches of 16 sequences for the losses and 2,000 for variance and features. Here each part is
 timed on few batches and on three times as many. The time per batch is multiplied; what an SAE costs once is not. The
-model is a random GPT-2 small, since SAEBench needs a HookedTransformer. The SAEs are random ReLU SAEs at its block 8
-of 12. The values of the first SAE are compared with saeval's, on the same tokens.
+model is SmolLM2-135M, or a random GPT-2 small; SAEBench gets the same weights in a HookedTransformer. The SAEs are
+random ReLU SAEs in its middle. The values of the first SAE are compared with saeval's, on the same tokens. SAEBench and
+sae-lens take one SAE at a time, so they are timed on one.
 
     pip install --no-deps sae-bench==0.6.0; pip install beartype openai seaborn scikit-learn
     python benchmarks/saebench_core.py --k 12
@@ -12,9 +13,12 @@ of 12. The values of the first SAE are compared with saeval's, on the same token
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,17 +29,49 @@ from sae_bench.evals.core import main as saebench
 from sae_lens.evals import get_eval_everything_config, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens.pretrained.weight_conversions import convert_llama_weights
+from transformers import AutoModelForCausalLM
 
 import saeval
 from saeval.testing import register_rows, tiny_plugins
 from saeval.text.tokens import TokenDataset
 
+sys.path.append(str(Path(__file__).parent / "real"))
+from wheels import SMOLLM2, model_file
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saeval-benchmarks"
+SHAPES = {"smollm2": (14, 4608), "gpt2": (8, 16384)}
+"""Of each model: the block before which the SAEs are, and their width."""
 PAPER = {"losses": 200, "features": 2000}
 """Batches of each part in SAEBench's README."""
 OURS = {
     "losses": ["saebench_downstream"],
     "features": [{"saebench_variance": {"batch_size": 16}}, "saebench_features", "saebench_weights"],
 }
+
+
+def smollm2() -> tuple[Any, HookedTransformer]:
+    """Return SmolLM2-135M of transformers, and its weights in a HookedTransformer, whose logits are compared."""
+    file = model_file(CACHE, SMOLLM2)
+    theirs = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32).eval()
+    c = theirs.config
+    lens = HookedTransformer(
+        HookedTransformerConfig(
+            n_layers=c.num_hidden_layers, d_model=c.hidden_size, n_ctx=1024, n_heads=c.num_attention_heads,
+            n_key_value_heads=c.num_key_value_heads, d_head=c.hidden_size // c.num_attention_heads,
+            d_mlp=c.intermediate_size, d_vocab=c.vocab_size, act_fn="silu", gated_mlp=True, normalization_type="RMS",
+            eps=c.rms_norm_eps, positional_embedding_type="rotary", rotary_adjacent_pairs=False, final_rms=True,
+            rotary_dim=c.hidden_size // c.num_attention_heads, rotary_base=int(c.rope_parameters["rope_theta"]),
+            original_architecture="LlamaForCausalLM", device="cpu",
+        )
+    )  # fmt: skip
+    lens.load_and_process_state_dict(
+        convert_llama_weights(theirs, lens.cfg), fold_ln=False, center_writing_weights=False, center_unembed=False
+    )
+    tokens = torch.randint(0, c.vocab_size, (1, 16))
+    torch.testing.assert_close(lens(tokens), theirs(tokens).logits, atol=1e-3, rtol=1e-3)
+    return theirs, lens.eval()
 
 
 class ForSAEBench(torch.nn.Module):
@@ -62,12 +98,13 @@ def config(part: str, batch: int, batches: int) -> Any:
 
 
 def measure(given: argparse.Namespace) -> None:
-    hook = f"blocks.{given.layer}.hook_resid_pre"
-    hf, lens = models(12)
+    layer, d_sae = SHAPES[given.model]
+    hook = f"blocks.{layer}.hook_resid_pre"
+    hf, lens = smollm2() if given.model == "smollm2" else models(12)
     most = 3 * max(given.batches.values())
-    tokens = torch.randint(0, 50257, (given.batch * most, 128), generator=torch.Generator().manual_seed(1))
-    saes = [random_sae(lens, hook, given.d_sae, given.l0, tokens, seed) for seed in range(given.k)]
-    wrapped = [ForSAEBench(sae, hook, given.layer) for sae in saes]
+    tokens = torch.randint(0, lens.cfg.d_vocab, (given.batch * most, 128), generator=torch.Generator().manual_seed(1))
+    saes = [random_sae(lens, hook, d_sae, given.l0, tokens, seed) for seed in range(given.k)]
+    wrapped = [ForSAEBench(sae, hook, layer) for sae in saes]
     with tempfile.TemporaryDirectory() as folder:
         for index, sae in enumerate(saes):
             sae.save_model(f"{folder}/sae-{index}")
@@ -92,16 +129,16 @@ def measure(given: argparse.Namespace) -> None:
             size.compute_featurewise_weight_based_metrics = part == "features"
             return [run_evals(sae, Store(tokens, given.batch), lens, ActivationScaler(), size) for sae in saes[:k]]
 
-        sides = {"saeval": ours, "SAEBench": core, "sae-lens": run_evals_of_saelens}
-        for side in sides.values():  # lazy imports, thread pools
+        sides = {"saeval": (ours, given.k), "SAEBench": (core, 1), "sae-lens": (run_evals_of_saelens, 1)}
+        for side, _ in sides.values():  # lazy imports, thread pools
             side("losses", 1, 1)
         _compare(ours("losses", 1, 1), core("losses", 1, 1))
         print(f"{'':10}{'part':10}{'s per SAE and batch':>20}{'s per SAE, once':>18}{'at paper settings':>20}")
         total = dict.fromkeys(sides, 0.0)
         for part in PAPER:
-            for name, side in sides.items():
+            for name, (side, k) in sides.items():
                 few, more = given.batches[part], 3 * given.batches[part]
-                seconds = [_seconds(side, part, given.k, batches) / given.k for batches in (few, more)]
+                seconds = [_seconds(side, part, k, batches) / k for batches in (few, more)]
                 per_batch = (seconds[1] - seconds[0]) / (more - few)
                 once = max(0.0, seconds[0] - per_batch * few)
                 paper = once + per_batch * PAPER[part]
@@ -132,10 +169,9 @@ def _seconds(side: Callable[[str, int, int], Any], part: str, k: int, batches: i
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=SHAPES, default="smollm2")
     parser.add_argument("--k", type=int, default=12)
-    parser.add_argument("--d-sae", type=int, default=16384)
     parser.add_argument("--l0", type=int, default=64)
-    parser.add_argument("--layer", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--losses", type=int, default=1, help="batches that are timed, and three times as many")
     parser.add_argument("--features", type=int, default=3, help="batches that are timed, and three times as many")

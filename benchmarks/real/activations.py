@@ -29,6 +29,19 @@ class _Finished(Exception):  # noqa: N818 (it stops a forward pass and is no err
     """The last hook has its activations, so the rest of the forward pass is not needed."""
 
 
+def product_dtype() -> torch.dtype:
+    """Return bfloat16 if this processor multiplies it faster than float32, else float32."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(512, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+        a @ b
+        started = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        seconds[dtype] = time.perf_counter() - started
+    return min(seconds, key=lambda dtype: seconds[dtype])
+
+
 def load_model(folder: Path, name: str, dtype: torch.dtype) -> Any:
     """Return a model of the recipe, frozen."""
     file = model_file(folder, RECIPE["models"][name]["file"])
@@ -73,7 +86,7 @@ def cache_activations(folder: Path, name: str, tokens: int) -> None:
     needed = -(-tokens // (length * _ROWS)) * _ROWS
     if finished >= needed:
         return
-    model = load_model(folder, name, torch.bfloat16)
+    model = load_model(folder, name, product_dtype())
     captured: dict[str, Tensor] = {}
 
     def capture(hook_name: str, last: bool) -> Any:
@@ -95,7 +108,7 @@ def cache_activations(folder: Path, name: str, tokens: int) -> None:
         with torch.no_grad(), contextlib.suppress(_Finished):
             model(ids, use_cache=False)
         for hook in hooks:
-            values = captured[hook][:, 1:].reshape(-1, captured[hook].shape[-1])
+            values = captured[hook][:, 1:].reshape(-1, captured[hook].shape[-1]).bfloat16()
             with activation_file(folder, name, hook).open("r+b" if batch else "wb") as stream:
                 stream.seek(batch * length * values.shape[1] * 2)
                 stream.write(values.contiguous().view(torch.int16).numpy().tobytes())

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from activations import RECIPE, load_model, token_rows
+from activations import RECIPE, load_model, product_dtype, token_rows
 from datasets import Dataset
 from safetensors.torch import load_model as load_weights
 from sparsify import SparseCoderConfig, TrainConfig, Trainer
@@ -63,7 +63,7 @@ def post_train(folder: Path, model: str, hook_name: str, name: str, tokens: int,
     for sae in trainer.saes.values():
         load_weights(sae, str(source / "sae.safetensors"))
     started = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+    with torch.autocast("cpu", torch.bfloat16, enabled=product_dtype() == torch.bfloat16, cache_enabled=False):
         trainer.fit()
     record = {"seconds": round(time.perf_counter() - started, 1), "kl_tokens": steps * ROWS * length}
     (target / "training.json").write_text(json.dumps(record, indent=1) + "\n")

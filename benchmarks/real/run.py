@@ -34,7 +34,7 @@ def run(folder: Path, model: str, stage: str) -> None:
     elif stage == "saes":
         # One thread each: two SAEs at once take less time than one after the other on two threads.
         with ThreadPoolExecutor(PROCESSES) as pool:
-            wanted = [f"{hook}/{sae.name}" for hook in RECIPE["models"][model]["hooks"] for sae in ladder()]
+            wanted = [f"{hook}/{sae.name}" for hook in RECIPE["models"][model]["hooks"] for sae in ladder(model, hook)]
             for each in [
                 pool.submit(_python, folder, "train.py", ".", "--model", model, "--only", w, threads=1) for w in wanted
             ]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from activations import RECIPE, Activations
+from activations import RECIPE, Activations, product_dtype
 from torch import Tensor, nn
 
 BATCH = 512
@@ -78,9 +78,11 @@ class Training(NamedTuple):
         return int(RECIPE["width"]) * self.activations.width
 
 
-def ladder() -> Iterator[Member]:
-    """Yield the SAEs of each hook."""
+def ladder(model: str, hook_name: str) -> Iterator[Member]:
+    """Yield the SAEs at a hook of a model."""
     for entry in RECIPE["ladder"]:
+        if entry.get("hooks") == "first" and hook_name != next(iter(RECIPE["models"][model]["hooks"])):
+            continue
         setting = next(key for key in ("k", "l1") if key in entry)
         for value, seed in itertools.product(entry[setting], entry.get("seed", [0])):
             yield Member(entry["library"], entry["kind"], setting, value, seed)
@@ -192,12 +194,13 @@ def train(folder: Path, model: str, hook_name: str, member: Member, tokens: int)
     started, cpu = time.perf_counter(), time.process_time()
     # The libraries' own switches for bfloat16 products concern GPUs; weights and optimizer stay float32. Without
     # `cache_enabled`, since the context spans the whole training, in which the cached copies would grow stale.
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+    products = product_dtype()
+    with torch.autocast("cpu", torch.bfloat16, enabled=products == torch.bfloat16, cache_enabled=False):
         TRAINERS[member.library](training)
     record = {
         "model": model, "hook_name": hook_name, **member._asdict(), "training_tokens": training.steps * BATCH,
-        "d_sae": training.d_sae, "seconds": round(time.perf_counter() - started, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "d_sae": training.d_sae, "products": str(products).removeprefix("torch."),
+        "seconds": round(time.perf_counter() - started, 1), "cpu_seconds": round(time.process_time() - cpu, 1),
     }  # fmt: skip
     (target / "training.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"{model} {hook_name} {member.name}: {record['seconds']:.0f} s", flush=True)
@@ -211,6 +214,6 @@ if __name__ == "__main__":
     parser.add_argument("--only", default="*", help="a pattern of HOOK/NAME")
     arguments = parser.parse_args()
     for hook in RECIPE["models"][arguments.model]["hooks"]:
-        for sae in ladder():
+        for sae in ladder(arguments.model, hook):
             if fnmatch(f"{hook}/{sae.name}", arguments.only):
                 train(arguments.folder, arguments.model, hook, sae, arguments.tokens)
