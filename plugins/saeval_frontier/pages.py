@@ -125,7 +125,7 @@ def gap_section(by_family: Mapping[tuple[str, str], Sequence[Member]], alias: st
     ]
     shown = [chart for chart in drawn if chart.data]
     for quality in QUALITIES:
-        if f"{alias}-{quality}" not in [chart.name for chart in shown]:
+        if quality not in [chart.name for chart in shown]:
             saes = [sae for family in by_family.values() for sae in family]
             found = [record for sae in saes if (record := sae.record(f"{alias}.{quality}")) is not None]
             missing = sorted({record["reason"] for record in found if record.get("reason")})

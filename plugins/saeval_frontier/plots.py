@@ -50,12 +50,13 @@ def frontier_chart(by_family: Mapping[tuple[str, str], Sequence[Member]], alias:
     colour = charts.colour("curve", None, curves, [shades.get(curve, "black") for curve in curves])
     shapes = dict(zip(families, cycle(charts.SHAPES)))
     shape = charts.shape("curve", None, curves, [shapes.get(curve, "circle") for curve in curves])
-    layers = charts.lines(x, y, by=["curve", "family", "SAE"], bars=True, color=colour, shape=shape)
+    lines = charts.lines(x, y, by=["curve", "family", "SAE"], bars=True, color=colour, shape=shape)
+    layers = [*charts.where(lines, "datum.SAE"), *charts.where(lines, "!datum.SAE")]  # trained SAEs above the others
     hooks = list(dict.fromkeys(r["hook"] for r in records))
     orders = [_order(order) for order in ORDERS if any(r["dropped first"] == _order(order) for r in records)]
     names = {r["SAE"] for r in records} - {""}
     return Chart(
-        f"{alias}-{quality}", f"{TITLES[quality].partition(',')[0]} of trained and of pruned SAEs",
+        quality, f"{TITLES[quality].partition(',')[0]} of trained and of pruned SAEs",
         f"{formatting.counted(len(names), 'SAE')}; a coloured line is one SAE as its features are dropped; "
         f"{charts.BARS}{charts.lost(records, 'value', y)}",
         charts.panels(layers, 190, 170, row=charts.panel("hook", hooks), column=charts.panel("dropped first", orders)),
@@ -84,7 +85,7 @@ def gap_chart(measured: Sequence[Gap], quality: str) -> Chart:
         }
         for gap in measured
     ]  # fmt: skip
-    x = charts.quantity("L0", L0, [r["L0"] for r in records])
+    x = charts.quantity("L0", L0, [r["L0"] for r in records], log=True)
     y = charts.quantity("value", f"{TITLES[quality]}: pruned − trained", charts.extent(records, "value"), log=False)
     colour = charts.colour("dropped first", "dropped first", map(_order, ORDERS))
     shape = charts.shape("dropped first", "dropped first", map(_order, ORDERS))

@@ -58,16 +58,14 @@ def recovered_chart(results: Sequence[Result], names: Mapping[int, str]) -> Char
         for r in results
     ]  # fmt: skip
     moved, far = charts.clipped(records, "recovered")
-    x = charts.quantity(
-        "recovered", "share of the margin recovered", [*charts.extent(moved, "recovered"), 1.0], log=False
-    )
+    x = charts.quantity("shown", "share of the margin recovered", [*charts.extent(moved, "shown"), 1.0], log=False)
     y = charts.names("substitute", None, [r["substitute"] for r in records])
     kinds = ["SAE", "control"]
     colour = charts.colour("kind", None, kinds, [charts.COLOURS[0], charts.NEUTRAL])
     shape = charts.shape("kind", None, kinds, ["circle", "diamond"])
     layers = charts.reference("x", 1, dashes=[2, 2], text="the clean margin")
     layers += charts.dots(x, y, bars="x", color=colour, shape=shape)
-    layers += charts.written(x, y, "beyond") + charts.no_number(y, "recovered")
+    layers += charts.written(x, y, "beyond") + charts.no_number(y, "shown")
     beyond = f"; {formatting.counted(far, 'value')} beyond the edge, in figures" if far else ""
     return Chart(
         "recovered", "Margin with the reconstruction spliced in",

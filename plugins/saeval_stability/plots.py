@@ -116,7 +116,7 @@ def pairs(result: Result, twins: Sequence[Result] = ()) -> Chart:
     colour = charts.colour(
         "of", None, order, [*_shades(len(order) - 1), charts.NEUTRAL] if FLOOR in order else charts.COLOURS
     )
-    marks = {GROUP: "circle", FLOOR: "stroke"}
+    marks = {GROUP: "circle", FLOOR: "M-0.2,-1L0.2,-1L0.2,1L-0.2,1Z"}
     shape = charts.shape("of", None, order, [marks.get(name, "diamond") for name in order])
     x = charts.quantity(
         "matched", "Σ similarity / max(n)", [0.0, *charts.extent(records, "matched")], log=False, zero=True

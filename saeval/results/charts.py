@@ -27,7 +27,9 @@ SEQUENTIAL, DIVERGING = "viridis", "blueorange"
 LOG_SPREAD = 30.0
 """A positive axis is logarithmic if its largest number is this many times its smallest."""
 FAR = 6.0
-"""Numbers further than this many quartile distances from the quartiles would flatten the others."""
+"""Numbers further than this many quartile distances from the quartiles are far away."""
+FLAT = 4.0
+"""They are moved to the edge if all numbers need this many times the room of the others, with their intervals."""
 LONGEST = 34
 """Most letters of a name on an axis."""
 BARS = "bars: 95% intervals over documents"
@@ -118,7 +120,8 @@ def names(field: str, title: str | None, order: Iterable[str], *, limit: int = 2
     places = list(dict.fromkeys(order))
     axis = {"labelLimit": limit, "grid": False, "ticks": False, "domain": False}
     scale = {"domain": places}
-    return {"field": field, "type": "nominal", "title": title, "sort": places, "scale": scale, "axis": axis}
+    # The domain is the order. A `sort` by a list of names is one nested expression, too deep for some hundreds of them.
+    return {"field": field, "type": "nominal", "title": title, "sort": None, "scale": scale, "axis": axis}
 
 
 def colour(field: str, title: str | None, order: Iterable[str], colours: Sequence[str] = COLOURS) -> Spec:
@@ -140,7 +143,7 @@ def _by_name(field: str, title: str | None, order: Iterable[str], marks: Sequenc
     places = list(dict.fromkeys(order))
     scale = {"domain": places, "range": list(islice(cycle(marks), len(places)))}
     legend = {"labelLimit": 260, "symbolLimit": 60, "symbolOpacity": 1} if len(places) > 1 else None
-    return {"field": field, "type": "nominal", "title": title, "scale": scale, "legend": legend, "sort": places}
+    return {"field": field, "type": "nominal", "title": title, "scale": scale, "legend": legend, "sort": None}
 
 
 def gradient(field: str, title: str, low: float, high: float, *, middle: float | None = None) -> Spec:
@@ -295,18 +298,20 @@ def panel(field: str, order: Iterable[str], *, side: bool = False) -> Spec:
 
 
 def clipped(records: Records, field: str, among: Records | None = None) -> tuple[list[dict[str, Any]], int]:
-    """Return the records with numbers that would flatten the others moved to the edge, and the number of those.
+    """Return the records with the places of their marks, and the number of marks that would flatten the others.
 
-    Far numbers get the field `beyond`, their number as text, and the edge as their place; others have None there.
-    `among` are the records whose numbers have to be told apart (default: all).
+    The fields `shown`, `shown_low` and `shown_high` are those of `field`, moved to the edge where they are far away.
+    Far numbers have the field `beyond`, their number as text; others have None there. `among` are the records whose
+    numbers have to be told apart (default: all).
     """
-    low, high = _edges(sorted(r[field] for r in among or records if r.get(field) is not None))
+    low, high = _edges(among or records, records, field)
     moved = []
     for r in records:
-        ends = {f: r[f] for f in (field, f"{field}_low", f"{field}_high") if r.get(f) is not None}
-        far = field in ends and not low <= ends[field] <= high
-        text = _at_edge(ends[field], low, high) if far else None
-        moved.append({**r, **{f: min(max(end, low), high) for f, end in ends.items()}, "beyond": text})
+        ends = {end: r.get(f"{field}{end}") for end in ("", "_low", "_high")}
+        value = ends[""]
+        text = _at_edge(value, low, high) if value is not None and not low <= value <= high else None
+        shown = {f"shown{end}": None if n is None else min(max(n, low), high) for end, n in ends.items()}
+        moved.append({**r, **shown, "beyond": text})
     return moved, sum(r["beyond"] is not None for r in moved)
 
 
@@ -316,15 +321,22 @@ def _at_edge(value: float, low: float, high: float) -> str:
     return f"← {shown}" if value < low else f"→ {shown}"
 
 
-def _edges(values: Sequence[float]) -> tuple[float, float]:
-    """The ends of an axis on which most numbers can be told apart; infinite if it can show all."""
+def _edges(among: Records, records: Records, field: str) -> tuple[float, float]:
+    """The ends of an axis on which the numbers of `among` can be told apart; infinite if one can show all records."""
+    values = sorted(r[field] for r in among if r.get(field) is not None)
+    everything = extent(records, field)
     if len(values) < 5:
         return -math.inf, math.inf
     low, high = values[len(values) // 4], values[-1 - len(values) // 4]
-    reach = FAR * (high - low) or math.inf
-    inside = [value for value in values if low - reach <= value <= high + reach]
-    room = 0.25 * (inside[-1] - inside[0]) or math.inf
-    return inside[0] - room, inside[-1] + room
+    reach = FAR * (high - low)
+    inside = [r for r in among if r.get(field) is not None and low - reach <= r[field] <= high + reach]
+    low, high = min(extent(inside, field)), max(extent(inside, field))
+    if high == low or max(everything) - min(everything) <= FLAT * (high - low):
+        return -math.inf, math.inf
+    span = high - low
+    near = [number for number in everything if low - span <= number <= high + span]
+    low, high = min(near), max(near)
+    return low - 0.1 * span, high + 0.1 * span
 
 
 def _interval(x: Spec, y: Spec, axis: str, channels: Spec, mark: Spec | None = None) -> Spec:

@@ -72,7 +72,7 @@ def _part(
     records: Sequence[dict[str, Any]], column: Column, at: int, order: Sequence[str], first: bool
 ) -> dict[str, Any]:
     arrow = {"lower": ", lower is better", "higher": ", higher is better"}.get(column.better or "", "")
-    x = charts.quantity("number", f"{column.value}, {column.unit}{arrow}".strip(", "), charts.extent(records, "number"))
+    x = charts.quantity("shown", f"{column.value}, {column.unit}{arrow}".strip(", "), charts.extent(records, "shown"))
     y = charts.names("row", None, order)
     few = len(order) <= MOST_NAMED
     if not (first and few):
@@ -84,11 +84,11 @@ def _part(
     for channel in (colour, shape):
         channel["legend"] = {"orient": "bottom", "direction": "horizontal"} if len(kinds) > 1 else None
     layers = [
-        *charts.dots(x, y, bars="x", color=colour, shape=shape),
+        *charts.dots(x, y, bars="x", size=55 if few else 12, color=colour, shape=shape),
         *charts.written(x, y, "beyond", mark={"dy": 0, "dx": 7}),
-        *charts.no_number(y, "number"),
+        *charts.no_number(y, "shown"),
     ]
-    step = 16 if few else max(TALLEST / len(order), 2)
+    step = 16 if few else max(TALLEST / len(order), 1)
     part = charts.single(layers, 250, {"step": step})
     return part | {"transform": [{"filter": f"datum.panel == {at}"}], "title": {"text": column.name, "fontSize": 11}}
 

@@ -59,7 +59,7 @@ def test_sections(folder):
     gaps, pareto = sections(stored_results(folder))
     charts = [*gaps.charts, *pareto.charts]
     assert [chart.name for chart in gaps.charts] == [
-        "sparsity_frontier-delta_ce", "gaps", "sparsity_frontier-kl", "sparsity_frontier-explained_variance",
+        "delta_ce", "gaps", "kl", "explained_variance",
     ]  # fmt: skip
     (missing,) = [note for note in gaps.notes if note.startswith("No chart of CE recovered")]
     assert "not clearly above 0" in missing
@@ -77,8 +77,8 @@ def test_lines_join_one_sae_or_one_family_only(folder):
     curves = {(r["curve"], r["SAE"]) for r in chart.data}
     assert {sae for curve, sae in curves if curve.startswith("pruned")} == set(NAMES)
     assert {curve for curve, sae in curves if not sae} == {"trained: TinySAE"}
-    (path,) = [layer for layer in chart.spec["spec"]["layer"] if layer["mark"]["type"] == "line"]
-    assert [channel["field"] for channel in path["encoding"]["detail"]] == ["curve", "family", "SAE"]
+    for path in some([layer for layer in chart.spec["spec"]["layer"] if layer["mark"]["type"] == "line"]):
+        assert [channel["field"] for channel in path["encoding"]["detail"]] == ["curve", "family", "SAE"]
 
 
 @pytest.mark.parametrize(

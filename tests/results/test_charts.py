@@ -71,10 +71,16 @@ def test_an_outlier_stands_at_the_edge_in_figures_and_the_others_keep_their_plac
     near = [record(f"n{i}", i / 10, (i / 10 - 0.01, i / 10 + 0.01)) for i in range(9)]
     moved, far = charts.clipped([*near, record("far", 1e9, (1e8, 1e10))], "value")
     assert far == 1
-    assert [{k: v for k, v in r.items() if k != "beyond"} for r in moved[:-1]] == near
-    assert moved[-1]["beyond"] == "→ 1e+09"
-    assert 0.8 < moved[-1]["value"] == moved[-1]["value_high"] < 2
+    assert every(r["shown"] == r["value"] and r["shown_high"] == r["value_high"] for r in moved[:-1])
+    assert (moved[-1]["value"], moved[-1]["beyond"]) == (1e9, "→ 1e+09")
+    assert 0.8 < moved[-1]["shown"] == moved[-1]["shown_high"] < 2
     assert charts.clipped(near, "value")[1] == 0
+
+
+def test_nothing_is_moved_where_all_can_be_told_apart():
+    wide = [record(f"n{i}", i / 10, (i / 10 - 1, i / 10 + 1)) for i in range(9)]
+    assert charts.clipped([*wide, record("far", 5.0)], "value")[1] == 0  # the intervals need the room anyway
+    assert charts.clipped([record(str(i), 1.0) for i in range(9)], "value")[1] == 0
 
 
 def test_labels_are_short_and_distinct_and_keep_both_ends_of_a_name():

@@ -12,7 +12,7 @@ import pytest
 
 from saeval import SaevalError
 from saeval.cli import main
-from saeval.plugin import charts
+from saeval.plugin import chart_files, charts
 from saeval.results.board import Board, Column, Entry, Row
 from saeval.results.value_charts import value_charts
 from saeval.testing import TinySAE, check_chart, evaluate_tiny, tiny_tokens
@@ -132,7 +132,8 @@ def test_one_outlier_does_not_flatten_the_others():
     (chart,) = value_charts(board([0.1, 0.2, 0.3, 0.4, 0.5, 1000.0]), "m")
     check_chart(chart)
     assert "1 value of v beyond the edge, in figures" in chart.subtitle
-    shown = [r["number"] for r in chart.data]
+    shown = [r["shown"] for r in chart.data]
+    assert chart.data[-1]["number"] == 1000  # so does the CSV file
     assert shown[:-1] == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert 0.5 < shown[-1] < 1
     assert chart.data[-1]["beyond"] == "→ 1000"
@@ -148,6 +149,7 @@ def test_rows_of_several_hooks_are_apart_in_the_order_of_the_layers_and_never_jo
 def test_two_thousand_rows_fit_on_a_page_without_names():
     (chart,) = value_charts(board([float(i % 50) for i in range(2000)]), "m")
     (part,) = chart.spec["concat"]
-    assert part["height"]["step"] * 2000 <= 4000
+    assert part["height"]["step"] * 2000 <= 2000
     assert part["layer"][0]["encoding"]["y"]["axis"]["labels"] is False
+    assert chart_files.svg(chart).decode().count('aria-roledescription="point"') == 2000
     assert value_charts(board([None, None]), "m") == []
