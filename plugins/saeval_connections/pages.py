@@ -223,10 +223,14 @@ def sparsity(result: Result) -> Chart:
     y = charts.quantity("fvu", "held-out FVU, share of variance", [*charts.extent(records, "fvu"), 1.0], log=False)
     kinds = [r["map"] for r in records]
     colour, shape = charts.colour("map", None, kinds), charts.shape("map", None, kinds)
+    documents = next(
+        (v["documents"] for n, v in result.values.items() if n.startswith("fvu_") and v.get("documents")), None
+    )
+    n = f"{formatting.counted(documents, 'document')}; " if documents else ""
     layers = charts.reference("y", 1, dashes=[2, 2], text="the train mean")
     layers += charts.lines(x, y, bars=True, color=colour, shape=shape)
     return Chart(
         "fvu", f"Sparsity of the map: {result.metric} of {result.cell['over']}",
-        f"{charts.BARS}; lower: later features are better explained by their sources{charts.lost(records, 'fvu', y)}",
+        f"{n}{charts.BARS}; lower: sources explain more of later features{charts.lost(records, 'fvu', y)}",
         charts.single(layers, 320, 220), records, "Held-out share of unexplained variance by number of sources",
     )  # fmt: skip

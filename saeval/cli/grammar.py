@@ -201,9 +201,9 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     tables.table_options(pair, columns=False)
     results_options(pair)
 
-    report = subparsers.add_parser("report", help="write the plots and pages that plugins draw from results")
+    report = subparsers.add_parser("report", help="write the page of results, and the files of reports")
     report.add_argument("folders", nargs="+", metavar="OUT/SUITE", help="a results folder")
-    to_help = "where to write them, several folders side by side (default: OUT/SUITE/report)"
+    to_help = "where to write them (default: OUT/SUITE/report, and OUT/report for the page of several folders)"
     report.add_argument("--to", metavar="FOLDER", help=to_help)
     report.add_argument("--format", nargs="+", action="extend", default=[], help="only these reports (default: all)")
     results_options(report)

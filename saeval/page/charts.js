@@ -5,6 +5,7 @@ const SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle
 const MOST_NAMED = 60;
 const MANY = 400;
 const SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"; // a name: nothing fetches it
+const ERRORS = 1; // of the levels of messages
 const FIT = { type: "fit-x", contains: "padding" };
 
 /** Return the colour of a custom property for the present theme. */
@@ -34,8 +35,8 @@ function theme() {
 }
 
 /** Draw a specification; its expressions are interpreted, since the page's policy forbids `eval`. */
-async function draw(place, spec, many = false) {
-  const options = { ast: true, actions: false, renderer: many ? "canvas" : "svg", config: theme(), loader: { http: {} } };
+async function draw(place, spec, many = false, logLevel = 2) {
+  const options = { ast: true, actions: false, renderer: many ? "canvas" : "svg", config: theme(), logLevel };
   const { view } = await vegaEmbed(place, { $schema: SCHEMA, ...spec }, options);
   return view;
 }
@@ -55,7 +56,7 @@ function sectionCharts(sections) {
     place.setAttribute("role", "img");
     place.setAttribute("aria-label", `${chart.title}. ${chart.description}`);
     drawnSections.set(figure, chart);
-    return draw(place, chart.spec);
+    return draw(place, chart.spec, false, ERRORS);
   };
   const seen = new IntersectionObserver((entries) => {
     for (const { isIntersecting, target } of entries) if (isIntersecting && waiting.has(target)) put(target);
@@ -71,7 +72,7 @@ function sectionCharts(sections) {
 }
 
 function redrawSections() {
-  for (const [figure, chart] of drawnSections) draw(figure.querySelector(".drawn"), chart.spec);
+  for (const [figure, chart] of drawnSections) draw(figure.querySelector(".drawn"), chart.spec, false, ERRORS);
 }
 
 /** The charts of one board: any two values against each other, and any one value of each row. */
@@ -81,7 +82,8 @@ class BoardCharts {
     const values = rows.columns.filter((column) => column.value.some((value) => value !== null));
     const shown = values.filter((column) => column.shown && !column.paired);
     const ranked = values.find((column) => column.name === rows.rank_by) ?? shown[0] ?? values[0];
-    const l0 = values.find((column) => column.name.endsWith(".l0")) ?? shown.find((column) => column !== ranked) ?? ranked;
+    const both = (column) => column !== ranked && column.value.some((value, i) => value !== null && ranked.value[i] !== null);
+    const l0 = values.find((column) => column.name.endsWith(".l0") && both(column)) ?? shown.find(both) ?? values.find(both) ?? ranked;
     this.x = l0?.name;
     this.y = ranked?.name;
     this.value = ranked?.name;
@@ -131,6 +133,7 @@ class BoardCharts {
         record[`v${at}_high`] = ends?.[1] ?? null;
         record[`text${at}`] = column.text[i] ?? this.rows.missing(column, i).reason;
       });
+      record.measured = names.every((name) => this.rows.missing(this.rows.byName.get(name), i).status in MARKS);
       record.colour = this.colour ? shownProperty(this.rows.property(this.colour, i)) : "all";
       return record;
     });
@@ -144,7 +147,7 @@ class BoardCharts {
     return { field, type: "quantitative", title, scale: log ? { type: "log", nice: false, padding: 10 } : { zero: false, padding: 8 } };
   }
 
-  /** Return the rows that no other row beats in both values; none if a value has no better direction. */
+  /** Return the rows that no other row beats in both values; none if a value has no better direction. Fewer features are better. */
   front(records) {
     const [x, y] = [this.x, this.y].map((name) => this.rows.byName.get(name));
     const sense = (column) => ({ lower: 1, higher: -1 })[column.better] ?? (column.name.endsWith(".l0") ? 1 : 0);
@@ -163,6 +166,7 @@ class BoardCharts {
       legend: this.colour && domain.length > 1 ? { orient: "bottom", columns: 3 } : null };
     const shape = { field: "colour", type: "nominal", title: this.colour || null, scale: { domain, range: domain.map((_, at) => SHAPES[at % 6]) }, legend: colour.legend };
     const front = this.front(records);
+    const step = this.rows.byName.get(this.x).better === "higher" ? "step-before" : "step-after";
     const only = (test) => [{ filter: test }];
     const tooltip = [{ field: "row", title: "SAE" }, { field: "hook" }, { field: "text0", title: this.x }, { field: "text1", title: this.y }];
     const bar = (axis, other, low, high) => ({ mark: { type: "rule", opacity: 0.6 }, transform: only(`isValid(datum.${low})`),
@@ -171,7 +175,7 @@ class BoardCharts {
     return {
       width: "container", autosize: FIT, height: 320, data: { values: records }, transform: only("isValid(datum.v0) && isValid(datum.v1)"),
       layer: [
-        ...(front.length > 1 ? [{ data: { values: front }, mark: { type: "line", color: themed("--faint"), strokeDash: [5, 3], interpolate: "linear" }, encoding: { x, y, order: { field: "v0" } } }] : []),
+        ...(front.length > 1 ? [{ data: { values: front }, mark: { type: "line", color: themed("--faint"), strokeDash: [5, 3], interpolate: step }, encoding: { x, y, order: { field: "v0" } } }] : []),
         ...(this.join && this.colour ? [joined] : []),
         ...(anyOf(records, "v0_low") ? [bar("x", "y", "v0_low", "v0_high")] : []),
         ...(anyOf(records, "v1_low") ? [bar("y", "x", "v1_low", "v1_high")] : []),
@@ -185,8 +189,8 @@ class BoardCharts {
     const better = this.rows.byName.get(this.value).better;
     const known = records.filter((record) => record.v0 !== null);
     known.sort((a, b) => (better === "higher" ? b.v0 - a.v0 : a.v0 - b.v0));
-    const rest = records.filter((record) => record.v0 === null);
-    const few = records.length <= MOST_NAMED;
+    const rest = records.filter((record) => record.v0 === null && record.measured);
+    const few = known.length + rest.length <= MOST_NAMED;
     const order = [...known, ...rest].map((record, at) => ({ ...record, at, label: `${record.row}${this.rows.hooks.length > 1 && record.hook ? ` @ ${record.hook}` : ""}` }));
     const labels = order.map((record) => record.label);
     const twice = labels.some((label, at) => labels.indexOf(label) !== at);

@@ -27,7 +27,9 @@ SEQUENTIAL, DIVERGING = "viridis", "blueorange"
 LOG_SPREAD = 30.0
 """A positive axis is logarithmic if its largest number is this many times its smallest."""
 FAR = 6.0
-"""Numbers further than this many quartile distances from the quartiles would flatten the others."""
+"""Numbers further than this many quartile distances from the quartiles are far away."""
+FLAT = 4.0
+"""They are moved to the edge if all numbers need this many times the room of the others, with their intervals."""
 LONGEST = 34
 """Most letters of a name on an axis."""
 BARS = "bars: 95% intervals over documents"
@@ -302,7 +304,7 @@ def clipped(records: Records, field: str, among: Records | None = None) -> tuple
     Far numbers have the field `beyond`, their number as text; others have None there. `among` are the records whose
     numbers have to be told apart (default: all).
     """
-    low, high = _edges(sorted(r[field] for r in among or records if r.get(field) is not None))
+    low, high = _edges(among or records, records, field)
     moved = []
     for r in records:
         ends = {end: r.get(f"{field}{end}") for end in ("", "_low", "_high")}
@@ -319,15 +321,22 @@ def _at_edge(value: float, low: float, high: float) -> str:
     return f"← {shown}" if value < low else f"→ {shown}"
 
 
-def _edges(values: Sequence[float]) -> tuple[float, float]:
-    """The ends of an axis on which most numbers can be told apart; infinite if it can show all."""
+def _edges(among: Records, records: Records, field: str) -> tuple[float, float]:
+    """The ends of an axis on which the numbers of `among` can be told apart; infinite if one can show all records."""
+    values = sorted(r[field] for r in among if r.get(field) is not None)
+    everything = extent(records, field)
     if len(values) < 5:
         return -math.inf, math.inf
     low, high = values[len(values) // 4], values[-1 - len(values) // 4]
-    reach = FAR * (high - low) or math.inf
-    inside = [value for value in values if low - reach <= value <= high + reach]
-    room = 0.25 * (inside[-1] - inside[0]) or math.inf
-    return inside[0] - room, inside[-1] + room
+    reach = FAR * (high - low)
+    inside = [r for r in among if r.get(field) is not None and low - reach <= r[field] <= high + reach]
+    low, high = min(extent(inside, field)), max(extent(inside, field))
+    if high == low or max(everything) - min(everything) <= FLAT * (high - low):
+        return -math.inf, math.inf
+    span = high - low
+    near = [number for number in everything if low - span <= number <= high + span]
+    low, high = min(near), max(near)
+    return low - 0.1 * span, high + 0.1 * span
 
 
 def _interval(x: Spec, y: Spec, axis: str, channels: Spec, mark: Spec | None = None) -> Spec:

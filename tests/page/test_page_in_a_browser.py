@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -225,3 +229,16 @@ def test_boards_of_different_data_are_tables_of_their_own(opened, tmp_path):
     page = opened(tmp_path / "to" / "index.html")
     assert page.locator("table.board").count() == 2
     assert page.locator("section.board h2").all_inner_texts() == ["made", "second"]
+
+
+def test_the_command_of_the_documentation_takes_a_picture(chromium, folder, tmp_path):
+    command = [sys.executable, str(Path(__file__).with_name("picture.py")), str(folder), str(tmp_path / "page.png")]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert child.returncode == 0, child.stderr
+    content = (tmp_path / "page.png").read_bytes()
+    assert content.startswith(b"\x89PNG")
+    width, height = struct.unpack(">II", content[16:24])
+    assert width == 1360
+    assert height > 900
+    documentation = (Path(__file__).parents[2] / "docs" / "page.md").read_text(encoding="utf-8")
+    assert "python tests/page/picture.py results/quickstart docs/page.png" in documentation

@@ -77,6 +77,12 @@ def test_an_outlier_stands_at_the_edge_in_figures_and_the_others_keep_their_plac
     assert charts.clipped(near, "value")[1] == 0
 
 
+def test_nothing_is_moved_where_all_can_be_told_apart():
+    wide = [record(f"n{i}", i / 10, (i / 10 - 1, i / 10 + 1)) for i in range(9)]
+    assert charts.clipped([*wide, record("far", 5.0)], "value")[1] == 0  # the intervals need the room anyway
+    assert charts.clipped([record(str(i), 1.0) for i in range(9)], "value")[1] == 0
+
+
 def test_labels_are_short_and_distinct_and_keep_both_ends_of_a_name():
     long = [f"layer_{layer}/width_16k/average_l0_{l0}/{'x' * 30}" for layer in (1, 2) for l0 in (10, 20)]
     short = charts.labels([*long, "x", "y"])
