@@ -192,7 +192,11 @@ class GGUFFile:
         architecture, config = self.metadata["general.architecture"], module.config
         with library_errors(f"the tensors of {self.path} have unknown names", "update the library gguf"):
             if self._has_newer_reader:
-                from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+                from transformers.core_model_loading import (  # late: slow to import
+                    WeightConverter,
+                    WeightRenaming,
+                    rename_source_key,
+                )
                 from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS  # late: slow to import
 
                 mapping = GGUF_ARCHS[architecture](config)
