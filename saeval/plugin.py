@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from saeval.base.lazy_torch import is_tensor, torch
     from saeval.base.memory import out_of_memory
     from saeval.base.names import names_matching, names_matching_any
-    from saeval.base.parameters import MAX_REPEATS, ParameterError, Repeats, validated, validated_as
+    from saeval.base.parameters import MAX_REPEATS, ParameterError, Repeats, at_key, validated, validated_as
     from saeval.base.provenance import libraries
     from saeval.base.run_options import dtype_name
     from saeval.base.text_files import (
@@ -96,7 +96,7 @@ __all__ = [
     "RegisteredModel", "RegisteredSAE", "RegisteredSuite", "Repeats", "Report", "Result", "Resume", "Row",
     "SAEInfo", "SAELoader", "SaevalError", "Sample", "Scalar", "Section", "Source", "Spelling", "Spread", "Stamp",
     "Subject", "Substitute", "Support", "Table", "TokenDataset", "TokenScores", "Undefined", "Value", "Verdict",
-    "archive_damage", "at_hooks", "boards", "cached", "chart_files", "charts", "check_encoding",
+    "archive_damage", "at_hooks", "at_key", "boards", "cached", "chart_files", "charts", "check_encoding",
     "check_regular_file", "digest_of", "document_count", "dtype_name", "escapes", "evaluation_mode", "expand_user",
     "finite", "fit_split", "fold", "formatting", "gathered", "hashed", "holm", "hookimpl", "included", "is_tensor",
     "json_error", "libraries", "limit_notice", "load_tensors_only", "lone_surrogate", "names_matching",

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from saeval.plugin import SaevalError
+from saeval.plugin import SaevalError, at_key
 from saeval_formats.dense import TopK
 from saeval_formats.fields import Fields, shown
 from saeval_formats.reference import LocalLoader, LocalReference, json_object, parsed
@@ -150,7 +150,8 @@ def _class_name(options: Reference, trainer: Fields, file: Path, weights: Tensor
         hint = f"; its tensors are those of {' or '.join(fitting)}" if fitting else ""
         raise SaevalError(f"{file}: no 'trainer.dict_class' in {trainer.path}; add 'class:', one of {supported}{hint}")
     if options.dict_class and name not in CLASSES:
-        raise SaevalError(f"dictionary_learning: 'class': '{name}' is not supported; supported: {supported}")
+        with at_key("class"):
+            raise SaevalError(f"dictionary_learning: 'class': '{name}' is not supported; supported: {supported}")
     return options.dict_class or trainer.choice("dict_class", CLASSES)
 
 

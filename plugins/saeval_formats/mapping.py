@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from saeval.plugin import ParameterError, SaevalError, expand_user, suggestion, torch
+from saeval.plugin import ParameterError, SaevalError, at_key, expand_user, suggestion, torch
 from saeval_formats import folding
 from saeval_formats.dense import AbsTopK, GroupMax, Normalization, TopK
 from saeval_formats.fields import Fields
@@ -76,29 +76,34 @@ class MappingFile(LocalLoader):
             raise SaevalError(f"mapping: needs 'tensors', {names}") from None
         kind, threshold, k = _activation(options)
         transcoder = options.input_hook is not None
-        if transcoder and options.apply_b_dec_to_input:
-            raise SaevalError("mapping: 'apply_b_dec_to_input' is not for transcoders, whose b_dec is of their output")
+        if options.apply_b_dec_to_input:
+            with at_key("apply_b_dec_to_input"):
+                _check_pre_bias(options, transcoder)
         scale = None
         if isinstance(options.normalization, dict):
-            scale = _single("normalization", options.normalization, ("scale",)).positive("scale")
-            if transcoder:
-                fault = "a transcoder's inputs does not determine that of its outputs"
-                raise SaevalError(f"mapping: 'normalization.scale': the scale of {fault}; fold both into the weights")
+            with at_key("normalization"):
+                scale = _single("normalization", options.normalization, ("scale",)).positive("scale")
+                if transcoder:
+                    fault = "a transcoder's inputs does not determine that of its outputs"
+                    raise SaevalError(
+                        f"mapping: 'normalization.scale': the scale of {fault}; fold both into the weights"
+                    )
         if options.unit_decoder and k:
-            raise SaevalError(f"mapping: 'fold_W_dec_norm' is not for {kind}: other features would be active")
+            with at_key("fold_W_dec_norm"):
+                raise SaevalError(f"mapping: 'fold_W_dec_norm' is not for {kind}: other features would be active")
         whole = _header(options.path.expanduser())
-        named = {slot: _named(whole, slot, name) for slot, name in options.tensors.items()}
+        named = {}
+        for slot, name in options.tensors.items():
+            with at_key("tensors", slot):
+                named[slot] = _named(whole, slot, name)
         header = _selection(whole, named.values())
         stored = {slot: (name.label, _letters(slot, name, header)) for slot, name in named.items()}
         lengths = _lengths(header, named, stored, transcoder)
         layout = TensorLayout(stored, pre_bias=options.apply_b_dec_to_input)
         sizes = layout.check(header, *map(lengths.get, "dno"), kind="'tensors'", sizes="'tensors'")
         if k:
-            Fields(Path("mapping"), {kind: k}, "activation").k(sizes[1], kind)
-            if kind == "groupmax" and sizes[1] % k:
-                raise SaevalError(
-                    f"mapping: {sizes[1]} features cannot be divided into 'groupmax: {k}' groups of equal size"
-                )
+            with at_key("activation", kind):
+                _check_k(kind, k, sizes[1])
 
         def folded(tensors: Tensors) -> Tensors:
             if threshold:
@@ -142,45 +147,69 @@ class Name:
         return self.key + "".join(f"[{index}]" for index in self.indices)
 
 
+def _check_pre_bias(options: Reference, transcoder: bool) -> None:
+    """Raise `SaevalError` for a b_dec that cannot be subtracted from the input."""
+    if transcoder:
+        raise SaevalError("mapping: 'apply_b_dec_to_input' is not for transcoders, whose b_dec is of their output")
+    if "b_dec" not in options.tensors:
+        remedy = "name it, or leave 'apply_b_dec_to_input' out"
+        raise SaevalError(f"mapping: 'apply_b_dec_to_input' subtracts b_dec, which 'tensors' does not name; {remedy}")
+
+
+def _check_k(kind: str, k: int, d_sae: int) -> None:
+    """Raise `SaevalError` for a k that does not fit the number of features."""
+    Fields(Path("mapping"), {kind: k}, "activation").k(d_sae, kind)
+    if kind == "groupmax" and d_sae % k:
+        raise SaevalError(f"mapping: {d_sae} features cannot be divided into 'groupmax: {k}' groups of equal size")
+
+
 def _activation(options: Reference) -> tuple[str, float | None, int | None]:
     """Return the activation's name, its threshold if that is one number, and its k; `SaevalError` if it is unknown."""
     value, tensors = options.activation, options.tensors
     for slot in tensors:
         if slot not in _SHAPES:
-            raise SaevalError(f"mapping: 'tensors' has no place for '{slot}'{suggestion(slot, _SHAPES)}")
+            with at_key("tensors", slot, kind="unknown"):
+                raise SaevalError(f"mapping: 'tensors' has no place for '{slot}'{suggestion(slot, _SHAPES)}")
     kinds = (*_NEEDS, *_BY_THRESHOLD)
     settings = value if isinstance(value, dict) else {value: None}
-    fields = _single("activation", settings, kinds)
-    kind, threshold, k = next(iter(settings)), None, None
-    if kind in _OF_K:
-        k = fields.whole(kind)
+    with at_key("activation"):
+        kind, threshold, k = _chosen(value, _single("activation", settings, kinds))
     needed = _NEEDS.get(kind, ())
-    if kind in _BY_THRESHOLD:
-        if isinstance(value, dict):
-            threshold = fields.positive(kind)
-            if kind == "batchtopk" and isinstance(value[kind], int):
-                of_k = f"'batchtopk' takes the threshold of the features, found {value[kind]}"
-                raise SaevalError(
-                    f"mapping: {of_k}; k is a mean over a batch (if it is the threshold, write {threshold})"
-                )
-        else:
-            needed = ("log_threshold",) if "log_threshold" in tensors else ("threshold",)
-    elif isinstance(value, dict) and kind not in _OF_K:
-        raise SaevalError(f"mapping: 'activation: {kind}' takes no number")
-    for slot in (slot for slot in ("W_enc", "W_dec", *needed) if slot not in tensors):
-        number = f", or write {{{kind}: THRESHOLD}}" if slot == "threshold" else ""
-        raise SaevalError(f"mapping: 'tensors' lacks '{slot}', which 'activation: {kind}' needs{number}")
+    if kind in _BY_THRESHOLD and threshold is None:
+        needed = ("log_threshold",) if "log_threshold" in tensors else ("threshold",)
+    with at_key("tensors"):
+        for slot in (slot for slot in ("W_enc", "W_dec", *needed) if slot not in tensors):
+            number = f", or write {{{kind}: THRESHOLD}}" if slot == "threshold" else ""
+            raise SaevalError(f"mapping: 'tensors' lacks '{slot}', which 'activation: {kind}' needs{number}")
     used = {*needed, "W_enc", "W_dec", "b_dec", "W_skip", *(("b_enc",) if kind != "gated" else ())}
     for slot in (slot for slot in tensors if slot not in used):
-        raise SaevalError(f"mapping: 'tensors' names '{slot}', which 'activation: {kind}' does not use")
+        with at_key("tensors", slot, kind="unknown"):
+            raise SaevalError(f"mapping: 'tensors' names '{slot}', which 'activation: {kind}' does not use")
     return kind, threshold, k
+
+
+def _chosen(value: str | Mapping[str, Any], fields: Fields) -> tuple[str, float | None, int | None]:
+    """Return the activation's name, its threshold if that is one number, and its k."""
+    (kind,) = fields.values
+    if kind in _OF_K:
+        return kind, None, fields.whole(kind)
+    if isinstance(value, str):
+        return kind, None, None
+    if kind not in _BY_THRESHOLD:
+        raise SaevalError(f"mapping: 'activation: {kind}' takes no number")
+    threshold = fields.positive(kind)
+    if kind == "batchtopk" and isinstance(value[kind], int):
+        of_k = f"'batchtopk' takes the threshold of the features, found {value[kind]}"
+        raise SaevalError(f"mapping: {of_k}; k is a mean over a batch (if it is the threshold, write {threshold})")
+    return kind, threshold, None
 
 
 def _single(setting: str, value: Mapping[str, Any], known: tuple[str, ...]) -> Fields:
     """Return the fields of a mapping that must have one of the `known` keys and no other."""
     for key in value:
         if key not in known:
-            raise SaevalError(f"mapping: '{setting}' has no '{key}'{suggestion(str(key), known)}")
+            with at_key(setting, key, kind="unknown"):
+                raise SaevalError(f"mapping: '{setting}' has no '{key}'{suggestion(str(key), known)}")
     if len(value) != 1:
         raise SaevalError(f"mapping: '{setting}' needs one of {', '.join(known)}, found {', '.join(value) or 'none'}")
     return Fields(Path("mapping"), value, setting)
@@ -278,18 +307,22 @@ def _lengths(
     for slot, (label, letters) in sorted(stored.items(), key=lambda item: len(item[1][1])):
         shape, name = header.shapes[label], named[slot]
         letters = letters if transcoder else letters.replace("o", "d")
-        if 0 in shape:
-            size = "features" if letters[shape.index(0)] == "n" else "inputs or outputs"
-            raise SaevalError(f"{header.path}: '{label}' is {list(shape)}, so the SAE has no {size}; check '{slot}'")
-        if not fits(letters, shape):
-            expected = ", ".join(_WORDS[letter] for letter in letters)
-            known = [f"{_WORDS[x]} is {lengths[x]} in {sources[x]}" for x in letters if x in lengths]
-            why = f" ({', '.join(known)})" if known else ""
-            other = name.text.removesuffix(".T") if name.transposed else f"{name.text}.T"
-            remedy = f"; write '{slot}: {other}'" if fits(letters[::-1], shape) and len(shape) == 2 else ""
-            raise SaevalError(
-                f"{header.path}: '{label}' is {list(shape)}, but {slot}: {name.text} expects [{expected}]{why}{remedy}"
-            )
+        with at_key("tensors", slot):
+            if 0 in shape:
+                size = "features" if letters[shape.index(0)] == "n" else "inputs or outputs"
+                raise SaevalError(
+                    f"{header.path}: '{label}' is {list(shape)}, so the SAE has no {size}; check '{slot}'"
+                )
+            if not fits(letters, shape):
+                expected = ", ".join(_WORDS[letter] for letter in letters)
+                known = [f"{_WORDS[x]} is {lengths[x]} in {sources[x]}" for x in letters if x in lengths]
+                why = f" ({', '.join(known)})" if known else ""
+                other = name.text.removesuffix(".T") if name.transposed else f"{name.text}.T"
+                remedy = f"; write '{slot}: {other}'" if fits(letters[::-1], shape) and len(shape) == 2 else ""
+                raise SaevalError(
+                    f"{header.path}: '{label}' is {list(shape)}, but {slot}: {name.text} expects [{expected}]"
+                    f"{why}{remedy}"
+                )
         for letter, length in zip(letters, shape, strict=True):
             lengths.setdefault(letter, length)
             sources.setdefault(letter, f"{slot}: {name.text}")

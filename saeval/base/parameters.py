@@ -6,7 +6,8 @@ import functools
 import inspect
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -25,6 +26,7 @@ _LARGEST = 2**63
 
 Location = tuple[str | int, ...]
 """The keys and indices that lead to a value in nested data."""
+FaultKind = Literal["unknown", "missing", "wrong"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Fault:
 
     location: Location
     sentence: str
-    kind: Literal["unknown", "missing", "wrong"] = "wrong"
+    kind: FaultKind = "wrong"
     """An `unknown` key, a `missing` key, or a `wrong` value."""
 
 
@@ -43,6 +45,25 @@ class ParameterError(SaevalError):
     def __init__(self, faults: Iterable[Fault]) -> None:
         self.faults = list(faults)
         super().__init__("; ".join(fault.sentence for fault in self.faults))
+
+    def followed_by(self, words: str) -> ParameterError:
+        """Return the same error with `words` at the end of its last sentence."""
+        *others, last = self.faults
+        return ParameterError([*others, replace(last, sentence=f"{last.sentence}{words}")])
+
+
+@contextmanager
+def at_key(*location: str | int, kind: FaultKind = "wrong") -> Iterator[None]:
+    """Context manager that gives a `SaevalError` about a user's value the value's place, as a `ParameterError`.
+
+    `location` are the keys that lead to the value in the entry; an error that has a place keeps it.
+    """
+    try:
+        yield
+    except ParameterError:
+        raise
+    except SaevalError as error:
+        raise ParameterError([Fault(location, str(error), kind)]) from error
 
 
 def schema(cls: type) -> type[BaseModel]:

@@ -22,7 +22,7 @@ from saeval.interfaces.model import ModelSpec
 from saeval.interfaces.sae import SAEInfo
 from saeval.interfaces.substitute import Control, Subject
 from saeval.plan.cell import subject_record
-from saeval.registry.format_recognition import paths, suggested, written
+from saeval.registry.format_recognition import by_keys, paths, suggested, written
 from saeval.registry.registry import Registry
 from saeval.results.store import finite
 from saeval.suite.schema import Suite
@@ -100,7 +100,8 @@ class Subjects:
         use, name, facts = _word(reference, "use"), _word(reference, "name"), _facts(reference)
         if use is None:
             formats = ", ".join(self.registry.loaders.names())
-            near = suggested(reference.get("path"), self.registry)
+            meant = by_keys(reference, self.registry)
+            near = f"; its keys are those of '{meant[0]}'" if meant else suggested(reference.get("path"), self.registry)
             raise SaevalError(f"an SAE entry needs 'use', one of: {formats}{near}")
         if use in self.registry.controls and use not in self.registry.loaders:
             subjects = self._drawn(use, name, reference, earlier)
@@ -153,14 +154,29 @@ class Subjects:
 
     @contextmanager
     def _read_as(self, use: str, reference: Mapping[str, Any], origin: object) -> Iterator[None]:
-        """Context for a loader's calls: an error also names the format that the files look like, if it is another."""
+        """Context for a loader's calls: an error also names the format that the files look like, if it is another.
+
+        It does not if the entry's keys mean a format, or if the error is about a value of the entry.
+        """
         try:
             with blamed(f"SAE format '{use}'", origin):
                 yield
         except SaevalError as error:
-            if "repo" in reference or not (near := suggested(reference.get("path"), self.registry, use)):
+            faults = error.faults if isinstance(error, ParameterError) else []
+            if "repo" in reference or any(fault.kind == "wrong" for fault in faults):
                 raise
-            raise SaevalError(f"{error}{near}") from error
+            meant = by_keys(reference, self.registry)
+            if use in meant:
+                raise
+            if (
+                near := f"; its keys are those of '{meant[0]}'"
+                if meant
+                else suggested(reference.get("path"), self.registry, use)
+            ):
+                raise (
+                    error.followed_by(near) if isinstance(error, ParameterError) else SaevalError(f"{error}{near}")
+                ) from error
+            raise
 
     def _load_later(self, name: str, use: str, reference: dict[str, Any], hook_name: str | None = None) -> Subject:
         entry = self.registry.loaders.entry(use)
@@ -374,7 +390,8 @@ class Subjects:
             for hook_name, width, does in ((reads, subject.d_in, "takes"), (subject.hook_name, writes, "returns")):
                 message = self._misfit(subject.name, hook_name, width, does, hooks)
                 if message:
-                    self.problems.append(self.suite.problem(message, *place))
+                    key = "hook_name" if hook_name == subject.hook_name else "input_hook"
+                    self.problems.append(self.suite.problem(message, *place, key))  # of the entry if it lacks the key
                     break
             else:
                 live = self.suite.live.get(subject.name)

@@ -58,6 +58,20 @@ def suggested(path: Any, registry: Registry, use: str | None = None) -> str:
     return ""
 
 
+def by_keys(entry: Mapping[str, Any], registry: Registry) -> list[str]:
+    """Return the formats that an entry's keys mean, whatever its files look like.
+
+    These formats need more than a path, as `mapping` needs the names of tensors, and the entry has one of these keys.
+    """
+    formats = ((format.name, format.thing.entry) for format in registry.loaders)
+    needed = {
+        name: {field.alias or key for key, field in model.model_fields.items() if field.is_required()} - {"path"}
+        for name, model in formats
+        if model is not None
+    }
+    return [name for name, keys in needed.items() if keys & set(entry)]
+
+
 def paths(path: str) -> list[str]:
     """Return the path itself if it exists, else the paths that match it as a glob."""
     try:

@@ -51,7 +51,6 @@ def test_any_layout_equals_the_formula(data):
     normalization = data.draw(st.sampled_from(["none", "layer_norm", "constant_norm_rescale", {"scale": 0.4}]))
     if transcoder and isinstance(normalization, dict):
         normalization = "none"
-    pre_bias = not transcoder and data.draw(st.booleans())
     slots, theta, activation = {"W_enc", "W_dec"}, 0.2, kind
     if kind == "gated":
         slots |= {"b_gate", "r_mag", "b_mag"}
@@ -66,6 +65,7 @@ def test_any_layout_equals_the_formula(data):
         activation = {kind: 8 if kind == "groupmax" else K}
     optional = ["b_dec", "W_skip", *([] if kind == "gated" else ["b_enc"])]
     slots |= set(data.draw(st.lists(st.sampled_from(optional), unique=True)))
+    pre_bias = "b_dec" in slots and not transcoder and data.draw(st.booleans())
     stored, named = {"layer.other": torch.ones(3)}, {}
     for slot in sorted(slots):
         tensor, named[slot] = tensors[slot], f"layer.{slot}_of_mine"
@@ -181,6 +181,7 @@ def test_identity(reference):
     assert MappingFile().info(reference()).sha256 in digests
 
 
+WRITTEN = "{W_enc: enc.weight.T, W_dec: dec.weight.T}"
 WITHOUT = {slot: name for slot, name in TENSORS.items() if slot != "W_dec"}
 
 
@@ -222,6 +223,10 @@ WITHOUT = {slot: name for slot, name in TENSORS.items() if slot != "W_dec"}
         ({"normalization": {"scale": 0}}, "expected a positive number in 'normalization.scale' .*, found 0"),
         ({"normalization": {"scale": 0.5}, "input_hook": "x"}, "the scale of a transcoder's inputs does not determine"),
         ({"apply_b_dec_to_input": True, "input_hook": "x"}, "'apply_b_dec_to_input' is not for transcoders"),
+        (
+            {"apply_b_dec_to_input": True, "tensors": {"W_enc": "enc.weight.T", "W_dec": "dec.weight.T"}},
+            "'apply_b_dec_to_input' subtracts b_dec, which 'tensors' does not name; name it, or leave 'apply_b_dec_to",
+        ),
         ({"fold_W_dec_norm": True}, "'fold_W_dec_norm' is not for topk: other features would be active"),
         ({"activation": {"relu": None}}, "takes no number"),
     ],
@@ -271,6 +276,35 @@ def test_a_wrong_name_stops_before_the_model_is_loaded(tmp_path, reference, caps
     assert cli.main(["doctor", entry["path"], "--model", model]) == 2
     listed = "dec.bias [32], dec.weight [32, 80], enc.bias [80], enc.weight [80, 32]"
     assert f"which has {listed}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("tensors: {W_enc: enc.weight.T, W_dec: dec.weight.T, b_dek: dec.bias}", "8:57"),
+        ("tensors: {W_enc: enc.weight.T, W_dec: x}", "8:43"),
+        ("tensors: {W_enc: enc.weight.T, W_dec: dec.weight}", "8:43"),
+        ("tensors: {W_enc: enc.weight.T}", "8:14"),
+        ("tensors: {W_enc: enc.weight.T, W_dec: dec.weight.T, r_mag: enc.bias}", "8:57"),
+        (f"tensors: {WRITTEN}\n    activation: {{topk: 99}}", "9:24"),
+        (f"tensors: {WRITTEN}\n    activation: {{tokp: 9}}", "9:18"),
+        (f"tensors: {WRITTEN}\n    normalization: {{scale: -1}}", "9:20"),
+        (f"tensors: {WRITTEN}\n    apply_b_dec_to_input: true", "9:27"),
+        (f"tensors: {WRITTEN}\n    fold_W_dec_norm: true", "9:22"),
+        (f"tensors: {WRITTEN}\n    hook_name: blocks.9.hook_resid_pre", "9:16"),
+    ],
+)
+def test_a_wrong_key_has_its_line_and_column(tmp_path, reference, capsys, line, place):
+    entry = {"activation": "{topk: 6}", "hook_name": "blocks.1.hook_resid_post"}
+    head = (
+        "suite: s\nmodel: testbed\ndata: {use: python-stdlib, context: 8, sequences: 2}\nmetrics: [l0]\n"
+        f"saes:\n  - path: {reference()['path']}\n"
+    )
+    rest = "".join(f"\n    {key}: {value}" for key, value in entry.items() if f"{key}:" not in line)
+    (tmp_path / "s.yaml").write_text(f"{head}    use: mapping\n    {line}{rest}\n")
+    assert cli.main(["check", str(tmp_path / "s.yaml")]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"{tmp_path / 's.yaml'}:{place}: "), said
 
 
 def test_the_shapes_of_every_place():

@@ -7,6 +7,7 @@ import json
 import re
 
 import pytest
+import torch
 
 import examples
 from saeval import SaevalError, cli, evaluate
@@ -76,6 +77,53 @@ def test_a_saelens_folder_read_as_sparsify(here, saelens_folder):
     message = said(saes=[{"use": "sparsify", "path": "s600"}])
     assert "no sae.safetensors" in message
     assert message.endswith("it looks like an SAE of the format 'saelens': write {use: saelens, path: s600}")
+
+
+@pytest.fixture
+def apollo_like(here):
+    """A file that the format apollo reads too, wrongly: it would scale the decoder's rows to norm 1."""
+    tensors = {"encoder.weight": torch.ones(8, 6), "encoder.bias": torch.ones(8), "decoder.weight": torch.ones(6, 8)}
+    torch.save({**tensors, "decoder.bias": torch.ones(6)}, here / "my.pt")
+    assert "apollo" in readable("my.pt", REGISTRY)[0]
+    names = {"W_enc": "encoder.weight.T", "W_dec": "decoder.weight.T", "b_dec": "decoder.bias"}
+    return {"use": "mapping", "path": "my.pt", "tensors": names, "activation": "relu"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"activation": {"topk": 99}}, "'activation.topk' is 99, more than the 8 features"),
+        ({"activation": "rellu"}, "'activation' has no 'rellu'; did you mean 'relu'?"),
+        ({"normalisation": "layer_norm"}, "unknown parameter 'normalisation'"),
+        ({"tensors": {"W_enc": "encoder.wieght.T", "W_dec": "decoder.weight.T"}}, "no tensor 'encoder.wieght'"),
+        ({"hook_name": None}, "the checkpoint does not say its hook; add 'hook_name: blocks.N.hook_resid_post'"),
+    ],
+    ids=str,
+)
+def test_keys_that_mean_a_format_are_not_told_of_another(apollo_like, changed, fault):
+    message = said(saes=[{**apollo_like, "hook_name": "blocks.1.hook_resid_post", **changed}])
+    assert fault.removesuffix("post'") in message
+    assert "apollo" not in message
+
+
+def test_keys_of_a_format_under_another_name_or_none(apollo_like):
+    del apollo_like["activation"], apollo_like["use"]
+    assert said(saes=[{**apollo_like, "use": "apollo"}]).endswith("; its keys are those of 'mapping'")
+    assert said(saes=[apollo_like]).endswith("; its keys are those of 'mapping'")
+
+
+def test_a_format_that_needs_keys_and_has_none_is_told_of_another(apollo_like):
+    assert said(saes=[{"use": "mapping", "path": "my.pt"}]).endswith("write {use: apollo, path: my.pt}")
+
+
+def test_a_typo_of_a_value_is_no_sign_of_another_format(apollo_like):
+    entry = {
+        "use": "dictionary_learning",
+        "path": "my.pt",
+        "class": "AutoEncodr",
+        "hook_name": "blocks.1.hook_resid_pre",
+    }
+    assert re.search(r"'class': 'AutoEncodr' is not supported; supported: [\w, ]+$", said(saes=[entry]))
 
 
 def test_a_folder_of_folders_and_a_glob(here, saelens_folder):
