@@ -9,7 +9,7 @@ import pytest
 
 from saeval import cli, run
 from saeval.plan.streams import First
-from saeval.results.pages import figure, png, under_heading, write_pages
+from saeval.results.pages import write_pages
 from saeval.results.report import Report
 from saeval.testing import evaluate_tiny, tiny_tokens
 from saeval.testing.architectures import tiny_tokenizer
@@ -99,34 +99,19 @@ def test_every_page_says_it_first(limited, capsys):
 
 def test_pages_of_any_plugin_are_headed(limited, tmp_path):
     def pages(results):
-        drawn = figure(3, 2)
-        drawn.add_subplot().plot([0, 1])
-        drawn.suptitle("Own title")
         html = "<!doctype html>\n<html><head><title>x</title></head>\n<BODY class='a'>\n<h1>x</h1></BODY></html>"
-        return {"a.md": "# x\n", "a.html": html, "a.csv": "a,b\n", "a.png": png(drawn)}
+        return {"a.md": "# x\n", "a.html": html, "a.csv": "a,b\n"}
 
     _, results = limited
     written, failed = write_pages([Report("mine", pages=pages)], list(results), tmp_path)
     assert not failed
-    assert {path.name for path in written} == {"a.md", "a.html", "a.csv", "a.png"}
+    assert {path.name for path in written} == {"a.md", "a.html", "a.csv"}
     page = (tmp_path / "a.md").read_text()
     assert page.startswith(f"**{SAID} Fewer than 20 effective documents (")
     assert page.endswith("**\n\n# x\n")
     body = (tmp_path / "a.html").read_text().partition("<BODY class='a'>")[2]
     assert body.startswith(f'\n<p role="alert"><strong>{SAID} Fewer than 20 effective documents (')
     assert (tmp_path / "a.csv").read_text() == "a,b\n"
-    assert (tmp_path / "a.png").read_bytes() != pages(results)["a.png"]
-
-
-def test_a_title_is_above_the_figures_own():
-    drawn = figure(3, 2)
-    drawn.suptitle("Own title")
-    with under_heading(SAID):
-        png(drawn)
-    assert drawn.get_suptitle() == f"{SAID}\nOwn title"
-    other = figure(3, 2)
-    png(other)
-    assert other.get_suptitle() == ""
 
 
 def test_a_page_without_a_body_is_headed_too(tmp_path):
