@@ -56,6 +56,7 @@ def test_commands_that_compute_nothing_import_no_slow_library(folder):
         ["leaderboard", results],
         ["leaderboard", results, "--format", "json"],
         ["compare", results, "testbed/relu-3", "testbed/relu-5"],
+        ["report", results],
         ["plot", results, "--format", "json"],
     ]
     command = [sys.executable, "-c", CHILD, json.dumps(verbs)]

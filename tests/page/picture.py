@@ -17,7 +17,7 @@ def take() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", help="a results folder")
     parser.add_argument("picture", type=Path, help="the PNG file to write")
-    parser.add_argument("--width", type=int, default=1360)
+    parser.add_argument("--width", type=int, default=1560)
     parser.add_argument("--dark", action="store_true")
     options = parser.parse_args()
     chromium = shutil.which("chromium") or sys.exit("no chromium: apt-get install chromium")

@@ -238,7 +238,7 @@ def test_the_command_of_the_documentation_takes_a_picture(chromium, folder, tmp_
     content = (tmp_path / "page.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     width, height = struct.unpack(">II", content[16:24])
-    assert width == 1360
+    assert width == 1560
     assert height > 900
     documentation = (Path(__file__).parents[2] / "docs" / "page.md").read_text(encoding="utf-8")
     assert "python tests/page/picture.py results/quickstart docs/page.png" in documentation
