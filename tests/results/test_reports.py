@@ -79,7 +79,7 @@ def test_one_report_by_name_and_elsewhere(ran, tmp_path, capsys):
         (["report", "results/pages", "--format", "md"], "format 'md' writes no pages;"),
         (
             ["leaderboard", "results/pages", "--format", "norms"],
-            "format 'norms' writes no leaderboards; use csv, json, md",
+            "format 'norms' writes no leaderboards; use csv, html, json, latex, md, parquet, text",
         ),
         (["report", "nowhere"], "nowhere: no such folder in "),
         (["report", "results/pages", "--format", "normz"], "unknown report format 'normz'; did you mean 'norms'?"),
