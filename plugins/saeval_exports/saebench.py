@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from saeval.plugin import Result, escapes
@@ -45,6 +45,7 @@ DETAILS = {
     "max_encoder_cosine_sim": WEIGHTS,
 }  # fmt: skip
 """The fields of each feature in `eval_result_details`."""
+_ENDING = "_eval_results.json"
 _SPACE = uuid.UUID("2f6e0f7c-5b0c-4a53-9f0e-6d0b8f3f3a11")
 """Namespace of the ids of exported evaluations, which follow from the keys of their results."""
 
@@ -66,9 +67,20 @@ def files(results: Sequence[Result]) -> tuple[dict[str, bytes], list[str]]:
         output, missing = evaluation(own)
         notes += [f"{name}: {sentence}" for sentence in missing]
         several = sum(other == name for other, _ in by_sae) > 1
-        stem = f"{name}_{hook_name}" if several else name
-        written[escapes.file_name(f"{stem}_eval_results.json")] = json.dumps(output, indent=2, allow_nan=False).encode()
+        stem = _free(f"{name}_{hook_name}" if several else name, written)
+        written[f"{stem}{_ENDING}"] = json.dumps(output, indent=2, allow_nan=False).encode()
     return written, notes
+
+
+def _free(name: str, taken: Collection[str]) -> str:
+    """Return the name of a file that is not taken: names may differ only in characters that files cannot have."""
+    stems = {file.removesuffix(_ENDING).casefold() for file in taken}
+    stem = own = escapes.file_name(name)
+    number = 1
+    while own.casefold() in stems:
+        number += 1
+        own = f"{stem}-{number}"
+    return own
 
 
 def evaluation(own: Mapping[str, Result]) -> tuple[dict[str, Any], list[str]]:

@@ -13,7 +13,18 @@ from itertools import takewhile
 from rich.cells import cell_len, set_cell_size
 
 from saeval.plugin import Board, Column, Row, escapes, limit_notice, terminal_width
-from saeval_reports.tables import arrow, facts, least_difference, legend, notes, number, rank, shown_rows, stop
+from saeval_reports.tables import (
+    MOST_NAMES,
+    arrow,
+    facts,
+    least_difference,
+    legend,
+    notes,
+    number,
+    rank,
+    shown_rows,
+    stop,
+)
 
 GAP = 2
 NAME_SHARE = 0.4
@@ -154,7 +165,9 @@ def _text(board: Board, width: int) -> str:
     untrained = "; a control was not trained" if controls else ""
     below = paragraph(f"{where}{legend(board)}{untrained}.{least_difference(board)}", width)
     kept_out = [shown[place].name for place in order if place not in chosen]
-    more = [f"these do not fit: {', '.join(kept_out)}; see --wide, or --columns NAME ..."] if kept_out else []
+    rest = f" and {len(kept_out) - MOST_NAMES} more" if len(kept_out) > MOST_NAMES else ""
+    names_out = f"{', '.join(kept_out[:MOST_NAMES])}{rest}"
+    more = [f"these do not fit: {names_out}; see --wide, or --columns NAME ..."] if kept_out else []
     others = len(board.columns) - len(shown)
     more += [f"{others} more values: --wide shows all, --columns NAME ... some of them"] if others else []
     items = [paragraph(note, width, "- ") for note in (*notes(board), *more)]

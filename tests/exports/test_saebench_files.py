@@ -79,6 +79,13 @@ def test_a_missing_number_is_missing_and_never_minus_one(tmp_path, capsys):
     assert every(math.isfinite(value) for value in numbers.values())
 
 
+def test_names_that_files_cannot_tell_apart_get_files_of_their_own(tmp_path):
+    evaluate_tiny(["saebench_downstream"], saes={"a/b": TinySAE(), "a:b": TinySAE(seed=2)}, out=tmp_path, name="two")
+    assert cli.main(["export", "saebench", str(tmp_path / "two"), "--to", str(tmp_path / "to")]) == 0
+    outputs = [json.loads(path.read_text()) for path in sorted((tmp_path / "to").iterdir())]
+    assert {output["sae_lens_id"] for output in outputs} == {"a/b", "a:b"}
+
+
 def test_a_run_without_the_metrics_is_told_which_to_add(tmp_path, capsys):
     evaluate_tiny(["l0"], out=tmp_path)
     assert cli.main(["export", "saebench", str(tmp_path / "evaluate"), "--to", str(tmp_path / "to")]) == 2

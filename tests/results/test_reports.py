@@ -117,7 +117,7 @@ def test_passages_of_one_heading_stand_together_and_active_tokens_are_bold():
         (["report", "results/pages", "--format", "md"], "format 'md' writes no pages;"),
         (
             ["leaderboard", "results/pages", "--format", "norms"],
-            "format 'norms' writes no leaderboards; use csv, json, md",
+            "format 'norms' writes no leaderboards; use csv, html, json, latex, md, parquet, text",
         ),
         (["report", "nowhere"], "nowhere: no such folder in "),
         (["report", "results/pages", "--format", "normz"], "unknown report format 'normz'; did you mean 'norms'?"),
