@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from saeval.plugin import Entry, FolderComparison, Matched, escapes, formatting, terminal_width
 from saeval_reports.tables import arrow, markdown_table, number, p_value, records_as_csv
-from saeval_reports.terminal import GAP, TextColumn, fitting, paragraph, shortened, text_table
+from saeval_reports.terminal import GAP, TextColumn, fitting, headers, paragraph, shortened, text_table
 
 HEADERS = ("value", "first", "second", "difference", "95% interval", "p (Holm)", "better")
 SAME = "both runs have the same model, data, metrics and subjects"
@@ -99,19 +99,20 @@ def text(comparison: FolderComparison) -> str:
     parts += [paragraph(words, width)] if (words := _environment(comparison)) else []
     lost: list[str] = []
     if values:
-        table, lost = _table(values, width)
+        table, lost = _table(values, headers([value.column for value in comparison.values]), width)
         parts += [table, paragraph(legend(comparison), width)]
     more = [f"these columns do not fit: {', '.join(lost)}; see --format md"] if lost else []
     items = [paragraph(note, width, "- ") for note in (*notes(comparison), *more)]
     return "\n\n".join([*parts, *(["\n".join(items)] if items else [])])
 
 
-def _table(values: Sequence[Matched], width: int) -> tuple[str, list[str]]:
-    """Return the table, and the headers of the columns that do not fit."""
+def _table(values: Sequence[Matched], short: Mapping[str, str], width: int) -> tuple[str, list[str]]:
+    """Return the table, with `short` names of columns, and the headers of the columns that do not fit."""
     names = shortened([escapes.line(value.subject) for value in values], max(16, width // 4))
     rows = [list(map(escapes.line, cells(value))) for value in values]
     firsts = [TextColumn("SAE", names, right=False)]
-    firsts += [TextColumn("value", shortened([row[0] for row in rows], max(16, width // 4)), right=False)]
+    named = [short[value.column.name] for value in values]
+    firsts += [TextColumn("value", shortened(named, max(20, width // 4)), right=False)]
     columns = [
         TextColumn(title, [row[place] for row in rows], right=title != "better")
         for place, title in enumerate(HEADERS)

@@ -128,7 +128,8 @@ def paragraph(text: str, width: int, first: str = "") -> str:
 
 def headers(columns: Sequence[Column]) -> dict[str, str]:
     """Return a short header for each column by its name: the value's name where no other metric has it."""
-    values = Counter(column.value for column in columns if not column.paired)
+    distinct = {column.name: column for column in columns if not column.paired}
+    values = Counter(column.value for column in distinct.values())
 
     def short(column: Column) -> str:
         return column.value if not column.paired and values[column.value] == 1 else column.name

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saeval.base.formatting import counted
+from saeval.results.board import some
 from saeval.results.result import Result
 
 _FIELDS = 8
@@ -36,7 +37,9 @@ def shown(value: Any) -> str:
     """Return a value of a record for people: hashes and long values cut, `none` for None."""
     if value is None:
         return "none"
-    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):
+        return some([shown(item) for item in value])
+    text = str(value)
     if len(text) == 64 and not text.strip("0123456789abcdef"):
         return text[:8]
     return text if len(text) <= _LENGTH else f"{text[:_LENGTH]}..."

@@ -18,6 +18,8 @@ from saeval.results.result import Result
 from saeval.results.store import Store
 from saeval.stats.estimate import LEAST
 
+_NOTHING = 1e-15
+"""Difference of two sums that should be 0."""
 ENVIRONMENT = ("saeval", "commit", "python", "libraries", "device", "dtypes", "batch_size")
 """Fields of the provenance that may move numbers without being part of their configuration."""
 
@@ -51,7 +53,7 @@ class Matched:
     @property
     def equal(self) -> bool:
         """True if both runs have the same number, but for rounding."""
-        return abs(self.difference.value) <= self.difference.rounding
+        return abs(self.difference.value) <= max(self.difference.rounding, _NOTHING)
 
     @property
     def better(self) -> str | None:
@@ -201,8 +203,8 @@ _OWN = ("key", "sha256", "file_checksum")
 
 def _of_subjects(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[FieldDifference]:
     """Return the subjects that only one run has, and the declared fields of the others that differ."""
-    fields = [FieldDifference(f"subjects.{name}", "in it", None) for name in a if name not in b]
-    fields += [FieldDifference(f"subjects.{name}", None, "in it") for name in b if name not in a]
+    only_a, only_b = [name for name in a if name not in b], [name for name in b if name not in a]
+    fields = [FieldDifference("subjects in one run only", only_a or None, only_b or None)] if only_a or only_b else []
     for name in (name for name in a if name in b):
         own = differences(a[name], b[name], f"subjects.{name}")
         telling = [d for d in own if d.name.rpartition(".")[2] not in _OWN]

@@ -177,7 +177,7 @@ def test_a_subject_of_one_run_only_is_named_first(first, tmp_path, capsys):
     second = str(fill(tmp_path / "b", only=SUBJECTS[1:]))
     assert cli.main(["compare", first, second, "--format", "csv"]) == 0
     captured = capsys.readouterr()
-    assert "configured differently: subjects.sae-0@h (in it; none)" in captured.err
+    assert "configured differently: subjects in one run only (sae-0@h; none)" in captured.err
     assert "sae-0" not in {row["name"] for row in csv.DictReader(io.StringIO(captured.out))}
 
 
