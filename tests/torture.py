@@ -277,6 +277,7 @@ def reading_verbs(folder: Path, to: Path) -> list[tuple[int, str, str]]:
         verb("show", str(folder)),
         verb("compare", str(folder), "a", "b"),
         verb("report", str(folder), "--to", str(to)),
+        verb("plot", str(folder), "--format", "json", "--to", str(to / "plots")),
     ]
 
 

@@ -52,7 +52,8 @@ def sections(results: Sequence[Result]) -> list[Section]:
 
 
 def _overview(mine: Sequence[Result], ok: Sequence[Result]) -> Section:
-    summary = [f"{sentence}." for sentence in verdicts_in_words(verdicts_on(mine))]
+    summary = [f"Warning: {note}." for note in dict.fromkeys(note for r in mine for note in r.notes)]
+    summary += [f"{sentence}." for sentence in verdicts_in_words(verdicts_on(mine))]
     summary += [f"{r.metric} of {r.subject}: {r.status}, {r.reason}." for r in mine if r.status != "ok"]
     drawn, tables = [], []
     for result in _of(ok, "reward_margin"):
@@ -64,7 +65,7 @@ def _overview(mine: Sequence[Result], ok: Sequence[Result]) -> Section:
     if recovered := _of(ok, "margin_recovered"):
         drawn.append(recovered_chart(recovered, {id(r): _subject(r) for r in recovered}))
         tables.append(_recovered(recovered))
-    notes = [*dict.fromkeys(note for r in mine for note in r.notes)]
+    notes: list[str] = []
     if attributions := _of(ok, "reward_attribution"):
         for table, text in (_agreement(attributions), _comparison(attributions)):
             tables.append(table)

@@ -9,8 +9,10 @@ import pytest
 
 from saeval import cli, run
 from saeval.plan.streams import First
+from saeval.results import chart_files
 from saeval.results.pages import write_pages
 from saeval.results.report import Report
+from saeval.results.sections import Chart, Section
 from saeval.testing import evaluate_tiny, tiny_tokens
 from saeval.testing.architectures import tiny_tokenizer
 from saeval.testing.claims import every, some
@@ -112,6 +114,19 @@ def test_pages_of_any_plugin_are_headed(limited, tmp_path):
     body = (tmp_path / "a.html").read_text().partition("<BODY class='a'>")[2]
     assert body.startswith(f'\n<p role="alert"><strong>{SAID} Fewer than 20 effective documents (')
     assert (tmp_path / "a.csv").read_text() == "a,b\n"
+
+
+def test_a_chart_has_it_above_its_own_title(limited, tmp_path):
+    chart = Chart("c", "Own title", "subtitle", {"mark": "point"}, [{"v": 1}], "description")
+    assert chart_files.whole(chart, SAID)["title"]["text"][-1] == "Own title"
+    assert " ".join(chart_files.whole(chart, SAID)["title"]["text"]) == f"{SAID} Own title"
+    assert chart_files.whole(chart)["title"]["text"] == ["Own title"]
+    _, results = limited
+    own = Section("s", "Title", charts=[chart])
+    written, _ = write_pages([Report("mine", sections=lambda results: [own])], list(results), tmp_path)
+    assert [path.name for path in written] == ["mine.md", "s-c.png"]
+    assert written[0].read_text().startswith(f"**{SAID}")
+    assert written[1].read_bytes() == chart_files.png(chart, SAID)
 
 
 def test_a_page_without_a_body_is_headed_too(tmp_path):

@@ -254,8 +254,8 @@ def test_a_suite_of_margins_alone_runs_from_the_command_line(tmp_path, monkeypat
     told = capsys.readouterr().out
     assert "disagree in sign" in told
     assert cli.main(["report", "results/s"]) == 0
-    page = (tmp_path / "results" / "s" / "report" / "reward.html").read_text()
-    assert '<p class="warning">subsets of &#x27;subset&#x27; disagree in sign' in page
+    page = (tmp_path / "results" / "s" / "report" / "reward.md").read_text()
+    assert "- Warning: subsets of 'subset' disagree in sign" in page
 
 
 def test_a_head_with_two_scores_is_refused(tmp_path):
