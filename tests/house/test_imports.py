@@ -56,8 +56,8 @@ def test_commands_that_compute_nothing_import_no_slow_library(folder):
         ["leaderboard", results],
         ["leaderboard", results, "--format", "json"],
         ["compare", results, "testbed/relu-3", "testbed/relu-5"],
-        ["report", results],
         ["plot", results, "--format", "json"],
+        ["report", results],  # last, since it draws
     ]
     command = [sys.executable, "-c", CHILD, json.dumps(verbs)]
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -66,5 +66,6 @@ def test_commands_that_compute_nothing_import_no_slow_library(folder):
     lines = [json.loads(line) for line in child.stdout.splitlines()]
     assert [words for words, *_ in lines] == verbs
     for words, code, printed, imported in some(lines):
-        assert (code, imported) == (0, []), words
+        drawing = ["vl_convert"] if words[0] == "report" else []
+        assert (code, [name for name in imported if name not in drawing]) == (0, []), words
         assert printed > 0, words

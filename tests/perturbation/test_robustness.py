@@ -113,7 +113,8 @@ def test_several_folders_are_drawn_together(tmp_path, capsys):
         alone(seed, name=name, out=tmp_path, key="k")
     folders = [str(tmp_path / name) for name in "ab"]
     assert main(["report", *folders, "--to", str(tmp_path / "to"), "--format", "robustness", "perturbation"]) == 0
-    written = [line.removeprefix(f"{tmp_path}/to/") for line in capsys.readouterr().out.splitlines()]
+    *written, page = [line.removeprefix(f"{tmp_path}/to/") for line in capsys.readouterr().out.splitlines()]
+    assert page == "index.html"
     assert written == [
         "a/perturbation.md", "a/curve-curve.png", "b/perturbation.md", "b/curve-curve.png", "robustness.md",
         "curve-robustness-kl.png", "curve-robustness-delta_ce.png", *([written[-1]] if written[-1].endswith(".csv") else []),
