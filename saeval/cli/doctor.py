@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,10 +91,13 @@ class Doctor:
         raise SaevalError("doctor: no model; give --model NAME, or --model '{use: huggingface, path: FOLDER}'")
 
     def _any_text(self) -> str:
+        """Return the first source of text that needs no parameter."""
         for entry in self.registry.data:
             required = (field.is_required() for field in schema(entry.thing).model_fields.values())
             if entry.thing.kind == "text" and not any(required):
-                return entry.name
+                with contextlib.suppress(SaevalError):  # one of two parameters may be required
+                    entry.thing()
+                    return entry.name
         raise SaevalError("doctor: no text; give --data '{use: text, path: FILE, context: 64, sequences: 16}'")
 
     def report(self, plan: Plan) -> tuple[str, bool]:

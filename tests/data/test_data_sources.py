@@ -38,8 +38,10 @@ def fails(call, sentence: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_the_plugin_supplies_five_sources():
-    assert [source.name for source in sources()] == ["preferences", "python-stdlib", "text", "texts", "tokens"]
+def test_the_plugin_supplies_eight_sources():
+    assert [source.name for source in sources()] == [
+        "labelled", "preferences", "python-stdlib", "python-tokens", "sae_probes", "text", "texts", "tokens",
+    ]  # fmt: skip
 
 
 def test_stdlib_splits():

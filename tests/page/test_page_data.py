@@ -62,7 +62,7 @@ def test_hostile_names_stay_inside_their_block_and_have_a_form_for_each_copy(fil
     assert made["forms"][FORMULA]["csv"] == "'=cmd()"
     assert made["forms"][SCRIPT]["md"].startswith("&lt;script")
     assert made["forms"][line(MARKUP)]["tex"] == r"a\textbar{}b\textasciigrave{}c\textasciigrave{}$\hookleftarrow$" + (
-        r"\textbackslash{}x1b[31mred"
+        r"\textbackslash{}x1b{[}31mred"
     )
     assert CLOSING not in file.read_text(encoding="utf-8")
 

@@ -81,7 +81,7 @@ def test_all_problems_are_told_at_once(tmp_path, capsys, monkeypatch):
 def test_a_hook_the_model_lacks_and_a_width_that_does_not_fit(tmp_path, capsys, monkeypatch, saelens_folder):
     entry = f"{{use: saelens, path: {saelens_folder(d_in=128)}, hook_name: blocks.9.hook_resid_pre}}"
     (line,) = problems(tmp_path, capsys, monkeypatch, GOOD.replace("testbed/relu-3", entry))
-    assert line.startswith("s.yaml:5:5: ")
+    assert line.startswith(f"s.yaml:5:{len('  - ') + entry.index('blocks.9') + 1}: ")
     assert "has no hook 'blocks.9.hook_resid_pre'; did you mean" in line
 
     entry = f"{{use: saelens, path: {saelens_folder(d_in=64)}}}"
