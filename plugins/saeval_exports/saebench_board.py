@@ -68,7 +68,8 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise SaevalError(f"{path}: cannot be read ({error}); remove it, or fetch it again") from None
     if not isinstance(output, dict) or not isinstance(output.get("eval_result_metrics"), dict):
-        raise SaevalError(f"{path}: no result file of SAEBench, since it has no 'eval_result_metrics'; move it away")
+        fault = f"{path}: no result file of SAEBench, since it has no 'eval_result_metrics'"
+        raise SaevalError(f"{fault}; name a folder that holds only SAEBench's result files")
     return output
 
 

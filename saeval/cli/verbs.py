@@ -187,7 +187,7 @@ def report(arguments: argparse.Namespace) -> int:
     first = Path(arguments.folders[0])
     to = Path(arguments.to or (first if len(stored) == 1 else first.parent) / "report")
     by_folder = {folder: results for folder, (_, results) in stored.items()}
-    written_page, failed = write_page(of_stored(stored.values()), by_folder, chosen, to)
+    written_page, failed = write_page(of_stored(stored), by_folder, chosen, to)
     print(written_page)
     faults |= dict.fromkeys(failed)
     print(*faults, sep="\n", end="\n" if faults else "", file=sys.stderr)

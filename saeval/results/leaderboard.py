@@ -83,11 +83,13 @@ def _of_folders(
     for folder in folders:
         manifest, found, basis = indexed(folder, include_limited, every_array)
         bases.append(basis)
-        runs.append(_stored_run(manifest, found, every_column))
+        runs.append(_stored_run(folder, manifest, found, every_column))
     return _boards(runs), bases
 
 
-def _stored_run(manifest: Mapping[str, Any], found: Sequence[Result], every_column: bool = False) -> _Run:
+def _stored_run(
+    folder: Path | str, manifest: Mapping[str, Any], found: Sequence[Result], every_column: bool = False
+) -> _Run:
     unfinished = []
     if absent := sum(result.status == "missing" for result in found):
         share = f"{absent} of {len(manifest['cells'])} cells of '{manifest['suite']}'"
@@ -95,12 +97,12 @@ def _stored_run(manifest: Mapping[str, Any], found: Sequence[Result], every_colu
     if damaged := damaged_in_words(found):
         unfinished.append(f"'{manifest['suite']}': {damaged}")
     layout = {} if every_column else manifest["leaderboard"]
-    return _Run(manifest["suite"], layout, found, unfinished)
+    return _Run(manifest["suite"], layout, found, unfinished, str(folder))
 
 
-def of_stored(runs: Iterable[tuple[Mapping[str, Any], Sequence[Result]]]) -> list[Board]:
-    """Boards from the manifests and results that `Store.results` has read of some folders."""
-    return _boards([_stored_run(manifest, found) for manifest, found in runs])
+def of_stored(runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Result]]]) -> list[Board]:
+    """Boards from the manifests and results that `Store.results` has read, by folder."""
+    return _boards([_stored_run(folder, manifest, found) for folder, (manifest, found) in runs.items()])
 
 
 def from_results(results: Sequence[Result], title: str, settings: Mapping[str, Any]) -> list[Board]:
@@ -125,6 +127,19 @@ class _Run:
     results: Sequence[Result]
     unfinished: Sequence[str] = ()
     """What it still lacks, in a sentence; empty for a whole run."""
+    folder: str = ""
+    """The folder that it is stored in, if it was read from one."""
+
+
+def _titles(tables: Iterable[Sequence[_Run]]) -> list[str]:
+    """The names of the runs of each table; tables of the same names get those of their folders too."""
+    tables = list(tables)
+    names = [" + ".join(dict.fromkeys(run.title for run in runs)) for runs in tables]
+    folders = [" + ".join(dict.fromkeys(run.folder for run in runs if run.folder)) for runs in tables]
+    return [
+        f"{name} in {folder}" if names.count(name) > 1 and folder else name
+        for name, folder in zip(names, folders, strict=True)
+    ]
 
 
 def _boards(runs: Sequence[_Run]) -> list[Board]:
@@ -142,9 +157,8 @@ def _boards(runs: Sequence[_Run]) -> list[Board]:
                 grounds[same] = digest_of([model, data["fingerprint"], data.get("stopping")])
             tables.setdefault((grounds[same], kind), []).append((run, result))
     made: list[Board] = []
-    for (_, kind), table in tables.items():
-        own = list({id(run): run for run, _ in table}.values())
-        title = " + ".join(dict.fromkeys(run.title for run in own))
+    owners = [list({id(run): run for run, _ in table}.values()) for table in tables.values()]
+    for ((_, kind), table), own, title in zip(tables.items(), owners, _titles(owners), strict=True):
         board = _board([result for _, result in table], title, next((r.layout for r in own if r.layout), {}))
         board.left_out = [sentence for run in own for sentence in run.unfinished]
         board.warnings += board.left_out

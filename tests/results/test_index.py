@@ -412,3 +412,13 @@ def test_the_verb_compare_reads_the_two_alone_and_says_the_same(folder, capsys, 
     opened.clear()
     if expected[True][0] == 0:
         assert printed() == expected[True]
+
+
+def test_boards_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    """Two runs of one suite on other data, and one of them alone."""
+    first, second = (fill(tmp_path / name, fingerprint=name) for name in "ab")
+    found = boards([first, second])
+    assert [board.title for board in found] == [f"s in {first}", f"s in {second}"]
+    assert found[1].apart.startswith(f"not ranked together with s in {first}, from which it differs in ")
+    assert [board.title for board in boards([first])] == ["s"]
+    assert [board.title for board in boards([first, fill(tmp_path / "c", fingerprint="a", draw=1)])] == ["s"]
