@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from saeval.results.verdicts import Verdict, untested_on, verdicts, verdicts_in_words, verdicts_on
     from saeval.stats.estimate import Estimate, Support, reliability_warnings
     from saeval.stats.evidence import Ever, Evidence, Histogram, Mean, Moments, Ratio, Sample, Spread, Stamp
+    from saeval.stats.per_row import PerRow
     from saeval.stats.quantiles import Quantiles
     from saeval.stats.randomness import hashed, normal
     from saeval.stats.values import Array, Better, Comparable, Curve, Notes, Null, Scalar, Table, Value
@@ -92,7 +93,7 @@ __all__ = [
     "Compared", "Comparison", "Control", "Curve", "DataKind", "Dataset", "Document", "Encoding", "Entry",
     "Estimate", "Ever", "Evidence", "FREE_SPACE", "Fired", "FolderComparison", "Histogram", "LiveSAE",
     "MAX_REPEATS", "Matched", "Mean", "Metric", "Model", "ModelAdapter", "ModelSpec", "Moments", "Notes", "Null",
-    "PageTable", "PairBatch", "ParameterError", "Passage", "Plan", "Problem", "Quantiles", "Ratio",
+    "PageTable", "PairBatch", "ParameterError", "Passage", "PerRow", "Plan", "Problem", "Quantiles", "Ratio",
     "RegisteredModel", "RegisteredSAE", "RegisteredSuite", "Repeats", "Report", "Result", "Resume", "Row",
     "SAEInfo", "SAELoader", "SaevalError", "Sample", "Scalar", "Section", "Source", "Spelling", "Spread", "Stamp",
     "Subject", "Substitute", "Support", "Table", "TokenDataset", "TokenScores", "Undefined", "Value", "Verdict",

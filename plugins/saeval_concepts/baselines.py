@@ -8,17 +8,17 @@ from functools import partial
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from saeval.plugin import PerRow
 from saeval_concepts.probes import Matrix, Probes, Quality, bag_of_tokens
 from saeval_concepts.tasks import Task
-from saeval_concepts.texts import Texts
 
 Qualities = Mapping[str, Sequence[Quality]]
 """By the name of a probe: its quality on each task."""
 
 
 def activation_probes(
-    fit_activation_rows: Texts,
-    test_activation_rows: Texts,
+    fit_activation_rows: PerRow,
+    test_activation_rows: PerRow,
     probe_tasks: tuple[Task, ...],
     k: Sequence[int],
     folds: int,
@@ -74,7 +74,7 @@ def _best_neurons(
 
 
 def token_probes(
-    fit_token_rows: Texts, test_token_rows: Texts, probe_tasks: tuple[Task, ...], folds: int, penalty: str, seed: int
+    fit_token_rows: PerRow, test_token_rows: PerRow, probe_tasks: tuple[Task, ...], folds: int, penalty: str, seed: int
 ) -> Qualities:
     """A probe of which tokens a text has, and the answer of the larger class, for each task."""
     fit, test = fit_token_rows, test_token_rows

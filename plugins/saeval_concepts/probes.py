@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int8
 from scipy.sparse import csr_array, issparse
 
-from saeval.plugin import Estimate, Undefined, hashed
-from saeval_concepts.texts import Texts, cv_parts
+from saeval.plugin import Estimate, PerRow, Undefined, hashed
+from saeval_concepts.texts import cv_parts
 
 PENALTIES = np.logspace(-4, 2, 10)
 """Values of C, the inverse of the penalty's weight, of which cross-validation chooses one."""
@@ -190,7 +190,7 @@ class Probes:
 
     @classmethod
     def of(
-        cls, task: str, fit: Texts, y: Int8[np.ndarray, "fit"], test: Texts, answers: Int8[np.ndarray, "test"], *,
+        cls, task: str, fit: PerRow, y: Int8[np.ndarray, "fit"], test: PerRow, answers: Int8[np.ndarray, "test"], *,
         folds: int, penalty: str, seed: int, refits: int = 0,
     ) -> Self:  # fmt: skip
         """Return the probes of a task with labels of all rows of `fit` and `test`, -1 outside the task.
@@ -200,9 +200,9 @@ class Probes:
         for labels, where in ((y, "fit split has"), (answers, "evaluated texts have")):
             if not {0, 1} <= set(labels.tolist()):
                 raise Undefined(f"the {where} one class only for task '{task}'; add texts, or change 'shares'")
-        clusters = fit["clusters"][y >= 0]
+        clusters = fit.clusters[y >= 0]
         trainer = Trainer(y[y >= 0] == 1, cv_parts(clusters, folds, seed), clusters, folds, penalty, refits, seed)
-        return cls(trainer, answers[answers >= 0] == 1, test["clusters"][answers >= 0], test.n_clusters)
+        return cls(trainer, answers[answers >= 0] == 1, test.clusters[answers >= 0], test.n_clusters)
 
     def judged(self, fit: Columns, test: Matrix, standardise: bool = True) -> tuple[Quality, float]:
         """Return the quality of a probe, and the standard deviation of its AUC over refits; 0 without any."""

@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float, Int8
 from pydantic import Field
 
-from saeval.plugin import Curve, Estimate, Evidence, Metric, Scalar, Table, Value
+from saeval.plugin import Curve, Estimate, Evidence, Metric, PerRow, Scalar, Table, Value
 from saeval_concepts.baselines import Qualities
 from saeval_concepts.probes import Probes, Quality
 from saeval_concepts.tasks import Task
-from saeval_concepts.texts import Chosen, Texts, test_features_of_tasks
+from saeval_concepts.texts import Chosen, test_features_of_tasks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,8 +116,8 @@ class SparseProbing(Metric):
 
     def conclude(
         self,
-        total: dict[str, Texts],
-        fit_features_of_tasks: dict[str, Texts],
+        total: dict[str, PerRow],
+        fit_features_of_tasks: dict[str, PerRow],
         chosen_features: tuple[Chosen, ...],
         probe_tasks: tuple[Task, ...],
         activation_probes: Qualities,

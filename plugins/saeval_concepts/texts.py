@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int8
 
-from saeval.plugin import Batch, Evidence, Stamp, fit_split, fold, hashed, is_tensor, torch
+from saeval.plugin import Batch, Evidence, PerRow, fit_split, fold, hashed, torch
 from saeval_concepts.tasks import OUTSIDE, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Pooling = Literal["mean", "max", "last"]
-POOLINGS = ("mean", "max", "last")
 
 
 def pooled(
@@ -49,58 +44,6 @@ def pooled_activations(
 ) -> Float[Tensor, "batch d_in"]:
     """Activations of each text, pooled over its tokens: their `mean`, `max`, or those of the `last` token."""
     return pooled(activations, included, pooling)
-
-
-@dataclass(frozen=True, eq=False)
-class Texts(Evidence):
-    """Columns with one entry per text, in the order of the stream.
-
-    Parts are joined only when they have similar sizes, so that n batches cost n log n.
-    """
-
-    parts: tuple[Mapping[str, np.ndarray[Any, Any]], ...]
-    n_clusters: int = 0
-
-    @classmethod
-    def of(cls, rows: Int[np.ndarray, "n"], **columns: Any) -> Self:
-        """Return columns `[n, ...]` of the texts in these rows of the batch."""
-        arrays = {name: c.detach().cpu().numpy() if is_tensor(c) else np.asarray(c) for name, c in columns.items()}
-        return cls(({"ids": rows, **arrays},))
-
-    def stamp(self, stamp: Stamp) -> Self:
-        (part,) = self.parts
-        rows = part["ids"]
-        named = {**part, "ids": stamp.sequence_ids[rows], "clusters": stamp.clusters[rows]}
-        return dataclasses.replace(self, parts=(named,), n_clusters=stamp.n_clusters)
-
-    def __add__(self, other: Self) -> Self:
-        parts = [*self.parts, *other.parts]
-        while len(parts) > 1 and len(parts[-2]["ids"]) <= len(parts[-1]["ids"]):
-            last, before = parts.pop(), parts.pop()
-            parts.append({name: np.concatenate([before[name], last[name]]) for name in before})
-        return dataclasses.replace(self, parts=tuple(parts))
-
-    def state(self) -> dict[str, np.ndarray[Any, Any]]:
-        return {"n_clusters": np.asarray(self.n_clusters), **self._whole}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, np.ndarray[Any, Any]]) -> Self:
-        return cls(({k: v for k, v in state.items() if k != "n_clusters"},), int(state["n_clusters"]))
-
-    def components(self) -> dict[str, Any]:
-        return {"texts": len(self)}
-
-    @cached_property
-    def _whole(self) -> dict[str, np.ndarray[Any, Any]]:
-        whole = {name: np.concatenate([part[name] for part in self.parts]) for name in self.parts[0]}
-        order = np.argsort(whole["ids"], kind="stable")
-        return {name: column[order] for name, column in whole.items()}
-
-    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
-        return self._whole[name]
-
-    def __len__(self) -> int:
-        return len(self._whole["ids"])
 
 
 def document_keys(clusters: Int[np.ndarray, "n"], seed: int, *words: str) -> np.ndarray[Any, Any]:
@@ -219,7 +162,7 @@ def _of_tasks(
         rows = np.flatnonzero(labels[:, number] != OUTSIDE)
         columns = torch.from_numpy(choice.columns).to(pooled_acts.device)
         values = pooled_acts[torch.from_numpy(rows).to(pooled_acts.device)][:, columns]
-        tables[task.name] = Texts.of(rows, y=labels[rows, number], x=values.float())
+        tables[task.name] = PerRow.of(rows, y=labels[rows, number], x=values.float())
     return tables
 
 
@@ -249,7 +192,7 @@ def test_features_of_tasks(
 @fit_split
 def fit_activation_rows(
     pooled_activations: Float[Tensor, "batch d_in"], fit_labels: Int8[np.ndarray, "batch tasks"]
-) -> Texts:
+) -> PerRow:
     """Fold over the fit split: each text's labels and pooled activations."""
     return _all_rows(fit_labels, x=pooled_activations.float())
 
@@ -257,7 +200,7 @@ def fit_activation_rows(
 @fold
 def test_activation_rows(
     pooled_activations: Float[Tensor, "batch d_in"], task_labels: Int8[np.ndarray, "batch tasks"]
-) -> Texts:
+) -> PerRow:
     """Fold: each evaluated text's labels and pooled activations."""
     return _all_rows(task_labels, x=pooled_activations.float())
 
@@ -266,7 +209,7 @@ def test_activation_rows(
 @fit_split
 def fit_token_rows(
     tokens: Int[Tensor, "batch seq"], included: Bool[Tensor, "batch seq"], fit_labels: Int8[np.ndarray, "batch tasks"]
-) -> Texts:
+) -> PerRow:
     """Fold over the fit split: each text's labels and tokens, -1 where none is included."""
     return _all_rows(fit_labels, tokens=tokens.masked_fill(~included, -1))
 
@@ -274,12 +217,12 @@ def fit_token_rows(
 @fold
 def test_token_rows(
     tokens: Int[Tensor, "batch seq"], included: Bool[Tensor, "batch seq"], task_labels: Int8[np.ndarray, "batch tasks"]
-) -> Texts:
+) -> PerRow:
     """Fold: each evaluated text's labels and tokens, -1 where none is included."""
     return _all_rows(task_labels, tokens=tokens.masked_fill(~included, -1))
 
 
-def _all_rows(labels: Int8[np.ndarray, "batch tasks"], **columns: Any) -> Texts:
+def _all_rows(labels: Int8[np.ndarray, "batch tasks"], **columns: Any) -> PerRow:
     rows = np.flatnonzero((labels != OUTSIDE).any(1))
     index = torch.from_numpy(rows)
-    return Texts.of(rows, y=labels[rows], **{name: column.cpu()[index] for name, column in columns.items()})
+    return PerRow.of(rows, y=labels[rows], **{name: column.cpu()[index] for name, column in columns.items()})

@@ -1,20 +1,14 @@
-"""The scripts of installed packages that the page carries: DataTables from itables, Vega from vl-convert-python."""
+"""DataTables as the page carries it, from the installed package itables."""
 
 from __future__ import annotations
 
 import re
 from functools import cache
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from saeval.base.errors import SaevalError
-from saeval.base.fingerprint import cached, digest_of
 
-VEGA_LITE = "6.4"
-"""The version of the grammar that charts are written in."""
-_SNIPPET = "window.vegaEmbed = vegaEmbed;"
 _EXPORTS = re.compile(r"\bexport\s*\{([^{}]*)\}\s*;?")
 
 
@@ -41,24 +35,3 @@ def _named(export: str) -> tuple[str, str]:
     """Return the public and the own name of `own as public`."""
     own, _, public = export.partition(" as ")
     return public.strip(), own.strip()
-
-
-@cache
-def vega() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as the text of a script, which sets `vegaEmbed`.
-
-    Packing takes seconds, so its result is cached by the version of vl-convert-python.
-    """
-
-    def pack() -> dict[str, Any]:
-        import vl_convert  # late: a library of 80 MB
-
-        return {"text": vl_convert.javascript_bundle(_SNIPPET, VEGA_LITE)}
-
-    text: str = cached("scripts", digest_of([_SNIPPET, VEGA_LITE, version("vl-convert-python")]), pack)["text"]
-    return text
-
-
-def inline(script: str) -> str:
-    """Return a script as the content of a `<script>` element: only in its strings can the end of the element occur."""
-    return re.sub(r"<(?=/script|!--)", r"\\x3c", script, flags=re.IGNORECASE).replace("\r\n", "\n").replace("\r", "\n")

@@ -22,6 +22,7 @@ from saeval.page.deviations import deviations_data
 from saeval.page.pairs import pairs_data
 from saeval.page.plain import as_json
 from saeval.page.sections_data import section_data
+from saeval.results import chart_files
 from saeval.results.board import Board, limit_notice, size_in_words, some
 from saeval.results.sections import Section
 from saeval.results.verdicts import verdicts, verdicts_in_words
@@ -64,8 +65,8 @@ def page(boards: Sequence[Board], parts: Sequence[Part], folders: Sequence[str])
             {**section_data(section), "source": line(part.source)} for part in parts for section in part.sections
         ],
     }
-    vega, tables, own = libraries.vega(), libraries.datatables(), "\n".join(map(_file, SCRIPTS))
-    scripts = [libraries.inline(script) for script in (vega, tables, own)]
+    vega, tables, own = chart_files.vega(), libraries.datatables(), "\n".join(map(_file, SCRIPTS))
+    scripts = [chart_files.inline(script) for script in (vega, tables, own)]
     environment = Environment(
         autoescape=True, loader=FunctionLoader(_file), undefined=StrictUndefined, trim_blocks=True
     )

@@ -14,14 +14,17 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 from saeval.base import escapes
 from saeval.base.errors import SaevalError
+from saeval.base.fingerprint import cached, digest_of
 from saeval.results.sections import Chart
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 """The name of the grammar that specifications follow; nothing fetches it."""
+_SNIPPET = "window.vegaEmbed = vegaEmbed;"
 VERSION = "6.4"
 """The version of Vega-Lite that draws files."""
 SCALE = 2.0
@@ -88,7 +91,7 @@ def html(chart: Chart, warning: str = "") -> bytes:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escapes.html(chart.title)}</title>\n<style>body {{ margin: 1rem; overflow-x: auto }}</style>\n"
-        f"<script>{scripts()}</script></head>\n<body>\n"
+        f"<script>{inline(vega())}</script></head>\n<body>\n"
         f'<div id="chart" role="img" aria-label="{escapes.html(words)}"></div>\n'
         f'<script>vegaEmbed("#chart", {specification}, '
         '{renderer: "svg", actions: {export: true, source: false, compiled: false, editor: false}});</script>\n'
@@ -105,12 +108,24 @@ def script_text(value: Any) -> str:
 
 
 @cache
-def scripts() -> str:
-    """Return the scripts that draw a specification in a browser, which define `vegaEmbed`."""
-    from vl_convert import javascript_bundle  # late: as above
+def vega() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as the text of a script, which sets `vegaEmbed`.
 
-    bundle = javascript_bundle(None, vl_version=VERSION)  # type: ignore[arg-type]  # its stub omits that this may be None
-    return str(bundle).replace("</script", "<\\/script")
+    Packing takes seconds, so its result is cached by the version of vl-convert-python.
+    """
+
+    def pack() -> dict[str, Any]:
+        import vl_convert  # late: a library of 80 MB
+
+        return {"text": vl_convert.javascript_bundle(_SNIPPET, VERSION)}
+
+    text: str = cached("scripts", digest_of([_SNIPPET, VERSION, version("vl-convert-python")]), pack)["text"]
+    return text
+
+
+def inline(script: str) -> str:
+    """Return a script as the content of a `<script>` element: only in its strings can the end of the element occur."""
+    return re.sub(r"<(?=/script|!--)", r"\\x3c", script, flags=re.IGNORECASE).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def as_json(chart: Chart, warning: str = "") -> bytes:

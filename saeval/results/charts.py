@@ -188,7 +188,7 @@ def lines(x: Spec, y: Spec, *, by: Sequence[str] = (), bars: bool = False, band:
     """Return the layers of lines along `x`: a band or bars for the intervals of `y`, and a point for each record.
 
     `by` names fields that separate lines besides the channels' own. Join only what belongs together, such as the same
-    SAE at several points: a line between unrelated SAEs says what nobody measured.
+    SAE at several points: a line between unrelated SAEs would show values that were not measured.
     """
     detail = {"detail": [{"field": field, "type": "nominal"} for field in by]} if by else {}
     layers = []
@@ -302,7 +302,7 @@ def clipped(records: Records, field: str, among: Records | None = None) -> tuple
 
     The fields `shown`, `shown_low` and `shown_high` are those of `field`, moved to the edge where they are far away.
     Far numbers have the field `beyond`, their number as text; others have None there. `among` are the records whose
-    numbers have to be told apart (default: all).
+    numbers must stay distinct (default: all).
     """
     low, high = _edges(among or records, records, field)
     moved = []
@@ -322,7 +322,7 @@ def _at_edge(value: float, low: float, high: float) -> str:
 
 
 def _edges(among: Records, records: Records, field: str) -> tuple[float, float]:
-    """The ends of an axis on which the numbers of `among` can be told apart; infinite if one can show all records."""
+    """The ends of an axis on which the numbers of `among` stay distinct; infinite if one can show all records."""
     values = sorted(r[field] for r in among if r.get(field) is not None)
     everything = extent(records, field)
     if len(values) < 5:

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binom
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
-from saeval.plugin import Batch, hashed
+from saeval.plugin import Batch, PerRow, Stamp
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny
 from saeval.testing.claims import every, some
 from saeval.text.annotations import Annotations
@@ -17,7 +17,7 @@ from saeval_concepts import probes
 from saeval_concepts.probes import Probes, auc, quality
 from saeval_concepts.sparse_probing import SparseProbing
 from saeval_concepts.tasks import Task
-from saeval_concepts.texts import Texts, chosen_features, class_sums, pooled
+from saeval_concepts.texts import chosen_features, class_sums, cv_parts, pooled
 
 VOCABULARY, CONTEXT = 24, 10
 MARK, OTHER, RARE = 20, 21, 22
@@ -192,8 +192,8 @@ def simulated(seed, effect=0.0, n=160, d=40, k=(1, 4)):
     task = Task("t", "t", "1")
     labels = y[:half, None]
     (choice,) = chosen_features(class_sums(z[:half], labels, batch, 2, 0), (task,), k, "mean_active", 0)
-    columns = {"ids": np.arange(half), "clusters": np.arange(half)}
-    fit, test = (Texts(({**columns, "y": own},), half) for own in (y[:half], y[half:]))
+    stamp = Stamp(np.arange(half), np.arange(half), half)
+    fit, test = (PerRow.of(y=own).stamp(stamp) for own in (y[:half], y[half:]))
     judge = Probes.of("t", fit, y[:half], test, y[half:], folds=2, penalty="l2", seed=0)
     x, tests = z[:half].numpy(), z[half:].numpy()
     found = []
@@ -261,5 +261,7 @@ def test_pooling_of_rows_with_padding():
 
 
 def test_documents_stay_together_in_cross_validation():
-    keys = hashed(0, "probe folds", np.arange(300))
-    assert len(set((keys % np.uint64(3)).tolist())) == 3
+    documents = np.repeat(np.arange(100), 3)
+    parts = cv_parts(documents, 3, 0).reshape(100, 3)
+    assert set(parts.flatten().tolist()) == {0, 1, 2}
+    assert (parts == parts[:, :1]).all()

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from made_folders import CLOSING, FORMULA, NAMES, SCRIPT, fill, subjects
 from saeval import cli
@@ -128,7 +129,7 @@ def test_the_view_of_an_sae_has_all_that_is_known_of_it(opened, file):
         words in text for words in ("ce.loss", "ce.extra", "l0.l0", "relu", "1024", "training.steps", "my suite")
     )
     assert "saeval run 'my suite.yaml' --out results" in text
-    page.wait_for_function("document.querySelectorAll('dialog .drawn svg').length === 3")
+    expect(page.locator("dialog .drawn svg")).to_have_count(3)
     dialog.get_by_text("Raw components").first.click()
     dialog.get_by_text("Provenance").first.click()
     assert every(words in dialog.inner_text() for words in ("144", "1000 items", "1.2.3"))
@@ -166,7 +167,7 @@ def test_copies_have_names_as_text_and_formulas_in_no_cell(opened, file):
     for form in ("markdown", "latex", "csv"):
         page.locator("[data-menu=copy] > summary").click()
         page.locator(f"[data-copy={form}]").click()
-        page.wait_for_function("document.getElementById('said').textContent !== ''")
+        expect(page.locator("#said")).not_to_be_empty()
         copies[form] = page.evaluate("navigator.clipboard.readText()")
         page.keyboard.press("Escape")
         page.evaluate("document.getElementById('said').textContent = ''")
@@ -194,7 +195,7 @@ def test_an_accessibility_checker_finds_nothing_serious(opened, file, scheme):
     page.locator("[data-tick=controls] input").check()
     assert serious() == []
     page.get_by_role("button", name="plain", exact=True).click()
-    page.wait_for_function("document.querySelectorAll('dialog .drawn svg').length === 3")
+    expect(page.locator("dialog .drawn svg")).to_have_count(3)
     assert serious() == []
 
 
