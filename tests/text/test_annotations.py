@@ -66,6 +66,16 @@ def test_a_token_keeps_its_label(bos, keep, context):
     assert every(mark == character.isdigit() for character, mark in marked)
 
 
+def test_a_bos_that_a_text_spells_shifts_no_label():
+    """The tokenizer reads it as ordinary characters, which are left out before the text is tokenised."""
+    tokenizer = one_token_a_character()
+    tokenizer.split_special_tokens = True
+    dataset = build_tokens(Labelled(), TokenOptions(context=40), lambda: tokenizer, None, "evaluation")
+    assert dataset.facts["not_doubled"] == {"bos": 1}
+    marked = [pair for row in characters(dataset) if row[0][1] >= 0 for pair in row]
+    assert every(mark == character.isdigit() for character, mark in some(marked))
+
+
 def test_a_document_outside_a_task_has_no_label_there():
     rows = characters(rows_of(context=40))
     (unmarked,) = (row for row in rows if "u" in dict(row))
