@@ -295,7 +295,7 @@ def _in_gguf(folder: Path, name: str) -> Checkpoint:
         raise SaevalError(f"{file} is not a file; {remedy}")
     gguf = GGUFFile(file)
     gguf.check()
-    check_sizes(file, gguf.modules)  # before transformers makes a config of that size
+    check_counts(file, gguf.counts)  # before transformers makes a config of that size
     return Checkpoint(str(folder), None, file, local=True, gguf=gguf)
 
 
@@ -323,8 +323,14 @@ def longest_context(config: Any) -> int | None:
 def check_sizes(file: Path, config: Mapping[str, Any]) -> None:
     """Raise `SaevalError` for a config with more layers or experts than any model, since each would be built."""
     parts = [config, *(part for part in config.values() if isinstance(part, Mapping))]
-    for name, value in (entry for part in parts for entry in part.items()):
-        if isinstance(value, int) and _COUNTED.search(name) and value > MOST_MODULES:
+    for part in parts:
+        check_counts(file, {name: value for name, value in part.items() if _COUNTED.search(name)})
+
+
+def check_counts(file: Path, counts: Mapping[str, Any]) -> None:
+    """Raise `SaevalError` for more layers or experts than any model has; other values than integers are ignored."""
+    for name, value in counts.items():
+        if isinstance(value, int) and value > MOST_MODULES:
             raise SaevalError(f"{file}: '{name}' is {quoted_value(value)}, more than the maximum of {MOST_MODULES}")
 
 

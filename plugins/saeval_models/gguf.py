@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from saeval.plugin import SaevalError, cached, digest_of, libraries, sha256_file
-from saeval_models.library_errors import library_errors
+from saeval_models.library_errors import library_errors, quietly
 
 if TYPE_CHECKING:  # annotations only: transformers is slow to import
     from transformers import PreTrainedModel
@@ -31,7 +31,16 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _ALIGNMENT = 32
 _LONGEST = 100_000_000
 """Maximum length of a string in the header."""
+_BLOCK = re.compile(r"blk\.(\d{1,9})\.")
+_SIZES = (
+    "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv",
+    "attention.key_length", "rope.dimension_count", "vocab_size",
+)  # fmt: skip
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+
+
+class Length(int):
+    """The number of values of an array in the header."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +82,36 @@ class GGUFFile:
         if required > size:
             raise SaevalError(f"{self.path} has {size} bytes, but its header requires {required}; copy it again")
 
+        for name, value in self.metadata.items():
+            epsilon = name.endswith("_epsilon")
+            if isinstance(value, float) and (not math.isfinite(value) or (epsilon and value < 0)):
+                expected = "a number of 0 or more" if epsilon else "a finite number"
+                raise SaevalError(f"{self.path}: expected {expected} in '{name}', found {value}; convert it again")
+
+    def check_tokenizer(self) -> None:
+        """Raise `SaevalError` for special tokens that the tokenizer in the file does not have."""
+        size = self.metadata.get("tokenizer.ggml.tokens")
+        for name, value in self.metadata.items():
+            special = name.startswith("tokenizer.ggml.") and name.endswith("_token_id")
+            if special and isinstance(size, int) and isinstance(value, int) and not 0 <= value < size:
+                fault = f"'{name}' is {value}, but its tokenizer has the tokens 0 to {size - 1}"
+                raise SaevalError(
+                    f"{self.path}: {fault}; convert it again, or put the model's tokenizer.json beside it"
+                )
+
+    def _key(self, name: str) -> str:
+        """Return the key of a number of the model, such as `llama.block_count`."""
+        return f"{self.metadata['general.architecture']}.{name}"
+
+    def _numbers(self, *keys: str) -> dict[str, int]:
+        """Return those of the header's keys that have one whole number as their value."""
+        values = {key: self.metadata.get(key) for key in keys}
+        return {key: v for key, v in values.items() if isinstance(v, int) and not isinstance(v, Length)}
+
     @property
-    def modules(self) -> Mapping[str, Any]:
-        """The numbers of blocks and of experts, under the names of a config."""
-        architecture = self.metadata["general.architecture"]
-        return {f"num_{part}s": self.metadata.get(f"{architecture}.{part}_count") for part in ("block", "expert")}
+    def counts(self) -> Mapping[str, int]:
+        """The numbers of blocks and of experts by their keys."""
+        return self._numbers(*map(self._key, ("block_count", "expert_count")))
 
     @property
     def sha256(self) -> str:
@@ -85,7 +119,7 @@ class GGUFFile:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """Numbers and strings of the header by name; of an array, only the number of its values."""
+        """Numbers and strings of the header by name; of an array, only its `Length`."""
         return self._header[0]
 
     @property
@@ -115,9 +149,18 @@ class GGUFFile:
 
         _reader()
         failure = f"{self.path} cannot be read by transformers {__version__}"
-        with library_errors(failure, "use the model's safetensors files instead"):
-            config = AutoConfig.from_pretrained(self.path.parent, gguf_file=self.gguf_file, trust_remote_code=False)
-            return json.loads(config.to_json_string())  # type: ignore[no-any-return]
+        try:
+            with library_errors(failure, "use the model's safetensors files instead"), quietly():
+                config = AutoConfig.from_pretrained(self.path.parent, gguf_file=self.gguf_file, trust_remote_code=False)
+                return json.loads(config.to_json_string())  # type: ignore[no-any-return]
+        except SaevalError as error:
+            # Only now, since an architecture may not use these numbers: Mamba has 0 heads.
+            width, heads = (self._key(name) for name in ("embedding_length", "attention.head_count"))
+            numbers = self._numbers(width, heads)
+            if len(numbers) == 2 and (not numbers[heads] or numbers[width] % numbers[heads]):
+                fault = f"'{width}' is {numbers[width]}, which '{heads}', {numbers[heads]}, does not divide"
+                raise SaevalError(f"{self.path}: {fault}; convert it again") from error
+            raise
 
     def options(self) -> dict[str, Any]:
         """Return arguments of `from_pretrained`, to which the config is to be added."""
@@ -127,19 +170,65 @@ class GGUFFile:
         # Weights are unpacked as they load, because transformers downloads code for packed ones.
         return {"gguf_file": self.gguf_file, "quantization_config": GgufConfig(dequantize=True)}
 
-    def unused(self, module: PreTrainedModel) -> list[str]:
-        """Return the tensors that transformers leaves out, since its older reader does not report them."""
-        architecture = self.metadata["general.architecture"]
-        if self._has_newer_reader:  # it reports them when the model loads
-            return []
-        reader = _reader()
-        processor = reader.TENSOR_PROCESSORS.get(architecture, reader.TensorProcessor)
+    def unused(self, module: PreTrainedModel, n_blocks: int) -> list[str]:
+        """Return the tensors that the model does not use; `SaevalError` if its tensors are not those of the file.
+
+        `module` has `n_blocks` blocks and no values. Compares names and sizes, by the header alone.
+        """
+        key = self._key("block_count")
+        numbers = [int(match[1]) for match in map(_BLOCK.match, self.tensors) if match]
+        stored = max(numbers, default=-1) + 1
+        predicted = sum(self._numbers(self._key("nextn_predict_layers")).values())
+        if stored - predicted > n_blocks or stored < n_blocks:
+            fault = f"'{key}' is {self.metadata.get(key)}, but it holds the tensors of {stored} blocks"
+            raise SaevalError(f"{self.path}: {fault}; copy or convert it again")
+        names = self._names(module)
+        self._compare(module, names)
+        # It reports unused tensors when the model loads; those of experts are split.
+        return [] if self._has_newer_reader else sorted(n for n in self.tensors if n not in names and "_exps." not in n)
+
+    def _names(self, module: PreTrainedModel) -> Mapping[str, str]:
+        """Return the name in the model of each name that the model's tensors may have in the file."""
+        architecture, config = self.metadata["general.architecture"], module.config
         with library_errors(f"the tensors of {self.path} have unknown names", "update the library gguf"):
-            names = reader.get_gguf_hf_weights_map(module, processor(config=module.config.to_dict()))
-        # A processor splits those of experts, and GPT-2's unembedding has a name of its own.
-        return sorted(
-            name for name in self.tensors if name not in names and "_exps." not in name and name != "output.weight"
-        )
+            if self._has_newer_reader:
+                from transformers.core_model_loading import (  # late: slow to import
+                    WeightConverter,
+                    WeightRenaming,
+                    rename_source_key,
+                )
+                from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS  # late: slow to import
+
+                mapping = GGUF_ARCHS[architecture](config)
+                renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+                converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+                return {name: rename_source_key(name, renamings, converters)[0] for name in self.tensors}
+            reader = _reader()
+            processor = reader.TENSOR_PROCESSORS.get(architecture, reader.TensorProcessor)
+            # GPT-2's unembedding has a name of its own.
+            own = {"output.weight": "lm_head.weight"}
+            return {**own, **reader.get_gguf_hf_weights_map(module, processor(config=config.to_dict()))}
+
+    def _compare(self, module: PreTrainedModel, names: Mapping[str, str]) -> None:
+        """Raise `SaevalError` for a tensor of the model that the file lacks, or has with another number of values."""
+        expected_names = {name for name, _ in module.named_parameters()}  # of tied ones, the first
+        in_file: dict[str, list[str]] = {}  # the model's experts join several tensors of the file
+        for name in self.tensors:
+            if (ours := names.get(name) or names.get(name.removesuffix(".weight"))) in expected_names:
+                in_file.setdefault(str(ours), []).append(name)
+        for name, ours in names.items():
+            if ours in expected_names and ours not in in_file:
+                raise SaevalError(f"{self.path} lacks {name}: it is incomplete; copy or convert it again")
+        for ours, stored in in_file.items():
+            shape, expected = self.tensors[stored[0]].shape, tuple(module.get_parameter(ours).shape)
+            if len(stored) == 1:
+                fits = sorted(n for n in shape if n > 1) == sorted(n for n in expected if n > 1)  # or transposed
+            else:
+                fits = sum(math.prod(self.tensors[name].shape) for name in stored) == math.prod(expected)
+            if not fits:
+                numbers = ", ".join(f"{key} {n}" for key, n in self._numbers(*map(self._key, _SIZES)).items())
+                fault = f"{' and '.join(stored)} is {list(shape)}, but by the header's numbers it is {list(expected)}"
+                raise SaevalError(f"{self.path}: {fault} ({numbers}); copy or convert it again")
 
     @property
     def _has_newer_reader(self) -> bool:
@@ -211,7 +300,7 @@ def _reader() -> Any:
     from transformers import modeling_gguf_pytorch_utils as reader  # late: slow to import
     from transformers.utils import logging
 
-    reader.tqdm = logging.tqdm  # type: ignore[attr-defined]  # `_quietly` hides this one
+    reader.tqdm = logging.tqdm  # type: ignore[attr-defined]  # `quietly` hides this one
     if not hasattr(gguf.get_tensor_name_map, "cache_info"):  # called for each module, always with the same arguments
         gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
         gguf.GGUFReader.data = _PlainArray()  # type: ignore[assignment]
@@ -250,7 +339,7 @@ def _entry(stream: BinaryIO) -> tuple[str, Any]:
             stream.seek(_unpacked(stream, "Q")[0], 1)
     else:
         raise ValueError(f"its header has an array of the unknown type {kind}")
-    return name, count
+    return name, Length(count)
 
 
 def _tensor(stream: BinaryIO) -> tuple[str, GGUFTensor]:

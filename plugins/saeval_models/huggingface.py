@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
@@ -34,7 +33,7 @@ from saeval_models.checkpoint import (
     vocabulary,
 )  # fmt: skip
 from saeval_models.families import BOUNDARIES, Family, FamilySpec, NoGraph
-from saeval_models.library_errors import library_errors
+from saeval_models.library_errors import library_errors, quietly
 from saeval_models.live import LiveSpec, inherits
 from saeval_models.weights import check_checksums, tensors, weight_files
 
@@ -180,7 +179,7 @@ class PretrainedSpec(FamilySpec):
         if not self.checkpoint.local:
             return []
         if self.checkpoint.gguf is not None:  # transformers would unpack every weight
-            return self.checkpoint.gguf.unused(self._empty.module)
+            return self.checkpoint.gguf.unused(self._empty.module, self._blocks(self._empty.module))
         module, report = self._read(device_map="meta", attn_implementation="eager")
         return self._check(module, report)
 
@@ -223,7 +222,8 @@ class PretrainedSpec(FamilySpec):
             code = "; the model comes with its own code, which saeval does not run" if "auto_map" in raw else ""
             fault = f"transformers {transformers.__version__} has no such model"
             raise SaevalError(f"{file} has model_type '{raw['model_type']}': {fault}{code}")
-        with library_errors(f"{file} cannot be read", "save the model again"):
+        # Of special tokens outside the vocabulary, transformers warns for each config that it makes.
+        with library_errors(f"{file} cannot be read", "save the model again"), quietly():
             if self.checkpoint.gguf is None:
                 config = transformers.AutoConfig.from_pretrained(**self._source)
             else:
@@ -286,6 +286,8 @@ class PretrainedSpec(FamilySpec):
         if not self.tokenizer_identity():
             raise SaevalError(f"{self.checkpoint.source} has no tokenizer files; save the tokenizer beside the model")
         _ = self._config  # transformers also reads it for the tokenizer; its errors must not name the tokenizer
+        if self.checkpoint.gguf_tokenizer is not None:
+            self.checkpoint.gguf_tokenizer.check_tokenizer()
         with library_errors(f"the tokenizer of {self.checkpoint.source} cannot be loaded", "save it again"):
             where: dict[str, Any] = {"pretrained_model_name_or_path": self.checkpoint.tokenizer_source}
             if self.checkpoint.gguf_tokenizer is not None:
@@ -347,7 +349,7 @@ class PretrainedSpec(FamilySpec):
             options |= {**self.checkpoint.gguf.options(), "config": self._config}  # else it reads the header again
         try:
             where = self._where
-            with library_errors(f"{where} cannot be loaded", "check them and the model's entry"), _quietly():
+            with library_errors(f"{where} cannot be loaded", "check them and the model's entry"), quietly():
                 # `_check` reports mismatched sizes, which transformers would only log.
                 # Adapters are applied later, because transformers would report only their keys: it finds none here.
                 # Nor does it ask the hub for one, which takes half a minute if the hub is unreachable.
@@ -372,7 +374,7 @@ class PretrainedSpec(FamilySpec):
         if unused and (not self.checkpoint.local or self.checkpoint.gguf is not None):
             log.warning("%s hold tensors that the model does not use: %s", self._where, ", ".join(unused[:3]))
         if self.checkpoint.adapter is not None:
-            with _quietly():
+            with quietly():
                 self.checkpoint.adapter.apply(module)
         # No pass here pools by token id; a padding id only makes transformers warn of right padding without a mask.
         vars(module.config)["pad_token_id"] = None  # bypasses configs that refuse None
@@ -387,19 +389,19 @@ class PretrainedSpec(FamilySpec):
 
         Returns the names of tensors that the model does not use.
         """
-        from saeval_models.pretrained import base_of  # late: it imports transformers
-
         where, config = self._where, "config.json" if self.checkpoint.gguf is None else "header"
         if report["mismatched_keys"]:
             name, shape, expected = min(report["mismatched_keys"], key=lambda entry: str(entry[0]))
             raise SaevalError(f"{where} do not fit its {config}: {name} is {list(shape)}, not {list(expected)}")
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
+            entry = f"check 'architectures' in its config and 'task: {self.kind}'"
+            remedy = entry if self.checkpoint.gguf is None else "convert it again"
             raise SaevalError(
                 f"{where} lack {missing}: they are incomplete or of another architecture; copy the model again, or "
-                f"check 'architectures' in its config and 'task: {self.kind}'"
+                f"{remedy}"
             )
-        blocks = sum(1 for _ in base_of(module)[1].get_submodule(self._family.blocks).children())
+        blocks = self._blocks(module)
         numbered = re.compile(rf"(?:^|\.){re.escape(self._family.blocks)}\.(\d+)\.")
         indices = [int(match[1]) for match in map(numbered.search, report["unexpected_keys"]) if match]
         if indices and max(indices) >= blocks:
@@ -413,6 +415,12 @@ class PretrainedSpec(FamilySpec):
         unused = sorted(name for name in report["unexpected_keys"] if not (head and name.startswith(head)))
         self._refuse_heads(module, unused)
         return unused
+
+    def _blocks(self, module: PreTrainedModel) -> int:
+        """Return the number of blocks of a model."""
+        from saeval_models.pretrained import base_of  # late: it imports transformers
+
+        return sum(1 for _ in base_of(module)[1].get_submodule(self._family.blocks).children())
 
     def _refuse_heads(self, module: PreTrainedModel, unused: list[str]) -> None:
         """Raise `SaevalError` for an unused head with one output, unless 'task' is set: it may be a reward model."""
@@ -472,19 +480,3 @@ class HuggingFace(ModelAdapter):
         family = family_of(module)
         model, config = hooked(module, family, score), module.config
         return LiveSpec(self.name, owner, model, family, config.to_dict(), longest_context(config), tokenizer, name)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Hide transformers' progress bar and reports while weights load; errors report faults."""
-    from transformers.utils import logging  # late: slow to import
-
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
 import struct
 from pathlib import Path
@@ -187,12 +188,64 @@ def test_numbers_that_no_file_has(file):
     for place in (8, 16, 24):
         file.write_bytes(content[:place] + most + content[place + 8 :])
         assert "damaged" in refusal(file)
-    name = content.index(b"llama.block_count") + len(b"llama.block_count") + 4
-    file.write_bytes(content[:name] + struct.pack("<I", 2**32 - 1) + content[name + 4 :])
-    assert "'num_blocks' is 4294967295, more than the maximum of 4096" in refusal(file)
+    file.write_bytes(content)
+    lie(file, "llama.block_count", 2**32 - 1)
+    assert "'llama.block_count' is 4294967295, more than the maximum of 4096" in refusal(file)
     kind = content.index(b"output_norm.weight") + len(b"output_norm.weight") + 4 + 8
     file.write_bytes(content[:kind] + struct.pack("<I", 999) + content[kind + 4 :])
     assert "output_norm.weight has the quantization type 999, which gguf" in refusal(file)
+
+
+def lie(file, key, value):
+    """Change a number of the header."""
+    content = file.read_bytes()
+    at = content.index(key.encode()) + len(key) + 4
+    form = struct.pack("<f" if isinstance(value, float) else "<I", value)
+    file.write_bytes(content[:at] + form + content[at + 4 :])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("block_count", 9, "'llama.block_count' is 9, but it holds the tensors of 3 blocks"),
+        ("block_count", 2, "'llama.block_count' is 2, but it holds the tensors of 3 blocks"),
+        ("attention.head_count", 8, r"blk.0.attn_q.weight is \[32, 32\], but by the header's numbers it is \[64, 32\] \(.*llama.attention.head_count 8"),
+        ("attention.head_count_kv", 3, r"blk.0.attn_k.weight is \[16, 32\], but .* it is \[24, 32\]"),
+        ("feed_forward_length", 100, r"blk.0.ffn_gate.weight is \[48, 32\], but .* it is \[100, 32\] \(.*llama.feed_forward_length 100"),
+        ("embedding_length", 64, r"token_embd.weight is \[97, 32\], but by the header's numbers it is \[97, 64\]"),
+        ("vocab_size", 50, r"token_embd.weight is \[97, 32\], but by the header's numbers it is \[50, 32\]"),
+        ("attention.head_count", 3, "'llama.embedding_length' is 32, which 'llama.attention.head_count', 3, does not divide"),
+        ("attention.head_count", 0, "'llama.embedding_length' is 32, which 'llama.attention.head_count', 0, does not divide"),
+        ("attention.layer_norm_rms_epsilon", math.nan, "expected a number of 0 or more in 'llama.attention.layer_norm_rms_epsilon', found nan"),
+        ("attention.layer_norm_rms_epsilon", -1.0, "expected a number of 0 or more in 'llama.attention.layer_norm_rms_epsilon', found -1.0"),
+        ("rope.freq_base", math.inf, "expected a finite number in 'llama.rope.freq_base', found inf"),
+    ],
+)  # fmt: skip
+def test_numbers_that_do_not_fit_the_tensors_are_found_before_a_weight_is_read(file, monkeypatch, key, value, fault):
+    lie(file, f"llama.{key}", value)
+    monkeypatch.setattr("gguf.dequantize", None)
+    with pytest.raises(SaevalError) as error:
+        spec(file).hooks()
+    assert re.fullmatch(rf"{re.escape(str(file))}: {fault}.*; (copy or )?convert it again", str(error.value))
+
+
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id", "unknown_token_id"])
+def test_special_tokens_that_the_tokenizer_lacks(file, key, capfd):
+    lie(file, f"tokenizer.ggml.{key}", 500)
+    with pytest.raises(SaevalError) as error:
+        spec(file).tokenizer()
+    fault = f"{file}: 'tokenizer.ggml.{key}' is 500, but its tokenizer has the tokens 0 to 96; convert it again, or"
+    assert str(error.value).startswith(fault)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_joined_embeddings_need_no_unembedding(tmp_path):
+    model = tiny_model("llama")
+    model.lm_head = torch.nn.Identity()
+    write_llama(tmp_path / "tiny.gguf", model)
+    tied = spec(tmp_path / "tiny.gguf")
+    assert tied.hooks()
+    assert tied.warnings() == []
 
 
 def test_an_architecture_that_transformers_cannot_read(tmp_path):
@@ -213,9 +266,8 @@ def test_a_tensor_that_is_missing(tmp_path):
     model = tiny_model("llama")
     del model.model.layers[1].mlp.up_proj
     write_llama(tmp_path / "tiny.gguf", model)
-    assert f"the weights of {tmp_path / 'tiny.gguf'} lack model.layers.1.mlp.up_proj.weight" in refusal(
-        tmp_path / "tiny.gguf"
-    )
+    with pytest.raises(SaevalError, match=r"tiny.gguf lacks blk.1.ffn_up.weight: it is incomplete; copy or convert it"):
+        spec(tmp_path / "tiny.gguf").hooks()
 
 
 def test_an_adapter_beside_it_is_refused(file):
