@@ -13,7 +13,10 @@ from saeval.base.formatting import number
 
 
 class Progress(Protocol):
-    """A display that the engine calls on progress: in sequences, and in tokens of the mask."""
+    """A display that the engine calls on progress: in sequences, and in tokens of the mask.
+
+    The tokens are those of the clean passes that this pass computes: a batch that the preflight has run has 0.
+    """
 
     def started(self, title: str, sequences: int, done: int) -> None: ...
     def advanced(self, sequences: int, tokens: int) -> None: ...
@@ -29,13 +32,20 @@ class Silence:
 
 
 class Speed:
-    """Tokens per second of a pass and the time that it still takes, from the time since its start."""
+    """Tokens per second of a pass and the time that it still takes.
+
+    Both are those of the batches from the first one with tokens on: a batch that the preflight has run has none.
+    """
 
     def __init__(self, sequences: int) -> None:
-        self._left, self._done, self._tokens, self._start = sequences, 0, 0, time.monotonic()
+        self._left, self._done, self._tokens = sequences, 0, 0
+        self._start = self._last = time.monotonic()
 
     def advanced(self, sequences: int, tokens: int) -> None:
+        if tokens and not self._tokens:
+            self._start, self._done = self._last, 0
         self._left, self._done, self._tokens = self._left - sequences, self._done + sequences, self._tokens + tokens
+        self._last = time.monotonic()
 
     @property
     def tokens(self) -> str:

@@ -65,6 +65,8 @@ class Evaluator:
     """Number of forward passes: clean, cut and resumed."""
     flaws: dict[str, Flaw] = field(default_factory=dict)
     """Flaws of the last batch, by their nodes' digests: values that are not finite."""
+    reused: bool = False
+    """True if the clean pass of the last batch is that of `run_ahead`."""
     _lasting: dict[int, Any] = field(default_factory=dict)
     """Values that do not depend on the batch, such as weights, by node serial."""
     _writers: dict[int, Failed] = field(default_factory=dict)
@@ -128,6 +130,7 @@ class Evaluator:
         self.flaws = {}
         ahead, self._ahead = self._ahead, None
         self._captures: dict[int, Capture] = ahead[1] if ahead and _same_rows(ahead[0], batch) else {}
+        self.reused = bool(self._captures)
         stamp = Stamp(batch.sequence_ids, batch.clusters, self.n_clusters)
         waiting = 0
         for item in self.program.items:

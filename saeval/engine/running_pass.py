@@ -142,7 +142,7 @@ class RunningPass:
                     flaws=_joined(at.flaws, self.evaluator.flaws),
                 )  # fmt: skip
                 self._state = replace(self._state, place=moved, totals=totals)
-                progress.advanced(len(rows), tokens)
+                progress.advanced(len(rows), 0 if self.evaluator.reused else tokens)
                 if time.monotonic() - self._saved > self.plan.options.checkpoint_seconds:
                     self.save()
         except KeyboardInterrupt:

@@ -55,3 +55,24 @@ def test_a_bar_shows_the_speed(clock, monkeypatch):
     bar.advanced(10, 1000)
     bar.finished()
     assert "500 tokens/s" in stream.getvalue()
+
+
+def test_batches_that_cost_no_clean_pass_are_in_no_speed(clock, capsys):
+    lines = progress.Lines()
+    lines.started("1 cell", 12, 0)
+    clock.now += 0.01
+    lines.advanced(4, 0)  # the preflight has run it
+    clock.now += 20
+    lines.advanced(4, 400)
+    clock.now += 20
+    lines.advanced(4, 400)
+    lines.finished()
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "pass: 1 cell: 8/12, 20 tokens/s, 00:20 left",
+        "pass: 1 cell: 12/12, 20 tokens/s, 00:00 left",
+        "pass: 1 cell: 12/12 done, 20 tokens/s",
+    ]
+    lines.started("1 cell", 12, 0)
+    lines.advanced(12, 0)
+    lines.finished()
+    assert capsys.readouterr().err.splitlines()[1:] == ["pass: 1 cell: 12/12 done"]

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import saeval_testbed
-from saeval import SaevalError, cli
+from saeval import SaevalError, cli, run
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny
 from saeval.testing.claims import some
 
@@ -154,3 +154,29 @@ def test_a_name_that_is_allowed_in_vain_is_a_warning(capsys):
     )
     assert cli.main(["check", "quickstart", "--limit", "2", "--allow", "testbed/relu-*"]) == 0
     assert "--allow" not in capsys.readouterr().out
+
+
+class Advances:
+    """A display of progress that keeps what it is told of each batch."""
+
+    def __init__(self):
+        self.batches = []
+
+    def started(self, title, sequences, done): ...
+    def finished(self): ...
+    def advanced(self, sequences, tokens):
+        self.batches.append((sequences, tokens))
+
+
+def test_tokens_that_the_preflight_has_run_count_for_no_pass(tmp_path):
+    """Else the speed of the first pass would be that of a pass without its model."""
+    suite = {
+        "suite": "s", "model": "testbed", "saes": ["testbed/relu-3"], "metrics": ["l0"], "batch": 4,
+        "data": {"use": "python-stdlib", "context": 16, "sequences": 8},
+    }  # fmt: skip
+    shown, plain = Advances(), Advances()
+    run(suite, out=tmp_path / "a", progress=shown)
+    run(suite, out=tmp_path / "b", progress=plain, preflight="off")
+    (_, first), (_, second) = plain.batches
+    assert first > 0
+    assert shown.batches == [(4, 0), (4, second)]
