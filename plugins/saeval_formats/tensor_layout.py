@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from saeval_formats.tensors import Header, Tensors
 _ROWS = {"W_enc": "d", "W_dec": "n", "W_skip": "o"}
 """First dimension of each matrix of `DenseSAE`."""
 _WORDS = {"d": "d_in", "n": "d_sae", "o": "d_out"}
+_LARGEST_LOG = math.log(3.4028e38)
+"""Larger logarithms are those of infinite float32 numbers."""
 
 
 def linear(b_enc: str, b_dec: str, encoder: str = "encoder", decoder: str = "decoder") -> dict[str, tuple[str, str]]:
@@ -76,6 +79,11 @@ class TensorLayout:
             if name in tensors and self.stored[name][1][0] != rows:
                 tensors[name] = tensors[name].T
         if (log_threshold := tensors.pop("log_threshold", None)) is not None:
+            if never := int((log_threshold > _LARGEST_LOG).sum()):  # as an infinite 'threshold' is refused
+                raise SaevalError(
+                    f"{header.path}: '{keys['log_threshold']}' holds {never} values above {_LARGEST_LOG:.4g} of "
+                    f"{log_threshold.numel()}, the logarithms of infinite thresholds; check that it is the logarithm"
+                )
             tensors["threshold"] = log_threshold.exp()
         tensors.setdefault("b_dec", tensors["W_dec"].new_zeros(tensors["W_dec"].shape[1]))
         if self.rescale:

@@ -110,9 +110,39 @@ def validated_as(model: type[M], given: Mapping[str, Any], what: str = "", *, st
     `what` names the owner in messages, such as `metric 'ce'`; `strict` is as in `validated`.
     """
     try:
-        return model.model_validate(dict(given), strict=strict)
+        validated = model.model_validate(dict(given), strict=strict)
     except ValidationError as error:
         raise ParameterError(faults(error, given, model, what)) from None
+    if converted := list(_converted(given, validated)):
+        raise ParameterError(_fault_of_kind(*place, what) for place in converted)
+    return validated
+
+
+def _converted(given: Any, value: Any, location: Location = ()) -> Iterator[tuple[Location, Any, Any]]:
+    """Yield the place, the given and the validated value of each text that became a number, or truth value or number
+    that became the other: pydantic converts them, but `yes` in quotes is not true, and true is not 1."""
+    if given is value:
+        return
+    if isinstance(value, BaseModel):
+        value = {field.alias or name: getattr(value, name) for name, field in type(value).model_fields.items()}
+    if isinstance(given, Mapping) and isinstance(value, Mapping):
+        for key in given.keys() & value.keys():
+            yield from _converted(given[key], value[key], (*location, key))
+    elif isinstance(given, list | tuple) and isinstance(value, list | tuple) and len(given) == len(value):
+        for index, (before, after) in enumerate(zip(given, value, strict=True)):
+            yield from _converted(before, after, (*location, index))
+    elif isinstance(value, int | float):
+        other_kind = isinstance(given, int | float) and isinstance(given, bool) != isinstance(value, bool)
+        if isinstance(given, str) or other_kind:
+            yield location, given, value
+
+
+def _fault_of_kind(location: Location, given: Any, value: Any, what: str) -> Fault:
+    quotes = " without quotes" if isinstance(given, str) else ""
+    expected = "true or false" if isinstance(value, bool) else "a number"
+    of = f" of {what}" if what else ""
+    path = ".".join(map(str, location))
+    return Fault(location, f"'{path}'{of}: expected {expected}{quotes}, got {quoted_value(given)}")
 
 
 def faults(error: ValidationError, given: Any, model: type[BaseModel] | None = None, what: str = "") -> list[Fault]:

@@ -16,7 +16,7 @@ from saeval.base.errors import Problem, SaevalError, blamed, quoted_value, sugge
 from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import counted
 from saeval.base.lazy_torch import torch
-from saeval.base.parameters import schema, validated, validated_as
+from saeval.base.parameters import at_key, schema, validated, validated_as
 from saeval.interfaces.data import Batch, Dataset, PairBatch, Source
 from saeval.interfaces.model import ModelSpec
 from saeval.registry.format_recognition import paths
@@ -27,6 +27,8 @@ from saeval.text.packing import Split, TokenOptions, TooFewSequencesError
 from saeval.text.tokens import build_tokens
 
 log = logging.getLogger("saeval")
+_BLOCK = 256
+"""Rows that are read at a time to look for a position that is scored."""
 
 
 @dataclass(eq=False)
@@ -51,6 +53,8 @@ class Streams:
             self._warn(rows.describe())
             rows = Scored(rows, self.score_share) if self.score_share < 1 else rows
             rows = First(rows, self.limit) if self.limit is not None and self.limit < len(rows) else rows
+            if self.score_share < 1:
+                self._check_share(rows)
             self._check_ids(rows, "evaluation")
             return rows
 
@@ -81,6 +85,22 @@ class Streams:
         for word, number in described.get("not_doubled", {}).items():
             texts = f"{counted(number, 'text')} of data '{self.source.name}'"
             log.warning("%s %s of their own: no second one is added", texts, ends[word])
+
+    def _check_share(self, rows: Dataset) -> None:
+        """Raise `ParameterError` if no position of the rows would be scored, though some could be."""
+        positions = 0
+        for start in range(0, len(rows), _BLOCK):
+            batch = rows.batch(np.arange(start, min(start + _BLOCK, len(rows))), "cpu")
+            for side in batch.sides if isinstance(batch, PairBatch) else (batch,):
+                if side.sampled is not None and bool(side.sampled.any()):
+                    return
+                positions += int(side.mask.sum())
+        if positions:
+            with at_key("score_share"):
+                fault = f"scores none of the {positions} positions in the mask of {counted(len(rows), 'row')}"
+                raise SaevalError(
+                    f"'score_share: {self.score_share:g}' {fault}; choose a larger share, or more sequences"
+                )
 
     def _check_ids(self, rows: Dataset, split: Split) -> None:
         """Raise `SaevalError` for a token id that the model cannot embed."""

@@ -134,6 +134,12 @@ class _Composer(yaml.SafeLoader):
         return node
 
 
+_Composer.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+"""Numbers such as 1e-3, which PyYAML takes for text."""
+
+
 class _Builder:
     def __init__(self, marks: Marks) -> None:
         self.marks = marks

@@ -16,6 +16,16 @@ class Inner(BaseModel):
     width: int = 1
 
 
+class Kinds(BaseModel):
+    on: bool = False
+    size: int = 1
+    share: float | None = None
+    either: bool | int = 0
+    shares: dict[str, float] = Field(default_factory=dict)
+    sizes: tuple[int, ...] = ()
+    named: float = Field(default=0, alias="as")
+
+
 class Given(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -71,6 +81,31 @@ def test_of_a_class_the_parameters_of_its_init():
 
     assert validated(Metric, {"names": ["a"]}, "metric 'm'") == {"draws": 3, "names": ("a",)}
     with pytest.raises(ParameterError, match="an integer of at most 64 bits"):
-        validated(Metric, {"draws": "9" * 30}, "metric 'm'")
+        validated(Metric, {"draws": 10**30}, "metric 'm'")
     with pytest.raises(ParameterError, match="'draws' of metric 'm': input should be a valid integer, got '3'"):
         validated(Metric, {"draws": "3"}, "metric 'm'", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"on": "yes"}, "'on' of metric 'm': expected true or false without quotes, got 'yes'"),
+        ({"on": 1}, "'on' of metric 'm': expected true or false, got 1"),
+        ({"size": "8"}, "'size' of metric 'm': expected a number without quotes, got '8'"),
+        ({"size": True}, "'size' of metric 'm': expected a number, got True"),
+        ({"share": "0.5"}, "'share' of metric 'm': expected a number without quotes, got '0.5'"),
+        ({"shares": {"a": 0.5, "b": "0.5"}}, "'shares.b' of metric 'm': expected a number without quotes, got '0.5'"),
+        ({"sizes": [1, "8"]}, "'sizes.1' of metric 'm': expected a number without quotes, got '8'"),
+        ({"as": False}, "'as' of metric 'm': expected a number, got False"),
+    ],
+    ids=str,
+)
+def test_text_is_no_number_and_a_number_no_truth_value(given, sentence):
+    with pytest.raises(ParameterError) as raised:
+        validated_as(Kinds, given, "metric 'm'")
+    assert [fault.sentence for fault in raised.value.faults] == [sentence]
+
+
+def test_numbers_may_be_whole_and_truth_values_numbers_where_both_are_allowed():
+    kinds = validated_as(Kinds, {"either": True, "size": 8.0, "share": 1})
+    assert (kinds.either, kinds.size, kinds.share) == (True, 8, 1.0)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 import torch
 
-from saeval import Mean, Metric, SaevalError, Scalar
+from saeval import Mean, Metric, SaevalError, Scalar, cli
 from saeval.interfaces.token_scores import score_tokens
 from saeval.plan.streams import First, Scored
 from saeval.stats.randomness import hashed
@@ -126,7 +127,13 @@ def test_documents_without_a_chosen_position_count_nothing():
     results = run(0.02, ["ce", "l0"])
     assert not results.failed
     assert 0 < results.value("ce.ce_sae", "a")["n"] < 20
-    assert every(result.status == "undefined" for result in run(1e-9, ["ce", "kl"]))
+
+
+def test_a_share_that_scores_no_position_is_refused():
+    with pytest.raises(
+        SaevalError, match="'score_share: 1e-09' scores none of the 332 positions in the mask of 40 rows"
+    ):
+        run(1e-9, ["ce"])
 
 
 @pytest.mark.parametrize(
@@ -143,6 +150,19 @@ def test_a_metric_that_needs_all_scores_is_refused(metric, name):
 def test_a_share_outside_its_range_is_refused(share):
     with pytest.raises(SaevalError, match="'score_share' is a number above 0 and at most 1"):
         run(share)
+
+
+def test_a_share_that_scores_no_position_is_refused_when_the_suite_is_planned(tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text(
+        "suite: s\nmodel: testbed\nsaes: [testbed/relu-3]\nmetrics: [l0]\n"
+        "data: {use: python-stdlib, context: 16, sequences: 4, score_share: 1e-300}\n"
+    )
+    assert cli.main(["check", str(tmp_path / "s.yaml")]) == 2
+    place, _, said = capsys.readouterr().err.strip().partition(": ")
+    assert place == f"{tmp_path / 's.yaml'}:5:68"
+    assert re.fullmatch(
+        r"'score_share: 1e-300' scores none of the \d\d positions in the mask of 4 rows; choose .*", said
+    )
 
 
 def test_a_mean_over_a_quarter_of_the_positions_is_unbiased_and_its_interval_covers():

@@ -227,6 +227,7 @@ WITHOUT = {slot: name for slot, name in TENSORS.items() if slot != "W_dec"}
             {"apply_b_dec_to_input": True, "tensors": {"W_enc": "enc.weight.T", "W_dec": "dec.weight.T"}},
             "'apply_b_dec_to_input' subtracts b_dec, which 'tensors' does not name; name it, or leave 'apply_b_dec_to",
         ),
+        ({"apply_b_dec_to_input": "yes"}, "'apply_b_dec_to_input' of .* expected true or false without quotes, got 'yes'"),
         ({"fold_W_dec_norm": True}, "'fold_W_dec_norm' is not for topk: other features would be active"),
         ({"activation": {"relu": None}}, "takes no number"),
     ],
@@ -242,6 +243,13 @@ def test_values_of_tensors(tmp_path):
     entry = {"path": write(tmp_path / "my.pt", tensors), "tensors": {**TENSORS, "threshold": "enc.theta"}}
     with pytest.raises(SaevalError, match=r"my.pt: the threshold is below 0: it was never set"):
         MappingFile().load({**entry, "activation": "batchtopk"})
+    tensors["enc.theta"] = torch.tensor([*[0.0] * (N - 2), 88.0, 89.0])
+    entry["path"] = write(tmp_path / "log.npz", tensors)
+    logarithm = {**entry, "tensors": {**TENSORS, "log_threshold": "enc.theta"}, "activation": "jumprelu"}
+    with pytest.raises(
+        SaevalError, match=r"'enc.theta' holds 1 values above 88.72 of 80, the logarithms of infinite th"
+    ):
+        MappingFile().load(logarithm)
     tensors["enc.bias"][3] = torch.nan
     entry["path"] = write(tmp_path / "my.npz", tensors)
     with pytest.raises(SaevalError, match=r"my.npz: 'enc.bias' holds 1 NaN or infinite values of 80"):

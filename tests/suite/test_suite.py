@@ -6,7 +6,7 @@ import pytest
 
 from saeval import cli
 from saeval.base.errors import SuiteError
-from saeval.suite.yaml_marks import override, parse
+from saeval.suite.yaml_marks import override, parse, value_of
 
 GOOD = """\
 suite: mine
@@ -81,7 +81,7 @@ def test_all_problems_are_told_at_once(tmp_path, capsys, monkeypatch):
 def test_a_hook_the_model_lacks_and_a_width_that_does_not_fit(tmp_path, capsys, monkeypatch, saelens_folder):
     entry = f"{{use: saelens, path: {saelens_folder(d_in=128)}, hook_name: blocks.9.hook_resid_pre}}"
     (line,) = problems(tmp_path, capsys, monkeypatch, GOOD.replace("testbed/relu-3", entry))
-    assert line.startswith("s.yaml:5:5: ")
+    assert line.startswith(f"s.yaml:5:{5 + entry.index('blocks.9')}: ")
     assert "has no hook 'blocks.9.hook_resid_pre'; did you mean" in line
 
     entry = f"{{use: saelens, path: {saelens_folder(d_in=64)}}}"
@@ -213,3 +213,9 @@ def test_a_device_that_is_not_there(tmp_path, capsys, monkeypatch, option, devic
 def test_a_dtype_that_is_none(tmp_path, capsys, monkeypatch, option):
     (line,) = problems(tmp_path, capsys, monkeypatch, GOOD, option, "int8")
     assert line == "dtype 'int8': expected one of float32, float64, bfloat16, float16"
+
+
+def test_numbers_with_an_exponent_need_no_point():
+    """PyYAML takes them for text."""
+    values = value_of("[1e-3, 1E5, -2e+3, 1.5e3, 1e, e1, 1e5x, '1e-3', 0x1e3]", "")
+    assert values == [0.001, 1e5, -2000.0, 1500.0, "1e", "e1", "1e5x", "1e-3", 0x1E3]
