@@ -55,5 +55,6 @@ def holding(folder: Path, format: str, markers: tuple[str, ...]) -> Path:
         if (folder / marker).is_file():
             return folder / marker
     inner = below(folder, markers)
-    remedy = f"it holds {len(inner)} SAEs in folders: add 'sites: \"*\"', or name one" if inner else "check 'path'"
+    several = "an SAE in a folder" if len(inner) == 1 else f"{len(inner)} SAEs in folders"
+    remedy = f"it holds {several}: add 'sites: \"*\"', or name one" if inner else "check 'path'"
     raise SaevalError(f"{format}: {folder}: no {' or '.join(markers)}; {remedy}")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from saeval.plugin import SaevalError
+from saeval.plugin import SaevalError, formatting
 from saeval_formats.folders import chosen
 from saeval_formats.reference import LocalLoader, folder_of, in_order
 
@@ -36,7 +36,11 @@ class LayerFileLoader(LocalLoader):
         path = path.expanduser()
         if path.is_dir():
             files = self._files(path)
-            remedy = f"it holds {len(files)} SAEs: add 'sites: \"*\"', or name one" if files else "check 'path'"
+            remedy = (
+                f"it holds {formatting.counted(len(files), 'SAE')}: add 'sites: \"*\"', or name one"
+                if files
+                else "check 'path'"
+            )
             raise SaevalError(f"{self.name}: {path}: is a folder, expected a file; {remedy}")
         match = self.pattern.fullmatch(path.name)
         return path, match[1] if match else None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from saeval.api import find_suite, prepare
 from saeval.base.errors import SaevalError, SuiteError, blamed, expand_user, said, suggestion
 from saeval.base.escapes import line
+from saeval.base.formatting import counted
 from saeval.base.lazy_torch import torch
 from saeval.base.names import WILDCARDS
 from saeval.base.parameters import schema
@@ -21,7 +22,7 @@ from saeval.interfaces.data import PairBatch
 from saeval.interfaces.model import ModelSpec
 from saeval.interfaces.substitute import Subject, Substitute
 from saeval.plan.plan import Plan, plan
-from saeval.registry.format_recognition import readable
+from saeval.registry.format_recognition import readable, written
 from saeval.registry.registry import Registry
 from saeval.suite.schema import validate
 from saeval.suite.yaml_marks import Marks, value_of
@@ -37,6 +38,8 @@ class Doctor:
 
     registry: Registry
     options: RunOptions
+    _read_as: list[str] = field(default_factory=list)
+    """The entry of a path, as a suite needs it."""
 
     def plan(self, reference: str, model: str | None, data: str | None, hook_name: str | None) -> Plan:
         """Return the plan to examine the SAEs with: model, text and SAEs. `SaevalError` if one is missing or wrong."""
@@ -75,7 +78,9 @@ class Doctor:
         """Return an entry with the one format that can read the path."""
         able, unable = readable(path, self.registry)
         if len(able) == 1:
-            return dict(next(iter(able.values())))
+            (entry,) = able.values()
+            self._read_as = [f"{path} is read as {written(entry)}"]
+            return dict(entry)
         if able:
             raise SaevalError(
                 f"doctor: {path} can be read as {', '.join(able)}; choose one: '{{use: ..., path: {path}}}'"
@@ -114,7 +119,7 @@ class Doctor:
         hooks = {h for s in saes for h in (s.hook_name, s.input_hook or s.hook_name, *near[s.name])}
         with torch.no_grad():
             activations = model.capture(batch, sorted(hooks), False).activations
-            lines, passed = [], True
+            lines, passed = list(self._read_as), True
             for subject in saes:
                 with blamed(f"SAE '{subject.name}'", subject.origin):
                     sae = subject.load()
@@ -174,9 +179,13 @@ def _lines(subject: Subject, examination: Examination) -> list[str]:
     declared = [f"{k} {str(facts[k])[:16]}" for k in _DECLARED if facts.get(k) is not None]
     lines = [f"{subject.name}: {subject.d_in} -> {subject.d_sae} at {where}", f"  declares: {', '.join(declared)}"]
     if examination.measured:
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in examination.measured.items())
-        left_out = f" ({examination.outlying} more with outlying norms left out)" if examination.outlying else ""
-        lines.append(f"  measured on {examination.tokens} tokens{left_out}: {shown}")
+        measured = dict(examination.measured)
+        with_them = measured.pop("explained_variance_with_outlying", None)
+        shown = {name: f"{name} {value:.4g}" for name, value in measured.items()}
+        if with_them is not None:
+            left_out = counted(examination.outlying, "token")
+            shown["explained_variance"] += f" without {left_out} of outlying norm ({with_them:.4g} with)"
+        lines.append(f"  measured on {examination.tokens} tokens: {', '.join(shown.values())}")
     if examination.elsewhere:
         best = sorted(examination.elsewhere.items(), key=lambda e: -e[1])[:3]
         lines.append(f"  best explained variance at other hooks: {', '.join(f'{h} {v:.4g}' for h, v in best)}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from saeval.base.errors import Undefined
+from saeval.base.names import names_matching_any
 from saeval.engine.evaluator import Evaluator
+from saeval.interfaces.documentation import documented_bounds
 from saeval.plan.cell import Cell, copies
 from saeval.results.records import check_values
 from saeval.results.result import Result
@@ -25,6 +28,13 @@ def concluded(cell: Cell, total: EvidenceTree | None, evaluator: Evaluator) -> d
     totals = [total] if cell.observe is not None else []
     returned = evaluator.conclude(cell.metric.conclude, totals, cell.conclude, cell.foreign)  # type: ignore[attr-defined]
     values = named_values(cell.metric.name, returned)
+    metric: Any = type(cell.metric)
+    documented = documented_bounds(metric)
+    for name, value in values.items():
+        if isinstance(value, Scalar | Curve):
+            exact = (bounds for names, bounds in documented if name in names)
+            ranges = (bounds for names, bounds in documented if names_matching_any(names, [name]))
+            value.within(*next(exact, None) or next(ranges, (-math.inf, math.inf)))
     if sentences := copies(cell):
         values.setdefault("same_weights", Notes(sentences))
     return values

@@ -45,7 +45,7 @@ class Examination:
     """Measurements of one SAE and the findings that follow from them."""
 
     measured: dict[str, float] = field(default_factory=dict)
-    """`l0`, `explained_variance`, `explained_variance_rotated`, ...; fewer where they do not apply."""
+    """`l0`, `explained_variance`, `explained_variance_with_outlying`, ...; fewer where they do not apply."""
     elsewhere: dict[str, float] = field(default_factory=dict)
     """Explained variance of the activations at other hooks, by hook name."""
     findings: list[Finding] = field(default_factory=list)
@@ -91,6 +91,7 @@ def examine(
         return examination
     if not sae.reads_earlier:
         examination.findings += _dependence(sae, x[shown.judged], encoding.feature_acts[shown.judged])
+    of_all = shown.explained(y, reconstruction)
     examination.outlying = shown.leave_out(x, y)
     examination.tokens = int(shown.judged.sum())
     if examination.tokens < FEWEST:
@@ -98,11 +99,16 @@ def examine(
     fired = (acts[shown.judged] != 0).sum(-1).float()
     examination.measured["l0"] = float(fired.mean())
     examination.measured["explained_variance"] = shown.explained(y, reconstruction)
+    if examination.outlying:
+        examination.measured["explained_variance_with_outlying"] = of_all
     examination.findings += _sparsity(declared, fired, acts.shape[-1])
     misread = _misread(shown, encoding, reconstruction, x, y, elsewhere or {}, examination)
     if misread and declared.get("end_to_end"):
         text = f"{misread.message}; it was trained end to end, and need not reconstruct"
         misread = replace(misread, message=text, fatal=False)
+    if misread and examination.outlying:
+        without = f"{examination.tokens} tokens, without {examination.outlying} of outlying norm"
+        misread = replace(misread, message=f"{misread.message} (on {without})")
     examination.findings += [misread] if misread else []
     return examination
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +39,14 @@ class Documented:
     better: str
     """`lower is better`, `higher is better` or `no better direction`."""
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The range as numbers; infinite where it is open, or not a number (`0 .. d_sae`)."""
+        low, dots, high = self.range.replace("−", "-").replace("∞", "inf").partition(" .. ")
+        if not dots:
+            low, high = (low[1:], "") if low[:1] in ("≥", ">") else ("", low[1:] if low[:1] in ("≤", "<") else "")
+        return _number(low, -math.inf), _number(high.partition(",")[0], math.inf)
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -62,12 +72,28 @@ def documented_values(metric: Any) -> list[Documented]:
     return [_documented(metric.name, entry) for entry in _section(metric, "Values:")]
 
 
+@functools.lru_cache(maxsize=512)
+def documented_bounds(metric: type) -> tuple[tuple[tuple[str, ...], tuple[float, float]], ...]:
+    """Return the names and the range of each line of `documented_values`; nothing if a line is malformed."""
+    try:
+        return tuple((line.names, line.bounds) for line in documented_values(metric))
+    except ValueError:
+        return ()
+
+
 def documented_claims(metric: Any) -> list[Claim]:
     """The claims that a metric's docstring describes: `NAMES: CLAIM; null: ...; needs: ...; not: ....` under `Claims:`.
 
     Empty for a metric without such a section. `ValueError` for a line that is not of that form.
     """
     return [_claim(metric.name, entry) for entry in _section(metric, "Claims:")]
+
+
+def _number(text: str, otherwise: float) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return otherwise
 
 
 def _section(metric: Any, heading: str) -> list[str]:

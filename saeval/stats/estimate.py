@@ -21,6 +21,8 @@ FEW = 20
 """Number of effective documents below which standard errors are themselves unreliable."""
 LARGE_SHARE = 0.2
 """Share of the squared deviations above which one document decides the error, if it also exceeds chance."""
+NEARLY_ALL = 0.99
+"""Share of the largest possible share above which one document alone makes the error."""
 CHANCE = 0.01
 """Significance level of the test for a large share: its false positive rate for equal, normal documents."""
 LEAST = 1.1
@@ -102,6 +104,15 @@ class Support(NamedTuple):
         return share is not None and share > LARGE_SHARE and share > _critical_share(self.effective)
 
     @property
+    def one_is_all(self) -> bool:
+        """True if one document has nearly the largest share that is possible: the others hardly differ.
+
+        It says why an error is large where few documents allow no test. Of three documents one often has that share.
+        """
+        ceiling = 1 - 1 / self.documents if self.documents > 3 else math.inf
+        return self.largest_share is not None and self.largest_share > NEARLY_ALL * ceiling
+
+    @property
     def doubt(self) -> str:
         """The reason why the error, the interval and the tests are unreliable; empty if they are reliable."""
         return self.doubt_at("") if self.unreliable else ""
@@ -115,7 +126,9 @@ class Support(NamedTuple):
         """Return the reason why the error is unreliable, with its place in parentheses."""
         if self.few:
             place = f"; {place}" if place else ""
-            return f"fewer than {FEW} effective documents ({self.effective:.3g}, from {self.documents}{place})"
+            one = f", of which one accounts for {self.largest_share:.0%} of the squared standard error"
+            few = f"fewer than {FEW} effective documents ({self.effective:.3g}, from {self.documents}{place})"
+            return few + one * self.one_is_all
         place = f" ({place})" if place else ""
         share = f"{up_to}{self.largest_share:.0%}"
         return f"one of {self.documents} documents accounts for {share} of the squared standard error{place}"
@@ -129,6 +142,11 @@ def _critical_share(effective: float) -> float:
     others = effective - 1
     ratio = float(fdtri(1.0, others, 1 - CHANCE / effective)) if others > 0 else math.inf
     return ratio / (ratio + others) if math.isfinite(ratio) else 1.0
+
+
+def _severity(support: Support) -> tuple[float, bool]:
+    """Return a sort key of unreliable supports for one reason: the worst is the smallest."""
+    return (support.effective, not support.one_is_all) if support.few else (-(support.largest_share or 0.0), False)
 
 
 UNRELIABLE = "errors, intervals and tests are themselves unreliable"
@@ -146,7 +164,7 @@ def reliability_warnings(values: Iterable[tuple[Support, str]], tests: Iterable[
                 by_reason[support.few].append((support, place, kind))
     sentences = []
     for places in filter(None, by_reason.values()):
-        worst, place, kind = min(places, key=lambda p: p[0].effective if p[0].few else -(p[0].largest_share or 0.0))
+        worst, place, kind = min(places, key=lambda p: _severity(p[0]))
         counts = Counter(noun for *_, noun in places)
         counts[kind] -= 1
         also = [counted(n, f"other {noun}" if noun == kind else noun) for noun, n in counts.items() if n]

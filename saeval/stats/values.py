@@ -110,6 +110,10 @@ class Scalar:
         self.seeds = list(seeds) if seeds is not None else None
         self.support = self.estimate.support if self.estimate and seeds is None else support
 
+    def within(self, low: float, high: float) -> None:
+        """End the interval at the bounds of the value's range: no true value lies beyond them."""
+        self.ci95 = _within(self.ci95, self.value, low, high)
+
     @classmethod
     def undefined(cls, reason: str, *, unit: str = "", better: Better = None) -> Scalar:
         """Return a value that does not exist for this data, with the reason."""
@@ -144,6 +148,15 @@ class Scalar:
         return f"Scalar({self.estimate or self.value}{', ' + self.unit if self.unit else ''})"
 
 
+def _within(
+    interval: tuple[float, float] | None, value: float | None, low: float, high: float
+) -> tuple[float, float] | None:
+    """Return the part of an interval inside a range; the whole one if its value is outside, by rounding for example."""
+    if interval is None or value is None or not low <= value <= high:
+        return interval
+    return max(interval[0], low), min(interval[1], high)
+
+
 @dataclass
 class Curve:
     """A curve through points: one `y`, a number or an `Estimate`, for each `x`. `ValueError` if lengths differ."""
@@ -153,14 +166,22 @@ class Curve:
     x_unit: str = ""
     unit: str = ""
     better: Better = None
+    _bounds: tuple[float, float] = field(default=(-math.inf, math.inf), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _direction(self.better)
         if len(self.x) != len(self.y):
             raise ValueError(f"a Curve has {len(self.x)} x and {len(self.y)} y; give one y per x")
 
+    def within(self, low: float, high: float) -> None:
+        """End the intervals at the bounds of the values' range."""
+        self._bounds = low, high
+
     def record(self) -> dict[str, Any]:
-        points = [Scalar(value).record() for value in self.y]
+        scalars = [Scalar(value) for value in self.y]
+        for scalar in scalars:
+            scalar.within(*self._bounds)
+        points = [scalar.record() for scalar in scalars]
         return {
             "kind": "curve",
             "x": [float(value) for value in self.x],

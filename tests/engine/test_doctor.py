@@ -99,6 +99,7 @@ def test_the_doctor_catches(check, copied, capsys):
     folder, hook_name = WRONG[check](copied)
     assert cli.main(["doctor", str(folder), "--model", "testbed", "--hook", hook_name]) == 1
     said = capsys.readouterr().out
+    assert said.splitlines()[0].startswith(f"{folder} is read as {{use: ")
     assert f"PROBLEM ({check})" in said
     assert said.count("PROBLEM") == 1
     if check == "hook":
@@ -287,6 +288,9 @@ def test_a_few_massive_tokens_decide_nothing():
     assert one.measured["explained_variance"] == pytest.approx(plain.measured["explained_variance"], abs=0.02)
     assert one.tokens + one.outlying == plain.tokens == 256
     assert 0 < one.outlying <= 4
+    assert "explained_variance_with_outlying" not in plain.measured
+    with_them = one.measured["explained_variance_with_outlying"]
+    assert abs(with_them - one.measured["explained_variance"]) > 0.1
 
 
 def test_the_tokens_looked_at_are_spread_over_the_batch():

@@ -168,3 +168,9 @@ def test_truncated(tmp_path):
         Sparsify().info({"path": str(folder)})
     with pytest.raises(SaevalError, match="unknown parameter 'site'"):
         Sparsify().info({"path": str(folder), "site": "x"})
+
+
+def test_a_folder_of_one_sae(tmp_path):
+    write(tmp_path / "run" / "layers.1")
+    with pytest.raises(SaevalError, match=r"it holds an SAE in a folder: add 'sites: \"\*\"', or name one"):
+        Sparsify().info({"path": tmp_path / "run"})

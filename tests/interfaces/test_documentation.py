@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
+import math
 
-from saeval import Metric, cli
-from saeval.interfaces.documentation import description, documentation, documented_values
+import pytest
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from saeval import Curve, Mean, Metric, Scalar, cli
+from saeval.interfaces.documentation import Documented, description, documentation, documented_values
 from saeval.interfaces.sae import SAELoader
 from saeval.interfaces.substitute import Control
+from saeval.testing import evaluate_tiny
 
 
 class Bare(Metric):
@@ -72,3 +78,46 @@ def test_ls_prints_nothing_inherited(tmp_path, capsys):
     assert "(no description)" in line
     assert cli.main(["show", "bare", "--plugin", str(tmp_path / "bare.py")]) == 0
     assert "(no documentation)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("range", "bounds"),
+    [
+        ("≥ 0", (0, math.inf)), ("−∞ .. 1", (-math.inf, 1)), ("-1 .. 1", (-1, 1)), ("0 .. d_sae", (0, math.inf)),
+        ("−∞ .. ∞, 1 is the whole margin", (-math.inf, math.inf)), ("≤ 2", (-math.inf, 2)),
+        ("as above", (-math.inf, math.inf)),
+    ],
+)  # fmt: skip
+def test_a_documented_range_is_two_numbers(range, bounds):
+    assert Documented(("a",), "b", "c", range, "lower is better").bounds == bounds
+
+
+class Halves(Metric):
+    """Each token's share of a whole.
+
+    Values:
+        share: token mean; share; ≤ 1; higher is better.
+        by_*: the same; share; ≥ 0; higher is better.
+        free: the same; share; −∞ .. ∞; higher is better.
+    """
+
+    name, version, value_names = "halves", 1, ("share", "by_size", "free")
+
+    def observe(self, mask: Bool[Tensor, "batch seq"]) -> Mean:
+        one = mask.nonzero()[0]
+        large = torch.zeros(mask.shape)
+        large[one[0]] = 6.0
+        return Mean.of(large.double(), mask)
+
+    def conclude(self, total: Mean) -> dict:
+        share = total.value
+        return {"share": Scalar(share), "by_size": Curve([1.0], [share]), "free": Scalar(share)}
+
+
+def test_intervals_end_at_the_documented_bounds_of_their_values():
+    (result,) = evaluate_tiny(["halves"], Halves, preflight="off")
+    share, by_size, free = (result.values[name] for name in ("share", "by_size", "free"))
+    assert free["ci95"][0] < 0 < free["value"] < 1 < free["ci95"][1]
+    assert share["ci95"] == [free["ci95"][0], 1]
+    assert by_size["ci95"] == [[0, free["ci95"][1]]]
+    assert share["stderr"] == by_size["stderr"][0] == free["stderr"]

@@ -48,7 +48,8 @@ def test_one_document_with_half_of_the_tokens_leaves_at_most_four():
     assert support.effective == pytest.approx(960**2 / (480**2 + 48 * 100))
     assert support.effective < 4
     assert support.few
-    assert support.doubt == "fewer than 20 effective documents (3.92, from 49)"
+    one = "of which one accounts for 97% of the squared standard error"
+    assert support.doubt == f"fewer than 20 effective documents (3.92, from 49), {one}"
 
 
 def test_one_document_that_decides_is_a_doubt_of_its_own():
@@ -59,6 +60,19 @@ def test_one_document_that_decides_is_a_doubt_of_its_own():
     assert of([10] * 50, np.resize([1.0, -1.0], 50)).support.doubt == ""
     constant = of([10] * 50, [3.0] * 50).support
     assert (constant.largest_share, constant.doubt) == (None, "")
+
+
+def test_of_few_documents_one_that_makes_the_whole_error_is_named():
+    """As a document with a massive activation does; no test of a large share is possible with so few."""
+    values = np.array([0.3, 0.3001, 0.2999, 0.3, 9.0])
+    one = Mean(values, np.ones(5), np.ones(5, int)).value.support
+    assert one.doubt == (
+        "fewer than 20 effective documents (5, from 5), of which one accounts for 80% of the squared standard error"
+    )
+    equal = Mean(np.arange(5.0), np.ones(5), np.ones(5, int)).value.support
+    assert equal.doubt == "fewer than 20 effective documents (5, from 5)"
+    (said,) = reliability_warnings([(equal, "a"), (one, "b")])
+    assert said.startswith("fewer than 20 effective documents (5, from 5; worst: b; also 1 other value), of which one")
 
 
 def test_one_document_has_no_error_to_doubt():
