@@ -95,7 +95,7 @@ $(REAL)/installed: pyproject.toml constraints.txt benchmarks/real/requirements.t
 	$(PYTHON) -m venv $(REAL)
 	$(REAL)/bin/pip install --quiet --constraint constraints.txt torch
 	$(REAL)/bin/pip install --quiet --constraint constraints.txt --requirement benchmarks/real/requirements.txt --editable ".[gguf]"
-	$(REAL)/bin/pip install --quiet --no-deps dictionary-learning==0.1.0
+	$(REAL)/bin/pip install --quiet --no-deps dictionary-learning==0.1.0 sae-probes==0.4.2
 	touch $@
 
 check: setup

@@ -92,7 +92,8 @@ def train_sparsify(training: Training) -> None:
     """Train a TopK SAE with sparsify's trainer, and Adam in place of its default.
 
     The default, signSGD without a decay, left a third of the features dead after a million tokens, and reconstructed
-    tokens of large norm worse than zero does.
+    tokens of large norm worse than zero does. The decoder of a `frozen` SAE keeps the random directions that it began
+    with: a baseline for what the directions are worth.
     """
     from datasets import Dataset
     from sparsify import SparseCoderConfig, TrainConfig, Trainer
@@ -107,7 +108,12 @@ def train_sparsify(training: Training) -> None:
         dead_feature_threshold=200_000, auxk_alpha=1 / 32,
     )  # fmt: skip
     indices = Dataset.from_dict({"input_ids": order.view(rows, length).numpy()}).with_format("torch")
-    Trainer(config, indices, _Replay(training.activations)).fit()
+    trainer = Trainer(config, indices, _Replay(training.activations))
+    if training.member.kind == "frozen":
+        # The trainer requires a gradient of the decoder.
+        for sae in trainer.saes.values():
+            sae.W_dec.register_hook(torch.zeros_like)
+    trainer.fit()
     (training.target / "run" / "site").rename(training.target / training.module)
     shutil.rmtree(training.target / "run")
 
