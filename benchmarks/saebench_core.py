@@ -149,11 +149,11 @@ def measure(given: argparse.Namespace) -> None:
 
 
 def _compare(ours: Any, theirs: Any) -> None:
-    """Print the largest relative difference of a value of SAEBench in saeval."""
+    """Print SAEBench's values and their relative differences in saeval."""
     theirs = {name: value for part in theirs[0][0].values() for name, value in part.items()}
     values = {name: record["value"] for result in ours for name, record in result.values.items() if name in theirs}
-    largest = max(abs(values[name] / theirs[name] - 1) for name in values)
-    print(f"{len(values)} values agree to {largest:.1e}: {', '.join(values)}")
+    for name in values:
+        print(f"{name}: {theirs[name]:.6g}, relative difference {values[name] / theirs[name] - 1:.1e}")
 
 
 def _rows(tokens: Tensor) -> TokenDataset:
