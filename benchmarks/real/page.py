@@ -1,4 +1,4 @@
-"""The page of results: leaderboards, Pareto fronts, training curves and the reports of every suite that was run.
+"""The page of results: tables and charts of every suite that was run, with its full report beside it.
 
 python page.py FOLDER
 """
@@ -7,48 +7,62 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 HERE = Path(__file__).parent
-_FRONTS = (("reconstruction.explained_variance", "explained-variance"), ("ce.delta_ce", "delta-ce"))
+_FRONTS = ("reconstruction.explained_variance", "ce.delta_ce")
 
 
 def write_page(folder: Path) -> Path:
-    """Write `FOLDER/page/README.md`, with plots beside it."""
+    """Write `FOLDER/page/README.md`, with charts and the report of each suite beside it."""
     page = folder / "page"
-    page.mkdir(exist_ok=True)
+    shutil.rmtree(page, ignore_errors=True)
+    page.mkdir()
     sections = ["# SAEs of real models\n"]
     for suite in sorted((HERE / "suites").glob("*.yaml")):
         results = Path("results") / suite.stem
         if not (folder / results).is_dir():
             continue
         first = suite.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        sections += [f"*{first}*\n", _saeval(folder, "leaderboard", results, "--format", "md")]
+        _saeval(folder, "report", results, "--to", f"page/{suite.stem}")
+        _saeval(folder, "plot", results, "--to", f"page/{suite.stem}/charts")
+        sections += [f"## {suite.stem}\n", f"{first} [Table, charts and every value]({suite.stem}/index.html)\n"]
+        sections.append(_saeval(folder, "leaderboard", results, "--format", "md"))
         if suite.stem.startswith("fidelity"):
-            for value, name in _FRONTS:
-                plot = f"page/{suite.stem}-{name}.png"
-                sections += [
-                    _saeval(folder, "pareto", results, "--y", value, "--plot", plot),
-                    f"![]({Path(plot).name})\n",
-                ]
-        elif suite.stem.startswith("training"):
-            plot = f"page/{suite.stem}.png"
-            sections += [
-                _saeval(folder, "trajectory", results, "--pattern", "step/{}", "--plot", plot),
-                f"![]({Path(plot).name})\n",
-            ]
-        else:
-            _saeval(folder, "report", results, "--to", f"page/{suite.stem}")
-            sections += [f"[Reports]({suite.stem})\n"]
-    seconds = folder / "seconds.json"
-    if seconds.is_file():
-        rows = [f"| {stage} | {time / 60:.1f} |" for stage, time in json.loads(seconds.read_text()).items()]
-        sections += ["## Time\n", "| stage | minutes |\n|---|---|\n" + "\n".join(rows) + "\n"]
+            for value in _FRONTS:
+                plot = f"page/{suite.stem}/charts/pareto-{value.partition('.')[2]}.png"
+                sections.append(_saeval(folder, "pareto", results, "--y", value, "--plot", plot))
+        for prefix, pattern in (("training", "step/{}"), ("post-training", "tokens/{}")):
+            if suite.stem.startswith(prefix):
+                plot = f"page/{suite.stem}/charts/{prefix}.png"
+                sections.append(_saeval(folder, "trajectory", results, "--pattern", pattern, "--plot", plot))
+        pictures = sorted((page / suite.stem / "charts").glob("*.png"))
+        sections += [f"![]({picture.relative_to(page)})\n" for picture in pictures]
+    sections += ["## Time\n", _times(folder)]
     target = page / "README.md"
     target.write_text("\n".join(sections), encoding="utf-8")
     return target
+
+
+def _times(folder: Path) -> str:
+    """Return a table of minutes by stage; SAEs, of which two are trained at once, in minutes of CPU time."""
+    lines = ["| stage | minutes |", "|---|---|"]
+    file = folder / "seconds.json"
+    for stage, seconds in (json.loads(file.read_text()) if file.is_file() else {}).items():
+        if not stage.endswith(": saes"):
+            lines.append(f"| {stage} | {seconds / 60:.1f} |")
+    of_library: dict[str, list[float]] = defaultdict(list)
+    for record in sorted(folder.glob("saes/*/*/*/training.json")):
+        made = json.loads(record.read_text())
+        if "library" in made:
+            of_library[f"{made['model']}: SAEs of {made['library']}"].append(made["cpu_seconds"])
+    for name, seconds in of_library.items():
+        lines.append(f"| {name}, {len(seconds)} of them, CPU time | {sum(seconds) / 60:.1f} |")
+    return "\n".join(lines) + "\n"
 
 
 def _saeval(folder: Path, *arguments: str | Path) -> str:
