@@ -157,8 +157,10 @@ def _compare(ours: Any, theirs: Any) -> None:
 
 
 def _rows(tokens: Tensor) -> TokenDataset:
-    owner = np.repeat(np.arange(len(tokens), dtype=np.int32)[:, None], tokens.shape[1], axis=1)
-    return TokenDataset.from_arrays(tokens.numpy().astype(np.int32), owner, np.arange(len(tokens), dtype=np.int32))
+    """Return the same rows with one more token, since saeval's rows end with a target that is no input."""
+    rows = torch.cat([tokens, tokens[:, :1]], 1).numpy().astype(np.int32)
+    owner = np.repeat(np.arange(len(rows), dtype=np.int32)[:, None], rows.shape[1], axis=1)
+    return TokenDataset.from_arrays(rows, owner, np.arange(len(rows), dtype=np.int32))
 
 
 def _seconds(side: Callable[[str, int, int], Any], part: str, k: int, batches: int) -> float:
