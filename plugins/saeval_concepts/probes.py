@@ -5,14 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int8
-from scipy.sparse import csr_array, issparse
 
 from saeval.plugin import Estimate, PerRow, Undefined, hashed
 from saeval_concepts.texts import cv_parts
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 PENALTIES = np.logspace(-4, 2, 10)
 """Values of C, the inverse of the penalty's weight, of which cross-validation chooses one."""
@@ -103,15 +105,17 @@ def _scaled(x: Matrix, scale: tuple[Any, Any] | None) -> Matrix:
 
 def bag_of_tokens(tokens: Int[np.ndarray, "n seq"], vocabulary: Int[np.ndarray, "v"]) -> csr_array:
     """Return which tokens of the vocabulary each text has, 0 or 1."""
+    from scipy import sparse  # late: it takes a quarter of a second, and few verbs fit probes
+
     row, position = np.nonzero(tokens >= 0)
     values = tokens[row, position]
     place = np.searchsorted(vocabulary, values)
     known = (place < len(vocabulary)) & (vocabulary[np.minimum(place, len(vocabulary) - 1)] == values)
     shape = (len(tokens), len(vocabulary))
-    counted = csr_array((np.ones(int(known.sum())), (row[known], place[known])), shape=shape)
+    counted = sparse.csr_array((np.ones(int(known.sum())), (row[known], place[known])), shape=shape)
     counted.sum_duplicates()
     counted.data[:] = 1.0
-    assert issparse(counted)
+    assert sparse.issparse(counted)
     return counted
 
 

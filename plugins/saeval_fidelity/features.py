@@ -89,6 +89,7 @@ class Density(Metric):
 
     name, version = "density", 1
     headline = ("frac_dead",)
+    main = ()
     value_names = ("dead", "frac_dead", "frac_above_1pct", "frac_above_10pct")
 
     def observe(self, fired: Fired, mask: Bool[Tensor, "batch seq"]) -> Moments:

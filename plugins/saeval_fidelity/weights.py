@@ -55,6 +55,7 @@ class Weights(Metric):
 
     name, version = "weights", 1
     headline = ("encoder_decoder_cosine", "max_decoder_cosine")
+    main = ()
     value_names = (
         *(f"{name}{q}" for name in ("encoder_decoder_cosine", "decoder_norm", "encoder_norm", "b_enc") for q in ENDS),
         "max_decoder_cosine", "max_decoder_cosine_p50", "b_dec_norm", "without_direction",

@@ -126,6 +126,7 @@ class SparsityFrontier(Metric):
             point(order, fill, target): partial(pruned, order=order, fill=fill, target=target)
             for order, fill, target in product(self.orders, self.fills, self.targets)
         }
+        self.main = ("delta_ce",)
         self.headline = ("l0", "delta_ce", f"delta_ce_{point(self.orders[0], self.fills[0], self.targets[-1])}")
         self.value_names = (
             "l0", *QUALITIES, *(f"l0_{o}@{t}" for o, t in product(self.orders, self.targets)),

@@ -42,7 +42,7 @@ def text(comparison: Comparison) -> str:
     ]
     room = width - left.width - GAP
     order = [2, 5, 7, 0, 1, 3, 6, 4]
-    chosen = fitting(others, order, room)
+    chosen = fitting(others, [order], room)
     parts = [paragraph(f"{comparison.title}: {a} against {b}", width)]
     parts += [paragraph(comparison.limit, width)] if comparison.limit else []
     parts += [paragraph(facts(comparison), width), text_table([left, *(others[place] for place in chosen)])]

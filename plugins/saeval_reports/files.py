@@ -21,6 +21,7 @@ from saeval_reports.tables import (
     shown_rows,
     stop,
 )
+from saeval_reports.terminal import TextColumn, by_importance, headers, shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,47 +55,128 @@ def _above(board: Board) -> list[str]:
     return [*limit, f"{facts(board)}.", *([f"Adaptive: {stop(board)}"] if board.stop else [])]
 
 
+MEASURE = 82.5
+"""Width of a table in digits: those of \\footnotesize (4.25 pt) in the 345 pt of an article's text."""
+BETWEEN = 1.5
+"""Width between two columns in digits, with a \\tabcolsep of 3 pt."""
+_WIDTHS = {**dict.fromkeys(".,:;il|![]() ", 0.6), **dict.fromkeys("mwMW±", 1.5)}
+"""Widths of signs that are not as wide as a digit, in digits."""
+NAME = 30
+"""Width to which names are shortened at most, unless two would become the same."""
+LONG = 40
+"""Number of rows above which a table may break over pages."""
+
+
 def latex(boards: Sequence[Board]) -> str:
-    """Return a `table` per board for LaTeX with the package booktabs; notes are comments."""
-    return "\n\n".join(map(_latex, boards))
+    """Return tables for LaTeX with the package booktabs: one or more per board, none wider than the text of a page."""
+    labels = [_label(board.title) for board in boards]
+    return "\n\n".join(
+        _latex(board, f"{label}-board-{place}" if labels.count(label) > 1 else label)
+        for place, (board, label) in enumerate(zip(boards, labels, strict=True), 1)
+    )
 
 
-def _latex(board: Board) -> str:
-    texts = 2 + (len({row.hook_name for row in board.rows}) > 1) - (not any(row.rank for row in board.rows))
-    rows = [_latex_row(_cells(board, row), texts, row.kind == "control") for row in shown_rows(board)]
-    caption = " ".join([f"{board.title}:", *_above(board)])
-    return latex_table(_headers(board), rows, texts, caption, _below(board), notes(board))
+def _latex(board: Board, label: str) -> str:
+    rows = shown_rows(board)
+    cells = list(zip(*(_cells(board, row) for row in rows), strict=True)) if rows else [()] * len(_headers(board))
+    texts = len(cells) - len(board.shown)
+    short = headers(board.columns)
+    titles = [*_headers(board)[:texts], *(short[column.name] for column in board.shown)]
+    columns = [
+        TextColumn(title, shortened(own, NAME) if place < texts else own, right=place >= texts)
+        for place, (title, own) in enumerate(zip(titles, cells, strict=True))
+    ]
+    italic = [row.kind == "control" for row in rows]
+    order = [place for tier in by_importance(board) for place in tier]
+    columns = [*columns[:texts], *(columns[texts + place] for place in order)]
+    below = [_below(board), *notes(board)]
+    return latex_tables(columns, texts, italic, board.title, " ".join(_above(board)), label, below)
 
 
-def latex_table(
-    headers: Sequence[str], rows: Sequence[Sequence[str]], texts: int, caption: str, below: str, comments: Sequence[str]
+def latex_tables(
+    columns: Sequence[TextColumn],
+    texts: int,
+    italic: Sequence[bool],
+    title: str,
+    facts: str,
+    label: str,
+    below: Sequence[str],
 ) -> str:
-    """Return a LaTeX table of escaped cells, the first `texts` columns at the left; all else is escaped here."""
-    alignment = "l" * texts + "r" * (len(headers) - texts)
-    lines = [
-        *(f"% {escapes.line(comment)}" for comment in comments),
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{escapes.latex(caption)}}}",
-        rf"\begin{{tabular}}{{{alignment}}}",
-        r"\toprule",
-        " & ".join(map(escapes.latex, headers)) + r" \\",
-        r"\midrule",
-        *(" & ".join(row) + r" \\" for row in rows),
-        r"\bottomrule",
-        r"\end{tabular}",
-        rf"\par\smallskip\footnotesize {escapes.latex(below)}",
-        r"\end{table}",
-    ]
-    return "\n".join(["% Needs \\usepackage{booktabs}.", *lines])
+    """Return columns of plain text, the most important first, as LaTeX tables that each begin with the first `texts`.
+
+    All text is escaped here. There are as many tables as it takes to fit all columns in `MEASURE`. The caption of each
+    has the title and the facts; the sentences of `below` are printed below the last one.
+    """
+    fixed, others = columns[:texts], columns[texts:]
+    room = MEASURE - sum(_digits(column) + BETWEEN for column in fixed)
+    parts: list[list[TextColumn]] = [[]]
+    for column in others:
+        if parts[-1] and sum(_digits(c) + BETWEEN for c in parts[-1]) + _digits(column) > room:
+            parts.append([])
+        parts[-1].append(column)
+    labels = [label, *(f"{label}-{place}" for place in range(2, len(parts) + 1))]
+    long = len(italic) > LONG
+    packages = [r"\usepackage{booktabs}", *([r"\usepackage{longtable}"] if long else [])]
+    lines = [f"% Needs {' and '.join(packages)}."]
+    for place, (part, own) in enumerate(zip(parts, labels, strict=True), 1):
+        which = f", part {place} of {len(parts)}" if len(parts) > 1 else ""
+        head = rf"\caption{{{escapes.latex(f'{title}{which}: {facts}')}}}\label{{{own}}}"
+        last = place == len(parts)
+        said = [*map(escapes.latex, below)] if last else [f"Notes are below Table~\\ref{{{labels[-1]}}}."]
+        lines += _latex_table([*fixed, *part], texts, italic, head, said, long)
+    return "\n".join(lines)
 
 
-def _latex_row(cells: Sequence[str], texts: int, control: bool = False) -> list[str]:
-    """Return escaped cells: the first `texts` as they are, in italics for a control, then numbers with a minus sign."""
-    names = [
-        rf"\textit{{{escapes.latex(cell)}}}" if control and cell else escapes.latex(cell) for cell in cells[:texts]
+def _digits(column: TextColumn) -> float:
+    """Return the width of a column in digits."""
+    texts = [text.replace(" ± ", "±") for text in (*column.head(), *column.cells)]
+    return max(sum(_WIDTHS.get(sign, 1.0) for sign in text) for text in texts)
+
+
+def _latex_table(
+    columns: Sequence[TextColumn], texts: int, italic: Sequence[bool], head: str, below: Sequence[str], long: bool
+) -> list[str]:
+    alignment = "".join("r" if column.right else "l" for column in columns)
+    titles = [r"\toprule", " & ".join(map(_latex_head, columns)) + r" \\", r"\midrule"]
+    rows = [
+        " & ".join(_latex_row(columns, place, texts if control else 0)) + r" \\" for place, control in enumerate(italic)
     ]
-    return [*names, *(escapes.latex(re.sub(r"^-(?=\d)", "−", cell)) for cell in cells[texts:])]
+    small = r"\footnotesize\setlength{\tabcolsep}{3pt}"
+    words = [r"\raggedright", *(rf"{sentence}\par" for sentence in below)]
+    if long:
+        table = [rf"\begin{{longtable}}{{{alignment}}}", rf"{head}\\", *titles, r"\endfirsthead", *titles, r"\endhead"]
+        table += [r"\bottomrule", r"\endfoot", *rows, r"\end{longtable}"]
+        return ["{" + small, *table, *words, "}"]
+    table = [head, rf"\begin{{tabular}}{{{alignment}}}", *titles, *rows, r"\bottomrule", r"\end{tabular}"]
+    notes_ = [r"\par\smallskip", r"\begin{minipage}{\linewidth}", *words, r"\end{minipage}"]
+    return [r"\begin{table}[htbp]", r"\centering" + small, *table, *notes_, r"\end{table}"]
+
+
+def _latex_head(column: TextColumn) -> str:
+    """Return a column's header, in a small table of its own if it has several lines."""
+    lines = [*map(escapes.latex, column.head())]
+    alignment = "r" if column.right else "l"
+    broken = rf"\begin{{tabular}}[b]{{@{{}}{alignment}@{{}}}}" + r"\\ ".join(lines) + r"\end{tabular}"
+    return lines[0] if len(lines) == 1 else broken
+
+
+def _latex_row(columns: Sequence[TextColumn], place: int, italic: int) -> list[str]:
+    """Return the escaped cells of a row, the first `italic` in italics; numbers have a minus sign, and no spaces around
+    ±."""
+    cells = [
+        escapes.latex(_HYPHEN.sub("−", c.cells[place]).replace(" ± ", "±") if c.right else c.cells[place])
+        for c in columns
+    ]
+    return [rf"\textit{{{cell}}}" if cell and place < italic else cell for place, cell in enumerate(cells)]
+
+
+_HYPHEN = re.compile(r"(?<![^\s\[(])-(?=\d)")
+"""The sign of a negative number."""
+
+
+def _label(*names: str) -> str:
+    """Return a label of letters, digits and hyphens, such as `tab:quickstart`."""
+    return "tab:" + (re.sub(r"[^A-Za-z0-9]+", "-", " ".join(names)).strip("-") or "saeval")
 
 
 def html(boards: Sequence[Board]) -> str:
@@ -173,16 +255,18 @@ def _as_parquet(table: pd.DataFrame) -> bytes:
 
 
 def compare_latex(comparison: Comparison) -> str:
-    """Return a comparison as a LaTeX table."""
-    rows = [_latex_row(cells, 1) for cells in _compared(comparison)]
-    return latex_table(
-        _titles(comparison),
-        rows,
-        1,
-        _caption(comparison),
-        comparisons.legend(comparison),
-        comparisons.notes(comparison),
-    )
+    """Return a comparison as LaTeX tables."""
+    titles = ["value", *shortened(comparisons.names(comparison), NAME), *comparisons.HEADERS]
+    rows = _compared(comparison)
+    columns = [
+        TextColumn(title, shortened(cells, NAME) if place == 0 else cells, right=0 < place < len(rows[0]) - 1)
+        for place, (title, *cells) in enumerate(zip(titles, *rows, strict=True))
+    ]
+    below = [comparisons.legend(comparison), *comparisons.notes(comparison)]
+    label = _label(comparison.title, *comparisons.names(comparison))
+    title = f"{comparison.title}: {' against '.join(comparisons.names(comparison))}"
+    facts = " ".join([*([comparison.limit] if comparison.limit else []), comparisons.facts(comparison)])
+    return latex_tables(columns, 1, [False] * len(rows), title, facts, label, below)
 
 
 def compare_html(comparison: Comparison) -> str:
@@ -209,9 +293,3 @@ def _value(column: Column) -> str:
 
 def _titles(comparison: Comparison) -> list[str]:
     return ["value", *comparisons.names(comparison), *comparisons.HEADERS]
-
-
-def _caption(comparison: Comparison) -> str:
-    limit = [comparison.limit] if comparison.limit else []
-    names = " against ".join(comparisons.names(comparison))
-    return " ".join([f"{comparison.title}: {names};", *limit, comparisons.facts(comparison)])

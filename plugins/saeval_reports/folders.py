@@ -9,7 +9,7 @@ from saeval.plugin import Entry, FolderComparison, Matched, escapes, formatting,
 from saeval_reports.tables import arrow, markdown_table, number, p_value, records_as_csv
 from saeval_reports.terminal import GAP, TextColumn, fitting, headers, paragraph, shortened, text_table
 
-HEADERS = ("value", "first", "second", "difference", "95% interval", "p (Holm)", "better")
+HEADERS = ("value", "first", "second", "difference", "95% interval", "p (Holm)", "detectable", "better")
 SAME = "both runs have the same model, data, metrics and subjects"
 
 
@@ -31,6 +31,7 @@ def cells(value: Matched) -> list[str]:
         number(error),
         interval,
         p_value(value.p_holm),
+        formatting.number(difference.detectable, 2) if difference.detectable else "",
         "not tested" if value.sure is None else better if value.sure else "not sure",
     ]
 
@@ -48,27 +49,27 @@ def legend(comparison: FolderComparison) -> str:
     """Return the meaning of the columns in sentences."""
     pairing = "paired by document" if comparison.same_documents else "not paired, since the documents differ"
     tested = f"p is Holm-corrected over {formatting.counted(comparison.tests, 'distinct test')}"
-    tests = f"{tested}; ↓ lower is better, ↑ higher is better" if comparison.tests else "no difference can be tested"
+    power = "detectable: a single uncorrected test finds a true difference of this size with 80% power"
+    tests = (
+        f"{tested}; {power}; ↓ lower is better, ↑ higher is better"
+        if comparison.tests
+        else "no difference can be tested"
+    )
     return f"difference = first − second, {pairing}, ± one standard error; {tests}."
 
 
 def notes(comparison: FolderComparison) -> list[str]:
     """Return what is not in the table, and why, and why differences are not tested."""
     shown = shown_values(comparison)
-    equal = sum(value.equal for value in comparison.values)
-    others = len(comparison.values) - equal - len(shown)
+    others = sum(not value.equal for value in comparison.values) - len(shown)
     reasons: dict[str, list[str]] = {}
     for value in shown:
         if value.sure is None and value.difference.reason:
             reasons.setdefault(value.difference.reason, []).append(value.column.name)
     untested = [f"not tested: {reason} ({', '.join(dict.fromkeys(names))})" for reason, names in reasons.items()]
-    counts = (
-        [f"{formatting.counted(equal, 'value')} of {len(comparison.values)} are equal in both runs"] if equal else []
-    )
-    counts += (
-        [f"{formatting.counted(others, 'more value')} differ: see --format csv or json, or --metric"] if others else []
-    )
-    return [*counts, *untested, *comparison.notes]
+    how = "--metric NAME shows some, --format csv or json has all"
+    more = [f"{formatting.counted(others, 'more number')} {'differs' if others == 1 else 'differ'}: {how}"]
+    return [*(more if others else []), *untested, *comparison.notes]
 
 
 def markdown(comparison: FolderComparison) -> str:
@@ -82,6 +83,7 @@ def markdown(comparison: FolderComparison) -> str:
         "Configuration (first; second):",
         "\n".join(configuration),
         *([escapes.markdown(words)] if (words := _environment(comparison)) else []),
+        escapes.markdown(comparison.summary),
         *([markdown_table(["SAE", *HEADERS], rows), escapes.markdown(legend(comparison))] if rows else []),
         *(["\n".join(items)] if items else []),
     ]
@@ -97,6 +99,7 @@ def text(comparison: FolderComparison) -> str:
     configuration = [paragraph(words, width, "- ") for words in _configuration(comparison)]
     parts += ["\n".join(["Configuration (first; second):", *configuration])]
     parts += [paragraph(words, width)] if (words := _environment(comparison)) else []
+    parts += [paragraph(comparison.summary, width)]
     lost: list[str] = []
     if values:
         table, lost = _table(values, headers([value.column for value in comparison.values]), width)
@@ -118,8 +121,8 @@ def _table(values: Sequence[Matched], short: Mapping[str, str], width: int) -> t
         for place, title in enumerate(HEADERS)
         if place
     ]
-    order = [2, 5, 4, 0, 1, 3]
-    chosen = fitting(columns, order, width - sum(column.width + GAP for column in firsts))
+    order = [2, 6, 4, 0, 1, 3, 5]
+    chosen = fitting(columns, [order], width - sum(column.width + GAP for column in firsts))
     lost = [HEADERS[place + 1] for place in order if place not in chosen]
     return text_table([*firsts, *(columns[place] for place in chosen)]), lost
 
@@ -135,5 +138,6 @@ def as_json(comparison: FolderComparison) -> str:
         name: [{"field": field.name, "a": field.a, "b": field.b} for field in own]
         for name, own in (("configuration", comparison.fields), ("environment", comparison.environment))
     }
-    facts = {"a": comparison.a, "b": comparison.b, "limited": bool(comparison.limit)}
+    facts = {"a": comparison.a, "b": comparison.b, "limited": bool(comparison.limit), "outcomes": comparison.outcomes}
+    facts |= {"only_a": comparison.only_a, "only_b": comparison.only_b, "paired": comparison.same_documents}
     return json.dumps({**facts, **fields, "values": comparison.records(), "notes": comparison.notes}, indent=1)

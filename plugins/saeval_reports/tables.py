@@ -182,10 +182,14 @@ def _verdicts(board: Board) -> list[str]:
     given = verdicts(board)
     shown = [v for v in given if v.column.headline or v.column.paired]
     others = [v.column.name for v in given if v.claimed and not (v.column.headline or v.column.paired)]
-    names = list(dict.fromkeys(others))
-    where = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+    where = some(list(dict.fromkeys(others)), MOST_NAMES)
     rest = f"{formatting.counted(len(others), 'claim')} in columns that are not shown ({where}): see --format json"
     return [*verdicts_in_words(shown), *([rest] if others else [])]
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """Return the first names in words, and the number of the others."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def header(column: Column) -> str:

@@ -12,9 +12,8 @@ from itertools import takewhile
 
 from rich.cells import cell_len, set_cell_size
 
-from saeval.plugin import Board, Column, Row, escapes, limit_notice, terminal_width
+from saeval.plugin import Board, Column, Row, escapes, formatting, limit_notice, terminal_width
 from saeval_reports.tables import (
-    MOST_NAMES,
     arrow,
     facts,
     least_difference,
@@ -23,6 +22,7 @@ from saeval_reports.tables import (
     number,
     rank,
     shown_rows,
+    some,
     stop,
 )
 
@@ -31,6 +31,7 @@ NAME_SHARE = 0.4
 """Share of the width that names may take before they are shortened."""
 LEAST_NAME = 16
 """Width to which names are shortened at most, unless two would become the same."""
+_HOW = "--columns NAME ... shows those named, --wide all."
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,22 @@ def text_table(columns: Sequence[TextColumn]) -> str:
     return "\n".join(gap.join(c.pad(cell) for c, cell in zip(columns, row, strict=True)).rstrip() for row in rows)
 
 
-def fitting(columns: Sequence[TextColumn], order: Sequence[int], width: int) -> list[int]:
-    """Return the places of columns that fit a width together, those first in `order` before others; at least one."""
+def fitting(columns: Sequence[TextColumn], tiers: Sequence[Sequence[int]], width: int) -> list[int]:
+    """Return the places of columns that fit a width together; at least one.
+
+    `tiers` has their places, the most important first. Within a tier a column that is too wide leaves its room to the
+    next; those of a tier are only taken if all columns of the tiers before it fit.
+    """
     chosen: list[int] = []
     left = width
-    for place in order:
-        needed = columns[place].width + GAP * bool(chosen)
-        if needed <= left or not chosen:
-            chosen.append(place)
-            left -= needed
+    for tier in tiers:
+        for place in tier:
+            needed = columns[place].width + GAP * bool(chosen)
+            if needed <= left or not chosen:
+                chosen.append(place)
+                left -= needed
+        if not set(tier) <= set(chosen):
+            break
     return sorted(chosen)
 
 
@@ -156,8 +164,8 @@ def _text(board: Board, width: int) -> str:
     short = headers(board.columns)
     columns = [TextColumn(short[c.name], [number(row.entries.get(c.name)) for row in rows]) for c in shown]
     room = width - sum(column.width + GAP for column in left)
-    order = _by_weight(board, shown)
-    chosen = fitting(columns, order, room) if columns and not board.chosen else list(range(len(columns)))
+    tiers = by_importance(board)
+    chosen = fitting(columns, tiers, room) if columns and not board.chosen else list(range(len(columns)))
     table = text_table([*left, *(columns[place] for place in chosen)])
     parts = [paragraph(limit_notice(board.data), width)] if board.limited else []
     parts += [paragraph(f"{board.title}: {facts(board)}.", width)]
@@ -165,12 +173,11 @@ def _text(board: Board, width: int) -> str:
     where = f"All at {next(iter(hooks))}. " if len(hooks) == 1 and "" not in hooks else ""
     untrained = "; a control was not trained" if controls else ""
     below = paragraph(f"{where}{legend(board)}{untrained}.{least_difference(board)}", width)
-    kept_out = [shown[place].name for place in order if place not in chosen]
-    rest = f" and {len(kept_out) - MOST_NAMES} more" if len(kept_out) > MOST_NAMES else ""
-    names_out = f"{', '.join(kept_out[:MOST_NAMES])}{rest}"
-    more = [f"these do not fit: {names_out}; see --wide, or --columns NAME ..."] if kept_out else []
+    kept_out = [shown[place].name for tier in tiers for place in tier if place not in chosen]
     others = len(board.columns) - len(shown)
-    more += [f"{others} more values: --wide shows all, --columns NAME ... some of them"] if others else []
+    also = f"; {others} more {'exist' if others > 1 else 'exists'}" if others else ""
+    more = [f"left out to fit {width} columns: {some(kept_out, 6)}{also}. {_HOW}"] if kept_out else []
+    more = more or ([f"{formatting.counted(others, 'more value')}. {_HOW}"] if others else [])
     items = [paragraph(note, width, "- ") for note in (*notes(board), *more)]
     return "\n\n".join([*parts, table, below, *(["\n".join(items)] if items else [])])
 
@@ -183,12 +190,10 @@ def _name(row: Row) -> str:
     return escapes.line(row.name) if row.copies == 1 else f"{escapes.line(row.name)} ×{row.copies}"
 
 
-def _by_weight(board: Board, shown: Sequence[Column]) -> list[int]:
-    """Return the places of columns, the most important first: the one ranked by, each metric's first, the others."""
-    first = {column.metric: place for place, column in reversed(list(enumerate(shown)))}
-
-    def weight(place: int) -> tuple[bool, bool, int]:
-        column = shown[place]
-        return column.name != board.rank_by, first[column.metric] != place, place
-
-    return sorted(range(len(shown)), key=weight)
+def by_importance(board: Board) -> list[list[int]]:
+    """Return the places of the shown columns in two tiers: the one ranked by and the main values; the others."""
+    shown = board.shown
+    ranked = [place for place, column in enumerate(shown) if column.name == board.rank_by]
+    main = [place for place, column in enumerate(shown) if column.main and place not in ranked]
+    others = [place for place in range(len(shown)) if place not in ranked and place not in main]
+    return [[*ranked, *main], others]

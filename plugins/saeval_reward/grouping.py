@@ -116,6 +116,7 @@ class RewardGroups(Metric):
     name, version, data = "reward_groups", 4, "pair"
     value_names = ("n_groups", "grouped", "grouped_random", "grouped_random_max", "first_ablated_share")
     headline = ("n_groups", "grouped", "grouped_random", "first_ablated_share")
+    main = ("grouped",)
 
     def __init__(
         self, steps: Repeats = 16, baseline: str = "mean", relevant: Repeats = 50, cosine: float = 0.5,

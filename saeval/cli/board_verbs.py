@@ -60,7 +60,6 @@ def _boards_written(arguments: argparse.Namespace, kept: KeptText | None) -> tup
     report = registry.reports[arguments.format]
     boards, bases = boards_on(arguments.folders, include_limited=arguments.include_limited)
     choose(boards, arguments.columns, arguments.wide)
-    # The asides of 16,000 rows, for all columns, would take half of a table's time.
     asides = [] if report.annotated else [sentence for board in boards for sentence in board.asides]
     content = write(boards)
     if kept and report.keeps and isinstance(content, str):
@@ -125,8 +124,8 @@ def _written(
     tables.put(write(compared), arguments)
     if not arguments.fail_if:
         return OK
-    from saeval.results.conditions import failures  # late: see the module's docstring
+    from saeval.results.conditions import judged  # late: see the module's docstring
 
-    sentences = failures(arguments.fail_if, compared)
-    tables.print_asides(sentences or ["--fail-if: no condition holds"])
-    return CONDITION if sentences else OK
+    judgement = judged(arguments.fail_if, compared)
+    tables.print_asides([*judgement.power, *(judgement.failures or ["--fail-if: no condition holds"])])
+    return CONDITION if judgement.failures else OK

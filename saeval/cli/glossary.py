@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -68,7 +69,12 @@ def members(cls: type) -> list[Member]:
     return list(by_name.values())
 
 
-def _own_members(cls: type) -> Iterator[Member]:
+@cache  # many classes share their bases
+def _own_members(cls: type) -> list[Member]:
+    return list(_read_members(cls))
+
+
+def _read_members(cls: type) -> Iterator[Member]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except (OSError, SyntaxError, TypeError):  # the class has no source file
@@ -198,6 +204,7 @@ def _metric(metric: type[Metric]) -> list[str]:
     facts = {
         "values": () if _read(documented_values, metric) else names_of_values(metric) or (),
         "shown first": metric.headline if isinstance(metric.headline, list | tuple) else (),
+        "kept first in narrow tables": metric.main if isinstance(metric.main, list | tuple) else (),
         "requests": [name for name in requests if name not in ("self", "total")],
     }
     shown = [f"{label}: {', '.join(map(str, v))}" for label, v in facts.items() if v and not callable(v)]

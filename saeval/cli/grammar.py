@@ -50,7 +50,10 @@ VERBS = (
     "completion",
 )  # fmt: skip
 SHELLS = ("bash", "zsh", "fish")
-_MODULES = {"leaderboard": "board_verbs", "compare": "board_verbs", "plot": "chart_verbs"}
+_MODULES = {
+    "leaderboard": "board_verbs", "compare": "board_verbs", "plot": "chart_verbs",
+    "ls": "catalogue_verbs", "show": "catalogue_verbs", "schema": "catalogue_verbs",
+}  # fmt: skip
 """Modules of verbs that need less than `verbs`, which is slower to import."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections import Counter
@@ -16,7 +15,7 @@ from saeval.base.escapes import line
 from saeval.base.formatting import counted
 from saeval.base.memory import keep_freed_memory
 from saeval.base.progress import progress
-from saeval.cli import explanation, flags, listing, tables
+from saeval.cli import explanation, flags, tables
 from saeval.cli.doctor import Doctor
 from saeval.cli.plan_text import plan_in_words
 from saeval.engine.preflight import model_warnings, warnings
@@ -120,23 +119,6 @@ def doctor(arguments: argparse.Namespace) -> int:
     return OK if passed else SOME_FAILED
 
 
-def ls(arguments: argparse.Namespace) -> int:
-    rows = listing.listing(_registry(arguments), arguments.kind)
-    if arguments.json:
-        print(json.dumps(rows, indent=1))
-        return OK
-    names = [line(row["name"]) for row in rows]
-    width = max(map(len, names), default=0)
-    for name, row in zip(names, rows, strict=True):
-        print(line(f"{name:<{width}}  {row['description']}  [{row['from']}]"))
-    return OK
-
-
-def show(arguments: argparse.Namespace) -> int:
-    print(listing.show(arguments.what, lambda: _registry(arguments), arguments.out, arguments.json))
-    return OK
-
-
 def explain(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
     if arguments.suite is None:
@@ -146,13 +128,6 @@ def explain(arguments: argparse.Namespace) -> int:
     print(explanation.explanation(plan, explanation.cell_of(plan, arguments.metric, arguments.sae)))
     if arguments.suite is None:
         print(f"\nThis is an example; for your suite: saeval explain {arguments.metric} SUITE")
-    return OK
-
-
-def schema(arguments: argparse.Namespace) -> int:
-    from saeval.cli.suite_schema import suite_schema  # late: pydantic's JSON Schema is slow to import
-
-    print(json.dumps(suite_schema(_registry(arguments)), indent=1))
     return OK
 
 

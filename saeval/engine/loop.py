@@ -19,6 +19,7 @@ from saeval.engine.passes import Pass, passes, together
 from saeval.engine.preflight import Preflight, model_warnings
 from saeval.engine.running_pass import RunningPass
 from saeval.engine.stop_when_precise import StopWhenPrecise
+from saeval.interfaces.metric import Metric
 from saeval.interfaces.model import Model
 from saeval.plan.batch_size import fitting
 from saeval.plan.cell import Cell
@@ -202,7 +203,7 @@ class Engine:
         total = running.totals[summation] if running and summation else None
         adaptive = cell.streamed and self._at_stop is not None
         try:
-            result.headline = [str(name) for name in cell.metric.headline]
+            result.headline, result.main = _declared(cell.metric)
             if adaptive:
                 result.sample = dict(self._sample)
             if running is not None and summation is not None and (error := running.error(summation)) is not None:
@@ -227,8 +228,8 @@ class Engine:
 
     def _leave_out(self, cell: Cell, reason: str) -> None:
         """Write the failed result of a cell that the preflight excludes."""
-        headline = list(cell.metric.headline)
-        result = Result(cell.key, "failed", cell.record, provenance=self._provenance(cell, {}), headline=headline)
+        result = Result(cell.key, "failed", cell.record, provenance=self._provenance(cell, {}))
+        result.headline, result.main = _declared(cell.metric)
         result.reason = reason
         self.store.write(result)
         self.plan.registry.plugins.notify("saeval_cell_finished", result=result)
@@ -277,3 +278,9 @@ def manifest(plan: Plan) -> dict[str, Any]:
         "leaderboard": plan.suite.body.leaderboard.model_dump(),
         "cells": [{"key": c.key, "cell": dict(c.record)} for c in plan.cells],
     }
+
+
+def _declared(metric: Metric) -> tuple[list[str], list[str] | None]:
+    """Return the values that tables show of a metric, and those that narrow ones keep first."""
+    main = None if metric.main is None else [str(name) for name in metric.main]
+    return [str(name) for name in metric.headline], main

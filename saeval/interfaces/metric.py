@@ -48,6 +48,9 @@ class Metric(Stateless):
     """`pair`: every per-batch quantity is the list [chosen, rejected]."""
     headline: Sequence[str] = ()
     """Values that a printed table shows if the suite names no columns; if empty, all of them."""
+    main: Sequence[str] | None = None
+    """Values that a table too narrow for all its columns keeps before the others. None: the first of `headline`. Empty
+    for a metric that describes rather than judges, such as `density`: the main values of other metrics come first."""
     value_names: Sequence[str] | None = None
     """Names of the `Scalar`s that `conclude` returns, or globs such as `dead@*`; set in `__init__` if they depend
     on parameters. The suite's columns and `precision:` are checked against them before a run; None: unchecked."""
@@ -87,6 +90,8 @@ def faults(metric: type[Metric]) -> str | None:
         return "it has no method 'conclude'"
     if isinstance(metric.headline, str):
         return f"'headline' is {metric.headline!r}; it must be a list of names of values"
+    if isinstance(metric.main, str):
+        return f"'main' is {metric.main!r}; it must be a list of names of values"
     if isinstance(metric.value_names, str):
         return f"'value_names' is {metric.value_names!r}; it must be a list of names of values"
     if metric.subject not in ("sae", "group", "none") or metric.data not in ("stream", "pair"):

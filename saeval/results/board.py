@@ -29,6 +29,8 @@ class Column:
     """`lower`, `higher`, or None for a value without a better direction."""
     headline: bool = True
     """True if printed tables show it; JSON and CSV have all columns."""
+    main: bool = False
+    """True if its metric declares it a main value, which narrow tables keep before others."""
     paired: bool = False
     """True if its values are paired differences to a control."""
     comparable: str = "model"
@@ -217,21 +219,12 @@ class Board:
     @property
     def doubts(self) -> list[str]:
         """Reasons why errors of shown columns or of differences to the top row are unreliable, each with its worst
-        place."""
-        return self._doubts(self.shown)
-
-    @property
-    def asides(self) -> list[str]:
-        """Sentences to print to standard error with a format that has no notes, such as CSV: missing and damaged
-        results, unreliable errors of any column."""
-        return [*([self.apart] if self.apart else []), *self.left_out, *self._doubts(self.columns)]
-
-    def _doubts(self, columns: Sequence[Column]) -> list[str]:
+        place. Every format has these sentences; JSON and CSV have the reason of each value too."""
         values: list[tuple[Support, str]] = []
         tests: list[tuple[Support, str]] = []
         errors = False
         for row in self.rows:
-            for column in columns:
+            for column in self.shown:
                 entry = row.entries.get(column.name)
                 if entry is None or entry.stderr is None:
                     continue
@@ -244,6 +237,12 @@ class Board:
         if not sentences and errors and documents is not None and 1 < documents < FEW:
             sentences = [f"fewer than {FEW} documents ({documents}): {UNRELIABLE}"]
         return sentences
+
+    @property
+    def asides(self) -> list[str]:
+        """Sentences to print to standard error with a format that has no notes, such as CSV: missing and damaged
+        results, unreliable errors."""
+        return [*([self.apart] if self.apart else []), *self.left_out, *self.doubts]
 
     @property
     def stop(self) -> str:

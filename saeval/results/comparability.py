@@ -33,6 +33,25 @@ class FieldDifference:
         return f"{self.name} ({shown(self.a)}; {shown(self.b)})"
 
 
+@dataclass(frozen=True)
+class OneSided(FieldDifference):
+    """Things, such as metrics, that only one of two runs has: their names in `a` or in `b`, None in the other."""
+
+    @property
+    def words(self) -> str:
+        """The things in words, such as `metrics only in the first: kl`."""
+        return f"{self.name} only in the {'second' if self.a is None else 'first'}: {shown(self.b or self.a)}"
+
+
+def one_sided(name: str, a: Iterable[str], b: Iterable[str]) -> list[FieldDifference]:
+    """Return the names that only one of two collections has: at most one difference each."""
+    a, b = list(a), list(b)
+    only = [[key for key in own if key not in other] for own, other in ((a, b), (b, a))]
+    return [
+        OneSided(name, *(own if side == place else None for side in (0, 1))) for place, own in enumerate(only) if own
+    ]
+
+
 def shown(value: Any) -> str:
     """Return a value of a record for people: hashes and long values cut, `none` for None."""
     if value is None:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from saeval.base.errors import SaevalError, suggestion
-from saeval.base.formatting import number
-from saeval.results.board import Column
+from saeval.base.formatting import counted, number
+from saeval.results.board import Column, some
 from saeval.results.comparison import Comparison
 from saeval.results.folder_comparison import FolderComparison, Matched, corrected
+from saeval.results.paired_tests import ALPHA
 
 WORDS = ("worse", "better", "differs")
 
@@ -60,8 +61,18 @@ class Condition:
         return value.sure and (self.word == "differs" or value.better == ("a" if self.word == "worse" else "b"))
 
 
-def failures(conditions: Sequence[str], compared: FolderComparison | Comparison) -> list[str]:
-    """Return a sentence per subject for which a condition holds: the second folder, or SAE, is surely worse, say.
+@dataclass(frozen=True)
+class Judgement:
+    """What the tests of some conditions say, in sentences."""
+
+    failures: list[str]
+    """The subjects for which a condition holds, a sentence for each."""
+    power: list[str]
+    """For each condition, how its numbers are paired, and the differences that its tests can find."""
+
+
+def judged(conditions: Sequence[str], compared: FolderComparison | Comparison) -> Judgement:
+    """Return for which subjects the conditions hold: the second folder, or SAE, is surely worse, say.
 
     Holm's correction is over all tests of the conditions' values. Controls are not tested between folders. Raises
     `SaevalError` for a condition that names nothing, or that cannot be decided.
@@ -81,13 +92,54 @@ def failures(conditions: Sequence[str], compared: FolderComparison | Comparison)
         if not any(value.column.name == column.name for value in trained):
             raise SaevalError(f"--fail-if '{condition.text}': no SAE has a {column.name} in both")
     names = {column.name for column in chosen}
-    tested, _ = corrected([value for value in trained if value.column.name in names])
-    return [
-        f"--fail-if '{condition.text}' holds for {_in_words(value)}"
+    tested, tests = corrected([value for value in trained if value.column.name in names])
+    own = [
+        (condition, [value for value in tested if value.column.name == column.name])
         for condition, column in zip(parsed, chosen, strict=True)
-        for value in tested
-        if value.column.name == column.name and condition.holds(value)
     ]
+    return Judgement(
+        [
+            f"--fail-if '{condition.text}' holds for {_in_words(value)}"
+            for condition, values in own
+            for value in values
+            if condition.holds(value)
+        ],
+        [f"--fail-if '{condition.text}': {_power(values, max(tests, 1))}" for condition, values in own],
+    )
+
+
+def _power(values: Sequence[Matched], tests: int) -> str:
+    """Return how the numbers of a condition are paired, and what its tests can find, as a sentence.
+
+    The differences are those of a test at 5% divided by the number of tests, which Holm's correction never goes below.
+    """
+    unit = "seed" if any(value.a.seeds for value in values) else "document"
+    paired = all(value.paired for value in values)
+    pairing = f"paired by {unit}" if paired else "not paired, since the documents differ, which makes the test weaker"
+    level = ALPHA / tests
+    found = sorted(size for value in values if (size := value.difference.detectable_at(level)) is not None)
+    ends = list(dict.fromkeys(number(size, 2) for size in (found[:1] + found[-1:])))
+    sizes = f"{' to '.join(ends)} {values[0].column.unit}".rstrip()
+    agree = "all numbers are equal" if all(value.equal for value in values) else "all documents agree"
+    over = f"({counted(tests, 'test')} at 5%, Holm)"
+    power = f"a true difference of {sizes} is found with 80% probability {over}" if found else agree
+    blind = [value.subject for value in values if _blind(value, level)]
+    weak = f"; it could hardly have found anything for {some(blind)}: {_WEAK}" if blind else ""
+    return f"{pairing}; {power}{weak}"
+
+
+_WEAK = "not even a change as large as the first number itself"
+
+
+def _blind(value: Matched, level: float) -> bool:
+    """Return True if the test could not have found a change as large as the first number.
+
+    Without an error, all documents agree, and the least p value is that of the sign test.
+    """
+    size = value.difference.detectable_at(level)
+    if size is not None:
+        return size > abs(value.a.value or 0.0)
+    return not value.equal and (value.difference.p_value or 1.0) > level
 
 
 def _of_two(comparison: Comparison) -> list[Matched]:

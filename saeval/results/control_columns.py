@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,9 @@ def against(
             null = Null(f"the control {control}", above="better than", below="worse than").record()
             if column.control and column.control["control"] == control:
                 null = dict(column.control)
-            new = Column(f"{name} vs {control}", column.unit, "higher", column.headline, True, column.comparable, null)
+            new = dataclasses.replace(
+                column, name=f"{name} vs {control}", better="higher", main=False, paired=True, null=null, control=None
+            )
             made.setdefault(name, []).append(new)
             of_groups = any(row.kind == "group" and name in row.entries for row in rows)
             kind, nouns = ("group", "groups") if of_groups else ("sae", "SAEs")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from saeval.base.errors import SaevalError, suggestion
-from saeval.results.board import Board, Column, Entry, Row, limit_notice
-from saeval.results.comparability import FieldDifference, classes, configurations, differences, of_cells
+from saeval.base.formatting import counted
+from saeval.results.board import Board, Column, Entry, Row, limit_notice, some
+from saeval.results.comparability import FieldDifference, classes, configurations, differences, of_cells, one_sided
 from saeval.results.index import StaleError
 from saeval.results.leaderboard import boards_on
 from saeval.results.paired_tests import ALPHA, Difference, difference, distinct, holm
@@ -62,6 +64,26 @@ class Matched:
             return None
         return "b" if (self.difference.value > 0) == (self.column.better == "lower") else "a"
 
+    @property
+    def outcome(self) -> str:
+        """One of `OUTCOMES`."""
+        if self.equal or self.sure is None:
+            return "equal" if self.equal else "not_tested"
+        if not self.sure:
+            return "inseparable"
+        return {"b": "better", "a": "worse"}.get(self.better or "", "different")
+
+
+OUTCOMES = {
+    "better": "better",
+    "worse": "worse",
+    "different": "different without a better direction",
+    "inseparable": "not distinguishable",
+    "equal": "equal",
+    "not_tested": "not tested",
+}
+"""What the second run's number can be, beside the first one's, in words."""
+
 
 @dataclass
 class FolderComparison:
@@ -84,16 +106,41 @@ class FolderComparison:
     """The warning about runs with `--limit`; empty for whole runs."""
     lost: dict[str, list[Row]] = field(default_factory=dict)
     """Rows of the first run, by the columns in which the second has no value."""
+    only_a: int = 0
+    """Number of numbers that only the first run has."""
+    only_b: int = 0
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """Number of values of each of the `OUTCOMES`."""
+        found = Counter(value.outcome for value in self.values)
+        return {outcome: found[outcome] for outcome in OUTCOMES}
+
+    @property
+    def summary(self) -> str:
+        """How many numbers were compared, what the second one is how often, and how many only one run has."""
+        kinds = Counter(row.kind for row in {id(value.row_a): value.row_a for value in self.values}.values())
+        rows = " and ".join(counted(count, _NOUNS.get(kind, kind)) for kind, count in kinds.items())
+        columns = counted(len({value.column.name for value in self.values}), "value")
+        always = ("better", "worse", "inseparable")
+        parts = [f"{OUTCOMES[name]} in {count}" for name, count in self.outcomes.items() if count or name in always]
+        found = f"Compared: {counted(len(self.values), 'pair')} of numbers ({rows} × {columns})."
+        only = [(self.only_a, "first"), (self.only_b, "second")]
+        one = [f"Only in the {run}: {counted(count, 'number')}." for count, run in only if count]
+        return " ".join([found, f"The second run is {', '.join(parts)}.", *one])
 
     @property
     def asides(self) -> list[str]:
         """Sentences to print to standard error with a format that has no notes, such as CSV."""
         limit = [self.limit] if self.limit else []
-        return [*limit, *(f"configured differently: {d.words}" for d in self.fields), *self.notes]
+        return [*limit, *(f"configured differently: {d.words}" for d in self.fields), self.summary, *self.notes]
 
     def records(self) -> list[dict[str, Any]]:
         """Return a flat record per value."""
         return [_record(value) for value in self.values]
+
+
+_NOUNS = {"sae": "SAE"}
 
 
 def _record(value: Matched) -> dict[str, Any]:
@@ -113,7 +160,9 @@ def _record(value: Matched) -> dict[str, Any]:
         "ci95_high": high,
         "p": value.difference.p_value,
         "p_holm": value.p_holm,
+        "detectable": value.difference.detectable,
         "paired": value.paired,
+        "outcome": value.outcome,
         "better": value.better,
         "sure": value.sure,
         "reason": value.difference.reason,
@@ -160,21 +209,30 @@ def compare_folders(
     """
     run_a, run_b = _read(a, include_limited), _read(b, include_limited)
     fields = of_cells(run_a.cell, run_b.cell)
-    fields += differences(run_a.metrics, run_b.metrics, "metrics")
+    fields += one_sided("metrics", run_a.metrics, run_b.metrics)
+    for name in (name for name in run_a.metrics if name in run_b.metrics):
+        fields += differences(run_a.metrics[name], run_b.metrics[name], f"metrics.{name}")
     fields += _of_subjects(run_a.subjects, run_b.subjects)
     changed = {name for name in run_a.metrics if classes([{name: run_a.metrics[name]}, run_b.metrics]) != [0, 0]}
     same_documents = all(run_a.cell["data"].get(k) == run_b.cell["data"].get(k) for k in ("fingerprint", "stopping"))
     same_model = _weights(run_a.cell) == _weights(run_b.cell)
-    values, lost, notes = _matched(run_a, run_b, metrics, changed, same_documents, same_model)
-    values, tests = corrected(values)
+    columns = [column for column in _columns((run_b, run_a), metrics) if column.metric not in changed]
+    if metrics:  # a printed table shows what was asked for
+        columns = [replace(column, headline=True) for column in columns]
+    in_a, in_b = _numbers(run_a, run_b, columns), _numbers(run_b, run_a, columns)
+    if not in_a.both:
+        raise SaevalError(f"'{a}' and '{b}' have no value of one subject in common")
+    values, tests = corrected([_matched(*pair, same_documents, same_model) for pair in in_a.both])
     changed_words = [f"{name} is another metric in {b}, so its numbers are not compared" for name in sorted(changed)]
     left_out = [
         f"{run.folder}: {sentence}" for run in (run_a, run_b) for board in run.boards for sentence in board.left_out
     ]
     environment = differences(run_a.environment, run_b.environment)
-    notes = [*changed_words, *notes, *left_out]
+    notes = [*changed_words, *in_a.notes, *in_b.notes, *left_out]
+    only_a, only_b = (sum(map(len, numbers.lost.values())) for numbers in (in_a, in_b))
     limit = next((words for run in (run_a, run_b) if (words := limit_notice(run.cell["data"]))), "")
-    return FolderComparison(str(a), str(b), fields, environment, values, notes, same_documents, tests, limit, lost)
+    lost = (in_a.lost, only_a, only_b)
+    return FolderComparison(str(a), str(b), fields, environment, values, notes, same_documents, tests, limit, *lost)
 
 
 def corrected(values: Sequence[Matched]) -> tuple[list[Matched], int]:
@@ -203,8 +261,7 @@ _OWN = ("key", "sha256", "file_checksum")
 
 def _of_subjects(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[FieldDifference]:
     """Return the subjects that only one run has, and the declared fields of the others that differ."""
-    only_a, only_b = [name for name in a if name not in b], [name for name in b if name not in a]
-    fields = [FieldDifference("subjects in one run only", only_a or None, only_b or None)] if only_a or only_b else []
+    fields = one_sided("subjects", a, b)
     for name in (name for name in a if name in b):
         own = differences(a[name], b[name], f"subjects.{name}")
         telling = [d for d in own if d.name.rpartition(".")[2] not in _OWN]
@@ -217,44 +274,61 @@ def _weights(cell: Mapping[str, Any]) -> Any:
     return model.get("weights") or model
 
 
-def _matched(
-    a: _Run, b: _Run, metrics: Sequence[str], changed: set[str], same_documents: bool, same_model: bool
-) -> tuple[list[Matched], dict[str, list[Row]], list[str]]:
-    columns = {column.name: column for run in (b, a) for board in run.boards for column in board.columns}
+def _columns(runs: Sequence[_Run], metrics: Sequence[str]) -> list[Column]:
+    """Return the columns of the runs that the names mean, or all; `SaevalError` for a name of none."""
+    columns = {column.name: column for run in runs for board in run.boards for column in board.columns}
     for name in metrics:
         if not any(name in (c.name, c.metric) for c in columns.values()):
             known = dict.fromkeys([*columns, *(c.metric for c in columns.values())])
             raise SaevalError(f"no value '{name}' in these results{suggestion(name, known)}")
+    return [c for c in columns.values() if not metrics or {c.name, c.metric} & set(metrics)]
+
+
+@dataclass
+class _Numbers:
+    """The numbers of one run by row, of which the other run has some."""
+
+    both: list[tuple[Row, Row, Column]] = field(default_factory=list)
+    lost: dict[str, list[Row]] = field(default_factory=dict)
+    """The rows of the numbers that the other run lacks, by column."""
+    notes: list[str] = field(default_factory=list)
+    """Why it lacks them on subjects that it has, in metrics that it has."""
+
+
+def _numbers(a: _Run, b: _Run, columns: Sequence[Column]) -> _Numbers:
+    """Return the numbers of `a`, in its order, and what `b` has of them."""
+    numbers, wanted = _Numbers(), {column.name: column for column in columns}
     others = {(row.name, row.hook_name): row for _, row in b.rows()}
-    values: list[Matched] = []
-    lost: dict[str, list[Row]] = {}
     lacking: dict[tuple[str, str], list[str]] = {}
     for board, row in a.rows():
         other = others.get((row.name, row.hook_name))
-        for column in board.columns:
-            if column.metric in changed or (metrics and not {column.name, column.metric} & set(metrics)):
-                continue
+        for column in (wanted[column.name] for column in board.columns if column.name in wanted):
             entry, theirs = row.entries.get(column.name), other.entries.get(column.name) if other else None
             if entry is None or entry.value is None:
                 continue
-            if other is None or theirs is None or theirs.value is None:
-                lost.setdefault(column.name, []).append(row)
-                if other is not None:
-                    why = "the metric was not run on it" if theirs is None else theirs.reason or theirs.status
-                    lacking.setdefault((row.name, why), []).append(column.name)
+            if other is not None and theirs is not None and theirs.value is not None:
+                numbers.both.append((row, other, column))
                 continue
-            apart = not same_model and column.comparable != "everywhere"
-            tested = _difference(entry, theirs, same_documents, apart)
-            named = replace(column, headline=True) if metrics else column  # a printed table shows what was asked for
-            values.append(Matched(row, other, named, entry, theirs, tested, same_documents and not apart))
-    if not values:
-        raise SaevalError(f"'{a.folder}' and '{b.folder}' have no value of one subject in common")
-    notes = [f"{b.folder} lacks {', '.join(names)} of {name} ({why})" for (name, why), names in lacking.items()]
-    return values, lost, notes
+            numbers.lost.setdefault(column.name, []).append(row)
+            if other is not None and column.metric in b.metrics:
+                why = "the metric was not run on it" if theirs is None else theirs.reason or theirs.status
+                lacking.setdefault((row.name, why), []).append(column.name)
+    alike: dict[tuple[str, str], list[str]] = {}
+    for (name, why), names in lacking.items():
+        alike.setdefault((some(names), why), []).append(name)
+    numbers.notes = [f"{b.folder} lacks {names} of {some(rows)} ({why})" for (names, why), rows in alike.items()]
+    return numbers
 
 
 OTHER_MODEL = "comparable within a model only, and the models differ"
 NO_ERROR = "one of the values has no error over documents"
+
+
+def _matched(row_a: Row, row_b: Row, column: Column, same_documents: bool, same_model: bool) -> Matched:
+    a, b = row_a.entries[column.name], row_b.entries[column.name]
+    apart = not same_model and column.comparable != "everywhere"
+    tested = _difference(a, b, same_documents, apart)
+    return Matched(row_a, row_b, column, a, b, tested, same_documents and not apart)
 
 
 def _difference(a: Entry, b: Entry, same_documents: bool, apart: bool) -> Difference:

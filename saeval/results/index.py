@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("saeval")
 
-FORM = 3
+FORM = 4
 WORTH = 1000
 """Least number of results with an index: fewer are read as fast without."""
 _NUMBERS = ("value", "stderr", "low", "high", "n", "documents", "effective_documents", "largest_share", "p")
@@ -101,6 +101,7 @@ class _Head:
     """Name, unit, better direction, reason, whether there are arrays, comparability, null, whether it is a
     proportion; or name, kind, notes."""
     headline: list[str]
+    main: list[str] | None
     sample: dict[str, Any] | None
     preflight: dict[str, Any] | None
 
@@ -129,7 +130,7 @@ class _Indexed(Result):
 
     def __init__(self, index: _Index, head: _Head, place: int, key: str, cell: Mapping[str, Any], form: object) -> None:
         self.key, self.cell, self.status, self.reason, self.sample = key, cell, head.status, head.reason, head.sample
-        self._index, self._head, self._place, self.form = index, head, place, form
+        self._index, self._head, self._place, self.form, self.main = index, head, place, form, head.main
 
     def __getattr__(self, name: str) -> Any:
         made: dict[str, Any]

@@ -196,7 +196,8 @@ def _split(result: Shown, names: Collection[str], numbers: list[Any]) -> tuple[A
         values.append((name, *facts, value.proportion, value.seeds))
         numbers += (value.value, value.stderr, *(value.ci95 or _NO_INTERVAL), value.n)
         numbers += (value.documents, value.effective_documents, value.largest_share, value.p)
-    return result.status, result.reason, values, result.headline, result.sample, result.provenance.preflight
+    declared = result.headline, result.main
+    return result.status, result.reason, values, *declared, result.sample, result.provenance.preflight
 
 
 def heads_of(table: pa.Table) -> list[str]:

@@ -362,7 +362,8 @@ def _columns(results: list[Result], asked: Sequence[str]) -> tuple[list[Column],
     for result in results:
         if result.values:
             complete.add(result.metric)
-        first = [name for name in result.headline if name in result.values] or result.values
+        first = [name for name in result.headline if name in result.values] or list(result.values)
+        main = first[:1] if result.main is None else result.main
         for name, record in result.values.items():
             if "kind" not in record:
                 column = f"{result.metric}.{name}"
@@ -372,7 +373,7 @@ def _columns(results: list[Result], asked: Sequence[str]) -> tuple[list[Column],
                     how["control"] = how.pop("null")
                 # An undefined value may lack them.
                 if column not in found or (how and found[column].null is None and found[column].control is None):
-                    found[column] = Column(column, record["unit"], record["better"], shown, **how)
+                    found[column] = Column(column, record["unit"], record["better"], shown, name in main, **how)
     for name in asked:
         metric, _, value = name.partition(".")
         if name not in found and metric in complete:
@@ -382,7 +383,7 @@ def _columns(results: list[Result], asked: Sequence[str]) -> tuple[list[Column],
     for result in results:  # a metric that failed everywhere still has its column, which says so
         if result.metric not in {c.metric for c in found.values()}:
             name = f"{result.metric}.{result.cell['metric']}"
-            found[name] = Column(name, headline=not asked)
+            found[name] = Column(name, headline=not asked, main=True)
     order = {name: index for index, name in enumerate(asked)}
     return sorted(found.values(), key=lambda c: order.get(c.name, len(order))), warnings
 

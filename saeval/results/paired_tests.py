@@ -100,9 +100,14 @@ class Difference:
     @property
     def detectable(self) -> float | None:
         """Minimum detectable difference of one test at 5% with 80% power: t.975 + t.80 standard errors."""
+        return self.detectable_at(ALPHA)
+
+    def detectable_at(self, level: float) -> float | None:
+        """Return the true difference that one test at this level finds with 80% power; None without an error, and if
+        all documents agree."""
         if not self.stderr:
             return None
-        return (t_quantile(self.dof, 1 - ALPHA / 2) + t_quantile(self.dof, POWER)) * self.stderr
+        return (t_quantile(self.dof, 1 - level / 2) + t_quantile(self.dof, POWER)) * self.stderr
 
     def __neg__(self) -> Difference:
         parts = self.variances, self.reason, self.paired, self.rounding, self.support, self.of_proportions

@@ -195,6 +195,7 @@ class ResultRecord(_Record):
     components: dict[str, Any]
     provenance: ProvenanceRecord
     headline: NotRequired[list[str]]
+    main: NotRequired[list[str] | None]
     sample: NotRequired[SampleRecord | None]
     traceback: NotRequired[list[str] | None]
     arrays: NotRequired[str | None]
@@ -282,6 +283,7 @@ class Shown(Struct, gc=False):
     reason: str | None
     values: dict[str, ShownValue]
     headline: list[str] = []
+    main: list[str] | None = None
     sample: dict[str, Any] | None = None
     provenance: ShownProvenance = ShownProvenance()
     arrays: str | None = None

@@ -37,6 +37,8 @@ class Result:
     traceback: str | None = None
     headline: list[str] = field(default_factory=list)
     """Names of the values that its metric shows in a printed table; empty: all."""
+    main: list[str] | None = None
+    """Names of the values that a narrow table keeps first; None: the first of `headline`."""
     sample: dict[str, Any] | None = None
     """Where a suite's `precision:` stopped: sequences, documents and tokens used, the errors at each check, and the
     values that are `of_prefix`. None if the suite has no `precision:`."""
@@ -59,6 +61,7 @@ class Result:
             "components": self.components,
             "provenance": self.provenance,
             **({"headline": self.headline} if self.headline else {}),
+            **({"main": self.main} if self.main is not None else {}),
             **({"sample": self.sample} if self.sample else {}),
             **({"traceback": self.traceback.splitlines()} if self.traceback else {}),
         }
@@ -76,6 +79,7 @@ class Result:
             provenance=dict(record["provenance"]),
             traceback="\n".join(record["traceback"]) if record.get("traceback") else None,
             headline=list(record.get("headline", [])),
+            main=list(record["main"]) if record.get("main") is not None else None,
             sample=record.get("sample"),
         )
 

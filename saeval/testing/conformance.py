@@ -215,8 +215,9 @@ class _Check:
         fault = undeclared(self.metric(**validated(self.metric, params, self.metric.name)), scalars)
         assert fault is None, fault
         for result in results:
-            unknown = [name for name in result.headline if name not in result.values]
-            assert result.status != "ok" or not unknown, f"{self.metric.name}.headline: unknown values {unknown}"
+            for which, names in (("headline", result.headline), ("main", result.main or [])):
+                unknown = [name for name in names if name not in result.values]
+                assert result.status != "ok" or not unknown, f"{self.metric.name}.{which}: unknown values {unknown}"
             reasons += [result.reason] if result.status == "undefined" else []
             for name, record in result.values.items():
                 what = f"{result.subject}: {name}"

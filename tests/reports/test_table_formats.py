@@ -17,7 +17,7 @@ import pytest
 
 from filled_folders import fill
 from made_results import result
-from saeval import cli
+from saeval import Mean, Metric, Scalar, cli
 from saeval.base import escapes
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry, writer
@@ -25,6 +25,7 @@ from saeval.results.comparison import compare
 from saeval.results.leaderboard import from_results
 from saeval.results.result import Result
 from saeval.results.store import Store
+from saeval.testing import evaluate_tiny, tiny_tokens
 from saeval.testing.claims import every, none, some
 from saeval_reports import files
 
@@ -122,16 +123,55 @@ def test_latex_is_a_table_of_booktabs():
     assert none(line.startswith("[") for line in rows)
 
 
+def wide_board():
+    """A board of many values with long names and numbers, some of them negative."""
+    results = [
+        result(f"runs/sae-{place}", -3.5 - place, RNG.normal(size=8) / 1e4, metric=f"metric_of_{metric}")
+        for place in range(6)
+        for metric in "abcdefghij"
+    ]
+    return from_results(results, "wide & long", {"rank_by": "metric_of_c.v"})
+
+
+def test_latex_splits_a_wide_table_and_prints_its_notes_below_the_last():
+    (board,) = wide_board()
+    board.warnings.append("mind 50% of this")
+    text = files.latex([board])
+    tables = text.split(r"\begin{table}")[1:]
+    labels = re.findall(r"\\label\{(.*?)\}", text)
+    assert labels == ["tab:wide-long", *(f"tab:wide-long-{n}" for n in range(2, len(tables) + 1))]
+    assert len(tables) > 2
+    assert every("runs/sae-{}5" in table for table in tables)
+    heads = [re.findall(r"metric\\_of\\_(\w)", table[: table.index(r"\midrule")]) for table in tables]
+    assert heads[0][0] == "c"  # ranks come first
+    assert sorted(name for own in heads for name in own) == list("abcdefghij")
+    assert [r"mind 50\% of this\par" in table for table in tables] == [*[False] * (len(tables) - 1), True]
+    assert every(f"Table~\\ref{{{labels[-1]}}}" in table for table in tables[:-1])
+    assert "$-$3.5" in text
+    assert "longtable" not in text
+
+
+def test_a_long_latex_table_breaks_over_pages():
+    text = files.latex(board_of([f"sae-{n}" for n in range(60)]))
+    assert text.startswith("% Needs \\usepackage{booktabs} and \\usepackage{longtable}.")
+    assert text.count(r"\begin{longtable}") == text.count(r"\end{longtable}") == 1
+    assert r"\caption{=t: " in text
+    assert r"\label{tab:t}" in text
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed")
 def test_latex_compiles(tmp_path):
     boards = board_of([*HOSTILE, "50% ± ☃ é ↓ Δ '\"<>|", "a--b"])
+    boards += [*wide_board(), *board_of([f"sae-{n}" for n in range(60)])]
     both = files.latex(boards) + files.compare_latex(compare(boards, "a--b", HOSTILE[0]))
-    text = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}{both}\n\\end{{document}}"
+    packages = r"\usepackage{booktabs}\usepackage{longtable}"
+    text = f"\\documentclass{{article}}{packages}\\begin{{document}}{both}\n\\end{{document}}"
     (tmp_path / "t.tex").write_text(text, encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False)
     assert ran.returncode == 0, ran.stdout[-2000:]
+    assert "Overfull" not in ran.stdout  # no table is wider than the text
 
 
 def test_tables_round_trip_into_pandas_with_their_types(tmp_path, capsys):
@@ -203,6 +243,34 @@ def test_rows_that_are_not_comparable_are_ranked_apart_and_the_fields_are_named(
     assert field in captured.err
     assert cli.main(["leaderboard", first, second, "--format", "text"]) == 0
     assert "not ranked together with s" in capsys.readouterr().out
+
+
+class Lopsided(Metric):
+    """A value of all tokens, shown first, and one that a single token moves."""
+
+    name, headline = "lopsided", ("steady",)
+
+    def observe(self, activations, mask):
+        norm = activations.norm(dim=-1)
+        return {"steady": Mean.of(norm.square(), mask), "moved": Mean.of((norm == norm[mask].max()) * norm, mask)}
+
+    def conclude(self, total):
+        return {name: Scalar(one.value) for name, one in total.items()}
+
+
+def test_every_format_says_the_same_of_the_errors(tmp_path, capsys):
+    evaluate_tiny(["lopsided"], Lopsided, rows=tiny_tokens(rows=8, documents=8), batch_size=8, out=tmp_path, name="t")
+    said = {}
+    for form in TEXTS:
+        capsys.readouterr()
+        assert cli.main(["leaderboard", str(tmp_path / "t"), "--format", form]) == 0
+        captured = capsys.readouterr()
+        notes = captured.err if form in ("csv", "json") else captured.out
+        said[form] = re.findall(r"fewer than 20 effective documents .*?: errors", " ".join(notes.split()))
+    (sentence,) = said["text"]
+    assert "lopsided.steady of tinysae" in sentence  # of the value shown, whatever else a file has
+    assert "lopsided.moved" not in sentence
+    assert every(found == [sentence] for found in said.values())
 
 
 def test_comparable_folders_are_one_board(tmp_path, capsys):

@@ -6,59 +6,31 @@ import contextlib
 import os
 import pty
 import sys
-from fnmatch import fnmatchcase
-from pathlib import Path
 
 import numpy as np
 import pytest
-import saeval_suites
-import yaml
 from rich.cells import cell_len
 
+import saeval
 from filled_folders import fill
 from made_results import NOISE, result
-from saeval import cli
-from saeval.registry.discovery import Plugins
-from saeval.registry.registry import Registry
+from saeval import Metric, Scalar, cli
+from saeval.results import index
 from saeval.results.column_choice import choose
-from saeval.results.leaderboard import from_results
+from saeval.results.leaderboard import boards, from_results
+from saeval.testing import evaluate_tiny
 from saeval.testing.claims import every, none, some
 from saeval_reports import terminal
 
-RNG = np.random.default_rng(0)
 HOSTILE = "<script>alert(1)</script>|`x`\n\x1b[31m=cmd()"
-COLUMNS = {"l0.l0": 216.06, "density.frac_dead": 0.0009766, "reconstruction.explained_variance": 0.9612, "ce.delta_ce": 1.325,
-           "ce.recovered": 0.7555, "ce_zero.recovered": 0.8183, "kl.kl_sae": 1.342, "kl.top1_agreement": 0.3716}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def quickstart():
-    """The rows and columns of the suite `quickstart`, with numbers as wide as its own."""
-    suite = yaml.safe_load((Path(saeval_suites.__file__).parent / "quickstart.yaml").read_text())
-    assert suite["leaderboard"]["columns"] == list(COLUMNS)
-    saes = [
-        name
-        for name in Registry(Plugins()).saes.names()
-        if any(fnmatchcase(name, pattern) for pattern in suite["saes"])
-    ]
-    controls = ["identity", "zero", "mean", *(f"random(testbed/relu-5)#{n}" for n in range(5))]
-    results = []
-    for name in [*saes, *controls]:
-        of = {"kind": "control", "control": name.split("(")[0]} if name in controls else {}
-        of |= {"copy": int(name[-1])} if "#" in name else {}
-        for column, size in COLUMNS.items():
-            metric, _, value = column.partition(".")
-            made = result(name, 0.0, np.zeros(4), metric=metric, **of)
-            own = size * (1 + RNG.normal(size=12) / 40)
-            made.values = {value: {**made.values["v"], "value": own.mean(), "stderr": size / 1234}}
-            made.arrays = {f"without/{value}": own.mean() - (own - own.mean()) / 11, f"sizes/{value}": np.ones(12)}
-            results.append(made)
-    by_cell = {}
-    for made in results:  # a cell has several values
-        first = by_cell.setdefault(made.key, made)
-        first.values |= made.values
-        first.arrays |= made.arrays
-    return from_results(list(by_cell.values()), "quickstart", suite["leaderboard"])
+def quickstart(tmp_path_factory):
+    """The boards of a run of the suite `quickstart`, cut to two sequences."""
+    out = tmp_path_factory.mktemp("quickstart")
+    assert not saeval.run("quickstart", limit=2, preflight="off", out=out).failed
+    return boards([out / "quickstart"], include_limited=True)
 
 
 @pytest.fixture
@@ -95,7 +67,60 @@ def test_more_width_shows_more_columns(quickstart, monkeypatch):
         monkeypatch.setenv("COLUMNS", str(width))
         counts.append(columns_of(terminal.text(quickstart)))
     assert counts == sorted(set(counts))
-    assert counts[-1] == 2 + len(COLUMNS)
+    assert counts[-1] == 2 + 8
+
+
+class Described(Metric):
+    """Counts, which judge nothing."""
+
+    name, headline, main = "described", ("many", "more"), ()
+
+    def conclude(self, W_dec):
+        return {"many": Scalar(len(W_dec)), "more": Scalar(2 * len(W_dec))}
+
+
+class Judged(Metric):
+    """A score, and what it is made of."""
+
+    name, headline, main = "judged", ("parts", "score"), ("score",)
+
+    def conclude(self, W_dec):
+        return {"parts": Scalar(123456.0), "score": Scalar(float(W_dec.norm()), better="higher")}
+
+
+class Undeclared(Judged):
+    name, headline, main = "undeclared", ("first", "second"), None
+
+    def conclude(self, W_dec):
+        return {"first": Scalar(1.0), "second": Scalar(2.0)}
+
+
+@pytest.mark.parametrize("worth", [0, index.WORTH])
+def test_a_narrow_table_keeps_the_main_values_and_names_the_others(worth, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(index, "WORTH", worth)  # with an index of the results, and without
+    classes = Described, Judged, Undeclared
+    evaluate_tiny([c.name for c in classes], *classes, out=tmp_path, name="t")
+
+    def shown(width):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert cli.main(["leaderboard", str(tmp_path / "t"), "--format", "text"]) == 0
+        text = capsys.readouterr().out
+        return [
+            name for name in ("many", "more", "parts", "score", "first", "second") if f" {name}" in head(text)
+        ], text
+
+    whole, _ = shown(100)
+    assert whole == ["many", "more", "parts", "score", "first", "second"]
+    narrow, text = shown(30)
+    assert narrow == ["many", "score", "first"]  # the first shown value ranks
+    footer = " ".join(text[text.index("- left out") :].split())
+    assert footer.startswith("- left out to fit 30 columns: described.more, judged.parts, undeclared.second.")
+    assert "--wide all" in footer
+
+
+def head(text):
+    """The header of the first table, on one line."""
+    return text[: text.index("\n─")].rpartition("\n\n")[2].replace("\n", " ")
 
 
 def test_wide_shows_all_columns_and_columns_those_named(folder, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from saeval import cli
 from saeval.base.errors import SaevalError
 from saeval.results.conditions import Condition
 from saeval.results.folder_comparison import compare_folders
+from saeval.results.leaderboard import boards
 from saeval.results.paired_tests import holm
 from saeval.results.result import Result
 from saeval.results.store import Store
@@ -54,8 +55,9 @@ def test_equal_folders_have_no_differences(first, tmp_path, capsys):
     assert cli.main(["compare", first, str(fill(tmp_path / "b")), "--fail-if", "ce.loss differs"]) == 0
     captured = capsys.readouterr()
     assert "- both runs have the same model, data, metrics and subjects" in captured.out
-    assert re.search(r"(\d+) values of \1 are equal in both runs", captured.out)
-    assert captured.err == "--fail-if: no condition holds\n"
+    assert re.search(r"Compared: (\d+) pairs of numbers .*not distinguishable in 0, equal in \1\.", captured.out)
+    said = "--fail-if 'ce.loss differs': paired by document; all numbers are equal\n--fail-if: no condition holds\n"
+    assert captured.err == said
 
 
 def test_numbers_are_paired_where_the_documents_are_the_same(first, tmp_path):
@@ -80,6 +82,8 @@ def test_other_documents_are_two_samples_and_the_fields_that_differ_come_first(f
     text = capsys.readouterr().out
     assert text.index("data.context (none; 64)") < text.index("| SAE")
     assert "not paired, since the documents differ" in text
+    assert cli.main(["compare", first, second, "--fail-if", "ce.loss worse"]) == 0  # unpaired, 0.1 is not found
+    assert "--fail-if 'ce.loss worse': not paired, since the documents differ" in capsys.readouterr().err
 
 
 def test_other_models_are_not_tested(first, tmp_path):
@@ -177,8 +181,62 @@ def test_a_subject_of_one_run_only_is_named_first(first, tmp_path, capsys):
     second = str(fill(tmp_path / "b", only=SUBJECTS[1:]))
     assert cli.main(["compare", first, second, "--format", "csv"]) == 0
     captured = capsys.readouterr()
-    assert "configured differently: subjects in one run only (sae-0@h; none)" in captured.err
+    assert "configured differently: subjects only in the first: sae-0@h" in captured.err
     assert "sae-0" not in {row["name"] for row in csv.DictReader(io.StringIO(captured.out))}
+
+
+def test_a_summary_counts_what_the_records_say(first, tmp_path, capsys):
+    second = moved(tmp_path / "b", 0.1, only=("sae-1", "sae-2"))
+    assert cli.main(["compare", first, second, "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    outcomes = [value["outcome"] for value in told["values"]]
+    assert {outcome: outcomes.count(outcome) for outcome in told["outcomes"]} == told["outcomes"]
+    assert (told["outcomes"]["worse"], told["outcomes"]["better"]) == (2, 0)
+    assert cli.main(["compare", first, second]) == 0
+    text = capsys.readouterr().out
+    assert f"Compared: {len(outcomes)} pairs of numbers (6 SAEs and 1 control × 4 values)." in text
+    assert "The second run is better in 0, worse in 2, " in text
+
+
+def test_metrics_and_numbers_of_one_run_only_are_counted_and_named_once(first, tmp_path, capsys):
+    second, store = str(fill(tmp_path / "b")), Store(tmp_path / "b")
+    manifest = store.manifest()
+    kept = [listed for listed in manifest["cells"] if listed["cell"]["metric"] == "ce"]
+    store.write_manifest({**manifest, "cells": kept})
+    assert cli.main(["compare", first, second]) == 0
+    text = capsys.readouterr().out
+    assert "- metrics only in the first: l0\n" in text
+    count = sum(column == "l0.l0" for row in boards([first])[0].rows for column, e in row.entries.items() if e.value)
+    assert f"Only in the first: {count} numbers." in text
+    assert "Only in the second" not in text
+    assert "lacks" not in text  # the metric says it
+    assert cli.main(["compare", second, first]) == 0
+    assert "- metrics only in the second: l0\n" in capsys.readouterr().out
+
+
+def test_a_gate_says_which_difference_it_finds(first, tmp_path, capsys):
+    second = moved(tmp_path / "b", 0.0002)
+    assert cli.main(["compare", first, second, "--fail-if", "ce.loss worse", "--format", "json"]) == 0
+    captured = capsys.readouterr()
+    values = json.loads(captured.out)["values"]
+    (size,) = [v["detectable"] for v in values if (v["name"], v["value"]) == ("sae-1", "ce.loss")]
+    expected = (
+        f"paired by document; a true difference of {size:.2g} nats is found with 80% probability (1 test at 5%, Holm)"
+    )
+    assert captured.err.endswith(f"--fail-if 'ce.loss worse': {expected}\n--fail-if: no condition holds\n")
+    assert cli.main(["compare", first, moved(tmp_path / "c", 2 * size, noise=0.001), "--fail-if", "ce.loss worse"]) == 3
+    assert cli.main(["compare", first, moved(tmp_path / "d", size / 4, noise=0.001), "--fail-if", "ce.loss worse"]) == 0
+
+
+def test_a_gate_that_can_find_nothing_says_so(first, tmp_path, capsys):
+    second = moved(tmp_path / "b", 1.0, noise=20.0)
+    assert cli.main(["compare", first, second, "--fail-if", "ce.loss worse"]) == 0
+    error = capsys.readouterr().err
+    assert (
+        "it could hardly have found anything for sae-1: not even a change as large as the first number itself" in error
+    )
+    assert cli.main(["compare", first, moved(tmp_path / "c", 1.0), "--fail-if", "ce.loss worse"]) == 3
+    assert "hardly" not in capsys.readouterr().err
 
 
 def test_words_that_are_no_folders_are_named(first, capsys):
