@@ -70,7 +70,7 @@ def frontier_chart(by_family: Mapping[tuple[str, str], Sequence[Member]], alias:
         f"{formatting.counted(len(names), 'SAE')}; thick: SAEs of one family, each trained at its L0; grey: one SAE "
         f"as its features are dropped; {charts.BARS}, of trained SAEs (the data has those of pruned ones)"
         f"{charts.lost(records, 'value', y)}",
-        charts.panels(layers, 180, 150, row=charts.panel("place", places, side=True),
+        charts.panels(layers, 180, 150, row=charts.panel("place", places, broken=": "),
                       column=charts.panel("dropped first", orders)),
         records, f"{TITLES[quality]} over L0 of trained SAEs and of SAEs whose features are dropped in several orders",
         keys,
@@ -106,7 +106,9 @@ def gap_chart(measured: Sequence[Gap], quality: str) -> Chart:
         for gap in measured
     ]  # fmt: skip
     x = charts.quantity("L0", L0, [r["L0"] for r in records], log=True)
-    y = charts.quantity("value", f"{TITLES[quality]}: pruned − trained", charts.extent(records, "value"), log=False)
+    y = charts.quantity(
+        "value", f"pruned − trained, {TITLES[quality].partition(', ')[2]}", charts.extent(records, "value"), log=False
+    )
     keys = {gap.family: gap.sae.key for gap in reversed(measured)}
     colour = charts.colour("family", "family", [gap.family for gap in measured])
     dash = charts.dash("fill", None, [kind for kind in _KINDS.values() if any(r["fill"] == kind for r in records)])
@@ -114,13 +116,14 @@ def gap_chart(measured: Sequence[Gap], quality: str) -> Chart:
     layers += charts.lines(
         x, y, by=["SAE"], bars=True, points=False, mark={"strokeWidth": 1.2}, color=colour, strokeDash=dash
     )
-    layers += charts.dots(x, y, size=16, color=colour)
+    shape = charts.shape("family", "family", [gap.family for gap in measured])
+    layers += charts.dots(x, y, size=22, color=colour, shape=shape)
     orders = [_order(order) for order in ORDERS if any(r["dropped first"] == _order(order) for r in records)]
     return Chart(
         "gaps", f"Gap of pruned to trained SAEs at equal L0: {TITLES[quality]}",
-        f"{formatting.counted(len({r['SAE'] for r in records}), 'SAE')}, a line for each; above 0: the pruned SAE has "
-        "more; bars: 95% intervals, paired by document",
-        charts.panels(layers, 180, 150, row=charts.panel("place", [r["place"] for r in records], side=True),
+        f"{formatting.counted(len({r['SAE'] for r in records}), 'SAE')}, two lines for each; above 0: the pruned SAE "
+        "has more; bars: 95% intervals, paired by document",
+        charts.panels(layers, 180, 150, row=charts.panel("place", [r["place"] for r in records], broken=": "),
                       column=charts.panel("dropped first", orders)),
         records, "Difference of pruned SAEs to SAEs trained at the same L0, over L0", keys,
     )  # fmt: skip

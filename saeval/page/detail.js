@@ -31,7 +31,7 @@ function valuesTable(rows, i, metric) {
     const said = known ? [depends, rows.remark(column, i)].filter(Boolean).join("; ") : rows.missing(column, i).reason;
     return [column.name + (ARROWS[column.better] ?? ""), known ? column.text[i] : rows.missing(column, i).mark,
       interval(rows.ends(column, i), column.error[i]), known && n !== null ? n : "", known && documents !== null ? documents : "",
-      column.unit, said];
+      column.unit, said ? h("span", { class: "remark" }, said) : ""];
   });
   const headers = ["value", "number ± error", "95% interval", "n", "documents", "unit", "remark"];
   const numeric = [false, true, true, true, true, false, false];

@@ -59,7 +59,9 @@ class BoardTable {
   cell(field, i) {
     if (field.kind === "choose") return this.chooser(i);
     if (field.kind === "name") {
-      return h("button", { type: "button", class: "link", on: { click: () => this.act.open(i) } }, breakable(field.text(i)));
+      const hook = this.rows.hooks.length > 1 ? this.rows.rows[i].hook : "";
+      return h("span", {}, h("button", { type: "button", class: "link", on: { click: () => this.act.open(i) } }, breakable(field.text(i))),
+        hook ? h("span", { class: "at" }, breakable(hook)) : null);
     }
     if (field.kind !== "value") return document.createTextNode(field.text(i));
     const { column } = field;

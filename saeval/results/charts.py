@@ -300,12 +300,17 @@ def panels(
     return {"facet": grid, "spec": inner, **resolve}
 
 
-def panel(field: str, order: Iterable[str], *, side: bool = False) -> Spec:
-    """Return the channel of a grid: a panel for each name, in this order; `side` turns headers of rows upright."""
+def panel(field: str, order: Iterable[str], *, side: bool = False, broken: str = "") -> Spec:
+    """Return the channel of a grid: a panel for each name, in this order; `side` turns headers of rows upright.
+
+    Headers have a line for each part between `broken`, such as `: `.
+    """
     places = list(dict.fromkeys(order))
     header: Spec = {"labelFontSize": 11, "labelLimit": 320, "title": None, "labelFontWeight": "bold"}
     if side:
-        header |= {"labelAngle": 0, "labelAlign": "left", "labelOrient": "right", "labelLimit": 230}
+        header |= {"labelAngle": 0, "labelAlign": "left", "labelOrient": "right", "labelLimit": 160}
+    if broken:
+        header |= {"labelExpr": f"split(datum.label, '{broken}')", "labelFontSize": 10, "labelLimit": 150}
     return {"field": field, "type": "nominal", "sort": places, "header": header}
 
 

@@ -107,7 +107,7 @@ DAMAGES = {
     "truncated": lambda folder: rewritten(folder, "results.parquet", lambda content: content[:-50]),
     "empty": lambda folder: rewritten(folder, "results.parquet", lambda content: b""),
     "a bit": lambda folder: rewritten(folder, "results.parquet", lambda c: c[:500] + bytes([c[500] ^ 4]) + c[501:]),
-    "facts edited": lambda folder: rewritten(folder, "results.json", lambda c: c.replace(b'"form": 3', b'"form": 1')),
+    "facts edited": lambda folder: rewritten(folder, "results.json", lambda c: c.replace(b'"form": 4', b'"form": 1')),
     "facts of another kind": lambda folder: rewritten(folder, "results.json", lambda content: b"[]"),
     "another form": lambda folder: another(folder, form=99),
     "another version": lambda folder: another(folder, saeval="0.0.1"),
