@@ -18,6 +18,7 @@ from saeval.results.leaderboard import from_results
 from saeval.results.pages import write_pages
 from saeval.results.result import Result
 from saeval.results.sections import Chart
+from saeval.results.written_files import leave_only
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,6 +119,7 @@ class Results(Sequence[Result]):
         results = {str(self.folder or ""): self._results}
         page, of_sections = write_page(self.boards(), results, reports, Path(to))
         written.append(page)
+        leave_only(Path(to), written)
         if faults := dict.fromkeys([*failed, *of_sections]):
             raise SaevalError("\n".join(faults))
         return written

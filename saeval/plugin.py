@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from saeval.plan.plan import Plan
     from saeval.registry.builtin_quantities import included, token_scores
     from saeval.registry.hookspecs import hookimpl
-    from saeval.results import chart_files, charts
+    from saeval.results import chart_files, charts, families
     from saeval.results.board import Board, Column, Entry, Row, document_count, limit_notice, size_in_words
     from saeval.results.comparison import Compared, Comparison
     from saeval.results.folder_comparison import FolderComparison, Matched
@@ -99,8 +99,8 @@ __all__ = [
     "Subject", "Substitute", "Support", "Table", "TokenDataset", "TokenScores", "Undefined", "Value", "Verdict",
     "archive_damage", "at_hooks", "at_key", "boards", "cached", "chart_files", "charts", "check_encoding",
     "check_regular_file", "digest_of", "document_count", "dtype_name", "escapes", "evaluation_mode", "expand_user",
-    "finite", "fit_split", "fold", "formatting", "gathered", "hashed", "holm", "hookimpl", "included", "is_tensor",
-    "json_error", "libraries", "limit_notice", "load_tensors_only", "lone_surrogate", "names_matching",
+    "families", "finite", "fit_split", "fold", "formatting", "gathered", "hashed", "holm", "hookimpl", "included",
+    "is_tensor", "json_error", "libraries", "limit_notice", "load_tensors_only", "lone_surrogate", "names_matching",
     "names_matching_any", "normal", "normalized_newlines", "out_of_memory", "paired", "planned", "print_boards",
     "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings", "resuming", "searched_in",
     "sha256_file", "size_in_words", "stored_results", "suggestion", "table_options", "terminal_width",

@@ -49,7 +49,7 @@ class DictionaryLearningEvaluate(Metric):
         frac_recovered: (loss_reconstructed − loss_zero) / (loss_original − loss_zero); share; −∞ .. ∞; no
             better direction.
         frac_alive: share of features whose activations do not sum to 0; share of features; 0 .. 1; no better
-            direction.
+            direction, depends on the number of tokens: a feature counts as alive if it fires on one of them.
 
     Claims:
         *: the number that dictionary_learning computes for these tokens in these batches, beside one that it printed;

@@ -139,7 +139,8 @@ class SAEBenchFeatures(SAELensFeatures):
             direction.
         consistent_activation_heuristic: tokens on which it fires / sequences in which it does, an array; tokens
             a sequence; ≥ 1, NaN for dead features; no better direction.
-        frac_alive: share of features with density above 0; share of features; 0 .. 1; no better direction.
+        frac_alive: share of features with density above 0; share of features; 0 .. 1; no better direction, depends on
+            the number of tokens: a feature counts as alive if it fires on one of them.
         freq_over_1_percent, freq_over_10_percent: share of features with density above 0.01, above 0.1; share
             of features; 0 .. 1; no better direction.
         normalized_freq_over_1_percent, normalized_freq_over_10_percent: Σ of the densities above it / Σ of all;

@@ -48,10 +48,12 @@ class NearDuplicates(Metric):
         decoder_share: share of features with a decoder cosine above `cosine`; share of features; 0 .. 1; no better
             direction.
         cofiring_share: share of features with a Jaccard index above `jaccard`; share of features; 0 .. 1; no better
-            direction.
+            direction, depends on the number of tokens: features that fire on few of them coincide by chance.
         both_share: share of features above both, with the same partner; share of features; 0 .. 1; no better
-            direction.
-        decoder_floor, cofiring_floor: the same under chance; share of features; 0 .. 1; no better direction.
+            direction, depends on the number of tokens: features that fire on few of them coincide by chance.
+        decoder_floor: decoder_share under chance; share of features; 0 .. 1; no better direction.
+        cofiring_floor: cofiring_share under chance; share of features; 0 .. 1; no better direction, depends on the
+            number of tokens: features that fire on few of them coincide by chance.
         pairs, duplicates: the values of each pair, and the most similar features, tables; as above; as above; no better
             direction.
         partners_*, cosines_*, jaccards_*: the partner of each later feature by cosine, and its best similarities,

@@ -133,7 +133,7 @@ def _records(result: Result) -> list[dict[str, Any]]:
             record |= {f"{side} label": None if (side, feature) in seen else name, other: float(other == "x2")}
             seen.add((side, feature))
         error = _error(edge)
-        ends = (edge["strength"] - 2 * error, edge["strength"] + 2 * error) if error is not None else None
+        ends = charts.interval(edge["strength"], error, edge.get("documents"))
         records.append({
             **record, "edge": f"{record['earlier name']} → {record['later name']}",
             **charts.measured(edge["strength"], ends, "strength"), "size": abs(edge["strength"]),
@@ -197,7 +197,7 @@ def graph(result: Result) -> Chart:
 
 
 def strengths(result: Result) -> Chart:
-    """Each edge's strength with its error, a row for each edge."""
+    """Each edge's strength with its interval, a row for each edge."""
     records = _records(result)
     x = charts.quantity("strength", "strength, mean activations", [0.0, *charts.extent(records, "strength")], log=False)
     y = charts.names("edge", "earlier → later feature", [r["edge"] for r in records], limit=320)
@@ -207,8 +207,8 @@ def strengths(result: Result) -> Chart:
     few = f"; from {fewest} documents on which both fire: few make an error unreliable" if fewest is not None else ""
     return Chart(
         "strengths", "Strength of the strongest edges",
-        f"{formatting.counted(len(records), 'edge')}; bars: two standard errors over documents to each side{few}",
-        charts.single(layers, 340, {"step": 17}), records, "A dot for each edge with its error",
+        f"{formatting.counted(len(records), 'edge')}, the strongest at the top; {charts.BARS}{few}",
+        charts.single(layers, 340, {"step": 17}), records, "A dot for each edge with its interval",
     )  # fmt: skip
 
 

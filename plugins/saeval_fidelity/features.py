@@ -69,12 +69,14 @@ class Density(Metric):
     different N are not comparable. No error bars: these are counts of features, not token means.
 
     Values:
-        dead: #{j : f_j = 0 on all N tokens of the mask}; features; 0 .. d_sae; lower is better.
-        frac_dead: dead / d_sae; share of features; 0 .. 1; lower is better.
+        dead: #{j : f_j = 0 on all N tokens of the mask}; features; 0 .. d_sae; lower is better, depends on the number
+            of tokens: a feature counts as dead if it fires on none of them.
+        frac_dead: dead / d_sae; share of features; 0 .. 1; lower is better, depends on the number of tokens: a feature
+            counts as dead if it fires on none of them.
         frac_above_1pct, frac_above_10pct: share of features with density_j above 0.01, above 0.1; share of
             features; 0 .. 1; no better direction.
         histogram: features by log10 density_j in bins of 0.5 from -8, dead ones left out, a table; features; 0 ..
-            d_sae; no better direction.
+            d_sae; no better direction, depends on the number of tokens: no density lies below one token in all.
 
     Claims:
         dead, frac_dead: these features did not fire on N tokens of this text; null: none, since features are not a

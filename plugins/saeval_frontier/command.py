@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from saeval.plugin import Chart, SaevalError, chart_files, escapes, stored_results, suggestion, write_whole
+from saeval.plugin import Chart, SaevalError, chart_files, escapes, formatting, stored_results, suggestion, write_whole
+from saeval.plugin import families as of_saes
 from saeval_frontier import pages
 from saeval_frontier.families import Member, families, members
 from saeval_frontier.frontier import QUALITIES
@@ -31,7 +32,7 @@ def frontier(argv: Sequence[str]) -> int:
     if not measured:
         raise SaevalError("; ".join(reasons) or "no pruned SAE has a point inside the trained range of L0")
     _print(options, [gap.row() for gap in measured], [escapes.markdown(why) for why in reasons])
-    return _plotted(options.plot, frontier_chart(by_family, alias, options.value) if options.plot else None)
+    return _plotted(options, frontier_chart(by_family, alias, options.value) if options.plot else None)
 
 
 def pareto(argv: Sequence[str]) -> int:
@@ -50,14 +51,17 @@ def pareto(argv: Sequence[str]) -> int:
     all_fronts = fronts(by_family, options.x, options.y, options.draws, options.seed)
     rows = [row for front in all_fronts for row in front.rows(options.x, options.y)]
     volumes = [
-        f"hypervolume of {escapes.markdown(family)} at {escapes.markdown(front.hook_name)}: {pages.shown(volume)}"
+        f"hypervolume of {escapes.markdown(family)} ({formatting.counted(front.sizes[family], 'SAE')}) at "
+        f"{escapes.markdown(front.hook_name)}: {pages.shown(volume)}"
         for front in all_fronts
         for family, volume in front.hypervolume.items()
     ]
-    omitted = map(escapes.markdown, pages.left_out(by_family, all_fronts))
+    omitted = map(
+        escapes.markdown, [*pages.left_out(by_family, all_fronts, options.x, options.y), *pages.unequal(all_fronts)]
+    )
     notes = [*volumes, *omitted, pages.pareto_note(options.draws)]
     _print(options, rows, notes)
-    return _plotted(options.plot, pareto_chart(all_fronts, options.x, options.y) if options.plot else None)
+    return _plotted(options, pareto_chart(all_fronts, options.x, options.y) if options.plot else None)
 
 
 def trajectory(argv: Sequence[str]) -> int:
@@ -82,7 +86,7 @@ def trajectory(argv: Sequence[str]) -> int:
         for pair in at_equal(curves)
     ]
     _print(options, rows, notes)
-    return _plotted(options.plot, trajectory_chart(curves, number, options.value) if options.plot else None)
+    return _plotted(options, trajectory_chart(curves, number, options.value) if options.plot else None)
 
 
 def _parser(verb: str, description: str) -> argparse.ArgumentParser:
@@ -130,8 +134,10 @@ def _print(options: argparse.Namespace, rows: Sequence[dict[str, object]], notes
         print("\n".join(f"- {note}" for note in notes))
 
 
-def _plotted(path: Path | None, drawn: Chart | None) -> int:
+def _plotted(options: argparse.Namespace, drawn: Chart | None) -> int:
+    path: Path | None = options.plot
     if path is not None and drawn is not None:
-        write_whole(path, chart_files.content(drawn, path.suffix.removeprefix(".")), "--plot")
+        palette = of_saes.Palette.of(stored_results(options.folder, options.include_limited))
+        write_whole(path, chart_files.content(palette.painted(drawn), path.suffix.removeprefix(".")), "--plot")
         print(path)
     return 0

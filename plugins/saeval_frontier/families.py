@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from saeval.plugin import Estimate, Result, SaevalError, names_matching, suggestion
+from saeval.plugin import families as of_saes
 
-FAMILY = ("architecture", "d_sae", "end_to_end")
-"""Properties that the SAEs of a family share by default."""
 SPARSITY = ("k", "target_l0", "l1_coefficient", "l1_penalty", "sparsity_penalty", "l0")
 """Declared properties that set the sparsity, which the checkpoints of one training run share."""
 _UNITS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9}
@@ -30,6 +29,8 @@ class Member:
     """The properties that its checkpoint and the suite declare."""
     results: Mapping[str, Result]
     """Its results by the metric's name in the suite."""
+    key: str = ""
+    """What identifies it among the subjects of results."""
 
     def record(self, column: str) -> Mapping[str, Any] | None:
         """Return the record of the scalar `metric.value`; None if it does not exist."""
@@ -47,8 +48,7 @@ class Member:
 
     def declared(self, name: str) -> Any:
         """Return a declared property, also one inside another; None if neither checkpoint nor suite declares it."""
-        inner = [fact for fact in self.facts.values() if isinstance(fact, Mapping)]
-        return next((facts[name] for facts in (self.facts, *inner) if facts.get(name) is not None), None)
+        return of_saes.declared(self.facts, name)
 
     def required(self, name: str) -> Any:
         """Return a declared property; `SaevalError` if it is not declared."""
@@ -88,7 +88,9 @@ def members(results: Sequence[Result]) -> list[Member]:
             subjects.setdefault(place, subject)
             by_subject.setdefault(place, {})[result.metric] = result
     return [
-        Member(*place, {k: v for k, v in subjects[place].items() if k not in _RECORD}, own)
+        Member(
+            *place, {k: v for k, v in subjects[place].items() if k not in _RECORD}, own, of_saes.key_of(subjects[place])
+        )
         for place, own in by_subject.items()
     ]
 
@@ -96,7 +98,7 @@ def members(results: Sequence[Result]) -> list[Member]:
 def families(
     saes: Sequence[Member], by: Sequence[str] = (), patterns: Mapping[str, str] | None = None
 ) -> dict[tuple[str, str], list[Member]]:
-    """Return the SAEs by hook and family: by patterns of names, by declared properties, or by default `FAMILY`.
+    """Return the SAEs by hook and family: by patterns of names, by declared properties, or by default as in all charts.
 
     `SaevalError` for a pattern without a match, an SAE in two families, and a property that an SAE does not declare.
     """
@@ -109,24 +111,19 @@ def families(
         for sae in (sae for sae in saes if sae.name in names):
             if labels.setdefault(id(sae), label) != label:
                 raise SaevalError(f"'{sae.name}' is in two families, '{labels[id(sae)]}' and '{label}'")
-    if not patterns:
-        kinds = {id(s): [s.required(p) for p in by] or [s.declared(p) for p in FAMILY] for s in saes}
-        names_of = by or FAMILY
-        varying = [i for i in range(len(names_of)) if i == 0 or len({str(kind[i]) for kind in kinds.values()}) > 1]
+    if by and not patterns:
+        kinds = {id(sae): [sae.required(name) for name in by] for sae in saes}
+        varying = [i for i in range(len(by)) if i == 0 or len({str(kind[i]) for kind in kinds.values()}) > 1]
         for sae in saes:
-            words = [_word(names_of[i], kinds[id(sae)][i]) for i in varying]
+            words = [of_saes.in_words(by[i], kinds[id(sae)][i]) for i in varying]
             labels[id(sae)] = " ".join(word for word in words if word) or "SAEs"
+    elif not patterns:
+        labels = dict(zip(map(id, saes), of_saes.family_names([sae.facts for sae in saes]), strict=True))
     grouped: dict[tuple[str, str], list[Member]] = {}
     for sae in saes:
         if id(sae) in labels:
             grouped.setdefault((sae.hook_name, labels[id(sae)]), []).append(sae)
     return grouped
-
-
-def _word(name: str, value: Any) -> str:
-    if value is None or value is False:
-        return ""
-    return name.replace("_", "-") if value is True else value if isinstance(value, str) else f"{name}={value}"
 
 
 def mean(estimates: Sequence[Estimate]) -> Estimate:

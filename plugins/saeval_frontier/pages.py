@@ -23,6 +23,11 @@ from saeval_frontier.pareto import DRAWS, Front, fronts
 from saeval_frontier.plots import TITLES, frontier_chart, gap_chart, pareto_chart, trajectory_chart
 from saeval_frontier.trajectory import ALPHA, NUMBERS, Trajectory, at_equal, trajectories
 
+UNSURE = 0.025
+"""Share of draws beyond which an SAE may or may not be on the front."""
+SOME = 10
+"""Most SAEs that a sentence names."""
+
 
 def sections(results: Sequence[Result]) -> list[Section]:
     """Return the charts and tables of a run; families are those of the default properties."""
@@ -142,18 +147,50 @@ def pareto_section(
     for number, front in enumerate(found, 1):
         tables.append(_table(f"front-{number}", f"Front at {front.hook_name}", front.rows(x, y), folded=True))
     volumes = [
-        {"hook": front.hook_name, "family": family, "hypervolume": volume}
+        {
+            "hook": front.hook_name, "family": family, "SAEs": str(front.sizes[family]),
+            "left out": str(len(by_family[front.hook_name, family]) - front.sizes[family]), "hypervolume": volume,
+        }
         for front in found
         for family, volume in front.hypervolume.items()
-    ]
+    ]  # fmt: skip
     if volumes:
         tables.insert(0, _table("hypervolumes", "Hypervolume of each family", volumes))
-    summary = []
+    summary = [f"{sentence}." for sentence in on_the_front(found)]
+    summary += [f"{sentence}." for sentence in (*left_out(by_family, found, x, y), *unequal(found))]
+    drawn = [pareto_chart(found, x, y)]
+    return Section(
+        "pareto", f"Pareto fronts of {x} and {y}", [s[0].upper() + s[1:] for s in summary], drawn, tables,
+        notes=[pareto_note(DRAWS)],
+    )  # fmt: skip
+
+
+def on_the_front(found: Sequence[Front]) -> list[str]:
+    """Return a sentence for each hook on the SAEs on its front, and on those of which the draws are not sure."""
+    sentences = []
     for front in found:
         best = [p.sae.name for p, on in zip(front.points, front.on, strict=True) if on]
-        summary.append(f"On the front at {front.hook_name}: {', '.join(best)}.")
-    notes = [*left_out(by_family, found), pareto_note(DRAWS)]
-    return Section("pareto", f"Pareto fronts of {x} and {y}", summary, [pareto_chart(found, x, y)], tables, notes=notes)
+        unsure = [
+            f"{p.sae.name} ({share:.0%})"
+            for p, share in zip(front.points, front.share, strict=True)
+            if UNSURE < share < 1 - UNSURE
+        ]
+        doubt = f"; not sure, with the share of draws on the front: {', '.join(unsure)}" if unsure else ""
+        count = formatting.counted(len(front.points), "SAE")
+        sentences.append(f"on the front of {count} at {front.hook_name}: {', '.join(best)}{doubt}")
+    return sentences
+
+
+def unequal(found: Sequence[Front]) -> list[str]:
+    """Return a sentence on hypervolumes that are not comparable, since families differ in their number of SAEs."""
+    differ = [front for front in found if front.hypervolume and len(set(front.sizes.values())) > 1]
+    if not differ:
+        return []
+    sizes = [size for front in differ for size in front.sizes.values()]
+    return [
+        f"families have {min(sizes)} to {max(sizes)} SAEs at a hook, so their hypervolumes are not comparable: each "
+        "further SAE can only add to one"
+    ]
 
 
 def pareto_note(draws: int) -> str:
@@ -167,12 +204,19 @@ def pareto_note(draws: int) -> str:
     )
 
 
-def left_out(by_family: Mapping[tuple[str, str], Sequence[Member]], found: Sequence[Front]) -> list[str]:
-    """Return a sentence that names the SAEs that lack one of the two values, if there are any."""
+def left_out(
+    by_family: Mapping[tuple[str, str], Sequence[Member]], found: Sequence[Front], x: str, y: str
+) -> list[str]:
+    """Return a sentence for each family of which SAEs lack one of the two values: how many, and which."""
     shown_saes = {id(p.sae) for front in found for p in front.points}
-    names = [sae.name for family in by_family.values() for sae in family if id(sae) not in shown_saes]
-    few = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return [f"left out, without one of the two values: {few}"] if names else []
+    sentences = []
+    for (hook, label), family in by_family.items():
+        names = [sae.name for sae in family if id(sae) not in shown_saes]
+        few = ", ".join(names[:SOME]) + (f" and {len(names) - SOME} more" if len(names) > SOME else "")
+        if names:
+            share = f"{len(names)} of {formatting.counted(len(family), 'SAE')} of {label} at {hook}"
+            sentences.append(f"left out, since they lack {x} or {y}: {share} ({few}); they could be on the front")
+    return sentences
 
 
 def trajectory_section(curves: Sequence[Trajectory], number: str, value: str) -> Section:

@@ -45,6 +45,11 @@ class Front:
     def families(self) -> list[str]:
         return list(dict.fromkeys(p.family for p in self.points))
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of SAEs of each family."""
+        return {family: sum(p.family == family for p in self.points) for family in self.families}
+
     def rows(self, x: str, y: str) -> list[dict[str, Any]]:
         return [
             {

@@ -26,12 +26,15 @@ _SPREAD = ("delta_ce", "kl")
 
 
 def frontier_chart(by_family: Mapping[tuple[str, str], Sequence[Member]], alias: str, quality: str) -> Chart:
-    """Return a value against L0: trained SAEs joined by family, prune curves; a column per order, a row per hook."""
+    """Return a value against L0, a row of panels per family at a hook, a column per order of dropping features.
+
+    Trained SAEs are joined, each pruned SAE is a grey curve.
+    """
     records: list[dict[str, Any]] = []
     for (hook, label), family in by_family.items():
         points = trained(family, alias, quality)
         for order in ORDERS:
-            first = {"hook": hook, "dropped first": _order(order)}
+            first = {"place": _place(by_family, hook, label), "hook": hook, "dropped first": _order(order)}
             ladder = [(x, y, f"trained: {label}", "") for x, y in points]
             pruned = [(x, y, _KINDS[fill], sae.name) for sae in family for fill in FILLS
                       for x, y in _prune_curve(sae, alias, quality, order, fill)]  # fmt: skip
@@ -40,28 +43,45 @@ def frontier_chart(by_family: Mapping[tuple[str, str], Sequence[Member]], alias:
                     {**first, "curve": curve, "SAE": name, "family": label, "L0": x.value, **_measured(y)}
                     for x, y, curve, name in [*ladder, *pruned]
                 ]
-    families = list(dict.fromkeys(f"trained: {label}" for _, label in by_family))
-    curves = [curve for curve in (*families, ZERO, MEAN) if any(r["curve"] == curve for r in records)]
-    shades = {ZERO: charts.COLOURS[1], MEAN: charts.COLOURS[5]}
+    keys = {f"trained: {label}": family[0].key for (_, label), family in by_family.items()}
+    curves = [curve for curve in (*keys, ZERO, MEAN) if any(r["curve"] == curve for r in records)]
     x = charts.quantity("L0", L0, [r["L0"] for r in records])
     y = charts.quantity(
         "value", TITLES[quality], charts.extent(records, "value"), log=None if quality in _SPREAD else False
     )
-    colour = charts.colour("curve", None, curves, [shades.get(curve, "black") for curve in curves])
+    families = [curve for curve in curves if curve in keys]
+    greys = {ZERO: charts.NEUTRAL, MEAN: charts.NEUTRAL}
+    shades = dict(zip(families, cycle(charts.COLOURS))) | greys
+    colour = charts.colour("curve", None, curves, [shades[curve] for curve in curves])
+    dash = charts.dash("curve", None, curves, [[3, 2] if curve == MEAN else [1, 0] for curve in curves])
     shapes = dict(zip(families, cycle(charts.SHAPES)))
     shape = charts.shape("curve", None, curves, [shapes.get(curve, "circle") for curve in curves])
-    lines = charts.lines(x, y, by=["curve", "family", "SAE"], bars=True, color=colour, shape=shape)
-    layers = [*charts.where(lines, "datum.SAE"), *charts.where(lines, "!datum.SAE")]  # trained SAEs above the others
-    hooks = list(dict.fromkeys(r["hook"] for r in records))
+    by = ["curve", "family", "SAE"]
+    thin = {"strokeWidth": 1, "opacity": 0.75}
+    pruned_lines = charts.lines(x, y, by=by, points=False, mark=thin, color=colour, strokeDash=dash)
+    ends = charts.dots(x, y, size=10, mark={"opacity": 0.75}, color=colour)
+    ladders = charts.lines(x, y, by=by, bars=True, mark={"strokeWidth": 2}, color=colour, shape=shape, strokeDash=dash)
+    layers = [*charts.where([*pruned_lines, *ends], "datum.SAE"), *charts.where(ladders, "!datum.SAE")]
+    places = list(dict.fromkeys(r["place"] for r in records))
     orders = [_order(order) for order in ORDERS if any(r["dropped first"] == _order(order) for r in records)]
     names = {r["SAE"] for r in records} - {""}
     return Chart(
         quality, f"{TITLES[quality].partition(',')[0]} of trained and of pruned SAEs",
-        f"{formatting.counted(len(names), 'SAE')}; a coloured line is one SAE as its features are dropped; "
-        f"{charts.BARS}{charts.lost(records, 'value', y)}",
-        charts.panels(layers, 190, 170, row=charts.panel("hook", hooks), column=charts.panel("dropped first", orders)),
+        f"{formatting.counted(len(names), 'SAE')}; thick: SAEs of one family, each trained at its L0; grey: one SAE "
+        f"as its features are dropped; {charts.BARS}, of trained SAEs (the data has those of pruned ones)"
+        f"{charts.lost(records, 'value', y)}",
+        charts.panels(layers, 180, 150, row=charts.panel("place", places, broken=": "),
+                      column=charts.panel("dropped first", orders)),
         records, f"{TITLES[quality]} over L0 of trained SAEs and of SAEs whose features are dropped in several orders",
+        keys,
     )  # fmt: skip
+
+
+def _place(by_family: Mapping[tuple[str, str], Sequence[Member]], hook: str, label: str) -> str:
+    """The hook and the family, each only if there are several."""
+    hooks, labels = ({place[i] for place in by_family} for i in (0, 1))
+    parts = [hook] * (len(hooks) > 1 or len(labels) == 1) + [label] * (len(labels) > 1)
+    return ": ".join(parts)
 
 
 def _prune_curve(sae: Member, alias: str, quality: str, order: str, fill: str) -> list[tuple[Estimate, Estimate]]:
@@ -76,28 +96,36 @@ def _prune_curve(sae: Member, alias: str, quality: str, order: str, fill: str) -
 
 
 def gap_chart(measured: Sequence[Gap], quality: str) -> Chart:
-    """Return the gap over L0: a row per hook and family, a column per fill, a line per SAE, a colour per order."""
+    """Return the gap over L0: a row of panels per family at a hook, a column per order, a line per SAE and fill."""
     records = [
         {
             "place": f"{gap.sae.hook_name}: {gap.family}", "fill": _KINDS[gap.fill], "dropped first": _order(gap.order),
-            "SAE": gap.sae.name, "point": gap.point, "L0": gap.l0.value, **_measured(gap.difference),
-            "p_holm": gap.p_holm,
+            "family": gap.family, "SAE": gap.sae.name, "point": gap.point, "L0": gap.l0.value,
+            **_measured(gap.difference), "p_holm": gap.p_holm,
         }
         for gap in measured
     ]  # fmt: skip
     x = charts.quantity("L0", L0, [r["L0"] for r in records], log=True)
-    y = charts.quantity("value", f"{TITLES[quality]}: pruned − trained", charts.extent(records, "value"), log=False)
-    colour = charts.colour("dropped first", "dropped first", map(_order, ORDERS))
-    shape = charts.shape("dropped first", "dropped first", map(_order, ORDERS))
+    y = charts.quantity(
+        "value", f"pruned − trained, {TITLES[quality].partition(', ')[2]}", charts.extent(records, "value"), log=False
+    )
+    keys = {gap.family: gap.sae.key for gap in reversed(measured)}
+    colour = charts.colour("family", "family", [gap.family for gap in measured])
+    dash = charts.dash("fill", None, [kind for kind in _KINDS.values() if any(r["fill"] == kind for r in records)])
     layers = charts.reference("y", 0)
-    layers += charts.lines(x, y, by=["SAE"], bars=True, color=colour, shape=shape)
-    places, fills = ([r[name] for r in records] for name in ("place", "fill"))
+    layers += charts.lines(
+        x, y, by=["SAE"], bars=True, points=False, mark={"strokeWidth": 1.2}, color=colour, strokeDash=dash
+    )
+    shape = charts.shape("family", "family", [gap.family for gap in measured])
+    layers += charts.dots(x, y, size=22, color=colour, shape=shape)
+    orders = [_order(order) for order in ORDERS if any(r["dropped first"] == _order(order) for r in records)]
     return Chart(
         "gaps", f"Gap of pruned to trained SAEs at equal L0: {TITLES[quality]}",
-        f"{formatting.counted(len({r['SAE'] for r in records}), 'SAE')}; above 0: the pruned SAE has more; "
-        "bars: 95% intervals, paired by document",
-        charts.panels(layers, 300, 190, row=charts.panel("place", places), column=charts.panel("fill", fills)),
-        records, "Difference of pruned SAEs to SAEs trained at the same L0, over L0",
+        f"{formatting.counted(len({r['SAE'] for r in records}), 'SAE')}, two lines for each; above 0: the pruned SAE "
+        "has more; bars: 95% intervals, paired by document",
+        charts.panels(layers, 180, 150, row=charts.panel("place", [r["place"] for r in records], broken=": "),
+                      column=charts.panel("dropped first", orders)),
+        records, "Difference of pruned SAEs to SAEs trained at the same L0, over L0", keys,
     )  # fmt: skip
 
 
@@ -130,6 +158,7 @@ def pareto_chart(found: Sequence[Front], x: str, y: str) -> Chart:
         f"percentages: share of draws on the front, if between 0 and 1{charts.lost(records, 'y', up)}",
         charts.panels(layers, 330, 270, wrap=charts.panel("hook", hooks)),
         records, f"{y} over {x} of each SAE, with the Pareto front at each hook",
+        {p.family: p.sae.key for front in found for p in reversed(front.points)},
     )  # fmt: skip
 
 
@@ -160,6 +189,7 @@ def trajectory_chart(curves: Sequence[Trajectory], number: str, value: str) -> C
         f"{charts.BARS}; filled: not distinguished from the last stage{charts.lost(records, 'value', y)}",
         charts.panels(layers, 330, 230, wrap=charts.panel("hook", [curve.hook_name for curve in curves])),
         records, f"{value} at each stage of training, joined within a training run",
+        {curve.family: curve.key for curve in curves},
     )  # fmt: skip
 
 

@@ -35,6 +35,8 @@ class Trajectory:
     hook_name: str
     family: str
     stages: list[Stage]
+    key: str = ""
+    """What identifies one of its SAEs among the subjects of results."""
 
     @property
     def settled(self) -> float | None:
@@ -97,7 +99,7 @@ def trajectories(
             replace(stage, to_last=difference, p_holm=p)
             for stage, difference, p in zip(stages, differences, corrected, strict=False)
         ]
-        curves.append(Trajectory(hook, label, [*tested, stages[-1]]))
+        curves.append(Trajectory(hook, label, [*tested, stages[-1]], family[0].key))
     if not curves:
         few = ", ".join(lone[:3]) or "no family"
         raise SaevalError(

@@ -151,12 +151,14 @@ def effects_chart(features: Sequence[Mapping[str, Any]], values: Mapping[str, An
     """Return the effect of ablating each feature beside its attribution, a row for each; the largest effects first."""
     shown = sorted(features, key=lambda f: -abs(f["true_effect"] or 0.0))[:_MOST]
     effect, attribution = "effect of ablating it", "attribution"
+    margin = values["margin"]
+    documents = margin.get("effective_documents") or margin.get("documents")
     records = []
     for feature in shown:
         row = f"{int(feature['feature'])}" + (f" ({feature['flags']})" if feature["flags"] else "")
         for words, field in ((effect, "true_effect"), (attribution, "attribution")):
             value, error = feature[field], feature.get(f"{field}_stderr")
-            ends = None if value is None or error is None else (value - 2 * error, value + 2 * error)
+            ends = charts.interval(value, error, documents)
             records.append({
                 "row": row, "feature": int(feature["feature"]), "of": words, **charts.measured(value, ends, "margin"),
                 "rank on fold A": int(feature["rank"]), "flags": feature["flags"],
@@ -169,8 +171,8 @@ def effects_chart(features: Sequence[Mapping[str, Any]], values: Mapping[str, An
     layers = [*charts.reference("x", 0), *charts.dots(x, y, bars="x", shift=shift, size=40, color=colour, shape=shape)]
     return Chart(
         "effects", f"Features of {name} that move the reward",
-        f"{formatting.counted(len(shown), 'feature')} of the largest effects, {_FOLDS}: {fold_b(values)}; bars: two "
-        "standard errors to each side",
+        f"{formatting.counted(len(shown), 'feature')} of the largest effects, {_FOLDS}: {fold_b(values)}; "
+        f"{charts.BARS}",
         charts.single(layers, 380, {"step": 20, "for": "position"}), records,
         "Effect of ablating each feature on the margin, beside its attribution",
     )  # fmt: skip

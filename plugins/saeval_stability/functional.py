@@ -39,10 +39,11 @@ class FunctionalStability(Metric):
 
     Values:
         pearson_matched: Σ of the matched correlations / max(n_A, n_B), a mean over pairs; correlation; -1 .. 1;
-            higher is better.
-        pearson_matched_over_smaller: the same sum / min(n_A, n_B); correlation; -1 .. 1; higher is better.
+            higher is better, depends on the number of tokens: chance matches of features are better on few.
+        pearson_matched_over_smaller: the same sum / min(n_A, n_B); correlation; -1 .. 1; higher is better, depends
+            on the number of tokens: chance matches of features are better on few.
         pearson_matched_floor, pearson_matched_over_smaller_floor: the same under chance; correlation; -1 .. 1;
-            no better direction.
+            no better direction, depends on the number of tokens: chance matches of features are better on few.
         pearson_matched_excess, pearson_matched_over_smaller_excess: value − floor; correlation; -2 .. 2; higher is
             better.
         pearson_share_above_*: share of the matched pairs above 0.5, 0.7, 0.9; share of matched pairs; 0 .. 1;
@@ -52,10 +53,11 @@ class FunctionalStability(Metric):
         pearson_collisions_a_to_b, pearson_collisions_b_to_a: 1 − |unique best matches| / n; share of features;
             0 .. 1; no better direction.
         jaccard_matched: Σ of the matched Jaccard indices / max(n_A, n_B), a mean over pairs; Jaccard index; 0
-            .. 1; higher is better.
-        jaccard_matched_over_smaller: the same sum / min(n_A, n_B); Jaccard index; 0 .. 1; higher is better.
+            .. 1; higher is better, depends on the number of tokens: chance matches of features are better on few.
+        jaccard_matched_over_smaller: the same sum / min(n_A, n_B); Jaccard index; 0 .. 1; higher is better, depends
+            on the number of tokens: chance matches of features are better on few.
         jaccard_matched_floor, jaccard_matched_over_smaller_floor: the same under chance; Jaccard index; 0 .. 1;
-            no better direction.
+            no better direction, depends on the number of tokens: chance matches of features are better on few.
         jaccard_matched_excess, jaccard_matched_over_smaller_excess: value − floor; Jaccard index; -1 .. 1; higher
             is better.
         jaccard_share_above_*: share of the matched pairs above 0.5, 0.7, 0.9; share of matched pairs; 0 .. 1;

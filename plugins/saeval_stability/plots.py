@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saeval.plugin import Chart, charts, formatting
+from saeval.plugin import Chart, charts, families, formatting
 
 if TYPE_CHECKING:
     from saeval.plugin import Result
@@ -18,6 +18,8 @@ _BINS = 50
 _CELLS = 30
 _NAMED_PAIRS, _PRINTED = 45, 12
 """Most pairs that are named on an axis, and most members of a heat map with printed numbers."""
+_TWINS = ("diamond", "cross", "triangle-down", "square")
+"""Shapes of twins, which are grey as all controls."""
 GROUP, FLOOR, CHANCE = "the SAEs of the group", "floor: larger null", "null model, one draw a pair"
 
 
@@ -80,9 +82,7 @@ def similarities(result: Result, twins: Sequence[Result] = ()) -> Chart:
             middle = float(np.mean(own))
             records.append({"view": _view(view), "of": name, "similarity": None, "share": None, "mean": middle})
     order = [name for name in (*groups, CHANCE) if any(r["of"] == name for r in records)]
-    shades = [
-        charts.NEUTRAL if name == CHANCE else shade for name, shade in zip(order, _shades(len(order)), strict=True)
-    ]
+    shades = [charts.COLOURS[0] if name == GROUP else charts.NEUTRAL for name in order]
     x = charts.quantity("similarity", "similarity of matched features", [], log=False)
     y = charts.quantity("share", "share of features", [], log=False, zero=True)
     colour = charts.colour("of", None, order, shades)
@@ -98,6 +98,7 @@ def similarities(result: Result, twins: Sequence[Result] = ()) -> Chart:
         "Σ / max(n) over all pairs",
         charts.panels(layers, 330, 190, wrap=charts.panel("view", [r["view"] for r in records]), columns=2), records,
         "Distribution of the similarity of matched features, of the group, of a null model and of untrained twins",
+        _families(result),
     )  # fmt: skip
 
 
@@ -113,11 +114,11 @@ def pairs(result: Result, twins: Sequence[Result] = ()) -> Chart:
                 if group is result and (a, b, view) in low:
                     records.append({**pair, "of": FLOOR, "matched": low[a, b, view]})
     order = [name for name in (GROUP, *map(twin_name, twins), FLOOR) if any(r["of"] == name for r in records)]
-    colour = charts.colour(
-        "of", None, order, [*_shades(len(order) - 1), charts.NEUTRAL] if FLOOR in order else charts.COLOURS
-    )
+    shades = [charts.COLOURS[0] if name == GROUP else charts.NEUTRAL for name in order]
+    colour = charts.colour("of", None, order, shades)
     marks = {GROUP: "circle", FLOOR: "M-0.2,-1L0.2,-1L0.2,1L-0.2,1Z"}
-    shape = charts.shape("of", None, order, [marks.get(name, "diamond") for name in order])
+    twins_marks = dict(zip((name for name in order if name not in marks), itertools.cycle(_TWINS)))
+    shape = charts.shape("of", None, order, [(marks | twins_marks)[name] for name in order])
     x = charts.quantity(
         "matched", "Σ similarity / max(n)", [0.0, *charts.extent(records, "matched")], log=False, zero=True
     )
@@ -133,6 +134,7 @@ def pairs(result: Result, twins: Sequence[Result] = ()) -> Chart:
         f"{formatting.counted(len(places), 'pair')}; no error bars, since each is one pair; grey line: larger null",
         charts.panels(layers, 260, {"step": step}, column=charts.panel("view", [r["view"] for r in records])), records,
         "Sum of matched similarities over the larger number of features, of every pair, with its floor and its twins",
+        _families(result),
     )  # fmt: skip
 
 
@@ -228,5 +230,7 @@ def _view(view: str) -> str:
     return f"{view} ({similarity(view)})"
 
 
-def _shades(count: int) -> list[str]:
-    return list(itertools.islice(itertools.cycle(charts.COLOURS), count))
+def _families(result: Result) -> dict[str, str]:
+    """The family of the group, if all its SAEs are of one."""
+    subjects = result.cell["subjects"]
+    return {GROUP: families.key_of(subjects[0])} if len(set(families.family_names(subjects))) == 1 else {}

@@ -9,7 +9,7 @@ import numpy as np
 
 from saeval.base.escapes import line, terminal
 from saeval.base.formatting import interval, number, scalar, with_error
-from saeval.results.board import size_in_words, stop_in_words
+from saeval.results.board import dependences_in_words, size_in_words, stop_in_words, tokens_in_words
 from saeval.results.result import Result
 from saeval.stats.estimate import reliability_warnings
 
@@ -35,7 +35,9 @@ def detail(result: Result) -> str:
                 parts.append(f"{line(name)}: a table\n{_grid(record['columns'], record['rows'])}")
             case "array":
                 parts.append(_array(name, record, result))
-    if notes := [*reliability_warnings(result.supports), *result.notes]:
+    here = tokens_in_words(result.cell["data"], result.sample)
+    dependent = dependences_in_words([(name, record.get("depends")) for name, record in result.values.items()], here)
+    if notes := [*reliability_warnings(result.supports), *result.notes, *dependent]:
         parts.append("\n".join(f"- {line(note)}" for note in notes))
     parts.append(_run(result.provenance))
     if result.traceback:

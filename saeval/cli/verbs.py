@@ -23,11 +23,13 @@ from saeval.page.writing import remembering, write_page
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry, writer
 from saeval.results.column_choice import choose
+from saeval.results.families import Palette
 from saeval.results.leaderboard import of_stored
 from saeval.results.pages import write_pages
 from saeval.results.report import Report
 from saeval.results.result import Result
 from saeval.results.store import Store
+from saeval.results.written_files import leave_only
 
 
 def _registry(arguments: argparse.Namespace) -> Registry:
@@ -153,10 +155,14 @@ def report(arguments: argparse.Namespace) -> int:
     if several:
         everything = [result for _, results, _ in drawn for result in results]
         drawn.append(([r for r in chosen if r.together], everything, Path(arguments.to)))
+    palette = Palette.of(result for _, results in stored.values() for result in results)
+    by_place: dict[Path, list[Path]] = {}
     for reports, results, to in drawn:
+        by_place.setdefault(to, [])
         if not reports:
             continue
-        written, failed = write_pages(reports, results, to)
+        written, failed = write_pages(reports, results, to, palette)
+        by_place[to] += written
         print(*written, sep="\n", end="\n" if written else "")
         faults |= dict.fromkeys(failed)
     first = Path(arguments.folders[0])
@@ -164,6 +170,9 @@ def report(arguments: argparse.Namespace) -> int:
     by_folder = {folder: results for folder, (_, results) in stored.items()}
     written_page, failed = write_page(of_stored(stored), by_folder, chosen, to)
     print(written_page)
+    by_place.setdefault(to, []).append(written_page)
+    for place, written in by_place.items():
+        leave_only(place, written)
     faults |= dict.fromkeys(failed)
     print(*faults, sep="\n", end="\n" if faults else "", file=sys.stderr)
     return SOME_FAILED if faults else OK

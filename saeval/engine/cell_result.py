@@ -11,7 +11,7 @@ import numpy as np
 from saeval.base.errors import Undefined
 from saeval.base.names import names_matching_any
 from saeval.engine.evaluator import Evaluator
-from saeval.interfaces.documentation import documented_bounds
+from saeval.interfaces.documentation import documented_bounds, documented_dependences
 from saeval.plan.cell import Cell, copies
 from saeval.results.records import check_values
 from saeval.results.result import Result
@@ -66,9 +66,16 @@ def of_prefix(
     return {name: early[name] if name in taken else value for name, value in values.items()}, taken
 
 
-def fill(result: Result, values: Mapping[str, Value]) -> None:
-    """Put values into a result, `undefined` if none has a number. `TypeError` for a value that cannot be stored."""
+def fill(result: Result, values: Mapping[str, Value], metric: Any = None) -> None:
+    """Put values into a result, `undefined` if none has a number. `TypeError` for a value that cannot be stored.
+
+    A value says what it depends on, if the documentation of the class `metric` does.
+    """
     result.values = finite({name: value.record() for name, value in values.items()})
+    for names, depends in documented_dependences(metric) if metric is not None else ():
+        for name, record in result.values.items():
+            if names_matching_any(names, [name]):
+                record.setdefault("depends", depends)
     check_values(result.values)
     result.arrays = _stored_arrays(values)
     if all(record.get("value", 0) is None for record in result.values.values()):

@@ -214,7 +214,7 @@ class Engine:
                 early = running.prefix[summation] if running and summation else None
                 values, taken = of_prefix(cell, values, early, self._at_prefix)
                 result.sample |= {"of_prefix": taken, "prefix_components": components(early) if taken else {}}
-            fill(result, values)
+            fill(result, values, type(cell.metric))
             result.components = components(total)
         except Undefined as reason:
             result.status, result.reason = "undefined", str(reason)

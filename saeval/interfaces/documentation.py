@@ -38,6 +38,8 @@ class Documented:
     range: str
     better: str
     """`lower is better`, `higher is better` or `no better direction`."""
+    depends: str = ""
+    """What the value depends on besides the SAE, the model and the text, such as `the number of tokens: REASON`."""
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -67,6 +69,7 @@ class Claim:
 def documented_values(metric: Any) -> list[Documented]:
     """The values that a metric's docstring describes: `NAMES: EQUATION; UNIT; RANGE; DIRECTION.` under `Values:`.
 
+    `, depends on WHAT: WHY` may follow the direction.
     Empty for a metric without such a section. `ValueError` for a line that is not of that form.
     """
     return [_documented(metric.name, entry) for entry in _section(metric, "Values:")]
@@ -77,6 +80,15 @@ def documented_bounds(metric: type) -> tuple[tuple[tuple[str, ...], tuple[float,
     """Return the names and the range of each line of `documented_values`; nothing if a line is malformed."""
     try:
         return tuple((line.names, line.bounds) for line in documented_values(metric))
+    except ValueError:
+        return ()
+
+
+@functools.lru_cache(maxsize=512)
+def documented_dependences(metric: type) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """Return the names and the dependence of each line of `documented_values` that has one."""
+    try:
+        return tuple((line.names, line.depends) for line in documented_values(metric) if line.depends)
     except ValueError:
         return ()
 
@@ -126,7 +138,8 @@ def _claim(metric: str, entry: str) -> Claim:
 def _documented(metric: str, entry: str) -> Documented:
     names, _, rest = entry.partition(": ")
     parts = [part.strip() for part in rest.rstrip(".").rsplit(";", 3)]
-    if len(parts) != 4 or parts[3] not in DIRECTIONS:
+    direction, comma, depends = parts[-1].partition(", depends on ")
+    if len(parts) != 4 or direction not in DIRECTIONS or (comma and not depends):
         form = f"NAMES: EQUATION; UNIT; RANGE; DIRECTION.', with the direction {', '.join(DIRECTIONS[:2])}"
         raise ValueError(f"metric '{metric}': '{entry}' is not '{form} or {DIRECTIONS[2]}")
-    return Documented(tuple(names.split(", ")), *parts)
+    return Documented(tuple(names.split(", ")), parts[0], parts[1], parts[2], direction, depends)

@@ -9,6 +9,7 @@ from saeval.base.escapes import line
 from saeval.base.formatting import with_error
 from saeval.page.plain import OF_ERRORS, forms, plain, short
 from saeval.results.board import Board, Column, Entry, Row
+from saeval.results.families import Palette, key_of
 
 NOT_DECLARED = (
     "name",
@@ -26,10 +27,13 @@ NOT_DECLARED = (
 """Facts of a subject that identify it, or that the row shows anyway."""
 
 
-def board_data(board: Board) -> dict[str, Any]:
-    """Return the rows and columns of a board; columns have one item for each row, in the board's order."""
+def board_data(board: Board, palette: Palette) -> dict[str, Any]:
+    """Return the rows and columns of a board; columns have one item for each row, in the board's order.
+
+    `marks` has the colour and shape of each family, which is a property of rows if there are several.
+    """
     columns = [_column(column, board.rows) for column in board.columns]
-    properties = _properties(board.rows)
+    properties = _properties(board.rows, palette)
     rows = [_row(row) for row in board.rows]
     texts = {row[name] for row in rows for name in ("name", "hook")} | {column["name"] for column in columns}
     texts |= {f"{row['name']} ×{row['copies']}" for row in rows if row["copies"] > 1}
@@ -39,9 +43,12 @@ def board_data(board: Board) -> dict[str, Any]:
         "model": line(board.model),
         "rank_by": line(board.rank_by or ""),
         "within_hooks": board.within_hooks,
+        "tokens": board.tokens,
+        "dependences": [line(sentence) for sentence in board.dependences],
         "rows": rows,
         "columns": columns,
         "properties": properties,
+        "marks": {line(name): list(mark) for name, mark in palette.marks.items()},
         "forms": {text: own for text in sorted(texts) if (own := forms(text))},
     }
 
@@ -72,6 +79,7 @@ def _column(column: Column, rows: Sequence[Row]) -> dict[str, Any]:
         "better": column.better,
         "shown": column.headline,
         "paired": column.paired,
+        "depends": line(column.depends),
         "value": [short(e.value) if e else None for e in entries],
         "error": [short(e.stderr, OF_ERRORS) if e else None for e in entries],
         "reach": [_reach(e) if e else None for e in entries],
@@ -107,11 +115,17 @@ def _same(items: Sequence[Any]) -> Any:
     return next(iter(known)) if len(known) == 1 else list(items) if known else None
 
 
-def _properties(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _properties(rows: Sequence[Row], palette: Palette) -> list[dict[str, Any]]:
     """Return every declared fact of the rows' subjects that is text, a number or a flag, by name."""
-    facts = [{**_declared(row), **_groups(row)} for row in rows]
+    facts = [{**_family(row, palette), **_declared(row), **_groups(row)} for row in rows]
     names = dict.fromkeys(name for own in facts for name in own)
     return [{"name": line(name), "values": [plain(own.get(name)) for own in facts]} for name in names]
+
+
+def _family(row: Row, palette: Palette) -> dict[str, Any]:
+    subjects = [subject for result in row.results[:1] for subject in result.cell["subjects"]]
+    family = palette.family(map(key_of, subjects)) if len(palette.marks) > 1 and subjects else None
+    return {"family": family} if family is not None else {}
 
 
 def _declared(row: Row) -> dict[str, Any]:

@@ -8,6 +8,28 @@ const SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"; // a name: not
 const ERRORS = 1; // of the levels of messages
 const FIT = { type: "fit-x", contains: "padding" };
 
+const CONTROL = "control, not trained";
+const NARROW = 700;
+
+/** Return where a logarithmic axis has labels: 1, 2 and 5 times the powers of ten, fewer if there are many. */
+function logTicks(low, high) {
+  const powers = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) powers.push(10 ** power);
+  const steps = high < 1000 * low ? [1, 2, 5] : [1];
+  const inside = powers.flatMap((power) => steps.map((step) => step * power)).filter((one) => one >= low && one <= high);
+  return inside.length > 1 ? inside : undefined;
+}
+
+/** Return the ends between which numbers stay distinct: those of trained rows, with as much again on each side. */
+function edges(records, field) {
+  const of = (chosen) => chosen.flatMap((one) => [one[field], one[`${field}_low`], one[`${field}_high`]]).filter((value) => value !== null && value !== undefined);
+  const trained = of(records.filter((one) => one.kind !== KINDS.control));
+  if (trained.length < 2) return [-Infinity, Infinity];
+  const [low, high] = [Math.min(...trained), Math.max(...trained)];
+  const room = high - low || Math.abs(high) || 1;
+  return [low - room, high + room];
+}
+
 /** Return the colour of a custom property for the present theme. */
 function themed(name) {
   const probe = h("span", { style: `color: var(${name})` });
@@ -27,7 +49,8 @@ function theme() {
     background: "transparent",
     view: { stroke: line },
     axis: { gridColor: line, domainColor: faint, tickColor: faint, labelFontSize: 11, titleFontSize: 12, titleFontWeight: "normal", ...text },
-    legend: { labelFontSize: 11, titleFontSize: 12, titleFontWeight: "normal", labelLimit: 220, ...text },
+    legend: { labelFontSize: 11, titleFontSize: 12, titleFontWeight: "normal", labelLimit: 220, ...text,
+      ...(innerWidth < NARROW ? { orient: "bottom", direction: "vertical" } : {}) },
     header: { labelFontSize: 11, ...text },
     title: { color: ink, subtitleColor: faint, anchor: "start" },
     text: { color: ink },
@@ -101,16 +124,18 @@ class BoardCharts {
       this.draw();
     };
     const groups = [["", "nothing"], ...this.groups.map((name) => [name, name])];
+    this.beyond = h("p", { class: "reading beyond" });
+    this.order = h("span", {});
     this.plane = h("div", { class: "drawn", role: "img" });
     this.dots = h("div", { class: "drawn", role: "img" });
     parent.append(h("div", { class: "charts pair" },
       h("figure", { "data-chart": "plane" },
-        h("figcaption", {}, h("strong", {}, "Two values"), h("span", {}, " with 95% intervals; the line joins the rows that no other shown row beats in both")),
+        h("figcaption", {}, h("strong", {}, "Two values"), h("span", {}, " of each shown row. Bars: 95% intervals. Dashes join the rows that no other shown row beats in both.")),
         h("div", { class: "controls" }, choice("across", names, this.x, set("x")), choice("up", names, this.y, set("y")),
           choice("colour by", groups, this.colour, set("colour")), tick("join each colour", false, set("join"))),
-        scrolling("Chart of two values", this.plane)),
+        scrolling("Chart of two values", this.plane), this.beyond),
       h("figure", { "data-chart": "dots" },
-        h("figcaption", {}, h("strong", {}, "One value"), h("span", {}, " of each shown row with its 95% interval")),
+        h("figcaption", {}, h("strong", {}, "One value"), this.order),
         h("div", { class: "controls" }, choice("value", names, this.value, set("value"))),
         scrolling("Chart of one value", this.dots))));
     this.draw();
@@ -134,17 +159,28 @@ class BoardCharts {
         record[`text${at}`] = column.text[i] ?? this.rows.missing(column, i).reason;
       });
       record.measured = names.every((name) => this.rows.missing(this.rows.byName.get(name), i).status in MARKS);
-      record.colour = this.colour ? shownProperty(this.rows.property(this.colour, i)) : "all";
+      record.colour = record.kind === KINDS.control ? CONTROL : this.colour ? shownProperty(this.rows.property(this.colour, i)) : "SAE";
       return record;
     });
+  }
+
+  /** Return the channels that show the chosen property: the same colour and shape in all charts, whatever is filtered. */
+  marks(records, legend) {
+    const marks = new Map([...(this.colour ? this.rows.marksOf(this.colour) : [["SAE", [COLOURS[0], SHAPES[0]]]]), [CONTROL, [themed("--faint"), "diamond"]]]);
+    const drawn = (record) => record.v0 !== null && record.v1 !== null; // v1 is undefined in a chart of one value
+    const domain = [...marks.keys()].filter((name) => records.some((record) => record.colour === name && drawn(record)));
+    const shown = legend && domain.length > 1 ? { orient: "bottom", columns: innerWidth < NARROW ? 1 : 3, symbolOpacity: 1 } : null;
+    const channel = (of) => ({ field: "colour", type: "nominal", title: this.colour || null, scale: { domain, range: domain.map((name) => marks.get(name)[of]) }, legend: shown });
+    return { color: channel(0), shape: channel(1) };
   }
 
   axis(name, field, records) {
     const column = this.rows.byName.get(name);
     const numbers = records.map((record) => record[field]).filter((value) => value !== null);
     const log = numbers.length > 1 && Math.min(...numbers) > 0 && Math.max(...numbers) > (column.name.endsWith(".l0") ? 3 : 30) * Math.min(...numbers);
-    const title = [name, column.unit].filter(Boolean).join(", ") + (ARROWS[column.better] ?? "");
-    return { field, type: "quantitative", title, scale: log ? { type: "log", nice: false, padding: 10 } : { zero: false, padding: 8 } };
+    const title = [name, column.unit, column.depends && this.rows.tokens ? `at ${this.rows.tokens}` : ""].filter(Boolean).join(", ") + (ARROWS[column.better] ?? "");
+    const axis = log ? { values: logTicks(Math.min(...numbers), Math.max(...numbers)), format: "~g" } : {};
+    return { field, type: "quantitative", title, axis, scale: log ? { type: "log", nice: false, padding: 10 } : { zero: false, padding: 8 } };
   }
 
   /** Return the rows that no other row beats in both values; none if a value has no better direction. Fewer features are better. */
@@ -161,17 +197,14 @@ class BoardCharts {
 
   planeSpec(records) {
     const [x, y] = [this.axis(this.x, "v0", records), this.axis(this.y, "v1", records)];
-    const domain = [...new Set(records.map((record) => record.colour))].sort(ordered);
-    const colour = { field: "colour", type: "nominal", title: this.colour || null, scale: { domain, range: domain.map((_, at) => COLOURS[at % 8]) },
-      legend: this.colour && domain.length > 1 ? { orient: "bottom", columns: 3 } : null };
-    const shape = { field: "colour", type: "nominal", title: this.colour || null, scale: { domain, range: domain.map((_, at) => SHAPES[at % 6]) }, legend: colour.legend };
+    const { color: colour, shape } = this.marks(records, true);
     const front = this.front(records);
     const step = this.rows.byName.get(this.x).better === "higher" ? "step-before" : "step-after";
     const only = (test) => [{ filter: test }];
     const tooltip = [{ field: "row", title: "SAE" }, { field: "hook" }, { field: "text0", title: this.x }, { field: "text1", title: this.y }];
     const bar = (axis, other, low, high) => ({ mark: { type: "rule", opacity: 0.6 }, transform: only(`isValid(datum.${low})`),
       encoding: { [axis]: { ...(axis === "x" ? x : y), field: low }, [`${axis}2`]: { field: high }, [other]: other === "x" ? x : y, color: colour } });
-    const joined = { mark: { type: "line", opacity: 0.5 }, encoding: { x, y, color: colour, order: { field: "v0" } } };
+    const joined = { mark: { type: "line", opacity: 0.5 }, transform: only(`datum.colour !== '${CONTROL}'`), encoding: { x, y, color: colour, order: { field: "v0" } } };
     return {
       width: "container", autosize: FIT, height: 320, data: { values: records }, transform: only("isValid(datum.v0) && isValid(datum.v1)"),
       layer: [
@@ -179,14 +212,20 @@ class BoardCharts {
         ...(this.join && this.colour ? [joined] : []),
         ...(anyOf(records, "v0_low") ? [bar("x", "y", "v0_low", "v0_high")] : []),
         ...(anyOf(records, "v1_low") ? [bar("y", "x", "v1_low", "v1_high")] : []),
-        { mark: { type: "point", filled: true, size: 55, opacity: 1, cursor: "pointer" }, encoding: { x, y, color: colour, ...(this.colour ? { shape } : {}), tooltip } },
+        { mark: { type: "point", filled: true, size: 55, opacity: 1, cursor: "pointer" }, encoding: { x, y, color: colour, shape, tooltip } },
       ],
     };
   }
 
-  dotsSpec(records) {
-    const x = this.axis(this.value, "v0", records);
+  dotsSpec(given) {
     const better = this.rows.byName.get(this.value).better;
+    const [low, high] = edges(given, "v0");
+    const clamped = (value) => (value === null ? null : Math.min(Math.max(value, low), high));
+    const records = given.map((record) => ({ ...record, shown: clamped(record.v0), shown_low: clamped(record.v0_low), shown_high: clamped(record.v0_high),
+      edge: record.v0 === null || (record.v0 >= low && record.v0 <= high) ? null : `${record.v0 < low ? "←" : "→"} ${number(record.v0, 3)}` }));
+    const x = this.axis(this.value, "shown", records);
+    const { color: colour, shape } = this.marks(records, false);
+    this.order.textContent = ` of each shown row, ${better ? "the best" : "the smallest"} at the top. Bars: 95% intervals.`;
     const known = records.filter((record) => record.v0 !== null);
     known.sort((a, b) => (better === "higher" ? b.v0 - a.v0 : a.v0 - b.v0));
     const rest = records.filter((record) => record.v0 === null && record.measured);
@@ -196,14 +235,14 @@ class BoardCharts {
     const twice = labels.some((label, at) => labels.indexOf(label) !== at);
     if (twice && few) order.forEach((record, at) => { record.label = `${record.label} (${at + 1})`; });
     const y = few ? { field: "label", type: "nominal", title: null, sort: order.map((record) => record.label), axis: { labelLimit: 190, grid: false } } :
-      { field: "at", type: "quantitative", title: `${order.length} rows, the best first`, scale: { reverse: true, nice: false }, axis: { grid: false } };
-    const colour = { field: "kind", type: "nominal", title: null, scale: { domain: Object.values(KINDS), range: [COLOURS[0], themed("--faint"), COLOURS[2], COLOURS[3], COLOURS[4]] }, legend: null };
+      { field: "at", type: "quantitative", title: `${order.length} rows, ${better ? "the best" : "the smallest"} first`, scale: { reverse: true, nice: false }, axis: { grid: false } };
     const tooltip = [{ field: "row", title: "SAE" }, { field: "hook" }, { field: "text0", title: this.value }];
     return {
       width: "container", autosize: FIT, height: few ? 17 * order.length : 420, data: { values: order },
       layer: [
-        ...(anyOf(order, "v0_low") ? [{ mark: { type: "rule" }, transform: [{ filter: "isValid(datum.v0_low)" }], encoding: { x: { ...x, field: "v0_low" }, x2: { field: "v0_high" }, y, color: colour } }] : []),
-        { mark: { type: "point", filled: true, size: few ? 50 : 12, opacity: 1, cursor: "pointer" }, transform: [{ filter: "isValid(datum.v0)" }], encoding: { x, y, color: colour, tooltip } },
+        ...(anyOf(order, "v0_low") ? [{ mark: { type: "rule" }, transform: [{ filter: "isValid(datum.shown_low)" }], encoding: { x: { ...x, field: "shown_low" }, x2: { field: "shown_high" }, y, color: colour } }] : []),
+        { mark: { type: "point", filled: true, size: few ? 50 : 12, opacity: 1, cursor: "pointer" }, transform: [{ filter: "isValid(datum.v0)" }], encoding: { x, y, color: colour, shape, tooltip } },
+        ...(few && anyOf(order, "edge") ? [{ mark: { type: "text", align: "right", dx: -7, fontSize: 10, color: themed("--faint") }, transform: [{ filter: "isValid(datum.edge)" }], encoding: { x, y, text: { field: "edge" } } }] : []),
         ...(few ? [{ mark: { type: "text", align: "left", fontStyle: "italic", fontSize: 10, color: themed("--faint"), limit: 260 }, transform: [{ filter: "!isValid(datum.v0)" }], encoding: { x: { value: 4 }, y, text: { field: "text0" } } }] : []),
       ],
     };
@@ -218,7 +257,12 @@ class BoardCharts {
 
   async draw() {
     if (!this.plane) return;
-    const both = this.records([this.x, this.y]);
+    const everything = this.records([this.x, this.y]);
+    const [across, up] = [edges(everything, "v0"), edges(everything, "v1")];
+    const near = (record) => record.v0 === null || record.v1 === null || (record.v0 >= across[0] && record.v0 <= across[1] && record.v1 >= up[0] && record.v1 <= up[1]);
+    const both = everything.filter(near);
+    const beyond = everything.filter((record) => !near(record)).map((record) => `${record.row} (${number(record.v0, 3)}, ${number(record.v1, 3)})`);
+    this.beyond.textContent = beyond.length ? `Beyond the edges: ${beyond.slice(0, 6).join(", ")}${beyond.length > 6 ? ` and ${beyond.length - 6} more` : ""}.` : "";
     const many = both.length > MANY;
     const one = this.records([this.value]);
     this.plane.setAttribute("aria-label", `${this.y} by ${this.x} of ${both.length} rows; the table has the same numbers`);
@@ -230,6 +274,6 @@ class BoardCharts {
     for (const view of views) view?.addEventListener("click", (_, item) => {
       if (item?.datum && Number.isInteger(item.datum.i)) this.act.open(item.datum.i);
     });
-    this.plane.closest(".charts").dataset.rows = String(both.length);
+    this.plane.closest(".charts").dataset.rows = String(everything.length);
   }
 }

@@ -38,14 +38,15 @@ function differenceSpec(rows, chosen, reference) {
   const name = rows.hasDifferences(rows.rank_by) ? rows.rank_by : rows.columns.find((column) => rows.hasDifferences(column.name))?.name;
   if (!name) return null;
   const column = rows.byName.get(name);
-  const values = chosen.filter((i) => i !== reference).map((i) => ({ row: rows.label(i), ...rows.difference(column, i, reference) }))
-    .map(({ row, value, ends }) => ({ row, value, low: ends?.[0] ?? null, high: ends?.[1] ?? null })).filter((one) => one.value !== null);
+  const values = chosen.filter((i) => i !== reference).map((i) => ({ row: rows.label(i), colour: rows.colourOf(i), ...rows.difference(column, i, reference) }))
+    .map(({ row, colour, value, ends }) => ({ row, colour, value, low: ends?.[0] ?? null, high: ends?.[1] ?? null })).filter((one) => one.value !== null);
+  const color = { field: "colour", type: "nominal", scale: null };
   const y = { field: "row", type: "nominal", title: null, sort: null, axis: { labelLimit: 220 } };
   const title = `${name} minus that of ${rows.label(reference)}${column.unit ? `, ${column.unit}` : ""}${ARROWS[column.better] ?? ""}`;
   return { width: "container", autosize: FIT, height: 26 * values.length, data: { values }, layer: [
     { mark: { type: "rule", color: themed("--faint"), strokeDash: [4, 3] }, encoding: { x: { datum: 0 } } },
-    ...(anyOf(values, "low") ? [{ mark: { type: "rule", color: COLOURS[0], strokeWidth: 2 }, transform: [{ filter: "isValid(datum.low)" }], encoding: { x: { field: "low", type: "quantitative", title }, x2: { field: "high" }, y } }] : []),
-    { mark: { type: "point", filled: true, size: 70, opacity: 1, color: COLOURS[0] }, encoding: { x: { field: "value", type: "quantitative", title }, y } }] };
+    ...(anyOf(values, "low") ? [{ mark: { type: "rule", strokeWidth: 2 }, transform: [{ filter: "isValid(datum.low)" }], encoding: { x: { field: "low", type: "quantitative", title }, x2: { field: "high" }, y, color } }] : []),
+    { mark: { type: "point", filled: true, size: 70, opacity: 1 }, encoding: { x: { field: "value", type: "quantitative", title }, y, color } }] };
 }
 
 /** Open the comparison of the chosen rows; the reference is the one ranked first unless another is chosen. */

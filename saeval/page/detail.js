@@ -27,10 +27,11 @@ function valuesTable(rows, i, metric) {
     const known = column.value[i] !== null;
     const n = rows.count(column, i, "n");
     const documents = rows.count(column, i, "documents");
-    const said = known ? rows.remark(column, i) : rows.missing(column, i).reason;
+    const depends = known && column.depends ? `depends on ${column.depends}` : "";
+    const said = known ? [depends, rows.remark(column, i)].filter(Boolean).join("; ") : rows.missing(column, i).reason;
     return [column.name + (ARROWS[column.better] ?? ""), known ? column.text[i] : rows.missing(column, i).mark,
       interval(rows.ends(column, i), column.error[i]), known && n !== null ? n : "", known && documents !== null ? documents : "",
-      column.unit, said];
+      column.unit, said ? h("span", { class: "remark" }, said) : ""];
   });
   const headers = ["value", "number ± error", "95% interval", "n", "documents", "unit", "remark"];
   const numeric = [false, true, true, true, true, false, false];
@@ -39,28 +40,27 @@ function valuesTable(rows, i, metric) {
   return scrolling(`Values of ${metric}`, grid(keep(headers), lines.map(keep), keep(numeric)));
 }
 
-function curveSpec(curve, x) {
-  const values = x.map((at, place) => ({ x: at, y: curve.y[place], low: curve.error[place] === null || curve.y[place] === null ? null : curve.y[place] - 1.96 * curve.error[place],
-    high: curve.error[place] === null || curve.y[place] === null ? null : curve.y[place] + 1.96 * curve.error[place] }));
+function curveSpec(curve, x, colour) {
+  const values = x.map((at, place) => ({ x: at, y: curve.y[place], low: curve.low[place], high: curve.high[place] }));
   const across = { field: "x", type: "quantitative", title: curve.x_unit || "x", scale: { zero: false, nice: false } };
   const up = (field) => ({ field, type: "quantitative", title: [curve.name, curve.unit].filter(Boolean).join(", "), scale: { zero: false } });
   return { width: "container", autosize: FIT, height: 180, data: { values }, layer: [
-    ...(anyOf(values, "low") ? [{ mark: { type: "area", opacity: 0.25, color: COLOURS[0] }, transform: [{ filter: "isValid(datum.low)" }], encoding: { x: across, y: up("low"), y2: { field: "high" } } }] : []),
-    { mark: { type: "line", color: COLOURS[0] }, encoding: { x: across, y: up("y"), tooltip: [{ field: "x" }, { field: "y" }] } }] };
+    ...(anyOf(values, "low") ? [{ mark: { type: "area", opacity: 0.25, color: colour }, transform: [{ filter: "isValid(datum.low)" }], encoding: { x: across, y: up("low"), y2: { field: "high" } } }] : []),
+    { mark: { type: "line", color: colour }, encoding: { x: across, y: up("y"), tooltip: [{ field: "x" }, { field: "y" }] } }] };
 }
 
 /** A table whose first two columns are `..._from` and `..._to`, or an array's counts, is a histogram. */
-function histogramSpec(bins, x, y) {
-  return { width: "container", autosize: FIT, height: 180, data: { values: bins }, mark: { type: "rect", color: COLOURS[0], stroke: themed("--paper"), strokeWidth: 0.5 }, encoding: {
+function histogramSpec(bins, x, y, colour) {
+  return { width: "container", autosize: FIT, height: 180, data: { values: bins }, mark: { type: "rect", color: colour, stroke: themed("--paper"), strokeWidth: 0.5 }, encoding: {
     x: { field: "from", type: "quantitative", title: x, scale: { zero: false, nice: false } }, x2: { field: "to" },
     y: { field: "count", type: "quantitative", title: y }, y2: { datum: 0 }, tooltip: [{ field: "from" }, { field: "to" }, { field: "count" }] } };
 }
 
-function histogramOf(table) {
+function histogramOf(table, colour) {
   const [from, to] = table.columns;
   if (table.columns.length !== 3 || !from.endsWith("_from") || !to.endsWith("_to")) return null;
   const bins = table.rows.map((row) => ({ from: row[0], to: row[1], count: row[2] }));
-  return histogramSpec(bins, from.slice(0, -5).replaceAll("_", " "), table.columns[2]);
+  return histogramSpec(bins, from.slice(0, -5).replaceAll("_", " "), table.columns[2], colour);
 }
 
 function binsOf(array) {
@@ -70,17 +70,18 @@ function binsOf(array) {
 
 /** Return one result; `drawings` gets the charts, which are drawn once they are on the page. */
 function resultPart(rows, i, result, shared, drawings) {
-  const figure = (title, spec) => {
+  const colour = rows.colourOf(i);
+  const figure = (title, spec, bands) => {
     const place = h("div", { class: "drawn", role: "img", "aria-label": title });
     drawings.push([place, spec]);
-    return h("figure", {}, h("figcaption", {}, h("strong", {}, title)), place);
+    return h("figure", {}, h("figcaption", {}, h("strong", {}, title), bands ? h("span", {}, " Band: 95% intervals.") : null), place);
   };
   const state = result.status === "ok" ? null : h("p", { class: "alert" }, `${result.status}${result.reason ? `: ${result.reason}` : ""}`);
   const figures = [
-    ...(result.curves ?? []).map((curve) => figure(`${result.metric}: ${curve.name}`, curveSpec(curve, shared[curve.x]))),
-    ...(result.tables ?? []).map((table) => [table, histogramOf(table)]).filter(([, spec]) => spec).map(([table, spec]) => figure(`${result.metric}: ${table.name}`, spec)),
+    ...(result.curves ?? []).map((curve) => figure(`${result.metric}: ${curve.name}`, curveSpec(curve, shared[curve.x], colour), anyOf(curve.low.map((low) => ({ low })), "low"))),
+    ...(result.tables ?? []).map((table) => [table, histogramOf(table, colour)]).filter(([, spec]) => spec).map(([table, spec]) => figure(`${result.metric}: ${table.name}`, spec)),
     ...(result.arrays ?? []).filter((array) => array.counts).map((array) =>
-      figure(`${result.metric}: ${array.name}`, histogramSpec(binsOf(array), [array.name, array.unit].filter(Boolean).join(", "), "count"))),
+      figure(`${result.metric}: ${array.name}`, histogramSpec(binsOf(array), [array.name, array.unit].filter(Boolean).join(", "), "count", colour))),
   ];
   const tables = (result.tables ?? []).map((table) => folded(`Table ${table.name} (${table.rows.length + (table.more ?? 0)} rows)`,
     scrolling(table.name, grid(table.columns, table.rows.map((row) => row.map((cell) => (typeof cell === "number" ? number(cell) : cell)))))));

@@ -101,14 +101,15 @@ def command(result: Result) -> str:
 def _curve(name: str, record: Mapping[str, Any], shared: Shared) -> dict[str, Any]:
     count = len(record["x"])
     places = range(count) if count <= MOST_ROWS else sorted({round(i) for i in np.linspace(0, count - 1, MOST_ROWS)})
-    errors = record.get("stderr") or [None] * count
+    ends = [pair or (None, None) for pair in record.get("ci95") or [None] * count]
     return {
         "name": line(name),
         "unit": line(record["unit"] or ""),
         "x_unit": line(record["x_unit"] or ""),
         "x": shared.place([short(record["x"][i], OF_ERRORS + 1) for i in places]),
         "y": [short(record["y"][i], OF_ERRORS + 1) for i in places],
-        "error": [short(errors[i], 3) for i in places],
+        "low": [short(ends[i][0], OF_ERRORS + 1) for i in places],
+        "high": [short(ends[i][1], OF_ERRORS + 1) for i in places],
     }
 
 

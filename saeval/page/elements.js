@@ -6,6 +6,7 @@ function h(name, attributes = {}, ...children) {
   for (const [key, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
     if (key === "on") for (const [event, handler] of Object.entries(value)) element.addEventListener(event, handler);
+    else if (key === "hidden") element.hidden = value;
     else if (key === "value" || key === "checked" || key === "selected") element[key] = value;
     else element.setAttribute(key, value === true ? "" : value);
   }
@@ -77,7 +78,7 @@ document.addEventListener("click", (event) => {
 });
 
 /** Return a name with places where it may be broken. */
-const breakable = (text) => text.split(/(?<=[./_])/).flatMap((part, at) => (at ? [h("wbr"), part] : [part]));
+const breakable = (text) => text.split(/(?<=[./_-])/).flatMap((part, at) => (at ? [h("wbr"), part] : [part]));
 
 const scrolling = (label, ...children) =>
   h("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": label }, ...children);

@@ -10,7 +10,7 @@ class Filters {
     this.rows = rows;
     this.changed = changed;
     this.words = [];
-    this.withControls = !rows.rows.some((row) => row.kind !== "control");
+    this.withControls = true;
     this.tests = new Map();
     this.telling = rows.telling.filter((one) => one.name !== "kind" || rows.rows.some((row) => row.kind === "group"));
   }
@@ -50,7 +50,7 @@ class Filters {
     const clear = h("button", { type: "button", on: { click: () => this.clear() } }, "Clear filters");
     const panel = this.fields.length ? menu("Filter", { "data-menu": "filter" }, clear, ...shown, more) : null;
     const withControls = controls
-      ? tick(`Controls (${controls})`, this.withControls, (checked) => {
+      ? tick(`Show ${controls} control${controls > 1 ? "s" : ""}`, this.withControls, (checked) => {
           this.withControls = checked;
           this.changed();
         }, { "data-tick": "controls" })

@@ -14,14 +14,14 @@ function boardView(board, place) {
   charts = new BoardCharts(rows, filters, act);
   const compare = h("button", { type: "button", disabled: true, "data-act": "compare",
     on: { click: () => openComparison(rows, [...table.chosen].sort((a, b) => a - b)) } }, "Compare");
-  const forget = h("button", { type: "button", disabled: true, on: { click: () => {
+  const forget = h("button", { type: "button", hidden: true, on: { click: () => {
     table.chosen.clear();
     table.table.rows().invalidate("data").draw(false);
     chosenChanged();
   } } }, "Clear choice");
   const chosenChanged = () => {
     compare.disabled = table.chosen.size < 2;
-    forget.disabled = table.chosen.size === 0;
+    forget.hidden = table.chosen.size === 0;
     compare.textContent = table.chosen.size ? `Compare (${table.chosen.size})` : "Compare";
   };
   const copy = (text, form) => h("button", { type: "button", "data-copy": form, on: { click: () => putOnClipboard(table.copy[form], `Table as ${text}`) } }, text);
@@ -33,6 +33,7 @@ function boardView(board, place) {
   const controls = rows.controls.filter((name) => rows.all.some((i) => rows.controlOf(i, name) >= 0));
   const minus = controls.length && rows.pairs.length + rows.deviations.length
     ? choice("Values", [["", "as measured"], ...controls.map((name) => [name, `− ${name}`])], "", (name) => table.subtract(name)) : null;
+  toolbar.after(h("p", { class: "reading key" }, ...reading(rows)));
   toolbar.append(...[...filters.elements, table.columnMenu, minus, compare, forget, copies].filter(Boolean));
   // Below the scrolling table, so that the pages' buttons stay in view.
   const foot = h("div", { class: "foot" });
@@ -40,6 +41,16 @@ function boardView(board, place) {
   for (const part of box.querySelectorAll(".dt-layout-row:not(.dt-layout-table)")) foot.append(part);
   charts.mount(root);
   return charts;
+}
+
+/** Return what the signs of a table mean. */
+function reading(rows) {
+  const groups = rows.rows.some((row) => row.kind === "group");
+  return [
+    h("span", {}, `± is one standard error over documents${groups ? " (of groups of SAEs, over seeds)" : ""}. `),
+    h("span", {}, "↓ lower is better, ↑ higher is better. "),
+    ...rows.dependences.map((sentence) => h("span", {}, `* ${sentence}. `)),
+  ];
 }
 
 const boards = block("boards").map(boardView);

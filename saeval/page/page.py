@@ -24,6 +24,7 @@ from saeval.page.plain import as_json
 from saeval.page.sections_data import section_data
 from saeval.results import chart_files
 from saeval.results.board import Board, limit_notice, size_in_words, some
+from saeval.results.families import Palette
 from saeval.results.sections import Section
 from saeval.results.verdicts import verdicts, verdicts_in_words
 
@@ -39,6 +40,9 @@ SCRIPTS = (
     "main.js",
 )
 """Our own scripts, which share one scope, in the order of their use."""
+BRIEF = 3
+"""Most warnings and notes that the page shows without a click, `SHORT` letters of each."""
+SHORT = 150
 
 
 @dataclass(frozen=True)
@@ -50,16 +54,18 @@ class Part:
     sections: Sequence[Section]
 
 
-def page(boards: Sequence[Board], parts: Sequence[Part], folders: Sequence[str]) -> str:
+def page(boards: Sequence[Board], parts: Sequence[Part], folders: Sequence[str], palette: Palette | None = None) -> str:
     """Return the page of some boards and of the sections that reports have on their results.
 
-    `folders` are the results folders, for the commands that the page shows. Nothing in the page has an address, and
-    its policy forbids the browser to fetch anything. Raises `SaevalError` if a library lacks its scripts.
+    `folders` are the results folders, for the commands that the page shows; `palette` has the families of SAEs with
+    their colours and shapes (default: of these boards). Nothing in the page has an address, and its policy forbids the
+    browser to fetch anything. Raises `SaevalError` if a library lacks its scripts.
     """
+    palette = palette or Palette.of(result for board in boards for row in board.rows for result in row.results)
     shared = Shared()
     details = [details_data(board, shared) for board in boards]
     blocks = {
-        "boards": [{**board_data(board), **_differences(board)} for board in boards],
+        "boards": [{**board_data(board, palette), **_differences(board)} for board in boards],
         "details": {"rows": details, "shared": shared.items, "folders": [line(str(folder)) for folder in folders]},
         "sections": [
             {**section_data(section), "source": line(part.source)} for part in parts for section in part.sections
@@ -115,6 +121,8 @@ def _heading(board: Board) -> dict[str, Any]:
     facts += [counted(saes, "SAE"), *([f"all at {hooks[0]}"] if len(hooks) == 1 else [counted(len(hooks), "hook")])]
     claims = verdicts_in_words([v for v in verdicts(board) if v.column.headline or v.column.paired])
     limit = limit_notice(board.data)
+    below = {*board.left_out, *board.dependences}  # that the page says elsewhere
+    notes = [line(note) for note in (*board.doubts, *board.notes) if note not in below]
     return {
         "title": line(board.title),
         "facts": line(", ".join([*facts, *size_in_words(board.data)])),
@@ -123,9 +131,14 @@ def _heading(board: Board) -> dict[str, Any]:
         "first": line(_first(board)),
         "ranks": line(_ranks(board)),
         "claims": [line(claim) for claim in claims],
-        "doubts": [line(doubt) for doubt in board.doubts],
-        "notes": [line(note) for note in board.notes if note not in board.left_out],
+        "notes": notes,
+        "brief": [shortened(note) for note in notes[:BRIEF]],
     }
+
+
+def shortened(text: str) -> str:
+    """Return the beginning of a sentence, to the end of a word; the whole if it is short."""
+    return text if len(text) <= SHORT else text[: SHORT - 1].rpartition(" ")[0] + " …"
 
 
 def _first(board: Board) -> str:

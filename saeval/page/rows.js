@@ -117,6 +117,26 @@ class Rows {
     return j < 0 ? null : (this.difference(column, i, j)?.value ?? null);
   }
 
+  /** Return the colour and shape of each value of a property: those of a family everywhere, free ones for others. */
+  marksOf(name) {
+    this.assigned ??= new Map();
+    if (!this.assigned.has(name)) {
+      const known = new Map(Object.entries(this.marks));
+      const values = [...new Set(this.all.filter((i) => this.rows[i].kind !== "control").map((i) => this.property(name, i)))].sort(ordered).map(shownProperty);
+      const taken = new Set(values.filter((value) => known.has(value)).map((value) => known.get(value)[0]));
+      const free = COLOURS.map((colour, at) => [colour, SHAPES[at % SHAPES.length]]).filter(([colour]) => !taken.has(colour));
+      let next = 0;
+      const mark = (value) => known.get(value) ?? (free.length ? free[next++ % free.length] : [COLOURS[0], SHAPES[0]]);
+      this.assigned.set(name, new Map(values.map((value) => [value, mark(value)])));
+    }
+    return this.assigned.get(name);
+  }
+
+  /** Return the colour of a row in charts of its own: that of its family. */
+  colourOf(i) {
+    return this.marks[this.property("family", i)]?.[0] ?? COLOURS[0];
+  }
+
   property(name, i) {
     if (name === "SAE") return this.rows[i].name;
     if (name === "hook") return this.rows[i].hook;

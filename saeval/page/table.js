@@ -7,6 +7,12 @@ const last = (compare) => (a, b) => (a === null || b === null ? (a === null) - (
 DataTable.ext.type.order["saeval-asc"] = last(ordered);
 DataTable.ext.type.order["saeval-desc"] = last((a, b) => ordered(b, a));
 
+/** Return a value and its error as parts of which the second may stand below the first. */
+function stackable(text) {
+  const at = text.indexOf(" ± ");
+  return at < 0 ? [text] : [h("span", { class: "figure" }, text.slice(0, at)), " ", h("span", { class: "error" }, text.slice(at + 1))];
+}
+
 class BoardTable {
   /** `act` has `open(i)` and `choose()`. */
   constructor(rows, filters, act) {
@@ -53,7 +59,9 @@ class BoardTable {
   cell(field, i) {
     if (field.kind === "choose") return this.chooser(i);
     if (field.kind === "name") {
-      return h("button", { type: "button", class: "link", on: { click: () => this.act.open(i) } }, field.text(i));
+      const hook = this.rows.hooks.length > 1 ? this.rows.rows[i].hook : "";
+      return h("span", {}, h("button", { type: "button", class: "link", on: { click: () => this.act.open(i) } }, breakable(field.text(i))),
+        hook ? h("span", { class: "at" }, breakable(hook)) : null);
     }
     if (field.kind !== "value") return document.createTextNode(field.text(i));
     const { column } = field;
@@ -67,7 +75,7 @@ class BoardTable {
     const ends = this.rows.ends(column, i);
     const notes = minus ? [`${column.name} minus that of the control ${this.minus}, paired by document`] :
       [ends ? `95% interval ${interval(ends, column.error[i])}` : "", this.rows.remark(column, i)];
-    return h("span", { title: notes.filter(Boolean).join("; ") || null }, field.text(i));
+    return h("span", { title: notes.filter(Boolean).join("; ") || null }, ...stackable(field.text(i)));
   }
 
   chooser(i) {
@@ -84,11 +92,12 @@ class BoardTable {
     if (field.kind === "choose") return h("span", { class: "hidden" }, "Compare");
     if (field.kind !== "value") return document.createTextNode(field.name);
     const { column } = field;
-    const title = [column.unit, SENSE[column.better]].filter(Boolean).join(", ");
+    const depends = column.depends ? `depends on ${column.depends}${this.rows.tokens ? `; here ${this.rows.tokens}` : ""}` : "";
+    const title = [column.unit, SENSE[column.better], depends].filter(Boolean).join(", ");
     const [metric, value] = column.name.includes(".") ? column.name.split(/\.(.*)/s) : ["", column.name];
     return h("span", { class: "head", title: title || null },
       metric ? h("span", { class: "metric" }, `${metric}.`) : null, h("wbr"),
-      h("span", {}, value + (ARROWS[column.better] ?? "")), h("span", { class: "hidden" }, title ? ` (${title})` : ""));
+      h("span", {}, ...breakable(value), `${ARROWS[column.better] ?? ""}${column.depends ? "\u00a0*" : ""}`), h("span", { class: "hidden" }, title ? ` (${title})` : ""));
   }
 
   /** Build the table below an element; `drawn` is called after each draw. */
@@ -125,12 +134,22 @@ class BoardTable {
     });
     this.table.search.fixed("filters", (_, row) => this.filters.passes(row.i));
     this.draw();
+    addEventListener("resize", () => this.fit());
     addEventListener("beforeprint", () => this.table.page.len(-1).draw());
     addEventListener("afterprint", () => this.table.page.len(PAGE).draw());
   }
 
   draw() {
     this.table.draw();
+    this.fit();
+  }
+
+  /** Put errors below their values if the columns do not fit beside each other. */
+  fit() {
+    const box = this.element.closest(".scrolls");
+    if (!box) return;
+    this.element.classList.remove("stacked");
+    this.element.classList.toggle("stacked", box.scrollWidth > box.clientWidth);
   }
 
   /** Show values, or values minus those of a control. */
@@ -146,6 +165,8 @@ class BoardTable {
 
   show(at, shown) {
     this.table.column(at).visible(shown, false);
+    clearTimeout(this.fitting);
+    this.fitting = setTimeout(() => this.fit());
   }
 
   /** Return the menu that switches columns. */

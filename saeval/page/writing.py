@@ -10,6 +10,7 @@ from saeval.base.errors import log, said
 from saeval.base.whole_files import FREE_SPACE, write_whole
 from saeval.page.page import Part, page
 from saeval.results.board import Board
+from saeval.results.families import Palette
 from saeval.results.pages import INDEX
 from saeval.results.report import Report
 from saeval.results.result import Result
@@ -45,16 +46,22 @@ def write_page(
     failed: list[str] = []
     several = len(results) > 1
     everything = [result for own in results.values() for result in own]
+    palette = Palette.of(everything)
     for report in (report for report in reports if report.sections is not None):
         assert report.sections is not None
         of = {"": everything} if report.together or not several else results
         for folder, own in of.items():
             try:
-                parts.append(Part(Path(folder).name if several else "", list(report.sections(own))))
+                sections = [_painted(section, palette) for section in report.sections(own)]
+                parts.append(Part(Path(folder).name if several else "", sections))
             except (Exception, SystemExit) as error:  # the sections of other reports are still shown
                 log.debug("report %s failed", report.name, exc_info=error)
                 failed.append(f"report '{report.name}' failed: {said(error)}")
     path = to / INDEX
-    text = page(boards, [part for part in parts if part.sections], list(results))
+    text = page(boards, [part for part in parts if part.sections], list(results), palette)
     write_whole(path, text.encode(), f"{FREE_SPACE} --to")
     return path, failed
+
+
+def _painted(section: Section, palette: Palette) -> Section:
+    return replace(section, charts=[palette.painted(chart) for chart in section.charts])

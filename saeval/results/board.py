@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -39,6 +39,9 @@ class Column:
     """The null hypothesis of its tests, as `Null.record` writes it; None if it has none."""
     control: Mapping[str, Any] | None = field(default=None, compare=False)
     """The null hypothesis that stands for a control; the column `NAME vs CONTROL` has its tests."""
+
+    depends: str = field(default="", compare=False)
+    """What its values depend on besides SAE, model and text, and why, such as `the number of tokens: REASON`."""
 
     @property
     def metric(self) -> str:
@@ -250,8 +253,19 @@ class Board:
         return stop_in_words(self.sample)
 
     @property
+    def tokens(self) -> str:
+        """The number of tokens, for values that depend on it; empty if it is not known or a `precision:` may cut it."""
+        return tokens_in_words(self.data, self.sample)
+
+    @property
+    def dependences(self) -> list[str]:
+        """A sentence for each thing that shown columns depend on besides SAE, model and text, with their names."""
+        shown = [(column.name, column.depends) for column in self.shown if not column.paired]
+        return dependences_in_words(shown, self.tokens)
+
+    @property
     def notes(self) -> list[str]:
-        """The warnings, and reasons for missing numbers, each once with its places."""
+        """The warnings, dependences, and reasons for missing numbers, each once with its places."""
         notes: dict[str, dict[str, None]] = {}
         shown, tested = self.shown, [column for column in self.columns if column.headline or column.paired]
         for row in self.rows:
@@ -260,7 +274,7 @@ class Board:
                 if entry is not None and entry.value is None and entry.reason:
                     places = notes.setdefault(f"{entry.status}: {entry.reason}", {})
                     places.setdefault(f"{column.metric} of {row.name}")
-        return [*self.warnings, *_with_places(notes), *self._untested(tested)]
+        return [*self.warnings, *self.dependences, *_with_places(notes), *self._untested(tested)]
 
     @property
     def untested(self) -> list[str]:
@@ -285,6 +299,28 @@ def some(places: Sequence[str]) -> str:
     """Return the first few places in words; in JSON and CSV each row has its own reason."""
     rest = len(places) - SHOWN
     return ", ".join(places[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def tokens_in_words(data: Mapping[str, Any], sample: Mapping[str, Any] | None) -> str:
+    """Return the number of tokens of a run; empty if it is not known, or if a `precision:` may have cut it."""
+    count = data.get("tokens") if sample is None else None
+    return f"{count:,} tokens" if isinstance(count, int) else ""
+
+
+def dependences_in_words(values: Iterable[tuple[str, str | None]], here: str) -> list[str]:
+    """Return a sentence for each thing that values depend on besides SAE, model and text, with their names.
+
+    `values` are names with what they depend on, if anything; `here` is what that is for these values, if it is known.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, depends in values:
+        if depends:
+            by_reason.setdefault(depends, []).append(name)
+    return [
+        f"{some(names)} {'depend' if len(names) > 1 else 'depends'} on {reason}{f'; here {here}' if here else ''}. "
+        f"Compare {'them' if len(names) > 1 else 'it'} only where that is equal"
+        for reason, names in by_reason.items()
+    ]
 
 
 def limit_notice(data: Mapping[str, Any]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from saeval.base.errors import SaevalError, log, said, suggestion
 from saeval.base.escapes import file_name
 from saeval.results import chart_files
 from saeval.results.board import Board
+from saeval.results.families import Palette
 from saeval.results.report import Report
 from saeval.results.result import Result
 from saeval.results.sections import Chart
@@ -21,7 +23,8 @@ def charts_of(
     """Return the charts of some runs by the stem of their files, and a sentence per report that failed.
 
     `runs` are results by the name of their folder. `metric` selects a metric by its name in the suite, or one of its
-    values, as in `ce.delta_ce`: its own charts, or else its values. Raises `SaevalError` for a name that no run has.
+    values, as in `ce.delta_ce`: its own charts, or else its values. A family of SAEs has one colour and shape in all
+    charts, which `metric` does not change. Raises `SaevalError` for a name that no run has.
     """
     names = list(dict.fromkeys(r.metric for results in runs.values() for r in results if r.cell))
     alias, _, value = (metric or "").partition(".")
@@ -29,6 +32,7 @@ def charts_of(
         raise SaevalError(f"no metric of these results is named '{alias}'{suggestion(alias, names)}")
     failed: dict[str, None] = {}
     made: dict[str, Chart] = {}
+    palette = Palette.of(result for results in runs.values() for result in results)
     if metric is None:
         _add(made, _of_reports(reports, runs, failed))
     for name in [alias] if metric is not None else names:
@@ -37,10 +41,12 @@ def charts_of(
         if own and metric is not None:
             _add(made, own)
         elif not own:
-            _add(made, ((board.title, chart) for board in boards for chart in value_charts(board, name, value)))
+            _add(
+                made, ((board.title, chart) for board in boards for chart in value_charts(board, name, value, palette))
+            )
     if value and not made:
         raise SaevalError(f"metric '{alias}' has no number '{value}' of an SAE or a control")
-    return made, list(failed)
+    return {stem: palette.painted(chart) for stem, chart in made.items()}, list(failed)
 
 
 def write_charts(made: Mapping[str, Chart], folder: Path, form: str, warning: str = "") -> Iterator[tuple[Path, bytes]]:
@@ -69,7 +75,7 @@ def _of_reports(
 
 
 def _named(chart: Chart, name: str) -> Chart:
-    return Chart(name, chart.title, chart.subtitle, chart.spec, chart.data, chart.description)
+    return replace(chart, name=name)
 
 
 def _add(made: dict[str, Chart], charts: Iterator[tuple[str, Chart]] | Sequence[tuple[str, Chart]]) -> None:

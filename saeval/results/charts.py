@@ -13,6 +13,7 @@ from typing import Any
 
 from saeval.base.escapes import line
 from saeval.base.formatting import counted, number
+from saeval.stats.estimate import LEAST, reach95
 
 Spec = dict[str, Any]
 Records = Sequence[Mapping[str, Any]]
@@ -57,6 +58,17 @@ def measured(value: float | None, ci95: Sequence[float] | None = None, name: str
     low, high = ci95 if ci95 is not None and value is not None else (None, None)
     numbers = {name: value, f"{name}_low": low, f"{name}_high": high}
     return {field: None if n is None or not math.isfinite(n) else float(n) for field, n in numbers.items()}
+
+
+def interval(value: float | None, stderr: float | None, documents: float | None) -> tuple[float, float] | None:
+    """Return the 95% interval of a number whose standard error is over so many documents, by t.
+
+    None without a number, an error or two documents.
+    """
+    if value is None or stderr is None or documents is None or documents < LEAST:
+        return None
+    reach = reach95(stderr, documents - 1)
+    return value - reach, value + reach
 
 
 def extent(records: Records, *names: str) -> list[float]:
@@ -288,12 +300,17 @@ def panels(
     return {"facet": grid, "spec": inner, **resolve}
 
 
-def panel(field: str, order: Iterable[str], *, side: bool = False) -> Spec:
-    """Return the channel of a grid: a panel for each name, in this order; `side` turns headers of rows upright."""
+def panel(field: str, order: Iterable[str], *, side: bool = False, broken: str = "") -> Spec:
+    """Return the channel of a grid: a panel for each name, in this order; `side` turns headers of rows upright.
+
+    Headers have a line for each part between `broken`, such as `: `.
+    """
     places = list(dict.fromkeys(order))
     header: Spec = {"labelFontSize": 11, "labelLimit": 320, "title": None, "labelFontWeight": "bold"}
     if side:
         header |= {"labelAngle": 0, "labelAlign": "left", "labelOrient": "right", "labelLimit": 160}
+    if broken:
+        header |= {"labelExpr": f"split(datum.label, '{broken}')", "labelFontSize": 10, "labelLimit": 150}
     return {"field": field, "type": "nominal", "sort": places, "header": header}
 
 

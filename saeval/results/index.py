@@ -43,7 +43,7 @@ WORTH = 1000
 """Least number of results with an index: fewer are read as fast without."""
 _NUMBERS = ("value", "stderr", "low", "high", "n", "documents", "effective_documents", "largest_share", "p")
 """The numbers of each scalar in a row's `numbers`."""
-_FACTS = ("unit", "better", "reason", "without", "comparable", "null", "proportion", "seeds")
+_FACTS = ("unit", "better", "reason", "without", "comparable", "null", "proportion", "seeds", "depends")
 _UNSETTLED = -2
 _JSON, _NPZ = slice(0, 4), slice(4, 8)
 """Columns of a result's states."""
@@ -99,7 +99,7 @@ class _Head:
     reason: str | None
     scalars_and_others: list[list[Any]]
     """Name, unit, better direction, reason, whether there are arrays, comparability, null, whether it is a
-    proportion; or name, kind, notes."""
+    proportion, seeds, what it depends on; or name, kind, notes."""
     headline: list[str]
     main: list[str] | None
     sample: dict[str, Any] | None
@@ -161,7 +161,7 @@ class _Indexed(Result):
             "documents": None if documents is None else int(documents), "effective_documents": effective,
             "largest_share": share, "reason": facts["reason"],
             "comparable": facts["comparable"] or "model", "null": facts["null"], "p": p,
-            "proportion": facts["proportion"], "seeds": facts["seeds"],
+            "proportion": facts["proportion"], "seeds": facts["seeds"], "depends": facts["depends"],
         }  # fmt: skip
         if value is None or not facts["without"]:
             return record, None

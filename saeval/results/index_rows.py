@@ -193,7 +193,7 @@ def _split(result: Shown, names: Collection[str], numbers: list[Any]) -> tuple[A
             continue
         without = f"without/{name}" in names
         facts = (value.unit, value.better, value.reason, without, value.comparable, value.null)
-        values.append((name, *facts, value.proportion, value.seeds))
+        values.append((name, *facts, value.proportion, value.seeds, value.depends))
         numbers += (value.value, value.stderr, *(value.ci95 or _NO_INTERVAL), value.n)
         numbers += (value.documents, value.effective_documents, value.largest_share, value.p)
     declared = result.headline, result.main

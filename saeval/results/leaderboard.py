@@ -368,7 +368,8 @@ def _columns(results: list[Result], asked: Sequence[str]) -> tuple[list[Column],
             if "kind" not in record:
                 column = f"{result.metric}.{name}"
                 shown = column in asked if asked else name in first
-                how: dict[str, Any] = {fact: record[fact] for fact in ("comparable", "null") if record.get(fact)}
+                facts = ("comparable", "null", "depends")
+                how: dict[str, Any] = {fact: record[fact] for fact in facts if record.get(fact)}
                 if "control" in how.get("null", {}):
                     how["control"] = how.pop("null")
                 # An undefined value may lack them.

@@ -11,6 +11,7 @@ from saeval.base.errors import log, said
 from saeval.base.escapes import file_name, html, markdown
 from saeval.base.whole_files import FREE_SPACE, sync, tidy, write_whole
 from saeval.results.board import damaged_in_words, limit_notice
+from saeval.results.families import Palette
 from saeval.results.report import Report
 from saeval.results.section_files import section_files
 from saeval.stats.estimate import reliability_warnings
@@ -22,11 +23,14 @@ INDEX = "index.html"
 """The page of all results, which no page of a report replaces."""
 
 
-def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Path) -> tuple[list[Path], list[str]]:
+def write_pages(
+    reports: Sequence[Report], results: Sequence[Result], folder: Path, palette: Palette | None = None
+) -> tuple[list[Path], list[str]]:
     """Write the sections and pages of `reports` into `folder`. Return the files, and a sentence per report that failed.
 
     Pages of a limited run, or of one with damaged results, begin with a warning: in the first line of Markdown and
-    HTML, in the title of charts. Markdown and HTML also warn of unreliable errors.
+    HTML, in the title of charts. Markdown and HTML also warn of unreliable errors. `palette` has the colours and shapes
+    of families of SAEs (default: of these results).
     Raises `Unwritable` if the folder cannot be written; no file is half-written.
     """
     written: list[Path] = []
@@ -40,7 +44,7 @@ def write_pages(reports: Sequence[Report], results: Sequence[Result], folder: Pa
     for report in reports:
         try:
             sections = report.sections(results) if report.sections is not None else ()
-            files = section_files(report.name, sections, heading)
+            files = section_files(report.name, sections, heading, palette or Palette.of(results))
             files |= report.pages(results) if report.pages is not None else {}
             pages = {name: _page(name, content, first) for name, content in files.items()}
             places = list(written)

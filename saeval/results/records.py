@@ -52,6 +52,7 @@ class ScalarRecord(_Record):
     comparable: NotRequired[Literal["hook", "model", "everywhere"]]
     null: NotRequired[NullRecord]
     p: NotRequired[Annotated[float, Field(ge=0, le=1)] | None]
+    depends: NotRequired[str]
 
 
 class CurveRecord(_Record):
@@ -63,6 +64,7 @@ class CurveRecord(_Record):
     x_unit: str
     unit: str
     better: Better
+    depends: NotRequired[str]
 
 
 def _same_lengths(record: CurveRecord) -> CurveRecord:
@@ -76,6 +78,7 @@ class TableRecord(_Record):
     kind: Literal["table"]
     columns: list[Any]
     rows: list[list[Any]]
+    depends: NotRequired[str]
 
 
 def _full_rows(record: TableRecord) -> TableRecord:
@@ -89,6 +92,7 @@ class ArrayRecord(_Record):
     shape: list[int]
     dtype: str
     unit: str
+    depends: NotRequired[str]
 
 
 class NotesRecord(_Record):
@@ -260,6 +264,7 @@ class ShownValue(Struct, gc=False):
     p: Annotated[float, Meta(ge=0, le=1)] | None = None
     proportion: bool = False
     seeds: list[str] | None = None
+    depends: str | None = None
     notes: list[str] | None = None
 
     @property

@@ -9,16 +9,20 @@ from typing import Any
 from saeval.base import escapes
 from saeval.base.formatting import counted, number
 from saeval.results import chart_files
+from saeval.results.families import Palette
 from saeval.results.sections import Chart, Passage, Section, Table
 
 LONGEST = 60
 """Most rows of a folded table on a page; longer ones are CSV files beside it."""
 
 
-def section_files(name: str, sections: Sequence[Section], warning: str = "") -> dict[str, bytes | str]:
+def section_files(
+    name: str, sections: Sequence[Section], warning: str = "", palette: Palette | None = None
+) -> dict[str, bytes | str]:
     """Return the page `NAME.md` and the files that it shows, by file name; empty without sections.
 
-    Pictures begin with the `warning`, if there is one; whoever writes the page puts it above the text too.
+    Pictures begin with the `warning`, if there is one; whoever writes the page puts it above the text too. `palette`
+    has the colours and shapes of families of SAEs.
     """
     if not sections:
         return {}
@@ -31,7 +35,7 @@ def section_files(name: str, sections: Sequence[Section], warning: str = "") -> 
         parts += [f'<a id="{_anchor(index)}"></a>\n\n# {escapes.markdown(section.title)}', *_list(section.summary)]
         for chart in section.charts:
             file = _new(f"{stem}-{chart.name}.png", files)
-            files[file] = chart_files.png(chart, warning)
+            files[file] = chart_files.png(palette.painted(chart) if palette else chart, warning)
             parts.append(picture(chart, file))
         for table in section.tables:
             parts.append(_table(table, stem, files))

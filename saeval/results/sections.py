@@ -22,6 +22,9 @@ class Chart:
     """One record for each mark, with text, finite numbers and None: what the CSV file beside the chart has."""
     description: str
     """What the chart shows, in a sentence, for people who cannot see it."""
+    families: Mapping[str, str] = field(default_factory=dict)
+    """Names in the data that stand for a family of SAEs, each with the `key` of one of its SAEs among the subjects of
+    results. Whoever writes several charts gives a family the same colour and shape in all of them."""
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
         """Return what a notebook shows: the specification for those that draw it, and a picture."""

@@ -9,6 +9,7 @@ from typing import Any
 from saeval.base.formatting import counted
 from saeval.results import charts
 from saeval.results.board import Board, Column, Row, document_count
+from saeval.results.families import Mark, Palette, key_of
 from saeval.results.sections import Chart
 
 MOST_NAMED = 90
@@ -23,14 +24,19 @@ KINDS = {
     "model": "model",
 }
 _L0 = "l0"
+_OTHER = Mark(charts.NEUTRAL, "diamond")
+_OF_KINDS = {KINDS["sae"]: Mark(charts.COLOURS[0], "circle"), KINDS["group"]: Mark(charts.COLOURS[0], "square")}
+"""Marks of rows that have no family of their own, or where all have the same."""
 
 
-def value_charts(board: Board, metric: str, value: str = "") -> list[Chart]:
+def value_charts(board: Board, metric: str, value: str = "", palette: Palette | None = None) -> list[Chart]:
     """Return a chart of the shown values of a configured metric, or of one `value`; none if no row has a number.
 
     Rows are ordered by hook and by L0, where the board has one, controls last. No line joins rows. A number that would
-    flatten the others stands at the edge, with its value beside it.
+    flatten the others stands at the edge, with its value beside it. `palette` has the colours and shapes of families
+    (default: of the board's SAEs).
     """
+    palette = palette or Palette.of(result for row in board.rows for result in row.results)
     columns = [column for column in board.columns if column.metric == metric and not column.paired]
     chosen = [column for column in columns if (column.value == value if value else column.headline)]
     columns = chosen if value else chosen or columns
@@ -42,11 +48,11 @@ def value_charts(board: Board, metric: str, value: str = "") -> list[Chart]:
     records: list[dict[str, Any]] = []
     parts, remarks = [], []
     for at, column in enumerate(columns):
-        made = [_record(row, column, named[id(row)], at) for row in rows]
+        made = [_record(row, column, named[id(row)], at, palette) for row in rows]
         own, far = charts.clipped(made, "number", [r for r in made if r["kind"] == KINDS["sae"]])
         records += own
         first = at % 3 == 0
-        parts.append(_part(own, column, at, list(named.values()), first))
+        parts.append(_part(own, column, at, list(named.values()), first, palette, board.tokens))
         if far:
             remarks.append(f"{counted(far, 'value')} of {column.value} beyond the edge, in figures")
     documents = document_count(board.data)
@@ -56,7 +62,7 @@ def value_charts(board: Board, metric: str, value: str = "") -> list[Chart]:
     subtitle += [counted(documents, "document")] if documents else []
     errors = any(record["number_low"] is not None for record in records)
     subtitle += [charts.BARS if errors else "no error bars: the values have no error over documents"]
-    subtitle += ["rows by hook and L0"] if _has_l0(board) else []
+    subtitle += [_order_in_words(board, rows)]
     text = ", ".join(column.value for column in columns)
     suffix = f" at {rows[0].hook_name}" if len({row.hook_name for row in rows}) == 1 and rows[0].hook_name else ""
     return [
@@ -69,20 +75,31 @@ def value_charts(board: Board, metric: str, value: str = "") -> list[Chart]:
 
 
 def _part(
-    records: Sequence[dict[str, Any]], column: Column, at: int, order: Sequence[str], first: bool
+    records: Sequence[dict[str, Any]],
+    column: Column,
+    at: int,
+    order: Sequence[str],
+    first: bool,
+    palette: Palette,
+    tokens: str,
 ) -> dict[str, Any]:
     arrow = {"lower": ", lower is better", "higher": ", higher is better"}.get(column.better or "", "")
-    x = charts.quantity("shown", f"{column.value}, {column.unit}{arrow}".strip(", "), charts.extent(records, "shown"))
+    at_tokens = f", at {tokens}" if column.depends and tokens else ""
+    title = f"{column.value}, {column.unit}{arrow}{at_tokens}".strip(", ")
+    x = charts.quantity("shown", title, charts.extent(records, "shown"))
     y = charts.names("row", None, order)
     few = len(order) <= MOST_NAMED
     if not (first and few):
         y["axis"] = y["axis"] | {"labels": False, "title": None}
-    kinds = [kind for kind in KINDS.values() if any(r["kind"] == kind for r in records)]
-    colours = {KINDS["sae"]: charts.COLOURS[0], KINDS["group"]: charts.COLOURS[2]}
-    colour = charts.colour("kind", None, kinds, [colours.get(kind, charts.NEUTRAL) for kind in kinds])
-    shape = charts.shape("kind", None, kinds, ["circle" if kind in colours else "diamond" for kind in kinds])
-    for channel in (colour, shape):
-        channel["legend"] = {"orient": "bottom", "direction": "horizontal"} if len(kinds) > 1 else None
+    groups = [*palette.marks, *KINDS.values()] if len(palette.marks) > 1 else list(KINDS.values())
+    groups = [group for group in groups if any(r["family"] == group for r in records)]
+    marks = _OF_KINDS | palette.marks if len(palette.marks) > 1 else _OF_KINDS
+    colour, shape = (
+        channel("family", None, groups, [marks.get(group, _OTHER)[i] for group in groups])
+        for i, channel in enumerate((charts.colour, charts.shape))
+    )
+    for made in (colour, shape):
+        made["legend"] = {"orient": "bottom", "columns": 4, "labelLimit": 260} if len(groups) > 1 else None
     layers = [
         *charts.dots(x, y, bars="x", size=55 if few else 12, color=colour, shape=shape),
         *charts.written(x, y, "beyond", mark={"dy": 0, "dx": 7}),
@@ -93,12 +110,15 @@ def _part(
     return part | {"transform": [{"filter": f"datum.panel == {at}"}], "title": {"text": column.name, "fontSize": 11}}
 
 
-def _record(row: Row, column: Column, name: str, at: int) -> dict[str, Any]:
+def _record(row: Row, column: Column, name: str, at: int, palette: Palette) -> dict[str, Any]:
     entry = row.entries.get(column.name)
     value, ci95 = (entry.value, entry.ci95) if entry is not None else (None, None)
     reason = "" if value is not None else "not measured" if entry is None else f"{entry.status}: {entry.reason or ''}"
+    kind = KINDS.get(row.kind, row.kind)
+    several = len(palette.marks) > 1 and row.kind in ("sae", "group")
+    family = palette.family(key_of(s) for r in row.results[:1] for s in r.cell["subjects"]) if several else None
     return {
-        "row": name, "name": row.name, "hook": row.hook_name, "kind": KINDS.get(row.kind, row.kind),
+        "row": name, "name": row.name, "hook": row.hook_name, "kind": kind, "family": family or kind,
         "value": column.name, "panel": at, **charts.measured(value, ci95, "number"), "reason": reason.strip(": "),
     }  # fmt: skip
 
@@ -121,8 +141,11 @@ def _labels(rows: Sequence[Row]) -> dict[int, str]:
     return {place: short[name] for place, name in whole.items()}
 
 
-def _has_l0(board: Board) -> bool:
-    return any(column.value == _L0 for column in board.columns)
+def _order_in_words(board: Board, rows: Sequence[Row]) -> str:
+    hooks = "hook and " * (len({row.hook_name for row in rows}) > 1)
+    has_l0 = any(column.value == _L0 for column in board.columns)
+    controls = any(row.kind == "control" for row in rows)
+    return f"rows from the top by {hooks}{'L0, the sparsest first' if has_l0 else 'name'}{', controls last' * controls}"
 
 
 def _place(board: Board, row: Row) -> tuple[Any, ...]:

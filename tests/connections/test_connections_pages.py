@@ -13,10 +13,10 @@ from saeval_connections.pages import claimed_by_weights_alone, sections, sparsit
 
 COLUMNS = [
     "earlier", "later", "direct", "block", "data", "intervention", "stderr", "strength", "rank", "tokens",
-    "strongest_by", "shown",
+    "documents", "strongest_by", "shown",
 ]  # fmt: skip
-REAL = [3, 7, 0.5, 0.6, 0.4, 0.45, 0.05, 0.8, 1, 900, "direct, block, data", 1]
-CLAIMED = [3, 9, 0.7, 0.1, 0.0, 0.01, 0.02, 0.02, 60, 900, "direct", 1]
+REAL = [3, 7, 0.5, 0.6, 0.4, 0.45, 0.05, 0.8, 1, 900, 12, "direct, block, data", 1]
+CLAIMED = [3, 9, 0.7, 0.1, 0.0, 0.01, 0.02, 0.02, 60, 900, 6, "direct", 1]
 
 
 def result():
@@ -56,10 +56,12 @@ def test_a_feature_of_several_edges_is_named_once_in_the_graph():
     assert [r["earlier height"] for r in graph.data] == [0.5, 0.5]
 
 
-def test_the_errors_of_strengths_have_their_unit():
+def test_bars_of_strengths_are_95_percent_intervals_in_their_unit():
     first, second = strengths(result()).data
-    assert first["strength"] - first["strength_low"] == pytest.approx(2 * 0.05 * 0.8 / 0.45)
-    assert second["strength_high"] - second["strength"] == pytest.approx(2 * 0.02 * 0.02 / 0.01)
+    t_11, t_5 = 2.200985, 2.570582
+    assert first["strength"] - first["strength_low"] == pytest.approx(t_11 * 0.05 * 0.8 / 0.45)
+    assert second["strength_high"] - second["strength"] == pytest.approx(t_5 * 0.02 * 0.02 / 0.01)
+    assert "bars: 95% intervals" in strengths(result()).subtitle
 
 
 def test_an_edge_that_neither_data_nor_intervention_shows_is_claimed_by_the_weights_alone():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from saeval.testing import check_chart
 from saeval.testing.chart_checks import channels
 from saeval.testing.claims import every
 from saeval_frontier.families import families, members
-from saeval_frontier.pages import left_out
+from saeval_frontier.pages import pareto_section
 from saeval_frontier.pareto import dominated_area, fronts, jackknife_draws, undominated
 from saeval_frontier.plots import pareto_chart
 
@@ -25,6 +27,10 @@ def front(*saes, y="ce.delta_ce"):
         results.append(result(name, "ce", {y.partition(".")[2]: loss}, architecture=kind))
     (only,) = fronts(families(members(results)), "l0.l0", y)
     return only
+
+
+def _by_family(found):
+    return {(found.hook_name, f): [p.sae for p in found.points if p.family == f] for f in found.families}
 
 
 def test_the_front_of_a_planted_set():
@@ -127,7 +133,28 @@ def test_only_the_front_is_joined_and_ringed():
 def test_saes_without_one_of_the_values_are_named():
     saes = families(members([*(result(n, "l0", {"l0": estimate(1.0)}) for n in "ab"),
                              result("a", "ce", {"delta_ce": estimate(1.0)})]))  # fmt: skip
-    assert left_out(saes, fronts(saes, "l0.l0", "ce.delta_ce")) == ["left out, without one of the two values: b"]
+    found = fronts(saes, "l0.l0", "ce.delta_ce")
+    section = pareto_section(saes, found, "l0.l0", "ce.delta_ce")
+    (said,) = [sentence for sentence in section.summary if sentence.startswith("Left out")]
+    assert said == (
+        "Left out, since they lack l0.l0 or ce.delta_ce: 1 of 2 SAEs of SAEs at blocks.1.hook_resid_pre (b); they could "
+        "be on the front."
+    )
+
+
+def test_a_front_says_who_may_be_on_it_and_that_families_of_unequal_size_are_not_comparable():
+    close = [("a-1", estimate(1), estimate(4.0)), ("a-2", estimate(2), estimate(1.0, 0.5, 1))]
+    planted = front(*close, ("b-1", estimate(2.5), estimate(1.01, 0.5, 2)), ("b-2", estimate(3), estimate(9.0)))
+    words, *rest = pareto_section(_by_family(planted), [planted], "l0.l0", "ce.delta_ce").summary
+    assert words.startswith("On the front of 4 SAEs at blocks.1.hook_resid_pre: a-1, a-2; not sure, with the share of")
+    assert re.search(r"b-1 \((4|5)\d%\)\.$", words)
+    assert rest == []
+    alone = front(*close, ("b-1", estimate(3), estimate(0.5)))
+    section = pareto_section(_by_family(alone), [alone], "l0.l0", "ce.delta_ce")
+    assert section.summary[-1].startswith(
+        "Families have 1 to 2 SAEs at a hook, so their hypervolumes are not comparable"
+    )
+    assert [row[2] for row in section.tables[0].rows] == ["2", "1"]
 
 
 def test_values_that_do_not_exist():

@@ -121,3 +121,60 @@ def test_intervals_end_at_the_documented_bounds_of_their_values():
     assert share["ci95"] == [free["ci95"][0], 1]
     assert by_size["ci95"] == [[0, free["ci95"][1]]]
     assert share["stderr"] == by_size["stderr"][0] == free["stderr"]
+
+
+class Counts(Metric):
+    """How many tokens there are.
+
+    Values:
+        seen, more: #tokens; tokens; ≥ 0; no better direction, depends on the number of tokens: it is that number, so
+            to speak.
+        half: seen / 2; tokens; ≥ 0; no better direction.
+    """
+
+    name, version, value_names = "counts", 1, ("seen", "more", "half")
+
+    def observe(self, mask: Bool[Tensor, "batch seq"]) -> Mean:
+        return Mean.of(torch.ones(mask.shape, dtype=torch.float64), mask)
+
+    def conclude(self, total: Mean) -> dict:
+        return {name: Scalar(float(total.value.n)) for name in ("seen", "more", "half")}
+
+
+def test_a_value_that_depends_on_the_number_of_tokens_says_so_wherever_it_stands(tmp_path, capsys):
+    results = evaluate_tiny(["counts"], Counts, preflight="off", out=tmp_path, key="counts")
+    tokens = f"{results[0].cell['data']['tokens']:,} tokens"
+    said = (
+        f"on the number of tokens: it is that number, so to speak; here {tokens}. Compare them only where that is equal"
+    )
+    assert f"counts.seen, counts.more depend {said}" in results.leaderboard()
+    (chart,) = results.charts("counts").values()
+    titles = [part["layer"][0]["encoding"]["x"]["title"] for part in chart.spec["concat"]]
+    assert [title.endswith(f"at {tokens}") for title in titles] == [True, True, False]
+    key = results[0].key
+    assert cli.main(["show", str(results.folder), key]) == 0
+    assert f"seen, more depend {said}" in capsys.readouterr().out
+    page = results.report(tmp_path / "page")[-1].read_text(encoding="utf-8")
+    assert f"counts.seen, counts.more depend {said}" in page
+
+
+@pytest.mark.parametrize(
+    ("direction", "depends"),
+    [
+        ("lower is better, depends on the number of tokens: few show less", "the number of tokens: few show less"),
+        ("lower is better", ""),
+    ],
+)
+def test_a_documented_dependence_follows_the_direction(direction, depends):
+    documented = type("M", (Metric,), {"name": "m", "__doc__": f"M.\n\nValues:\n    a: f; u; ≥ 0; {direction}.\n"})
+    (line,) = documented_values(documented)
+    assert (line.better, line.depends) == ("lower is better", depends)
+
+
+@pytest.mark.parametrize(
+    "direction", ["lower is better, depends on ", "lower is better, depends", "better, depends on x"]
+)
+def test_a_malformed_dependence_is_refused(direction):
+    documented = type("M", (Metric,), {"name": "m", "__doc__": f"M.\n\nValues:\n    a: f; u; ≥ 0; {direction}.\n"})
+    with pytest.raises(ValueError, match="is not 'NAMES: EQUATION; UNIT; RANGE; DIRECTION"):
+        documented_values(documented)

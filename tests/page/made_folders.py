@@ -34,20 +34,29 @@ def subjects(names=NAMES):
     return [*saes, *draws]
 
 
-def fill(folder, given=None, *, fingerprint="d", model="tiny", suite="made", metrics=("ce", "l0", "shape")):
-    """Write the results of metrics on each subject, and their manifest; return the folder."""
+def fill(
+    folder, given=None, *, fingerprint="d", model="tiny", suite="made", metrics=("ce", "l0", "shape"), also=(),
+):  # fmt: skip
+    """Write the results of metrics on each subject, and their manifest; return the folder.
+
+    `also` names shown columns of `ce` that have the numbers of its loss.
+    """
     store, cells = Store(folder), []
     for place, subject in enumerate(subjects() if given is None else given):
         for metric in metrics:
             cell = {
                 "suite": suite, "model": {"name": model}, "metric": metric, "alias": metric, "subjects": [subject],
-                "data": {"fingerprint": fingerprint, "use": "text", "documents": DOCUMENTS}, "params": {"ablation": "mean"},
+                "data": {"fingerprint": fingerprint, "use": "text", "documents": DOCUMENTS, "tokens": 9216}, "params": {"ablation": "mean"},
             }  # fmt: skip
             result = made(f"{metric}-{place}", cell, place)
+            for name in (name.removeprefix("ce.") for name in also if metric == "ce" and result.values):
+                result.values[name] = result.values["loss"]
+                result.arrays |= {f"{part}/{name}": result.arrays[f"{part}/loss"] for part in ("without", "sizes")}
             if subject["name"] != "empty" or metric != "l0":
                 store.write(result)
             cells.append({"key": result.key, "cell": cell})
-    facts = {"schema": MANIFEST_FORM, "suite": suite, "limit": None, "leaderboard": LAYOUT, "cells": cells}
+    layout = LAYOUT | {"columns": [*LAYOUT["columns"], *also]}
+    facts = {"schema": MANIFEST_FORM, "suite": suite, "limit": None, "leaderboard": layout, "cells": cells}
     store.write_manifest(facts)
     return folder
 
@@ -73,7 +82,8 @@ def made(key, cell, place):
     else:
         table = Table(["density_from", "density_to", "features"], [[-2.0, -1.0, 30], [-1.0, 0.0, 12]])
         array = Array(rng.normal(size=100), unit="norm")
-        values = {"size": Scalar(level, better="higher").record(), "histogram": table.record(), "norms": array.record()}
+        size = Scalar(level, better="higher").record() | {"depends": "the number of tokens: few show less"}
+        values = {"size": size, "histogram": table.record(), "norms": array.record()}
         values["notes"] = Notes([f"mind {SCRIPT}"]).record()
         arrays = {"value/norms": array.data}
     components = {"sum": {"numerator": 96 * level, "denominator": 96.0}, "counts": list(range(1000))}

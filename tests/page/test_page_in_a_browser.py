@@ -20,6 +20,10 @@ from saeval.results.leaderboard import boards
 from saeval.results.paired_tests import difference
 from saeval.testing.claims import every, some
 
+OVERFLOW = (
+    "(() => { const box = document.querySelector('.scrolls.wide'); return box.scrollWidth - box.clientWidth; })()"
+)
+
 
 def names(page):
     """The rows of the table from top to bottom, by name."""
@@ -33,23 +37,30 @@ def cells(page, name):
     )
 
 
+def controls(page):
+    return page.locator("[data-tick=controls] input")
+
+
 def header(page, name):
     return page.locator("table.board thead th").filter(has_text=name).locator("[role=button]").first
 
 
 SHOWN = [line(name) for name in NAMES]
+CONTROL = "random(plain) ×3"
 
 
 def test_names_are_text_and_rows_are_in_the_boards_order(opened, file):
     page = opened(file)
     assert names(page)[:5] == SHOWN[:5]
-    assert {*names(page)} == {*SHOWN}
+    assert names(page)[-1] == CONTROL
+    assert {*names(page)} == {*SHOWN, CONTROL}
     assert page.evaluate("document.querySelectorAll('table.board script, table.board b').length") == 0
     assert page.title() == "made – saeval"
 
 
 def test_sorting_puts_rows_without_a_number_last_and_changes_no_rank(opened, file):
     page = opened(file)
+    controls(page).uncheck()
     before = {name: cells(page, name).nth(1).inner_text() for name in names(page)}
     header(page, "loss").click()
     page.wait_for_selector("table.board th[aria-sort=ascending]")
@@ -68,6 +79,7 @@ def test_sorting_puts_rows_without_a_number_last_and_changes_no_rank(opened, fil
 
 def test_filters_hide_rows_of_the_table_and_of_the_charts_and_change_no_rank(opened, file):
     page = opened(file)
+    controls(page).uncheck()
     before = {name: cells(page, name).nth(1).inner_text() for name in names(page)}
     page.locator("[data-menu=filter] > summary").click()
     page.locator("[data-property=architecture]").get_by_text("relu (").click()
@@ -86,8 +98,8 @@ def test_filters_hide_rows_of_the_table_and_of_the_charts_and_change_no_rank(ope
     page.get_by_role("searchbox").fill("nowhere")
     page.wait_for_selector(".charts[data-rows='0']")
     page.get_by_role("searchbox").fill("")
-    page.locator("[data-tick=controls] input").check()
-    assert names(page)[-1] == "random(plain) ×3"
+    controls(page).check()
+    assert names(page)[-1] == CONTROL
 
 
 def test_missing_numbers_say_why(opened, file):
@@ -163,6 +175,7 @@ def test_a_comparison_has_the_paired_differences_of_the_core(opened, folder, fil
 
 def test_copies_have_names_as_text_and_formulas_in_no_cell(opened, file):
     page = opened(file, permissions=["clipboard-read", "clipboard-write"])
+    controls(page).uncheck()
     copies = {}
     for form in ("markdown", "latex", "csv"):
         page.locator("[data-menu=copy] > summary").click()
@@ -192,16 +205,58 @@ def test_an_accessibility_checker_finds_nothing_serious(opened, file, scheme):
         return [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in ("serious", "critical")]
 
     page = opened(file, color_scheme=scheme)
-    page.locator("[data-tick=controls] input").check()
     assert serious() == []
     page.get_by_role("button", name="plain", exact=True).click()
     expect(page.locator("dialog .drawn svg")).to_have_count(3)
     assert serious() == []
 
 
+def test_what_the_signs_mean_and_what_is_wrong_is_in_view_without_a_click(opened, file):
+    page = opened(file)
+    expect(controls(page)).to_be_checked()
+    expect(page.get_by_text("± is one standard error over documents", exact=False).first).to_be_visible()
+    note = page.get_by_text("shape.size depends on the number of tokens: few show less; here 9,216 tokens")
+    expect(note).to_be_visible()
+    heads = page.locator("table.board thead th").all_inner_texts()
+    (starred,) = [head.replace("\u00a0", " ").replace(".\n", ".") for head in heads if "*" in head]
+    assert starred.startswith("shape.size ↑ *")
+    box = page.get_by_role("note", name="Warnings and notes")
+    first = box.locator(".brief li")
+    expect(box.get_by_text(re.compile(r"^\d+ warnings and notes$"))).to_be_visible()
+    assert first.count() == 3
+    expect(first.first).to_be_visible()
+    whole = box.locator("details li")
+    expect(whole.first).not_to_be_visible()
+    box.locator("summary").click()
+    assert whole.count() == int(box.locator("p").inner_text().split()[0])
+    expect(whole.last).to_be_visible()
+    expect(first.first).not_to_be_visible()
+
+
+def test_on_a_wide_window_all_columns_are_whole_with_errors_below_values(opened, tmp_path):
+    many = [{"name": f"folder/sae-{i}", "hook_name": "h", "key": f"k{i}", "kind": "sae"} for i in range(4)]
+    wide = [f"ce.loss_of_a_long_name_{i}" for i in range(9)]
+    folder = fill(tmp_path / "wide", many, metrics=("ce",), also=wide)
+    assert cli.main(["report", str(folder)]) == 0
+    page = opened(folder / "report" / "index.html", width=1400)
+    assert page.locator("table.board.stacked").count() == 1
+    assert page.evaluate(OVERFLOW) == 0
+    page.set_viewport_size({"width": 2600, "height": 900})
+    expect(page.locator("table.board.stacked")).to_have_count(0)
+
+
 def test_on_a_phone_only_the_table_scrolls_sideways(opened, file):
     page = opened(file, width=390, height=844)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    seen = page.evaluate(
+        "[...document.querySelectorAll('table.board tbody tr:first-child td.value')]"
+        ".filter((cell) => cell.getBoundingClientRect().right <= 390).length"
+    )
+    assert seen >= 2
+    page.evaluate("document.querySelector('.scrolls.wide').scrollLeft = 500")
+    name = page.locator("table.board tbody th").first.bounding_box()
+    assert 0 <= name["x"] < 20
+    assert name["width"] < 195
     page.get_by_role("button", name="plain", exact=True).click()
     assert page.evaluate("document.querySelector('dialog').scrollWidth") <= 390
 
