@@ -29,15 +29,11 @@ _UNIT = "share of the deficit"
 
 def quadrants(task_labels: Int8[np.ndarray, "batch tasks"], probe_tasks: tuple[Task, ...]) -> Int8[np.ndarray, "batch"]:
     """Answers to the two tasks of each text: 0 no-no, 1 no-yes, 2 yes-no, 3 yes-yes; -1 for a text not in both."""
-    return _quadrants(task_labels, probe_tasks)
-
-
-def _quadrants(labels: Int8[np.ndarray, "n tasks"], tasks: Sequence[Task]) -> Int8[np.ndarray, "n"]:
-    if len(tasks) != 2:
-        names = ", ".join(repr(task.name) for task in tasks)
-        raise Undefined(f"'tasks' matches {len(tasks)} tasks ({names}); name the two that are to be told apart")
-    both = (labels != OUTSIDE).all(1)
-    return np.where(both, 2 * labels[:, 0] + labels[:, 1], OUTSIDE).astype(np.int8)
+    if len(probe_tasks) != 2:
+        names = ", ".join(repr(task.name) for task in probe_tasks)
+        raise Undefined(f"'tasks' matches {len(probe_tasks)} tasks ({names}); name the two that are to be told apart")
+    both = (task_labels != OUTSIDE).all(1)
+    return np.where(both, 2 * task_labels[:, 0] + task_labels[:, 1], OUTSIDE).astype(np.int8)
 
 
 def fit_quadrants(
@@ -65,7 +61,7 @@ def pair_probes(
     name = _pair(probe_tasks)
     equal, apart = [], []
     for rows, split in ((fit_activation_rows, FIT), (validation_activation_rows, VALIDATION)):
-        groups = _quadrants(rows["y"], probe_tasks)
+        groups = quadrants(rows["y"], probe_tasks)
         coinciding = np.array([0, OUTSIDE, OUTSIDE, 1, OUTSIDE], dtype=np.int8)[groups]
         index = balanced(coinciding, 2, rows.clusters, seed, name, split)
         equal.append((rows["x"][index].astype(np.float64), coinciding[index] == 1))
@@ -196,7 +192,7 @@ class SCR(Metric):
         probe_tasks: tuple[Task, ...],
         test_activation_rows: PerRow,
     ) -> dict[str, Value]:
-        rows = balanced(_quadrants(total["y"], probe_tasks), 4, total.clusters, self.seed, _pair(probe_tasks), TEST)
+        rows = balanced(quadrants(total["y"], probe_tasks), 4, total.clusters, self.seed, _pair(probe_tasks), TEST)
         left = LeftOut(total.clusters[rows], total.n_clusters)
         x, y = test_activation_rows["x"][rows].astype(np.float64), total["y"][rows] == 1
         before = pair_probes.biased.logits(x)
