@@ -10,6 +10,9 @@ from saeval_compat import splices
 from saeval_compat.batches import batch_sums, included_spread
 from saeval_compat.dictionary_learning import DictionaryLearningEvaluate
 from saeval_compat.saebench import SAEBenchDownstream, SAEBenchFeatures, SAEBenchVariance, SAEBenchWeights
+from saeval_compat.saebench_probes import padded_acts, silent_acts
+from saeval_compat.saebench_scr import SAEBenchSCR, saebench_scr_removals, saebench_scr_setup, saebench_scr_sums
+from saeval_compat.saebench_tpp import SAEBenchTPP, saebench_tpp_removals, saebench_tpp_setup, saebench_tpp_sums
 from saeval_compat.saelens import SAELensDownstream, SAELensFeatures, SAELensVariance, SAELensWeights
 from saeval_compat.token_rows import TokenRows
 
@@ -19,6 +22,7 @@ def saeval_metrics() -> list[type[Metric]]:
     return [
         SAELensDownstream, SAELensVariance, SAELensFeatures, SAELensWeights,
         SAEBenchDownstream, SAEBenchVariance, SAEBenchFeatures, SAEBenchWeights,
+        SAEBenchSCR, SAEBenchTPP,
         DictionaryLearningEvaluate,
     ]  # fmt: skip
 
@@ -28,7 +32,8 @@ def saeval_quantities() -> list[Callable[..., Any]]:
     return [
         batch_sums, included_spread, splices.everywhere_final, splices.everywhere_scores, splices.included_clean_scores,
         splices.included_final, splices.included_scores, splices.included_token_scores, splices.zeroed_final,
-        splices.zeroed_scores,
+        splices.zeroed_scores, padded_acts, saebench_scr_removals, saebench_scr_setup, saebench_scr_sums,
+        saebench_tpp_removals, saebench_tpp_setup, saebench_tpp_sums, silent_acts,
     ]  # fmt: skip
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from saeval.plugin import Metric, hookimpl
 from saeval_concepts.baselines import activation_probes, token_probes
+from saeval_concepts.directions import task_directions
+from saeval_concepts.scr import SCR, fit_quadrants, pair_probes, quadrants, scr_removals
 from saeval_concepts.sparse_probing import SparseProbing
-from saeval_concepts.tasks import class_counts, fit_labels, probe_tasks, task_labels
+from saeval_concepts.tasks import class_counts, fit_labels, probe_tasks, task_labels, validation_labels
 from saeval_concepts.texts import (
     chosen_features,
     class_sums,
@@ -19,18 +21,23 @@ from saeval_concepts.texts import (
     pooled_acts,
     test_activation_rows,
     test_token_rows,
+    validation_activation_rows,
 )
+from saeval_concepts.tpp import TPP, tpp_removals
+from saeval_concepts.written import pooled_written_acts, written_acts, written_by_class, written_by_quadrant
 
 
 @hookimpl
 def saeval_metrics() -> list[type[Metric]]:
-    return [SparseProbing]
+    return [SCR, TPP, SparseProbing]
 
 
 @hookimpl
 def saeval_quantities() -> list[Callable[..., Any]]:
     return [
         activation_probes, chosen_features, class_counts, class_sums, fit_activation_rows, fit_features_of_tasks,
-        fit_labels, fit_token_rows, pooled_activations, pooled_acts, probe_tasks, task_labels, test_activation_rows,
-        test_token_rows, token_probes,
+        fit_labels, fit_quadrants, fit_token_rows, pair_probes, pooled_activations, pooled_acts, pooled_written_acts,
+        probe_tasks, quadrants, scr_removals, task_directions, task_labels, test_activation_rows, test_token_rows,
+        token_probes, tpp_removals, validation_activation_rows, validation_labels, written_acts, written_by_class,
+        written_by_quadrant,
     ]  # fmt: skip

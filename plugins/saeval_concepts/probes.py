@@ -60,18 +60,19 @@ class Trainer:
             x = fit(part)
             scale = _scale(x[outside]) if standardise else None
             for number, C in enumerate(PENALTIES):
-                model = self._model(_scaled(x[outside], scale), self.y[outside], C)
+                model = logistic(_scaled(x[outside], scale), self.y[outside], C, self.penalty)
                 means[number] += auc(model.decision_function(_scaled(x[inside], scale)), self.y[inside])
         best = float(PENALTIES[int(np.argmax(np.round(means, 9)))])
         x = fit(None)
         scale = _scale(x) if standardise else None
         columns, on_test = _scaled(x, scale), _scaled(test, scale)
-        scores = self._model(columns, self.y, best).decision_function(on_test)
+        scores = logistic(columns, self.y, best, self.penalty).decision_function(on_test)
         again = []
         for number in range(self.refits):
             rows = self._resampled(number)
             if len(set(self.y[rows])) == 2:
-                again.append(self._model(columns[rows], self.y[rows], best).decision_function(on_test))
+                model = logistic(columns[rows], self.y[rows], best, self.penalty)
+                again.append(model.decision_function(on_test))
         return Fitted(scores, best, again)
 
     def _resampled(self, number: int) -> Int[np.ndarray, "n"]:
@@ -81,16 +82,18 @@ class Trainer:
         drawn = documents[(keys % np.uint64(len(documents))).astype(np.int64)]
         return np.concatenate([np.flatnonzero(self.clusters == document) for document in drawn])
 
-    def _model(self, x: Matrix, y: Bool[np.ndarray, "n"], C: float) -> Any:
-        from sklearn.linear_model import LogisticRegression  # late: slow to import
 
-        if self.penalty == "l1":
-            model = LogisticRegression(C=C, l1_ratio=1.0, solver="liblinear", max_iter=1000, random_state=0)
-        else:
-            model = LogisticRegression(C=C, max_iter=1000)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a probe of separable classes need not converge
-            return model.fit(x, y)
+def logistic(x: Matrix, y: Bool[np.ndarray, "n"], C: float, penalty: str) -> Any:
+    """Return a logistic regression of scikit-learn, fitted with an `l1` or `l2` penalty."""
+    from sklearn.linear_model import LogisticRegression  # late: slow to import
+
+    if penalty == "l1":
+        model = LogisticRegression(C=C, l1_ratio=1.0, solver="liblinear", max_iter=1000, random_state=0)
+    else:
+        model = LogisticRegression(C=C, max_iter=1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a probe of separable classes need not converge
+        return model.fit(x, y)
 
 
 def _scale(x: Matrix) -> tuple[Any, Any]:

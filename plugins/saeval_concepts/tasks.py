@@ -100,3 +100,10 @@ def fit_labels(
 ) -> Int8[np.ndarray, "batch tasks"]:
     """The same, with the texts for validation outside every task."""
     return np.where(validation[:, None], OUTSIDE, task_labels).astype(np.int8)
+
+
+def validation_labels(
+    task_labels: Int8[np.ndarray, "batch tasks"], validation: Bool[np.ndarray, "batch"]
+) -> Int8[np.ndarray, "batch tasks"]:
+    """The same, with all texts but those for validation outside every task."""
+    return np.where(validation[:, None], task_labels, OUTSIDE).astype(np.int8)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int8
 
-from saeval.plugin import Batch, Evidence, PerRow, fit_split, fold, hashed, torch
+from saeval.plugin import Batch, Evidence, PerRow, fit_split, fold, hashed, is_tensor, torch
 from saeval_concepts.tasks import OUTSIDE, Task
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def fit_activation_rows(
     pooled_activations: Float[Tensor, "batch d_in"], fit_labels: Int8[np.ndarray, "batch tasks"]
 ) -> PerRow:
     """Fold over the fit split: each text's labels and pooled activations."""
-    return _all_rows(fit_labels, x=pooled_activations.float())
+    return all_rows(fit_labels, x=pooled_activations.float())
 
 
 @fold
@@ -202,7 +202,16 @@ def test_activation_rows(
     pooled_activations: Float[Tensor, "batch d_in"], task_labels: Int8[np.ndarray, "batch tasks"]
 ) -> PerRow:
     """Fold: each evaluated text's labels and pooled activations."""
-    return _all_rows(task_labels, x=pooled_activations.float())
+    return all_rows(task_labels, x=pooled_activations.float())
+
+
+@fold
+@fit_split
+def validation_activation_rows(
+    pooled_activations: Float[Tensor, "batch d_in"], validation_labels: Int8[np.ndarray, "batch tasks"]
+) -> PerRow:
+    """Fold over the fit split: labels and pooled activations of each text for validation."""
+    return all_rows(validation_labels, x=pooled_activations.float())
 
 
 @fold
@@ -211,7 +220,7 @@ def fit_token_rows(
     tokens: Int[Tensor, "batch seq"], included: Bool[Tensor, "batch seq"], fit_labels: Int8[np.ndarray, "batch tasks"]
 ) -> PerRow:
     """Fold over the fit split: each text's labels and tokens, -1 where none is included."""
-    return _all_rows(fit_labels, tokens=tokens.masked_fill(~included, -1))
+    return all_rows(fit_labels, tokens=tokens.masked_fill(~included, -1))
 
 
 @fold
@@ -219,10 +228,12 @@ def test_token_rows(
     tokens: Int[Tensor, "batch seq"], included: Bool[Tensor, "batch seq"], task_labels: Int8[np.ndarray, "batch tasks"]
 ) -> PerRow:
     """Fold: each evaluated text's labels and tokens, -1 where none is included."""
-    return _all_rows(task_labels, tokens=tokens.masked_fill(~included, -1))
+    return all_rows(task_labels, tokens=tokens.masked_fill(~included, -1))
 
 
-def _all_rows(labels: Int8[np.ndarray, "batch tasks"], **columns: Any) -> PerRow:
+def all_rows(labels: Int8[np.ndarray, "batch tasks"], **columns: Any) -> PerRow:
+    """Return the texts of any task with their labels and other columns, tensors or arrays."""
     rows = np.flatnonzero((labels != OUTSIDE).any(1))
     index = torch.from_numpy(rows)
-    return PerRow.of(rows, y=labels[rows], **{name: column.cpu()[index] for name, column in columns.items()})
+    chosen = {name: column.cpu()[index] if is_tensor(column) else column[rows] for name, column in columns.items()}
+    return PerRow.of(rows, y=labels[rows], **chosen)

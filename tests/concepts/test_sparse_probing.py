@@ -8,8 +8,9 @@ import torch
 from scipy.stats import binom
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
+from planted import CONTEXT, MARK, OTHER, RARE, VOCABULARY, YES, OneHot, Reader, texts
 from saeval.plugin import Batch, PerRow, Stamp
-from saeval.testing import TinyModel, TinySAE, evaluate_tiny
+from saeval.testing import evaluate_tiny
 from saeval.testing.claims import every, some
 from saeval.text.annotations import Annotations
 from saeval.text.tokens import TokenDataset
@@ -18,46 +19,6 @@ from saeval_concepts.probes import Probes, auc, quality
 from saeval_concepts.sparse_probing import SparseProbing
 from saeval_concepts.tasks import Task
 from saeval_concepts.texts import chosen_features, class_sums, cv_parts, pooled
-
-VOCABULARY, CONTEXT = 24, 10
-MARK, OTHER, RARE = 20, 21, 22
-
-
-class OneHot(TinyModel):
-    """A model whose activations at its first hook say which token is there."""
-
-    def __init__(self, layers: int = 2) -> None:
-        super().__init__(layers=layers, d_model=VOCABULARY, vocab=VOCABULARY)
-        self.embed = torch.eye(VOCABULARY)
-
-
-class Reader(TinySAE):
-    """An SAE whose features are tokens, scaled and in another order."""
-
-    def __init__(self, scale=1.0, order=None, decoder_scale=1.0) -> None:
-        super().__init__("blocks.0.hook_resid_pre", VOCABULARY, VOCABULARY)
-        order = np.arange(VOCABULARY) if order is None else order
-        self.W_enc = torch.eye(VOCABULARY)[:, order] * scale
-        self.W_dec = torch.eye(VOCABULARY)[order] / scale * decoder_scale
-        self.b_enc = torch.zeros(VOCABULARY)
-
-
-def texts(marks, seed=0, validation=0.0, columns=None, context=CONTEXT):
-    """Rows of random words, each with the marks that a function of its number gives; labels from their columns."""
-    draw = np.random.default_rng(seed)
-    n = 120
-    words = draw.integers(1, MARK, (n, context + 1)).astype(np.int32)
-    for row in range(n):
-        for place, mark in enumerate(marks(row)):
-            words[row, 2 + place] = mark
-    labels = {name: np.array([str(label(row)) for row in range(n)]) for name, label in (columns or YES).items()}
-    bits = np.zeros((n, context + 1), np.uint64)
-    annotations = Annotations(labels, draw.random(n) < validation, [], np.zeros(n, np.uint64), bits)
-    owner = np.repeat(np.arange(n, dtype=np.int32)[:, None], context + 1, axis=1)
-    return TokenDataset(words, owner, np.arange(n), excluded=[0], annotations=annotations)
-
-
-YES = {"marked": lambda row: int(row % 2)}
 
 
 def probed(marks, saes=None, model=None, columns=None, **options):

@@ -170,18 +170,22 @@ PARAMETERS = {
     "counterfactual_audit": {"steps": 2, "top": 3},
     "planted_recovery": {"steps": 2, "sizes": [1, 2]},
     "sparse_probing": {"k": [1, 2], "folds": 2, "refits": 2},
+    "tpp": {"n": [1], "draws": 1},
+    "scr": {"tasks": ["side", "pair"], "n": [1], "draws": 1},
+    "saebench_tpp": {"tasks": ["kind=*"], "n": [1], "epochs": 1},
+    "saebench_scr": {"tasks": ["side", "pair"], "n": [1], "epochs": 1},
 }
 
 
 def labelled_tokens() -> TokenDataset:
-    """Rows of tokens, of which every second one has another label."""
-    rows = tiny_tokens()
+    """Rows of tokens with labels that change at every or every second row, every fifth for validation."""
+    rows = tiny_tokens(rows=40)
     # dictionary_learning's metrics leave no token out
-    sides = np.where(np.arange(len(rows)) % 2 == 0, "even", "odd")
+    number = np.arange(len(rows))
+    labels = {name: np.where(number // period % 2 == 0, "even", "odd") for name, period in (("side", 1), ("pair", 2))}
+    labels["kind"] = np.array(["a", "b", "c"])[number % 3]
     nothing = np.zeros(len(rows), np.uint64)
-    annotations = Annotations(
-        {"side": sides}, nothing.astype(bool), [], nothing, np.zeros(rows.tokens.shape, np.uint64)
-    )
+    annotations = Annotations(labels, number % 5 == 0, [], nothing, np.zeros(rows.tokens.shape, np.uint64))
     return TokenDataset(rows.tokens, rows.documents, rows.clusters, annotations=annotations)
 
 

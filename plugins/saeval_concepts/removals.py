@@ -1,0 +1,76 @@
+"""`Removal`: features that are set to 0, with the SAE's error kept, and what this does to the logits of probes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from saeval.plugin import torch
+from saeval_concepts.directions import drawn
+from saeval_concepts.written import GroupSums
+from saeval_controls.shuffled import deranged
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONTROLS = ("shuffled", "random")
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """The features of one ranking, the first first, and how much logit each unit of them carries."""
+
+    features: Int[np.ndarray, "m"]
+    weights: Float[np.ndarray, "m probes"]
+
+    def changes(
+        self, pooled_written_acts: Float[Tensor, "batch d_sae"], n: Sequence[int]
+    ) -> Float[np.ndarray, "batch n probes"]:
+        """Return what leaves the logits with the first N features, for each N."""
+        index = torch.from_numpy(self.features).to(pooled_written_acts.device)
+        z = pooled_written_acts[:, index].double().cpu().numpy()
+        return np.stack([z[:, :count] @ self.weights[:count] for count in n], axis=1)
+
+
+@dataclass(frozen=True)
+class Removals:
+    """The removal of the features of one ranking, and its controls."""
+
+    features: Removal
+    scores: Float[np.ndarray, "m"]
+    """Effect of each feature, by which it is ranked."""
+    controls: Mapping[str, Sequence[Removal]]
+    """By name, one for each draw."""
+
+
+def removals_of(
+    effects: Float[np.ndarray, "d_sae"],
+    most: int,
+    products: Float[np.ndarray, "d_sae probes"],
+    norms: Float[np.ndarray, "d_sae"],
+    sums: GroupSums,
+    draws: int,
+    seed: int,
+    name: str,
+) -> Removals:
+    """Return the removal of the `most` features with the largest effects above 0.
+
+    `shuffled` exchanges the decoder rows of all alive features. `random` removes other alive features, each scaled to
+    write as much, on average over the fit texts, as the one in whose place it stands.
+    """
+    order = np.argsort(-effects, kind="stable")[:most]
+    best = order[effects[order] > 0]
+    alive = np.flatnonzero(sums.alive)
+    shuffled, random = [], []
+    for draw in range(draws):
+        others = deranged(sums.alive, seed, draw)[best]
+        shuffled.append(Removal(best, products[others]))
+        candidates = drawn(np.setdiff1d(alive, best), seed, "random latents", name, draw)[: len(best)]
+        replaced = best[: len(candidates)]
+        factors = sums.sizes[replaced] * norms[replaced] / np.maximum(sums.sizes * norms, 1e-30)[candidates]
+        random.append(Removal(candidates, products[candidates] * factors[:, None]))
+    return Removals(Removal(best, products[best]), effects[best], {"shuffled": shuffled, "random": random})
