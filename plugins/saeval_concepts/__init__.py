@@ -5,8 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from saeval.plugin import Metric, hookimpl
+from saeval.plugin import Metric, Plan, Problem, hookimpl
+from saeval_concepts.absorption import Absorption
+from saeval_concepts.absorption_effects import (
+    absorber_falls,
+    answer_outcome,
+    circular,
+    later_outcome,
+    later_word_activations,
+    later_word_probes,
+    word_outcome,
+)
 from saeval_concepts.baselines import activation_probes, token_probes
+from saeval_concepts.mains import (
+    candidate_rows,
+    decoder_norms,
+    main_candidates,
+    main_features,
+    parent_projections,
+    word_probes,
+)
 from saeval_concepts.sparse_probing import SparseProbing
 from saeval_concepts.tasks import class_counts, fit_labels, probe_tasks, task_labels
 from saeval_concepts.texts import (
@@ -20,11 +38,20 @@ from saeval_concepts.texts import (
     test_activation_rows,
     test_token_rows,
 )
+from saeval_concepts.words import (
+    answer_places,
+    word_activations,
+    word_acts,
+    word_labels,
+    word_places,
+    word_rows,
+    word_sums,
+)
 
 
 @hookimpl
 def saeval_metrics() -> list[type[Metric]]:
-    return [SparseProbing]
+    return [Absorption, SparseProbing]
 
 
 @hookimpl
@@ -33,4 +60,19 @@ def saeval_quantities() -> list[Callable[..., Any]]:
         activation_probes, chosen_features, class_counts, class_sums, fit_activation_rows, fit_features_of_tasks,
         fit_labels, fit_token_rows, pooled_activations, pooled_acts, probe_tasks, task_labels, test_activation_rows,
         test_token_rows, token_probes,
+        # absorption
+        absorber_falls, answer_outcome, answer_places, candidate_rows, decoder_norms, later_outcome,
+        later_word_activations, later_word_probes, main_candidates, main_features, parent_projections, word_activations,
+        word_acts, word_labels, word_outcome, word_places, word_probes, word_rows, word_sums,
     ]  # fmt: skip
+
+
+@hookimpl
+def saeval_check(plan: Plan) -> list[Problem]:
+    """Refuse a probe of `absorption` at the SAE's own hook, also under another of its names."""
+    return [
+        plan.suite.problem(circular(later), *cell.entry.location)
+        for cell in plan.cells
+        if isinstance(cell.metric, Absorption) and plan.spec is not None and (later := cell.metric.later_hook)
+        if plan.spec.site(later) == cell.subjects[0].hook_name
+    ]

@@ -170,17 +170,18 @@ PARAMETERS = {
     "counterfactual_audit": {"steps": 2, "top": 3},
     "planted_recovery": {"steps": 2, "sizes": [1, 2]},
     "sparse_probing": {"k": [1, 2], "folds": 2, "refits": 2},
+    "absorption": {"at": None, "folds": 2, "least_f1": 0.0, "least_words": 2, "random": 2},
 }
 
 
 def labelled_tokens() -> TokenDataset:
-    """Rows of tokens, of which every second one has another label."""
+    """Rows of tokens, of which every second one has another label; a third of them are for validation."""
     rows = tiny_tokens()
     # dictionary_learning's metrics leave no token out
     sides = np.where(np.arange(len(rows)) % 2 == 0, "even", "odd")
     nothing = np.zeros(len(rows), np.uint64)
     annotations = Annotations(
-        {"side": sides}, nothing.astype(bool), [], nothing, np.zeros(rows.tokens.shape, np.uint64)
+        {"side": sides}, np.arange(len(rows)) % 6 < 2, [], nothing, np.zeros(rows.tokens.shape, np.uint64)
     )
     return TokenDataset(rows.tokens, rows.documents, rows.clusters, annotations=annotations)
 
