@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from saeval.base.errors import SaevalError
-from saeval.testing.claims import every, none
+from saeval.testing.claims import every, none, some
 from saeval.text.packing import TokenOptions
 from saeval.text.tokens import build_tokens
 from saeval_data.spelling import Spelling
@@ -34,7 +34,7 @@ def part(document, name):
 
 def test_a_prompt(tokenizer):
     documents = prompts(tokenizer)
-    for document in documents["evaluation"]:
+    for document in some(documents["evaluation"]):
         *examples, last = document.text.removeprefix("\n ").split("\n ")
         word, letter = part(document, "word"), part(document, "answer")
         assert last == f"{word} has the first letter: {letter}"
