@@ -5,9 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from saeval.plugin import Metric, hookimpl
+from saeval.plugin import Metric, Plan, Problem, hookimpl
+from saeval_concepts.absorption import Absorption
+from saeval_concepts.absorption_effects import (
+    absorber_falls,
+    answer_outcome,
+    circular,
+    later_outcome,
+    later_word_activations,
+    later_word_probes,
+    word_outcome,
+)
 from saeval_concepts.baselines import activation_probes, token_probes
 from saeval_concepts.directions import task_directions
+from saeval_concepts.mains import (
+    candidate_rows,
+    decoder_norms,
+    main_candidates,
+    main_features,
+    parent_projections,
+    word_probes,
+)
 from saeval_concepts.scr import SCR, fit_quadrants, pair_probes, quadrants, scr_removals
 from saeval_concepts.sparse_probing import SparseProbing
 from saeval_concepts.tasks import class_counts, fit_labels, probe_tasks, task_labels, validation_labels
@@ -24,12 +42,21 @@ from saeval_concepts.texts import (
     validation_activation_rows,
 )
 from saeval_concepts.tpp import TPP, tpp_removals
+from saeval_concepts.words import (
+    answer_places,
+    word_activations,
+    word_acts,
+    word_labels,
+    word_places,
+    word_rows,
+    word_sums,
+)
 from saeval_concepts.written import pooled_written_acts, written_acts, written_by_class, written_by_quadrant
 
 
 @hookimpl
 def saeval_metrics() -> list[type[Metric]]:
-    return [SCR, TPP, SparseProbing]
+    return [Absorption, SCR, TPP, SparseProbing]
 
 
 @hookimpl
@@ -40,4 +67,19 @@ def saeval_quantities() -> list[Callable[..., Any]]:
         probe_tasks, quadrants, scr_removals, task_directions, task_labels, test_activation_rows, test_token_rows,
         token_probes, tpp_removals, validation_activation_rows, validation_labels, written_acts, written_by_class,
         written_by_quadrant,
+        # absorption
+        absorber_falls, answer_outcome, answer_places, candidate_rows, decoder_norms, later_outcome,
+        later_word_activations, later_word_probes, main_candidates, main_features, parent_projections, word_activations,
+        word_acts, word_labels, word_outcome, word_places, word_probes, word_rows, word_sums,
     ]  # fmt: skip
+
+
+@hookimpl
+def saeval_check(plan: Plan) -> list[Problem]:
+    """Refuse a probe of `absorption` at the SAE's own hook, also under another of its names."""
+    return [
+        plan.suite.problem(circular(later), *cell.entry.location)
+        for cell in plan.cells
+        if isinstance(cell.metric, Absorption) and plan.spec is not None and (later := cell.metric.later_hook)
+        if plan.spec.site(later) == cell.subjects[0].hook_name
+    ]

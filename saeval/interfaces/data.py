@@ -194,6 +194,13 @@ class Source(ABC):
         """
         raise NotImplementedError
 
+    def documents_for(self, split: Literal["evaluation", "fit"], tokenizer: Any) -> Iterator[Document]:
+        """Yield the documents for a model's tokenizer; override it if they depend on one, such as on its vocabulary.
+
+        By default those of `documents`. `tokenizer` is a Hugging Face tokenizer; for a source of tokens it may be None.
+        """
+        return self.documents(split)
+
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Its own defaults of parameters that all text sources share, such as `{"keep": "start"}`."""
     splits_itself: ClassVar[bool] = False

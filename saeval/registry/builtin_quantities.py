@@ -218,6 +218,28 @@ def reward_of(model: Model, batch: Batch, scored: Bool[Tensor, "batch seq"]) -> 
     return reward
 
 
+def logits_at(model: Model, batch: Batch, clean_final: Tensor) -> Callable[..., Tensor]:
+    """Function: `final`, its rows of the batch and a position in each -> the logits there, [n, vocab]."""
+    if model.kind != "causal":
+        raise Undefined("a reward model has no next-token logits")
+    chunked = _chunked(model, batch, clean_final)
+
+    def logits(
+        final: Float[Tensor, "n seq d_model"], rows: Sequence[int], places: Sequence[int]
+    ) -> Float[Tensor, "n vocab"]:
+        if chunked:
+            values = model.unembed(final[torch.arange(len(final)), torch.as_tensor(places, dtype=torch.long)])
+        else:
+            each = [
+                model.head(final[index : index + 1], batch.part([row]))[0, place]
+                for index, (row, place) in enumerate(zip(rows, places, strict=True))
+            ]
+            values = torch.stack(each) if each else model.unembed(final[:, 0])
+        return values.to(torch.promote_types(values.dtype, torch.float32))
+
+    return logits
+
+
 @finite("gradient")
 def gradient(
     reward_of: Callable[[Tensor], Tensor],
@@ -277,7 +299,8 @@ def b_dec(sae: Substitute) -> Float[Tensor, "d_out"]:
 def saeval_quantities() -> list[Callable[..., Any]]:
     return [
         W_dec, W_enc, ablated_scores, activation_mean, activation_moments, activation_spread, b_dec, b_enc,
-        clean_logits, clean_reward, clean_scores, encoding, feature_acts, fired, gradient, included, labels, mask,
-        reconstruction, reward_of, scored, spelling, spliced_activations, spliced_final, spliced_pass, spliced_reward,
-        spliced_scores, targets, token_keys, token_labels, token_ranks, token_scores, tokens, validation,
+        clean_logits, clean_reward, clean_scores, encoding, feature_acts, fired, gradient, included, labels, logits_at,
+        mask, reconstruction, reward_of, scored, spelling, spliced_activations, spliced_final, spliced_pass,
+        spliced_reward, spliced_scores, targets, token_keys, token_labels, token_ranks, token_scores, tokens,
+        validation,
     ]  # fmt: skip

@@ -161,7 +161,7 @@ class Packer:
 
     def pack(self, split: Split) -> Packed:
         """Return the rows with the smallest keyed hashes, in the order of the hash."""
-        tokenised = self._tokenised(_documents(self.source, split, self._left_out))
+        tokenised = self._tokenised(_documents(self.source, split, self.tokenizer, self._left_out))
         rows = self._of_documents(tokenised) if self.options.packing == "documents" else self._of_stream(tokenised)
         count = self.options.sequences
         sample = self._smallest(self._within_memory(rows), count)
@@ -393,13 +393,13 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def _documents(source: Source, split: Split, left_out: Counter[str]) -> Iterator[Document]:
+def _documents(source: Source, split: Split, tokenizer: Any, left_out: Counter[str]) -> Iterator[Document]:
     """Yield the documents of a split; a source without its own fit split is split by a hash of document names.
 
     Documents without text or tokens are left out and counted.
     """
-    is_fit = None if source.splits_itself else _fit_rule(source, split)
-    for document in source.documents(split):
+    is_fit = None if source.splits_itself else _fit_rule(source, split, tokenizer)
+    for document in source.documents_for(split, tokenizer):
         if why := _lack(document):
             left_out[why] += 1
         elif is_fit is None or is_fit(document.name) == (split == "fit"):
@@ -418,11 +418,11 @@ def _lack(document: Document) -> str | None:
     return EMPTY if isinstance(content, Sized) and len(content) == 0 else None
 
 
-def _fit_rule(source: Source, split: Split) -> Callable[[str], bool]:
+def _fit_rule(source: Source, split: Split, tokenizer: Any) -> Callable[[str], bool]:
     """Return the rule for names of the fit split: a low hash, or the lowest one if all fall on the same side."""
     shares: dict[str, float] = {}
     sides: set[bool] = set()
-    for document in source.documents(split):
+    for document in source.documents_for(split, tokenizer):
         if _lack(document):
             continue
         share = shares.setdefault(document.name, _share(document.name))

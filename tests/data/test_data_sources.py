@@ -38,9 +38,10 @@ def fails(call, sentence: str) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_the_plugin_supplies_eight_sources():
+def test_the_plugin_supplies_ten_sources():
     assert [source.name for source in sources()] == [
-        "labelled", "preferences", "python-stdlib", "python-tokens", "sae_probes", "text", "texts", "tokens",
+        "labelled", "preferences", "python-names", "python-stdlib", "python-tokens", "sae_probes", "spelling", "text",
+        "texts", "tokens",
     ]  # fmt: skip
 
 

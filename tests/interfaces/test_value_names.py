@@ -174,6 +174,7 @@ PARAMETERS = {
     "scr": {"tasks": ["side", "pair"], "n": [1], "draws": 1},
     "saebench_tpp": {"tasks": ["kind=*"], "n": [1], "epochs": 1},
     "saebench_scr": {"tasks": ["side", "pair"], "n": [1], "epochs": 1},
+    "absorption": {"at": None, "folds": 2, "least_f1": 0.0, "least_words": 2, "random": 2},
 }
 
 
