@@ -46,6 +46,14 @@ def test_a_feature_that_is_the_label(pooling, scale):
     assert found["accuracy_majority"] == 0.5
 
 
+def test_a_rare_class_is_found_too():
+    """Every penalty orders these texts rightly; a strong one calls none of them positive."""
+    (values,) = probed(lambda row: [MARK] * (row % 6 == 0), columns={"rare": lambda row: int(row % 6 == 0)})
+    found = numbers(values)
+    assert found["auc@1"] == found["f1@1"] == found["balanced_accuracy@1"] == 1
+    assert found["accuracy_majority"] == pytest.approx(5 / 6)
+
+
 def test_the_last_token_alone():
     def last(row):
         return [1] * (CONTEXT - 3) + [MARK] * (row % 2)
