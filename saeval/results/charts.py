@@ -7,6 +7,7 @@ makes them). A record without a number keeps its place on an axis of names, but 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
@@ -37,13 +38,19 @@ BARS = "bars: 95% intervals over documents"
 
 
 def labels(names: Iterable[str], longest: int = LONGEST) -> dict[str, str]:
-    """Return a short distinct label for each name: without the folder that all share, cut in the middle if long."""
+    """Return a short distinct label for each name.
+
+    Without the folder that all share. If a name is still too long, without the parts of paths that several names have
+    and that are not needed to tell them apart: first those that all have or that `@hook` at the end repeats, then the
+    longest. What is left is cut in the middle.
+    """
     whole = list(dict.fromkeys(names))
     folder = whole[0].rpartition("/")[0] + "/" if whole else ""
     shared = len(whole) > 1 and len(folder) > 1 and all(name.startswith(folder) for name in whole)
+    texts = [name.removeprefix(folder) if shared else name for name in whole]
     made: dict[str, str] = {}
-    for name in whole:
-        text = line(name.removeprefix(folder) if shared else name) or "(no name)"
+    for name, kept in zip(whole, _fewer_parts(texts, longest), strict=True):
+        text = line(kept) or "(no name)"
         short = text if len(text) <= longest else f"{text[: longest // 2]}…{text[-(longest - longest // 2 - 1) :]}"
         number_, taken = 1, set(made.values())
         while short in taken:
@@ -51,6 +58,29 @@ def labels(names: Iterable[str], longest: int = LONGEST) -> dict[str, str]:
             short = f"{text[: longest // 2]}…{text[-(longest // 3) :]} ({number_})"
         made[name] = short
     return made
+
+
+def _fewer_parts(texts: list[str], longest: int) -> list[str]:
+    """Return the texts; if any is too long, without what several have and what is not needed to tell them apart."""
+    split = [
+        (path.split("/"), at + hook)
+        for path, at, hook in (text.rpartition("@") if "@" in text else (text, "", "") for text in texts)
+    ]
+    found = Counter(part for parts, _ in split for part in dict.fromkeys(parts))
+    several = [part for part, count in found.items() if count > 1]
+    repeated = {part for part in several if found[part] == len(split) or any(part in tail for _, tail in split)}
+    order = sorted(several, key=lambda part: (part not in repeated, -len(part), part))
+    joined = texts
+    if all(len(text) <= longest for text in joined):
+        return joined
+    for part in order:
+        if part not in repeated and all(len(text) <= longest for text in joined):
+            break
+        fewer = [([p for p in parts if p != part] or parts, tail) for parts, tail in split]
+        shorter = ["/".join(parts) + tail for parts, tail in fewer]
+        if len(set(shorter)) == len(set(joined)):
+            split, joined = fewer, shorter
+    return joined
 
 
 def measured(value: float | None, ci95: Sequence[float] | None = None, name: str = "value") -> Spec:

@@ -94,6 +94,23 @@ def test_labels_are_short_and_distinct_and_keep_both_ends_of_a_name():
     ] == ("sae/relu-5-seed1-…long-name-indeed")
 
 
+def test_labels_keep_what_tells_names_apart():
+    """Folders of a model, a hook and a module around the SAE's own name, as trainers write them."""
+    names = [
+        f"smollm2/{hook}/topk-k{k}-seed{seed}/{module}@{hook}"
+        for hook, module in (("blocks.6.hook_resid_post", "layers.6"), ("blocks.14.hook_mlp_out", "layers.14.mlp"))
+        for k in (16, 128)
+        for seed in (0, 1)
+    ]
+    short = charts.labels([*names, "smollm2/blocks.6.hook_resid_post/relu@blocks.6.hook_resid_post"], 60)
+    assert short[names[0]] == "topk-k16-seed0/layers.6@blocks.6.hook_resid_post"
+    assert len(set(short.values())) == 9
+    shorter = charts.labels([name.partition("@")[0] for name in names])
+    assert every(f"k{k}-seed{seed}" in label for label, (k, seed) in zip(
+        shorter.values(), [(16, 0), (16, 1), (128, 0), (128, 1)] * 2, strict=True
+    ))  # fmt: skip
+
+
 def test_hostile_names_are_text_in_every_format():
     chart = made([record(name, 1.0 + i) for i, name in enumerate(HOSTILE)])
     check_chart(chart)
