@@ -15,6 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 _FRONTS = ("reconstruction.explained_variance", "ce.delta_ce")
+_FAMILIES = {"TopK": "topk", "BatchTopK": "batchtopk", "ReLU": "relu", "TopK, frozen decoder": "frozen"}
 
 
 def write_page(folder: Path) -> Path:
@@ -35,7 +36,8 @@ def write_page(folder: Path) -> Path:
         if suite.stem.startswith("fidelity"):
             for value in _FRONTS:
                 plot = f"page/{suite.stem}/charts/pareto-{value.partition('.')[2]}.png"
-                sections.append(_saeval(folder, "pareto", results, "--y", value, "--plot", plot))
+                families = [word for name, kind in _FAMILIES.items() for word in ("--family", f"{name}=*/{kind}-*")]
+                sections.append(_saeval(folder, "pareto", results, "--y", value, *families, "--plot", plot))
         for prefix, pattern in (("training", "step/{}"), ("post-training", "tokens/{}")):
             if suite.stem.startswith(prefix):
                 plot = f"page/{suite.stem}/charts/{prefix}.png"
