@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from saeval.base.fingerprint import cached, digest_of, sha256_file
     from saeval.base.lazy_torch import is_tensor, torch
     from saeval.base.memory import out_of_memory
-    from saeval.base.names import names_matching, names_matching_any
+    from saeval.base.names import names_matching, names_matching_any, without_repetition
     from saeval.base.parameters import MAX_REPEATS, ParameterError, Repeats, at_key, validated, validated_as
     from saeval.base.provenance import libraries
     from saeval.base.run_options import dtype_name
@@ -105,6 +105,6 @@ __all__ = [
     "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings", "resuming", "searched_in",
     "sha256_file", "size_in_words", "stored_results", "suggestion", "table_options", "terminal_width",
     "text_passages", "token_scores", "torch", "unread_special", "untested_on", "unwrap_module", "validated",
-    "validated_as", "verdicts", "verdicts_in_words", "verdicts_on", "write_whole",
+    "validated_as", "verdicts", "verdicts_in_words", "verdicts_on", "without_repetition", "write_whole",
 ]  # fmt: skip
 __getattr__, __dir__ = on_first_use(__name__)

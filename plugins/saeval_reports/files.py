@@ -82,8 +82,13 @@ def _latex(board: Board, label: str) -> str:
     texts = len(cells) - len(board.shown)
     short = headers(board.columns)
     titles = [*_headers(board)[:texts], *(short[column.name] for column in board.shown)]
+    hooks = cells[titles.index("hook")] if "hook" in titles[:texts] else None
     columns = [
-        TextColumn(title, shortened(own, NAME) if place < texts else own, right=place >= texts)
+        TextColumn(
+            title,
+            shortened(own, NAME, hooks if title == "SAE" else None) if place < texts else own,
+            right=place >= texts,
+        )
         for place, (title, own) in enumerate(zip(titles, cells, strict=True))
     ]
     italic = [row.kind == "control" for row in rows]

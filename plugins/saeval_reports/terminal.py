@@ -12,7 +12,7 @@ from itertools import takewhile
 
 from rich.cells import cell_len, set_cell_size
 
-from saeval.plugin import Board, Column, Row, escapes, formatting, limit_notice, terminal_width
+from saeval.plugin import Board, Column, Row, escapes, formatting, limit_notice, terminal_width, without_repetition
 from saeval_reports.tables import (
     arrow,
     facts,
@@ -29,6 +29,8 @@ from saeval_reports.tables import (
 GAP = 2
 NAME_SHARE = 0.4
 """Share of the width that names may take before they are shortened."""
+NAME_SHARE_BESIDE_HOOKS = 0.25
+"""The same where another column has the hooks."""
 LEAST_NAME = 16
 """Width to which names are shortened at most, unless two would become the same."""
 _HOW = "--columns NAME ... shows those named, --wide all."
@@ -95,21 +97,25 @@ def fitting(columns: Sequence[TextColumn], tiers: Sequence[Sequence[int]], width
     return sorted(chosen)
 
 
-def shortened(names: Sequence[str], width: int) -> list[str]:
+def shortened(names: Sequence[str], width: int, beside: Sequence[str] | None = None) -> list[str]:
     """Return names with `…` for parts of those wider than `width`, or more where two would become the same.
 
-    Left out is the middle, or else what all the wide names begin and end with.
+    Names only have to differ where what stands `beside` them does not. Left out are parts of paths that they have in
+    common, then the middle, or else what all the wide names begin and end with.
     """
+    beside = beside or [""] * len(names)
+    names = without_repetition(names, [width] * len(names), beside)
     wide = list(dict.fromkeys(name for name in names if cell_len(name) > width))
     if not wide:
         return list(names)
     start = _shared(wide)
     end = min(_shared([name[::-1] for name in wide]), *(len(name) - start for name in wide))
     core = {name: f"{'…' * bool(start)}{name[start : len(name) - end]}{'…' * bool(end)}" for name in wide}
+    pairs = len({*zip(names, beside, strict=True)})
     for most in range(width, max(map(cell_len, wide))):
         for shown in ({name: name for name in wide}, core if len(wide) > 1 else {}):
             short = [_elided(shown.get(name, name), most) for name in names]
-            if len(set(short)) == len(set(names)):
+            if len({*zip(short, beside, strict=True)}) == pairs:
                 return short
     return list(names)
 
@@ -157,10 +163,12 @@ def _text(board: Board, width: int) -> str:
     controls = any(row.kind == "control" for row in rows)
     left = [TextColumn("rank", [_rank(row) for row in rows])] if controls or any(row.rank for row in rows) else []
     most = max(LEAST_NAME, int(width * NAME_SHARE))
-    names = shortened([_name(row) for row in rows], most)
+    places = [escapes.line(row.hook_name) for row in rows]
+    of_name = most if len(hooks) < 2 else max(LEAST_NAME, int(width * NAME_SHARE_BESIDE_HOOKS))
+    names = shortened([_name(row) for row in rows], of_name, places if len(hooks) > 1 else None)
     left.append(TextColumn("SAE", names, right=False))
     if len(hooks) > 1:
-        left.append(TextColumn("hook", shortened([escapes.line(row.hook_name) for row in rows], most), right=False))
+        left.append(TextColumn("hook", shortened(places, most), right=False))
     short = headers(board.columns)
     columns = [TextColumn(short[c.name], [number(row.entries.get(c.name)) for row in rows]) for c in shown]
     room = width - sum(column.width + GAP for column in left)

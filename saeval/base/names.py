@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from saeval.base.escapes import CONTROL, FORBIDDEN, MAX_BYTES, RESERVED, line
 
@@ -30,6 +31,39 @@ def unfit_for_files(name: str) -> str | None:
     if len(name.encode()) > MAX_BYTES:
         return f"it is longer than {MAX_BYTES} bytes"
     return None
+
+
+def without_repetition(names: Sequence[str], widths: Sequence[int], beside: Sequence[str]) -> list[str]:
+    """Return names, without parts between slashes that are not needed to tell them apart, if any is too wide.
+
+    `beside` is what stands next to each name, such as its hook; names only have to differ where it is the same. Parts
+    go that several names beside the same text have: first those that all names have or that stand in `beside`, then
+    those of most names, until all fit.
+    """
+    shown = list(names)
+    if _fit(shown, widths):
+        return shown
+    split = [name.split("/") for name in names]
+    found = Counter((part, text) for parts, text in zip(split, beside, strict=True) for part in dict.fromkeys(parts))
+    count: Counter[str] = Counter()
+    for (part, _), number in found.items():
+        count[part] += number
+    in_all = {part for part in count if len(split) > 1 and count[part] == len(split)}
+    repeated = in_all | {part for part in count if any(part in text for text in beside)}
+    several = {part for (part, _), number in found.items() if number > 1} | repeated
+    distinct = len({*zip(names, beside, strict=True)})
+    for part in sorted(several, key=lambda part: (part not in repeated, -count[part], -len(part), part)):
+        if part not in repeated and _fit(shown, widths):
+            break
+        fewer = [[p for p in parts if p != part] or parts for parts in split]
+        shorter = ["/".join(parts) for parts in fewer]
+        if len({*zip(shorter, beside, strict=True)}) == distinct:
+            split, shown = fewer, shorter
+    return shown
+
+
+def _fit(names: Sequence[str], widths: Sequence[int]) -> bool:
+    return all(len(name) <= width for name, width in zip(names, widths, strict=True))
 
 
 WILDCARDS = frozenset("*?[")

@@ -96,8 +96,8 @@ class Doctor:
         raise SaevalError("doctor: no model; give --model NAME, or --model '{use: huggingface, path: FOLDER}'")
 
     def _any_text(self) -> str:
-        """Return the first source of text that needs no parameter."""
-        for entry in self.registry.data:
+        """Return the first source of text that needs no parameter, those with defaults of their own for rows last."""
+        for entry in sorted(self.registry.data, key=lambda entry: bool(entry.thing.defaults)):
             required = (field.is_required() for field in schema(entry.thing).model_fields.values())
             if entry.thing.kind == "text" and not any(required):
                 with contextlib.suppress(SaevalError):  # one of two parameters may be required

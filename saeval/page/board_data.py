@@ -7,6 +7,7 @@ from typing import Any
 
 from saeval.base.escapes import line
 from saeval.base.formatting import with_error
+from saeval.base.names import without_repetition
 from saeval.page.plain import OF_ERRORS, forms, plain, short
 from saeval.results.board import Board, Column, Entry, Row
 from saeval.results.families import Palette, key_of
@@ -27,6 +28,10 @@ NOT_DECLARED = (
 """Facts of a subject that identify it, or that the row shows anyway."""
 
 
+SHORT = 24
+"""Letters of a name beside which charts have room for a hook."""
+
+
 def board_data(board: Board, palette: Palette) -> dict[str, Any]:
     """Return the rows and columns of a board; columns have one item for each row, in the board's order.
 
@@ -34,7 +39,9 @@ def board_data(board: Board, palette: Palette) -> dict[str, Any]:
     """
     columns = [_column(column, board.rows) for column in board.columns]
     properties = _properties(board.rows, palette)
-    rows = [_row(row) for row in board.rows]
+    names, hooks = [line(row.name) for row in board.rows], [line(row.hook_name) for row in board.rows]
+    shorts = without_repetition(names, [SHORT] * len(names), hooks)
+    rows = [{**_row(row), "short": name} for row, name in zip(board.rows, shorts, strict=True)]
     texts = {row[name] for row in rows for name in ("name", "hook")} | {column["name"] for column in columns}
     texts |= {f"{row['name']} ×{row['copies']}" for row in rows if row["copies"] > 1}
     texts |= {value for one in properties for value in [one["name"], *one["values"]] if isinstance(value, str)}

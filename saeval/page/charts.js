@@ -130,7 +130,7 @@ class BoardCharts {
     this.dots = h("div", { class: "drawn", role: "img" });
     parent.append(h("div", { class: "charts pair" },
       h("figure", { "data-chart": "plane" },
-        h("figcaption", {}, h("strong", {}, "Two values"), h("span", {}, " of each shown row. Bars: 95% intervals. Dashes join the rows that no other shown row beats in both.")),
+        h("figcaption", {}, h("strong", {}, "Two values"), h("span", {}, " of each shown row. Bars: 95% intervals. Dashes join the rows of a hook that no other shown row there beats in both.")),
         h("div", { class: "controls" }, choice("across", names, this.x, set("x")), choice("up", names, this.y, set("y")),
           choice("colour by", groups, this.colour, set("colour")), tick("join each colour", false, set("join"))),
         scrolling("Chart of two values", this.plane), this.beyond),
@@ -191,8 +191,8 @@ class BoardCharts {
     if (!sx || !sy || x === y) return [];
     const known = records.filter((one) => one.v0 !== null && one.v1 !== null && one.kind !== KINDS.control);
     known.sort((a, b) => sx * (a.v0 - b.v0) || sy * (a.v1 - b.v1));
-    let best = Infinity;
-    return known.filter((one) => sy * one.v1 < best && ((best = sy * one.v1), true));
+    const best = new Map(); // hooks differ in how much there is to lose, so each has a front of its own
+    return known.filter((one) => sy * one.v1 < (best.get(one.hook) ?? Infinity) && best.set(one.hook, sy * one.v1));
   }
 
   planeSpec(records) {
@@ -208,7 +208,7 @@ class BoardCharts {
     return {
       width: "container", autosize: FIT, height: 320, data: { values: records }, transform: only("isValid(datum.v0) && isValid(datum.v1)"),
       layer: [
-        ...(front.length > 1 ? [{ data: { values: front }, mark: { type: "line", color: themed("--faint"), strokeDash: [5, 3], interpolate: step }, encoding: { x, y, order: { field: "v0" } } }] : []),
+        ...(front.length > 1 ? [{ data: { values: front }, mark: { type: "line", color: themed("--faint"), strokeDash: [5, 3], interpolate: step }, encoding: { x, y, detail: { field: "hook" }, order: { field: "v0" } } }] : []),
         ...(this.join && this.colour ? [joined] : []),
         ...(anyOf(records, "v0_low") ? [bar("x", "y", "v0_low", "v0_high")] : []),
         ...(anyOf(records, "v1_low") ? [bar("y", "x", "v1_low", "v1_high")] : []),
@@ -230,11 +230,11 @@ class BoardCharts {
     known.sort((a, b) => (better === "higher" ? b.v0 - a.v0 : a.v0 - b.v0));
     const rest = records.filter((record) => record.v0 === null && record.measured);
     const few = known.length + rest.length <= MOST_NAMED;
-    const order = [...known, ...rest].map((record, at) => ({ ...record, at, label: `${record.row}${this.rows.hooks.length > 1 && record.hook ? ` @ ${record.hook}` : ""}` }));
+    const order = [...known, ...rest].map((record, at) => ({ ...record, at, label: `${this.rows.short(record.i)}${this.rows.hooks.length > 1 && record.hook ? `@${record.hook}` : ""}` }));
     const labels = order.map((record) => record.label);
     const twice = labels.some((label, at) => labels.indexOf(label) !== at);
     if (twice && few) order.forEach((record, at) => { record.label = `${record.label} (${at + 1})`; });
-    const y = few ? { field: "label", type: "nominal", title: null, sort: order.map((record) => record.label), axis: { labelLimit: 190, grid: false } } :
+    const y = few ? { field: "label", type: "nominal", title: null, sort: order.map((record) => record.label), axis: { labelLimit: innerWidth < NARROW ? 190 : 300, grid: false } } :
       { field: "at", type: "quantitative", title: `${order.length} rows, ${better ? "the best" : "the smallest"} first`, scale: { reverse: true, nice: false }, axis: { grid: false } };
     const tooltip = [{ field: "row", title: "SAE" }, { field: "hook" }, { field: "text0", title: this.value }];
     return {

@@ -38,10 +38,10 @@ function differenceSpec(rows, chosen, reference) {
   const name = rows.hasDifferences(rows.rank_by) ? rows.rank_by : rows.columns.find((column) => rows.hasDifferences(column.name))?.name;
   if (!name) return null;
   const column = rows.byName.get(name);
-  const values = chosen.filter((i) => i !== reference).map((i) => ({ row: rows.label(i), colour: rows.colourOf(i), ...rows.difference(column, i, reference) }))
+  const values = chosen.filter((i) => i !== reference).map((i) => ({ row: rows.hooks.length > 1 ? `${rows.short(i)}@${rows.rows[i].hook}` : rows.short(i), colour: rows.colourOf(i), ...rows.difference(column, i, reference) }))
     .map(({ row, colour, value, ends }) => ({ row, colour, value, low: ends?.[0] ?? null, high: ends?.[1] ?? null })).filter((one) => one.value !== null);
   const color = { field: "colour", type: "nominal", scale: null };
-  const y = { field: "row", type: "nominal", title: null, sort: null, axis: { labelLimit: 220 } };
+  const y = { field: "row", type: "nominal", title: null, sort: null, axis: { labelLimit: innerWidth < NARROW ? 190 : 300 } };
   const title = `${name} minus that of ${rows.label(reference)}${column.unit ? `, ${column.unit}` : ""}${ARROWS[column.better] ?? ""}`;
   return { width: "container", autosize: FIT, height: 26 * values.length, data: { values }, layer: [
     { mark: { type: "rule", color: themed("--faint"), strokeDash: [4, 3] }, encoding: { x: { datum: 0 } } },

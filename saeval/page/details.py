@@ -137,7 +137,15 @@ def _array(name: str, record: Mapping[str, Any], result: Result) -> dict[str, An
     numbers = numbers[np.isfinite(numbers)]
     if not numbers.size:
         return about
-    counts, edges = np.histogram(numbers, bins=BINS)
+    low, high = float(numbers.min()), float(numbers.max())
+    if not np.isfinite(high - low):
+        return about
+    # Numbers that are equal up to rounding leave no room for bins.
+    room = 1e-6 * max(abs(low), abs(high), 1.0)
+    middle = (low + high) / 2
+    counts, edges = np.histogram(
+        numbers, BINS, (low, high) if high - low > room else (middle - room / 2, middle + room / 2)
+    )
     return {
         **about,
         "counts": [int(count) for count in counts],

@@ -3,7 +3,11 @@
 function boardView(board, place) {
   const rows = new Rows(board, place);
   const root = document.querySelector(`#board-${place} .view`);
-  const act = { open: (i) => openDetail(rows, i), choose: () => chosenChanged() };
+  const differences = h("span", {});
+  const subtracted = (name) => {
+    differences.textContent = name ? `Now values are minus those of the control ${name}, paired by document; charts keep the measured values. ` : "";
+  };
+  const act = { open: (i) => openDetail(rows, i), choose: () => chosenChanged(), subtracted };
   let table = null;
   let charts = null;
   const filters = new Filters(rows, () => {
@@ -33,7 +37,7 @@ function boardView(board, place) {
   const controls = rows.controls.filter((name) => rows.all.some((i) => rows.controlOf(i, name) >= 0));
   const minus = controls.length && rows.pairs.length + rows.deviations.length
     ? choice("Values", [["", "as measured"], ...controls.map((name) => [name, `− ${name}`])], "", (name) => table.subtract(name)) : null;
-  toolbar.after(h("p", { class: "reading key" }, ...reading(rows)));
+  toolbar.after(h("p", { class: "reading key" }, differences, ...reading(rows)));
   toolbar.append(...[...filters.elements, table.columnMenu, minus, compare, forget, copies].filter(Boolean));
   // Below the scrolling table, so that the pages' buttons stay in view.
   const foot = h("div", { class: "foot" });

@@ -22,6 +22,12 @@ class Rows {
     return row.copies > 1 ? `${row.name} ×${row.copies}` : row.name;
   }
 
+  /** Return the name without what the names at one hook have in common. */
+  short(i) {
+    const row = this.rows[i];
+    return row.copies > 1 ? `${row.short} ×${row.copies}` : row.short;
+  }
+
   rank(i) {
     const { rank, rank_high: high } = this.rows[i];
     if (rank === null) return "";
@@ -115,6 +121,17 @@ class Rows {
     if (!minus || !this.hasDifferences(column.name)) return column.value[i];
     const j = this.controlOf(i, minus);
     return j < 0 ? null : (this.difference(column, i, j)?.value ?? null);
+  }
+
+  /** Return why a value minus that of the row's control has no number; empty if it has one. */
+  noDifference(column, i, minus) {
+    if (this.rows[i].kind === "control") return "a control has no control of its own";
+    const j = this.controlOf(i, minus);
+    if (j < 0) return `no control ${minus} at this hook`;
+    const without = [i, j].find((row) => column.value[row] === null);
+    if (without !== undefined) return `${this.label(without)}: ${this.missing(column, without).reason}`;
+    const found = this.difference(column, i, j);
+    return found && found.value !== null ? "" : found?.reason || "the page has no such difference";
   }
 
   /** Return the colour and shape of each value of a property: those of a family everywhere, free ones for others. */

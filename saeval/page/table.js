@@ -53,7 +53,7 @@ class BoardTable {
     if (!this.minus || !this.rows.hasDifferences(column.name)) return column.text[i] ?? this.rows.missing(column, i).mark;
     const j = this.rows.controlOf(i, this.minus);
     const found = j < 0 ? null : this.rows.difference(column, i, j);
-    return found && found.value !== null ? withError(found.value, found.error) : "";
+    return found && found.value !== null ? withError(found.value, found.error) : MARKS.undefined;
   }
 
   cell(field, i) {
@@ -66,8 +66,9 @@ class BoardTable {
     if (field.kind !== "value") return document.createTextNode(field.text(i));
     const { column } = field;
     const minus = this.minus && this.rows.hasDifferences(column.name);
-    if (column.value[i] === null && !minus) {
-      const { mark, status, reason } = this.rows.missing(column, i);
+    const lacking = minus ? this.rows.noDifference(column, i, this.minus) : "";
+    if (minus ? lacking : column.value[i] === null) {
+      const { mark, status, reason } = minus ? { mark: MARKS.undefined, status: "undefined", reason: lacking } : this.rows.missing(column, i);
       const shown = h("span", { "aria-hidden": "true" }, mark);
       return h("span", { class: `none ${status === "failed" || status === "damaged" ? "bad" : ""}`, title: reason }, shown,
         h("span", { class: "hidden" }, reason));
@@ -155,6 +156,7 @@ class BoardTable {
   /** Show values, or values minus those of a control. */
   subtract(name) {
     this.minus = name;
+    this.act.subtracted(name);
     this.table.rows().invalidate("data");
     this.draw();
   }

@@ -7,13 +7,13 @@ makes them). A record without a number keeps its place on an axis of names, but 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, islice
 from typing import Any
 
 from saeval.base.escapes import line
 from saeval.base.formatting import counted, number
+from saeval.base.names import without_repetition
 from saeval.stats.estimate import LEAST, reach95
 
 Spec = dict[str, Any]
@@ -49,8 +49,11 @@ def labels(names: Iterable[str], longest: int = LONGEST) -> dict[str, str]:
     shared = len(whole) > 1 and len(folder) > 1 and all(name.startswith(folder) for name in whole)
     texts = [name.removeprefix(folder) if shared else name for name in whole]
     made: dict[str, str] = {}
-    for name, kept in zip(whole, _fewer_parts(texts, longest), strict=True):
-        text = line(kept) or "(no name)"
+    split = [text.rpartition("@") if "@" in text else (text, "", "") for text in texts]
+    hooks = [at + hook for _, at, hook in split]
+    parts = without_repetition([path for path, _, _ in split], [longest - len(hook) for hook in hooks], hooks)
+    for name, kept, hook in zip(whole, parts, hooks, strict=True):
+        text = line(kept + hook) or "(no name)"
         short = text if len(text) <= longest else f"{text[: longest // 2]}…{text[-(longest - longest // 2 - 1) :]}"
         number_, taken = 1, set(made.values())
         while short in taken:
@@ -58,29 +61,6 @@ def labels(names: Iterable[str], longest: int = LONGEST) -> dict[str, str]:
             short = f"{text[: longest // 2]}…{text[-(longest // 3) :]} ({number_})"
         made[name] = short
     return made
-
-
-def _fewer_parts(texts: list[str], longest: int) -> list[str]:
-    """Return the texts; if any is too long, without what several have and what is not needed to tell them apart."""
-    split = [
-        (path.split("/"), at + hook)
-        for path, at, hook in (text.rpartition("@") if "@" in text else (text, "", "") for text in texts)
-    ]
-    found = Counter(part for parts, _ in split for part in dict.fromkeys(parts))
-    several = [part for part, count in found.items() if count > 1]
-    repeated = {part for part in several if found[part] == len(split) or any(part in tail for _, tail in split)}
-    order = sorted(several, key=lambda part: (part not in repeated, -len(part), part))
-    joined = texts
-    if all(len(text) <= longest for text in joined):
-        return joined
-    for part in order:
-        if part not in repeated and all(len(text) <= longest for text in joined):
-            break
-        fewer = [([p for p in parts if p != part] or parts, tail) for parts, tail in split]
-        shorter = ["/".join(parts) + tail for parts, tail in fewer]
-        if len(set(shorter)) == len(set(joined)):
-            split, joined = fewer, shorter
-    return joined
 
 
 def measured(value: float | None, ci95: Sequence[float] | None = None, name: str = "value") -> Spec:

@@ -243,6 +243,8 @@ def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Bo
     rank(merged, ranked, within_hooks)
     if hook_only:
         warnings.append(_on_hooks(merged, rank_by, within_hooks))
+    elif several and ranked is not None:
+        warnings += _at_stake(merged, ranked.name)
     warnings += _denser(merged, columns, rank_by, within_hooks) + _repeated(merged, columns)
     cell = results[0].cell
     model = (cell["model"] or {}).get("name", "")
@@ -266,6 +268,24 @@ def _on_hooks(rows: Sequence[Row], rank_by: str | None, within_hooks: bool) -> s
         unranked = f"; an SAE alone at its hook has no rank ({some(alone)})" if alone else ""
         return f"{only}: rows are ordered by hook, and ranks are among the SAEs at one hook{unranked}"
     return f"{only}, and no two SAEs share a hook: rows are ordered by hook, and nothing is ranked"
+
+
+def _at_stake(rows: Sequence[Row], rank_by: str) -> list[str]:
+    """A sentence if ranks are over hooks at which an ablation shows that far more or less can be lost."""
+    for ablation in ("mean", "zero"):
+        of_hooks = {
+            row.hook_name: abs(entry.value)
+            for row in rows
+            if row.control == ablation and (entry := row.entries.get(rank_by)) is not None and entry.value
+        }
+        if of_hooks and any(row.rank is not None for row in rows):
+            (least, low), *_, (most, high) = sorted(of_hooks.items(), key=lambda item: item[1]) * 2
+            if high >= DENSER * low:
+                return [
+                    f"{rank_by} is ranked over hooks that differ in how much can be lost (the control {ablation} has "
+                    f"{number(low)} at {least} and {number(high)} at {most}): compare SAEs at one hook"
+                ]
+    return []
 
 
 def _denser(rows: Sequence[Row], columns: Sequence[Column], rank_by: str | None, within_hooks: bool) -> list[str]:

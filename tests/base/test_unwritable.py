@@ -59,7 +59,7 @@ def test_a_report_that_cannot_be_written_is_one_sentence(results, tmp_path, monk
     to = tmp_path / "to"
     assert cli.main([*results, "--to", str(to)]) == 0
     pages = {path.name: path.read_bytes() for path in to.iterdir()}
-    assert sorted(pages) == ["a.md", "b.csv", "c.png", "index.html"]
+    assert sorted(pages) == [".saeval-report.json", "a.md", "b.csv", "c.png", "index.html"]
     capsys.readouterr()
     with monkeypatch.context() as patched:
         patched.setattr(call, failing(code))

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from made_folders import CLOSING, FORMULA, MARKUP, NAMES, SCRIPT, fill, subjects
-from saeval import cli
+from saeval import Array, Metric, cli
 from saeval.base.escapes import line
 from saeval.page import libraries
+from saeval.page.board_data import board_data
 from saeval.page.deviations import deviations_data
 from saeval.page.pairs import pairs_data
+from saeval.results.families import Palette
 from saeval.results.leaderboard import boards
 from saeval.results.paired_tests import difference
-from saeval.testing import TinySAE, evaluate_tiny
+from saeval.testing import TinySAE, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import every, none, some
 
 
@@ -133,6 +135,35 @@ def test_details_have_components_and_histograms_once_each(file):
     assert made["shared"][results["ce"]["command"]] == "saeval run 'my suite.yaml' --out results"
     assert [result["status"] for result in rows["broken"]] == ["failed", "undefined", "ok"]
     assert len(rows["random(plain)"]) == 3  # those of the first draw
+
+
+@pytest.mark.parametrize(
+    "numbers", [[0.9999999999999994, 1.0, 1.0000000000000002], [2.0, 2.0], [-1e308, 1e308], [0.0, 5e-324]]
+)
+def test_an_array_that_has_no_room_for_bins_costs_no_page(numbers, tmp_path):
+    """Numbers that are equal up to rounding, such as the cosines of tied weights, or too far apart."""
+
+    class Cosines(Metric):
+        name = "cosines"
+
+        def conclude(self, W_dec):
+            return {"cosines": Array(np.array(numbers))}
+
+    evaluate_tiny([Cosines], rows=tiny_tokens(rows=4), out=tmp_path)
+    assert cli.main(["report", str(tmp_path / "evaluate"), "--to", str(tmp_path / "page")]) == 0
+    (array,) = block(tmp_path / "page" / "index.html", "details")["rows"][0][0][0]["arrays"]
+    assert sum(array.get("counts", [len(numbers)])) == len(numbers)
+
+
+def test_names_in_charts_leave_out_what_their_hook_says(tmp_path):
+    hooks = ("blocks.6.hook_resid_post", "blocks.14.hook_mlp_out")
+    saes = [
+        {"name": f"small/{hook}/topk-k{k}-seed0-of-a-ladder", "hook_name": hook, "key": f"{hook}{k}", "kind": "sae"}
+        for hook in hooks
+        for k in (16, 128)
+    ]
+    rows = board_data(boards([fill(tmp_path / "made", saes, metrics=("l0",))])[0], Palette.of([]))["rows"]
+    assert [row["short"] for row in rows] == [f"topk-k{k}-seed0-of-a-ladder" for _ in hooks for k in (16, 128)]
 
 
 SECTIONS = """

@@ -128,7 +128,12 @@ def test_columns_are_switched_on_and_off_and_controls_subtracted(opened, file):
     page.get_by_label("Values as").select_option("random")
     assert cells(page, "plain").nth(2).inner_text() != measured
     assert cells(page, "plain").nth(2).inner_text().startswith("-")
-    assert cells(page, FORMULA).nth(2).inner_text() == ""  # the control was built from another SAE
+    lacking = cells(page, FORMULA).nth(2).locator("span.none")  # the control was built from another SAE
+    assert lacking.get_attribute("title") == "no control random at this hook"
+    assert cells(page, CONTROL).nth(2).locator("span.none").get_attribute("title") == (
+        "a control has no control of its own"
+    )
+    assert "Now values are minus those of the control random" in page.locator("p.key").inner_text()
 
 
 def test_the_view_of_an_sae_has_all_that_is_known_of_it(opened, file):

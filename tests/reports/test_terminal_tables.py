@@ -189,6 +189,26 @@ def test_long_names_are_shortened_and_stay_apart(monkeypatch):
     assert every(cell_len(name) <= 10 for name in wide)
 
 
+def test_names_of_folders_leave_out_what_the_column_of_hooks_says(tmp_path, monkeypatch, capsys):
+    """Ladders at several hooks, in the folders that trainers make: the table fits, and each row tells its setting."""
+    hooks = {"blocks.6.hook_resid_post": "layers.6", "blocks.14.hook_mlp_out": "layers.14.mlp"}
+    saes = [
+        {"name": f"small/{hook}/topk-k{k}-seed0/{module}", "hook_name": hook, "key": f"{hook}{k}", "kind": "sae"}
+        for hook, module in hooks.items()
+        for k in (16, 32, 128)
+    ]
+    monkeypatch.setenv("COLUMNS", "80")
+    results = []
+    for place, sae in enumerate(saes):
+        one = result(sae["name"], float(place), NOISE * (1 + place))
+        one.cell["subjects"][0] |= sae
+        results.append(one)
+    text = terminal.text(from_results(results, "t", {"rank_by": "m.v"}))
+    rows = table_of(text)
+    assert every(cell_len(line) <= 80 for line in rows)
+    assert [line.split()[1] for line in rows] == [f"topk-k{k}-seed0" for _ in hooks for k in (16, 32, 128)]
+
+
 def test_hostile_names_are_text_on_one_line(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     text = terminal.text(made([HOSTILE, "b"], rank_by="m.v"))

@@ -97,6 +97,21 @@ def test_a_first_row_of_a_much_higher_l0_is_noted():
     assert "times the L0" not in elsewhere  # L0 is compared at one hook
 
 
+def test_ranks_over_hooks_at_which_little_and_much_can_be_lost_are_noted():
+    def mean(loss, hook):
+        results = scored("mean", loss, hook=hook)
+        for one in results:
+            one.cell["subjects"][0] |= {"kind": "control", "control": "mean"}
+        return results
+
+    saes = [scored("a", 0.1), scored("b", 0.2, hook="g")]
+    note = "- ce.delta_ce is ranked over hooks that differ in how much can be lost (the control mean has 0.3 at h and 6 at g)"
+    assert note in legend(*saes, mean(0.3, "h"), mean(6.0, "g"))
+    assert "can be lost" not in legend(*saes, mean(5.0, "h"), mean(6.0, "g"))
+    assert "can be lost" not in legend(*saes)
+    assert "can be lost" not in legend(saes[0], mean(0.3, "h"), mean(6.0, "g"))
+
+
 def test_a_higher_l0_is_noted_at_each_hook_that_has_ranks_of_its_own():
     places = [(hook, place) for hook in "hg" for place in (0, 9)]
     made = [scored(f"{hook}{place}", float(place), 144.0 / (1 + place), hook=hook) for hook, place in places]
