@@ -63,6 +63,8 @@ _WIDTHS = {**dict.fromkeys(".,:;il|![]() ", 0.6), **dict.fromkeys("mwMW±", 1.5)
 """Widths of signs that are not as wide as a digit, in digits."""
 NAME = 30
 """Width to which names are shortened at most, unless two would become the same."""
+BESIDE_HOOKS = 20
+"""The same where another column has the hooks."""
 LONG = 40
 """Number of rows above which a table may break over pages."""
 
@@ -85,12 +87,11 @@ def _latex(board: Board, label: str) -> str:
     hooks = cells[titles.index("hook")] if "hook" in titles[:texts] else None
     columns = [
         TextColumn(
-            title,
-            shortened(own, NAME, hooks if title == "SAE" else None) if place < texts else own,
-            right=place >= texts,
+            title, shortened(own, BESIDE_HOOKS, hooks) if hooks and title == "SAE" else shortened(own, NAME), False
         )
-        for place, (title, own) in enumerate(zip(titles, cells, strict=True))
+        for title, own in zip(titles[:texts], cells[:texts], strict=True)
     ]
+    columns += [TextColumn(title, own) for title, own in zip(titles[texts:], cells[texts:], strict=True)]
     italic = [row.kind == "control" for row in rows]
     order = [place for tier in by_importance(board) for place in tier]
     columns = [*columns[:texts], *(columns[texts + place] for place in order)]
