@@ -140,6 +140,7 @@ def pareto_chart(found: Sequence[Front], x: str, y: str) -> Chart:
         }
         for front in found for p, on, share in zip(front.points, front.on, front.share, strict=True)
     ]  # fmt: skip
+    _write_once(records)
     across = charts.quantity("x", _with_unit(found, x), [r["x"] for r in records], log=all(r["x"] > 0 for r in records))
     up = charts.quantity("y", _with_unit(found, y), [r["y"] for r in records])
     families = [r["family"] for r in records]
@@ -160,6 +161,22 @@ def pareto_chart(found: Sequence[Front], x: str, y: str) -> Chart:
         records, f"{y} over {x} of each SAE, with the Pareto front at each hook",
         {p.family: p.sae.key for front in found for p in reversed(front.points)},
     )  # fmt: skip
+
+
+def _write_once(records: Sequence[dict[str, Any]]) -> None:
+    """Write the shares of SAEs that lie on top of each other, such as seeds, beside the first of them."""
+    written: list[dict[str, Any]] = []
+    for record in (r for r in records if r["share"] is not None):
+        near = (r for r in written if r["hook"] == record["hook"] and _near(r, record, "x", 0.03))
+        first = next((r for r in near if _near(r, record, "y", 0.1)), None)
+        if first is None:
+            written.append(record)
+        else:
+            first["share"], record["share"] = f"{first['share']}, {record['share']}", None
+
+
+def _near(a: Mapping[str, Any], b: Mapping[str, Any], field: str, part: float) -> bool:
+    return bool(abs(a[field] - b[field]) <= part * max(abs(a[field]), abs(b[field])))
 
 
 def trajectory_chart(curves: Sequence[Trajectory], number: str, value: str) -> Chart:

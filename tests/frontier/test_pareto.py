@@ -130,6 +130,16 @@ def test_only_the_front_is_joined_and_ringed():
     assert [layer["transform"][-1] for layer in joined] == [{"filter": "datum['on the front']"}]
 
 
+def test_the_shares_of_seeds_are_written_beside_each_other():
+    seeds = [(f"a-{i}", estimate(32), estimate(1.0 + i / 100, 0.5, i)) for i in range(3)]
+    chart = pareto_chart([front(*seeds, ("b", estimate(64), estimate(0.99, 0.5, 9)))], "l0.l0", "ce.delta_ce")
+    shares = {r["SAE"]: r["share"] for r in chart.data}
+    assert len(shares["a-0"].split(", ")) == 3
+    assert shares["a-1"] is shares["a-2"] is None
+    assert shares["b"].endswith("%")
+    assert every(0 < r["share of draws"] < 1 for r in chart.data)
+
+
 def test_saes_without_one_of_the_values_are_named():
     saes = families(members([*(result(n, "l0", {"l0": estimate(1.0)}) for n in "ab"),
                              result("a", "ce", {"delta_ce": estimate(1.0)})]))  # fmt: skip
