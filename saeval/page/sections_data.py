@@ -10,6 +10,10 @@ from saeval.page.plain import plain
 from saeval.results.sections import Chart, Passage, Section, Table
 
 
+MOST_ROWS = 200
+"""Rows of a table on the page: thousands would take seconds to lay out."""
+
+
 def section_data(section: Section) -> dict[str, Any]:
     """Return one section; its charts are drawn when they come into view."""
     return {
@@ -35,7 +39,8 @@ def _table(table: Table) -> dict[str, Any]:
     return {
         "title": plain(table.title),
         "headers": plain(table.headers),
-        "rows": [[_cell(cell) for cell in row] for row in table.rows],
+        "rows": [[_cell(cell) for cell in row] for row in table.rows[:MOST_ROWS]],
+        "of": len(table.rows),
         "numeric": _numeric(table.rows),
         "notes": plain(table.notes),
         "folded": table.folded,

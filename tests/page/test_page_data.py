@@ -175,8 +175,9 @@ def sections(results):
     spec = {"mark": "point", "encoding": {"x": {"field": "a", "type": "quantitative"}}, "width": 200}
     chart = Chart("dots", "Dots </script>", "bars", spec, [{"a": 1.0, "b": "<b>"}], "dots")
     table = PageTable("t", "Numbers", ["name", "value"], [["<i>x</i>", 1.5], [None, None]], {"value": "its unit"}, True)
+    long = PageTable("long", "Many", ["name"], [[f"row-{i}."] for i in range(250)], {}, False)
     words = Passage("Feature 1", "here", ["a", "<u>"], [0.0, 2.0])
-    return [Section("s", "Mine & yours", ["one <sentence>"], [chart], [table], [words], ["read on"])]
+    return [Section("s", "Mine & yours", ["one <sentence>"], [chart], [table, long], [words], ["read on"])]
 
 def broken(results):
     raise RuntimeError("planted")
@@ -202,8 +203,12 @@ def test_sections_of_a_plugin_are_parts_of_the_page(folder, tmp_path, capsys):
         "its unit",
         "&lt;u&gt;</mark>",
         "read on",
+        "row-199.",
+        "The first 200 of 250 rows",
     )
     assert every(words in text for words in shown)
+    assert "row-200." not in text
+    assert "row-249." in (tmp_path / "mine.md").read_text(encoding="utf-8")
     (section,) = block(tmp_path / "index.html", "sections")
     assert section["charts"][0]["spec"]["data"] == {"values": [{"a": 1, "b": "<b>"}]}
 
