@@ -9,7 +9,6 @@ from saeval.base.formatting import number
 from saeval.page.plain import plain
 from saeval.results.sections import Chart, Passage, Section, Table
 
-
 MOST_ROWS = 200
 """Rows of a table on the page: thousands would take seconds to lay out."""
 
