@@ -2,8 +2,9 @@
 
 const PAGE = 50;
 
-/** Order numbers and texts; rows without one are last in both directions. */
-const last = (compare) => (a, b) => (a === null || b === null ? (a === null) - (b === null) : compare(a, b));
+/** Order numbers and texts; rows without one are last in both directions, and controls below all others. */
+const last = (compare) => (a, b) =>
+  a.control - b.control || (a.key === null || b.key === null ? (a.key === null) - (b.key === null) : compare(a.key, b.key));
 DataTable.ext.type.order["saeval-asc"] = last(ordered);
 DataTable.ext.type.order["saeval-desc"] = last((a, b) => ordered(b, a));
 
@@ -117,7 +118,8 @@ class BoardTable {
       className: `${field.kind}${field.kind === "rank" ? " number" : ""}${field.kind === "value" ? " number" : ""}`,
       cellType: field.kind === "name" ? "th" : "td",
       orderSequence: field.column?.better === "higher" ? ["desc", "asc", ""] : ["asc", "desc", ""],
-      render: (_, type, row) => (type === "display" ? this.cell(field, row.i) : (field.sort?.(row.i) ?? null)),
+      render: (_, type, row) => (type === "display" ? this.cell(field, row.i) :
+        { control: this.rows.rows[row.i].kind === "control", key: field.sort?.(row.i) ?? null }),
       createdCell: field.kind === "name" ? (cell) => cell.setAttribute("scope", "row") : undefined,
     }));
     this.table = new DataTable(this.element, {

@@ -75,6 +75,11 @@ def test_sorting_puts_rows_without_a_number_last_and_changes_no_rank(opened, fil
     assert names(page)[:5] == SHOWN[:5]
     assert {name: cells(page, name).nth(1).inner_text() for name in names(page)} == before
     assert len({*before.values()}) > 3
+    controls(page).check()
+    for direction in ("ascending", "descending"):  # the control's loss is neither the largest nor the smallest
+        header(page, "loss").click()
+        page.wait_for_selector(f"table.board th[aria-sort={direction}]")
+        assert names(page)[-1] == CONTROL
 
 
 def test_filters_hide_rows_of_the_table_and_of_the_charts_and_change_no_rank(opened, file):
