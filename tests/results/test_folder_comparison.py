@@ -188,10 +188,10 @@ def test_a_subject_of_one_run_only_is_named_first(first, tmp_path, capsys):
 def test_a_summary_counts_what_the_records_say(first, tmp_path, capsys):
     second = moved(tmp_path / "b", 0.1, only=("sae-1", "sae-2"))
     assert cli.main(["compare", first, second, "--format", "json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    outcomes = [value["outcome"] for value in told["values"]]
-    assert {outcome: outcomes.count(outcome) for outcome in told["outcomes"]} == told["outcomes"]
-    assert (told["outcomes"]["worse"], told["outcomes"]["better"]) == (2, 0)
+    record = json.loads(capsys.readouterr().out)
+    outcomes = [value["outcome"] for value in record["values"]]
+    assert {outcome: outcomes.count(outcome) for outcome in record["outcomes"]} == record["outcomes"]
+    assert (record["outcomes"]["worse"], record["outcomes"]["better"]) == (2, 0)
     assert cli.main(["compare", first, second]) == 0
     text = capsys.readouterr().out
     assert f"Compared: {len(outcomes)} pairs of numbers (6 SAEs and 1 control × 4 values)." in text
