@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from saeval.base.errors import SaevalError, Undefined
     from saeval.base.progress import Lines
     from saeval.base.run_options import RunOptions
+    from saeval.certification import certify
     from saeval.collection import Results
     from saeval.interfaces.metric import Metric
     from saeval.interfaces.quantity import at_hooks, finite, fit_split, fold, paired, rebound
@@ -27,6 +28,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Array", "Curve", "Estimate", "Ever", "Evidence", "Histogram", "Lines", "Mean", "Metric", "Moments", "Notes",
     "Plugins", "Quantiles", "Ratio", "Results", "RunOptions", "SaevalError", "Sample", "Scalar", "Table", "Undefined",
-    "at_hooks", "evaluate", "finite", "fit_split", "fold", "hookimpl", "paired", "rebound", "run",
+    "at_hooks", "certify", "evaluate", "finite", "fit_split", "fold", "hookimpl", "paired", "rebound", "run",
 ]  # fmt: skip
 __getattr__, __dir__ = on_first_use(__name__)

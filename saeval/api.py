@@ -28,7 +28,7 @@ from saeval.plan.plan import Plan, plan
 from saeval.registry.discovery import Plugins
 from saeval.registry.hookspecs import hookimpl
 from saeval.registry.registry import Registry, accepting
-from saeval.results.store import Store
+from saeval.results.store import MANIFEST, Store
 from saeval.suite import yaml_marks
 from saeval.suite.schema import load, validate
 from saeval.suite.yaml_marks import Marks, beyond, override
@@ -64,10 +64,13 @@ def prepare(
     return plan(load(find_suite(suite, registry), overrides), registry, options)
 
 
-def execute(planned: Plan, out: str | Path, progress: Progress | None = None) -> Results:
-    """Run a plan and store its results in `out/<suite>`; `SuiteError` if that folder belongs to another suite."""
+def execute(planned: Plan, out: str | Path, progress: Progress | None = None, manifest: str = MANIFEST) -> Results:
+    """Run a plan and store its results in `out/<suite>`; `SuiteError` if that folder belongs to another suite.
+
+    `manifest` is the name of the file in which the run lists its cells.
+    """
     refuse_namesakes([planned], out)
-    store = Store(Path(out) / planned.name)
+    store = Store(Path(out) / planned.name, manifest)
     engine = Engine(planned, store, progress)
     layout = planned.suite.body.leaderboard.model_dump()
     results = Results(engine.run(), layout, planned.name, store.folder, planned.registry)

@@ -48,7 +48,7 @@ def run(folder: Path, model: str, stage: str) -> None:
         for suite in sorted((HERE / "suites").glob(f"*-{model}.yaml")):
             evaluate = [sys.executable, "-m", "saeval.cli", "run", str(suite), "--out", "results"]
             # The preflight finds that a random decoder was not trained on these activations, which is its purpose here.
-            subprocess.run([*evaluate, "--allow", f"{model}/*/frozen-*"], cwd=folder, check=True)
+            subprocess.run([*evaluate, "--allow", "*frozen*"], cwd=folder, check=True)
             _record(folder, model, suite.stem, started)
             started = time.perf_counter()
         return

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from jaxtyping import Bool, Float
+from pydantic import Field
 
-from saeval.plugin import Control, Encoding, Repeats, Sample, Substitute, Undefined, fit_split, fold, torch
+from saeval.plugin import (
+    Control,
+    Encoding,
+    Repeats,
+    Sample,
+    Substitute,
+    Undefined,
+    fit_split,
+    fold,
+    hashed,
+    torch,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Share = Annotated[float, Field(gt=0, le=1)]
+"""The part of an SAE that a control damages."""
 SAMPLE = 8192
 _ROWS = 1024
 """Rows encoded at a time."""
@@ -70,6 +84,17 @@ def _acts(sae: Substitute, sample: Sample) -> Iterator[Float[Tensor, "1 n d_sae"
         if not acts.isfinite().all():  # NaN would count as firing
             raise Undefined(f"{sae.name} has NaN or infinite feature activations on the fit split")
         yield acts
+
+
+def chosen_share(
+    alive: Bool[np.ndarray, "d_sae"], share: float, *keys: int | str, least: int = 1
+) -> Bool[np.ndarray, "d_sae"]:
+    """Return a share of the alive features, chosen by a hash of the keys; those of a smaller share are among them."""
+    members = np.flatnonzero(alive)
+    count = min(max(round(share * len(members)), least), len(members))
+    chosen = np.zeros_like(alive)
+    chosen[members[np.argsort(hashed(*keys, "share", members), kind="stable")[:count]]] = True
+    return chosen
 
 
 class Repeated(Control):

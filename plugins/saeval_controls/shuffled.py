@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt64
 
 from saeval.plugin import Control, Encoding, Repeats, Sample, Substitute, Undefined, hashed, torch
-from saeval_controls.fitted import Derived, Repeated, device_of, rows_of, with_features
+from saeval_controls.fitted import Derived, Repeated, Share, chosen_share, device_of, rows_of, with_features
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,19 +131,27 @@ class _OtherDirections(Derived):
 
 
 class ShuffledDecoder(Repeated):
-    """The SAE with the decoder directions of its alive features exchanged among them.
+    """The SAE with the decoder directions of its alive features exchanged among them, or of a share of them.
 
     x̂ = decode(f_π⁻¹), that is f_j writes d_π(j), for a derangement π of the features that fire on at least
-    one of up to 8192 tokens sampled from the fit split; the other features keep their directions.
-    The features themselves, and so L0 and density, are the parent's. Undefined if fewer than two
+    one of up to 8192 tokens sampled from the fit split; the other features keep their directions. With `share`
+    below 1, of that share of them, at least two, chosen by a hash: those of a smaller share are among those of a
+    larger one. The features themselves, and so L0 and density, are the parent's. Undefined if fewer than two
     features are alive. `seeds` independent derangements form one row of the leaderboard.
     """
 
-    name, version, per = "shuffled_decoder", 1, "sae"
+    name, version, per, standing, dose = "shuffled_decoder", 1, "sae", 1, "share"
+
+    def __init__(self, seeds: Repeats = 5, seed: int = 0, share: Share = 1.0) -> None:
+        super().__init__(seeds, seed)
+        self.share = share
 
     def build(self, sae: Substitute, alive_features: Bool[np.ndarray, "d_sae"], copy: int) -> Substitute:
         with_features(sae)
-        return _OtherDirections(sae, deranged(alive_features, self.seed, copy))
+        moved = alive_features
+        if self.share < 1:
+            moved = chosen_share(alive_features, self.share, self.name, self.seed, copy, least=2)
+        return _OtherDirections(sae, deranged(moved, self.seed, copy))
 
 
 def deranged(alive: Bool[np.ndarray, "n"], *seeds: int) -> Int[np.ndarray, "n"]:

@@ -52,7 +52,7 @@ class Random(Repeated):
     Undefined for transcoders: they read and write different activations, so encoder and decoder cannot be tied.
     """
 
-    name, version, per = "random", 1, "sae"
+    name, version, per, standing = "random", 1, "sae", 2
 
     def build(
         self, sae: Substitute, parent_l0: float, fit_inputs: Sample, fit_activations: Sample, copy: int

@@ -194,7 +194,12 @@ def some(names: Sequence[str], most: int) -> str:
 
 def header(column: Column) -> str:
     """Return a column's name with the arrow of its better direction."""
-    return f"{escapes.markdown(column.name)}{arrow(column)}"
+    return f"{escapes.markdown(column.name)}{arrow(column)}{mark(column)}"
+
+
+def mark(column: Column) -> str:
+    """Return the mark of the suite's certificate, after a space; empty without one."""
+    return f" {column.certified[0]}" if column.certified[0] and not column.paired else ""
 
 
 def arrow(column: Column) -> str:

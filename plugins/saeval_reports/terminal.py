@@ -18,6 +18,7 @@ from saeval_reports.tables import (
     facts,
     least_difference,
     legend,
+    mark,
     notes,
     number,
     rank,
@@ -65,7 +66,7 @@ class TextColumn:
 
 
 def _pieces(header: str) -> list[str]:
-    return re.findall(r"[^._ ]+[._ ]?(?:[↓↑]$)?|[._ ]", header) or [""]
+    return re.findall(r"[^._ ]+[._ ]?(?:[↓↑]?(?: ?[✓†✗?])?$)?|[._ ]", header) or [""]
 
 
 def text_table(columns: Sequence[TextColumn]) -> str:
@@ -148,7 +149,7 @@ def headers(columns: Sequence[Column]) -> dict[str, str]:
     def short(column: Column) -> str:
         return column.value if not column.paired and values[column.value] == 1 else column.name
 
-    return {column.name: f"{escapes.line(short(column))}{arrow(column)}" for column in columns}
+    return {column.name: f"{escapes.line(short(column))}{arrow(column)}{mark(column)}" for column in columns}
 
 
 def text(boards: Sequence[Board]) -> str:

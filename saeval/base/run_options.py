@@ -13,6 +13,10 @@ from saeval.base.errors import SaevalError, shown
 MOST_ROWS = 10**9
 """Largest number of sequences of a suite, a batch or a limit."""
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+RESEEDS = 5
+"""Further seeds that a certificate gives each metric that draws something."""
+DOSES = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""Shares of each SAE that a certificate damages."""
 OnFinding = Literal["stop", "warn", "off"]
 _SPELLINGS = {
     "float": "float32", "single": "float32", "fp32": "float32", "f32": "float32",

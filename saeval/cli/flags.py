@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from types import UnionType
@@ -43,6 +44,17 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 19) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, got '{text[:40]}'")
     return int(text)
+
+
+def share(text: str) -> float:
+    """Return a number above 0 and up to 1; for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share above 0 and up to 1, got '{text[:40]}'")
+    return number
 
 
 def _parsing(kind: Any, metavar: str | None) -> dict[str, Any]:

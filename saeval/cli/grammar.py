@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from saeval.base.console import shown
 from saeval.base.errors import INTERRUPTED, OK, WRONG, SaevalError, log, said
 from saeval.base.provenance import version
+from saeval.base.run_options import DOSES, RESEEDS
 from saeval.cli import flags, tables
 from saeval.registry.kinds import LISTED
 
@@ -46,11 +47,12 @@ def results_options(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS = "saeval.commands"
 VERBS = (
-    "run", "check", "fetch", "doctor", "ls", "show", "explain", "leaderboard", "compare", "report", "plot", "schema",
-    "completion",
+    "run", "check", "certify", "fetch", "doctor", "ls", "show", "explain", "leaderboard", "compare", "report", "plot",
+    "schema", "completion",
 )  # fmt: skip
 SHELLS = ("bash", "zsh", "fish")
 _MODULES = {
+    "certify": "certificate_verb",
     "leaderboard": "board_verbs", "compare": "board_verbs", "plot": "chart_verbs",
     "ls": "catalogue_verbs", "show": "catalogue_verbs", "schema": "catalogue_verbs",
 }  # fmt: skip
@@ -148,6 +150,17 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     check = subparsers.add_parser("check", help="check suites for problems and print what a run would compute")
     suite_options(check)
     check.add_argument("--out", default="results", help="results folder; stored cells are not computed again")
+
+    certificate = subparsers.add_parser("certify", help="how far can each value of a suite be trusted?")
+    suite_options(certificate)
+    certificate.add_argument("--out", default="results", help="folder for results (default: results)")
+    reseeds_help = f"further seeds of each metric that draws something (default: {RESEEDS})"
+    certificate.add_argument("--reseeds", type=flags.count, default=RESEEDS, metavar="N", help=reseeds_help)
+    doses_help = f"shares of each SAE that are damaged (default: {' '.join(map(str, DOSES))})"
+    certificate.add_argument(
+        "--doses", type=flags.share, nargs="+", default=list(DOSES), metavar="SHARE", help=doses_help
+    )
+    flags.add(certificate, "run")
 
     ls = subparsers.add_parser("ls", help="list the metrics, suites, SAEs, ... that plugins provide")
     ls.add_argument("kind", choices=LISTED)

@@ -123,6 +123,7 @@ def _metric(registry: Registry, top: Definitions) -> dict[str, Any]:
         "as": {**_TEXT, "description": "another name, for the columns and files of this configuration"},
         "over": {**_TEXT, "description": "the group of SAEs that it is computed over"},
         "controls": {"type": "array", "items": _TEXT, "description": "controls of which the group has a twin"},
+        "of": {"type": "array", "items": _TEXT, "description": "SAEs and controls that it is evaluated on"},
     }
     configured = {}
     for entry in registry.metrics:

@@ -59,6 +59,8 @@ class Metric(Stateless):
 
     If it is a mapping, each name's function returns that substitute, and the metric has no `substitutes`.
     """
+    truth: ClassVar[bool] = False
+    """True if it knows the true features of its data, so that `saeval certify` holds other metrics against it."""
     sampled_scores: bool = False
     """True if its values are means of scores over the scores' own `mask`, so that a suite may set `score_share`."""
 

@@ -152,6 +152,12 @@ class Control(Stateless, ABC):
     """Part of every key; raise it when the numbers change."""
     per: ClassVar[Literal["hook", "sae"]] = "hook"
     """One control per hook, or one per SAE."""
+    standing: ClassVar[int | None] = None
+    """Its place among the controls that a value of quality ranks below trained SAEs, the best with the highest number;
+    None for a control without such a place. `saeval certify` tests this order."""
+    dose: ClassVar[str | None] = None
+    """The parameter that says what share of the SAE it damages, above 0 and up to 1; None for a control that does not
+    damage by degrees. `saeval certify` tests that values get worse with it."""
     build: Callable[..., Substitute]
     """Return the substitute."""
 

@@ -87,6 +87,7 @@ def _column(column: Column, rows: Sequence[Row]) -> dict[str, Any]:
         "shown": column.headline,
         "paired": column.paired,
         "depends": line(column.depends),
+        "certified": [line(text) for text in column.certified if not column.paired and column.certified[0]],
         "value": [short(e.value) if e else None for e in entries],
         "error": [short(e.stderr, OF_ERRORS) if e else None for e in entries],
         "reach": [_reach(e) if e else None for e in entries],

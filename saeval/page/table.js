@@ -95,11 +95,12 @@ class BoardTable {
     if (field.kind !== "value") return document.createTextNode(field.name);
     const { column } = field;
     const depends = column.depends ? `depends on ${column.depends}${this.rows.tokens ? `; here ${this.rows.tokens}` : ""}` : "";
-    const title = [column.unit, SENSE[column.better], depends].filter(Boolean).join(", ");
+    const [mark, verdict] = column.certified;
+    const title = [column.unit, SENSE[column.better], depends, verdict ? `certificate: ${verdict}` : ""].filter(Boolean).join(", ");
     const [metric, value] = column.name.includes(".") ? column.name.split(/\.(.*)/s) : ["", column.name];
     return h("span", { class: "head", title: title || null },
       metric ? h("span", { class: "metric" }, `${metric}.`) : null, h("wbr"),
-      h("span", {}, ...breakable(value), `${ARROWS[column.better] ?? ""}${column.depends ? "\u00a0*" : ""}`), h("span", { class: "hidden" }, title ? ` (${title})` : ""));
+      h("span", {}, ...breakable(value), `${ARROWS[column.better] ?? ""}${column.depends ? "\u00a0*" : ""}${mark ? `\u00a0${mark}` : ""}`), h("span", { class: "hidden" }, title ? ` (${title})` : ""));
   }
 
   /** Build the table below an element; `drawn` is called after each draw. */

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from saeval.base.errors import Problem, SaevalError, SuiteError, blamed
+from saeval.base.errors import Problem, SaevalError, SuiteError, blamed, suggestion
 from saeval.base.fingerprint import digest_of
 from saeval.base.identity import code_identity
-from saeval.base.names import names_matching
+from saeval.base.names import names_matching, names_matching_any
 from saeval.base.parameters import validated
 from saeval.base.run_options import RunOptions
 from saeval.interfaces.contents import freeze
@@ -265,7 +265,15 @@ class _Planner:
             return [members] if members else []
         if metric.subject == "none":
             return [[]]
-        return [[s] for s in placed]
+        if entry.of is None:
+            return [[s] for s in placed]
+        names = [s.name for s in placed]
+        for index, pattern in enumerate(entry.of):
+            if not names_matching(pattern, names):
+                message = f"'of' of metric '{entry.alias}': nothing is named '{pattern}'{suggestion(pattern, names)}"
+                self.problems.append(self.suite.problem(message, *entry.location, "of", index))
+        chosen = set(names_matching_any(entry.of, names))
+        return [[s] for s in placed if s.name in chosen]
 
     def _twins(
         self, metric: Metric, entry: MetricEntry, subjects: Subjects, groups: Mapping[str, list[Subject]]

@@ -40,6 +40,8 @@ class Column:
     control: Mapping[str, Any] | None = field(default=None, compare=False)
     """The null hypothesis that stands for a control; the column `NAME vs CONTROL` has its tests."""
 
+    certified: tuple[str, str] = field(default=("", ""), compare=False)
+    """What the suite's certificate says of it, if there is one: a mark such as `✓`, and the verdict in words."""
     depends: str = field(default="", compare=False)
     """What its values depend on besides SAE, model and text, and why, such as `the number of tokens: REASON`."""
 
@@ -274,7 +276,16 @@ class Board:
                 if entry is not None and entry.value is None and entry.reason:
                     places = notes.setdefault(f"{entry.status}: {entry.reason}", {})
                     places.setdefault(f"{column.metric} of {row.name}")
-        return [*self.warnings, *self.dependences, *_with_places(notes), *self._untested(tested)]
+        return [*self.warnings, *self.certified, *self.dependences, *_with_places(notes), *self._untested(tested)]
+
+    @property
+    def certified(self) -> list[str]:
+        """A sentence for each verdict of the suite's certificate on shown columns, with their names."""
+        by_verdict: dict[tuple[str, str], list[str]] = {}
+        for column in self.shown:
+            if column.certified[0] and not column.paired:
+                by_verdict.setdefault(column.certified, []).append(column.name)
+        return [f"certificate: {mark} {words} ({some(own)})" for (mark, words), own in by_verdict.items()]
 
     @property
     def untested(self) -> list[str]:

@@ -18,7 +18,8 @@ from saeval.results.file_states import FOLDER, Basis, code, states_of
 log = logging.getLogger("saeval")
 
 _FORM = 3
-_MANIFESTS = ("manifest.json", "manifest.limited.json")
+_FILES = ("manifest.json", "manifest.limited.json", "certificate.json")
+"""Files of the folder that a leaderboard shows, besides the results."""
 
 
 class KeptText:
@@ -38,8 +39,8 @@ class KeptText:
         """`plugins`: files of `--plugin`. `shape`: what else the text depends on, as plain data, such as its width."""
         self._folder = Path(folder)
         self._path = self._folder / FOLDER / f"text.{file_name(report)}.json"
-        manifests = states_of([str(self._folder / name) for name in _MANIFESTS])
-        self._settled = max(*manifests[1:3], *manifests[5:7]) < time.time_ns() - file_states.SETTLED
+        manifests = states_of([str(self._folder / name) for name in _FILES])
+        self._settled = max(*manifests[1::4], *manifests[2::4]) < time.time_ns() - file_states.SETTLED
         files = [str(Path(file).resolve()) for file in plugins]
         self._facts = {
             "form": _FORM,

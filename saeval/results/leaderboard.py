@@ -13,6 +13,7 @@ from saeval.base.errors import SaevalError, suggestion
 from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import number
 from saeval.results.board import Board, Column, Entries, Entry, Row, damaged_in_words, some
+from saeval.results.certificate import Certificate, Certified, stored
 from saeval.results.comparability import classes, configuration, configurations, differences, in_words, of_cells
 from saeval.results.control_columns import against, columns_of
 from saeval.results.file_states import Basis
@@ -97,7 +98,7 @@ def _stored_run(
     if damaged := damaged_in_words(found):
         unfinished.append(f"'{manifest['suite']}': {damaged}")
     layout = {} if every_column else manifest["leaderboard"]
-    return _Run(manifest["suite"], layout, found, unfinished, str(folder))
+    return _Run(manifest["suite"], layout, found, unfinished, str(folder), stored(folder))
 
 
 def of_stored(runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Result]]]) -> list[Board]:
@@ -129,6 +130,8 @@ class _Run:
     """What it still lacks, in a sentence; empty for a whole run."""
     folder: str = ""
     """The folder that it is stored in, if it was read from one."""
+    certificate: Certificate | None = None
+    """What `saeval certify` found of its values."""
 
 
 def _titles(tables: Iterable[Sequence[_Run]]) -> list[str]:
@@ -162,6 +165,10 @@ def _boards(runs: Sequence[_Run]) -> list[Board]:
         board = _board([result for _, result in table], title, next((r.layout for r in own if r.layout), {}))
         board.left_out = [sentence for run in own for sentence in run.unfinished]
         board.warnings += board.left_out
+        if certificates := [run.certificate for run in own if run.certificate is not None]:
+            first_results = [result for _, result in table]
+            said = {name: one for certificate in certificates for name, one in certificate.on(first_results).items()}
+            board.columns = [_certified(column, said.get(column.name)) for column in board.columns]
         if made:
             (_, first_kind), first = next(iter(tables.items()))
             metrics = [
@@ -180,6 +187,10 @@ def _boards(runs: Sequence[_Run]) -> list[Board]:
             board.warnings.insert(0, board.apart)
         made.append(board)
     return made
+
+
+def _certified(column: Column, said: Certified | None) -> Column:
+    return column if said is None else dataclasses.replace(column, certified=(said.mark, said.words))
 
 
 def _board(results: list[Result], title: str, settings: Mapping[str, Any]) -> Board:

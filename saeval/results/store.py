@@ -60,7 +60,9 @@ class Opened(NamedTuple):
 class Store:
     """One suite's folder: `<key>.json` and `<key>.npz`, `folds/`, `passes/`, and the manifest of the last run."""
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, manifest: str = MANIFEST) -> None:
+        """`manifest`: the name of the file in which a run lists its cells, which may share the folder's results."""
+        self._listed_in = manifest
         expand_user(folder)  # one that no system can look for is the user's mistake, and no damage
         self.folder = Path(folder)
         self._prefix = f"{self.folder}{os.sep}"
@@ -190,7 +192,7 @@ class Store:
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> None:
         """A limited run keeps its own, so that trying a suite leaves the whole run's leaderboard as it was."""
-        name = MANIFEST if manifest["limit"] is None else LIMITED
+        name = self._listed_in if manifest["limit"] is None or self._listed_in != MANIFEST else LIMITED
         _write(self.folder / name, sealed(_shared(finite(manifest)), indent=1))
 
     def manifest(self, names: Collection[str] | None = None) -> dict[str, Any]:

@@ -43,6 +43,8 @@ class MetricEntry:
     location: Location
     controls: tuple[str, ...] | None = None
     """Controls of which the group has twins; None for the default."""
+    of: tuple[str, ...] | None = None
+    """Names and globs of the SAEs, controls and hooks that it is evaluated on; None for all."""
 
 
 class SuiteModel(BaseModel):
@@ -145,9 +147,15 @@ class Suite:
                 continue
             alias, over = params.pop("as", name), params.pop("over", None)
             twins = params.pop("controls", None) if over is not None else None
-            if twins is not None and not (isinstance(twins, list) and all(isinstance(name, str) for name in twins)):
+            if twins is not None and not _names(twins):
                 message = f"'controls' of metric '{name}' is a list of names, as in [random], or [] for none"
                 problems.append(self.problem(message, *location, "controls"))
+                continue
+            of = params.pop("of", None)
+            if of is not None and (over is not None or not of or not _names(of)):
+                expected = "is a list of names of SAEs and controls, as in ['my-sae*', random]"
+                fault = "stands beside 'over', whose group has the SAEs" if over is not None else expected
+                problems.append(self.problem(f"'of' of metric '{name}' {fault}", *location, "of"))
                 continue
             wrong = [key for key, word in (("as", alias), ("over", over)) if word and not isinstance(word, str)]
             wrong += ["as"] if isinstance(alias, str) and "." in alias else []  # columns are ALIAS.VALUE
@@ -169,8 +177,13 @@ class Suite:
                 problems.append(self.problem(f"unknown group '{over}'{near}", *location, "over"))
                 continue
             controls = None if twins is None else tuple(dict.fromkeys(twins))
-            entries.append(MetricEntry(name, str(alias), params, over, location, controls))
+            chosen = None if of is None else tuple(dict.fromkeys(of))
+            entries.append(MetricEntry(name, str(alias), params, over, location, controls, chosen))
         return entries
+
+
+def _names(given: Any) -> bool:
+    return isinstance(given, list) and all(isinstance(name, str) for name in given)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,61 @@
+"""The verb `certify`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from saeval.api import prepare, refuse_namesakes
+from saeval.base.errors import INTERRUPTED, OK, SOME_FAILED
+from saeval.base.escapes import line
+from saeval.base.formatting import counted
+from saeval.base.memory import keep_freed_memory
+from saeval.base.progress import progress
+from saeval.base.whole_files import FREE_SPACE, write_whole
+from saeval.certification import certified, planned
+from saeval.cli import flags
+from saeval.engine.preflight import warnings
+from saeval.page.page import Part, page
+from saeval.registry.discovery import Plugins
+from saeval.registry.registry import Registry
+from saeval.results.certificate_section import NAME, section, verdicts
+from saeval.results.leaderboard import from_results
+from saeval.results.section_files import markdown_table, section_files
+
+
+def certify(arguments: argparse.Namespace) -> int:
+    registry = Registry(Plugins(arguments.plugin))
+    options = flags.options(arguments)
+    plans = [prepare(suite, registry, options, arguments.set) for suite in arguments.suites]
+    refuse_namesakes(plans, arguments.out)
+    expanded = [planned(plan, arguments.reseeds, arguments.doses) for plan in plans]
+    for failure in registry.plugins.failures:
+        print(f"plugin {failure}", file=sys.stderr)
+    keep_freed_memory()
+    code = OK
+    try:
+        for plan, (whole, design) in zip(plans, expanded, strict=True):
+            if disagreements := warnings(plan):
+                plan.verify()
+                print(*map(line, disagreements), sep="\n", file=sys.stderr)
+            made, results = certified(plan, whole, design, arguments.out, progress())
+            folder = Path(arguments.out) / plan.name
+            failed = sum(result.status in ("failed", "damaged") for result in results)
+            if failed:
+                print(f"{failed} of {counted(len(results), 'cell')} failed", file=sys.stderr)
+                code = SOME_FAILED
+            shown = section(made)
+            own = [result for result in results if result.metric in design.metrics]
+            boards = from_results(own, plan.name, {})
+            files = dict(section_files(NAME, [shown]))
+            files[f"{NAME}.html"] = page(boards, [Part("", [shown])], [str(folder)])
+            for name, content in files.items():
+                data = content.encode() if isinstance(content, str) else content
+                write_whole(folder / NAME / name, data, f"{FREE_SPACE} --out")
+            print(f"## {line(shown.title)}\n\n{markdown_table(verdicts(made.values))}\n")
+            print(folder / NAME / f"{NAME}.html", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished work is kept, and the same command goes on where it stopped", file=sys.stderr)
+        return INTERRUPTED
+    return code

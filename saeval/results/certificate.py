@@ -1,0 +1,267 @@
+"""`Certificate`: how far each value of a suite can be trusted, as `saeval certify` stores it beside the results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from saeval.base.errors import SaevalError
+from saeval.base.fingerprint import digest_of
+from saeval.base.formatting import number
+from saeval.base.sealed_json import DamagedError, sealed, unsealed
+from saeval.base.whole_files import write_whole
+from saeval.results.comparability import configurations
+from saeval.results.result import Result
+
+FILE = "certificate.json"
+FORM = 1
+LEAST_APART = 0.5
+"""Share of pairs of SAEs that a value has to tell apart to rank them."""
+MOST_NOISE = 0.5
+"""Most that its own draws, or the training seed, may move a value that ranks SAEs, in spreads between SAEs."""
+SAME = 0.95
+"""Rank correlation from which on two values say the same."""
+
+Verdict = Literal["ranking", "controls", "unusable", "undecided", "describes"]
+IN_WORDS: Mapping[Verdict, str] = {
+    "ranking": "usable for ranking",
+    "controls": "usable against controls only",
+    "unusable": "not usable here",
+    "undecided": "undecided",
+    "describes": "describes, without a better direction",
+}
+MARKS: Mapping[Verdict, str] = {"ranking": "✓", "controls": "†", "unusable": "✗", "undecided": "?", "describes": ""}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number with its 95% interval, from `n` units; the ends are None where there is no interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def words(self) -> str:
+        ends = "" if self.low is None else f" [{number(self.low, 2)}, {number(self.high, 2)}]"
+        return f"{number(self.value, 2)}{ends}"
+
+
+@dataclass(frozen=True)
+class Order:
+    """How often a value puts one kind of rows before another: the share of SAEs whose row of the first is better."""
+
+    better: str
+    worse: str
+    share: Interval | None
+    """None: their values are the same for every SAE, by construction."""
+
+
+@dataclass(frozen=True)
+class Dose:
+    """What a growing damage does to a value."""
+
+    damage: str
+    tau: Interval | None
+    """Kendall's tau of the dose and of how bad the value is, the mean over SAEs; None if it does not change."""
+    detected: float | None = None
+    """The smallest dose that is significant for half of the SAEs; None if none is."""
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation with another value over the SAEs, oriented so that 1 is the same order of quality."""
+
+    column: str
+    rho: Interval
+
+
+@dataclass(frozen=True)
+class Certified:
+    """What a certificate says of one value."""
+
+    column: str
+    """`metric.value`."""
+    verdict: Verdict = "undecided"
+    reasons: Sequence[str] = ()
+    """Why, in sentences without a full stop."""
+    better: str | None = None
+    unit: str = ""
+    stderr: float | None = None
+    """The median of its standard errors over SAEs: what other documents would change."""
+    documents: int | None = None
+    """The number of documents that would halve it."""
+    spread: float | None = None
+    """The standard deviation between SAEs at one hook."""
+    evaluation: Interval | None = None
+    """The standard deviation over seeds of what the metric draws, for one SAE; None for a metric that draws nothing."""
+    training: Interval | None = None
+    """The standard deviation over the training seeds of one recipe; None without groups of seeds."""
+    apart: Interval | None = None
+    """Share of the pairs of SAEs at one hook that paired tests tell apart, Holm-corrected."""
+    orders: Sequence[Order] = ()
+    doses: Sequence[Dose] = ()
+    same: Sequence[Correlation] = ()
+    """The values that rank the SAEs most alike, the closest first."""
+    truths: Sequence[Correlation] = ()
+    """Values of metrics that know the true features."""
+
+    @property
+    def mark(self) -> str:
+        return MARKS[self.verdict]
+
+    @property
+    def words(self) -> str:
+        """The verdict with its reasons."""
+        return IN_WORDS[self.verdict] + (f": {'; '.join(self.reasons)}" if self.reasons else "")
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is certified of the values of a suite, with what it holds for: this model, text and these metrics."""
+
+    suite: str
+    saes: int
+    values: Sequence[Certified]
+    ground: str = ""
+    """A hash of model and data."""
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    """By metric, a hash of its configuration."""
+
+    def write(self, folder: Path) -> Path:
+        """Write it into a results folder, and return the file."""
+        record = {"form": FORM, **asdict(self)}
+        path = folder / FILE
+        write_whole(path, sealed(_plain(record), indent=1), "--out")
+        return path
+
+    def on(self, results: Sequence[Result]) -> dict[str, Certified]:
+        """Return what it says of the values of these results, by column; empty unless model and data are the same."""
+        if not results or ground_of(results) != self.ground:
+            return {}
+        current = digests(results)
+        return {one.column: one for one in self.values if self._holds(one.column.split(".", 1)[0], current)}
+
+    def _holds(self, metric: str, current: Mapping[str, str]) -> bool:
+        return metric in current and self.metrics.get(metric) == current[metric]
+
+
+def stored(folder: Path | str) -> Certificate | None:
+    """Return the certificate in a results folder; None where there is none. `SaevalError` for a damaged one."""
+    path = Path(folder) / FILE
+    try:
+        record = unsealed(path.read_bytes())
+        if record.get("form") != FORM:
+            return None
+        values = [Certified(one["column"], one["verdict"], tuple(one["reasons"])) for one in record["values"]]
+        if any(one.verdict not in MARKS for one in values):
+            raise DamagedError("it has an unknown verdict")
+        return Certificate(
+            str(record["suite"]), int(record["saes"]), values, str(record["ground"]), dict(record["metrics"])
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, DamagedError, KeyError, TypeError, ValueError) as error:
+        raise SaevalError(f"{path}: not readable ({error}); run `saeval certify` again, or delete it") from None
+
+
+def ground_of(results: Sequence[Result]) -> str:
+    """Return a hash of the model and data of results of one run."""
+    cell = results[0].cell
+    return digest_of([cell["model"], cell["data"]["fingerprint"], cell["data"].get("stopping")])
+
+
+def digests(results: Iterable[Result]) -> dict[str, str]:
+    """Return a hash of the configuration of each metric."""
+    return {name: digest_of(own) for name, own in configurations(results).items()}
+
+
+def verdict(found: Certified) -> tuple[Verdict, list[str]]:
+    """Return the verdict on what was found of a value, with its reasons.
+
+    Not usable: it is the same for everything; it ranks a control before the SAEs; it tells the SAEs from no control; it
+    gets better under a damage, or responds to none; what it draws moves it as much as the SAEs differ; it contradicts
+    the truth. Else for ranking, if it tells apart `LEAST_APART` of the pairs of SAEs, and neither its draws nor the
+    training seed move it by more than `MOST_NOISE` of the spread between SAEs.
+    """
+    if found.better is None:
+        return "describes", []
+    wrong = [*_order(found.orders), *_dose(found.doses), *_noise(found), *_truth(found.truths)]
+    if found.spread == 0 and not any(order.share for order in found.orders):
+        return "unusable", ["it is the same for all SAEs and controls"]
+    if wrong:
+        return "unusable", wrong
+    judged = [order.share for order in found.orders if order.share]
+    responses = [dose.tau for dose in found.doses if dose.tau]
+    if not judged and not responses:
+        return "undecided", ["no control and no damage could be tested on it"]
+    if judged and not any(share.low is not None and share.low > 0.5 for share in judged):
+        few = max(share.n for share in judged)
+        return "undecided", [f"{few} SAEs are too few to say whether it tells them from controls"]
+    limits = _limits(found)
+    return ("controls", limits) if limits else ("ranking", [])
+
+
+def _order(orders: Sequence[Order]) -> list[str]:
+    judged = [order for order in orders if order.share and order.better == TRAINED]
+    before = [o.worse for o in judged if o.share and o.share.high is not None and o.share.high < 0.5]
+    if before:
+        return [f"it ranks {', '.join(before)} before the SAEs"]
+    known = [o.share for o in judged if o.share and o.share.low is not None]
+    unclear = known and all(share.low <= 0.5 for share in known if share.low is not None)
+    if unclear and max(share.n for share in known) >= ENOUGH:
+        return [f"it does not tell the SAEs from {' or '.join(o.worse for o in judged)}"]
+    return []
+
+
+def _dose(doses: Sequence[Dose]) -> list[str]:
+    judged = [(dose.damage, dose.tau) for dose in doses if dose.tau]
+    rising = [name for name, tau in judged if tau.high is not None and tau.high < 0]
+    if rising:
+        return [f"it gets better with {', '.join(rising)}"]
+    if judged and all(tau.low is not None and tau.low <= 0 for _, tau in judged):
+        return [f"it does not get worse with {' or '.join(name for name, _ in judged)}"]
+    return []
+
+
+def _noise(found: Certified) -> list[str]:
+    noise = found.evaluation
+    if noise and found.spread is not None and noise.value >= found.spread and noise.value > 0:
+        return [f"its own draws move it by {number(noise.value, 2)}, and the SAEs differ by {number(found.spread, 2)}"]
+    return []
+
+
+def _truth(truths: Sequence[Correlation]) -> list[str]:
+    against = [one.column for one in truths if one.rho.high is not None and one.rho.high < 0]
+    return [f"it ranks SAEs against the truth ({', '.join(against)})"] if against else []
+
+
+def _limits(found: Certified) -> list[str]:
+    """Return why a value that is better than controls for SAEs cannot rank these."""
+    limits = []
+    if found.apart is None:
+        limits.append("no two SAEs at one hook could be compared")
+    elif found.apart.value < LEAST_APART:
+        limits.append(f"it tells apart {found.apart.value:.0%} of the pairs of SAEs")
+    for noise, words in ((found.evaluation, "its own draws"), (found.training, "the training seed")):
+        if noise and found.spread and noise.value > MOST_NOISE * found.spread:
+            size = f"{number(noise.value, 2)}, and SAEs differ by {number(found.spread, 2)}"
+            limits.append(f"{words} {'moves' if 'seed' in words else 'move'} it by {size}")
+    return limits
+
+
+TRAINED = "trained"
+ENOUGH = 4
+"""SAEs of which all have to agree for an interval of a share that excludes one half."""
+
+
+def _plain(value: Any) -> Any:
+    """Return a record with lists for tuples and None for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and value - value != 0 else value
