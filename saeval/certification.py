@@ -12,6 +12,7 @@ from saeval import arguments
 from saeval.api import execute, prepare
 from saeval.base.progress import Progress
 from saeval.base.run_options import DOSES, RESEEDS, RunOptions
+from saeval.collection import Results
 from saeval.plan.certification import Design, design
 from saeval.plan.plan import Plan
 from saeval.registry.discovery import Plugins
@@ -19,7 +20,6 @@ from saeval.registry.registry import Registry
 from saeval.results.certificate import Certificate
 from saeval.results.certifying import Roles, certificate
 from saeval.results.leaderboard import from_results
-from saeval.results.result import Result
 
 MANIFEST = "manifest.certificate.json"
 """The list of the cells of the last run for a certificate, beside the suite's own."""
@@ -51,7 +51,7 @@ def certify(
     chosen, assignments = arguments.options(certify, options, changes), arguments.assignments("certify", overrides)
     registry = Registry(Plugins() if plugins is None else plugins)
     plan = prepare(suite, registry, chosen, assignments)
-    made, _ = certified(plan, *planned(plan, reseeds, doses), out, progress)
+    made, *_ = certified(plan, *planned(plan, reseeds, doses), out, progress)
     return made
 
 
@@ -64,17 +64,16 @@ def planned(plan: Plan, reseeds: int, doses: Sequence[float]) -> tuple[Plan, Des
 
 def certified(
     plan: Plan, expanded: Plan, wanted: Design, out: str | Path, progress: Progress | None = None
-) -> tuple[Certificate, list[Result]]:
-    """Run both plans, the second from the results of the first, and return the certificate and all results."""
-    everything = execute(expanded, out, progress, MANIFEST)
-    results = list(everything)
+) -> tuple[Certificate, Results, Results]:
+    """Run both plans, the suite's own from the results of the first; return the certificate and both results."""
+    results = execute(expanded, out, progress, MANIFEST)
     own = execute(_stored(plan), out)
     (board,) = from_results(results, plan.name, {})
     roles = Roles(wanted.metrics, wanted.reseeds, wanted.standing, wanted.ladders, wanted.truths, wanted.groups)
     made = certificate(results, board, roles)
     assert own.folder is not None
     made.write(own.folder)
-    return made, results
+    return made, results, own
 
 
 def _stored(plan: Plan) -> Plan:

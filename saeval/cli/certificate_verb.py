@@ -20,7 +20,7 @@ from saeval.page.page import Part, page
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
 from saeval.results.certificate_section import NAME, section, verdicts
-from saeval.results.leaderboard import from_results
+from saeval.results.leaderboard import boards
 from saeval.results.section_files import markdown_table, section_files
 
 
@@ -39,17 +39,14 @@ def certify(arguments: argparse.Namespace) -> int:
             if disagreements := warnings(plan):
                 plan.verify()
                 print(*map(line, disagreements), sep="\n", file=sys.stderr)
-            made, results = certified(plan, whole, design, arguments.out, progress())
+            made, results = certified(plan, whole, design, arguments.out, progress())[:2]
             folder = Path(arguments.out) / plan.name
-            failed = sum(result.status in ("failed", "damaged") for result in results)
-            if failed:
-                print(f"{failed} of {counted(len(results), 'cell')} failed", file=sys.stderr)
+            if results.failed:
+                print(f"{len(results.failed)} of {counted(len(results), 'cell')} failed", file=sys.stderr)
                 code = SOME_FAILED
             shown = section(made)
-            own = [result for result in results if result.metric in design.metrics]
-            boards = from_results(own, plan.name, {})
             files = dict(section_files(NAME, [shown]))
-            files[f"{NAME}.html"] = page(boards, [Part("", [shown])], [str(folder)])
+            files[f"{NAME}.html"] = page(boards([folder], include_limited=True), [Part("", [shown])], [str(folder)])
             for name, content in files.items():
                 data = content.encode() if isinstance(content, str) else content
                 write_whole(folder / NAME / name, data, f"{FREE_SPACE} --out")
