@@ -174,7 +174,7 @@ def _chosen(alias: str, results: Sequence[Result], windows: Sequence[_Window]) -
         label = f"activation {w.activation:.3g}, class {w.label}, row {w.row}"
         passages.append(Passage(heading, label, w.tokens, w.activations))
     headers = ["task", "SAE", "hook", "rank", "feature", "larger in", "class", "activation", "row", "text"]
-    rows = [
+    rows: list[list[str | float | None]] = [
         [w.task, w.result.subject, hook_of(w.result), w.rank, w.feature,
          larger.get((id(w.result), w.task, w.feature), ""), w.label, w.activation, w.row, _marked(w)]
         for w in windows

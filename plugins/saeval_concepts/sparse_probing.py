@@ -153,7 +153,7 @@ class SparseProbing(Metric):
                 found.setdefault(f"random@{count}", []).append(by_chance)
                 deviations[count].append(deviation)
         everything = {**found, **activation_probes, **token_probes}
-        tables = {
+        tables: dict[str, Value] = {
             "tasks": _of_tasks(everything, probe_tasks, sizes),
             "task_aucs": _without(everything[f"features@{self.middle}"], everything[f"neurons@{self.middle}"]),
             "latents": _latents(probe_tasks, chosen_features),
