@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     from saeval.stats.values import Array, Better, Comparable, Curve, Notes, Null, Scalar, Table, Value
     from saeval.suite.schema import RegisteredSuite
     from saeval.text.packing import unread_special
-    from saeval.text.spelling import Spelling
+    from saeval.text.spelling import Spelling, whole_characters
     from saeval.text.tokens import TokenDataset
 
 __all__ = [
@@ -105,6 +105,7 @@ __all__ = [
     "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings", "resuming", "searched_in",
     "sha256_file", "size_in_words", "stored_results", "suggestion", "table_options", "terminal_width",
     "text_passages", "token_scores", "torch", "unread_special", "untested_on", "unwrap_module", "validated",
-    "validated_as", "verdicts", "verdicts_in_words", "verdicts_on", "without_repetition", "write_whole",
+    "validated_as", "verdicts", "verdicts_in_words", "verdicts_on", "whole_characters", "without_repetition",
+    "write_whole",
 ]  # fmt: skip
 __getattr__, __dir__ = on_first_use(__name__)

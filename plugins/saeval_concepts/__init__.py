@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from saeval.plugin import Metric, Plan, Problem, hookimpl
+from saeval.plugin import Metric, Plan, Problem, Report, hookimpl
 from saeval_concepts.absorption import Absorption
 from saeval_concepts.absorption_effects import (
     absorber_falls,
@@ -18,6 +18,7 @@ from saeval_concepts.absorption_effects import (
 )
 from saeval_concepts.baselines import activation_probes, token_probes
 from saeval_concepts.directions import task_directions
+from saeval_concepts.examples import feature_examples, probed_examples, probed_features, probed_labels
 from saeval_concepts.mains import (
     candidate_rows,
     decoder_norms,
@@ -62,16 +63,23 @@ def saeval_metrics() -> list[type[Metric]]:
 @hookimpl
 def saeval_quantities() -> list[Callable[..., Any]]:
     return [
-        activation_probes, chosen_features, class_counts, class_sums, fit_activation_rows, fit_features_of_tasks,
-        fit_labels, fit_quadrants, fit_token_rows, pair_probes, pooled_activations, pooled_acts, pooled_written_acts,
-        probe_tasks, quadrants, scr_removals, task_directions, task_labels, test_activation_rows, test_token_rows,
-        token_probes, tpp_removals, validation_activation_rows, validation_labels, written_acts, written_by_class,
-        written_by_quadrant,
+        activation_probes, chosen_features, class_counts, class_sums, feature_examples, fit_activation_rows,
+        fit_features_of_tasks, fit_labels, fit_quadrants, fit_token_rows, pair_probes, pooled_activations, pooled_acts,
+        pooled_written_acts, probe_tasks, probed_examples, probed_features, probed_labels, quadrants, scr_removals,
+        task_directions, task_labels, test_activation_rows, test_token_rows, token_probes, tpp_removals,
+        validation_activation_rows, validation_labels, written_acts, written_by_class, written_by_quadrant,
         # absorption
         absorber_falls, answer_outcome, answer_places, candidate_rows, decoder_norms, later_outcome,
         later_word_activations, later_word_probes, main_candidates, main_features, parent_projections, word_activations,
         word_acts, word_labels, word_outcome, word_places, word_probes, word_rows, word_sums,
     ]  # fmt: skip
+
+
+@hookimpl
+def saeval_reports() -> list[Report]:
+    from saeval_concepts.pages import sections  # late: only reports need it
+
+    return [Report("concepts", description="probes, removals, absorption, and features with tokens", sections=sections)]
 
 
 @hookimpl

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SCORES = {"saebench_full": "full", "saebench_fraction": "fraction", "saebench_fraction_v03": "fraction_v03"}
 """The values that are means over the words of each parent, and their columns."""
 FALLS = ("interventional", "interventional_fall", "interventional_random", "exceeds_random", "exceeds_chance")
+BY_PARENT = (*SCORES, "silent", "interventional")
+"""The values in the table of parents, each with its standard error by document."""
 SHOWN = 5
 """Number of absorbers of a parent in the table."""
 
@@ -100,7 +102,7 @@ class Absorption(Metric):
     Source: Chanin et al. (2024, arXiv 2409.14507) for absorption and the spelling task; SAEBench 0.6 for the formulas.
     """
 
-    name, version = "absorption", 1
+    name, version = "absorption", 2
     headline = ("saebench_full", "saebench_fraction", "interventional", "silent", "splits")
     value_names = (
         *SCORES, *FALLS, "silent", "with_absorber", "answered", "mains", "splits", "probe_f1", "mains_f1", "counted",
@@ -306,16 +308,20 @@ def _table(
     for task, probe, main, reason in zip(tasks, probes, mains, reasons, strict=True):
         words = total[task.name]
         right = words["right"]
-        fall = words["fall"][right] - words["random"][right]
+        own = _right(words)
+        active = np.isfinite(own["fall"])
+        means = {name: _mean(own, name) for name in (*SCORES, "silent")} if right.any() else {}
+        if active.any():
+            means["interventional"] = _mean(own | {"excess": own["fall"] - own["random"]}, "excess", active)
         ranked = sorted(main.absorbers.items(), key=lambda item: (-item[1], item[0]))[:SHOWN]
-        means = [float(words[name][right].mean()) if right.any() else None for name in (*SCORES, "silent")]
         rows.append([
-            task.name, len(words), int(right.sum()), probe.f1, main.f1, " ".join(map(str, main.features.tolist())),
-            *means, float(np.nanmean(fall)) if np.isfinite(fall).any() else None,
+            task.name, len(words), int(right.sum()), len(np.unique(own["clusters"])), probe.f1, main.f1,
+            " ".join(map(str, main.features.tolist())), *map(means.get, BY_PARENT),
             " ".join(f"{feature} ({count})" for feature, count in ranked), reason,
+            *(means[name].stderr if name in means else None for name in BY_PARENT),
         ])  # fmt: skip
     return Table(
-        ["parent", "words", "right", "probe F1", "mains F1", "mains", *SCORES, "silent", "interventional",
-         "absorbers (fit words)", "left out"],
+        ["parent", "words", "right", "documents", "probe F1", "mains F1", "mains", *BY_PARENT, "absorbers (fit words)",
+         "left out", *(f"± {name}" for name in BY_PARENT)],
         rows,
     )  # fmt: skip

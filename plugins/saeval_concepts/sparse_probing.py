@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int8
 from pydantic import Field
 
-from saeval.plugin import Curve, Estimate, Evidence, Metric, PerRow, Scalar, Table, Value
+from saeval.plugin import Array, Curve, Estimate, Evidence, Metric, PerRow, Scalar, Table, Value
 from saeval_concepts.baselines import Qualities
+from saeval_concepts.examples import EXAMPLE_COLUMNS, LATENTS, Examples, example_cells
 from saeval_concepts.probes import Probes, Quality
 from saeval_concepts.tasks import Task
 from saeval_concepts.texts import Chosen, test_features_of_tasks
@@ -54,8 +55,12 @@ class SparseProbing(Metric):
             better.
         auc: auc@* over k, a curve; share; 0 .. 1; higher is better.
         tasks: numbers of texts and the AUC of every probe by task, a table; share; 0 .. 1; no better direction.
+        task_aucs: AUC without each document of a task, in the order of `tasks`, of its probes of features and of
+            neurons at the middle k, and the document's number of texts, an array; share; 0 .. 1; no better direction.
         latents: the best features of each task with their differences of class means, a table; by `scale`; ≥ 0; no
             better direction.
+        examples: the windows of the task's evaluated texts in which its first 5 features fire most, at most one of a
+            row, a table; activation; −∞ .. ∞; no better direction.
 
     Claims:
         auc@*, accuracy@*, balanced_accuracy@*, f1@*: k features answer the tasks better than another SAE's; null: a
@@ -78,7 +83,7 @@ class SparseProbing(Metric):
         the comparison with probes of activations.
     """
 
-    name, version = "sparse_probing", 1
+    name, version = "sparse_probing", 2
 
     def __init__(
         self,
@@ -89,21 +94,27 @@ class SparseProbing(Metric):
         penalty: Literal["l2", "l1"] = "l2",
         folds: Annotated[int, Field(ge=2, le=20)] = 3,
         refits: Annotated[int, Field(ge=0, le=1000)] = 0,
+        examples: Annotated[int, Field(ge=0, le=50)] = 4,
         seed: int = 0,
     ) -> None:
         if not k or not tasks:
             raise ValueError(f"metric '{self.name}': 'k' and 'tasks' need at least one entry each")
         self.k = tuple(sorted(set(k)))
-        self.pooling, self.scale, self.penalty, self.folds, self.refits, self.seed = (
-            pooling, scale, penalty, folds, refits, seed,
+        self.pooling, self.scale, self.penalty, self.folds, self.refits, self.examples, self.seed = (
+            pooling, scale, penalty, folds, refits, examples, seed,
         )  # fmt: skip
-        middle = self.k[len(self.k) // 2]
+        middle = self.middle
         self.headline = (f"auc@{middle}", f"lead_neurons@{middle}", f"lead_activations@{middle}")
         counted = [f"{name}@{count}" for name in MEASURES for count in self.k]
         counted += [f"auc_{name}@{count}" for name in AGAINST for count in self.k]
         counted += [f"lead_{name}@{count}" for name in (*AGAINST, "activations", "tokens") for count in self.k]
         counted += [f"refit_deviation@{count}" for count in self.k] if refits > 1 else []
         self.value_names = (*counted, "auc_activations", "auc_tokens", "accuracy_majority")
+
+    @property
+    def middle(self) -> int:
+        """The k of the headline."""
+        return self.k[len(self.k) // 2]
 
     def observe(
         self,
@@ -122,6 +133,8 @@ class SparseProbing(Metric):
         probe_tasks: tuple[Task, ...],
         activation_probes: Qualities,
         token_probes: Qualities,
+        probed_examples: Examples,
+        token_text: Callable[[Sequence[int]], list[str]],
     ) -> dict[str, Value]:
         found: dict[str, list[Quality]] = {}
         deviations: dict[int, list[float]] = {count: [] for count in self.k}
@@ -140,7 +153,12 @@ class SparseProbing(Metric):
                 found.setdefault(f"random@{count}", []).append(by_chance)
                 deviations[count].append(deviation)
         everything = {**found, **activation_probes, **token_probes}
-        tables = {"tasks": _of_tasks(everything, probe_tasks, sizes), "latents": _latents(probe_tasks, chosen_features)}
+        tables: dict[str, Value] = {
+            "tasks": _of_tasks(everything, probe_tasks, sizes),
+            "task_aucs": _without(everything[f"features@{self.middle}"], everything[f"neurons@{self.middle}"]),
+            "latents": _latents(probe_tasks, chosen_features),
+            "examples": _examples(probe_tasks, chosen_features, probed_examples, token_text),
+        }
         return self._values(everything, deviations) | tables
 
     def _values(
@@ -196,22 +214,50 @@ def _random(
 
 def _of_tasks(found: Qualities, tasks: Sequence[Task], sizes: Sequence[tuple[int, int, int]]) -> Table:
     names = [name for name in found if name != "majority"]
-    columns = ["task", "fit texts", "texts", "positive", *(f"auc {name}" for name in names)]
+    columns = ["task", "fit texts", "texts", "positive", "documents", *(f"auc {name}" for name in names)]
     return Table(
         [*columns, *(f"± {name}" for name in names)],
         [
-            [task.name, *size, *(q.value for q in own), *(q.stderr for q in own)]
+            [task.name, *size, int((own[0].sizes > 0).sum()), *(q.value for q in own), *(q.stderr for q in own)]
             for number, (task, size) in enumerate(zip(tasks, sizes, strict=True))
             for own in [[found[name][number].auc for name in names]]
         ],
     )
 
 
+def _without(features: Sequence[Quality], neurons: Sequence[Quality]) -> Array:
+    """Return rows of AUC without each document, of two probes, and of the document's number of texts."""
+    parts = [
+        np.stack([one.auc.without, other.auc.without, one.auc.sizes])[:, one.auc.sizes > 0]
+        for one, other in zip(features, neurons, strict=True)
+    ]
+    return Array(np.concatenate(parts, axis=1), unit="share")
+
+
 def _latents(tasks: Sequence[Task], chosen: Sequence[Chosen]) -> Table:
     rows = [
-        [task.name, rank, int(feature), float(score)]
+        [task.name, rank, int(feature), float(score), task.positive if rises else f"not {task.positive}"]
         for task, choice in zip(tasks, chosen, strict=True)
-        for rank, (feature, score) in enumerate(zip(choice.whole, choice.scores, strict=True), start=1)
+        for rank, (feature, score, rises) in enumerate(
+            zip(choice.whole, choice.scores, choice.rises, strict=True), start=1
+        )
         if rank <= SHOWN
     ]
-    return Table(["task", "rank", "feature", "score"], rows)
+    return Table(["task", "rank", "feature", "score", "larger in"], rows)
+
+
+def _examples(
+    tasks: Sequence[Task], chosen: Sequence[Chosen], examples: Examples,
+    token_text: Callable[[Sequence[int]], list[str]],
+) -> Table:  # fmt: skip
+    ranked = [
+        (task, rank, int(feature))
+        for task, choice in zip(tasks, chosen, strict=True)
+        for rank, feature in enumerate(choice.whole[:LATENTS], start=1)
+    ]
+    rows = [
+        [task.name, rank, *example_cells(feature, task.positive, window)]
+        for number, (task, rank, feature) in enumerate(ranked[: len(examples.score)])
+        for window in examples.windows(number, token_text)
+    ]
+    return Table(["task", "rank", *EXAMPLE_COLUMNS], rows)

@@ -106,6 +106,8 @@ class Chosen:
     """Random features that are active on a fit text of the task."""
     scores: Float[np.ndarray, "k"]
     """The scores of `whole`."""
+    rises: Bool[np.ndarray, "k"]
+    """True for those of `whole` whose mean is larger in the positive class."""
 
     def places(self, features: Int[np.ndarray, "k"]) -> Int[np.ndarray, "k"]:
         """Return the columns that hold these features."""
@@ -129,7 +131,8 @@ def chosen_features(
         alive = np.flatnonzero(of_task[1].sum(0))
         random = alive[np.argsort(hashed(seed, "random features", task.name, alive), kind="stable")][:most]
         columns = np.unique(np.concatenate([whole, random, *parts]))
-        chosen.append(Chosen(columns, whole, parts, random, best[whole]))
+        others, positive = of_task[0].sum(0)[:, whole] / np.maximum(of_task[2].sum(0), 1)[:, None]
+        chosen.append(Chosen(columns, whole, parts, random, best[whole], positive > others))
     return tuple(chosen)
 
 

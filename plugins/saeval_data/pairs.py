@@ -174,6 +174,9 @@ class PairDataset(Dataset):
         counts = dict(super().counts(rows))
         return counts if self._rewards is not None else {**counts, "identical": int(self._same[:rows].sum())}
 
+    def spelling(self, ids: Sequence[int]) -> list[str]:
+        return self._spelling(ids) if self._spelling else super().spelling(ids)
+
     def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> PairBatch:
         index = np.asarray(rows, dtype=np.int64)
         width = int(self._lengths[:, index].max(initial=0))

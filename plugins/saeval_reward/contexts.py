@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saeval.plugin import Batch, Table, torch
+from saeval.plugin import Batch, Table, torch, whole_characters
 from saeval_reward.per_pair import Largest
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Contexts(Largest):
         lines = []
         for j, feature in enumerate(features):
             for place in np.flatnonzero(np.isfinite(self.score[j])):
-                tokens = _whole_characters(self.texts[j, place].tolist(), self.acts[j, place].tolist())
+                tokens = whole_characters(self.texts[j, place].tolist(), self.acts[j, place].tolist())
                 side = ("chosen", "rejected")[self.side[j, place]]
                 line = [feature, float(self.acts[j, place, BEFORE]), int(self.ids[j, place]), side]
                 lines.append([*line, json.dumps([t for t, _ in tokens]), json.dumps([round(a, 4) for _, a in tokens])])
@@ -85,18 +85,3 @@ def _decoded(
     places = [p for p in range(max(0, start - _AROUND), min(len(tokens), end + _AROUND)) if bool(real[p])]
     texts = spelling(tokens[places].tolist())
     return [text for place, text in zip(places, texts, strict=True) if start <= place < end]
-
-
-def _whole_characters(texts: Sequence[str], acts: Sequence[float]) -> list[tuple[str, float]]:
-    """Texts with their activations; a character of several tokens has the activation of largest magnitude."""
-    characters: list[tuple[str, float]] = []
-    pending = 0.0
-    for text, act in zip(texts, acts, strict=True):
-        if text:
-            characters.append((text, max(act, pending, key=abs)))
-            pending = 0.0
-        elif characters:
-            characters[-1] = characters[-1][0], max(characters[-1][1], act, key=abs)
-        else:  # a character that began before the window
-            pending = max(pending, act, key=abs)
-    return characters

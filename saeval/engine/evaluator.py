@@ -15,7 +15,7 @@ from saeval.engine.batch_program import BatchProgram, Summation
 from saeval.engine.flaws import Flaw, flaw
 from saeval.engine.isolation import WrittenInPlaceError, called
 from saeval.interfaces.contents import Care
-from saeval.interfaces.data import Batch, PairBatch
+from saeval.interfaces.data import Batch, Dataset, PairBatch
 from saeval.interfaces.model import Capture, Model, Resume
 from saeval.plan.leaves import Leaf
 from saeval.plan.nodes import Constant, Node
@@ -61,6 +61,8 @@ class Evaluator:
     totals: Mapping[int, EvidenceTree | Exception]
     """Folds of earlier passes by node serial."""
     n_clusters: int
+    dataset: Dataset | None = None
+    """The data that spell their tokens; None if there are none."""
     passes: int = 0
     """Number of forward passes: clean, cut and resumed."""
     flaws: dict[str, Flaw] = field(default_factory=dict)

@@ -138,7 +138,8 @@ class Engine:
         if (begun := self._begun) is not None and begun.planned is planned:
             self._begun = None
             return begun
-        evaluator = Evaluator(self.model, planned.summations, self._totals, planned.dataset(self.plan).n_clusters)
+        dataset = planned.dataset(self.plan)
+        evaluator = Evaluator(self.model, planned.summations, self._totals, dataset.n_clusters, dataset)
         return RunningPass(self.plan, self.store, planned, evaluator, self._batch_size)
 
     def _stream(self, group: list[Pass]) -> None:

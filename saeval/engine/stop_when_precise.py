@@ -79,7 +79,7 @@ class StopWhenPrecise:
             for summation, total in (running.prefix if of_prefix else running.totals).items():
                 if summation.node is not None:
                     folds[summation.node.serial] = running.fold(summation, total)
-        return Evaluator(self.model, [], {**self.folds, **folds}, 0)
+        return Evaluator(self.model, [], {**self.folds, **folds}, 0, self.running_passes[0].dataset)
 
     def _values(self, running: RunningPass) -> list[tuple[str, str, dict[str, Value]]]:
         """Return a name of `precision:`, the subject and its values, for each subject that has values now."""

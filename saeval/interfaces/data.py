@@ -77,6 +77,11 @@ class PairBatch:
         return self.sides[0].clusters
 
 
+def numbered(ids: Sequence[int]) -> list[str]:
+    """Return the numbers of the tokens, as text for rows without a tokenizer."""
+    return [f"<{token}>" for token in ids]
+
+
 class Dataset(ABC):
     """A fixed, numbered list of rows with a hash."""
 
@@ -114,6 +119,10 @@ class Dataset(ABC):
     @abstractmethod
     def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> Batch | PairBatch:
         """Return the rows with these indices, in this order, with tensors on `device`."""
+
+    def spelling(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each token of a row; joined, they are the tokenizer's text. By default their numbers."""
+        return numbered(ids)
 
     def beyond(self, vocabulary: int) -> tuple[int, int] | None:
         """Return the first token id outside a vocabulary of this size, and its row; None if all are inside.

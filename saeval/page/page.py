@@ -64,12 +64,11 @@ def page(boards: Sequence[Board], parts: Sequence[Part], folders: Sequence[str],
     palette = palette or Palette.of(result for board in boards for row in board.rows for result in row.results)
     shared = Shared()
     details = [details_data(board, shared) for board in boards]
+    sections = [{**section_data(section), "source": line(part.source)} for part in parts for section in part.sections]
     blocks = {
         "boards": [{**board_data(board, palette), **_differences(board)} for board in boards],
         "details": {"rows": details, "shared": shared.items, "folders": [line(str(folder)) for folder in folders]},
-        "sections": [
-            {**section_data(section), "source": line(part.source)} for part in parts for section in part.sections
-        ],
+        "sections": [{"charts": section["charts"]} for section in sections],  # all else is in the page itself
     }
     vega, tables, own = chart_files.vega(), libraries.datatables(), "\n".join(map(_file, SCRIPTS))
     scripts = [chart_files.inline(script) for script in (vega, tables, own)]
@@ -80,7 +79,7 @@ def page(boards: Sequence[Board], parts: Sequence[Part], folders: Sequence[str],
         title=_title(boards),
         version=version(),
         boards=[_heading(board) for board in boards],
-        sections=blocks["sections"],
+        sections=sections,
         style=Markup(_file("page.css")),
         blocks={name: Markup(as_json(block)) for name, block in blocks.items()},
         scripts=[Markup(script) for script in scripts],

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from saeval.base.errors import SaevalError
-from saeval.interfaces.data import Batch, PairBatch
+from saeval.interfaces.data import Batch, Dataset, PairBatch, numbered
 from saeval.interfaces.model import Capture, Model, Resume
 from saeval.interfaces.quantity import Quantity
 from saeval.interfaces.substitute import Subject, Substitute
@@ -33,6 +33,7 @@ class Values(Protocol):
 
     model: Model | None
     batch: Batch | PairBatch
+    dataset: Dataset | None
 
     def side(self, node: Node) -> Batch: ...
     def clean_pass(self, node: Node) -> Capture: ...
@@ -85,6 +86,12 @@ def model(values: Values, node: Node) -> Model | None:
 def batch(values: Values, node: Node) -> Batch:
     """The batch, a `Batch`: tokens, targets, mask, real, sequence_ids, clusters."""
     return values.side(node)
+
+
+@_leaf()
+def token_text(values: Values, node: Node) -> Callable[[Sequence[int]], list[str]]:
+    """Function: token ids of a row -> the text of each; as `spelling`, but not per-batch, so for `conclude` too."""
+    return values.dataset.spelling if values.dataset is not None else numbered
 
 
 @_leaf("batch", paired=True)

@@ -181,6 +181,9 @@ class Scored(Dataset):
     def beyond(self, vocabulary: int) -> tuple[int, int] | None:
         return self._rows.beyond(vocabulary)
 
+    def spelling(self, ids: Sequence[int]) -> list[str]:
+        return self._rows.spelling(ids)
+
     def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> Batch | PairBatch:
         batch = self._rows.batch(rows, device)
         for side in batch.sides if isinstance(batch, PairBatch) else [batch]:
@@ -218,6 +221,9 @@ class First(Dataset):
 
     def __len__(self) -> int:
         return self._count
+
+    def spelling(self, ids: Sequence[int]) -> list[str]:
+        return self._rows.spelling(ids)
 
     def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> Batch | PairBatch:
         batch = self._rows.batch(rows, device)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int, Int8, UInt64
 
 from saeval.base.errors import Undefined
 from saeval.base.lazy_torch import torch
-from saeval.interfaces.data import Batch
+from saeval.interfaces.data import Batch, numbered
 from saeval.interfaces.fired import Fired
 from saeval.interfaces.model import Capture, Model, Resume
 from saeval.interfaces.quantity import finite, fold, gathered, planned, rebound
@@ -19,7 +19,6 @@ from saeval.interfaces.token_scores import TokenScores, head_is_exact, score_tok
 from saeval.registry.hookspecs import hookimpl
 from saeval.stats.evidence import Moments, Spread
 from saeval.stats.randomness import hashed
-from saeval.text.spelling import numbered
 
 if TYPE_CHECKING:
     from torch import Tensor

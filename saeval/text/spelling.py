@@ -11,11 +11,6 @@ _LONGEST = 4
 """Maximum number of bytes, and so of tokens, of a character in UTF-8."""
 
 
-def numbered(ids: Sequence[int]) -> list[str]:
-    """Return the numbers of the tokens, as text for rows without a tokenizer."""
-    return [f"<{token}>" for token in ids]
-
-
 class Spelling:
     """Token ids of a row -> the text that each token adds; joined, these are the tokenizer's text of the row.
 
@@ -46,6 +41,24 @@ class Spelling:
                 texts[begin] = self._decoded(ids[begin : begin + 1])
                 earlier = begin = begin + 1
         return texts
+
+
+def whole_characters(texts: Sequence[str], values: Sequence[float]) -> list[tuple[str, float]]:
+    """Return the texts of tokens that are not empty, with their values, from a part of a row.
+
+    A character of several tokens has the value of largest magnitude of them, also if it began before the part.
+    """
+    characters: list[tuple[str, float]] = []
+    pending = 0.0
+    for text, value in zip(texts, values, strict=True):
+        if text:
+            characters.append((text, max(value, pending, key=abs)))
+            pending = 0.0
+        elif characters:
+            characters[-1] = characters[-1][0], max(characters[-1][1], value, key=abs)
+        else:
+            pending = max(pending, value, key=abs)
+    return characters
 
 
 def _shared(a: str, b: str) -> int:

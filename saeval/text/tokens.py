@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict
 
 from saeval.base import cache
 from saeval.base.errors import SaevalError, said
-from saeval.interfaces.data import Batch, Dataset, Source, outside
+from saeval.interfaces.data import Batch, Dataset, Source, numbered, outside
 from saeval.text.annotations import Annotations
 from saeval.text.packing import PADDING, Packer, Split, TokenOptions, included_of, mask_of
-from saeval.text.spelling import Spelling, numbered
+from saeval.text.spelling import Spelling
 
 if TYPE_CHECKING:
     import torch

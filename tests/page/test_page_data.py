@@ -210,6 +210,7 @@ def test_sections_of_a_plugin_are_parts_of_the_page(folder, tmp_path, capsys):
     assert "row-200." not in text
     assert "row-249." in (tmp_path / "mine.md").read_text(encoding="utf-8")
     (section,) = block(tmp_path / "index.html", "sections")
+    assert set(section) == {"charts"}
     assert section["charts"][0]["spec"]["data"] == {"values": [{"a": 1, "b": "<b>"}]}
 
 

@@ -30,7 +30,8 @@ class Everything(Metric):
         assert model.kind == "causal"
         return Mean.of(activations.new_full(batch.mask.shape, seven), batch.mask)
 
-    def conclude(self, total, reward_unit):
+    def conclude(self, total, reward_unit, token_text):
+        assert token_text([3, 1]) == ["<3>", "<1>"]
         return Scalar(total.value, unit=reward_unit)
 
 
@@ -58,6 +59,6 @@ def test_a_leaf_of_an_sae_or_its_hook_is_refused_where_there_is_none(name):
 
 
 def test_each_leaf_says_what_it_is():
-    assert len(LEAVES) == 15
+    assert len(LEAVES) == 16
     assert not [leaf.name for leaf in LEAVES.values() if not leaf.doc.endswith(".")]
     assert not [leaf.name for leaf in LEAVES.values() if leaf.roots - {"model", "batch", "hook", "subject"}]
