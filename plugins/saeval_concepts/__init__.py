@@ -19,6 +19,7 @@ from saeval_concepts.absorption_effects import (
 from saeval_concepts.baselines import activation_probes, token_probes
 from saeval_concepts.directions import task_directions
 from saeval_concepts.examples import feature_examples, probed_examples, probed_features, probed_labels
+from saeval_concepts.fits import fit_candidates, fit_labels, last_keys, may_be_fitted, validation_labels
 from saeval_concepts.mains import (
     candidate_rows,
     decoder_norms,
@@ -27,9 +28,10 @@ from saeval_concepts.mains import (
     parent_projections,
     word_probes,
 )
+from saeval_concepts.rows import chosen_tokens, row_keys, task_labels
 from saeval_concepts.scr import SCR, fit_quadrants, pair_probes, quadrants, scr_removals
 from saeval_concepts.sparse_probing import SparseProbing
-from saeval_concepts.tasks import class_counts, fit_labels, probe_tasks, task_labels, validation_labels
+from saeval_concepts.tasks import class_counts, probe_tasks
 from saeval_concepts.texts import (
     chosen_features,
     class_sums,
@@ -63,10 +65,11 @@ def saeval_metrics() -> list[type[Metric]]:
 @hookimpl
 def saeval_quantities() -> list[Callable[..., Any]]:
     return [
-        activation_probes, chosen_features, class_counts, class_sums, feature_examples, fit_activation_rows,
-        fit_features_of_tasks, fit_labels, fit_quadrants, fit_token_rows, pair_probes, pooled_activations, pooled_acts,
-        pooled_written_acts, probe_tasks, probed_examples, probed_features, probed_labels, quadrants, scr_removals,
-        task_directions, task_labels, test_activation_rows, test_token_rows, token_probes, tpp_removals,
+        activation_probes, chosen_features, chosen_tokens, class_counts, class_sums, feature_examples,
+        fit_activation_rows, fit_candidates, fit_features_of_tasks, fit_labels, fit_quadrants, fit_token_rows,
+        last_keys, may_be_fitted, pair_probes, pooled_activations, pooled_acts, pooled_written_acts, probe_tasks,
+        probed_examples, probed_features, probed_labels, quadrants, row_keys, scr_removals, task_directions, task_labels,
+        test_activation_rows, test_token_rows, token_probes, tpp_removals,
         validation_activation_rows, validation_labels, written_acts, written_by_class, written_by_quadrant,
         # absorption
         absorber_falls, answer_outcome, answer_places, candidate_rows, decoder_norms, later_outcome,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -24,6 +25,7 @@ def activation_probes(
     folds: int,
     penalty: str,
     seed: int,
+    held_out_types: float,
 ) -> Qualities:
     """Probes of all activations, of the k best neurons, and of the k largest principal components, for each task.
 
@@ -31,11 +33,12 @@ def activation_probes(
     """
     fit, test = fit_activation_rows, test_activation_rows
     mean = fit["x"].mean(0, dtype=np.float64)
-    directions = np.linalg.svd(fit["x"] - mean, full_matrices=False)[2][: max(k)]
+    directions = _components(fit["x"] - mean, max(k))
     made: dict[str, list[Quality]] = {}
     for number, task in enumerate(probe_tasks):
         y, answers = fit["y"][:, number], test["y"][:, number]
-        probes = Probes.of(task.name, fit, y, test, answers, folds=folds, penalty=penalty, seed=seed)
+        options: dict[str, Any] = {"folds": folds, "penalty": penalty, "seed": seed, "held_out_types": held_out_types}
+        probes = Probes.of(task.name, fit, y, test, answers, **options)
         x, tests = fit["x"][y >= 0].astype(np.float64), test["x"][answers >= 0].astype(np.float64)
         made.setdefault("activations", []).append(probes.judged(partial(_same, x), tests)[0])
         best = {
@@ -50,6 +53,13 @@ def activation_probes(
             made.setdefault(f"neurons@{count}", []).append(of_neurons[0])
             made.setdefault(f"components@{count}", []).append(of_components[0])
     return made
+
+
+def _components(centred: Float[np.ndarray, "n d"], most: int) -> Float[np.ndarray, "k d"]:
+    """Return the directions of largest variance, the largest first."""
+    if len(centred) <= centred.shape[1]:
+        return np.asarray(np.linalg.svd(centred, full_matrices=False)[2][:most])
+    return np.asarray(np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :most].T)
 
 
 def _same(x: Matrix, part: int | None) -> Matrix:
@@ -74,14 +84,21 @@ def _best_neurons(
 
 
 def token_probes(
-    fit_token_rows: PerRow, test_token_rows: PerRow, probe_tasks: tuple[Task, ...], folds: int, penalty: str, seed: int
+    fit_token_rows: PerRow,
+    test_token_rows: PerRow,
+    probe_tasks: tuple[Task, ...],
+    folds: int,
+    penalty: str,
+    seed: int,
+    held_out_types: float,
 ) -> Qualities:
-    """A probe of which tokens a text has, and the answer of the larger class, for each task."""
+    """A probe of which tokens a row has, or which one it is, and the answer of the larger class, for each task."""
     fit, test = fit_token_rows, test_token_rows
     made: dict[str, list[Quality]] = {"tokens": [], "majority": []}
     for number, task in enumerate(probe_tasks):
         y, answers = fit["y"][:, number], test["y"][:, number]
-        probes = Probes.of(task.name, fit, y, test, answers, folds=folds, penalty=penalty, seed=seed)
+        options: dict[str, Any] = {"folds": folds, "penalty": penalty, "seed": seed, "held_out_types": held_out_types}
+        probes = Probes.of(task.name, fit, y, test, answers, **options)
         own = fit["tokens"][y >= 0]
         vocabulary = np.unique(own[own >= 0])
         x, tests = bag_of_tokens(own, vocabulary), bag_of_tokens(test["tokens"][answers >= 0], vocabulary)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int8
 
 from saeval.plugin import Batch, Evidence, fold, rebound, torch, whole_characters
+from saeval_concepts.rows import ChosenTokens
 from saeval_concepts.tasks import OUTSIDE
 from saeval_concepts.texts import Chosen
 
@@ -29,6 +30,8 @@ _BITS = 12
 """Activations that agree in so many bits are equal in the order: the rest may depend on the size of a batch."""
 LATENTS = 5
 """Number of features of a task that have examples."""
+OF_TOKENS = 2
+"""The label of a text whose tokens have labels, and not it."""
 
 
 class Window(NamedTuple):
@@ -150,10 +153,16 @@ def probed_features(chosen_features: tuple[Chosen, ...]) -> Int[np.ndarray, "n"]
 
 
 def probed_labels(
-    task_labels: Int8[np.ndarray, "batch tasks"], chosen_features: tuple[Chosen, ...]
+    task_labels: Int8[np.ndarray, "n tasks"],
+    chosen_features: tuple[Chosen, ...],
+    chosen_tokens: ChosenTokens | None,
+    mask: Bool[Tensor, "batch seq"],
 ) -> Int8[np.ndarray, "batch n"]:
-    """The label of each row in the task of each of `probed_features`."""
-    return np.repeat(task_labels, [len(choice.whole[:LATENTS]) for choice in chosen_features], axis=1)
+    """The label of each text in the task of each of `probed_features`; `OF_TOKENS` if its tokens are labelled."""
+    sizes = [len(choice.whole[:LATENTS]) for choice in chosen_features]
+    if chosen_tokens is not None:
+        return np.full((len(mask), sum(sizes)), OF_TOKENS, dtype=np.int8)
+    return np.repeat(task_labels, sizes, axis=1)
 
 
 @rebound(example_features="probed_features", example_labels="probed_labels")
@@ -167,7 +176,7 @@ EXAMPLE_COLUMNS = ("feature", "class", "activation", "row", "tokens", "activatio
 
 def example_cells(feature: int, positive: str, window: Window) -> list[Any]:
     """Return the cells of a table for a window, by `EXAMPLE_COLUMNS`; tokens and activations as JSON lists."""
-    label = positive if window.label == 1 else f"not {positive}"
+    label = {0: f"not {positive}", 1: positive}.get(window.label, "")
     texts = [text for text, _ in window.tokens]
     acts = [float(f"{act:.4g}") for _, act in window.tokens]
     lists = (json.dumps(texts, ensure_ascii=False, separators=(",", ":")), json.dumps(acts, separators=(",", ":")))

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int8
 
 from saeval.plugin import Estimate, PerRow, Undefined, hashed
+from saeval_concepts.rows import NO_TYPE, held_out
 from saeval_concepts.texts import cv_parts
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 PENALTIES = np.logspace(-4, 2, 10)
 """Values of C, the inverse of the penalty's weight, of which cross-validation chooses one."""
+LEAST_UNSEEN = 20
+"""Fewest evaluated tokens of each class, of types that no fitted token has, for a number about them."""
 Matrix = Any
 """`[texts, columns]`, dense or sparse."""
 
@@ -52,20 +55,21 @@ class Trainer:
 
         C is the one with the least log loss in the cross-validation, the smallest of equals. Not that of the largest
         AUC: classes that are easy to tell apart have the same one for every C, and with the smallest, every answer is
-        that of the larger class.
+        that of the larger class. Without two classes inside and outside of any part, C is 1.
         """
-        losses = np.zeros(len(PENALTIES))
+        losses, usable = np.zeros(len(PENALTIES)), False
         for part in range(self.folds):
             inside, outside = self.parts == part, self.parts != part
             if len(set(self.y[inside])) < 2 or len(set(self.y[outside])) < 2:
                 continue
+            usable = True
             x = fit(part)
             scale = _scale(x[outside]) if standardise else None
             for number, C in enumerate(PENALTIES):
                 model = logistic(_scaled(x[outside], scale), self.y[outside], C, self.penalty)
                 margins = np.where(self.y[inside], 1, -1) * model.decision_function(_scaled(x[inside], scale))
                 losses[number] += np.logaddexp(0, -margins).mean()
-        best = float(PENALTIES[int(np.argmin(np.round(losses, 9)))])
+        best = float(PENALTIES[int(np.argmin(np.round(losses, 9)))]) if usable else 1.0
         x = fit(None)
         scale = _scale(x) if standardise else None
         columns, on_test = _scaled(x, scale), _scaled(test, scale)
@@ -149,6 +153,8 @@ class Quality(NamedTuple):
     accuracy: Estimate
     balanced_accuracy: Estimate
     f1: Estimate
+    unseen: Estimate | None = None
+    """AUC on tokens of types that no fitted token has; None for texts, and for too few such tokens."""
 
 
 def quality(
@@ -191,28 +197,37 @@ def quality(
 
 @dataclass(frozen=True)
 class Probes:
-    """The probes of one task: fitted to its fit texts, judged on its evaluated ones."""
+    """The probes of one task: fitted to its fit rows, judged on its evaluated ones."""
 
     trainer: Trainer
     answers: Bool[np.ndarray, "test"]
     clusters: Int[np.ndarray, "test"]
     n_clusters: int
+    judging: Bool[np.ndarray, "test"]
+    """Rows that count: all but tokens of the held-out types."""
+    unseen: Bool[np.ndarray, "test"]
+    """Tokens of types that no fitted token has."""
 
     @classmethod
     def of(
         cls, task: str, fit: PerRow, y: Int8[np.ndarray, "fit"], test: PerRow, answers: Int8[np.ndarray, "test"], *,
-        folds: int, penalty: str, seed: int, refits: int = 0,
+        folds: int, penalty: str, seed: int, refits: int = 0, held_out_types: float = 0.0,
     ) -> Self:  # fmt: skip
         """Return the probes of a task with labels of all rows of `fit` and `test`, -1 outside the task.
 
         `Undefined` if a class is missing in either.
         """
-        for labels, where in ((y, "fit split has"), (answers, "evaluated texts have")):
+        types = test["types"][answers >= 0]
+        judging = ~held_out(types, held_out_types, seed)
+        judged = answers[answers >= 0][judging]
+        for labels, where in ((y, "fit split has"), (judged, "evaluated texts have")):
             if not {0, 1} <= set(labels.tolist()):
                 raise Undefined(f"the {where} one class only for task '{task}'; add texts, or change 'shares'")
         clusters = fit.clusters[y >= 0]
         trainer = Trainer(y[y >= 0] == 1, cv_parts(clusters, folds, seed), clusters, folds, penalty, refits, seed)
-        return cls(trainer, answers[answers >= 0] == 1, test.clusters[answers >= 0], test.n_clusters)
+        unseen = (types != NO_TYPE) & ~np.isin(types, fit["types"][y >= 0])
+        evaluated = answers[answers >= 0] == 1, test.clusters[answers >= 0], test.n_clusters
+        return cls(trainer, *evaluated, judging, unseen)
 
     def judged(self, fit: Columns, test: Matrix, standardise: bool = True) -> tuple[Quality, float]:
         """Return the quality of a probe, and the standard deviation of its AUC over refits; 0 without any."""
@@ -221,5 +236,11 @@ class Probes:
         return self.quality(fitted.scores), float(np.std(again, ddof=1)) if len(again) > 1 else 0.0
 
     def quality(self, scores: Float[np.ndarray, "test"]) -> Quality:
-        """Return the quality of scores of the evaluated texts."""
-        return quality(scores, self.answers, self.clusters, self.n_clusters)
+        """Return the quality of scores of the evaluated rows."""
+        measured = self._of(scores, self.judging)
+        if (np.bincount(self.answers[self.unseen], minlength=2) < LEAST_UNSEEN).any():
+            return measured
+        return measured._replace(unseen=self._of(scores, self.unseen).auc)
+
+    def _of(self, scores: Float[np.ndarray, "test"], rows: Bool[np.ndarray, "test"]) -> Quality:
+        return quality(scores[rows], self.answers[rows], self.clusters[rows], self.n_clusters)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int8
+from pydantic import Field
 
-from saeval.plugin import torch
+from saeval.plugin import Metric, PerRow, Table, torch
 from saeval_concepts.directions import drawn
+from saeval_concepts.rows import ChosenTokens
+from saeval_concepts.tasks import Task
+from saeval_concepts.texts import all_rows
 from saeval_concepts.written import GroupSums
 from saeval_controls.shuffled import deranged
 
@@ -18,6 +22,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONTROLS = ("shuffled", "random")
+SHOWN = 10
+"""Number of features of a ranking in the table `latents`."""
+Counts = tuple[Annotated[int, Field(ge=1, le=4096)], ...]
+Draws = Annotated[int, Field(ge=1, le=100)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,3 +82,47 @@ def removals_of(
         factors = sums.sizes[replaced] * norms[replaced] / np.maximum(sums.sizes * norms, 1e-30)[candidates]
         random.append(Removal(candidates, products[candidates] * factors[:, None]))
     return Removals(Removal(best, products[best]), effects[best], {"shuffled": shuffled, "random": random})
+
+
+def latents(tasks: Sequence[Task], removals: Sequence[Removals]) -> Table:
+    """Return the first features of each class with their effects."""
+    rows = [
+        [task.name, rank, int(feature), float(score)]
+        for task, own in zip(tasks, removals, strict=True)
+        for rank, (feature, score) in enumerate(zip(own.features.features, own.scores, strict=True), start=1)
+        if rank <= SHOWN
+    ]
+    return Table(["class", "rank", "feature", "effect"], rows)
+
+
+class RemovalMetric(Metric):
+    """Base class of metrics that remove the first N features of rankings and read fixed linear probes again."""
+
+    def __init__(
+        self, tasks: tuple[str, ...], n: Sequence[int], pooling: str, penalty: str, draws: int, seed: int
+    ) -> None:
+        if not n or not tasks:
+            raise ValueError(f"metric '{self.name}': 'n' and 'tasks' need at least one entry each")
+        self.tasks, self.n = tasks, tuple(sorted(set(n)))
+        self.pooling, self.penalty, self.draws, self.seed = pooling, penalty, draws, seed
+
+    @property
+    def middle(self) -> int:
+        """The N of the headline."""
+        return self.n[len(self.n) // 2]
+
+    def changes(
+        self,
+        z: Float[Tensor, "n d_sae"],
+        labels: Int8[np.ndarray, "n tasks"],
+        rankings: Sequence[Removals],
+        joined: Callable[[Sequence[Float[np.ndarray, "n counts probes"]]], Float[np.ndarray, "n counts columns"]],
+        chosen: ChosenTokens | None = None,
+    ) -> PerRow:
+        """Return what leaves each logit of each row, `[n, rankings, N, probes]`; `joined` makes one of all draws."""
+        columns = {"features": [removals.features.changes(z, self.n) for removals in rankings]}
+        for name in CONTROLS:
+            columns[name] = [
+                joined([removal.changes(z, self.n) for removal in removals.controls[name]]) for removals in rankings
+            ]
+        return all_rows(labels, chosen, **{name: np.stack(parts, axis=1) for name, parts in columns.items()})

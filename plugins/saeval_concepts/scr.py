@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int8
-from pydantic import Field
 
-from saeval.plugin import Estimate, Evidence, Metric, PerRow, Scalar, Table, Undefined, Value
+from saeval.plugin import Estimate, Evidence, PerRow, Scalar, Table, Undefined, Value
 from saeval_concepts.directions import FIT, TEST, VALIDATION, Direction, LeftOut, balanced, estimate, stands_out
-from saeval_concepts.removals import CONTROLS, Removals, removals_of
+from saeval_concepts.removals import CONTROLS, Counts, Draws, RemovalMetric, Removals, latents, removals_of
 from saeval_concepts.tasks import OUTSIDE, Task
-from saeval_concepts.texts import all_rows
-from saeval_concepts.tpp import Counts, latents
 from saeval_concepts.written import GroupSums, projections
 
 if TYPE_CHECKING:
@@ -104,7 +102,7 @@ def scr_removals(
     )  # fmt: skip
 
 
-class SCR(Metric):
+class SCR(RemovalMetric):
     """Removal of a spurious correlation: without the features of one label, a biased probe should follow the other.
 
     Texts have two labels. A biased probe is fitted on texts whose labels coincide, and a probe of each label on texts
@@ -155,15 +153,11 @@ class SCR(Metric):
         n: Counts = (1, 2, 5, 10, 20, 50),
         pooling: Literal["mean", "last"] = "mean",
         penalty: Literal["l2", "l1"] = "l2",
-        draws: Annotated[int, Field(ge=1, le=100)] = 5,
+        draws: Draws = 5,
         seed: int = 0,
     ) -> None:
-        if not n or not tasks:
-            raise ValueError(f"metric '{self.name}': 'n' and 'tasks' need at least one entry each")
-        self.tasks, self.n = tasks, tuple(sorted(set(n)))
-        self.pooling, self.penalty, self.draws, self.seed = pooling, penalty, draws, seed
-        middle = self.n[len(self.n) // 2]
-        self.headline = tuple(f"{kept}@{middle}" for kept in KEPT)
+        super().__init__(tasks, n, pooling, penalty, draws, seed)
+        self.headline = tuple(f"{kept}@{self.middle}" for kept in KEPT)
         kinds = ["", "accuracy_", *(f"{name}_" for name in CONTROLS), *(f"lead_{name}_" for name in CONTROLS)]
         counted = [f"{kind}{kept}@{count}" for kind in (*kinds, "removed_") for kept in KEPT for count in self.n]
         self.value_names = (*counted, *(f"skyline_{kept}" for kept in KEPT))
@@ -175,14 +169,7 @@ class SCR(Metric):
         scr_removals: tuple[Removals, ...],
     ) -> Evidence:
         """How much leaves the logit of the biased probe, by kept label and N, of controls also by draw."""
-        z, n = pooled_written_acts, self.n
-        changes = {"features": [removals.features.changes(z, n) for removals in scr_removals]}
-        for name in CONTROLS:
-            changes[name] = [
-                np.concatenate([removal.changes(z, n) for removal in removals.controls[name]], axis=2)
-                for removals in scr_removals
-            ]
-        return all_rows(task_labels, **{name: np.stack(parts, axis=1) for name, parts in changes.items()})
+        return self.changes(pooled_written_acts, task_labels, scr_removals, partial(np.concatenate, axis=2))
 
     def conclude(
         self,

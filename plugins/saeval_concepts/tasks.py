@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OUTSIDE = -1
-"""The label of a text that is not in a task."""
+"""The label of a text or token that is not in a task."""
+LEAST = 20
+"""Fewest tokens of the fit split with and without the label of a task."""
 _BETWEEN = "\0"
 
 
@@ -40,7 +42,7 @@ class ClassCounts(Evidence):
 
 @dataclass(frozen=True)
 class Task:
-    """A yes-or-no question about a text: is its class in a column the positive one?"""
+    """A yes-or-no question about a text or token: is its class in a column the positive one?"""
 
     name: str
     column: str
@@ -49,61 +51,71 @@ class Task:
 
 @fold
 @fit_split
-def class_counts(labels: dict[str, np.ndarray[Any, Any]]) -> ClassCounts:
-    """Fold over the fit split: numbers of texts of each class of each column."""
-    return ClassCounts.of(labels)
+def class_counts(
+    labels: dict[str, np.ndarray[Any, Any]],
+    token_labels: Mapping[str, Int8[Tensor, "batch seq"]],
+    included: Bool[Tensor, "batch seq"],
+    pooling: str = "mean",
+) -> ClassCounts:
+    """Fold over the fit split: numbers of texts of each class of each column; for `pooling: token`, of tokens."""
+    if pooling != "token":
+        return ClassCounts.of(labels)
+    names, counts = [], []
+    for name, given in token_labels.items():
+        own = given[included.to(given.device)]
+        for label in (0, 1):
+            if count := int((own == label).sum()):
+                names.append(f"{name}{_BETWEEN}{label}")
+                counts.append(count)
+    return ClassCounts(np.array(names, dtype=str), np.array(counts, dtype=np.int64))
 
 
-def probe_tasks(class_counts: ClassCounts, tasks: Sequence[str]) -> tuple[Task, ...]:
+def probe_tasks(class_counts: ClassCounts, tasks: Sequence[str], pooling: str = "mean") -> tuple[Task, ...]:
     """The tasks that the metric's `tasks` match: one for a column of two classes, one per class of a column of more.
 
-    The positive class of two is the later one in alphabetical order.
+    The positive class of two is the later one in alphabetical order. For `pooling: token`, each label of tokens is a
+    task; `Undefined` if fewer than 20 tokens of the fit split have it, or lack it.
     """
-    classes: dict[str, list[str]] = {}
-    for name in class_counts.names.tolist():
+    classes: dict[str, dict[str, int]] = {}
+    for name, count in zip(class_counts.names.tolist(), class_counts.counts.tolist(), strict=True):
         column, _, label = name.partition(_BETWEEN)
-        classes.setdefault(column, []).append(label)
+        classes.setdefault(column, {})[label] = count
+    if pooling == "token":
+        return _of_tokens(classes, tasks)
     if not classes:
-        raise Undefined("the data have no labels; use a source with labels, such as 'labelled'")
+        tokens = "labels of tokens need 'pooling: token'"
+        raise Undefined(f"the data have no labels; use a source with labels, such as 'labelled' ({tokens})")
     known: list[Task] = []
     for column, labels in classes.items():
         if len(labels) == 2:
-            known.append(Task(column, column, labels[1]))
+            known.append(Task(column, column, list(labels)[1]))
         elif len(labels) > 2:
             known += [Task(f"{column}={label}", column, label) for label in labels]
     if not known:
         column, (label, *_) = next(iter(classes.items()))
         has = f"{quoted_value(column)} has {quoted_value(label)} alone"
         raise Undefined(f"no column of labels has two classes, but {has}; use data with texts of several classes")
+    return _matching(known, tasks)
+
+
+def _of_tokens(classes: Mapping[str, Mapping[str, int]], tasks: Sequence[str]) -> tuple[Task, ...]:
+    if not classes:
+        raise Undefined("the data have no labels of tokens; use a source with them, such as 'python-tokens'")
+    matching = _matching([Task(name, name, "1") for name in classes], tasks)
+    for task in matching:
+        for label, word in (("1", "with"), ("0", "without")):
+            if (count := classes[task.name].get(label, 0)) < LEAST:
+                raise Undefined(
+                    f"the fit split has {count} tokens {word} the label {quoted_value(task.name)}; {LEAST} are needed: "
+                    "add texts, or leave it out of 'tasks'"
+                )
+    return matching
+
+
+def _matching(known: Sequence[Task], tasks: Sequence[str]) -> tuple[Task, ...]:
     wanted = names_matching_any(tasks, [task.name for task in known])
     for pattern in tasks:
         if not names_matching_any([pattern], [task.name for task in known]):
             near = suggestion(pattern, [task.name for task in known])
             raise Undefined(f"no task matches {quoted_value(pattern)}{near}")
     return tuple(task for task in known if task.name in wanted)
-
-
-def task_labels(
-    labels: dict[str, np.ndarray[Any, Any]], probe_tasks: tuple[Task, ...], mask: Bool[Tensor, "batch seq"]
-) -> Int8[np.ndarray, "batch tasks"]:
-    """1 for texts of a task's positive class, 0 for its others, -1 for texts outside the task."""
-    answers = np.full((len(mask), len(probe_tasks)), OUTSIDE, dtype=np.int8)
-    for number, task in enumerate(probe_tasks):
-        if task.column in labels:
-            given = labels[task.column]
-            answers[:, number] = np.where(given == "", OUTSIDE, given == task.positive)
-    return answers
-
-
-def fit_labels(
-    task_labels: Int8[np.ndarray, "batch tasks"], validation: Bool[np.ndarray, "batch"]
-) -> Int8[np.ndarray, "batch tasks"]:
-    """The same, with the texts for validation outside every task."""
-    return np.where(validation[:, None], OUTSIDE, task_labels).astype(np.int8)
-
-
-def validation_labels(
-    task_labels: Int8[np.ndarray, "batch tasks"], validation: Bool[np.ndarray, "batch"]
-) -> Int8[np.ndarray, "batch tasks"]:
-    """The same, with all texts but those for validation outside every task."""
-    return np.where(validation[:, None], task_labels, OUTSIDE).astype(np.int8)

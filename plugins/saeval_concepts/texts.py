@@ -1,4 +1,4 @@
-"""What probes read of each text: pooled activations and features, and its tokens."""
+"""What probes read of each row, a text or a token: activations, features and tokens."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int8
 
 from saeval.plugin import Batch, Evidence, PerRow, fit_split, fold, hashed, is_tensor, torch
+from saeval_concepts.rows import ChosenTokens, of_rows, types_of
 from saeval_concepts.tasks import OUTSIDE, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_CHUNK = 8192
+"""Features whose values are summed together in float64."""
 
 
 def pooled(
@@ -32,18 +36,34 @@ def pooled(
     return torch.where((last >= 0)[:, None], chosen, chosen.new_zeros(()))
 
 
+def read(
+    x: Float[Tensor, "batch seq d"], included: Bool[Tensor, "batch seq"], pooling: str, chosen: ChosenTokens | None
+) -> Float[Tensor, "n d"]:
+    """Return the vectors of the rows of probes: pooled over each text, or those at the chosen tokens."""
+    if chosen is None:
+        return pooled(x, included, pooling)
+    rows, positions = (torch.from_numpy(places).to(x.device) for places in (chosen.rows, chosen.positions))
+    return x[rows, positions]
+
+
 def pooled_acts(
-    feature_acts: Float[Tensor, "batch seq d_sae"], included: Bool[Tensor, "batch seq"], pooling: str
-) -> Float[Tensor, "batch d_sae"]:
-    """Feature activations of each text, pooled over its tokens: their `mean`, `max`, or those of the `last` token."""
-    return pooled(feature_acts, included, pooling)
+    feature_acts: Float[Tensor, "batch seq d_sae"],
+    included: Bool[Tensor, "batch seq"],
+    pooling: str,
+    chosen_tokens: ChosenTokens | None = None,
+) -> Float[Tensor, "n d_sae"]:
+    """Feature activations of each row: a text's `mean`, `max` or `last` token, or those of a chosen `token`."""
+    return read(feature_acts, included, pooling, chosen_tokens)
 
 
 def pooled_activations(
-    activations: Float[Tensor, "batch seq d_in"], included: Bool[Tensor, "batch seq"], pooling: str
-) -> Float[Tensor, "batch d_in"]:
-    """Activations of each text, pooled over its tokens: their `mean`, `max`, or those of the `last` token."""
-    return pooled(activations, included, pooling)
+    activations: Float[Tensor, "batch seq d_in"],
+    included: Bool[Tensor, "batch seq"],
+    pooling: str,
+    chosen_tokens: ChosenTokens | None = None,
+) -> Float[Tensor, "n d_in"]:
+    """Activations of each row: a text's `mean`, `max` or `last` token, or those of a chosen `token`."""
+    return read(activations, included, pooling, chosen_tokens)
 
 
 def document_keys(clusters: Int[np.ndarray, "n"], seed: int, *words: str) -> np.ndarray[Any, Any]:
@@ -72,24 +92,28 @@ class ClassSums(Evidence):
 @fold
 @fit_split
 def class_sums(
-    pooled_acts: Float[Tensor, "batch d_sae"],
-    fit_labels: Int8[np.ndarray, "batch tasks"],
+    pooled_acts: Float[Tensor, "n d_sae"],
+    fit_labels: Int8[np.ndarray, "n tasks"],
     batch: Batch,
     folds: int,
     seed: int,
+    chosen_tokens: ChosenTokens | None = None,
 ) -> ClassSums:
     """Fold over the fit split: sums of each feature by task, part of the cross-validation and class."""
-    parts, tasks = cv_parts(batch.clusters, folds, seed), fit_labels.shape[1]
+    parts = cv_parts(of_rows(batch.clusters, chosen_tokens), folds, seed)
+    tasks, width = fit_labels.shape[1], pooled_acts.shape[1]
     member = np.zeros((tasks, folds, 2, len(parts)))
     for label in (0, 1):
         row, task = np.nonzero(fit_labels == label)
         member[task, parts[row], label, row] = 1
-    z = pooled_acts.detach().double().cpu().numpy()
-    sums = member.reshape(-1, len(z)) @ z
-    either = member.sum(2).reshape(-1, len(z)) @ (z != 0)
-    shape = tasks, folds, z.shape[1]
-    counts = member.sum(3).astype(np.int64)
-    return ClassSums(sums.reshape(tasks, folds, 2, -1), either.reshape(shape).astype(np.int64), counts)
+    sums, active = np.zeros((tasks, folds, 2, width)), np.zeros((tasks, folds, width), dtype=np.int64)
+    either = member.sum(2).reshape(-1, len(parts))
+    for first in range(0, width, _CHUNK):
+        z = pooled_acts[:, first : first + _CHUNK].detach().double().cpu().numpy()
+        here = slice(first, first + z.shape[1])
+        sums[..., here] = (member.reshape(-1, len(z)) @ z).reshape(tasks, folds, 2, -1)
+        active[..., here] = (either @ (z != 0)).reshape(tasks, folds, -1)
+    return ClassSums(sums, active, member.sum(3).astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -157,86 +181,104 @@ def _largest(scores: Float[np.ndarray, "d"], count: int) -> Int[np.ndarray, "cou
     return np.argsort(-scores, kind="stable")[:count]
 
 
-def _of_tasks(
-    pooled_acts: Tensor, labels: Int8[np.ndarray, "batch tasks"], chosen: Sequence[Chosen], tasks: Sequence[Task]
+def of_tasks(
+    values: Float[Tensor, "n d"],
+    labels: Int8[np.ndarray, "n tasks"],
+    features: Sequence[Chosen],
+    tasks: Sequence[Task],
+    chosen: ChosenTokens | None,
 ) -> dict[str, Evidence]:
+    """Return for each task its rows with the values of its features, and the token type of each row."""
     tables: dict[str, Evidence] = {}
-    for number, (task, choice) in enumerate(zip(tasks, chosen, strict=True)):
+    types = types_of(chosen, len(labels))
+    for number, (task, choice) in enumerate(zip(tasks, features, strict=True)):
         rows = np.flatnonzero(labels[:, number] != OUTSIDE)
-        columns = torch.from_numpy(choice.columns).to(pooled_acts.device)
-        values = pooled_acts[torch.from_numpy(rows).to(pooled_acts.device)][:, columns]
-        tables[task.name] = PerRow.of(rows, y=labels[rows, number], x=values.float())
+        columns = torch.from_numpy(choice.columns).to(values.device)
+        x = values[torch.from_numpy(rows).to(values.device)][:, columns].float()
+        texts = rows if chosen is None else chosen.rows[rows]
+        tables[task.name] = PerRow.of(texts, y=labels[rows, number], x=x, types=types[rows])
     return tables
 
 
 @fold
 @fit_split
 def fit_features_of_tasks(
-    pooled_acts: Float[Tensor, "batch d_sae"],
-    fit_labels: Int8[np.ndarray, "batch tasks"],
+    pooled_acts: Float[Tensor, "n d_sae"],
+    fit_labels: Int8[np.ndarray, "n tasks"],
     chosen_features: tuple[Chosen, ...],
     probe_tasks: tuple[Task, ...],
+    chosen_tokens: ChosenTokens | None = None,
 ) -> dict[str, Evidence]:
-    """Fold over the fit split: for each task, its texts with the values of its chosen features."""
-    return _of_tasks(pooled_acts, fit_labels, chosen_features, probe_tasks)
-
-
-def test_features_of_tasks(
-    pooled_acts: Float[Tensor, "batch d_sae"],
-    task_labels: Int8[np.ndarray, "batch tasks"],
-    chosen_features: tuple[Chosen, ...],
-    probe_tasks: tuple[Task, ...],
-) -> dict[str, Evidence]:
-    """For each task, its evaluated texts with the values of its chosen features."""
-    return _of_tasks(pooled_acts, task_labels, chosen_features, probe_tasks)
+    """Fold over the fit split: for each task, its rows with the values of its chosen features."""
+    return of_tasks(pooled_acts, fit_labels, chosen_features, probe_tasks, chosen_tokens)
 
 
 @fold
 @fit_split
 def fit_activation_rows(
-    pooled_activations: Float[Tensor, "batch d_in"], fit_labels: Int8[np.ndarray, "batch tasks"]
+    pooled_activations: Float[Tensor, "n d_in"],
+    fit_labels: Int8[np.ndarray, "n tasks"],
+    chosen_tokens: ChosenTokens | None = None,
 ) -> PerRow:
-    """Fold over the fit split: each text's labels and pooled activations."""
-    return all_rows(fit_labels, x=pooled_activations.float())
+    """Fold over the fit split: each row's labels and activations."""
+    return _with_types(fit_labels, chosen_tokens, x=pooled_activations.float())
 
 
 @fold
 def test_activation_rows(
-    pooled_activations: Float[Tensor, "batch d_in"], task_labels: Int8[np.ndarray, "batch tasks"]
+    pooled_activations: Float[Tensor, "n d_in"],
+    task_labels: Int8[np.ndarray, "n tasks"],
+    chosen_tokens: ChosenTokens | None,
 ) -> PerRow:
-    """Fold: each evaluated text's labels and pooled activations."""
-    return all_rows(task_labels, x=pooled_activations.float())
+    """Fold: each evaluated row's labels and activations."""
+    return _with_types(task_labels, chosen_tokens, x=pooled_activations.float())
 
 
 @fold
 @fit_split
 def validation_activation_rows(
-    pooled_activations: Float[Tensor, "batch d_in"], validation_labels: Int8[np.ndarray, "batch tasks"]
+    pooled_activations: Float[Tensor, "n d_in"],
+    validation_labels: Int8[np.ndarray, "n tasks"],
+    chosen_tokens: ChosenTokens | None = None,
 ) -> PerRow:
-    """Fold over the fit split: labels and pooled activations of each text for validation."""
-    return all_rows(validation_labels, x=pooled_activations.float())
+    """Fold over the fit split: labels and activations of each row for validation."""
+    return _with_types(validation_labels, chosen_tokens, x=pooled_activations.float())
 
 
 @fold
 @fit_split
 def fit_token_rows(
-    tokens: Int[Tensor, "batch seq"], included: Bool[Tensor, "batch seq"], fit_labels: Int8[np.ndarray, "batch tasks"]
+    tokens: Int[Tensor, "batch seq"],
+    included: Bool[Tensor, "batch seq"],
+    fit_labels: Int8[np.ndarray, "n tasks"],
+    chosen_tokens: ChosenTokens | None = None,
 ) -> PerRow:
-    """Fold over the fit split: each text's labels and tokens, -1 where none is included."""
-    return all_rows(fit_labels, tokens=tokens.masked_fill(~included, -1))
+    """Fold over the fit split: each row's labels and tokens, -1 where none is included."""
+    return _with_types(fit_labels, chosen_tokens, tokens=_tokens(tokens, included, chosen_tokens))
 
 
 @fold
 def test_token_rows(
-    tokens: Int[Tensor, "batch seq"], included: Bool[Tensor, "batch seq"], task_labels: Int8[np.ndarray, "batch tasks"]
+    tokens: Int[Tensor, "batch seq"],
+    included: Bool[Tensor, "batch seq"],
+    task_labels: Int8[np.ndarray, "n tasks"],
+    chosen_tokens: ChosenTokens | None,
 ) -> PerRow:
-    """Fold: each evaluated text's labels and tokens, -1 where none is included."""
-    return all_rows(task_labels, tokens=tokens.masked_fill(~included, -1))
+    """Fold: each evaluated row's labels and tokens, -1 where none is included."""
+    return _with_types(task_labels, chosen_tokens, tokens=_tokens(tokens, included, chosen_tokens))
 
 
-def all_rows(labels: Int8[np.ndarray, "batch tasks"], **columns: Any) -> PerRow:
-    """Return the texts of any task with their labels and other columns, tensors or arrays."""
+def _tokens(tokens: Int[Tensor, "batch seq"], included: Bool[Tensor, "batch seq"], chosen: ChosenTokens | None) -> Any:
+    return tokens.masked_fill(~included, -1) if chosen is None else chosen.types[:, None]
+
+
+def _with_types(labels: Int8[np.ndarray, "n tasks"], chosen: ChosenTokens | None, **columns: Any) -> PerRow:
+    return all_rows(labels, chosen, types=types_of(chosen, len(labels)), **columns)
+
+
+def all_rows(labels: Int8[np.ndarray, "n tasks"], chosen: ChosenTokens | None = None, /, **columns: Any) -> PerRow:
+    """Return the rows of any task with their labels and other columns, tensors or arrays."""
     rows = np.flatnonzero((labels != OUTSIDE).any(1))
     index = torch.from_numpy(rows)
-    chosen = {name: column.cpu()[index] if is_tensor(column) else column[rows] for name, column in columns.items()}
-    return PerRow.of(rows, y=labels[rows], **chosen)
+    picked = {name: column.cpu()[index] if is_tensor(column) else column[rows] for name, column in columns.items()}
+    return PerRow.of(rows if chosen is None else chosen.rows[rows], y=labels[rows], **picked)

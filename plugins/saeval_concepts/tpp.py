@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int8
 from pydantic import Field
 
-from saeval.plugin import Curve, Evidence, Metric, PerRow, Scalar, Table, Undefined, Value
+from saeval.plugin import Curve, Evidence, PerRow, Scalar, Table, Undefined, Value
 from saeval_concepts.directions import TEST, Direction, LeftOut, balanced, estimate, stands_out
-from saeval_concepts.removals import CONTROLS, Removals, removals_of
+from saeval_concepts.removals import CONTROLS, Counts, Draws, RemovalMetric, Removals, latents, removals_of
+from saeval_concepts.rows import ChosenTokens
 from saeval_concepts.tasks import Task
-from saeval_concepts.texts import all_rows
 from saeval_concepts.written import GroupSums, projections
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PARTS = ("total", "intended", "unintended")
-Counts = tuple[Annotated[int, Field(ge=1, le=4096)], ...]
-SHOWN = 10
-"""Number of features of a class in the table `latents`."""
 
 
 def tpp_removals(
@@ -46,7 +44,7 @@ def tpp_removals(
     )  # fmt: skip
 
 
-class TPP(Metric):
+class TPP(RemovalMetric):
     """Targeted perturbation of probes: removing the features of a class should lower its probe's margin and no other's.
 
     For each class, a logistic regression w·x + c of the pooled activations is fitted once, on as many texts of the
@@ -56,7 +54,8 @@ class TPP(Metric):
     E[logit | others] on the evaluated texts, and its fall is the share of the margin that is lost. Accuracies also fall
     if features that are the same for all texts shift the logits; margins do not. Probes, and the texts of each class,
     are the same for every SAE of a hook. Margins below two standard errors cannot be divided by: the values are then
-    undefined. No forward pass is added.
+    undefined. No forward pass is added. With `pooling: token`, tokens take the place of texts, as in `sparse_probing`:
+    each label of tokens is a class.
 
     Values:
         total@*: intended@* minus unintended@*; share of the margin; −∞ .. ∞; higher is better.
@@ -99,36 +98,29 @@ class TPP(Metric):
         self,
         tasks: tuple[str, ...] = ("*",),
         n: Counts = (1, 2, 5, 10, 20, 50),
-        pooling: Literal["mean", "last"] = "mean",
+        pooling: Literal["mean", "last", "token"] = "mean",
         penalty: Literal["l2", "l1"] = "l2",
-        draws: Annotated[int, Field(ge=1, le=100)] = 5,
+        draws: Draws = 5,
         seed: int = 0,
+        per_row: Annotated[int, Field(ge=1, le=1024)] = 4,
     ) -> None:
-        if not n or not tasks:
-            raise ValueError(f"metric '{self.name}': 'n' and 'tasks' need at least one entry each")
-        self.tasks, self.n = tasks, tuple(sorted(set(n)))
-        self.pooling, self.penalty, self.draws, self.seed = pooling, penalty, draws, seed
-        middle = self.n[len(self.n) // 2]
-        self.headline = (f"total@{middle}", f"lead_shuffled@{middle}")
+        super().__init__(tasks, n, pooling, penalty, draws, seed)
+        self.per_row = per_row
+        self.headline = (f"total@{self.middle}", f"lead_shuffled@{self.middle}")
         kinds = [*PARTS, *(f"accuracy_{part}" for part in PARTS), *CONTROLS, *(f"lead_{name}" for name in CONTROLS)]
         counted = [f"{kind}@{count}" for kind in (*kinds, "removed") for count in self.n]
         self.value_names = (*counted, "skyline", "accuracy_skyline")
 
     def observe(
         self,
-        pooled_written_acts: Float[Tensor, "batch d_sae"],
-        task_labels: Int8[np.ndarray, "batch tasks"],
+        pooled_written_acts: Float[Tensor, "n d_sae"],
+        task_labels: Int8[np.ndarray, "n tasks"],
         tpp_removals: tuple[Removals, ...],
+        chosen_tokens: ChosenTokens | None = None,
     ) -> Evidence:
         """How much leaves the logit of each probe, by removed class, N and probe; of controls the mean over draws."""
-        z, n = pooled_written_acts, self.n
-        changes = {"features": [removals.features.changes(z, n) for removals in tpp_removals]}
-        for name in CONTROLS:
-            changes[name] = [
-                np.mean([removal.changes(z, n) for removal in removals.controls[name]], axis=0)
-                for removals in tpp_removals
-            ]
-        return all_rows(task_labels, **{name: np.stack(parts, axis=1) for name, parts in changes.items()})
+        mean = partial(np.mean, axis=0)
+        return self.changes(pooled_written_acts, task_labels, tpp_removals, mean, chosen_tokens)
 
     def conclude(
         self,
@@ -233,14 +225,3 @@ def _parts(falls: Float[np.ndarray, "c removed n probes"]) -> dict[str, Float[np
     own = np.stack([falls[:, number, :, number] for number in range(count)]).sum(0)
     others = (falls.sum(axis=(1, 3)) - own) / (count - 1)
     return {"total": (own - others) / count, "intended": own / count, "unintended": others / count}
-
-
-def latents(tasks: Sequence[Task], removals: Sequence[Removals]) -> Table:
-    """Return the first features of each class with their effects."""
-    rows = [
-        [task.name, rank, int(feature), float(score)]
-        for task, own in zip(tasks, removals, strict=True)
-        for rank, (feature, score) in enumerate(zip(own.features.features, own.scores, strict=True), start=1)
-        if rank <= SHOWN
-    ]
-    return Table(["class", "rank", "feature", "effect"], rows)

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int8, UInt64
 
 from saeval.plugin import Encoding, Evidence, Substitute, Undefined, finite, fit_split, fold, torch
-from saeval_concepts.texts import pooled
+from saeval_concepts.rows import ChosenTokens
+from saeval_concepts.texts import read
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,10 +53,13 @@ def written_acts(
 
 
 def pooled_written_acts(
-    written_acts: Float[Tensor, "batch seq d_sae"], included: Bool[Tensor, "batch seq"], pooling: str
-) -> Float[Tensor, "batch d_sae"]:
-    """Those activations of each text, pooled over its tokens: their `mean`, or those of the `last` token."""
-    return pooled(written_acts, included, pooling)
+    written_acts: Float[Tensor, "batch seq d_sae"],
+    included: Bool[Tensor, "batch seq"],
+    pooling: str,
+    chosen_tokens: ChosenTokens | None = None,
+) -> Float[Tensor, "n d_sae"]:
+    """Those activations of each row: a text's `mean` or `last` token, or those of a chosen `token`."""
+    return read(written_acts, included, pooling, chosen_tokens)
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,3 +49,18 @@ def texts(marks, seed=0, validation=0.0, columns=None, context=CONTEXT, words=MA
 
 
 YES = {"marked": lambda row: int(row % 2)}
+
+
+def marked_tokens(labels, seed=0, rows=60, place=None, words=MARK, validation=0.0, covered=True):
+    """Rows of random words with labels of tokens, each a function of the tokens and a generator; `place` puts marks."""
+    draw = np.random.default_rng(seed)
+    tokens = draw.integers(1, words, (rows, CONTEXT + 1)).astype(np.int32)
+    if place:
+        place(tokens)
+    bits = np.zeros(tokens.shape, np.uint64)
+    for number, label in enumerate(labels.values()):
+        bits |= label(tokens, draw).astype(np.uint64) << np.uint64(number)
+    tasks = np.full(rows, 2 ** len(labels) - 1 if covered else 0, np.uint64)
+    annotations = Annotations({}, draw.random(rows) < validation, list(labels), tasks, bits)
+    owner = np.repeat(np.arange(rows, dtype=np.int32)[:, None], CONTEXT + 1, axis=1)
+    return TokenDataset(tokens, owner, np.arange(rows), excluded=[0], annotations=annotations)
