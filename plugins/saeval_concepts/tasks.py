@@ -54,15 +54,21 @@ def class_counts(labels: dict[str, np.ndarray[Any, Any]]) -> ClassCounts:
     return ClassCounts.of(labels)
 
 
+def classes_of(counts: ClassCounts) -> dict[str, list[str]]:
+    """Return the classes of each column, in alphabetical order."""
+    classes: dict[str, list[str]] = {}
+    for name in counts.names.tolist():
+        column, _, label = name.partition(_BETWEEN)
+        classes.setdefault(column, []).append(label)
+    return classes
+
+
 def probe_tasks(class_counts: ClassCounts, tasks: Sequence[str]) -> tuple[Task, ...]:
     """The tasks that the metric's `tasks` match: one for a column of two classes, one per class of a column of more.
 
     The positive class of two is the later one in alphabetical order.
     """
-    classes: dict[str, list[str]] = {}
-    for name in class_counts.names.tolist():
-        column, _, label = name.partition(_BETWEEN)
-        classes.setdefault(column, []).append(label)
+    classes = classes_of(class_counts)
     if not classes:
         raise Undefined("the data have no labels; use a source with labels, such as 'labelled'")
     known: list[Task] = []
