@@ -10,10 +10,29 @@ from saeval_compat import splices
 from saeval_compat.batches import batch_sums, included_spread
 from saeval_compat.dictionary_learning import DictionaryLearningEvaluate
 from saeval_compat.saebench import SAEBenchDownstream, SAEBenchFeatures, SAEBenchVariance, SAEBenchWeights
-from saeval_compat.saebench_probes import padded_acts, silent_acts
+from saeval_compat.saebench_probing import (
+    SAEBenchProbing,
+    fit_label_rows,
+    saebench_activation_probes,
+    saebench_classes,
+    saebench_probing_features,
+    saebench_probing_fit,
+    saebench_probing_sums,
+    saebench_sparse_probes,
+    test_label_rows,
+)
+from saeval_compat.saebench_removals import padded_acts, silent_acts
 from saeval_compat.saebench_scr import SAEBenchSCR, saebench_scr_removals, saebench_scr_setup, saebench_scr_sums
 from saeval_compat.saebench_tpp import SAEBenchTPP, saebench_tpp_removals, saebench_tpp_setup, saebench_tpp_sums
 from saeval_compat.saelens import SAELensDownstream, SAELensFeatures, SAELensVariance, SAELensWeights
+from saeval_compat.saeprobes import (
+    SAEProbes,
+    saeprobes_baseline,
+    saeprobes_features,
+    saeprobes_fit,
+    saeprobes_sums,
+    saeprobes_texts,
+)
 from saeval_compat.token_rows import TokenRows
 
 
@@ -22,7 +41,8 @@ def saeval_metrics() -> list[type[Metric]]:
     return [
         SAELensDownstream, SAELensVariance, SAELensFeatures, SAELensWeights,
         SAEBenchDownstream, SAEBenchVariance, SAEBenchFeatures, SAEBenchWeights,
-        SAEBenchSCR, SAEBenchTPP,
+        SAEBenchProbing, SAEBenchSCR, SAEBenchTPP,
+        SAEProbes,
         DictionaryLearningEvaluate,
     ]  # fmt: skip
 
@@ -31,9 +51,12 @@ def saeval_metrics() -> list[type[Metric]]:
 def saeval_quantities() -> list[Callable[..., Any]]:
     return [
         batch_sums, included_spread, splices.everywhere_final, splices.everywhere_scores, splices.included_clean_scores,
-        splices.included_final, splices.included_scores, splices.included_token_scores, splices.zeroed_final,
-        splices.zeroed_scores, padded_acts, saebench_scr_removals, saebench_scr_setup, saebench_scr_sums,
-        saebench_tpp_removals, saebench_tpp_setup, saebench_tpp_sums, silent_acts,
+        splices.included_final, splices.included_scores, splices.included_token_scores, splices.saebench_scores,
+        splices.zeroed_final, splices.zeroed_scores, padded_acts, saebench_scr_removals, saebench_scr_setup,
+        saebench_scr_sums, saebench_tpp_removals, saebench_tpp_setup, saebench_tpp_sums, silent_acts,
+        fit_label_rows, saebench_activation_probes, saebench_classes, saebench_probing_features, saebench_probing_fit,
+        saebench_probing_sums, saebench_sparse_probes, test_label_rows,
+        saeprobes_baseline, saeprobes_features, saeprobes_fit, saeprobes_sums, saeprobes_texts,
     ]  # fmt: skip
 
 

@@ -61,13 +61,11 @@ class SAEBenchDownstream(PeerDownstream):
     def observe(
         self,
         included_clean_scores: TokenScores,
-        included_scores: TokenScores,
-        everywhere_scores: TokenScores,
+        saebench_scores: TokenScores,
         zeroed_scores: TokenScores,
         batch: Batch,
     ) -> dict[str, Evidence]:
-        sae = included_scores if self.exclude_special_tokens_from_reconstruction else everywhere_scores
-        return downstream(included_clean_scores, sae, zeroed_scores, batch)
+        return downstream(included_clean_scores, saebench_scores, zeroed_scores, batch)
 
 
 class SAEBenchVariance(PeerVariance):

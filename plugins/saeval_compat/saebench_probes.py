@@ -1,27 +1,26 @@
-"""Parts of SAEBench 0.6.0's TPP and SCR, their defects included (sae_bench/evals/scr_and_tpp/main.py).
+"""Draws and probes of SAEBench 0.6.0's probing, TPP and SCR (sae_bench/evals/sparse_probing/probe_training.py).
 
-Negatives are drawn anew at each use, the epoch of a probe is the best on the evaluated texts, and removing features
-also changes the padding, which is divided by the number of tokens that are no padding.
+Negatives are drawn anew at each use, and the epoch of a probe is the best on the evaluated texts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from saeval.plugin import Encoding, Substitute, Undefined, hashed, torch
+from saeval.plugin import Undefined, hashed, torch
 from saeval_concepts.directions import drawn
-from saeval_concepts.removals import Removal
 from saeval_concepts.texts import document_keys
-from saeval_concepts.written import written_acts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_AT_ONCE = 256
+"""Evaluated texts that are read at a time."""
 Rows = Int[np.ndarray, "rows"]
 Weights = tuple[Float[np.ndarray, "d"], float]
 """w and c of a probe w·x + c."""
@@ -35,18 +34,18 @@ class Draws(Protocol):
 
 
 class KeyedDraws:
-    """Draws that follow from a seed; a linear layer's first weights are uniform within 1 / √width."""
+    """Draws that follow from a seed and a purpose; a linear layer's first weights are uniform within 1 / √width."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed, self._number = seed, 0
+    def __init__(self, seed: int, *purpose: str | int) -> None:
+        self._keys, self._number = (seed, *purpose), 0
 
     def permutation(self, count: int) -> Rows:
         self._number += 1
-        return drawn(np.arange(count), self._seed, "SAEBench", self._number)
+        return drawn(np.arange(count), *self._keys, "SAEBench", self._number)
 
     def layer(self, width: int) -> tuple[Tensor, Tensor]:
         self._number += 1
-        keys = hashed(self._seed, "SAEBench layer", self._number, np.arange(width + 1))
+        keys = hashed(*self._keys, "SAEBench layer", self._number, np.arange(width + 1))
         uniform = torch.from_numpy((keys >> np.uint64(11)).astype(np.float64) / 2**53 * 2 - 1).float() / width**0.5
         return uniform[None, :width].clone(), uniform[width:].clone()
 
@@ -74,6 +73,24 @@ def _shuffled(yes: Rows, no: Rows, draws: Draws) -> Answers:
     return np.concatenate([yes, no])[order], (np.arange(len(order)) < len(yes))[order]
 
 
+class Table(Protocol):
+    """Numbers of texts, of which some rows are read at a time: an array, or rows stored without their zeros."""
+
+    def __getitem__(self, rows: Rows, /) -> Float[np.ndarray, "rows d"]: ...
+
+
+class Trained(NamedTuple):
+    """The probe of the best epoch, and its accuracy on the evaluated texts."""
+
+    w: Float[np.ndarray, "d"]
+    c: float
+    accuracy: float
+
+    @property
+    def weights(self) -> Weights:
+        return self.w, self.c
+
+
 @dataclass(frozen=True)
 class Training:
     """How probes are trained."""
@@ -82,60 +99,58 @@ class Training:
     batch_size: int = 16
     lr: float = 1e-3
     l1: float = 1e-3
+    patience: int | None = None
+    """Number of epochs without a larger accuracy after which training stops; None: never."""
 
-    def probe(
-        self, fit: Float[np.ndarray, "fit d"], test: Float[np.ndarray, "test d"], fitted: Answers, tested: Answers,
-        draws: Draws,
-    ) -> Weights:  # fmt: skip
-        """Return the probe of the first epoch with the largest accuracy on the evaluated texts."""
-        x, y = torch.from_numpy(fit[fitted[0]]), torch.from_numpy(fitted[1])
-        held, answers = torch.from_numpy(test[tested[0]]), torch.from_numpy(tested[1])
+    def probe(self, fit: Table, test: Table, fitted: Answers, tested: Answers, draws: Draws) -> Trained:
+        """Return the probe of the first epoch with the largest accuracy on the evaluated texts.
+
+        Only one batch of texts is read at a time.
+        """
+        texts, y = fitted[0], torch.from_numpy(fitted[1])
+        width = fit[texts[:1]].shape[1]
         with torch.enable_grad():
-            w, c = (part.to(x).requires_grad_() for part in draws.layer(x.shape[1]))
+            w, c = (part.float().requires_grad_() for part in draws.layer(width))
             optimizer = torch.optim.AdamW([w, c], lr=self.lr)
-            most, best = 0.0, None
+            best, waited = None, 0
             for _ in range(self.epochs):
-                order = torch.from_numpy(draws.permutation(len(x)))
-                for start in range(0, len(x), self.batch_size):
+                order = draws.permutation(len(texts))
+                for start in range(0, len(texts), self.batch_size):
                     rows = order[start : start + self.batch_size]
-                    logits = torch.nn.functional.linear(x[rows], w, c)[:, 0]
-                    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, y[rows].to(logits))
-                    loss = loss + self.l1 * w.abs().sum()
+                    x = torch.from_numpy(fit[texts[rows]])
+                    logits = torch.nn.functional.linear(x, w, c)[:, 0]
+                    wanted = y[torch.from_numpy(rows)].to(logits)
+                    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted)
+                    if self.l1:
+                        loss = loss + self.l1 * w.abs().sum()
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
-                with torch.no_grad():
-                    said = torch.nn.functional.linear(held, w, c)[:, 0] > 0
-                right = float((said == answers).float().mean())
-                if right > most:
-                    most, best = right, (w.detach()[0].numpy().copy(), float(c.detach()))
+                right = _right(test, tested, w.detach(), c.detach())
+                if right > (best.accuracy if best else 0.0):
+                    best, waited = Trained(w.detach()[0].numpy().copy(), float(c.detach()), right), 0
+                else:
+                    waited += 1
+                if self.patience is not None and waited >= self.patience:
+                    break
         if best is None:
             raise Undefined("no epoch of a probe gives a right answer on the evaluated texts")
         return best
 
 
+def _right(test: Table, tested: Answers, w: Tensor, c: Tensor) -> float:
+    """Return the share of right answers of a probe."""
+    texts, answers = tested
+    said = [
+        torch.nn.functional.linear(torch.from_numpy(test[texts[start : start + _AT_ONCE]]), w, c)[:, 0] > 0
+        for start in range(0, len(texts), _AT_ONCE)
+    ]
+    return float((torch.cat(said).numpy() == answers).mean())
+
+
 def accuracy(logits: Float[np.ndarray, "n"], answers: Answers) -> float:
     """Return the share of right answers; 0 counts as a no."""
     return float(((logits[answers[0]] > 0) == answers[1]).mean())
-
-
-def removals(
-    effects: Float[np.ndarray, "d_sae"], n: Sequence[int], products: Float[np.ndarray, "d_sae probes"]
-) -> list[Removal]:
-    """Return, for each N, the removal of the features with the largest effects, as torch breaks ties.
-
-    They are min(N, number of effects that are not 0), of all effects: features whose effect is 0 or negative are among
-    them if fewer are positive.
-    """
-    exact = torch.from_numpy(effects.astype(np.float32))
-    some = int((exact != 0).sum())
-    chosen = [torch.topk(exact, min(count, some)).indices.numpy() for count in n]
-    return [Removal(features, products[features]) for features in chosen]
-
-
-def changes(removals: Sequence[Removal], acts: Float[Tensor, "batch d_sae"]) -> Float[np.ndarray, "batch n probes"]:
-    """Return what leaves the logits with the features of each removal."""
-    return np.concatenate([own.changes(acts, [len(own.features)]) for own in removals], axis=1)
 
 
 def equal_groups(members: Mapping[str, Rows], most: int, clusters: Int[np.ndarray, "n"], seed: int) -> list[Rows]:
@@ -149,26 +164,3 @@ def equal_groups(members: Mapping[str, Rows], most: int, clusters: Int[np.ndarra
             raise Undefined(f"no text is {name}; add texts, or change 'shares'")
     keys = document_keys(clusters, seed, "SAEBench texts")
     return [rows[np.argsort(keys[rows], kind="stable")][:size] for rows in members.values()]
-
-
-def silent_acts(sae: Substitute, W_dec: Float[Tensor, "d_sae d"]) -> Float[Tensor, "d_sae"]:
-    """Feature activations of a position whose activations are 0, in the unit of W_dec."""
-    zeros = W_dec.new_zeros(1, 1, sae.d_in)
-    key, inside = np.zeros((1, 1), dtype=np.uint64), torch.ones(1, 1, dtype=torch.bool, device=W_dec.device)
-    encoding: Encoding | None = sae.at(key).encode(zeros) if sae.has_features else None
-    into = W_dec.new_zeros(1, 1, W_dec.shape[1])
-    return written_acts(sae, encoding, into, inside, key, W_dec)[0, 0]
-
-
-def padded_acts(
-    pooled_written_acts: Float[Tensor, "batch d_sae"],
-    silent_acts: Float[Tensor, "d_sae"],
-    included: Bool[Tensor, "batch seq"],
-    context_length: int,
-) -> Float[Tensor, "batch d_sae"]:
-    """What removing features takes from the mean of a text that SAEBench pads to its length, padding included."""
-    tokens = included.sum(1)
-    if int(tokens.max()) > context_length:
-        raise Undefined(f"a text has {int(tokens.max())} tokens; 'context_length' is {context_length}")
-    padding = (context_length - tokens).clamp(min=0) / tokens.clamp(min=1)
-    return pooled_written_acts + padding[:, None].to(pooled_written_acts) * silent_acts.to(pooled_written_acts)

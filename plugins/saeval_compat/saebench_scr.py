@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int8
-from pydantic import Field
 
-from saeval.plugin import Batch, Evidence, Metric, PerRow, Scalar, Value, fit_split, fold
+from saeval.plugin import Batch, Evidence, PerRow, Value, fit_split, fold
 from saeval_compat.saebench_probes import (
     Answers,
     Draws,
@@ -19,15 +18,12 @@ from saeval_compat.saebench_probes import (
     Training,
     Weights,
     accuracy,
-    changes,
     equal_groups,
     one_against_another,
-    removals,
 )
-from saeval_compat.saebench_tpp import Chosen, Counts, N, Size
+from saeval_compat.saebench_removals import Chosen, SAEBenchRemoval, removals
 from saeval_concepts.scr import quadrants
 from saeval_concepts.tasks import Task
-from saeval_concepts.texts import all_rows
 from saeval_concepts.written import GroupSums, projections
 
 if TYPE_CHECKING:
@@ -68,7 +64,7 @@ def scr_probes(
     probes = []
     for name in PROBES:
         fitted, tested = one_against_another(*fit[name], draws), one_against_another(*test[name], draws)
-        probes.append(training.probe(x, held, fitted, tested, draws))
+        probes.append(training.probe(x, held, fitted, tested, draws).weights)
     return probes
 
 
@@ -130,7 +126,7 @@ def saebench_scr_removals(
     return tuple(removals(effects[other], n, products[:, 2:]) for other in (1, 0))
 
 
-class SAEBenchSCR(Metric):
+class SAEBenchSCR(SAEBenchRemoval):
     """SAEBench's spurious correlation removal, for comparison with numbers that it printed.
 
     dir1 keeps the first task and removes the features of the second, dir2 the other way round; in SAEBench the first is
@@ -153,25 +149,8 @@ class SAEBenchSCR(Metric):
     """
 
     name, version = "saebench_scr", 1
-
-    def __init__(
-        self,
-        tasks: tuple[str, ...] = ("*",),
-        n: Counts = N,
-        train_size: Size = 4000,
-        test_size: Size = 1000,
-        context_length: Annotated[int, Field(ge=1)] = 128,
-        epochs: Annotated[int, Field(ge=1)] = 20,
-        pooling: Literal["mean"] = "mean",
-        seed: int = 42,
-    ) -> None:
-        if not n or not tasks:
-            raise ValueError(f"metric '{self.name}': 'n' and 'tasks' need at least one entry each")
-        self.tasks, self.n = tasks, tuple(sorted(set(n)))
-        self.train_size, self.test_size, self.context_length = train_size, test_size, context_length
-        self.epochs, self.pooling, self.seed = epochs, pooling, seed
-        kinds = ("metric", "dir1", "dir2")
-        self.value_names = tuple(f"scr_{kind}_threshold_{count}" for count in self.n for kind in kinds)
+    forms = ("scr_metric_threshold_{}", "scr_dir1_threshold_{}", "scr_dir2_threshold_{}")
+    unit = "share"
 
     def observe(
         self,
@@ -180,8 +159,7 @@ class SAEBenchSCR(Metric):
         saebench_scr_removals: Chosen,
     ) -> Evidence:
         """How much leaves the logit of the biased probe, by kept label and N."""
-        removed = [changes(own, padded_acts)[..., 0] for own in saebench_scr_removals]
-        return all_rows(task_labels, change=np.stack(removed, axis=1))
+        return self.removed(saebench_scr_removals, padded_acts, task_labels)
 
     def conclude(
         self,
@@ -190,18 +168,9 @@ class SAEBenchSCR(Metric):
         test_activation_rows: PerRow,
         W_dec: Float[Tensor, "d_sae d"],
     ) -> dict[str, Value]:
-        found = scr_values(saebench_scr_setup, test_activation_rows["x"], total["change"], self.n)
-        values: dict[str, Value] = {}
-        for name in self.value_names or ():
-            if int(name.rpartition("_")[2]) > len(W_dec):
-                reason = f"SAEBench fails, since N is above the number of features, {len(W_dec)}"
-                values[name] = Scalar.undefined(reason, unit="share", better="higher")
-            elif name not in found:
-                reason = "the biased probe is as accurate for both labels; SAEBench leaves the number out"
-                values[name] = Scalar.undefined(reason, unit="share", better="higher")
-            else:
-                values[name] = Scalar(found[name], unit="share", better="higher")
-        return values
+        found = scr_values(saebench_scr_setup, test_activation_rows["x"], total["change"][..., 0], self.n)
+        missing = "the biased probe is as accurate for both labels; SAEBench leaves the number out"
+        return self.values(found, len(W_dec), missing)
 
 
 def scr_values(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int, Int8
-from pydantic import Field
 
-from saeval.plugin import Batch, Better, Evidence, Metric, PerRow, Scalar, Undefined, Value, fit_split, fold
+from saeval.plugin import Batch, Better, Evidence, PerRow, Undefined, Value, fit_split, fold
 from saeval_compat.saebench_probes import (
     Answers,
     Draws,
@@ -19,25 +18,17 @@ from saeval_compat.saebench_probes import (
     Training,
     Weights,
     accuracy,
-    changes,
     equal_groups,
     one_against_others,
-    removals,
 )
-from saeval_concepts.removals import Removal
+from saeval_compat.saebench_removals import Chosen, SAEBenchRemoval, removals
 from saeval_concepts.tasks import Task
-from saeval_concepts.texts import all_rows
 from saeval_concepts.written import GroupSums, projections
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-N = (2, 5, 10, 20, 50, 100, 500)
-Counts = tuple[Annotated[int, Field(ge=1)], ...]
-Size = Annotated[int, Field(ge=4)]
 PARTS = ("total_metric", "intended_diff_only", "unintended_diff_only")
-Chosen = tuple[Sequence[Removal], ...]
-"""By removed class, or kept label: the removal for each N."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,7 @@ def tpp_setup(
     probes = []
     for number in classes:
         fitted, tested = one_against_others(fit, number, draws), one_against_others(test, number, draws)
-        probes.append(training.probe(x, held, fitted, tested, draws))
+        probes.append(training.probe(x, held, fitted, tested, draws).weights)
     clean = [accuracy(held @ w + c, one_against_others(test, number, draws)) for number, (w, c) in enumerate(probes)]
     effects = [one_against_others(fit, number, draws) for number in classes]
     ablated = [[[one_against_others(test, number, draws) for number in classes] for _ in range(n)] for _ in classes]
@@ -79,7 +70,7 @@ def class_rows(
     if int((labels == 1).sum(1).max(initial=0)) > 1:
         raise Undefined("SAEBench's classes exclude each other, but a text is in two; name classes of one column")
     members = {f"in '{task.name}'": np.flatnonzero(labels[:, number] == 1) for number, task in enumerate(tasks)}
-    return equal_groups(members, most // len(tasks), clusters, seed)
+    return equal_groups(members, most // 2, clusters, seed)
 
 
 def saebench_tpp_setup(
@@ -127,7 +118,7 @@ def saebench_tpp_removals(
     return tuple(removals(own, n, products) for own in effects)
 
 
-class SAEBenchTPP(Metric):
+class SAEBenchTPP(SAEBenchRemoval):
     """SAEBench's targeted probe perturbation, for comparison with numbers that it printed.
 
     Defects, kept: negatives are drawn anew for each accuracy, so that clean and ablated ones are of different texts;
@@ -135,9 +126,9 @@ class SAEBenchTPP(Metric):
     effects of 0 or below; removing features also changes padded positions, by their activations at x = 0, and the sum
     is divided by the tokens that are not padding. `context_length` is SAEBench's, to which it pads every text. Differs:
     texts are drawn by a hash, and are those of the suite's fit split and evaluated texts, `train_size` and `test_size`
-    at most; an SAE that scales its input is not refused. SAEBench excludes BOS, EOS and padding: set `exclude` so. Its
-    own N are the default; it fails if one is above d_sae, where the value is undefined here. Source: SAEBench 0.6.0,
-    scr_and_tpp.
+    at most for each probe, of which half are in its class; an SAE that scales its input is not refused. SAEBench
+    excludes BOS, EOS and padding: set `exclude` so. Its own N are the default; it fails if one is above d_sae, where
+    the value is undefined here. Source: SAEBench 0.6.0, scr_and_tpp.
 
     Values:
         tpp_threshold_*_total_metric: intended minus unintended difference; accuracy; −1 .. 1; higher is better.
@@ -153,24 +144,11 @@ class SAEBenchTPP(Metric):
     """
 
     name, version = "saebench_tpp", 1
+    forms = tuple(f"tpp_threshold_{{}}_{part}" for part in PARTS)
+    unit = "accuracy"
 
-    def __init__(
-        self,
-        tasks: tuple[str, ...] = ("*",),
-        n: Counts = N,
-        train_size: Size = 4000,
-        test_size: Size = 1000,
-        context_length: Annotated[int, Field(ge=1)] = 128,
-        epochs: Annotated[int, Field(ge=1)] = 20,
-        pooling: Literal["mean"] = "mean",
-        seed: int = 42,
-    ) -> None:
-        if not n or not tasks:
-            raise ValueError(f"metric '{self.name}': 'n' and 'tasks' need at least one entry each")
-        self.tasks, self.n = tasks, tuple(sorted(set(n)))
-        self.train_size, self.test_size, self.context_length = train_size, test_size, context_length
-        self.epochs, self.pooling, self.seed = epochs, pooling, seed
-        self.value_names = tuple(f"tpp_threshold_{count}_{part}" for count in self.n for part in PARTS)
+    def better(self, form: str) -> Better:
+        return "higher" if form.endswith("total_metric") else None
 
     def observe(
         self,
@@ -179,8 +157,7 @@ class SAEBenchTPP(Metric):
         saebench_tpp_removals: Chosen,
     ) -> Evidence:
         """How much leaves the logit of each probe, by removed class, N and probe."""
-        removed = [changes(own, padded_acts) for own in saebench_tpp_removals]
-        return all_rows(task_labels, change=np.stack(removed, axis=1))
+        return self.removed(saebench_tpp_removals, padded_acts, task_labels)
 
     def conclude(
         self,
@@ -190,18 +167,7 @@ class SAEBenchTPP(Metric):
         W_dec: Float[Tensor, "d_sae d"],
     ) -> dict[str, Value]:
         found = tpp_values(saebench_tpp_setup, test_activation_rows["x"], total["change"], self.n)
-        refused = [f"tpp_threshold_{count}_{part}" for count in self.n if count > len(W_dec) for part in PARTS]
-        reason = f"SAEBench fails, since N is above the number of features, {len(W_dec)}"
-        values: dict[str, Value] = {
-            name: Scalar(value, unit="accuracy", better=_better(name)) for name, value in found.items()
-        }
-        for name in refused:
-            values[name] = Scalar.undefined(reason, unit="accuracy", better=_better(name))
-        return values
-
-
-def _better(name: str) -> Better:
-    return "higher" if name.endswith("total_metric") else None
+        return self.values(found, len(W_dec), missing="")
 
 
 def tpp_values(

@@ -66,6 +66,16 @@ def everywhere_scores(included_token_scores: TokenScores) -> TokenScores:
     return included_token_scores
 
 
+def _saebench_final(exclude_special_tokens_from_reconstruction: bool = False) -> str:
+    return "included_final" if exclude_special_tokens_from_reconstruction else "everywhere_final"
+
+
+@rebound(final=_saebench_final)
+def saebench_scores(included_token_scores: TokenScores) -> TokenScores:
+    """Scores with the reconstruction at every position, or where the metric's parameter says at included tokens."""
+    return included_token_scores
+
+
 @rebound(final="zeroed_final")
 def zeroed_scores(included_token_scores: TokenScores) -> TokenScores:
     """Scores with the hook zeroed at every position."""

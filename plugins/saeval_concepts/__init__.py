@@ -68,8 +68,8 @@ def saeval_quantities() -> list[Callable[..., Any]]:
         activation_probes, chosen_features, chosen_tokens, class_counts, class_sums, feature_examples,
         fit_activation_rows, fit_candidates, fit_features_of_tasks, fit_labels, fit_quadrants, fit_token_rows,
         last_keys, may_be_fitted, pair_probes, pooled_activations, pooled_acts, pooled_written_acts, probe_tasks,
-        probed_examples, probed_features, probed_labels, quadrants, row_keys, scr_removals, task_directions, task_labels,
-        test_activation_rows, test_token_rows, token_probes, tpp_removals,
+        probed_examples, probed_features, probed_labels, quadrants, row_keys, scr_removals, task_directions,
+        task_labels, test_activation_rows, test_token_rows, token_probes, tpp_removals,
         validation_activation_rows, validation_labels, written_acts, written_by_class, written_by_quadrant,
         # absorption
         absorber_falls, answer_outcome, answer_places, candidate_rows, decoder_norms, later_outcome,

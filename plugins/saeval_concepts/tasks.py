@@ -70,16 +70,22 @@ def class_counts(
     return ClassCounts(np.array(names, dtype=str), np.array(counts, dtype=np.int64))
 
 
+def classes_of(counts: ClassCounts) -> dict[str, dict[str, int]]:
+    """Return the classes of each column, in alphabetical order, with their numbers of texts."""
+    classes: dict[str, dict[str, int]] = {}
+    for name, count in zip(counts.names.tolist(), counts.counts.tolist(), strict=True):
+        column, _, label = name.partition(_BETWEEN)
+        classes.setdefault(column, {})[label] = count
+    return classes
+
+
 def probe_tasks(class_counts: ClassCounts, tasks: Sequence[str], pooling: str = "mean") -> tuple[Task, ...]:
     """The tasks that the metric's `tasks` match: one for a column of two classes, one per class of a column of more.
 
     The positive class of two is the later one in alphabetical order. For `pooling: token`, each label of tokens is a
     task; `Undefined` if fewer than 20 tokens of the fit split have it, or lack it.
     """
-    classes: dict[str, dict[str, int]] = {}
-    for name, count in zip(class_counts.names.tolist(), class_counts.counts.tolist(), strict=True):
-        column, _, label = name.partition(_BETWEEN)
-        classes.setdefault(column, {})[label] = count
+    classes = classes_of(class_counts)
     if pooling == "token":
         return _of_tokens(classes, tasks)
     if not classes:

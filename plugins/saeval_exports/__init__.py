@@ -1,1 +1,1 @@
-"""Results in other projects' files: SAEBench's JSON, there and back, and Hugging Face dataset folders."""
+"""Results in other projects' files: SAEBench's JSON, there and back, sae-probes' JSON, Hugging Face dataset folders."""

@@ -1,4 +1,4 @@
-"""`saeval export saebench`, `saeval export hf` and `saeval import saebench`."""
+"""`saeval export saebench`, `saeval export saeprobes`, `saeval export hf` and `saeval import saebench`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saeval.plugin import SaevalError, boards, escapes, print_boards, stored_results, table_options, write_whole
-from saeval_exports import dataset, saebench, saebench_board
+from saeval_exports import dataset, saebench_board, saebench_files, saeprobes
 
 
 def export(argv: Sequence[str]) -> int:
@@ -16,11 +16,13 @@ def export(argv: Sequence[str]) -> int:
     description = "Write results as files of another project."
     parser = argparse.ArgumentParser(prog="saeval export", description=description)
     forms = parser.add_subparsers(dest="form", required=True, metavar="FORM")
-    bench = forms.add_parser("saebench", help="the JSON files of SAEBench's core evaluation, one per SAE")
-    bench.add_argument("folder", metavar="OUT/SUITE", help="a results folder with the metrics saebench_*")
+    bench = forms.add_parser("saebench", help="SAEBench's JSON files, one per SAE and evaluation")
+    bench.add_argument("folder", metavar="OUT/SUITE", help="a results folder with the metrics saebench_* or absorption")
+    probes = forms.add_parser("saeprobes", help="sae-probes' JSON files, one per SAE and task")
+    probes.add_argument("folder", metavar="OUT/SUITE", help="a results folder with the metric saeprobes")
     hub = forms.add_parser("hf", help="a Hugging Face dataset folder: Parquet files with a card")
     hub.add_argument("folders", nargs="+", metavar="OUT/SUITE", help="a results folder, or several")
-    for form in (bench, hub):
+    for form in (bench, probes, hub):
         form.add_argument("--to", required=True, metavar="FOLDER", help="the folder to write")
         form.add_argument("--include-limited", action="store_true", help="include runs with --limit")
     options = parser.parse_args(argv)
@@ -28,9 +30,10 @@ def export(argv: Sequence[str]) -> int:
         made = boards(options.folders, include_limited=options.include_limited)
         return _written(dataset.files(made), Path(options.to), [])
     results = stored_results(options.folder, options.include_limited)
-    files, missing = saebench.files(results)
+    written = saebench_files if options.form == "saebench" else saeprobes
+    files, missing = written.files(results)
     if not files:
-        names = ", ".join(saebench.METRICS)
+        names = ", ".join(written.METRICS)
         raise SaevalError(f"{options.folder}: no SAE has a result of {names}; add them to the suite's 'metrics:'")
     return _written(files, Path(options.to), missing)
 

@@ -6,13 +6,12 @@ left out, where SAEBench writes −1.
 
 from __future__ import annotations
 
-import json
 import math
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saeval.plugin import Result, escapes
+from saeval.plugin import Result
 
 DOWNSTREAM, VARIANCE, FEATURES, WEIGHTS = METRICS = (
     "saebench_downstream", "saebench_variance", "saebench_features", "saebench_weights",
@@ -45,53 +44,21 @@ DETAILS = {
     "max_encoder_cosine_sim": WEIGHTS,
 }  # fmt: skip
 """The fields of each feature in `eval_result_details`."""
-_ENDING = "_eval_results.json"
 _SPACE = uuid.UUID("2f6e0f7c-5b0c-4a53-9f0e-6d0b8f3f3a11")
 """Namespace of the ids of exported evaluations, which follow from the keys of their results."""
 
 
-def files(results: Sequence[Result]) -> tuple[dict[str, bytes], list[str]]:
-    """Return the content of a file for each SAE with any of `METRICS`, by name, and sentences on what is missing."""
-    by_sae: dict[tuple[str, str], dict[str, Result]] = {}
+def core(results: Sequence[Result]) -> tuple[dict[str, Any], list[str]]:
+    """Return the content of an SAE's file of the core evaluation, and sentences on what is missing."""
+    own: dict[str, Result] = {}
     for result in results:
-        subjects = result.cell["subjects"]
-        if result.cell["metric"] in METRICS and len(subjects) == 1 and subjects[0].get("kind", "sae") == "sae":
-            own = by_sae.setdefault((subjects[0]["name"], subjects[0]["hook_name"]), {})
-            own.setdefault(result.cell["metric"], result)  # the first configuration of each
-    written: dict[str, bytes] = {}
-    notes = []
-    for (name, hook_name), own in by_sae.items():
-        if not any(result.values for result in own.values()):
-            notes.append(f"{name}: no file, since its metrics {', '.join(own)} have no values")
-            continue
-        output, missing = evaluation(own)
-        notes += [f"{name}: {sentence}" for sentence in missing]
-        several = sum(other == name for other, _ in by_sae) > 1
-        stem = _free(f"{name}_{hook_name}" if several else name, written)
-        written[f"{stem}{_ENDING}"] = json.dumps(output, indent=2, allow_nan=False).encode()
-    return written, notes
-
-
-def _free(name: str, taken: Collection[str]) -> str:
-    """Return the name of a file that is not taken: names may differ only in characters that files cannot have."""
-    stems = {file.removesuffix(_ENDING).casefold() for file in taken}
-    stem = own = escapes.file_name(name)
-    number = 1
-    while own.casefold() in stems:
-        number += 1
-        own = f"{stem}-{number}"
-    return own
-
-
-def evaluation(own: Mapping[str, Result]) -> tuple[dict[str, Any], list[str]]:
-    """Return the content of an SAE's file from its results by metric, and sentences on what is missing."""
+        own.setdefault(result.cell["metric"], result)  # the first configuration of each
     first = next(iter(own.values()))
-    subject = first.cell["subjects"][0]
     metrics: dict[str, dict[str, float | int]] = {category: {} for category in CATEGORIES}
     lacking: dict[str, list[str]] = {}
     for category, fields in CATEGORIES.items():
         for field, metric in fields.items():
-            value = _number(own.get(metric), field)
+            value = number(own.get(metric), field)
             if value is None:
                 lacking.setdefault(metric, []).append(field)
             else:
@@ -102,24 +69,37 @@ def evaluation(own: Mapping[str, Result]) -> tuple[dict[str, Any], list[str]]:
     details, left_out = _details(own)
     missing = [f"{metric} has no {', '.join(fields)}: not in the file" for metric, fields in lacking.items()]
     missing += [left_out] if left_out else []
-    output = {
-        "eval_type_id": "core",
-        "eval_config": _config(own),
-        "eval_id": str(uuid.uuid5(_SPACE, " ".join(sorted(result.key for result in own.values())))),
+    return output("core", list(own.values()), _config(own), metrics, details), missing
+
+
+def output(
+    kind: str,
+    results: Sequence[Result],
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Mapping[str, float | int]],
+    details: Sequence[Mapping[str, Any]],
+    unstructured: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the content of a file, of an SAE's results that an evaluation of SAEBench is made of."""
+    subject = results[0].cell["subjects"][0]
+    origin = {"results": {result.metric: result.key for result in results}}
+    return {
+        "eval_type_id": kind,
+        "eval_config": config,
+        "eval_id": str(uuid.uuid5(_SPACE, " ".join(sorted(result.key for result in results)))),
         "datetime_epoch_millis": 0,  # results have no time, and equal results give equal files
         "eval_result_metrics": metrics,
         "eval_result_details": details,
-        "sae_bench_commit_hash": f"none; computed by saeval {first.provenance.get('saeval', '')}".rstrip(),
+        "sae_bench_commit_hash": f"none; computed by saeval {results[0].provenance.get('saeval', '')}".rstrip(),
         "sae_lens_id": subject["name"],
         "sae_lens_release_id": None,
         "sae_lens_version": subject.get("sae_lens_version"),
         "sae_cfg_dict": {key: value for key, value in subject.items() if key not in ("key", "kind")},
-        "eval_result_unstructured": {"saeval": {"results": {metric: result.key for metric, result in own.items()}}},
+        "eval_result_unstructured": {**(unstructured or {}), "saeval": origin},
     }
-    return output, missing
 
 
-def _number(result: Result | None, field: str) -> float | None:
+def number(result: Result | None, field: str) -> float | None:
     record = result.values.get(field) if result is not None else None
     value = record.get("value") if record is not None else None
     return float(value) if value is not None and math.isfinite(value) else None

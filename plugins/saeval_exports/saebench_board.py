@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 from saeval.plugin import Board, Column, Entry, Row, SaevalError, read_json
 
 HIGHER = {
-    "kl_div_score", "ce_loss_score", "explained_variance", "explained_variance_legacy", "sae_test_accuracy",
-    "sae_top_1_test_accuracy", "autointerp_score", "disentangle_score", "unlearning_score",
+    "kl_div_score", "ce_loss_score", "explained_variance", "explained_variance_legacy", "autointerp_score",
+    "disentangle_score", "unlearning_score",
 }  # fmt: skip
+HIGHER_FORMS = re.compile(
+    r"(llm|sae)_(top_\d+_)?test_(accuracy|auc|f1)|tpp_threshold_\d+_total_metric|scr_(metric|dir1|dir2)_threshold_\d+"
+)
 LOWER = {"mse", "kl_div_with_sae", "ce_loss_with_sae", "mean_absorption_fraction_score", "mean_full_absorption_score"}
 MISSING = -1
 """What SAEBench writes in place of a number that does not exist."""
@@ -34,8 +38,10 @@ def boards(folder: Path) -> list[Board]:
         cfg = output.get("sae_cfg_dict")
         cfg = cfg if isinstance(cfg, dict) else {}
         model = str(config.get("model_name") or cfg.get("model_name") or "")
-        dataset = str(config.get("dataset") or "unknown data")
-        data = {"use": dataset, "context": config.get("context_size")}
+        names = config.get("dataset_names")
+        dataset = str(config.get("dataset") or (", ".join(map(str, names)) if isinstance(names, list) else ""))
+        dataset = dataset or "unknown data"
+        data = {"use": dataset, "context": config.get("context_size") or config.get("context_length")}
         evaluation = str(output.get("eval_type_id") or "core")
         place = (model, dataset, str(data["context"]))
         board = made.setdefault(place, _board(folder, model, data))
@@ -90,4 +96,5 @@ def _entry(value: float) -> Entry:
 
 
 def _column(name: str, field: str) -> Column:
-    return Column(name, better="higher" if field in HIGHER else "lower" if field in LOWER else None)
+    higher = field in HIGHER or HIGHER_FORMS.fullmatch(field) is not None
+    return Column(name, better="higher" if higher else "lower" if field in LOWER else None)

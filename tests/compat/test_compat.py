@@ -10,7 +10,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 
 from compat_runs import BATCH, CONTEXT, EXCLUDED, HOOK, ROWS, Store, arrays, numbers, ours, plugins
 from saeval.base.errors import SaevalError
-from saeval.testing import evaluate
+from saeval.testing import TinyModel, TinySAE, evaluate, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import some
 from saeval_compat.token_rows import TokenRows
 from saeval_fidelity.weights import directed, largest_cosines
@@ -213,3 +213,18 @@ def test_our_own_batches_change_nothing(model, sae, tokens):
 def test_a_batch_of_no_sequences_is_refused(model, sae, tokens, metric):
     with pytest.raises(Exception, match="batch_size must be at least 1, got 0"):
         ours(model, sae, tokens, [{metric: {"batch_size": 0}}])
+
+
+def test_a_splice_that_is_not_printed_is_not_run():
+    """One resume per batch and SAE, wherever the reconstruction goes in."""
+
+    def resumed(saes, *everywhere):
+        model = TinyModel()
+        name = "exclude_special_tokens_from_reconstruction"
+        metrics = [{"saebench_downstream": {name: not each, "as": f"downstream-{each}"}} for each in everywhere]
+        evaluate_tiny(metrics, model=model, saes=[TinySAE(seed=seed) for seed in range(saes)], batch_size=6)
+        return model.passes["resumed"]
+
+    batches = len(tiny_tokens()) // 6
+    for choice in some([(True,), (False,), (True, False)]):
+        assert resumed(2, *choice) - resumed(1, *choice) == batches * len(choice)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 import types
-import warnings
 from itertools import pairwise
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from wheel_files import saebench
 
+from peer_modules import TorchDraws, saebench_modules
 from saeval.plugin import Undefined
 from saeval.testing import TinyModel, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import some
 from saeval.text.annotations import Annotations
 from saeval.text.tokens import TokenDataset
-from saeval_compat.saebench_probes import KeyedDraws, Training, changes, padded_acts, removals, silent_acts
+from saeval_compat.saebench_probes import KeyedDraws, Training
+from saeval_compat.saebench_removals import changes, padded_acts, removals, silent_acts
 from saeval_compat.saebench_scr import PROBES, SAEBenchSCR, SCRSetup, saebench_scr_removals, scr_values
 from saeval_compat.saebench_tpp import SAEBenchTPP, class_rows, saebench_tpp_removals, tpp_setup, tpp_values
 from saeval_concepts.tasks import Task
@@ -32,52 +30,13 @@ KEYS = ("professor / nurse", "male / female", "male_professor / female_nurse")
 OTHERS = ("nurse_data_only", "female_data_only", "female_nurse_data_only")
 
 
-class Anything(types.ModuleType):
-    """A module that SAEBench imports, and that the functions under test do not use."""
-
-    __path__: ClassVar[list[str]] = []
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {})
-
-
-UNUSED = (
-    "sae_lens",
-    "transformer_lens",
-    "datasets",
-    "pandas",
-    "transformers",
-    "sae_bench.sae_bench_utils.sae_selection_utils",
-)
-
-
 @pytest.fixture(scope="module")
 def theirs():
     """SAEBench's modules of this evaluation and of its probes."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of old spellings in SAEBench
-        patch.syspath_prepend(str(saebench()))
-        for name in UNUSED:
-            patch.setitem(sys.modules, name, Anything(name))
-        import sae_bench.evals.scr_and_tpp.main as evaluation
-        import sae_bench.evals.sparse_probing.probe_training as training
-
-    for name in [name for name in sys.modules if name.partition(".")[0] == "sae_bench"]:
-        del sys.modules[name]
-    return types.SimpleNamespace(main=evaluation, training=training)
-
-
-class TorchDraws:
-    """Draws from torch's own generator, as SAEBench's are."""
-
-    def permutation(self, count):
-        return torch.randperm(count).numpy()
-
-    def layer(self, width):
-        made = torch.nn.Linear(width, 1)
-        return made.weight.detach().clone(), made.bias.detach().clone()
+    main, training = saebench_modules(
+        "sae_bench.evals.scr_and_tpp.main", "sae_bench.evals.sparse_probing.probe_training"
+    )
+    return types.SimpleNamespace(main=main, training=training)
 
 
 class TheirSAE:
@@ -236,7 +195,7 @@ def test_a_probe_is_trained_as_saebenchs(theirs):
         torch.from_numpy(answers.astype(np.int32)), dim=D, batch_size=16, epochs=6, lr=1e-3, l1_penalty=1e-3,
     )  # fmt: skip
     torch.manual_seed(1)
-    w, c = Training(6).probe(x, held, (np.arange(70), y), (np.arange(40), answers), TorchDraws())
+    w, c, _ = Training(6).probe(x, held, (np.arange(70), y), (np.arange(40), answers), TorchDraws())
     assert w == pytest.approx(probe.net.weight.detach()[0].numpy(), abs=1e-6)
     assert c == pytest.approx(float(probe.net.bias.detach()), abs=1e-6)
 

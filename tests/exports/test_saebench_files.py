@@ -8,7 +8,7 @@ import math
 import pytest
 from jsonschema import Draft202012Validator
 
-from saebench_schemas import core_schema
+from saebench_schemas import schema as schema_of
 from saeval import cli
 from saeval.results.store import stored_results
 from saeval.testing import TinySAE, evaluate_tiny
@@ -39,7 +39,7 @@ def flat(metrics):
 
 
 def test_the_files_are_valid_and_have_exactly_the_schemas_keys(files):
-    schema = core_schema()
+    schema = schema_of("core")
     validator = Draft202012Validator(schema)
     assert set(files) == {HOSTILE, "b"}  # no file of a control
     for output in some(files.values()):
