@@ -8,14 +8,18 @@ from typing import Any
 from saeval.plugin import Control, hookimpl
 from saeval_controls.constant import Identity, Mean, Zero
 from saeval_controls.fitted import alive_features, fit_activations, fit_inputs, parent_l0
-from saeval_controls.projection import PCA, PrincipalComponents
+from saeval_controls.frozen import FrozenDecoder
+from saeval_controls.projection import PCA, BestKDense, PrincipalComponents
 from saeval_controls.shuffled import Resample, ShuffledDecoder, ShuffledFeatures
 from saeval_controls.untrained import Random
 
 
 @hookimpl
 def saeval_controls() -> list[type[Control]]:
-    return [Identity, Zero, Mean, Resample, PCA, PrincipalComponents, Random, ShuffledDecoder, ShuffledFeatures]
+    return [
+        Identity, Zero, Mean, Resample, PCA, PrincipalComponents, BestKDense, Random, FrozenDecoder, ShuffledDecoder,
+        ShuffledFeatures,
+    ]  # fmt: skip
 
 
 @hookimpl
