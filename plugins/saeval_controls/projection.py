@@ -21,6 +21,16 @@ def _components(sample: Sample, k: int) -> tuple[Float[Tensor, "d"], Float[Tenso
     return mean.float(), vectors[:, -k:].float()
 
 
+def _sparsity(parent_l0: float, d: int) -> int:
+    """Return the number of components; `Undefined` if it is 0, or as large as the width."""
+    k = round(parent_l0)
+    if k >= d:
+        raise Undefined(f"the parent SAE fires {k} features per token, and {k} components of {d} are all there are")
+    if k == 0:
+        raise Undefined(f"the parent SAE fires {parent_l0:.2g} features per token, which rounds to no component")
+    return k
+
+
 class Projection(Substitute):
     """x̂ = mean + (x − mean) V Vᵀ with orthonormal columns V; a substitute without features."""
 
@@ -53,11 +63,7 @@ class PCA(Control):
 
     def build(self, sae: Substitute, parent_l0: float, fit_activations: Sample) -> Substitute:
         with_features(sae)
-        k, d = round(parent_l0), rows_of(fit_activations).shape[1]
-        if k >= d:
-            raise Undefined(f"the parent SAE fires {k} features per token, and {k} components of {d} are all there are")
-        if k == 0:
-            raise Undefined(f"the parent SAE fires {parent_l0:.2g} features per token, which rounds to no component")
+        k = _sparsity(parent_l0, rows_of(fit_activations).shape[1])
         device = device_of(sae)
         return Projection(*(part.to(device) for part in _components(fit_activations, k)))
 
@@ -81,3 +87,52 @@ class PrincipalComponents(Control):
         if self.components >= d:
             raise Undefined(f"{self.components} components of {d} are all there are")
         return Projection(*_components(fit_activations, self.components))
+
+
+class DenseFeatures(Substitute):
+    """x̂ = mean + Σ of the features ±⟨x − mean, v_i⟩⁺ in the directions ±v_i: two features for each component."""
+
+    name = "best_k_dense"
+
+    def __init__(self, mean: Float[Tensor, "d"], components: Float[Tensor, "d k"]) -> None:
+        self.mean, self.directions = mean, torch.cat([components.T, -components.T])
+        self.d_sae, self.d_in = self.directions.shape
+
+    def encode(self, activations: Float[Tensor, "batch seq d"]) -> Encoding:
+        return Encoding(((activations.to(self.mean) - self.mean) @ self.directions.T).relu())
+
+    def decode(
+        self, encoding: Encoding | None, activations: Float[Tensor, "batch seq d"]
+    ) -> Float[Tensor, "batch seq d"]:
+        assert encoding is not None
+        return (encoding.feature_acts @ self.directions + self.mean).to(activations.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        return {
+            "W_enc": self.directions.T,
+            "b_enc": -self.directions @ self.mean,
+            "W_dec": self.directions,
+            "b_dec": self.mean,
+        }
+
+
+class BestKDense(Control):
+    """The best dense code of the parent SAE's L0: principal components as features.
+
+    As `pca`, with a feature for each sign of each of the k = round(mean L0 of the parent) components: 2k features, of
+    which k fire on each token. No other k linear features reconstruct the fit split better, and none is sparse.
+    Undefined for k = 0, and for k >= d. Nothing in it is random, so that there is one draw.
+    """
+
+    name, version, per = "best_k_dense", 1, "sae"
+
+    def build(self, sae: Substitute, parent_l0: float, fit_activations: Sample) -> Substitute:
+        with_features(sae)
+        k = _sparsity(parent_l0, rows_of(fit_activations).shape[1])
+        device = device_of(sae)
+        return DenseFeatures(*(part.to(device) for part in _components(fit_activations, k)))

@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GPT2PreTrainedModel
 
+from saeval.plugin import hashed
 from saeval_data.stdlib import stdlib_modules
 from saeval_models.pretrained import family_of, module_sites
 from saeval_testbed.language_model import encode, rows
@@ -36,6 +38,17 @@ def text_activations(model_folder: Path, hook_names: Sequence[str], tokens: int)
     texts = text_rows(model_folder)[: tokens // (CONTEXT - 1)]
     parts = [activations(model, part, hook_names) for part in texts.split(64)]
     return {name: torch.cat([part[name][:, 1:].flatten(0, 1) for part in parts]) for name in hook_names}
+
+
+def world_activations(hook_names: Sequence[str], samples: int) -> dict[str, Tensor]:
+    """`[n, d]` float32 samples of the world `synthetic`, preset `small`, none of which is in its two splits."""
+    from saeval_synthetic.source import Synthetic  # late: only these SAEs are trained on it
+
+    world, parts = Synthetic(preset="small").world(), []
+    for first in range(0, samples, 2**14):
+        keys = hashed("training", np.arange(first, min(first + 2**14, samples)))
+        parts.append(world.activations(world.features(keys), keys))
+    return dict.fromkeys(hook_names, torch.cat(parts))
 
 
 def activations(owner: GPT2PreTrainedModel, ids: Tensor, hook_names: Sequence[str]) -> dict[str, Tensor]:

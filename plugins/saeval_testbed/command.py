@@ -9,7 +9,7 @@ from pathlib import Path
 
 from saeval.plugin import FREE_SPACE, SaevalError, write_whole
 
-PARTS = ("model", "reward", "saes")
+PARTS = ("model", "reward", "saes", "synthetic")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,7 +19,11 @@ def main(argv: Sequence[str]) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     train = verbs.add_parser("train", help="train the models and their SAEs; needs the extra 'saelens'")
     train.add_argument("--out", type=Path, default=Path("testbed"), help="folder to write (default: testbed)")
-    train.add_argument("--only", choices=PARTS, help="train this part only; reward and saes need OUT/model")
+    train.add_argument(
+        "--only",
+        choices=PARTS,
+        help="train this part only; reward and saes need OUT/model",
+    )
     train.add_argument("--names", nargs="+", help="train these SAEs only")
     pairs = verbs.add_parser("preferences", help="write the preference pairs with the planted preference")
     pairs.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
@@ -46,29 +50,30 @@ def _train(arguments: argparse.Namespace) -> int:
         from saeval_testbed.language_model import train_language_model  # late: it imports transformers
 
         train_language_model(out / "model")
-    elif not (out / "model" / "config.json").exists():
+    elif arguments.only != "synthetic" and not (out / "model" / "config.json").exists():
         raise SaevalError(f"{out / 'model'}: no model; train it first (--only model)")
     if "reward" in parts:
         from saeval_testbed.reward_model import train_reward_model  # late: it imports transformers
 
         train_reward_model(out)
-    if "saes" in parts:
-        _train_saes(out, names)
+    if "saes" in parts or "synthetic" in parts:
+        _train_saes(out, names, parts)
     return 0
 
 
-def _train_saes(out: Path, names: list[str] | None) -> None:
+def _train_saes(out: Path, names: list[str] | None, parts: list[str]) -> None:
     try:
         import sae_lens  # noqa: F401  # late: an optional extra
     except ImportError:
         raise SaevalError("training SAEs needs sae-lens: pip install 'saeval[saelens]'") from None
     from saeval_testbed.dictionaries import train_dictionaries  # late: an optional extra trains them
     from saeval_testbed.end_to_end import MATCHED, train_matched
-    from saeval_testbed.recipes import RECIPES
+    from saeval_testbed.recipes import RECIPES, SYNTHETIC, Recipe
 
-    chosen = [recipe for recipe in RECIPES if names is None or recipe.name in names]
-    matched = [recipe for recipe in MATCHED if names is None or recipe.name in names]
-    if unknown := set(names or []) - {recipe.name for recipe in RECIPES} - {recipe.name for recipe in MATCHED}:
+    known: list[Recipe] = [*(RECIPES if "saes" in parts else ()), *(SYNTHETIC if "synthetic" in parts else ())]
+    matched = [recipe for recipe in (MATCHED if "saes" in parts else ()) if names is None or recipe.name in names]
+    chosen = [recipe for recipe in known if names is None or recipe.name in names]
+    if unknown := set(names or []) - {recipe.name for recipe in chosen} - {recipe.name for recipe in matched}:
         raise SaevalError(f"no recipe for the SAE {', '.join(sorted(unknown))}")
     for recipe in matched:
         train_matched(recipe, out)

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from saeval.plugin import FREE_SPACE, write_whole
-from saeval_testbed.activations import CONTEXT, batches, pair_activations, text_activations
+from saeval_testbed.activations import CONTEXT, batches, pair_activations, text_activations, world_activations
 from saeval_testbed.exports import write_dictionary_learning, write_sparsify
-from saeval_testbed.recipes import D_SAE, Recipe
+from saeval_testbed.recipes import Recipe
 
 
 def train_sae(recipe: Recipe, data: Tensor, out: Path) -> None:
@@ -68,12 +68,15 @@ def _untrained(recipe: Recipe, d_in: int, steps: int) -> Any:
     from sae_lens.registry import get_sae_training_class  # late: an optional extra
     from sae_lens.saes.sae import SAEMetadata
 
+    on_text = {
+        "model_name": "saeval-testbed" if recipe.model == "model" else f"saeval-testbed-{recipe.model}",
+        "context_size": CONTEXT,
+        "prepend_bos": True,
+        "exclude_special_tokens": True,
+    }
     metadata = SAEMetadata(
-        model_name="saeval-testbed" if recipe.model == "model" else f"saeval-testbed-{recipe.model}",
+        **(on_text if recipe.model != "synthetic" else {}),
         hook_name=recipe.hook_name,
-        context_size=CONTEXT,
-        prepend_bos=True,
-        exclude_special_tokens=True,
         seed=recipe.seed,
         training_tokens=recipe.tokens,
     )
@@ -82,7 +85,9 @@ def _untrained(recipe: Recipe, d_in: int, steps: int) -> Any:
     sparsity = {"standard": l1, "gated": l1, "jumprelu": l0}.get(recipe.architecture, {"k": int(recipe.sparsity)})
     sae, config = get_sae_training_class(recipe.architecture)
     normalization = "expected_average_only_in"
-    return sae(config(d_in=d_in, d_sae=D_SAE, normalize_activations=normalization, metadata=metadata, **sparsity))
+    return sae(
+        config(d_in=d_in, d_sae=recipe.d_sae, normalize_activations=normalization, metadata=metadata, **sparsity)
+    )
 
 
 def train_dictionaries(folder: Path, recipes: Sequence[Recipe]) -> None:
@@ -91,8 +96,11 @@ def train_dictionaries(folder: Path, recipes: Sequence[Recipe]) -> None:
     for (model, distinct, _), group in by_site:
         together = list(group)
         hook_names = list(dict.fromkeys(recipe.hook_name for recipe in together))
-        activations = text_activations if model == "model" else pair_activations
-        data = activations(folder / model, hook_names, distinct)
+        if model == "synthetic":
+            data = world_activations(hook_names, distinct)
+        else:
+            activations = text_activations if model == "model" else pair_activations
+            data = activations(folder / model, hook_names, distinct)
         print(f"{len(data[hook_names[0]])} tokens at {', '.join(hook_names)}", flush=True)
         for recipe in together:
             train_sae(recipe, data[recipe.hook_name], folder / (recipe.folder or f"saes/{recipe.name}"))

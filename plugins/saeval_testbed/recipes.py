@@ -31,6 +31,7 @@ class Recipe:
     layout: str = "saelens"
     learning_rate: float = 1e-3
     """Peak value; the final one is a tenth of it."""
+    d_sae: int = D_SAE
     centred: bool = False
     """True to start b_dec at the mean; removing a mean that is large against the variance would kill most features."""
 
@@ -49,6 +50,22 @@ def _short(name: str, architecture: str, sparsity: float, learning_rate: float =
 
 
 ATTN, MLP, REWARD = "dictionary_learning/attn_out/trainer_{}", "sparsify/mlp_out/h.{}.mlp", "reward_saes/topk"
+
+
+def _known(k: int, seed: int = 0, d_sae: int = 256, suffix: str = "") -> Recipe:
+    """A TopK SAE on the world `synthetic`, preset `small`."""
+    return Recipe(
+        f"synthetic-topk-{k}{suffix}", "topk", k, seed, "activations", "synthetic", 3_000_000, 500_000, 1024,
+        f"synthetic/topk-{k}{suffix}", d_sae=d_sae, learning_rate=2e-3,
+    )  # fmt: skip
+
+
+SYNTHETIC = (
+    *(_known(k) for k in (2, 4, 8, 16)),
+    _known(4, seed=1, suffix="-seed1"),
+    _known(6, d_sae=512, suffix="-wide"),
+)
+"""SAEs trained on activations whose true features are known: 6.3 of 512 fire on a token."""
 RECIPES = (
     *(Recipe(f"relu-{i}", "standard", l1) for i, l1 in enumerate(LADDER, 1)),
     *(Recipe(f"relu-5-seed{seed}", "standard", LADDER[4], seed) for seed in (1, 2)),

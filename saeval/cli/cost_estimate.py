@@ -17,7 +17,7 @@ from saeval.engine.passes import Pass
 from saeval.interfaces.data import Dataset, PairBatch
 from saeval.interfaces.model import ModelSpec
 from saeval.plan.cell import Cell
-from saeval.plan.nodes import Node
+from saeval.plan.nodes import Node, closure
 from saeval.plan.plan import Plan
 from saeval.registry.discovery import Failure
 
@@ -127,6 +127,35 @@ def of_conclusions(plan: Plan, cells: Iterable[Cell]) -> dict[str, float]:
         if operations:
             by_alias[cell.entry.alias] = by_alias.get(cell.entry.alias, 0.0) + operations
     return by_alias
+
+
+def of_controls(plan: Plan, cells: Iterable[Cell]) -> dict[str, float]:
+    """Return the operations of building the controls that `cells` need, by the control's name.
+
+    A control is built once for all cells with `observe`, and once for each other cell. An `operations` that fails is
+    added to `plan.registry.plugins.failures`.
+    """
+    by_name, built = dict[str, float](), set[tuple[str, str]]()
+    subjects = {s.key: s for s in [*plan.subjects, *plan.twins] if s.operations is not None}
+    for cell in cells:
+        needed = {node.quantity.identity for node in closure(cell.nodes()).values() if node.subject}
+        for subject in (subjects[key] for key in sorted(needed & subjects.keys())):
+            build = subject.key, "" if cell.observe is not None else cell.key
+            if build in built:
+                continue
+            built.add(build)
+            assert subject.operations is not None
+            name = str((subject.facts or {}).get("control") or subject.name)
+            try:
+                with blamed(f"'operations' of control '{name}'", subject.origin):
+                    operations = float(subject.operations())
+            except SaevalError as error:
+                assert subject.origin is not None  # a control has one
+                plan.registry.plugins.failures.append(Failure(subject.origin, str(error)))
+                continue
+            if operations:
+                by_name[name] = by_name.get(name, 0.0) + operations
+    return by_name
 
 
 def operations_a_second(device: str) -> float:

@@ -51,15 +51,16 @@ def _twins(plan: Plan) -> str:
     return f"; twins of groups: {', '.join(twins)}" if twins else ""
 
 
-def _time(plan: Plan, operations: float, conclusions: Mapping[str, float]) -> list[str]:
-    """Return a line on the time of the passes and of expensive conclusions; no line if there is neither."""
-    if not operations and not conclusions:
+def _time(plan: Plan, operations: float, controls: Mapping[str, float], conclusions: Mapping[str, float]) -> list[str]:
+    """Return a line on the time of passes, of fitting controls and of expensive conclusions; none if there are none."""
+    if not operations and not controls and not conclusions:
         return []
     speed = cost_estimate.operations_a_second(plan.options.device)
     parts = [f"{operations / speed:.0f} s of passes"] if operations else []
-    if conclusions:
-        each = ", ".join(f"{alias} {n / speed:.0f}" for alias, n in conclusions.items())
-        parts.append(f"{sum(conclusions.values()) / speed:.0f} s of conclusions ({each})")
+    for what, counts in (("fitting controls", controls), ("conclusions", conclusions)):
+        if counts:
+            each = ", ".join(f"{name} {n / speed:.0f}" for name, n in counts.items())
+            parts.append(f"{sum(counts.values()) / speed:.0f} s of {what} ({each})")
     return [f"  time: roughly {' and '.join(parts)}, at the {speed / 1e9:.0f} GFLOP/s measured here"]
 
 
@@ -113,7 +114,9 @@ def plan_in_words(plan: Plan, store: Store) -> str:
     lines.append(f"  forward passes in all: {total}{at_most}")
     if names:
         lines.append(f"  quantities: {', '.join(names)}")
-    lines += _time(plan, operations, cost_estimate.of_conclusions(plan, pending))
+    lines += _time(
+        plan, operations, cost_estimate.of_controls(plan, pending), cost_estimate.of_conclusions(plan, pending)
+    )
     lines.append(f"  memory: {weights / 2**20:.1f} MiB of SAE weights, {acts / 2**20:.1f} MiB of feature activations")
     if plan.options.batch_size == "auto":
         free = available(plan.options.device) / 2**20

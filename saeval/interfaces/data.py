@@ -88,9 +88,13 @@ class Dataset(ABC):
     pair: bool = False
     """True if the rows are preference pairs: `batch` returns a `PairBatch`."""
     supplies: frozenset[str] = frozenset()
-    """Names of the quantities that come with the data."""
+    """Names of the quantities that come with each batch of the data, in `Batch.supplied`."""
+    supplies_once: frozenset[str] = frozenset()
+    """Names of the quantities that come with the data and are the same for every batch; `once` returns them."""
     needs_model: bool = True
     """False if the data can be evaluated without a model."""
+    width: int | None = None
+    """Width of the supplied activations, the same at every hook; None if the data supply none."""
 
     @property
     def context(self) -> int | None:
@@ -123,6 +127,10 @@ class Dataset(ABC):
     def spelling(self, ids: Sequence[int]) -> list[str]:
         """Return the text of each token of a row; joined, they are the tokenizer's text. By default their numbers."""
         return numbered(ids)
+
+    def once(self, name: str) -> Any:
+        """Return the value of one of `supplies_once`. It is requested when it is first needed, and not written into."""
+        raise KeyError(name)
 
     def beyond(self, vocabulary: int) -> tuple[int, int] | None:
         """Return the first token id outside a vocabulary of this size, and its row; None if all are inside.

@@ -133,6 +133,8 @@ class Subject:
     """The checkpoint's metadata, recorded with the results."""
     origin: Origin | None = None
     """The plugin that supplies its code; None if it is saeval."""
+    operations: Callable[[], float] | None = None
+    """Floating-point operations that `load` takes, for the time estimate of `saeval check`; None: negligible."""
 
     @property
     def shown_hook(self) -> str:
@@ -165,6 +167,14 @@ class Control(Stateless, ABC):
     def copies(self) -> int:
         """Number of independent draws of this control; their spread enters the standard error."""
         return 1
+
+    def operations(self, sae: Subject | None) -> float:
+        """Return the floating-point operations that `build` takes, for the time estimate of `saeval check`.
+
+        `sae` is the SAE that it is built from, with its widths if known; None for one per hook. Return 0 if the time is
+        negligible. Count work other than matrix products as the operations that a matrix product does in the same time.
+        """
+        return 0.0
 
 
 def control_faults(control: type[Control]) -> str | None:

@@ -18,7 +18,7 @@ from saeval.base.parameters import parameter_names
 from saeval.interfaces.metric import Metric, requested
 from saeval.interfaces.quantity import Quantity
 from saeval.interfaces.substitute import Subject
-from saeval.plan.leaves import LEAVES, Leaf, supplied
+from saeval.plan.leaves import LEAVES, Leaf, supplied, supplied_once
 from saeval.plan.nodes import Argument, Binding, Constant, Node, flattened
 
 
@@ -43,7 +43,12 @@ class Graph:
     fit_digest: Callable[[], str]
     pair: bool
     supplies: Set[str]
-    """Names that come with the data."""
+    """Names that come with each batch of the data."""
+    supplies_once: Set[str]
+    """Names that come with the data and are the same for every batch; `once` returns their values."""
+    once: Callable[[str], Any]
+    width: int | None
+    """Width of the activations that the data supply; None if a model computes them."""
     site: Callable[[str], str]
     reward_unit: str
     origin: Callable[[str], Origin | None]
@@ -65,6 +70,8 @@ class Graph:
             return renamed
         if name in self.supplies:
             return self.leaf(supplied(name), binding)
+        if name in self.supplies_once:
+            return self.leaf(supplied_once(name, self.once), binding)
         if name in LEAVES:
             return self._resolve_leaf(LEAVES[name], binding)
         if name in binding.params:
@@ -161,6 +168,8 @@ class Graph:
         key = ("leaf", leaf.name, side, hook)
         if key not in self._interned:
             words = [leaf.name, side, hook, *(self.digests[root] for root in sorted(leaf.roots & {"model"}))]
+            if leaf.name in self.supplies_once:  # no batch root says which data it comes from
+                words.append(self.digests["batch"])
             self._interned[key] = Node(
                 leaf, {}, leaf.roots, len(self._interned), digest_of(words), 0,
                 side=side, sided="batch" in leaf.roots and not leaf.paired, hook_name=hook,

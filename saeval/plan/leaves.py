@@ -21,6 +21,7 @@ class Planned(Protocol):
     """The part of the graph that leaves use."""
 
     reward_unit: str
+    width: int | None
 
     def hooks(self) -> Mapping[str, int]: ...
     def resolve(self, name: str, binding: Binding) -> Argument: ...
@@ -122,6 +123,8 @@ def input_hook(graph: Planned, binding: Binding) -> Constant:
 @_leaf("hook", kind=PlannedLeaf)
 def d_in(graph: Planned, binding: Binding) -> Constant:
     """Width of the hook, an integer."""
+    if graph.width is not None:
+        return Constant(graph.width)
     if (width := graph.hooks().get(binding.hook or "")) is None:
         raise SaevalError(f"the model has no hook '{binding.hook}'")
     return Constant(width)
@@ -196,6 +199,15 @@ def supplied(name: str) -> Leaf:
         return side.supplied[name]
 
     return Leaf(name, value, {}, roots=frozenset({"batch"}))
+
+
+def supplied_once(name: str, once: Callable[[str], Any]) -> Leaf:
+    """Return the leaf of a name whose value the data supply for all batches together."""
+
+    def value(values: Values, node: Node) -> Any:
+        return once(name)
+
+    return Leaf(name, value, {})
 
 
 def hooks_of(leaf: Leaf, nodes: Iterable[Node]) -> list[str]:

@@ -143,7 +143,7 @@ class _Planner:
 
         def check_hooks() -> list[Problem]:
             before = len(self.problems)
-            subjects.check_hooks(saes, data.evaluation.context or _PROBE_TOKENS)
+            subjects.check_hooks(saes, data.evaluation.context or _PROBE_TOKENS, data.evaluation.width)
             return self.problems[before:]
 
         examined = {s.key: requests for s in saes if (requests := _examination_requests(graph, s)) is not None}
@@ -231,6 +231,7 @@ class _Planner:
                 evaluation = data.evaluation
                 longest, needs_model, _ = evaluation.context, evaluation.needs_model, evaluation.n_clusters
                 data_digest, pair, supplies = evaluation.fingerprint, evaluation.pair, frozenset(evaluation.supplies)
+                supplies_once, width = frozenset(evaluation.supplies_once), evaluation.width
         except SaevalError as error:
             raise SuiteError(self.suite.problems(error, "data")) from None
         self._check_context(longest, spec, most)
@@ -238,13 +239,16 @@ class _Planner:
             raise SuiteError([self.suite.problem("this data needs a model; add 'model:'", "data")])
         return Graph(
             self.registry.quantities.__getitem__,
-            names={*self.registry.quantities.names(), *LEAVES, *supplies},
+            names={*self.registry.quantities.names(), *LEAVES, *supplies, *supplies_once},
             hooks=functools.cache(spec.hooks if spec else dict),
             control=subjects.ablation,
             digests={"model": digest_of([_identity(spec), spec.code]) if spec else "", "batch": data_digest},
             fit_digest=lambda: data.fit.fingerprint,
             pair=pair,
             supplies=supplies,
+            supplies_once=supplies_once,
+            once=evaluation.once,
+            width=width,
             site=spec.site if spec else str,
             reward_unit="nats" if spec and spec.kind == "causal" else "reward",
             origin=lambda metric: self.registry.metrics.entry(metric).origin,

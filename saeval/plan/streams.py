@@ -156,6 +156,7 @@ class Scored(Dataset):
     def __init__(self, rows: Dataset, share: float) -> None:
         self._rows, self._share = rows, share
         self.pair, self.supplies, self.needs_model = rows.pair, rows.supplies, rows.needs_model
+        self.supplies_once, self.width = rows.supplies_once, rows.width
 
     @property
     def context(self) -> int | None:
@@ -178,6 +179,9 @@ class Scored(Dataset):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def once(self, name: str) -> Any:
+        return self._rows.once(name)
+
     def beyond(self, vocabulary: int) -> tuple[int, int] | None:
         return self._rows.beyond(vocabulary)
 
@@ -198,6 +202,7 @@ class First(Dataset):
     def __init__(self, rows: Dataset, count: int) -> None:
         self._rows, self._count = rows, min(count, len(rows))
         self.pair, self.supplies, self.needs_model = rows.pair, rows.supplies, rows.needs_model
+        self.supplies_once, self.width = rows.supplies_once, rows.width
 
     @property
     def context(self) -> int | None:
@@ -224,6 +229,9 @@ class First(Dataset):
 
     def spelling(self, ids: Sequence[int]) -> list[str]:
         return self._rows.spelling(ids)
+
+    def once(self, name: str) -> Any:
+        return self._rows.once(name)
 
     def batch(self, rows: Sequence[int] | np.ndarray, device: torch.device | str) -> Batch | PairBatch:
         batch = self._rows.batch(rows, device)

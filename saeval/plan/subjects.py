@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -371,13 +372,18 @@ class Subjects:
             kind="control", input_hook=parent.input_hook if parent else None, asked_hook=asked_hook,
             d_in=parent.d_in if parent else None, d_sae=parent.d_sae if parent else None,
             facts={**_built_from(name, parent), "copy": copy, **params}, origin=origin,
+            operations=functools.partial(control.operations, parent),
         )  # fmt: skip
 
-    def check_hooks(self, subjects: list[Subject], context: int | None = None) -> None:
+    def check_hooks(self, subjects: list[Subject], context: int | None = None, width: int | None = None) -> None:
         """Add a problem for each hook that the model lacks and each width that does not fit, by config and headers.
 
-        With a `context`, live SAEs are also tried on one made-up row of that length.
+        With a `context`, live SAEs are also tried on one made-up row of that length. `width` is that of activations
+        that the data supply, which then stand for those at every hook.
         """
+        if width is not None:
+            self._check_width(subjects, width)
+            return
         if self.spec is None:
             return
         hooks = self.spec.hooks()
@@ -399,6 +405,16 @@ class Subjects:
                     widths = hooks[reads], hooks[subject.hook_name]
                     if message := live.probe(context, *widths, self.options.device):
                         self.problems.append(self.suite.problem(message, *place))
+
+    def _check_width(self, subjects: list[Subject], width: int) -> None:
+        for subject in subjects:
+            for own, does in ((subject.d_in, "takes"), (subject.d_out or subject.d_in, "returns")):
+                if subject.kind == "sae" and own is not None and own != width:
+                    numbers = f"{own} {'inputs' if does == 'takes' else 'outputs'}"
+                    message = f"{subject.name}: the SAE {does} {numbers}, but the data's activations are {width} wide"
+                    place = self.places.get(subject.name, ("saes",))
+                    self.problems.append(self.suite.problem(f"{message}; check the SAE or the data", *place))
+                    break
 
     def _misfit(self, name: str, hook_name: str, width: int | None, does: str, hooks: Mapping[str, int]) -> str | None:
         assert self.spec is not None
