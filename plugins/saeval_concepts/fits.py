@@ -24,7 +24,8 @@ def may_be_fitted(
 ) -> Bool[np.ndarray, "n"]:
     """Rows that may be fitted: not those of validation texts, and not tokens of held-out types."""
     validating = of_rows(validation, chosen_tokens)
-    return ~(validating | held_out(types_of(chosen_tokens, len(validating)), held_out_types, seed))
+    never = validating | held_out(types_of(chosen_tokens, len(validating)), held_out_types, seed)
+    return np.asarray(~never)
 
 
 @fold

@@ -100,8 +100,8 @@ def row_keys(
 ) -> UInt64[np.ndarray, "n"]:
     """Hash of each row of probes: of a text's place in the stream, or of a token's."""
     if chosen_tokens is None:
-        return token_keys[:, 0]
-    return token_keys[chosen_tokens.rows, chosen_tokens.positions]
+        return np.asarray(token_keys[:, 0])
+    return np.asarray(token_keys[chosen_tokens.rows, chosen_tokens.positions])
 
 
 def types_of(chosen: ChosenTokens | None, count: int) -> Int[np.ndarray, "n"]:
@@ -111,7 +111,7 @@ def types_of(chosen: ChosenTokens | None, count: int) -> Int[np.ndarray, "n"]:
 
 def held_out(types: Int[np.ndarray, "n"], share: float, seed: int) -> Bool[np.ndarray, "n"]:
     """Return the rows whose token type is one of those that are never fitted: this share of all types, by hash."""
-    return (types != NO_TYPE) & below(hashed(seed, "held-out types", types), share)
+    return np.asarray((types != NO_TYPE) & below(hashed(seed, "held-out types", types), share))
 
 
 def below(keys: UInt64[np.ndarray, "n"], share: float) -> Bool[np.ndarray, "n"]:

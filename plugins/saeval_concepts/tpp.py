@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -119,8 +118,7 @@ class TPP(RemovalMetric):
         chosen_tokens: ChosenTokens | None = None,
     ) -> Evidence:
         """How much leaves the logit of each probe, by removed class, N and probe; of controls the mean over draws."""
-        mean = partial(np.mean, axis=0)
-        return self.changes(pooled_written_acts, task_labels, tpp_removals, mean, chosen_tokens)
+        return self.changes(pooled_written_acts, task_labels, tpp_removals, _mean, chosen_tokens)
 
     def conclude(
         self,
@@ -167,6 +165,10 @@ class TPP(RemovalMetric):
             points = [estimate(parts["features"]["total"][:, place], falls.sizes) for place in range(len(self.n))]
             values["total"] = Curve(list(self.n), points, "features", "share of the margin", "higher")
         return values | {"classes": falls.table(self.n), "latents": latents(probe_tasks, tpp_removals)}
+
+
+def _mean(changes: Sequence[Float[np.ndarray, "n counts probes"]]) -> Float[np.ndarray, "n counts probes"]:
+    return np.asarray(np.mean(changes, axis=0))
 
 
 class _Falls:

@@ -8,6 +8,7 @@ import pytest
 from planted import MARK, OneHot, Reader, marked_tokens, texts
 from saeval.plugin import Metric, Scalar
 from saeval.testing import evaluate_tiny
+from saeval.testing.claims import some
 from saeval_concepts.fits import quota
 from saeval_concepts.probes import Trainer
 
@@ -106,7 +107,7 @@ def test_evaluated_rows_stay_and_keep_their_labels():
     metrics = [{"sparse_probing": {"k": (1,), "folds": 2, "as": f"s{n}", **own}} for n, own in enumerate(settings)]
     found = probed(metrics)
     assert len(found) == 8
-    for values, table in found:
+    for values, table in some(found):
         (line,) = table["rows"]
         assert line[2:4] == [120, 40]
         assert values["auc@1"] == values["auc_neurons@1"] == 1
@@ -121,7 +122,7 @@ def test_settings_of_tokens():
 
     rows = [marked_tokens(labels, seed, place=place) for seed in (1, 2)]
     options = {"k": (1,), "folds": 2, "pooling": "token", "held_out_types": 0.0, "fit_rows": 50, "positive_share": 0.2}
-    for values, table in probed([{"sparse_probing": options}], *rows):
+    for values, table in some(probed([{"sparse_probing": options}], *rows)):
         assert table["rows"][0][1:4] == [50, 300, 60]
         assert values["auc@1"] == values["auc_tokens"] == 1
 
@@ -138,5 +139,5 @@ def test_a_penalty_without_cross_validation():
 
 
 def test_one_row_of_each_class():
-    for values, _ in probed([{"sparse_probing": {"k": (1, 2), "folds": 2, "fit_rows": 2}}]):
+    for values, _ in some(probed([{"sparse_probing": {"k": (1, 2), "folds": 2, "fit_rows": 2}}])):
         assert 0 <= values["auc@1"] <= 1
