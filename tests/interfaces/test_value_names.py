@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from saeval import Mean, Metric, SaevalError, Scalar, Table, cli
+from saeval import Mean, Metric, SaevalError, Scalar, Table, cli, evaluate
 from saeval.api import prepare
 from saeval.base.run_options import RunOptions
 from saeval.interfaces.metric import undeclared
@@ -174,6 +174,7 @@ PARAMETERS = {
     "scr": {"tasks": ["side", "pair"], "n": [1], "draws": 1},
     "saebench_tpp": {"tasks": ["kind=*"], "n": [1], "epochs": 1},
     "saebench_scr": {"tasks": ["side", "pair"], "n": [1], "epochs": 1},
+    "truth_absorption": {"least": 5},
     "absorption": {"at": None, "folds": 2, "least_f1": 0.0, "least_words": 2, "random": 2},
 }
 
@@ -196,10 +197,11 @@ def test_every_metric_concludes_what_it_declares():
     assert len(classes) > 20
     assert [name for name, cls in classes.items() if cls().value_names is None] == []
     found: dict[str, list] = {}
+    every_result: list = []
     for pairs in (False, True):
         entries = []
         for name, cls in classes.items():
-            if (cls.data == "pair") == pairs:
+            if (cls.data == "pair") == pairs and not cls.truth:
                 over = {"over": "both"} if cls.subject == "group" else {}
                 entries.append({name: {**PARAMETERS.get(name, {}), **over}})
         rows = LabelledPairs(pairs=40) if pairs else labelled_tokens()
@@ -207,10 +209,14 @@ def test_every_metric_concludes_what_it_declares():
             entries, rows=rows, saes={"a": TinySAE(seed=0), "b": TinySAE(seed=1)}, groups={"both": ["a", "b"]},
             controls=["mean"], model=TinyModel(kind="reward" if pairs else "causal"),
         )  # fmt: skip
-        for result in results:
-            if result.status == "ok":
-                scalars = [name for name, record in result.values.items() if "kind" not in record]
-                found.setdefault(result.metric, []).append(scalars)
+        every_result += results
+    truths = [{name: PARAMETERS.get(name, {})} for name, cls in classes.items() if cls.truth]
+    world = {"use": "synthetic", "samples": 2000, "fit_samples": 1000}
+    every_result += evaluate(data=world, saes=["synthetic/topk-4"], metrics=truths, plugins=tiny_plugins())
+    for result in every_result:
+        if result.status == "ok":
+            scalars = [name for name, record in result.values.items() if "kind" not in record]
+            found.setdefault(result.metric, []).append(scalars)
     assert found.keys() == classes.keys(), "each has a result that is ok"
     for name, cls in some(classes.items()):
         assert undeclared(cls(**PARAMETERS.get(name, {})), found[name]) is None
