@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from saeval.base.progress import progress
 from saeval.cli import explanation, flags, tables
 from saeval.cli.doctor import Doctor
 from saeval.cli.plan_text import plan_in_words
+from saeval.cli.shard_text import shards_in_words
+from saeval.engine.crew import crew_of
 from saeval.engine.preflight import model_warnings, warnings
 from saeval.page.writing import remembering, write_page
 from saeval.registry.discovery import Plugins
@@ -37,6 +40,11 @@ def _registry(arguments: argparse.Namespace) -> Registry:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    with ExitStack() as stack:
+        return _run(arguments, stack)
+
+
+def _run(arguments: argparse.Namespace, stack: ExitStack) -> int:
     tables.complete(arguments)
     registry = _registry(arguments)
     write = writer(registry.reports, arguments.format, "write")
@@ -49,11 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
     code, boards, folders, limited = OK, [], [], False
     printed = len(registry.plugins.failures)
     try:
+        crew = stack.enter_context(workers) if (workers := crew_of(plans, arguments.out)) else None
         for plan in plans:
             if disagreements := warnings(plan):
                 plan.verify()  # an error that stops the run is printed without warnings
                 print(*map(line, disagreements), sep="\n", file=sys.stderr)
-            results = execute(plan, arguments.out, progress())
+            results = execute(plan, arguments.out, progress(), crew=crew)
             boards += results.boards()
             folders.append(results.folder)
             limited |= plan.streams.cut is not None
@@ -90,7 +99,10 @@ def check(arguments: argparse.Namespace) -> int:
         plan.verify()
         refuse_namesakes([plan], arguments.out)
         of_model = [f"warning: {sentence}" for sentence in model_warnings(plan)]
-        text = plan_in_words(plan, Store(Path(arguments.out) / plan.name))
+        store = Store(Path(arguments.out) / plan.name)
+        text = plan_in_words(plan, store)
+        if arguments.workers is not None:
+            text += f"\n{shards_in_words(plan, store, arguments.workers)}"
         print("\n".join([*map(line, [*warnings(plan), *of_model]), text]))
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
