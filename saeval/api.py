@@ -20,6 +20,7 @@ from saeval.base.lazy_torch import torch
 from saeval.base.progress import Progress
 from saeval.base.run_options import RunOptions
 from saeval.collection import Results
+from saeval.engine.crew import Crew, crew_of
 from saeval.engine.loop import Engine
 from saeval.interfaces.live_objects import LiveKeys, LiveSAE, unwrap_module, unwrapping
 from saeval.interfaces.metric import Metric
@@ -64,14 +65,20 @@ def prepare(
     return plan(load(find_suite(suite, registry), overrides), registry, options)
 
 
-def execute(planned: Plan, out: str | Path, progress: Progress | None = None, manifest: str = MANIFEST) -> Results:
+def execute(
+    planned: Plan, out: str | Path, progress: Progress | None = None, manifest: str = MANIFEST, crew: Crew | None = None
+) -> Results:
     """Run a plan and store its results in `out/<suite>`; `SuiteError` if that folder belongs to another suite.
 
-    `manifest` is the name of the file in which the run lists its cells.
+    `manifest` is the name of the file in which the run lists its cells, and `crew` the workers that compute, if it is
+    not this process. Without one, the engine of the plan's options starts its own.
     """
     refuse_namesakes([planned], out)
+    if crew is None and (own := crew_of([planned], out)) is not None:
+        with own:
+            return execute(planned, out, progress, manifest, own)
     store = Store(Path(out) / planned.name, manifest)
-    engine = Engine(planned, store, progress)
+    engine = Engine(planned, store, progress, crew)
     layout = planned.suite.body.leaderboard.model_dump()
     results = Results(engine.run(), layout, planned.name, store.folder, planned.registry)
     results.forward_passes = engine.forward_passes

@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     )
     from saeval.base.whole_files import FREE_SPACE, write_whole
     from saeval.cli.tables import print_boards, table_options
+    from saeval.engine.worker import WorkerSession
     from saeval.interfaces.data import Batch, DataKind, Dataset, Document, PairBatch, Source
+    from saeval.interfaces.engine import Needs, Worker, WorkerEngine
     from saeval.interfaces.fired import Fired
     from saeval.interfaces.live_objects import LiveSAE, evaluation_mode, unwrap_module
     from saeval.interfaces.metric import Metric
@@ -90,20 +92,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Array", "BYTE_ORDER_MARK", "Batch", "Better", "Board", "Capture", "Cell", "Chart", "Column", "Comparable",
-    "Compared", "Comparison", "Control", "Curve", "DataKind", "Dataset", "Document", "Encoding", "Entry",
-    "Estimate", "Ever", "Evidence", "FREE_SPACE", "Fired", "FolderComparison", "Histogram", "LiveSAE",
-    "MAX_REPEATS", "Matched", "Mean", "Metric", "Model", "ModelAdapter", "ModelSpec", "Moments", "Notes", "Null",
-    "PageTable", "PairBatch", "ParameterError", "Passage", "PerRow", "Plan", "Problem", "Quantiles", "Ratio",
-    "RegisteredModel", "RegisteredSAE", "RegisteredSuite", "Repeats", "Report", "Result", "Resume", "Row",
-    "SAEInfo", "SAELoader", "SaevalError", "Sample", "Scalar", "Section", "Source", "Spelling", "Spread", "Stamp",
-    "Subject", "Substitute", "Support", "Table", "TokenDataset", "TokenScores", "Undefined", "Value", "Verdict",
-    "archive_damage", "at_hooks", "at_key", "boards", "cached", "chart_files", "charts", "check_encoding",
-    "check_regular_file", "digest_of", "document_count", "dtype_name", "escapes", "evaluation_mode", "expand_user",
-    "families", "finite", "fit_split", "fold", "formatting", "gathered", "hashed", "holm", "hookimpl", "included",
-    "is_tensor", "json_error", "libraries", "limit_notice", "load_tensors_only", "lone_surrogate", "names_matching",
-    "names_matching_any", "normal", "normalized_newlines", "out_of_memory", "paired", "planned", "print_boards",
-    "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings", "resuming", "searched_in",
-    "sha256_file", "size_in_words", "stored_results", "suggestion", "table_options", "terminal_width",
+    "Compared", "Comparison", "Control", "Curve", "DataKind", "Dataset", "Document", "Encoding", "Entry", "Estimate",
+    "Ever", "Evidence", "FREE_SPACE", "Fired", "FolderComparison", "Histogram", "LiveSAE", "MAX_REPEATS", "Matched",
+    "Mean", "Metric", "Model", "ModelAdapter", "ModelSpec", "Moments", "Needs", "Notes", "Null", "PageTable",
+    "PairBatch", "ParameterError", "Passage", "PerRow", "Plan", "Problem", "Quantiles", "Ratio", "RegisteredModel",
+    "RegisteredSAE", "RegisteredSuite", "Repeats", "Report", "Result", "Resume", "Row", "SAEInfo", "SAELoader",
+    "SaevalError", "Sample", "Scalar", "Section", "Source", "Spelling", "Spread", "Stamp", "Subject", "Substitute",
+    "Support", "Table", "TokenDataset", "TokenScores", "Undefined", "Value", "Verdict", "Worker", "WorkerEngine",
+    "WorkerSession", "archive_damage", "at_hooks", "at_key", "boards", "cached", "chart_files", "charts",
+    "check_encoding", "check_regular_file", "digest_of", "document_count", "dtype_name", "escapes", "evaluation_mode",
+    "expand_user", "families", "finite", "fit_split", "fold", "formatting", "gathered", "hashed", "holm", "hookimpl",
+    "included", "is_tensor", "json_error", "libraries", "limit_notice", "load_tensors_only", "lone_surrogate",
+    "names_matching", "names_matching_any", "normal", "normalized_newlines", "out_of_memory", "paired", "planned",
+    "print_boards", "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings", "resuming",
+    "searched_in", "sha256_file", "size_in_words", "stored_results", "suggestion", "table_options", "terminal_width",
     "text_passages", "token_scores", "torch", "unread_special", "untested_on", "unwrap_module", "validated",
     "validated_as", "verdicts", "verdicts_in_words", "verdicts_on", "whole_characters", "without_repetition",
     "write_whole",

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+import saeval
 from saeval import Mean, Metric, Scalar
 from saeval.testing import TinySAE, evaluate_tiny, tiny_tokens
 
@@ -33,4 +34,16 @@ def work(out, log):
         saes={"a": TinySAE(seed=1), "b": TinySAE(seed=2)}, controls=["mean"], batch_size=2, out=out,
         checkpoint_seconds=0.05, key="these",
     )  # fmt: skip
+    assert not results.failed, results.failed[0].traceback
+
+
+def work_elsewhere(out, engine):
+    """A run of a few seconds by the workers of an engine."""
+    suite = {
+        "suite": "elsewhere", "model": {"use": "testbed"}, "data": {"use": "python-stdlib", "sequences": 200, "context": 32},
+        "saes": ["testbed/relu-3", "testbed/relu-5"], "controls": ["mean"], "metrics": ["l0", "ce", "reconstruction", "weights"],
+        "batch": 4,
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    results = saeval.run(suite, out=out, engine=engine, block=8)
     assert not results.failed, results.failed[0].traceback

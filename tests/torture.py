@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
-from long_run import work
+from long_run import work, work_elsewhere
 
 from saeval import SaevalError, cli
 from saeval.base.sealed_json import CHECKSUM, sealed
@@ -370,6 +371,41 @@ def kills(chance: random.Random, folder: Path) -> str:
     return "finished"
 
 
+def workers(chance: random.Random, folder: Path) -> str:
+    """Two workers, of which one or the run itself is killed at random moments, give what one process gives."""
+    out, killed = folder / "out", 0
+    while True:
+        process = PROCESSES.Process(target=work_elsewhere, args=(out, "local:2"))
+        process.start()
+        process.join(chance.uniform(5.0, 25.0) if killed < 5 else None)
+        if process.is_alive():
+            children = psutil.Process(process.pid).children()
+            if children and chance.random() < 0.5:
+                chance.choice(children).kill()
+                process.join()
+            process.kill()
+            process.join()
+            killed += 1
+        if process.exitcode == 0:
+            break
+        need(process.exitcode == -signal.SIGKILL, f"a run ended with exit code {process.exitcode} after {killed} kills")
+    need(stored(out) == stored(by_one()), f"after {killed} kills the results differ")
+    leftovers = [*out.rglob("*.part"), *out.glob("*/passes/*"), *out.glob("*/shards/*")]
+    need(not leftovers, f"left behind after {killed} kills: {leftovers}")
+    TALLY["kills"] += killed
+    return "finished"
+
+
+@cache
+def by_one() -> Path:
+    out = Path(tempfile.mkdtemp(prefix="by-one-", dir=SCRATCH))
+    process = PROCESSES.Process(target=work_elsewhere, args=(out, "local"))
+    process.start()
+    process.join()
+    need(process.exitcode == 0, "an undisturbed run failed")
+    return out
+
+
 @cache
 def quiet() -> Path:
     out = Path(tempfile.mkdtemp(prefix="quiet-", dir=SCRATCH))
@@ -394,7 +430,7 @@ def stored(out: Path) -> dict[str, Any]:
 
 
 TRIALS: dict[str, Callable[[random.Random, Path], str]] = {
-    "kills": kills, "suites": suites, "stores": stores, "reports": reports,
+    "kills": kills, "workers": workers, "suites": suites, "stores": stores, "reports": reports,
 }  # fmt: skip
 TALLY: Counter[str] = Counter()
 SCRATCH = ""

@@ -113,11 +113,20 @@ class RunOptions:
     batch_size: Count | Literal["auto"] | None = option(
         None, "sequences per batch, or auto: as many as fit (default: the suite's, or 16)",
         "a number of sequences or 'auto'", 16, "N", of="suite")
+    block: Count = option(
+        256, "sequences per block, the unit of work of a run on many machines; changes sums in their last bits "
+        "(default: 256)", "a number of sequences", 64, "N", of="suite")
     allow: Sequence[str] = option(
         (), "run this SAE (or glob) even if the preflight finds something", "a list of names or globs", ["mine"],
         "SAE", of="suite")
     fresh: bool = option(
         False, "compute everything again, ignoring stored results", _SWITCH, True, of="run")
+    engine: str = option(
+        "local", "who computes: local, this process (default); local:N, N processes; or another engine, as NAME or "
+        "NAME:WORKERS (see `saeval ls engines`)", "the name of an engine", "local:2", "NAME[:N]", of="run")
+    engine_option: Sequence[str] = option(
+        (), "an option of the engine, such as partition=gpu", "a list of KEY=VALUE", ["partition=gpu"], "KEY=VALUE",
+        of="run")
     checkpoint_seconds: Annotated[float, Ge(0)] = option(
         60.0, "seconds between checkpoints of a pass (default: 60)", "a number of seconds", 60, "S", of="run")
     preflight: OnFinding = option(
@@ -158,6 +167,22 @@ class RunOptions:
         example = self.spelled(option.name, option.metadata["example"])
         value = shown(getattr(self, option.name))
         return f"{self.called(option.name)} must be {option.metadata['expected']}, such as {example}; got {value}"
+
+
+class FlagOptions(RunOptions):
+    """Options that were given as flags; messages name the flags."""
+
+    def spelled(self, option: str, value: Any = True) -> str:
+        words = [] if value is True else value if isinstance(value, list) else [value]
+        return " ".join([self.called(option), *map(str, words)])
+
+    def called(self, option: str) -> str:
+        return flag(option)
+
+
+def flag(option: str) -> str:
+    """Return the flag of an option."""
+    return f"--{option.replace('_', '-')}"
 
 
 _READ = {"device": named_device, "sae_device": named_device, "dtype": named_dtype, "sae_dtype": named_dtype}

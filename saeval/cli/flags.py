@@ -9,18 +9,7 @@ from dataclasses import fields
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from saeval.base.run_options import Group, RunOptions
-
-
-class FlagOptions(RunOptions):
-    """Options that were given as flags; messages name the flags."""
-
-    def spelled(self, option: str, value: Any = True) -> str:
-        words = [] if value is True else value if isinstance(value, list) else [value]
-        return " ".join([self.called(option), *map(str, words)])
-
-    def called(self, option: str) -> str:
-        return _flag(option)
+from saeval.base.run_options import FlagOptions, Group, RunOptions, flag
 
 
 def add(parser: argparse.ArgumentParser, *groups: Group) -> None:
@@ -30,7 +19,7 @@ def add(parser: argparse.ArgumentParser, *groups: Group) -> None:
         if option.metadata["group"] in groups:
             default = list(option.default) if isinstance(option.default, tuple) else option.default
             parsing = _parsing(kinds[option.name], option.metadata["metavar"])
-            parser.add_argument(_flag(option.name), help=option.metadata["help"], default=default, **parsing)
+            parser.add_argument(flag(option.name), help=option.metadata["help"], default=default, **parsing)
 
 
 def options(arguments: argparse.Namespace) -> FlagOptions:
@@ -69,7 +58,3 @@ def _parsing(kind: Any, metavar: str | None) -> dict[str, Any]:
         return {"choices": words}
     read: Callable[[str], Any] = count if int in parts else float if float in parts else str
     return {"metavar": metavar, "type": (lambda text: text if text in words else read(text)) if words else read}
-
-
-def _flag(option: str) -> str:
-    return f"--{option.replace('_', '-')}"

@@ -150,6 +150,7 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     check = subparsers.add_parser("check", help="check suites for problems and print what a run would compute")
     suite_options(check)
     check.add_argument("--out", default="results", help="results folder; stored cells are not computed again")
+    check.add_argument("--workers", type=flags.count, metavar="N", help="also print what N workers would do")
 
     certificate = subparsers.add_parser("certify", help="how far can each value of a suite be trusted?")
     suite_options(certificate)

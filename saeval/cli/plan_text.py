@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 
 from saeval.base.escapes import line
 from saeval.base.formatting import counted
@@ -12,6 +11,7 @@ from saeval.cli import cost_estimate
 from saeval.engine.batch_program import BatchProgram
 from saeval.engine.passes import passes
 from saeval.plan.batch_size import bytes_a_sequence, fitting
+from saeval.plan.blocks import blocks
 from saeval.plan.leaves import hooks_of, reach_the_end, resume
 from saeval.plan.nodes import closure
 from saeval.plan.plan import Plan
@@ -88,7 +88,8 @@ def plan_in_words(plan: Plan, store: Store) -> str:
     for index, pass_ in enumerate(passes(plan, pending, stored, budget), 1):
         dataset = pass_.dataset(plan)
         ends = [point.sequences for point in stopping_points(dataset.clusters)] if pass_.adaptive else []
-        batches = sum(-(-(b - a) // size) for a, b in pairwise([0, *ends, len(dataset)]))
+        parts = blocks(dataset.clusters, plan.options.block, ends)
+        batches = sum(-(-(block.end - block.start) // size) for block in parts)
         program = BatchProgram(pass_.summations)
         sides = 2 if dataset.pair else 1
         clean = sides * batches if program.touches_model else 0

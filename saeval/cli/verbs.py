@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from saeval.base.escapes import line
 from saeval.base.formatting import counted
 from saeval.base.memory import keep_freed_memory
 from saeval.base.progress import progress
+from saeval.base.run_options import FlagOptions
 from saeval.cli import explanation, flags, tables
 from saeval.cli.doctor import Doctor
 from saeval.cli.plan_text import plan_in_words
+from saeval.cli.shard_text import shards_in_words
+from saeval.engine.crew import crew_of
 from saeval.engine.preflight import model_warnings, warnings
 from saeval.page.writing import remembering, write_page
 from saeval.registry.discovery import Plugins
@@ -37,6 +41,11 @@ def _registry(arguments: argparse.Namespace) -> Registry:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    with ExitStack() as stack:
+        return _run(arguments, stack)
+
+
+def _run(arguments: argparse.Namespace, stack: ExitStack) -> int:
     tables.complete(arguments)
     registry = _registry(arguments)
     write = writer(registry.reports, arguments.format, "write")
@@ -49,11 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
     code, boards, folders, limited = OK, [], [], False
     printed = len(registry.plugins.failures)
     try:
+        crew = stack.enter_context(workers) if (workers := crew_of(plans, arguments.out)) else None
         for plan in plans:
             if disagreements := warnings(plan):
                 plan.verify()  # an error that stops the run is printed without warnings
                 print(*map(line, disagreements), sep="\n", file=sys.stderr)
-            results = execute(plan, arguments.out, progress())
+            results = execute(plan, arguments.out, progress(), crew=crew)
             boards += results.boards()
             folders.append(results.folder)
             limited |= plan.streams.cut is not None
@@ -90,7 +100,10 @@ def check(arguments: argparse.Namespace) -> int:
         plan.verify()
         refuse_namesakes([plan], arguments.out)
         of_model = [f"warning: {sentence}" for sentence in model_warnings(plan)]
-        text = plan_in_words(plan, Store(Path(arguments.out) / plan.name))
+        store = Store(Path(arguments.out) / plan.name)
+        text = plan_in_words(plan, store)
+        if arguments.workers is not None:
+            text += f"\n{shards_in_words(plan, store, arguments.workers)}"
         print("\n".join([*map(line, [*warnings(plan), *of_model]), text]))
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
@@ -126,7 +139,7 @@ def explain(arguments: argparse.Namespace) -> int:
     if arguments.suite is None:
         plan = explanation.example(arguments.metric, arguments.sae, registry.plugins)
     else:
-        plan = prepare(arguments.suite, registry, flags.FlagOptions())
+        plan = prepare(arguments.suite, registry, FlagOptions())
     print(explanation.explanation(plan, explanation.cell_of(plan, arguments.metric, arguments.sae)))
     if arguments.suite is None:
         print(f"\nThis is an example; for your suite: saeval explain {arguments.metric} SUITE")

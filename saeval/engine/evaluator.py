@@ -197,6 +197,10 @@ class Evaluator:
             self._lasting.clear()
             raise
 
+    def keep_weights_of(self, other: Evaluator) -> None:
+        """Take over the weights that another evaluator of the same nodes has loaded."""
+        self._lasting = other._lasting
+
     def release_weights(self) -> None:
         """Release weights from memory; they are loaded again when requested."""
         self._lasting.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import counted
@@ -31,6 +32,17 @@ class Pass:
     def key(self, plan: Plan) -> str:
         """Return the name of its checkpoint: a hash of what is summed over which rows."""
         return digest_of([sorted(t.key for t in self.summations), self.dataset(plan).fingerprint])[:24]
+
+    def record(self, plan: Plan) -> dict[str, Any]:
+        """Return the pass as plain data, from which `pass_of` makes it in another process."""
+        stop = plan.stopping.key if plan.stopping else ""
+        folds = [t for t in self.summations if t.node is not None]
+        return {
+            "stage": self.stage, "on_fit": self.on_fit, "adaptive": self.adaptive,
+            "cells": [cell.key for cell in self.cells],
+            "folds": [[t.node.digest, t.key != t.node.digest] for t in folds if t.node is not None],
+            "stop": stop,
+        }  # fmt: skip
 
     @property
     def title(self) -> str:
@@ -80,6 +92,15 @@ def passes(plan: Plan, cells: Sequence[Cell], stored: Iterable[str], memory: int
     return ordered + [Pass(last, False, [cell_summation(c) for c in wave], wave, adaptive) for wave in waves[1:]]
 
 
+def pass_of(plan: Plan, record: Mapping[str, Any]) -> Pass:
+    """Return the pass of a `record` that another process made of the same plan."""
+    by_key = {cell.key: cell for cell in plan.cells}
+    cells = [by_key[key] for key in record["cells"]]
+    nodes = {node.digest: node for node in plan.folds(plan.cells).values()}
+    folds = [fold_summation(nodes[digest], record["stop"] if stops else "") for digest, stops in record["folds"]]
+    return Pass(record["stage"], record["on_fit"], [*folds, *map(cell_summation, cells)], cells, record["adaptive"])
+
+
 def concluding_folds(cells: Iterable[Cell]) -> dict[int, Node]:
     """Return the folds over the streamed rows that a `conclude` requests, by serial."""
     nodes = [n for c in cells for a in c.conclude.values() for n in flattened(a)]
@@ -96,6 +117,21 @@ def together(ordered: Iterable[Pass]) -> list[list[Pass]]:
         else:
             groups.append([pass_])
     return groups
+
+
+def stages(groups: Iterable[list[Pass]]) -> list[list[list[Pass]]]:
+    """Split groups into those that need not wait for each other: passes of one stage, such as those of SAEs that do
+    not fit in memory together. A fold comes before what observes it, and an adaptive stop waits for its own sums."""
+    found: list[list[list[Pass]]] = []
+    kinds: list[tuple[int, bool]] = []
+    for group in groups:
+        kind = (group[0].stage, group[0].on_fit)
+        if not group[0].adaptive and found and not found[-1][0][0].adaptive and kinds[-1] == kind:
+            found[-1].append(group)
+        else:
+            found.append([group])
+            kinds.append(kind)
+    return found
 
 
 def cell_summation(cell: Cell) -> Summation:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -20,34 +20,17 @@ from saeval.base.progress import Progress
 from saeval.engine.batch_program import Summation
 from saeval.engine.evaluator import Draw, Evaluator
 from saeval.engine.flaws import Flaw, described
+from saeval.engine.pass_state import Place, State, Totals, opened, sums, with_batch, with_flaws
 from saeval.engine.passes import Pass
 from saeval.interfaces.data import Batch, PairBatch
+from saeval.plan.blocks import Block, blocks
 from saeval.plan.plan import Plan
+from saeval.plan.precision import stopping_points
 from saeval.registry.builtin_quantities import mask
 from saeval.results.store import Store
-from saeval.stats.evidence import EvidenceTree, added, storable
+from saeval.stats.evidence import EvidenceTree, storable
 
 log = logging.getLogger("saeval")
-
-
-@dataclass(frozen=True)
-class Place:
-    """The progress of a pass, as plain data."""
-
-    row: int = 0
-    """Number of rows done."""
-    tokens: int = 0
-    """Number of tokens in the mask so far."""
-    batches: int = 0
-    batch_size: int = 0
-    halved: list[list[int]] = field(default_factory=list)
-    """[row, sequences that did not fit, sequences tried next] for each time that memory ran out."""
-    prefix: dict[str, int] = field(default_factory=dict)
-    """Numbers of sequences, documents and tokens of the prefix, once it is complete."""
-    flaws: dict[str, list[Any]] = field(default_factory=dict)
-    """Flaws so far, by node digest, each as a list: values that were not finite."""
-    errors: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
-    """Standard errors at each stopping point: by row, name of the value, and subject."""
 
 
 @dataclass(frozen=True)
@@ -57,54 +40,71 @@ class Facts:
     rows: str
     """Fingerprint of the dataset."""
     place: Place
-    dropped: dict[str, tuple[bool, str]]
-    """Failed summations, by key: True if undefined, and the reason."""
+    """The place after the last batch."""
+    dropped: dict[str, tuple[bool, str] | tuple[bool, str, str, str | None]]
+    """Failed summations, by key: True if undefined, and the reason; its class and its traceback, if known."""
     cells: list[str]
     """Keys of the cells of the pass."""
     folds: list[str]
     """Digests of the folds that it sums."""
+    whole: Place | None = None
+    """The place after the last whole block, if a block was under way."""
+    block: Place | None = None
+    """The place in that block."""
 
 
 _FACTS = TypeAdapter(Facts)
+_BLOCK = " block"
+"""End of the names of the sums over a block under way."""
 
 
 T = TypeVar("T")
-Totals: TypeAlias = Mapping[Summation, "EvidenceTree | None"]
-
-
-@dataclass(frozen=True)
-class State:
-    """A place and the evidence up to it; replaced as a whole, so that an interruption never sees half a batch."""
-
-    place: Place
-    totals: Totals
-    prefix: Totals
-    """The evidence of the first rows, kept for values that depend on the number of rows."""
 
 
 class RunningPass:
-    """A pass under way: its place, its sums and its checkpoint."""
+    """A pass under way: its place, its sums and its checkpoint.
 
-    def __init__(self, plan: Plan, store: Store, planned: Pass, evaluator: Evaluator, batch_size: int) -> None:
+    Each block is summed on its own and then added to the sum of the blocks before it. With a `block`, it is a shard:
+    the sum of this block alone, which another process adds.
+    """
+
+    def __init__(
+        self, plan: Plan, store: Store, planned: Pass, evaluator: Evaluator, batch_size: int,
+        block: Block | None = None,
+    ) -> None:  # fmt: skip
         self.plan, self.store, self.planned, self.evaluator = plan, store, planned, evaluator
         self.dataset = planned.dataset(plan)
-        self.key = planned.key(plan)
+        self.key, self.kind = planned.key(plan), "passes"
+        if block is not None:
+            self.key, self.kind, self.blocks = shard_key(self.key, block), "shards", [block]
+            nothing = dict.fromkeys(planned.summations)
+            place = Place(row=block.start, batch_size=batch_size)
+            self._state = State(place, nothing, nothing, opened(place), nothing)
+            self._saved = time.monotonic()
+            return
+        stops = [point.sequences for point in stopping_points(self.dataset.clusters)] if planned.adaptive else []
+        self.blocks = blocks(self.dataset.clusters, plan.options.block, stops)
         facts, evidence = self._resumed()
-        place = facts.place if facts else Place(batch_size=batch_size)
-        totals = {t: evidence.get(t.key) for t in planned.summations}
-        self._state = State(place, totals, {t: evidence.get(_of_prefix(t)) for t in planned.summations})
+        place = (facts.whole or facts.place) if facts else Place(batch_size=batch_size)
+        totals, prefix, part = (
+            {t: evidence.get(name(t)) for t in planned.summations} for name in (_whole, _of_prefix, _of_block)
+        )
+        self._state = State(place, totals, prefix, (facts and facts.block) or opened(place), part)
         for summation in planned.summations:
             if facts and summation.key in facts.dropped:
-                summation.error = _restored(*facts.dropped[summation.key])
+                summation.error = _restored(*facts.dropped[summation.key][:2])
         self._saved = time.monotonic()
 
     @property
     def place(self) -> Place:
-        return self._state.place
+        """The place after the last batch."""
+        return self._state.here
 
     @property
     def totals(self) -> Totals:
-        return self._state.totals
+        """The evidence up to this place."""
+        state = self._state
+        return sums(state.totals, state.part) if state.block.batches else state.totals
 
     @property
     def prefix(self) -> Totals:
@@ -118,32 +118,32 @@ class RunningPass:
             self.evaluator.release_weights()
 
     def _next(self, until: int) -> np.ndarray:
-        return np.arange(self.place.row, min(self.place.row + self.place.batch_size, until))
+        """Return the rows of the next batch, all of one block."""
+        at = self._state.block
+        return np.arange(at.row, min(at.row + at.batch_size, until, self._block_end(at.row)))
+
+    def _block_end(self, row: int) -> int:
+        return next(block.end for block in self.blocks if block.end > row)
 
     def advance(self, until: int, progress: Progress) -> None:
         """Sum the rows up to `until`."""
         try:
-            while self.place.row < until:
+            while self._state.block.row < until:
                 rows = self._next(until)
                 batch_result = self._fitting(rows, self.evaluator.run)
                 if batch_result is None:  # again with fewer rows per batch
                     continue
                 tokens, parts = batch_result
-                totals = dict(self.totals)
-                for summation, part in parts:
-                    before = totals[summation]
-                    try:
-                        totals[summation] = part if before is None else added(before, part)
-                    except Exception as error:  # evidence that cannot be added is a failure of its cell alone
-                        summation.error = error
-                at = self.place
+                state, at = self._state, self._state.block
                 moved = replace(
                     at, row=int(rows[-1]) + 1, tokens=at.tokens + tokens, batches=at.batches + 1,
-                    flaws=_joined(at.flaws, self.evaluator.flaws),
+                    flaws=with_flaws(at.flaws, self.evaluator.flaws),
                 )  # fmt: skip
-                self._state = replace(self._state, place=moved, totals=totals)
+                state = replace(state, block=moved, part=with_batch(state.part, parts))
+                self._state = state.closed() if moved.row == self._block_end(int(rows[0])) else state
                 progress.advanced(len(rows), 0 if self.evaluator.reused else tokens)
-                if time.monotonic() - self._saved > self.plan.options.checkpoint_seconds:
+                due = time.monotonic() - self._saved > self.plan.options.checkpoint_seconds
+                if due and self.kind == "passes":
                     self.save()
         except KeyboardInterrupt:
             try:
@@ -171,8 +171,9 @@ class RunningPass:
             )
         half = len(rows) // 2
         log.warning("out of memory with %d sequences per batch; continuing with %d", len(rows), half)
-        halved = [*self.place.halved, [int(rows[0]), len(rows), half]]
-        self._state = replace(self._state, place=replace(self.place, batch_size=half, halved=halved))
+        at = self._state.block
+        halved = [*at.halved, [int(rows[0]), len(rows), half]]
+        self._state = replace(self._state, block=replace(at, batch_size=half, halved=halved))
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -213,35 +214,82 @@ class RunningPass:
         """Keep the current evidence as that of the prefix."""
         if not self.place.prefix:
             counts = {"sequences": self.place.row, "documents": documents, "tokens": self.place.tokens}
-            self._state = replace(self._state, place=replace(self.place, prefix=counts), prefix=self.totals)
+            place = replace(self._state.place, prefix=counts)
+            self._state = replace(self._state, place=place, prefix=self.totals)
 
     def keep_errors(self, errors: dict[str, dict[str, float | None]]) -> None:
         """Keep the standard errors at this stopping point."""
         by_row = {**self.place.errors, str(self.place.row): errors}
-        self._state = replace(self._state, place=replace(self.place, errors=by_row))
+        self._state = replace(self._state, place=replace(self._state.place, errors=by_row))
 
     def save(self) -> None:
         """Write the checkpoint."""
         self._drop_unstorable()
-        evidence = {t.key: total for t, total in self.totals.items() if total is not None and t.error is None}
-        evidence |= {_of_prefix(t): e for t, e in self.prefix.items() if e is not None and t.error is None}
-        dropped = {t.key: [isinstance(t.error, Undefined), str(t.error)] for t in self.totals if t.error is not None}
+        state = self._state
+        named = ((_whole, state.totals), (_of_prefix, state.prefix), (_of_block, state.part))
+        evidence = {name(t): e for name, sums_ in named for t, e in sums_.items() if e is not None and t.error is None}
+        failed = [t for t in self.planned.summations if t.error is not None]
+        dropped = {t.key: [*reason_of(t.error), t.trace] for t in failed if t.error is not None}
         purpose = {
             "cells": [cell.key for cell in self.planned.cells],
             "folds": [t.node.digest for t in self.planned.summations if t.node is not None],
         }
         facts = {"rows": self.dataset.fingerprint, "place": asdict(self.place), "dropped": dropped, **purpose}
-        self.store.write_checkpoint(self.key, facts, evidence)
+        if state.block.batches:
+            facts |= {"whole": asdict(state.place), "block": asdict(state.block)}
+        self.store.write_checkpoint(self.key, facts, evidence, self.kind)
         self._saved = time.monotonic()
+
+    def left(self, until: int) -> list[Block]:
+        """Return the blocks up to a row that are not yet in the sum."""
+        row = self._state.place.row
+        return [Block(max(b.start, row), b.end) for b in self.blocks if b.end > row and b.start < until]
+
+    def stored_tokens(self, block: Block) -> int | None:
+        """Return the number of tokens of a block whose sum is stored; None if it is not."""
+        facts = self._shard_facts(self.store.outlook(shard_key(self.key, block), "shards"), block)
+        return facts.place.tokens if facts else None
+
+    def _shard_facts(self, stored: tuple[dict[str, Any], Any] | None, block: Block) -> Facts | None:
+        try:
+            facts = _FACTS.validate_python(stored[0]) if stored else None
+        except ValidationError:
+            return None
+        whole = facts is not None and facts.rows == self.dataset.fingerprint and facts.place.row == block.end
+        return facts if whole else None
+
+    def add_shard(self, block: Block) -> int | None:
+        """Add the stored sum of the next block; return its number of tokens, or None if there is no such sum."""
+        stored = self.store.checkpoint(shard_key(self.key, block), "shards")
+        facts = self._shard_facts(stored, block)
+        if stored is None or facts is None:
+            return None
+        for summation in self.planned.summations:
+            if summation.error is None and (dropped := facts.dropped.get(summation.key)) is not None:
+                undefined, reason, kind, summation.trace = (*dropped, "RuntimeError", None)[:4]
+                summation.error = raised(undefined, reason, kind)
+        part = {t: stored[1].get(t.key) for t in self.planned.summations}
+        # A part of this block that this process had summed before it was interrupted is in the stored sum.
+        self._state = replace(self._state, block=facts.place, part=part).closed()
+        return facts.place.tokens
+
+    def lose(self, block: Block, reason: str, trace: str) -> None:
+        """Go on without a block that could not be summed, which fails all summations that have not failed before."""
+        for summation in self.planned.summations:
+            if summation.error is None:
+                summation.error, summation.trace = raised(False, reason, "ShardError"), trace
+        moved = Place(row=block.end, batch_size=self.place.batch_size)
+        self._state = replace(self._state, block=moved, part=dict.fromkeys(self.planned.summations)).closed()
 
     def _drop_unstorable(self) -> None:
         """Fail each summation whose sum cannot be stored."""
-        for summation, total in self.totals.items():
-            try:
-                if total is not None and summation.error is None:
-                    storable(total)
-            except Exception as error:
-                summation.error = error
+        for totals in (self._state.totals, self._state.part):
+            for summation, total in totals.items():
+                try:
+                    if total is not None and summation.error is None:
+                        storable(total)
+                except Exception as error:
+                    summation.error = error
 
     def _resumed(self) -> tuple[Facts | None, dict[str, EvidenceTree]]:
         """Return the furthest checkpoint over these rows that holds all summations of the pass; it may hold more."""
@@ -249,7 +297,8 @@ class RunningPass:
         usable: list[tuple[int, str]] = []
         for key in [] if self.plan.options.fresh else self.store.checkpoints():
             facts, names = self._outlook(key)
-            if facts and facts.rows == self.dataset.fingerprint and needed <= {*names, *facts.dropped}:
+            held = {name.removesuffix(_BLOCK) for name in names} | set(facts.dropped if facts else ())
+            if facts and facts.rows == self.dataset.fingerprint and needed <= held:
                 usable.append((facts.place.row, key))
         for row, key in sorted(usable, reverse=True):
             facts, _ = self._outlook(key)
@@ -273,13 +322,32 @@ class RunningPass:
 _EMPTY_MASK = "every input is excluded or has no target; check the data's 'exclude' and 'context'"
 
 
-def _joined(before: Mapping[str, list[Any]], new: Mapping[str, Flaw]) -> dict[str, list[Any]]:
-    totals = {k: flaw + Flaw(*before[k]) if k in before else flaw for k, flaw in new.items()}
-    return {**before, **{k: [flaw.count, flaw.per] for k, flaw in totals.items()}}
+def shard_key(key: str, block: Block) -> str:
+    """Return the name of the stored sum of a block of the pass `key`."""
+    return f"{key}-{block.start}-{block.end}"
+
+
+def reason_of(error: Exception) -> list[Any]:
+    """Return an error as plain data, from which `raised` makes it in another process."""
+    return [isinstance(error, Undefined), str(error), type(error).__name__]
+
+
+def raised(undefined: bool, reason: str, kind: str) -> Exception:
+    """Return an error as another process has raised it, of a class with the same name."""
+    error: Exception = Undefined(reason) if undefined else type(kind, (Exception,), {})(reason)
+    return error
+
+
+def _whole(summation: Summation) -> str:
+    return summation.key
 
 
 def _of_prefix(summation: Summation) -> str:
     return f"{summation.key} prefix"
+
+
+def _of_block(summation: Summation) -> str:
+    return f"{summation.key}{_BLOCK}"
 
 
 def _tokens(batch: Batch | PairBatch) -> int:

@@ -51,6 +51,11 @@ class Plugins:
         self._manager.add_hookspecs(hookspecs)
         self.origins: dict[str, Origin] = {}
         self.failures: list[Failure] = []
+        self.discovered = discover
+        self.files = [str(Path(file).absolute()) for file in files]
+        """The plugin files: what another process needs, beside the installed plugins, to have the same ones."""
+        self.added: list[str] = []
+        """Names of the plugins that exist in this process alone."""
         self._register(Origin("saeval", "core", version(), _is_editable(None)), _core)
         if discover:
             for entry_point in sorted(entry_points(group=GROUP), key=lambda e: (_distribution(e), e.name)):
@@ -73,6 +78,7 @@ class Plugins:
         """
         origin = Origin(name, name, uuid.uuid4().hex if version is None else version, version is None)
         self._register(origin, lambda: plugin)
+        self.added.append(name)
 
     @property
     def folders(self) -> set[Path]:
@@ -89,6 +95,7 @@ class Plugins:
                 copied._manager.register(plugin, name=name)
                 copied.origins[name] = self.origins[name]
         copied.failures = self.failures
+        copied.discovered, copied.files, copied.added = self.discovered, [*self.files], [*self.added]
         return copied
 
     def _register(self, origin: Origin, load: Callable[[], object]) -> None:

@@ -10,6 +10,7 @@ import pluggy
 if TYPE_CHECKING:
     from saeval.base.errors import Problem
     from saeval.interfaces.data import Source
+    from saeval.interfaces.engine import WorkerEngine
     from saeval.interfaces.metric import Metric
     from saeval.interfaces.model import ModelAdapter, RegisteredModel
     from saeval.interfaces.sae import RegisteredSAE, SAELoader
@@ -61,6 +62,11 @@ def saeval_suites() -> Sequence[RegisteredSuite]:  # type: ignore[empty-body]
 @hookspec
 def saeval_controls() -> Sequence[type[Control]]:  # type: ignore[empty-body]
     """Untrained baselines: each has its own row beside the SAEs, and `ce` and `kl` use them as ablations."""
+
+
+@hookspec
+def saeval_engines() -> Sequence[type[WorkerEngine]]:  # type: ignore[empty-body]
+    """Engines: classes whose `name` is chosen by `--engine`, which start the workers of a run."""
 
 
 @hookspec

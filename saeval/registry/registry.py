@@ -11,6 +11,7 @@ from saeval.base.errors import SaevalError, UnknownNameError, blamed, said
 from saeval.base.identity import Origin
 from saeval.base.parameters import schema
 from saeval.interfaces.data import Source
+from saeval.interfaces.engine import WorkerEngine
 from saeval.interfaces.metric import Metric
 from saeval.interfaces.model import ModelAdapter, RegisteredModel
 from saeval.interfaces.quantity import Quantity
@@ -84,6 +85,7 @@ class Registry:
     models: Names[RegisteredModel]
     adapters: Names[type[ModelAdapter]]
     suites: Names[RegisteredSuite]
+    engines: Names[type[WorkerEngine]]
     reports: Names[Report]
 
     def __init__(self, plugins: Plugins) -> None:

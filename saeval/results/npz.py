@@ -16,12 +16,14 @@ from saeval.base.errors import said
 from saeval.base.sealed_json import DamagedError
 
 
-def packed(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Return an .npz file. Unlike numpy's own, it contains no time: equal arrays give equal bytes."""
+def packed(arrays: Mapping[str, np.ndarray], small: bool = False) -> bytes:
+    """Return an .npz file, compressed if `small`. It contains no time: equal arrays give equal bytes."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+            info = zipfile.ZipInfo(f"{name}.npy")
+            info.compress_type = zipfile.ZIP_DEFLATED if small else zipfile.ZIP_STORED
+            with archive.open(info, "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
     return buffer.getvalue()
 

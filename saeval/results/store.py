@@ -58,7 +58,7 @@ class Opened(NamedTuple):
 
 
 class Store:
-    """One suite's folder: `<key>.json` and `<key>.npz`, `folds/`, `passes/`, and the manifest of the last run."""
+    """One suite's folder: `<key>.json` and `<key>.npz`, `folds/`, `passes/`, `shards/`, and the last run's manifest."""
 
     def __init__(self, folder: Path | str, manifest: str = MANIFEST) -> None:
         """`manifest`: the name of the file in which a run lists its cells, which may share the folder's results."""
@@ -297,12 +297,12 @@ class Store:
             self._named.add(path)
             return None
 
-    def outlook(self, key: str) -> tuple[dict[str, Any], set[str]] | None:
+    def outlook(self, key: str, kind: str = "passes") -> tuple[dict[str, Any], set[str]] | None:
         """A pass's facts and the names of its evidence, without reading the sums; None where they cannot be read."""
         try:
-            path = self.folder / "passes" / f"{key}.npz"
+            path = self.folder / kind / f"{key}.npz"
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                header = _header({"header": arrays["header"]}, f"passes/{key}")
+                header = _header({"header": arrays["header"]}, f"{kind}/{key}")
             return header["facts"], set(header["evidence"])
         except Exception:  # reported when the whole file is read
             return None
@@ -314,7 +314,8 @@ class Store:
         forms = {name: _freeze(tree, f"{index}", arrays) for index, (name, tree) in enumerate(evidence.items())}
         header = {"facts": dict(facts), "evidence": forms, "of": f"{kind}/{key}", "arrays": _digest(arrays)}
         text = np.array(sealed(header).decode())
-        _write(self.folder / kind / f"{key}.npz", npz.packed({"header": text, **arrays}))
+        # A shard has a place for each document of the stream, most of them zeros.
+        _write(self.folder / kind / f"{key}.npz", npz.packed({"header": text, **arrays}, small=kind == "shards"))
 
     def checkpoints(self) -> list[str]:
         """Keys of the passes that were interrupted."""
@@ -327,6 +328,9 @@ class Store:
         """
         for folder in self._folders:
             sync(folder)
+        for path in sorted((self.folder / "shards").glob("*.npz")):
+            if path.stem.partition("-")[0] in ended or _age_in_days(path) > _ABANDONED_DAYS:
+                path.unlink(missing_ok=True)
         for key in self.checkpoints():
             path = self.folder / "passes" / f"{key}.npz"
             if key in ended or self._computed(key) or _age_in_days(path) > _ABANDONED_DAYS:
@@ -348,7 +352,7 @@ class Store:
 
     @property
     def _folders(self) -> tuple[Path, ...]:
-        return self.folder, self.folder / "folds", self.folder / "passes"
+        return self.folder, self.folder / "folds", self.folder / "passes", self.folder / "shards"
 
 
 def _shared(manifest: dict[str, Any]) -> dict[str, Any]:

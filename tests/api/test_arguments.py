@@ -47,6 +47,7 @@ TAKEN = {
     "overrides": ({},),
     "limit": (3,),
     "batch_size": (3,),
+    "block": (3,),
     "checkpoint_seconds": (3, 2.5, True),
     "allow": (["a"], ["a"] * 10),
 }
