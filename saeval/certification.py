@@ -58,8 +58,7 @@ def certify(
 def planned(plan: Plan, reseeds: int, doses: Sequence[float]) -> tuple[Plan, Design]:
     """Return the plan of the run that certifies the suite of `plan`, and what its parts are for."""
     wanted = design(plan, reseeds, doses)
-    options = replace(plan.options, fresh=plan.options.fresh)
-    return prepare(copy.deepcopy(dict(wanted.body)), plan.registry, options), wanted
+    return prepare(copy.deepcopy(dict(wanted.body)), plan.registry, plan.options), wanted
 
 
 def certified(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,8 +41,8 @@ def design(plan: Plan, reseeds: int = RESEEDS, doses: Sequence[float] = DOSES) -
     """Return the suite of `plan` with all that a certificate needs beside it.
 
     Each metric with a parameter `seed` is configured `reseeds` times more, with the seeds after its own, on the SAEs
-    alone. Every control with a `standing` is added unless the suite has it, and every control with a `dose` once for
-    each of `doses`. `SuiteError` for a suite with live objects, without two SAEs, or with `precision:`.
+    alone. Every control with a `standing` is added unless the suite has it for all SAEs, and every control with a
+    `dose` once for each of `doses`. `SuiteError` for a suite with live objects, without two SAEs, or with `precision:`.
     """
     suite = plan.suite
     saes = [subject.name for subject in plan.subjects if subject.kind == "sae"]
@@ -68,11 +69,12 @@ def design(plan: Plan, reseeds: int = RESEEDS, doses: Sequence[float] = DOSES) -
             continue
         where: dict[str, Any] = {"over": entry.over, "controls": []} if entry.over else {"of": list(entry.of or saes)}
         for number in range(1, reseeds + 1):
-            alias = f"{entry.alias}-reseed{number}"
+            alias = _unused(f"{entry.alias}-reseed{number}", classes)
             added.append({entry.name: {**entry.params, SEED: params[SEED] + number, **where, "as": alias}})
             seeded.setdefault(entry.alias, []).append(alias)
     controls = list(body.get("controls", []))
     given = [_configured(control) for control in controls]
+    shown = [name for _, name, _ in given]
     standing: dict[str, int] = {}
     ladders: dict[str, dict[str, float]] = {}
     for named in plan.registry.controls:
@@ -80,11 +82,13 @@ def design(plan: Plan, reseeds: int = RESEEDS, doses: Sequence[float] = DOSES) -
         if control.per != "sae":
             continue
         if control.standing is not None:
-            whole = [shown for use, shown, params in given if use == name and control.dose not in params]
-            controls += [] if whole else [name]
-            standing |= dict.fromkeys(whole or [name], control.standing)
+            partial = {"of", control.dose}  # of some SAEs, or to some degree
+            whole = [alias for use, alias, params in given if use == name and not partial & set(params)]
+            own = _unused(name, shown)
+            controls += [] if whole else [{"use": name, "name": own}]
+            standing |= dict.fromkeys(whole or [own], control.standing)
         if control.dose is not None:
-            rungs = {f"{name} {control.dose}={dose:g}": dose for dose in sorted(doses)}
+            rungs = {_unused(f"{name} {control.dose}={dose:g}", shown): dose for dose in sorted(set(doses))}
             once = {"seeds": 1} if "seeds" in parameter_names(control.__init__) else {}
             controls += [{"use": name, "name": rung, control.dose: dose, **once} for rung, dose in rungs.items()]
             ladders[name] = rungs
@@ -102,6 +106,12 @@ def _configured(control: str | Mapping[str, Any]) -> tuple[str, str, Mapping[str
         given = {"use": use, **(params or {})}
     use = str(given.pop("use"))
     return use, str(given.pop("name", None) or use), given
+
+
+def _unused(name: str, taken: Collection[str]) -> str:
+    """Return the name, with the first number that makes it differ from the suite's own names."""
+    numbered = (f"{name} {number}" for number in itertools.count(2))
+    return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
 def _groups(plan: Plan) -> dict[str, list[str]]:

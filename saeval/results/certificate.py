@@ -194,13 +194,18 @@ def verdict(found: Certified) -> tuple[Verdict, list[str]]:
         return "unusable", ["it is the same for all SAEs and controls"]
     if wrong:
         return "unusable", wrong
-    judged = [order.share for order in found.orders if order.share]
+    judged = [order.share for order in found.orders if order.share and order.better == TRAINED]
     responses = [dose.tau for dose in found.doses if dose.tau]
     if not judged and not responses:
+        if found.orders and found.doses:
+            return "unusable", ["no control and no damage changes it"]
         return "undecided", ["no control and no damage could be tested on it"]
     if judged and not any(share.low is not None and share.low > 0.5 for share in judged):
         few = max(share.n for share in judged)
         return "undecided", [f"{few} SAEs are too few to say whether it tells them from controls"]
+    if not judged and not any(tau.low is not None and tau.low > 0 for tau in responses):
+        few = max(tau.n for tau in responses)
+        return "undecided", [f"{few} SAEs are too few to say whether it gets worse with damage"]
     limits = _limits(found)
     return ("controls", limits) if limits else ("ranking", [])
 
@@ -222,7 +227,9 @@ def _dose(doses: Sequence[Dose]) -> list[str]:
     rising = [name for name, tau in judged if tau.high is not None and tau.high < 0]
     if rising:
         return [f"it gets better with {', '.join(rising)}"]
-    if judged and all(tau.low is not None and tau.low <= 0 for _, tau in judged):
+    known = [tau for _, tau in judged if tau.low is not None]
+    unclear = known and all(tau.low <= 0 for tau in known if tau.low is not None)
+    if unclear and max(tau.n for tau in known) >= ENOUGH:
         return [f"it does not get worse with {' or '.join(name for name, _ in judged)}"]
     return []
 

@@ -81,7 +81,7 @@ class _Evidence:
         errors = [entry.stderr for entry in entries if entry.stderr is not None]
         documents = document_count(self.board.data)
         by_document = bool(errors) and documents is not None and not any(entry.seeds for entry in entries)
-        values = [[_number(row, column.name) for row in rows] for rows in self._at_hooks(trained)]
+        values = [[_number(row, column.name) for row in rows] for rows in self._at_hooks(column, trained)]
         return Certified(
             column.name,
             better=column.better,
@@ -99,7 +99,7 @@ class _Evidence:
     def ranks(self, column: Column) -> dict[str, float]:
         """Return the place of each SAE among those at its hook, from -1 for the worst to 1 for the best."""
         places: dict[str, float] = {}
-        for rows in self._at_hooks(self._trained(column)):
+        for rows in self._at_hooks(column, self._trained(column)):
             values = np.array([_number(row, column.name) for row in rows]) * (-1 if column.better == "lower" else 1)
             if len(rows) > 1 and np.ptp(values) > ROUNDING * np.abs(values).max():
                 below = (values[:, None] > values).sum(1) - (values[:, None] < values).sum(1)
@@ -116,13 +116,13 @@ class _Evidence:
             and entry.value is not None
         ]
 
-    def _at_hooks(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """Return the rows by hook; together if no two are at one hook."""
+    def _at_hooks(self, column: Column, rows: Sequence[Row]) -> list[list[Row]]:
+        """Return the rows by hook; together if no two are at one hook and the value is comparable between hooks."""
         hooks: dict[str, list[Row]] = {}
         for row in rows:
             hooks.setdefault(row.site, []).append(row)
         several = [own for own in hooks.values() if len(own) > 1]
-        return several or [list(rows)]
+        return several or ([] if column.comparable == "hook" else [list(rows)])
 
     def _evaluation(self, column: Column, trained: Sequence[Row]) -> Interval | None:
         aliases = self.roles.reseeds.get(column.metric, ())
@@ -145,7 +145,7 @@ class _Evidence:
         """Return the share of pairs that tests tell apart, without those of one recipe: these need not differ."""
         pairs = [
             (a, b)
-            for rows in self._at_hooks(trained)
+            for rows in self._at_hooks(column, trained)
             for a, b in itertools.combinations(rows, 2)
             if not any(a.name in group and b.name in group for group in self.roles.groups.values())
         ]
@@ -204,7 +204,7 @@ class _Evidence:
                 and entry.value is not None
             ]
             values = [sign * entry.value for _, entry in steps if entry.value is not None]
-            if len(values) < 3 or np.ptp(values) <= _TWINS * np.abs(values).max():
+            if len(values) < 2 or np.ptp(values) <= _TWINS * np.abs(values).max():
                 continue
             taus.append(float(kendalltau([dose for dose, _ in steps], values).statistic))
             for dose, entry in steps[1:]:
@@ -269,7 +269,8 @@ def _correlations(name: str, ranked: Mapping[str, Mapping[str, float]], others: 
         if len(both) < LEAST_RANKED:
             continue
         a, b = (np.array([places[row] for row in both]) for places in (mine, ranked[other]))
-        found.append(Correlation(other, _spearman(a, b)))
+        if np.ptp(a) and np.ptp(b):
+            found.append(Correlation(other, _spearman(a - a.mean(), b - b.mean())))
     return sorted(found, key=lambda one: -abs(one.rho.value))
 
 

@@ -13,6 +13,10 @@ import yaml
 from scipy.stats import kendalltau
 
 from saeval import Plugins, SaevalError, certify, cli, run
+from saeval.api import prepare
+from saeval.base.run_options import RunOptions
+from saeval.certification import planned
+from saeval.registry.registry import Registry
 from saeval.results.certificate import stored
 from saeval.results.leaderboard import boards
 from saeval.results.paired_tests import difference, holm
@@ -186,6 +190,18 @@ def test_what_cannot_be_certified_is_one_sentence(changes, message, tmp_path):
     suite = {**SUITE, "metrics": [{"ce": {"ablation": "mean"}}], "groups": {}, **changes}
     with pytest.raises(SaevalError, match=message):
         certify(suite, out=tmp_path)
+
+
+def test_controls_of_some_saes_or_of_a_share_are_joined_by_whole_ones():
+    controls = [{"use": "random", "of": "testbed/relu-3"}, {"use": "shuffled_decoder", "share": 0.5}]
+    rung = {"use": "dropped_features", "share": 0.1, "name": "dropped_features share=0.1"}
+    suite = {**SUITE, "metrics": ["reconstruction"], "controls": [*controls, rung]}
+    plan = prepare(suite, Registry(Plugins()), RunOptions(), ())
+    whole, wanted = planned(plan, 1, [0.1])
+    assert wanted.standing == {"random 2": 2, "shuffled_decoder 2": 1}
+    assert list(wanted.ladders["dropped_features"]) == ["dropped_features share=0.1 2"]
+    built = {subject.name for subject in whole.subjects}
+    every(f"{name}(testbed/{sae})" in built for name in wanted.standing for sae in SAES)
 
 
 def test_a_dose_is_a_share(capsys):
