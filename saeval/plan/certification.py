@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saeval.base.errors import SuiteError
+from saeval.base.fingerprint import digest_of
 from saeval.base.names import names_matching_any
 from saeval.base.parameters import parameter_names
 from saeval.base.run_options import DOSES, RESEEDS
@@ -115,12 +116,14 @@ def _unused(name: str, taken: Collection[str]) -> str:
 
 
 def _groups(plan: Plan) -> dict[str, list[str]]:
-    """Return the groups of the suite whose members are known to differ in their seeds."""
-    seeds = {s.name: (s.facts or {}).get(SEED) for s in plan.subjects if s.kind == "sae"}
+    """Return the groups of the suite whose members are known to differ in their seeds, and in nothing else declared."""
+    saes = {s.name: s for s in plan.subjects if s.kind == "sae"}
     groups = {}
     for name, patterns in plan.suite.body.groups.items():
-        members = names_matching_any(patterns, seeds)
-        own = [seeds[member] for member in members]
-        if len(own) > 1 and None not in own and len(set(own)) == len(own):
+        members = names_matching_any(patterns, saes)
+        facts = [saes[member].facts or {} for member in members]
+        seeds = {own.get(SEED) for own in facts}
+        recipes = {digest_of({k: v for k, v in own.items() if k not in (SEED, "sha256")}) for own in facts}
+        if len(members) > 1 and None not in seeds and len(seeds) == len(members) and len(recipes) == 1:
             groups[name] = members
     return groups

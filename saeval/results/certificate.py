@@ -200,7 +200,7 @@ def verdict(found: Certified) -> tuple[Verdict, list[str]]:
         if found.orders and found.doses:
             return "unusable", ["no control and no damage changes it"]
         return "undecided", ["no control and no damage could be tested on it"]
-    if judged and not any(share.low is not None and share.low > 0.5 for share in judged):
+    if judged and not any(share.low is not None and share.low > 0.5 and share.n >= ENOUGH for share in judged):
         few = max(share.n for share in judged)
         return "undecided", [f"{few} SAEs are too few to say whether it tells them from controls"]
     if not judged and not any(tau.low is not None and tau.low > 0 for tau in responses):
@@ -215,9 +215,8 @@ def _order(orders: Sequence[Order]) -> list[str]:
     before = [o.worse for o in judged if o.share and o.share.high is not None and o.share.high < 0.5]
     if before:
         return [f"it ranks {', '.join(before)} before the SAEs"]
-    known = [o.share for o in judged if o.share and o.share.low is not None]
-    unclear = known and all(share.low <= 0.5 for share in known if share.low is not None)
-    if unclear and max(share.n for share in known) >= ENOUGH:
+    known = [o.share for o in judged if o.share]
+    if known and max(share.n for share in known) >= ENOUGH and all(share.value <= MOST_UNTOLD for share in known):
         return [f"it does not tell the SAEs from {' or '.join(o.worse for o in judged)}"]
     return []
 
@@ -261,8 +260,11 @@ def _limits(found: Certified) -> list[str]:
 
 
 TRAINED = "trained"
-ENOUGH = 4
-"""SAEs of which all have to agree for an interval of a share that excludes one half."""
+ENOUGH = 5
+"""SAEs below which shares and responses decide nothing: all of five agree by chance in 3 of 100 cases, of four in 6."""
+MOST_UNTOLD = 0.75
+"""Share of SAEs that are better than a control up to which the value does not tell them apart; above it, and with an
+interval that includes one half, more SAEs are needed to say."""
 
 
 def _plain(value: Any) -> Any:
