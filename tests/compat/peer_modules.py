@@ -16,6 +16,9 @@ from wheel_files import saebench, unpacked
 
 UNUSED = ("sae_lens", "transformer_lens", "datasets", "pandas", "transformers", "xgboost")
 
+_KEPT: dict[str, types.ModuleType] = {}
+"""Their modules that were imported: beartype takes a class for that of another copy of its module."""
+
 
 class Anything(types.ModuleType):
     """A module of which every attribute is a class that can be made."""
@@ -44,11 +47,13 @@ def _imported(folder: Path, names: Sequence[str], unused: Sequence[str]) -> list
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of old spellings in them
         patch.syspath_prepend(str(folder))
+        for name, module in _KEPT.items():
+            patch.setitem(sys.modules, name, module)
         for name in unused:
             patch.setitem(sys.modules, name, Anything(name))
         modules = [importlib.import_module(name) for name in names]
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
-        del sys.modules[name]
+        _KEPT[name] = sys.modules.pop(name)
     return modules
 
 
