@@ -48,11 +48,11 @@ def results_options(parser: argparse.ArgumentParser) -> None:
 COMMANDS = "saeval.commands"
 VERBS = (
     "run", "check", "certify", "fetch", "doctor", "ls", "show", "explain", "leaderboard", "compare", "report", "plot",
-    "schema", "completion",
+    "schema", "new", "completion",
 )  # fmt: skip
 SHELLS = ("bash", "zsh", "fish")
 _MODULES = {
-    "certify": "certificate_verb",
+    "certify": "certificate_verb", "new": "new_package",
     "leaderboard": "board_verbs", "compare": "board_verbs", "plot": "chart_verbs",
     "ls": "catalogue_verbs", "show": "catalogue_verbs", "schema": "catalogue_verbs",
 }  # fmt: skip
@@ -233,6 +233,13 @@ def _parser(verbs: list[str]) -> argparse.ArgumentParser:
     results_options(plot)
     schema = subparsers.add_parser("schema", help="print the JSON Schema of suites, for editors")
     plugin_option(schema)
+
+    new = subparsers.add_parser("new", help="write a package with a plugin of your own, to begin from")
+    new.add_argument("kind", choices=("metric", "loader", "source", "control", "suite"))
+    new.add_argument(
+        "name", metavar="NAME", help="its name, such as dead_features; the package's folder and module, too"
+    )
+    new.add_argument("--to", metavar="FOLDER", help="where to write it (default: NAME)")
 
     completion = subparsers.add_parser("completion", help="print a script that completes saeval's words in a shell")
     completion.add_argument("shell", choices=SHELLS)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from saeval.results.result import Result
 from saeval.stats.evidence import Evidence
 from saeval.stats.values import Scalar
 from saeval.testing.fixtures import register_rows, tiny_plugins
+from saeval.testing.substitute_checks import seeded
 from saeval.testing.tiny import TinyModel, TinyPairs, TinySAE, Variant, tiny_tokens
 
 ROUNDING = 1e-8
@@ -175,7 +175,7 @@ class _Check:
         fit = changed.pop("fit", None)
         options = {"model": self.model, "saes": self.saes, "allow": ["*"], **self.options, **changed}
         data = register_rows(f"conformance-{self.metric.name}", rows, fit)
-        with _seeded(seed):
+        with seeded(seed):
             results = evaluate(data=data, metrics=[self.entry], plugins=self.plugins, batch_size=size, **options)
         for result in results:
             message = f"{self.metric.name} failed ({label}): {result.reason}{_hint(result, label)}"
@@ -369,18 +369,3 @@ def _hint(result: Result, label: str) -> str:
     if "same dtype" in str(result.reason) or "expected scalar type" in str(result.reason):
         return "; models compute in float64, float32 or bfloat16: convert your own tensors, as in y.to(x.dtype)"
     return ""
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global random generators, and restore their states at the end."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
