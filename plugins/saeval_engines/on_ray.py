@@ -75,6 +75,7 @@ class Ray(WorkerEngine):
         try:
             ray.init(**given)
         except Exception as error:
+            ray.shutdown()  # of what has started
             raise SaevalError(f"engine 'ray': Ray does not start ({error}); is RAY_ADDRESS right?") from None
         self._ray = ray
         gpus = needs.gpus if self.gpus is None else self.gpus

@@ -186,14 +186,14 @@ class Engine:
         assert self.crew is not None
         tasks: dict[tuple[int, Block], Task] = {}
         for running, until in spans:
-            record = running.planned.record(self.plan)
+            nodes = [n for t in running.planned.summations for n in t.nodes()]
+            facts = {"pass": running.planned.record(self.plan), "batch_size": self._batch_size}
+            request = self._request("block", nodes, **facts).request
             for block in running.left(until):
                 if not self.plan.options.fresh and (tokens := running.stored_tokens(block)) is not None:
                     progress.advanced(block.end - block.start, tokens)
                     continue
-                nodes = [n for t in running.planned.summations for n in t.nodes()]
-                facts = {"pass": record, "block": block, "batch_size": self._batch_size}
-                tasks[id(running), block] = self._request("block", nodes, **facts)
+                tasks[id(running), block] = Task({**request, "block": block})
 
         def done(task: Task) -> None:
             start, end = task.request["block"]

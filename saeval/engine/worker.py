@@ -29,7 +29,7 @@ from saeval.plan.blocks import Block
 from saeval.plan.plan import Plan, plan
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
-from saeval.results.store import Store
+from saeval.results.store import Store, finite
 from saeval.suite.schema import validate
 from saeval.suite.yaml_marks import Marks
 
@@ -69,7 +69,7 @@ class WorkerSession:
             except Exception as error:
                 trace = "".join(traceback.format_exception(error))
                 answer = {"error": str(error) if isinstance(error, SaevalError) else said(error), "traceback": trace}
-        return json.dumps({**answer, "warnings": [] if asked["do"] == "join" else sentences})
+        return json.dumps(finite({**answer, "warnings": [] if asked["do"] == "join" else sentences}))
 
     def _join(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         os.environ.update(asked["environment"])
