@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Threads that spin while they wait slow down other processes.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup browser demo test coverage fuzz torture test-tl4 test-lowest real check clean
+.PHONY: setup browser demo test coverage fuzz torture test-tl4 test-lowest real check docs dist clean
 
 setup: .venv/installed
 
@@ -103,5 +103,22 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site of the documentation, in build/docs; a warning, such as a link that leads nowhere, is an error.
+docs: setup .venv/docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -c docs . build/docs
+
+.venv/docs: pyproject.toml constraints.txt .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+# Source distribution and wheel in dist, their metadata checked; the wheel is installed in a fresh environment and runs a suite
+# from outside the repository.
+dist: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dist]"
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python benchmarks/fresh_install.py dist/*.whl
+
 clean:
-	rm -rf .venv $(TL4) $(LOWEST) $(REAL) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf .venv $(TL4) $(LOWEST) $(REAL) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage docs/reference

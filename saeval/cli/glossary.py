@@ -1,4 +1,4 @@
-"""The documentation of a name: a metric or its value, a quantity, a structure, a parameter, anything registered."""
+"""The documentation of a name: a metric or its values, a quantity, a structure, a parameter, anything registered."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from pydantic import BaseModel
 from saeval.base.errors import SaevalError, blamed, said, suggestion
 from saeval.base.names import names_matching_any
 from saeval.base.parameters import schema
+from saeval.base.text_files import read_text
 from saeval.interfaces.documentation import Claim, Documented, documentation, documented_claims, documented_values
 from saeval.interfaces.metric import Metric, names_of_values, requested
 from saeval.interfaces.model import RegisteredModel
 from saeval.plan.leaves import LEAVES
 from saeval.registry.registry import Entry, Registry
+from saeval.suite.schema import RegisteredSuite
 
 Line = TypeVar("Line", Documented, Claim)
 
@@ -114,15 +116,18 @@ def _fields(cls: type) -> list[str]:
 
 def document(name: str, registry: Registry) -> str | None:
     """Return the documentation of a name; None for an unknown name. `SaevalError` if two plugins provide the name."""
-    pages = []
+    pages, kinds = [], []
     for _, names in registry.every():
         if name not in names:
             continue
         entry = names.entry(name)
         with blamed(f"{names.kind} '{name}'", entry.origin):
             pages.append("\n".join([_page(entry, names.kind), *_hooks(entry.thing, registry)]))
-    if pages:  # a name may be both a metric and a quantity
-        return "\n\n".join(pages)
+            kinds.append(names.kind)
+    if pages:  # a name may be a metric, a quantity and a suite
+        *most, last = (f"a {kind}" for kind in kinds)
+        several = [f"'{name}' is {', '.join(most)} and {last}:"] if most else []
+        return "\n\n".join([*several, *pages])
     if name in LEAVES:
         leaf = LEAVES[name]
         rest = ["", *_fields(leaf.gives)] if leaf.gives else []
@@ -130,12 +135,18 @@ def document(name: str, registry: Registry) -> str | None:
     metric, _, value = name.partition(".")
     if value and metric in registry.metrics:  # a column, `metric.value`
         return _value_page(registry.metrics.entry(metric), value)
-    return _substituted(name, registry) or _structure(name, registry) or _parameter(name, registry)
+    return (
+        _substituted(name, registry)
+        or _structure(name, registry)
+        or _parameter(name, registry)
+        or _values(name, registry)
+    )
 
 
 def unknown(name: str, registry: Registry, also: list[str]) -> SaevalError:
     """Return the error for an unknown name; `also` lists further names to suggest."""
     names = [n for _, namespace in registry.every() for n in namespace.names()]
+    names += dict.fromkeys(value for entry in registry.metrics for value in names_of_values(entry.thing) or ())
     names += [*LEAVES, *structures(registry), *also]
     names += [n.replace("spliced_", "substitute_", 1) for n in registry.quantities.names() if n.startswith("spliced_")]
     near = suggestion(name, names, "; `saeval ls metrics` lists the metrics, `saeval ls KIND` anything else")
@@ -148,6 +159,8 @@ def _page(entry: Entry[Any], kind: str) -> str:
     lines = [f"{kind} {entry.name}{version} ({entry.origin})", ""]
     if hasattr(registered, "rebinds"):
         return "\n".join([*lines, *_quantity(registered)])
+    if isinstance(registered, RegisteredSuite):
+        return "\n".join([*lines, *_suite(registered)])
     if isinstance(registered, type):
         lines.append(documentation(registered) or "(no documentation)")
         parameters = schema(registered).model_fields
@@ -163,11 +176,18 @@ def _page(entry: Entry[Any], kind: str) -> str:
     return "\n".join([*lines, str(reference)]).rstrip()
 
 
-def _keys(model: type[BaseModel]) -> list[str]:
-    """The keys of an entry of a format, with what its loader says of them."""
+def _suite(suite: RegisteredSuite) -> list[str]:
+    """The description of a suite, how to run it, and its file, to copy and change."""
+    run = f"`saeval run {suite.name}` runs it; copy {suite.path} to change it, and give it another name (`suite:`):"
+    return [suite.description, "", run, "", read_text(suite.path).rstrip()]
+
+
+def _keys(model: type) -> list[str]:
+    """The keys of an entry of a format or an adapter, with what its class says of them."""
     docs = {member.name: member.doc for member in members(model)}
     lines = ["", "keys of an entry (docs/formats.md has those of every format):"]
-    for name, field in model.model_fields.items():
+    fields = model.model_fields if issubclass(model, BaseModel) else schema(model).model_fields
+    for name, field in fields.items():
         words = (default(field), docs.get(name))
         lines.append(f"  {field.alias or name}: {'. '.join(word for word in words if word)}")
     return lines
@@ -255,6 +275,19 @@ def _value_page(entry: Entry[type[Metric]], value: str) -> str:
         lines += [f"  may be claimed: {claim.may}", f"  null hypothesis: {claim.null}"]
         lines += [f"  needs at least: {claim.needs}", f"  may not be claimed: {claim.never}"]
     return "\n".join([*lines, "", page] if lines else [page])
+
+
+def _values(name: str, registry: Registry) -> str | None:
+    """Return the documentation of all values of this name, of whatever metric."""
+    pages = []
+    for entry in registry.metrics:
+        documented = _read(documented_values, entry.thing)
+        has_it = name in (names_of_values(entry.thing) or ()) or any(name in doc.names for doc in documented)
+        if has_it and (doc := _named_first(name, documented)):
+            lines = [f"value {entry.name}.{name}: {doc.equation}", f"  unit: {doc.unit}", f"  range: {doc.range}"]
+            pages.append("\n".join([*lines, f"  direction: {doc.better}"]))
+    more = f"\n\n`saeval show METRIC.{name}` says more of one of them, and what it allows to claim." if pages else ""
+    return "\n\n".join(pages) + more or None
 
 
 def _named_first(value: str, entries: Sequence[Line]) -> Line | None:

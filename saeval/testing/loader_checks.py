@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,7 +74,7 @@ class _Check:
         self._check_info(info)
         self._check_keys()
         for dtype in (torch.float32, torch.float64):
-            sae = self._called("load", lambda d=dtype: self.loader().load(self.reference, "cpu", d))
+            sae = self._called("load", partial(self.loader().load, self.reference, "cpu", dtype))
             self._check_loaded(sae, info, dtype)
         d_out = info.d_out or info.d_in
         Trial(sae, self.what, info.d_in, d_out).check()
@@ -234,9 +235,9 @@ class _Check:
             f"{self.what}: sha256 is the same after byte {len(content) // 2} of {file.name} changed, so stored results "
             f"of other weights would be used; hash the whole file, as sha256_file(path) does"
         )
-        content = file.read_bytes()
+        whole = file.read_bytes()
         for name, bytes_ in (
-            ("cut short", content[: len(content) // 2]),
+            ("cut short", whole[: len(whole) // 2]),
             ("overwritten", b"no checkpoint"),
             ("empty", b""),
         ):
@@ -246,18 +247,17 @@ class _Check:
         reference, copy, file = copied("missing")
         file.unlink() if path.is_file() else shutil.rmtree(copy)
         self._check_refused(reference, "a path that does not exist", copy.name)
-        for number, payload in enumerate(_payloads(content, mark := folder / "executed")):
+        for number, payload in enumerate(_payloads(whole, mark := folder / "executed")):
             reference, _, file = copied(f"payload-{number}")
             file.write_bytes(payload)
             for _, call in self._methods(reference):
                 try:
                     call()
+                    refused = "it is accepted"
                 except Exception as error:  # refused, which other checks look at
-                    refused = error
-                else:
-                    refused = None
+                    refused = said(error)
                 assert not mark.exists(), (
-                    f"{self.what}: reading {file.name} executes code that it holds (then: {refused!r}); load with "
+                    f"{self.what}: reading {file.name} executes code that it holds ({refused}); load with "
                     f"np.load(..., allow_pickle=False), torch.load(..., weights_only=True) or load_tensors_only(path)"
                 )
 

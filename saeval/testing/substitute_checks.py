@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from saeval.base.errors import said
 from saeval.interfaces.substitute import Encoding, Substitute
 
+T = TypeVar("T")
 ROWS, PLACES = 3, 4
 """Rows and positions of the tokens on which a substitute is tried."""
 AGREE = 1e-6
@@ -106,7 +108,7 @@ class Trial:
         self._check_tensor("encode", encoding.feature_acts, (*x.shape[:-1], self.substitute.d_sae))
         return encoding.feature_acts.clone()
 
-    def _called(self, method: str, call: Callable[[], object]) -> object:
+    def _called(self, method: str, call: Callable[[], T]) -> T:
         try:
             return call()
         except Exception as error:  # of somebody else's class

@@ -119,8 +119,34 @@ def test_every_member_of_what_metrics_are_given_is_documented(name):
 
 def test_a_name_of_two_things_shows_both(capsys):
     page = shown(capsys, "reconstruction")
-    assert page.startswith("metric reconstruction@")
+    assert page.startswith("'reconstruction' is a metric and a quantity:\n\nmetric reconstruction@")
     assert "quantity reconstruction (saeval:core)" in page
+
+
+def test_a_metric_and_a_suite_of_one_name_are_both_shown(capsys):
+    page = shown(capsys, "perturbation")
+    assert page.startswith("'perturbation' is a metric, a suite and a report format:\n\nmetric perturbation@")
+    assert "\n\nsuite perturbation (saeval:suites)" in page
+
+
+def test_a_suite_is_shown_as_it_stands_to_be_copied(capsys):
+    page = shown(capsys, "stability")
+    assert "`saeval run stability` runs it; copy " in page
+    assert "\nsuite: stability\n" in page
+    assert "\nmetrics:" in page
+
+
+@pytest.mark.parametrize(("name", "metrics"), [("ratio", ["perturbation"]), ("recovered", ["ce", "sparsity_frontier"])])
+def test_the_name_of_a_value_shows_it_for_every_metric_that_has_it(name, metrics, capsys):
+    page = shown(capsys, name)
+    for metric in some(metrics):
+        assert f"value {metric}.{name}: " in page, page
+    assert page.count("  unit: ") == page.count(f".{name}: ") >= len(metrics)
+    assert f"`saeval show METRIC.{name}` says more" in page
+
+
+def test_an_adapters_page_has_the_keys_of_an_entry(capsys):
+    assert "keys of an entry" in shown(capsys, "huggingface")
 
 
 def test_a_parameter_says_whose_it_is(capsys):

@@ -12,7 +12,7 @@ import sys
 import pytest
 code = pytest.main(["-q", "-p", "no:cacheprovider", sys.argv[1]])
 assert "saeval.testing.pytest_plugin" in sys.modules
-print([name for name in ("torch", "numpy", "saeval.api", "saeval.plugin") if name in sys.modules])
+print([name for name in ("torch", "saeval.api", "saeval.plugin") if name in sys.modules])
 sys.exit(code)
 """
 
