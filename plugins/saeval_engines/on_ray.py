@@ -79,7 +79,7 @@ class Ray(WorkerEngine):
             raise SaevalError(f"engine 'ray': Ray does not start ({error}); is RAY_ADDRESS right?") from None
         self._ray = ray
         gpus = needs.gpus if self.gpus is None else self.gpus
-        have = ray.cluster_resources()
+        have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         count = count or max(1, int(have.get("GPU", 0) // gpus if gpus else have.get("CPU", 1) // self.cpus))
         memory = needs.memory if self.memory_gb is None else self.memory_gb * 10**9
         actor = ray.remote(Actor).options(
