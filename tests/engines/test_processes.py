@@ -48,7 +48,8 @@ class Killing:
 
     def advanced(self, *_):
         if not self.killed:
-            child = some(p for p in psutil.Process().children() if "saeval_engines" in " ".join(p.cmdline()))[0]
+            alive = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+            child = some(p for p in alive if "saeval_engines.local" in " ".join(p.cmdline()))[0]
             os.kill(child.pid, signal.SIGKILL)
             self.killed += 1
 
