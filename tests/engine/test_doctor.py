@@ -403,7 +403,7 @@ def test_disagreements_are_told_before_the_run(copied, tmp_path, capsys, monkeyp
     suite = disagreeing(copied)
     (tmp_path / "told.yaml").write_text(json.dumps(suite))
 
-    def execute(*_):
+    def execute(*_, **__):
         assert "warning: mine was trained on contexts of 16 tokens" in capsys.readouterr().err
         raise SaevalError("stopped")
 

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from worlds import Directions, WideNoise, beside_control, connected, noise_errors, preferences, seeds
+from worlds import (
+    Directions,
+    WideNoise,
+    beside_control,
+    connected,
+    noise_errors,
+    preferences,
+    seeds,
+    unabsorbed_latents,
+)
 
 
 def noise(tally, run):
@@ -72,12 +81,20 @@ def unconnected(tally, run):
     tally.verdicts(results, {ways: ["feature_connections.precision_*", "feature_connections.rank_correlation_*"]})
 
 
+def unabsorbed(tally, run):
+    """Latents of parents that are silent by chance, as often beside a child as alone."""
+    tally.verdicts(
+        unabsorbed_latents(run), {"`truth_absorption`, a latent that its child silences": ["truth_absorption.*"]}
+    )
+
+
 WORLDS = {
     "noise as the SAE's error": (noise, 200, 12),
     "untrained SAEs as seeds": (untrained, 200, 12),
     "seeds that share nothing": (nothing_shared, 200, 12),
     "an untrained SAE as a trained one": (control, 200, 40),
     "unconnected features": (unconnected, 200, 12),
+    "children that silence no latent": (unabsorbed, 200, 20),
     "labels at random": (flipped, 200, 15),
 }
 """Each world, the number of evaluations that make 200 runs or more, and that of the test, which has less time."""

@@ -8,12 +8,12 @@ import sys
 import pytest
 from scipy import stats
 
-from null_worlds import WORLDS, flipped, noise, unconnected, untrained
+from null_worlds import WORLDS, flipped, noise, unabsorbed, unconnected, untrained
 from saeval.registry.registry import Registry
 from saeval.testing import TinySAE, evaluate_tiny, tiny_plugins
 from saeval.testing.claims import some
 from tally import Tally, null_of
-from worlds import ATTRIBUTION, VOCAB, Choices, Counted, Tokens
+from worlds import ATTRIBUTION, VOCAB, Choices, Counted, Tokens, unabsorbed_latents
 
 MOST = 0.07
 """Largest share of 200 runs with a false claim: 5%, and the error of the share."""
@@ -75,17 +75,21 @@ def declared():
         metrics = [
             {name: SMALL.get(name, {}) | ({"over": GROUPS.get(name, "all")} if cls.subject == "group" else {})}
             for name, cls in classes.items()
-            if (cls.data == "pair") == (data == "pair") and not name.startswith(("saelens", "saebench", "dictionary"))
+            if (cls.data == "pair") == (data == "pair")
+            and not cls.truth
+            and not name.startswith(("saelens", "saebench", "dictionary"))
         ]
         for result in some(evaluate_tiny(metrics, preflight="off", **options)):
             nulls |= {null_of(result.metric, name) for name, record in result.values.items() if record.get("null")}
+    for result in some(unabsorbed_latents(0)):
+        nulls |= {null_of(result.metric, name) for name, record in result.values.items() if record.get("null")}
     return nulls
 
 
 @pytest.mark.slow
 def test_every_null_is_in_a_world():
     tally = Tally()
-    for evaluate in (noise, untrained, unconnected, flipped):
+    for evaluate in (noise, untrained, unconnected, flipped, unabsorbed):
         evaluate(tally, 0)
     assert set(some(declared())) <= tally.tested, "add the value to a world in null_worlds.py"
 

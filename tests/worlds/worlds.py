@@ -12,6 +12,7 @@ from saeval import evaluate
 from saeval.interfaces.data import Batch, Dataset, PairBatch
 from saeval.plugin import hashed, normal
 from saeval.testing import TinyModel, register_rows, tiny_plugins, tiny_tokens
+from saeval_synthetic.source import Synthetic
 
 plugins = functools.cache(tiny_plugins)
 
@@ -283,6 +284,49 @@ def beside_control(run, saes=None):
     return evaluated(f"control-{run}", text, fit=fit, model=MODEL, saes=saes or {"sae": Untrained(1000 * run, x)},
                      metrics=["ce", "kl", "reconstruction"],
                      controls=[{"use": "random", "seeds": 3, "seed": run + 1}])  # fmt: skip
+
+
+HIERARCHY = {
+    "dimensions": 32, "features": 32, "coherence": 0.0, "roots": 4, "branching": 3, "depth": 1, "groups": 0,
+    "correlation_rank": 0, "dense_features": 0, "noise": 0.3, "magnitude_first": 1.0, "magnitude_last": 1.0,
+    "magnitude_spread": 0.0, "scale_children": False, "most_probability": 0.4, "least_probability": 0.1,
+}  # fmt: skip
+
+
+class Forgetful:
+    """Latents of the true, orthogonal directions whose threshold is a feature's activation: noise decides if they fire."""
+
+    hook_name = "activations"
+
+    def __init__(self, directions):
+        self.W_dec = torch.as_tensor(directions)
+        self.W_enc, self.b_dec = self.W_dec.T.contiguous(), torch.zeros(self.W_dec.shape[1])
+        self.b_enc = torch.zeros(len(self.W_dec))
+
+    def encode(self, x):
+        acts = x @ self.W_enc
+        return torch.where(acts > 1, acts, 0.0)
+
+    def decode(self, acts):
+        return acts @ self.W_dec
+
+
+def unabsorbed_latents(run):
+    """Latents of parents that are silent half of the time, whatever the children."""
+    data = {
+        "samples": 4000,
+        "fit_samples": 1000,
+        "context": 100,
+        "documents": 40,
+        "bias": 0.0,
+        "seed": run,
+        **HIERARCHY,
+    }
+    sae = Forgetful(Synthetic(**data).world().directions)
+    return evaluate(
+        data={"use": "synthetic", **data}, saes={"sae": sae}, metrics=["truth_absorption"], plugins=tiny_plugins(),
+        preflight="off",
+    )  # fmt: skip
 
 
 def _units(*product):
