@@ -198,7 +198,7 @@ def test_controls_of_some_saes_or_of_a_share_are_joined_by_whole_ones():
     suite = {**SUITE, "metrics": ["reconstruction"], "controls": [*controls, rung]}
     plan = prepare(suite, Registry(Plugins()), RunOptions(), ())
     whole, wanted = planned(plan, 1, [0.1])
-    assert wanted.standing == {"random 2": 2, "shuffled_decoder 2": 1}
+    assert wanted.standing == {"frozen_decoder": 3, "random 2": 2, "shuffled_decoder 2": 1}
     assert list(wanted.ladders["dropped_features"]) == ["dropped_features share=0.1 2"]
     built = {subject.name for subject in whole.subjects}
     every(f"{name}(testbed/{sae})" in built for name in wanted.standing for sae in SAES)
