@@ -37,7 +37,7 @@ def refused(capsys, *arguments):
     told = capsys.readouterr()
     assert told.out == ""
     (line,) = told.err.splitlines()
-    assert len(line) < 1000
+    assert len(line) < 1200
     return line
 
 

@@ -18,7 +18,8 @@ from saeval_formats.apollo import Apollo
 
 REGISTRY = Registry(Plugins())
 SUITES = REGISTRY.suites.names()
-HUB = [name for name in SUITES if "model: {use: testbed" not in REGISTRY.suites[name].path.read_text()]
+TEXTS = {name: REGISTRY.suites[name].path.read_text() for name in SUITES}
+HUB = [name for name, text in TEXTS.items() if "model:" in text and "model: {use: testbed" not in text]
 
 
 @pytest.mark.parametrize("name", SUITES)
