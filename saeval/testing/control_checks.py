@@ -172,7 +172,9 @@ class _Check:
         assert len(draws) == copies, f"{self.what}: copies is {copies}, but {len(draws)} substitutes were built"
         for draw in sorted(draws - {0}):
             equal = all(
-                np.array_equal(tokens[(draw, *where)][0], x) for (d, *where), (x, _) in tokens.items() if d == 0
+                np.array_equal(tokens[draw, row, position][0], x)
+                for (d, row, position), (x, _) in tokens.items()
+                if d == 0
             )
             assert not equal, (
                 f"{self.what}: draws 0 and {draw} put the same in place of every token; request 'copy' in build, and "
