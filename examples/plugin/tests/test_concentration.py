@@ -1,7 +1,7 @@
 """The metric keeps the rules, has the value that it should have, and its suite can be planned."""
 
 import torch
-from saeval_concentration import Concentration, largest_share
+from saeval_concentration import Concentration
 
 from saeval.cli import main
 from saeval.testing import TinySAE, check_metric, evaluate_tiny
@@ -15,7 +15,7 @@ class OneFeature(TinySAE):
 
 
 def test_it_keeps_the_rules_of_metrics():
-    check_metric(Concentration, quantities=[largest_share])
+    check_metric(Concentration)
 
 
 def test_one_feature_has_all_of_the_activation(tiny_rows):
