@@ -40,8 +40,8 @@ class TruthHedging(Metric):
     *_floor is the same value of a randomly rotated decoder, a mean over `draws`.
 
     Values:
-        hedging: sum of the absolute coefficients of related features over that of the matched features; ratio; at
-            least 0; lower is better.
+        hedging: sum of the absolute coefficients of related features over that of the matched features; ratio; ≥ 0;
+            lower is better.
         own_share: mean share of the matched feature in the absolute coefficients of its latent; share of the
             coefficients; 0 .. 1; higher is better.
         features: number of true features with a latent and a related feature; features; 0 .. n; no better direction.

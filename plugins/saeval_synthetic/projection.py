@@ -31,7 +31,7 @@ class DecoderProjection(Metric):
     they are least near the right one.
 
     Values:
-        projection: the (n · B)-th largest projection; unit of the activations; any; lower is better.
+        projection: the (n · B)-th largest projection; unit of the activations; −∞ .. ∞; lower is better.
         pairwise_cosine: mean of |cos| over all pairs of decoder rows; cosine; 0 .. 1; lower is better.
         pairwise_cosine_floor: the expected value for random directions, Γ(d/2) / (√π Γ((d + 1)/2)); cosine; 0 .. 1; no
             better direction.
