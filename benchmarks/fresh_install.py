@@ -37,7 +37,8 @@ def main(wheel: Path) -> None:
             ("show", [saeval, "show", "my_metric"]),
         ):
             started = time.perf_counter()
-            where = Path(folder) / "results" if label == "show" else folder  # beside the package, its folder has the name
+            # Beside the package, its folder has the name.
+            where = Path(folder) / "results" if label == "show" else Path(folder)
             subprocess.run(command, check=True, cwd=where, stdout=subprocess.DEVNULL)
             print(f"{label}: {time.perf_counter() - started:.0f} s", flush=True)
 
