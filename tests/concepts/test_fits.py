@@ -14,7 +14,7 @@ from saeval_concepts.probes import Trainer
 
 
 class Fitted(Metric):
-    """Which rows a probe is fitted to: their sum of squared numbers, and numbers by class and of wrong labels."""
+    """Which rows a probe is fitted to: numbers by class and of wrong labels, and sums that tell rows and tokens apart."""
 
     name = "fitted"
 
@@ -28,8 +28,11 @@ class Fitted(Metric):
 
     def conclude(self, fit_activation_rows):
         rows, y = fit_activation_rows.ids, fit_activation_rows["y"][:, 0]
-        wrong = (y == 1) != (rows % 3 == 0)
+        x = fit_activation_rows["x"]
+        wrong = (y == 1) != (x[:, MARK] == 1 if self.pooling == "token" else rows % 3 == 0)
+        which = ((rows + 1) ** 2 * (1 + x @ np.arange(x.shape[1]))).sum()
         numbers = {"yes": (y == 1).sum(), "no": (y == 0).sum(), "wrong": wrong.sum(), "rows": (rows**2).sum()}
+        numbers |= {"which": which, "which wrong": ((rows + 1) ** 2)[wrong].sum()}
         return {name: Scalar(float(number)) for name, number in numbers.items()}
 
 
@@ -37,11 +40,22 @@ def third(row):
     return int(row % 3 == 0)
 
 
-def fitted(**options):
-    rows = texts(lambda row: [MARK] * third(row), 2, columns={"third": third})
-    (result,) = evaluate_tiny([{"fitted": options}], Fitted, model=OneHot(), saes=[Reader()], rows=rows)
+def fitted(batch_size=None, rows=None, **options):
+    rows = rows or texts(lambda row: [MARK] * third(row), 2, columns={"third": third})
+    given = {"batch_size": batch_size} if batch_size else {}
+    (result,) = evaluate_tiny([{"fitted": options}], Fitted, model=OneHot(), saes=[Reader()], rows=rows, **given)
     assert result.status == "ok", result.reason
     return {name: record["value"] for name, record in result.values.items()}
+
+
+def a_mark_in_each_row(tokens):
+    tokens[:, 3] = MARK
+
+
+def fitted_tokens(batch_size=None, **options):
+    """The same for tokens of 60 rows, of which each has the label once."""
+    rows = marked_tokens({"mark": lambda tokens, draw: tokens == MARK}, 2, place=a_mark_in_each_row)
+    return fitted(batch_size, rows, pooling="token", **options)
 
 
 def test_the_rows_of_each_class():
@@ -52,7 +66,8 @@ def test_the_rows_of_each_class():
     rare = fitted(fit_rows=30, positive_share=0.1)
     assert (rare["yes"], rare["no"]) == (3, 27)
     assert few["wrong"] == rare["wrong"] == 0
-    assert fitted(positive_share=0.8) | {"rows": 0} == {"yes": 40, "no": 10, "wrong": 0, "rows": 0}
+    shared = fitted(positive_share=0.8)
+    assert (shared["yes"], shared["no"], shared["wrong"]) == (40, 10, 0)
 
 
 def test_more_rows_keep_the_same_ones(monkeypatch):
@@ -115,16 +130,42 @@ def test_evaluated_rows_stay_and_keep_their_labels():
 
 
 def test_settings_of_tokens():
+    """Whatever is fitted, the evaluated tokens and their labels are the true ones."""
     labels = {"mark": lambda tokens, draw: tokens == MARK}
+    rows = [marked_tokens(labels, seed, place=a_mark_in_each_row) for seed in (1, 2)]
+    settings = [{"fit_rows": 50, "positive_share": 0.2}, {"label_noise": 0.2}]
+    metrics = [
+        {"sparse_probing": {"k": (1,), "folds": 2, "pooling": "token", "as": f"s{n}", **own}}
+        for n, own in enumerate(settings)
+    ]
+    found = probed(metrics, *rows)
+    assert {table["rows"][0][1] for _, table in found} == {50, 300}
+    for values, table in some(found):
+        assert table["rows"][0][2:4] == [300, 60]
+        assert values["auc@1"] == values["auc_neurons@1"] == 1
 
-    def place(tokens):
-        tokens[:, 3] = MARK
 
-    rows = [marked_tokens(labels, seed, place=place) for seed in (1, 2)]
-    options = {"k": (1,), "folds": 2, "pooling": "token", "held_out_types": 0.0, "fit_rows": 50, "positive_share": 0.2}
-    for values, table in some(probed([{"sparse_probing": options}], *rows)):
-        assert table["rows"][0][1:4] == [50, 300, 60]
-        assert values["auc@1"] == values["auc_tokens"] == 1
+def test_the_tokens_of_each_class():
+    everything = fitted_tokens()
+    assert (everything["yes"], everything["no"], everything["wrong"]) == (60, 240, 0)
+    few, rare = fitted_tokens(fit_rows=50), fitted_tokens(fit_rows=50, positive_share=0.1)
+    assert [(own["yes"], own["no"], own["wrong"]) for own in (few, rare)] == [(10, 40, 0), (5, 45, 0)]
+    noisy, more = fitted_tokens(label_noise=0.2), fitted_tokens(label_noise=0.4)
+    assert 40 <= noisy["wrong"] <= 80
+    assert 95 <= more["wrong"] <= 145
+    assert noisy["which"] == more["which"] == everything["which"]
+    assert fitted_tokens(fit_rows=50, seed=1)["which"] != few["which"]
+
+
+SETTINGS = {"fit_rows": 40, "positive_share": 0.25, "label_noise": 0.3}
+
+
+@pytest.mark.parametrize("of", [fitted, fitted_tokens])
+def test_neither_rows_nor_wrong_labels_depend_on_the_size_of_a_batch(of):
+    whole, parts = of(**SETTINGS), of(batch_size=7, **SETTINGS)
+    assert whole == parts
+    assert whole["yes"] + whole["no"] == 40
+    assert whole["wrong"] > 2
 
 
 def test_a_penalty_without_cross_validation():

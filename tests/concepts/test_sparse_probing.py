@@ -105,6 +105,24 @@ def test_no_task_and_no_sae_adds_a_pass():
     assert passes([Reader(), Reader()], many, (1, 5)) == alone
 
 
+def test_the_evaluated_texts_choose_nothing():
+    """Neither features nor their scores follow from evaluated texts, nor from their labels."""
+    fit = texts(lambda row: [MARK] * (row % 2), 2)
+    evaluated = [
+        texts(lambda row: [MARK] * (row % 2), 1),
+        texts(lambda row: [OTHER] * (row % 2), 5),
+        texts(lambda row: [MARK] * (row % 2), 1, columns={"marked": lambda row: int(row % 3 == 0)}),
+    ]
+    found = []
+    for rows in evaluated:
+        (result,) = evaluate_tiny(
+            [{"sparse_probing": {"k": (1, 5), "folds": 2}}], model=OneHot(), saes=[Reader()], rows=rows, fit=fit
+        )
+        found.append(result.values)
+    assert found[0]["latents"] == found[1]["latents"] == found[2]["latents"]
+    assert [values["auc@1"]["value"] for values in found] == [1, 0.5, pytest.approx(0.5, abs=0.1)]
+
+
 def test_texts_for_validation_are_not_fitted():
     marked = texts(lambda row: [MARK] * (row % 2), 2, validation=0.5)
     labels = {"marked": np.where(marked.annotations.validation, "0", marked.annotations.labels["marked"])}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from planted import MARK, OTHER, VOCABULARY, YES, OneHot, Reader, marked_tokens, texts
-from saeval.testing import evaluate_tiny
+from saeval.testing import evaluate, evaluate_tiny, tiny_plugins
 from saeval.testing.claims import every, some
 from saeval_concepts.rows import held_out
 from saeval_concepts.sparse_probing import SparseProbing
@@ -88,6 +90,14 @@ def test_token_types_that_no_fitted_token_has():
     assert [judged, fitted] == pytest.approx([240 * (1 - held)] * 2, rel=0.15)
 
 
+def test_features_of_token_types_know_no_new_type():
+    """Each feature is one type: those of fitted types are silent on all others, and what fires there was not chosen."""
+    (result,) = probed({"high": high}, place=None, words=VOCABULARY, held_out_types=0.3, per_row=2)
+    found = numbers(result)
+    assert 0.5 < found["auc@1"] < found["auc@2"] < 1
+    assert found["auc_unseen@1"] == found["auc_unseen@2"] == 0.5
+
+
 def test_nothing_depends_on_batches_or_on_other_tasks():
     whole = probed({"mark": is_mark, "noise": at_random}, tasks=("noise",))
     batches = probed({"mark": is_mark, "noise": at_random}, tasks=("noise",), batch_size=7)
@@ -137,6 +147,35 @@ def test_texts_without_labels_of_tokens():
         [{"sparse_probing": {"pooling": "token"}}], model=OneHot(), saes=[Reader()], rows=rows, fit=rows
     )
     assert "the data have no labels of tokens" in result.reason
+
+
+def test_stretches_of_a_table_are_labels_of_its_tokens(tmp_path):
+    """Each text names a city or a river; its name is marked, and the marked tokens are those of the name alone."""
+    names = {"city": ["Rome", "Oslo", "Cairo"], "river": ["Rhine", "Nile", "Loire"]}
+    records = []
+    for number in range(120):
+        kind = "city" if number % 2 else "river"
+        name = names[kind][number // 2 % 3]
+        start = len("They saw ")
+        records.append({
+            "text": f"They saw {name} at noon.",
+            "spans": [{"start": start, "end": start + len(name), "label": kind}],
+        })  # fmt: skip
+    path = tmp_path / "places.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    results = evaluate(
+        model="testbed", saes=["testbed/relu-1"], plugins=tiny_plugins(),
+        data={"use": "labelled", "path": str(path), "spans": "spans", "context": 16},
+        metrics=[{"sparse_probing": {"pooling": "token", "k": (1,), "folds": 2, "per_row": 16}}],
+    )  # fmt: skip
+    (result,) = results
+    found = numbers(result)
+    assert found["auc_tokens"] > 0.99
+    lines = {line[0]: dict(zip(result.values["tasks"]["columns"], line)) for line in result.values["tasks"]["rows"]}
+    assert set(lines) == {"city", "river"}
+    # a text has a marked token at least, and every text belongs to both tasks
+    assert lines["city"]["tokens"] == lines["river"]["tokens"]
+    assert every(14 <= line["positive"] <= 4 * 16 for line in lines.values())
 
 
 def test_values_are_declared():
