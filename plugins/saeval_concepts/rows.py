@@ -41,30 +41,46 @@ def chosen_tokens(
     tasks: Sequence[str] = ("*",),
     pooling: str = "mean",
     per_row: int = 4,
+    per_quadrant: int | None = None,
     seed: int = 0,
 ) -> ChosenTokens | None:
     """For `pooling: token`, up to `per_row` tokens of each class of each task from each row of text; else None.
 
+    With `per_quadrant`, up to that many of each combination of answers to all tasks, each with all of its answers.
     A hash of (seed, task, row, position) chooses them, so that they are the same for every SAE.
     """
     if pooling != "token":
         return None
     inside = included.cpu().numpy()
-    labels = {}
-    for name in names_matching_any(tasks, list(token_labels)):
-        given = token_labels[name].cpu().numpy()
-        keys = hashed(seed, "tokens", name, token_keys)
-        labels[name] = np.full(inside.shape, OUTSIDE, dtype=np.int8)
-        for label in (0, 1):
-            member = inside & (given == label)
-            order = np.argsort(np.where(member, keys, _LARGEST), axis=1, kind="stable")[:, :per_row]
-            first = np.zeros_like(member)
-            np.put_along_axis(first, order, values=True, axis=1)
-            labels[name][first & member] = label
+    given = {name: token_labels[name].cpu().numpy() for name in names_matching_any(tasks, list(token_labels))}
+    labels = {name: np.full(inside.shape, OUTSIDE, dtype=np.int8) for name in given}
+    if per_quadrant is None:
+        for name, answers in given.items():
+            keys = hashed(seed, "tokens", name, token_keys)
+            for label in (0, 1):
+                labels[name][_first(inside & (answers == label), keys, per_row)] = label
+    elif given:
+        every = np.stack(list(given.values()), axis=-1)
+        known = inside & (every != OUTSIDE).all(-1)
+        keys = hashed(seed, "tokens", *given, token_keys)
+        for answers in np.unique(every[known], axis=0):
+            first = _first(known & (every == answers).all(-1), keys, per_quadrant)
+            for name, label in zip(given, answers, strict=True):
+                labels[name][first] = label
     taken = np.any([own != OUTSIDE for own in labels.values()], axis=0) if labels else np.zeros_like(inside)
     rows, positions = np.nonzero(taken)
     types = tokens.cpu().numpy()[rows, positions]
     return ChosenTokens(rows, positions, types, {name: own[rows, positions] for name, own in labels.items()})
+
+
+def _first(
+    member: Bool[np.ndarray, "batch seq"], keys: UInt64[np.ndarray, "batch seq"], count: int
+) -> Bool[np.ndarray, "batch seq"]:
+    """Return the members of each row with the smallest keys, at most `count`."""
+    order = np.argsort(np.where(member, keys, _LARGEST), axis=1, kind="stable")[:, :count]
+    first = np.zeros_like(member)
+    np.put_along_axis(first, order, values=True, axis=1)
+    return np.asarray(first & member)
 
 
 def of_rows(of_texts: np.ndarray[Any, Any], chosen: ChosenTokens | None) -> np.ndarray[Any, Any]:

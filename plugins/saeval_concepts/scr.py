@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int8
+from pydantic import Field
 
 from saeval.plugin import Estimate, Evidence, PerRow, Scalar, Table, Undefined, Value
 from saeval_concepts.directions import FIT, TEST, VALIDATION, Direction, LeftOut, balanced, estimate, stands_out
 from saeval_concepts.removals import CONTROLS, Counts, Draws, RemovalMetric, Removals, latents, removals_of
+from saeval_concepts.rows import ChosenTokens, of_rows
 from saeval_concepts.tasks import OUTSIDE, Task
 from saeval_concepts.written import GroupSums, projections
 
@@ -25,8 +27,8 @@ MEASURES = {"": LeftOut.correlation, "accuracy_": LeftOut.accuracy}
 _UNIT = "share of the deficit"
 
 
-def quadrants(task_labels: Int8[np.ndarray, "batch tasks"], probe_tasks: tuple[Task, ...]) -> Int8[np.ndarray, "batch"]:
-    """Answers to the two tasks of each text: 0 no-no, 1 no-yes, 2 yes-no, 3 yes-yes; -1 for a text not in both."""
+def quadrants(task_labels: Int8[np.ndarray, "n tasks"], probe_tasks: tuple[Task, ...]) -> Int8[np.ndarray, "n"]:
+    """Answers to the two tasks of each row: 0 no-no, 1 no-yes, 2 yes-no, 3 yes-yes; -1 for a row not in both."""
     if len(probe_tasks) != 2:
         names = ", ".join(repr(task.name) for task in probe_tasks)
         raise Undefined(f"'tasks' matches {len(probe_tasks)} tasks ({names}); name the two to use")
@@ -35,10 +37,12 @@ def quadrants(task_labels: Int8[np.ndarray, "batch tasks"], probe_tasks: tuple[T
 
 
 def fit_quadrants(
-    quadrants: Int8[np.ndarray, "batch"], validation: Bool[np.ndarray, "batch"]
-) -> Int8[np.ndarray, "batch"]:
+    quadrants: Int8[np.ndarray, "n"],
+    validation: Bool[np.ndarray, "batch"],
+    chosen_tokens: ChosenTokens | None = None,
+) -> Int8[np.ndarray, "n"]:
     """The same, with the texts for validation outside."""
-    return np.where(validation, OUTSIDE, quadrants).astype(np.int8)
+    return np.where(of_rows(validation, chosen_tokens), OUTSIDE, quadrants).astype(np.int8)
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,8 @@ class SCR(RemovalMetric):
     E[logit | yes] − E[logit | no] in standard deviations of the logits. A value is the biased probe's gain as a share
     of what it lacks: (after − before) / (the kept label's own probe − before). It is undefined where that denominator
     is below two standard errors. Both labels are kept in turn; `first` and `second` follow the order of the tasks'
-    names. No forward pass is added.
+    names. No forward pass is added. With `pooling: token`, tokens take the place of texts: of every row of text, up to
+    `per_quadrant` of each pair of answers, chosen by a hash that is the same for every SAE.
 
     Values:
         first@*, second@*: the gain as N features of the other label are removed and this one is kept; share of the
@@ -151,12 +156,14 @@ class SCR(RemovalMetric):
         self,
         tasks: tuple[str, ...] = ("*",),
         n: Counts = (1, 2, 5, 10, 20, 50),
-        pooling: Literal["mean", "last"] = "mean",
+        pooling: Literal["mean", "last", "token"] = "mean",
         penalty: Literal["l2", "l1"] = "l2",
         draws: Draws = 5,
         seed: int = 0,
+        per_quadrant: Annotated[int, Field(ge=1, le=1024)] = 4,
     ) -> None:
         super().__init__(tasks, n, pooling, penalty, draws, seed)
+        self.per_quadrant = per_quadrant
         self.headline = tuple(f"{kept}@{self.middle}" for kept in KEPT)
         kinds = ["", "accuracy_", *(f"{name}_" for name in CONTROLS), *(f"lead_{name}_" for name in CONTROLS)]
         counted = [f"{kind}{kept}@{count}" for kind in (*kinds, "removed_") for kept in KEPT for count in self.n]
@@ -164,12 +171,14 @@ class SCR(RemovalMetric):
 
     def observe(
         self,
-        pooled_written_acts: Float[Tensor, "batch d_sae"],
-        task_labels: Int8[np.ndarray, "batch tasks"],
+        pooled_written_acts: Float[Tensor, "n d_sae"],
+        task_labels: Int8[np.ndarray, "n tasks"],
         scr_removals: tuple[Removals, ...],
+        chosen_tokens: ChosenTokens | None = None,
     ) -> Evidence:
         """How much leaves the logit of the biased probe, by kept label and N, of controls also by draw."""
-        return self.changes(pooled_written_acts, task_labels, scr_removals, partial(np.concatenate, axis=2))
+        joined = partial(np.concatenate, axis=2)
+        return self.changes(pooled_written_acts, task_labels, scr_removals, joined, chosen_tokens)
 
     def conclude(
         self,

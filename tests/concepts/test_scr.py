@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import pearsonr
 
-from planted import MARK, OTHER, OneHot, Reader, texts
+from planted import MARK, OTHER, VOCABULARY, OneHot, Reader, marked_tokens, texts
 from saeval.testing import evaluate_tiny
-from saeval.testing.claims import every
+from saeval.testing.claims import every, some
 from saeval_concepts.directions import LeftOut
+from saeval_concepts.rows import chosen_tokens
 from saeval_concepts.scr import SCR
 
 TWO = {"p": lambda row: row % 2, "q": lambda row: row // 2 % 2}
@@ -79,6 +81,70 @@ def test_nothing_to_repair():
     assert values["first@1"]["value"] is None
 
 
+class Both(OneHot):
+    """A model in which a token has one mark or both: its number says which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed[:] = 0
+        for token in range(VOCABULARY):
+            self.embed[token, MARK], self.embed[token, OTHER] = token % 2, token // 2 % 2
+
+
+BITS = {"p": lambda tokens, draw: tokens % 2 == 1, "q": lambda tokens, draw: tokens // 2 % 2 == 1}
+
+
+def tokens(batch_size=None, labels=BITS, sae=Reader, **options):
+    data, fit = (marked_tokens(labels, seed, validation=v) for seed, v in ((1, 0.0), (2, 0.4)))
+    given = {"batch_size": batch_size} if batch_size else {}
+    (result,) = evaluate_tiny(
+        [{"scr": {"n": (1, 2), "draws": 2, "pooling": "token", "per_quadrant": 1, **options}}], model=Both(),
+        saes=[sae()], rows=data, fit=fit, **given,
+    )  # fmt: skip
+    return result
+
+
+def test_spurious_labels_of_tokens():
+    result = tokens()
+    found = numbers(result)
+    names = ["first@1", "second@1", "skyline_first", "skyline_second"]
+    assert [found[name] for name in names] == pytest.approx([1] * 4)
+    # the threshold stays between none and both marks, so that one mark is a no: of 3/4 right answers 1/2 remain
+    assert found["accuracy_first@1"] == pytest.approx(-1)
+    assert [row[:3] for row in result.values["latents"]["rows"] if row[1] == 1] == [["q", 1, OTHER], ["p", 1, MARK]]
+    before, after = 0.5**0.5, 1.25**-0.5
+    assert numbers(tokens(sae=Half))["first@1"] == pytest.approx((after - before) / (1 - before), abs=0.02)
+    assert numbers(tokens(batch_size=7)) == pytest.approx(found, abs=1e-9)
+
+
+def test_tokens_of_each_pair_of_answers():
+    """One of each pair from each row that has it, with both answers; a third label that is not asked for is ignored."""
+    draw = np.random.default_rng(0)
+    answers = {name: torch.from_numpy(draw.integers(0, 2, (30, 12)).astype(np.int8)) for name in ("p", "q", "r")}
+    answers["q"][5] = -1
+    ids = torch.from_numpy(draw.integers(0, 9, (30, 12)))
+    inside = ids > 1
+    keys = np.arange(30 * 12, dtype=np.uint64).reshape(30, 12)
+    chosen = chosen_tokens(ids, inside, answers, keys, tasks=("p", "q"), pooling="token", per_quadrant=1)
+    assert set(chosen.labels) == {"p", "q"}
+    for name, own in some(chosen.labels.items()):
+        assert own.tolist() == answers[name][chosen.rows, chosen.positions].tolist()
+    assert inside[chosen.rows, chosen.positions].all()
+    found = list(zip(chosen.rows, chosen.labels["p"], chosen.labels["q"], strict=True))
+    known = inside & (answers["q"] >= 0)
+    rows, positions = np.nonzero(known.numpy())
+    there = set(zip(rows, *(answers[name][rows, positions].tolist() for name in ("p", "q")), strict=True))
+    assert len(found) == len(there)
+    assert set(found) == there
+    one, many = (
+        chosen_tokens(
+            ids[part], inside[part], {n: a[part] for n, a in answers.items()}, keys[part], ("p", "q"), "token", 4, 1
+        )
+        for part in (slice(3, 4), slice(0, 30))
+    )
+    assert one.positions.tolist() == many.positions[many.rows == 3].tolist()
+
+
 @pytest.mark.parametrize(
     ("given", "fault"),
     [
@@ -91,6 +157,12 @@ def test_data_that_cannot_be_used(given, fault):
     (result,) = repaired(**given)
     assert result.status == "undefined"
     assert fault in result.reason
+
+
+def test_labels_of_tokens_that_cannot_be_used():
+    same = {"p": BITS["p"], "q": BITS["p"]}
+    assert "no texts with one of the four pairs of answers for task 'p and q'" in tokens(labels=same).reason
+    assert "'tasks' matches 1 tasks ('p'); name the two to use" in tokens(tasks=("p",)).reason
 
 
 def test_values_are_declared():
