@@ -64,9 +64,9 @@ def test_two_saes_with_a_wide_interval_are_undecided():
     (dose,) = found.doses
     assert dose.tau.value > 0.8
     assert dose.tau.low < 0
-    assert found.words == "undecided: 2 SAEs are too few to say whether it tells them from controls"
+    assert found.words == "undecided: 2 SAEs: too few to say whether it tells them from controls"
     alone = of(made([{"v": 1.0}, {"v": 2.0}], None, lambda place, v, dose: {"v": v["v"] + steps[place][dose]}))
-    assert alone.words == "undecided: 2 SAEs are too few to say whether it gets worse with damage"
+    assert alone.words == "undecided: 2 SAEs: too few to say whether it gets worse with damage"
 
 
 @pytest.mark.parametrize(("comparable", "verdict"), [("hook", "controls"), ("model", "ranking")])
