@@ -12,7 +12,7 @@ from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import counted, number
 from saeval.base.sealed_json import DamagedError, sealed, unsealed
 from saeval.base.whole_files import write_whole
-from saeval.results.comparability import configurations, ground_of
+from saeval.results.comparability import configurations, ground
 from saeval.results.result import Result
 
 FILE = "certificate.json"
@@ -147,7 +147,7 @@ class Certificate:
 
     def on(self, results: Sequence[Result]) -> dict[str, Certified]:
         """Return what it says of the values of these results, by column; empty unless model and data are the same."""
-        if not results or ground_of(results[0].cell) != self.ground:
+        if not results or ground(results[0].cell) != self.ground:
             return {}
         current = digests(results)
         return {one.column: one for one in self.values if self._holds(one.column.split(".", 1)[0], current)}

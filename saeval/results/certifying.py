@@ -22,7 +22,7 @@ from saeval.results.certificate import (
     digests,
     verdict,
 )
-from saeval.results.comparability import ground_of
+from saeval.results.comparability import ground
 from saeval.results.paired_tests import ALPHA, Difference, difference, holm
 from saeval.results.result import Result
 from saeval.stats.estimate import ROUNDING, proportion_interval, reach95
@@ -70,7 +70,7 @@ def certificate(results: Sequence[Result], board: Board, roles: Roles) -> Certif
         made.append(replace(whole, verdict=word, reasons=tuple(reasons)))
     own = {name: digest for name, digest in digests(results).items() if name in roles.metrics}
     first = results[0].cell
-    return Certificate(board.title, len(saes), made, ground_of(first), own, first["data"].get("limit"))
+    return Certificate(board.title, len(saes), made, ground(first), own, first["data"].get("limit"))
 
 
 def _truths(found: Sequence[Certified], columns: Sequence[Column], roles: Roles) -> list[str]:

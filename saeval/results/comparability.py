@@ -87,9 +87,14 @@ def of_cells(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[FieldDifference
     return [*differences(a["model"] or {}, b["model"] or {}, "model"), *(telling or data)]
 
 
-def ground_of(cell: Mapping[str, Any]) -> str:
+def ground(cell: Mapping[str, Any]) -> str:
     """Return a hash of the model and data of a cell: numbers on different ones are not comparable."""
-    return digest_of([cell["model"], cell["data"]["fingerprint"], cell["data"].get("stopping")])
+    return digest_of([cell["model"], *rows_of(cell)])
+
+
+def rows_of(cell: Mapping[str, Any]) -> list[Any]:
+    """Return what determines the rows of a cell's data."""
+    return [cell["data"].get(name) for name in ("fingerprint", "stopping", "limit")]
 
 
 def configuration(result: Result) -> dict[str, Any]:
