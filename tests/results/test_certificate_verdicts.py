@@ -30,20 +30,13 @@ def entry(value, error=0.01):
 
 
 def made(
-    trained,
-    control=None,
-    damaged=None,
-    *,
-    hooks=None,
-    comparable="model",
-    doses=DOSES,
-    group=(),
-    limit=None,
-    error=0.01,
-) -> Certificate:
+    trained, control=None, damaged=None, *, hooks=None, comparable="model", doses=DOSES, group=(), limit=None,
+    error=0.01, reseeds=(),
+) -> Certificate:  # fmt: skip
     """Return the certificate of values of SAEs, of a control of each, and of each at each dose; None: it has none.
 
-    Values are those of metric `m`, or with a dot those of the one named, of which `t` knows the truth.
+    Values are those of metric `m`, or with a dot those of the one named, of which `t` knows the truth and `reseeds`
+    are `m` with other seeds. `error` is their standard error, or one for each SAE and dose.
     """
     names = list(dict.fromkeys(name for values in trained for name in values))
     columns = [Column(whole(name), better="higher", comparable=comparable, main=True) for name in names]
@@ -54,13 +47,14 @@ def made(
         kinds |= {"random": control(place, values)} if control else {}
         kinds |= {rung: damaged(place, values, dose) for rung, dose in doses.items()} if damaged else {}
         for kind, own in kinds.items():
-            entries = {whole(name): entry(value, error) for name, value in own.items() if value is not None}
+            size = error(place, doses.get(kind, 0)) if callable(error) else error
+            entries = {whole(name): entry(value, size) for name, value in own.items() if value is not None}
             name, kinship = (f"{kind}({sae})", sae) if kind else (sae, None)
             row = Row(name, hook, "control" if kind else "sae", entries, control=kind, of=kinship, site=hook)
             rows.append(row)
     board = Board("made", "model", {"documents": DOCUMENTS}, columns, rows, None)
-    groups = {"seeds": [f"sae{place}" for place in group]}
-    roles = Roles(["m", "t"], standing={"random": 2}, ladders={"dropped": doses}, truths=["t"], groups=groups)
+    groups = {"seeds": [f"sae{place}" for place in group]} if group else {}
+    roles = Roles(["m", "t"], {"m": reseeds}, {"random": 2}, {"dropped": doses}, ["t"], groups)
     return certificate([result(limit)], board, roles)
 
 
@@ -228,3 +222,58 @@ def test_a_certificate_of_a_limited_run_says_so():
         == "From 5 SAEs and 8 sequences (--limit), on this model and text alone"
     )
     assert section(made(values)).summary[0] == "From 5 SAEs, on this model and text alone"
+
+
+def test_pairs_are_told_apart_only_after_holms_correction():
+    # every difference of two SAEs is 2.5 of its standard errors: p = 0.022 with 20 documents
+    values, error = [{"v": 0.025 * place} for place in range(5)], lambda place, dose: 0.01 * place
+    assert of(made(values[:2], error=error)).apart.value == 1
+    assert of(made(values, error=error)).apart.value == 0
+
+
+def test_the_smallest_dose_that_is_detected_is_one_after_holms_correction():
+    def damaged(place, own, dose):
+        return {"v": own["v"] - (0.025 if dose == 0.5 else 1.0) * dose}
+
+    doses = {"dropped share=0.5": 0.5, "dropped share=1": 1.0}
+    values, error = [{"v": float(place)} for place in range(5)], lambda place, dose: 0.01 * dose
+    (alone,) = of(made(values[:1], None, damaged, doses=dict([*doses.items()][:1]), error=error)).doses
+    (among,) = of(made(values, None, damaged, doses=doses, error=error)).doses
+    assert (alone.detected, among.detected) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("moved", "verdict"), [(0.1, "ranking"), (1.2, "controls"), (3.0, "unusable")], ids=["little", "much", "too much"]
+)
+def test_what_draws_move_counts_against_what_saes_differ_by(moved, verdict):
+    drawn = (-1, 1, 0)  # the standard deviation of these is 1, that of the SAEs' values 1.58
+    values = [{"v": place + moved * drawn[0], **reseeded(place, moved, drawn[1:])} for place in range(5)]
+    found = of(made(values, worse, worse, reseeds=("r1", "r2")))
+    assert found.evaluation.value == pytest.approx(moved)
+    assert (found.evaluation.n, found.verdict) == (10, verdict), found.words
+    assert verdict == "ranking" or f"its own draws move it by {moved:g}" in found.words
+
+
+def reseeded(place, moved, drawn):
+    return {f"r{number}.v": place + moved * step for number, step in enumerate(drawn, 1)}
+
+
+@pytest.mark.parametrize(("moved", "verdict"), [(0.1, "ranking"), (3.0, "controls")])
+def test_what_training_seeds_move_counts_against_what_saes_differ_by(moved, verdict):
+    values = [{"v": 3 + moved * step} for step in (-1, 1, 0)] + [{"v": 0.0}, {"v": 6.0}]
+    found = of(made(values, worse, worse, group=(0, 1, 2)))
+    assert (found.training.value, found.training.n) == (pytest.approx(moved), 2)
+    assert found.verdict == verdict
+    assert ("the training seed moves it by 3" in found.words) == (verdict == "controls")
+
+
+def test_a_control_that_is_better_makes_a_value_unusable():
+    def better(place, own):
+        return {"v": own["v"] + 5}
+
+    found = of(made([{"v": float(place)} for place in range(5)], better, worse_by_dose))
+    assert found.words == "not usable here: it ranks random before the SAEs"
+    rising = of(
+        made([{"v": float(place)} for place in range(5)], worse, lambda *given: {"v": given[1]["v"] + given[2]})
+    )
+    assert rising.words == "not usable here: it gets better with dropped"
