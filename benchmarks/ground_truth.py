@@ -34,6 +34,24 @@ class TopK:
         return acts @ self.W_dec
 
 
+def evaluated(saes: dict[str, TopK], arguments: argparse.Namespace, samples: int) -> None:
+    data = {"use": "synthetic", "preset": arguments.preset, "samples": samples}
+    metrics = ["truth_recovery", "truth_absorption", "l0"]
+    results = evaluate(data=data, saes=saes, metrics=metrics, batch_size=arguments.batch, preflight="off")
+    assert not results.failed, results.failed[0].traceback
+
+
+def products(saes: list[TopK], samples: int, repeats: int = 4) -> float:
+    """Return the seconds of CPU time that a sample's products with all encoders take."""
+    x = torch.randn(samples, saes[0].W_dec.shape[1])
+    x @ saes[0].W_enc
+    started = time.process_time()
+    for _ in range(repeats):
+        for sae in saes:
+            x @ sae.W_enc
+    return (time.process_time() - started) / (repeats * samples)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=5_000_000)
@@ -55,10 +73,20 @@ def main() -> None:
             rows.batch(range(first, min(first + arguments.batch, len(rows))), "cpu")
     else:
         saes = {f"sae-{i}": TopK(i, arguments.latents, source.width) for i in range(arguments.saes)}
-        data = {"use": "synthetic", "preset": arguments.preset, "samples": arguments.samples}
-        metrics = ["truth_recovery", "truth_absorption", "l0"]
-        results = evaluate(data=data, saes=saes, metrics=metrics, batch_size=arguments.batch, preflight="off")
-        assert not results.failed, results.failed[0].traceback
+        few = 256 * arguments.batch
+        evaluated(saes, arguments, few)
+        fixed, floor = time.process_time() - cpu, products(list(saes.values()), few)
+        print(
+            f"{few:,} samples: {fixed:.0f} s of CPU time, the same for any number; a sample's products with the",
+            end=" ",
+        )
+        print(f"encoders alone take {1000 * floor:.2f} ms, and as much again with the decoders", flush=True)
+        started, cpu = time.perf_counter(), time.process_time()
+        evaluated(saes, arguments, arguments.samples)
+        each = (time.process_time() - cpu - fixed) / (arguments.samples - few)
+        print(
+            f"{1000 * each:.2f} ms of CPU time for each further sample, {each / floor:.1f} times the encoders' products"
+        )
     wall, cpu = time.perf_counter() - started, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rate = f"{arguments.samples / wall:,.0f} samples/s, {arguments.samples / cpu:,.0f} per second of CPU time"

@@ -13,7 +13,7 @@ from saeval.api import execute, prepare
 from saeval.base.progress import Progress
 from saeval.base.run_options import DOSES, RESEEDS, RunOptions
 from saeval.collection import Results
-from saeval.plan.certification import Design, design
+from saeval.plan.certification import design
 from saeval.plan.plan import Plan
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
@@ -55,20 +55,19 @@ def certify(
     return made
 
 
-def planned(plan: Plan, reseeds: int, doses: Sequence[float]) -> tuple[Plan, Design]:
+def planned(plan: Plan, reseeds: int, doses: Sequence[float]) -> tuple[Plan, Roles]:
     """Return the plan of the run that certifies the suite of `plan`, and what its parts are for."""
-    wanted = design(plan, reseeds, doses)
-    return prepare(copy.deepcopy(dict(wanted.body)), plan.registry, plan.options), wanted
+    body, roles = design(plan, reseeds, doses)
+    return prepare(copy.deepcopy(dict(body)), plan.registry, plan.options), roles
 
 
 def certified(
-    plan: Plan, expanded: Plan, wanted: Design, out: str | Path, progress: Progress | None = None
+    plan: Plan, expanded: Plan, roles: Roles, out: str | Path, progress: Progress | None = None
 ) -> tuple[Certificate, Results, Results]:
     """Run both plans, the suite's own from the results of the first; return the certificate and both results."""
     results = execute(expanded, out, progress, MANIFEST)
     own = execute(_stored(plan), out)
     (board,) = from_results(results, plan.name, {})
-    roles = Roles(wanted.metrics, wanted.reseeds, wanted.standing, wanted.ladders, wanted.truths, wanted.groups)
     made = certificate(results, board, roles)
     assert own.folder is not None
     made.write(own.folder)

@@ -13,6 +13,7 @@ from saeval.plugin import Estimate, Evidence, Stamp, torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from saeval.plugin import Fired
     from saeval_synthetic.ground_truth import TrueMatch
     from saeval_synthetic.world import TrueFeatures
 
@@ -44,10 +45,10 @@ class PairFirings(Evidence):
 
     @classmethod
     def of(
-        cls, feature_acts: Float[Tensor, "batch seq m"], true: TrueFeatures, match: TrueMatch,
+        cls, feature_acts: Float[Tensor, "batch seq m"], fired: Fired, true: TrueFeatures, match: TrueMatch,
         mask: Bool[Tensor, "batch seq"],
     ) -> Self:  # fmt: skip
-        """Return the counts of one batch over the mask."""
+        """Return the counts of one batch over the mask; `fired` lists the nonzero activations."""
         batch, seq, m = feature_acts.shape
         chosen = match.matched
         pair_of = np.full(len(match.latent), -1, np.int64)
@@ -58,13 +59,15 @@ class PairFirings(Evidence):
         token, feature = true.token.cpu().numpy(), true.feature.cpu().numpy()
         token, feature = token[inside[token]], feature[inside[token]]
         all_true = np.bincount(feature, minlength=len(match.latent))
-        fires = torch.where(mask.reshape(-1, 1).to(acts.device), acts, acts.new_zeros(())) != 0
-        by_row = fires.view(batch, seq, m).sum(1).cpu().numpy()
+        active, latent = fired.token.cpu().numpy(), fired.feature.cpu().numpy()
+        active, latent = active[inside[active]], latent[inside[active]]
+        by_row = np.bincount(active // seq * m + latent, minlength=batch * m).reshape(batch, m)
         pairs = pair_of[feature]
         token, pairs = token[pairs >= 0], pairs[pairs >= 0]
         size = batch * len(chosen)
-        at = torch.from_numpy(token).to(acts.device), torch.from_numpy(match.latent[chosen][pairs]).to(acts.device)
-        values = acts[at].cpu().numpy()
+        values = _at(acts, token, match.latent[chosen][pairs])
+        ours = pair_of_latent[latent]
+        active, latent, ours = active[ours >= 0], latent[ours >= 0], ours[ours >= 0]
         place = token // seq * len(chosen) + pairs
         shape = (batch, len(chosen))
         return cls(
@@ -72,7 +75,7 @@ class PairFirings(Evidence):
             np.bincount(place, minlength=size).reshape(shape),
             by_row[:, match.latent[chosen]],
             inside.reshape(batch, seq).sum(1),
-            _ranks(acts, fires, pair_of_latent, len(chosen)),
+            _counted(ours, _at(acts, active, latent), len(chosen)),
             _counted(pairs, values, len(chosen)),
             all_true,
             by_row.sum(0),
@@ -140,8 +143,8 @@ def _counted(pairs: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
     return ranks
 
 
-def _ranks(acts: Tensor, fires: Tensor, pair_of_latent: np.ndarray, count: int) -> np.ndarray:
-    index = np.flatnonzero(fires.cpu().numpy())
-    pairs = pair_of_latent[index % acts.shape[1]]
-    values = acts.reshape(-1)[torch.from_numpy(index[pairs >= 0]).to(acts.device)].float().cpu().numpy()
-    return _counted(pairs[pairs >= 0], values, count)
+def _at(acts: Tensor, token: np.ndarray, latent: np.ndarray) -> np.ndarray:
+    """Return the activations of these latents on these tokens."""
+    index = torch.from_numpy(token * acts.shape[1] + latent).to(acts.device)
+    values: np.ndarray = acts.reshape(-1)[index].float().cpu().numpy()
+    return values

@@ -16,7 +16,7 @@ from saeval_synthetic.ground_truth import TrueMatch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from saeval.plugin import Subject
+    from saeval.plugin import Fired, Subject
     from saeval_synthetic.world import TrueFeatures, World
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -100,10 +100,10 @@ class TruthRecovery(Metric):
         return sum((2 + self.draws) * matching_operations(m, m, d) for m, d in each)
 
     def observe(
-        self, feature_acts: Float[Tensor, "batch seq d_sae"], true_features: TrueFeatures, true_match: TrueMatch,
-        mask: Bool[Tensor, "batch seq"],
+        self, feature_acts: Float[Tensor, "batch seq d_sae"], fired: Fired, true_features: TrueFeatures,
+        true_match: TrueMatch, mask: Bool[Tensor, "batch seq"],
     ) -> PairFirings:  # fmt: skip
-        return PairFirings.of(feature_acts, true_features, true_match, mask)
+        return PairFirings.of(feature_acts, fired, true_features, true_match, mask)
 
     def conclude(
         self, total: PairFirings, W_dec: Float[Tensor, "d_sae d_out"], truth: World, true_match: TrueMatch,

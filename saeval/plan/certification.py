@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from saeval.base.errors import SuiteError
@@ -13,33 +12,14 @@ from saeval.base.names import names_matching_any
 from saeval.base.parameters import parameter_names
 from saeval.base.run_options import DOSES, RESEEDS
 from saeval.plan.plan import Plan
+from saeval.results.certifying import Roles
 
 SEED = "seed"
 """The parameter of a metric that decides what it draws."""
 
 
-@dataclass(frozen=True)
-class Design:
-    """The suite that one run certifies, and what its added parts are for."""
-
-    body: Mapping[str, Any]
-    """The suite, as a mapping."""
-    reseeds: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """By metric, the aliases of its configurations that differ in the seed alone."""
-    standing: Mapping[str, int] = field(default_factory=dict)
-    """The place of controls, by name: a higher number for a better one."""
-    ladders: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """By kind of damage, the names of its controls with their doses, in ascending order."""
-    truths: Sequence[str] = ()
-    """Metrics that know the true features."""
-    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Groups of SAEs that differ in their training seeds, with the names of their members."""
-    metrics: Sequence[str] = ()
-    """The metrics of the suite itself."""
-
-
-def design(plan: Plan, reseeds: int = RESEEDS, doses: Sequence[float] = DOSES) -> Design:
-    """Return the suite of `plan` with all that a certificate needs beside it.
+def design(plan: Plan, reseeds: int = RESEEDS, doses: Sequence[float] = DOSES) -> tuple[Mapping[str, Any], Roles]:
+    """Return the suite of `plan` with all that a certificate needs beside it, and what the parts are for.
 
     Each metric with a parameter `seed` is configured `reseeds` times more, with the seeds after its own, on the SAEs
     alone. Every control with a `standing` is added unless the suite has it for all SAEs, and every control with a
@@ -96,7 +76,7 @@ def design(plan: Plan, reseeds: int = RESEEDS, doses: Sequence[float] = DOSES) -
     body["controls"], body["metrics"] = controls, [*body["metrics"], *added]
     body.pop("leaderboard", None)
     truths = [entry.alias for entry in entries if classes[entry.alias].truth]
-    return Design(body, seeded, standing, ladders, truths, _groups(plan), [entry.alias for entry in entries])
+    return body, Roles([entry.alias for entry in entries], seeded, standing, ladders, truths, _groups(plan))
 
 
 def _configured(control: str | Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from saeval.base.errors import SaevalError
 from saeval.base.fingerprint import digest_of
-from saeval.base.formatting import number
+from saeval.base.formatting import counted, number
 from saeval.base.sealed_json import DamagedError, sealed, unsealed
 from saeval.base.whole_files import write_whole
-from saeval.results.comparability import configurations
+from saeval.results.comparability import configurations, ground
 from saeval.results.result import Result
 
 FILE = "certificate.json"
@@ -88,6 +88,8 @@ class Certified:
     verdict: Verdict = "undecided"
     reasons: Sequence[str] = ()
     """Why, in sentences without a full stop."""
+    of: str = "SAE"
+    """What it is a value of: `SAE` or `group`."""
     better: str | None = None
     unit: str = ""
     stderr: float | None = None
@@ -102,12 +104,15 @@ class Certified:
     """The standard deviation over the training seeds of one recipe; None without groups of seeds."""
     apart: Interval | None = None
     """Share of the pairs of SAEs at one hook that paired tests tell apart, Holm-corrected."""
+    difference: float | None = None
+    """The median difference of the pairs told apart, as a share of the larger of both values: what a sure difference
+    amounts to."""
     orders: Sequence[Order] = ()
     doses: Sequence[Dose] = ()
     same: Sequence[Correlation] = ()
     """The values that rank the SAEs most alike, the closest first."""
     truths: Sequence[Correlation] = ()
-    """Values of metrics that know the true features."""
+    """Correlations with the values that know the true features; those of metrics that know them have none."""
 
     @property
     def mark(self) -> str:
@@ -130,6 +135,8 @@ class Certificate:
     """A hash of model and data."""
     metrics: Mapping[str, str] = field(default_factory=dict)
     """By metric, a hash of its configuration."""
+    limit: int | None = None
+    """The number of sequences of a run with `--limit`."""
 
     def write(self, folder: Path) -> Path:
         """Write it into a results folder, and return the file."""
@@ -140,7 +147,7 @@ class Certificate:
 
     def on(self, results: Sequence[Result]) -> dict[str, Certified]:
         """Return what it says of the values of these results, by column; empty unless model and data are the same."""
-        if not results or ground_of(results) != self.ground:
+        if not results or ground(results[0].cell) != self.ground:
             return {}
         current = digests(results)
         return {one.column: one for one in self.values if self._holds(one.column.split(".", 1)[0], current)}
@@ -168,12 +175,6 @@ def stored(folder: Path | str) -> Certificate | None:
         raise SaevalError(f"{path}: not readable ({error}); run `saeval certify` again, or delete it") from None
 
 
-def ground_of(results: Sequence[Result]) -> str:
-    """Return a hash of the model and data of results of one run."""
-    cell = results[0].cell
-    return digest_of([cell["model"], cell["data"]["fingerprint"], cell["data"].get("stopping")])
-
-
 def digests(results: Iterable[Result]) -> dict[str, str]:
     """Return a hash of the configuration of each metric."""
     return {name: digest_of(own) for name, own in configurations(results).items()}
@@ -184,8 +185,9 @@ def verdict(found: Certified) -> tuple[Verdict, list[str]]:
 
     Not usable: it is the same for everything; it ranks a control before the SAEs; it tells the SAEs from no control; it
     gets better under a damage, or responds to none; what it draws moves it as much as the SAEs differ; it contradicts
-    the truth. Else for ranking, if it tells apart `LEAST_APART` of the pairs of SAEs, and neither its draws nor the
-    training seed move it by more than `MOST_NOISE` of the spread between SAEs.
+    the truth. Else for ranking, if it tells apart `LEAST_APART` of the pairs of SAEs, neither its draws nor the
+    training seed move it by more than `MOST_NOISE` of the spread between SAEs, and it agrees with the truth, where
+    that is known.
     """
     if found.better is None:
         return "describes", []
@@ -202,10 +204,10 @@ def verdict(found: Certified) -> tuple[Verdict, list[str]]:
         return "undecided", ["no control and no damage could be tested on it"]
     if judged and not any(share.low is not None and share.low > 0.5 and share.n >= ENOUGH for share in judged):
         few = max(share.n for share in judged)
-        return "undecided", [f"{few} SAEs are too few to say whether it tells them from controls"]
+        return "undecided", [f"{counted(few, found.of)}: too few to say whether it tells them from controls"]
     if not judged and not any(tau.low is not None and tau.low > 0 for tau in responses):
         few = max(tau.n for tau in responses)
-        return "undecided", [f"{few} SAEs are too few to say whether it gets worse with damage"]
+        return "undecided", [f"{counted(few, found.of)}: too few to say whether it gets worse with damage"]
     limits = _limits(found)
     return ("controls", limits) if limits else ("ranking", [])
 
@@ -242,20 +244,28 @@ def _noise(found: Certified) -> list[str]:
 
 def _truth(truths: Sequence[Correlation]) -> list[str]:
     against = [one.column for one in truths if one.rho.high is not None and one.rho.high < 0]
-    return [f"it ranks SAEs against the truth ({', '.join(against)})"] if against else []
+    return [f"it ranks SAEs against the truth ({', '.join(against)})"] if against and not _agrees(truths) else []
+
+
+def _agrees(truths: Sequence[Correlation]) -> bool:
+    return any(one.rho.low is not None and one.rho.low > 0 for one in truths)
 
 
 def _limits(found: Certified) -> list[str]:
     """Return why a value that is better than controls for SAEs cannot rank these."""
     limits = []
     if found.apart is None:
-        limits.append("no two SAEs at one hook could be compared")
+        why = "it has no error bars" if found.spread is not None else "no two SAEs are at one hook"
+        limits.append(f"no two SAEs could be compared: {why}")
     elif found.apart.value < LEAST_APART:
         limits.append(f"it tells apart {found.apart.value:.0%} of the pairs of SAEs")
     for noise, words in ((found.evaluation, "its own draws"), (found.training, "the training seed")):
         if noise and found.spread and noise.value > MOST_NOISE * found.spread:
             size = f"{number(noise.value, 2)}, and SAEs differ by {number(found.spread, 2)}"
             limits.append(f"{words} {'moves' if 'seed' in words else 'move'} it by {size}")
+    if found.truths and not _agrees(found.truths):
+        each = ", ".join(f"{one.column} {one.rho.words}" for one in found.truths)
+        limits.append(f"it is not seen to rank SAEs as the truth does (rank correlations {each})")
     return limits
 
 

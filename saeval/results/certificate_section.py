@@ -19,6 +19,7 @@ _NOTES = {
     "± draws": "the standard deviation over seeds of what the metric draws, with its 95% interval",
     "± seeds": "the standard deviation over training seeds of one recipe, with its 95% interval",
     "told apart": "the share of pairs of SAEs at one hook that paired tests tell apart (Holm), with its 95% interval",
+    "by": "the median difference of the pairs told apart, as a share of the larger value of both",
 }
 
 
@@ -31,10 +32,11 @@ def section(certificate: Certificate) -> Section:
         if (own := [one for one in values if one.verdict == verdict])
     ]
     tables = [verdicts(values), _errors(values), _orders(values), _doses(values), _same(values), _truths(values)]
+    rows = f" and {certificate.limit} sequences (--limit)" if certificate.limit is not None else ""
     return Section(
         NAME,
         f"Certificate of {certificate.suite}: how far each value can be trusted",
-        summary=[f"From {counted(certificate.saes, 'SAE')}, on this model and text alone", *summary],
+        summary=[f"From {counted(certificate.saes, 'SAE')}{rows}, on this model and text alone", *summary],
         charts=_responses(values),
         tables=[table for table in tables if table.rows],
         notes=[
@@ -57,7 +59,7 @@ def _errors(values: Sequence[Certified]) -> Table:
     rows = [
         [
             one.column, number(one.stderr, 2), one.documents, number(one.spread, 2), _words(one.evaluation),
-            _words(one.training), _words(one.apart),
+            _words(one.training), _words(one.apart), None if one.difference is None else f"{one.difference:.2%}",
         ]
         for one in values
     ]  # fmt: skip

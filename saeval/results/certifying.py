@@ -20,9 +20,9 @@ from saeval.results.certificate import (
     Interval,
     Order,
     digests,
-    ground_of,
     verdict,
 )
+from saeval.results.comparability import ground
 from saeval.results.paired_tests import ALPHA, Difference, difference, holm
 from saeval.results.result import Result
 from saeval.stats.estimate import ROUNDING, proportion_interval, reach95
@@ -37,15 +37,20 @@ _TWINS = 1e-9
 
 @dataclass(frozen=True)
 class Roles:
-    """What the rows and columns of a run are for."""
+    """What the rows and columns of a run that certifies a suite are for."""
 
     metrics: Sequence[str]
+    """The metrics of the suite itself."""
     reseeds: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By metric, the aliases of its configurations that differ in the seed alone."""
     standing: Mapping[str, int] = field(default_factory=dict)
+    """The place of controls, by name: a higher number for a better one."""
     ladders: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By kind of damage, the names of its controls with their doses, in ascending order."""
     truths: Sequence[str] = ()
+    """Metrics that know the true features."""
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """As in `plan.certification.Design`."""
+    """Groups of SAEs that differ in their training seeds, with the names of their members."""
 
 
 def certificate(results: Sequence[Result], board: Board, roles: Roles) -> Certificate:
@@ -55,16 +60,26 @@ def certificate(results: Sequence[Result], board: Board, roles: Roles) -> Certif
     evidence = _Evidence(board, roles)
     found = [evidence.of(column) for column in columns]
     ranked = {one.column: evidence.ranks(column) for one, column in zip(found, columns, strict=True)}
-    truths = [name for name in ranked if name.split(".", 1)[0] in roles.truths]
+    truths = _truths(found, columns, roles)
     made = []
-    for one in found:
+    for one, column in zip(found, columns, strict=True):
         others = _correlations(one.column, ranked, [name for name in ranked if name != one.column])
-        true = _correlations(one.column, ranked, [t for t in truths if t.split(".", 1)[0] != one.column.split(".")[0]])
+        true = _correlations(one.column, ranked, [] if column.metric in roles.truths else truths)
         whole = replace(one, same=tuple(others[:CLOSEST]), truths=tuple(true))
         word, reasons = verdict(whole)
         made.append(replace(whole, verdict=word, reasons=tuple(reasons)))
     own = {name: digest for name, digest in digests(results).items() if name in roles.metrics}
-    return Certificate(board.title, len(saes), made, ground_of(results), own)
+    first = results[0].cell
+    return Certificate(board.title, len(saes), made, ground(first), own, first["data"].get("limit"))
+
+
+def _truths(found: Sequence[Certified], columns: Sequence[Column], roles: Roles) -> list[str]:
+    """Return the main values of metrics that know the truth, without those that fail beside controls and damages."""
+    return [
+        one.column
+        for one, column in zip(found, columns, strict=True)
+        if column.metric in roles.truths and column.main and column.better and verdict(one)[0] != "unusable"
+    ]
 
 
 class _Evidence:
@@ -82,8 +97,10 @@ class _Evidence:
         documents = document_count(self.board.data)
         by_document = bool(errors) and documents is not None and not any(entry.seeds for entry in entries)
         values = [[_number(row, column.name) for row in rows] for rows in self._at_hooks(column, trained)]
+        apart, difference = self._apart(column, trained)
         return Certified(
             column.name,
+            of="group" if trained and trained[0].kind == "group" else "SAE",
             better=column.better,
             unit=column.unit,
             stderr=float(np.median(errors)) if errors else None,
@@ -91,7 +108,8 @@ class _Evidence:
             spread=_deviation(values).value if any(len(own) > 1 for own in values) else None,
             evaluation=self._evaluation(column, trained),
             training=self._training(column, trained),
-            apart=self._apart(column, trained),
+            apart=apart,
+            difference=difference,
             orders=tuple(self._orders(column, trained)),
             doses=tuple(self._doses(column, trained)),
         )
@@ -141,8 +159,11 @@ class _Evidence:
                 found.append([_number(row, column.name) for row in own])
         return _deviation(found) if found else None
 
-    def _apart(self, column: Column, trained: Sequence[Row]) -> Interval | None:
-        """Return the share of pairs that tests tell apart, without those of one recipe: these need not differ."""
+    def _apart(self, column: Column, trained: Sequence[Row]) -> tuple[Interval | None, float | None]:
+        """Return the share of pairs that tests tell apart, without those of one recipe: these need not differ.
+
+        Beside it, the median difference of those told apart, as a share of the larger of both values.
+        """
         pairs = [
             (a, b)
             for rows in self._at_hooks(column, trained)
@@ -151,11 +172,12 @@ class _Evidence:
         ]
         tests = [_difference(a.entries[column.name], b.entries[column.name]) for a, b in pairs]
         p_values = holm([test.p_value if test is not None else None for test in tests])
-        tested = [p for p in p_values if p is not None]
-        if not tested:
-            return None
-        share = sum(p < ALPHA for p in tested) / len(pairs)
-        return _share(share, len(trained))
+        if all(p is None for p in p_values):
+            return None, None
+        told = [pair for pair, p in zip(pairs, p_values, strict=True) if p is not None and p < ALPHA]
+        both = np.array([[_number(row, column.name) for row in pair] for pair in told]).reshape(-1, 2)
+        relative = np.abs(both[:, 0] - both[:, 1]) / np.abs(both).max(axis=1)
+        return _share(len(told) / len(pairs), len(trained)), float(np.median(relative)) if told else None
 
     def _orders(self, column: Column, trained: Sequence[Row]) -> Iterable[Order]:
         """Yield how often each kind of row is better than each lower one; the controls in their standing."""
@@ -237,13 +259,17 @@ def _share(share: float, n: int) -> Interval:
     return Interval(share, *proportion_interval(share, 0.0, n, n), n)
 
 
-def _mean(values: Sequence[float]) -> Interval:
-    """Return a mean over SAEs with its t interval; of equal values, the value itself."""
-    value, n = float(np.mean(values)), len(values)
+def _mean(taus: Sequence[float]) -> Interval:
+    """Return the mean of a rank correlation over SAEs, with the t interval of these and one more SAE of 0.
+
+    That one keeps the interval from vanishing where all agree: five of 1 give one from 0.4 on, three one that has 0.
+    """
+    value, n = float(np.mean(taus)), len(taus)
     if n < 2:
         return Interval(value, None, None, n)
-    reach = reach95(float(np.std(values, ddof=1)) / math.sqrt(n), n - 1)
-    return Interval(value, value - reach, value + reach, n)
+    more = [*taus, 0.0]
+    middle, reach = float(np.mean(more)), reach95(float(np.std(more, ddof=1)) / math.sqrt(n + 1), n)
+    return Interval(value, max(middle - reach, -1.0), min(middle + reach, 1.0), n)
 
 
 def _deviation(samples: Sequence[Sequence[float]]) -> Interval:
@@ -275,10 +301,13 @@ def _correlations(name: str, ranked: Mapping[str, Mapping[str, float]], others: 
 
 
 def _spearman(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"]) -> Interval:
-    """Return the correlation of places with Fisher's interval, whose variance for ranks is 1.06 / (n − 3)."""
+    """Return the correlation of places with Fisher's interval, whose variance for ranks is 1.06 / (n − 3).
+
+    Perfect ones have the interval of a correlation halfway to that of two neighbours out of order.
+    """
     n = len(a)
     rho = float(np.clip((a @ b) / math.sqrt(float(a @ a) * float(b @ b)), -1, 1))
-    if n < 4 or abs(rho) > 1 - ROUNDING:
-        return Interval(rho, rho if n >= 4 else None, rho if n >= 4 else None, n)
-    reach = 1.959964 * math.sqrt(1.06 / (n - 3))
-    return Interval(rho, math.tanh(math.atanh(rho) - reach), math.tanh(math.atanh(rho) + reach), n)
+    most = 1 - 6 / (n * (n * n - 1))
+    middle, reach = math.atanh(min(max(rho, -most), most)), 1.959964 * math.sqrt(1.06 / (n - 3))
+    low, high = math.tanh(middle - reach), math.tanh(middle + reach)
+    return Interval(rho, -1.0 if rho < -most else low, 1.0 if rho > most else high, n)

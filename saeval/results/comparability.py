@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import counted
 from saeval.results.board import some
 from saeval.results.result import Result
@@ -84,6 +85,16 @@ def of_cells(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[FieldDifference
     data = differences(a["data"], b["data"], "data")
     telling = [field for field in data if field.name not in _FOLLOW]
     return [*differences(a["model"] or {}, b["model"] or {}, "model"), *(telling or data)]
+
+
+def ground(cell: Mapping[str, Any]) -> str:
+    """Return a hash of the model and data of a cell: numbers on different ones are not comparable."""
+    return digest_of([cell["model"], *rows_of(cell)])
+
+
+def rows_of(cell: Mapping[str, Any]) -> list[Any]:
+    """Return what determines the rows of a cell's data."""
+    return [cell["data"].get(name) for name in ("fingerprint", "stopping", "limit")]
 
 
 def configuration(result: Result) -> dict[str, Any]:

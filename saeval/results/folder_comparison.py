@@ -12,7 +12,15 @@ from typing import Any
 from saeval.base.errors import SaevalError, suggestion
 from saeval.base.formatting import counted
 from saeval.results.board import Board, Column, Entry, Row, limit_notice, some
-from saeval.results.comparability import FieldDifference, classes, configurations, differences, of_cells, one_sided
+from saeval.results.comparability import (
+    FieldDifference,
+    classes,
+    configurations,
+    differences,
+    of_cells,
+    one_sided,
+    rows_of,
+)
 from saeval.results.index import StaleError
 from saeval.results.leaderboard import boards_on
 from saeval.results.paired_tests import ALPHA, Difference, difference, distinct, holm
@@ -214,7 +222,7 @@ def compare_folders(
         fields += differences(run_a.metrics[name], run_b.metrics[name], f"metrics.{name}")
     fields += _of_subjects(run_a.subjects, run_b.subjects)
     changed = {name for name in run_a.metrics if classes([{name: run_a.metrics[name]}, run_b.metrics]) != [0, 0]}
-    same_documents = all(run_a.cell["data"].get(k) == run_b.cell["data"].get(k) for k in ("fingerprint", "stopping"))
+    same_documents = rows_of(run_a.cell) == rows_of(run_b.cell)
     same_model = _weights(run_a.cell) == _weights(run_b.cell)
     columns = [column for column in _columns((run_b, run_a), metrics) if column.metric not in changed]
     if metrics:  # a printed table shows what was asked for

@@ -14,7 +14,7 @@ from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import number
 from saeval.results.board import Board, Column, Entries, Entry, Row, damaged_in_words, some
 from saeval.results.certificate import Certificate, Certified, stored
-from saeval.results.comparability import classes, configuration, configurations, differences, in_words, of_cells
+from saeval.results.comparability import classes, configuration, configurations, differences, ground, in_words, of_cells
 from saeval.results.control_columns import against, columns_of
 from saeval.results.file_states import Basis
 from saeval.results.index import StaleError
@@ -157,7 +157,7 @@ def _boards(runs: Sequence[_Run]) -> list[Board]:
             model, data = result.cell["model"], result.cell["data"]
             same = (id(model), id(data))
             if same not in grounds:
-                grounds[same] = digest_of([model, data["fingerprint"], data.get("stopping")])
+                grounds[same] = ground(result.cell)
             tables.setdefault((grounds[same], kind), []).append((run, result))
     made: list[Board] = []
     owners = [list({id(run): run for run, _ in table}.values()) for table in tables.values()]

@@ -38,7 +38,7 @@ def test_dropped_features_are_a_share_of_the_alive_ones_and_nested():
         assert int(silent.sum()) == round(share * sae.d_sae)
         assert torch.equal(own, acts * ~silent)
         kept.append(~silent)
-    every(bool((more | ~fewer).all()) for more, fewer in itertools.pairwise(kept))
+    assert every(bool((more | ~fewer).all()) for more, fewer in itertools.pairwise(kept))
 
 
 def test_a_share_of_the_decoder_moves_so_many_directions():
@@ -59,7 +59,7 @@ def test_noise_has_its_share_of_the_norm_in_one_direction_for_every_share():
         noise = damaged.decode(damaged.encode(x), x) - sae.decode(sae.encode(x), x)
         torch.testing.assert_close(noise.norm(dim=-1), share * x.norm(dim=-1), rtol=1e-4, atol=1e-5)
         noises.append(noise / share)
-    every(torch.allclose(noise, noises[0], atol=1e-4) for noise in noises)
+    assert every(torch.allclose(noise, noises[0], atol=1e-4) for noise in noises)
     assert (
         NoisyReconstruction(0.5)
         .build(sae, "hook", 1)

@@ -33,6 +33,13 @@ def test_the_core_imports_no_plugin():
         assert not plugins, f"{file.name} imports {plugins}"
 
 
+def test_no_claim_of_a_test_is_left_without_assert():
+    for file in some((ROOT / "tests").rglob("*.py")):
+        calls = [node.value for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Expr)]
+        names = [call.func.id for call in calls if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)]
+        assert not {"every", "none", "all", "any", "isinstance"} & set(names), f"{file}: a claim without assert"
+
+
 def parts():
     for folder in ("saeval", "plugins"):
         yield from sorted((ROOT / folder).rglob("*.py"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +62,8 @@ def certified(tmp_path_factory):
         run("planted.yaml", out="alone", plugins=Plugins([PLUGIN]))
         alone = len(clean)
         doses = ["--doses", *map(str, DOSES)]
-        assert cli.main(["certify", *arguments, "--out", "results", "--reseeds", "2", *doses]) == 0
+        with (folder / "said").open("w") as said, redirect_stderr(said):
+            assert cli.main(["certify", *arguments, "--out", "results", "--reseeds", "2", *doses]) == 0
         beside = len(clean) - alone
     found = json.loads((folder / "results/planted/certificate.json").read_text())
     return folder / "results", {one["column"]: one for one in found["values"]}, alone, beside
@@ -88,6 +91,27 @@ def test_the_ladder_costs_no_clean_pass(certified):
     _, _, alone, beside = certified
     assert alone > 0
     assert beside == alone
+
+
+def test_the_cost_is_said_first(certified):
+    first = (certified[0].parent / "said").read_text().splitlines()[0]
+    manifest = json.loads((certified[0] / "planted/manifest.certificate.json").read_text())
+    cells = len(manifest["cells"]["key"])
+    assert first.startswith(f"certify planted: {cells} cells, 0 of them stored; ")
+    assert re.search(r"; \d+ clean passes, \d+ resumed passes; roughly ", first)
+
+
+def test_a_certificate_of_few_rows_says_so_and_holds_for_no_others(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    suite = {**SUITE, "saes": SUITE["saes"][:2], "groups": {}, "controls": [], "metrics": ["reconstruction"]}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump({**suite, "suite": "few"}))
+    assert cli.main(["certify", "few.yaml", "--limit", "4", "--doses", "0.5", "--reseeds", "1"]) == 0
+    assert "From 2 SAEs and 4 sequences (--limit), on this model and text alone" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results/few/certificate.json").read_text())["limit"] == 4
+    run("few.yaml")
+    (board,) = boards(["results/few"])
+    assert board.rows
+    assert not [column.name for column in board.columns if column.certified[0]]
 
 
 def test_the_suites_own_run_takes_its_results_from_the_certificates(certified):
@@ -173,9 +197,13 @@ def test_its_numbers_are_those_of_the_rows(certified):
 
 def test_the_page_has_the_verdicts(certified):
     page = (certified[0] / "planted/certificate/certificate.html").read_text()
-    every(
+    assert every(
         words in page
-        for words in ("usable for ranking", "What gets worse under damage", "it does not tell the SAEs from random")
+        for words in (
+            "usable for ranking",
+            "What gets worse under damage",
+            "it does not tell the SAEs from frozen_decoder",
+        )
     )
 
 
@@ -201,7 +229,7 @@ def test_controls_of_some_saes_or_of_a_share_are_joined_by_whole_ones():
     assert wanted.standing == {"frozen_decoder": 3, "random 2": 2, "shuffled_decoder 2": 1}
     assert list(wanted.ladders["dropped_features"]) == ["dropped_features share=0.1 2"]
     built = {subject.name for subject in whole.subjects}
-    every(f"{name}(testbed/{sae})" in built for name in wanted.standing for sae in SAES)
+    assert every(f"{name}(testbed/{sae})" in built for name in wanted.standing for sae in SAES)
 
 
 def test_a_dose_is_a_share(capsys):
