@@ -72,7 +72,7 @@ def plan_in_words(plan: Plan, store: Store) -> str:
     stored = {n.digest for n in folds.values() if not plan.options.fresh and store.fold(n.digest) is not None}
     rows, bare = len(plan.streams.evaluation), sum(s.kind == "hook" for s in plan.subjects)
     lines = [
-        f"suite {plan.name}: no problems found",
+        f"suite {plan.title}: no problems found",
         f"  {counted(len(plan.cells), 'cell')}, {len(plan.cells) - len(pending)} of them stored; "
         + counted(sum(s.kind != "hook" for s in plan.subjects) + len(plan.twins), "substitute")
         + (f", {counted(bare, 'hook')} without one" if bare else "")
