@@ -6,8 +6,9 @@ import copy
 import functools
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -17,20 +18,23 @@ from saeval.base.errors import Problem, SaevalError, SuiteError, blamed, searche
 from saeval.base.guard import Guarded
 from saeval.base.identity import Origin, code_identity
 from saeval.base.lazy_torch import torch
-from saeval.base.progress import Progress
+from saeval.base.progress import Progress, Silence, Together
 from saeval.base.run_options import RunOptions
 from saeval.collection import Results
 from saeval.engine.crew import Crew, crew_of
-from saeval.engine.loop import Engine
+from saeval.engine.loop import Engine, join
 from saeval.interfaces.live_objects import LiveKeys, LiveSAE, unwrap_module, unwrapping
 from saeval.interfaces.metric import Metric
 from saeval.interfaces.model import ModelSpec
+from saeval.plan.cell import Cell
 from saeval.plan.plan import Plan, plan
 from saeval.registry.discovery import Plugins
 from saeval.registry.hookspecs import hookimpl
 from saeval.registry.registry import Registry, accepting
+from saeval.results.result import Result
 from saeval.results.store import MANIFEST, Store
 from saeval.suite import yaml_marks
+from saeval.suite.by_model import parts
 from saeval.suite.schema import load, validate
 from saeval.suite.yaml_marks import Marks, beyond, override
 
@@ -53,7 +57,19 @@ def find_suite(name: str | Path, registry: Registry) -> Path:
 def prepare(
     suite: str | Path | Mapping[str, Any], registry: Registry, options: RunOptions, overrides: Iterable[str] = ()
 ) -> Plan:
-    """Parse and plan a suite, given as a path, a registered name or a mapping."""
+    """Parse and plan a suite of one model, given as a path, a registered name or a mapping."""
+    first, *more = prepare_parts(suite, registry, options, overrides)
+    if more:
+        models = ", ".join(planned.suite.part for planned in (first, *more))
+        message = f"only `run`, `check` and `fetch` take a suite over several models; this one has {models}"
+        raise SuiteError([first.suite.problem(message, "model")])
+    return first
+
+
+def prepare_parts(
+    suite: str | Path | Mapping[str, Any], registry: Registry, options: RunOptions, overrides: Iterable[str] = ()
+) -> list[Plan]:
+    """Parse and plan a suite, given as a path, a registered name or a mapping: a plan for each of its models."""
     if isinstance(suite, Mapping):
         marks = Marks("suite")
         if problem := beyond(suite, marks):  # before it is copied
@@ -61,8 +77,14 @@ def prepare(
         body = copy.deepcopy(dict(suite))
         for assignment in overrides:
             override(body, marks, assignment)
-        return plan(validate(body, marks), registry, options)
-    return plan(load(find_suite(suite, registry), overrides), registry, options)
+        parsed = validate(body, marks)
+    else:
+        parsed = load(find_suite(suite, registry), overrides)
+    plans = [plan(part, registry, options) for part in parts(parsed)]
+    everywhere = set.intersection(*({*planned.suite.lacking} for planned in plans))
+    if everywhere:
+        raise SuiteError(problem for place, problem in plans[0].suite.lacking.items() if place in everywhere)
+    return plans
 
 
 def execute(
@@ -73,16 +95,50 @@ def execute(
     `manifest` is the name of the file in which the run lists its cells, and `crew` the workers that compute, if it is
     not this process. Without one, the engine of the plan's options starts its own.
     """
-    refuse_namesakes([planned], out)
-    if crew is None and (own := crew_of([planned], out)) is not None:
-        with own:
-            return execute(planned, out, progress, manifest, own)
-    store = Store(Path(out) / planned.name, manifest)
-    engine = Engine(planned, store, progress, crew)
-    layout = planned.suite.body.leaderboard.model_dump()
-    results = Results(engine.run(), layout, planned.name, store.folder, planned.registry)
-    results.forward_passes = engine.forward_passes
+    (results,) = execute_all([[planned]], out, progress, manifest, crew)
     return results
+
+
+def execute_all(
+    suites: Sequence[Sequence[Plan]], out: str | Path, progress: Progress | None = None, manifest: str = MANIFEST,
+    crew: Crew | None = None,
+) -> Iterator[Results]:  # fmt: skip
+    """Run the plans of several suites, and yield the results of each suite in order.
+
+    This process runs one plan after the other. Workers take tasks of all plans together, and keep the model that they
+    hold as long as it has tasks. Each suite has the plans of all its models, which share its folder.
+    """
+    plans = [planned for suite in suites for planned in suite]
+    refuse_namesakes(plans, out)
+    if crew is None and (own := crew_of(plans, out)) is not None:
+        with own:
+            yield from execute_all(suites, out, progress, manifest, own)
+        return
+    jobs = [(planned, [c for p in suite for c in p.cells]) for suite in suites for planned in suite]
+    shared = Together(progress or Silence())
+
+    def job(planned: Plan, cells: Sequence[Cell], shown: Progress | None) -> tuple[list[Result], int]:
+        engine = Engine(planned, Store(Path(out) / planned.name, manifest), shown, crew, cells)
+        return engine.run(), engine.forward_passes
+
+    done: Iterator[tuple[list[Result], int]]
+    if crew is None:
+        done = (job(*one, progress) for one in jobs)
+    else:
+        for planned in plans:  # a worker that cannot take part is refused before the first batch
+            join(planned, Store(Path(out) / planned.name, manifest), crew)
+        shows = [progress] if len(jobs) == 1 else [shared.part() for _ in jobs]
+        try:
+            done = iter(crew.together([partial(job, *one, shown) for one, shown in zip(jobs, shows, strict=True)]))
+        finally:
+            shared.close()
+    for suite in suites:
+        parts_of = [next(done) for _ in suite]
+        layout = suite[0].suite.body.leaderboard.model_dump()
+        own_results = [result for found, _ in parts_of for result in found]
+        results = Results(own_results, layout, suite[0].name, Path(out) / suite[0].name, suite[0].registry)
+        results.forward_passes = sum(passes for _, passes in parts_of)
+        yield results
 
 
 @arguments.takes_options
@@ -114,7 +170,8 @@ def run(
     arguments.check("run", suite=suite, options=options, progress=progress, out=out, plugins=plugins)
     chosen, assignments = arguments.options(run, options, changes), arguments.assignments("run", overrides)
     registry = Registry(Plugins() if plugins is None else plugins)
-    return execute(prepare(suite, registry, chosen, assignments), out, progress)
+    (results,) = execute_all([prepare_parts(suite, registry, chosen, assignments)], out, progress)
+    return results
 
 
 @arguments.takes_options

@@ -14,7 +14,7 @@ from saeval.registry.registry import Registry, writer
 from saeval.results.board import Board, stop_in_words
 from saeval.results.chart_collection import charts_of
 from saeval.results.comparison import Comparison, compare
-from saeval.results.leaderboard import from_results
+from saeval.results.leaderboard import from_results, of_runs
 from saeval.results.pages import write_pages
 from saeval.results.result import Result
 from saeval.results.sections import Chart
@@ -169,3 +169,8 @@ class Results(Sequence[Result]):
     def __repr__(self) -> str:
         stop = f"; {words}" if (words := stop_in_words(self.sample)) else ""
         return f"<Results of {self.title}: {counted(len(self), 'cell')}, {len(self.failed)} failed{stop}>"
+
+
+def boards_of(runs: Sequence[Results]) -> list[Board]:
+    """Return the leaderboards of several runs: one table for those of one model and data with the same metrics."""
+    return of_runs([(list(run), run.title, run._board) for run in runs])

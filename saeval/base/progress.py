@@ -31,6 +31,56 @@ class Silence:
     def finished(self) -> None: ...
 
 
+class Together:
+    """Shows several runs that compute at the same time as one: their titles, and the sum of their sequences."""
+
+    def __init__(self, display: Progress) -> None:
+        self.display = display
+        self._open: dict[Progress, tuple[str, int, int]] = {}
+        """The title, number of sequences and number of those that are done, of each run that has begun a pass."""
+
+    def part(self) -> Progress:
+        """Return the display of one of the runs."""
+        return _Part(self)
+
+    def started(self, part: Progress, title: str, sequences: int, done: int) -> None:
+        if self._open:
+            self.display.finished()
+        self._open[part] = title, sequences, done
+        titles = ", ".join(dict.fromkeys(title for title, _, _ in self._open.values()))
+        counts = [(all_, done) for _, all_, done in self._open.values()]
+        self.display.started(titles, sum(all_ for all_, _ in counts), sum(done for _, done in counts))
+
+    def advanced(self, part: Progress, sequences: int, tokens: int) -> None:
+        title, all_, done = self._open[part]
+        self._open[part] = title, all_, done + sequences
+        self.display.advanced(sequences, tokens)
+
+    def finished(self, part: Progress) -> None:
+        if all(done >= all_ for _, all_, done in self._open.values()):
+            self.close()
+
+    def close(self) -> None:
+        """End the display, if a run has begun."""
+        if self._open:
+            self._open.clear()
+            self.display.finished()
+
+
+class _Part:
+    def __init__(self, whole: Together) -> None:
+        self._whole = whole
+
+    def started(self, title: str, sequences: int, done: int) -> None:
+        self._whole.started(self, title, sequences, done)
+
+    def advanced(self, sequences: int, tokens: int) -> None:
+        self._whole.advanced(self, sequences, tokens)
+
+    def finished(self) -> None:
+        self._whole.finished(self)
+
+
 class Speed:
     """Tokens per second of a pass and the time that it still takes.
 

@@ -108,7 +108,7 @@ def plan_in_words(plan: Plan, store: Store) -> str:
     work = _Work(plan, store)
     rows, bare = len(plan.streams.evaluation), sum(s.kind == "hook" for s in plan.subjects)
     lines = [
-        f"suite {plan.name}: no problems found",
+        f"suite {plan.title}: no problems found",
         f"  {work.cells}" + (f", {counted(bare, 'hook')} without one" if bare else "") + _twins(plan),
         f"  data: {counted(rows, 'sequence')} of {counted(plan.streams.evaluation.n_clusters, 'document')}"
         + _excluded(plan),

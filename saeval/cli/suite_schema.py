@@ -14,6 +14,7 @@ from saeval.cli.glossary import members
 from saeval.interfaces.documentation import description
 from saeval.interfaces.sae import SAELoader
 from saeval.registry.registry import Registry
+from saeval.suite.by_model import MODEL, REGISTERED
 from saeval.suite.schema import Leaderboard, SuiteModel
 from saeval.text.packing import TokenOptions
 
@@ -147,7 +148,9 @@ def _model(registry: Registry, top: Definitions) -> dict[str, Any]:
         if registered.thing.adapter in schemas:
             schemas[registered.name] = schemas[registered.thing.adapter]
     names = sorted({*registry.models.names(), *adapters})
-    return {"anyOf": [{"enum": names}, _by_use(names, schemas, _WITHOUT), {"type": "null"}]}
+    top.definitions["model"] = {"anyOf": [{"enum": names}, _by_use(names, schemas, _WITHOUT)]}
+    one = {"$ref": "#/$defs/model"}
+    return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1}, {"type": "null"}]}
 
 
 def _data(registry: Registry, top: Definitions) -> dict[str, Any]:
@@ -176,6 +179,7 @@ def _sae(registry: Registry, top: Definitions) -> dict[str, Any]:
         "name": {**_TEXT, "description": "its name in tables"},
         "facts": {**_FACTS, "description": "properties that the checkpoint does not declare"},
         "seed": {"type": "integer", "description": "the seed that it was trained with"},
+        MODEL: {"description": "its model, in a suite over several: a short name, or an entry"},
     }
     schemas = {}
     for entry in registry.loaders:
@@ -188,8 +192,9 @@ def _sae(registry: Registry, top: Definitions) -> dict[str, Any]:
             own["required"] = [*own["required"], "of"]
             top.definitions[f"sae.{control.name}"] = _documented(control.thing, own)
             schemas[control.name] = {"$ref": f"#/$defs/sae.{control.name}"}
-    top.definitions["sae"] = _by_use(sorted(schemas), schemas, _WITHOUT)
     registered = {**_TEXT, "description": "a registered SAE, or a glob of several: `saeval ls saes` lists them"}
+    of_model = {"properties": {REGISTERED: registered, MODEL: common[MODEL]}, "additionalProperties": False}
+    top.definitions["sae"] = _by_use(sorted(schemas), schemas, {**of_model, "required": [REGISTERED]})
     return {"anyOf": [registered, {"$ref": "#/$defs/sae"}]}
 
 

@@ -6,11 +6,10 @@ import argparse
 import shlex
 import sys
 from collections import Counter
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from saeval.api import execute, prepare, refuse_namesakes
+from saeval.api import execute_all, prepare, prepare_parts, refuse_namesakes
 from saeval.base.errors import INTERRUPTED, OK, SOME_FAILED, SaevalError, blamed
 from saeval.base.escapes import line
 from saeval.base.formatting import counted
@@ -21,7 +20,7 @@ from saeval.cli import explanation, flags, tables
 from saeval.cli.doctor import Doctor
 from saeval.cli.plan_text import plan_in_words
 from saeval.cli.shard_text import shards_in_words
-from saeval.engine.crew import crew_of
+from saeval.collection import boards_of
 from saeval.engine.preflight import model_warnings, warnings
 from saeval.page.writing import remembering, write_page
 from saeval.registry.discovery import Plugins
@@ -41,32 +40,27 @@ def _registry(arguments: argparse.Namespace) -> Registry:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    with ExitStack() as stack:
-        return _run(arguments, stack)
-
-
-def _run(arguments: argparse.Namespace, stack: ExitStack) -> int:
     tables.complete(arguments)
     registry = _registry(arguments)
     write = writer(registry.reports, arguments.format, "write")
     # Plan every suite before the first one runs, so that a mistake in the last suite is found at once.
-    plans = [prepare(suite, registry, flags.options(arguments), arguments.set) for suite in arguments.suites]
+    suites = [prepare_parts(suite, registry, flags.options(arguments), arguments.set) for suite in arguments.suites]
+    plans = [plan for suite in suites for plan in suite]
     refuse_namesakes(plans, arguments.out)
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
     keep_freed_memory()
-    code, boards, folders, limited = OK, [], [], False
+    code, every, folders = OK, [], []
+    limited = any(plan.streams.cut is not None for plan in plans)
     printed = len(registry.plugins.failures)
     try:
-        crew = stack.enter_context(workers) if (workers := crew_of(plans, arguments.out)) else None
         for plan in plans:
             if disagreements := warnings(plan):
                 plan.verify()  # an error that stops the run is printed without warnings
                 print(*map(line, disagreements), sep="\n", file=sys.stderr)
-            results = execute(plan, arguments.out, progress(), crew=crew)
-            boards += results.boards()
+        for results in execute_all(suites, arguments.out, progress()):
+            every.append(results)
             folders.append(results.folder)
-            limited |= plan.streams.cut is not None
             done = f"{counted(len(results), 'cell')}, {counted(results.forward_passes, 'forward pass')}"
             done += f"; results in {results.folder}"
             print(done, file=sys.stderr)
@@ -74,6 +68,7 @@ def _run(arguments: argparse.Namespace, stack: ExitStack) -> int:
                 hint = f"saeval show {results.folder} lists them, saeval show {results.folder} KEY has the traceback"
                 print(f"{len(results.failed)} of {len(results)} cells failed; {hint}", file=sys.stderr)
                 code = SOME_FAILED
+        boards = boards_of(every)
         try:
             choose(boards, arguments.columns, arguments.wide)
             content = write(boards)
@@ -96,15 +91,15 @@ def _run(arguments: argparse.Namespace, stack: ExitStack) -> int:
 def check(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
     for suite in arguments.suites:
-        plan = prepare(suite, registry, flags.options(arguments), arguments.set)
-        plan.verify()
-        refuse_namesakes([plan], arguments.out)
-        of_model = [f"warning: {sentence}" for sentence in model_warnings(plan)]
-        store = Store(Path(arguments.out) / plan.name)
-        text = plan_in_words(plan, store)
-        if arguments.workers is not None:
-            text += f"\n{shards_in_words(plan, store, arguments.workers)}"
-        print("\n".join([*map(line, [*warnings(plan), *of_model]), text]))
+        for plan in prepare_parts(suite, registry, flags.options(arguments), arguments.set):
+            plan.verify()
+            refuse_namesakes([plan], arguments.out)
+            of_model = [f"warning: {sentence}" for sentence in model_warnings(plan)]
+            store = Store(Path(arguments.out) / plan.name)
+            text = plan_in_words(plan, store)
+            if arguments.workers is not None:
+                text += f"\n{shards_in_words(plan, store, arguments.workers)}"
+            print("\n".join([*map(line, [*warnings(plan), *of_model]), text]))
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
     return OK
@@ -113,16 +108,17 @@ def check(arguments: argparse.Namespace) -> int:
 def fetch(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
     for suite in arguments.suites:
-        plan = prepare(suite, registry, flags.options(arguments), arguments.set)  # downloads the text and the headers
-        if plan.spec is not None:
-            plan.spec.fetch()
-        for subject in plan.subjects:
-            if subject.fetch is not None:
-                with blamed(f"SAE '{subject.name}'", subject.origin):
-                    subject.fetch()
-        saes = sum(s.kind == "sae" for s in plan.subjects)
-        rows = counted(len(plan.streams.evaluation), "sequence")
-        print(f"{plan.name}: {rows}, {counted(saes, 'SAE')} and the model's files are available offline")
+        # this downloads the text and the headers
+        for plan in prepare_parts(suite, registry, flags.options(arguments), arguments.set):
+            if plan.spec is not None:
+                plan.spec.fetch()
+            for subject in plan.subjects:
+                if subject.fetch is not None:
+                    with blamed(f"SAE '{subject.name}'", subject.origin):
+                        subject.fetch()
+            saes = sum(s.kind == "sae" for s in plan.subjects)
+            rows = counted(len(plan.streams.evaluation), "sequence")
+            print(f"{plan.title}: {rows}, {counted(saes, 'SAE')} and the model's files are available offline")
     return OK
 
 

@@ -6,14 +6,17 @@ import json
 import logging
 import os
 import shutil
+import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from saeval.base.errors import Problem, SaevalError, SuiteError, blamed, log
+from saeval.base.fingerprint import digest_of
 from saeval.base.parameters import ParameterError, validated
 from saeval.base.provenance import version
 from saeval.base.run_options import FlagOptions
@@ -27,10 +30,27 @@ _TRIES = 3
 """Workers that try a request before it fails."""
 _PATIENCE = 60.0
 """Seconds after which a run begins with the workers that are there."""
-_PAUSE, _DAY = 0.01, 86400.0
-"""Seconds between two looks at the workers."""
+_PAUSE, _WAIT, _DAY = 0.01, 0.2, 86400.0
+"""Seconds between two looks at the workers, and at the threads of runs."""
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 """Variables that workers take over."""
+
+
+T = TypeVar("T")
+
+
+class _Stopped(BaseException):
+    """Another of the runs that share the workers has failed, or the user has interrupted them all."""
+
+
+@dataclass(eq=False)
+class _Errand:
+    """Tasks that one run waits for."""
+
+    waiting: list[Task]
+    running: set[Task] = field(default_factory=set)
+    ended: list[Task] = field(default_factory=list)
+    """Those whose end the run has not yet been told."""
 
 
 @dataclass(eq=False)
@@ -66,8 +86,18 @@ class Crew:
         self._started = False
         self._open: dict[Worker, Task] = {}
         self._joining: dict[str, dict[str, Any]] = {}
-        """The request to join, by suite."""
+        """The request to join, by the title of a plan."""
         self._joined: set[tuple[Worker, str]] = set()
+        self._models: dict[str, str] = {}
+        """A hash of the model, by the title of a plan."""
+        self._last: dict[Worker, tuple[str, str, object]] = {}
+        """What each worker did last: the model that it holds, the plan and the pass."""
+        self._errands: list[_Errand] = []
+        self._turn = threading.Lock()
+        """Held by the run that computes. It is free only while runs wait for the workers."""
+        self._several = False
+        self._stopped = False
+        self._looked = 0.0
         self._lost = ""
         """Why the last worker ended that was not asked for anything."""
         self.workers: list[Worker] = []
@@ -91,12 +121,18 @@ class Crew:
             self.workers = self.engine.start(self._count, self.needs, self.folder)
 
     def join(self, plan: Plan, store: Store) -> None:
-        """Make every worker plan the suite; `SaevalError` if one cannot compute what this process would compute."""
+        """Make every worker plan the suite; `SaevalError` if one cannot compute what this process would compute.
+
+        A plan that has joined before does nothing.
+        """
+        if plan.title in self._joining:
+            return
         self._start()
-        self._joining[plan.name] = _joining(plan, store, self.folder, self.engine.device)
+        self._joining[plan.title] = _joining(plan, store, self.folder, self.engine.device)
+        self._models[plan.title] = digest_of([plan.spec.identity(), plan.spec.code]) if plan.spec else ""
         begun = time.monotonic()
         for worker in self._idle():
-            self._send(worker, Task(self._joining[plan.name]))
+            self._send(worker, Task(self._joining[plan.title]))
         while self.workers and (joining := sum(task.request["do"] == "join" for task in self._open.values())):
             if joining < len(self.workers) and time.monotonic() - begun > _PATIENCE:
                 break  # those that still wait for their machines join later
@@ -109,35 +145,109 @@ class Crew:
         words = f"no worker of engine '{self.engine.name}' is left; finished work is kept, so run again"
         return SaevalError(f"{words}\n{self._lost}".strip())
 
+    def together(self, runs: Sequence[Callable[[], T]]) -> list[T]:
+        """Call all `runs` and return what each returns. One computes at a time, while the others wait for workers.
+
+        So no worker is idle while any of the runs has something to do. An error in one ends all of them.
+        """
+        returned: dict[int, T] = {}
+        errors: list[BaseException] = []
+
+        def call(index: int, function: Callable[[], T]) -> None:
+            with self._turn:
+                try:
+                    if not self._stopped:
+                        returned[index] = function()
+                except _Stopped:
+                    pass
+                except BaseException as error:
+                    errors.append(error)
+                    self._stopped = True
+
+        if len(runs) == 1:
+            return [runs[0]()]
+        self._several = True
+        threads = [threading.Thread(target=call, args=pair, daemon=True) for pair in enumerate(runs)]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():  # in short waits, so that an interruption is noticed
+                    thread.join(_WAIT)
+        finally:
+            self._stopped = True
+            for thread in threads:
+                thread.join()
+            self._several = self._stopped = False
+        if errors:
+            raise errors[0]
+        return [returned[index] for index in range(len(runs))]
+
     def run(self, tasks: Iterable[Task], done: Callable[[Task], None]) -> None:
         """Run all tasks and call `done` with each as it ends; `SaevalError` if no worker is left.
 
         A task that fails is tried twice more, by other workers if there are any.
         """
-        waiting = list(tasks)
-        running: set[Task] = set()
-        while waiting or running:
-            for worker in self._idle():
-                if task := next((t for t in waiting if self._may(worker, t)), None):
-                    if (worker, task.request["name"]) not in self._joined:
-                        self._send(worker, Task(self._joining[task.request["name"]]))
-                        continue
-                    waiting.remove(task)
-                    running.add(task)
-                    self._send(worker, task)
-            ended = self._look()
-            for task in ended:
-                running.discard(task)
-                if task.answer is None and len(task.failures) < _TRIES:
-                    waiting.insert(0, task)
+        errand = _Errand(list(tasks))
+        self._errands.append(errand)
+        try:
+            while errand.waiting or errand.running or errand.ended:
+                self._hand_out()
+                if not errand.ended:
+                    self._look()
+                while errand.ended:
+                    task = errand.ended.pop(0)
+                    for sentence in (task.answer or {}).get("warnings", ()):
+                        log.warning("%s", sentence)
+                    done(task)
+                if not self.workers and (errand.waiting or errand.running):
+                    raise self._nobody()
+                if errand.waiting or errand.running:
+                    self._pause()
+        finally:
+            self._errands.remove(errand)
+
+    def _pause(self) -> None:
+        """Wait for a moment, in which another run may compute."""
+        if not self._several:
+            time.sleep(_PAUSE)
+            return
+        self._turn.release()
+        try:
+            time.sleep(_PAUSE)
+        finally:
+            self._turn.acquire()
+        if self._stopped:
+            raise _Stopped
+
+    def _hand_out(self) -> None:
+        """Give each idle worker the task that suits what it holds: its last pass, plan or model, in this order.
+
+        A worker that holds nothing suitable takes a model that few others work on.
+        """
+        for worker in self._idle():
+            held, plan, pass_ = self._last.get(worker, ("", "", None))
+            busy = Counter(self._models[task.request["name"]] for task in self._open.values())
+            best: tuple[Any, _Errand, Task] | None = None
+            for errand in self._errands:
+                if (task := next((t for t in errand.waiting if self._may(worker, t)), None)) is None:
                     continue
-                for sentence in (task.answer or {}).get("warnings", ()):
-                    log.warning("%s", sentence)
-                done(task)
-            if not self.workers and (waiting or running):
-                raise self._nobody()
-            if not ended:
-                time.sleep(_PAUSE)
+                name = task.request["name"]
+                model = self._models[name]
+                cost = (model != held, busy[model] if model != held else 0, name != plan, _pass(task) != pass_)
+                if best is None or cost < best[0]:
+                    best = (cost, errand, task)
+            if best is None:
+                continue
+            _, errand, task = best
+            name = task.request["name"]
+            if (worker, name) not in self._joined:
+                self._send(worker, Task(self._joining[name]))
+                continue
+            errand.waiting.remove(task)
+            errand.running.add(task)
+            self._last[worker] = (self._models[name], name, _pass(task))
+            self._send(worker, task)
 
     def _idle(self) -> list[Worker]:
         return [worker for worker in self.workers if worker not in self._open]
@@ -154,9 +264,11 @@ class Crew:
         except OSError as error:  # its end is noticed at the next look
             logging.getLogger("saeval").debug("worker %s: %s", worker.name, error)
 
-    def _look(self) -> list[Task]:
-        """Return the tasks that have ended since the last look; `SaevalError` from a worker that must not join."""
-        ended = []
+    def _look(self) -> None:
+        """Take the answers that are there; `SaevalError` from a worker that must not join."""
+        if self._several and time.monotonic() - self._looked < _PAUSE:
+            return  # another run has just looked for all
+        self._looked = time.monotonic()
         for worker in list(self.workers):
             task = self._open.get(worker)
             text = worker.answer() if task is not None else None
@@ -176,10 +288,18 @@ class Crew:
             self._open.pop(worker, None)
             if task is not None and task.request["do"] == "join":
                 self._has_joined(worker, task)
-                continue
-            if task is not None:
-                ended.append(task)
-        return ended
+            elif task is not None:
+                self._has_ended(task)
+
+    def _has_ended(self, task: Task) -> None:
+        errand = next((errand for errand in self._errands if task in errand.running), None)
+        if errand is None:  # that of a run that has failed meanwhile
+            return
+        errand.running.discard(task)
+        if task.answer is None and len(task.failures) < _TRIES:
+            errand.waiting.insert(0, task)
+        else:
+            errand.ended.append(task)
 
     def _has_joined(self, worker: Worker, task: Task) -> None:
         if task.answer is not None and "refused" in task.answer:
@@ -187,6 +307,11 @@ class Crew:
         if worker in self.workers and task.failures:
             raise SaevalError(f"worker {worker.name}: {task.failures[-1][1]}\n{task.failures[-1][2]}".strip())
         self._joined.add((worker, task.request["name"]))
+
+
+def _pass(task: Task) -> object:
+    """Return what of a task says which SAEs it needs."""
+    return task.request.get("pass") or task.request.get("key")
 
 
 def crew_of(plans: Sequence[Plan], out: Path | str) -> Crew | None:
@@ -249,7 +374,8 @@ def _joining(plan: Plan, store: Store, folder: Path, device: str | None) -> dict
     options = {name: value for name, value in asdict(plan.options).items() if name not in _OWN}
     plugins = plan.registry.plugins
     return {
-        "do": "join", "suite": _body(plan), "source": plan.suite.marks.source, "name": plan.name,
+        "do": "join", "suite": _body(plan), "source": plan.suite.marks.source, "name": plan.title,
+        "part": plan.suite.part,
         "options": {**options, "allow": list(options["allow"]), **({"device": device} if device else {})},
         "flags": isinstance(plan.options, FlagOptions),
         "plugins": {str(origin): origin.version for origin in plugins.origins.values()},

@@ -39,8 +39,13 @@ log = logging.getLogger("saeval")
 class Engine:
     """Runs a plan into a store."""
 
-    def __init__(self, plan: Plan, store: Store, progress: Progress | None = None, crew: Crew | None = None) -> None:
+    def __init__(
+        self, plan: Plan, store: Store, progress: Progress | None = None, crew: Crew | None = None,
+        beside: Sequence[Cell] | None = None,
+    ) -> None:  # fmt: skip
+        """`beside`: all cells of the suite, if the plan is of one of its models."""
         self.plan = plan
+        self.listed = plan.cells if beside is None else beside
         self.store = store
         self.progress = progress or Silence()
         self.crew = crew
@@ -71,13 +76,12 @@ class Engine:
     def run(self) -> list[Result]:
         """Return the result of each cell, in the plan's order: read from the store if finished, else computed."""
         plan, plugins = self.plan, self.plan.registry.plugins
-        finished = set() if plan.options.fresh else self.store.finished([c.key for c in plan.cells])
-        pending = [c for c in plan.cells if c.key not in finished]
+        pending = unfinished(plan, self.store)
         if pending:
             plan.verify()
             for sentence in model_warnings(plan):
                 log.warning("%s", sentence)
-        self.store.write_manifest(manifest(plan))
+        self.store.write_manifest(manifest(plan, self.listed))
         plugins.notify("saeval_run_started", plan=plan)
         if pending:
             with torch.no_grad():
@@ -144,7 +148,7 @@ class Engine:
         known = {serial: node for serial, node in self.plan.folds(self.plan.cells).items() if serial in self.totals}
         failed = {serial: e for serial in known if isinstance(e := self.totals[serial], Exception)}
         return Task({
-            "do": do, "name": self.plan.name, "model": model,
+            "do": do, "name": self.plan.title, "model": model,
             "folds": [node.digest for serial, node in known.items() if serial not in failed],
             "without": {known[serial].digest: reason_of(error) for serial, error in failed.items()}, **facts,
         })  # fmt: skip
@@ -414,6 +418,18 @@ class Engine:
         }
 
 
+def join(plan: Plan, store: Store, crew: Crew) -> None:
+    """Let the workers plan a suite, if anything of it is left to compute; `SaevalError` if one cannot take part."""
+    if unfinished(plan, store):
+        crew.join(plan, store)
+
+
+def unfinished(plan: Plan, store: Store) -> list[Cell]:
+    """Return the cells that a run has to compute."""
+    finished = set() if plan.options.fresh else store.finished([c.key for c in plan.cells])
+    return [c for c in plan.cells if c.key not in finished]
+
+
 def facts_of(model: Model) -> dict[str, Any]:
     """Return what results record of a loaded model."""
     head = getattr(model, "chunked_head", None)
@@ -430,8 +446,8 @@ def needs_model(cells: Sequence[Cell], conclusions_alone: bool = False) -> bool:
     return any("model" in n.roots and not n.quantity.fold for n in reached)
 
 
-def manifest(plan: Plan) -> dict[str, Any]:
-    """Return the record of a run for its reports: its cells in order, its leaderboard and its limit."""
+def manifest(plan: Plan, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return the record of a run for its reports: the cells of the suite in order, its leaderboard and its limit."""
     return {
         "schema": MANIFEST_FORM,
         "suite": plan.name,
@@ -439,7 +455,7 @@ def manifest(plan: Plan) -> dict[str, Any]:
         "file": str(plan.suite.file) if plan.suite.file else None,
         "limit": plan.streams.cut,
         "leaderboard": plan.suite.body.leaderboard.model_dump(),
-        "cells": [{"key": c.key, "cell": dict(c.record)} for c in plan.cells],
+        "cells": [{"key": c.key, "cell": dict(c.record)} for c in cells],
     }
 
 

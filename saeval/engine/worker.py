@@ -82,7 +82,9 @@ class WorkerSession:
         plugins = _plugins(asked)
         options = (FlagOptions if asked["flags"] else RunOptions)(**asked["options"])
         try:
-            planned = plan(validate(asked["suite"], Marks(asked["source"])), Registry(plugins), options)
+            suite = validate(asked["suite"], Marks(asked["source"]))
+            suite.part = asked["part"]
+            planned = plan(suite, Registry(plugins), options)
         except SaevalError as error:
             raise _Refused(f"cannot plan the suite '{asked['name']}': {error}") from None
         planned.options = replace(planned.options, checkpoint_seconds=1e9)  # a shard is short, and computed again

@@ -22,6 +22,7 @@ def model_spec(suite: Suite, registry: Registry, options: RunOptions, problems: 
     raw = suite.body.model
     if raw is None:
         return None
+    assert not isinstance(raw, list), "a suite over several models is planned in parts"
     entry = {"use": raw} if isinstance(raw, str) else dict(raw)
     use, adapter, dtype = entry.pop("use", None), entry.pop("adapter", None), options.dtype
     names = sorted({*registry.models.names(), *registry.adapters.names()})

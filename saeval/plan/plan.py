@@ -70,6 +70,11 @@ class Plan:
     def name(self) -> str:
         return self.suite.name
 
+    @property
+    def title(self) -> str:
+        """The suite's name; of a suite over several models, with the model's. It is unique in a run."""
+        return f"{self.name}, {self.suite.part}" if self.suite.part else self.name
+
     def verify(self) -> None:
         """Check the SAEs' hooks against the model's config, and call `saeval_check`; `SuiteError` if a check fails."""
         problems: list[Problem] = self.check_hooks() if self.check_hooks else []
@@ -203,7 +208,7 @@ class _Planner:
         self, metrics: list[tuple[MetricEntry, Metric]], cells: list[Cell], substitutes: list[Subject]
     ) -> None:
         """Add a problem for each metric that needs an SAE or control, in a suite with hooks alone."""
-        for entry, metric in metrics if not (substitutes or self.problems) else []:
+        for entry, metric in metrics if not (substitutes or self.problems or self.suite.part) else []:
             if metric.subject == "sae" and not any(cell.entry is entry for cell in cells):
                 message = f"'{entry.alias}' needs an SAE or control at its hook, and the suite has none"
                 remedy = "add 'saes:', or controls such as 'controls: [zero, mean]'"
@@ -218,7 +223,7 @@ class _Planner:
                 members = [s for s in saes if s.name in names]
                 if not members and not self.problems:
                     message = f"group '{name}': no SAE of 'saes:' matches '{pattern}'"
-                    self.problems.append(self.suite.problem(message, "groups", name, index))
+                    self.problems += self.suite.lacks(message, "groups", name, index)
                 groups[name] += [m for m in members if m not in groups[name]]
         return groups
 
@@ -264,7 +269,7 @@ class _Planner:
     ) -> list[list[Subject]]:
         if metric.subject == "group":
             members = groups[entry.over] if entry.over else []
-            if not members:
+            if not members and not self.suite.part:
                 self._add_once(f"group '{entry.over}' has no members", entry)
             return [members] if members else []
         if metric.subject == "none":
@@ -275,7 +280,7 @@ class _Planner:
         for index, pattern in enumerate(entry.of):
             if not names_matching(pattern, names):
                 message = f"'of' of metric '{entry.alias}': nothing is named '{pattern}'{suggestion(pattern, names)}"
-                self.problems.append(self.suite.problem(message, *entry.location, "of", index))
+                self.problems += self.suite.lacks(message, *entry.location, "of", index)
         chosen = set(names_matching_any(entry.of, names))
         return [[s] for s in placed if s.name in chosen]
 

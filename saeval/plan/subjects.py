@@ -33,6 +33,10 @@ _AS_SAE = _IN_TWIN + 2**32
 """The first draws of controls in twins, and of controls as SAEs: none is a draw of a row of `controls:`."""
 
 
+class _NoParentError(SaevalError):
+    """No SAE of the suite is one that a control could be built from."""
+
+
 @dataclass(eq=False)
 class Subjects:
     """Turns suite entries into `Subject`s; errors are added to `problems` with their place."""
@@ -290,7 +294,10 @@ class Subjects:
                 parents = _chosen(saes, of, use)
                 if control.per == "sae" and hooks and not parents:
                     usable = ", ".join(e.name for e in self.registry.controls if e.thing.per == "hook")
-                    raise SaevalError(f"control '{use}' is built from an SAE, and the suite has none; use {usable}")
+                    raise _NoParentError(f"control '{use}' is built from an SAE, and the suite has none; use {usable}")
+            except _NoParentError as error:
+                self.problems += self.suite.lacks(str(error), *place)
+                continue
             except SaevalError as error:
                 self.problems += self.suite.problems(error, *place)
                 continue
@@ -486,5 +493,5 @@ def _chosen(saes: list[Subject], of: Any, control: str) -> list[Subject]:
     chosen = [s for s in saes if s.name in names]
     if not chosen:
         names_shown = ", ".join(s.name for s in saes[:5]) + (", ..." if len(saes) > 5 else "")
-        raise SaevalError(f"control '{control}': no SAE of this suite matches {patterns}; known: {names_shown}")
+        raise _NoParentError(f"control '{control}': no SAE of this suite matches {patterns}; known: {names_shown}")
     return chosen

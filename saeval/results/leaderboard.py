@@ -111,6 +111,11 @@ def from_results(results: Sequence[Result], title: str, settings: Mapping[str, A
     return _boards([_Run(title, settings, results)])
 
 
+def of_runs(runs: Iterable[tuple[Sequence[Result], str, Mapping[str, Any]]]) -> list[Board]:
+    """Boards from the results of several runs in hand, each with its title and the layout of its suite."""
+    return _boards([_Run(title, layout, results) for results, title, layout in runs])
+
+
 def of_pages(results: Sequence[Result]) -> list[Board]:
     """Boards from the results that a page shows, each in the layout of its suite."""
     by_layout: dict[int, list[Result]] = {}

@@ -53,7 +53,7 @@ class SuiteModel(BaseModel):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     suite: str
-    model: str | dict[str, Any] | None = None
+    model: str | dict[str, Any] | list[str | dict[str, Any]] | None = None
     data: str | dict[str, Any]
     saes: list[str | dict[str, Any]] = Field(default_factory=list)
     hooks: list[str] = Field(default_factory=list)
@@ -90,10 +90,10 @@ class SuiteModel(BaseModel):
             raise ValueError(f"expected a number of sequences{most}, or auto")
         return size
 
-    @field_validator("saes", "hooks", "metrics")
+    @field_validator("model", "saes", "hooks", "metrics")
     @classmethod
-    def _not_empty(cls, entries: list[Any]) -> list[Any]:
-        if not entries:
+    def _not_empty(cls, entries: Any) -> Any:
+        if entries == []:
             raise ValueError("the list is empty")
         return entries
 
@@ -112,6 +112,10 @@ class Suite:
     """The `LiveKeys` of the call, if it has live objects."""
     file: Path | None = None
     """Path of its file; None for a mapping."""
+    part: str = ""
+    """The short name of the model, if this is the part of a suite over several models that is about one of them."""
+    lacking: dict[Location, Problem] = field(default_factory=dict)
+    """In such a part: the names that match nothing, by place. One that matches nothing in any part is a mistake."""
 
     @property
     def name(self) -> str:
@@ -128,6 +132,14 @@ class Suite:
         if isinstance(error, ParameterError):
             return [problem_of(fault, self.marks, location) for fault in error.faults]
         return [self.problem(str(error), *location, key=key)]
+
+    def lacks(self, message: str, *location: str | int) -> list[Problem]:
+        """Return the problem of a name that matches nothing; in a part of a suite it is only noted in `lacking`."""
+        problem = self.problem(message, *location)
+        if not self.part:
+            return [problem]
+        self.lacking[location] = problem
+        return []
 
     def metrics(self, problems: list[Problem]) -> list[MetricEntry]:
         """Return the configured metrics, and append the problems of entries to `problems`."""

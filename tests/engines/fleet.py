@@ -59,9 +59,9 @@ def saeval_engines():
     return [Fleet]
 
 
-def fleet(why=lambda name, request: None):
+def fleet(why=lambda name, request: None, files=()):
     """Plugins with an engine `inside`, and the requests that its workers get; `why` may end one of them."""
-    plugins = Plugins([__file__])
+    plugins = Plugins([__file__, *files])
     digest = hashlib.sha256(str(Path(__file__).resolve()).encode()).hexdigest()[:12]
     module = sys.modules[f"saeval_plugin_{digest}"]
     module.fails.append(why)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from saeval import Mean, Metric, SaevalError, Scalar, Table, cli, evaluate
+from every_metric import PARAMETERS, plugins, suites
+from saeval import Mean, Metric, SaevalError, Scalar, Table, cli, run
 from saeval.api import prepare
 from saeval.base.run_options import RunOptions
 from saeval.interfaces.metric import undeclared
 from saeval.registry.registry import Registry
-from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny, tiny_plugins, tiny_tokens
+from saeval.testing import check_metric, tiny_plugins
 from saeval.testing.claims import some
-from saeval.testing.tiny import TinyPairs
-from saeval.text.annotations import Annotations
-from saeval.text.tokens import TokenDataset
 
 SUITE = """\
 suite: mine
@@ -146,77 +143,17 @@ def test_patterns_and_metrics_that_declare_nothing(column, said):
     assert said in str(raised.value)
 
 
-class LabelledPairs(TinyPairs):
-    """Pairs that say where the planted pattern of the testbed's preferences would be."""
-
-    supplies = frozenset({"labels"})
-
-    def batch(self, rows, device):
-        found = super().batch(rows, device)
-        some = np.asarray(rows)
-        for side in found.sides:
-            planted = np.where(some % 2 == 0, "planted", "neutral")
-            side.supplied = {"labels": {"subset": planted, "flipped": np.where(some % 3 == 0, "yes", "no")}}
-        return found
-
-
-PARAMETERS = {
-    "perturbation": {"draws": 2, "positions": 1, "nulls": ["epsilon", "shuffled_error"]},
-    "perturbation_curve": {"draws": 2, "positions": 1},
-    "seed_stability": {"alive_firings": 1, "draws": 1},
-    "functional_stability": {"alive_firings": 1, "draws": 1},
-    "reward_attribution": {"steps": 2, "tolerance": 10.0, "top": 3, "groups": [1, 2], "random": 3, "contexts": 1},
-    "reward_groups": {"steps": 2, "relevant": 6, "random": 20, "cosine": 0.0},
-    "counterfactual_audit": {"steps": 2, "top": 3},
-    "planted_recovery": {"steps": 2, "sizes": [1, 2]},
-    "sparse_probing": {"k": [1, 2], "folds": 2, "refits": 2},
-    "tpp": {"n": [1], "draws": 1},
-    "scr": {"tasks": ["side", "pair"], "n": [1], "draws": 1},
-    "saebench_tpp": {"tasks": ["kind=*"], "n": [1], "epochs": 1},
-    "saebench_scr": {"tasks": ["side", "pair"], "n": [1], "epochs": 1},
-    "truth_absorption": {"least": 5},
-    "absorption": {"at": None, "folds": 2, "least_f1": 0.0, "least_words": 2, "random": 2},
-}
-
-
-def labelled_tokens() -> TokenDataset:
-    """Rows of tokens with labels that change at every or every second row, every fifth for validation."""
-    rows = tiny_tokens(rows=40)
-    # dictionary_learning's metrics leave no token out
-    number = np.arange(len(rows))
-    labels = {name: np.where(number // period % 2 == 0, "even", "odd") for name, period in (("side", 1), ("pair", 2))}
-    labels["kind"] = np.array(["a", "b", "c"])[number % 3]
-    nothing = np.zeros(len(rows), np.uint64)
-    annotations = Annotations(labels, number % 5 == 0, [], nothing, np.zeros(rows.tokens.shape, np.uint64))
-    return TokenDataset(rows.tokens, rows.documents, rows.clusters, annotations=annotations)
-
-
-def test_every_metric_concludes_what_it_declares():
-    registry = Registry(tiny_plugins())
+def test_every_metric_concludes_what_it_declares(tmp_path):
+    registry = Registry(plugins())
     classes = {entry.name: entry.thing for entry in registry.metrics}
     assert len(classes) > 20
     assert [name for name, cls in classes.items() if cls().value_names is None] == []
     found: dict[str, list] = {}
-    every_result: list = []
-    for pairs in (False, True):
-        entries = []
-        for name, cls in classes.items():
-            if (cls.data == "pair") == pairs and not cls.truth:
-                over = {"over": "both"} if cls.subject == "group" else {}
-                entries.append({name: {**PARAMETERS.get(name, {}), **over}})
-        rows = LabelledPairs(pairs=40) if pairs else labelled_tokens()
-        results = evaluate_tiny(
-            entries, rows=rows, saes={"a": TinySAE(seed=0), "b": TinySAE(seed=1)}, groups={"both": ["a", "b"]},
-            controls=["mean"], model=TinyModel(kind="reward" if pairs else "causal"),
-        )  # fmt: skip
-        every_result += results
-    truths = [{name: PARAMETERS.get(name, {})} for name, cls in classes.items() if cls.truth]
-    world = {"use": "synthetic", "samples": 2000, "fit_samples": 1000}
-    every_result += evaluate(data=world, saes=["synthetic/topk-4"], metrics=truths, plugins=tiny_plugins())
-    for result in every_result:
-        if result.status == "ok":
-            scalars = [name for name, record in result.values.items() if "kind" not in record]
-            found.setdefault(result.metric, []).append(scalars)
+    for suite in some(suites(registry)):
+        for result in run(suite, out=tmp_path, plugins=plugins(), allow=["*"]):
+            if result.status == "ok":
+                scalars = [name for name, record in result.values.items() if "kind" not in record]
+                found.setdefault(result.metric, []).append(scalars)
     assert found.keys() == classes.keys(), "each has a result that is ok"
     for name, cls in some(classes.items()):
         assert undeclared(cls(**PARAMETERS.get(name, {})), found[name]) is None
