@@ -21,6 +21,7 @@ from saeval.base.progress import Progress
 from saeval.base.run_options import RunOptions
 from saeval.collection import Results
 from saeval.engine.crew import Crew, crew_of
+from saeval.engine.kept_passes import KeptPasses
 from saeval.engine.loop import Engine
 from saeval.interfaces.live_objects import LiveKeys, LiveSAE, unwrap_module, unwrapping
 from saeval.interfaces.metric import Metric
@@ -66,19 +67,25 @@ def prepare(
 
 
 def execute(
-    planned: Plan, out: str | Path, progress: Progress | None = None, manifest: str = MANIFEST, crew: Crew | None = None
+    planned: Plan,
+    out: str | Path,
+    progress: Progress | None = None,
+    manifest: str = MANIFEST,
+    crew: Crew | None = None,
+    kept: KeptPasses | None = None,
 ) -> Results:
     """Run a plan and store its results in `out/<suite>`; `SuiteError` if that folder belongs to another suite.
 
     `manifest` is the name of the file in which the run lists its cells, and `crew` the workers that compute, if it is
-    not this process. Without one, the engine of the plan's options starts its own.
+    not this process. Without one, the engine of the plan's options starts its own. `kept` has the
+    passes of earlier calls.
     """
     refuse_namesakes([planned], out)
     if crew is None and (own := crew_of([planned], out)) is not None:
         with own:
-            return execute(planned, out, progress, manifest, own)
+            return execute(planned, out, progress, manifest, own, kept)
     store = Store(Path(out) / planned.name, manifest)
-    engine = Engine(planned, store, progress, crew)
+    engine = Engine(planned, store, progress, crew, kept)
     layout = planned.suite.body.leaderboard.model_dump()
     results = Results(engine.run(), layout, planned.name, store.folder, planned.registry)
     results.forward_passes = engine.forward_passes
@@ -131,8 +138,10 @@ def evaluate(
     tokenizer: Any = None,
     out: str | Path | None = None,
     key: str | None = None,
+    kept: KeptPasses | None = None,
     name: str = "evaluate",
     plugins: Plugins | None = None,
+    progress: Progress | None = None,
     options: RunOptions | None = None,
     **changes: Any,
 ) -> Results:
@@ -155,19 +164,30 @@ def evaluate(
     such a call reads finished results and resumes after an interruption. Choose another key whenever a weight, a
     setting or the code of one of them changes.
 
+    `kept`, a `KeptPasses`, lets calls on the same loaded model and rows share their clean passes, as in a training
+    loop: later calls run the model only with the SAEs spliced in. It cannot be combined with `key`.
+
     Raises `SaevalError` for a wrong argument or a fatal finding of the preflight. In a training loop, when an SAE may
     not be good yet, `preflight="warn"` logs the findings and continues; `preflight="off"` examines nothing.
     """
     arguments.check(
         "evaluate", key=key, metrics=metrics, plugins=plugins, name=name, data=data, controls=controls, groups=groups,
-        hooks=hooks, precision=precision, tokenizer=tokenizer, model=model, options=options,
+        hooks=hooks, precision=precision, tokenizer=tokenizer, model=model, options=options, kept=kept,
+        progress=progress,
         **({} if out is None else {"out": out}),
     )  # fmt: skip
     keys = LiveKeys.of_call(key)
     metric_entries = _metric_entries(metrics)
     metric_classes = [metric for metric in metrics if isinstance(metric, type)]
+    live_model = None if isinstance(model, str | Mapping) else model
+    if kept is not None:
+        if key is not None or live_model is None:
+            with_what = "a 'key'" if key is not None else "a model that saeval loads"
+            raise SaevalError(f"evaluate: kept=KeptPasses() is for a loaded model and no key; it got {with_what}")
+        kept.begin(live_model, metric_classes)
+        plugins = plugins or kept.plugins
     installed = Plugins() if plugins is None else plugins
-    registry = Registry(_extended(installed, metric_classes, keys) if metric_classes else installed)
+    registry = Registry(_extended(installed, metric_classes, keys, kept) if metric_classes else installed)
     entries, live = _split(saes, registry)
     body: dict[str, Any] = {
         "suite": name,
@@ -179,30 +199,35 @@ def evaluate(
         "groups": groups or {},
         "precision": precision or {},
     }
-    live_model = None if isinstance(model, str | Mapping) else model
     if live_model is None:
         body["model"] = model
     suite = validate(body, Marks("evaluate"), live)
-    suite.live_keys = keys
+    suite.live_keys, suite.keeps_model = keys, kept is not None
     if not entries:
         suite.body.saes = []
     chosen = arguments.options(evaluate, options, changes)
     if live_model is not None:
         if chosen.dtype is not None:
             raise SaevalError("a live model already has a dtype; convert it yourself, or leave out dtype=")
-        suite.live_model = _wrap(live_model, tokenizer, registry, keys)
+        suite.live_model = _wrap(live_model, tokenizer, registry, kept.keys if kept else keys)
         # A live model is never moved, so its device replaces the default.
         requested = changes.get("device", "auto" if chosen.device == RunOptions.device else chosen.device)
         device = getattr(live_model, "device", None)
         if isinstance(device, torch.device) and requested == "auto":
             chosen = replace(chosen, device=str(device))
     planned = plan(suite, registry, chosen)
+    if kept is not None and out is None:
+        results = execute(planned, kept.folder, progress, kept=kept)
+        passing = [c.key for c in planned.cells if any(s.key in planned.passing for s in c.subjects)]
+        Store(kept.folder / planned.name).drop_results(passing)
+        results.folder = None
+        return results
     if out is not None:
         if not keys.named and (live or metric_classes or (live_model is not None and suite.live_model.live_key)):
             _warn_never_reused(str(out))
-        return execute(planned, out)
+        return execute(planned, out, progress, kept=kept)
     with TemporaryDirectory() as folder:
-        results = execute(planned, folder)
+        results = execute(planned, folder, progress)
     results.folder = None
     return results
 
@@ -217,12 +242,12 @@ def _warn_never_reused(out: str) -> None:
     )
 
 
-def _extended(plugins: Plugins, metrics: Iterable[type], keys: LiveKeys) -> Plugins:
+def _extended(plugins: Plugins, metrics: Iterable[type], keys: LiveKeys, kept: KeptPasses | None) -> Plugins:
     """Return a copy of the caller's plugins to which the `Metric` classes of the call are added."""
     extended = plugins.copy()
     for metric in metrics:
         name = f"metrics={metric.__qualname__}"
-        version = keys.of("metric", metric.__qualname__)
+        version = kept.key_of_class(metric) if kept else keys.of("metric", metric.__qualname__)
         while name in extended.origins:  # several classes from one function have the same name
             name += "'"
         extended.add(_Supplied(metric), name, version)
