@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from saeval.base.run_options import RunOptions
     from saeval.certification import certify
     from saeval.collection import Results
+    from saeval.engine.kept_passes import KeptPasses
     from saeval.interfaces.metric import Metric
     from saeval.interfaces.quantity import at_hooks, finite, fit_split, fold, paired, rebound
     from saeval.registry.discovery import Plugins
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from saeval.stats.values import Array, Curve, Notes, Scalar, Table
 
 __all__ = [
-    "Array", "Curve", "Estimate", "Ever", "Evidence", "Histogram", "Lines", "Mean", "Metric", "Moments", "Notes",
+    "Array", "Curve", "Estimate", "Ever", "Evidence", "Histogram", "KeptPasses", "Lines", "Mean", "Metric", "Moments", "Notes",
     "Plugins", "Quantiles", "Ratio", "Results", "RunOptions", "SaevalError", "Sample", "Scalar", "Table", "Undefined",
     "at_hooks", "certify", "evaluate", "finite", "fit_split", "fold", "hookimpl", "paired", "rebound", "run",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from saeval.base.progress import Progress, Silence, Together
 from saeval.base.run_options import RunOptions
 from saeval.collection import Results
 from saeval.engine.crew import Crew, crew_of
+from saeval.engine.kept_passes import KeptPasses
 from saeval.engine.loop import Engine, join
 from saeval.interfaces.live_objects import LiveKeys, LiveSAE, unwrap_module, unwrapping
 from saeval.interfaces.metric import Metric
@@ -88,37 +89,44 @@ def prepare_parts(
 
 
 def execute(
-    planned: Plan, out: str | Path, progress: Progress | None = None, manifest: str = MANIFEST, crew: Crew | None = None
+    planned: Plan,
+    out: str | Path,
+    progress: Progress | None = None,
+    manifest: str = MANIFEST,
+    crew: Crew | None = None,
+    kept: KeptPasses | None = None,
 ) -> Results:
     """Run a plan and store its results in `out/<suite>`; `SuiteError` if that folder belongs to another suite.
 
     `manifest` is the name of the file in which the run lists its cells, and `crew` the workers that compute, if it is
-    not this process. Without one, the engine of the plan's options starts its own.
+    not this process. Without one, the engine of the plan's options starts its own. `kept` has the
+    passes of earlier calls.
     """
-    (results,) = execute_all([[planned]], out, progress, manifest, crew)
+    (results,) = execute_all([[planned]], out, progress, manifest, crew, kept)
     return results
 
 
 def execute_all(
     suites: Sequence[Sequence[Plan]], out: str | Path, progress: Progress | None = None, manifest: str = MANIFEST,
-    crew: Crew | None = None,
+    crew: Crew | None = None, kept: KeptPasses | None = None,
 ) -> Iterator[Results]:  # fmt: skip
     """Run the plans of several suites, and yield the results of each suite in order.
 
     This process runs one plan after the other. Workers take tasks of all plans together, and keep the model that they
-    hold as long as it has tasks. Each suite has the plans of all its models, which share its folder.
+    hold as long as it has tasks. Each suite has the plans of all its models, which share its folder. `kept` has the
+    passes of earlier calls.
     """
     plans = [planned for suite in suites for planned in suite]
     refuse_namesakes(plans, out)
     if crew is None and (own := crew_of(plans, out)) is not None:
         with own:
-            yield from execute_all(suites, out, progress, manifest, own)
+            yield from execute_all(suites, out, progress, manifest, own, kept)
         return
     jobs = [(planned, [c for p in suite for c in p.cells]) for suite in suites for planned in suite]
     shared = Together(progress or Silence())
 
     def job(planned: Plan, cells: Sequence[Cell], shown: Progress | None) -> tuple[list[Result], int]:
-        engine = Engine(planned, Store(Path(out) / planned.name, manifest), shown, crew, cells)
+        engine = Engine(planned, Store(Path(out) / planned.name, manifest), shown, crew, cells, kept)
         return engine.run(), engine.forward_passes
 
     done: Iterator[tuple[list[Result], int]]
@@ -188,8 +196,10 @@ def evaluate(
     tokenizer: Any = None,
     out: str | Path | None = None,
     key: str | None = None,
+    kept: KeptPasses | None = None,
     name: str = "evaluate",
     plugins: Plugins | None = None,
+    progress: Progress | None = None,
     options: RunOptions | None = None,
     **changes: Any,
 ) -> Results:
@@ -212,19 +222,30 @@ def evaluate(
     such a call reads finished results and resumes after an interruption. Choose another key whenever a weight, a
     setting or the code of one of them changes.
 
+    `kept`, a `KeptPasses`, lets calls on the same loaded model and rows share their clean passes, as in a training
+    loop: later calls run the model only with the SAEs spliced in. It cannot be combined with `key`.
+
     Raises `SaevalError` for a wrong argument or a fatal finding of the preflight. In a training loop, when an SAE may
     not be good yet, `preflight="warn"` logs the findings and continues; `preflight="off"` examines nothing.
     """
     arguments.check(
         "evaluate", key=key, metrics=metrics, plugins=plugins, name=name, data=data, controls=controls, groups=groups,
-        hooks=hooks, precision=precision, tokenizer=tokenizer, model=model, options=options,
+        hooks=hooks, precision=precision, tokenizer=tokenizer, model=model, options=options, kept=kept,
+        progress=progress,
         **({} if out is None else {"out": out}),
     )  # fmt: skip
     keys = LiveKeys.of_call(key)
     metric_entries = _metric_entries(metrics)
     metric_classes = [metric for metric in metrics if isinstance(metric, type)]
+    live_model = None if isinstance(model, str | Mapping) else model
+    if kept is not None:
+        if key is not None or live_model is None:
+            with_what = "a 'key'" if key is not None else "a model that saeval loads"
+            raise SaevalError(f"evaluate: kept=KeptPasses() is for a loaded model and no key; it got {with_what}")
+        kept.begin(live_model, metric_classes)
+        plugins = plugins or kept.plugins
     installed = Plugins() if plugins is None else plugins
-    registry = Registry(_extended(installed, metric_classes, keys) if metric_classes else installed)
+    registry = Registry(_extended(installed, metric_classes, keys, kept) if metric_classes else installed)
     entries, live = _split(saes, registry)
     body: dict[str, Any] = {
         "suite": name,
@@ -236,30 +257,35 @@ def evaluate(
         "groups": groups or {},
         "precision": precision or {},
     }
-    live_model = None if isinstance(model, str | Mapping) else model
     if live_model is None:
         body["model"] = model
     suite = validate(body, Marks("evaluate"), live)
-    suite.live_keys = keys
+    suite.live_keys, suite.keeps_model = keys, kept is not None
     if not entries:
         suite.body.saes = []
     chosen = arguments.options(evaluate, options, changes)
     if live_model is not None:
         if chosen.dtype is not None:
             raise SaevalError("a live model already has a dtype; convert it yourself, or leave out dtype=")
-        suite.live_model = _wrap(live_model, tokenizer, registry, keys)
+        suite.live_model = _wrap(live_model, tokenizer, registry, kept.keys if kept else keys)
         # A live model is never moved, so its device replaces the default.
         requested = changes.get("device", "auto" if chosen.device == RunOptions.device else chosen.device)
         device = getattr(live_model, "device", None)
         if isinstance(device, torch.device) and requested == "auto":
             chosen = replace(chosen, device=str(device))
     planned = plan(suite, registry, chosen)
+    if kept is not None and out is None:
+        results = execute(planned, kept.folder, progress, kept=kept)
+        passing = [c.key for c in planned.cells if any(s.key in planned.passing for s in c.subjects)]
+        Store(kept.folder / planned.name).drop_results(passing)
+        results.folder = None
+        return results
     if out is not None:
         if not keys.named and (live or metric_classes or (live_model is not None and suite.live_model.live_key)):
             _warn_never_reused(str(out))
-        return execute(planned, out)
+        return execute(planned, out, progress, kept=kept)
     with TemporaryDirectory() as folder:
-        results = execute(planned, folder)
+        results = execute(planned, folder, progress)
     results.folder = None
     return results
 
@@ -274,12 +300,12 @@ def _warn_never_reused(out: str) -> None:
     )
 
 
-def _extended(plugins: Plugins, metrics: Iterable[type], keys: LiveKeys) -> Plugins:
+def _extended(plugins: Plugins, metrics: Iterable[type], keys: LiveKeys, kept: KeptPasses | None) -> Plugins:
     """Return a copy of the caller's plugins to which the `Metric` classes of the call are added."""
     extended = plugins.copy()
     for metric in metrics:
         name = f"metrics={metric.__qualname__}"
-        version = keys.of("metric", metric.__qualname__)
+        version = kept.key_of_class(metric) if kept else keys.of("metric", metric.__qualname__)
         while name in extended.origins:  # several classes from one function have the same name
             name += "'"
         extended.add(_Supplied(metric), name, version)

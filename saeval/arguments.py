@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from saeval.base.errors import SaevalError, shown, suggestion
 from saeval.base.parameters import ParameterError
 from saeval.base.run_options import RunOptions
+from saeval.engine.kept_passes import KeptPasses
 from saeval.registry.discovery import Plugins
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -70,6 +71,7 @@ _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, str) and bool(value.strip()),
         "a name for the live objects, such as key='my-run-3'",
     ),
+    "kept": (lambda value: isinstance(value, KeptPasses), "a saeval.KeptPasses(), made once before the calls"),
     "options": (
         lambda value: isinstance(value, RunOptions),
         "a saeval.RunOptions, such as options=RunOptions(limit=8)",

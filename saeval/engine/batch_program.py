@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -44,16 +44,21 @@ class Summation:
     def nodes(self) -> list[Node]:
         return [n for call in self.arguments for a in call.values() for n in flattened(a)]
 
-    def reached(self) -> list[Node]:
-        """Return all nodes that are computed for it in its pass."""
-        return list(closure(self.nodes(), beyond=lambda node: not node.quantity.fold).values())
+    def reached(self, given: Collection[int] = ()) -> list[Node]:
+        """Return all nodes that are computed for it in its pass, and those that are `given`, by serial."""
+
+        def computed(node: Node) -> bool:
+            return not node.quantity.fold and node.serial not in given
+
+        return list(closure(self.nodes(), beyond=computed).values())
 
 
 class BatchProgram:
     """The nodes that a pass computes per batch, in order: SAE by SAE, then summations that wait for gathered values."""
 
-    def __init__(self, summations: Sequence[Summation]) -> None:
-        self.summations = summations
+    def __init__(self, summations: Sequence[Summation], given: Collection[int] = ()) -> None:
+        """`given`: serials of nodes whose values are known before, so that nothing below them is computed."""
+        self.summations, self._given = summations, given
         self.uses: Counter[int] = Counter()
         """Number of uses of each node, by serial."""
         self.nodes: dict[int, Node] = {}
@@ -61,7 +66,7 @@ class BatchProgram:
         gathered_by: dict[int, set[int]] = {}
         first: dict[int, int] = {}
         for summation in summations:
-            gathered = [n for n in self._reach(summation) if n.quantity.gathered]
+            gathered = [n for n in self._reach(summation) if n.quantity.gathered and n.serial not in given]
             gathered_by[id(summation)] = {n.serial for n in gathered}
             for node in gathered:
                 first[node.serial] = min(first.get(node.serial, summation.order), summation.order)
@@ -83,12 +88,13 @@ class BatchProgram:
 
     def _reach(self, summation: Summation) -> list[Node]:
         """Add the nodes that a summation needs in this pass, and count their uses; return them."""
-        reached = summation.reached()
+        reached = summation.reached(self._given)
         self.uses.update(node.serial for node in summation.nodes())
         for node in reached:
             if node.serial not in self.nodes and not node.quantity.fold:
                 self.nodes[node.serial] = node
-                self.uses.update(n.serial for n in node.inputs)
+                if node.serial not in self._given:
+                    self.uses.update(n.serial for n in node.inputs)
         return reached
 
     @property

@@ -14,6 +14,7 @@ from saeval.base.memory import TooLargeError, refuse_too_large
 from saeval.engine.batch_program import BatchProgram, Summation
 from saeval.engine.flaws import Flaw, flaw
 from saeval.engine.isolation import WrittenInPlaceError, called
+from saeval.engine.kept_passes import KeptBatch, KeptPasses, frontier
 from saeval.interfaces.contents import Care
 from saeval.interfaces.data import Batch, Dataset, PairBatch
 from saeval.interfaces.model import Capture, Model, Resume
@@ -63,6 +64,10 @@ class Evaluator:
     n_clusters: int
     dataset: Dataset | None = None
     """The data that spell their tokens; None if there are none."""
+    kept: KeptPasses | None = None
+    """What earlier calls have kept; None if nothing is to be kept."""
+    passing: frozenset[str] = frozenset()
+    """As in `Plan`: values that depend on these are not kept."""
     passes: int = 0
     """Number of forward passes: clean, cut and resumed."""
     flaws: dict[str, Flaw] = field(default_factory=dict)
@@ -87,6 +92,8 @@ class Evaluator:
     def arrange(self) -> None:
         """Build the program of the summations that have not failed."""
         self.program = BatchProgram([t for t in self.summations if t.error is None])
+        self._programs: dict[frozenset[int], BatchProgram] = {frozenset(): self.program}
+        self._frontier = frontier(self.program, self.passing) if self.kept else {}
 
     def run_ahead(self, draw: Draw, portions: Sequence[Sequence[Summation]]) -> None:
         """Run additional summations, portion by portion, on the batch that `run` gets next.
@@ -118,6 +125,8 @@ class Evaluator:
                 return list(self._run(draw()))
             except _Redo:
                 self._lasting.clear()
+                if self.kept is not None:  # what was written into may be kept
+                    self.kept.drop(self.batch)
                 self.arrange()
             except TooLargeError:
                 self._memo.clear()
@@ -127,8 +136,9 @@ class Evaluator:
 
     def _run(self, batch: Batch | PairBatch) -> Iterator[tuple[Summation, EvidenceTree]]:
         self._memo: dict[int, Any] = {}
-        self._left = self.program.uses.copy()
         self.batch = batch
+        self._take_kept()
+        self._left = self.program.uses.copy()
         self.flaws = {}
         ahead, self._ahead = self._ahead, None
         self._captures: dict[int, Capture] = ahead[1] if ahead and _same_rows(ahead[0], batch) else {}
@@ -155,8 +165,26 @@ class Evaluator:
         if self._wider is not None:
             self._ahead = batch, self._captures
         self._captures = {}
+        if self.kept is not None and self.flaws:  # they are counted again in each call
+            self.kept.drop(batch)
         if any(t.error is not None for t in self.program.summations):
             self.arrange()
+
+    def _take_kept(self) -> None:
+        """Put the kept values of the batch into the memo, and use the program that computes the others."""
+        self._of_kept: KeptBatch | None = None
+        if self.kept is not None:
+            self._of_kept = self.kept.batch(self.batch)
+            values = self._of_kept.values
+            self._memo |= {s: values[node.digest] for s, node in self._frontier.items() if node.digest in values}
+        given = frozenset(self._memo)
+        if given not in self._programs:
+            self._programs[given] = BatchProgram([t for t in self.summations if t.error is None], given)
+        self.program = self._programs[given]
+
+    def _keep(self, node: Node, value: Any) -> None:
+        if self.kept is not None and self._of_kept is not None and node.serial in self._frontier:
+            self.kept.keep(self._of_kept, node, value)
 
     def _observe(self, summation: Summation, stamp: Stamp) -> EvidenceTree:
         total: EvidenceTree | None = None
@@ -225,6 +253,7 @@ class Evaluator:
                 try:
                     memo[node.serial] = self._compute(node)
                     self._note_flaw(node, memo[node.serial])
+                    self._keep(node, memo[node.serial])
                 except Exception as error:  # kept, so that each consumer fails with the same reason
                     memo[node.serial] = Failed(error)
                 for used in node.inputs:
@@ -274,9 +303,14 @@ class Evaluator:
     def clean_pass(self, node: Node) -> Capture:
         """Return the clean pass over the node's side, which is run at the first request."""
         if node.side not in self._captures:
-            self.passes += 1
             needed = self._wider or self.program
-            captured = self._model.capture(self.side(node), needed.hooks, needed.final, needed.resumable)
+            kept = self._of_kept
+            captured = self.kept.capture(kept, node.side, needed) if self.kept and kept else None
+            if captured is None:
+                self.passes += 1
+                captured = self._model.capture(self.side(node), needed.hooks, needed.final, needed.resumable)
+                if self.kept and kept:
+                    self.kept.keep_capture(kept, node.side, captured, needed)
             self._captures[node.side] = captured
         return self._captures[node.side]
 
@@ -336,7 +370,9 @@ class Evaluator:
                 values = [Failed(error)] * len(ready)
             for node, value in zip(ready, values, strict=True):
                 self._memo[node.serial] = value
-                self._note_flaw(node, value)
+                if not isinstance(value, Failed):
+                    self._note_flaw(node, value)
+                    self._keep(node, value)
         for node in group:
             for used in node.inputs:
                 self._release(used)

@@ -16,6 +16,7 @@ from saeval.base.progress import Progress, Silence
 from saeval.engine.cell_result import components, concluded, fill, of_prefix
 from saeval.engine.crew import Crew, Task, raise_problems
 from saeval.engine.evaluator import Evaluator
+from saeval.engine.kept_passes import KeptPasses
 from saeval.engine.passes import Pass, passes, stages, together
 from saeval.engine.preflight import Preflight, model_warnings
 from saeval.engine.running_pass import RunningPass, raised, reason_of
@@ -41,10 +42,10 @@ class Engine:
 
     def __init__(
         self, plan: Plan, store: Store, progress: Progress | None = None, crew: Crew | None = None,
-        beside: Sequence[Cell] | None = None,
+        beside: Sequence[Cell] | None = None, kept: KeptPasses | None = None,
     ) -> None:  # fmt: skip
         """`beside`: all cells of the suite, if the plan is of one of its models."""
-        self.plan = plan
+        self.plan, self.kept = plan, kept
         self.listed = plan.cells if beside is None else beside
         self.store = store
         self.progress = progress or Silence()
@@ -54,7 +55,7 @@ class Engine:
         """False in a worker: plugins are told of results by the process that began the run."""
         self.model: Model | None = None
         self.forward_passes = 0
-        self.preflight = Preflight(plan)
+        self.preflight = Preflight(plan, kept)
         self._batch_size = 1
         self._ended: list[str] = []
         """Keys of the passes that this run has concluded."""
@@ -275,7 +276,9 @@ class Engine:
         if (begun := self._begun.pop(id(planned), None)) is not None:
             return begun
         dataset = planned.dataset(self.plan)
-        evaluator = Evaluator(self.model, planned.summations, self.totals, dataset.n_clusters, dataset)
+        evaluator = Evaluator(
+            self.model, planned.summations, self.totals, dataset.n_clusters, dataset, self.kept, self.plan.passing
+        )
         return RunningPass(self.plan, self.store, planned, evaluator, self._batch_size)
 
     def _stream(self, group: list[Pass]) -> None:

@@ -13,6 +13,7 @@ from saeval.base.memory import refuse_too_large
 from saeval.base.names import names_matching, names_matching_any
 from saeval.engine.batch_program import Summation
 from saeval.engine.examination import Examination, Finding, examine
+from saeval.engine.kept_passes import KeptPasses
 from saeval.engine.model_proof import Causality, Proof, not_finite, prove, prove_causal
 from saeval.interfaces.data import PairBatch
 from saeval.plan.cell import copies
@@ -41,8 +42,8 @@ class _NoEvidence(Evidence):
 class Preflight:
     """Examines a plan's SAEs and proves its resumes. Fatal findings stop the run, unless the options say otherwise."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, kept: KeptPasses | None = None) -> None:
+        self.plan, self._kept = plan, kept
         self.examinations: dict[str, Examination] = {}
         """Examinations by key of the SAE."""
         self.proofs: dict[str, Proof | str] = {}
@@ -52,15 +53,18 @@ class Preflight:
         self.forward_passes = 0
         """Number of forward passes beside those that the evaluator counts."""
         self._not_finite: str | None = None
+        if kept is not None:
+            self.causality = kept.causality
+            self.proofs |= kept.proofs
         self._declared: dict[str, list[Finding]] = {}
 
     def summations(self, cells: Sequence[Cell], memory: int | None) -> list[list[Summation]]:
         """Return the preflight of `cells` as summations over one batch, in portions that fit in `memory` bytes."""
         nodes = closure([n for c in cells for n in c.nodes()]).values()
         first: list[Summation] = []
-        if self.plan.final is not None and reach_the_end(nodes):
+        if self.plan.final is not None and reach_the_end(nodes) and self.causality is None:
             first.append(Summation("preflight final", self._prove_model, [self.plan.final], -2))
-        for hook_name in hooks_of(resume, nodes):
+        for hook_name in (hook for hook in hooks_of(resume, nodes) if hook not in self.proofs):
             requests = self.plan.proofs[hook_name]
             first.append(Summation(f"preflight {hook_name}", self._prove(hook_name), [requests], -1))
         portions, held = [first], 0
@@ -89,7 +93,9 @@ class Preflight:
 
     def _prove(self, hook_name: str) -> Any:
         def observe(activations: Any, resume: Any, clean_final: Any, batch: Any) -> Evidence:
-            self.proofs[hook_name] = _attempted(prove, activations, resume, clean_final, batch)
+            proof = self.proofs[hook_name] = _attempted(prove, activations, resume, clean_final, batch)
+            if self._kept is not None and isinstance(proof, Proof):
+                self._kept.proofs[hook_name] = proof
             return _NoEvidence()
 
         return observe
@@ -99,6 +105,8 @@ class Preflight:
         if self._not_finite is None:
             self.forward_passes += 1
             self.causality = _attempted(prove_causal, model, batch, clean_final)
+            if self._kept is not None and isinstance(self.causality, Causality):
+                self._kept.causality = self.causality
         return _NoEvidence()
 
     def judge(self, cells: Iterable[Cell]) -> dict[str, str]:

@@ -162,7 +162,8 @@ class _Planner:
         if self.suite.live_keys is None or self.suite.live_keys.named:
             return frozenset()
         live = {s.key for s in subjects if (s.parent or s).name in self.suite.live}
-        return frozenset(live | ({spec.live_key} if spec is not None and spec.live_key else set()))
+        passes = spec is not None and spec.live_key and not self.suite.keeps_model
+        return frozenset(live | ({spec.live_key} if spec is not None and passes else set()))
 
     def _raise(self, subjects: Subjects, saes: list[Subject]) -> None:
         if subjects.spec is not None:  # report wrong hooks together with the other problems

@@ -32,6 +32,12 @@ class Entry(Generic[T]):
     name: str
     thing: T
     origin: Origin
+    supplied: Any = None
+    """What the plugin returned, if `thing` was made from it, as a quantity is from a function."""
+
+    def same_as(self, other: Entry[T]) -> bool:
+        """True if both are one object, whichever plugins supplied it: a name that it has twice is no conflict."""
+        return self.thing is other.thing if self.supplied is None else self.supplied is other.supplied
 
 
 class Names(Generic[T]):
@@ -42,7 +48,7 @@ class Names(Generic[T]):
         self._claims: dict[str, list[Entry[T]]] = {}
         for entry in entries:
             claims = self._claims.setdefault(entry.name, [])
-            if all(claim.thing is not entry.thing for claim in claims):  # the same class supplied twice is no conflict
+            if not any(claim.same_as(entry) for claim in claims):
                 claims.append(entry)
         self._failures = failures
 
@@ -130,7 +136,7 @@ class Registry:
             except (Exception, SystemExit) as error:  # reported as a failure of the plugin
                 self.plugins.failures.append(Failure(origin, f"{kind.word} {_shown(supplied)}: {said(error)}"))
                 continue
-            entries.append(Entry(name, named, origin))
+            entries.append(Entry(name, named, origin, None if named is supplied else supplied))
         return Names(kind.word, entries, self.plugins.failures)
 
 

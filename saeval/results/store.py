@@ -345,6 +345,12 @@ class Store:
             return all(r is not None and r.status in ("ok", "undefined", "failed") for r in stored)
         return bool(folds) and all((self.folder / "folds" / f"{fold}.npz").exists() for fold in folds)
 
+    def drop_results(self, keys: Iterable[str]) -> None:
+        """Remove the results of cells that no later run will ask for."""
+        for key in keys:
+            for end in ("json", "npz"):
+                (self.folder / f"{key}.{end}").unlink(missing_ok=True)
+
     def tidy(self) -> None:
         """Remove what killed processes left half-written."""
         for folder in self._folders:

@@ -110,6 +110,8 @@ class Suite:
     """The spec of a user's own model, used instead of `model:`."""
     live_keys: Any = None
     """The `LiveKeys` of the call, if it has live objects."""
+    keeps_model: bool = False
+    """True if the user's own model is the same in several calls, so that what depends on it alone can be reused."""
     file: Path | None = None
     """Path of its file; None for a mapping."""
     part: str = ""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from saeval import Metric, SaevalError, Scalar, cli, hookimpl
+from saeval import Mean, Metric, SaevalError, Scalar, cli, hookimpl
 from saeval.cli.listing import listing
 from saeval.interfaces.model import RegisteredModel
 from saeval.registry.discovery import Plugins
@@ -144,6 +144,86 @@ def test_two_claims_on_one_name_are_refused_naming_both():
     with pytest.raises(SaevalError, match="'claimed' is supplied by both first:first and second:second; rename one or"):
         registry.metrics["claimed"]
     assert registry.metrics["l0"].name == "l0"
+
+
+class _Supplier:
+    """Supplies the one thing of every kind that it is given, as another plugin does."""
+
+    def __init__(self, **things):
+        for hook, thing in things.items():
+            setattr(self, hook, hookimpl(lambda thing=thing: [thing]))
+
+
+def doubled(activations):
+    """Twice the activations."""
+    return 2 * activations
+
+
+class Doubled:
+    """The same as an object that is called."""
+
+    __name__ = "doubled_object"
+
+    def __call__(self, activations):
+        return 2 * activations
+
+
+INSTALLED = Registry(Plugins())
+
+
+@pytest.mark.parametrize(
+    ("hook", "thing", "attribute", "name"),
+    [
+        ("saeval_quantities", doubled, "quantities", "doubled"),
+        ("saeval_quantities", Doubled(), "quantities", "doubled_object"),
+        *(
+            pytest.param(kind.hook, entry.thing, kind.attribute, entry.name, id=kind.attribute)
+            for kind, names in INSTALLED.every()
+            for entry in list(names)[:1]
+            if kind.attribute != "quantities"
+        ),
+    ],
+)
+def test_one_thing_that_two_plugins_supply_is_no_conflict(hook, thing, attribute, name):
+    plugins = Plugins(discover=False)
+    plugins.add(_Supplier(**{hook: thing}), "first")
+    plugins.add(_Supplier(**{hook: thing}), "second")
+    assert not plugins.failures
+    names = getattr(Registry(plugins), attribute)
+    assert names.entry(name).origin.distribution == "first"
+    assert name not in names.duplicates()
+
+
+def test_two_functions_of_one_name_are_refused():
+    def other(activations):
+        return activations
+
+    other.__name__ = "doubled"
+    plugins = Plugins(discover=False)
+    plugins.add(_Supplier(saeval_quantities=doubled), "first")
+    plugins.add(_Supplier(saeval_quantities=other), "second")
+    with pytest.raises(SaevalError, match="'doubled' is supplied by both first:first and second:second"):
+        Registry(plugins).quantities["doubled"]
+
+
+def test_check_metric_takes_a_quantity_that_an_installed_plugin_supplies():
+    class ErrorNorm(Metric):
+        """Mean squared norm of an activation minus the mean activation.
+
+        Values:
+            error_norm: mean of the squared distance; squared units; ≥ 0; no better direction.
+        """
+
+        name = "error_norm"
+
+        def observe(self, activations, activation_mean, mask):
+            return Mean.of((activations - activation_mean.to(activations)).square().sum(-1), mask)
+
+        def conclude(self, total):
+            return Scalar(total.value, unit="squared units")
+
+    supplied = INSTALLED.quantities.entry("activation_mean").supplied
+    check_metric(ErrorNorm, quantities=[supplied])
 
 
 def test_a_hook_that_raises_or_returns_no_list_is_a_failure_of_its_plugin_alone():
