@@ -128,6 +128,7 @@ def evaluate(
     controls: Sequence[str | Mapping[str, Any]] = (),
     groups: Mapping[str, Sequence[str]] | None = None,
     precision: Mapping[str, float] | None = None,
+    judge: str | Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     out: str | Path | None = None,
     key: str | None = None,
@@ -145,7 +146,7 @@ def evaluate(
     - `hooks`: names and patterns of hooks at which controls and metrics run without an SAE.
     - `data`: a `data:` entry of a suite, or text in memory: `{"texts": [...], "context": 128}`.
     - `metrics`: a list of names, one-key mappings with parameters, and `Metric` classes.
-    - `controls`, `groups`, `precision`: as in a suite.
+    - `controls`, `groups`, `precision`, `judge`: as in a suite.
     - `options`, and its fields as keywords, such as `limit`: as for `run`. A live model stays on its own device, which
       is then the default of `device`.
 
@@ -160,7 +161,7 @@ def evaluate(
     """
     arguments.check(
         "evaluate", key=key, metrics=metrics, plugins=plugins, name=name, data=data, controls=controls, groups=groups,
-        hooks=hooks, precision=precision, tokenizer=tokenizer, model=model, options=options,
+        hooks=hooks, precision=precision, judge=judge, tokenizer=tokenizer, model=model, options=options,
         **({} if out is None else {"out": out}),
     )  # fmt: skip
     keys = LiveKeys.of_call(key)
@@ -178,6 +179,7 @@ def evaluate(
         "controls": controls,
         "groups": groups or {},
         "precision": precision or {},
+        "judge": judge,
     }
     live_model = None if isinstance(model, str | Mapping) else model
     if live_model is None:

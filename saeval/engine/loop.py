@@ -50,6 +50,8 @@ class Engine:
         self.model: Model | None = None
         self.forward_passes = 0
         self.preflight = Preflight(plan)
+        if plan.interview is not None:
+            plan.interview.folder = store.folder / "judge"
         self._batch_size = 1
         self._ended: list[str] = []
         """Keys of the passes that this run has concluded."""

@@ -1,0 +1,1 @@
+"""Explanations: what a feature means in words or tokens, and how far these can be trusted."""
