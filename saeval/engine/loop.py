@@ -353,7 +353,8 @@ class Engine:
                 result.sample = dict(self._sample)
             if running is not None and summation is not None and (error := running.error(summation)) is not None:
                 raise error
-            evaluator = running.evaluator if running else Evaluator(self.model, [], self.totals, 0)
+            dataset = self.plan.streams.evaluation
+            evaluator = running.evaluator if running else Evaluator(self.model, [], self.totals, 0, dataset)
             values = concluded(cell, total, self._at_stop if adaptive and self._at_stop else evaluator)
             if result.sample is not None and self._at_prefix is not None:
                 early = running.prefix[summation] if running and summation else None

@@ -6,7 +6,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -124,20 +124,19 @@ class Answers(Generic[T]):
         return sum(value is None for value in self.values)
 
 
-@dataclass(eq=False)
-class Interview:
+class Interview:  # no dataclass: it changes with each answer, which is no write into a shared value
     """Asks the judge of a suite, and keeps each reply in a file as soon as it is there.
 
     A prompt that was answered before, also by an earlier run that was killed, is not asked again.
     """
 
-    judge: Judge
-    budget: Budget = field(default_factory=Budget)
-    folder: Path | None = None
-    """Folder of the kept replies, set when the run begins; None: replies are kept in memory alone."""
-    spent: Cost = field(default_factory=lambda: Cost(0, 0))
-    """What was asked and not found among the kept replies."""
-    kept: dict[str, Reply] = field(default_factory=dict)
+    def __init__(self, judge: Judge, budget: Budget | None = None, folder: Path | None = None) -> None:
+        self.judge, self.budget = judge, budget or Budget()
+        self.folder = folder
+        """Folder of the kept replies, set when the run begins; None: replies are kept in memory alone."""
+        self.spent = Cost(0, 0)
+        """What was asked and not found among the kept replies."""
+        self._kept: dict[str, Reply] = {}
 
     def __repr__(self) -> str:  # part of the keys of what is computed from answers
         return f"Interview({self.digest})"
@@ -191,17 +190,17 @@ class Interview:
 
     def _known(self, prompt: Prompt) -> Reply | None:
         key = self._key(prompt)
-        if key not in self.kept and (file := self._file(key)) is not None:
+        if key not in self._kept and (file := self._file(key)) is not None:
             try:
                 stored = json.loads(file.read_text(encoding="utf-8"))
-                self.kept[key] = Reply(**stored["reply"])
+                self._kept[key] = Reply(**stored["reply"])
             except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: it is asked
                 return None
-        return self.kept.get(key)
+        return self._kept.get(key)
 
     def _keep(self, prompt: Prompt, reply: Reply) -> None:
         key = self._key(prompt)
-        self.kept[key] = reply
+        self._kept[key] = reply
         if (file := self._file(key)) is not None:
             record = {"prompt": prompt._asdict(), "reply": reply._asdict()}
             content = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
