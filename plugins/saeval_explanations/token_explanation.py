@@ -31,7 +31,9 @@ class TokenExplanation(Metric):
     Values:
         auc_list: share of pairs of a token on which the feature fires and one on which it does not that its list of
             tokens orders rightly, ties half; the mean over features; share; 0 .. 1; no better direction.
-        auc_tokens, auc_pairs: the same of the rates by token, and by pair of tokens; share; 0 .. 1; no better
+        precision: share of the evaluated tokens in its list on which the feature fires, the mean over features: for a
+            rare feature, the AUC is large as soon as the list has its tokens; share; 0 .. 1; no better direction.
+        auc_tokens, auc_pairs: the same AUC of the rates by token, and by pair of tokens; share; 0 .. 1; no better
             direction.
         auc_shuffled: the same of the list of another feature of the same tenth by density; share; 0 .. 1; no better
             direction.
@@ -43,8 +45,8 @@ class TokenExplanation(Metric):
         features: density, tenth, AUCs and list of each sampled feature, a table; share; 0 .. 1; no better direction.
 
     Claims:
-        auc_list, auc_tokens, auc_pairs, listed: how far the feature is one of tokens; null: auc_shuffled; needs: 20
-            features; 1 SAE; not: that the feature means no more than these tokens, or that a feature of tokens is bad.
+        auc_list, auc_tokens, auc_pairs, precision, listed: how far the feature is one of tokens; null: auc_shuffled;
+            needs: 20 features; 1 SAE; not: that the feature means no more than these tokens, or that a feature of tokens is bad.
         lead_shuffled: the list is this feature's own; null: 0; needs: 20 features; 1 SAE; not: a comparison of SAEs.
         gain_pairs: the feature depends on the token before; null: 0; needs: 20 features; 1 SAE; not: how far back it
             reads.
@@ -56,8 +58,17 @@ class TokenExplanation(Metric):
     """
 
     name = "token_explanation"
-    headline = ("auc_list", "auc_pairs", "lead_shuffled")
-    value_names = ("auc_list", "auc_tokens", "auc_pairs", "auc_shuffled", "lead_shuffled", "gain_pairs", "listed")
+    headline = ("auc_list", "precision", "auc_pairs", "lead_shuffled")
+    value_names = (
+        "auc_list",
+        "precision",
+        "auc_tokens",
+        "auc_pairs",
+        "auc_shuffled",
+        "lead_shuffled",
+        "gain_pairs",
+        "listed",
+    )
 
     def __init__(
         self,
@@ -80,7 +91,7 @@ class TokenExplanation(Metric):
     ) -> dict[str, Value]:
         n = len(sampled_features)
         tokens, other = SeenTokens.of(evaluated_firing_tokens, n), in_decile(sampled_features, self.seed)
-        scores = np.full((4, n), np.nan)
+        scores, precision = np.full((4, n), np.nan), np.full(n, np.nan)
         for feature in range(n):
             fires = tokens.fires[:, feature]
             found = (
@@ -88,11 +99,14 @@ class TokenExplanation(Metric):
                 token_model.by_pair(feature, tokens), token_model.in_list(int(other[feature]), tokens),
             )  # fmt: skip
             scores[:, feature] = [auc(score, fires) for score in found]
+            if (listed := found[0] > 0).any():
+                precision[feature] = fires[listed].mean()
         if n < 2:
             scores[3] = np.nan  # there is no other feature
         of_list, of_tokens, of_pairs, shuffled = scores
         values: dict[str, Value] = {
             "auc_list": mean_over_features(of_list, "share", None),
+            "precision": mean_over_features(precision, "share", None, "no evaluated token is in a list"),
             "auc_tokens": mean_over_features(of_tokens, "share", None),
             "auc_pairs": mean_over_features(of_pairs, "share", None),
             "auc_shuffled": mean_over_features(shuffled, "share", None),
@@ -102,9 +116,19 @@ class TokenExplanation(Metric):
             "by_density": _by_density(of_list, sampled_features),
         }
         lists = [" ".join(repr(token_text([int(token)])[0]) for token in own) for own in token_model.lists]
-        columns = ["feature", "density", "tenth", "auc list", "auc tokens", "auc pairs", "auc shuffled", "tokens"]
+        columns = [
+            "feature",
+            "density",
+            "tenth",
+            "auc list",
+            "auc tokens",
+            "auc pairs",
+            "auc shuffled",
+            "precision",
+            "tokens",
+        ]
         parts = (sampled_features.features, sampled_features.densities, sampled_features.deciles)
-        rows = [list(row) for row in zip(*parts, *scores, lists, strict=True)]
+        rows = [list(row) for row in zip(*parts, *scores, precision, lists, strict=True)]
         return values | {"features": Table(columns, rows)}
 
 
