@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from saeval.plugin import Metric, hookimpl
+from saeval.plugin import Metric, Report, hookimpl
 from saeval_explanations.explanation import Explanation
 from saeval_explanations.passages import explaining_windows, testing_windows
 from saeval_explanations.sampling import evaluated_firing, fit_firing, nearest_features, sampled_features
@@ -30,3 +30,14 @@ def saeval_quantities() -> list[Callable[..., Any]]:
         fuzzing_verdicts, nearest_features, sampled_features, shown_windows, testing_windows, tested_words,
         token_model,
     ]  # fmt: skip
+
+
+@hookimpl
+def saeval_reports() -> list[Report]:
+    from saeval_explanations.pages import sections  # late: only reports need it
+
+    return [
+        Report(
+            "explanations", description="features with words, scores beside controls, and windows", sections=sections
+        )
+    ]

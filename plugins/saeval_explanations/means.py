@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import stdtrit
 
-from saeval.plugin import Better, Scalar
+from saeval.plugin import Better, Notes, Scalar
 
 
 def mean_over_features(
@@ -28,3 +28,8 @@ def mean_over_features(
     error = float(known.std(ddof=1)) / math.sqrt(len(known))
     reach = float(stdtrit(len(known) - 1, 0.975)) * error
     return Scalar(mean, unit=unit, better=better, n=len(known), stderr=error, ci95=(mean - reach, mean + reach))
+
+
+def errors_note(metric: str, n: int) -> Notes:
+    """Return the note that the errors of a metric are over features."""
+    return Notes([f"errors of {metric} are over the {n} sampled features of each SAE, not over documents"])

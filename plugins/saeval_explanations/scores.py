@@ -11,7 +11,7 @@ from pydantic import Field
 
 from saeval.plugin import Curve, Metric, Scalar, Table, Value
 from saeval_explanations.given import WordsPath
-from saeval_explanations.means import mean_over_features
+from saeval_explanations.means import errors_note, mean_over_features
 from saeval_explanations.passages import NEAR, SILENT
 from saeval_explanations.prompts import LARGEST
 from saeval_explanations.sampling import DECILES, SampledFeatures
@@ -71,6 +71,7 @@ class _Judged(Metric):
         values["by_density"] = _by_density(own, sampled)
         values["features"] = _table(verdicts, sampled, words, aucs)
         values["cases"] = _cases(verdicts, sampled)
+        values["about"] = errors_note(self.name, self.features)
         return values
 
 
@@ -157,6 +158,7 @@ class Detection(_Judged):
         by_density: auc by tenth of density, the rarest first, a curve; share; 0 .. 1; higher is better.
         features: words and AUCs of each sampled feature, a table; share; 0 .. 1; no better direction.
         cases: each window with its kind and the judge's number, a table; 0 to 10; 0 .. 10; no better direction.
+        about: what the errors are over.
 
     Claims:
         auc, balanced_accuracy, auc_silent, auc_near: the words tell this judge where the feature fires; null:
@@ -206,6 +208,7 @@ class Fuzzing(_Judged):
         by_density: auc by tenth of density, the rarest first, a curve; share; 0 .. 1; higher is better.
         features: words and AUCs of each sampled feature, a table; share; 0 .. 1; no better direction.
         cases: each window with its kind and the judge's number, a table; 0 to 10; 0 .. 10; no better direction.
+        about: what the errors are over.
 
     Claims:
         auc, balanced_accuracy: the words tell this judge the feature's tokens; null: auc_shuffled; needs: 20 features;

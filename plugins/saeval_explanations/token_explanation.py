@@ -10,7 +10,7 @@ from jaxtyping import Float
 from pydantic import Field
 
 from saeval.plugin import Curve, Metric, PerRow, Scalar, Subject, Table, Value
-from saeval_explanations.means import mean_over_features
+from saeval_explanations.means import errors_note, mean_over_features
 from saeval_explanations.sampling import DECILES, SampledFeatures, in_decile
 from saeval_explanations.tokens import SeenTokens, TokenModel, auc
 
@@ -46,7 +46,8 @@ class TokenExplanation(Metric):
 
     Claims:
         auc_list, auc_tokens, auc_pairs, precision, listed: how far the feature is one of tokens; null: auc_shuffled;
-            needs: 20 features; 1 SAE; not: that the feature means no more than these tokens, or that a feature of tokens is bad.
+            needs: 20 features; 1 SAE; not: that the feature means no more than these tokens, or that a feature of
+            tokens is bad.
         lead_shuffled: the list is this feature's own; null: 0; needs: 20 features; 1 SAE; not: a comparison of SAEs.
         gain_pairs: the feature depends on the token before; null: 0; needs: 20 features; 1 SAE; not: how far back it
             reads.
@@ -129,7 +130,7 @@ class TokenExplanation(Metric):
         ]
         parts = (sampled_features.features, sampled_features.densities, sampled_features.deciles)
         rows = [list(row) for row in zip(*parts, *scores, precision, lists, strict=True)]
-        return values | {"features": Table(columns, rows)}
+        return values | {"features": Table(columns, rows), "about": errors_note(self.name, self.features)}
 
 
 def _share(aucs: Float[np.ndarray, "n"]) -> Scalar:
