@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import stdtrit
 
 from saeval.plugin import Better, Notes, Scalar
 
@@ -25,6 +24,8 @@ def mean_over_features(
     mean = float(known.mean())
     if len(known) < 2:
         return Scalar(mean, unit=unit, better=better, n=1)
+    from scipy.special import stdtrit  # late: slow to import
+
     error = float(known.std(ddof=1)) / math.sqrt(len(known))
     reach = float(stdtrit(len(known) - 1, 0.975)) * error
     return Scalar(mean, unit=unit, better=better, n=len(known), stderr=error, ci95=(mean - reach, mean + reach))

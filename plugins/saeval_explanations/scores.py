@@ -158,7 +158,6 @@ class Detection(_Judged):
         by_density: auc by tenth of density, the rarest first, a curve; share; 0 .. 1; higher is better.
         features: words and AUCs of each sampled feature, a table; share; 0 .. 1; no better direction.
         cases: each window with its kind and the judge's number, a table; 0 to 10; 0 .. 10; no better direction.
-        about: what the errors are over.
 
     Claims:
         auc, balanced_accuracy, auc_silent, auc_near: the words tell this judge where the feature fires; null:
@@ -208,7 +207,6 @@ class Fuzzing(_Judged):
         by_density: auc by tenth of density, the rarest first, a curve; share; 0 .. 1; higher is better.
         features: words and AUCs of each sampled feature, a table; share; 0 .. 1; no better direction.
         cases: each window with its kind and the judge's number, a table; 0 to 10; 0 .. 10; no better direction.
-        about: what the errors are over.
 
     Claims:
         auc, balanced_accuracy: the words tell this judge the feature's tokens; null: auc_shuffled; needs: 20 features;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from saeval import Mean, Metric, SaevalError, Scalar, Table, cli, evaluate
 from saeval.api import prepare
 from saeval.base.run_options import RunOptions
 from saeval.interfaces.metric import undeclared
+from saeval.plugin import Judge, Reply
 from saeval.registry.registry import Registry
 from saeval.testing import TinyModel, TinySAE, check_metric, evaluate_tiny, tiny_plugins, tiny_tokens
 from saeval.testing.claims import some
@@ -175,8 +178,26 @@ PARAMETERS = {
     "saebench_tpp": {"tasks": ["kind=*"], "n": [1], "epochs": 1},
     "saebench_scr": {"tasks": ["side", "pair"], "n": [1], "epochs": 1},
     "truth_absorption": {"least": 5},
+    "token_explanation": {"features": 4, "least_rows": 1},
+    "explanation": {"features": 4, "least_rows": 1},
+    "detection": {"features": 4, "least_rows": 1, "windows": 4, "repeats": 1},
+    "fuzzing": {"features": 4, "least_rows": 1, "windows": 8, "repeats": 1},
     "absorption": {"at": None, "folds": 2, "least_f1": 0.0, "least_words": 2, "random": 2},
 }
+
+
+class Obliging(Judge):
+    """Answers a list of tens of the right length, or a phrase."""
+
+    name = "obliging"
+
+    def identity(self):
+        return {}
+
+    def replies(self, prompts):
+        for index, prompt in enumerate(prompts):
+            asked = re.search(r"list of (\d+) numbers", prompt.messages[0][1])
+            yield index, Reply(str([10] * int(asked.group(1))) if asked else "some tokens")
 
 
 def labelled_tokens() -> TokenDataset:
@@ -207,7 +228,8 @@ def test_every_metric_concludes_what_it_declares():
         rows = LabelledPairs(pairs=40) if pairs else labelled_tokens()
         results = evaluate_tiny(
             entries, rows=rows, saes={"a": TinySAE(seed=0), "b": TinySAE(seed=1)}, groups={"both": ["a", "b"]},
-            controls=["mean"], model=TinyModel(kind="reward" if pairs else "causal"),
+            controls=["mean"], model=TinyModel(kind="reward" if pairs else "causal"), judge="obliging",
+            judge_classes=[Obliging],
         )  # fmt: skip
         every_result += results
     truths = [{name: PARAMETERS.get(name, {})} for name, cls in classes.items() if cls.truth]
