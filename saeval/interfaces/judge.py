@@ -82,6 +82,12 @@ class Judge(Stateless, ABC):
     def check(self) -> None:
         """Raise `SaevalError` if it cannot be used, such as without its key or file; called before the run."""
 
+    def fetch(self) -> None:
+        """Download what it needs, so that it can answer offline."""
+
+    def close(self) -> None:
+        """Release what it holds to answer, such as a model's weights; called when a run ends."""
+
     def length(self, text: str) -> int:
         """Return the number of tokens of a text, for the estimate of what a run costs; by default bytes / 4."""
         return math.ceil(len(text.encode()) / 4)
@@ -170,8 +176,9 @@ class Interview:
             return found
         if excess := self.budget.excess(self.spent + self.judge.cost(missing)):
             raise SaevalError(f"the judge's budget does not suffice: {excess}; raise it, or choose fewer features")
-        for index, reply in self.judge.replies(missing):
-            prompt = missing[index]
+        for index, answered in self.judge.replies(missing):
+            prompt, text = missing[index], answered.text.encode(errors="replace").decode()
+            reply = answered._replace(text=text)  # half of a pair of surrogates cannot be stored
             tokens = [reply.prompt_tokens, reply.reply_tokens]
             used = (
                 sum(t for t in tokens if t is not None) if tokens[0] is not None else self.judge.cost([prompt]).tokens
@@ -204,5 +211,5 @@ class Interview:
         self.kept[key] = reply
         if (file := self._file(key)) is not None:
             record = {"prompt": prompt._asdict(), "reply": reply._asdict()}
-            content = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
+            content = json.dumps(record, ensure_ascii=False) + "\n"  # one line: joined files are JSON Lines
             write_whole(file, content.encode(), f"{FREE_SPACE} --out")
