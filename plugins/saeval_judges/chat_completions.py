@@ -8,6 +8,8 @@ import re
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from json import JSONDecodeError
 from queue import SimpleQueue
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -94,7 +96,10 @@ class ChatCompletions(Judge):
             try:
                 while waiting:
                     place, prompt = waiting.popleft()
-                    arrived.put((place, self._answer(client, key, prompt)))
+                    answer = self._answer(client, key, prompt)
+                    if isinstance(answer, str):
+                        waiting.clear()  # the open requests end, since they may be paid for
+                    arrived.put((place, answer))
             except IndexError:  # another thread took the last one
                 pass
             finally:
@@ -113,7 +118,6 @@ class ChatCompletions(Judge):
                     yield answer[0], answer[1]
                 else:
                     failure = failure or answer[1]
-                    waiting.clear()  # the open requests end, since they may be paid for
         finally:  # also if the run is interrupted, which does not wait for open requests
             waiting.clear()
             client.close()
@@ -136,9 +140,9 @@ class ChatCompletions(Judge):
         }
         try:
             for _ in range(2):  # the client does not repeat what arrived whole
-                reply = _reply(client.chat.completions.create(**request), key)
-                if reply is not None:
-                    return reply
+                with suppress(JSONDecodeError):
+                    if (reply := _reply(client.chat.completions.create(**request), key)) is not None:
+                        return reply
         except Exception as error:  # also of httpx and ssl, which the client does not wrap
             return self._fault(error, key)
         return "does not answer with a chat completion; check 'base_url', which often ends with /v1"
