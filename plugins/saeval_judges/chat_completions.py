@@ -18,7 +18,7 @@ from pydantic import Field
 
 from saeval.plugin import Judge, Prompt, Reply, SaevalError, at_key
 
-_HIDDEN = "***"
+_HIDDEN = "(the key)"
 _LONGEST = 200
 """Number of characters of a server's message that an error quotes."""
 _NO_KEY = "none"

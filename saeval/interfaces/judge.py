@@ -6,7 +6,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -130,20 +130,20 @@ class Answers(Generic[T]):
         return sum(value is None for value in self.values)
 
 
-@dataclass(eq=False)
-class Interview:
+class Interview:  # no dataclass: the engine compares the fields of these, and a reply changes what is kept
     """Asks the judge of a suite, and keeps each reply in a file as soon as it is there.
 
     A prompt that was answered before, also by an earlier run that was killed, is not asked again.
     """
 
-    judge: Judge
-    budget: Budget = field(default_factory=Budget)
-    folder: Path | None = None
-    """Folder of the kept replies, set when the run begins; None: replies are kept in memory alone."""
-    spent: Cost = field(default_factory=lambda: Cost(0, 0))
-    """What was asked and not found among the kept replies."""
-    kept: dict[str, Reply] = field(default_factory=dict)
+    def __init__(self, judge: Judge, budget: Budget | None = None, folder: Path | None = None) -> None:
+        self.judge = judge
+        self.budget = budget or Budget()
+        self.folder = folder
+        """Folder of the kept replies, set when the run begins; None: replies are kept in memory alone."""
+        self.spent = Cost(0, 0)
+        """What was asked and not found among the kept replies."""
+        self.kept: dict[str, Reply] = {}
 
     def __repr__(self) -> str:  # part of the keys of what is computed from answers
         return f"Interview({self.digest})"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from saeval.plugin import Cost, Metric, Prompt, Scalar, asking, hookimpl, torch
+from saeval.plugin import Metric, Prompt, Scalar, asking, hookimpl, torch
 
 LIMIT = 3
 
 
-def prompts(d_sae, questions):
-    return [Prompt((("user", f"is feature {n} of {d_sae} clear"),), LIMIT) for n in range(questions)]
+def prompts(sae, questions):
+    return [Prompt((("user", f"is feature {n} of {sae:.6f} clear"),), LIMIT) for n in range(questions)]
 
 
 def cost(judge, questions):
-    """The cost of one SAE; the width, which is not known before, has as many words whatever it is."""
+    """The cost of one SAE. Its weights are not known before, but their number is as long whatever they are."""
     return judge.cost(prompts(1, questions))
 
 
@@ -24,7 +24,7 @@ def verdict(reply):
 @asking(cost)
 def opinions(interview, W_dec, questions):
     """What the judge says of the first features."""
-    return interview.ask(prompts(len(W_dec), questions), verdict)
+    return interview.ask(prompts(float(W_dec.double().abs().mean()), questions), verdict)
 
 
 class Clear(Metric):
@@ -38,8 +38,12 @@ class Clear(Metric):
 
     def conclude(self, opinions):
         known = torch.tensor([value for value in opinions.values if value is not None], dtype=torch.float64)
-        share = Scalar(float(known.mean())) if len(known) else Scalar.undefined("no answer could be read")
-        return {"share": share, "unread": Scalar(float(opinions.unread))}
+        share = (
+            Scalar(float(known.mean()), unit="ratio")
+            if len(known)
+            else Scalar.undefined("no answer could be read", unit="ratio")
+        )
+        return {"share": share, "unread": Scalar(float(opinions.unread), unit="prompts")}
 
 
 class Spread(Clear):
@@ -49,7 +53,7 @@ class Spread(Clear):
 
     def conclude(self, opinions):
         known = torch.tensor([value for value in opinions.values if value is not None], dtype=torch.float64)
-        return {"variance": Scalar(float(known.var(correction=0)))}
+        return {"variance": Scalar(float(known.var(correction=0)), unit="ratio")}
 
 
 @hookimpl
