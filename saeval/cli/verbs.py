@@ -116,6 +116,8 @@ def fetch(arguments: argparse.Namespace) -> int:
         plan = prepare(suite, registry, flags.options(arguments), arguments.set)  # downloads the text and the headers
         if plan.spec is not None:
             plan.spec.fetch()
+        if plan.interview is not None:
+            plan.interview.judge.fetch()
         for subject in plan.subjects:
             if subject.fetch is not None:
                 with blamed(f"SAE '{subject.name}'", subject.origin):

@@ -82,8 +82,12 @@ class Engine:
         self.store.write_manifest(manifest(plan))
         plugins.notify("saeval_run_started", plan=plan)
         if pending:
-            with torch.no_grad():
-                self._compute(pending)
+            try:
+                with torch.no_grad():
+                    self._compute(pending)
+            finally:
+                if plan.interview is not None:
+                    plan.interview.judge.close()
         self.store.drop_checkpoints(self._ended)
         self.store.tidy()
         results = []

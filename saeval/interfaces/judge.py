@@ -82,6 +82,12 @@ class Judge(Stateless, ABC):
     def check(self) -> None:
         """Raise `SaevalError` if it cannot be used, such as without its key or file; called before the run."""
 
+    def fetch(self) -> None:
+        """Download what it needs, so that it can answer offline."""
+
+    def close(self) -> None:
+        """Release what it holds to answer, such as a model's weights; called when a run ends."""
+
     def length(self, text: str) -> int:
         """Return the number of tokens of a text, for the estimate of what a run costs; by default bytes / 4."""
         return math.ceil(len(text.encode()) / 4)
@@ -124,19 +130,20 @@ class Answers(Generic[T]):
         return sum(value is None for value in self.values)
 
 
-class Interview:  # no dataclass: it changes with each answer, which is no write into a shared value
+class Interview:  # no dataclass: the engine compares the fields of these, and a reply changes what is kept
     """Asks the judge of a suite, and keeps each reply in a file as soon as it is there.
 
     A prompt that was answered before, also by an earlier run that was killed, is not asked again.
     """
 
     def __init__(self, judge: Judge, budget: Budget | None = None, folder: Path | None = None) -> None:
-        self.judge, self.budget = judge, budget or Budget()
+        self.judge = judge
+        self.budget = budget or Budget()
         self.folder = folder
         """Folder of the kept replies, set when the run begins; None: replies are kept in memory alone."""
         self.spent = Cost(0, 0)
         """What was asked and not found among the kept replies."""
-        self._kept: dict[str, Reply] = {}
+        self.kept: dict[str, Reply] = {}
 
     def __repr__(self) -> str:  # part of the keys of what is computed from answers
         return f"Interview({self.digest})"
@@ -169,8 +176,9 @@ class Interview:  # no dataclass: it changes with each answer, which is no write
             return found
         if excess := self.budget.excess(self.spent + self.judge.cost(missing)):
             raise SaevalError(f"the judge's budget does not suffice: {excess}; raise it, or choose fewer features")
-        for index, reply in self.judge.replies(missing):
-            prompt = missing[index]
+        for index, answered in self.judge.replies(missing):
+            prompt, text = missing[index], answered.text.encode(errors="replace").decode()
+            reply = answered._replace(text=text)  # half of a pair of surrogates cannot be stored
             tokens = [reply.prompt_tokens, reply.reply_tokens]
             used = (
                 sum(t for t in tokens if t is not None) if tokens[0] is not None else self.judge.cost([prompt]).tokens
@@ -190,18 +198,18 @@ class Interview:  # no dataclass: it changes with each answer, which is no write
 
     def _known(self, prompt: Prompt) -> Reply | None:
         key = self._key(prompt)
-        if key not in self._kept and (file := self._file(key)) is not None:
+        if key not in self.kept and (file := self._file(key)) is not None:
             try:
                 stored = json.loads(file.read_text(encoding="utf-8"))
-                self._kept[key] = Reply(**stored["reply"])
+                self.kept[key] = Reply(**stored["reply"])
             except (OSError, ValueError, KeyError, TypeError):  # absent or damaged: it is asked
                 return None
-        return self._kept.get(key)
+        return self.kept.get(key)
 
     def _keep(self, prompt: Prompt, reply: Reply) -> None:
         key = self._key(prompt)
-        self._kept[key] = reply
+        self.kept[key] = reply
         if (file := self._file(key)) is not None:
             record = {"prompt": prompt._asdict(), "reply": reply._asdict()}
-            content = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
+            content = json.dumps(record, ensure_ascii=False) + "\n"  # one line: joined files are JSON Lines
             write_whole(file, content.encode(), f"{FREE_SPACE} --out")

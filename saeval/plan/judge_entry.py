@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 from saeval.base.errors import Problem, SaevalError, UnknownNameError, blamed
-from saeval.base.parameters import at_key, validated, validated_as
+from saeval.base.parameters import Fault, ParameterError, at_key, schema, validated, validated_as
 from saeval.interfaces.contents import freeze
-from saeval.interfaces.judge import Budget, Cost, Interview
+from saeval.interfaces.judge import Budget, Cost, Interview, Judge
 from saeval.plan.nodes import Constant, Node
 from saeval.registry.registry import Registry
 from saeval.suite.schema import JudgeBudget, Suite
+
+_SECRET = re.compile(r"key$|token$|secret|passw|credential|authorization|headers?$", re.IGNORECASE)
+"""What parameters that hold secrets are called."""
 
 
 def interview(suite: Suite, registry: Registry, problems: list[Problem]) -> Interview | None:
@@ -28,6 +32,7 @@ def interview(suite: Suite, registry: Registry, problems: list[Problem]) -> Inte
     try:
         budget = validated_as(JudgeBudget, limits, "judge")
         judge_class = registry.judges[use]
+        _refuse_secrets(judge_class, entry, f"judge '{use}'")
         params = validated(judge_class, entry, f"judge '{use}'")
         with blamed(f"judge '{use}'", registry.judges.entry(use).origin, values=True):
             judge = judge_class(**params)
@@ -39,6 +44,15 @@ def interview(suite: Suite, registry: Registry, problems: list[Problem]) -> Inte
     except (SaevalError, ValueError) as error:
         problems += suite.problems(error, "judge")
     return None
+
+
+def _refuse_secrets(judge_class: type[Judge], entry: Mapping[str, object], what: str) -> None:
+    """Raise `ParameterError` for keys that no judge has, and that hold a secret, without their values."""
+    known = schema(judge_class).model_fields
+    remedy = "a suite is shared and recorded, so it holds no secret; put it into the environment"
+    found = [name for name in entry if name not in known and _SECRET.search(name)]
+    if found:
+        raise ParameterError(Fault((name,), f"'{name}' of {what}: {remedy}", "unknown") for name in found)
 
 
 def cost(interview: Interview, nodes: Iterable[Node]) -> Cost:
