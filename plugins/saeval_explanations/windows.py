@@ -18,8 +18,6 @@ BEFORE, AFTER = 16, 4
 """Number of tokens of a window before and after the one that it is around."""
 _AROUND = 8
 """Tokens on both sides of a window that are decoded with it: a character or a word's space may begin there."""
-_BEGIN = _AROUND + BEFORE
-_WIDTH = _BEGIN + 1 + AFTER + _AROUND
 _TOGETHER = 256
 """Features whose activations at all tokens of a batch are in memory together."""
 _BITS = 12
@@ -65,11 +63,13 @@ class Windows(Evidence):
     acts: Float[np.ndarray, "n windows width"]
     size: int
     """Largest number of windows of a feature."""
+    before: int = BEFORE
+    """Number of tokens of a window before the one that it is around."""
 
     @classmethod
     def of(
         cls, order: Float[np.ndarray, "n batch seq"], acts: Float[np.ndarray, "n batch seq"], batch: Batch,
-        labels: Int8[np.ndarray, "batch n"], size: int,
+        labels: Int8[np.ndarray, "batch n"], size: int, before: int = BEFORE, after: int = AFTER,
     ) -> Self:  # fmt: skip
         """Return the windows of one batch: of each row around its first token with the smallest, finite `order`.
 
@@ -82,7 +82,7 @@ class Windows(Evidence):
         rows, documents = (np.broadcast_to(own, first.shape) for own in (batch.sequence_ids, batch.clusters))
         chosen = _sorted(first, documents, rows)[:, :size]
         first, at = (np.take_along_axis(values, chosen, 1) for values in (first, at))
-        places = at.astype(np.int64)[..., None] + np.arange(_WIDTH) - _BEGIN
+        places = at.astype(np.int64)[..., None] + np.arange(-before - _AROUND, after + 1 + _AROUND)
         inside, row = places.clip(0, context - 1), chosen[..., None]
         real = batch.real.cpu().numpy()[row, inside] & (places >= 0) & (places < context)
         around = acts[np.arange(len(acts))[:, None, None], row, inside]
@@ -90,23 +90,23 @@ class Windows(Evidence):
             first, np.take_along_axis(rows, chosen, 1), np.take_along_axis(documents, chosen, 1),
             np.take_along_axis(np.broadcast_to(labels.T, (len(first), labels.shape[0])), chosen, 1),
             np.where(real, batch.tokens.cpu().numpy()[row, inside], -1).astype(np.int32),
-            np.where(real, around, 0.0).astype(np.float32), size,
+            np.where(real, around, 0.0).astype(np.float32), size, before,
         )  # fmt: skip
 
     @classmethod
     def none(cls, n: int, size: int) -> Self:
         """Return no windows of n features."""
-        empty = np.zeros((n, 0))
+        empty, width = np.zeros((n, 0)), BEFORE + 1 + AFTER + 2 * _AROUND
         return cls(
             empty, empty.astype(np.int64), empty.astype(np.int64), empty.astype(np.int8),
-            np.zeros((n, 0, _WIDTH), np.int32), np.zeros((n, 0, _WIDTH), np.float32), size,
+            np.zeros((n, 0, width), np.int32), np.zeros((n, 0, width), np.float32), size,
         )  # fmt: skip
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Return the windows of the features of several parts, over the same rows."""
         columns = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in _COLUMNS}
-        return cls(**columns, size=parts[0].size)
+        return cls(**columns, size=parts[0].size, before=parts[0].before)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -126,15 +126,15 @@ class Windows(Evidence):
             tokens, acts = self.tokens[number, place], self.acts[number, place]
             real = np.flatnonzero(tokens >= 0)
             texts = token_text(tokens[real].tolist())
-            shown = (real >= _AROUND) & (real < _WIDTH - _AROUND)
+            shown = (real >= _AROUND) & (real < self.tokens.shape[2] - _AROUND)
             inside = [text for text, is_shown in zip(texts, shown, strict=True) if is_shown]
             yield Window(
                 int(self.rows[number, place]), int(self.documents[number, place]), int(self.labels[number, place]),
-                whole_characters(inside, acts[real[shown]].tolist()), float(acts[_BEGIN]),
+                whole_characters(inside, acts[real[shown]].tolist()), float(acts[_AROUND + self.before]),
             )  # fmt: skip
 
 
-_COLUMNS: list[Any] = [f for f in dataclasses.fields(Windows) if f.name != "size"]
+_COLUMNS: list[Any] = [f for f in dataclasses.fields(Windows) if f.name not in ("size", "before")]
 
 
 def _sorted(

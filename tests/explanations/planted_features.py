@@ -55,9 +55,9 @@ class Planted(TinyModel):
 
 
 class Rules(TinySAE):
-    """An SAE whose features are the planted rules."""
+    """An SAE whose features are the planted rules; `second` is the activation of the second token of a rule of two."""
 
-    def __init__(self):
+    def __init__(self, second=1.0):
         super().__init__(HOOK, 2 * VOCABULARY + EACH, len(RULES))
         self.W_enc, self.b_enc = torch.zeros(2 * VOCABULARY + EACH, len(RULES)), torch.zeros(len(RULES))
         for feature, rule in enumerate(RULES):
@@ -65,7 +65,7 @@ class Rules(TinySAE):
             if kind == "noise":
                 self.W_enc[2 * VOCABULARY + int(number), feature] = 1
                 continue
-            self.W_enc[tokens_of(rule), feature] = 1
+            self.W_enc[tokens_of(rule), feature] = torch.tensor([1, second])[: len(tokens_of(rule))]
             if kind == "pair":
                 self.W_enc[VOCABULARY + 70 + int(number), feature] = 1
                 self.b_enc[feature] = -1

@@ -211,7 +211,7 @@ def test_a_local_model_answers_and_is_released_after_the_run(cli, tmp_path, monk
     monkeypatch.setattr(LocalModel, "close", lambda self: closed.append("_model" in vars(self)))
     judge = f"{{use: huggingface, path: '{folder}'}}"
     words = len(tiny_tokenizer()("is feature 0 of 1.000000 clear").input_ids)
-    code, printed, _ = cli("check", judge=judge, metrics="[clear]")
+    _, printed, _ = cli("check", judge=judge, metrics="[clear]")
     assert f"judge: huggingface: up to 8 requests, about {8 * (words + 3)} tokens" in printed
     assert cli(judge=judge, metrics="[clear]")[0] == 0
     assert closed == [True]
