@@ -227,11 +227,17 @@ class BoardTable {
 
 const SHORT = 10;
 
+/** Names in the first column of the tables of each section. */
+const named = new Map();
+
 /** Let a reader sort and search the tables of sections that are too long to be read whole. */
 function sectionTables() {
   const key = (cell) => parseFloat(String(cell).replace("−", "-"));
   for (const element of document.querySelectorAll("section.section table.plain")) {
     const rows = element.tBodies[0]?.rows.length ?? 0;
+    const section = element.closest("section");
+    const names = named.get(section) ?? named.set(section, new Set()).get(section);
+    for (const row of element.tBodies[0]?.rows ?? []) names.add(row.cells[0].textContent);
     if (rows <= SHORT || element.querySelector("tbody [colspan]")) continue;
     const of = element.closest("details").querySelector("summary").textContent;
     const numeric = [...element.tHead.rows[0].cells].map((cell) => cell.classList.contains("number"));
