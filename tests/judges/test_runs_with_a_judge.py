@@ -36,12 +36,13 @@ JUDGE = "{{use: openai, model: m, base_url: '{url}', retries: 1{more}}}"
 def cli(tmp_path, server, key, capsys):
     """Runs a verb on a suite with a judge; returns the exit code, standard output and standard error."""
 
-    def run(verb="run", more="", judge=None, metrics="[clear, spread]", *words):
+    def run(verb="run", more="", judge=None, metrics="[clear, spread]"):
         file = tmp_path / "suite.yaml"
         judge = JUDGE.format(url=server.base_url, more=more) if judge is None else judge
         file.write_text(SUITE.format(judge=judge, metrics=metrics), encoding="utf-8")
         capsys.readouterr()
-        code = main([verb, str(file), "--out", str(tmp_path / "out"), "--plugin", PLUGIN, *words])
+        out = [] if verb == "fetch" else ["--out", str(tmp_path / "out")]
+        code = main([verb, str(file), *out, "--plugin", PLUGIN])
         return code, *capsys.readouterr()
 
     return run
@@ -203,7 +204,7 @@ def test_a_run_is_replayed_from_what_it_kept(cli, server, tmp_path):
     assert [set(result.cell["judge"]) for result in some(again)] == [{"use", "records"}] * 2
     code, printed, _ = cli(metrics="[clear: {questions: 6}]", judge=f"{{use: recorded, path: '{folder}'}}")
     assert code == 1
-    assert "paper has no answer to 2 of 6 prompts (the first is 'is feature 4 of " in printed
+    assert "paper has no answer to 2 of 2 prompts (the first is 'is feature 4 of " in printed
 
 
 def test_a_local_model_answers_and_is_released_after_the_run(cli, tmp_path, monkeypatch):
