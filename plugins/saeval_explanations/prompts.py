@@ -18,22 +18,23 @@ _ANSWER_LENGTH, _ANSWER_START = 6, 20
 LARGEST = 10
 """The surest answer to whether a feature fires."""
 
+_SYSTEM = (
+    "You study neurons of a language model. You answer in exactly the form that is asked for, and with nothing else."
+)
 _EXPLAINER = (
-    "You study a neuron of a language model. It is given as short texts in which it is active; the tokens on which it "
-    "is most active stand between << and >>. Say in one short phrase what the marked tokens, or the texts around them, "
-    "have in common. Name what is specific. Do not mention the marks, and do not list all texts. "
-    "Answer with the phrase alone."
+    "A neuron is active in these texts. The tokens on which it is most active stand between << and >>.\n\n{texts}\n\n"
+    "What do the marked tokens, or the texts around them, have in common? Name what is specific. Do not mention the "
+    "marks, and do not list all texts. Answer with one short phrase alone."
 )
 _DETECTOR = (
-    "You study a neuron of a language model. You get an explanation of what it is active on, and {count} numbered "
-    "texts. For each text, give a whole number from 0 (certainly not active anywhere in it) to 10 (certainly active). "
-    "Answer with a JSON list of {count} numbers alone, such as {example}."
+    "A neuron is active on: {words}\n\nThese are {count} texts.\n\n{texts}\n\n"
+    "For each text, give a whole number from 0 (the neuron is certainly not active anywhere in it) to 10 (it certainly "
+    "is). Answer with a JSON list of {count} numbers alone, such as {example}."
 )
 _FUZZER = (
-    "You study a neuron of a language model. You get an explanation of what it is active on, and {count} numbered "
-    "texts with some tokens between << and >>. For each text, give a whole number from 0 (the neuron is certainly not "
-    "active on the marked tokens) to 10 (it certainly is). Answer with a JSON list of {count} numbers alone, such as "
-    "{example}."
+    "A neuron is active on: {words}\n\nThese are {count} texts. Some tokens stand between << and >>.\n\n{texts}\n\n"
+    "For each text, give a whole number from 0 (the neuron is certainly not active on the marked tokens) to 10 (it "
+    "certainly is). Answer with a JSON list of {count} numbers alone, such as {example}."
 )
 _EXAMPLE = (0, 10, 3, 8, 1, 9, 2, 7, 0, 10)
 _LIST = re.compile(r"\[[^\[\]]*\]")
@@ -59,7 +60,7 @@ def loud(window: Window) -> list[bool]:
 def explaining(windows: Sequence[Window]) -> Prompt:
     """Return the question of what these windows have in common."""
     shown = [marked([text for text, _ in window.tokens], loud(window)) for window in windows]
-    return Prompt((("system", _EXPLAINER), ("user", _numbered(shown))), WORDS_LENGTH)
+    return Prompt((("system", _SYSTEM), ("user", _EXPLAINER.format(texts=_numbered(shown)))), WORDS_LENGTH)
 
 
 def detecting(words: str, texts: Sequence[str]) -> Prompt:
@@ -72,11 +73,10 @@ def fuzzing(words: str, texts: Sequence[str]) -> Prompt:
     return _scoring(_FUZZER, words, texts)
 
 
-def _scoring(system: str, words: str, texts: Sequence[str]) -> Prompt:
+def _scoring(question: str, words: str, texts: Sequence[str]) -> Prompt:
     example = json.dumps([_EXAMPLE[i % len(_EXAMPLE)] for i in range(len(texts))])
-    asked = system.format(count=len(texts), example=example)
-    user = f"Explanation: {words}\n\n{_numbered(texts)}"
-    return Prompt((("system", asked), ("user", user)), _ANSWER_LENGTH * len(texts) + _ANSWER_START)
+    user = question.format(words=words, count=len(texts), texts=_numbered(texts), example=example)
+    return Prompt((("system", _SYSTEM), ("user", user)), _ANSWER_LENGTH * len(texts) + _ANSWER_START)
 
 
 def _numbered(texts: Sequence[str]) -> str:

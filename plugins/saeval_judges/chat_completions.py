@@ -134,7 +134,7 @@ class ChatCompletions(Judge):
         """
         request = {
             "model": self.model,
-            "messages": [{"role": role, "content": content} for role, content in prompt.messages],
+            "messages": [{"role": role, "content": content} for role, content in prompt.conversation],
             self.length_parameter: prompt.max_tokens,
             **({"temperature": self.temperature} if self.temperature is not None else {}),
         }

@@ -125,11 +125,11 @@ class LocalModel(Judge):
     def _text(self, prompt: Prompt) -> tuple[str, bool]:
         """Return the text of a prompt, and True if no template made it."""
         if not getattr(self._tokenizer, "chat_template", None):
-            return "\n\n".join(content for _, content in prompt.messages) + "\n\n", True
+            return "\n\n".join(content for _, content in prompt.conversation) + "\n\n", True
         try:
-            return self._templated(prompt.messages), False
+            return self._templated(prompt.conversation), False
         except Exception:  # the template's own, such as for a system message
-            (role, content), *others = prompt.messages
+            (role, content), *others = prompt.conversation
             if role != "system" or not others:
                 raise SaevalError(f"the chat template of {self.spec.name} refuses the judge's prompts") from None
             merged = [(others[0][0], f"{content}\n\n{others[0][1]}"), *others[1:]]

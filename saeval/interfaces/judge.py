@@ -19,6 +19,8 @@ from saeval.base.whole_files import FREE_SPACE, write_whole
 T = TypeVar("T")
 _ATTEMPTS = 2
 """Number of times that a prompt is asked whose answer cannot be read."""
+_AGAIN = "Answer in exactly this form, and with nothing else."
+"""What a second attempt says in addition, since a model without chance would answer the same again."""
 
 
 class Prompt(NamedTuple):
@@ -32,6 +34,12 @@ class Prompt(NamedTuple):
     """Prompts that differ in this number alone are asked separately, to measure how the judge's answers vary."""
     attempt: int = 0
     """1 for the second attempt, after an answer that could not be read."""
+
+    @property
+    def conversation(self) -> tuple[tuple[str, str], ...]:
+        """The messages as a model gets them: a second attempt asks for the form once more."""
+        *before, (role, content) = self.messages
+        return (*before, (role, f"{content}\n\n{_AGAIN}")) if self.attempt else self.messages
 
 
 class Reply(NamedTuple):

@@ -118,12 +118,12 @@ class Oracle(Judge):
             yield index, Reply(self.answer(prompt))
 
     def answer(self, prompt):
-        system, user = prompt.messages[0][1], prompt.messages[1][1]
+        user = prompt.messages[1][1]
         shown = numbered(user)
-        if "Answer with the phrase alone" in system:
+        if "Answer with one short phrase alone" in user:
             return self.words(shown)
-        words = re.match(r"Explanation: (.*)", user).group(1)
-        return json.dumps([self.number(words, tokens, marks, "marked tokens" in system) for tokens, marks in shown])
+        words = re.match(r"A neuron is active on: (.*)", user).group(1)
+        return json.dumps([self.number(words, tokens, marks, "marked tokens" in user) for tokens, marks in shown])
 
     def words(self, shown):
         for rule in RULES[: 2 * EACH]:

@@ -125,7 +125,7 @@ def test_words_from_a_file(tmp_path):
     found = judged({"detection": {**MANY, "path": str(tmp_path / "{sae}.jsonl")}}, key="rules")["detection"]
     assert every(score == 1 for score in by_kind(found, "auc own")["token"])
     assert 3 not in [row[0] for row in found.values["features"]["rows"]]
-    assert every("Answer with the phrase" not in prompt.messages[0][1] for prompt in Oracle.asked)
+    assert every("one short phrase" not in prompt.messages[1][1] for prompt in Oracle.asked)
     exported = [{"index": str(i), "description": rule} for i, rule in enumerate(RULES) if i != 3]
     file.write_text(json.dumps(exported))
     again = judged({"detection": {**MANY, "path": str(tmp_path / "{sae}.jsonl")}}, key="rules")["detection"]

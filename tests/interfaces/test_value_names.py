@@ -197,7 +197,7 @@ class Obliging(Judge):
 
     def replies(self, prompts):
         for index, prompt in enumerate(prompts):
-            asked = re.search(r"list of (\d+) numbers", prompt.messages[0][1])
+            asked = re.search(r"list of (\d+) numbers", prompt.messages[1][1])
             yield index, Reply(str([10] * int(asked.group(1))) if asked else "some tokens")
 
 
