@@ -193,6 +193,7 @@ def evaluate(
     controls: Sequence[str | Mapping[str, Any]] = (),
     groups: Mapping[str, Sequence[str]] | None = None,
     precision: Mapping[str, float] | None = None,
+    judge: str | Mapping[str, Any] | None = None,
     tokenizer: Any = None,
     out: str | Path | None = None,
     key: str | None = None,
@@ -212,7 +213,7 @@ def evaluate(
     - `hooks`: names and patterns of hooks at which controls and metrics run without an SAE.
     - `data`: a `data:` entry of a suite, or text in memory: `{"texts": [...], "context": 128}`.
     - `metrics`: a list of names, one-key mappings with parameters, and `Metric` classes.
-    - `controls`, `groups`, `precision`: as in a suite.
+    - `controls`, `groups`, `precision`, `judge`: as in a suite.
     - `options`, and its fields as keywords, such as `limit`: as for `run`. A live model stays on its own device, which
       is then the default of `device`.
 
@@ -230,7 +231,7 @@ def evaluate(
     """
     arguments.check(
         "evaluate", key=key, metrics=metrics, plugins=plugins, name=name, data=data, controls=controls, groups=groups,
-        hooks=hooks, precision=precision, tokenizer=tokenizer, model=model, options=options, kept=kept,
+        hooks=hooks, precision=precision, judge=judge, tokenizer=tokenizer, model=model, options=options, kept=kept,
         progress=progress,
         **({} if out is None else {"out": out}),
     )  # fmt: skip
@@ -256,6 +257,7 @@ def evaluate(
         "controls": controls,
         "groups": groups or {},
         "precision": precision or {},
+        "judge": judge,
     }
     if live_model is None:
         body["model"] = model

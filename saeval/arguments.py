@@ -67,6 +67,7 @@ _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: named(value) and all(_listed(names, _is_text) for names in value.values()),
         "a mapping of lists of names, such as groups={'seeds': ['sae-*']}",
     ),
+    "judge": (_is_entry, "the name or entry of a judge, such as judge={'use': 'recorded', 'path': 'answers.jsonl'}"),
     "key": (
         lambda value: isinstance(value, str) and bool(value.strip()),
         "a name for the live objects, such as key='my-run-3'",

@@ -46,10 +46,12 @@ if TYPE_CHECKING:
     from saeval.interfaces.data import Batch, DataKind, Dataset, Document, PairBatch, Source
     from saeval.interfaces.engine import Needs, Worker, WorkerEngine
     from saeval.interfaces.fired import Fired
+    from saeval.interfaces.judge import Answers, Cost, Interview, Judge, Prompt, Reply
     from saeval.interfaces.live_objects import LiveSAE, evaluation_mode, unwrap_module
     from saeval.interfaces.metric import Metric
     from saeval.interfaces.model import Capture, Model, ModelAdapter, ModelSpec, RegisteredModel, Resume
     from saeval.interfaces.quantity import (
+        asking,
         at_hooks,
         finite,
         fit_split,
@@ -91,23 +93,23 @@ if TYPE_CHECKING:
     from saeval.text.tokens import TokenDataset
 
 __all__ = [
-    "Array", "BYTE_ORDER_MARK", "Batch", "Better", "Board", "Capture", "Cell", "Chart", "Column", "Comparable",
-    "Compared", "Comparison", "Control", "Curve", "DataKind", "Dataset", "Document", "Encoding", "Entry", "Estimate",
-    "Ever", "Evidence", "FREE_SPACE", "Fired", "FolderComparison", "Histogram", "LiveSAE", "MAX_REPEATS", "Matched",
-    "Mean", "Metric", "Model", "ModelAdapter", "ModelSpec", "Moments", "Needs", "Notes", "Null", "PageTable",
-    "PairBatch", "ParameterError", "Passage", "PerRow", "Plan", "Problem", "Quantiles", "Ratio", "RegisteredModel",
-    "RegisteredSAE", "RegisteredSuite", "Repeats", "Report", "Result", "Resume", "Row", "SAEInfo", "SAELoader",
-    "SaevalError", "Sample", "Scalar", "Section", "Source", "Spelling", "Spread", "Stamp", "Subject", "Substitute",
-    "Support", "Table", "TokenDataset", "TokenScores", "Undefined", "Value", "Verdict", "Worker", "WorkerEngine",
-    "WorkerSession", "archive_damage", "at_hooks", "at_key", "boards", "cached", "chart_files", "charts",
-    "check_encoding", "check_regular_file", "digest_of", "document_count", "dtype_name", "escapes", "evaluation_mode",
-    "expand_user", "families", "finite", "fit_split", "fold", "formatting", "gathered", "hashed", "holm", "hookimpl",
-    "included", "is_tensor", "json_error", "libraries", "limit_notice", "load_tensors_only", "lone_surrogate",
-    "names_matching", "names_matching_any", "normal", "normalized_newlines", "out_of_memory", "paired", "planned",
-    "print_boards", "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings", "resuming",
-    "searched_in", "sha256_file", "size_in_words", "stored_results", "suggestion", "table_options", "terminal_width",
-    "text_passages", "token_scores", "torch", "unread_special", "untested_on", "unwrap_module", "validated",
-    "validated_as", "verdicts", "verdicts_in_words", "verdicts_on", "whole_characters", "without_repetition",
-    "write_whole",
+    "Answers", "Array", "BYTE_ORDER_MARK", "Batch", "Better", "Board", "Capture", "Cell", "Chart", "Column",
+    "Comparable", "Compared", "Comparison", "Control", "Cost", "Curve", "DataKind", "Dataset", "Document", "Encoding",
+    "Entry", "Estimate", "Ever", "Evidence", "FREE_SPACE", "Fired", "FolderComparison", "Histogram", "Interview",
+    "Judge", "LiveSAE", "MAX_REPEATS", "Matched", "Mean", "Metric", "Model", "ModelAdapter", "ModelSpec", "Moments",
+    "Needs", "Notes", "Null", "PageTable", "PairBatch", "ParameterError", "Passage", "PerRow", "Plan", "Problem",
+    "Prompt", "Quantiles", "Ratio", "RegisteredModel", "RegisteredSAE", "RegisteredSuite", "Repeats", "Reply",
+    "Report", "Result", "Resume", "Row", "SAEInfo", "SAELoader", "SaevalError", "Sample", "Scalar", "Section",
+    "Source", "Spelling", "Spread", "Stamp", "Subject", "Substitute", "Support", "Table", "TokenDataset",
+    "TokenScores", "Undefined", "Value", "Verdict", "Worker", "WorkerEngine", "WorkerSession", "archive_damage",
+    "asking", "at_hooks", "at_key", "boards", "cached", "chart_files", "charts", "check_encoding",
+    "check_regular_file", "digest_of", "document_count", "dtype_name", "escapes", "evaluation_mode", "expand_user",
+    "families", "finite", "fit_split", "fold", "formatting", "gathered", "hashed", "holm", "hookimpl", "included",
+    "is_tensor", "json_error", "libraries", "limit_notice", "load_tensors_only", "lone_surrogate", "names_matching",
+    "names_matching_any", "normal", "normalized_newlines", "out_of_memory", "paired", "planned", "print_boards",
+    "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings", "resuming", "searched_in",
+    "sha256_file", "size_in_words", "stored_results", "suggestion", "table_options", "terminal_width", "text_passages",
+    "token_scores", "torch", "unread_special", "untested_on", "unwrap_module", "validated", "validated_as", "verdicts",
+    "verdicts_in_words", "verdicts_on", "whole_characters", "without_repetition", "write_whole",
 ]  # fmt: skip
 __getattr__, __dir__ = on_first_use(__name__)

@@ -10,6 +10,13 @@ from saeval_compat import splices
 from saeval_compat.batches import batch_sums, included_spread
 from saeval_compat.dictionary_learning import DictionaryLearningEvaluate
 from saeval_compat.saebench import SAEBenchDownstream, SAEBenchFeatures, SAEBenchVariance, SAEBenchWeights
+from saeval_compat.saebench_autointerp import (
+    SAEBenchAutointerp,
+    autointerp_answers,
+    autointerp_examples,
+    autointerp_latents,
+    autointerp_windows,
+)
 from saeval_compat.saebench_probing import (
     SAEBenchProbing,
     fit_label_rows,
@@ -41,7 +48,7 @@ def saeval_metrics() -> list[type[Metric]]:
     return [
         SAELensDownstream, SAELensVariance, SAELensFeatures, SAELensWeights,
         SAEBenchDownstream, SAEBenchVariance, SAEBenchFeatures, SAEBenchWeights,
-        SAEBenchProbing, SAEBenchSCR, SAEBenchTPP,
+        SAEBenchProbing, SAEBenchSCR, SAEBenchTPP, SAEBenchAutointerp,
         SAEProbes,
         DictionaryLearningEvaluate,
     ]  # fmt: skip
@@ -57,6 +64,7 @@ def saeval_quantities() -> list[Callable[..., Any]]:
         fit_label_rows, saebench_activation_probes, saebench_classes, saebench_probing_features, saebench_probing_fit,
         saebench_probing_sums, saebench_sparse_probes, test_label_rows,
         saeprobes_baseline, saeprobes_features, saeprobes_fit, saeprobes_sums, saeprobes_texts,
+        autointerp_answers, autointerp_examples, autointerp_latents, autointerp_windows,
     ]  # fmt: skip
 
 

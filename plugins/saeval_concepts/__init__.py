@@ -18,7 +18,7 @@ from saeval_concepts.absorption_effects import (
 )
 from saeval_concepts.baselines import activation_probes, token_probes
 from saeval_concepts.directions import task_directions
-from saeval_concepts.examples import feature_examples, probed_examples, probed_features, probed_labels
+from saeval_concepts.examples import probed_examples, probed_features, probed_labels
 from saeval_concepts.fits import fit_candidates, fit_labels, last_keys, may_be_fitted, validation_labels
 from saeval_concepts.mains import (
     candidate_rows,
@@ -65,7 +65,7 @@ def saeval_metrics() -> list[type[Metric]]:
 @hookimpl
 def saeval_quantities() -> list[Callable[..., Any]]:
     return [
-        activation_probes, chosen_features, chosen_tokens, class_counts, class_sums, feature_examples,
+        activation_probes, chosen_features, chosen_tokens, class_counts, class_sums,
         fit_activation_rows, fit_candidates, fit_features_of_tasks, fit_labels, fit_quadrants, fit_token_rows,
         last_keys, may_be_fitted, pair_probes, pooled_activations, pooled_acts, pooled_written_acts, probe_tasks,
         probed_examples, probed_features, probed_labels, quadrants, row_keys, scr_removals, task_directions,

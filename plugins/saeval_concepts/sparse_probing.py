@@ -12,11 +12,12 @@ from pydantic import Field
 
 from saeval.plugin import Array, Curve, Estimate, Evidence, Metric, PerRow, Scalar, Table, Value
 from saeval_concepts.baselines import Qualities
-from saeval_concepts.examples import EXAMPLE_COLUMNS, LATENTS, Examples, example_cells
+from saeval_concepts.examples import EXAMPLE_COLUMNS, LATENTS, example_cells
 from saeval_concepts.probes import LEAST_UNSEEN, Probes, Quality
 from saeval_concepts.rows import ChosenTokens
 from saeval_concepts.tasks import Task
 from saeval_concepts.texts import Chosen, of_tasks
+from saeval_explanations.windows import Windows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,7 +163,7 @@ class SparseProbing(Metric):
         probe_tasks: tuple[Task, ...],
         activation_probes: Qualities,
         token_probes: Qualities,
-        probed_examples: Examples,
+        probed_examples: Windows,
         token_text: Callable[[Sequence[int]], list[str]],
     ) -> dict[str, Value]:
         found: dict[str, list[Quality]] = {}
@@ -296,7 +297,7 @@ def _latents(tasks: Sequence[Task], chosen: Sequence[Chosen]) -> Table:
 
 
 def _examples(
-    tasks: Sequence[Task], chosen: Sequence[Chosen], examples: Examples,
+    tasks: Sequence[Task], chosen: Sequence[Chosen], examples: Windows,
     token_text: Callable[[Sequence[int]], list[str]],
 ) -> Table:  # fmt: skip
     ranked = [
@@ -306,7 +307,7 @@ def _examples(
     ]
     rows = [
         [task.name, rank, *example_cells(feature, task.positive, window)]
-        for number, (task, rank, feature) in enumerate(ranked[: len(examples.score)])
+        for number, (task, rank, feature) in enumerate(ranked[: len(examples.order)])
         for window in examples.windows(number, token_text)
     ]
     return Table(["task", "rank", *EXAMPLE_COLUMNS], rows)

@@ -1,4 +1,4 @@
-"""Results as the files of SAEBench 0.6.0's sparse probing, TPP, SCR and absorption (sae_bench/evals/*/eval_output.py).
+"""Results as files of SAEBench 0.6.0: sparse probing, TPP, SCR, absorption, autointerp (evals/*/eval_output.py).
 
 Its schemas have fields for some numbers of features only; other numbers are left out, as are those that do not exist.
 """
@@ -13,6 +13,7 @@ from saeval.plugin import Result
 from saeval_exports.saebench import number, output
 
 PROBING, TPP, SCR, ABSORPTION = "saebench_probing", "saebench_tpp", "saebench_scr", "absorption"
+AUTOINTERP = "saebench_autointerp"
 K = (1, 2, 5, 10, 20, 50, 100)
 N = (2, 5, 10, 20, 50, 100, 500)
 """Numbers of features that the schemas have fields for."""
@@ -129,6 +130,34 @@ def absorption(results: Sequence[Result]) -> Made:
     config |= {"f1_jump_threshold": _params(first).get("jump"), "min_GT_probe_f1": f1}
     config["min_feats_for_eval"] = min(LEAST_LETTERS, len(details))
     return output("absorption_first_letter", [first], config, {"mean": metrics}, details), missing
+
+
+def autointerp(results: Sequence[Result]) -> Made:
+    """Return the content of an SAE's file of automatic interpretation."""
+    first, *others = results
+    missing = [f"{result.metric}: another configuration, not in the file" for result in others]
+    names = ("autointerp_score", "autointerp_std_dev")
+    metrics = {name: value for name in names if (value := number(first, name)) is not None}
+    if len(metrics) < len(names):
+        return None, [f"{first.metric}: no file, since {first.metric} has no {' and no '.join(names - metrics.keys())}"]
+    config = {key: value for key, value in _config(first).items() if key != "context_length"}
+    config |= {
+        "llm_context_size": int(first.cell["data"].get("context") or 0),
+        "n_latents": _params(first).get("latents"),
+    }
+    by_latent = {
+        str(row["feature"]): {
+            "latent": row["feature"], "explanation": row["words"], "score": row["score"],
+            "predictions": _listed(row["chosen"]), "correct seqs": _listed(row["right"]),
+        }
+        for row in _rows(first, "features") if row["score"] is not None
+    }  # fmt: skip
+    judge = {"judge": dict(first.cell.get("judge") or {})}
+    return output("autointerp", [first], config, {"autointerp": metrics}, [], by_latent | judge), missing
+
+
+def _listed(numbers: str) -> list[int]:
+    return [] if numbers == "None" else [int(part) for part in numbers.split(",")]
 
 
 def _same_but_for_tasks(results: Sequence[Result]) -> tuple[list[Result], list[str]]:

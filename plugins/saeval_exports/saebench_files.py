@@ -29,6 +29,7 @@ EVALUATIONS = (
     Evaluation("tpp/", [saebench_concepts.TPP], saebench_concepts.tpp),
     Evaluation("scr/", [saebench_concepts.SCR], saebench_concepts.scr),
     Evaluation("absorption/", [saebench_concepts.ABSORPTION], saebench_concepts.absorption),
+    Evaluation("autointerp/", [saebench_concepts.AUTOINTERP], saebench_concepts.autointerp),
 )
 METRICS = tuple(metric for evaluation in EVALUATIONS for metric in evaluation.metrics)
 

@@ -130,6 +130,10 @@ def plan_in_words(plan: Plan, store: Store) -> str:
     acts = 4 * widest * context * work.size
     at_most = ", if the run does not stop early" if plan.stopping else ""
     lines.append(f"  forward passes in all: {work.total}{at_most}")
+    if plan.interview is not None:
+        asked, judge = plan.questions(work.pending), type(plan.interview.judge).name
+        questions = f"{counted(asked.requests, 'request')}, about {counted(asked.tokens, 'token')} with the replies"
+        lines.append(f"  judge: {judge}: up to {questions}; a reply that cannot be read is asked for once more")
     if names:
         lines.append(f"  quantities: {', '.join(names)}")
     lines += [f"  time: {work.time}"] if work.time else []

@@ -112,6 +112,8 @@ def fetch(arguments: argparse.Namespace) -> int:
         for plan in prepare_parts(suite, registry, flags.options(arguments), arguments.set):
             if plan.spec is not None:
                 plan.spec.fetch()
+            if plan.interview is not None:
+                plan.interview.judge.fetch()
             for subject in plan.subjects:
                 if subject.fetch is not None:
                     with blamed(f"SAE '{subject.name}'", subject.origin):

@@ -56,6 +56,8 @@ class Engine:
         self.model: Model | None = None
         self.forward_passes = 0
         self.preflight = Preflight(plan, kept)
+        if plan.interview is not None:
+            plan.interview.folder = store.folder / "judge"
         self._batch_size = 1
         self._ended: list[str] = []
         """Keys of the passes that this run has concluded."""
@@ -85,8 +87,12 @@ class Engine:
         self.store.write_manifest(manifest(plan, self.listed))
         plugins.notify("saeval_run_started", plan=plan)
         if pending:
-            with torch.no_grad():
-                self._compute(pending)
+            try:
+                with torch.no_grad():
+                    self._compute(pending)
+            finally:
+                if plan.interview is not None:
+                    plan.interview.judge.close()
         self.store.drop_checkpoints(self._ended)
         self.store.tidy()
         results = []
@@ -358,7 +364,8 @@ class Engine:
                 result.sample = dict(self._sample)
             if running is not None and summation is not None and (error := running.error(summation)) is not None:
                 raise error
-            evaluator = running.evaluator if running else Evaluator(self.model, [], self.totals, 0)
+            dataset = self.plan.streams.evaluation
+            evaluator = running.evaluator if running else Evaluator(self.model, [], self.totals, 0, dataset)
             values = concluded(cell, total, self._at_stop if adaptive and self._at_stop else evaluator)
             if result.sample is not None and self._at_prefix is not None:
                 early = running.prefix[summation] if running and summation else None

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, overload
 
 from saeval.base.identity import Origin, code_identity
 from saeval.base.parameters import parameter_names
+from saeval.interfaces.judge import Cost
 from saeval.stats.evidence import Evidence
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,6 +34,8 @@ class Quantity:
     paired: bool = False
     resumes: str = ""
     """The parameter that says how often the function calls `resume`; empty if it never does."""
+    asks: Callable[..., Cost] | None = None
+    """Returns what its questions to the judge cost at most, from `judge` and the parameters it names."""
     finite: str = ""
     """Name of its value in messages, if it must be finite inside the mask; empty if that is not checked."""
     inserted: bool = False
@@ -159,6 +162,14 @@ def paired(function: F) -> F:
 def resuming(times: str) -> Callable[[F], F]:
     """Mark a function that calls `resume` as many times as its parameter `times` says, so that passes are counted."""
     return lambda function: _mark(function, resumes=times)
+
+
+def asking(cost: Callable[..., Cost]) -> Callable[[F], F]:
+    """Mark a function that asks the judge by `interview`, so that requests are counted before the run.
+
+    `cost(judge, ...)` returns at most how much, a `Cost`; its other parameters are parameters of the metric.
+    """
+    return lambda function: _mark(function, asks=cost)
 
 
 def finite(what: str) -> Callable[[F], F]:

@@ -103,6 +103,19 @@ function commandLine(text) {
     h("button", { type: "button", on: { click: () => putOnClipboard(text, "Command") } }, "Copy command"));
 }
 
+/** Return links to the sections whose tables have rows of this name; they are searched for it. */
+function elsewhere(name) {
+  const sections = [...named].filter(([, names]) => names.has(name)).map(([section]) => section);
+  const link = (section) => h("li", {}, h("a", { href: `#${section.id}`, on: { click: () => {
+    document.getElementById("dialog").close();
+    for (const search of section.querySelectorAll("input[type=search]")) {
+      search.value = name;
+      search.dispatchEvent(new Event("input"));
+    }
+  } } }, section.querySelector("h2").textContent));
+  return sections.length ? [h("h3", {}, "More of it on this page"), h("ul", {}, sections.map(link))] : [];
+}
+
 /** Open the view of row i. */
 function openDetail(rows, i) {
   const { rows: boards, shared, folders } = details();
@@ -124,6 +137,7 @@ function openDetail(rows, i) {
     suites.length ? h("p", {}, `Suite ${suites.join(", ")}`) : null,
     ...(commands.length ? commands.map(commandLine) : [h("p", {}, "It was computed from Python, so there is no command.")]),
     ...results.map((result) => resultPart(rows, i, result, shared, drawings)),
+    ...elsewhere(rows.rows[i].name),
     h("p", { class: "reading" }, `Everything that is stored: saeval show ${folders[0] ?? "FOLDER"} METRIC SAE`));
   for (const [place, spec] of drawings) draw(place, spec);
 }

@@ -60,6 +60,7 @@ function reading(rows) {
 const boards = block("boards").map(boardView);
 const sections = block("sections");
 sectionCharts(sections);
+sectionTables();
 
 const themeButton = document.getElementById("theme");
 const dark = () => (document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";

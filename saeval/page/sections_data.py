@@ -9,7 +9,7 @@ from saeval.base.formatting import number
 from saeval.page.plain import plain
 from saeval.results.sections import Chart, Passage, Section, Table
 
-MOST_ROWS = 200
+MOST_ROWS = 500
 """Rows of a table on the page: thousands would take seconds to lay out."""
 
 

@@ -224,3 +224,34 @@ class BoardTable {
     return { text: field.text(i), value: found?.value ?? null, error: found?.error ?? null };
   }
 }
+
+const SHORT = 10;
+
+/** Names in the first column of the tables of each section. */
+const named = new Map();
+
+/** Let a reader sort and search the tables of sections that are too long to be read whole. */
+function sectionTables() {
+  const key = (cell) => parseFloat(String(cell).replace("−", "-"));
+  for (const element of document.querySelectorAll("section.section table.plain")) {
+    const rows = element.tBodies[0]?.rows.length ?? 0;
+    const section = element.closest("section");
+    const names = named.get(section) ?? named.set(section, new Set()).get(section);
+    for (const row of element.tBodies[0]?.rows ?? []) names.add(row.cells[0].textContent);
+    if (rows <= SHORT || element.querySelector("tbody [colspan]")) continue;
+    const of = element.closest("details").querySelector("summary").textContent;
+    const numeric = [...element.tHead.rows[0].cells].map((cell) => cell.classList.contains("number"));
+    const table = new DataTable(element, {
+      order: [],
+      autoWidth: false,
+      pageLength: PAGE,
+      columnDefs: numeric.map((is, at) => ({ targets: at, type: is ? "num" : "string",
+        render: (data, type) => (is && type === "sort" ? (Number.isNaN(key(data)) ? null : key(data)) : data) })),
+      layout: { topStart: "search", topEnd: null, bottomStart: ["info", "pageLength"], bottomEnd: "paging" },
+      language: { search: "", searchPlaceholder: `Search ${of}`, info: "_START_ to _END_ of _TOTAL_ rows", infoEmpty: "no rows",
+        infoFiltered: "(of _MAX_)", zeroRecords: "No row has this text", lengthMenu: "_MENU_ rows a page" },
+    });
+    addEventListener("beforeprint", () => table.page.len(-1).draw());
+    addEventListener("afterprint", () => table.page.len(PAGE).draw());
+  }
+}

@@ -15,6 +15,7 @@ from saeval.base.fingerprint import digest_of
 from saeval.base.formatting import counted
 from saeval.base.identity import Origin
 from saeval.base.parameters import parameter_names
+from saeval.interfaces.judge import Interview
 from saeval.interfaces.metric import Metric, requested
 from saeval.interfaces.quantity import Quantity
 from saeval.interfaces.substitute import Subject
@@ -51,6 +52,8 @@ class Graph:
     """Width of the activations that the data supply; None if a model computes them."""
     site: Callable[[str], str]
     reward_unit: str
+    interview: Interview | None
+    """The interview with the suite's judge."""
     origin: Callable[[str], Origin | None]
     """Returns the origin of a metric."""
     _interned: dict[Any, Node] = field(default_factory=dict)

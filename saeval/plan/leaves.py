@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from saeval.base.errors import SaevalError
 from saeval.interfaces.data import Batch, Dataset, PairBatch, numbered
+from saeval.interfaces.judge import Interview
 from saeval.interfaces.model import Capture, Model, Resume
 from saeval.interfaces.quantity import Quantity
 from saeval.interfaces.substitute import Subject, Substitute
@@ -21,6 +22,7 @@ class Planned(Protocol):
     """The part of the graph that leaves use."""
 
     reward_unit: str
+    interview: Interview | None
     width: int | None
 
     def hooks(self) -> Mapping[str, int]: ...
@@ -75,6 +77,14 @@ def _leaf(roots: str = "", kind: type[Leaf] = Leaf, **marks: Any) -> Callable[[C
         return LEAVES[name]
 
     return register
+
+
+@_leaf(kind=PlannedLeaf, gives=Interview)
+def interview(graph: Planned, binding: Binding) -> Constant:
+    """The interview with the suite's judge, an `Interview`: prompts -> answers, each kept; for `conclude` alone."""
+    if graph.interview is None:
+        raise SaevalError("'interview' needs a judge, and this suite has none; add 'judge:'")
+    return Constant(graph.interview)
 
 
 @_leaf("model", gives=Model)

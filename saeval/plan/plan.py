@@ -14,12 +14,14 @@ from saeval.base.names import names_matching, names_matching_any
 from saeval.base.parameters import validated
 from saeval.base.run_options import RunOptions
 from saeval.interfaces.contents import freeze
+from saeval.interfaces.judge import Cost, Interview
 from saeval.interfaces.metric import Metric, requested
 from saeval.interfaces.model import ModelSpec
 from saeval.interfaces.substitute import Subject
 from saeval.plan.cell import Cell, subject_record
 from saeval.plan.column_names import layout_problems
 from saeval.plan.graph import Graph, NoSAEError
+from saeval.plan.judge_entry import cost, interview, judge_problems
 from saeval.plan.leaves import LEAVES, hooks_of, resume
 from saeval.plan.model_entry import model_spec
 from saeval.plan.nodes import Argument, Binding, Constant, Node, closure, flattened
@@ -47,6 +49,8 @@ class Plan:
     registry: Registry
     spec: ModelSpec | None
     streams: Streams
+    interview: Interview | None
+    """With the suite's judge, if it has one."""
     subjects: list[Subject]
     cells: list[Cell]
     options: RunOptions
@@ -78,6 +82,7 @@ class Plan:
     def verify(self) -> None:
         """Check the SAEs' hooks against the model's config, and call `saeval_check`; `SuiteError` if a check fails."""
         problems: list[Problem] = self.check_hooks() if self.check_hooks else []
+        problems += judge_problems(self.suite, self.interview, self._asking(self.cells))
         if self.spec is not None:
             self.spec.facts()  # an adapter in which this fails should not stop a run half-way
         plugins = self.registry.plugins
@@ -89,6 +94,13 @@ class Plan:
                 plugins.failures.append(Failure(origin, error))
         if problems:
             raise SuiteError(problems)
+
+    def questions(self, cells: Iterable[Cell]) -> Cost:
+        """Return what the questions of cells to the judge cost at most."""
+        return cost(self.interview, self._asking(cells)) if self.interview is not None else Cost(0, 0)
+
+    def _asking(self, cells: Iterable[Cell]) -> list[Node]:
+        return [n for n in closure([n for cell in cells for n in cell.nodes()]).values() if n.quantity.asks]
 
     def is_reusable(self, node: Node) -> bool:
         """True if a later run may request this node, so that its value is worth storing."""
@@ -115,6 +127,7 @@ class _Planner:
         metrics = [configured for entry in entries if (configured := self._metric(entry)) is not None]
         by_alias = {entry.alias: None for entry in entries} | {entry.alias: metric for entry, metric in metrics}
         spec = model_spec(self.suite, self.registry, self.options, self.problems)
+        asked = interview(self.suite, self.registry, self.problems)
         data = streams(self.suite, self.registry, spec, self.options.limit, self.problems)
         subjects = Subjects(self.suite, self.registry, spec, self.problems, self.options)
         saes, hooks = subjects.saes(), subjects.hooks()
@@ -130,7 +143,7 @@ class _Planner:
         if self.problems or data is None:
             self._raise(subjects, saes)
         assert data is not None
-        graph = self._graph(spec, data, subjects)
+        graph = self._graph(spec, data, subjects, asked)
         substitutes = [*saes, *controls]
         placed = [*substitutes, *hooks]
         subjects_of = {e.alias: self._subjects_of(metric, e, placed, groups) for e, metric in metrics}
@@ -153,7 +166,7 @@ class _Planner:
 
         examined = {s.key: requests for s in saes if (requests := _examination_requests(graph, s)) is not None}
         return Plan(
-            self.suite, self.registry, spec, data, placed, cells, self.options,
+            self.suite, self.registry, spec, data, asked, placed, cells, self.options,
             check_hooks, examined, _proofs(graph, cells), _final(graph) if spec else None, subjects.places, stop,
             self._passing(spec, [*substitutes, *in_twins]), in_twins,
         )  # fmt: skip
@@ -228,7 +241,7 @@ class _Planner:
                 groups[name] += [m for m in members if m not in groups[name]]
         return groups
 
-    def _graph(self, spec: ModelSpec | None, data: Streams, subjects: Subjects) -> Graph:
+    def _graph(self, spec: ModelSpec | None, data: Streams, subjects: Subjects, asked: Interview | None) -> Graph:
         most = spec.context if spec is not None else None
         if data.options is not None:  # before the rows are built, which take memory by their context
             self._check_context(data.options.context, spec, most)
@@ -256,6 +269,7 @@ class _Planner:
             once=evaluation.once,
             width=width,
             site=spec.site if spec else str,
+            interview=asked,
             reward_unit="nats" if spec and spec.kind == "causal" else "reward",
             origin=lambda metric: self.registry.metrics.entry(metric).origin,
         )
@@ -336,6 +350,7 @@ class _Planner:
             "subjects": [subject_record(s) for s in members],
             "model": _identity(spec) | {"name": spec.name} if spec else None,
             "data": data.description,
+            **_judge_record(graph.interview, reached),
             "metric": metric.name,
             "alias": entry.alias,
             "metric_version": metric.version,
@@ -365,6 +380,13 @@ class _Planner:
         problem = self.suite.problem(message, *entry.location)
         if problem not in self.problems:
             self.problems.append(problem)
+
+
+def _judge_record(asked: Interview | None, nodes: Iterable[Node]) -> dict[str, Any]:
+    """Return the record of the judge in the results of a cell whose nodes ask it."""
+    if asked is None or not any(node.quantity.asks for node in nodes):
+        return {}
+    return {"judge": {"use": type(asked.judge).name, **asked.judge.identity()}}
 
 
 def _identity(spec: ModelSpec) -> dict[str, Any]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from saeval.base.errors import Problem
     from saeval.interfaces.data import Source
     from saeval.interfaces.engine import WorkerEngine
+    from saeval.interfaces.judge import Judge
     from saeval.interfaces.metric import Metric
     from saeval.interfaces.model import ModelAdapter, RegisteredModel
     from saeval.interfaces.sae import RegisteredSAE, SAELoader
@@ -62,6 +63,11 @@ def saeval_suites() -> Sequence[RegisteredSuite]:  # type: ignore[empty-body]
 @hookspec
 def saeval_controls() -> Sequence[type[Control]]:  # type: ignore[empty-body]
     """Untrained baselines: each has its own row beside the SAEs, and `ce` and `kl` use them as ablations."""
+
+
+@hookspec
+def saeval_judges() -> Sequence[type[Judge]]:  # type: ignore[empty-body]
+    """Judges: classes whose `name` is chosen by `use:` in a suite's `judge:`, which answer questions about features."""
 
 
 @hookspec

@@ -61,6 +61,7 @@ KINDS = (
         "adapters", "model adapter", "saeval_models", f"{_I}.model:ModelAdapter", "class", ls="models", label="adapter"
     ),
     NamedKind("suites", "suite", "saeval_suites", "saeval.suite.schema:RegisteredSuite", "instance"),
+    NamedKind("judges", "judge", "saeval_judges", f"{_I}.judge:Judge", "class"),
     NamedKind("engines", "engine", "saeval_engines", f"{_I}.engine:WorkerEngine", "class"),
     NamedKind("reports", "report format", "saeval_reports", "saeval.results.report:Report", "instance"),
 )  # fmt: skip

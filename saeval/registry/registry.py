@@ -12,6 +12,7 @@ from saeval.base.identity import Origin
 from saeval.base.parameters import schema
 from saeval.interfaces.data import Source
 from saeval.interfaces.engine import WorkerEngine
+from saeval.interfaces.judge import Judge
 from saeval.interfaces.metric import Metric
 from saeval.interfaces.model import ModelAdapter, RegisteredModel
 from saeval.interfaces.quantity import Quantity
@@ -91,6 +92,7 @@ class Registry:
     models: Names[RegisteredModel]
     adapters: Names[type[ModelAdapter]]
     suites: Names[RegisteredSuite]
+    judges: Names[type[Judge]]
     engines: Names[type[WorkerEngine]]
     reports: Names[Report]
 

@@ -47,6 +47,17 @@ class MetricEntry:
     """Names and globs of the SAEs, controls and hooks that it is evaluated on; None for all."""
 
 
+class JudgeBudget(BaseModel):
+    """The keys of `judge:` that limit what a run may ask; not part of any key."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_requests: int | None = Field(default=None, ge=0)
+    """Most requests that a run may send to the judge."""
+    max_tokens: int | None = Field(default=None, ge=0)
+    """Most tokens of requests and replies."""
+
+
 class SuiteModel(BaseModel):
     """The top level of a suite file."""
 
@@ -55,6 +66,8 @@ class SuiteModel(BaseModel):
     suite: str
     model: str | dict[str, Any] | list[str | dict[str, Any]] | None = None
     data: str | dict[str, Any]
+    judge: str | dict[str, Any] | None = None
+    """Who answers questions about features, for metrics that ask."""
     saes: list[str | dict[str, Any]] = Field(default_factory=list)
     hooks: list[str] = Field(default_factory=list)
     """Hooks of the model, by name or pattern, where controls and metrics run without an SAE."""

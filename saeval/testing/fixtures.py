@@ -9,6 +9,7 @@ from typing import Any, Literal
 from saeval.api import evaluate
 from saeval.collection import Results
 from saeval.interfaces.data import Dataset, Source
+from saeval.interfaces.judge import Judge
 from saeval.interfaces.metric import Metric
 from saeval.registry.discovery import Plugins
 from saeval.registry.hookspecs import hookimpl
@@ -43,11 +44,12 @@ def register_rows(name: str, rows: Dataset, fit: Dataset | None = None) -> dict[
 
 @dataclass(eq=False)
 class TinyPlugin:
-    """A plugin with the data source `in-memory` and a test's own metrics, quantities and controls."""
+    """A plugin with the data source `in-memory` and a test's own metrics, quantities, controls and judges."""
 
     metrics: Sequence[type[Metric]] = ()
     quantities: Sequence[Any] = ()
     controls: Sequence[Any] = ()
+    judges: Sequence[type[Judge]] = ()
 
     @hookimpl
     def saeval_data(self) -> list[type[Source]]:
@@ -65,18 +67,25 @@ class TinyPlugin:
     def saeval_controls(self) -> list[Any]:
         return list(self.controls)
 
+    @hookimpl
+    def saeval_judges(self) -> list[type[Judge]]:
+        return list(self.judges)
 
-def tiny_plugins(*metrics: type[Metric], quantities: Sequence[Any] = (), controls: Sequence[Any] = ()) -> Plugins:
-    """Return all installed plugins, with a test's own metrics, quantities and controls added."""
+
+def tiny_plugins(
+    *metrics: type[Metric], quantities: Sequence[Any] = (), controls: Sequence[Any] = (),
+    judges: Sequence[type[Judge]] = (),
+) -> Plugins:  # fmt: skip
+    """Return all installed plugins, with a test's own metrics, quantities, controls and judges added."""
     plugins = Plugins()
-    plugins.add(TinyPlugin(metrics, quantities, controls), "tests")
+    plugins.add(TinyPlugin(metrics, quantities, controls, judges), "tests")
     return plugins
 
 
 def evaluate_tiny(
     metrics: Sequence[Any], *classes: type[Metric], rows: Dataset | None = None, fit: Dataset | None = None,
     saes: Any = None, model: Any = None, quantities: Sequence[Any] = (), control_classes: Sequence[Any] = (),
-    **options: Any,
+    judge_classes: Sequence[type[Judge]] = (), **options: Any,
 ) -> Results:  # fmt: skip
     """Run metrics on the tiny model, data and SAE, or on those given, and return the results.
 
@@ -90,6 +99,6 @@ def evaluate_tiny(
         saes=saes if saes is not None else [TinySAE()],
         data=data,
         metrics=metrics,
-        plugins=tiny_plugins(*classes, quantities=quantities, controls=control_classes),
+        plugins=tiny_plugins(*classes, quantities=quantities, controls=control_classes, judges=judge_classes),
         **options,
     )

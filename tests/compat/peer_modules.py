@@ -14,7 +14,18 @@ import pytest
 import torch
 from wheel_files import saebench, unpacked
 
-UNUSED = ("sae_lens", "transformer_lens", "datasets", "pandas", "transformers", "xgboost")
+UNUSED = (
+    "sae_lens",
+    "sae_lens.loading",
+    "sae_lens.loading.pretrained_saes_directory",
+    "sae_lens.saes",
+    "sae_lens.saes.sae",
+    "transformer_lens",
+    "datasets",
+    "pandas",
+    "transformers",
+    "xgboost",
+)
 
 _KEPT: dict[str, types.ModuleType] = {}
 """Their modules that were imported: beartype takes a class for that of another copy of its module."""

@@ -13,9 +13,9 @@ from saeval import cli
 from saeval.results.store import MANIFEST_FORM, Store
 from saeval.testing import check_chart, evaluate_tiny
 from saeval.testing.claims import every, some
-from saeval_concepts.examples import AFTER
 from saeval_concepts.leads import leads
 from saeval_concepts.pages import PASSAGES, sections
+from saeval_explanations.windows import AFTER
 
 SCRIPT = "<script>alert(1)</script>"
 COLUMNS = {"marked": lambda row: int(row % 2), "kind": lambda row: "ab"[row // 2 % 2]}

@@ -11,6 +11,7 @@ FILES = {
     "sparse_probing": "sparse_probing/eval_output_schema_sparse_probing",
     "tpp": "scr_and_tpp/eval_output_schema_tpp",
     "scr": "scr_and_tpp/eval_output_schema_scr",
+    "autointerp": "autointerp/eval_output_schema_autointerp",
     "absorption": "absorption/eval_output_schema_absorption_first_letter",
 }
 

@@ -5,13 +5,14 @@ It is a file so that other processes can have the same world.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import torch
 
 from saeval.interfaces.live_objects import LiveSAE
-from saeval.plugin import ModelAdapter, SAEInfo, SAELoader, hookimpl
+from saeval.plugin import Judge, ModelAdapter, Reply, SAEInfo, SAELoader, hookimpl
 from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
 from saeval.testing import TinyModel, TinySAE, register_rows, tiny_tokens
@@ -49,6 +50,25 @@ class TinyLoader(SAELoader):
 
     def _sae(self, reference, dtype=torch.float32):
         return TinySAE(seed=reference["seed"], dtype=dtype)
+
+
+class Obliging(Judge):
+    """Answers a list of tens of the right length, or a phrase."""
+
+    name = "obliging"
+
+    def identity(self):
+        return {}
+
+    def replies(self, prompts):
+        for index, prompt in enumerate(prompts):
+            asked = re.search(r"list of (\d+) numbers", prompt.messages[1][1])
+            yield index, Reply(str([10] * int(asked.group(1))) if asked else "some tokens")
+
+
+@hookimpl
+def saeval_judges():
+    return [Obliging]
 
 
 @hookimpl
@@ -97,6 +117,11 @@ PARAMETERS = {
     "saebench_tpp": {"tasks": ["kind=*"], "n": [1], "epochs": 1},
     "saebench_scr": {"tasks": ["side", "pair"], "n": [1], "epochs": 1},
     "truth_absorption": {"least": 5},
+    "token_explanation": {"features": 4, "least_rows": 1},
+    "explanation": {"features": 4, "least_rows": 1},
+    "detection": {"features": 4, "least_rows": 1, "windows": 4, "repeats": 1},
+    "fuzzing": {"features": 4, "least_rows": 1, "windows": 8, "repeats": 1},
+    "saebench_autointerp": {"latents": 4},
     "absorption": {"at": None, "folds": 2, "least_f1": 0.0, "least_words": 2, "random": 2},
 }
 
@@ -143,6 +168,6 @@ def suites(registry: Registry) -> list[dict[str, Any]]:
         found.append({
             "suite": kind, "model": {"use": "tiny", "kind": kind}, "data": ROWS[kind], "metrics": metrics,
             "saes": [{"use": "tiny", "name": name, "seed": seed} for seed, name in enumerate("ab")],
-            "groups": {"both": ["a", "b"]}, "controls": ["mean"],
+            "groups": {"both": ["a", "b"]}, "controls": ["mean"], "judge": "obliging",
         })  # fmt: skip
     return found

@@ -1,0 +1,36 @@
+"""Means over sampled features, with the error of the sample."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+
+from saeval.plugin import Better, Notes, Scalar
+
+
+def mean_over_features(
+    values: Float[np.ndarray, "n"], unit: str, better: Better = "higher", reason: str = "no sampled feature has a score"
+) -> Scalar:
+    """Return the mean of the features that have a value, with its standard error and t interval over features.
+
+    Features of an SAE are other ones than those of another, so two SAEs share no documents here: the error is over
+    features, and takes part in no test that is paired by document.
+    """
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return Scalar.undefined(reason, unit=unit, better=better)
+    mean = float(known.mean())
+    if len(known) < 2:
+        return Scalar(mean, unit=unit, better=better, n=1)
+    from scipy.special import stdtrit  # late: slow to import
+
+    error = float(known.std(ddof=1)) / math.sqrt(len(known))
+    reach = float(stdtrit(len(known) - 1, 0.975)) * error
+    return Scalar(mean, unit=unit, better=better, n=len(known), stderr=error, ci95=(mean - reach, mean + reach))
+
+
+def errors_note(metric: str, n: int) -> Notes:
+    """Return the note that the errors of a metric are over features."""
+    return Notes([f"errors of {metric} are over the {n} sampled features of each SAE, not over documents"])
