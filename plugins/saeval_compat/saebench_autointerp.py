@@ -245,12 +245,13 @@ def autointerp_answers(
 class SAEBenchAutointerp(Metric):
     """SAEBench's detection score: how often a judge that wrote a feature's explanation tells in which texts it fires.
 
-    The numbers of SAEBench 0.6.0: features that fire on more than 15 tokens; 12 texts of 21 tokens (`buffer` on each side of one) with the largest
-    activations and 7 drawn from the others in proportion to the square of the activation, of which 10 and 5 are
-    explained and 2 and 2 tested; 10 random texts, which count as not active whatever the feature does there; a token is
-    active above 0.01 of the largest activation; the share of right answers of 14; features without a readable answer
-    are left out. The prompts have the same parts in other words, so a judge may answer differently. Draws are keyed, a
-    row has one text of each kind at most, and an answer that cannot be read is asked for once more.
+    The numbers of SAEBench 0.6.0: features that fire on more than 15 tokens; 12 texts of 21 tokens (`buffer` on each
+    side of one) with the largest activations and 7 drawn from the others in proportion to the square of the activation,
+    of which 10 and 5 are explained and 2 and 2 tested; 10 random texts, which count as not active whatever the feature
+    does there; a token is active above 0.01 of the largest activation; the share of right answers of 14; features
+    without a readable answer are left out. The prompts have the same parts in other words, so a judge may answer
+    differently. Draws are keyed, a row has one text of each kind at most, and an answer that cannot be read is asked
+    for once more.
 
     Explained and tested texts may be of the same document, and there is no control: `detection` has both.
 
