@@ -65,9 +65,13 @@ def _time(plan: Plan, operations: float, controls: Mapping[str, float], conclusi
 
 
 def plan_in_words(plan: Plan, store: Store) -> str:
-    """Return the description of what a run would compute now, given the stored results."""
+    """Return the description of what a run would compute now, given the stored results.
+
+    Raises `SuiteError` if its judge could not answer.
+    """
     finished = set() if plan.options.fresh else store.finished([c.key for c in plan.cells])
     pending = [c for c in plan.cells if c.key not in finished]
+    plan.verify_judge(pending)
     folds = plan.folds(pending)
     stored = {n.digest for n in folds.values() if not plan.options.fresh and store.fold(n.digest) is not None}
     rows, bare = len(plan.streams.evaluation), sum(s.kind == "hook" for s in plan.subjects)

@@ -77,6 +77,7 @@ class Engine:
         pending = [c for c in plan.cells if c.key not in finished]
         if pending:
             plan.verify()
+            plan.verify_judge(pending)
             for sentence in model_warnings(plan):
                 log.warning("%s", sentence)
         self.store.write_manifest(manifest(plan))

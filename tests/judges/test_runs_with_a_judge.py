@@ -226,7 +226,7 @@ def test_a_local_model_answers_and_is_released_after_the_run(cli, tmp_path, monk
 
 def test_fetch_downloads_what_the_judge_needs(cli, tmp_path, monkeypatch):
     folder, fetched = tiny_folder(tmp_path / "judge-model"), []
-    monkeypatch.setattr(LocalModel, "fetch", fetched.append)
+    monkeypatch.setattr(LocalModel, "fetch", lambda self: fetched.append(self))
     assert cli("fetch", judge=f"{{use: huggingface, path: '{folder}'}}")[0] == 0
     assert len(fetched) == 1
 
@@ -271,6 +271,14 @@ def test_a_missing_key_is_named_before_the_run(cli, server, monkeypatch):
         r"suite\.yaml:5:8: judge 'openai' reads its key from the environment variable OPENAI_API_KEY", errors
     )
     assert server.requests == []
+
+
+def test_who_asks_nothing_needs_neither_key_nor_budget(cli, server, monkeypatch):
+    assert cli()[0] == 0
+    monkeypatch.delenv("OPENAI_API_KEY")
+    for verb in ("check", "run"):  # what asks is stored, and `l0` does not ask
+        assert cli(verb, ", max_requests: 0", metrics="[clear, l0]")[0] == 0
+    assert len(server.requests) == 8
 
 
 def test_a_metric_that_asks_needs_a_judge(cli, tmp_path):
