@@ -233,7 +233,7 @@ def test_live_objects_are_judged_from_python(server, key):
     assert results.value("clear.share", "tinysae")["value"] == 1
     assert [result.cell["judge"]["model"] for result in results] == ["m"]
     assert len(server.requests) == 4
-    with pytest.raises(SaevalError, match="'judge' is the name or entry of a judge, such as"):
+    with pytest.raises(SaevalError, match="evaluate: judge is the name or entry of a judge, such as"):
         evaluate_tiny(["clear"], Clear, quantities=[opinions], judge=3)
 
 
