@@ -28,7 +28,7 @@ SECTIONS = {
 }
 KINDS = {
     "controls": "Controls", "formats": "SAE formats", "data": "Data sources", "models": "Models and adapters",
-    "suites": "Suites", "reports": "Report formats",
+    "judges": "Judges", "suites": "Suites", "reports": "Report formats",
 }  # fmt: skip
 
 
@@ -236,9 +236,9 @@ def _suite(registry: Registry) -> str:
         rows.append((_code(name), " or ".join(types), _cell(default), _cell(schema.get("description", ""))))
     return (
         "# Keys of a suite\n\n`saeval schema` prints the JSON Schema, which an editor can use "
-        "([how](../tables.md#editors-and-shells)). The keys of `data:`, `saes:`, `controls:`, `model:` and `metrics:` are those "
-        "of the [data sources](data.md), [formats](formats.md), [controls](controls.md), [adapters](models.md) and "
-        "[metrics](metrics.md).\n\n" + _table(("key", "type", "default", "what it is"), rows)
+        "([how](../tables.md#editors-and-shells)). The keys of `data:`, `saes:`, `controls:`, `model:`, `judge:` and `metrics:` "
+        "are those of the [data sources](data.md), [formats](formats.md), [controls](controls.md), [adapters](models.md), "
+        "[judges](judges.md) and [metrics](metrics.md).\n\n" + _table(("key", "type", "default", "what it is"), rows)
     )
 
 

@@ -33,8 +33,6 @@ from saeval_explanations.windows import Window, Windows, acts_of, strongest
 if TYPE_CHECKING:
     from torch import Tensor
 
-BUFFER = 10
-"""Tokens of a window on each side; windows do not reach beyond the row."""
 TOP, WEIGHTED, RANDOM = 12, 7, 10
 """Numbers of windows: the strongest, weighted ones of the others, and random ones."""
 TOP_SHOWN, WEIGHTED_SHOWN = 10, 5
@@ -82,13 +80,14 @@ def autointerp_windows(
     batch: Batch,
     token_keys: UInt64[np.ndarray, "batch seq"],
     autointerp_latents: Int[np.ndarray, "n"],
+    buffer: int,
     seed: int,
 ) -> dict[str, Evidence]:
     """Fold: of each feature the strongest windows, windows drawn in proportion to the square of the activation, and
-    random ones, all at least 10 tokens from the ends of their rows."""
+    random ones, all at least `buffer` tokens from the ends of their rows."""
     parts: dict[str, list[Windows]] = {"top": [], _WEIGHTED: [], "random": []}
     seq = included.shape[1]
-    allowed = (np.arange(seq) >= BUFFER) & (np.arange(seq) < seq - BUFFER)
+    allowed = (np.arange(seq) >= buffer) & (np.arange(seq) < seq - buffer)
     inside = included.cpu().numpy()
     for place, acts in acts_of(feature_acts, included, autointerp_latents):
         features = autointerp_latents[place]
@@ -107,7 +106,7 @@ def autointerp_windows(
             "random": (np.where(inside, draws["random"], np.inf), RANDOM),
         }
         for kind, (order, size) in orders.items():
-            own = Windows.of(np.where(allowed, order, np.inf), acts, batch, labels, size, BUFFER, BUFFER)
+            own = Windows.of(np.where(allowed, order, np.inf), acts, batch, labels, size, buffer, buffer)
             parts[kind].append(own)
     return {kind: Windows.joined(own) for kind, own in parts.items()}
 
@@ -198,8 +197,8 @@ def read_choice(reply: Reply) -> tuple[int, ...] | None:
     return tuple(map(int, words)) if all(word.isdecimal() for word in words) else None
 
 
-def _cost(judge: Judge, latents: int) -> Cost:
-    text = "x" * (6 * (2 * BUFFER + 1))
+def _cost(judge: Judge, latents: int, buffer: int) -> Cost:
+    text = "x" * (6 * (2 * buffer + 1))
     count = TOP - TOP_SHOWN + WEIGHTED - WEIGHTED_SHOWN + RANDOM
     one = judge.cost([explaining([text] * (TOP_SHOWN + WEIGHTED_SHOWN)), scoring(text, [text] * count)])
     return Cost(one.requests * latents, one.tokens * latents)
@@ -225,7 +224,7 @@ class Interpretation(NamedTuple):
 
 @asking(_cost)
 def autointerp_answers(
-    interview: Interview, autointerp_examples: tuple[Examples, ...], latents: int
+    interview: Interview, autointerp_examples: tuple[Examples, ...], latents: int, buffer: int
 ) -> tuple[Interpretation, ...]:
     """The judge's words for each feature, and the texts that it chooses by them."""
     prompts = [explaining([e.text(True) for e in own.shown]) for own in autointerp_examples]
@@ -246,12 +245,13 @@ def autointerp_answers(
 class SAEBenchAutointerp(Metric):
     """SAEBench's detection score: how often a judge that wrote a feature's explanation tells in which texts it fires.
 
-    The numbers of SAEBench 0.6.0: features that fire on more than 15 tokens; 12 texts of 21 tokens with the largest
-    activations and 7 drawn from the others in proportion to the square of the activation, of which 10 and 5 are
-    explained and 2 and 2 tested; 10 random texts, which count as not active whatever the feature does there; a token is
-    active above 0.01 of the largest activation; the share of right answers of 14; features without a readable answer
-    are left out. The prompts have the same parts in other words, so a judge may answer differently. Draws are keyed, a
-    row has one text of each kind at most, and an answer that cannot be read is asked for once more.
+    The numbers of SAEBench 0.6.0: features that fire on more than 15 tokens; 12 texts of 21 tokens (`buffer` on each
+    side of one) with the largest activations and 7 drawn from the others in proportion to the square of the activation,
+    of which 10 and 5 are explained and 2 and 2 tested; 10 random texts, which count as not active whatever the feature
+    does there; a token is active above 0.01 of the largest activation; the share of right answers of 14; features
+    without a readable answer are left out. The prompts have the same parts in other words, so a judge may answer
+    differently. Draws are keyed, a row has one text of each kind at most, and an answer that cannot be read is asked
+    for once more.
 
     Explained and tested texts may be of the same document, and there is no control: `detection` has both.
 
@@ -275,8 +275,10 @@ class SAEBenchAutointerp(Metric):
     headline = ("autointerp_score",)
     value_names = ("autointerp_score", "autointerp_std_dev", "unread")
 
-    def __init__(self, latents: Annotated[int, Field(ge=1)] = 1000, seed: int = 42) -> None:
-        self.latents, self.seed = latents, seed
+    def __init__(
+        self, latents: Annotated[int, Field(ge=1)] = 1000, buffer: Annotated[int, Field(ge=0)] = 10, seed: int = 42
+    ) -> None:
+        self.latents, self.buffer, self.seed = latents, buffer, seed
 
     def conclude(self, autointerp_answers: tuple[Interpretation, ...]) -> dict[str, Value]:
         scores = np.array([own.score for own in autointerp_answers if own.score is not None])

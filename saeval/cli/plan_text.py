@@ -104,8 +104,12 @@ class _Work:
 
 
 def plan_in_words(plan: Plan, store: Store) -> str:
-    """Return the description of what a run would compute now, given the stored results."""
+    """Return the description of what a run would compute now, given the stored results.
+
+    Raises `SuiteError` if its judge could not answer.
+    """
     work = _Work(plan, store)
+    plan.verify_judge(work.pending)
     rows, bare = len(plan.streams.evaluation), sum(s.kind == "hook" for s in plan.subjects)
     lines = [
         f"suite {plan.title}: no problems found",

@@ -15,7 +15,7 @@ from saeval.interfaces.documentation import description
 from saeval.interfaces.sae import SAELoader
 from saeval.registry.registry import Registry
 from saeval.suite.by_model import MODEL, REGISTERED
-from saeval.suite.schema import Leaderboard, SuiteModel
+from saeval.suite.schema import JudgeBudget, Leaderboard, SuiteModel
 from saeval.text.packing import TokenOptions
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -40,6 +40,7 @@ def suite_schema(registry: Registry) -> dict[str, Any]:
     properties |= {
         "model": _model(registry, top),
         "data": _data(registry, top),
+        "judge": {**properties["judge"], **_judge(registry, top)},
         "saes": {**properties["saes"], "items": _sae(registry, top)},
         "controls": {**properties["controls"], "items": _control(registry, top)},
         "metrics": {**properties["metrics"], "items": _metric(registry, top), "minItems": 1},
@@ -168,6 +169,16 @@ def _data(registry: Registry, top: Definitions) -> dict[str, Any]:
             without.append({"$ref": f"#/$defs/data.{entry.name}", "required": [entry.name]})
     names = registry.data.names()
     return {"anyOf": [{"enum": names}, _by_use(names, schemas, {"anyOf": [*without, _WITHOUT]})]}
+
+
+def _judge(registry: Registry, top: Definitions) -> dict[str, Any]:
+    schemas, common = {}, {"use": _ANY, **top.fields(JudgeBudget)}
+    for entry in registry.judges:
+        own = top.of(f"judge.{entry.name}", entry.thing, common)
+        top.definitions[f"judge.{entry.name}"] = _documented(entry.thing, own)
+        schemas[entry.name] = {"$ref": f"#/$defs/judge.{entry.name}"}
+    names = registry.judges.names()
+    return {"anyOf": [{"enum": names}, _by_use(names, schemas, _WITHOUT), {"type": "null"}]}
 
 
 _FACTS = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}

@@ -82,6 +82,7 @@ class Engine:
         pending = unfinished(plan, self.store)
         if pending:
             plan.verify()
+            plan.verify_judge(pending)
             for sentence in model_warnings(plan):
                 log.warning("%s", sentence)
         self.store.write_manifest(manifest(plan, self.listed))

@@ -70,7 +70,8 @@ def cost(interview: Interview, nodes: Iterable[Node]) -> Cost:
 
 def judge_problems(suite: Suite, asked: Interview | None, nodes: Iterable[Node]) -> list[Problem]:
     """Return why a run cannot ask its judge: it is not there, or the questions exceed the budget."""
-    if asked is None:
+    nodes = list(nodes)
+    if asked is None or not nodes:
         return []
     try:
         with at_key("judge"):

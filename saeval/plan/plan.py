@@ -82,7 +82,6 @@ class Plan:
     def verify(self) -> None:
         """Check the SAEs' hooks against the model's config, and call `saeval_check`; `SuiteError` if a check fails."""
         problems: list[Problem] = self.check_hooks() if self.check_hooks else []
-        problems += judge_problems(self.suite, self.interview, self._asking(self.cells))
         if self.spec is not None:
             self.spec.facts()  # an adapter in which this fails should not stop a run half-way
         plugins = self.registry.plugins
@@ -93,6 +92,11 @@ class Plan:
                 error = f"saeval_check returned an object of {type(problem).__name__} in its list; expected Problems"
                 plugins.failures.append(Failure(origin, error))
         if problems:
+            raise SuiteError(problems)
+
+    def verify_judge(self, cells: Iterable[Cell]) -> None:
+        """Check that the judge can answer the questions of cells within its budget; `SuiteError` if not."""
+        if problems := judge_problems(self.suite, self.interview, self._asking(cells)):
             raise SuiteError(problems)
 
     def questions(self, cells: Iterable[Cell]) -> Cost:

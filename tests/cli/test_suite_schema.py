@@ -25,6 +25,7 @@ saes:
   - {use: saelens, release: gpt2-small-res-jb, ids: "blocks.8.*"}
   - {use: sparsify, repo: org/name, path: ".", sites: ["layers.*"]}
   - {use: random, of: testbed/relu-1, seeds: 2}
+judge: {use: openai, model: m, temperature: null, max_requests: 10}
 controls: [identity, random: {of: mine}, {use: random, seeds: 5, of: [mine]}]
 groups: {all: ["testbed/*"]}
 metrics: [l0, ce: {ablation: zero, as: ce_zero}, {seed_stability: {over: all}}, {kl: }]
@@ -81,6 +82,10 @@ def test_every_form_of_an_entry_is_valid(validator):
         ("rank_by:", "rankby:"),
         ("{ce.delta_ce: 0.01}", "{ce.delta_ce: -1}"),
         ("data: {use", "dta: {use"),
+        ("use: openai", "use: opnai"),
+        ("temperature: null", "temperature: cold"),
+        ("model: m,", "modl: m,"),
+        ("max_requests: 10", "max_requests: -1"),
     ],
 )
 def test_common_mistakes_are_invalid(right, wrong, validator):

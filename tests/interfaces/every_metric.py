@@ -121,7 +121,7 @@ PARAMETERS = {
     "explanation": {"features": 4, "least_rows": 1},
     "detection": {"features": 4, "least_rows": 1, "windows": 4, "repeats": 1},
     "fuzzing": {"features": 4, "least_rows": 1, "windows": 8, "repeats": 1},
-    "saebench_autointerp": {"latents": 4},
+    "saebench_autointerp": {"latents": 4, "buffer": 2},
     "absorption": {"at": None, "folds": 2, "least_f1": 0.0, "least_words": 2, "random": 2},
 }
 

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from asking import Clear, opinions
 from chat_server import Answer, error
 from saeval.cli import main
+from saeval.plugin import SaevalError
 from saeval.results.store import Store
+from saeval.testing import evaluate_tiny
 from saeval.testing.architectures import tiny_folder, tiny_tokenizer
 from saeval.testing.claims import every, none, some
 from saeval_judges.local_model import LocalModel
@@ -72,8 +75,10 @@ def test_what_is_foretold_is_sent_and_a_second_run_sends_nothing(cli, server, tm
 
     assert cli("run", ", concurrency: 2, timeout: 9")[0] == 0  # these do not decide the answers
     assert len(server.requests) == 8
-    code, printed, _ = cli("check")
-    assert "judge: openai: up to 0 requests" in printed
+    assert "judge: openai: up to 0 requests" in cli("check")[1]
+    assert "judge: openai: up to 8 requests" in cli("check", ", temperature: 0.5")[1]
+    assert cli("run", ", temperature: 0.5")[0] == 0
+    assert len(server.requests) == 16
 
 
 def test_prompts_of_another_metric_or_number_are_asked_once(cli, server, tmp_path):
@@ -224,9 +229,20 @@ def test_a_local_model_answers_and_is_released_after_the_run(cli, tmp_path, monk
     assert closed == [True]  # nothing was left to ask
 
 
+def test_live_objects_are_judged_from_python(server, key):
+    judge = {"use": "openai", "model": "m", "base_url": server.base_url}
+    results = evaluate_tiny(["clear"], Clear, quantities=[opinions], judge=judge)
+    assert not results.failed
+    assert results.value("clear.share", "tinysae")["value"] == 1
+    assert [result.cell["judge"]["model"] for result in results] == ["m"]
+    assert len(server.requests) == 4
+    with pytest.raises(SaevalError, match="evaluate: judge is the name or entry of a judge, such as"):
+        evaluate_tiny(["clear"], Clear, quantities=[opinions], judge=3)
+
+
 def test_fetch_downloads_what_the_judge_needs(cli, tmp_path, monkeypatch):
     folder, fetched = tiny_folder(tmp_path / "judge-model"), []
-    monkeypatch.setattr(LocalModel, "fetch", fetched.append)
+    monkeypatch.setattr(LocalModel, "fetch", lambda self: fetched.append(self))
     assert cli("fetch", judge=f"{{use: huggingface, path: '{folder}'}}")[0] == 0
     assert len(fetched) == 1
 
@@ -271,6 +287,14 @@ def test_a_missing_key_is_named_before_the_run(cli, server, monkeypatch):
         r"suite\.yaml:5:8: judge 'openai' reads its key from the environment variable OPENAI_API_KEY", errors
     )
     assert server.requests == []
+
+
+def test_who_asks_nothing_needs_neither_key_nor_budget(cli, server, monkeypatch):
+    assert cli()[0] == 0
+    monkeypatch.delenv("OPENAI_API_KEY")
+    for verb in ("check", "run"):  # what asks is stored, and `l0` does not ask
+        assert cli(verb, ", max_requests: 0", metrics="[clear, l0]")[0] == 0
+    assert len(server.requests) == 8
 
 
 def test_a_metric_that_asks_needs_a_judge(cli, tmp_path):

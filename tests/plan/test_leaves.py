@@ -59,6 +59,6 @@ def test_a_leaf_of_an_sae_or_its_hook_is_refused_where_there_is_none(name):
 
 
 def test_each_leaf_says_what_it_is():
-    assert len(LEAVES) == 16
+    assert len(LEAVES) == 17
     assert not [leaf.name for leaf in LEAVES.values() if not leaf.doc.endswith(".")]
     assert not [leaf.name for leaf in LEAVES.values() if leaf.roots - {"model", "batch", "hook", "subject"}]
