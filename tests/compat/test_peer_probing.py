@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from peer_modules import TorchDraws, saebench_modules, saeprobes_modules
+from saeval import SaevalError
 from saeval.plugin import Stamp
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import every, some
@@ -255,15 +256,13 @@ def test_all_features_are_kept_only_for_the_probe_of_all():
     assert every(without.values[name] == kept.values[name] for name in names)
 
 
-@pytest.mark.parametrize(
-    ("metric", "fault"),
-    [
-        ({"saebench_probing": {"tasks": ("kind=a",)}}, "'tasks' matches 'kind=a' alone; name two classes of 'kind'"),
-        ({"saebench_probing": {"tasks": ("kinds",)}}, "no task matches 'kinds'"),
-        ({"saeprobes": {"tasks": ("kinds",)}}, "no task matches 'kinds'"),
-    ],
-)
-def test_tasks_that_cannot_be_probed(metric, fault):
-    (result,), _ = run(metrics=[metric])
+def test_a_class_alone_cannot_be_probed():
+    (result,), _ = run(metrics=[{"saebench_probing": {"tasks": ("kind=a",)}}])
     assert result.status == "undefined"
-    assert fault in result.reason
+    assert "'tasks' matches 'kind=a' alone; name two classes of 'kind'" in result.reason
+
+
+@pytest.mark.parametrize("metric", ["saebench_probing", "saeprobes", "saebench_tpp", "saebench_scr"])
+def test_a_task_that_matches_nothing_is_refused(metric):
+    with pytest.raises(SaevalError, match=f"metric '{metric}': no task matches 'kinds'"):
+        run(metrics=[{metric: {"tasks": ("kinds",)}}])
