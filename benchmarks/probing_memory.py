@@ -13,7 +13,6 @@ import time
 
 import numpy as np
 
-WIDTHS = (16_384, 131_072)
 CONTEXT = 16
 
 
@@ -52,6 +51,7 @@ def measured(width: int, rows: int, tasks: int, k: int, active: float) -> tuple[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--widths", type=int, nargs="+", default=[16_384, 131_072], help="numbers of features")
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 4000], help="texts to fit, and to evaluate")
     parser.add_argument("--tasks", type=int, default=4)
     parser.add_argument("--k", type=int, default=16, help="features of the largest probe (default 16)")
@@ -60,7 +60,7 @@ def main() -> None:
     print("| d_sae | texts | peak above the start, MB | all features of all texts, float32, MB | seconds |")
     print("|---|---|---|---|---|")
     context = multiprocessing.get_context("spawn")
-    for width in WIDTHS:
+    for width in arguments.widths:
         for rows in arguments.rows:
             with context.Pool(1) as pool:
                 used, seconds = pool.apply(measured, (width, rows, arguments.tasks, arguments.k, arguments.less))
