@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from saeval.plugin import Metric, Source, hookimpl
+from saeval.plugin import Metric, Plan, Problem, Source, hookimpl
 from saeval_compat import splices
 from saeval_compat.batches import batch_sums, included_spread
 from saeval_compat.dictionary_learning import DictionaryLearningEvaluate
@@ -28,7 +28,7 @@ from saeval_compat.saebench_probing import (
     saebench_sparse_probes,
     test_label_rows,
 )
-from saeval_compat.saebench_removals import padded_acts, silent_acts
+from saeval_compat.saebench_removals import SAEBenchRemoval, padded_acts, silent_acts
 from saeval_compat.saebench_scr import SAEBenchSCR, saebench_scr_removals, saebench_scr_setup, saebench_scr_sums
 from saeval_compat.saebench_tpp import SAEBenchTPP, saebench_tpp_removals, saebench_tpp_setup, saebench_tpp_sums
 from saeval_compat.saelens import SAELensDownstream, SAELensFeatures, SAELensVariance, SAELensWeights
@@ -41,6 +41,7 @@ from saeval_compat.saeprobes import (
     saeprobes_texts,
 )
 from saeval_compat.token_rows import TokenRows
+from saeval_concepts.tasks import unmatched_tasks
 
 
 @hookimpl
@@ -71,3 +72,9 @@ def saeval_quantities() -> list[Callable[..., Any]]:
 @hookimpl
 def saeval_data() -> list[type[Source]]:
     return [TokenRows]
+
+
+@hookimpl
+def saeval_check(plan: Plan) -> list[Problem]:
+    """Refuse `tasks` that match nothing."""
+    return unmatched_tasks(plan, (SAEBenchProbing, SAEBenchRemoval, SAEProbes))

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
-from saeval.plugin import Array, Batch, Evidence, Metric, PerRow, Scalar, Table, Value, fit_split, fold, torch
+from saeval.plugin import (
+    Array,
+    Batch,
+    Evidence,
+    Metric,
+    PerRow,
+    Scalar,
+    Table,
+    Undefined,
+    Value,
+    fit_split,
+    fold,
+    torch,
+)
 from saeval_compat.saebench_probes import Answers
 from saeval_compat.saeprobes_regressions import Scores, best_regression
 from saeval_concepts.directions import FIT, TEST, balanced, drawn
-from saeval_concepts.tasks import Task
+from saeval_concepts.tasks import OUTSIDE, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 K = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+NORMAL = 1024
+"""Number of texts to fit of sae-probes' normal setting; any other is one of its setting of scarcity."""
+LEAST_FRAC, MOST_FRAC = 0.05, 0.95
+"""Smallest and largest share of positives of its setting of imbalance."""
 SCORES = Scores._fields
 
 
@@ -30,22 +48,57 @@ class Texts(NamedTuple):
     tested: Answers
 
 
+def sizes(no: int, yes: int, most: int | None, frac: float | None) -> tuple[int, int]:
+    """Return how many texts of each class to take: at most `most`, as many of each, or the share `frac` of positives.
+
+    With `frac`, the total is one that allows every share from `LEAST_FRAC` to `MOST_FRAC`, so that it is the same for
+    all of them.
+    """
+    total = 2 * min(no, yes) if frac is None else int(min(no / (1 - LEAST_FRAC), yes / MOST_FRAC))
+    total = total if most is None else min(total, most)
+    positive = math.ceil((0.5 if frac is None else frac) * total)
+    return total - positive, positive
+
+
+def corrupted(y: Bool[np.ndarray, "n"], frac: float, seed: int) -> Bool[np.ndarray, "n"]:
+    """Return labels of which the share `frac`, drawn by numpy, are reversed."""
+    wrong = np.random.RandomState(seed).choice(len(y), size=int(len(y) * frac), replace=False)
+    y = y.copy()
+    y[wrong] = ~y[wrong]
+    return y
+
+
 def saeprobes_texts(
-    fit_label_rows: PerRow, test_label_rows: PerRow, probe_tasks: tuple[Task, ...], train_size: int, seed: int
+    fit_label_rows: PerRow,
+    test_label_rows: PerRow,
+    probe_tasks: tuple[Task, ...],
+    train_size: int,
+    seed: int,
+    frac: float | None,
+    corrupt_frac: float | None,
 ) -> tuple[Texts, ...]:
-    """For each task as many texts of each class, in an order drawn by hash; `train_size` at most to fit."""
+    """For each task the texts of each class, in an order drawn by hash; `train_size` at most to fit.
+
+    As many of each class, or the share `frac` of positives. The share `corrupt_frac` of the labels to fit is wrong.
+    """
     made = []
     for number, task in enumerate(probe_tasks):
         sides = []
         for rows, split, most in ((fit_label_rows, FIT, train_size), (test_label_rows, TEST, None)):
             y = rows["y"][:, number]
-            chosen = drawn(balanced(y, 2, rows.clusters, seed, task.name, split), seed, "sae-probes", task.name)
-            places = np.concatenate(
-                [chosen[y[chosen] == side][: None if most is None else most // 2] for side in (0, 1)]
-            )
+            equal = balanced(y, 2, rows.clusters, seed, task.name, split)
+            pool = equal if frac is None else np.flatnonzero(y != OUTSIDE)
+            counts = sizes(int((y == 0).sum()), int((y == 1).sum()), most, frac)
+            if not all(counts):
+                raise Undefined(f"the {split} too few texts of task '{task.name}' for a share of {frac}; add texts")
+            chosen = drawn(pool, seed, "sae-probes", task.name)
+            places = np.concatenate([chosen[y[chosen] == side][:count] for side, count in enumerate(counts)])
             places = drawn(places, seed, "sae-probes order", task.name)
             sides.append((places, y[places] == 1))
-        made.append(Texts(*sides))
+        fitted, tested = sides
+        if corrupt_frac:
+            fitted = fitted[0], corrupted(fitted[1], corrupt_frac, seed)
+        made.append(Texts(fitted, tested))
     return tuple(made)
 
 
@@ -147,8 +200,14 @@ class SAEProbes(Metric):
     Differs: sae-probes takes the first 5,000 rows of a data set, and draws 1,024 balanced ones with numpy's generator
     (all but 100 if there are fewer); these here are those of the suite's fit split, `train_size` at most, and evaluated
     texts, balanced and in an order drawn by hash. It has tasks of two classes alone. It cuts texts to their last 1,024
-    tokens: set `context: 1024` and `keep: end`, and `exclude: []`. Its settings of imbalance and label noise are not
-    here; `train_size` is that of scarcity. Source: sae-probes 0.4.2, `run_sae_eval`, `find_best_reg`.
+    tokens: set `context: 1024` and `keep: end`, and `exclude: []`.
+
+    Its settings, of which one is used at a time: scarcity, a `train_size` other than 1,024 (there 2 to 1,024 in 20
+    steps); imbalance, a share `frac` of positives among the texts to fit and the evaluated ones (0.05 to 0.95), of as
+    many texts as allow each of these shares; label noise, a share `corrupt_frac` of wrong labels among the texts to fit
+    (0 to 0.5), which sae-probes has for activations alone: the values of features with the same wrong labels are not
+    its. k is 16 and 128 there in the first two. Source: sae-probes 0.4.2, `run_sae_eval`, `find_best_reg`,
+    `get_train_test_indices`, `get_classimabalance_num_train`, `corrupt_ytrain`.
 
     Values:
         test_f1@*: F1 of both classes, weighted by their numbers of texts; share; 0 .. 1; higher is better.
@@ -166,7 +225,7 @@ class SAEProbes(Metric):
             for that.
     """
 
-    name, version = "saeprobes", 1
+    name, version = "saeprobes", 2
 
     def __init__(
         self,
@@ -174,14 +233,22 @@ class SAEProbes(Metric):
         k: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = K,
         penalty: Literal["l2", "l1"] = "l2",
         binarize: bool = False,
-        train_size: Annotated[int, Field(ge=2)] = 1024,
+        train_size: Annotated[int, Field(ge=2)] = NORMAL,
+        frac: Annotated[float, Field(ge=LEAST_FRAC, le=MOST_FRAC)] | None = None,
+        corrupt_frac: Annotated[float, Field(ge=0, le=0.5)] | None = None,
         pooling: Literal["last"] = "last",
         seed: int = 42,
     ) -> None:
         if not k or not tasks:
             raise ValueError(f"metric '{self.name}': 'k' and 'tasks' need at least one entry each")
+        given = {"train_size": train_size != NORMAL, "frac": frac is not None, "corrupt_frac": corrupt_frac is not None}
+        settings = [name for name, is_given in given.items() if is_given]
+        if len(settings) > 1 or (settings and binarize):
+            both = " and ".join(f"'{name}'" for name in [*settings, "binarize"][:2])
+            raise ValueError(f"metric '{self.name}': sae-probes has no setting with both {both}; leave one out")
         self.tasks, self.k = tasks, tuple(sorted(set(k)))
         self.penalty, self.binarize, self.train_size = penalty, binarize, train_size
+        self.frac, self.corrupt_frac = frac, corrupt_frac
         self.pooling, self.seed = pooling, seed
         self.value_names = (
             *(f"{score}@{count}" for score in SCORES for count in self.k), *(f"baseline_{score}" for score in SCORES),

@@ -52,10 +52,12 @@ def best_regression(
 ) -> Scores:
     """Return the scores of the regression with the best C on the test texts.
 
-    Columns are float32 and not scaled. Texts are fitted in an order that follows from the seed.
+    Columns are not scaled, and fitted in float64, since scikit-learn does not know the dtype of sae-probes' tensors.
+    Texts are fitted in an order that follows from the seed.
     """
     from sklearn.metrics import accuracy_score, f1_score, roc_auc_score  # late: slow to import
 
+    x, test = x.astype(np.float64), test.astype(np.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of folds with one class and fits that do not converge, as there
         C, reached = 1.0, None

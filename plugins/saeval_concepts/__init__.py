@@ -28,10 +28,11 @@ from saeval_concepts.mains import (
     parent_projections,
     word_probes,
 )
+from saeval_concepts.removals import RemovalMetric
 from saeval_concepts.rows import chosen_tokens, row_keys, task_labels
 from saeval_concepts.scr import SCR, fit_quadrants, pair_probes, quadrants, scr_removals
 from saeval_concepts.sparse_probing import SparseProbing
-from saeval_concepts.tasks import class_counts, probe_tasks
+from saeval_concepts.tasks import class_counts, probe_tasks, unmatched_tasks
 from saeval_concepts.texts import (
     chosen_features,
     class_sums,
@@ -87,8 +88,8 @@ def saeval_reports() -> list[Report]:
 
 @hookimpl
 def saeval_check(plan: Plan) -> list[Problem]:
-    """Refuse a probe of `absorption` at the SAE's own hook, also under another of its names."""
-    return [
+    """Refuse `tasks` that match nothing, and a probe of `absorption` at the SAE's own hook, under any of its names."""
+    return unmatched_tasks(plan, (Absorption, RemovalMetric, SparseProbing)) + [
         plan.suite.problem(circular(later), *cell.entry.location)
         for cell in plan.cells
         if isinstance(cell.metric, Absorption) and plan.spec is not None and (later := cell.metric.later_hook)

@@ -122,7 +122,7 @@ class SparseProbing(Metric):
     ) -> None:
         if not k or not tasks:
             raise ValueError(f"metric '{self.name}': 'k' and 'tasks' need at least one entry each")
-        self.k = tuple(sorted(set(k)))
+        self.tasks, self.k = tasks, tuple(sorted(set(k)))
         self.pooling, self.scale, self.penalty, self.folds, self.refits, self.examples, self.seed = (
             pooling, scale, penalty, folds, refits, examples, seed,
         )  # fmt: skip

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from jaxtyping import Bool, Int8
 
-from saeval.plugin import Evidence, Undefined, fit_split, fold, names_matching_any, quoted_value, suggestion
+from saeval.plugin import (
+    Evidence,
+    Metric,
+    Plan,
+    Problem,
+    Undefined,
+    fit_split,
+    fold,
+    names_matching_any,
+    quoted_value,
+    suggestion,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,17 +102,43 @@ def probe_tasks(class_counts: ClassCounts, tasks: Sequence[str], pooling: str = 
     if not classes:
         tokens = "labels of tokens need 'pooling: token'"
         raise Undefined(f"the data have no labels; use a source with labels, such as 'labelled' ({tokens})")
+    known = _of_texts(classes)
+    if not known:
+        column, (label, *_) = next(iter(classes.items()))
+        has = f"{quoted_value(column)} has {quoted_value(label)} alone"
+        raise Undefined(f"no column of labels has two classes, but {has}; use data with texts of several classes")
+    return _matching(known, tasks)
+
+
+def _of_texts(classes: Mapping[str, Mapping[str, int]]) -> list[Task]:
     known: list[Task] = []
     for column, labels in classes.items():
         if len(labels) == 2:
             known.append(Task(column, column, list(labels)[1]))
         elif len(labels) > 2:
             known += [Task(f"{column}={label}", column, label) for label in labels]
-    if not known:
-        column, (label, *_) = next(iter(classes.items()))
-        has = f"{quoted_value(column)} has {quoted_value(label)} alone"
-        raise Undefined(f"no column of labels has two classes, but {has}; use data with texts of several classes")
-    return _matching(known, tasks)
+    return known
+
+
+def unmatched_tasks(plan: Plan, kinds: tuple[type[Metric], ...]) -> list[Problem]:
+    """Return a problem for each metric of these kinds, one of whose `tasks` matches no label of the fit split."""
+    metrics: dict[Any, Any] = {
+        cell.entry.location: cell.metric for cell in plan.cells if isinstance(cell.metric, kinds)
+    }
+    annotations = getattr(plan.streams.fit, "annotations", None) if metrics else None
+    if annotations is None:
+        return []
+    known = {"token": [Task(name, name, "1") for name in annotations.tasks]}
+    of_texts = _of_texts(classes_of(ClassCounts.of(annotations.labels)))
+    problems = []
+    for location, metric in metrics.items():
+        tasks = known.get(getattr(metric, "pooling", ""), of_texts)
+        try:
+            if tasks:
+                _matching(tasks, metric.tasks)
+        except Undefined as reason:
+            problems.append(plan.suite.problem(f"metric '{metric.name}': {reason}", *location))
+    return problems
 
 
 def _of_tokens(classes: Mapping[str, Mapping[str, int]], tasks: Sequence[str]) -> tuple[Task, ...]:

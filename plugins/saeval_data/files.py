@@ -28,25 +28,25 @@ Record = tuple[int, dict[str, Any] | None]
 """The number of a record, from 1, and the record; None for a line that is `null`."""
 
 
-def existing(path: str, source: str) -> Path:
-    """Return the path with `~` expanded; `SaevalError` if it is not a folder or a regular file."""
+def existing(path: str, source: str, key: str = "path") -> Path:
+    """Return the path with `~` expanded; `SaevalError`, which names `key`, if it is no folder or regular file."""
     file = expand_user(path)
     if not file.exists():
-        raise SaevalError(f"data '{source}': no such file or folder: {path}{searched_in(path)}; check 'path'")
+        raise SaevalError(f"data '{source}': no such file or folder: {path}{searched_in(path)}; check '{key}'")
     if not file.is_dir():
         check_regular_file(file)
     return file
 
 
-def matching(path: str, source: str) -> list[Path]:
+def matching(path: str, source: str, key: str = "path") -> list[Path]:
     """Return the path itself if it exists, else the paths that its globs match; file 2 comes before file 12."""
     pattern = str(expand_user(path))
     if not re.search(r"[*?[]", pattern) or Path(pattern).exists():
-        return [existing(path, source)]
+        return [existing(path, source, key)]
     plain = pattern.replace("[", "[[]")  # brackets may be part of a name: `run[lr=1e-4]/*.txt`
     paths = [Path(match) for match in glob.glob(pattern, recursive=True) or glob.glob(plain, recursive=True)]
     if not paths:
-        raise SaevalError(f"data '{source}': nothing matches 'path: {path}'{searched_in(path)}")
+        raise SaevalError(f"data '{source}': nothing matches '{key}: {path}'{searched_in(path)}")
     for file in paths:
         if not file.is_dir():
             check_regular_file(file)  # reading a pipe would never end

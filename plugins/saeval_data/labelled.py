@@ -182,7 +182,10 @@ class LabelledTables(LabelledTexts):
         self.columns = [label] if isinstance(label, str) else label or ([] if spans else ["label"])
         self.text, self.spans, self.group, self.one_table = text, spans, group, path is not None
         patterns = [path] if path is not None else [tasks] if isinstance(tasks, str) else tasks or []
-        self.paths = list(dict.fromkeys(file for pattern in patterns for file in files.matching(pattern, self.name)))
+        key = "path" if self.one_table else "tasks"
+        self.paths = list(
+            dict.fromkeys(file for pattern in patterns for file in files.matching(pattern, self.name, key))
+        )
         for file in self.paths:
             if not (is_csv(file) or file.suffix in (".jsonl", ".parquet")) or file.is_dir():
                 raise SaevalError(f"data 'labelled': expected a .jsonl, .csv, .csv.zst or .parquet file, found {file}")

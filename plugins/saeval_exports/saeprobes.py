@@ -27,6 +27,9 @@ def files(results: Sequence[Result]) -> tuple[dict[str, bytes], list[str]]:
         if not result.values:
             notes.append(f"{name}: no files, since {result.metric} has no values")
             continue
+        if (result.cell.get("params") or {}).get("corrupt_frac") is not None:
+            notes.append(f"{name}: {result.metric} has wrong labels; sae-probes has no files of that for features")
+            continue
         if name not in folders:
             folders[name] = _free(name, list(folders.values()))
         own = _of_sae(result)
@@ -50,10 +53,10 @@ def _free(name: str, taken: Sequence[str]) -> str:
 def _of_sae(result: Result) -> dict[str, bytes]:
     """Return the files of one configuration for one SAE."""
     params, hook_name = result.cell.get("params") or {}, result.cell["subjects"][0]["hook_name"]
-    penalty, binarize, size = (params.get(key) for key in ("penalty", "binarize", "train_size"))
-    scarce = size != NORMAL
+    penalty, binarize, size, frac = (params.get(key) for key in ("penalty", "binarize", "train_size", "frac"))
+    setting = "imbalance" if frac is not None else "scarcity" if size != NORMAL else "normal"
     model = escapes.file_name(str((result.cell["model"] or {}).get("name") or "model"))
-    folder = f"sae_probes_{model}/{'scarcity' if scarce else 'normal'}_setting"
+    folder = f"sae_probes_{model}/{setting}_setting"
     record = result.values["tasks"]
     rows = [dict(zip(record["columns"], row, strict=True)) for row in record["rows"]]
     tasks = list(dict.fromkeys(row["task"] for row in rows))
@@ -65,9 +68,10 @@ def _of_sae(result: Result) -> dict[str, bytes]:
             "binarize": binarize,
             "indices": result.array("indices")[tasks.index(row["task"])][: row["k"]].tolist(),
         }
-        by_task.setdefault(row["task"], []).append(entry | ({"num_train": row["fit texts"]} if scarce else {}))
-    number = f"{size}_" if scarce else ""
-    ending = f"{number}{penalty}{'_binarized' if binarize else ''}.json"
+        own = {"scarcity": {"num_train": row["fit texts"]}, "imbalance": {"frac": frac}, "normal": {}}[setting]
+        by_task.setdefault(row["task"], []).append(entry | own)
+    words = {"scarcity": f"{size}_", "imbalance": f"frac{frac}_", "normal": ""}[setting]
+    ending = f"{words}{penalty}{'_binarized' if binarize else ''}.json"
     return {
         f"{folder}/{escapes.file_name(f'{task}_{hook_name}_{ending}')}": json.dumps(
             entries, indent=4, ensure_ascii=False, allow_nan=False

@@ -53,6 +53,15 @@ def saeprobes_modules(*names: str) -> list[Any]:
     return _imported(folder, names, (*UNUSED, "sae_probes.utils_data", "sae_probes.run_baselines"))
 
 
+def saeprobes_data() -> Any:
+    """Return sae-probes' module of texts and labels; its data sets are not read."""
+    saeprobes_modules("sae_probes.utils_training")  # the package itself, which reads its data sets when it is imported
+    folder = unpacked("sae-probes==0.4.2", (".py",))
+    parts = ("run_sae_evals", "run_baselines", "generate_sae_activations", "generate_model_activations")
+    (module,) = _imported(folder, ("sae_probes.utils_data",), (*UNUSED, *(f"sae_probes.{part}" for part in parts)))
+    return module
+
+
 def _imported(folder: Path, names: Sequence[str], unused: Sequence[str]) -> list[Any]:
     package = names[0].partition(".")[0]
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():

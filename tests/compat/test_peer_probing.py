@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from peer_modules import TorchDraws, saebench_modules, saeprobes_modules
+from saeval import SaevalError
 from saeval.plugin import Stamp
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny, tiny_tokens
 from saeval.testing.claims import every, some
@@ -121,14 +122,25 @@ def test_means_over_tokens_are_saebenchs(bench):
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning", "ignore:Inconsistent values")
 @pytest.mark.parametrize(
     ("count", "options"),
-    [(160, {}), (160, {"penalty": "l1"}), (60, {}), (6, {}), (3, {}), (160, {"binarize": True})],
-    ids=["one-fold", "l1", "six-folds", "pairs", "no-folds", "binarized"],
+    [
+        (160, {}),
+        (160, {"penalty": "l1"}),
+        (60, {}),
+        (6, {}),
+        (3, {}),
+        (160, {"binarize": True}),
+        (24, {"setting": "scarcity", "num_train": 24}),
+        (160, {"setting": "imbalance", "frac": 0.2}),
+    ],
+    ids=["one-fold", "l1", "six-folds", "pairs", "no-folds", "binarized", "scarcity", "imbalance"],
 )
 def test_saeprobes_own_numbers(count, options, tmp_path):
     """Its ranks, folds, choice of C and scores on the same activations, in the file that it writes."""
     (theirs,) = saeprobes_modules("sae_probes.run_sae_evals")
     draw = np.random.default_rng(count)
-    y, answers = (np.arange(n) % 2 for n in (count, 50))
+    setting = {name: options[name] for name in ("num_train", "frac") if name in options}
+    each = round(1 / setting.get("frac", 0.5))
+    y, answers = ((np.arange(n) % each == 1).astype(np.int64) for n in (count, 50))
     z, held = (np.maximum(draw.normal(size=(len(side), D)) - 0.3, 0).astype(np.float32) for side in (y, answers))
     for numbers, side in ((z, y), (held, answers)):
         numbers[:, 3] += 0.6 * side * (draw.random(len(side)) < 0.7)
@@ -140,8 +152,9 @@ def test_saeprobes_own_numbers(count, options, tmp_path):
     ks = [1, 4] if count > 100 else [1]
     penalty, binarize = options.get("penalty", "l2"), options.get("binarize", False)
     theirs.run_sae_eval(
-        None, "data", "hook", penalty, "normal", "model", tmp_path, binarize=binarize, ks=ks, results_path=tmp_path
-    )
+        None, "data", "hook", penalty, options.get("setting", "normal"), "model", tmp_path, binarize=binarize, ks=ks,
+        results_path=tmp_path, **setting,
+    )  # fmt: skip
     (file,) = tmp_path.rglob("*.json")
     expected = json.loads(file.read_text())
 
@@ -150,6 +163,7 @@ def test_saeprobes_own_numbers(count, options, tmp_path):
     order = torch.argsort(scores, descending=True).numpy()
     for k, printed in some(list(zip(ks, expected, strict=True))):
         assert printed["indices"] == order[:k].tolist()
+        assert printed.items() >= setting.items()
         fit, test = (part[:, order[:k]] != 0 if binarize else part[:, order[:k]] for part in (z, held))
         found = best_regression(fit, y, test, answers, penalty, 42)._asdict()
         assert {name: printed[name] for name in found} == pytest.approx(found, abs=1e-6)
@@ -242,15 +256,13 @@ def test_all_features_are_kept_only_for_the_probe_of_all():
     assert every(without.values[name] == kept.values[name] for name in names)
 
 
-@pytest.mark.parametrize(
-    ("metric", "fault"),
-    [
-        ({"saebench_probing": {"tasks": ("kind=a",)}}, "'tasks' matches 'kind=a' alone; name two classes of 'kind'"),
-        ({"saebench_probing": {"tasks": ("kinds",)}}, "no task matches 'kinds'"),
-        ({"saeprobes": {"tasks": ("kinds",)}}, "no task matches 'kinds'"),
-    ],
-)
-def test_tasks_that_cannot_be_probed(metric, fault):
-    (result,), _ = run(metrics=[metric])
+def test_a_class_alone_cannot_be_probed():
+    (result,), _ = run(metrics=[{"saebench_probing": {"tasks": ("kind=a",)}}])
     assert result.status == "undefined"
-    assert fault in result.reason
+    assert "'tasks' matches 'kind=a' alone; name two classes of 'kind'" in result.reason
+
+
+@pytest.mark.parametrize("metric", ["saebench_probing", "saeprobes", "saebench_tpp", "saebench_scr"])
+def test_a_task_that_matches_nothing_is_refused(metric):
+    with pytest.raises(SaevalError, match=f"metric '{metric}': no task matches 'kinds'"):
+        run(metrics=[{metric: {"tasks": ("kinds",)}}])

@@ -162,7 +162,6 @@ def test_the_own_hook_under_another_name():
     ("given", "fault"),
     [
         ({"at": "wort"}, "the data have no label of tokens 'wort'; did you mean 'word'?"),
-        ({"tasks": ("mood",)}, "no task matches 'mood'"),
         ({"fit": rows(2)}, "none of 3 parents counts, such as 'kind=p0': no validation word has it, or none lacks it"),
         ({"least_words": 200}, "its probe is right on 48 evaluated words, fewer than 'least_words: 200'"),
     ],

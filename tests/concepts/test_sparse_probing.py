@@ -9,6 +9,7 @@ from scipy.stats import binom
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
 from planted import CONTEXT, MARK, OTHER, RARE, VOCABULARY, YES, OneHot, Reader, texts
+from saeval import SaevalError
 from saeval.plugin import Batch, PerRow, Stamp
 from saeval.testing import evaluate_tiny
 from saeval.testing.claims import every, some
@@ -147,7 +148,6 @@ def test_texts_for_validation_are_not_fitted():
 @pytest.mark.parametrize(
     ("given", "fault"),
     [
-        ({"tasks": ("mark",)}, "no task matches 'mark'; did you mean 'marked'?"),
         ({"columns": {"marked": lambda row: "x"}}, "no column of labels has two classes, but 'marked' has 'x' alone"),
         ({"columns": {"marked": lambda row: ""}}, "the data have no labels; use a source with labels"),
     ],
@@ -160,6 +160,16 @@ def test_tasks_that_cannot_be_probed(given, fault):
     )
     assert results[0].status == "undefined"
     assert fault in results[0].reason
+
+
+@pytest.mark.parametrize("metric", ["sparse_probing", "tpp", "scr", "absorption"])
+def test_a_task_that_matches_nothing_is_refused_before_the_run(metric):
+    rows = texts(lambda row: [MARK], 1)
+    model = OneHot()
+    fault = f"metric '{metric}': no task matches 'mark'; did you mean 'marked'"
+    with pytest.raises(SaevalError, match=fault):
+        evaluate_tiny([{metric: {"tasks": ("mark",)}}], model=model, saes=[Reader()], rows=rows, fit=rows)
+    assert not sum(model.passes.values())
 
 
 def test_values_are_declared():

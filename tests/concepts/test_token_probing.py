@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from planted import MARK, OTHER, VOCABULARY, YES, OneHot, Reader, marked_tokens, texts
+from saeval import SaevalError
 from saeval.testing import evaluate, evaluate_tiny, tiny_plugins
 from saeval.testing.claims import every, some
 from saeval_concepts.rows import held_out
@@ -125,7 +126,6 @@ def test_no_task_and_no_sae_adds_a_pass():
     ("labels", "options", "fault"),
     [
         ({}, {}, "the data have no labels of tokens; use a source with them, such as 'python-tokens'"),
-        ({"mark": is_mark}, {"tasks": ("mrk",)}, "no task matches 'mrk'; did you mean 'mark'?"),
         (
             {"rare": lambda tokens, draw: np.arange(tokens.size).reshape(tokens.shape) < 12},
             {},
@@ -139,6 +139,11 @@ def test_labels_that_cannot_be_probed(labels, options, fault):
     (result,) = probed(labels, **options)
     assert result.status == "undefined"
     assert fault in result.reason
+
+
+def test_a_label_of_tokens_that_matches_nothing_is_refused_before_the_run():
+    with pytest.raises(SaevalError, match="metric 'sparse_probing': no task matches 'mrk'; did you mean 'mark'"):
+        probed({"mark": is_mark}, tasks=("mrk",))
 
 
 def test_texts_without_labels_of_tokens():

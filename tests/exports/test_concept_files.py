@@ -27,6 +27,8 @@ METRICS = [
     {"absorption": {"tasks": ("kind=*",), "at": None, "least_f1": 0, "least_words": 2, "folds": 2}},
     {"saeprobes": {"tasks": ("p", "q"), "k": (1, 2)}},
     {"saeprobes": {"tasks": ("p",), "k": (2,), "train_size": 16, "as": "scarce"}},
+    {"saeprobes": {"tasks": ("p",), "k": (2,), "frac": 0.25, "as": "rare"}},
+    {"saeprobes": {"tasks": ("p",), "k": (2,), "corrupt_frac": 0.1, "as": "noisy"}},
 ]
 
 
@@ -145,14 +147,15 @@ def test_the_files_are_read_again(files, capsys):
         assert read == flat
 
 
-def test_sae_probes_files(folder, tmp_path):
+def test_sae_probes_files(folder, tmp_path, capsys):
     assert cli.main(["export", "saeprobes", str(folder), "--to", str(tmp_path)]) == 0
     found = {str(path.relative_to(tmp_path)): json.loads(path.read_text()) for path in tmp_path.rglob("*.json")}
     start, hook = "a-b/sae_probes_tiny", "blocks.1.hook_resid_pre"
     assert set(found) == {
         f"{start}/normal_setting/p_{hook}_l2.json", f"{start}/normal_setting/q_{hook}_l2.json",
-        f"{start}/scarcity_setting/p_{hook}_16_l2.json",
+        f"{start}/scarcity_setting/p_{hook}_16_l2.json", f"{start}/imbalance_setting/p_{hook}_frac0.25_l2.json",
     }  # fmt: skip
+    assert "a/b: noisy has wrong labels; sae-probes has no files of that for features" in capsys.readouterr().err
     one, two = found[f"{start}/normal_setting/p_{hook}_l2.json"]
     keys = {
         "test_f1",
@@ -172,6 +175,9 @@ def test_sae_probes_files(folder, tmp_path):
     (scarce,) = found[f"{start}/scarcity_setting/p_{hook}_16_l2.json"]
     assert set(scarce) == {*keys, "num_train"}
     assert scarce["num_train"] == 16
+    (rare,) = found[f"{start}/imbalance_setting/p_{hook}_frac0.25_l2.json"]
+    assert set(rare) == {*keys, "frac"}
+    assert rare["frac"] == 0.25
     other = found[f"{start}/normal_setting/q_{hook}_l2.json"]
     mean = np.mean([own[0]["test_auc"] for own in (other, [one])])
     assert values_of(folder, "saeprobes")["test_auc@1"]["value"] == pytest.approx(mean)
