@@ -148,11 +148,18 @@ def train_dictionary_learning(training: Training) -> None:
         "warmup_steps": steps // 20, "sparsity_warmup_steps": steps // 5, "decay_start": steps * 4 // 5, "lr": 1e-3,
         "device": "cpu",
     }  # fmt: skip
+    # The library goes through the batches twice, first to find the norm. A map, since tqdm closes a generator that is
+    # left early if it shows nothing, and the library would then train on no batch at all.
+    batches = map(Tensor.contiguous, training.activations.batches(BATCH, training.member.seed))
     trainSAE(
-        training.activations.batches(BATCH, training.member.seed), [trainer], steps,
+        batches, [trainer], steps,
         save_steps=[int(steps * share) for share in CHECKPOINTS], save_dir=str(training.target),
         normalize_activations=True, device="cpu",
     )  # fmt: skip
+    if len(list(training.target.glob("*/checkpoints/*"))) < len(CHECKPOINTS):
+        raise RuntimeError(
+            f"dictionary_learning ended its training of {training.member.name} before its last checkpoint"
+        )
 
 
 def train_saelens(training: Training) -> None:
