@@ -186,8 +186,8 @@ def verdict(found: Certified) -> tuple[Verdict, list[str]]:
     Not usable: it is the same for everything; it ranks a control before the SAEs; it tells the SAEs from no control; it
     gets better under a damage, or responds to none; what it draws moves it as much as the SAEs differ; it contradicts
     the truth. Else for ranking, if it tells apart `LEAST_APART` of the pairs of SAEs, neither its draws nor the
-    training seed move it by more than `MOST_NOISE` of the spread between SAEs, and it agrees with the truth, where
-    that is known.
+    training seed move it by more than `MOST_NOISE` of the spread between SAEs, it tells SAEs from every control, and it
+    agrees with the truth, where that is known.
     """
     if found.better is None:
         return "describes", []
@@ -254,6 +254,9 @@ def _agrees(truths: Sequence[Correlation]) -> bool:
 def _limits(found: Certified) -> list[str]:
     """Return why a value that is better than controls for SAEs cannot rank these."""
     limits = []
+    judged = [(order.worse, order.share) for order in found.orders if order.share and order.better == TRAINED]
+    if untold := [name for name, share in judged if share.n >= ENOUGH and share.value <= MOST_UNTOLD]:
+        limits.append(f"it does not tell the SAEs from {' or '.join(untold)}")
     if found.apart is None:
         why = "it has no error bars" if found.spread is not None else "no two SAEs are at one hook"
         limits.append(f"no two SAEs could be compared: {why}")

@@ -31,7 +31,7 @@ def entry(value, error=0.01):
 
 def made(
     trained, control=None, damaged=None, *, hooks=None, comparable="model", doses=DOSES, group=(), limit=None,
-    error=0.01, reseeds=(),
+    error=0.01, reseeds=(), kind="sae", frozen=None,
 ) -> Certificate:  # fmt: skip
     """Return the certificate of values of SAEs, of a control of each, and of each at each dose; None: it has none.
 
@@ -45,16 +45,17 @@ def made(
         sae, hook = f"sae{place}", hooks[place] if hooks else "hook"
         kinds = {None: values}
         kinds |= {"random": control(place, values)} if control else {}
+        kinds |= {"frozen": frozen(place, values)} if frozen else {}
         kinds |= {rung: damaged(place, values, dose) for rung, dose in doses.items()} if damaged else {}
-        for kind, own in kinds.items():
-            size = error(place, doses.get(kind, 0)) if callable(error) else error
+        for use, own in kinds.items():
+            size = error(place, doses.get(use, 0)) if callable(error) else error
             entries = {whole(name): entry(value, size) for name, value in own.items() if value is not None}
-            name, kinship = (f"{kind}({sae})", sae) if kind else (sae, None)
-            row = Row(name, hook, "control" if kind else "sae", entries, control=kind, of=kinship, site=hook)
+            name, kinship = (f"{use}({sae})", sae) if use else (sae, None)
+            row = Row(name, hook, "control" if use else kind, entries, control=use, of=kinship, site=hook)
             rows.append(row)
     board = Board("made", "model", {"documents": DOCUMENTS}, columns, rows, None)
     groups = {"seeds": [f"sae{place}" for place in group]} if group else {}
-    roles = Roles(["m", "t"], {"m": reseeds}, {"random": 2}, {"dropped": doses}, ["t"], groups)
+    roles = Roles(["m", "t"], {"m": reseeds}, {"frozen": 3, "random": 2}, {"dropped": doses}, ["t"], groups)
     return certificate([result(limit)], board, roles)
 
 
@@ -277,3 +278,16 @@ def test_a_control_that_is_better_makes_a_value_unusable():
         made([{"v": float(place)} for place in range(5)], worse, lambda *given: {"v": given[1]["v"] + given[2]})
     )
     assert rising.words == "not usable here: it gets better with dropped"
+
+
+def test_values_of_groups_are_counted_in_groups():
+    found = of(made([{"v": 1.0}, {"v": 2.0}], worse, kind="group"))
+    assert found.words == "undecided: 2 groups: too few to say whether it tells them from controls"
+
+
+def test_a_value_that_does_not_tell_trained_saes_from_frozen_ones_ranks_none():
+    def even(place, own):
+        return {"v": own["v"] + (1 if place % 2 else -1)}
+
+    found = of(made([{"v": float(place)} for place in range(6)], worse, worse_by_dose, frozen=even))
+    assert found.words == "usable against controls only: it does not tell the SAEs from frozen"
