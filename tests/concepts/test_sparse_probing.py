@@ -19,7 +19,7 @@ from saeval_concepts import probes
 from saeval_concepts.probes import Probes, auc, quality
 from saeval_concepts.sparse_probing import SparseProbing
 from saeval_concepts.tasks import Task
-from saeval_concepts.texts import chosen_features, class_sums, cv_parts, pooled
+from saeval_concepts.texts import chosen_features, class_sums, cv_parts, of_tasks, pooled
 
 
 def probed(marks, saes=None, model=None, columns=None, **options):
@@ -226,6 +226,18 @@ def test_labels_unrelated_to_the_text_give_a_half(monkeypatch, tokens):
         covered = sum(low <= 0.5 <= high for low, high in (estimate.ci95 for estimate in estimates))
         assert 0.91 * 200 <= covered <= 0.98 * 200
         assert binom.sf(sum(estimate.value > 0.5 for estimate in estimates) - 1, 200, 0.5) > 0.001
+
+
+def test_rows_hold_chosen_features_alone():
+    """Of 131,072 features, each row keeps those of the probes and of the parts of the cross-validation."""
+    n, d_sae, k, folds = 6, 131_072, 4, 2
+    z = torch.rand(n, d_sae, generator=torch.Generator().manual_seed(0))
+    labels, task = np.array([[0], [1]] * (n // 2), dtype=np.int8), (Task("t", "t", "1"),)
+    batch = Batch(*[torch.zeros(n, 1)] * 4, np.arange(n), np.arange(n))
+    choice = chosen_features(class_sums(z, labels, batch, folds, 0), task, (1, k), "mean_active", 0)
+    tables = of_tasks(z, labels, choice, task, None)
+    sizes = [np.asarray(column).size for part in tables["t"].parts for column in part.values()]
+    assert sum(some(sizes)) <= n * (k * (2 + folds) + 4)
 
 
 def test_a_weak_label_is_found():
