@@ -1,4 +1,4 @@
-"""An engine: how the workers of a run are started. These live in threads of this process, which is enough for a test."""
+"""An engine: how the workers of a run are started. Here they are threads of this process, enough for a test."""
 
 import queue
 import threading

@@ -6,8 +6,18 @@ from tempfile import TemporaryDirectory
 
 from pydantic import BaseModel, ConfigDict
 
-from saeval.plugin import Encoding, SAEInfo, SAELoader, SaevalError, Substitute
-from saeval.plugin import hookimpl, read_json, sha256_file, torch, validated_as
+from saeval.plugin import (
+    Encoding,
+    SAEInfo,
+    SAELoader,
+    SaevalError,
+    Substitute,
+    hookimpl,
+    read_json,
+    sha256_file,
+    torch,
+    validated_as,
+)
 from saeval.testing import TinyModel, TinySAE, check_loader, evaluate, register_rows, tiny_plugins, tiny_tokens
 
 NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")

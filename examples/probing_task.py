@@ -14,7 +14,7 @@ class Requests(Source):
     """Short sentences, some of them questions: the task `question`, with the classes `yes` and `no`."""
 
     name = "requests"
-    defaults = {"packing": "documents", "context": 16, "exclude": ["bos"]}
+    defaults = {"packing": "documents", "context": 16}  # noqa: RUF012
 
     def fingerprint(self):
         return digest_of([self.name, 1])

@@ -1,8 +1,8 @@
 """A callback for dictionary_learning's `trainSAE`: it evaluates the dictionary of a trainer every few steps.
 
-`trainSAE` has no callbacks; it calls `trainer.update(step, activations)` and reads `trainer.ae`. So wrap the class of the
-trainer: `trainer_configs=[{"trainer": evaluated(StandardTrainer, evaluate, every=1000), ...}]`. The test below trains a
-dictionary with this interface, without the library.
+`trainSAE` has no callbacks; it calls `trainer.update(step, activations)` and reads `trainer.ae`. So wrap the class of
+the trainer: `trainer_configs=[{"trainer": evaluated(StandardTrainer, evaluate, every=1000), ...}]`. The test below
+trains a dictionary with this interface, without the library.
 """
 
 import torch

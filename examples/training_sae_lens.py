@@ -24,7 +24,7 @@ class Evaluation:
     def __call__(self, sae, data_provider, activation_scaler):
         results = self.evaluate(sae, self.kept)
         numbers = results.scalars()  # {"ce.delta_ce": 0.12, ...}
-        self.rows.append((results.forward_passes, numbers))
+        self.rows.append((results.forward_passes, dict(numbers)))  # sae-lens adds its own to what it gets
         return numbers
 
 
@@ -51,7 +51,7 @@ def run(steps=40, every=20):
 
         sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=16, d_sae=32, l1_coefficient=0.1))
         logger = LoggingConfig(wandb_log_frequency=every, eval_every_n_wandb_logs=1)
-        config = SAETrainerConfig(steps * 64, 64, lr=1e-2, n_batches_for_norm_estimate=4, logger=logger)
+        config = SAETrainerConfig(steps * 64, 64, lr=1e-2, lr_end=1e-3, n_batches_for_norm_estimate=4, logger=logger)
         evaluation = Evaluation(evaluate)
         with wandb.init(mode="disabled"):
             SAETrainer(config, sae, activations(), evaluator=evaluation).fit()
