@@ -18,7 +18,9 @@ def test_a_notebook_runs_and_shows_its_results(file, tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(file, as_version=4)
     assert not any(cell.outputs for cell in notebook.cells if cell.cell_type == "code"), "clear the outputs"
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=300, startup_timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     for cell in some([cell for cell in notebook.cells if cell.cell_type == "code"]):
         shown = {kind for output in cell.outputs for kind in output.get("data", {})}
         assert "text/html" in shown or "text/plain" in shown, cell.source
