@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Threads that spin while they wait slow down other processes.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup browser demo test coverage fuzz torture test-tl4 test-lowest real check docs dist clean
+.PHONY: setup browser demo test coverage fuzz torture test-tl4 test-lowest real check docs links dist clean
 
 setup: .venv/installed
 
@@ -106,6 +106,10 @@ check: setup
 # The site of the documentation, in build/docs; a warning, such as a link that leads nowhere, is an error.
 docs: setup .venv/docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -c docs . build/docs
+
+# Links to other sites; those within the documentation are checked by `docs`. This needs a network.
+links: setup .venv/docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -b linkcheck -c docs . build/links
 
 .venv/docs: pyproject.toml constraints.txt .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"

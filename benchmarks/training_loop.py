@@ -1,7 +1,7 @@
-"""The time of `saeval.evaluate` in a training loop, with and without `KeptPasses`. `python benchmarks/training_loop.py --help`.
+"""The time of `saeval.evaluate` in a training loop, with and without `KeptPasses`.
 
-A random GPT-2 of the given size and a random TopK SAE before its middle block; nothing is downloaded. Each of the calls gets
-another SAE. The first line has the first call of each kind, which also imports and compiles what it needs.
+`python benchmarks/training_loop.py --help`. A random GPT-2 of the given size and a random TopK SAE before its middle
+block; nothing is downloaded. Each call gets another SAE. The first call without also imports what is needed.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def main() -> None:
         return time.process_time() - started, results.forward_passes
 
     print(
-        "| call | without, s of CPU time | passes | with KeptPasses, s | passes | ratio to the first |\n|---|---|---|---|---|---|"
+        "| call | without, s of CPU time | passes | with KeptPasses, s | passes | ratio to the first |\n"
+        "|---|---|---|---|---|---|"
     )
     first = None
     for seed in range(sizes.calls):

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from saeval.stats.values import Array, Curve, Notes, Scalar, Table
 
 __all__ = [
-    "Array", "Curve", "Estimate", "Ever", "Evidence", "Histogram", "KeptPasses", "Lines", "Mean", "Metric", "Moments", "Notes",
-    "Plugins", "Quantiles", "Ratio", "Results", "RunOptions", "SaevalError", "Sample", "Scalar", "Table", "Undefined",
-    "at_hooks", "certify", "evaluate", "finite", "fit_split", "fold", "hookimpl", "paired", "rebound", "run",
+    "Array", "Curve", "Estimate", "Ever", "Evidence", "Histogram", "KeptPasses", "Lines", "Mean", "Metric", "Moments",
+    "Notes", "Plugins", "Quantiles", "Ratio", "Results", "RunOptions", "SaevalError", "Sample", "Scalar", "Table",
+    "Undefined", "at_hooks", "certify", "evaluate", "finite", "fit_split", "fold", "hookimpl", "paired", "rebound",
+    "run",
 ]  # fmt: skip
 __getattr__, __dir__ = on_first_use(__name__)

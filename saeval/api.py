@@ -19,6 +19,7 @@ from saeval.base.guard import Guarded
 from saeval.base.identity import Origin, code_identity
 from saeval.base.lazy_torch import torch
 from saeval.base.progress import Progress, Silence, Together
+from saeval.base.progress import shown as shown_progress
 from saeval.base.run_options import RunOptions
 from saeval.collection import Results
 from saeval.engine.crew import Crew, crew_of
@@ -156,7 +157,7 @@ def run(
     out: str | Path = "results",
     overrides: Iterable[str] = (),
     plugins: Plugins | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     options: RunOptions | None = None,
     **changes: Any,
 ) -> Results:
@@ -164,7 +165,8 @@ def run(
 
     `suite` is a YAML file, a registered name, or a mapping of the same form as the file. `overrides` are assignments
     such as `"data.sequences=64"`, as for `--set`. `plugins` are the installed ones by default, and `progress` shows
-    how far the run is. Finished cells are read from `out/<suite>` instead of being computed again.
+    how far the run is: True, or an object such as `saeval.Lines()`; by default only a notebook shows it. Finished
+    cells are read from `out/<suite>` instead of being computed again.
 
     Raises `SuiteError` for an error in the suite, before any weight is loaded, and for a fatal finding of the
     preflight on the first batch: an SAE that is not loaded correctly, a model that returns NaN, a hook from which the
@@ -178,7 +180,7 @@ def run(
     arguments.check("run", suite=suite, options=options, progress=progress, out=out, plugins=plugins)
     chosen, assignments = arguments.options(run, options, changes), arguments.assignments("run", overrides)
     registry = Registry(Plugins() if plugins is None else plugins)
-    (results,) = execute_all([prepare_parts(suite, registry, chosen, assignments)], out, progress)
+    (results,) = execute_all([prepare_parts(suite, registry, chosen, assignments)], out, shown_progress(progress))
     return results
 
 
@@ -200,7 +202,7 @@ def evaluate(
     kept: KeptPasses | None = None,
     name: str = "evaluate",
     plugins: Plugins | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     options: RunOptions | None = None,
     **changes: Any,
 ) -> Results:
@@ -213,7 +215,7 @@ def evaluate(
     - `hooks`: names and patterns of hooks at which controls and metrics run without an SAE.
     - `data`: a `data:` entry of a suite, or text in memory: `{"texts": [...], "context": 128}`.
     - `metrics`: a list of names, one-key mappings with parameters, and `Metric` classes.
-    - `controls`, `groups`, `precision`, `judge`: as in a suite.
+    - `controls`, `groups`, `precision`, `judge`: as in a suite. `progress`: as for `run`.
     - `options`, and its fields as keywords, such as `limit`: as for `run`. A live model stays on its own device, which
       is then the default of `device`.
 
@@ -277,7 +279,7 @@ def evaluate(
             chosen = replace(chosen, device=str(device))
     planned = plan(suite, registry, chosen)
     if kept is not None and out is None:
-        results = execute(planned, kept.folder, progress, kept=kept)
+        results = execute(planned, kept.folder, shown_progress(progress), kept=kept)
         passing = [c.key for c in planned.cells if any(s.key in planned.passing for s in c.subjects)]
         Store(kept.folder / planned.name).drop_results(passing)
         results.folder = None
@@ -285,9 +287,9 @@ def evaluate(
     if out is not None:
         if not keys.named and (live or metric_classes or (live_model is not None and suite.live_model.live_key)):
             _warn_never_reused(str(out))
-        return execute(planned, out, progress, kept=kept)
+        return execute(planned, out, shown_progress(progress), kept=kept)
     with TemporaryDirectory() as folder:
-        results = execute(planned, folder, progress)
+        results = execute(planned, folder, shown_progress(progress))
     results.folder = None
     return results
 

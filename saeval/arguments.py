@@ -80,8 +80,11 @@ _OPTIONAL: dict[str, tuple[Callable[[Any], bool], str]] = {
     "plugins": (lambda value: isinstance(value, Plugins), "a saeval.Plugins, such as plugins=Plugins(['mine.py'])"),
     "precision": (named, "a mapping, such as precision={'ce.delta_ce': 0.005}"),
     "progress": (
-        lambda value: all(callable(getattr(value, method, None)) for method in ("started", "advanced", "finished")),
-        "an object with the methods started, advanced, finished, such as saeval.Lines()",
+        lambda value: (
+            isinstance(value, bool)
+            or all(callable(getattr(value, method, None)) for method in ("started", "advanced", "finished"))
+        ),
+        "True, False or an object with the methods started, advanced, finished, such as saeval.Lines()",
     ),
     "tokenizer": (callable, "a loaded tokenizer"),
 }

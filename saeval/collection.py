@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeval.base.errors import SaevalError, suggestion
-from saeval.base.escapes import terminal
+from saeval.base.escapes import html, terminal
 from saeval.base.formatting import counted
+from saeval.base.whole_files import FREE_SPACE, write_whole
 from saeval.page.writing import remembering, write_page
 from saeval.registry.registry import Registry, writer
 from saeval.results.board import Board, stop_in_words
-from saeval.results.chart_collection import charts_of
+from saeval.results.chart_collection import charts_of, own_charts, write_charts
+from saeval.results.chart_files import check_format
 from saeval.results.comparison import Comparison, compare
 from saeval.results.leaderboard import from_results, of_runs
+from saeval.results.notebook import board_section, charts_html, section_html
 from saeval.results.pages import write_pages
 from saeval.results.result import Result
 from saeval.results.sections import Chart
@@ -29,6 +33,13 @@ class MissingValueError(SaevalError, KeyError):
 
     def __str__(self) -> str:
         return terminal(str(self.args[0]))  # that of KeyError puts it in quotes
+
+
+class Charts(dict[str, Chart]):
+    """Charts by name; a notebook draws all of them, below each other."""
+
+    def _repr_html_(self) -> str:
+        return charts_html(list(self.values()))
 
 
 class Results(Sequence[Result]):
@@ -124,7 +135,7 @@ class Results(Sequence[Result]):
             raise SaevalError("\n".join(faults))
         return written
 
-    def charts(self, metric: str | None = None) -> dict[str, Chart]:
+    def charts(self, metric: str | None = None) -> Charts:
         """Return the charts of these results by name, of all metrics or of one, such as `ce` or `ce.delta_ce`.
 
         A notebook draws them. Raises `SaevalError` for an unknown name, and if a report fails.
@@ -133,7 +144,7 @@ class Results(Sequence[Result]):
         made, failed = charts_of(reports, {self.title: self._results}, self.boards(), metric)
         if failed:
             raise SaevalError("\n".join(failed))
-        return made
+        return Charts(made)
 
     def to_frame(self) -> pd.DataFrame:
         """Return a data frame with one row per scalar value: subject, metric, value and its error, unit and status.
@@ -162,6 +173,53 @@ class Results(Sequence[Result]):
             if not scalars:
                 rows.append({**common, "quantity": None, "value": None})
         return pd.DataFrame(rows)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The data frame of `to_frame`."""
+        return self.to_frame()
+
+    def scalars(self, controls: bool = False) -> dict[str, float]:
+        """Return the values of the leaderboard's columns as plain numbers by name, for a logger of training runs.
+
+        Names are `metric.value`, with `SAE/` before them if there are several SAEs or `controls`. Values that do not
+        exist are left out.
+        """
+        boards = self.boards()
+        kept = [row for board in boards for row in board.rows if controls or row.kind != "control"]
+        several = controls or len({(row.name, row.hook_name) for row in kept}) > 1
+        hooks = len({row.hook_name for row in kept if row.hook_name}) > 1 and len({r.name for r in kept}) < len(kept)
+        numbers: dict[str, float] = {}
+        for board in boards:
+            for row in (row for row in board.rows if controls or row.kind != "control"):
+                start = f"{row.name}{f'@{row.hook_name}' * hooks}/" if several else ""
+                for column in board.shown:
+                    entry = row.entries.get(column.name)
+                    if entry is not None and entry.value is not None:
+                        numbers[f"{start}{column.name}"] = entry.value
+        return numbers
+
+    def plot(self, metric: str | None = None, to: str | Path | None = None, format: str = "png") -> Charts:
+        """Return the charts of a metric or value, such as "ce.delta_ce", or of all; a notebook draws them.
+
+        With `to`, a folder, they are also written there in a `format` (png, svg, html or json), each with its data as
+        CSV. Raises `SaevalError` for a name that no result has, and for an unknown format.
+        """
+        check_format(format)
+        made = self.charts(metric)
+        if to is not None:
+            for file, content in write_charts(made, Path(to), format):
+                write_whole(file, content, f"{FREE_SPACE} to=")
+        return made
+
+    def _repr_html_(self) -> str:
+        boards = [board_section(board) for board in self.boards()]
+        reports = [entry.thing for entry in self._registry.reports]
+        if boards:
+            boards[-1] = replace(boards[-1], charts=own_charts(reports, self._results))
+        failed = [f"{r.metric} of {r.subject}: {r.reason}" for r in self.failed]
+        notes = "".join(f"<p>{html(sentence)}</p>" for sentence in failed[:5])
+        return notes + "".join(map(section_html, boards))
 
     def _repr_markdown_(self) -> str:
         return self.leaderboard("md")

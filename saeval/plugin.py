@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from saeval.results.comparison import Compared, Comparison
     from saeval.results.folder_comparison import FolderComparison, Matched
     from saeval.results.leaderboard import boards
+    from saeval.results.notebook import section_html
     from saeval.results.paired_tests import holm
     from saeval.results.report import Report
     from saeval.results.result import Result
@@ -108,8 +109,9 @@ __all__ = [
     "is_tensor", "json_error", "libraries", "limit_notice", "load_tensors_only", "lone_surrogate", "names_matching",
     "names_matching_any", "normal", "normalized_newlines", "out_of_memory", "paired", "planned", "print_boards",
     "quoted_value", "read_json", "read_text", "rebound", "reliability_warnings", "resuming", "searched_in",
-    "sha256_file", "size_in_words", "stored_results", "suggestion", "table_options", "terminal_width", "text_passages",
-    "token_scores", "torch", "unread_special", "untested_on", "unwrap_module", "validated", "validated_as", "verdicts",
-    "verdicts_in_words", "verdicts_on", "whole_characters", "without_repetition", "write_whole",
+    "section_html", "sha256_file", "size_in_words", "stored_results", "suggestion", "table_options", "terminal_width",
+    "text_passages", "token_scores", "torch", "unread_special", "untested_on", "unwrap_module", "validated",
+    "validated_as", "verdicts", "verdicts_in_words", "verdicts_on", "whole_characters", "without_repetition",
+    "write_whole",
 ]  # fmt: skip
 __getattr__, __dir__ = on_first_use(__name__)

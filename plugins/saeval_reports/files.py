@@ -21,7 +21,7 @@ from saeval_reports.tables import (
     shown_rows,
     stop,
 )
-from saeval_reports.terminal import TextColumn, by_importance, headers, shortened
+from saeval_reports.terminal import TextColumn, headers, shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +93,7 @@ def _latex(board: Board, label: str) -> str:
     ]
     columns += [TextColumn(title, own) for title, own in zip(titles[texts:], cells[texts:], strict=True)]
     italic = [row.kind == "control" for row in rows]
-    order = [place for tier in by_importance(board) for place in tier]
+    order = [place for tier in board.importance for place in tier]
     columns = [*columns[:texts], *(columns[texts + place] for place in order)]
     below = [_below(board), *notes(board)]
     return latex_tables(columns, texts, italic, board.title, " ".join(_above(board)), label, below)

@@ -80,22 +80,8 @@ def text_table(columns: Sequence[TextColumn]) -> str:
 
 
 def fitting(columns: Sequence[TextColumn], tiers: Sequence[Sequence[int]], width: int) -> list[int]:
-    """Return the places of columns that fit a width together; at least one.
-
-    `tiers` has their places, the most important first. Within a tier a column that is too wide leaves its room to the
-    next; those of a tier are only taken if all columns of the tiers before it fit.
-    """
-    chosen: list[int] = []
-    left = width
-    for tier in tiers:
-        for place in tier:
-            needed = columns[place].width + GAP * bool(chosen)
-            if needed <= left or not chosen:
-                chosen.append(place)
-                left -= needed
-        if not set(tier) <= set(chosen):
-            break
-    return sorted(chosen)
+    """Return the places of columns that fit a width together, as `formatting.fitting` chooses them."""
+    return formatting.fitting([column.width for column in columns], tiers, width, GAP)
 
 
 def shortened(names: Sequence[str], width: int, beside: Sequence[str] | None = None) -> list[str]:
@@ -173,7 +159,7 @@ def _text(board: Board, width: int) -> str:
     short = headers(board.columns)
     columns = [TextColumn(short[c.name], [number(row.entries.get(c.name)) for row in rows]) for c in shown]
     room = width - sum(column.width + GAP for column in left)
-    tiers = by_importance(board)
+    tiers = board.importance
     chosen = fitting(columns, tiers, room) if columns and not board.chosen else list(range(len(columns)))
     table = text_table([*left, *(columns[place] for place in chosen)])
     parts = [paragraph(limit_notice(board.data), width)] if board.limited else []
@@ -197,12 +183,3 @@ def _rank(row: Row) -> str:
 
 def _name(row: Row) -> str:
     return escapes.line(row.name) if row.copies == 1 else f"{escapes.line(row.name)} ×{row.copies}"
-
-
-def by_importance(board: Board) -> list[list[int]]:
-    """Return the places of the shown columns in two tiers: the one ranked by and the main values; the others."""
-    shown = board.shown
-    ranked = [place for place, column in enumerate(shown) if column.name == board.rank_by]
-    main = [place for place, column in enumerate(shown) if column.main and place not in ranked]
-    others = [place for place in range(len(shown)) if place not in ranked and place not in main]
-    return [[*ranked, *main], others]

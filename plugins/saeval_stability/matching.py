@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.sparse import csr_array
 
-from saeval.plugin import SaevalError
+from saeval.plugin import Chart, PageTable, SaevalError, Section, charts, section_html
 from saeval_stability.assignment import Assignment
 from saeval_stability.candidates import candidates, merged, values_of
 from saeval_stability.certificate import NEGLIGIBLE, Pricing, gap
@@ -84,6 +84,36 @@ class Matching:
     def over_larger(self) -> float:
         """`total` / max(n_A, n_B): features without a partner count as 0."""
         return self.total / max(len(self.certificate.u), len(self.certificate.v))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the matching in numbers, and how often each cosine occurs."""
+        found = self.indices >= 0
+        both = (len(self.certificate.u), len(self.certificate.v))
+        rows: list[list[str | float | None]] = [
+            ["matched pairs", str(int(found.sum()))],
+            ["mean similarity of the pairs", self.over_smaller],
+            ["the same, features without a partner as 0", self.over_larger],
+            ["mean of the best matches, A to B", self.a_to_b.mean],
+            ["mean of the best matches, B to A", self.b_to_a.mean],
+            ["partners that another row has too, A to B", self.a_to_b.collision_rate],
+            ["another matching is better by at most", self.certificate.gap],
+        ]
+        span = (float(self.cosines[found].min()) - 0.01, float(self.cosines[found].max()) + 0.01)  # they may be equal
+        counts, edges = np.histogram(self.cosines[found], bins=40, range=span)
+        records = [
+            {"from": float(low), "to": float(high), "pairs": int(count)}
+            for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True)
+        ]
+        x = charts.quantity("from", "similarity of a pair", [float(edges[0]), float(edges[-1])], log=False)
+        y = charts.quantity("pairs", "pairs", [float(counts.max())], zero=True, log=False)
+        bars = {"mark": "bar", "encoding": {"x": x, "x2": {"field": "to"}, "y": y}}
+        spec = charts.single([bars], 380, 160)
+        chart = Chart("similarities", "Similarities of the matched pairs", f"{int(found.sum())} pairs", spec, records,
+                      "A histogram of the similarities of matched pairs")  # fmt: skip
+        table = PageTable("matching", "", ["", "value"], rows)
+        note = "random vectors match, too: compare with a matching of random ones before it is called large"
+        title = f"Matching of {both[0]} and {both[1]} features"
+        return section_html(Section("matching", title, [], [chart], [table], notes=[note]))
 
 
 def match(A: Any, B: Any, mode: Literal["signed", "abs"] = "signed", block: int | None = None) -> Matching:

@@ -72,3 +72,21 @@ def interval(ends: tuple[float, float] | list[float], stderr: float | None) -> s
     if not stderr or not math.isfinite(stderr) or decimals(stderr) > 6:
         return " to ".join(number(end, 3) for end in ends)
     return " to ".join(f"{end:z.{max(decimals(stderr), 1)}f}" for end in ends)
+
+
+def fitting(widths: Sequence[int], tiers: Sequence[Sequence[int]], room: int, gap: int = 2) -> list[int]:
+    """Return the places of columns of these widths that fit a room together, with a gap between them; at least one.
+
+    `tiers` has their places, the most important first. Within a tier a column that is too wide leaves its room to the
+    next; those of a tier are only taken if all columns of the tiers before it fit.
+    """
+    chosen: list[int] = []
+    for tier in tiers:
+        for place in tier:
+            needed = widths[place] + gap * bool(chosen)
+            if needed <= room or not chosen:
+                chosen.append(place)
+                room -= needed
+        if not set(tier) <= set(chosen):
+            break
+    return sorted(chosen)

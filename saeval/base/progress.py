@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from saeval.base.console import device
-from saeval.base.escapes import line
+from saeval.base.escapes import html, line
 from saeval.base.formatting import number
 
 
@@ -167,6 +167,54 @@ class Bar:
         self._bar.stop()
 
 
+class Notebook:
+    """One line below a notebook's cell, which each pass updates."""
+
+    def __init__(self) -> None:
+        self._shown: Any = None
+
+    def started(self, title: str, sequences: int, done: int) -> None:
+        self._title, self._total, self._done, self._last = html(title), sequences, done, 0.0
+        self._speed = Speed(sequences - done)
+        self._show()
+
+    def advanced(self, sequences: int, tokens: int) -> None:
+        self._done += sequences
+        self._speed.advanced(sequences, tokens)
+        if time.monotonic() - self._last > 0.5:
+            self._show()
+
+    def finished(self) -> None:
+        self._show()
+
+    def _show(self) -> None:
+        from IPython.display import HTML, display  # late: only notebooks have it
+
+        self._last = time.monotonic()
+        facts = [f"{self._done}/{self._total} sequences", self._speed.tokens]
+        facts += [self._speed.left] if self._done < self._total else []
+        bar = f'<progress value="{self._done}" max="{max(self._total, 1)}"></progress>'
+        content: Any = HTML(f"{bar} {self._title}: {', '.join(filter(None, facts))}")
+        if self._shown is None:
+            self._shown = display(content, display_id=True)
+        else:
+            self._shown.update(content)
+
+
+def in_notebook() -> bool:
+    """True in a cell of a notebook: IPython runs with a kernel."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
 def progress() -> Progress:
     """Return a `Bar` if standard error is a terminal, else `Lines`."""
     return Bar() if sys.stderr.isatty() else Lines()
+
+
+def shown(asked: Progress | bool | None) -> Progress:
+    """Return the display that a call from Python asks for: True or an object; by default one in a notebook alone."""
+    if isinstance(asked, bool) or asked is None:
+        wanted = in_notebook() if asked is None else asked
+        return (Notebook() if in_notebook() else progress()) if wanted else Silence()
+    return asked

@@ -11,12 +11,13 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from saeval.base.errors import Problem, SaevalError, SuiteError, blamed, log
 from saeval.base.fingerprint import digest_of
+from saeval.base.identity import Origin
 from saeval.base.parameters import ParameterError, validated
 from saeval.base.provenance import version
 from saeval.base.run_options import FlagOptions
@@ -378,7 +379,7 @@ def _joining(plan: Plan, store: Store, folder: Path, device: str | None) -> dict
         "part": plan.suite.part,
         "options": {**options, "allow": list(options["allow"]), **({"device": device} if device else {})},
         "flags": isinstance(plan.options, FlagOptions),
-        "plugins": {str(origin): origin.version for origin in plugins.origins.values()},
+        "plugins": {_named_there(origin, plugins.files): origin.version for origin in plugins.origins.values()},
         "files": plugins.files, "discover": plugins.discovered,
         "store": str(store.folder.absolute()), "present": str(folder / "present"), "in": os.getcwd(),
         "environment": {name: os.environ[name] for name in OFFLINE if name in os.environ},
@@ -403,3 +404,9 @@ def raise_problems(answer: Mapping[str, Any]) -> None:
     """Raise the `SuiteError` that a worker answered with, if it did."""
     if problems := answer.get("problems"):
         raise SuiteError(Problem(message, where) for message, where in problems)
+
+
+def _named_there(origin: Origin, files: Sequence[str]) -> str:
+    """Return a plugin's name in a worker, which loads plugin files by their absolute paths."""
+    path = str(Path(origin.distribution).absolute())
+    return str(replace(origin, distribution=path) if path in files else origin)

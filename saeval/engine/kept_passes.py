@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,9 +62,10 @@ class KeptPasses:
         if isinstance(gib, bool) or not isinstance(gib, int | float) or not gib >= 0:
             raise SaevalError(f"KeptPasses: gib is a number of 0 or more, such as gib=2.0; got {shown(gib)}")
         self._most = gib * 2**30
-        self._drop()
         self._model: Any = None
         self._state: tuple[Any, ...] = ()
+        self._remove: Callable[[], object] = bool
+        self._drop()
 
     def _drop(self) -> None:
         self.keys = LiveKeys.of_call(None)
@@ -75,8 +76,7 @@ class KeptPasses:
         self.proofs: dict[str, Proof] = {}
         """The proofs of resumes, by hook."""
         self._classes: list[type] = []
-        if hasattr(self, "_remove"):
-            self._remove()
+        self._remove()
         self.folder = Path(mkdtemp(prefix="saeval-kept-"))
         """The folder of the results and folds that no live SAE changes; it is removed with this object."""
         self._remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)

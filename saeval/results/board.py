@@ -222,6 +222,20 @@ class Board:
         return [column for column in self.columns if column.headline]
 
     @property
+    def importance(self) -> list[list[int]]:
+        """The places of the shown columns in two tiers: the one ranked by and the main values; the others."""
+        shown = self.shown
+        ranked = [place for place, column in enumerate(shown) if column.name == self.rank_by]
+        main = [place for place, column in enumerate(shown) if column.main and place not in ranked]
+        others = [place for place in range(len(shown)) if place not in ranked and place not in main]
+        return [[*ranked, *main], others]
+
+    def _repr_html_(self) -> str:
+        from saeval.results.notebook import board_section, section_html  # late: it imports this module
+
+        return section_html(board_section(self))
+
+    @property
     def doubts(self) -> list[str]:
         """Reasons why errors of shown columns or of differences to the top row are unreliable, each with its worst
         place. Every format has these sentences; JSON and CSV have the reason of each value too."""

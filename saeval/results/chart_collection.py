@@ -49,6 +49,12 @@ def charts_of(
     return {stem: palette.painted(chart) for stem, chart in made.items()}, list(failed)
 
 
+def own_charts(reports: Sequence[Report], results: Sequence[Result]) -> list[Chart]:
+    """Return the charts that reports draw of a run, in its colours of families; none of a report that fails."""
+    palette = Palette.of(results)
+    return [palette.painted(chart) for _, chart in _of_reports(reports, {"": results}, {})]
+
+
 def write_charts(made: Mapping[str, Chart], folder: Path, form: str, warning: str = "") -> Iterator[tuple[Path, bytes]]:
     """Yield the files of charts and their contents: each in the format `form`, with its data beside it as CSV."""
     for stem, chart in made.items():

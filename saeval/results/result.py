@@ -125,6 +125,11 @@ class Result:
         """Return the numbers of a value that is an `Array`. `KeyError` for any other value."""
         return self.arrays[f"value/{name}"]
 
+    def _repr_html_(self) -> str:
+        from saeval.results.notebook import result_section, section_html  # late: it imports this module
+
+        return section_html(result_section(self))
+
     @property
     def form(self) -> object:
         """Equal for results that differ only in subjects and numbers; unique unless a subclass knows more."""

@@ -193,6 +193,12 @@ def without_bias(self, encoding, activations):
     return encoding.feature_acts @ self.weights["W_dec"]
 
 
+def needs_hook(self, reference):
+    if "hook_name" not in reference:
+        raise SaevalError("SAE format 'planted' needs the parameter 'hook_name'")
+    return Planted.path(self, {"path": reference["path"]})
+
+
 WRONG = {
     "no docstring": (undocumented(), "has no docstring"),
     "name in capitals": (planted(name="My Format"), "name is 'My Format'; it is written in suites"),
@@ -247,6 +253,12 @@ def same_as(sae):
 def test_a_wrong_format_is_caught_with_its_cause(loader, said, reference, sae):
     with pytest.raises(AssertionError, match=f"(?s){said}"):
         check_loader(loader, reference, same_as=same_as(sae))
+
+
+def test_a_format_that_needs_the_hook_of_an_entry_is_caught(reference):
+    said = "without 'hook_name', which a suite's entry keeps for itself; make it optional"
+    with pytest.raises(AssertionError, match=said):
+        check_loader(planted(path=needs_hook), {**reference, "hook_name": HOOK})
 
 
 def test_the_table_is_long_enough():
