@@ -195,7 +195,7 @@ def _check_identities(asked: Mapping[str, Any], planned: Plan) -> None:
     if here["rows"] != asked["rows"]:
         raise _Refused("reads other rows of the suite's data; copy the same files to all machines")
     if [cell.key for cell in planned.cells] != asked["keys"]:
-        raise _Refused("has other code of a metric, a format or a model; install the same code on all machines")
+        raise _Refused("has other code of saeval, a metric, a format or a model; install the same code on all machines")
 
 
 @contextmanager

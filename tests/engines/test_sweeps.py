@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import threading
 
 import pytest
@@ -164,3 +165,19 @@ def test_verbs_of_one_model_refuse_a_suite_of_two(tmp_path, capsys):
     (tmp_path / "s.yaml").write_text(json.dumps(SUITE))
     assert cli.main(["certify", str(tmp_path / "s.yaml"), "--out", str(tmp_path), "--plugin", EVERY_METRIC]) == 2
     assert "take a suite over several models; this one has first, second" in capsys.readouterr().err
+
+
+def test_check_prints_the_shards_of_each_model_and_of_all_together(tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text(json.dumps(SUITE))
+    command = ["check", str(tmp_path / "s.yaml"), "--workers", "3", "--block", "10", "--allow", "*"]
+    assert cli.main([*command, "--out", str(tmp_path), "--plugin", EVERY_METRIC]) == 0
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("suite ")] == [
+        "suite sweep, first: no problems found", "suite sweep, second: no problems found"
+    ]  # fmt: skip
+    blocks = [line for line in printed.splitlines() if re.match(r"  shards: \d+ blocks of up to 1\d sequences: ", line)]
+    assert len(blocks) == 4  # the mean and the cells, of both
+    assert printed.count("each worker holds: model ") == 2
+    assert re.search(
+        r"all 2 together\n  3 workers: roughly \d+ s, and \d+ s for one; \d+% of their time in use", printed
+    )
