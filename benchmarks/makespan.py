@@ -39,6 +39,7 @@ from saeval.registry.registry import Registry
 
 METRICS = ["l0", "density", "reconstruction", {"ce": {"ablation": "mean"}}, {"kl": {"ablation": "mean"}}]
 HOOK, D_IN, D_SAE, CONTEXT = "blocks.6.hook_resid_pre", 768, 24576, 128
+TEXT = {"context": CONTEXT - 1, "bos": False, "exclude": []}
 
 
 @dataclass
@@ -171,7 +172,7 @@ def measured(rows: int, block: int, saes: int) -> Costs:
         for k in (1, saes):
             suite = {
                 "suite": f"of-{k}", "model": {"use": "huggingface", "path": str(folder / "model")},
-                "data": {"use": "tokens", "path": str(folder / "tokens.npy"), "context": CONTEXT, "exclude": []},
+                "data": {"use": "tokens", "path": str(folder / "tokens.npy"), **TEXT},
                 "saes": [{"use": "saelens", "path": str(folder / f"sae-{i}"), "name": f"s{i}"} for i in range(k)],
                 "metrics": METRICS, "batch": block,
             }  # fmt: skip
@@ -353,7 +354,9 @@ def main() -> None:
     print(json.dumps({name: round(seconds, 4) for name, seconds in asdict(costs).items()}))
     sweep = Sweep(given.models, given.saes, given.together, given.sequences, given.block)
     ideal = sweep.work(costs)
-    print(f"the passes alone: {ideal / 3600:.1f} hours on one worker; {shards} shards")
+    print(
+        f"the passes alone: {ideal / 3600:.1f} hours on one worker; {sweep.models * sweep.passes * sweep.blocks} shards"
+    )
     print("| workers | hours | ideal | in use |\n|---|---|---|---|")
     for workers in given.workers:
         seconds, spent = simulated(workers, costs, sweep)
