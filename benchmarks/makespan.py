@@ -1,11 +1,11 @@
 """The time of a sweep, 1,000 SAEs on ten models, on 1 to 512 workers, from costs that it measures first.
 
-    python benchmarks/makespan.py --measure costs.json    # about five minutes of CPU time, 3 GB of memory
+    python benchmarks/makespan.py --measure costs.json    # about two minutes of CPU time, 3 GB of memory
     python benchmarks/makespan.py --costs costs.json
 
 It measures a random model of the shape of GPT-2 small and random ReLU SAEs of 24,576 features, with `l0`, `density`,
-`reconstruction`, `ce` and `kl`, in CPU time of one thread. Then the crew that hands out the tasks of a run hands out
-those of the sweep, to workers that only say how long each would take.
+`reconstruction`, `ce` and `kl`, in CPU time of one thread; and the sums of 4,096 documents, on a small model. Then the
+crew that hands out the tasks of a run hands out those of the sweep, to workers that only say how long each would take.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from saeval.registry.discovery import Plugins
 from saeval.registry.registry import Registry
 
 METRICS = ["l0", "density", "reconstruction", {"ce": {"ablation": "mean"}}, {"kl": {"ablation": "mean"}}]
-HOOK, D_IN, D_SAE, CONTEXT = "blocks.6.hook_resid_pre", 768, 24576, 128
+D_SAE = 24576
+TEXT = {"bos": False, "exclude": []}
 
 
 @dataclass
@@ -128,84 +129,124 @@ def timed(cls: type, name: str) -> None:
     setattr(cls, name, call)
 
 
-def files(folder: Path, saes: int, rows: int) -> None:
-    """Write a model, SAEs of about 64 active features and tokens."""
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config()).eval()
-    model.save_pretrained(folder / "model")
-    tokens = torch.randint(0, 50257, (rows, CONTEXT))
-    np.save(folder / "tokens.npy", tokens.numpy().astype(np.int32))
-    with torch.no_grad():
-        x = model(tokens[:2], output_hidden_states=True).hidden_states[6].flatten(0, 1)
-    for number in range(saes):
-        decoder = torch.nn.functional.normalize(torch.randn(D_SAE, D_IN), dim=1)
-        bias = float(((x - x.mean(0)) @ decoder.T).flatten()[: 2**22].quantile(1 - 64 / D_SAE))
-        weights = {"W_enc": decoder.T.contiguous(), "W_dec": decoder, "b_dec": x.mean(0)}
-        weights["b_enc"] = torch.full((D_SAE,), -bias)
-        own = folder / f"sae-{number}"
-        own.mkdir()
-        save_file(weights, own / "sae_weights.safetensors")
-        facts = {
-            "architecture": "standard", "d_in": D_IN, "d_sae": D_SAE, "dtype": "float32", "device": "cpu",
-            "apply_b_dec_to_input": True, "normalize_activations": "none", "metadata": {"hook_name": HOOK},
+@dataclass(frozen=True)
+class World:
+    """A model, SAEs of about 64 active features and tokens, each row a document of its own."""
+
+    layers: int
+    d_in: int
+    vocabulary: int
+    context: int
+    rows: int
+    block: int
+
+    def write(self, folder: Path, saes: int) -> None:
+        torch.manual_seed(0)
+        heads = self.d_in // 64
+        config = GPT2Config(n_layer=self.layers, n_embd=self.d_in, n_head=heads, vocab_size=self.vocabulary)
+        model = GPT2LMHeadModel(config).eval()
+        model.save_pretrained(folder / "model")
+        tokens = torch.randint(0, self.vocabulary, (self.rows, self.context + 1))
+        np.save(folder / "tokens.npy", tokens.numpy().astype(np.int32))
+        with torch.no_grad():
+            states = model(tokens[: -(-256 // self.context)], output_hidden_states=True).hidden_states
+        x = states[self.layers // 2].flatten(0, 1)
+        for number in range(saes):
+            decoder = torch.nn.functional.normalize(torch.randn(D_SAE, self.d_in), dim=1)
+            bias = float(((x - x.mean(0)) @ decoder.T).flatten()[: 2**22].quantile(1 - 64 / D_SAE))
+            weights = {"W_enc": decoder.T.contiguous(), "W_dec": decoder, "b_dec": x.mean(0)}
+            weights["b_enc"] = torch.full((D_SAE,), -bias)
+            own = folder / f"sae-{number}"
+            own.mkdir()
+            save_file(weights, own / "sae_weights.safetensors")
+            hook_name = f"blocks.{self.layers // 2}.hook_resid_pre"
+            facts = {
+                "architecture": "standard", "d_in": self.d_in, "d_sae": D_SAE, "dtype": "float32", "device": "cpu",
+                "apply_b_dec_to_input": True, "normalize_activations": "none", "metadata": {"hook_name": hook_name},
+            }  # fmt: skip
+            (own / "cfg.json").write_text(json.dumps(facts))
+
+    def run(self, folder: Path, saes: int, registry: Registry) -> dict[str, list[float]]:
+        """Run a suite of some of the SAEs; return the seconds of each piece of work, by its name."""
+        suite = {
+            "suite": f"of-{saes}", "model": {"use": "huggingface", "path": str(folder / "model")},
+            "data": {"use": "tokens", "path": str(folder / "tokens.npy"), "context": self.context, **TEXT},
+            "saes": [{"use": "saelens", "path": str(folder / f"sae-{i}"), "name": f"s{i}"} for i in range(saes)],
+            "metrics": METRICS, "batch": min(16, self.block),
         }  # fmt: skip
-        (own / "cfg.json").write_text(json.dumps(facts))
+        plan = prepare(suite, registry, RunOptions(engine="timed", block=self.block, allow=["*"]))
+        SPENT.clear()
+        begun = time.process_time()
+        assert plan.spec is not None
+        plan.spec.load("cpu")
+        SPENT["model"].append((None, time.process_time() - begun))
+        execute(plan, folder / "out")
+        of_shards = {name: [(fact, s) for fact, s in spent if name != "save" or fact == "shards"]
+                     for name, spent in SPENT.items()}  # fmt: skip
+        found = {name: [seconds for _, seconds in spent] for name, spent in of_shards.items()}
+        print(f"{saes} SAEs: { ({name: [round(s, 3) for s in spent] for name, spent in found.items()}) }")
+        return found
 
 
-def measured(rows: int, block: int, saes: int) -> Costs:
-    """Run one suite with one SAE and with several, and take the costs of each SAE from the difference."""
+LARGE = World(layers=12, d_in=768, vocabulary=50257, context=127, rows=8, block=2)
+"""Shaped as GPT-2 small, for the passes."""
+MANY = World(layers=2, d_in=64, vocabulary=500, context=8, rows=4096, block=256)
+"""As many documents as the sweep has, for the sums, whose size depends on them."""
+SAES = 3
+
+
+def runs(world: World, registry: Registry) -> dict[int, dict[str, list[float]]]:
+    """Return what a run with one SAE and one with several have spent."""
+    with tempfile.TemporaryDirectory() as name:
+        world.write(Path(name), SAES)
+        return {saes: world.run(Path(name), saes, registry) for saes in (1, SAES)}
+
+
+def middle(values: Sequence[float]) -> float:
+    return float(np.median(values))
+
+
+def registered() -> Registry:
+    """The plugins and this file, with the methods timed that work in the first process."""
     torch.set_num_threads(1)
-    before = getrusage(RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", "from saeval.plugin import WorkerSession; WorkerSession()"], check=True)
-    after = getrusage(RUSAGE_CHILDREN)
-    start = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     for cls, name in ((RunningPass, "add_shard"), (RunningPass, "save"), (Engine, "_conclude")):
         timed(cls, name)
     registry = Registry(Plugins([__file__]))
-    engine = registry.engines["timed"]
-    globals()["SPENT"] = sys.modules[engine.__module__].SPENT  # type: ignore[attr-defined]  # a plugin file is a module of its own
-    found: dict[int, dict[str, list[float]]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        files(folder, saes, rows)
-        for k in (1, saes):
-            suite = {
-                "suite": f"of-{k}", "model": {"use": "huggingface", "path": str(folder / "model")},
-                "data": {"use": "tokens", "path": str(folder / "tokens.npy"), "context": CONTEXT, "exclude": []},
-                "saes": [{"use": "saelens", "path": str(folder / f"sae-{i}"), "name": f"s{i}"} for i in range(k)],
-                "metrics": METRICS, "batch": block,
-            }  # fmt: skip
-            options = RunOptions(engine="timed", block=block, allow=["*"])
-            plan = prepare(suite, registry, options)
-            SPENT.clear()
-            begun = time.process_time()
-            assert plan.spec is not None
-            plan.spec.load("cpu")
-            SPENT["model"].append((None, time.process_time() - begun))
-            execute(plan, folder / "out")
-            found[k] = {name: [seconds for fact, seconds in spent if fact != "passes" or name != "save"]
-                        for name, spent in SPENT.items()}  # fmt: skip
-            print(f"{k} SAEs: { ({name: [round(s, 3) for s in spent] for name, spent in found[k].items()}) }")
-    one, many = found[1], found[saes]
-    blocks = len(one["block"]) // 2  # of the pass for the mean, then of the pass of the cells
+    module = sys.modules[registry.engines["timed"].__module__]  # a plugin file is a module of its own
+    globals()["SPENT"] = module.SPENT  # type: ignore[attr-defined]
+    return registry
 
-    def middle(values: Sequence[float]) -> float:
-        return float(np.median(values))
 
-    fold = middle(one["block"][1:blocks])
-    write_fold = middle(one["save"][:blocks])
-    writes = {k: middle(found[k]["save"][blocks : 2 * blocks]) for k in found}
-    steady = {k: middle(found[k]["block"][blocks + 1 :]) - writes[k] for k in found}
-    first = {k: found[k]["block"][blocks] - writes[k] - steady[k] for k in found}
-    each = (steady[saes] - steady[1]) / (saes - 1)
-    adds = {k: middle(found[k]["add_shard"][blocks:]) for k in found}
-    return Costs(
-        start=start, join=many["join"][0] / saes, model=middle(many["model"]), load=first[saes] / saes,
-        examine=(many["preflight"][0] - one["preflight"][0]) / (saes - 1),
-        clean=(steady[1] - each) / block, each=each / block, fold=(fold - write_fold) / block,
-        write=(writes[saes] - writes[1]) / (saes - 1), add=(adds[saes] - adds[1]) / (saes - 1),
-        conclude=sum(many["_conclude"]) / saes,
-    )  # fmt: skip
+def costs_of_passes(registry: Registry) -> dict[str, float]:
+    """Run one suite with one SAE and with several, and take the costs of each SAE from the difference."""
+    before = getrusage(RUSAGE_CHILDREN)
+    imports = "import torch, transformers; from saeval.plugin import WorkerSession; WorkerSession()"
+    subprocess.run([sys.executable, "-c", imports], check=True)
+    after = getrusage(RUSAGE_CHILDREN)
+    found = runs(LARGE, registry)
+    one, many = found[1], found[SAES]
+    blocks, block = len(one["block"]) // 2, LARGE.block  # of the pass for the mean, then of the pass of the cells
+    steady = {k: middle(found[k]["block"][blocks + 1 :]) - middle(found[k]["save"][blocks:]) for k in found}
+    first = many["block"][blocks] - many["save"][blocks] - steady[SAES]
+    each = (steady[SAES] - steady[1]) / (SAES - 1)
+    return {
+        "start": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "join": many["join"][0] / SAES, "model": middle(many["model"]), "load": first / SAES,
+        "examine": (many["preflight"][0] - one["preflight"][0]) / (SAES - 1),
+        "clean": (steady[1] - each) / block, "each": each / block, "fold": middle(one["block"][1:blocks]) / block,
+    }  # fmt: skip
+
+
+def costs_of_sums(registry: Registry) -> dict[str, float]:
+    """The same for the sums of blocks: writing, adding and concluding them."""
+    found = runs(MANY, registry)
+    blocks = len(found[1]["block"]) // 2
+    of = {name: {k: middle(found[k][name][blocks:]) for k in found} for name in ("save", "add_shard")}
+    return {
+        "write": (of["save"][SAES] - of["save"][1]) / (SAES - 1),
+        "add": (of["add_shard"][SAES] - of["add_shard"][1]) / (SAES - 1),
+        "conclude": sum(found[SAES]["_conclude"]) / SAES,
+    }
 
 
 # Simulating
@@ -336,8 +377,6 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--measure", type=Path, help="measure the costs, and write them into this file")
     source.add_argument("--costs", type=Path, help="a file of costs that was written before")
-    parser.add_argument("--rows", type=int, default=16, help="sequences that are measured (default: 16)")
-    parser.add_argument("--rows-block", type=int, default=4, help="sequences of a block then (default: 4)")
     parser.add_argument("--models", type=int, default=10)
     parser.add_argument("--saes", type=int, default=100, help="SAEs of each model (default: 100)")
     parser.add_argument("--together", type=int, default=25, help="SAEs that fit in memory together (default: 25)")
@@ -346,14 +385,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 8, 64, 512])
     given = parser.parse_args()
     if given.measure:
-        costs = measured(given.rows, given.rows_block, 3)
+        registry = registered()
+        costs = Costs(**costs_of_passes(registry), **costs_of_sums(registry))
         given.measure.write_text(json.dumps(asdict(costs), indent=1))
     else:
         costs = Costs(**json.loads(given.costs.read_text()))
     print(json.dumps({name: round(seconds, 4) for name, seconds in asdict(costs).items()}))
     sweep = Sweep(given.models, given.saes, given.together, given.sequences, given.block)
     ideal = sweep.work(costs)
-    print(f"the passes alone: {ideal / 3600:.1f} hours on one worker; {shards} shards")
+    print(
+        f"the passes alone: {ideal / 3600:.1f} hours on one worker; {sweep.models * sweep.passes * sweep.blocks} shards"
+    )
     print("| workers | hours | ideal | in use |\n|---|---|---|---|")
     for workers in given.workers:
         seconds, spent = simulated(workers, costs, sweep)

@@ -40,8 +40,12 @@ from saeval.testing import TinySAE, evaluate_tiny, tiny_tokens
 
 ROUND_SECONDS, GIB = 120, 2**30
 """A round that takes longer hangs."""
+ROUND_OF_WORKERS, _PATIENCE = 900, 300
+"""The same of rounds that start several processes, and of one run in them."""
 MOST_MEMORY = 16 * GIB
 """Address space, beyond which a file took memory that it should not."""
+HEADLESS = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+"""After so many seconds a run ends whose Ray has lost its head."""
 HOSTILE = [
     "../../outside", "/tmp/outside", "a|b", "a\nb", "| x | y |\n", "# title", "<script>x</script>", "\x1b[31mred\x1b[0m",
     "=1+1", "@sum", "-cmd", "CON", "nul.md", "x" * 400, "\u202egnp", "", " ", ".", "..", "a/b", "a\\b", "%s{}", "\0",
@@ -372,28 +376,87 @@ def kills(chance: random.Random, folder: Path) -> str:
 
 
 def workers(chance: random.Random, folder: Path) -> str:
-    """Two workers, of which one or the run itself is killed at random moments, give what one process gives."""
-    out, killed = folder / "out", 0
+    """Two processes, of which one or the run itself is killed in the middle of its shards, give what one gives."""
+    return _killed(chance, folder, "local:2", {"worker": _is_worker, "driver": None})
+
+
+def heads(chance: random.Random, folder: Path) -> str:
+    """The same with two actors of Ray, of which one, the run itself or Ray's head is killed."""
+    head = {"gcs_server", "raylet"}
+    victims = {"worker": _is_actor, "driver": None, "head": lambda process: process.name() in head}
+    return _killed(chance, folder, "ray:2", victims)
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    return "saeval_engines" in " ".join(process.cmdline())
+
+
+def _is_actor(process: psutil.Process) -> bool:
+    return process.name().startswith("ray::Actor")
+
+
+def _killed(
+    chance: random.Random, folder: Path, engine: str, victims: dict[str, Callable[[psutil.Process], bool] | None]
+) -> str:
+    """Kill one of the victims when some shards are done, run again until the run ends, and compare the results."""
+    out, kills = folder / "out", chance.choice([1, 1, 2])
+    done: list[str] = []
     while True:
-        process = PROCESSES.Process(target=work_elsewhere, args=(out, "local:2"))
+        process = PROCESSES.Process(target=unlimited, args=(out, engine))
         process.start()
-        process.join(chance.uniform(5.0, 25.0) if killed < 5 else None)
-        if process.is_alive():
-            children = psutil.Process(process.pid).children()
-            if children and chance.random() < 0.5:
-                chance.choice(children).kill()
-                process.join()
-            process.kill()
-            process.join()
-            killed += 1
+        family = _family(process.pid)
+        if len(done) < kills and _some_shards(out, process, chance):
+            time.sleep(chance.uniform(0.0, 0.5))
+            family |= _family(process.pid)
+            which = chance.choice([*victims])
+            chosen = victims[which]
+            them = [psutil.Process(process.pid)] if chosen is None else [p for p in family if _alive(p) and chosen(p)]
+            if them:
+                done.append(which)
+                TALLY[f"{which} of {engine}"] += 1
+            for victim in them if which == "head" else them[:1]:
+                victim.kill()
+        process.join(_PATIENCE)
+        need(process.exitcode is not None, f"a run hangs after the kill of {done}")
+        for left in family:  # what Ray leaves where its head has died
+            if _alive(left):
+                left.kill()
         if process.exitcode == 0:
             break
-        need(process.exitcode == -signal.SIGKILL, f"a run ended with exit code {process.exitcode} after {killed} kills")
-    need(stored(out) == stored(by_one()), f"after {killed} kills the results differ")
+        need(done and done[-1] != "worker", f"a run ended with exit code {process.exitcode} after the kill of {done}")
+    need(stored(out) == stored(by_one()), f"after the kill of {done} the results differ")
     leftovers = [*out.rglob("*.part"), *out.glob("*/passes/*"), *out.glob("*/shards/*")]
-    need(not leftovers, f"left behind after {killed} kills: {leftovers}")
-    TALLY["kills"] += killed
+    need(not leftovers, f"left behind after the kill of {done}: {leftovers}")
+    TALLY["kills"] += len(done)
     return "finished"
+
+
+def unlimited(out: Path, engine: str) -> None:
+    """Work without the limit of memory: Ray's processes reserve far more addresses than they use."""
+    resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)
+    work_elsewhere(out, engine)
+
+
+def _some_shards(out: Path, process: Any, chance: random.Random) -> bool:
+    """Wait until a random number of further shards is written; False if the run ends before."""
+    wanted = len(list(out.glob("*/shards/*.npz"))) + chance.randrange(1, 12)
+    while process.is_alive() and len(list(out.glob("*/shards/*.npz"))) < wanted:
+        time.sleep(0.02)
+    return bool(process.is_alive())
+
+
+def _family(pid: int) -> set[psutil.Process]:
+    try:
+        return set(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 @cache
@@ -430,7 +493,7 @@ def stored(out: Path) -> dict[str, Any]:
 
 
 TRIALS: dict[str, Callable[[random.Random, Path], str]] = {
-    "kills": kills, "workers": workers, "suites": suites, "stores": stores, "reports": reports,
+    "kills": kills, "workers": workers, "heads": heads, "suites": suites, "stores": stores, "reports": reports,
 }  # fmt: skip
 TALLY: Counter[str] = Counter()
 SCRATCH = ""
@@ -442,7 +505,7 @@ def attempted(name: str, seed: int) -> str | None:
     folder = Path(tempfile.mkdtemp(dir=SCRATCH))
     there = os.getcwd()
     try:
-        with _alarm():
+        with _alarm(ROUND_OF_WORKERS if name in ("workers", "heads") else ROUND_SECONDS):
             os.chdir(folder)
             return TRIALS[name](random.Random(seed), folder)
     except Exception as error:
@@ -455,12 +518,12 @@ def attempted(name: str, seed: int) -> str | None:
 
 
 @contextlib.contextmanager
-def _alarm() -> Iterator[None]:
+def _alarm(seconds: int) -> Iterator[None]:
     def ring(*_: Any) -> None:
-        raise WrongError(f"not done after {ROUND_SECONDS} s")
+        raise WrongError(f"not done after {seconds} s")
 
     signal.signal(signal.SIGALRM, ring)
-    signal.alarm(ROUND_SECONDS)
+    signal.alarm(seconds)
     try:
         yield
     finally:
@@ -477,13 +540,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="at most so many of each trial")
     parser.add_argument("--seed", type=int, help="one round of each trial, of this seed")
     arguments = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     torch.set_num_threads(1)
     logging.getLogger("saeval").setLevel(logging.ERROR)
     PROCESSES.set_forkserver_preload(["saeval.testing", "saeval_models", "saeval_testbed"])
     failed = 0
     with tempfile.TemporaryDirectory(prefix="torture-") as SCRATCH:
-        os.environ["SAEVAL_CACHE"] = str(Path(SCRATCH) / "cache")
+        os.environ |= {"SAEVAL_CACHE": str(Path(SCRATCH) / "cache"), **HEADLESS}
         for name in arguments.trials:
             end, outcomes = time.monotonic() + arguments.seconds, Counter[str]()
             for number in itertools.count():
@@ -495,7 +558,7 @@ def main() -> int:
                 failed += outcome is None
             print(f"{name}: {sum(outcomes.values())} rounds ({_counted(outcomes)})", flush=True)
         if TALLY["kills"]:
-            print(f"{TALLY['kills']} kills")
+            print(f"{TALLY.pop('kills')} kills; {_counted(TALLY)}")
     return 1 if failed else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ from saeval.plugin import Needs, SaevalError, Worker, WorkerEngine
 from saeval_engines.mailbox import SILENT, Mailbox, serve
 
 _LAST = 2000
+_ENDING = 10.0
+"""Seconds that jobs of this machine have for ending."""
 
 
 class Job(Worker):
@@ -99,4 +102,7 @@ class Slurm(WorkerEngine):
         self._stopped.set()
         for job in self._jobs:
             job.stop()
+        latest = time.monotonic() + _ENDING
+        while self.cluster == "local" and time.monotonic() < latest and not all(job.ended() for job in self._jobs):
+            time.sleep(0.05)  # no queue looks after their processes
         self._jobs = []

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
 from saeval.base.escapes import line
 from saeval.base.formatting import counted
 from saeval.base.memory import memory_budget
@@ -15,8 +19,18 @@ from saeval.plan.precision import stopping_points
 from saeval.results.store import Store
 
 
-def shards_in_words(plan: Plan, store: Store, workers: int) -> str:
-    """Return what `workers` workers would do now, given the stored results."""
+@dataclass
+class Shards:
+    """The shards of a run."""
+
+    steps: list[list[float]]
+    """The operations of each; a step waits for the one before."""
+    lines: list[str]
+    """What they are, in words."""
+
+
+def shards_of(plan: Plan, store: Store) -> Shards:
+    """Return what workers would do now, given the stored results."""
     finished = set() if plan.options.fresh else store.finished([c.key for c in plan.cells])
     pending = [c for c in plan.cells if c.key not in finished]
     stored = {n.digest for n in plan.folds(pending).values() if not plan.options.fresh and store.fold(n.digest)}
@@ -41,17 +55,33 @@ def shards_in_words(plan: Plan, store: Store, workers: int) -> str:
         each = sum(costs.values()) / len(alone)
         steps.append([each] * len(alone))
         lines.append(f"  shards: {counted(len(alone), 'cell')} from weights alone")
-    speed = cost_estimate.operations_a_second(plan.options.device)
-    one, many = (makespan(steps, n) / speed for n in (1, workers))
-    most = max(map(len, steps), default=0)
-    share = one / many / workers if many else 1.0
-    lines.append(
-        f"  {counted(workers, 'worker')}: roughly {many:.0f} s, and {one:.0f} s for one; "
-        f"{share:.0%} of their time in use, starts not counted"
-    )
-    if most < workers:
-        lines.append(f"  at most {counted(most, 'worker')} can be busy at once; a smaller --block makes more shards")
+    return Shards(steps, lines)
+
+
+def shards_in_words(plan: Plan, shards: Shards, workers: int) -> str:
+    """Return the shards of a plan, their time for `workers` workers, and what each worker must hold."""
+    lines = [*shards.lines, *_time(shards.steps, plan.options.device, workers)]
     held = (("model", model_bytes(plan)), ("SAEs", sae_bytes(plan)), ("a batch", batch_bytes(plan)))
     words = ", ".join(f"{what} {size / 2**20:.0f} MiB" for what, size in held)
     lines.append(f"  each worker holds: {words}")
     return "\n".join(map(line, lines))
+
+
+def together_in_words(runs: Sequence[Shards], device: str, workers: int) -> str:
+    """Return the time of several plans that share the workers."""
+    steps = [[time for step in at for time in step] for at in zip_longest(*(r.steps for r in runs), fillvalue=[])]
+    return "\n".join(map(line, [f"all {len(runs)} together", *_time(steps, device, workers)]))
+
+
+def _time(steps: Sequence[Sequence[float]], device: str, workers: int) -> list[str]:
+    speed = cost_estimate.operations_a_second(device)
+    one, many = (makespan(steps, n) / speed for n in (1, workers))
+    most = max(map(len, steps), default=0)
+    share = one / many / workers if many else 1.0
+    lines = [
+        f"  {counted(workers, 'worker')}: roughly {many:.0f} s, and {one:.0f} s for one; "
+        f"{share:.0%} of their time in use, starts not counted"
+    ]
+    if most < workers:
+        lines.append(f"  at most {counted(most, 'worker')} can be busy at once; a smaller --block makes more shards")
+    return lines

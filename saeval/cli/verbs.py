@@ -19,7 +19,7 @@ from saeval.base.run_options import FlagOptions
 from saeval.cli import explanation, flags, tables
 from saeval.cli.doctor import Doctor
 from saeval.cli.plan_text import plan_in_words
-from saeval.cli.shard_text import shards_in_words
+from saeval.cli.shard_text import Shards, shards_in_words, shards_of, together_in_words
 from saeval.collection import boards_of
 from saeval.engine.preflight import model_warnings, warnings
 from saeval.page.writing import remembering, write_page
@@ -90,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     registry = _registry(arguments)
+    every: list[Shards] = []
     for suite in arguments.suites:
         for plan in prepare_parts(suite, registry, flags.options(arguments), arguments.set):
             plan.verify()
@@ -98,8 +99,11 @@ def check(arguments: argparse.Namespace) -> int:
             store = Store(Path(arguments.out) / plan.name)
             text = plan_in_words(plan, store)
             if arguments.workers is not None:
-                text += f"\n{shards_in_words(plan, store, arguments.workers)}"
+                every.append(shards_of(plan, store))
+                text += f"\n{shards_in_words(plan, every[-1], arguments.workers)}"
             print("\n".join([*map(line, [*warnings(plan), *of_model]), text]))
+    if len(every) > 1:
+        print(together_in_words(every, plan.options.device, arguments.workers))
     for failure in registry.plugins.failures:
         print(f"plugin {failure}", file=sys.stderr)
     return OK

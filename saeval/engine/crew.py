@@ -23,7 +23,7 @@ from saeval.base.provenance import version
 from saeval.base.run_options import FlagOptions
 from saeval.base.whole_files import FREE_SPACE, write_whole
 from saeval.engine.needs import needs_of
-from saeval.interfaces.engine import Worker, WorkerEngine
+from saeval.interfaces.engine import Needs, Worker, WorkerEngine
 from saeval.plan.plan import Plan
 from saeval.results.store import Store
 
@@ -82,7 +82,7 @@ class Crew:
         self.engine = engine
         self.folder = Path(out).absolute() / f".workers-{uuid.uuid4().hex[:12]}"
         needed = [needs_of(plan, engine.device) for plan in plans]
-        self.needs = max(needed)
+        self.needs = max(needed, default=Needs(0, 0))
         self._count = count
         self._started = False
         self._open: dict[Worker, Task] = {}

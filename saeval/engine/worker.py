@@ -54,8 +54,8 @@ class WorkerSession:
         self._engines: dict[str, Engine] = {}
         """By name of the suite."""
         self._models: dict[str, Model] = {}
-        self._current: tuple[str, Evaluator] | None = None
-        """The pass of the last block, and its evaluator, which holds the SAEs."""
+        self._current: tuple[tuple[str, str], Evaluator] | None = None
+        """The suite and the pass of the last block, and its evaluator, which holds the SAEs."""
 
     def answer(self, request: str) -> str:
         """Return the answer to a request. An error is an answer, too: a sentence and a traceback."""
@@ -100,11 +100,20 @@ class WorkerSession:
         if engine.model is None and asked["model"] and spec is not None:
             key = digest_of([spec.identity(), spec.code, engine.plan.options.device])
             if key not in self._models:
-                self._models.clear()  # one at a time: the next suites of this model come first
+                self._forget_model()
                 self._models[key] = spec.load(engine.plan.options.device)
             engine.model = self._models[key]
         engine.take_folds(set(asked["folds"]), asked["without"])
         return engine
+
+    def _forget_model(self) -> None:
+        """Leave the model to be freed, with the SAEs: a worker holds one model at a time."""
+        self._models.clear()
+        for engine in self._engines.values():
+            engine.model = None
+        if self._current is not None:
+            self._current[1].release_weights()
+            self._current = None
 
     def _preflight(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         engine = self._engine(asked)
@@ -132,14 +141,14 @@ class WorkerSession:
         engine = self._engine(asked)
         planned = pass_of(engine.plan, asked["pass"])
         key = planned.key(engine.plan)
-        if self._current is not None and self._current[0] != key:
+        if self._current is not None and self._current[0] != (asked["name"], key):  # other suites number other nodes
             self._current[1].release_weights()
             self._current = None
         dataset = planned.dataset(engine.plan)
         evaluator = Evaluator(engine.model, planned.summations, engine.totals, dataset.n_clusters, dataset)
         if self._current is not None:
             evaluator.keep_weights_of(self._current[1])
-        self._current = key, evaluator
+        self._current = (asked["name"], key), evaluator
         block = Block(*asked["block"])
         running = RunningPass(engine.plan, engine.store, planned, evaluator, asked["batch_size"], block)
         running.advance(block.end, Silence())
@@ -195,7 +204,7 @@ def _check_identities(asked: Mapping[str, Any], planned: Plan) -> None:
     if here["rows"] != asked["rows"]:
         raise _Refused("reads other rows of the suite's data; copy the same files to all machines")
     if [cell.key for cell in planned.cells] != asked["keys"]:
-        raise _Refused("has other code of a metric, a format or a model; install the same code on all machines")
+        raise _Refused("has other code of saeval, a metric, a format or a model; install the same code on all machines")
 
 
 @contextmanager

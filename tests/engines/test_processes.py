@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -64,6 +65,49 @@ def test_a_killed_worker_loses_nothing(alone, tmp_path):
     assert progress.killed == 1
 
 
-def test_a_run_without_engines_imports_none():
-    code = "import sys, saeval, saeval_engines; sys.exit(bool({'ray', 'submitit', 'torch'} & {*sys.modules}))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+WITHOUT_EXTRAS = """\
+import sys
+import warnings
+
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("ray", "submitit"):
+            raise ModuleNotFoundError(name)
+
+
+sys.meta_path.insert(0, Absent())
+import saeval, saeval_engines
+assert "torch" not in sys.modules
+warnings.simplefilter("ignore")
+from saeval import cli
+code = cli.main(sys.argv[1:])
+assert not {"ray", "submitit"} & {*sys.modules}
+sys.exit(code)
+"""
+"""The command line in an environment that has neither Ray nor submitit."""
+
+
+def without_extras(*arguments):
+    return subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS, *arguments], capture_output=True, text=True)
+
+
+@pytest.fixture
+def suite_file(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(json.dumps({**SUITE, "data": {**SUITE["data"], "sequences": 4}, "metrics": ["l0"]}))
+    return str(path)
+
+
+def test_a_run_without_the_extras_knows_nothing_of_them(suite_file, tmp_path):
+    ended = without_extras("run", suite_file, "--out", str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    assert "testbed/relu-3" in ended.stdout
+
+
+@pytest.mark.parametrize(("engine", "library", "extra"), [("ray:2", "Ray", "ray"), ("slurm:2", "submitit", "slurm")])
+def test_an_engine_without_its_extra_says_what_to_install(engine, library, extra, suite_file, tmp_path):
+    ended = without_extras("run", suite_file, "--out", str(tmp_path), "--engine", engine)
+    assert ended.returncode == 2
+    name = engine.partition(":")[0]
+    assert ended.stderr.splitlines()[-1].endswith(f"engine '{name}' needs {library}: pip install 'saeval[{extra}]'")

@@ -10,7 +10,10 @@ import pytest
 
 from fleet import fleet, run, values
 from saeval import SaevalError
+from saeval.api import execute, prepare
+from saeval.base.run_options import RunOptions
 from saeval.plan.blocks import Block, blocks, makespan
+from saeval.registry.registry import Registry
 from saeval.testing.claims import every, some
 
 SUITE = {
@@ -113,6 +116,11 @@ CHANGES = {
         {"weights": {"testbed/relu-3": "0" * 64}},
         "w0 finds other weights under the path of SAE 'testbed/relu-3'",
     ),
+    "model": ({"model": {"adapter": "other"}}, "w0 finds another model 'testbed'; copy the same files there"),
+    "code": (
+        {"keys": ["0"]},
+        "w0 has other code of saeval, a metric, a format or a model; install the same code on all machines",
+    ),
     "rows": ({"rows": "0"}, "w0 reads other rows of the suite's data"),
     "store": ({"present": "/nowhere/present"}, "w0 does not see the files of .*: --out must be a folder that all"),
     "disk": ({"present": "/proc/self/status"}, "w0 cannot write into the shared folder"),
@@ -129,8 +137,31 @@ def test_a_worker_that_would_compute_something_else_is_refused_before_the_first_
             value | changed if isinstance(value, dict) and value.get("do") == "join" else value, **o
         ),
     )
-    with pytest.raises(SaevalError, match=sentence):
+    with pytest.raises(SaevalError, match=sentence) as raised:
         run(SUITE, tmp_path, "inside", plugins)
+    assert "\n" not in str(raised.value)
+    assert [request["do"] for _, request in asked] == ["join"]
+
+
+@pytest.mark.parametrize("change", ["weights", "plugin"])
+def test_a_worker_whose_files_differ_is_refused_before_the_first_batch(change, saelens_folder, tmp_path):
+    """What the run has planned with is not what its workers find under the same paths."""
+    added = tmp_path / "added.py"
+    added.write_text("from saeval.plugin import hookimpl\n")
+    weights = saelens_folder(name="mine")
+    plugins, asked = fleet(files=[added])
+    suite = {**SUITE, "saes": [{"use": "saelens", "path": str(weights)}], "controls": []}
+    planned = prepare(suite, Registry(plugins), RunOptions(engine="inside", allow=["*"]))
+    if change == "weights":
+        saelens_folder(name="mine", seed=1)
+        sentence = "worker w0 finds other weights under the path of SAE 'mine'; copy the same files to all machines"
+    else:
+        added.unlink()
+        sentence = f"worker w0 lacks a plugin of this run: --plugin {added}: no such file"
+    with pytest.raises(SaevalError) as raised:
+        execute(planned, tmp_path / "out")
+    assert str(raised.value).startswith(sentence)
+    assert "\n" not in str(raised.value)
     assert [request["do"] for _, request in asked] == ["join"]
 
 

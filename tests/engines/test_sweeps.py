@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import threading
 
 import pytest
@@ -15,6 +16,7 @@ from saeval import SaevalError, cli
 from saeval.api import execute_all, prepare_parts
 from saeval.base.run_options import RunOptions
 from saeval.collection import boards_of
+from saeval.plugin import WorkerSession
 from saeval.registry.registry import Registry
 from saeval.testing.claims import every, some
 
@@ -72,9 +74,13 @@ def test_a_suite_over_two_models_is_a_suite_for_each_in_one_folder(separate, tmp
     assert list(dict.fromkeys(row["model"] for row in json.loads(capsys.readouterr().out))) == ["first", "second"]
 
 
-def test_workers_do_all_suites_together_and_change_their_model_once(separate, tmp_path):
+def test_workers_do_all_suites_together_and_change_their_model_once(separate, tmp_path, monkeypatch):
     """Two suites of two models each: both workers stay with a model until nothing of it is left."""
     plugins, asked = fleet(files=[EVERY_METRIC])
+    sessions = []
+    monkeypatch.setattr(
+        WorkerSession, "__init__", lambda self, init=WorkerSession.__init__: (sessions.append(self), init(self))[1]
+    )
     registry = Registry(plugins)
     options = RunOptions(engine="inside:2", **OPTIONS)
     other = {**SUITE, "suite": "other", "metrics": ["kl"]}
@@ -90,6 +96,30 @@ def test_workers_do_all_suites_together_and_change_their_model_once(separate, tm
         changes = sum(one != next_ for one, next_ in itertools.pairwise(some(models)))
         assert changes <= 1, models
     assert {model for _, model in blocks} == {"first", "second"}
+    for session in some(sessions):
+        models = {engine.model.name for engine in session._engines.values() if engine.model is not None}
+        assert len(models) == 1, "a worker holds one model at a time"
+
+
+def test_equal_passes_of_two_suites_have_weights_of_their_own(tmp_path):
+    """One worker turns from a pass to the same pass of another suite, whose nodes have other numbers."""
+    plugins, asked = fleet(files=[EVERY_METRIC])
+    one = {**SUITE, "model": FIRST, "saes": [sae("a", 0), sae("c", 2)], "controls": [], "groups": {}}
+    suites = [
+        {**one, "suite": "forward", "metrics": ["l0", "density"]},
+        {**one, "suite": "backward", "saes": one["saes"][::-1], "metrics": ["weights", "density", "l0"]},
+    ]
+    registry = Registry(plugins)
+    options = RunOptions(engine="inside:1", **{**OPTIONS, "block": 40})
+    forward, backward = (
+        values(results)
+        for results in execute_all([prepare_parts(suite, registry, options) for suite in suites], tmp_path)
+    )
+    passes = [request["pass"]["cells"] for _, request in asked if request["do"] == "block" and request["pass"]["cells"]]
+    assert len(passes) == 2
+    assert sorted(passes[0]) == sorted(passes[1])
+    assert every(held[0] == "ok" for held in forward.values())
+    assert {cell: backward[cell] for cell in forward} == forward
 
 
 def test_an_error_in_one_suite_ends_the_others(tmp_path):
@@ -164,3 +194,19 @@ def test_verbs_of_one_model_refuse_a_suite_of_two(tmp_path, capsys):
     (tmp_path / "s.yaml").write_text(json.dumps(SUITE))
     assert cli.main(["certify", str(tmp_path / "s.yaml"), "--out", str(tmp_path), "--plugin", EVERY_METRIC]) == 2
     assert "take a suite over several models; this one has first, second" in capsys.readouterr().err
+
+
+def test_check_prints_the_shards_of_each_model_and_of_all_together(tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text(json.dumps(SUITE))
+    command = ["check", str(tmp_path / "s.yaml"), "--workers", "3", "--block", "10", "--allow", "*"]
+    assert cli.main([*command, "--out", str(tmp_path), "--plugin", EVERY_METRIC]) == 0
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("suite ")] == [
+        "suite sweep, first: no problems found", "suite sweep, second: no problems found"
+    ]  # fmt: skip
+    blocks = [line for line in printed.splitlines() if re.match(r"  shards: \d+ blocks of up to 1\d sequences: ", line)]
+    assert len(blocks) == 4  # the mean and the cells, of both
+    assert printed.count("each worker holds: model ") == 2
+    assert re.search(
+        r"all 2 together\n  3 workers: roughly \d+ s, and \d+ s for one; \d+% of their time in use", printed
+    )
