@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int, Int8
@@ -97,6 +97,10 @@ def latents(tasks: Sequence[Task], removals: Sequence[Removals]) -> Table:
 
 class RemovalMetric(Metric):
     """Base class of metrics that remove the first N features of rankings and read fixed linear probes again."""
+
+    least_tasks: ClassVar[int] = 2
+    """Fewest tasks that it compares."""
+    most_tasks: ClassVar[int | None] = None
 
     def __init__(
         self, tasks: tuple[str, ...], n: Sequence[int], pooling: str, penalty: str, draws: int, seed: int

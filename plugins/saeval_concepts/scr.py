@@ -151,6 +151,7 @@ class SCR(RemovalMetric):
     """
 
     name, version = "scr", 1
+    most_tasks = 2
 
     def __init__(
         self,

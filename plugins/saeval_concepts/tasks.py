@@ -17,6 +17,7 @@ from saeval.plugin import (
     Undefined,
     fit_split,
     fold,
+    formatting,
     names_matching_any,
     quoted_value,
     suggestion,
@@ -30,6 +31,9 @@ OUTSIDE = -1
 LEAST = 20
 """Fewest tokens of the fit split with and without the label of a task."""
 _BETWEEN = "\0"
+_NO_TOKENS = (
+    "the data have no labels of tokens; use a source with them, such as 'python-tokens', or 'labelled' with 'spans'"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +125,10 @@ def _of_texts(classes: Mapping[str, Mapping[str, int]]) -> list[Task]:
 
 
 def unmatched_tasks(plan: Plan, kinds: tuple[type[Metric], ...]) -> list[Problem]:
-    """Return a problem for each metric of these kinds, one of whose `tasks` matches no label of the fit split."""
+    """Return a problem for each metric of these kinds that the labels of the fit split cannot serve.
+
+    One of its `tasks` matches none of them, or they match fewer than its `least_tasks`, or more than its `most_tasks`.
+    """
     metrics: dict[Any, Any] = {
         cell.entry.location: cell.metric for cell in plan.cells if isinstance(cell.metric, kinds)
     }
@@ -134,16 +141,28 @@ def unmatched_tasks(plan: Plan, kinds: tuple[type[Metric], ...]) -> list[Problem
     for location, metric in metrics.items():
         tasks = known.get(getattr(metric, "pooling", ""), of_texts)
         try:
+            if not tasks and tasks is known["token"]:
+                raise Undefined(_NO_TOKENS)
             if tasks:
-                _matching(tasks, metric.tasks)
+                counted_tasks(_matching(tasks, metric.tasks), metric)
         except Undefined as reason:
             problems.append(plan.suite.problem(f"metric '{metric.name}': {reason}", *location))
     return problems
 
 
+def counted_tasks(tasks: tuple[Task, ...], metric: Any) -> None:
+    """Raise `Undefined` if there are fewer tasks than a metric's `least_tasks`, or more than its `most_tasks`."""
+    least, most = getattr(metric, "least_tasks", 1), getattr(metric, "most_tasks", None)
+    names = ", ".join(repr(task.name) for task in tasks)
+    if most is not None and len(tasks) > most:
+        raise Undefined(f"'tasks' matches {formatting.counted(len(tasks), 'task')} ({names}); name the {most} to use")
+    if len(tasks) < least:
+        raise Undefined(f"'tasks' matches {formatting.counted(len(tasks), 'task')} ({names}); {least} are needed")
+
+
 def _of_tokens(classes: Mapping[str, Mapping[str, int]], tasks: Sequence[str]) -> tuple[Task, ...]:
     if not classes:
-        raise Undefined("the data have no labels of tokens; use a source with them, such as 'python-tokens'")
+        raise Undefined(_NO_TOKENS)
     matching = _matching([Task(name, name, "1") for name in classes], tasks)
     for task in matching:
         for label, word in (("1", "with"), ("0", "without")):

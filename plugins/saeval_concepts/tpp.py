@@ -134,7 +134,7 @@ class TPP(RemovalMetric):
         margins, weak = falls.margins, falls.weak
         reason = (
             f"the margin of {', '.join(map(repr, weak))} is below two standard errors on the evaluated texts; leave it"
-            " out of 'tasks'"
+            " out of 'tasks', or use more texts"
         )  # fmt: skip
 
         def share(arrays: Float[np.ndarray, "c"], better: Any = None) -> Scalar:

@@ -28,7 +28,7 @@ class Explanation(Metric):
     `detection` and `fuzzing` test the words; with the same parameters the judge is asked for them once.
 
     Values:
-        unexplained: share of the features for which there are no words; share; 0 .. 1; lower is better.
+        unexplained: share of the features for which there are no words; share; 0 .. 1; no better direction.
         length: mean number of words of an explanation; words; ≥ 0; no better direction.
         distinct: number of different explanations as a share of all; share; 0 .. 1; no better direction.
         features: density, tenth, words and list of tokens of each sampled feature, a table; share; 0 .. 1; no better
@@ -71,7 +71,7 @@ class Explanation(Metric):
         missing = 1 - len(said) / len(tested_words.words)
         values: dict[str, Value] = {
             "unexplained": Scalar(
-                missing, unit="share", better="lower", n=len(tested_words.words), proportion=True
+                missing, unit="share", better=None, n=len(tested_words.words), proportion=True
             ),
             "length": mean_over_features(np.array([len(w.split()) for w in said], dtype=float), "words", None),
             "distinct": Scalar(len(set(said)) / len(said), unit="share", n=len(said), proportion=True)

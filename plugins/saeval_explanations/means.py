@@ -23,7 +23,9 @@ def mean_over_features(
         return Scalar.undefined(reason, unit=unit, better=better)
     mean = float(known.mean())
     if len(known) < 2:
-        return Scalar(mean, unit=unit, better=better, n=1)
+        return Scalar(
+            mean, unit=unit, better=better, n=1, reason="one feature alone, so there is no error over features"
+        )
     from scipy.special import stdtrit  # late: slow to import
 
     error = float(known.std(ddof=1)) / math.sqrt(len(known))
@@ -31,6 +33,15 @@ def mean_over_features(
     return Scalar(mean, unit=unit, better=better, n=len(known), stderr=error, ci95=(mean - reach, mean + reach))
 
 
-def errors_note(metric: str, n: int) -> Notes:
-    """Return the note that the errors of a metric are over features."""
-    return Notes([f"errors of {metric} are over the {n} sampled features of each SAE, not over documents"])
+FEW = 20
+"""Number of features below which errors over them are themselves unreliable."""
+
+
+def errors_note(metric: str, values: Float[np.ndarray, "n"]) -> Notes:
+    """Return the notes that errors of a metric are over features, and if these are few; `values` are by feature."""
+    scored, sampled = int(np.isfinite(values).sum()), len(values)
+    notes = [f"errors of {metric} are over sampled features, not over documents"]
+    if scored < FEW:
+        of = f"{scored} of {sampled}" if scored < sampled else str(scored)
+        notes.append(f"{metric} has a score for {of} sampled features: errors over fewer than {FEW} are unreliable")
+    return Notes(notes)

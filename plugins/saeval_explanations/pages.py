@@ -181,7 +181,7 @@ def _passages(features: Sequence[Explained]) -> Iterator[Passage]:
 
 
 def lines(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return a record of each sampled feature, for JSON Lines: its SAE, words, scores and windows."""
+    """Return a record of each feature that was explained, for JSON Lines: its SAE, words, scores and windows."""
     return [
         {
             "sae": own.result.subject,
@@ -195,4 +195,5 @@ def lines(results: Sequence[Result]) -> list[dict[str, Any]]:
             ],
         }
         for own in explained(results)
+        if own.facts.get("words") or own.windows
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from saeval.plugin import Prompt, Reply
@@ -41,13 +42,16 @@ _LIST = re.compile(r"\[[^\[\]]*\]")
 
 
 def marked(texts: Sequence[str], marks: Sequence[bool]) -> str:
-    """Return the text of tokens with those that are marked between << and >>; neighbours share one pair of marks."""
+    """Return the text of tokens with those that are marked between << and >>; neighbours share one pair of marks.
+
+    The text's own << and >> get a space, so that they are no marks.
+    """
     parts, inside = [], False
     for text, mark in zip(texts, marks, strict=True):
         if mark != inside:
             parts.append("<<" if mark else ">>")
             inside = mark
-        parts.append(text)
+        parts.append(text.replace("<<", "< <").replace(">>", "> >"))
     return "".join(parts) + (">>" if inside else "")
 
 
@@ -86,10 +90,23 @@ def _numbered(texts: Sequence[str]) -> str:
 
 def read_words(reply: Reply) -> str | None:
     """Return the explanation in a reply; None if it is empty or was cut short."""
-    lines = [line.strip() for line in reply.text.strip().splitlines() if line.strip()]
-    if not reply.complete or not lines:
-        return None
-    return lines[0].strip("\"'`* ") or None
+    lines = [line for line in map(_plain, reply.text.splitlines()) if line]
+    return _unquoted(lines[0]) or None if reply.complete and lines else None
+
+
+def _plain(text: str) -> str:
+    """Return text without control and formatting characters, and without what would pass for our marks."""
+    shown = "".join(" " if unicodedata.category(char)[0] == "C" else char for char in text)
+    return " ".join(shown.replace("<<", " ").replace(">>", " ").split())
+
+
+def _unquoted(text: str) -> str:
+    """Return text without quotes, or Markdown's stars, around the whole of it; those of a token in it stay."""
+    for quote in ('"', "'", "`", "**", "*"):
+        inner = text[len(quote) : -len(quote)]
+        if text.startswith(quote) and text.endswith(quote) and inner.strip() and quote not in inner:
+            return inner.strip()
+    return text
 
 
 def read_numbers(count: int, reply: Reply) -> tuple[int, ...] | None:
@@ -101,5 +118,6 @@ def read_numbers(count: int, reply: Reply) -> tuple[int, ...] | None:
         numbers = json.loads(lists[0])
     except ValueError:
         return None
-    whole = [n for n in numbers if isinstance(n, int) and not isinstance(n, bool) and 0 <= n <= LARGEST]
+    # 7.0 is 7; true is no number.
+    whole = [int(n) for n in numbers if type(n) in (int, float) and 0 <= n <= LARGEST and n == int(n)]
     return tuple(whole) if len(whole) == len(numbers) == count else None

@@ -44,7 +44,7 @@ class _Judged(Metric):
         self.features, self.windows, self.shown, self.per_prompt = features, windows, shown, per_prompt
         self.beside, self.list_length, self.repeats = tuple(dict.fromkeys(beside)), list_length, repeats
         self.least_rows, self.seed, self.path = least_rows, seed, path
-        self.headline = ("auc", *(f"lead_{whose}" for whose in self.beside))
+        self.headline = ("auc", *(f"lead_{whose}" for whose in self.beside), "unread")
         names = ["auc", "balanced_accuracy", "unread", "unexplained", *(f"auc_{kind}" for kind in self.kinds)]
         names += [f"{name}_{whose}" for whose in self.beside for name in ("auc", "lead")]
         self.value_names = (*names, *(("repeat_deviation",) if repeats else ()))
@@ -71,7 +71,7 @@ class _Judged(Metric):
         values["by_density"] = _by_density(own, sampled)
         values["features"] = _table(verdicts, sampled, words, aucs)
         values["cases"] = _cases(verdicts, sampled)
-        values["about"] = errors_note(self.name, self.features)
+        values["about"] = errors_note(self.name, own)
         return values
 
 
@@ -98,8 +98,8 @@ def _accuracies(verdicts: Verdicts) -> Float[np.ndarray, "n"]:
 
 def _share(flags: Float[np.ndarray, "n"], reason: str) -> Scalar:
     if not len(flags):
-        return Scalar.undefined(reason, unit="share", better="lower")
-    return Scalar(float(np.mean(flags)), unit="share", better="lower", n=len(flags), proportion=True)
+        return Scalar.undefined(reason, unit="share")
+    return Scalar(float(np.mean(flags)), unit="share", n=len(flags), proportion=True)
 
 
 def _by_density(aucs: Float[np.ndarray, "n"], sampled: SampledFeatures) -> Curve:
@@ -150,9 +150,9 @@ class Detection(_Judged):
         auc_shuffled, auc_tokens: auc by the words of another feature of the same tenth by density, and by the list of
             tokens; share; 0 .. 1; no better direction.
         lead_shuffled, lead_tokens: auc minus that, by feature; AUC; −1 .. 1; higher is better.
-        unread: share of the windows of features with words for which no answer could be read; share; 0 .. 1; lower is
-            better.
-        unexplained: share of the features for which there are no words; share; 0 .. 1; lower is better.
+        unread: share of the windows of features with words for which no answer could be read; share; 0 .. 1; no better
+            direction.
+        unexplained: share of the features for which there are no words; share; 0 .. 1; no better direction.
         repeat_deviation: standard deviation of a feature's auc when the judge is asked again, pooled over features;
             AUC; ≥ 0; lower is better.
         by_density: auc by tenth of density, the rarest first, a curve; share; 0 .. 1; higher is better.
@@ -199,9 +199,9 @@ class Fuzzing(_Judged):
         auc_shuffled, auc_tokens: auc by the words of another feature of the same tenth by density, and by the list of
             tokens; share; 0 .. 1; no better direction.
         lead_shuffled, lead_tokens: auc minus that, by feature; AUC; −1 .. 1; higher is better.
-        unread: share of the windows of features with words for which no answer could be read; share; 0 .. 1; lower is
-            better.
-        unexplained: share of the features for which there are no words; share; 0 .. 1; lower is better.
+        unread: share of the windows of features with words for which no answer could be read; share; 0 .. 1; no better
+            direction.
+        unexplained: share of the features for which there are no words; share; 0 .. 1; no better direction.
         repeat_deviation: standard deviation of a feature's auc when the judge is asked again, pooled over features;
             AUC; ≥ 0; lower is better.
         by_density: auc by tenth of density, the rarest first, a curve; share; 0 .. 1; higher is better.

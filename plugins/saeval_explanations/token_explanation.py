@@ -130,7 +130,7 @@ class TokenExplanation(Metric):
         ]
         parts = (sampled_features.features, sampled_features.densities, sampled_features.deciles)
         rows = [list(row) for row in zip(*parts, *scores, precision, lists, strict=True)]
-        return values | {"features": Table(columns, rows), "about": errors_note(self.name, self.features)}
+        return values | {"features": Table(columns, rows), "about": errors_note(self.name, of_list)}
 
 
 def _share(aucs: Float[np.ndarray, "n"]) -> Scalar:

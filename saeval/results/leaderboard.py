@@ -477,8 +477,7 @@ def _refuse_mixtures(results: list[Result]) -> None:
 
 def _averaged(family: list[Row]) -> Row:
     first, count = family[0], len(family)
-    results = [result for row in family for result in row.results]
-    row = dataclasses.replace(first, entries={}, copies=count, results=results)
+    row = dataclasses.replace(first, entries={}, copies=count, results=[r for own in family for r in own.results])
     for name in first.entries:
         entries = [r.entries[name] for r in family if name in r.entries]
         values = [e.value for e in entries if e.value is not None]
@@ -492,9 +491,8 @@ def _averaged(family: list[Row]) -> Row:
         # Draws see the same documents, so together they are no surer of them than one is.
         own = average.stderr if average else max((e.stderr for e in entries if e.stderr is not None), default=None)
         stderr = None if own is None and not spread else math.sqrt((own or 0.0) ** 2 + spread)
-        reason = entries[0].reason
         support = average.support if average else None
-        entry = Entry(mean, stderr, None, entries[0].n, "ok", reason, average, count, spread, support)
+        entry = Entry(mean, stderr, None, entries[0].n, "ok", entries[0].reason, average, count, spread, support)
         if entries[0].proportion and average is not None and stderr is not None and entry.testable:
             entry.proportion = True
             entry.ci95 = proportion_interval(mean, stderr, average.effective, float(average.sizes.sum()))

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import pearsonr
 
 from planted import MARK, OTHER, VOCABULARY, OneHot, Reader, marked_tokens, texts
+from saeval import SaevalError
 from saeval.testing import evaluate_tiny
 from saeval.testing.claims import every, some
 from saeval_concepts.directions import LeftOut
@@ -162,7 +163,8 @@ def test_data_that_cannot_be_used(given, fault):
 def test_labels_of_tokens_that_cannot_be_used():
     same = {"p": BITS["p"], "q": BITS["p"]}
     assert "no texts with one of the four pairs of answers for task 'p and q'" in tokens(labels=same).reason
-    assert "'tasks' matches 1 tasks ('p'); name the two to use" in tokens(tasks=("p",)).reason
+    with pytest.raises(SaevalError, match="'tasks' matches 1 task .'p'.; 2 are needed"):
+        tokens(tasks=("p",))
 
 
 def test_values_are_declared():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from planted import MARK, OTHER, RARE, VOCABULARY, OneHot, Reader, texts
+from saeval import SaevalError
 from saeval.plugin import Metric, PerRow, Scalar, Stamp
 from saeval.testing import TinyModel, TinySAE, evaluate_tiny
 from saeval.testing.claims import every
@@ -122,7 +123,6 @@ def test_no_class_and_no_sae_adds_a_pass():
 @pytest.mark.parametrize(
     ("given", "fault"),
     [
-        ({"columns": {"p": TWO["p"]}}, "'tasks' matches 'p' alone; name two classes or more"),
         ({"validation": 0.0}, "the texts for validation have no text of task 'p'"),
     ],
 )
@@ -130,6 +130,11 @@ def test_data_that_cannot_be_used(given, fault):
     (result,) = perturbed(**given)
     assert result.status == "undefined"
     assert fault in result.reason
+
+
+def test_one_class_is_refused_before_the_run():
+    with pytest.raises(SaevalError, match="'tasks' matches 1 task .'p'.; 2 are needed"):
+        perturbed(columns={"p": TWO["p"]})
 
 
 def test_a_probe_that_does_not_know_its_class():

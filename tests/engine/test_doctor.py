@@ -407,7 +407,7 @@ def test_disagreements_are_told_before_the_run(copied, tmp_path, capsys, monkeyp
         assert "warning: mine was trained on contexts of 16 tokens" in capsys.readouterr().err
         raise SaevalError("stopped")
 
-    monkeypatch.setattr("saeval.cli.verbs.execute", execute)
+    monkeypatch.setattr("saeval.cli.verbs.execute_all", execute)
     assert cli.main(["run", str(tmp_path / "told.yaml"), "--out", str(tmp_path)]) == 2
     assert "stopped" in capsys.readouterr().err
 

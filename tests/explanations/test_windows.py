@@ -151,6 +151,7 @@ def test_silent_windows_have_no_firing_token():
 def test_marks():
     window = Window(0, 0, 0, [("a", 0.0), ("b", 1.0), ("c", 0.5), ("d", 0.2), ("e", 0.9)], 1.0)
     assert marked([t for t, _ in window.tokens], loud(window)) == "a<<bc>>d<<e>>"
+    assert marked(["1 << 2", " >>"], [False, True]) == "1 < < 2<< > >>>"
 
 
 @pytest.mark.parametrize(
@@ -165,12 +166,33 @@ def test_marks():
         ("[1, 2, 3] or [3, 2, 1]", None),
         ("1, 2, 3", None),
         ("[1, 2, three]", None),
+        ("[7.0, 0.0, 10]", (7, 0, 10)),
+        ("[7.5, 0, 10]", None),
+        ("[1, 2, NaN]", None),
+        ('["1", 2, 3]', None),
+        ("[[1, 2, 3]]", None),
         ("", None),
     ],
 )
 def test_what_can_be_read_of_an_answer(text, numbers):
     assert read_numbers(3, Reply(text)) == numbers
     assert read_numbers(3, Reply(text, complete=False)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('the token "b"', 'the token "b"'),
+        ('"names of months"', "names of months"),
+        ('"a" and "b"', '"a" and "b"'),
+        ('the token """', 'the token """'),
+        ("**verbs**", "verbs"),
+        ("a\x00b\u202ec <<d>>", "a b c d"),
+        ('""', '""'),
+    ],
+)
+def test_quotes_and_marks_of_words(text, words):
+    assert read_words(Reply(text)) == words
 
 
 def test_what_can_be_read_of_words():

@@ -175,7 +175,7 @@ def sections(results):
     spec = {"mark": "point", "encoding": {"x": {"field": "a", "type": "quantitative"}}, "width": 200}
     chart = Chart("dots", "Dots </script>", "bars", spec, [{"a": 1.0, "b": "<b>"}], "dots")
     table = PageTable("t", "Numbers", ["name", "value"], [["<i>x</i>", 1.5], [None, None]], {"value": "its unit"}, True)
-    long = PageTable("long", "Many", ["name"], [[f"row-{i}."] for i in range(250)], {}, False)
+    long = PageTable("long", "Many", ["name"], [[f"row-{i}."] for i in range(550)], {}, False)
     words = Passage("Feature 1", "here", ["a", "<u>"], [0.0, 2.0])
     return [Section("s", "Mine & yours", ["one <sentence>"], [chart], [table, long], [words], ["read on"])]
 
@@ -203,12 +203,12 @@ def test_sections_of_a_plugin_are_parts_of_the_page(folder, tmp_path, capsys):
         "its unit",
         "&lt;u&gt;</mark>",
         "read on",
-        "row-199.",
-        "The first 200 of 250 rows",
+        "row-499.",
+        "The first 500 of 550 rows",
     )
     assert every(words in text for words in shown)
-    assert "row-200." not in text
-    assert "row-249." in (tmp_path / "mine.md").read_text(encoding="utf-8")
+    assert "row-500." not in text
+    assert "row-549." in (tmp_path / "mine.md").read_text(encoding="utf-8")
     (section,) = block(tmp_path / "index.html", "sections")
     assert set(section) == {"charts"}
     assert section["charts"][0]["spec"]["data"] == {"values": [{"a": 1, "b": "<b>"}]}

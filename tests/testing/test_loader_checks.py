@@ -196,7 +196,7 @@ def without_bias(self, encoding, activations):
 def needs_hook(self, reference):
     if "hook_name" not in reference:
         raise SaevalError("SAE format 'planted' needs the parameter 'hook_name'")
-    return Planted.path(self, {"path": reference["path"]})
+    return Planted.path(self, {key: value for key, value in reference.items() if key != "hook_name"})
 
 
 WRONG = {

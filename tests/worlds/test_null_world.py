@@ -8,6 +8,7 @@ import sys
 import pytest
 from scipy import stats
 
+from every_metric import Obliging
 from null_worlds import WORLDS, flipped, noise, unabsorbed, unconnected, untrained
 from saeval.registry.registry import Registry
 from saeval.testing import TinySAE, evaluate_tiny, tiny_plugins
@@ -79,7 +80,9 @@ def declared():
             and not cls.truth
             and not name.startswith(("saelens", "saebench", "dictionary"))
         ]
-        for result in some(evaluate_tiny(metrics, preflight="off", **options)):
+        for result in some(
+            evaluate_tiny(metrics, preflight="off", judge="obliging", judge_classes=[Obliging], **options)
+        ):
             nulls |= {null_of(result.metric, name) for name, record in result.values.items() if record.get("null")}
     for result in some(unabsorbed_latents(0)):
         nulls |= {null_of(result.metric, name) for name, record in result.values.items() if record.get("null")}
