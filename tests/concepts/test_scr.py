@@ -163,7 +163,7 @@ def test_data_that_cannot_be_used(given, fault):
 def test_labels_of_tokens_that_cannot_be_used():
     same = {"p": BITS["p"], "q": BITS["p"]}
     assert "no texts with one of the four pairs of answers for task 'p and q'" in tokens(labels=same).reason
-    with pytest.raises(SaevalError, match="'tasks' matches 1 task .'p'.; 2 are needed"):
+    with pytest.raises(SaevalError, match=r"'tasks' matches 1 task .'p'.; 2 are needed"):
         tokens(tasks=("p",))
 
 

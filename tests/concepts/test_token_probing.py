@@ -148,7 +148,7 @@ def test_a_label_of_tokens_that_matches_nothing_is_refused_before_the_run():
 def test_texts_without_labels_of_tokens():
     rows = texts(lambda row: [MARK] * (row % 2), columns=YES)
     model = OneHot()
-    with pytest.raises(SaevalError, match="the data have no labels of tokens; use a source .* with 'spans'"):
+    with pytest.raises(SaevalError, match=r"the data have no labels of tokens; use a source .* with 'spans'"):
         evaluate_tiny([{"sparse_probing": {"pooling": "token"}}], model=model, saes=[Reader()], rows=rows, fit=rows)
     assert not sum(model.passes.values())
 

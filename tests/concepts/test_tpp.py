@@ -133,7 +133,7 @@ def test_data_that_cannot_be_used(given, fault):
 
 
 def test_one_class_is_refused_before_the_run():
-    with pytest.raises(SaevalError, match="'tasks' matches 1 task .'p'.; 2 are needed"):
+    with pytest.raises(SaevalError, match=r"'tasks' matches 1 task .'p'.; 2 are needed"):
         perturbed(columns={"p": TWO["p"]})
 
 
