@@ -112,7 +112,7 @@ def _unquoted(text: str) -> str:
 def read_numbers(count: int, reply: Reply) -> tuple[int, ...] | None:
     """Return the numbers from 0 to 10 in a reply; None unless its only list has exactly `count` of them."""
     lists = _LIST.findall(reply.text)
-    if not reply.complete or len(lists) != 1:
+    if not reply.complete or len(lists) != 1 or reply.text.count("[") != 1:
         return None
     try:
         numbers = json.loads(lists[0])

@@ -149,7 +149,6 @@ def test_tokens_of_each_pair_of_answers():
 @pytest.mark.parametrize(
     ("given", "fault"),
     [
-        ({"columns": {**TWO, "r": TWO["p"]}}, "'tasks' matches 3 tasks ('p', 'q', 'r'); name the two"),
         ({"columns": {"p": TWO["p"], "q": TWO["p"]}}, "no texts with one of the four pairs of answers for task 'p and q'"),
         ({"validation": 0.0}, "the texts for validation have no text of task 'p and q'"),
     ],
@@ -158,6 +157,11 @@ def test_data_that_cannot_be_used(given, fault):
     (result,) = repaired(**given)
     assert result.status == "undefined"
     assert fault in result.reason
+
+
+def test_three_labels_are_refused_before_the_run():
+    with pytest.raises(SaevalError, match=r"'tasks' matches 3 tasks \('p', 'q', 'r'\); name the 2 to use"):
+        repaired(columns={**TWO, "r": TWO["p"]})
 
 
 def test_labels_of_tokens_that_cannot_be_used():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from saeval.testing.claims import some
+from saeval.testing.claims import none, some
 
 FILES = sorted((Path(__file__).parents[2] / "examples" / "notebooks").glob("*.ipynb"))
 
@@ -17,7 +17,7 @@ FILES = sorted((Path(__file__).parents[2] / "examples" / "notebooks").glob("*.ip
 def test_a_notebook_runs_and_shows_its_results(file, tmp_path):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(file, as_version=4)
-    assert not any(cell.outputs for cell in notebook.cells if cell.cell_type == "code"), "clear the outputs"
+    assert none(cell.outputs for cell in notebook.cells if cell.cell_type == "code"), "clear the outputs"
     nbclient.NotebookClient(
         notebook, timeout=300, startup_timeout=300, resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
