@@ -446,17 +446,15 @@ def _some_shards(out: Path, process: Any, chance: random.Random) -> bool:
 
 
 def _family(pid: int) -> set[psutil.Process]:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         return set(psutil.Process(pid).children(recursive=True))
-    except psutil.NoSuchProcess:
-        return set()
+    return set()
 
 
 def _alive(process: psutil.Process) -> bool:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+    return False
 
 
 @cache

@@ -108,7 +108,7 @@ def of_stored(runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Result]]]) ->
 
 def from_results(results: Sequence[Result], title: str, settings: Mapping[str, Any]) -> list[Board]:
     """Boards from results in hand; results of groups have no row of their own subject and form rows of members."""
-    return _boards([_Run(title, settings, results)])
+    return of_runs([(results, title, settings)])
 
 
 def of_runs(runs: Iterable[tuple[Sequence[Result], str, Mapping[str, Any]]]) -> list[Board]:
