@@ -39,9 +39,13 @@ BUDGET ?= 600
 fuzz: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --seconds $(BUDGET)
 
-# Kill runs at random moments; mutate suites, results folders and names: BUDGET seconds of each, with fresh seeds.
+# Kill runs at random moments; mutate suites, results folders and names: BUDGET seconds of each, with fresh seeds. Kill workers,
+# the run and Ray's head in the middle of shards: KILLS rounds of each, half a minute a round without Ray, up to three with it.
+KILLS ?= 50
+
 torture: setup
-	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py --seconds $(BUDGET)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py kills suites stores reports --seconds $(BUDGET)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/torture.py workers heads --rounds $(KILLS) --seconds 36000
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --seconds $(BUDGET) --only damaged_checkpoint
 
 # sae-lens needs transformer-lens 3, so transformer-lens 4 has its own environment, without sae-lens.

@@ -25,7 +25,6 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -447,13 +446,13 @@ def _some_shards(out: Path, process: Any, chance: random.Random) -> bool:
 
 
 def _family(pid: int) -> set[psutil.Process]:
-    with suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.NoSuchProcess):
         return set(psutil.Process(pid).children(recursive=True))
     return set()
 
 
 def _alive(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.NoSuchProcess):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
 

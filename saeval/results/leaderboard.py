@@ -32,12 +32,9 @@ DENSER = 2.0
 
 
 def boards(
-    folders: Iterable[Path | str],
-    *,
-    include_limited: bool = False,
-    every_column: bool = False,
+    folders: Iterable[Path | str], *, include_limited: bool = False, every_column: bool = False,
     every_array: bool = False,
-) -> list[Board]:
+) -> list[Board]:  # fmt: skip
     """The boards of one or more results folders; rows are merged only where model and data agree.
 
     `every_column` leaves out the suites' own layout; `every_array` checks all arrays, also those that no board tests.
@@ -62,12 +59,9 @@ def boards_of_two(folders: Iterable[Path | str], a: str, b: str, *, include_limi
 
 
 def boards_on(
-    folders: Iterable[Path | str],
-    *,
-    include_limited: bool = False,
-    every_column: bool = False,
+    folders: Iterable[Path | str], *, include_limited: bool = False, every_column: bool = False,
     every_array: bool = False,
-) -> tuple[list[Board], list[Callable[[], Basis | None]]]:
+) -> tuple[list[Board], list[Callable[[], Basis | None]]]:  # fmt: skip
     """The same, with functions for the files read so far of each folder, where they are many."""
     folders = list(folders)
     with uncollected():
@@ -108,7 +102,7 @@ def of_stored(runs: Mapping[str, tuple[Mapping[str, Any], Sequence[Result]]]) ->
 
 def from_results(results: Sequence[Result], title: str, settings: Mapping[str, Any]) -> list[Board]:
     """Boards from results in hand; results of groups have no row of their own subject and form rows of members."""
-    return _boards([_Run(title, settings, results)])
+    return of_runs([(results, title, settings)])
 
 
 def of_runs(runs: Iterable[tuple[Sequence[Result], str, Mapping[str, Any]]]) -> list[Board]:

@@ -328,17 +328,21 @@ class Store:
         """
         for folder in self._folders:
             sync(folder)
+        computed: dict[str, bool] = {}  # by pass: all its shards are of the same cells
         for path in sorted((self.folder / "shards").glob("*.npz")):
-            if path.stem.partition("-")[0] in ended or _age_in_days(path) > _ABANDONED_DAYS:
+            key = path.stem.partition("-")[0]
+            if key not in computed:
+                computed[key] = key in ended or self._computed(path.stem, "shards")
+            if computed[key] or _age_in_days(path) > _ABANDONED_DAYS:
                 path.unlink(missing_ok=True)
         for key in self.checkpoints():
             path = self.folder / "passes" / f"{key}.npz"
             if key in ended or self._computed(key) or _age_in_days(path) > _ABANDONED_DAYS:
                 path.unlink(missing_ok=True)
 
-    def _computed(self, key: str) -> bool:
+    def _computed(self, key: str, kind: str = "passes") -> bool:
         """Whether nothing is left that the pass was for."""
-        facts, _ = self.outlook(key) or ({}, set())
+        facts, _ = self.outlook(key, kind) or ({}, set())
         cells, folds = facts.get("cells", []), facts.get("folds", [])
         stored = [self.read(cell) for cell in cells]
         if stored:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from fleet import run, values
+from saeval.results.store import Store
 
 TESTS = Path(__file__).parents[1]
 SUITE = {
@@ -82,3 +83,15 @@ def test_the_same_command_goes_on_after_a_kill(victim, alone, tmp_path):
     assert values(results) == values(alone)
     assert results.forward_passes < alone.forward_passes  # the shards that were there are not computed again
     assert list(tmp_path.glob("small/shards/*")) == []
+
+
+def test_shards_of_what_is_finished_do_not_stay(tmp_path):
+    """A run that ends between its last result and its last step leaves them, and the next one has nothing to sum."""
+    run(SUITE, tmp_path, block=4, limit=8)
+    store = Store(tmp_path / "small")
+    cells = [file.stem for file in store.folder.glob("*.json") if len(file.stem) == 24]
+    assert cells
+    for number, own in enumerate([cells, [*cells, "0" * 24]]):
+        store.write_checkpoint(f"{number}-0-4", {"cells": own, "folds": []}, {}, "shards")
+    run(SUITE, tmp_path, block=4, limit=8)
+    assert [file.stem for file in (store.folder / "shards").glob("*")] == ["1-0-4"]

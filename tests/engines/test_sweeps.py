@@ -205,7 +205,7 @@ def test_check_prints_the_shards_of_each_model_and_of_all_together(tmp_path, cap
         "suite sweep, first: no problems found", "suite sweep, second: no problems found"
     ]  # fmt: skip
     blocks = [line for line in printed.splitlines() if re.match(r"  shards: \d+ blocks of up to 1\d sequences: ", line)]
-    assert len(blocks) == 5  # the mean and the cells of both, and what the second's control is fitted to
+    assert len(blocks) == 5  # the moments and the cells, of both; what the control of the second is fitted on
     assert printed.count("each worker holds: model ") == 2
     assert re.search(
         r"all 2 together\n  3 workers: roughly \d+ s, and \d+ s for one; \d+% of their time in use", printed
