@@ -328,12 +328,11 @@ class Store:
         """
         for folder in self._folders:
             sync(folder)
-        computed: dict[str, bool] = {}  # by pass: all its shards are of the same cells
-        for path in sorted((self.folder / "shards").glob("*.npz")):
-            key = path.stem.partition("-")[0]
-            if key not in computed:
-                computed[key] = key in ended or self._computed(path.stem, "shards")
-            if computed[key] or _age_in_days(path) > _ABANDONED_DAYS:
+        shards = sorted((self.folder / "shards").glob("*.npz"))
+        ones = {path.stem.partition("-")[0]: path.stem for path in shards}  # all of a pass are of the same cells
+        computed = {key for key, one in ones.items() if key in ended or self._computed(one, "shards")}
+        for path in shards:
+            if path.stem.partition("-")[0] in computed or _age_in_days(path) > _ABANDONED_DAYS:
                 path.unlink(missing_ok=True)
         for key in self.checkpoints():
             path = self.folder / "passes" / f"{key}.npz"
@@ -343,17 +342,15 @@ class Store:
     def _computed(self, key: str, kind: str = "passes") -> bool:
         """Whether nothing is left that the pass was for."""
         facts, _ = self.outlook(key, kind) or ({}, set())
-        cells, folds = facts.get("cells", []), facts.get("folds", [])
-        stored = [self.read(cell) for cell in cells]
+        stored, folds = [self.read(cell) for cell in facts.get("cells", [])], facts.get("folds", [])
         if stored:
             return all(r is not None and r.status in ("ok", "undefined", "failed") for r in stored)
         return bool(folds) and all((self.folder / "folds" / f"{fold}.npz").exists() for fold in folds)
 
     def drop_results(self, keys: Iterable[str]) -> None:
         """Remove the results of cells that no later run will ask for."""
-        for key in keys:
-            for end in ("json", "npz"):
-                (self.folder / f"{key}.{end}").unlink(missing_ok=True)
+        for name in (f"{key}.{end}" for key in keys for end in ("json", "npz")):
+            (self.folder / name).unlink(missing_ok=True)
 
     def tidy(self) -> None:
         """Remove what killed processes left half-written."""
@@ -396,10 +393,9 @@ def _unshared(manifest: dict[str, Any], names: Collection[str] | None = None) ->
     lists: dict[tuple[int, ...], list[Any]] = {}
     made = []
     for key, kind, places in listed:
-        own = lists.get(places)
-        if own is None:
-            own = lists[places] = [subjects[place] for place in places]
-        made.append({"key": key, "cell": {"subjects": own, **kinds[kind]}, "kind": kind})
+        if places not in lists:
+            lists[places] = [subjects[place] for place in places]
+        made.append({"key": key, "cell": {"subjects": lists[places], **kinds[kind]}, "kind": kind})
     return {**manifest, "cells": made}
 
 
