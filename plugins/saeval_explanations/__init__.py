@@ -12,7 +12,13 @@ from saeval_explanations.sampling import evaluated_firing, fit_firing, nearest_f
 from saeval_explanations.scores import Detection, Fuzzing
 from saeval_explanations.token_explanation import TokenExplanation
 from saeval_explanations.tokens import evaluated_firing_tokens, fit_firing_tokens, token_model
-from saeval_explanations.verdicts import detection_cases, detection_verdicts, fuzzing_cases, fuzzing_verdicts
+from saeval_explanations.verdicts import (
+    asked_words,
+    detection_cases,
+    detection_verdicts,
+    fuzzing_cases,
+    fuzzing_verdicts,
+)
 from saeval_explanations.windows import feature_examples
 from saeval_explanations.words import explanations, explanations_given, shown_windows, tested_words
 
@@ -25,7 +31,7 @@ def saeval_metrics() -> list[type[Metric]]:
 @hookimpl
 def saeval_quantities() -> list[Callable[..., Any]]:
     return [
-        detection_cases, detection_verdicts, evaluated_firing, evaluated_firing_tokens, explaining_windows,
+        asked_words, detection_cases, detection_verdicts, evaluated_firing, evaluated_firing_tokens, explaining_windows,
         explanations, explanations_given, feature_examples, fit_firing, fit_firing_tokens, fuzzing_cases,
         fuzzing_verdicts, nearest_features, sampled_features, shown_windows, testing_windows, tested_words,
         token_model,

@@ -77,7 +77,7 @@ class Explanation(Metric):
             "distinct": Scalar(len(set(said)) / len(said), unit="share", n=len(said), proportion=True)
             if said else Scalar.undefined("no feature has words", unit="share"),
         }  # fmt: skip
-        lists = [" ".join(repr(token_text([int(token)])[0]) for token in own) for own in token_model.lists]
+        lists = token_model.spelled(token_text)
         parts = (sampled_features.features, sampled_features.densities, sampled_features.deciles)
         rows = [list(row) for row in zip(*parts, tested_words.words, lists, strict=True)]
         values["features"] = Table(["feature", "density", "tenth", "words", "tokens"], rows)

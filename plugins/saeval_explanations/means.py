@@ -7,7 +7,8 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from saeval.plugin import Better, Notes, Scalar
+from saeval.plugin import Better, Curve, Notes, Scalar
+from saeval_explanations.sampling import DECILES, SampledFeatures
 
 
 def mean_over_features(
@@ -45,3 +46,10 @@ def errors_note(metric: str, values: Float[np.ndarray, "n"]) -> Notes:
         of = f"{scored} of {sampled}" if scored < sampled else str(scored)
         notes.append(f"{metric} has a score for {of} sampled features: errors over fewer than {FEW} are unreliable")
     return Notes(notes)
+
+
+def by_density(values: Float[np.ndarray, "n"], sampled: SampledFeatures, better: Better) -> Curve:
+    """Return the mean of a share over the sampled features of each tenth by density that have one."""
+    known = {d: own for d in range(1, DECILES + 1) if len(own := values[(sampled.deciles == d) & np.isfinite(values)])}
+    means = [float(own.mean()) for own in known.values()]
+    return Curve(list(known), means, x_unit="tenth of density", unit="share", better=better)

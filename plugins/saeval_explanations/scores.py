@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from saeval.plugin import Curve, Metric, Scalar, Table, Value
+from saeval.plugin import Metric, Scalar, Table, Value
 from saeval_explanations.given import WordsPath
-from saeval_explanations.means import errors_note, mean_over_features
+from saeval_explanations.means import by_density, errors_note, mean_over_features
 from saeval_explanations.passages import NEAR, SILENT
 from saeval_explanations.prompts import LARGEST
-from saeval_explanations.sampling import DECILES, SampledFeatures
+from saeval_explanations.sampling import SampledFeatures
 from saeval_explanations.tokens import auc
 from saeval_explanations.verdicts import OWN, SHUFFLED, TOKENS, Verdicts
 from saeval_explanations.words import Words
@@ -68,7 +68,7 @@ class _Judged(Metric):
             again = np.stack([own, *(aucs[f"{OWN} {repeat}"] for repeat in range(1, self.repeats + 1))])
             spread = np.sqrt(np.nanmean(again.var(0, ddof=1))) if np.isfinite(again).all(0).any() else np.nan
             values["repeat_deviation"] = Scalar(float(spread), unit="AUC", better="lower", n=self.repeats + 1)
-        values["by_density"] = _by_density(own, sampled)
+        values["by_density"] = by_density(own, sampled, "higher")
         values["features"] = _table(verdicts, sampled, words, aucs)
         values["cases"] = _cases(verdicts, sampled)
         values["about"] = errors_note(self.name, own)
@@ -100,12 +100,6 @@ def _share(flags: Float[np.ndarray, "n"], reason: str) -> Scalar:
     if not len(flags):
         return Scalar.undefined(reason, unit="share")
     return Scalar(float(np.mean(flags)), unit="share", n=len(flags), proportion=True)
-
-
-def _by_density(aucs: Float[np.ndarray, "n"], sampled: SampledFeatures) -> Curve:
-    present = [d for d in range(1, DECILES + 1) if np.isfinite(aucs[sampled.deciles == d]).any()]
-    means = [float(np.nanmean(aucs[sampled.deciles == d])) for d in present]
-    return Curve(present, means, x_unit="tenth of density", unit="share", better="higher")
 
 
 def _table(

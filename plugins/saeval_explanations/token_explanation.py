@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from saeval.plugin import Curve, Metric, PerRow, Scalar, Subject, Table, Value
-from saeval_explanations.means import errors_note, mean_over_features
-from saeval_explanations.sampling import DECILES, SampledFeatures, in_decile
+from saeval.plugin import Metric, PerRow, Scalar, Subject, Table, Value
+from saeval_explanations.means import by_density, errors_note, mean_over_features
+from saeval_explanations.sampling import SampledFeatures, in_decile
 from saeval_explanations.tokens import SeenTokens, TokenModel, auc
 
 _ENOUGH = 0.9
@@ -114,9 +114,9 @@ class TokenExplanation(Metric):
             "lead_shuffled": mean_over_features(of_list - shuffled, "AUC", None),
             "gain_pairs": mean_over_features(of_pairs - of_tokens, "AUC", None),
             "listed": _share(of_list),
-            "by_density": _by_density(of_list, sampled_features),
+            "by_density": by_density(of_list, sampled_features, None),
         }
-        lists = [" ".join(repr(token_text([int(token)])[0]) for token in own) for own in token_model.lists]
+        lists = token_model.spelled(token_text)
         columns = [
             "feature",
             "density",
@@ -139,9 +139,3 @@ def _share(aucs: Float[np.ndarray, "n"]) -> Scalar:
         return Scalar.undefined("no sampled feature has a score", unit="share")
     share = mean_over_features((known >= _ENOUGH).astype(np.float64), "share", None)
     return Scalar(share.value, unit="share", n=len(known), stderr=share.stderr, ci95=share.ci95, proportion=True)
-
-
-def _by_density(aucs: Float[np.ndarray, "n"], sampled: SampledFeatures) -> Curve:
-    present = [d for d in range(1, DECILES + 1) if np.isfinite(aucs[sampled.deciles == d]).any()]
-    means = [float(np.nanmean(aucs[sampled.deciles == d])) for d in present]
-    return Curve(present, means, x_unit="tenth of density", unit="share")

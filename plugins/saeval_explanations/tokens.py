@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,6 +118,10 @@ class TokenModel:
         gain = rates.fires / max(fires, 1) - (rates.n - rates.fires) / max(silent, 1)
         best = np.argsort(-gain, kind="stable")[: self._list_length]
         return np.asarray(rates.contexts[best[gain[best] > 0]])
+
+    def spelled(self, token_text: Callable[[Sequence[int]], list[str]]) -> list[str]:
+        """Return each feature's list as the quoted texts of its tokens."""
+        return [" ".join(repr(token_text([int(token)])[0]) for token in own) for own in self.lists]
 
     def in_list(self, feature: int, tokens: SeenTokens) -> Float[np.ndarray, "t"]:
         """Return 1 for each token that is in the feature's list, else 0."""

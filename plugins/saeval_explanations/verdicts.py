@@ -135,38 +135,34 @@ def _parts(cases: Sequence[object], per_prompt: int) -> list[Sequence[object]]:
 
 @asking(_detection_cost)
 def detection_verdicts(
-    interview: Interview, detection_cases: tuple[tuple[Case, ...], ...], tested_words: Words, token_model: TokenModel,
-    sampled_features: SampledFeatures, token_text: Callable[[Sequence[int]], list[str]],
-    features: int, windows: int, per_prompt: int, beside: Sequence[str], repeats: int, seed: int,
+    interview: Interview, detection_cases: tuple[tuple[Case, ...], ...], asked_words: dict[str, list[str | None]],
+    features: int, windows: int, per_prompt: int, beside: Sequence[str], repeats: int,
 ) -> Verdicts:  # fmt: skip
     """The judge's answer, by the words for each feature, whether it fires in each window."""
-    words = _words_of(tested_words, sampled_features, token_model, token_text, beside, repeats, seed)
-    return _asked(interview, detecting, detection_cases, words, per_prompt)
+    return _asked(interview, detecting, detection_cases, asked_words, per_prompt)
 
 
 @asking(_fuzzing_cost)
 def fuzzing_verdicts(
-    interview: Interview, fuzzing_cases: tuple[tuple[Case, ...], ...], tested_words: Words, token_model: TokenModel,
-    sampled_features: SampledFeatures, token_text: Callable[[Sequence[int]], list[str]],
-    features: int, windows: int, per_prompt: int, beside: Sequence[str], repeats: int, seed: int,
+    interview: Interview, fuzzing_cases: tuple[tuple[Case, ...], ...], asked_words: dict[str, list[str | None]],
+    features: int, windows: int, per_prompt: int, beside: Sequence[str], repeats: int,
 ) -> Verdicts:  # fmt: skip
     """The judge's answer, by the words for each feature, whether the marked tokens are those on which it fires."""
-    words = _words_of(tested_words, sampled_features, token_model, token_text, beside, repeats, seed)
-    return _asked(interview, fuzzing, fuzzing_cases, words, per_prompt)
+    return _asked(interview, fuzzing, fuzzing_cases, asked_words, per_prompt)
 
 
-def _words_of(
-    tested: Words, sampled: SampledFeatures, token_model: TokenModel, token_text: Callable[[Sequence[int]], list[str]],
-    beside: Sequence[str], repeats: int, seed: int,
+def asked_words(
+    tested_words: Words, sampled_features: SampledFeatures, token_model: TokenModel,
+    token_text: Callable[[Sequence[int]], list[str]], beside: Sequence[str], repeats: int, seed: int,
 ) -> dict[str, list[str | None]]:  # fmt: skip
-    """Return the words for each feature by whose they are."""
-    own = list(tested.words)
+    """The words that the judge is asked about for each feature, by whose they are."""
+    own = list(tested_words.words)
     words = {OWN: own} | {f"{OWN} {repeat}": own for repeat in range(1, repeats + 1)}
     if SHUFFLED in beside:
-        other = in_decile(sampled, seed)
+        other = in_decile(sampled_features, seed)
         words[SHUFFLED] = [own[j] if i != j else None for i, j in enumerate(other)]
     if TOKENS in beside:
-        words[TOKENS] = [list_in_words(number, token_model, token_text) for number in range(len(sampled))]
+        words[TOKENS] = [list_in_words(number, token_model, token_text) for number in range(len(sampled_features))]
     return words
 
 
