@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import random
 
 import numpy as np
 import pytest
@@ -72,7 +71,9 @@ def shared_place(self, split):
 
 
 def shuffled(self, split):
-    return iter(random.sample([Document(text, text) for text in self.texts], len(self.texts)))
+    # Turned by one place with each reading: two chance orders of four texts are equal once in 24.
+    turn = next(NUMBERS) % len(self.texts)
+    return (Document(text, text) for text in (*self.texts[turn:], *self.texts[:turn]))
 
 
 def buffered(self, split):
@@ -165,7 +166,7 @@ WRONG = {
     "overlapping splits": (planted(splits_itself=True), r"'0' \('a cat'\) is in the fit split and in the evaluation"),
     "no data set": (type("Made", (Rows,), {"rows": lambda self: [1]}), "dataset returned a list, no Dataset"),
     "rows for pairs": (type("Made", (Rows,), {"rows": lambda self: TinyPairs()}), "its kind is 'activations', but pair is True"),
-    "rows by chance": (type("Made", (Rows,), {"rows": lambda self: tiny_tokens(seed=int(np.random.randint(99)))}), "the rows or their order are not fixed"),
+    "rows by chance": (type("Made", (Rows,), {"rows": lambda self: tiny_tokens(seed=next(NUMBERS))}), "the rows or their order are not fixed"),
     "documents with gaps": (type("Made", (Rows,), {"rows": lambda self: Gapped(tiny_tokens(), None)}), "one number for each of 24 rows, from 0 without a gap"),
     "padding in the mask": (batches(but(mask=lambda b: torch.ones_like(b.mask))), r"position \d+ of row \d+ of the batch is in the mask but not real"),
     "mask of floats": (batches(but(mask=lambda b: b.mask.float())), "mask of the batch is float32"),
