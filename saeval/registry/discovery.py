@@ -177,7 +177,11 @@ def _is_editable(entry_point: EntryPoint | None) -> bool:
     if entry_point is None:
         first_party = [e for e in entry_points(group=GROUP) if e.dist and e.dist.name == "saeval"]
         return _is_editable(first_party[0]) if first_party else True
-    text = entry_point.dist.read_text("direct_url.json") if entry_point.dist else None
+    distribution = entry_point.dist
+    # In its source tree, Python finds a package by the metadata that its build left there, ahead of those installed.
+    if distribution and not any(distribution.read_text(name) for name in ("RECORD", "INSTALLER")):
+        return True
+    text = distribution.read_text("direct_url.json") if distribution else None
     try:
         return bool(text and json.loads(text).get("dir_info", {}).get("editable"))
     except (ValueError, AttributeError):  # a damaged record: hash the source, which is always right

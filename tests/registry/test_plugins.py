@@ -107,6 +107,33 @@ def test_installed_plugins_are_listed_with_their_package_and_a_broken_one_with_i
     assert "saeval-broken:main failed" in told
 
 
+@pytest.mark.parametrize(
+    ("metadata", "beside", "url", "editable"),
+    [
+        ("{}.egg-info/PKG-INFO", (), None, True),  # left by a build in the source tree
+        ("{}-1.dist-info/METADATA", (), None, True),
+        ("{}-1.dist-info/METADATA", ("RECORD",), None, False),
+        ("{}-1.dist-info/METADATA", ("INSTALLER",), None, False),
+        ("{}-1.dist-info/METADATA", ("RECORD",), '{"dir_info": {"editable": true}}', True),
+        ("{}-1.dist-info/METADATA", ("RECORD",), "{", True),
+    ],
+)
+def test_code_counts_as_a_version_only_where_an_installer_put_it(
+    metadata, beside, url, editable, tmp_path, monkeypatch
+):
+    path = tmp_path / metadata.format("planted")
+    path.parent.mkdir()
+    path.write_text("Metadata-Version: 2.1\nName: planted\nVersion: 1\n", encoding="utf-8")
+    (path.parent / "entry_points.txt").write_text("[saeval]\nplanted = planted_plugin\n", encoding="utf-8")
+    for name in beside:
+        (path.parent / name).write_text("pip\n", encoding="utf-8")
+    if url is not None:
+        (path.parent / "direct_url.json").write_text(url, encoding="utf-8")
+    (tmp_path / "planted_plugin.py").write_text("", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert Plugins().origins["planted:planted"].editable is editable
+
+
 def test_a_plugin_file_is_loaded_by_name(tmp_path, capsys):
     file = tmp_path / "dead.py"
     file.write_text(DEAD)
