@@ -14,7 +14,7 @@ import saeval
 SUITE = {
     "suite": "workers",
     "model": {"use": "testbed"},
-    "data": {"use": "python-stdlib", "sequences": 4096, "context": 128},
+    "data": {"use": "python-stdlib", "sequences": 3584, "context": 128},
     "saes": ["testbed/relu-*"],
     "controls": ["mean", "zero"],
     "metrics": ["l0", "density", "reconstruction", "ce", "kl"],
@@ -24,7 +24,7 @@ SUITE = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="a new folder for the results")
-    parser.add_argument("--sequences", type=int, default=4096)
+    parser.add_argument("--sequences", type=int, default=SUITE["data"]["sequences"])
     arguments = parser.parse_args()
     suite = {**SUITE, "data": {**SUITE["data"], "sequences": arguments.sequences}}
     seconds, values = {}, {}
