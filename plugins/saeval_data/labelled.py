@@ -228,10 +228,11 @@ class LabelledTables(LabelledTexts):
             for task, found in classes.items():
                 other, known = seen.setdefault(task, (path, found))
                 if known != found:
-                    lacks = quoted_value(sorted(known ^ found)[0])
+                    alone = [f"{_classes(found - known)} in {path.name} alone"] if found - known else []
+                    alone += [f"{_classes(known - found)} in {other.name} alone"] if known - found else []
                     raise SaevalError(
-                        f"{path}: the classes of '{task}' differ from those in {other.name}: only one file has "
-                        f"{lacks}; name files that are tables of their own with 'tasks'"
+                        f"{path}: the classes of '{task}' differ from those in {other.name}: {', '.join(alone)}; "
+                        "make them the same, or name files that are tables of their own with 'tasks'"
                     )
 
     @cached_property
@@ -253,6 +254,11 @@ class LabelledTables(LabelledTexts):
 
 def _stem(path: Path) -> str:
     return path.name.removesuffix(".zst").rpartition(".")[0]
+
+
+def _classes(classes: set[str]) -> str:
+    shown = [quoted_value(label) for label in sorted(classes)[:5]]
+    return " ".join([*shown, f"and {len(classes) - 5} more"] if len(classes) > 5 else shown)
 
 
 def _class(value: Any, column: str, where: str) -> str | None:

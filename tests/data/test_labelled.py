@@ -123,6 +123,7 @@ def test_stretches_of_a_table_are_tasks_of_tokens(tmp_path):
 
 
 ONE_CLASS = [{**r, "label": "a"} for r in RECORDS]
+MANY = [{**r, "label": label} for r, label in zip(RECORDS, [*"ab", *map(str, range(8))] * 12, strict=True)]
 FEW = [{**r, "label": "rare" if i < 19 else "b"} for i, r in enumerate(RECORDS)]
 
 
@@ -131,7 +132,10 @@ FEW = [{**r, "label": "rare" if i < 19 else "b"} for i, r in enumerate(RECORDS)]
     [
         ({"t.jsonl": ONE_CLASS}, {}, "task 'label' has one class, 'a'; it needs two"),
         ({"t.jsonl": FEW}, {}, "class 'rare' of task 'label' has 19 texts; each class needs 20"),
-        ({"t.jsonl": RECORDS, "u.jsonl": FEW}, {"path": "*.jsonl"}, "u.jsonl: the classes of 'label' differ from those in t.j"),
+        ({"t.jsonl": RECORDS, "u.jsonl": FEW}, {"path": "*.jsonl"},
+         "u.jsonl: the classes of 'label' differ from those in t.jsonl: 'rare' in u.jsonl alone, 'a' in t.jsonl alone; make"),
+        ({"t.jsonl": RECORDS, "u.jsonl": ONE_CLASS}, {"path": "*.jsonl"}, "in t.jsonl: 'b' in t.jsonl alone; make"),
+        ({"t.jsonl": RECORDS, "u.jsonl": MANY}, {"path": "*.jsonl"}, "in t.jsonl: '0' '1' '2' '3' '4' and 3 more in u.jsonl alone; make"),
         ({"t.jsonl": [{"text": "abc", "spans": [{"start": 1, "end": 9, "label": "x"}]}]}, {"spans": "spans"},
          r"t.jsonl:1: the span \[1, 9\) is not inside the text of 3 characters"),
         ({"t.jsonl": [{"text": "abc", "spans": [{"start": 1}]}]}, {"spans": "spans"}, "expected {start, end, label}"),
